@@ -1,0 +1,225 @@
+"""A circuit: the set of edges of a graph that are kept, with what is known about each of them.
+
+1. A circuit is a `[writers, readers]` boolean mask over a `Graph`; names are made only when asked for.
+2. `connected` keeps what lies on a path from `input` to `logits`, in one sweep forwards and one backwards.
+   A head counts as reached when any of its q, k or v readers has an edge; an edge into a shared key/value head
+   counts as used when any query head of that group is.
+3. Files and pictures are written by `circuitfind.export` from plain data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Iterable, Mapping
+
+import numpy as np
+
+from circuitfind.errors import FileError
+from circuitfind.export import dot, graphs, json_file
+from circuitfind.export.rows import EdgeRow
+from circuitfind.graph import Graph
+from circuitfind.record import Record
+
+if TYPE_CHECKING:
+    import networkx
+
+
+def connected(graph: Graph, mask: np.ndarray) -> np.ndarray:
+    """The edges of `mask` that lie on a path from `input` to `logits`.
+
+    Args:
+        mask: `[writers, readers]` bool.
+
+    Returns:
+        `[writers, readers]` bool, a subset of `mask`.
+    """
+    feeds = (mask.astype(np.float32) @ graph.serves.astype(np.float32)) > 0  # writer -> node
+    reached = np.zeros(graph.n_nodes, dtype=bool)
+    reached[0] = True
+    useful = np.zeros(graph.n_nodes, dtype=bool)
+    useful[-1] = True
+    for u in range(graph.n_writers):  # writers are numbered in order of computation
+        if reached[u]:
+            reached |= feeds[u]
+    for u in reversed(range(graph.n_writers)):
+        useful[u] = (feeds[u] & useful).any()
+    read = (graph.serves & useful).any(axis=1)
+    return mask & reached[: graph.n_writers, None] & read[None, :]
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """Edges of a graph, with estimated and exact effects where known.
+
+    Attributes:
+        mask: `[writers, readers]` bool, true inside the circuit.
+        estimates: `[writers, readers]` float32 attribution scores (units of the metric, positive = supports), or None.
+        exact: `[writers, readers]` float32 measured effects, NaN where not measured, or None.
+        facts: what was measured of the circuit as a whole (faithfulness, intervals, ...), JSON values only.
+    """
+
+    graph: Graph
+    mask: np.ndarray
+    estimates: np.ndarray | None = None
+    exact: np.ndarray | None = None
+    record: Record = field(default_factory=Record)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape = (self.graph.n_writers, self.graph.n_readers)
+        for name in ("mask", "estimates", "exact"):
+            value = getattr(self, name)
+            if value is not None and value.shape != shape:
+                raise FileError(f"circuit {name} has shape {list(value.shape)}, its graph needs {list(shape)}")
+        if (self.mask & ~self.graph.real).any():
+            raise FileError("the circuit's mask holds cells that are no edges (a writer computed after its reader)")
+
+    # ---------------------------------------------------------------- making
+    @classmethod
+    def of(cls, graph: Graph, edges: Iterable[str], **known: Any) -> Circuit:
+        """The circuit of the named edges."""
+        return cls(graph, graph.mask(edges), **known)
+
+    @classmethod
+    def full(cls, graph: Graph) -> Circuit:
+        """Every edge."""
+        return cls(graph, graph.real.copy())
+
+    @classmethod
+    def empty(cls, graph: Graph) -> Circuit:
+        """No edge: legal, and of faithfulness 0."""
+        return cls(graph, np.zeros_like(graph.real))
+
+    def with_mask(self, mask: np.ndarray) -> Circuit:
+        """The same knowledge over another set of edges; what was measured of the whole no longer holds."""
+        return replace(self, mask=mask, facts={})
+
+    def connected(self) -> Circuit:
+        """Only the edges on a path from `input` to `logits`."""
+        return self.with_mask(connected(self.graph, self.mask))
+
+    def complement(self) -> Circuit:
+        """All other edges."""
+        return self.with_mask(self.graph.real & ~self.mask)
+
+    # ---------------------------------------------------------------- reading
+    @property
+    def edges(self) -> list[str]:
+        """Edge names, reader by reader in the graph's order."""
+        return self.graph.names(self.mask)
+
+    @property
+    def node_mask(self) -> np.ndarray:
+        """`[nodes]` bool: writers with an edge out, and nodes (logits too) with an edge in."""
+        nodes = (self.graph.serves & self.mask.any(axis=0)[:, None]).any(axis=0)
+        if self.graph.group > 1:  # a shared key/value head feeds its whole group: count the heads that are used
+            own = np.zeros_like(nodes)
+            for reader in np.flatnonzero(self.mask.any(axis=0)):
+                if self.graph.reader(reader).kind not in ("k", "v"):
+                    own |= self.graph.serves[reader]
+            writers = np.append(self.mask.any(axis=1), False)
+            nodes &= own | writers
+        nodes[:-1] |= self.mask.any(axis=1)
+        return nodes
+
+    @property
+    def nodes(self) -> list[str]:
+        """Names of the nodes that an edge of the circuit touches, in the graph's order."""
+        return [self.graph.node_names[i] for i in np.flatnonzero(self.node_mask)]
+
+    def rows(self) -> list[EdgeRow]:
+        """One plain row an edge, for files, tables and pictures."""
+        rows = []
+        for r, u in zip(*np.nonzero(self.mask.T), strict=True):
+            estimate = None if self.estimates is None or np.isnan(self.estimates[u, r]) else float(self.estimates[u, r])
+            exact = None if self.exact is None or np.isnan(self.exact[u, r]) else float(self.exact[u, r])
+            rows.append(EdgeRow(int(u), int(r), estimate, exact))
+        return rows
+
+    def __len__(self) -> int:
+        return int(self.mask.sum())
+
+    def __contains__(self, edge: str) -> bool:
+        return bool(self.mask[self.graph.edge(edge)])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Circuit) and self.graph == other.graph and np.array_equal(self.mask, other.mask)
+
+    __hash__ = None  # type: ignore[assignment]  # mutable arrays inside
+
+    def __repr__(self) -> str:
+        return f"Circuit({len(self)} of {self.graph.n_edges} edges, {int(self.node_mask.sum())} nodes; {self.graph})"
+
+    # ---------------------------------------------------------------- set operations
+    def __or__(self, other: Circuit) -> Circuit:
+        return self.with_mask(self.mask | self._same_graph(other).mask)
+
+    def __and__(self, other: Circuit) -> Circuit:
+        return self.with_mask(self.mask & self._same_graph(other).mask)
+
+    def __sub__(self, other: Circuit) -> Circuit:
+        return self.with_mask(self.mask & ~self._same_graph(other).mask)
+
+    def jaccard(self, other: Circuit) -> float:
+        """Shared edges over all edges of the two; 1 for two empty circuits."""
+        union = (self.mask | self._same_graph(other).mask).sum()
+        return float((self.mask & other.mask).sum() / union) if union else 1.0
+
+    def _same_graph(self, other: Circuit) -> Circuit:
+        if self.graph != other.graph:
+            raise FileError(f"the two circuits lie in different graphs: {self.graph} / {other.graph}")
+        return other
+
+    # ---------------------------------------------------------------- files and pictures
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Writes `circuit.json` (see `circuitfind.export.json_file` for the schema)."""
+        return json_file.write(path, self.graph, self.rows(), self.nodes, self.record, self.facts)
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> Circuit:
+        """Reads `circuit.json` without any model.
+
+        Raises:
+            FileError: the file is missing, of another kind or version, or names edges that its graph lacks.
+        """
+        content = json_file.read(path)
+        graph, facts = content.graph, content.facts
+        mask = np.zeros((graph.n_writers, graph.n_readers), dtype=bool)
+        estimates, exact = (np.full(mask.shape, np.nan, dtype=np.float32) for _ in range(2))
+        for u, r, estimate, measured in content.rows:
+            mask[u, r] = True
+            estimates[u, r] = np.nan if estimate is None else estimate
+            exact[u, r] = np.nan if measured is None else measured
+        known = [None if np.isnan(values).all() else values for values in (estimates, exact)]
+        return cls(graph, mask, known[0], known[1], content.record, facts)
+
+    def to_networkx(self) -> networkx.MultiDiGraph:
+        """Nodes and edges with their attributes; parallel edges for q, k and v of one head."""
+        return graphs.to_networkx(self.graph, self.rows(), self.nodes)
+
+    def to_graphml(self, path: str | PathLike[str]) -> Path:
+        """Writes GraphML, which Gephi, Cytoscape and yEd read."""
+        return graphs.write_graphml(path, self.graph, self.rows(), self.nodes)
+
+    def to_dot(self, **style: Any) -> str:
+        """Graphviz source; see `circuitfind.export.dot.source` for the style options."""
+        return dot.source(self.graph, self.rows(), self.nodes, **style)
+
+    def render(self, path: str | PathLike[str], **style: Any) -> Path:
+        """Draws to `.svg`, `.png` or `.pdf` with Graphviz's `dot`.
+
+        Raises:
+            FileError: Graphviz is not installed, or the ending is unknown.
+        """
+        return dot.render(path, self.to_dot(**style))
+
+
+def as_circuit(graph: Graph, edges: Circuit | Iterable[str] | Mapping[str, Any]) -> Circuit:
+    """A circuit from a circuit (checked against the graph) or from edge names."""
+    if isinstance(edges, Circuit):
+        if edges.graph != graph:
+            raise FileError(f"the circuit belongs to another model: {edges.graph}; this model has {graph}")
+        return edges
+    return Circuit.of(graph, edges)

@@ -1,0 +1,78 @@
+"""What an edge outside a circuit carries.
+
+* `corrupted` (interchange, the default): the writer's value in the corrupted run.
+* `zero`: nothing.
+* `mean`: the writer's mean over the corrupted prompts and all their real positions.
+* `mean-position`: its mean over the corrupted prompts at each position; prompts of one length only.
+* `resample`: its value in the corrupted run of another, randomly drawn example (seeded); prompts of one length only.
+
+Only `corrupted` makes the run with every edge ablated equal to the corrupted run.
+"""
+
+from __future__ import annotations
+
+from typing import Iterable, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from circuitfind.batch import Batch
+from circuitfind.engine.capture import Run, Writers, capture
+from circuitfind.errors import TaskError
+from circuitfind.models.adapter import Adapter
+
+Ablation = Literal["corrupted", "zero", "mean", "mean-position", "resample"]
+SAME_LENGTH = ("mean-position", "resample")
+
+
+def check_ablation(ablation: str, batch: Batch) -> None:
+    """Refuses an unknown ablation, or one that these prompts do not allow.
+
+    Raises:
+        TaskError: naming the ablation and the ones that are possible.
+    """
+    if ablation not in get_args(Ablation):
+        raise TaskError(f"ablation '{ablation}' is unknown: use one of {', '.join(get_args(Ablation))}")
+    if ablation in SAME_LENGTH and (batch.clean.padded or batch.corrupted.padded):
+        raise TaskError(f"ablation '{ablation}' needs prompts of one length, these differ: use 'corrupted' or 'mean'")
+
+
+def resampled(batch: Batch, seed: int) -> Batch:
+    """The same pairs with their corrupted prompts dealt out anew; no example keeps its own."""
+    size = len(batch)
+    if size < 2:
+        raise TaskError("ablation 'resample' needs at least two examples")
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    other = torch.empty_like(order)
+    other[order] = order.roll(1)
+    return Batch(batch.clean, batch.corrupted.rows(other.to(batch.corrupted.ids.device)), batch.answers, batch.wrong)
+
+
+def mean_writers(adapter: Adapter, batches: Iterable[Batch], by_position: bool) -> Writers:
+    """Means of every writer over the corrupted prompts, shaped to broadcast over `[batch, pos]`."""
+    total: Writers | None = None
+    count = 0
+    for batch in batches:
+        weight = batch.corrupted.mask.to(adapter.work)
+        axes = 0 if by_position else (0, 1)
+
+        def summed(part: Tensor, weight: Tensor = weight, axes: int | tuple[int, ...] = axes) -> Tensor:
+            broadcast = weight.to(part.device).view(*weight.shape, *[1] * (part.ndim - 2))
+            return (part * broadcast).sum(axes, keepdim=True)
+
+        part = capture(adapter, batch.corrupted, stop=True).writers.map(summed)
+        total = part if total is None else total.minus(part.map(torch.neg))
+        count += len(batch) if by_position else int(weight.sum())
+    assert total is not None, "a task has at least one example"
+    return total.map(lambda value: value / count)
+
+
+def ablated(ablation: str, clean: Run, corrupted: Run, means: Writers | None) -> Writers:
+    """The writers' ablated values for one batch, of the clean run's shapes."""
+    if ablation == "zero":
+        return clean.writers.map(torch.zeros_like)
+    if means is None:
+        return corrupted.writers
+    embed = means.embed.expand_as(clean.writers.embed)
+    heads = [mean.expand_as(value) for mean, value in zip(means.heads, clean.heads, strict=True)]
+    return Writers(embed, heads, [mean.expand_as(value) for mean, value in zip(means.mlps, clean.mlps, strict=True)])

@@ -1,0 +1,309 @@
+"""Exact circuits: one forward pass in which every reader sees only what its circuit lets through.
+
+With `D_u = current_u - ablated_u` for each writer, a reader v of circuit C reads, exactly,
+
+    current residual - sum of D_u over the edges u -> v outside C        (dense form)
+    empty residual   + sum of D_u over the edges u -> v inside C         (sparse form)
+
+1. The form with fewer terms is taken. In either, a reader with no term keeps the baseline's value without arithmetic:
+   in the dense form the model's own (so the full circuit is the clean run to the bit), in the sparse form that of the
+   run with every edge ablated.
+2. The other readers' streams are one product of coefficients with the stacked `D`, then normed, projected, and written
+   over the projection's output (or the MLP's or final norm's input).
+3. In the sparse form nothing depends on the running residual, so blocks, attentions and MLPs without an active reader
+   are not run at all.
+
+Several circuits are evaluated side by side as rows of one batch, circuit after circuit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitfind.engine.prepare import Prepared
+from circuitfind.graph import Graph
+from circuitfind.models.backends import Stop, through, through_hooks, undisturbed
+from circuitfind.models.layout import Heads
+
+SLICE_BYTES = {"cpu": 8 * 2**20}  # of reader streams worked on at a time; see contract.INNER_BYTES
+LARGE_SLICE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which readers need arithmetic and which writers they need it from.
+
+    Attributes:
+        terms: `[circuits, writers, readers]` bool, the D that enter each reader's stream.
+        writers: indices of the writers that occur in any term.
+        active: `[readers]` bool.
+    """
+
+    graph: Graph
+    terms: np.ndarray
+    sparse: bool
+    writers: np.ndarray
+    active: np.ndarray
+
+    @classmethod
+    def of(cls, prepared: Prepared, masks: np.ndarray, sparse: bool) -> Plan:
+        graph = prepared.adapter.graph
+        terms = masks.copy() if sparse else graph.real & ~masks
+        if sparse and prepared.interchange:
+            _drop_unreached(graph, terms, coupled=prepared.adapter.family.post_attn_norm is not None)
+        return cls(graph, terms, sparse, np.flatnonzero(terms.any(axis=(0, 2))), terms.any(axis=(0, 1)))
+
+    def readers(self, layer: int, kind: str) -> np.ndarray:
+        """Indices of the active readers of a layer."""
+        readers = self.graph.readers(layer, kind)
+        return readers.start + np.flatnonzero(self.active[readers])
+
+    def runs(self, layer: int, kind: str) -> bool:
+        """Whether any reader of this layer and kind is active."""
+        return bool(self.active[self.graph.readers(layer, kind)].any())
+
+    @cached_property
+    def slots(self) -> dict[int, int]:
+        """Row of `D` that each needed writer takes."""
+        return {int(u): slot for slot, u in enumerate(self.writers)}
+
+
+def _drop_unreached(graph: Graph, terms: np.ndarray, coupled: bool) -> None:
+    """Removes the terms of nodes that nothing reaches: they carry their ablated value, so D is exactly zero.
+
+    `coupled`: a norm on the attention's output scales all heads of a layer together, so reaching one moves them all.
+    """
+    for u in range(1, graph.n_writers):
+        layer = graph.layer_of(u)
+        if coupled and u != graph.mlp(layer):
+            feeding = np.zeros(graph.n_readers, dtype=bool)
+            feeding[graph.readers(layer, "qkv")] = True
+        else:
+            feeding = graph.serves[:, u]
+        terms[:, u] &= terms[:, :u, feeding].any(axis=(1, 2))[:, None]
+
+
+def prefers_sparse(graph: Graph, masks: np.ndarray) -> bool:
+    """Whether the sparse form has fewer active readers than the dense one."""
+    inside = masks.any(axis=(0, 1)).sum()
+    outside = (graph.real & ~masks).any(axis=(0, 1)).sum()
+    return bool(inside <= outside)
+
+
+def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = None) -> Tensor:
+    """Runs circuits on a prepared batch.
+
+    Args:
+        masks: `[circuits, writers, readers]` bool.
+        sparse: force one form; by default the cheaper one is taken.
+
+    Returns:
+        Logits `[circuits, batch, reads, vocab]`.
+    """
+    graph, adapter = prepared.adapter.graph, prepared.adapter
+    sparse = prefers_sparse(graph, masks) if sparse is None else sparse
+    plan = Plan.of(prepared, masks, sparse)
+    visitor = _CircuitVisitor(prepared, plan)
+    inputs = prepared.batch.clean.repeat(len(masks))
+    with torch.no_grad(), undisturbed(adapter.model):
+        logits = through_hooks(adapter, inputs, visitor, skips=_skips(prepared, plan))
+    return logits.unflatten(0, (len(masks), -1))
+
+
+def run_circuits_traced(prepared: Prepared, masks: np.ndarray, sparse: bool) -> Tensor:
+    """`run_circuits` through the adapter's own backend, without skipping: the two are held equal."""
+    plan = Plan.of(prepared, masks, sparse)
+    with torch.no_grad(), undisturbed(prepared.adapter.model):
+        logits = through(prepared.adapter, prepared.batch.clean.repeat(len(masks)), _CircuitVisitor(prepared, plan))
+    return logits.unflatten(0, (len(masks), -1))
+
+
+def _skips(prepared: Prepared, plan: Plan) -> dict[str, Tensor]:
+    """Modules that the sparse form need not run, with values of the right shape."""
+    if not plan.sparse:
+        return {}
+    family, empty, skips = prepared.adapter.family, prepared.empty, {}
+    times = len(plan.terms)
+    for layer, view in enumerate(prepared.adapter.layers):
+        if not plan.runs(layer, "all"):
+            skips[view.path] = _repeat(empty.resid[layer + 1], times)
+            continue
+        if family.attn and not plan.runs(layer, "qkv"):
+            skips[f"{view.path}.{family.attn}"] = _repeat(empty.attn_out[layer], times)
+        if family.mlp and not plan.runs(layer, "mlp"):
+            skips[f"{view.path}.{family.mlp}"] = _repeat(empty.mlp_out[layer], times)
+    return skips
+
+
+def _repeat(value: Tensor, times: int) -> Tensor:
+    return value if times == 1 else value.repeat(times, *[1] * (value.ndim - 1))
+
+
+class _CircuitVisitor:
+    """Fills `D` as writers are computed and overwrites the active readers."""
+
+    def __init__(self, prepared: Prepared, plan: Plan) -> None:
+        self.prepared, self.plan, self.adapter = prepared, plan, prepared.adapter
+        self.graph, self.times = self.adapter.graph, len(plan.terms)
+        embed = prepared.ablated.embed
+        self.batch, self.length, width = embed.shape
+        self.written = embed.new_empty(len(plan.writers), self.times, self.batch * self.length, width)
+        self.sign = 1.0 if plan.sparse else -1.0
+        self._resid: Tensor | None = None
+        self._z: Tensor | None = None
+        self._values: dict[str, Tensor] = {}
+        if plan.sparse:
+            self._write(0, prepared.clean.resid[0].to(embed) - embed)
+            if not prepared.interchange:
+                self._write_unreached()
+
+    def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | None | Stop:
+        plan, empty = self.plan, self.prepared.empty
+        if site == "resid":
+            self._resid = _repeat(empty.resid[layer], self.times) if plan.sparse else value
+            if not layer and not plan.sparse:
+                self._write(0, self._as_circuits(value) - self.prepared.ablated.embed)
+        elif site in ("q", "k", "v", "qkv"):
+            return self._projection(site, layer, value)
+        elif site == "z":
+            self._z = value
+        elif site == "attn_out":
+            self._attention(layer, value)
+        elif site == "mlp_in":
+            return self._mlp(layer, value)
+        elif site == "mlp_out" and self.graph.mlp(layer) in plan.slots:
+            written = self.adapter.layers[layer].mlp_written(value).view(self.times, self.batch, self.length, -1)
+            self._write(self.graph.mlp(layer), written - self.prepared.ablated.mlps[layer])
+        elif site == "final":
+            base = _repeat(empty.resid[-1], self.times) if plan.sparse else value
+            streams = self._streams(np.array([self.graph.n_readers - 1]), base)
+            return base if streams is None else streams[0].view(value.shape).to(value.dtype)
+        return None
+
+    # ---------------------------------------------------------------- writers
+    def _write(self, writer: int, difference: Tensor) -> None:
+        """Stores D of a writer, `[(circuits,) batch, pos, d_model]`."""
+        if writer in self.plan.slots:
+            flat = difference.reshape(-1, self.batch * self.length, difference.shape[-1])
+            self.written[self.plan.slots[writer]] = self._centre(flat)
+
+    def _write_unreached(self) -> None:
+        """D of the nodes that nothing reaches: under zero or mean ablation they still differ from their ablated value."""
+        empty, values = self.prepared.empty, self.prepared.ablated
+        for layer in range(self.graph.n_layers):
+            outputs = self.adapter.head_outputs(layer, empty.heads[layer] - values.heads[layer])
+            for head, output in enumerate(outputs):
+                self._write(self.graph.head(layer, head), output)
+            self._write(self.graph.mlp(layer), empty.mlps[layer] - values.mlps[layer])
+
+    def _attention(self, layer: int, attn_out: Tensor) -> None:
+        view, plan = self.adapter.layers[layer], self.plan
+        heads = [h for h in range(self.graph.n_heads) if self.graph.head(layer, h) in plan.slots]
+        if heads:
+            scaled = self._as_circuits(view.scaled_heads(self._z, attn_out)) - self.prepared.ablated.heads[layer]
+            weight = self._centre(view.output_weight())
+            for head in heads:
+                slot = plan.slots[self.graph.head(layer, head)]
+                flat = scaled[..., head, :].flatten(1, 2)
+                torch.matmul(flat, weight[head], out=self.written[slot])
+        if not self.graph.parallel:
+            if plan.sparse:
+                self._resid = _repeat(self.prepared.empty.middle[layer], self.times)
+            else:
+                self._resid = self._resid + view.attn_written(attn_out).to(self._resid.dtype)
+
+    def _as_circuits(self, value: Tensor) -> Tensor:
+        return value.to(self.adapter.work).unflatten(0, (self.times, self.batch))
+
+    def _centre(self, x: Tensor) -> Tensor:
+        """Takes the mean off where every norm of the model does so anyway: then no stream's variance needs its mean."""
+        return x - x.mean(-1, keepdim=True) if self.adapter.centred else x
+
+    # ---------------------------------------------------------------- readers
+    def _streams(self, readers: np.ndarray, base: Tensor) -> Tensor | None:
+        """`[readers, circuits x batch x pos, d_model]` that the readers see; None if the baseline is all they see."""
+        if not self.plan.active[readers].any():
+            return None
+        flat = self._centre(base.to(self.adapter.work)).flatten(0, 1)
+        return torch.cat([self._slice_streams(readers, flat, rows) for rows in self._slices(len(readers))], dim=1)
+
+    def _slice_streams(self, readers: np.ndarray, flat: Tensor, rows: tuple[int, slice]) -> Tensor:
+        """Streams of one slice of one circuit's tokens."""
+        circuit, tokens = rows
+        count = np.searchsorted(self.plan.writers, self.graph.limits[readers[0]])
+        terms = self.plan.terms[circuit][np.ix_(self.plan.writers[:count], readers)].T
+        coefficients = self.sign * torch.from_numpy(terms.astype(np.float32)).to(self.written)
+        written = self.written[:count, circuit, tokens].flatten(1)
+        offset = circuit * self.batch * self.length
+        stream = flat[offset + tokens.start : offset + tokens.stop].flatten()
+        return torch.addmm(stream, coefficients, written).view(len(readers), -1, flat.shape[-1])
+
+    def _slices(self, n_readers: int) -> list[tuple[int, slice]]:
+        """(circuit, tokens) slices small enough to stay in cache."""
+        n_tokens, width = self.batch * self.length, self.written.shape[-1]
+        budget = SLICE_BYTES.get(self.written.device.type, LARGE_SLICE_BYTES)
+        size = max(1, budget // (n_readers * width * self.written.element_size()))
+        starts = range(0, n_tokens, size)
+        return [(k, slice(start, min(start + size, n_tokens))) for k in range(self.times) for start in starts]
+
+    def _projection(self, site: str, layer: int, value: Tensor) -> Tensor | None:
+        """Overwrites the active heads in a projection's output; all three kinds are computed at the first of them."""
+        if site in ("q", "qkv"):
+            self._values = self._attention_values(layer)
+        kinds = "qkv" if site == "qkv" else site
+        if not any(kind in self._values for kind in kinds):
+            return self._baseline(site, layer, value) if self.plan.sparse else None
+        layout = self.adapter.layers[layer].layout
+        heads = {}
+        for kind in kinds:
+            heads[kind] = self._overwritten(kind, layer, self._own(kind, site, layer, value))
+        return layout.join(Heads(**heads)) if site == "qkv" else heads[site].flatten(-2)
+
+    def _own(self, kind: str, site: str, layer: int, value: Tensor) -> Tensor:
+        """The baseline's values of one kind, `[rows, pos, heads, d_head]`."""
+        if self.plan.sparse:
+            return _repeat(getattr(self.prepared.empty.qkv[layer], kind), self.times)
+        layout = self.adapter.layers[layer].layout
+        return getattr(layout.split(value), kind) if site == "qkv" else value.unflatten(-1, (-1, layout.d_head))
+
+    def _baseline(self, site: str, layer: int, value: Tensor) -> Tensor:
+        empty, layout = self.prepared.empty.qkv[layer], self.adapter.layers[layer].layout
+        joined = layout.join(empty) if site == "qkv" else getattr(empty, site).flatten(-2)
+        return _repeat(joined, self.times)
+
+    def _overwritten(self, kind: str, layer: int, own: Tensor) -> Tensor:
+        if kind not in self._values:
+            return own
+        readers = self.plan.readers(layer, kind) - self.graph.readers(layer, kind).start
+        new = own.clone()
+        new[..., torch.from_numpy(readers).to(own.device), :] = self._values[kind].to(own.dtype)
+        return new
+
+    def _attention_values(self, layer: int) -> dict[str, Tensor]:
+        """By kind, `[rows, pos, active readers, d_head]`."""
+        readers = self.plan.readers(layer, "qkv")
+        if not len(readers):
+            return {}
+        folded = self.prepared.readers(layer)
+        local = torch.from_numpy(readers - self.graph.readers(layer, "qkv").start).to(self.written.device)
+        flat = self._centre(self._resid.to(self.adapter.work)).flatten(0, 1)
+        parts = [
+            folded.values(self._slice_streams(readers, flat, rows), local, self.adapter.centred)
+            for rows in self._slices(len(readers))
+        ]
+        values = torch.cat(parts, dim=1).transpose(0, 1).unflatten(0, (self.times * self.batch, self.length))
+        counts = {kind: len(self.plan.readers(layer, kind)) for kind in "qkv"}
+        pieces = zip(counts, values.split(list(counts.values()), dim=2), strict=True)
+        return {kind: piece for kind, piece in pieces if counts[kind]}
+
+    def _mlp(self, layer: int, value: Tensor) -> Tensor | None:
+        streams = self._streams(self.plan.readers(layer, "mlp"), self._resid)
+        if streams is None:
+            return _repeat(self.prepared.empty.mlp_in[layer], self.times) if self.plan.sparse else None
+        norm = self.adapter.layers[layer].mlp_norm
+        return (streams[0] if norm is None else norm(streams[0])).view(value.shape).to(value.dtype)

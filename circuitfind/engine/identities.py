@@ -1,0 +1,95 @@
+"""Three identities that every model must pass before its numbers are believed.
+
+On a short random prompt and another one as its corrupted twin:
+
+1. writers + output biases = the residual stream that enters the final norm;
+2. the circuit of all edges = the clean run;
+3. the circuit of no edge = the corrupted run.
+
+Each circuit is evaluated in both of its forms. Errors are relative to the largest value of what is compared.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from circuitfind.batch import Batch, Inputs
+from circuitfind.circuit import Circuit
+from circuitfind.engine.circuit_run import run_circuits
+from circuitfind.engine.prepare import Prepared, prepare
+from circuitfind.errors import ModelError
+from circuitfind.models.adapter import Adapter
+
+# Rounding of one addition, times what a few dozen layers of them amount to.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+LENGTH = 8
+
+
+class Identity(NamedTuple):
+    """A check's name, its error relative to the largest value, and the error that is allowed."""
+
+    name: str
+    error: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        return self.error <= self.tolerance  # false for NaN
+
+
+def check_identities(adapter: Adapter, seed: int = 0) -> list[Identity]:
+    """Runs the three identities."""
+    prepared = prepare(adapter, _random_pairs(adapter, seed))
+    full, empty = (make(adapter.graph).mask[None] for make in (Circuit.full, Circuit.empty))
+    clean, corrupted = prepared.clean.logits, prepared.empty.logits
+    errors = {
+        "writers + output biases = residual stream": _stream_error(prepared),
+        "all edges in = clean run": max(_error(run_circuits(prepared, full, s)[0], clean) for s in (False, True)),
+        "no edge in = corrupted run": max(_error(run_circuits(prepared, empty, s)[0], corrupted) for s in (False, True)),
+    }
+    return [Identity(name, error, TOLERANCE.get(adapter.dtype, 1e-4)) for name, error in errors.items()]
+
+
+def require_identities(adapter: Adapter) -> list[Identity]:
+    """Runs the identities and refuses a model that fails one.
+
+    Raises:
+        ModelError: naming the identity and its error.
+    """
+    identities = check_identities(adapter)
+    for name, error, tolerance in identities:
+        if not error <= tolerance:
+            raise ModelError(
+                f"the model's self-check failed: '{name}' is off by {error:.2g} (allowed {tolerance:.0e})."
+                " Its weights may hold NaN, its code may have been modified, or its family's row does not fit;"
+                " check=False loads it all the same, but its scores cannot be trusted"
+            )
+    return identities
+
+
+def _random_pairs(adapter: Adapter, seed: int) -> Batch:
+    vocabulary = adapter.model.get_input_embeddings().weight.shape[0]
+    context = getattr(adapter.config, "max_position_embeddings", LENGTH) or LENGTH
+    length = max(2, min(LENGTH, context))
+    ids = torch.randint(vocabulary, (2, 2, length), generator=torch.Generator().manual_seed(seed)).to(adapter.device)
+    read = torch.full_like(ids[0, :, :1], length - 1)
+    sides = [Inputs(side, torch.ones_like(side, dtype=torch.bool), read) for side in ids]
+    answers = torch.zeros_like(read).unsqueeze(-1)
+    return Batch(sides[0], sides[1], answers, answers)
+
+
+def _stream_error(prepared: Prepared) -> float:
+    adapter, run = prepared.adapter, prepared.clean
+    stream = run.writers.embed
+    for layer, view in enumerate(adapter.layers):
+        stream = stream + adapter.head_outputs(layer, run.heads[layer]).sum(0) + run.mlps[layer]
+        for constant in view.constants():
+            stream = stream if constant is None else stream + constant
+    return _error(stream, run.resid[-1])
+
+
+def _error(value: Tensor, expected: Tensor) -> float:
+    return float((value.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-30))

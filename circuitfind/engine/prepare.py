@@ -1,0 +1,100 @@
+"""Everything about a batch of pairs that does not depend on the circuit, computed once.
+
+1. `clean`: the clean run.
+2. `ablated`: what each writer carries on an edge outside a circuit.
+3. `empty`: the run with every edge ablated. Under interchange it is the corrupted run; otherwise every reader is shown
+   the sum of the ablated values and the output biases, and the model computes the rest itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from circuitfind.batch import Batch, Inputs
+from circuitfind.engine.ablation import ablated
+from circuitfind.engine.capture import Recorder, Run, Writers, capture
+from circuitfind.engine.folded import AttentionReaders
+from circuitfind.models.adapter import Adapter
+from circuitfind.models.backends import Stop, through, undisturbed
+
+KEPT_WEIGHT_BYTES = 128 * 2**20
+
+
+@dataclass
+class Prepared:
+    """A batch with its clean, ablated and empty runs.
+
+    `interchange`: the empty run's writers are the ablated values themselves, so a writer that no kept edge reaches
+    differs from its ablated value by exactly zero.
+    """
+
+    adapter: Adapter
+    batch: Batch
+    clean: Run
+    ablated: Writers
+    empty: Run
+    interchange: bool
+    _readers: dict[int, AttentionReaders] = field(default_factory=dict)
+
+    def readers(self, layer: int) -> AttentionReaders:
+        """A layer's folded weights, kept between calls where all layers' fit a modest budget."""
+        if layer in self._readers:
+            return self._readers[layer]
+        folded = AttentionReaders(self.adapter.layers[layer])
+        if folded.n_bytes * self.adapter.graph.n_layers <= KEPT_WEIGHT_BYTES:
+            self._readers[layer] = folded
+        return folded
+
+
+def prepare(adapter: Adapter, batch: Batch, ablation: str = "corrupted", means: Writers | None = None) -> Prepared:
+    """Runs both sides of the pairs, and the empty circuit where it is not the corrupted run.
+
+    Args:
+        means: from `mean_writers`, for the mean ablations.
+    """
+    clean, corrupted = capture(adapter, batch.clean), capture(adapter, batch.corrupted)
+    assert clean.logits is not None
+    batch = batch.with_reference(clean.logits)
+    values = ablated(ablation, clean, corrupted, means)
+    if ablation in ("corrupted", "resample"):
+        return Prepared(adapter, batch, clean, values, corrupted, interchange=True)
+    return Prepared(adapter, batch, clean, values, capture_empty(adapter, batch.clean, values), interchange=False)
+
+
+def capture_empty(adapter: Adapter, inputs: Inputs, values: Writers) -> Run:
+    """The run in which every reader sees the ablated values only."""
+    recorder = EmptyRecorder(adapter, values)
+    with torch.no_grad(), undisturbed(adapter.model):
+        recorder.run.logits = through(adapter, inputs, recorder)
+    return recorder.run
+
+
+class EmptyRecorder(Recorder):
+    """Shows every reader the sum of the ablated values so far."""
+
+    def __init__(self, adapter: Adapter, values: Writers) -> None:
+        super().__init__(adapter)
+        self.values, self.stream = values, values.embed.clone()
+
+    def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | None | Stop:
+        shown = None
+        if site in ("resid", "final"):
+            shown = self.stream.to(value.dtype)
+        elif site == "mlp_in":
+            norm, middle = self.adapter.layers[layer].mlp_norm, self.run.middle[layer].to(self.adapter.work)
+            shown = (middle if norm is None else norm(middle)).to(value.dtype).view(value.shape)
+        super().__call__(site, layer, value if shown is None else shown)
+        if site == "attn_out":
+            self._add(self.adapter.head_outputs(layer, self.values.heads[layer]).sum(0), layer, 0)
+            if not self.adapter.graph.parallel:
+                self.run.middle[layer] = self.stream.to(value.dtype)
+        elif site == "mlp_out":
+            self._add(self.values.mlps[layer], layer, 1)
+        return shown
+
+    def _add(self, written: Tensor, layer: int, branch: int) -> None:
+        constant = self.adapter.layers[layer].constants()[branch]
+        self.stream = self.stream + written if constant is None else self.stream + written + constant

@@ -1,0 +1,255 @@
+"""The computation graph of a transformer as index arithmetic: names and counts from six numbers.
+
+1. *Writers* add to the residual stream: `input`, then per layer the heads `a{l}.h{h}` and the MLP `m{l}`.
+   Writer `input` has index 0, head h of layer l has `1 + l(H+1) + h`, its MLP `1 + l(H+1) + H`.
+2. *Readers* read it, before their norm: per layer all q, all k, all v, the MLP; `logits` last.
+   With grouped-query attention k and v are the model's real key/value heads, `a{l}.kv{g}<k>`.
+3. A reader sees a *prefix* of the writers, so the edge set is one number per reader (`limits`), an edge is a
+   cell of a `[writers, readers]` matrix, and a circuit or a set of scores is such a matrix. No object per edge.
+
+The numbering is that of the EAP-IG library's files (Hanna et al. 2024), where every query head has its own k and v;
+`Graph.ungrouped()` gives that graph for a grouped model. GPT-2 small has 32,491 edges.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Iterable, NamedTuple
+
+import numpy as np
+
+from circuitfind.errors import FileError
+
+KINDS = "qkv"
+_WRITER = re.compile(r"input|a(\d+)\.h(\d+)|m(\d+)")
+_READER = re.compile(r"logits|a(\d+)\.(h|kv)(\d+)<([qkv])>|m(\d+)")
+
+
+class Reader(NamedTuple):
+    """A reader taken apart: `kind` is q, k, v, mlp or logits; `head` is the query or key/value head, else 0."""
+
+    layer: int
+    kind: str
+    head: int
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Writers, readers and edges of a decoder-only transformer.
+
+    `parallel`: attention and MLP read the same residual, so an MLP does not read its own layer's heads.
+    """
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    parallel: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.n_layers, self.n_heads, self.n_kv_heads) < 1 or self.n_heads % self.n_kv_heads:
+            raise ValueError(
+                f"no such graph: {self.n_layers} layers, {self.n_heads} heads on {self.n_kv_heads} key/value heads"
+            )
+
+    # ---------------------------------------------------------------- counts
+    @property
+    def group(self) -> int:
+        """Query heads served by one key/value head."""
+        return self.n_heads // self.n_kv_heads
+
+    @property
+    def n_writers(self) -> int:
+        return 1 + self.n_layers * (self.n_heads + 1)
+
+    @property
+    def readers_per_layer(self) -> int:
+        return self.n_heads + 2 * self.n_kv_heads + 1
+
+    @property
+    def n_readers(self) -> int:
+        return self.n_layers * self.readers_per_layer + 1
+
+    @property
+    def n_edges(self) -> int:
+        return int(self.limits.sum())
+
+    @property
+    def n_nodes(self) -> int:
+        """Writers and the one pure reader, `logits`."""
+        return self.n_writers + 1
+
+    # ---------------------------------------------------------------- index arithmetic
+    def head(self, layer: int, head: int = 0) -> int:
+        """Writer index of a head; with the default, of the layer's first head."""
+        return 1 + layer * (self.n_heads + 1) + head
+
+    def heads(self, layer: int) -> slice:
+        """Writer indices of a layer's heads."""
+        return slice(self.head(layer), self.head(layer, self.n_heads))
+
+    def mlp(self, layer: int) -> int:
+        """Writer index of a layer's MLP."""
+        return self.head(layer, self.n_heads)
+
+    def readers(self, layer: int, kind: str) -> slice:
+        """Reader indices of one kind (q, k, v, qkv, mlp, or all) in a layer; `logits` ignores the layer."""
+        start, h, g = layer * self.readers_per_layer, self.n_heads, self.n_kv_heads
+        bounds = {
+            "q": (0, h),
+            "k": (h, h + g),
+            "v": (h + g, h + 2 * g),
+            "qkv": (0, h + 2 * g),
+            "mlp": (h + 2 * g, h + 2 * g + 1),
+            "all": (0, h + 2 * g + 1),
+        }
+        if kind == "logits":
+            return slice(self.n_readers - 1, self.n_readers)
+        low, high = bounds[kind]
+        return slice(start + low, start + high)
+
+    def reads(self, layer: int, kind: str) -> int:
+        """How many writers (a prefix of them) a reader of this layer and kind sees."""
+        if kind == "logits":
+            return self.n_writers
+        own_heads = kind == "mlp" and not self.parallel
+        return self.head(layer, self.n_heads if own_heads else 0)
+
+    @cached_property
+    def limits(self) -> np.ndarray:
+        """`[readers]`: the number of writers that each reader sees."""
+        limits = np.empty(self.n_readers, dtype=np.int64)
+        for layer in range(self.n_layers):
+            for kind in ("qkv", "mlp"):
+                limits[self.readers(layer, kind)] = self.reads(layer, kind)
+        limits[-1] = self.n_writers
+        return limits
+
+    @cached_property
+    def real(self) -> np.ndarray:
+        """`[writers, readers]` bool: the cells that are edges."""
+        return np.arange(self.n_writers)[:, None] < self.limits[None, :]
+
+    def reader(self, index: int) -> Reader:
+        """The reader with this index, taken apart."""
+        if index == self.n_readers - 1:
+            return Reader(self.n_layers, "logits", 0)
+        layer, slot = divmod(int(index), self.readers_per_layer)
+        h, g = self.n_heads, self.n_kv_heads
+        if slot < h:
+            return Reader(layer, "q", slot)
+        if slot < h + g:
+            return Reader(layer, "k", slot - h)
+        if slot < h + 2 * g:
+            return Reader(layer, "v", slot - h - g)
+        return Reader(layer, "mlp", 0)
+
+    @cached_property
+    def serves(self) -> np.ndarray:
+        """`[readers, nodes]` bool: the nodes that a reader feeds (a shared key/value head feeds its whole group)."""
+        serves = np.zeros((self.n_readers, self.n_nodes), dtype=bool)
+        for index in range(self.n_readers):
+            layer, kind, head = self.reader(index)
+            if kind == "logits":
+                serves[index, -1] = True
+            elif kind == "mlp":
+                serves[index, self.mlp(layer)] = True
+            else:
+                first, count = (head, 1) if kind == "q" else (head * self.group, self.group)
+                serves[index, self.head(layer, first) : self.head(layer, first + count)] = True
+        return serves
+
+    def layer_of(self, writer: int) -> int:
+        """Layer of a writer; -1 for `input`."""
+        return (int(writer) - 1) // (self.n_heads + 1) if writer else -1
+
+    # ---------------------------------------------------------------- names
+    @cached_property
+    def writer_names(self) -> tuple[str, ...]:
+        names = ["input"]
+        for layer in range(self.n_layers):
+            names += [f"a{layer}.h{head}" for head in range(self.n_heads)] + [f"m{layer}"]
+        return tuple(names)
+
+    @cached_property
+    def node_names(self) -> tuple[str, ...]:
+        return (*self.writer_names, "logits")
+
+    @cached_property
+    def reader_names(self) -> tuple[str, ...]:
+        kv = "h" if self.n_kv_heads == self.n_heads else "kv"
+        names = []
+        for layer in range(self.n_layers):
+            names += [f"a{layer}.h{head}<q>" for head in range(self.n_heads)]
+            names += [f"a{layer}.{kv}{g}<{kind}>" for kind in "kv" for g in range(self.n_kv_heads)]
+            names.append(f"m{layer}")
+        return (*names, "logits")
+
+    @cached_property
+    def _writer_index(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.writer_names)}
+
+    @cached_property
+    def _reader_index(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.reader_names)}
+
+    def edge_name(self, writer: int, reader: int) -> str:
+        return f"{self.writer_names[writer]}->{self.reader_names[reader]}"
+
+    def names(self, mask: np.ndarray) -> list[str]:
+        """Names of the edges that a `[writers, readers]` mask holds, reader by reader."""
+        return [self.edge_name(u, r) for r, u in zip(*np.nonzero(mask.T), strict=True)]
+
+    def edge(self, name: str) -> tuple[int, int]:
+        """`(writer, reader)` of an edge's name.
+
+        Raises:
+            FileError: the name is malformed, or this graph has no such edge.
+        """
+        writer, arrow, reader = name.partition("->")
+        if not arrow:
+            raise FileError(f"'{name}' is not an edge: write it as WRITER->READER, such as 'a0.h1->m2'")
+        u, r = self._writer_index.get(writer), self._reader_index.get(reader)
+        if u is None:
+            raise FileError(f"edge '{name}': {self._why_not(writer, _WRITER, 'writer', self.writer_names)}")
+        if r is None:
+            raise FileError(f"edge '{name}': {self._why_not(reader, _READER, 'reader', self.reader_names)}")
+        if u >= self.limits[r]:
+            raise FileError(f"edge '{name}' runs backwards: '{reader}' is computed before '{writer}'")
+        return u, r
+
+    def mask(self, edges: Iterable[str]) -> np.ndarray:
+        """`[writers, readers]` bool mask of the named edges."""
+        mask = np.zeros((self.n_writers, self.n_readers), dtype=bool)
+        for name in edges:
+            mask[self.edge(name)] = True
+        return mask
+
+    def writer(self, name: str) -> int:
+        """Index of a writer's name.
+
+        Raises:
+            FileError: this graph has no such writer.
+        """
+        if name not in self._writer_index:
+            raise FileError(self._why_not(name, _WRITER, "writer", self.writer_names))
+        return self._writer_index[name]
+
+    def _why_not(self, name: str, pattern: re.Pattern[str], role: str, known: tuple[str, ...]) -> str:
+        if not pattern.fullmatch(name):
+            return f"'{name}' is no {role}'s name (such as {', '.join(known[-2:])})"
+        hint = ""
+        if role == "reader" and self.group > 1 and ".h" in name and not name.endswith("<q>"):
+            hint = f"; its keys and values are grouped, name the key/value head (a0.kv0 to a0.kv{self.n_kv_heads - 1})"
+        return f"this graph ({self}) has no {role} '{name}'{hint}"
+
+    def __str__(self) -> str:
+        grouped = f" on {self.n_kv_heads} key/value heads" if self.group > 1 else ""
+        form = ", parallel blocks" if self.parallel else ""
+        return f"{self.n_layers} layers, {self.n_heads} heads{grouped}{form}"
+
+    def ungrouped(self) -> Graph:
+        """The same model with one key and one value reader per query head: the graph of the field's files."""
+        return replace(self, n_kv_heads=self.n_heads)

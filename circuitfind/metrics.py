@@ -1,0 +1,136 @@
+"""Behaviours as numbers: one value an example, higher = more of the behaviour.
+
+With `A` the answers, `W` the wrong answers and `p` the softmax of the logits at the read position:
+
+* `logit_diff`: mean logit over A - mean logit over W.
+* `prob_diff`: sum of p over A - sum of p over W (Hanna et al. 2023, greater-than).
+* `logprob`: log of the sum of p over A.
+* `kl`: -KL(clean run || this run): 0 at the clean run, negative elsewhere. Its gradient at the clean run is zero.
+
+Several read positions of an example are averaged. A callable `(logits, batch) -> [batch]` is a metric too; it gets
+logits `[batch, vocab]` (`[batch, reads, vocab]` with several read positions).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, NamedTuple
+
+import torch
+from torch import Tensor
+
+from circuitfind.batch import Batch
+from circuitfind.errors import TaskError
+
+Function = Callable[[Tensor, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named metric. `flat_at_clean`: its gradient at the clean run is zero by construction."""
+
+    name: str
+    function: Function
+    answers: bool = True
+    wrong: bool = False
+    reference: bool = False
+    flat_at_clean: bool = False
+
+    def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
+        """`[batch]` values from logits `[batch, reads, vocab]`."""
+        value = self.function(logits, batch)
+        if value.shape != (len(batch),):
+            raise TaskError(
+                f"metric '{self.name}' returned shape {list(value.shape)}: one number per example is needed, [{len(batch)}]"
+            )
+        return value
+
+
+def _gather(logits: Tensor, ids: Tensor) -> Tensor:
+    """Values of the listed tokens, `[batch, reads, answers]`; padded entries hold the first token's."""
+    return logits.gather(-1, ids.clamp(min=0))
+
+
+def _mean_of(values: Tensor, ids: Tensor) -> Tensor:
+    real = ids >= 0
+    return (values * real).sum(-1) / real.sum(-1)
+
+
+def _log_sum_of(logprobs: Tensor, ids: Tensor) -> Tensor:
+    """Log of the summed probability of the listed tokens."""
+    return _gather(logprobs, ids).masked_fill(ids < 0, -torch.inf).logsumexp(-1)
+
+
+def logit_diff(logits: Tensor, batch: Batch) -> Tensor:
+    """Mean logit of the answers minus mean logit of the wrong answers."""
+    right = _mean_of(_gather(logits, batch.answers), batch.answers)
+    wrong = _mean_of(_gather(logits, batch.wrong), batch.wrong)
+    return (right - wrong).mean(-1)
+
+
+def prob_diff(logits: Tensor, batch: Batch) -> Tensor:
+    """Summed probability of the answers minus that of the wrong answers."""
+    probabilities = logits.float().softmax(-1)
+    right = (_gather(probabilities, batch.answers) * (batch.answers >= 0)).sum(-1)
+    wrong = (_gather(probabilities, batch.wrong) * (batch.wrong >= 0)).sum(-1)
+    return (right - wrong).mean(-1)
+
+
+def logprob(logits: Tensor, batch: Batch) -> Tensor:
+    """Log of the answers' summed probability, in nats."""
+    return _log_sum_of(logits.float().log_softmax(-1), batch.answers).mean(-1)
+
+
+def kl(logits: Tensor, batch: Batch) -> Tensor:
+    """-KL(clean run || this run) in nats, over the whole vocabulary."""
+    assert batch.reference is not None, "the engine gives the reference to metrics that declare it"
+    clean = batch.reference
+    return -(clean.exp() * (clean - logits.float().log_softmax(-1))).sum(-1).mean(-1)
+
+
+METRICS = {
+    "logit_diff": Metric("logit_diff", logit_diff, wrong=True),
+    "prob_diff": Metric("prob_diff", prob_diff, wrong=True),
+    "logprob": Metric("logprob", logprob),
+    "kl": Metric("kl", kl, answers=False, reference=True, flat_at_clean=True),
+}
+
+
+def metric_of(metric: str | Metric | Function) -> Metric:
+    """A metric by name, or one made of a callable."""
+    if isinstance(metric, Metric):
+        return metric
+    if callable(metric):
+        return Metric(getattr(metric, "__name__", type(metric).__name__), _as_seen_by_user(metric), answers=False)
+    if metric not in METRICS:
+        raise TaskError(f"metric '{metric}' is unknown: use one of {', '.join(METRICS)} or a callable (logits, batch)")
+    return METRICS[metric]
+
+
+def _as_seen_by_user(function: Function) -> Function:
+    def call(logits: Tensor, batch: Batch) -> Tensor:
+        return function(logits.squeeze(1) if logits.shape[1] == 1 else logits, batch)
+
+    return call
+
+
+class Correctness(NamedTuple):
+    """`[batch]` bool each: the answers beat the wrong ones / the single most likely token is an answer."""
+
+    accurate: Tensor
+    top1: Tensor
+
+
+def correctness(logits: Tensor, batch: Batch) -> Correctness:
+    """Whether each example is answered right, at all its read positions.
+
+    Accurate: with one answer and one wrong answer the higher logit wins; with sets, the higher summed probability
+    (the same thing for single tokens). Without wrong answers it equals top-1.
+    """
+    logprobs = logits.float().log_softmax(-1)
+    best = logprobs.argmax(-1, keepdim=True)
+    top1 = (best == batch.answers).any(-1).all(-1)
+    if not batch.wrong.shape[-1]:
+        return Correctness(top1, top1)
+    better = _log_sum_of(logprobs, batch.answers) > _log_sum_of(logprobs, batch.wrong)
+    return Correctness(better.all(-1), top1)

@@ -1,0 +1,260 @@
+"""One view of every model: sites, weights by head, norms, and how what a layer writes reaches the residual stream.
+
+1. The name table (`families.py`) says where a family's modules are; sizes come from the config, layouts from the table.
+2. A *site* is a module boundary: the block's input, the projections' outputs, the output projection's input and output,
+   the MLP's input and output, the final norm's input, the unembedding's input. Positional encodings, q/k norms, caps,
+   sinks and routing lie between sites and need nothing.
+3. What a layer adds to the residual stream is linear in the concatenated heads `z` once the post-norm's own scale is
+   known: head h writes `(s z_h) W_O^h` with the post-norm's weight and the residual multiplier folded into `W_O`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import nnsight
+import torch
+from einops import einsum
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from circuitfind.batch import Inputs
+from circuitfind.errors import ModelError
+from circuitfind.graph import Graph
+from circuitfind.models.families import Family, family_of
+from circuitfind.models.layout import Heads, Layout
+from circuitfind.models.norms import Norm
+
+
+class Site(NamedTuple):
+    """A module boundary: `path` from the model's root, `side` is "input" or "output"."""
+
+    name: str
+    layer: int
+    path: str
+    side: str
+
+
+def module_at(root: Any, path: str) -> Any:
+    """The module (or nnsight envoy) at a dotted path."""
+    return functools.reduce(lambda at, key: at[int(key)] if key.isdigit() else getattr(at, key), path.split("."), root)
+
+
+def _weight(module: nn.Module) -> Tensor:
+    """`[in, out]` view of a projection's weight."""
+    return module.weight if isinstance(module, Conv1D) else module.weight.T
+
+
+@dataclass(frozen=True, eq=False)
+class LayerView:
+    """One block: its paths, its projections and norms.
+
+    Weights are read from the modules at each use, in `work` precision, so nothing is held twice.
+    """
+
+    path: str
+    family: Family
+    layout: Layout
+    block: nn.Module
+    attn_norm: Norm | None
+    mlp_norm: Norm | None
+    post_attn_norm: Norm | None
+    post_mlp_norm: Norm | None
+    multiplier: float
+    work: torch.dtype
+
+    def module(self, name: str | None) -> nn.Module | None:
+        return None if name is None else module_at(self.block, name)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.block.parameters()).device
+
+    def _projections(self) -> list[nn.Module]:
+        names = (self.family.qkv,) if self.family.qkv else (self.family.q, self.family.k, self.family.v)
+        return [module_at(self.block, name) for name in names]
+
+    def _as_heads(self, parts: list[Tensor]) -> Heads:
+        if len(parts) == 1:
+            return self.layout.split(parts[0])
+        return Heads(*(part.unflatten(-1, (-1, self.layout.d_head)) for part in parts))
+
+    def qkv_weight(self) -> Heads:
+        """`[d_model, heads, d_head]` each for q, k and v."""
+        return self._as_heads([_weight(m).detach().to(self.work) for m in self._projections()])
+
+    def qkv_bias(self) -> Heads | None:
+        """`[heads, d_head]` each, or None where the projections have none."""
+        biases = [m.bias for m in self._projections()]
+        if all(bias is None for bias in biases):
+            return None
+        widths = [_weight(m).shape[1] for m in self._projections()]
+        zero = functools.partial(torch.zeros, device=self.device, dtype=self.work)
+        parts = [zero(n) if b is None else b.detach().to(self.work) for b, n in zip(biases, widths, strict=True)]
+        return self._as_heads(parts)
+
+    def output_weight(self) -> Tensor:
+        """`[heads, d_head, d_model]`: W_O with the post-norm's weight and the residual multiplier folded in."""
+        weight = _weight(self.module(self.family.o)).detach().to(self.work)
+        if self.post_attn_norm is not None:
+            weight = self.post_attn_norm.centre(weight) * self.post_attn_norm.weight
+        if self.multiplier != 1:
+            weight = weight * self.multiplier
+        return weight.unflatten(0, (self.layout.n_heads, self.layout.d_head))
+
+    def scaled_heads(self, z: Tensor, attn_out: Tensor) -> Tensor:
+        """`[batch, pos, heads, d_head]` heads times the post-norm's scale at this run, ready for `output_weight`."""
+        heads = z.to(self.work).unflatten(-1, (self.layout.n_heads, self.layout.d_head))
+        if self.post_attn_norm is None:
+            return heads
+        return heads * self.post_attn_norm.scale(attn_out.to(self.work)).unsqueeze(-1)
+
+    def attn_written(self, attn_out: Tensor) -> Tensor:
+        """`[batch, pos, d_model]`: what attention (its bias included) adds to the stream."""
+        return self._written(attn_out.to(self.work), self.post_attn_norm)
+
+    def mlp_written(self, mlp_out: Tensor) -> Tensor:
+        """`[batch, pos, d_model]`: what the MLP adds to the stream, without its output projection's bias."""
+        bias = self._bias(self.family.down)
+        mlp_out = mlp_out.to(self.work)
+        return self._written(mlp_out if bias is None else mlp_out - bias, self.post_mlp_norm)
+
+    def constants(self) -> tuple[Tensor | None, Tensor | None]:
+        """`[d_model]` each: biases of the attention's and the MLP's output projection as added to the stream."""
+        biases = self._bias(self.family.o), self._bias(self.family.down)
+        return tuple(None if bias is None else bias * self.multiplier for bias in biases)
+
+    def _bias(self, name: str | None) -> Tensor | None:
+        bias = getattr(self.module(name), "bias", None) if name else None
+        return None if bias is None else bias.detach().to(self.work)
+
+    def _written(self, x: Tensor, norm: Norm | None) -> Tensor:
+        x = x if norm is None else norm(x)
+        return x if self.multiplier == 1 else x * self.multiplier
+
+
+class Adapter:
+    """A causal language model of a covered family, seen as a residual stream with writers and readers.
+
+    Attributes:
+        graph: its computation graph.
+        layers: one `LayerView` a block.
+        sites: all sites; `circuitfind.models.backends.observe` puts them in order of execution.
+        output_forms: by module path, the shape of what it returns (a tuple of so many, or None for a tensor).
+        centred: every norm that reads the stream takes its mean off, so the mean never matters.
+        backend: "nnsight" or "hooks", what single passes run through.
+        work: precision of circuitfind's own arithmetic: the model's, but at least float32.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        config = model.config
+        self.model, self.config, self.family = model, config, family_of(config)
+        family = self.family
+        blocks = module_at(model, family.layers)
+        self._check_covered(blocks)
+        self.dtype = next(model.parameters()).dtype
+        self.work = torch.promote_types(self.dtype, torch.float32)
+        n_heads, d_model = config.num_attention_heads, config.hidden_size
+        d_head = getattr(config, "head_dim", None) or d_model // n_heads
+        n_kv_heads = _kv_heads(config, n_heads)
+        self.d_head = d_head
+        self.graph = Graph(len(blocks), n_heads, n_kv_heads, d_model, family.parallel)
+        layout = Layout(family.layout, n_heads, n_kv_heads, d_head)
+        multiplier = float(getattr(config, family.residual_multiplier)) if family.residual_multiplier else 1.0
+        self.layers = []
+        for index, block in enumerate(blocks):
+            path, device = f"{family.layers}.{index}", next(block.parameters()).device
+
+            def norm(name: str | None, block: nn.Module = block, path: str = path, device: Any = device) -> Norm | None:
+                return None if name is None else Norm.of(module_at(block, name), d_model, f"{path}.{name}", device)
+
+            names = family.attn_norm, family.mlp_norm, family.post_attn_norm, family.post_mlp_norm
+            self.layers.append(LayerView(path, family, layout, block, *map(norm, names), multiplier, self.work))
+        final = Norm.of(module_at(model, family.final_norm), d_model, family.final_norm, self.device)
+        self.centred = final.centred and all(
+            norm is not None and norm.centred for view in self.layers for norm in (view.attn_norm, view.mlp_norm)
+        )
+        self.head_path = _path_of(model, model.get_output_embeddings())
+        self.sites = self._sites()
+        self.backend = "nnsight"
+        self.output_forms: dict[str, Any] = {}
+        self._accepts = set(inspect.signature(model.forward).parameters)
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.model.get_input_embeddings().weight.device
+
+    def keywords(self, inputs: Inputs) -> dict[str, Any]:
+        """Arguments of the model's forward for these inputs: explicit positions, a mask only where there is padding."""
+        keywords: dict[str, Any] = {"input_ids": inputs.ids, "use_cache": False}
+        if inputs.padded:
+            keywords["attention_mask"] = inputs.mask.long()
+        if "position_ids" in self._accepts:
+            keywords["position_ids"] = inputs.position_ids
+        return keywords
+
+    def head_outputs(self, layer: int, scaled: Tensor) -> Tensor:
+        """`[heads, batch, pos, d_model]` from scaled heads `[batch, pos, heads, d_head]`."""
+        return einsum(scaled, self.layers[layer].output_weight(), "b t h e, h e d -> h b t d")
+
+    def _sites(self) -> list[Site]:
+        family, sites = self.family, []
+        for layer, view in enumerate(self.layers):
+
+            def add(name: str, path: str, side: str, layer: int = layer, root: str = view.path) -> None:
+                sites.append(Site(name, layer, f"{root}.{path}" if path else root, side))
+
+            add("resid", "", "input")
+            for name in ("qkv",) if family.qkv else ("q", "k", "v"):
+                add(name, getattr(family, name), "output")
+            add("z", family.o, "input")
+            add("attn_out", family.o, "output")
+            add("mlp_in", family.mlp_in, "input")
+            add("mlp_out", family.mlp_out, "output")
+        sites.append(Site("final", self.graph.n_layers, family.final_norm, "input"))
+        sites.append(Site("unembed", self.graph.n_layers, self.head_path, "input"))
+        return sites
+
+    @functools.cached_property
+    def envoy(self) -> nnsight.NNsight:
+        """nnsight's wrapper of the model."""
+        return nnsight.NNsight(self.model)
+
+    def _check_covered(self, blocks: nn.ModuleList) -> None:
+        if getattr(self.config, "quantization_config", None):
+            raise ModelError("quantised models are not covered: load the model in float32, bfloat16 or float16")
+        if hasattr(self.model, "peft_config"):
+            raise ModelError("the model carries adapters: merge them first (model.merge_and_unload())")
+        for name, parameter in self.model.named_parameters():
+            if parameter.is_meta:
+                raise ModelError(f"weight '{name}' is on the meta device: load the weights onto a real device")
+        for index, block in enumerate(blocks):
+            for name in (self.family.qkv or self.family.q, self.family.o):
+                module = module_at(block, name)
+                if not isinstance(module, (nn.Linear, Conv1D)):
+                    raise ModelError(
+                        f"'{self.family.layers}.{index}.{name}' is a {type(module).__name__}, not a plain linear"
+                        " projection: quantised or adapter-wrapped weights are not covered"
+                    )
+            if self.family.post_attn_norm and module_at(block, self.family.o).bias is not None:
+                raise ModelError("an attention output bias under a post-norm is not covered (attention_bias=True)")
+
+
+def _kv_heads(config: Any, n_heads: int) -> int:
+    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
+        return 1
+    for attribute in ("num_key_value_heads", "num_kv_heads"):
+        if getattr(config, attribute, None):
+            return getattr(config, attribute)
+    return n_heads
+
+
+def _path_of(model: nn.Module, module: nn.Module | None) -> str:
+    for name, candidate in model.named_modules():
+        if candidate is module and name:
+            return name
+    raise ModelError(f"{type(model).__name__} has no language modelling head: load it with AutoModelForCausalLM")

@@ -1,0 +1,217 @@
+"""Two ways to take a visitor through one forward pass; both give it the same tensors in the same order.
+
+A visitor is `visit(site name, layer, value) -> new value | None | STOP`. It is shown every site's tensor and may replace
+it, or end the pass there. The mathematics never knows which backend runs it:
+
+* `through_nnsight`: an nnsight trace. The default: it composes with a user's own nnsight interventions.
+* `through_hooks`: plain module hooks, a few microseconds a site, for the loops that run thousands of passes. Only it can
+  *skip*: a module whose result is known is not computed (`Skips`), which is how a run restarts from a later layer.
+
+At the unembedding only the read positions are kept, so logits come out as `[batch, reads, vocab]`; the head's bias, caps
+and scales stay in force because the model itself applies them.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Mapping
+
+import nnsight
+import torch
+from torch import Tensor, nn
+
+from circuitfind.batch import Inputs
+from circuitfind.errors import ModelError
+from circuitfind.models.adapter import Adapter, Site, module_at
+
+
+class Stop:
+    """What a visitor returns to end the pass at a site."""
+
+
+STOP = Stop()
+Visit = Callable[[str, int, Tensor], "Tensor | None | Stop"]
+Skips = Mapping[str, Tensor]  # module path -> the (first) output that it would have computed
+EVERYWHERE = None
+
+
+class _Stopped(Exception):
+    pass
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Freezes weights and switches to evaluation mode; leaves the model as it was found."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    modes = {module: module.training for module in model.modules() if module.training}
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    if modes:
+        model.eval()
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def read_rows(value: Tensor, inputs: Inputs) -> Tensor:
+    """`[batch, reads, d_model]`: the unembedding's input at the positions that the metric reads."""
+    index = inputs.read.to(value.device)
+    return value[torch.arange(value.shape[0], device=value.device)[:, None], index]
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _with_first(output: Any, value: Tensor) -> Any:
+    return (value, *output[1:]) if isinstance(output, tuple) else value
+
+
+def through_hooks(
+    adapter: Adapter,
+    inputs: Inputs,
+    visit: Visit,
+    sites: frozenset[str] | None = EVERYWHERE,
+    skips: Skips | None = None,
+) -> Tensor | None:
+    """One forward pass with module hooks.
+
+    Args:
+        sites: names of the sites to visit; all by default.
+        skips: results of modules that need not run.
+
+    Returns:
+        Logits `[batch, reads, vocab]`, or None if the visitor stopped the pass.
+    """
+    handles, skipped = [], dict(skips or {})
+
+    def hook_input(site: Site, module: nn.Module) -> None:
+        def before(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            key = None if args else next(iter(kwargs))
+            new = visit(site.name, site.layer, args[0] if key is None else kwargs[key])
+            if new is STOP:
+                raise _Stopped
+            if new is None:
+                return None
+            return ((new, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: new})
+
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+
+    def hook_output(site: Site, module: nn.Module) -> None:
+        def after(_: nn.Module, __: tuple, output: Any) -> Any:
+            new = visit(site.name, site.layer, _first(output))
+            if new is STOP:
+                raise _Stopped
+            return None if new is None else _with_first(output, new)
+
+        handles.append(module.register_forward_hook(after))
+
+    def skip(module: nn.Module, path: str, value: Tensor) -> None:
+        form = adapter.output_forms[path]
+        # a clone, because some models (Falcon) add into the result in place
+        module.forward = lambda *_, **__: _with_first(form, value.clone())
+
+    modules = {path: module_at(adapter.model, path) for path in skipped}
+    # nnsight (and accelerate) keep a forward of their own on the instance: put back exactly what was there
+    forwards = {path: module.__dict__.get("forward") for path, module in modules.items()}
+    try:
+        for path, module in modules.items():
+            skip(module, path, skipped[path])
+        for site in adapter.sites:
+            if site.name == "unembed":
+                continue
+            if sites is EVERYWHERE or site.name in sites:
+                attach = hook_input if site.side == "input" else hook_output
+                attach(site, module_at(adapter.model, site.path))
+        head = module_at(adapter.model, adapter.head_path)
+        handles.append(head.register_forward_pre_hook(lambda _, args: (read_rows(args[0], inputs), *args[1:])))
+        return adapter.model(**adapter.keywords(inputs)).logits
+    except _Stopped:
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+        for path, module in modules.items():
+            if forwards[path] is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = forwards[path]
+
+
+def through_nnsight(
+    adapter: Adapter, inputs: Inputs, visit: Visit, sites: frozenset[str] | None = EVERYWHERE
+) -> Tensor | None:
+    """One forward pass in an nnsight trace; arguments and result as for `through_hooks`."""
+    envoy, wanted = adapter.envoy, [s for s in adapter.sites if sites is EVERYWHERE or s.name in sites]
+    keywords = adapter.keywords(inputs)
+    box: list[Tensor] = []
+    with envoy.trace(**keywords) as tracer:
+        if _drive(envoy, wanted, visit):
+            tracer.stop()
+        else:
+            head = module_at(envoy, adapter.head_path)
+            head.input = read_rows(head.input, inputs)
+            box.append(nnsight.save(envoy.output.logits))
+    return box[0] if box else None
+
+
+def _drive(envoy: Any, sites: list[Site], visit: Visit) -> bool:
+    """Shows every site to the visitor, in order of execution; true if it stopped the pass."""
+    for site in sites:
+        if site.name == "unembed":
+            continue
+        module = module_at(envoy, site.path)
+        if site.side == "input":
+            new = visit(site.name, site.layer, module.input)
+            if isinstance(new, Tensor):
+                module.input = new
+        else:
+            output = module.output
+            new = visit(site.name, site.layer, _first(output))
+            if isinstance(new, Tensor):
+                module.output = _with_first(output, new)
+        if new is STOP:
+            return True
+    return False
+
+
+BACKENDS = {"nnsight": through_nnsight, "hooks": through_hooks}
+
+
+def through(adapter: Adapter, inputs: Inputs, visit: Visit, sites: frozenset[str] | None = EVERYWHERE) -> Tensor | None:
+    """One forward pass through the backend that the adapter names."""
+    return BACKENDS[adapter.backend](adapter, inputs, visit, sites)
+
+
+def observe(adapter: Adapter) -> None:
+    """Learns from one short run in which order the sites execute, and which modules return tuples."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device=adapter.device)
+    inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids[:, :1]))
+    seen: list[tuple[str, int]] = []
+    forms: dict[str, Any] = {}
+    handles = []
+    for view in adapter.layers:
+        for name in ("", adapter.family.attn, adapter.family.mlp):
+            if name is not None:
+                path = f"{view.path}.{name}".rstrip(".")
+
+                def note(_: nn.Module, __: tuple, output: Any, path: str = path) -> None:
+                    forms[path] = (None, *output[1:]) if isinstance(output, tuple) else None
+
+                handles.append(module_at(adapter.model, path).register_forward_hook(note))
+    try:
+        with torch.no_grad(), undisturbed(adapter.model):
+            through_hooks(adapter, inputs, lambda name, layer, _: seen.append((name, layer)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    missing = [site.path for site in adapter.sites if site.name != "unembed" and (site.name, site.layer) not in seen]
+    if missing:
+        raise ModelError(f"module '{missing[0]}' did not run in a forward pass: this form of the family is not covered")
+    position = {key: i for i, key in enumerate(seen)}
+    adapter.sites.sort(key=lambda site: position.get((site.name, site.layer), len(position)))
+    adapter.output_forms = forms

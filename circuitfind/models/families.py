@@ -1,0 +1,208 @@
+"""The name table: where each architecture family keeps what the adapter needs. A new family is one new row.
+
+Paths are relative: `layers` and `final_norm` to the model, all others to one block. `None` means that the family has
+no such module. Strings in `residual_multiplier`, `variants` and `refuse` name an attribute of the model's config.
+Everything that differs between two models and is not in this table is taken from the modules themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+from circuitfind.errors import ModelError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of one architecture family.
+
+    Attributes:
+        qkv: the fused projection, with `layout` saying how its output features are ordered:
+            "concat" (all q, all k, all v), "per_head" (q, k, v of head 0, then of head 1, ...) or
+            "grouped" (per key/value head: its query heads, then k, then v). None: `q`, `k` and `v` are modules.
+        o: the attention's output projection; its *input* is the concatenated heads.
+        attn, mlp: the sub-modules whose call can be skipped when their result is known; None where they add the
+            residual themselves or are spread over several modules.
+        mlp_in, mlp_out: modules whose input is what the MLP reads (after its norm) and whose output is what it writes.
+        down: the MLP's output projection where there is a single one (for its bias).
+        post_attn_norm, post_mlp_norm: norms on what attention and MLP write (Gemma 2, OLMo 2, GLM 4).
+        parallel: attention and MLP read the same residual.
+        variants: (config attribute, value, changes): how this row changes for a form of the family.
+        refuse: (config attribute, value, reason): forms that are not covered.
+    """
+
+    layers: str = "model.layers"
+    final_norm: str = "model.norm"
+    q: str = "self_attn.q_proj"
+    k: str = "self_attn.k_proj"
+    v: str = "self_attn.v_proj"
+    qkv: str | None = None
+    layout: str = "concat"
+    o: str = "self_attn.o_proj"
+    attn: str | None = "self_attn"
+    attn_norm: str | None = "input_layernorm"
+    mlp_norm: str | None = "post_attention_layernorm"
+    post_attn_norm: str | None = None
+    post_mlp_norm: str | None = None
+    mlp: str | None = "mlp"
+    mlp_in: str = "mlp"
+    mlp_out: str = "mlp"
+    down: str | None = "mlp.down_proj"
+    parallel: bool = False
+    residual_multiplier: str | None = None
+    variants: tuple[tuple[str, Any, dict[str, Any]], ...] = ()
+    refuse: tuple[tuple[str, Any, str], ...] = ()
+
+
+LLAMA = Family()
+MOE = replace(LLAMA, down=None)  # expert biases depend on the routing: they are part of the MLP, not constants
+SANDWICH = replace(
+    LLAMA,
+    post_attn_norm="post_attention_layernorm",
+    mlp_norm="pre_feedforward_layernorm",
+    post_mlp_norm="post_feedforward_layernorm",
+)
+GPT2 = Family(
+    layers="transformer.h",
+    final_norm="transformer.ln_f",
+    qkv="attn.c_attn",
+    o="attn.c_proj",
+    attn="attn",
+    attn_norm="ln_1",
+    mlp_norm="ln_2",
+    down="mlp.c_proj",
+)
+
+FAMILIES: dict[str, Family] = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "olmo", "smollm3"), LLAMA),
+    **dict.fromkeys(("mixtral", "qwen3_moe", "gpt_oss"), MOE),
+    **dict.fromkeys(("gemma2", "gemma3_text"), SANDWICH),
+    "gpt2": replace(
+        GPT2, refuse=(("add_cross_attention", True, "it has cross-attention"),)
+    ),
+    "gpt_neo": replace(
+        GPT2,
+        qkv=None,
+        q="attn.attention.q_proj",
+        k="attn.attention.k_proj",
+        v="attn.attention.v_proj",
+        o="attn.attention.out_proj",
+    ),
+    "gptj": replace(
+        GPT2,
+        qkv=None,
+        q="attn.q_proj",
+        k="attn.k_proj",
+        v="attn.v_proj",
+        o="attn.out_proj",
+        mlp_norm="ln_1",
+        down="mlp.fc_out",
+        parallel=True,
+    ),
+    "gpt_neox": Family(
+        layers="gpt_neox.layers",
+        final_norm="gpt_neox.final_layer_norm",
+        qkv="attention.query_key_value",
+        layout="per_head",
+        o="attention.dense",
+        attn="attention",
+        down="mlp.dense_4h_to_h",
+        variants=(("use_parallel_residual", True, {"parallel": True}),),
+    ),
+    "opt": Family(
+        layers="model.decoder.layers",
+        final_norm="model.decoder.final_layer_norm",
+        o="self_attn.out_proj",
+        attn_norm="self_attn_layer_norm",
+        mlp_norm="final_layer_norm",
+        mlp=None,
+        mlp_in="fc1",
+        mlp_out="fc2",
+        down="fc2",
+        refuse=(
+            ("do_layer_norm_before", False, "its norms come after the residual addition (post-LN, as OPT-350m)"),
+            ("_remove_final_layer_norm", True, "it has no final norm"),
+        ),
+    ),
+    "bloom": Family(
+        layers="transformer.h",
+        final_norm="transformer.ln_f",
+        qkv="self_attention.query_key_value",
+        layout="per_head",
+        o="self_attention.dense",
+        attn=None,
+        mlp=None,
+        mlp_in="mlp.dense_h_to_4h",
+        mlp_out="mlp.dense_4h_to_h",
+        down="mlp.dense_4h_to_h",
+        refuse=(
+            ("apply_residual_connection_post_layernorm", True, "its residual is taken after the norm"),
+            ("slow_but_exact", True, "its output projections are split over slices (set slow_but_exact=False)"),
+        ),
+    ),
+    "falcon": Family(
+        layers="transformer.h",
+        final_norm="transformer.ln_f",
+        qkv="self_attention.query_key_value",
+        layout="grouped",
+        o="self_attention.dense",
+        attn="self_attention",
+        mlp_norm="input_layernorm",
+        down="mlp.dense_4h_to_h",
+        parallel=True,
+        variants=(
+            ("parallel_attn", False, {"parallel": False, "mlp_norm": "post_attention_layernorm"}),
+            ("num_ln_in_parallel_attn", 2, {"parallel": True, "attn_norm": "ln_attn", "mlp_norm": "ln_mlp"}),
+        ),
+    ),
+    "phi": replace(
+        LLAMA,
+        final_norm="model.final_layernorm",
+        o="self_attn.dense",
+        mlp_norm="input_layernorm",
+        down="mlp.fc2",
+        parallel=True,
+    ),
+    "phi3": replace(LLAMA, qkv="self_attn.qkv_proj"),
+    "olmo2": replace(
+        LLAMA,
+        attn_norm=None,
+        mlp_norm=None,
+        post_attn_norm="post_attention_layernorm",
+        post_mlp_norm="post_feedforward_layernorm",
+    ),
+    "granite": replace(LLAMA, residual_multiplier="residual_multiplier"),
+    "glm4": replace(LLAMA, post_attn_norm="post_self_attn_layernorm", post_mlp_norm="post_mlp_layernorm"),
+    "cohere": replace(LLAMA, mlp_norm="input_layernorm", parallel=True),
+    "starcoder2": replace(LLAMA, down="mlp.c_proj"),
+    "stablelm": replace(
+        LLAMA, variants=(("use_parallel_residual", True, {"parallel": True, "mlp_norm": "input_layernorm"}),)
+    ),
+}
+
+
+def family_of(config: Any) -> Family:
+    """The row for a model's config, in the form that the config asks for.
+
+    Raises:
+        ModelError: the family, or this form of it, is not covered.
+    """
+    kind = getattr(config, "model_type", None)
+    if kind not in FAMILIES:
+        close = get_close_matches(str(kind), FAMILIES, n=2)
+        hint = f" (closest: {', '.join(close)})" if close else ""
+        raise ModelError(
+            f"model family '{kind}' is not covered{hint}; covered are {', '.join(sorted(FAMILIES))}."
+            " Only decoder-only transformers with a pre-norm residual stream can be: a new one is a row in"
+            " circuitfind/models/families.py"
+        )
+    family = FAMILIES[kind]
+    for attribute, value, reason in family.refuse:
+        if getattr(config, attribute, None) == value:
+            raise ModelError(f"this {kind} model is not covered: {reason} (config.{attribute} = {value})")
+    for attribute, value, changes in family.variants:
+        if getattr(config, attribute, None) == value:
+            family = replace(family, **changes)
+    return family

@@ -1,0 +1,52 @@
+"""How the output features of the q, k, v projections divide into heads.
+
+One pair of functions serves weights, biases, activations and gradients alike, because all of them carry the features on
+their last axis. `split` returns views wherever the layout allows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+class Heads(NamedTuple):
+    """q `[..., heads, d_head]`, k and v `[..., kv_heads, d_head]`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Order of the features of a fused projection; see `Family.layout` for the three kinds."""
+
+    kind: str
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+
+    def split(self, features: Tensor) -> Heads:
+        """Takes `[..., features]` apart."""
+        h, g, e = self.n_heads, self.n_kv_heads, self.d_head
+        if self.kind == "concat":
+            q, k, v = features.split([h * e, g * e, g * e], dim=-1)
+            return Heads(q.unflatten(-1, (h, e)), k.unflatten(-1, (g, e)), v.unflatten(-1, (g, e)))
+        if self.kind == "per_head":
+            return Heads(*rearrange(features, "... (h three e) -> three ... h e", three=3, e=e))
+        groups = features.unflatten(-1, (g, h // g + 2, e))
+        return Heads(groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :])
+
+    def join(self, heads: Heads) -> Tensor:
+        """Puts `[..., features]` together again."""
+        if self.kind == "concat":
+            return torch.cat([part.flatten(-2) for part in heads], dim=-1)
+        if self.kind == "per_head":
+            return rearrange(torch.stack(heads), "three ... h e -> ... (h three e)")
+        queries = heads.q.unflatten(-2, (self.n_kv_heads, -1))
+        return torch.cat([queries, heads.k.unsqueeze(-2), heads.v.unsqueeze(-2)], dim=-2).flatten(-3)

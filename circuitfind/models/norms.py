@@ -1,0 +1,89 @@
+"""Norms as formulas: `norm(x) = r(x) * C x * weight + bias` with one scale r per token.
+
+`C` subtracts the mean (LayerNorm) or is the identity (RMSNorm), and `r = 1 / sqrt(mean((C x)^2) + eps)`. Weight and bias
+are read off the module by feeding it two probes, so every spelling of these norms (1 + weight, no weight, Cohere's)
+is one class here, and a module of another form is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from circuitfind.errors import ModelError
+
+
+@dataclass(frozen=True, eq=False)
+class Norm:
+    """A LayerNorm or RMSNorm.
+
+    Attributes:
+        weight: `[d_model]` float32 (float64 for a float64 model).
+        bias: `[d_model]`, or None where it is zero.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+    centred: bool
+
+    @classmethod
+    def of(cls, module: nn.Module, width: int, name: str, device: torch.device) -> Norm:
+        """Reads a norm module's formula.
+
+        Raises:
+            ModelError: the module is neither a LayerNorm nor an RMSNorm.
+        """
+        eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
+        parameter = next(module.parameters(), None)
+        dtype = torch.float64 if parameter is not None and parameter.dtype == torch.float64 else torch.float32
+        probe = copy.deepcopy(module).to(dtype)
+        alternating = torch.ones(width, dtype=dtype, device=device)
+        alternating[1::2] = -1  # mean 0 and mean square 1: the same for both kinds of norm
+        with torch.no_grad():
+            bias = probe(torch.zeros_like(alternating))
+            if eps is None:  # OLMo hides it: compare a small input with a large one
+                small, large = 1e-3, 1e3
+                ratio = (probe(alternating * small) - bias)[0] ** 2 / (probe(alternating * large) - bias)[0] ** 2
+                eps = float(small**2 * large**2 * (1 - ratio) / (ratio * large**2 - small**2))
+            weight = (probe(alternating) - bias) * alternating * (1 + eps) ** 0.5
+            ramp = torch.linspace(-1, 2, width, dtype=dtype, device=device)
+            for centred in (True, False):
+                norm = cls(weight, bias if bias.any() else None, float(eps), centred)
+                if torch.allclose(norm(ramp), probe(ramp), rtol=1e-4, atol=1e-5):
+                    return norm
+        raise ModelError(f"norm '{name}' ({type(module).__name__}) is neither a LayerNorm nor an RMSNorm")
+
+    def centre(self, x: Tensor) -> Tensor:
+        """`C x`."""
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
+    def scale(self, x: Tensor) -> Tensor:
+        """`r(x) [..., 1]`."""
+        return torch.rsqrt(self.centre(x).pow(2).mean(-1, keepdim=True) + self.eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        centred = self.centre(x)
+        y = centred * (torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight)
+        return y if self.bias is None else y + self.bias
+
+    def pull_back(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """Vector-Jacobian product: the gradient at the norm's input x from the one at its output.
+
+        With `g = weight * gradient` and `y = r C x`: `C^T r (g - y mean(g y))`.
+        """
+        y = self.centre(x)
+        r = torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        y, g = y * r, gradient * self.weight
+        return self.centre(g - y * (g * y).mean(-1, keepdim=True)) * r
+
+    def fold(self, projection: Tensor) -> Tensor:
+        """`C^T diag(weight) projection` for a projection `[d_model, ...]` that reads the normed stream.
+
+        With it, `projection^T norm(x) = r(x) * fold^T x + projection^T bias`.
+        """
+        folded = projection * self.weight.view(-1, *[1] * (projection.ndim - 1))
+        return folded - folded.mean(0, keepdim=True) if self.centred else folded

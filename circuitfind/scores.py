@@ -1,0 +1,208 @@
+"""Numbers over a graph, and the three ways to cut a circuit from them.
+
+1. `top(n)`: the n edges of highest score (`by="signed"`) or highest magnitude (`by="absolute"`, the default).
+2. `threshold(t)`: the edges whose score (or magnitude) is at least t.
+3. `greedy(n)`: grown from `logits`: of all edges into nodes that are already in, the best one comes next
+   (Hanna et al. 2024); every edge has a path to the logits by construction.
+
+Each cut is pruned to what is connected from `input` to `logits` unless `prune=False`, so it can hold fewer than n edges.
+Ties are broken by the graph's order, so a cut is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from circuitfind.circuit import Circuit, connected
+from circuitfind.errors import FileError, ScoreError
+from circuitfind.graph import Graph
+from circuitfind.record import Record
+
+By = Literal["absolute", "signed"]
+FORMAT = "circuitfind.scores"
+
+
+def _check_by(by: str) -> None:
+    if by not in ("absolute", "signed"):
+        raise ScoreError(f"by='{by}' is unknown: use 'absolute' (ranked by |effect|) or 'signed' (positive effects first)")
+
+
+def _check_finite(values: np.ndarray, names: list[str]) -> None:
+    if names:
+        raise ScoreError(
+            f"the score of {names[0]} is NaN ({len(names)} of {values.size} are): look for inf or NaN in the model's"
+            " logits (half precision overflows first: load with dtype='float32') or in a metric of your own"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Effects of every edge: `values [writers, readers]` float32 in units of the metric, positive = supports."""
+
+    graph: Graph
+    values: np.ndarray
+    record: Record = field(default_factory=Record)
+
+    def __post_init__(self) -> None:
+        shape = (self.graph.n_writers, self.graph.n_readers)
+        if self.values.shape != shape:
+            raise ScoreError(f"scores have shape {list(self.values.shape)}, the graph needs {list(shape)}")
+        _check_finite(self.values, self.graph.names(np.isnan(self.values) & self.graph.real))
+
+    def __getitem__(self, edge: str) -> float:
+        return float(self.values[self.graph.edge(edge)])
+
+    def __len__(self) -> int:
+        return self.graph.n_edges
+
+    def __repr__(self) -> str:
+        return f"Scores({len(self)} edges by {self.record.method or '?'}; {self.graph})"
+
+    def to_dict(self) -> dict[str, float]:
+        """`{edge name: effect}` of every edge of the graph."""
+        names = self.graph.names(self.graph.real)
+        return dict(zip(names, self.values.T[self.graph.real.T].tolist(), strict=True))
+
+    def key(self, by: By = "absolute") -> np.ndarray:
+        """`[writers, readers]`: what edges are ranked by; -inf where there is no edge."""
+        _check_by(by)
+        values = np.abs(self.values) if by == "absolute" else self.values
+        return np.where(self.graph.real, values, -np.inf)
+
+    def ranked(self, by: By = "absolute") -> np.ndarray:
+        """`[edges, 2]` (writer, reader) of every edge, best first, ties in the graph's order."""
+        key = self.key(by).T.ravel()
+        order = np.argsort(-key, kind="stable")[: self.graph.n_edges]
+        readers, writers = np.divmod(order, self.graph.n_writers)
+        return np.stack([writers, readers], axis=1)
+
+    # ---------------------------------------------------------------- cuts
+    def top(self, n: int, by: By = "absolute", prune: bool = True) -> Circuit:
+        """The n highest edges."""
+        mask = np.zeros_like(self.graph.real)
+        best = self.ranked(by)[: max(n, 0)]
+        mask[best[:, 0], best[:, 1]] = True
+        return self.cut(mask, prune, cut="top", n=n, by=by)
+
+    def threshold(self, t: float, by: By = "absolute", prune: bool = True) -> Circuit:
+        """The edges that reach t (in units of the metric)."""
+        return self.cut(self.key(by) >= t, prune, cut="threshold", t=t, by=by)
+
+    def greedy(self, n: int, by: By = "absolute", prune: bool = True) -> Circuit:
+        """n edges grown from the logits."""
+        graph, key = self.graph, self.key(by)
+        mask, inside, frontier = np.zeros_like(graph.real), set(), []
+
+        def enter(node: int) -> None:
+            """Offers every edge into a node that has just come in."""
+            inside.add(node)
+            for reader in np.flatnonzero(graph.serves[:, node]):
+                for writer in range(graph.limits[reader]):
+                    heapq.heappush(frontier, (-key[writer, reader], reader, writer))
+
+        enter(graph.n_nodes - 1)
+        added = 0
+        while frontier and added < n:
+            _, reader, writer = heapq.heappop(frontier)
+            if mask[writer, reader]:  # offered twice: a shared key/value head serves several nodes
+                continue
+            mask[writer, reader] = True
+            added += 1
+            if writer and writer not in inside:
+                enter(writer)
+        return self.cut(mask, prune, cut="greedy", n=n, by=by)
+
+    def cut(self, mask: np.ndarray, prune: bool = True, **settings: object) -> Circuit:
+        """The circuit of `mask`, carrying these scores as its estimates and `settings` in its record."""
+        mask = connected(self.graph, mask) if prune else mask
+        return Circuit(self.graph, mask, estimates=self.values, record=self.record.with_settings(**settings))
+
+    def of_nodes(self) -> NodeScores:
+        """Node scores as sums over outgoing edges, the first-order effect of ablating the node's whole output."""
+        return NodeScores(self.graph, np.where(self.graph.real, self.values, 0).sum(axis=1), self.record)
+
+    # ---------------------------------------------------------------- files
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Writes safetensors, graph and record in the header."""
+        return _save(path, "edge", self.graph, self.values, self.record)
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> Scores:
+        """Reads what `save` wrote, without any model."""
+        return cls(*_open(path, "edge"))
+
+
+@dataclass(frozen=True, eq=False)
+class NodeScores:
+    """Effects of every writer: `values [writers]`, or `[writers, position]` when scored by position."""
+
+    graph: Graph
+    values: np.ndarray
+    record: Record = field(default_factory=Record)
+
+    def __post_init__(self) -> None:
+        if self.values.shape[0] != self.graph.n_writers:
+            raise ScoreError(f"node scores for {self.values.shape[0]} writers, the graph has {self.graph.n_writers}")
+        bad = np.isnan(self.values).reshape(self.graph.n_writers, -1).any(axis=1)
+        _check_finite(self.values, [self.graph.writer_names[i] for i in np.flatnonzero(bad)])
+
+    def __getitem__(self, node: str) -> float | np.ndarray:
+        value = self.values[self.graph.writer(node)]
+        return float(value) if value.ndim == 0 else value
+
+    def to_dict(self) -> dict[str, float | list[float]]:
+        """`{node name: effect}`, or lists over positions."""
+        return dict(zip(self.graph.writer_names, self.values.tolist(), strict=True))
+
+    def heads(self) -> np.ndarray:
+        """`[layer, head, ...]`: the heads' scores."""
+        return np.stack([self.values[self.graph.heads(layer)] for layer in range(self.graph.n_layers)])
+
+    def top(self, n: int, by: By = "absolute") -> list[str]:
+        """Names of the n best nodes, best first (positions summed)."""
+        _check_by(by)
+        total = self.values.reshape(self.graph.n_writers, -1).sum(axis=1)
+        order = np.argsort(-(np.abs(total) if by == "absolute" else total), kind="stable")
+        return [self.graph.writer_names[i] for i in order[:n]]
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Writes safetensors, graph and record in the header."""
+        return _save(path, "node", self.graph, self.values, self.record)
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> NodeScores:
+        """Reads what `save` wrote, without any model."""
+        return cls(*_open(path, "node"))
+
+
+def _save(path: str | PathLike[str], level: str, graph: Graph, values: np.ndarray, record: Record) -> Path:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header = {"format": FORMAT, "version": "1", "level": level}
+    header |= {"graph": json.dumps(asdict(graph)), "record": json.dumps(asdict(record))}
+    save_file({"values": np.ascontiguousarray(values, dtype=np.float32)}, str(path), metadata=header)
+    return path
+
+
+def _open(path: str | PathLike[str], level: str) -> tuple[Graph, np.ndarray, Record]:
+    if not Path(path).is_file():
+        raise FileError(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            header = file.metadata() or {}
+            if header.get("format") != FORMAT or header.get("level") != level:
+                kind = f"{header.get('level')} scores" if header.get("format") == FORMAT else "no scores of circuitfind"
+                raise FileError(f"{path}: expected {level} scores, this file holds {kind}")
+            values = file.get_tensor("values")
+    except SafetensorError as error:
+        raise FileError(f"{path}: not a scores file (safetensors written by Scores.save): {error}") from None
+    return Graph(**json.loads(header["graph"])), values, Record(**json.loads(header["record"]))

@@ -1,0 +1,106 @@
+"""Small random models of every covered family.
+
+Matrices are scaled up and every bias and norm weight is randomised: at default initialisation attention is nearly
+uniform and biases are zero, which hides half of all mistakes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Callable
+
+import torch
+import transformers as hf
+from torch import nn
+
+VOCAB = 128
+SIZE = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
+IDS = dict(vocab_size=VOCAB, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+LLAMA = {**SIZE, **IDS, "num_key_value_heads": 2}
+NEOX = {**SIZE, **IDS}
+GPT = dict(n_layer=2, n_head=4, n_embd=32, n_positions=64, **IDS)
+FALCON = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **IDS)
+
+
+def _moe(**more: Any) -> dict[str, Any]:
+    return {**LLAMA, "num_experts_per_tok": 2, **more}
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT)),
+    "gpt_neo": lambda: hf.GPTNeoForCausalLM(
+        hf.GPTNeoConfig(
+            hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=4,
+            max_position_embeddings=64, **IDS,
+        )
+    ),
+    "gpt_neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**NEOX)),
+    "gpt_neox-sequential": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(use_parallel_residual=False, **NEOX)),
+    "gptj": lambda: hf.GPTJForCausalLM(hf.GPTJConfig(rotary_dim=4, **GPT)),
+    "opt": lambda: hf.OPTForCausalLM(
+        hf.OPTConfig(
+            hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
+            word_embed_proj_dim=32, **IDS,
+        )
+    ),
+    "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, **IDS)),
+    "falcon": lambda: hf.FalconForCausalLM(hf.FalconConfig(**FALCON)),
+    "falcon-multihead": lambda: hf.FalconForCausalLM(hf.FalconConfig(multi_query=False, **FALCON)),
+    "falcon-sequential": lambda: hf.FalconForCausalLM(
+        hf.FalconConfig(parallel_attn=False, multi_query=False, bias=True, alibi=True, **FALCON)
+    ),
+    "falcon-new": lambda: hf.FalconForCausalLM(
+        hf.FalconConfig(new_decoder_architecture=True, num_kv_heads=2, **FALCON)
+    ),
+    "phi": lambda: hf.PhiForCausalLM(hf.PhiConfig(**LLAMA)),
+    "phi-qk-norm": lambda: hf.PhiForCausalLM(hf.PhiConfig(qk_layernorm=True, **LLAMA)),
+    "phi3": lambda: hf.Phi3ForCausalLM(hf.Phi3Config(**LLAMA)),
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**LLAMA)),
+    "llama-biased": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(attention_bias=True, mlp_bias=True, **LLAMA)),
+    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(sliding_window=4, **LLAMA)),
+    "mixtral": lambda: hf.MixtralForCausalLM(hf.MixtralConfig(**_moe(num_local_experts=4))),
+    "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**LLAMA)),
+    "qwen3": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(head_dim=8, **LLAMA)),
+    "qwen3_moe": lambda: hf.Qwen3MoeForCausalLM(
+        hf.Qwen3MoeConfig(head_dim=8, **_moe(num_experts=4, moe_intermediate_size=16))
+    ),
+    "gemma": lambda: hf.GemmaForCausalLM(hf.GemmaConfig(head_dim=8, **LLAMA)),
+    "gemma2": lambda: hf.Gemma2ForCausalLM(
+        hf.Gemma2Config(head_dim=8, query_pre_attn_scalar=8, sliding_window=4, **LLAMA)
+    ),
+    "gemma3": lambda: hf.Gemma3ForCausalLM(
+        hf.Gemma3TextConfig(head_dim=8, query_pre_attn_scalar=8, sliding_window=4, **LLAMA)
+    ),
+    "olmo": lambda: hf.OlmoForCausalLM(hf.OlmoConfig(**LLAMA)),
+    "olmo2": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**LLAMA)),
+    "granite": lambda: hf.GraniteForCausalLM(
+        hf.GraniteConfig(residual_multiplier=0.4, logits_scaling=2.0, embedding_multiplier=3.0, **LLAMA)
+    ),
+    "glm4": lambda: hf.Glm4ForCausalLM(hf.Glm4Config(head_dim=8, **LLAMA)),
+    "cohere": lambda: hf.CohereForCausalLM(hf.CohereConfig(**LLAMA)),
+    "starcoder2": lambda: hf.Starcoder2ForCausalLM(hf.Starcoder2Config(**LLAMA)),
+    "stablelm": lambda: hf.StableLmForCausalLM(hf.StableLmConfig(**LLAMA)),
+    "stablelm-parallel": lambda: hf.StableLmForCausalLM(hf.StableLmConfig(use_parallel_residual=True, **LLAMA)),
+    "smollm3": lambda: hf.SmolLM3ForCausalLM(hf.SmolLM3Config(**LLAMA)),
+    "gpt_oss": lambda: hf.GptOssForCausalLM(hf.GptOssConfig(head_dim=8, **_moe(num_local_experts=4))),
+}
+EVERY_FAMILY = sorted(MODELS)
+
+
+def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None) -> nn.Module:
+    """A random model of the family, with weights that make every part of it matter."""
+    torch.manual_seed(seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = MODELS[name]().eval()
+    if attention:
+        model.set_attn_implementation(attention)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4)
+            elif key.endswith("bias") or "sinks" in key:
+                parameter.normal_(0, 0.3)
+            else:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.to(dtype)
