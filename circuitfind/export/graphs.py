@@ -1,0 +1,80 @@
+"""A circuit as a networkx graph, and as GraphML for Gephi, Cytoscape and yEd.
+
+1. One networkx node a node of the circuit: attributes `kind` (input, head, mlp, logits), `layer` (-1 for `input`, the
+   number of layers for `logits`) and, for heads, `head`.
+2. One networkx edge an edge of the circuit, from the writer to the node that its reader feeds, keyed by the reader's
+   name, so q, k and v of one head are parallel edges: attributes `edge` (the full name), `kind` (q, k, v, mlp or
+   logits), `estimate`, `exact`, and `effect` (exact where measured, else the estimate). Unknown: no attribute.
+3. A reader of a shared key/value head feeds every query head of its group: the edge is drawn to each of those in the
+   circuit, and to a node of kind `kv` that stands for the shared head where the circuit has none of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import networkx
+
+from circuitfind.export.files import write_bytes
+from circuitfind.export.rows import EdgeRow
+from circuitfind.graph import Graph
+
+
+def node_attributes(graph: Graph, node: str) -> dict[str, Any]:
+    """`kind`, `layer` and, for heads, `head` of a node."""
+    if node == "logits":
+        return {"kind": "logits", "layer": graph.n_layers}
+    index = graph.writer(node)
+    layer = graph.layer_of(index)
+    if layer < 0:
+        return {"kind": "input", "layer": layer}
+    if index == graph.mlp(layer):
+        return {"kind": "mlp", "layer": layer}
+    return {"kind": "head", "layer": layer, "head": index - graph.head(layer)}
+
+
+def fed(graph: Graph, reader: int, inside: set[str]) -> list[str]:
+    """Names of the nodes that a reader feeds, as far as they are inside the circuit."""
+    names = (graph.node_names[node] for node in graph.serves[reader].nonzero()[0])
+    return [name for name in names if name in inside]
+
+
+def to_networkx(graph: Graph, rows: Iterable[EdgeRow], nodes: Sequence[str]) -> networkx.MultiDiGraph:
+    """The circuit as a directed multigraph (see the module's head for the attributes).
+
+    Args:
+        rows: the circuit's edges, effects in units of the metric, positive = supports.
+        nodes: names of the circuit's nodes.
+    """
+    result: networkx.MultiDiGraph = networkx.MultiDiGraph()
+    for node in nodes:
+        result.add_node(node, **node_attributes(graph, node))
+    inside = set(nodes)
+    for row in rows:
+        name, (layer, kind, head) = graph.reader_names[row.reader], graph.reader(row.reader)
+        attributes = {"edge": graph.edge_name(row.writer, row.reader), "kind": kind}
+        values = {"estimate": row.estimate, "exact": row.exact, "effect": row.effect}
+        known = {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
+        targets = fed(graph, row.reader, inside)
+        if not targets:
+            targets = [name.partition("<")[0]]
+            result.add_node(targets[0], kind="kv", layer=layer, head=head)
+        for target in targets:
+            result.add_edge(graph.writer_names[row.writer], target, key=name, **attributes, **known)
+    return result
+
+
+def write_graphml(path: str | PathLike[str], graph: Graph, rows: Iterable[EdgeRow], nodes: Sequence[str]) -> Path:
+    """Writes GraphML; unknown values are left out.
+
+    Raises:
+        FileError: the place cannot be written to.
+    """
+    buffer = BytesIO()
+    networkx.write_graphml(to_networkx(graph, rows, nodes), buffer)
+    return write_bytes(path, buffer.getvalue())

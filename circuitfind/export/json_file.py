@@ -1,0 +1,229 @@
+"""circuit.json: a circuit by the names of its edges, with everything that is known about it.
+
+Version 1 (UTF-8, one JSON object; unknown keys are passed over, so that later versions may add some):
+
+    format   "circuitfind.circuit"
+    version  1
+    graph    {n_layers, n_heads, n_kv_heads, d_model, parallel}: the graph that the names belong to
+    record   where the numbers come from: model, task, method, metric, ablation, sign, seed, settings, versions
+    nodes    names of the nodes that the edges touch (for other tools; reading takes them from the edges)
+    edges    [{edge: "a0.h1->m2", estimate: 0.12 | null, exact: 0.11 | null}, ...] in units of the metric,
+             positive = supports
+    facts    what was measured of the circuit as a whole
+
+Numbers are finite: what is NaN or infinite in memory is null in the file. Nothing here needs a model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from circuitfind.errors import FileError
+from circuitfind.export.files import write_text
+from circuitfind.export.rows import EdgeRow
+from circuitfind.graph import Graph
+from circuitfind.record import Record
+
+FORMAT = "circuitfind.circuit"
+VERSION = 1
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class GraphPart(_Part):
+    """The six numbers of a `Graph`; the file's own copy, so that a change of the class cannot change the format."""
+
+    n_layers: int = Field(ge=1)
+    n_heads: int = Field(ge=1)
+    n_kv_heads: int = Field(ge=1)
+    d_model: int
+    parallel: bool = False
+
+
+class RecordPart(_Part):
+    """A `Record`; what a file leaves out is empty, never filled with what holds on the machine that reads it."""
+
+    model: str = ""
+    task: str = ""
+    n_examples: int = 0
+    metric: str = ""
+    method: str = ""
+    ablation: str = ""
+    direction: str = ""
+    sign: str = ""
+    seed: int = 0
+    bos: str = ""
+    settings: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+
+
+class EdgePart(_Part):
+    """One edge by name."""
+
+    edge: str
+    estimate: FiniteFloat | None = None
+    exact: FiniteFloat | None = None
+
+
+class CircuitFile(_Part):
+    """The whole file."""
+
+    format: str
+    version: int
+    graph: GraphPart
+    record: RecordPart = RecordPart()
+    nodes: list[str] = []
+    edges: list[EdgePart]
+    facts: dict[str, Any] = {}
+
+
+class Content(NamedTuple):
+    """What a file holds, in the package's own terms."""
+
+    graph: Graph
+    rows: list[EdgeRow]
+    record: Record
+    facts: dict[str, Any]
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: NaN and infinity as None, tuples and arrays as lists, unknown things as text."""
+    if value is None or isinstance(value, (bool, str, int)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value)]
+    if hasattr(value, "tolist"):  # numpy and torch, without importing either
+        return plain(value.tolist())
+    return str(value)
+
+
+def write(
+    path: str | PathLike[str],
+    graph: Graph,
+    rows: Iterable[EdgeRow],
+    nodes: Sequence[str],
+    record: Record,
+    facts: dict[str, Any],
+) -> Path:
+    """Writes circuit.json, whole or not at all.
+
+    Raises:
+        FileError: the place cannot be written to.
+    """
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "graph": asdict(graph),
+        "record": plain(asdict(record)),
+        "nodes": list(nodes),
+        "edges": [
+            {"edge": graph.edge_name(u, r), "estimate": plain(estimate), "exact": plain(exact)}
+            for u, r, estimate, exact in rows
+        ],
+        "facts": plain(facts),
+    }
+    return write_text(path, _layout(content))
+
+
+def read(path: str | PathLike[str]) -> Content:
+    """Reads circuit.json.
+
+    Raises:
+        FileError: the file is missing, no JSON, of another format or a newer version, holds wrong types,
+            or names edges that its graph lacks or names them twice.
+    """
+    raw = _json(path)
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        found = f"format '{raw['format']}'" if isinstance(raw, dict) and "format" in raw else 'no "format" key'
+        raise FileError(f"{path}: not a circuit of circuitfind ({found}, expected '{FORMAT}')")
+    version = raw.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise FileError(
+            f"{path}: written by a newer circuitfind (version {version} of the format, this one reads {VERSION}):"
+            " upgrade circuitfind"
+        )
+    if version != VERSION or isinstance(version, bool):
+        raise FileError(f"{path}: version {version!r} of the format is unknown, this circuitfind reads {VERSION}")
+    try:
+        content = CircuitFile.model_validate(raw)
+        graph = Graph(**content.graph.model_dump())
+    except ValidationError as error:
+        raise FileError(f"{path}: {_first(error)}") from None
+    except ValueError as error:
+        raise FileError(f"{path}: graph: {error}") from None
+    return Content(graph, _rows(path, graph, content.edges), Record(**content.record.model_dump()), content.facts)
+
+
+def _json(path: str | PathLike[str]) -> Any:
+    """The file's JSON; NaN and Infinity, which are no JSON, are refused."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number that JSON knows")
+
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
+    except FileNotFoundError:
+        raise FileError(f"{path}: no such file") from None
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are both ValueErrors
+        raise FileError(f"{path}: not JSON: {error}") from None
+
+
+def _rows(path: str | PathLike[str], graph: Graph, edges: list[EdgePart]) -> list[EdgeRow]:
+    rows: dict[tuple[int, int], EdgeRow] = {}
+    for part in edges:
+        try:
+            u, r = graph.edge(part.edge)
+        except FileError as error:
+            raise FileError(f"{path}: {error}") from None
+        if (u, r) in rows:
+            raise FileError(f"{path}: edge '{part.edge}' is listed twice")
+        rows[u, r] = EdgeRow(u, r, part.estimate, part.exact)
+    return list(rows.values())
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, as one line."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    given = "" if first["type"] == "missing" else f", not {_short(first['input'])}"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}{given}{more}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _layout(content: dict[str, Any]) -> str:
+    """JSON text with one edge a line: short to read, and a change of one edge is a change of one line."""
+    lines = []
+    for key, value in content.items():
+        if key == "edges" and value:
+            text = "[\n" + ",\n".join(f"    {_dump(edge)}" for edge in value) + "\n  ]"
+        elif key == "nodes":
+            text = _dump(value)
+        else:
+            text = _dump(value, indent=2).replace("\n", "\n  ")
+        lines.append(f'  "{key}": {text}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _dump(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)

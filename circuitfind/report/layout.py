@@ -1,0 +1,188 @@
+"""Layered drawing, second half: coordinates of boxes and paths of arrows.
+
+1. Every slot wants to stand at the weighted mean of its neighbours above and below; passing points pull on each other
+   hardest, so that long arrows run straight. A rank keeps its order and its distances: the least-squares answer under
+   these constraints is an isotonic regression (pool adjacent violators), repeated in sweeps.
+2. Arrows leave a box at its top and enter at its bottom, spread over its width in the order of where they come from.
+3. Between ranks an arrow is a monotone cubic (Fritsch and Carlson 1980) of x over y: smooth, and never past its points.
+
+Coordinates are in pixels, y grows downwards as in SVG; `input` is at the bottom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from circuitfind.report.ordering import Slots, slots
+
+BOX_HEIGHT = 24.0
+SWEEPS = 40
+PINCH = 0.6  # of a lane: distance of arrows squeezed past a box
+STIFFNESS = 0.4  # how much a long arrow keeps to its lane where nothing is in its way
+
+
+class Point(NamedTuple):
+    x: float
+    y: float
+
+
+class Layout(NamedTuple):
+    """Centres of the boxes, the points of every link from source to target, and the height of each rank's centre."""
+
+    boxes: dict[str, Point]
+    paths: dict[tuple[str, str], list[Point]]
+    heights: list[float]
+    width: float
+    height: float
+
+
+def layout(
+    levels: Sequence[Sequence[str]],
+    widths: Mapping[str, float],
+    links: Mapping[tuple[str, str], tuple[int, float]],
+    lane: float,
+) -> Layout:
+    """Places boxes and links.
+
+    Args:
+        levels: names of the boxes, rank by rank from the bottom.
+        widths: width of each box in pixels.
+        links: `{(source, target): (arrows side by side, weight)}`, source in a lower rank than target.
+        lane: distance of arrows that run side by side, in pixels.
+    """
+    lanes = {pair: (lane * count, weight) for pair, (count, weight) in links.items()}
+    layers = slots(levels, widths, lanes)
+    x = _columns(layers)
+    low = min((x[slot] - layers.widths[slot] / 2 for row in layers.rows for slot in row), default=0.0)
+    high = max((x[slot] + layers.widths[slot] / 2 for row in layers.rows for slot in row), default=0.0)
+    y = _heights(layers, x)
+    _relax(layers, x, y, PINCH * lane)
+    total = y[0] + BOX_HEIGHT / 2 if y else 0.0
+    boxes = {
+        name: Point(x[slot] - low, y[rank]) for rank, names in enumerate(levels) for name, slot in _in(names, layers)
+    }
+    rank_of = {slot: rank for rank, row in enumerate(layers.rows) for slot in row}
+    paths = {pair: [Point(x[slot] - low, y[rank_of[slot]]) for slot in chain] for pair, chain in layers.chains.items()}
+    return Layout(boxes, paths, y, high - low, total)
+
+
+def _in(names: Sequence[str], layers: Slots) -> list[tuple[str, int]]:
+    return [(name, layers.boxes[name]) for name in names]
+
+
+def _columns(layers: Slots) -> list[float]:
+    """x of every slot: neighbours pull, order and distances hold."""
+    x = [0.0] * len(layers.widths)
+    for row in layers.rows:
+        _place(layers, row, [0.0] * len(row), x)
+    pull = [_pull(layers, slot) for slot in range(len(x))]
+    for sweep in range(SWEEPS):
+        for row in layers.rows if sweep % 2 else reversed(layers.rows):
+            wishes = []
+            for slot in row:
+                total = sum(weight for _, weight in pull[slot])
+                wishes.append(sum(weight * x[other] for other, weight in pull[slot]) / total if total else x[slot])
+            _place(layers, row, wishes, x)
+    return x
+
+
+def _pull(layers: Slots, slot: int) -> list[tuple[int, float]]:
+    """Neighbours with how hard they pull: 8 between passing points, 2 between a point and a box, 1 between boxes."""
+    return [
+        (other, weight * (1, 2, 6)[(not layers.is_box[slot]) + (not layers.is_box[other])])
+        for other, weight in (*layers.below[slot], *layers.above[slot])
+    ]
+
+
+def _place(layers: Slots, row: Sequence[int], wishes: Sequence[float], x: list[float]) -> None:
+    """Least squares to the wishes under the distances: isotonic regression of wish - offset."""
+    offset, offsets = 0.0, []
+    for i, slot in enumerate(row):
+        if i:
+            gap = 22.0 if layers.is_box[slot] and layers.is_box[row[i - 1]] else 5.0
+            offset += (layers.widths[slot] + layers.widths[row[i - 1]]) / 2 + gap
+        offsets.append(offset)
+    if not any(wishes):  # the first placing: the row around 0
+        wishes = [here - offset / 2 for here in offsets]
+    pools: list[list[float]] = []  # mean, weight, members
+    for slot, wish, here in zip(row, wishes, offsets, strict=True):
+        weight = 3.0 if layers.is_box[slot] else 1.0
+        pools.append([wish - here, weight, 1])
+        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
+            mean, heavy, count = pools.pop()
+            last = pools[-1]
+            last[0] = (last[0] * last[1] + mean * heavy) / (last[1] + heavy)
+            last[1] += heavy
+            last[2] += count
+    means = [pool[0] for pool in pools for _ in range(int(pool[2]))]
+    for slot, mean, here in zip(row, means, offsets, strict=True):
+        x[slot] = mean + here
+
+
+def _relax(layers: Slots, x: list[float], y: Sequence[float], pinch: float) -> None:
+    """Pulls long arrows taut between the boxes that they pass, most of the way from their lanes: softer bends."""
+    lanes, room = list(x), _rooms(layers, x, pinch)
+    level = {slot: rank for rank, row in enumerate(layers.rows) for slot in row}
+    for _ in range(SWEEPS):
+        for chain in layers.chains.values():
+            for (before, slot), (_, after) in pairwise(pairwise(chain)):
+                rise = (y[level[slot]] - y[level[before]]) / (y[level[after]] - y[level[before]])
+                straight = x[before] + (x[after] - x[before]) * rise
+                low, high = room[slot]
+                x[slot] = min(max((straight + STIFFNESS * lanes[slot]) / (1 + STIFFNESS), low), high)
+
+
+def _rooms(layers: Slots, x: Sequence[float], pinch: float) -> dict[int, tuple[float, float]]:
+    """How far a passing point may move towards the boxes beside it: one lane further off for each point in between."""
+    rooms: dict[int, tuple[float, float]] = {}
+    for row in layers.rows:
+        lows, highs = _bounds(layers, row, x, pinch), _bounds(layers, row[::-1], x, -pinch)
+        for slot, low, high in zip(row, lows, reversed(highs), strict=True):
+            rooms[slot] = (min(low, x[slot]), max(high, x[slot]))
+    return rooms
+
+
+def _bounds(layers: Slots, row: Sequence[int], x: Sequence[float], pinch: float) -> list[float]:
+    """The nearest that each point may come to the last box before it; `pinch` is negative from right to left."""
+    sign = 1 if pinch > 0 else -1
+    edge, bounds = -sign * 1e9, []
+    for slot in row:
+        edge = x[slot] + sign * (layers.widths[slot] / 2 + 3) if layers.is_box[slot] else edge + pinch
+        bounds.append(edge)
+    return bounds
+
+
+def _heights(layers: Slots, x: Sequence[float]) -> list[float]:
+    """y of every rank: the further arrows move sideways between two ranks, the further the ranks are apart."""
+    gaps = []
+    for row in layers.rows[:-1]:
+        moves = sorted(abs(x[slot] - x[upper]) for slot in row for upper, _ in layers.above[slot])
+        sideways = moves[int(0.8 * len(moves))] if moves else 0.0
+        gaps.append(BOX_HEIGHT + min(34 + 0.14 * sideways + 0.05 * len(moves), 84))
+    heights = [BOX_HEIGHT / 2]
+    for gap in reversed(gaps):
+        heights.append(heights[-1] + gap)
+    return heights[::-1] if layers.rows else []
+
+
+def curve(points: Sequence[Point]) -> tuple[str, float]:
+    """SVG path data through points of falling y, and the slope dx/dy with which it arrives."""
+    slopes = [(b.x - a.x) / (b.y - a.y) for a, b in pairwise(points)]
+    tangents = [_tilt(slopes[0])]
+    for before, after in pairwise(slopes):
+        product = before * after
+        tangents.append(2 * product / (before + after) if product > 0 else 0.0)
+    tangents.append(_tilt(slopes[-1]))
+    text = [f"M{points[0].x:.1f} {points[0].y:.1f}"]
+    for (a, b), (leave, arrive) in zip(pairwise(points), pairwise(tangents), strict=True):
+        third = (b.y - a.y) / 3
+        controls = ((a.x + leave * third, a.y + third), (b.x - arrive * third, b.y - third), b)
+        text.append("C" + " ".join(f"{cx:.1f} {cy:.1f}" for cx, cy in controls))
+    return "".join(text), tangents[-1]
+
+
+def _tilt(slope: float) -> float:
+    """Arrows leave and arrive nearly upright, however far they have to go sideways."""
+    return min(max(slope * 0.3, -0.9), 0.9)

@@ -1,0 +1,231 @@
+"""The page and its drawing: nothing from outside, nothing unescaped, every edge and number where it belongs."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from circuitfind.circuit import Circuit
+from circuitfind.graph import Graph
+from circuitfind.record import Record
+from circuitfind.report import axes, layout, plots
+from circuitfind.report.drawing import draw
+from circuitfind.report.page import ExampleRow, ReportData, html, write
+
+GRAPH = Graph(4, 4, 4, 16)
+EVIL = "<script>alert('x')</script> & \"$title\""
+
+
+class Point(NamedTuple):
+    n_edges: int
+    faithfulness: float
+    stage: str
+
+
+class Check(NamedTuple):
+    name: str
+    estimate: float | None
+    exact: float
+
+
+class Tags(HTMLParser):
+    """Collects tags, and holds that every opened one is closed in order."""
+
+    VOID = ("meta", "link", "input", "br", "img")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def named(self, tag: str, part: str = "") -> list[dict[str, str | None]]:
+        return [
+            attributes for name, attributes in self.found if name == tag and part in (attributes.get("class") or "")
+        ]
+
+
+def some(n_edges: int, graph: Graph = GRAPH, seed: int = 0) -> Circuit:
+    """A circuit of random edges, a third of them opposing, every second one measured."""
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(np.argwhere(graph.real))[:n_edges]
+    mask = np.zeros_like(graph.real)
+    mask[tuple(chosen.T)] = True
+    values = (rng.exponential(size=mask.shape) * rng.choice([-1, 1, 1], size=mask.shape)).astype(np.float32)
+    exact = np.where(rng.random(mask.shape) < 0.5, values, np.nan)
+    return Circuit(graph, mask, values, exact, Record(model="tiny", metric="logit_diff", settings={"steps": 5}))
+
+
+def data(circuit: Circuit) -> ReportData:
+    return ReportData(
+        title="A circuit",
+        model="tiny",
+        task={"behaviour": EVIL},
+        circuit=circuit,
+        faithfulness=0.93,
+        interval=(0.9, 0.96),
+        metric=2.0,
+        metric_full=2.2,
+        metric_empty=-1.0,
+        checks=[Check("input->m1", 0.5, 0.4), Check("m1->logits", 0.02, -0.03), Check("m0->logits", None, 0.1)],
+        correlation=0.9,
+        curve=[
+            Point(10, 0.2, "grid"),
+            Point(100, 1.3, "grid"),
+            Point(40, 0.9, "bisection"),
+            Point(30, 0.93, "pruning"),
+        ],
+        tolerance=0.05,
+        random=[0.0, 0.1, 0.95],
+        examples=[ExampleRow(EVIL, " Mary", 3.0, np.float64(2.5), float("nan"))],
+        steps=[("score", EVIL)],
+        command="circuitfind find --task 'a<b'",
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the page
+def test_page_is_self_contained_and_well_formed(tmp_path: Path) -> None:
+    text = write(tmp_path / "new" / "report.html", data(some(60))).read_text(encoding="utf-8")
+    tags = Tags(text)
+    for _, attributes in tags.found:
+        for name in ("src", "href", "xlink:href", "action"):
+            assert (attributes.get(name) or "data:").startswith(("data:", "#"))
+    assert not re.search(r"https?://|@import|url\(", text)
+    policy = next(a["content"] for a in tags.named("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None and "default-src 'none'" in policy
+    ids = [a["id"] for _, a in tags.found if "id" in a]
+    assert len(ids) == len(set(ids))
+
+
+def test_page_escapes_what_comes_from_outside() -> None:
+    text = html(data(some(20)))
+    assert text.count("<script>") == 1 and len(Tags(text).named("script")) == 1
+    assert text.count("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; &quot;$title&quot;") == 3
+    assert "a&lt;b" in text
+    hostile = ReportData(EVIL, EVIL, {EVIL: EVIL}, Circuit(GRAPH, some(3).mask, record=Record(metric=EVIL, bos=EVIL)))
+    assert html(hostile).count("<script>") == 1
+
+
+def test_page_shows_the_numbers() -> None:
+    text = html(data(some(60)))
+    for said in ("0.93", "95% interval 0.9 to 0.96", "2 of 3 random circuits", "1 with a wrong estimated sign", "+2.5"):
+        assert said in text, said
+    assert "nan" not in re.sub(r"<(script|style)>.*?</\1>", "", text, flags=re.DOTALL).lower()
+    rows = re.findall(r"<tr><td class=\"name\">(.*?)</td>(.*?)</tr>", text)
+    assert [(name, "wrong sign" in rest) for name, rest in rows] == [
+        ("input-&gt;m1", False),
+        ("m1-&gt;logits", True),
+        ("m0-&gt;logits", False),
+    ]
+    assert len(Tags(text).named("th")) == 10 == text.count('<button type="button">')
+
+
+def test_page_without_measurements_has_only_what_is_known() -> None:
+    bare, full = html(ReportData("t", "m", {}, some(5))), html(data(some(5)))
+    for title in ("As a whole", "Faithfulness by size", "Every example", "Steps of the search", "Estimates against"):
+        assert f"<h2>{title}" not in bare and f"<h2>{title}" in full
+    assert "<h2>The circuit</h2>" in bare and "<h2>Record</h2>" in bare
+
+
+def test_page_of_400_edges_is_small() -> None:
+    assert len(html(data(some(400, Graph(12, 12, 12, 768)))).encode()) < 1_000_000
+
+
+# ------------------------------------------------------------------------------------------------ the drawing
+@pytest.mark.parametrize("graph", [GRAPH, Graph(4, 4, 2, 16), Graph(4, 4, 4, 16, parallel=True)])
+def test_drawing_has_every_node_and_edge_once(graph: Graph) -> None:
+    circuit = some(80, graph)
+    tags = Tags(draw(graph, circuit.rows(), circuit.nodes))
+    boxes = {a["data-name"] for a in tags.named("g", "box")}
+    assert set(circuit.nodes) <= boxes and all(".kv" in str(name) for name in boxes - set(circuit.nodes))
+    text = draw(graph, circuit.rows(), circuit.nodes)
+    titles = re.findall(r"<title>(.*?)\n", text)
+    assert sorted(titles) == sorted(name.replace(">", "&gt;").replace("<", "&lt;") for name in circuit.edges)
+    arrows = tags.named("g", "arrow")
+    rows = circuit.rows()
+    assert sum("measured" in str(a["class"]) for a in arrows) == sum(row.exact is not None for row in rows)
+    assert sum("opposes" in str(a["class"]) for a in arrows) == sum((row.effect or 0) < 0 for row in rows)
+    assert [a["data-rank"] for a in arrows] == [str(rank) for rank in range(len(rows), 0, -1)]
+    assert text == draw(graph, circuit.rows(), circuit.nodes)
+
+
+def test_drawing_of_an_empty_circuit_says_so() -> None:
+    text = draw(GRAPH, [], [])
+    assert "empty circuit" in text and ">input<" in text and ">logits<" in text
+    assert "empty circuit" not in draw(GRAPH, some(3).rows(), some(3).nodes)
+
+
+def test_layout_keeps_boxes_apart_and_layers_in_order() -> None:
+    levels = [["input"], ["a0.h0", "a0.h1", "a0.h2"], ["m0"], ["a1.h0", "a1.h1"], ["logits"]]
+    widths = {name: 50.0 for names in levels for name in names}
+    links = {("input", name): (1, 1.0) for names in levels[1:] for name in names} | {
+        (name, "logits"): (2, 1.0) for names in levels[1:-1] for name in names
+    }
+    plan = layout.layout(levels, widths, links, lane=6.0)
+    for names in levels:
+        at = sorted(plan.boxes[name].x for name in names)
+        assert all(after - before >= 50 for before, after in pairwise(at))
+        assert len({plan.boxes[name].y for name in names}) == 1
+    heights = [plan.boxes[names[0]].y for names in levels]
+    assert heights == sorted(heights, reverse=True)  # input at the bottom
+    for points in plan.paths.values():  # long arrows pass between the boxes, never through them
+        for point in points[1:-1]:
+            for box in plan.boxes.values():
+                assert point.y != box.y or abs(point.x - box.x) >= 25
+    assert all(0 <= box.x <= plan.width for box in plan.boxes.values())
+
+
+def test_layout_removes_crossings_that_can_be_removed() -> None:
+    levels = [["a", "b", "c"], ["x", "y", "z"]]
+    links = {("a", "z"): (1, 1.0), ("b", "y"): (1, 1.0), ("c", "x"): (1, 1.0)}
+    plan = layout.layout(levels, {name: 40.0 for row in levels for name in row}, links, lane=6.0)
+    for low, high in links:
+        assert plan.boxes[low].x == pytest.approx(plan.boxes[high].x, abs=1)
+
+
+# ------------------------------------------------------------------------------------------------ the plots
+def test_curve_marks_stages_and_the_choice() -> None:
+    tags = Tags(plots.curve(data(some(5)).curve, (35, 0.93), 0.05))
+    assert len(tags.named("circle", "grid")) == 2 and len(tags.named("rect", "bisection")) == 1
+    assert len(tags.named("path", "pruning")) == len(tags.named("rect", "tolerance")) == 1
+    chosen = tags.named("circle", "chosen")[0]
+    grid = sorted(float(str(a["cx"])) for a in tags.named("circle", "grid"))
+    assert grid[0] < float(str(chosen["cx"])) < grid[1]
+    assert not Tags(plots.curve([Point(0, float("nan"), "grid")], None, None)).named("circle")
+
+
+def test_scatter_marks_wrong_signs() -> None:
+    tags = Tags(plots.scatter(data(some(5)).checks))
+    assert len(tags.named("circle", "check")) == 1 and len(tags.named("path", "error")) == 1
+
+
+def test_strip_has_a_dot_for_each_random_circuit() -> None:
+    tags = Tags(plots.strip([0.0, 0.1, float("nan")], 0.9, (0.8, 1.0)))
+    assert len(tags.named("circle", "random")) == 2 and len(tags.named("line", "interval")) == 1
+    assert not Tags(plots.strip([], 0.9, None)).named("line", "interval")
+
+
+def test_axes_have_round_ticks() -> None:
+    assert axes.Axis(0.0, 1.06, 0, 300).ticks() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert axes.Axis(4, 40_000, 0, 400, "log").ticks()[:2] == [10, 100]
+    root = axes.Axis(-0.3, 1.0, 0, 400, "root")
+    assert 0.0 in root.ticks() and root.at(0.25) - root.at(0) == pytest.approx((root.at(1) - root.at(0)) / 2)
+    assert axes.around([2.0, 2.0]) == pytest.approx((1.8, 2.2))
