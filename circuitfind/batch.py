@@ -80,6 +80,15 @@ class Batch:
             reference,
         )
 
+    def trimmed(self) -> Batch:
+        """Without the columns at the end that are padding in every row."""
+        real = (self.clean.mask | self.corrupted.mask).any(0)
+        length = int(real.nonzero().max()) + 1
+        sides = [
+            Inputs(side.ids[:, :length], side.mask[:, :length], side.read) for side in (self.clean, self.corrupted)
+        ]
+        return replace(self, clean=sides[0], corrupted=sides[1])
+
     def with_reference(self, logits: Tensor) -> Batch:
         """The same pairs knowing the clean run's logits `[batch, reads, vocab]`."""
         return replace(self, reference=logits.detach().float().log_softmax(-1))

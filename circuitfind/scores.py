@@ -33,7 +33,9 @@ FORMAT = "circuitfind.scores"
 
 def _check_by(by: str) -> None:
     if by not in ("absolute", "signed"):
-        raise ScoreError(f"by='{by}' is unknown: use 'absolute' (ranked by |effect|) or 'signed' (positive effects first)")
+        raise ScoreError(
+            f"by='{by}' is unknown: use 'absolute' (ranked by |effect|) or 'signed' (positive effects first)"
+        )
 
 
 def _check_finite(values: np.ndarray, names: list[str]) -> None:

@@ -54,6 +54,14 @@ class ReaderGradients(NamedTuple):
     final: Tensor
 
 
+class Gradients(NamedTuple):
+    """A pass forwards and backwards: the run, the gradients at its readers, the metric's `[batch]` values."""
+
+    run: Run
+    at: ReaderGradients
+    values: Tensor
+
+
 @dataclass
 class Run:
     """What a pass left behind. Lists are by layer; `resid` has one more entry, the final norm's input.
@@ -157,7 +165,7 @@ def capture(adapter: Adapter, inputs: Inputs, stop: bool = False, embed: Tensor 
 
 def capture_gradients(
     adapter: Adapter, inputs: Inputs, metric: Callable[[Tensor], Tensor], embed: Tensor | None = None
-) -> tuple[Run, ReaderGradients]:
+) -> Gradients:
     """Runs the model forwards and backwards.
 
     Args:
@@ -185,4 +193,4 @@ def capture_gradients(
         heads = {key: grad.unflatten(-1, (-1, layout.d_head)) for key, grad in grads.items() if key[0] in "qkv"}
         qkv = [Heads(*(heads[kind, layer] for kind in "qkv")) for layer in range(n_layers)]
     mlp = [grads["mlp_in", layer].view(shape) for layer in range(n_layers)]
-    return recorder.run, ReaderGradients(qkv, mlp, grads["final", n_layers])
+    return Gradients(recorder.run, ReaderGradients(qkv, mlp, grads["final", n_layers]), values.detach())

@@ -45,23 +45,28 @@ def held_tokens(adapter: Adapter, n_tokens: int) -> int:
     return first.stop - first.start
 
 
-def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients, into: Tensor) -> None:
-    """Adds the first-order effects of all edges, summed over examples and positions.
+def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
+    """First-order effects of all edges, summed over examples and positions.
 
     Args:
         delta: writers' clean values minus ablated values.
         run: the pass at which the gradients were taken.
-        into: `[writers, readers]`, added to in place.
+
+    Returns:
+        `[writers, readers]`, zero where there is no edge.
     """
-    work = adapter.work
+    work, graph = adapter.work, adapter.graph
+    effects = delta.embed.new_zeros(graph.n_writers, graph.n_readers)
     delta = delta.map(lambda part: part.flatten(0, 1))
     resid = [x.flatten(0, 1).to(work) for x in run.resid]
     middle = [x.flatten(0, 1).to(work) for x in run.middle]
     qkv = [_by_reader(heads, work) for heads in gradients.qkv]
     mlp = [g.flatten(0, 1).to(work) for g in gradients.mlp]
     final = gradients.final.flatten(0, 1).to(work)
-    for tokens in _slices(len(delta.embed), adapter.graph.n_writers, adapter, HELD_BYTES):
-        _accumulate(adapter, delta.map(lambda part: part[tokens]), _Slice(resid, middle, qkv, mlp, final, tokens), into)
+    for tokens in _slices(len(delta.embed), graph.n_writers, adapter, HELD_BYTES):
+        at = _Slice(resid, middle, qkv, mlp, final, tokens)
+        _accumulate(adapter, delta.map(lambda part, tokens=tokens: part[tokens]), at, effects)
+    return effects
 
 
 def _by_reader(heads: Heads, work: torch.dtype) -> Tensor:
@@ -86,7 +91,7 @@ def _accumulate(adapter: Adapter, delta: Writers, at: _Slice, into: Tensor) -> N
 
     def add(layer: int, kind: str, pulled: Tensor, tokens: slice) -> None:
         seen = written[: graph.reads(layer, kind), tokens].flatten(1)
-        into[: len(seen), graph.readers(layer, kind)] += (seen @ pulled.flatten(1).T).to(into)
+        into[: len(seen), graph.readers(layer, kind)] += seen @ pulled.flatten(1).T
 
     for layer, view in enumerate(adapter.layers):
         readers, heads, mlp = AttentionReaders(view, with_bias=False), graph.heads(layer), graph.mlp(layer)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,8 +48,8 @@ def check_identities(adapter: Adapter, seed: int = 0) -> list[Identity]:
     clean, corrupted = prepared.clean.logits, prepared.empty.logits
     errors = {
         "writers + output biases = residual stream": _stream_error(prepared),
-        "all edges in = clean run": max(_error(run_circuits(prepared, full, s)[0], clean) for s in (False, True)),
-        "no edge in = corrupted run": max(_error(run_circuits(prepared, empty, s)[0], corrupted) for s in (False, True)),
+        "all edges in = clean run": _circuit_error(prepared, full, clean),
+        "no edge in = corrupted run": _circuit_error(prepared, empty, corrupted),
     }
     return [Identity(name, error, TOLERANCE.get(adapter.dtype, 1e-4)) for name, error in errors.items()]
 
@@ -89,6 +90,12 @@ def _stream_error(prepared: Prepared) -> float:
         for constant in view.constants():
             stream = stream if constant is None else stream + constant
     return _error(stream, run.resid[-1])
+
+
+def _circuit_error(prepared: Prepared, mask: np.ndarray, expected: Tensor) -> float:
+    """The larger error of a circuit's two forms; NaN if either is (Python's `max` would lose it)."""
+    errors = [_error(run_circuits(prepared, mask, sparse)[0], expected) for sparse in (False, True)]
+    return float(torch.tensor(errors).max())
 
 
 def _error(value: Tensor, expected: Tensor) -> float:

@@ -150,9 +150,10 @@ class Adapter:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        config = model.config
+        config = model.config.get_text_config()
         self.model, self.config, self.family = model, config, family_of(config)
         family = self.family
+        self.head_path = _path_of(model, model.get_output_embeddings())
         blocks = module_at(model, family.layers)
         self._check_covered(blocks)
         self.dtype = next(model.parameters()).dtype
@@ -177,7 +178,6 @@ class Adapter:
         self.centred = final.centred and all(
             norm is not None and norm.centred for view in self.layers for norm in (view.attn_norm, view.mlp_norm)
         )
-        self.head_path = _path_of(model, model.get_output_embeddings())
         self.sites = self._sites()
         self.backend = "nnsight"
         self.output_forms: dict[str, Any] = {}
@@ -233,7 +233,8 @@ class Adapter:
             if parameter.is_meta:
                 raise ModelError(f"weight '{name}' is on the meta device: load the weights onto a real device")
         for index, block in enumerate(blocks):
-            for name in (self.family.qkv or self.family.q, self.family.o):
+            projections = (self.family.qkv,) if self.family.qkv else (self.family.q, self.family.k, self.family.v)
+            for name in (*projections, self.family.o):
                 module = module_at(block, name)
                 if not isinstance(module, (nn.Linear, Conv1D)):
                     raise ModelError(

@@ -79,9 +79,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "olmo", "smollm3"), LLAMA),
     **dict.fromkeys(("mixtral", "qwen3_moe", "gpt_oss"), MOE),
     **dict.fromkeys(("gemma2", "gemma3_text"), SANDWICH),
-    "gpt2": replace(
-        GPT2, refuse=(("add_cross_attention", True, "it has cross-attention"),)
-    ),
+    "gpt2": replace(GPT2, refuse=(("add_cross_attention", True, "it has cross-attention"),)),
     "gpt_neo": replace(
         GPT2,
         qkv=None,

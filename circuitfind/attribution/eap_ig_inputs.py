@@ -1,0 +1,32 @@
+"""EAP with integrated gradients over inputs (EAP-IG, Hanna et al. 2024).
+
+The gradient is averaged over `steps` inputs on the line from the corrupted to the clean embedding (the residual that
+enters layer 0; positions are the same on both sides). Rules for where on the line, k = 0 .. steps-1:
+
+* `left`: k / steps. The clean prompt itself is never used. The EAP-IG library's choice, and the default.
+* `right`: (k + 1) / steps. The corrupted prompt is never used.
+* `midpoint`: (k + 1/2) / steps. The smallest error for smooth metrics.
+
+As steps grow, the scores of the edges out of `input` add up to metric(clean) - metric(corrupted) exactly. The average does
+not depend on the direction, so noising and denoising estimates are the same.
+"""
+
+from __future__ import annotations
+
+from circuitfind.attribution.gradients import Point
+from circuitfind.errors import ScoreError
+
+OFFSETS = {"left": 0.0, "midpoint": 0.5, "right": 1.0}
+
+
+def points(steps: int, rule: str) -> list[Point]:
+    """Equal weights on the line.
+
+    Raises:
+        ScoreError: no steps, or an unknown rule.
+    """
+    if rule not in OFFSETS:
+        raise ScoreError(f"rule '{rule}' is unknown: use one of {', '.join(OFFSETS)}")
+    if steps < 1:
+        raise ScoreError(f"steps must be at least 1, not {steps}")
+    return [Point(1 / steps, (k + OFFSETS[rule]) / steps) for k in range(steps)]

@@ -1,0 +1,113 @@
+"""Gradients averaged over points between the corrupted and the clean embedding: what EAP and its descendants share.
+
+    effect(u -> v) ~ (u's clean value - u's ablated value) . mean over points of the gradient at v's input
+
+A method is a list of `Point`s: where on the line `corrupted + alpha (clean - corrupted)` in the space of the residual
+entering layer 0 a gradient is taken, and with what weight. The clean point alone is EAP. Everything downstream is shared
+by edges (`engine/contract.py`) and nodes (`engine/node_effects.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Iterator, NamedTuple
+
+import torch
+from torch import Tensor
+
+from circuitfind.batch import Batch
+from circuitfind.engine.ablation import ablated, check_ablation, mean_writers, resampled
+from circuitfind.engine.capture import ReaderGradients, Run, Writers, capture, capture_gradients
+from circuitfind.engine.memory import in_batches
+from circuitfind.errors import ScoreError
+from circuitfind.metrics import Metric
+from circuitfind.models.adapter import Adapter
+
+SMALLEST = 1e-6  # scores below this part of the metric are rounding noise around a vanishing gradient
+
+
+class Point(NamedTuple):
+    """A gradient's weight and place: alpha 1 is the clean prompt, 0 the corrupted one."""
+
+    weight: float
+    alpha: float
+
+
+Effects = Callable[[Adapter, Writers, Run, ReaderGradients], Tensor]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A batch of pairs with what an ablated writer carries: the common input of all methods."""
+
+    adapter: Adapter
+    batch: Batch
+    metric: Metric
+    ablation: str
+    means: Writers | None
+
+    @property
+    def interchange(self) -> bool:
+        """Ablated values are those of a corrupted run."""
+        return self.ablation in ("corrupted", "resample")
+
+    @classmethod
+    def of(cls, adapter: Adapter, batch: Batch, metric: Metric, ablation: str, seed: int) -> Pairs:
+        """Checks the ablation and prepares what it needs of all pairs (means, another pairing)."""
+        check_ablation(ablation, batch)
+        if ablation == "resample":
+            batch = resampled(batch, seed)
+        means = None
+        if ablation.startswith("mean"):
+            pieces = (piece for _, piece in in_batches(adapter, batch, lambda b: b, None, "mean activations"))
+            means = mean_writers(adapter, pieces, by_position=ablation == "mean-position")
+        return cls(adapter, batch, metric, ablation, means)
+
+    def mean_effects(self, points: list[Point], effects: Effects, batch_size: int | None, label: str) -> Tensor:
+        """Weighted sum of effects over points, mean over examples.
+
+        Args:
+            effects: `edge_effects`, `node_effects` or the like: sums over a batch's examples.
+
+        Raises:
+            ScoreError: the gradient vanishes.
+        """
+
+        def one(batch: Batch) -> tuple[Tensor, float]:
+            passes = list(self._effects(batch, points, effects))
+            return torch.stack([found for found, _ in passes]).sum(0), max(size for _, size in passes)
+
+        parts, sizes = zip(
+            *(part for _, part in in_batches(self.adapter, self.batch, one, batch_size, label)), strict=True
+        )
+        total = torch.stack(parts).sum(0) / len(self.batch)
+        self._check_not_flat(total, max(sizes))
+        return total
+
+    def _effects(self, batch: Batch, points: list[Point], effects: Effects) -> Iterator[tuple[Tensor, float]]:
+        """One gradient pass a point: its weighted effects, and the metric's largest magnitude there."""
+        metric, adapter, clean, corrupted = self.metric, self.adapter, None, None
+        if metric.reference or any(point.alpha != 1 for point in points):
+            clean = capture(adapter, batch.clean, stop=not metric.reference)
+            batch = batch.with_reference(clean.logits) if metric.reference else batch
+        if self.interchange or any(0 < point.alpha < 1 for point in points):
+            corrupted = capture(adapter, batch.corrupted, stop=True)
+        for weight, alpha in points:
+            embed = None
+            if 0 < alpha < 1:
+                embed = corrupted.resid[0] + alpha * (clean.resid[0] - corrupted.resid[0])
+            inputs = batch.corrupted if alpha == 0 else batch.clean
+            run, gradients, values = capture_gradients(adapter, inputs, lambda logits: metric(logits, batch), embed)
+            clean = run if clean is None else clean  # then the first point is the clean one
+            delta = clean.writers.minus(ablated(self.ablation, clean, corrupted, self.means))
+            with torch.no_grad():
+                yield weight * effects(adapter, delta, run, gradients), float(values.abs().max())
+
+    def _check_not_flat(self, total: Tensor, largest: float) -> None:
+        size = float(total.abs().max())
+        if size <= SMALLEST * largest or size == 0:
+            raise ScoreError(
+                f"the gradient of metric '{self.metric.name}' vanishes: the largest score is {size:.1g} where the metric"
+                f" itself is {largest:.3g}. Scores would be rounding noise: use method='eap-ig-inputs',"
+                " 'clean-corrupted' or 'exact', or another metric"
+            )

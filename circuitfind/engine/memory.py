@@ -1,0 +1,100 @@
+"""How much memory a run takes, how large a batch may be, and what happens when it is too large after all.
+
+The estimate counts what grows with the batch: activations that autograd keeps, the captured writers and streams, and the
+contraction's working set. A batch that runs out of memory is halved and tried again, with a warning that says so.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from typing import Callable, Iterator, NamedTuple, TypeVar
+
+import torch
+
+from circuitfind.batch import Batch
+from circuitfind.engine.contract import held_tokens
+from circuitfind.models.adapter import Adapter
+from circuitfind.progress import track
+
+R = TypeVar("R")
+BUDGET_BYTES = 2**30  # of activations, where free memory is not known
+KEPT_PER_LAYER = 18  # activations of width d_model that autograd keeps in one block, in round numbers
+
+
+class MemoryEstimate(NamedTuple):
+    """Bytes beyond the model's weights: `activations` while scoring, `contraction` for the kernel's working set."""
+
+    activations: int
+    contraction: int
+
+    @property
+    def total(self) -> int:
+        return self.activations + self.contraction
+
+
+def estimate_memory(adapter: Adapter, examples: int, length: int) -> MemoryEstimate:
+    """Memory that scoring a batch of so many examples of this length takes."""
+    graph, tokens = adapter.graph, examples * length
+    captured = 6 * adapter.work.itemsize
+    kept = KEPT_PER_LAYER * adapter.dtype.itemsize + captured
+    attention = 2 * adapter.dtype.itemsize * graph.n_heads * length
+    activations = tokens * graph.n_layers * (kept * graph.d_model + attention)
+    rows = graph.n_writers * held_tokens(adapter, tokens)
+    return MemoryEstimate(activations, rows * graph.d_model * adapter.work.itemsize)
+
+
+def batch_size_for(adapter: Adapter, examples: int, length: int, streams: bool = False) -> int:
+    """The largest batch that fits the budget, at least 1.
+
+    Args:
+        streams: every writer's output is held in full, as exact circuits do, and no gradients are.
+    """
+    one = estimate_memory(adapter, 1, length).activations
+    if streams:
+        one = length * adapter.graph.n_writers * adapter.graph.d_model * adapter.work.itemsize
+    return max(1, min(examples, _budget(adapter.device) // one))
+
+
+def _budget(device: torch.device) -> int:
+    if device.type == "cpu":
+        return BUDGET_BYTES
+    free, _ = torch.accelerator.get_memory_info(device)
+    return max(BUDGET_BYTES, free // 3)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def in_batches(
+    adapter: Adapter, batch: Batch, function: Callable[[Batch], R], batch_size: int | None, label: str
+) -> Iterator[tuple[slice, R]]:
+    """Applies a function to slices of a batch.
+
+    Yields:
+        (rows of the batch, the function's result for them), in order. When memory runs out the slice is halved and only
+        the failed rows are done again.
+    """
+    size = batch_size or batch_size_for(adapter, len(batch), batch.clean.ids.shape[1])
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {size}")
+    start = 0
+    bar = track(range(-(-len(batch) // size)), label)
+    next(bar, None)
+    while start < len(batch):
+        rows = slice(start, min(start + size, len(batch)))
+        try:
+            result = function(batch.rows(rows).trimmed())
+        except (RuntimeError, MemoryError) as error:
+            if not (isinstance(error, MemoryError) or _out_of_memory(error)) or size == 1:
+                raise
+            size //= 2
+            gc.collect()
+            torch.accelerator.empty_cache() if adapter.device.type != "cpu" else None
+            warnings.warn(f"out of memory: trying again with batches of {size}", stacklevel=2)
+            continue
+        yield rows, result
+        start = rows.stop
+        next(bar, None)
+    bar.close()

@@ -1,0 +1,212 @@
+"""How much of the behaviour a circuit does: exact runs, and faithfulness with an interval.
+
+    faithfulness(C) = (metric(C) - metric(empty)) / (metric(full) - metric(empty))
+
+1. An `Evaluator` prepares a task's pairs once (clean, ablated and empty runs) and then runs any number of circuits.
+2. Means over examples are taken first, then the ratio; the interval resamples examples and recomputes the ratio.
+3. Where full and empty do not differ beyond noise the ratio means nothing and is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Iterable, Iterator, NamedTuple
+
+import numpy as np
+import torch
+
+from circuitfind.attribution.gradients import Pairs
+from circuitfind.circuit import Circuit, as_circuit
+from circuitfind.engine.circuit_run import run_circuits
+from circuitfind.engine.memory import batch_size_for, in_batches
+from circuitfind.engine.prepare import Prepared, prepare
+from circuitfind.errors import ScoreError
+from circuitfind.evaluation.statistics import Interval, bootstrap_ratio
+from circuitfind.metrics import Function, Metric, correctness
+from circuitfind.models.load import Model
+from circuitfind.tasks.task import BoundTask, Task
+
+KEPT_BYTES = 2 * 2**30  # of prepared runs kept between circuits; beyond that they are computed anew for each call
+TOKENS_AT_ONCE = {"cpu": 1024}  # of circuits run side by side
+MANY_TOKENS_AT_ONCE = 16384
+
+
+class Outcome(NamedTuple):
+    """`[circuits, examples]` each: the metric; whether the answers beat the wrong ones; whether the top token is one."""
+
+    metric: np.ndarray
+    accurate: np.ndarray
+    top1: np.ndarray
+
+
+class PerExample(NamedTuple):
+    """The metric on each example, `[examples]`: of the circuit, of the whole model, with every edge ablated."""
+
+    circuit: np.ndarray
+    full: np.ndarray
+    empty: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A circuit measured on a task. Metrics are means over examples; `interval` is of the faithfulness, at 95%."""
+
+    n_edges: int
+    faithfulness: float
+    interval: Interval
+    metric: float
+    metric_full: float
+    metric_empty: float
+    accuracy: float
+    accuracy_full: float
+    per_example: PerExample
+    metric_name: str
+    ablation: str
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON values, per example too."""
+        plain = {k: v for k, v in self.__dict__.items() if k not in ("per_example", "interval")}
+        lists = {name: values.tolist() for name, values in self.per_example._asdict().items()}
+        return {**plain, "interval": list(self.interval), "per_example": lists}
+
+
+class Evaluator:
+    """A task's pairs, ready to run circuits on.
+
+    Args:
+        ablation, metric: as everywhere; see `circuitfind.attribute`.
+        batch_size: pairs at a time; by default as many as a memory budget allows.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        task: Task | BoundTask,
+        *,
+        ablation: str = "corrupted",
+        metric: str | Metric | Function | None = None,
+        batch_size: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        bound = task if isinstance(task, BoundTask) else task.on(model)
+        self.bound = bound.with_metric(metric)
+        self.graph, self.seed, self.ablation = model.graph, seed, ablation
+        self.pairs = Pairs.of(model.adapter, self.bound.batch, self.bound.metric, ablation, seed)
+        length = self.bound.batch.clean.ids.shape[1]
+        self.batch_size = batch_size or batch_size_for(model.adapter, len(self.bound), length, streams=True)
+        adapter = model.adapter
+        per_token = 2 * 10 * adapter.graph.n_layers * adapter.graph.d_model * adapter.work.itemsize
+        self._keep = per_token * self.bound.batch.clean.ids.numel() <= KEPT_BYTES
+        self._kept: list[Prepared] = []
+        reference = self._outcome(lambda prepared: torch.stack([prepared.clean.logits, prepared.empty.logits]))
+        self.full, self.empty = reference.metric
+        self.full_accurate, self.full_top1 = reference.accurate[0], reference.top1[0]
+
+    def run(self, masks: np.ndarray) -> Outcome:
+        """Runs circuits given as `[circuits, writers, readers]` bool masks."""
+        limit = TOKENS_AT_ONCE.get(self.pairs.adapter.device.type, MANY_TOKENS_AT_ONCE)
+        at_once = max(1, limit // (self.batch_size * self.bound.batch.clean.ids.shape[1]))
+        parts = []
+        for start in range(0, len(masks), at_once):
+            some = masks[start : start + at_once]
+            parts.append(self._outcome(lambda prepared, some=some: run_circuits(prepared, some)))
+        return Outcome(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+    def faithfulness(self, metric: np.ndarray) -> np.ndarray:
+        """`[circuits]` from the metric `[circuits, examples]`.
+
+        Raises:
+            ScoreError: full and empty do not differ beyond noise.
+        """
+        self.check_contrast()
+        return (metric.mean(-1) - self.empty.mean()) / (self.full.mean() - self.empty.mean())
+
+    def check_contrast(self) -> None:
+        """Refuses a task on which ablating everything changes nothing."""
+        difference = self.full - self.empty
+        error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+        if abs(difference.mean()) <= 2 * error or difference.mean() == 0:
+            raise ScoreError(
+                f"faithfulness is undefined: the metric is {self.full.mean():.4g} on the whole model and"
+                f" {self.empty.mean():.4g} with every edge ablated, which is within noise (standard error"
+                f" {error:.2g}, {len(difference)} examples). Does the model do this task, and do the prompts differ in it?"
+            )
+
+    def evaluate(self, circuit: Circuit | Iterable[str]) -> Evaluation:
+        """One circuit, with its interval and examples."""
+        circuit = as_circuit(self.graph, circuit)
+        outcome = self.run(circuit.mask[None])
+        values = outcome.metric[0]
+        return Evaluation(
+            len(circuit),
+            float(self.faithfulness(values)),
+            bootstrap_ratio(values - self.empty, self.full - self.empty, self.seed),
+            float(values.mean()),
+            float(self.full.mean()),
+            float(self.empty.mean()),
+            float(outcome.accurate[0].mean()),
+            float(self.full_accurate.mean()),
+            PerExample(values, self.full, self.empty),
+            self.bound.metric.name,
+            self.ablation,
+        )
+
+    # ---------------------------------------------------------------- running
+    def _prepared(self) -> Iterator[Prepared]:
+        if self._kept:
+            yield from self._kept
+            return
+
+        def one(batch):  # noqa: ANN001, ANN202
+            return prepare(self.pairs.adapter, batch, self.ablation, self.pairs.means)
+
+        for _, prepared in in_batches(
+            self.pairs.adapter, self.pairs.batch, one, self.batch_size, "clean and ablated runs"
+        ):
+            if self._keep:
+                self._kept.append(prepared)
+            yield prepared
+
+    def _outcome(self, logits_of) -> Outcome:  # noqa: ANN001
+        """Metric and correctness of what a function of each prepared batch computes."""
+        parts = []
+        for prepared in self._prepared():
+            logits, batch = logits_of(prepared), prepared.batch
+            times, flat = len(logits), logits.flatten(0, 1)
+            rows = batch.repeat(times)
+            metric = self.bound.metric(flat, rows).double()
+            right = correctness(flat, rows)
+            columns = [x.view(times, -1).cpu().numpy() for x in (metric, right.accurate, right.top1)]
+            parts.append(columns)
+        outcome = Outcome(*(np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True)))
+        if np.isnan(outcome.metric).any():
+            row = int(np.isnan(outcome.metric).any(axis=0).argmax())
+            raise ScoreError(
+                f"metric '{self.bound.metric.name}' is NaN on example {row}: {self.bound.prompts[row][:80]!r}"
+            )
+        return outcome
+
+
+def evaluate(
+    model: Model,
+    task: Task | BoundTask,
+    circuit: Circuit | Iterable[str],
+    *,
+    ablation: str = "corrupted",
+    metric: str | Metric | Function | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Runs a model as a circuit, exactly, and says how much of the behaviour is left.
+
+    Args:
+        circuit: a `Circuit`, or names of edges; everything else carries its ablated value.
+
+    Returns:
+        Faithfulness (1 = the whole model, 0 = nothing; it can exceed 1) with a 95% interval, metrics, per example too.
+
+    Raises:
+        ScoreError: faithfulness is undefined on this task.
+    """
+    options = {"ablation": ablation, "metric": metric, "batch_size": batch_size, "seed": seed}
+    return Evaluator(model, task, **options).evaluate(circuit)

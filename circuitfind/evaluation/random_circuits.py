@@ -1,0 +1,84 @@
+"""Random circuits to hold a found one against: connected, of exactly the same number of edges.
+
+1. Start from a random path: from `logits`, edges are drawn backwards until `input` is reached.
+2. While edges are missing, draw a random edge that is out; if its ends are not on paths yet, complete it by random edges
+   forwards to a node inside and backwards to one, as long as that fits in what is missing.
+Every edge is on a path from `input` to `logits`, so nothing is lost to pruning and the comparison is of equals.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from circuitfind.circuit import Circuit
+from circuitfind.graph import Graph
+
+PATIENCE = 200
+
+
+def random_circuit(graph: Graph, n_edges: int, rng: np.random.Generator) -> Circuit:
+    """A connected circuit of `n_edges` edges (all edges if there are not that many)."""
+    if n_edges >= graph.n_edges:
+        return Circuit.full(graph)
+    growth = _Growth(graph, rng)
+    refused = 0
+    while growth.size < n_edges:
+        room = n_edges - growth.size
+        # after many proposals that do not fit, only edges between nodes that are already inside are drawn
+        if not growth.propose(room, inside_only=refused >= PATIENCE):
+            refused += 1
+            if refused > 2 * PATIENCE:
+                break
+        else:
+            refused = 0
+    return Circuit(graph, growth.mask)
+
+
+class _Growth:
+    def __init__(self, graph: Graph, rng: np.random.Generator) -> None:
+        self.graph, self.rng = graph, rng
+        self.mask = np.zeros_like(graph.real)
+        self.inside = np.zeros(graph.n_nodes, dtype=bool)
+        self.inside[[0, -1]] = True
+        self.size = 0
+
+    def propose(self, room: int, inside_only: bool) -> bool:
+        """Adds a random edge with what it takes to connect it; false if that needs more than `room` edges."""
+        free = self.graph.real & ~self.mask
+        if inside_only:
+            readers = self.graph.serves[:, self.inside].any(axis=1)
+            free = free & self.inside[:-1, None] & readers[None, :]
+        cells = np.flatnonzero(free)
+        if not len(cells):
+            return False
+        writer, reader = divmod(int(self.rng.choice(cells)), self.graph.n_readers)
+        edges = [(writer, reader), *self._backwards(writer), *self._forwards(reader)]
+        edges = list(dict.fromkeys(edge for edge in edges if not self.mask[edge]))
+        if len(edges) > room:
+            return False
+        for u, r in edges:
+            self.mask[u, r] = True
+            self.inside[u] = True  # every reader on the way serves a writer of the list, or a node that was inside
+        self.size += len(edges)
+        return True
+
+    def _backwards(self, node: int) -> list[tuple[int, int]]:
+        """Random edges from a node inside to this one."""
+        edges = []
+        while not self.inside[node]:
+            reader = int(self.rng.choice(np.flatnonzero(self.graph.serves[:, node])))
+            node_before = int(self.rng.integers(self.graph.limits[reader]))
+            edges.append((node_before, reader))
+            node = node_before
+        return edges
+
+    def _forwards(self, reader: int) -> list[tuple[int, int]]:
+        """Random edges from this reader's node to one inside."""
+        edges = []
+        nodes = self.graph.serves[reader]
+        while not (nodes & self.inside).any():
+            node = int(self.rng.choice(np.flatnonzero(nodes)))
+            reader = int(self.rng.choice(np.flatnonzero(self.graph.real[node])))
+            edges.append((node, reader))
+            nodes = self.graph.serves[reader]
+        return edges

@@ -1,0 +1,162 @@
+"""Verification: what attribution estimated, measured.
+
+1. The top candidates (and, if given, a circuit's own edges) are patched exactly, one at a time, beside their estimates,
+   with intervals over the examples: correlation, slope, and how many estimates have the wrong sign.
+2. The circuit as a whole is run exactly: faithfulness with its interval.
+3. The same for random connected circuits of the same size: what chance would have given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from circuitfind.attribution.exact import exact_effects
+from circuitfind.circuit import Circuit, as_circuit
+from circuitfind.errors import ScoreError
+from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
+from circuitfind.evaluation.random_circuits import random_circuit
+from circuitfind.evaluation.statistics import Interval, bootstrap_mean, correlation, rank_correlation
+from circuitfind.metrics import Function, Metric
+from circuitfind.models.load import Model
+from circuitfind.progress import track
+from circuitfind.scores import Scores
+from circuitfind.tasks.task import BoundTask, Task
+
+
+class EdgeCheck(NamedTuple):
+    """An edge's estimated and exact effect, and the exact effect's 95% interval over examples."""
+
+    name: str
+    estimate: float
+    exact: float
+    low: float
+    high: float
+
+    @property
+    def wrong_sign(self) -> bool:
+        """The estimate says that the edge supports what it opposes, or the other way round."""
+        return self.estimate * self.exact < 0
+
+
+@dataclass(frozen=True, eq=False)
+class Verification:
+    """What verification measured.
+
+    Attributes:
+        edges: checked edges, largest |estimate| first.
+        correlation, rank_correlation: of estimates and exact effects over them.
+        slope: of exact effects on estimates (1 = unbiased, above 1 = underestimated).
+        exact: `[writers, readers]` float32 exact effects, NaN where not measured.
+        evaluation: the circuit as a whole.
+        random: faithfulness of random connected circuits of the same size.
+    """
+
+    edges: tuple[EdgeCheck, ...]
+    correlation: float
+    rank_correlation: float
+    slope: float
+    exact: np.ndarray = field(repr=False)
+    evaluation: Evaluation
+    random: tuple[float, ...]
+
+    @property
+    def sign_errors(self) -> int:
+        """How many estimates have the wrong sign."""
+        return sum(edge.wrong_sign for edge in self.edges)
+
+    @property
+    def faithfulness(self) -> float:
+        return self.evaluation.faithfulness
+
+    @property
+    def interval(self) -> Interval:
+        return self.evaluation.interval
+
+    @property
+    def beaten(self) -> int:
+        """How many of the random circuits are further from faithfulness 1 than this circuit."""
+        return sum(abs(1 - value) > abs(1 - self.faithfulness) for value in self.random)
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON values."""
+        return {
+            "correlation": self.correlation,
+            "rank_correlation": self.rank_correlation,
+            "slope": self.slope,
+            "sign_errors": self.sign_errors,
+            "checked": len(self.edges),
+            "edges": [edge._asdict() for edge in self.edges],
+            "circuit": self.evaluation.to_dict(),
+            "random": list(self.random),
+        }
+
+
+def verify(
+    model: Model,
+    task: Task | BoundTask,
+    scores: Scores,
+    top: int = 50,
+    *,
+    circuit: Circuit | None = None,
+    random: int = 20,
+    metric: str | Metric | Function | None = None,
+    ablation: str | None = None,
+    direction: str | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Measures the top candidates' effects, and a circuit as a whole.
+
+    Args:
+        task: preferably pairs that the scores were not computed on (`task.on(model).split()`).
+        top: how many edges of largest |estimate| to patch; a given circuit's edges are patched too.
+        circuit: by default the connected circuit of the top candidates.
+        random: how many random circuits to compare with.
+        ablation, direction: by default those that the scores were computed with.
+
+    Raises:
+        ScoreError: the scores belong to another graph, or faithfulness is undefined on this task.
+    """
+    if scores.graph != model.graph:
+        raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
+    ablation, direction = ablation or scores.record.ablation, direction or scores.record.direction
+    evaluator = Evaluator(model, task, ablation=ablation, metric=metric, batch_size=batch_size, seed=seed)
+    candidates = scores.top(top, prune=False)
+    mask = candidates.mask
+    if circuit is None:
+        circuit = candidates.connected()
+    else:
+        circuit = as_circuit(model.graph, circuit)
+        mask = mask | circuit.mask
+    effects = exact_effects(evaluator.pairs, mask, direction, batch_size)
+    checks = _checks(scores, effects.edges, effects.values, seed)
+    estimates, exact = (np.array([getattr(c, side) for c in checks]) for side in ("estimate", "exact"))
+    power = float((estimates**2).sum())
+    return Verification(
+        checks,
+        correlation(estimates, exact),
+        rank_correlation(estimates, exact),
+        float((estimates * exact).sum() / power) if power else float("nan"),
+        effects.matrix(mask.shape),
+        evaluator.evaluate(circuit),
+        _random_faithfulness(evaluator, len(circuit), random, seed),
+    )
+
+
+def _checks(scores: Scores, edges: np.ndarray, values: np.ndarray, seed: int) -> tuple[EdgeCheck, ...]:
+    means, intervals = values.mean(axis=1), bootstrap_mean(values, seed)
+    checks = [
+        EdgeCheck(scores.graph.edge_name(u, r), float(scores.values[u, r]), float(mean), float(low), float(high))
+        for (u, r), mean, (low, high) in zip(edges, means, intervals, strict=True)
+    ]
+    return tuple(sorted(checks, key=lambda check: -abs(check.estimate)))
+
+
+def _random_faithfulness(evaluator: Evaluator, n_edges: int, count: int, seed: int) -> tuple[float, ...]:
+    rng = np.random.default_rng(seed)
+    masks = [random_circuit(evaluator.graph, n_edges, rng).mask for _ in range(count)]
+    values = [evaluator.run(mask[None]).metric[0] for mask in track(masks, "random circuits")]
+    return tuple(evaluator.faithfulness(np.stack(values)).tolist()) if values else ()

@@ -1,0 +1,125 @@
+"""Loading: the embedded model by the name "tiny", a Hugging Face id or folder, or a model already in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from circuitfind.errors import ModelError
+from circuitfind.graph import Graph
+from circuitfind.models import tiny
+from circuitfind.models.adapter import Adapter
+from circuitfind.models.backends import BACKENDS, observe
+from circuitfind.models.families import family_of
+
+EMBEDDED = {"tiny": tiny.PATH}
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """An unmodified Hugging Face model that circuitfind can see into.
+
+    Attributes:
+        hf: the model itself; it is never changed.
+        tokenizer: its tokenizer, or None (then tasks are given as token ids).
+    """
+
+    name: str
+    hf: nn.Module
+    tokenizer: Any
+    adapter: Adapter
+
+    @property
+    def graph(self) -> Graph:
+        """Its computation graph."""
+        return self.adapter.graph
+
+    @property
+    def config(self) -> Any:
+        return self.adapter.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids go."""
+        return self.adapter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.adapter.dtype
+
+    @property
+    def vocabulary(self) -> int:
+        """How many token ids its embedding holds."""
+        return self.hf.get_input_embeddings().weight.shape[0]
+
+    def __repr__(self) -> str:
+        kind = getattr(self.config, "model_type", "?")
+        return f"Model({self.name}: {kind}, {self.graph}; {self.graph.n_edges:,} edges, {self.dtype}, {self.device})"
+
+
+def adapt(name: str, hf: nn.Module, tokenizer: Any = None, backend: str = "nnsight") -> Model:
+    """A `Model` of a Hugging Face model in memory.
+
+    Raises:
+        ModelError: its family, or this form of it, is not covered.
+    """
+    if not hasattr(hf, "config"):
+        raise ModelError(f"{type(hf).__name__} is no Hugging Face model: it has no config")
+    if backend not in BACKENDS:
+        raise ModelError(f"backend '{backend}' is unknown: use one of {', '.join(BACKENDS)}")
+    adapter = Adapter(hf)
+    adapter.backend = backend
+    observe(adapter)
+    return Model(name, hf, tokenizer, adapter)
+
+
+def fetch(name: str, dtype: str | torch.dtype | None = None, device: Any = None, **keywords: Any) -> tuple[Any, Any]:
+    """A Hugging Face model in evaluation mode, and its tokenizer or None.
+
+    Args:
+        name: "tiny", a hub id, or a folder.
+        dtype: as in `from_pretrained`; by default the one the weights are stored in.
+        device: a device, or "auto" to spread the layers over all devices; by default the accelerator if there is one.
+        keywords: passed on to `from_pretrained`.
+    """
+    source = str(EMBEDDED.get(name, name))
+    try:
+        family_of(AutoConfig.from_pretrained(source, **_shared(keywords)).get_text_config())
+        placement: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
+        hf = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **placement, **keywords)
+    except (OSError, ValueError) as error:
+        raise ModelError(_why_not(name, error)) from None
+    if device != "auto":
+        hf = hf.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    return hf.eval(), _tokenizer(source, keywords)
+
+
+def _shared(keywords: dict[str, Any]) -> dict[str, Any]:
+    names = ("revision", "token", "cache_dir", "local_files_only", "trust_remote_code", "subfolder")
+    return {key: keywords[key] for key in names if key in keywords}
+
+
+def _tokenizer(source: str, keywords: dict[str, Any]) -> Any:
+    """The tokenizer; None where the folder has none (transformers may hand out an empty one)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **_shared(keywords))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError):
+        return None
+    probe = tokenizer("probe text", add_special_tokens=False)["input_ids"]
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    return tokenizer if any(token != unknown for token in probe) else None
+
+
+def _why_not(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(name).is_dir():
+        return f"cannot load a causal language model from the folder '{name}': {reason}"
+    return (
+        f"cannot load '{name}': there is no such folder, and the hub was not reached or has no such model ({reason})."
+        f" Embedded models: {', '.join(EMBEDDED)}"
+    )

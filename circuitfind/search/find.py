@@ -1,0 +1,283 @@
+"""`find`: from a model and a behaviour to a verified circuit, in one call.
+
+1. Pairs are split: one part for the search, the other to judge its result, never the same.
+2. **Score** every edge by attribution.
+3. **Grid**: circuits of the top 1, 2, 4, ... edges (pruned to what is connected) are run exactly. Faithfulness is not
+   monotone in size, so the first size that meets the target, or passes from below it to above it, ends the grid.
+4. **Bisection** between that size and the one before, towards the smallest size that meets the target. If an overshoot
+   hides no such size, the grid goes on.
+5. **Pruning**: edges are removed, weakest first, as long as |1 - faithfulness| stays within what it was plus a stated
+   tolerance. Runs of edges that all go are taken together; a run that may not go is halved.
+6. **Verify** on the unseen pairs: exact effects of the top candidates and of the circuit's own edges, the circuit as a
+   whole, random circuits of its size.
+
+The target is |1 - faithfulness| <= tolerance, from above or below (`one_sided`: faithfulness >= 1 - tolerance).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from circuitfind.attribution.attribute import attribute
+from circuitfind.circuit import Circuit, connected
+from circuitfind.errors import ScoreError, TaskError
+from circuitfind.evaluation.faithfulness import Evaluator
+from circuitfind.evaluation.summary import TaskSummary, summary_of
+from circuitfind.evaluation.verify import Verification, verify
+from circuitfind.metrics import Function, Metric
+from circuitfind.models.load import Model
+from circuitfind.progress import track
+from circuitfind.scores import By, Scores
+from circuitfind.tasks.task import BoundTask, Task
+
+FEW_PAIRS = 4  # below this the search and its judgement share the pairs
+
+
+class CurvePoint(NamedTuple):
+    """A circuit that was run: stage ("grid", "bisection", "pruning"), edges asked for and kept, exact faithfulness."""
+
+    stage: str
+    asked: int
+    n_edges: int
+    faithfulness: float
+
+
+class Step(NamedTuple):
+    """One decision of the search, in words."""
+
+    stage: str
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class FindResult:
+    """What `find` found.
+
+    Attributes:
+        circuit: the circuit, with estimates, exact effects and the facts measured of it.
+        scores: every edge's estimate, from the search pairs.
+        checks: the verification on pairs that the search did not see.
+        curve: every circuit that was run, in order.
+        steps: every decision, in words.
+        summary: how well the model does the task on the search pairs.
+        unseen: the pairs that verification used.
+    """
+
+    circuit: Circuit
+    scores: Scores
+    checks: Verification
+    curve: tuple[CurvePoint, ...]
+    steps: tuple[Step, ...]
+    summary: TaskSummary
+    unseen: BoundTask
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON values (scores are saved on their own)."""
+        return {
+            "circuit": {"edges": self.circuit.edges, "nodes": self.circuit.nodes, **self.circuit.facts},
+            "task": self.summary._asdict(),
+            "checks": self.checks.to_dict(),
+            "curve": [point._asdict() for point in self.curve],
+            "steps": [step._asdict() for step in self.steps],
+        }
+
+
+def find(
+    model: Model,
+    task: Task | BoundTask,
+    *,
+    method: str = "eap-ig-inputs",
+    steps: int = 5,
+    rule: str = "left",
+    tolerance: float = 0.15,
+    one_sided: bool = False,
+    by: By = "absolute",
+    prune: bool = True,
+    prune_tolerance: float = 0.05,
+    holdout: float = 0.5,
+    top: int = 50,
+    random: int = 20,
+    scores: Scores | None = None,
+    metric: str | Metric | Function | None = None,
+    ablation: str = "corrupted",
+    direction: str = "noising",
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> FindResult:
+    """Finds the smallest circuit that still does the behaviour, and verifies it.
+
+    Args:
+        method, steps, rule, ablation, direction, metric, batch_size: of the scores; see `circuitfind.attribute`.
+        tolerance: how far from 1 the exact faithfulness may be, above or below (`one_sided`: below only).
+        by: rank edges by |effect| or by signed effect.
+        prune: try to drop single edges from the circuit of the right size.
+        prune_tolerance: how much |1 - faithfulness| may grow by that, in all; it never leaves `tolerance`.
+        holdout: part of the pairs that is kept for verification.
+        top: how many edges to verify besides the circuit's own; random: how many random circuits to compare with.
+        scores: take these instead of computing them (a search that was stopped goes on from its saved scores).
+        seed: of the split, the intervals, the random circuits.
+
+    Raises:
+        TaskError: too few pairs, or they do not fit the model.
+        ScoreError: scores or faithfulness are undefined on this task.
+    """
+    bound = (task if isinstance(task, BoundTask) else task.on(model)).with_metric(metric)
+    if len(bound) < 2:
+        raise TaskError("one pair is too few to find a circuit and to judge it: give at least two, better thirty")
+    seen, unseen = bound.split(1 - holdout, seed)
+    evaluator = Evaluator(model, seen, ablation=ablation, batch_size=batch_size, seed=seed)
+    summary = summary_of(evaluator)
+    evaluator.check_contrast()
+    if scores is None:
+        options = {"method": method, "steps": steps, "rule": rule, "ablation": ablation, "direction": direction}
+        found = attribute(model, seen, batch_size=batch_size, seed=seed, **options)
+        assert isinstance(found, Scores)
+        scores = found
+    elif scores.graph != model.graph:
+        raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
+    search = _Search(evaluator, scores, by, tolerance, one_sided)
+    mask = search.smallest()
+    if prune:
+        mask = search.pruned(mask, prune_tolerance)
+    settings = {"tolerance": tolerance, "one_sided": one_sided, "by": by, "holdout": holdout}
+    circuit = scores.cut(mask, search="find", prune_tolerance=prune_tolerance if prune else None, **settings)
+    checks = verify(model, unseen, scores, top, circuit=circuit, random=random, batch_size=batch_size, seed=seed)
+    circuit = replace(
+        circuit, exact=checks.exact, facts=_facts(search.curve[-1], search, circuit, checks, seen, unseen)
+    )
+    return FindResult(circuit, scores, checks, tuple(search.curve), tuple(search.steps), summary, unseen)
+
+
+def _facts(
+    last: CurvePoint, search: _Search, circuit: Circuit, checks: Verification, seen: BoundTask, unseen: BoundTask
+) -> dict[str, object]:
+    return {
+        "n_edges": len(circuit),
+        "faithfulness": checks.faithfulness,
+        "interval": list(checks.interval),
+        "unseen_pairs": len(unseen),
+        "faithfulness_on_search_pairs": search.faithfulness_of(circuit.mask),
+        "search_pairs": len(seen),
+        "metric": checks.evaluation.metric,
+        "metric_full": checks.evaluation.metric_full,
+        "metric_empty": checks.evaluation.metric_empty,
+        "accuracy": checks.evaluation.accuracy,
+        "accuracy_full": checks.evaluation.accuracy_full,
+        "correlation": checks.correlation,
+        "sign_errors": checks.sign_errors,
+        "checked_edges": len(checks.edges),
+        "random_circuits": list(checks.random),
+        "random_circuits_beaten": checks.beaten,
+    }
+
+
+class _Search:
+    """The search over sizes and the pruning, with every circuit that was run on record."""
+
+    def __init__(self, evaluator: Evaluator, scores: Scores, by: By, tolerance: float, one_sided: bool) -> None:
+        self.evaluator, self.scores, self.graph, self.by = evaluator, scores, scores.graph, by
+        self.tolerance, self.one_sided = tolerance, one_sided
+        self.curve: list[CurvePoint] = []
+        self.steps: list[Step] = []
+        self._known: dict[bytes, float] = {}
+
+    # ---------------------------------------------------------------- measuring
+    def faithfulness_of(self, mask: np.ndarray) -> float:
+        """Exact faithfulness, run once per distinct circuit."""
+        key = np.packbits(mask).tobytes()
+        if key not in self._known:
+            metric = self.evaluator.run(mask[None]).metric
+            self._known[key] = float(self.evaluator.faithfulness(metric)[0])
+        return self._known[key]
+
+    def _top(self, n: int, stage: str) -> tuple[np.ndarray, float]:
+        mask = self.scores.top(n, self.by).mask
+        value = self.faithfulness_of(mask)
+        self.curve.append(CurvePoint(stage, n, int(mask.sum()), value))
+        return mask, value
+
+    def meets(self, value: float) -> bool:
+        """Whether a faithfulness is on target."""
+        return value >= 1 - self.tolerance and (self.one_sided or value <= 1 + self.tolerance)
+
+    # ---------------------------------------------------------------- the right size
+    def smallest(self) -> np.ndarray:
+        """Mask of the smallest top-n circuit on target that the grid and the bisections see."""
+        sizes = [2**k for k in range((self.graph.n_edges - 1).bit_length())] + [self.graph.n_edges]
+        before = 0
+        for n in track(sizes, "search over sizes"):
+            mask, value = self._top(n, "grid")
+            if self.meets(value):
+                self._say(
+                    "grid", f"the top {n} edges ({mask.sum()} connected) reach faithfulness {value:.3f}: on target"
+                )
+                return self._bisect(before, n, mask)
+            if value > 1 + self.tolerance:
+                self._say("grid", f"the top {n} edges ({mask.sum()} connected) overshoot: faithfulness {value:.3f}")
+                found = self._bisect(before, n, None)
+                if found is not None:
+                    return found
+            before = n
+        return self.graph.real.copy()  # the full graph has faithfulness 1: the grid always ends there
+
+    def _bisect(self, low: int, high: int, best: np.ndarray | None) -> np.ndarray | None:
+        """Halves (low, high] towards the smallest size on target; `best` is the circuit at `high` if that is on target."""
+        while high - low > 1:
+            middle = (low + high) // 2
+            mask, value = self._top(middle, "bisection")
+            if self.meets(value):
+                best, high = mask, middle
+            elif value > 1 + self.tolerance:
+                high = middle
+            else:
+                low = middle
+        if best is not None:
+            self._say("bisection", f"the smallest size on target is the top {high} edges ({best.sum()} connected)")
+        else:
+            self._say(
+                "bisection", f"no size on target between the last undershoot and the overshoot at {high}: going on"
+            )
+        return best
+
+    # ---------------------------------------------------------------- pruning
+    def pruned(self, mask: np.ndarray, growth: float) -> np.ndarray:
+        """Removes edges, weakest first, within the tolerance."""
+        start = self.faithfulness_of(mask)
+        limit = min(abs(1 - start) + growth, max(self.tolerance, abs(1 - start)))
+        ranked = self.scores.ranked(self.by)
+        order = [(u, r) for u, r in ranked[::-1] if mask[u, r]]
+        before, run, at = int(mask.sum()), 1, 0
+        bar = track(range(len(order)), "pruning")
+        done = next(bar, len(order))
+        while at < len(order):
+            group = [edge for edge in order[at : at + run] if mask[edge]]
+            trial = mask.copy()
+            for edge in group:
+                trial[edge] = False
+            trial = connected(self.graph, trial)
+            value = self.faithfulness_of(trial) if group else 0.0
+            if not group or abs(1 - value) <= limit:
+                if group:
+                    mask = trial
+                    self.curve.append(CurvePoint("pruning", int(mask.sum()), int(mask.sum()), value))
+                at, run = at + run, 2 * run
+            elif run > 1:
+                run //= 2
+            else:
+                at += 1
+            while done is not None and done < min(at, len(order)):
+                done = next(bar, None)
+        bar.close()
+        value = self.faithfulness_of(mask)
+        self._say(
+            "pruning", f"{before - int(mask.sum())} of {before} edges removed; faithfulness {start:.3f} -> {value:.3f}"
+        )
+        if value > 1:
+            self._say("pruning", f"overshoot of {value - 1:.3f}: edges that oppose the behaviour are left out")
+        return mask
+
+    def _say(self, stage: str, text: str) -> None:
+        self.steps.append(Step(stage, text))
