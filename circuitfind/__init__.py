@@ -1,4 +1,4 @@
-"""circuitfind: which heads, MLPs and connections of an unmodified Hugging Face model do a behaviour, and how sure that is.
+"""circuitfind: which heads, MLPs and connections of a Hugging Face model do a behaviour, and how sure that is.
 
 import circuitfind as cf
 

@@ -9,10 +9,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def connected(graph: Graph, mask: np.ndarray) -> np.ndarray:
             reached |= feeds[u]
     for u in reversed(range(graph.n_writers)):
         useful[u] = (feeds[u] & useful).any()
-    read = (graph.serves & useful).any(axis=1)
+    read = np.asarray((graph.serves & useful).any(axis=1))
     return mask & reached[: graph.n_writers, None] & read[None, :]
 
 
@@ -113,10 +114,11 @@ class Circuit:
     @property
     def node_mask(self) -> np.ndarray:
         """`[nodes]` bool: writers with an edge out, and nodes (logits too) with an edge in."""
-        nodes = (self.graph.serves & self.mask.any(axis=0)[:, None]).any(axis=0)
+        read = np.asarray(self.mask.any(axis=0))
+        nodes = np.asarray((self.graph.serves & read[:, None]).any(axis=0))
         if self.graph.group > 1:  # a shared key/value head feeds its whole group: count the heads that are used
             own = np.zeros_like(nodes)
-            for reader in np.flatnonzero(self.mask.any(axis=0)):
+            for reader in np.flatnonzero(read).tolist():
                 if self.graph.reader(reader).kind not in ("k", "v"):
                     own |= self.graph.serves[reader]
             writers = np.append(self.mask.any(axis=1), False)

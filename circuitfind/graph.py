@@ -14,9 +14,10 @@ The numbering is that of the EAP-IG library's files (Hanna et al. 2024), where e
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Iterable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 

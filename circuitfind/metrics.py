@@ -13,8 +13,9 @@ logits `[batch, vocab]` (`[batch, reads, vocab]` with several read positions).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +42,8 @@ class Metric:
         value = self.function(logits, batch)
         if value.shape != (len(batch),):
             raise TaskError(
-                f"metric '{self.name}' returned shape {list(value.shape)}: one number per example is needed, [{len(batch)}]"
+                f"metric '{self.name}' returned shape {list(value.shape)}: one number per example is needed,"
+                f" [{len(batch)}]"
             )
         return value
 

@@ -5,37 +5,45 @@ The command line listens with a rich display; a script or notebook does the same
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Iterable, Iterator, Protocol, Sequence, TypeVar
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 
 
 class Listener(Protocol):
-    """What a display offers: a task with a total, advanced one step at a time."""
+    """What a display offers: a task with a total, advanced by some steps at a time."""
 
     def start(self, label: str, total: int) -> int: ...
-    def advance(self, task: int) -> None: ...
+    def advance(self, task: int, steps: int) -> None: ...
     def finish(self, task: int) -> None: ...
 
 
 _listener: ContextVar[Listener | None] = ContextVar("circuitfind_progress", default=None)
 
 
-def track(items: Sequence[T] | Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yields the items, reporting each one as it is done."""
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function to call with the number of steps just done."""
     listener = _listener.get()
     if listener is None:
-        yield from items
+        yield lambda steps: None
         return
-    task = listener.start(label, len(items) if total is None else total)  # type: ignore[arg-type]
+    task = listener.start(label, total)
     try:
-        for item in items:
-            yield item
-            listener.advance(task)
+        yield lambda steps: listener.advance(task, steps)
     finally:
         listener.finish(task)
+
+
+def track(items: Sequence[T], label: str) -> Iterator[T]:
+    """Yields the items, reporting each one as it is done."""
+    with progress(label, len(items)) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
 @contextmanager
@@ -64,9 +72,8 @@ def show_progress() -> Iterator[None]:
     text, bar, count = TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn()
     remaining = TextColumn("left")
     columns = (text, bar, count, TimeElapsedColumn(), TimeRemainingColumn(), remaining)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display:
-        with listening(_Rich(display)):
-            yield
+    with Progress(*columns, console=Console(stderr=True), transient=True) as display, listening(_Rich(display)):
+        yield
 
 
 class _Rich:
@@ -76,8 +83,8 @@ class _Rich:
     def start(self, label: str, total: int) -> int:
         return self.display.add_task(label, total=total)  # type: ignore[attr-defined]
 
-    def advance(self, task: int) -> None:
-        self.display.advance(task)  # type: ignore[attr-defined]
+    def advance(self, task: int, steps: int) -> None:
+        self.display.advance(task, steps)  # type: ignore[attr-defined]
 
     def finish(self, task: int) -> None:
         self.display.remove_task(task)  # type: ignore[attr-defined]

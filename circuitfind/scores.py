@@ -5,7 +5,7 @@
 3. `greedy(n)`: grown from `logits`: of all edges into nodes that are already in, the best one comes next
    (Hanna et al. 2024); every edge has a path to the logits by construction.
 
-Each cut is pruned to what is connected from `input` to `logits` unless `prune=False`, so it can hold fewer than n edges.
+Each cut is pruned to what is connected from `input` to `logits` unless `prune=False`: it can hold fewer than n edges.
 Ties are broken by the graph's order, so a cut is the same on every machine.
 """
 
@@ -102,14 +102,16 @@ class Scores:
     def greedy(self, n: int, by: By = "absolute", prune: bool = True) -> Circuit:
         """n edges grown from the logits."""
         graph, key = self.graph, self.key(by)
-        mask, inside, frontier = np.zeros_like(graph.real), set(), []
+        mask = np.zeros_like(graph.real)
+        inside: set[int] = set()
+        frontier: list[tuple[float, int, int]] = []
 
         def enter(node: int) -> None:
             """Offers every edge into a node that has just come in."""
             inside.add(node)
             for reader in np.flatnonzero(graph.serves[:, node]):
                 for writer in range(graph.limits[reader]):
-                    heapq.heappush(frontier, (-key[writer, reader], reader, writer))
+                    heapq.heappush(frontier, (-float(key[writer, reader]), int(reader), writer))
 
         enter(graph.n_nodes - 1)
         added = 0

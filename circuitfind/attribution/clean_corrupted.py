@@ -1,7 +1,7 @@
 """The two-point average: half the gradient at the clean prompt, half at the corrupted one (Hanna et al. 2024).
 
-The trapezoid of the integrated-gradients line with its end points only. It repairs flat metrics at the price of one more
-backward pass, and does not depend on the direction.
+The trapezoid of the integrated-gradients line with its end points only. It repairs flat metrics at the price of one
+more backward pass, and does not depend on the direction.
 """
 
 from __future__ import annotations

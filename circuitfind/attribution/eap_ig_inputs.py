@@ -7,8 +7,8 @@ enters layer 0; positions are the same on both sides). Rules for where on the li
 * `right`: (k + 1) / steps. The corrupted prompt is never used.
 * `midpoint`: (k + 1/2) / steps. The smallest error for smooth metrics.
 
-As steps grow, the scores of the edges out of `input` add up to metric(clean) - metric(corrupted) exactly. The average does
-not depend on the direction, so noising and denoising estimates are the same.
+As steps grow, the scores of the edges out of `input` add up to metric(clean) - metric(corrupted) exactly. The average
+does not depend on the direction, so noising and denoising estimates are the same.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Exact effects: every edge is patched on its own and the metric measured. What all attribution methods estimate.
 
-Noising: metric(clean) - metric(clean with the edge carrying its ablated value). Denoising: metric(corrupted with the edge
-carrying its clean value) - metric(corrupted). Edges of one reader are patched side by side from the cached residual that
-the reader's layer starts with (`engine/replay.py`), so a whole graph costs about half a forward pass an edge.
+Noising: metric(clean) - metric(clean with the edge carrying its ablated value). Denoising: metric(corrupted with the
+edge carrying its clean value) - metric(corrupted). Edges of one reader are patched side by side from the cached
+residual that the reader's layer starts with (`engine/replay.py`), so a whole graph costs about half a forward pass an edge.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def _batch(pairs: Pairs, batch: Batch, edges: np.ndarray, direction: str) -> np.
     adapter, metric = pairs.adapter, pairs.metric
     clean, corrupted = capture(adapter, batch.clean), capture(adapter, batch.corrupted)
     batch = batch.with_reference(clean.logits)
-    values = ablated(pairs.ablation, clean, corrupted, pairs.means)
+    carried = ablated(pairs.ablation, clean, corrupted, pairs.means)
     if direction == "noising":
-        replay = Replay(adapter, batch.clean, clean, values.minus(clean.writers))
+        replay = Replay(adapter, batch.clean, clean, carried.minus(clean.writers))
         base = metric(clean.logits, batch)
     else:
         replay = Replay(adapter, batch.corrupted, corrupted, clean.writers.minus(corrupted.writers))

@@ -3,14 +3,15 @@
     effect(u -> v) ~ (u's clean value - u's ablated value) . mean over points of the gradient at v's input
 
 A method is a list of `Point`s: where on the line `corrupted + alpha (clean - corrupted)` in the space of the residual
-entering layer 0 a gradient is taken, and with what weight. The clean point alone is EAP. Everything downstream is shared
-by edges (`engine/contract.py`) and nodes (`engine/node_effects.py`).
+entering layer 0 a gradient is taken, and with what weight. The clean point alone is EAP. What follows is shared by
+edges (`engine/contract.py`) and nodes (`engine/node_effects.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Callable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,11 +91,11 @@ class Pairs:
         if metric.reference or any(point.alpha != 1 for point in points):
             clean = capture(adapter, batch.clean, stop=not metric.reference)
             batch = batch.with_reference(clean.logits) if metric.reference else batch
-        if self.interchange or any(0 < point.alpha < 1 for point in points):
+        if self.interchange:
             corrupted = capture(adapter, batch.corrupted, stop=True)
         for weight, alpha in points:
             embed = None
-            if 0 < alpha < 1:
+            if clean is not None and corrupted is not None and 0 < alpha < 1:
                 embed = corrupted.resid[0] + alpha * (clean.resid[0] - corrupted.resid[0])
             inputs = batch.corrupted if alpha == 0 else batch.clean
             run, gradients, values = capture_gradients(adapter, inputs, lambda logits: metric(logits, batch), embed)
@@ -107,7 +108,7 @@ class Pairs:
         size = float(total.abs().max())
         if size <= SMALLEST * largest or size == 0:
             raise ScoreError(
-                f"the gradient of metric '{self.metric.name}' vanishes: the largest score is {size:.1g} where the metric"
-                f" itself is {largest:.3g}. Scores would be rounding noise: use method='eap-ig-inputs',"
+                f"the gradient of metric '{self.metric.name}' vanishes: the largest score is {size:.1g} where the"
+                f" metric itself is {largest:.3g}. Scores would be rounding noise: use method='eap-ig-inputs',"
                 " 'clean-corrupted' or 'exact', or another metric"
             )

@@ -11,7 +11,8 @@ Only `corrupted` makes the run with every edge ablated equal to the corrupted ru
 
 from __future__ import annotations
 
-from typing import Iterable, Literal, get_args
+from collections.abc import Iterable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -67,11 +68,12 @@ def mean_writers(adapter: Adapter, batches: Iterable[Batch], by_position: bool) 
     return total.map(lambda value: value / count)
 
 
-def ablated(ablation: str, clean: Run, corrupted: Run, means: Writers | None) -> Writers:
+def ablated(ablation: str, clean: Run, corrupted: Run | None, means: Writers | None) -> Writers:
     """The writers' ablated values for one batch, of the clean run's shapes."""
     if ablation == "zero":
         return clean.writers.map(torch.zeros_like)
     if means is None:
+        assert corrupted is not None, "interchange needs the corrupted run"
         return corrupted.writers
     embed = means.embed.expand_as(clean.writers.embed)
     heads = [mean.expand_as(value) for mean, value in zip(means.heads, clean.heads, strict=True)]

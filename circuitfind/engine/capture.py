@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from circuitfind.models.layout import Heads
 class Writers(NamedTuple):
     """What each writer adds to the residual stream.
 
-    embed: `[batch, pos, d_model]`; heads: by layer `[batch, pos, heads, d_head]`, to be projected by the adapter's
+    embed: `[batch, pos, d_model]`; heads: by layer `[batch, pos, heads, d_head]`, to be projected by the layer's
     `output_weight`; mlps: by layer `[batch, pos, d_model]`, without output biases.
     """
 
@@ -47,7 +48,7 @@ class Writers(NamedTuple):
 
 
 class ReaderGradients(NamedTuple):
-    """Gradients of the summed metric: at the projections' outputs by layer, the MLPs' inputs, the final norm's input."""
+    """Gradients of the summed metric: at projections' outputs by layer, MLPs' inputs, the final norm's input."""
 
     qkv: list[Heads]
     mlp: list[Tensor]
@@ -71,7 +72,7 @@ class Run:
         middle: `[batch, pos, d_model]` what each MLP reads, before its norm.
         qkv: values at the projections' outputs; mlp_in: values at the MLP's input, as the module sees them.
         attn_out, mlp_out: raw outputs of the attention's output projection and of the MLP.
-        logits: `[batch, reads, vocab]`, None if the pass was stopped before the unembedding.
+        logits: `[batch, reads, vocab]`, empty if the pass was stopped before the unembedding.
     """
 
     resid: list[Tensor] = field(default_factory=list)
@@ -82,7 +83,7 @@ class Run:
     mlp_in: list[Tensor] = field(default_factory=list)
     attn_out: list[Tensor] = field(default_factory=list)
     mlp_out: list[Tensor] = field(default_factory=list)
-    logits: Tensor | None = None
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def writers(self) -> Writers:
@@ -97,11 +98,10 @@ class Recorder:
         self.run = Run()
         self.leaves: dict[tuple[str, int], Tensor] = {}
         self._separate: dict[str, Tensor] = {}
-        self._z: Tensor | None = None
+        self._z: Tensor  # the heads of the layer whose output is being waited for
 
-    def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | None | Stop:
+    def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
         run, detached = self.run, value.detach()
-        view = self.adapter.layers[layer] if layer < self.adapter.graph.n_layers else None
         if site in ("mlp_in", "final") and self.differentiate:
             fresh = value.view_as(value)
             self.leaves[site, layer] = fresh
@@ -115,6 +115,7 @@ class Recorder:
         elif site == "z":
             self._z = detached
         elif site == "attn_out":
+            view = self.adapter.layers[layer]
             run.heads.append(view.scaled_heads(self._z, detached))
             run.attn_out.append(detached)
             resid = run.resid[layer]
@@ -122,7 +123,7 @@ class Recorder:
         elif site == "mlp_out":
             out = detached.clone()  # Falcon adds into this tensor in place
             run.mlp_out.append(out)
-            run.mlps.append(view.mlp_written(out).view(run.resid[0].shape))
+            run.mlps.append(self.adapter.layers[layer].mlp_written(out).view(run.resid[0].shape))
         else:
             self._note_input(site, detached)
             return STOP if site == "final" and self.stop else None

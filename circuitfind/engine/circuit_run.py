@@ -56,7 +56,7 @@ class Plan:
         terms = masks.copy() if sparse else graph.real & ~masks
         if sparse and prepared.interchange:
             _drop_unreached(graph, terms, coupled=prepared.adapter.family.post_attn_norm is not None)
-        return cls(graph, terms, sparse, np.flatnonzero(terms.any(axis=(0, 2))), terms.any(axis=(0, 1)))
+        return cls(graph, terms, sparse, np.flatnonzero(terms.any(axis=(0, 2))), np.asarray(terms.any(axis=(0, 1))))
 
     def readers(self, layer: int, kind: str) -> np.ndarray:
         """Indices of the active readers of a layer."""
@@ -85,7 +85,7 @@ def _drop_unreached(graph: Graph, terms: np.ndarray, coupled: bool) -> None:
             feeding[graph.readers(layer, "qkv")] = True
         else:
             feeding = graph.serves[:, u]
-        terms[:, u] &= terms[:, :u, feeding].any(axis=(1, 2))[:, None]
+        terms[:, u] &= np.asarray(terms[:, :u, feeding].any(axis=(1, 2)))[:, None]
 
 
 def prefers_sparse(graph: Graph, masks: np.ndarray) -> bool:
@@ -154,15 +154,15 @@ class _CircuitVisitor:
         self.batch, self.length, width = embed.shape
         self.written = embed.new_empty(len(plan.writers), self.times, self.batch * self.length, width)
         self.sign = 1.0 if plan.sparse else -1.0
-        self._resid: Tensor | None = None
-        self._z: Tensor | None = None
+        self._resid: Tensor  # what the readers of the current layer read, before their terms
+        self._z: Tensor
         self._values: dict[str, Tensor] = {}
         if plan.sparse:
             self._write(0, prepared.clean.resid[0].to(embed) - embed)
             if not prepared.interchange:
                 self._write_unreached()
 
-    def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | None | Stop:
+    def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
         plan, empty = self.plan, self.prepared.empty
         if site == "resid":
             self._resid = _repeat(empty.resid[layer], self.times) if plan.sparse else value
@@ -193,7 +193,7 @@ class _CircuitVisitor:
             self.written[self.plan.slots[writer]] = self._centre(flat)
 
     def _write_unreached(self) -> None:
-        """D of the nodes that nothing reaches: under zero or mean ablation they still differ from their ablated value."""
+        """D of the nodes that nothing reaches: under zero or mean ablation they too differ from their ablated value."""
         empty, values = self.prepared.empty, self.prepared.ablated
         for layer in range(self.graph.n_layers):
             outputs = self.adapter.head_outputs(layer, empty.heads[layer] - values.heads[layer])

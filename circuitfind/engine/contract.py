@@ -2,14 +2,14 @@
 
     effect(u -> v) = sum over tokens of (out_u(clean) - out_u(ablated)) . J_norm^T W_v gradient_v
 
-Peers give every reader its own copy of the residual stream to get `gradient at v's input`; here only the gradients at the
-projections' outputs are taken (`d_head` wide), and pulled back analytically:
+Peers give every reader its own copy of the residual stream to get `gradient at v's input`; here only the gradients at
+the projections' outputs are taken (`d_head` wide), and pulled back analytically:
 
-1. For a layer, `G_v = J_norm^T W_v g_v` for all its q, k, v readers: with the norm's weight and centring folded into W and
-   its scale r multiplied into g, `G_v = W' (r g_v) - y c_v`, where y is the normed stream and
-   `c_v = y . W' (r g_v) / d_model`. MLP inputs are pulled back by the norm alone; `logits` already is at the stream.
+1. For a layer, `G_v = J_norm^T W_v g_v` for all its q, k, v readers: with the norm's weight and centring folded into W
+   and its scale r multiplied into g, `G_v = W' (r g_v) - y c_v`, where y is the normed stream and
+   `c_v = y . W' (r g_v) / d_model`. MLP inputs are pulled back by the norm alone; `logits` is at the stream already.
 2. The writers' differences `D_u` are laid out once for all layers: heads are projected by W_O as they come.
-3. `scores[:U, layer's readers] += D[:U] G^T`, one matrix product a layer, because a reader sees a prefix of the writers.
+3. `scores[:U, layer's readers] += D[:U] G^T`, one matrix product a layer: a reader sees a prefix of the writers.
 
 Everything is a sum over tokens, so it is done for a slice of tokens at a time: an outer slice bounds what is held,
 `[writers, tokens, d_model]`, whatever the batch; an inner one keeps `G` in a processor's cache. Scores accumulate in
@@ -18,7 +18,8 @@ float32 (float64 for a float64 model).
 
 from __future__ import annotations
 
-from typing import Iterator
+from collections.abc import Iterator
+from operator import itemgetter
 
 import torch
 from einops import rearrange
@@ -65,7 +66,7 @@ def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGr
     final = gradients.final.flatten(0, 1).to(work)
     for tokens in _slices(len(delta.embed), graph.n_writers, adapter, HELD_BYTES):
         at = _Slice(resid, middle, qkv, mlp, final, tokens)
-        _accumulate(adapter, delta.map(lambda part, tokens=tokens: part[tokens]), at, effects)
+        _accumulate(adapter, delta.map(itemgetter(tokens)), at, effects)
     return effects
 
 

@@ -1,6 +1,6 @@
 """How much memory a run takes, how large a batch may be, and what happens when it is too large after all.
 
-The estimate counts what grows with the batch: activations that autograd keeps, the captured writers and streams, and the
+The estimate counts what grows with the batch: activations that autograd keeps, captured writers and streams, and the
 contraction's working set. A batch that runs out of memory is halved and tried again, with a warning that says so.
 """
 
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import gc
 import warnings
-from typing import Callable, Iterator, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from circuitfind.batch import Batch
 from circuitfind.engine.contract import held_tokens
+from circuitfind.errors import TaskError
 from circuitfind.models.adapter import Adapter
-from circuitfind.progress import track
+from circuitfind.progress import progress
 
 R = TypeVar("R")
 BUDGET_BYTES = 2**30  # of activations, where free memory is not known
@@ -63,8 +65,8 @@ def _budget(device: torch.device) -> int:
     return max(BUDGET_BYTES, free // 3)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def in_batches(
@@ -78,23 +80,22 @@ def in_batches(
     """
     size = batch_size or batch_size_for(adapter, len(batch), batch.clean.ids.shape[1])
     if size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {size}")
+        raise TaskError(f"batch_size must be at least 1, not {size}")
     start = 0
-    bar = track(range(-(-len(batch) // size)), label)
-    next(bar, None)
-    while start < len(batch):
-        rows = slice(start, min(start + size, len(batch)))
-        try:
-            result = function(batch.rows(rows).trimmed())
-        except (RuntimeError, MemoryError) as error:
-            if not (isinstance(error, MemoryError) or _out_of_memory(error)) or size == 1:
-                raise
-            size //= 2
-            gc.collect()
-            torch.accelerator.empty_cache() if adapter.device.type != "cpu" else None
-            warnings.warn(f"out of memory: trying again with batches of {size}", stacklevel=2)
-            continue
-        yield rows, result
-        start = rows.stop
-        next(bar, None)
-    bar.close()
+    with progress(label, len(batch)) as advance:
+        while start < len(batch):
+            rows = slice(start, min(start + size, len(batch)))
+            try:
+                result = function(batch.rows(rows).trimmed())
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error) or size == 1:
+                    raise
+                size //= 2
+                gc.collect()
+                if adapter.device.type != "cpu":
+                    torch.accelerator.empty_cache()
+                warnings.warn(f"out of memory: trying again with batches of {size}", stacklevel=2)
+                continue
+            yield rows, result
+            start = rows.stop
+            advance(rows.stop - rows.start)

@@ -56,7 +56,6 @@ def prepare(adapter: Adapter, batch: Batch, ablation: str = "corrupted", means: 
         means: from `mean_writers`, for the mean ablations.
     """
     clean, corrupted = capture(adapter, batch.clean), capture(adapter, batch.corrupted)
-    assert clean.logits is not None
     batch = batch.with_reference(clean.logits)
     values = ablated(ablation, clean, corrupted, means)
     if ablation in ("corrupted", "resample"):
@@ -79,7 +78,7 @@ class EmptyRecorder(Recorder):
         super().__init__(adapter)
         self.values, self.stream = values, values.embed.clone()
 
-    def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | None | Stop:
+    def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
         shown = None
         if site in ("resid", "final"):
             shown = self.stream.to(value.dtype)

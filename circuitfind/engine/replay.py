@@ -1,7 +1,7 @@
 """Exact effects of single edges: one reader is shown another writer's value, and the model is replayed from there.
 
-1. Patching a reader of layer L leaves all earlier layers as they were: blocks before L are skipped and L starts from the
-   cached residual. An edge into an MLP skips the layer's attention too, one into `logits` skips every block.
+1. Patching a reader of layer L leaves all earlier layers as they were: blocks before L are skipped and L starts from
+   the cached residual. An edge into an MLP skips the layer's attention too, one into `logits` skips every block.
 2. Edges of one reader share that prefix, so several of them are rows of one batch.
 3. The patched stream `residual + other_u - base_u` goes through the norm and the reader's own projection only.
 """

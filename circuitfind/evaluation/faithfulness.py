@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Iterable, Iterator, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ MANY_TOKENS_AT_ONCE = 16384
 
 
 class Outcome(NamedTuple):
-    """`[circuits, examples]` each: the metric; whether the answers beat the wrong ones; whether the top token is one."""
+    """`[circuits, examples]` each: the metric; the answers beat the wrong ones; the top token is an answer."""
 
     metric: np.ndarray
     accurate: np.ndarray
@@ -129,7 +130,8 @@ class Evaluator:
             raise ScoreError(
                 f"faithfulness is undefined: the metric is {self.full.mean():.4g} on the whole model and"
                 f" {self.empty.mean():.4g} with every edge ablated, which is within noise (standard error"
-                f" {error:.2g}, {len(difference)} examples). Does the model do this task, and do the prompts differ in it?"
+                f" {error:.2g}, {len(difference)} examples). Does the model do this task,"
+                " and do the prompts differ in it?"
             )
 
     def evaluate(self, circuit: Circuit | Iterable[str]) -> Evaluation:
@@ -157,7 +159,7 @@ class Evaluator:
             yield from self._kept
             return
 
-        def one(batch):  # noqa: ANN001, ANN202
+        def one(batch):
             return prepare(self.pairs.adapter, batch, self.ablation, self.pairs.means)
 
         for _, prepared in in_batches(
@@ -167,7 +169,7 @@ class Evaluator:
                 self._kept.append(prepared)
             yield prepared
 
-    def _outcome(self, logits_of) -> Outcome:  # noqa: ANN001
+    def _outcome(self, logits_of) -> Outcome:
         """Metric and correctness of what a function of each prepared batch computes."""
         parts = []
         for prepared in self._prepared():
@@ -208,5 +210,5 @@ def evaluate(
     Raises:
         ScoreError: faithfulness is undefined on this task.
     """
-    options = {"ablation": ablation, "metric": metric, "batch_size": batch_size, "seed": seed}
-    return Evaluator(model, task, **options).evaluate(circuit)
+    evaluator = Evaluator(model, task, ablation=ablation, metric=metric, batch_size=batch_size, seed=seed)
+    return evaluator.evaluate(circuit)

@@ -1,8 +1,8 @@
 """Random circuits to hold a found one against: connected, of exactly the same number of edges.
 
 1. Start from a random path: from `logits`, edges are drawn backwards until `input` is reached.
-2. While edges are missing, draw a random edge that is out; if its ends are not on paths yet, complete it by random edges
-   forwards to a node inside and backwards to one, as long as that fits in what is missing.
+2. While edges are missing, draw a random edge that is out; if its ends are not on paths yet, complete it by random
+   edges forwards to a node inside and backwards to one, as long as that fits in what is missing.
 Every edge is on a path from `input` to `logits`, so nothing is lost to pruning and the comparison is of equals.
 """
 
@@ -46,7 +46,7 @@ class _Growth:
         """Adds a random edge with what it takes to connect it; false if that needs more than `room` edges."""
         free = self.graph.real & ~self.mask
         if inside_only:
-            readers = self.graph.serves[:, self.inside].any(axis=1)
+            readers = np.asarray(self.graph.serves[:, self.inside].any(axis=1))
             free = free & self.inside[:-1, None] & readers[None, :]
         cells = np.flatnonzero(free)
         if not len(cells):

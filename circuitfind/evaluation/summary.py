@@ -34,7 +34,8 @@ class TaskSummary(NamedTuple):
             return None
         rows = ", ".join(map(str, self.failing[:5])) + (", ..." if len(self.failing) > 5 else "")
         doubt = " That is near chance: there may be no circuit to find." if self.accuracy < 0.6 else ""
-        return f"the model does not prefer the answer on {len(self.failing)} of {self.n} clean prompts (rows {rows}).{doubt}"
+        failing = f"{len(self.failing)} of {self.n} clean prompts (rows {rows})"
+        return f"the model does not prefer the answer on {failing}.{doubt}"
 
 
 def summarise(model: Model, task: Task | BoundTask, *, warn: bool = True, batch_size: int | None = None) -> TaskSummary:

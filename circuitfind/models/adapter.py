@@ -43,7 +43,7 @@ def module_at(root: Any, path: str) -> Any:
     return functools.reduce(lambda at, key: at[int(key)] if key.isdigit() else getattr(at, key), path.split("."), root)
 
 
-def _weight(module: nn.Module) -> Tensor:
+def _weight(module: Any) -> Tensor:
     """`[in, out]` view of a projection's weight."""
     return module.weight if isinstance(module, Conv1D) else module.weight.T
 
@@ -58,7 +58,7 @@ class LayerView:
     path: str
     family: Family
     layout: Layout
-    block: nn.Module
+    block: Any
     attn_norm: Norm | None
     mlp_norm: Norm | None
     post_attn_norm: Norm | None
@@ -66,12 +66,13 @@ class LayerView:
     multiplier: float
     work: torch.dtype
 
-    def module(self, name: str | None) -> nn.Module | None:
-        return None if name is None else module_at(self.block, name)
+    def module(self, name: str) -> Any:
+        return module_at(self.block, name)
 
     @property
     def device(self) -> torch.device:
-        return next(self.block.parameters()).device
+        parameter: Tensor = next(self.block.parameters())
+        return parameter.device
 
     def _projections(self) -> list[nn.Module]:
         names = (self.family.qkv,) if self.family.qkv else (self.family.q, self.family.k, self.family.v)
@@ -88,7 +89,7 @@ class LayerView:
 
     def qkv_bias(self) -> Heads | None:
         """`[heads, d_head]` each, or None where the projections have none."""
-        biases = [m.bias for m in self._projections()]
+        biases: list[Any] = [m.bias for m in self._projections()]
         if all(bias is None for bias in biases):
             return None
         widths = [_weight(m).shape[1] for m in self._projections()]
@@ -124,8 +125,9 @@ class LayerView:
 
     def constants(self) -> tuple[Tensor | None, Tensor | None]:
         """`[d_model]` each: biases of the attention's and the MLP's output projection as added to the stream."""
-        biases = self._bias(self.family.o), self._bias(self.family.down)
-        return tuple(None if bias is None else bias * self.multiplier for bias in biases)
+        attn, mlp = self._bias(self.family.o), self._bias(self.family.down)
+        scaled = [None if bias is None else bias * self.multiplier for bias in (attn, mlp)]
+        return scaled[0], scaled[1]
 
     def _bias(self, name: str | None) -> Tensor | None:
         bias = getattr(self.module(name), "bias", None) if name else None
@@ -149,7 +151,7 @@ class Adapter:
         work: precision of circuitfind's own arithmetic: the model's, but at least float32.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         config = model.config.get_text_config()
         self.model, self.config, self.family = model, config, family_of(config)
         family = self.family
@@ -173,7 +175,9 @@ class Adapter:
                 return None if name is None else Norm.of(module_at(block, name), d_model, f"{path}.{name}", device)
 
             names = family.attn_norm, family.mlp_norm, family.post_attn_norm, family.post_mlp_norm
-            self.layers.append(LayerView(path, family, layout, block, *map(norm, names), multiplier, self.work))
+            attn, mlp, post_attn, post_mlp = (norm(name) for name in names)
+            view = LayerView(path, family, layout, block, attn, mlp, post_attn, post_mlp, multiplier, self.work)
+            self.layers.append(view)
         final = Norm.of(module_at(model, family.final_norm), d_model, family.final_norm, self.device)
         self.centred = final.centred and all(
             norm is not None and norm.centred for view in self.layers for norm in (view.attn_norm, view.mlp_norm)

@@ -1,20 +1,21 @@
 """Two ways to take a visitor through one forward pass; both give it the same tensors in the same order.
 
-A visitor is `visit(site name, layer, value) -> new value | None | STOP`. It is shown every site's tensor and may replace
-it, or end the pass there. The mathematics never knows which backend runs it:
+A visitor is `visit(site name, layer, value) -> new value | None | STOP`. It is shown every site's tensor and may
+replace it, or end the pass there. The mathematics never knows which backend runs it:
 
 * `through_nnsight`: an nnsight trace. The default: it composes with a user's own nnsight interventions.
-* `through_hooks`: plain module hooks, a few microseconds a site, for the loops that run thousands of passes. Only it can
-  *skip*: a module whose result is known is not computed (`Skips`), which is how a run restarts from a later layer.
+* `through_hooks`: plain module hooks, a few microseconds a site, for the loops that run thousands of passes. Only it
+  can *skip*: a module whose result is known is not computed (`Skips`), which is how a run restarts from a later layer.
 
-At the unembedding only the read positions are kept, so logits come out as `[batch, reads, vocab]`; the head's bias, caps
-and scales stay in force because the model itself applies them.
+At the unembedding only the read positions are kept, so logits come out as `[batch, reads, vocab]`; the head's bias,
+caps and scales stay in force because the model itself applies them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any
 
 import nnsight
 import torch
@@ -30,7 +31,7 @@ class Stop:
 
 
 STOP = Stop()
-Visit = Callable[[str, int, Tensor], "Tensor | None | Stop"]
+Visit = Callable[[str, int, Tensor], "Tensor | Stop | None"]
 Skips = Mapping[str, Tensor]  # module path -> the (first) output that it would have computed
 EVERYWHERE = None
 
@@ -77,7 +78,7 @@ def through_hooks(
     visit: Visit,
     sites: frozenset[str] | None = EVERYWHERE,
     skips: Skips | None = None,
-) -> Tensor | None:
+) -> Tensor:
     """One forward pass with module hooks.
 
     Args:
@@ -85,7 +86,7 @@ def through_hooks(
         skips: results of modules that need not run.
 
     Returns:
-        Logits `[batch, reads, vocab]`, or None if the visitor stopped the pass.
+        Logits `[batch, reads, vocab]`; an empty tensor if the visitor stopped the pass.
     """
     handles, skipped = [], dict(skips or {})
 
@@ -104,7 +105,7 @@ def through_hooks(
     def hook_output(site: Site, module: nn.Module) -> None:
         def after(_: nn.Module, __: tuple, output: Any) -> Any:
             new = visit(site.name, site.layer, _first(output))
-            if new is STOP:
+            if isinstance(new, Stop):
                 raise _Stopped
             return None if new is None else _with_first(output, new)
 
@@ -131,7 +132,7 @@ def through_hooks(
         handles.append(head.register_forward_pre_hook(lambda _, args: (read_rows(args[0], inputs), *args[1:])))
         return adapter.model(**adapter.keywords(inputs)).logits
     except _Stopped:
-        return None
+        return torch.empty(0)
     finally:
         for handle in handles:
             handle.remove()
@@ -144,7 +145,7 @@ def through_hooks(
 
 def through_nnsight(
     adapter: Adapter, inputs: Inputs, visit: Visit, sites: frozenset[str] | None = EVERYWHERE
-) -> Tensor | None:
+) -> Tensor:
     """One forward pass in an nnsight trace; arguments and result as for `through_hooks`."""
     envoy, wanted = adapter.envoy, [s for s in adapter.sites if sites is EVERYWHERE or s.name in sites]
     keywords = adapter.keywords(inputs)
@@ -156,7 +157,7 @@ def through_nnsight(
             head = module_at(envoy, adapter.head_path)
             head.input = read_rows(head.input, inputs)
             box.append(nnsight.save(envoy.output.logits))
-    return box[0] if box else None
+    return box[0] if box else torch.empty(0)
 
 
 def _drive(envoy: Any, sites: list[Site], visit: Visit) -> bool:
@@ -182,7 +183,7 @@ def _drive(envoy: Any, sites: list[Site], visit: Visit) -> bool:
 BACKENDS = {"nnsight": through_nnsight, "hooks": through_hooks}
 
 
-def through(adapter: Adapter, inputs: Inputs, visit: Visit, sites: frozenset[str] | None = EVERYWHERE) -> Tensor | None:
+def through(adapter: Adapter, inputs: Inputs, visit: Visit, sites: frozenset[str] | None = EVERYWHERE) -> Tensor:
     """One forward pass through the backend that the adapter names."""
     return BACKENDS[adapter.backend](adapter, inputs, visit, sites)
 

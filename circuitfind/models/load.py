@@ -30,7 +30,7 @@ class Model:
     """
 
     name: str
-    hf: nn.Module
+    hf: Any
     tokenizer: Any
     adapter: Adapter
 
@@ -91,7 +91,7 @@ def fetch(name: str, dtype: str | torch.dtype | None = None, device: Any = None,
     try:
         family_of(AutoConfig.from_pretrained(source, **_shared(keywords)).get_text_config())
         placement: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
-        hf = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **placement, **keywords)
+        hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **placement, **keywords)
     except (OSError, ValueError) as error:
         raise ModelError(_why_not(name, error)) from None
     if device != "auto":

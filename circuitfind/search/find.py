@@ -17,7 +17,7 @@ The target is |1 - faithfulness| <= tolerance, from above or below (`one_sided`:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from circuitfind.evaluation.summary import TaskSummary, summary_of
 from circuitfind.evaluation.verify import Verification, verify
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
-from circuitfind.progress import track
+from circuitfind.progress import progress, track
 from circuitfind.scores import By, Scores
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -132,8 +132,8 @@ def find(
     summary = summary_of(evaluator)
     evaluator.check_contrast()
     if scores is None:
-        options = {"method": method, "steps": steps, "rule": rule, "ablation": ablation, "direction": direction}
-        found = attribute(model, seen, batch_size=batch_size, seed=seed, **options)
+        options: dict[str, Any] = {"steps": steps, "rule": rule, "ablation": ablation, "direction": direction}
+        found = attribute(model, seen, method, batch_size=batch_size, seed=seed, **options)
         assert isinstance(found, Scores)
         scores = found
     elif scores.graph != model.graph:
@@ -142,17 +142,15 @@ def find(
     mask = search.smallest()
     if prune:
         mask = search.pruned(mask, prune_tolerance)
-    settings = {"tolerance": tolerance, "one_sided": one_sided, "by": by, "holdout": holdout}
+    settings: dict[str, Any] = {"tolerance": tolerance, "one_sided": one_sided, "by": by, "holdout": holdout}
     circuit = scores.cut(mask, search="find", prune_tolerance=prune_tolerance if prune else None, **settings)
     checks = verify(model, unseen, scores, top, circuit=circuit, random=random, batch_size=batch_size, seed=seed)
-    circuit = replace(
-        circuit, exact=checks.exact, facts=_facts(search.curve[-1], search, circuit, checks, seen, unseen)
-    )
+    circuit = replace(circuit, exact=checks.exact, facts=_facts(search, circuit, checks, seen, unseen))
     return FindResult(circuit, scores, checks, tuple(search.curve), tuple(search.steps), summary, unseen)
 
 
 def _facts(
-    last: CurvePoint, search: _Search, circuit: Circuit, checks: Verification, seen: BoundTask, unseen: BoundTask
+    search: _Search, circuit: Circuit, checks: Verification, seen: BoundTask, unseen: BoundTask
 ) -> dict[str, object]:
     return {
         "n_edges": len(circuit),
@@ -209,22 +207,24 @@ class _Search:
         sizes = [2**k for k in range((self.graph.n_edges - 1).bit_length())] + [self.graph.n_edges]
         before = 0
         for n in track(sizes, "search over sizes"):
-            mask, value = self._top(n, "grid")
+            tried, value = self._top(n, "grid")
             if self.meets(value):
                 self._say(
-                    "grid", f"the top {n} edges ({mask.sum()} connected) reach faithfulness {value:.3f}: on target"
+                    "grid", f"the top {n} edges ({tried.sum()} connected) reach faithfulness {value:.3f}: on target"
                 )
-                return self._bisect(before, n, mask)
+                best = self._bisect(before, n, mask)
+                assert best is not None, "the circuit at the upper end is on target"
+                return best
             if value > 1 + self.tolerance:
-                self._say("grid", f"the top {n} edges ({mask.sum()} connected) overshoot: faithfulness {value:.3f}")
-                found = self._bisect(before, n, None)
-                if found is not None:
-                    return found
+                self._say("grid", f"the top {n} edges ({tried.sum()} connected) overshoot: faithfulness {value:.3f}")
+                inside = self._bisect(before, n, None)
+                if inside is not None:
+                    return inside
             before = n
         return self.graph.real.copy()  # the full graph has faithfulness 1: the grid always ends there
 
     def _bisect(self, low: int, high: int, best: np.ndarray | None) -> np.ndarray | None:
-        """Halves (low, high] towards the smallest size on target; `best` is the circuit at `high` if that is on target."""
+        """Halves (low, high] towards the smallest size on target; `best`: the circuit at `high` if on target."""
         while high - low > 1:
             middle = (low + high) // 2
             mask, value = self._top(middle, "bisection")
@@ -250,27 +250,20 @@ class _Search:
         ranked = self.scores.ranked(self.by)
         order = [(u, r) for u, r in ranked[::-1] if mask[u, r]]
         before, run, at = int(mask.sum()), 1, 0
-        bar = track(range(len(order)), "pruning")
-        done = next(bar, len(order))
-        while at < len(order):
-            group = [edge for edge in order[at : at + run] if mask[edge]]
-            trial = mask.copy()
-            for edge in group:
-                trial[edge] = False
-            trial = connected(self.graph, trial)
-            value = self.faithfulness_of(trial) if group else 0.0
-            if not group or abs(1 - value) <= limit:
-                if group:
+        with progress("pruning", len(order)) as advance:
+            while at < len(order):
+                trial = mask.copy()
+                trial[tuple(np.array(order[at : at + run]).T)] = False
+                trial = connected(self.graph, trial)
+                value = self.faithfulness_of(trial)
+                goes = abs(1 - value) <= limit
+                if goes and trial.sum() < mask.sum():
                     mask = trial
                     self.curve.append(CurvePoint("pruning", int(mask.sum()), int(mask.sum()), value))
-                at, run = at + run, 2 * run
-            elif run > 1:
-                run //= 2
-            else:
-                at += 1
-            while done is not None and done < min(at, len(order)):
-                done = next(bar, None)
-        bar.close()
+                if run == 1 or goes:
+                    advance(min(run, len(order) - at))
+                    at += run
+                run = 2 * run if goes else max(1, run // 2)
         value = self.faithfulness_of(mask)
         self._say(
             "pruning", f"{before - int(mask.sum())} of {before} edges removed; faithfulness {start:.3f} -> {value:.3f}"

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 from circuitfind.errors import FileError
 

@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any, Callable, Protocol, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -204,7 +205,7 @@ class Task:
     def _texts(self, answers: Answers | None, side: str) -> list[list[str]]:
         if answers is None:
             return [[] for _ in self.clean]
-        rows = [[row] if isinstance(row, str) else list(row) for row in answers]
+        rows: list[Any] = [[row] if isinstance(row, str) else list(row) for row in answers]  # type: ignore[arg-type]
         for number, row in enumerate(rows):
             if not row or not all(isinstance(answer, str) and answer for answer in row):
                 raise TaskError(f"row {number}: {side} must be a non-empty string or a list of them, not {row!r}")
@@ -223,7 +224,7 @@ class Task:
     def _id_sets(self, answers: Answers | None) -> list[list[int]]:
         if answers is None:
             return [[] for _ in self.clean]
-        rows = answers.tolist() if isinstance(answers, Tensor) else list(answers)
+        rows: list[Any] = answers.tolist() if isinstance(answers, Tensor) else list(answers)
         sets = [list(row) if isinstance(row, (list, tuple)) else [row] for row in rows]
         for number, row in enumerate(sets):
             if not row or not all(isinstance(answer, int) for answer in row):

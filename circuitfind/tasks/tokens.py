@@ -2,15 +2,16 @@
 
 1. A prompt is tokenised as the tokenizer does by itself (`bos=None`), or with its first token forced to be, or not to
    be, the BOS token. A closing special token that the tokenizer appends is dropped: prompts are continued.
-2. An answer's ids are what tokenising `prompt + answer` adds to the prompt's own ids. If the prompt's ids change, or more
-   than one token is added, that spelling is no answer.
-3. Answers are tried as given and with a leading space added or removed. The first spelling that works for every answer of
-   the task is taken: a word after a word wants a space, digits after digits do not.
+2. An answer's ids are what tokenising `prompt + answer` adds to the prompt's own ids. If the prompt's ids change, or
+   more than one token is added, that spelling is no answer.
+3. Answers are tried as given and with a leading space added or removed. The first spelling that works for every answer
+   of the task is taken: a word after a word wants a space, digits after digits do not.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from circuitfind.errors import TaskError
 
