@@ -2,7 +2,8 @@
 
 Noising: metric(clean) - metric(clean with the edge carrying its ablated value). Denoising: metric(corrupted with the
 edge carrying its clean value) - metric(corrupted). Edges of one reader are patched side by side from the cached
-residual that the reader's layer starts with (`engine/replay.py`), so a whole graph costs about half a forward pass an edge.
+residual that the reader's layer starts with (`engine/replay.py`), so a whole graph costs about half a forward pass an
+edge.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Norms as formulas: `norm(x) = r(x) * C x * weight + bias` with one scale r per token.
 
 `C` subtracts the mean (LayerNorm) or is the identity (RMSNorm), and `r = 1 / sqrt(mean((C x)^2) + eps)`. Weight and
-bias are read off the module by feeding it two probes, so every spelling of these norms (1 + weight, no weight, Cohere's)
-is one class here, and a module of another form is refused.
+bias are read off the module by feeding it two probes, so every spelling of these norms (1 + weight, no weight,
+Cohere's) is one class here, and a module of another form is refused.
 """
 
 from __future__ import annotations

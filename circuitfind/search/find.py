@@ -212,7 +212,7 @@ class _Search:
                 self._say(
                     "grid", f"the top {n} edges ({tried.sum()} connected) reach faithfulness {value:.3f}: on target"
                 )
-                best = self._bisect(before, n, mask)
+                best = self._bisect(before, n, tried)
                 assert best is not None, "the circuit at the upper end is on target"
                 return best
             if value > 1 + self.tolerance:
