@@ -18,81 +18,17 @@ Several circuits are evaluated side by side as rows of one batch, circuit after 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-
 import numpy as np
 import torch
 from torch import Tensor
 
+from circuitfind.engine.plan import Plan, prefers_sparse
 from circuitfind.engine.prepare import Prepared
-from circuitfind.graph import Graph
 from circuitfind.models.backends import Stop, through, through_hooks, undisturbed
 from circuitfind.models.layout import Heads
 
 SLICE_BYTES = {"cpu": 8 * 2**20}  # of reader streams worked on at a time; see contract.INNER_BYTES
 LARGE_SLICE_BYTES = 256 * 2**20
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which readers need arithmetic and which writers they need it from.
-
-    Attributes:
-        terms: `[circuits, writers, readers]` bool, the D that enter each reader's stream.
-        writers: indices of the writers that occur in any term.
-        active: `[readers]` bool.
-    """
-
-    graph: Graph
-    terms: np.ndarray
-    sparse: bool
-    writers: np.ndarray
-    active: np.ndarray
-
-    @classmethod
-    def of(cls, prepared: Prepared, masks: np.ndarray, sparse: bool) -> Plan:
-        graph = prepared.adapter.graph
-        terms = masks.copy() if sparse else graph.real & ~masks
-        if sparse and prepared.interchange:
-            _drop_unreached(graph, terms, coupled=prepared.adapter.family.post_attn_norm is not None)
-        return cls(graph, terms, sparse, np.flatnonzero(terms.any(axis=(0, 2))), np.asarray(terms.any(axis=(0, 1))))
-
-    def readers(self, layer: int, kind: str) -> np.ndarray:
-        """Indices of the active readers of a layer."""
-        readers = self.graph.readers(layer, kind)
-        return readers.start + np.flatnonzero(self.active[readers])
-
-    def runs(self, layer: int, kind: str) -> bool:
-        """Whether any reader of this layer and kind is active."""
-        return bool(self.active[self.graph.readers(layer, kind)].any())
-
-    @cached_property
-    def slots(self) -> dict[int, int]:
-        """Row of `D` that each needed writer takes."""
-        return {int(u): slot for slot, u in enumerate(self.writers)}
-
-
-def _drop_unreached(graph: Graph, terms: np.ndarray, coupled: bool) -> None:
-    """Removes the terms of nodes that nothing reaches: they carry their ablated value, so D is exactly zero.
-
-    `coupled`: a norm on the attention's output scales all heads of a layer together, so reaching one moves them all.
-    """
-    for u in range(1, graph.n_writers):
-        layer = graph.layer_of(u)
-        if coupled and u != graph.mlp(layer):
-            feeding = np.zeros(graph.n_readers, dtype=bool)
-            feeding[graph.readers(layer, "qkv")] = True
-        else:
-            feeding = graph.serves[:, u]
-        terms[:, u] &= np.asarray(terms[:, :u, feeding].any(axis=(1, 2)))[:, None]
-
-
-def prefers_sparse(graph: Graph, masks: np.ndarray) -> bool:
-    """Whether the sparse form has fewer active readers than the dense one."""
-    inside = masks.any(axis=(0, 1)).sum()
-    outside = (graph.real & ~masks).any(axis=(0, 1)).sum()
-    return bool(inside <= outside)
 
 
 def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = None) -> Tensor:
@@ -156,7 +92,8 @@ class _CircuitVisitor:
         self.sign = 1.0 if plan.sparse else -1.0
         self._resid: Tensor  # what the readers of the current layer read, before their terms
         self._z: Tensor
-        self._values: dict[str, Tensor] = {}
+        self._values: dict[str, Tensor] = {}  # by kind, of the layer `_values_of`
+        self._values_of = -1
         if plan.sparse:
             self._write(0, prepared.clean.resid[0].to(embed) - embed)
             if not prepared.interchange:
@@ -253,8 +190,8 @@ class _CircuitVisitor:
 
     def _projection(self, site: str, layer: int, value: Tensor) -> Tensor | None:
         """Overwrites the active heads in a projection's output; all three kinds are computed at the first of them."""
-        if site in ("q", "qkv"):
-            self._values = self._attention_values(layer)
+        if self._values_of != layer:
+            self._values, self._values_of = self._attention_values(layer), layer
         kinds = "qkv" if site == "qkv" else site
         if not any(kind in self._values for kind in kinds):
             return self._baseline(site, layer, value) if self.plan.sparse else None

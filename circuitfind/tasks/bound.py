@@ -1,0 +1,79 @@
+"""A task in a model's tokens: padded ids, answer ids and a metric, validated, ready for the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from circuitfind.batch import Batch
+from circuitfind.errors import TaskError
+from circuitfind.metrics import Function, Metric, metric_of
+
+
+@dataclass(frozen=True)
+class BoundTask:
+    """A task in a model's tokens, validated.
+
+    Attributes:
+        batch: all pairs, padded on the right to one length.
+        tokens: by row, the clean prompt's tokens as text (ids as text without a tokenizer).
+        notes: choices made on the way that move results (answer spelling, BOS), for records and reports.
+    """
+
+    name: str
+    batch: Batch
+    metric: Metric
+    prompts: tuple[str, ...]
+    corrupted_prompts: tuple[str, ...]
+    answer_texts: tuple[str, ...]
+    tokens: tuple[tuple[str, ...], ...]
+    bos: str
+    notes: tuple[str, ...] = ()
+    flips: bool = False
+
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    def subset(self, rows: Sequence[int]) -> BoundTask:
+        """Some of the pairs."""
+        index = torch.tensor(list(rows), dtype=torch.long)
+        pick = lambda values: tuple(values[i] for i in rows)  # noqa: E731
+        return replace(
+            self,
+            batch=self.batch.rows(index.to(self.batch.answers.device)).trimmed(),
+            prompts=pick(self.prompts),
+            corrupted_prompts=pick(self.corrupted_prompts),
+            answer_texts=pick(self.answer_texts),
+            tokens=pick(self.tokens),
+        )
+
+    def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[BoundTask, BoundTask]:
+        """Two disjoint parts, drawn with a seed; the first has this fraction of the pairs.
+
+        Raises:
+            TaskError: one part would be empty.
+        """
+        size = round(len(self) * fraction)
+        if not 0 < size < len(self):
+            raise TaskError(
+                f"{len(self)} pairs cannot be split at {fraction}: at least one pair on each side is needed"
+            )
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
+        return self.subset(sorted(order[:size])), self.subset(sorted(order[size:]))
+
+    def with_metric(self, metric: str | Metric | Function | None) -> BoundTask:
+        """The same pairs measured otherwise; None changes nothing."""
+        if metric is None:
+            return self
+        return replace(self, metric=usable(metric_of(metric), self.batch.answers, self.batch.wrong))
+
+
+def usable(metric: Metric, answers: Tensor, wrong: Tensor) -> Metric:
+    """The metric, if the task has the answers that it needs."""
+    for side, needed, given in (("answers", metric.answers, answers), ("wrong_answers", metric.wrong, wrong)):
+        if needed and not given.shape[-1]:
+            raise TaskError(f"metric '{metric.name}' needs {side}, the task has none: give them, or use metric='kl'")
+    return metric

@@ -1,0 +1,73 @@
+"""From rows of token ids to padded tensors, and the checks that every row must pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuitfind.errors import TaskError
+from circuitfind.tasks.tokens import Tokens
+
+
+def unpadded(ids: Tensor, mask: Tensor | None) -> list[list[int]]:
+    if ids.ndim != 2:
+        raise TaskError(f"prompts as ids have shape {list(ids.shape)}: [batch, pos] is needed")
+    if mask is None:
+        return ids.tolist()
+    if mask.shape != ids.shape:
+        raise TaskError(f"attention_mask has shape {list(mask.shape)}, the prompts {list(ids.shape)}")
+    return [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
+
+
+def validate(tokens: Tokens, model: Any) -> None:
+    """Refuses rows that no method can use."""
+    longest = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    for number, (clean, corrupted) in enumerate(zip(tokens.clean, tokens.corrupted, strict=True)):
+        if len(clean) != len(corrupted):
+            raise TaskError(
+                f"row {number}: the clean prompt has {len(clean)} tokens, the corrupted one {len(corrupted)};"
+                " a pair must have equal length: replace words by others of as many tokens"
+            )
+        if not clean:
+            raise TaskError(f"row {number}: the prompt is empty")
+        if clean == corrupted:
+            raise TaskError(f"row {number}: the clean and the corrupted prompt are identical: every effect would be 0")
+        if longest and len(clean) > longest:
+            raise TaskError(f"row {number}: the prompt has {len(clean)} tokens, the model's context holds {longest}")
+        both = set(tokens.answers[number]) & set(tokens.wrong[number])
+        if both:
+            raise TaskError(f"row {number}: token {min(both)} is among both the answers and the wrong answers")
+        for ids in (clean, corrupted, tokens.answers[number], tokens.wrong[number]):
+            if ids and not 0 <= min(ids) <= max(ids) < model.vocabulary:
+                raise TaskError(
+                    f"row {number}: token id {max(ids)} is outside the model's vocabulary of {model.vocabulary}"
+                )
+
+
+def pad(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask `[batch, pos]`, padded on the right (with id 0: masked, so any id would do)."""
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
+
+
+def answer_tensor(rows: list[list[int]], read: Tensor) -> Tensor:
+    """`[batch, reads, answers]`, the same answers at every read position, padded with -1."""
+    width = max(map(len, rows), default=0)
+    padded = torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long).view(len(rows), width)
+    return padded.unsqueeze(1).expand(-1, read.shape[1], -1)
+
+
+def by_read(answers: Any, read: Tensor, side: str) -> Tensor:
+    """`[batch, reads, answers]` from ids given by read position."""
+    if answers is None:
+        return read.new_zeros(*read.shape, 0)
+    given = torch.as_tensor(answers)
+    given = given.unsqueeze(-1) if given.ndim == 2 else given
+    if given.shape[:2] != read.shape:
+        raise TaskError(
+            f"{side} have shape {list(given.shape)}, the read positions {list(read.shape)}: they must agree"
+        )
+    return given
