@@ -5,10 +5,10 @@ Positions are indices into the padded sequence. `-1` pads answer sets of unequal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -40,9 +40,6 @@ class Inputs(NamedTuple):
         """The whole batch several times over, batch after batch."""
         return Inputs(*(value.repeat(times, 1) for value in self))
 
-    def to(self, device: torch.device) -> Inputs:
-        return Inputs(*(value.to(device) for value in self))
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -62,23 +59,23 @@ class Batch:
     def __len__(self) -> int:
         return self.clean.ids.shape[0]
 
+    def map(self, inputs: Callable[[Inputs], Inputs], tensor: Callable[[Tensor], Tensor]) -> Batch:
+        """The same function of both sides, and of everything else."""
+        return Batch(
+            inputs(self.clean),
+            inputs(self.corrupted),
+            tensor(self.answers),
+            tensor(self.wrong),
+            None if self.reference is None else tensor(self.reference),
+        )
+
     def rows(self, index: Tensor | slice) -> Batch:
         """Some examples of the batch."""
-        reference = None if self.reference is None else self.reference[index]
-        return Batch(
-            self.clean.rows(index), self.corrupted.rows(index), self.answers[index], self.wrong[index], reference
-        )
+        return self.map(lambda side: side.rows(index), lambda value: value[index])
 
     def repeat(self, times: int) -> Batch:
         """The whole batch several times over, batch after batch."""
-        reference = None if self.reference is None else self.reference.repeat(times, 1, 1)
-        return Batch(
-            self.clean.repeat(times),
-            self.corrupted.repeat(times),
-            self.answers.repeat(times, 1, 1),
-            self.wrong.repeat(times, 1, 1),
-            reference,
-        )
+        return self.map(lambda side: side.repeat(times), lambda value: value.repeat(times, *[1] * (value.ndim - 1)))
 
     def trimmed(self) -> Batch:
         """Without the columns at the end that are padding in every row."""
@@ -92,9 +89,3 @@ class Batch:
     def with_reference(self, logits: Tensor) -> Batch:
         """The same pairs knowing the clean run's logits `[batch, reads, vocab]`."""
         return replace(self, reference=logits.detach().float().log_softmax(-1))
-
-    def to(self, device: torch.device) -> Batch:
-        reference = None if self.reference is None else self.reference.to(device)
-        return Batch(
-            self.clean.to(device), self.corrupted.to(device), self.answers.to(device), self.wrong.to(device), reference
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,7 @@ def attribute(
     by_position: bool = False,
     batch_size: int | None = None,
     seed: int = 0,
+    checkpoint: str | PathLike[str] | None = None,
 ) -> Scores | NodeScores:
     """Scores every edge, or every node, of a model on a task.
 
@@ -56,6 +58,7 @@ def attribute(
         by_position: node scores by position; prompts of one length only.
         batch_size: pairs at a time; by default as many as a memory budget allows.
         seed: of the "resample" ablation.
+        checkpoint: for "exact": a file that a stopped run leaves and the same call continues from.
 
     Returns:
         `Scores` or `NodeScores`, in units of the metric, positive = supports the behaviour.
@@ -83,7 +86,9 @@ def attribute(
         settings |= {"steps": steps, "rule": rule}
     record = make_record(model, bound, method, ablation, direction, seed, **settings)
     if method == "exact":
-        values = exact_effects(pairs, model.graph.real, direction, batch_size).matrix(model.graph.real.shape)
+        values = exact_effects(pairs, model.graph.real, direction, batch_size, checkpoint).matrix(
+            model.graph.real.shape
+        )
         return Scores(model.graph, np.where(model.graph.real, values, 0), record)
     points = _points(method, steps, rule, direction)
     if level == "edge":

@@ -8,11 +8,15 @@ edge.
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import pairwise
+from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from circuitfind.attribution.checkpoint import Checkpoint, key_of
 from circuitfind.attribution.gradients import Pairs
 from circuitfind.batch import Batch
 from circuitfind.engine.ablation import ablated
@@ -41,56 +45,79 @@ class EdgeEffects(NamedTuple):
 
 
 def exact_effects(
-    pairs: Pairs, mask: np.ndarray, direction: str = "noising", batch_size: int | None = None
+    pairs: Pairs,
+    mask: np.ndarray,
+    direction: str = "noising",
+    batch_size: int | None = None,
+    checkpoint: str | PathLike[str] | None = None,
 ) -> EdgeEffects:
     """Exact effects of the edges in a mask.
 
     Args:
         mask: `[writers, readers]` bool.
+        checkpoint: a file that a stopped run leaves and a repeated call continues from; removed at the end.
 
     Returns:
         Effects by edge (reader by reader) and example, in units of the metric, positive = supports.
+
+    Raises:
+        ScoreError: an effect is NaN.
+        FileError: the checkpoint belongs to another run.
     """
     readers, writers = np.nonzero(mask.T)
     edges = np.stack([writers, readers], axis=1)
-    found = in_batches(
-        pairs.adapter, pairs.batch, lambda batch: _batch(pairs, batch, edges, direction), batch_size, "pairs"
-    )
-    return EdgeEffects(edges, np.concatenate([values for _, values in found], axis=1))
+    measured = Checkpoint(checkpoint, _key(pairs, edges, direction), (len(edges), len(pairs.batch)))
+    measure = partial(_measure, pairs, measured, edges, direction)
+    try:
+        for _ in in_batches(pairs.adapter, pairs.batch, measure, batch_size, "pairs"):
+            pass
+    except BaseException:  # Ctrl-C included: what was measured is kept
+        measured.flush()
+        raise
+    measured.finish()
+    return EdgeEffects(edges, measured.values)
 
 
-def _batch(pairs: Pairs, batch: Batch, edges: np.ndarray, direction: str) -> np.ndarray:
-    """`[edges, batch]` exact effects."""
+def _measure(
+    pairs: Pairs, measured: Checkpoint, edges: np.ndarray, direction: str, batch: Batch, examples: slice
+) -> None:
+    """Measures what is missing of a batch."""
     adapter, metric = pairs.adapter, pairs.metric
     clean, corrupted = capture(adapter, batch.clean), capture(adapter, batch.corrupted)
     batch = batch.with_reference(clean.logits)
     carried = ablated(pairs.ablation, clean, corrupted, pairs.means)
     if direction == "noising":
-        replay = Replay(adapter, batch.clean, clean, carried.minus(clean.writers))
-        base = metric(clean.logits, batch)
+        replay, base = Replay(adapter, batch.clean, clean, carried.minus(clean.writers)), clean
     else:
-        replay = Replay(adapter, batch.corrupted, corrupted, clean.writers.minus(corrupted.writers))
-        base = metric(corrupted.logits, batch)
+        replay, base = Replay(adapter, batch.corrupted, corrupted, clean.writers.minus(corrupted.writers)), corrupted
+    sign, at_base = (1 if direction == "noising" else -1), metric(base.logits, batch)
     limit = TOKENS_AT_ONCE.get(adapter.device.type, MANY_TOKENS_AT_ONCE)
-    at_once = max(1, limit // batch.clean.ids.numel())
-    sign = 1 if direction == "noising" else -1
-    out = []
-    for reader, group in track(_groups(edges, at_once), "exact effects"):
+    for rows, reader, group in track(_groups(edges, max(1, limit // batch.clean.ids.numel())), "exact effects"):
+        if not measured.missing(rows, examples):
+            continue
         logits = replay.patch_edges(reader, group)
-        effects = base - torch.stack([metric(one, batch) for one in logits])
-        out.append((sign * effects).double().cpu().numpy())
-    values = np.concatenate(out)
-    if np.isnan(values).any():
-        name = adapter.graph.edge_name(*edges[np.isnan(values).any(axis=1).argmax()])
-        raise ScoreError(f"the exact effect of {name} is NaN: look for inf or NaN in the model's logits or your metric")
-    return values
+        effects = sign * (at_base - torch.stack([metric(one, batch) for one in logits])).double().cpu().numpy()
+        if np.isnan(effects).any():
+            name = adapter.graph.edge_name(group[int(np.isnan(effects).any(axis=1).argmax())], reader)
+            raise ScoreError(f"the exact effect of {name} is NaN: look for inf or NaN in the logits or in your metric")
+        measured.add(rows, examples, effects)
 
 
-def _groups(edges: np.ndarray, at_once: int) -> list[tuple[int, list[int]]]:
-    """Edges of one reader, a few at a time, in the order given."""
-    groups: list[tuple[int, list[int]]] = []
-    for writer, reader in edges.tolist():
-        if not groups or groups[-1][0] != reader or len(groups[-1][1]) == at_once:
-            groups.append((reader, []))
-        groups[-1][1].append(writer)
+def _key(pairs: Pairs, edges: np.ndarray, direction: str) -> str:
+    """Digest of everything that decides the effects."""
+    inputs = [x.cpu().numpy() for side in (pairs.batch.clean, pairs.batch.corrupted) for x in side]
+    answers = [x.cpu().numpy() for x in (pairs.batch.answers, pairs.batch.wrong)]
+    weights = [float(weight.detach().double().sum()) for weight in pairs.adapter.model.parameters()]
+    settings = (pairs.adapter.graph, pairs.metric.name, pairs.ablation, direction)
+    return key_of(*inputs, *answers, edges, weights, *settings)
+
+
+def _groups(edges: np.ndarray, at_once: int) -> list[tuple[slice, int, list[int]]]:
+    """Edges of one reader, a few at a time, in the order given: (rows of `edges`, reader, writers)."""
+    groups: list[tuple[slice, int, list[int]]] = []
+    starts = np.flatnonzero(np.diff(edges[:, 1], prepend=-1)).tolist()
+    for start, stop in pairwise([*starts, len(edges)]):
+        for first in range(start, stop, at_once):
+            rows = slice(first, min(first + at_once, stop))
+            groups.append((rows, int(edges[start, 1]), edges[rows, 0].tolist()))
     return groups

@@ -60,7 +60,7 @@ class Pairs:
             batch = resampled(batch, seed)
         means = None
         if ablation.startswith("mean"):
-            pieces = (piece for _, piece in in_batches(adapter, batch, lambda b: b, None, "mean activations"))
+            pieces = (piece for _, piece in in_batches(adapter, batch, lambda part, _: part, None, "mean activations"))
             means = mean_writers(adapter, pieces, by_position=ablation == "mean-position")
         return cls(adapter, batch, metric, ablation, means)
 
@@ -74,7 +74,7 @@ class Pairs:
             ScoreError: the gradient vanishes.
         """
 
-        def one(batch: Batch) -> tuple[Tensor, float]:
+        def one(batch: Batch, _: slice) -> tuple[Tensor, float]:
             passes = list(self._effects(batch, points, effects))
             return torch.stack([found for found, _ in passes]).sum(0), max(size for _, size in passes)
 

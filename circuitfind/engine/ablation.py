@@ -12,6 +12,7 @@ Only `corrupted` makes the run with every edge ablated equal to the corrupted ru
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -46,7 +47,7 @@ def resampled(batch: Batch, seed: int) -> Batch:
     order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
     other = torch.empty_like(order)
     other[order] = order.roll(1)
-    return Batch(batch.clean, batch.corrupted.rows(other.to(batch.corrupted.ids.device)), batch.answers, batch.wrong)
+    return replace(batch, corrupted=batch.corrupted.rows(other.to(batch.corrupted.ids.device)))
 
 
 def mean_writers(adapter: Adapter, batches: Iterable[Batch], by_position: bool) -> Writers:

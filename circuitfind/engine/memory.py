@@ -70,9 +70,9 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def in_batches(
-    adapter: Adapter, batch: Batch, function: Callable[[Batch], R], batch_size: int | None, label: str
+    adapter: Adapter, batch: Batch, function: Callable[[Batch, slice], R], batch_size: int | None, label: str
 ) -> Iterator[tuple[slice, R]]:
-    """Applies a function to slices of a batch.
+    """Applies a function to slices of a batch: it gets a slice's pairs, and which rows they are.
 
     Yields:
         (rows of the batch, the function's result for them), in order. When memory runs out the slice is halved and only
@@ -86,7 +86,7 @@ def in_batches(
         while start < len(batch):
             rows = slice(start, min(start + size, len(batch)))
             try:
-                result = function(batch.rows(rows).trimmed())
+                result = function(batch.rows(rows).trimmed(), rows)
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error) or size == 1:
                     raise

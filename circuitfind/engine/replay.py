@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Replay:
     inputs: Inputs
     base: Run
     change: Writers
+    _latest: dict[int, AttentionReaders] = field(default_factory=dict)
 
     def patch_edges(self, reader: int, writers: list[int]) -> Tensor:
         """Patches edges `writer -> reader`, one at a time, side by side.
@@ -46,7 +47,7 @@ class Replay:
         streams = base.to(self.adapter.work) + torch.stack([self._change_of(writer) for writer in writers])
         streams = streams.flatten(0, 1)  # writers x batch, pos, d_model
         if kind in ("q", "k", "v"):
-            folded = AttentionReaders(self.adapter.layers[layer])
+            folded = self._readers(layer)
             local = torch.tensor([reader - graph.readers(layer, "qkv").start], device=streams.device)
             values = folded.values(streams.flatten(0, 1)[None], local, centred=False)[0]
             new = values.unflatten(0, streams.shape[:2])
@@ -71,6 +72,13 @@ class Replay:
                 self.adapter, self.inputs.repeat(times), visit, skips=self._skips(layer, kind, times)
             )
         return logits.unflatten(0, (times, -1))
+
+    def _readers(self, layer: int) -> AttentionReaders:
+        """A layer's folded weights; the latest layer's are kept, because edges come reader by reader."""
+        if layer not in self._latest:
+            self._latest.clear()
+            self._latest[layer] = AttentionReaders(self.adapter.layers[layer])
+        return self._latest[layer]
 
     def _change_of(self, writer: int) -> Tensor:
         """`[batch, pos, d_model]`."""

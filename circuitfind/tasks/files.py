@@ -69,7 +69,7 @@ def _row(path: Path, number: int, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _jsonl(path: Path) -> Iterator[Line]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

@@ -40,10 +40,11 @@ def validate(tokens: Tokens, model: Any) -> None:
         if both:
             raise TaskError(f"row {number}: token {min(both)} is among both the answers and the wrong answers")
         for ids in (clean, corrupted, tokens.answers[number], tokens.wrong[number]):
-            if ids and not 0 <= min(ids) <= max(ids) < model.vocabulary:
-                raise TaskError(
-                    f"row {number}: token id {max(ids)} is outside the model's vocabulary of {model.vocabulary}"
-                )
+            for token in ids:
+                if not 0 <= token < model.vocabulary:
+                    raise TaskError(
+                        f"row {number}: token id {token} is outside the model's vocabulary of {model.vocabulary}"
+                    )
 
 
 def pad(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -60,14 +61,30 @@ def answer_tensor(rows: list[list[int]], read: Tensor) -> Tensor:
     return padded.unsqueeze(1).expand(-1, read.shape[1], -1)
 
 
-def by_read(answers: Any, read: Tensor, side: str) -> Tensor:
-    """`[batch, reads, answers]` from ids given by read position."""
+def by_read(answers: Any, read: Tensor, vocabulary: int, side: str) -> Tensor:
+    """`[batch, reads, answers]` from ids given by read position; sets of unequal size are padded with -1."""
     if answers is None:
         return read.new_zeros(*read.shape, 0)
-    given = torch.as_tensor(answers)
+    try:
+        given = torch.as_tensor(answers, device=read.device)
+    except (ValueError, TypeError):
+        given = torch.tensor(0.5)
     given = given.unsqueeze(-1) if given.ndim == 2 else given
-    if given.shape[:2] != read.shape:
+    if given.ndim != 3 or given.shape[:2] != read.shape or given.is_floating_point():
         raise TaskError(
-            f"{side} have shape {list(given.shape)}, the read positions {list(read.shape)}: they must agree"
+            f"{side} must be token ids for each read position, [batch, reads] or [batch, reads, answers] with"
+            f" [batch, reads] = {list(read.shape)}, and -1 where a set is smaller than the others"
         )
+    for number, row in enumerate(given.tolist()):
+        for ids in row:
+            real = [token for token in ids if token != -1]
+            if not real or not all(0 <= token < vocabulary for token in real):
+                raise TaskError(f"row {number}: {side} {ids} hold no id, or one outside the vocabulary of {vocabulary}")
     return given
+
+
+def validate_disjoint(answers: Tensor, wrong: Tensor) -> None:
+    """Refuses a token that is right and wrong at the same read position."""
+    same = (answers.unsqueeze(-1) == wrong.unsqueeze(-2)) & (answers >= 0).unsqueeze(-1)
+    for number in same.flatten(1).any(-1).nonzero().flatten().tolist()[:1]:
+        raise TaskError(f"row {number}: a token is among both the answers and the wrong answers of a position")

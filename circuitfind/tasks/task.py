@@ -20,7 +20,7 @@ from circuitfind.errors import TaskError
 from circuitfind.metrics import Function, Metric, metric_of
 from circuitfind.tasks import files
 from circuitfind.tasks.bound import BoundTask, usable
-from circuitfind.tasks.padding import answer_tensor, by_read, pad, unpadded, validate
+from circuitfind.tasks.padding import answer_tensor, by_read, pad, unpadded, validate, validate_disjoint
 from circuitfind.tasks.tokens import PromptTokenizer, Tokens, tokenise
 
 Prompts = Sequence[str] | Tensor
@@ -68,6 +68,9 @@ class Task:
     flips: bool = False
 
     def __post_init__(self) -> None:
+        for side in ("clean", "corrupted", "answers", "wrong_answers"):
+            if isinstance(getattr(self, side), str):  # it has a length, and would pass for a list of letters
+                raise TaskError(f"{side} is one string: give a list with one entry per pair")
         sizes = {"clean": len(self.clean), "corrupted": len(self.corrupted)}
         for side in ("answers", "wrong_answers"):
             if getattr(self, side) is not None:
@@ -78,8 +81,11 @@ class Task:
             raise TaskError("the task holds no pairs")
         if isinstance(self.clean, Tensor) != isinstance(self.corrupted, Tensor):
             raise TaskError("clean and corrupted must both be strings or both be id tensors")
-        if isinstance(self.clean, str) or isinstance(self.corrupted, str):
-            raise TaskError("clean and corrupted are lists of prompts: put a single prompt in a list")
+        for number, prompts in enumerate(zip(self.clean, self.corrupted, strict=True)):
+            if not isinstance(self.clean, Tensor) and not all(isinstance(prompt, str) for prompt in prompts):
+                raise TaskError(
+                    f"row {number}: prompts are strings, or all of them one [batch, pos] tensor of token ids"
+                )
         metric_of(self.metric)
 
     @classmethod
@@ -125,10 +131,9 @@ class Task:
         read = self._read(tokens.clean).to(device)
         answers, wrong = answer_tensor(tokens.answers, read), answer_tensor(tokens.wrong, read)
         if isinstance(self.clean, Tensor) and read.shape[1] > 1:
-            answers, wrong = (
-                by_read(self.answers, read, "answers"),
-                by_read(self.wrong_answers, read, "wrong_answers"),
-            )
+            answers = by_read(self.answers, read, model.vocabulary, "answers")
+            wrong = by_read(self.wrong_answers, read, model.vocabulary, "wrong_answers")
+            validate_disjoint(answers, wrong)
         batch = Batch(Inputs(*clean, read), Inputs(*corrupted, read), answers.to(device), wrong.to(device))
         as_text = _decoder(model.tokenizer)
         rows = zip(tokens.answers, tokens.wrong, strict=True)
@@ -149,7 +154,7 @@ class Task:
     def _texts(self, answers: Answers | None, side: str) -> list[list[str]]:
         if answers is None:
             return [[] for _ in self.clean]
-        rows: list[Any] = [[row] if isinstance(row, str) else list(row) for row in answers]  # type: ignore[arg-type]
+        rows: list[Any] = [list(row) if isinstance(row, (list, tuple)) else [row] for row in answers]
         for number, row in enumerate(rows):
             if not row or not all(isinstance(answer, str) and answer for answer in row):
                 raise TaskError(f"row {number}: {side} must be a non-empty string or a list of them, not {row!r}")
@@ -159,7 +164,7 @@ class Task:
         assert isinstance(self.clean, Tensor) and isinstance(self.corrupted, Tensor)
         sides = (self.clean, self.attention_mask), (self.corrupted, self.corrupted_attention_mask)
         rows = [unpadded(ids, self.attention_mask if mask is None else mask) for ids, mask in sides]
-        several = self.positions is not None and torch.as_tensor(self.positions).ndim == 2
+        several = self._positions().ndim == 2 and self._positions().shape[1] > 1
         answers = (
             [[[] for _ in rows[0]]] * 2 if several else [self._id_sets(a) for a in (self.answers, self.wrong_answers)]
         )
@@ -175,11 +180,21 @@ class Task:
                 raise TaskError(f"row {number}: with prompts as ids, answers are ids too, not {row!r}")
         return sets
 
+    def _positions(self) -> Tensor:
+        """The positions as given, in a tensor; empty where none are."""
+        try:
+            given = torch.as_tensor([] if self.positions is None else self.positions)
+        except (ValueError, TypeError):
+            given = torch.tensor(0.5)
+        if given.numel() and given.is_floating_point():
+            raise TaskError("positions are whole numbers: one, one an example, or [batch, reads] with as many in each")
+        return given
+
     def _read(self, rows: list[list[int]]) -> Tensor:
         """`[batch, reads]` positions, checked against each row's length."""
         if self.positions is None:
             return torch.tensor([[len(row) - 1] for row in rows])
-        given = torch.as_tensor(self.positions)
+        given = self._positions()
         if given.ndim == 0:
             given = given.expand(len(rows))
         if given.ndim == 1:
