@@ -9,14 +9,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from circuitfind.attribution.gradients import Pairs
+from circuitfind.batch import Batch
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.memory import batch_size_for, in_batches
@@ -158,18 +160,19 @@ class Evaluator:
         if self._kept:
             yield from self._kept
             return
+        adapter, means = self.pairs.adapter, self.pairs.means
 
-        def one(batch):
-            return prepare(self.pairs.adapter, batch, self.ablation, self.pairs.means)
+        def one(batch: Batch, _: slice) -> Prepared:
+            return prepare(adapter, batch, self.ablation, means)
 
-        for _, prepared in in_batches(
-            self.pairs.adapter, self.pairs.batch, one, self.batch_size, "clean and ablated runs"
-        ):
+        kept = []
+        for _, prepared in in_batches(adapter, self.pairs.batch, one, self.batch_size, "clean and ablated runs"):
             if self._keep:
-                self._kept.append(prepared)
+                kept.append(prepared)
             yield prepared
+        self._kept = kept  # only once complete: a run that failed half-way must not leave half the pairs behind
 
-    def _outcome(self, logits_of) -> Outcome:
+    def _outcome(self, logits_of: Callable[[Prepared], Tensor]) -> Outcome:
         """Metric and correctness of what a function of each prepared batch computes."""
         parts = []
         for prepared in self._prepared():
