@@ -30,7 +30,7 @@ def load(
     Args:
         name: "tiny" (embedded), a hub id such as "openai-community/gpt2", or a folder.
         dtype: such as "float32"; by default the precision that the weights are stored in.
-        device: a torch device, or "auto" to spread layers over several; by default the accelerator if there is one.
+        device: a torch device; by default the accelerator if there is one.
         check: run the three identities of `circuitfind.engine.identities` on a short random prompt.
         backend: "nnsight" or "hooks", what single passes run through; the results are the same to the bit.
         keywords: passed on to `from_pretrained` (revision, token, attn_implementation, ...).

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -112,7 +113,7 @@ class Evaluator:
         parts = []
         for start in range(0, len(masks), at_once):
             some = masks[start : start + at_once]
-            parts.append(self._outcome(lambda prepared, some=some: run_circuits(prepared, some)))
+            parts.append(self._outcome(partial(run_circuits, masks=some)))
         return Outcome(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
     def faithfulness(self, metric: np.ndarray) -> np.ndarray:

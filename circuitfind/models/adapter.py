@@ -236,6 +236,9 @@ class Adapter:
         for name, parameter in self.model.named_parameters():
             if parameter.is_meta:
                 raise ModelError(f"weight '{name}' is on the meta device: load the weights onto a real device")
+        devices = sorted({str(parameter.device) for parameter in self.model.parameters()})
+        if len(devices) > 1:
+            raise ModelError(f"the model is spread over {', '.join(devices)}: load it onto one device")
         for index, block in enumerate(blocks):
             projections = (self.family.qkv,) if self.family.qkv else (self.family.q, self.family.k, self.family.v)
             for name in (*projections, self.family.o):

@@ -84,19 +84,31 @@ def fetch(name: str, dtype: str | torch.dtype | None = None, device: Any = None,
     Args:
         name: "tiny", a hub id, or a folder.
         dtype: as in `from_pretrained`; by default the one the weights are stored in.
-        device: a device, or "auto" to spread the layers over all devices; by default the accelerator if there is one.
+        device: by default the accelerator if there is one.
         keywords: passed on to `from_pretrained`.
     """
     source = str(EMBEDDED.get(name, name))
     try:
         family_of(AutoConfig.from_pretrained(source, **_shared(keywords)).get_text_config())
-        placement: dict[str, Any] = {"device_map": "auto"} if device == "auto" else {}
-        hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **placement, **keywords)
+        hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **keywords)
     except (OSError, ValueError) as error:
         raise ModelError(_why_not(name, error)) from None
-    if device != "auto":
-        hf = hf.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    hf = hf.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
     return hf.eval(), _tokenizer(source, keywords)
+
+
+def fetch_tokenizer(name: str, **keywords: Any) -> Any:
+    """The tokenizer alone, or None; weights are not loaded.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    source = str(EMBEDDED.get(name, name))
+    try:
+        AutoConfig.from_pretrained(source, **_shared(keywords))
+    except (OSError, ValueError) as error:
+        raise ModelError(_why_not(name, error)) from None
+    return _tokenizer(source, keywords)
 
 
 def _shared(keywords: dict[str, Any]) -> dict[str, Any]:
