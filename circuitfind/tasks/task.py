@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from os import PathLike
 from typing import Any, Protocol
 
@@ -173,10 +174,10 @@ class Task:
     def _id_sets(self, answers: Answers | None) -> list[list[int]]:
         if answers is None:
             return [[] for _ in self.clean]
-        rows: list[Any] = answers.tolist() if isinstance(answers, Tensor) else list(answers)
+        rows: list[Any] = answers.tolist() if hasattr(answers, "tolist") else list(answers)
         sets = [list(row) if isinstance(row, (list, tuple)) else [row] for row in rows]
         for number, row in enumerate(sets):
-            if not row or not all(isinstance(answer, int) for answer in row):
+            if not row or not all(isinstance(answer, Integral) for answer in row):
                 raise TaskError(f"row {number}: with prompts as ids, answers are ids too, not {row!r}")
         return sets
 
