@@ -114,7 +114,7 @@ def growth(rounds: int) -> None:
 
 def memory(what: str, examples: int = 8, layers: int = 12) -> str:
     """Peak beyond the weights, beside that of a bare forward and backward pass."""
-    own, bare = (peak(name, examples, layers) for name in (what, "bare"))
+    own, bare = (statistics.median(peak(name, examples, layers) for _ in range(3)) for name in (what, "bare"))
     return f"{own:.0f} MB beyond the weights (bare forward+backward: {bare:.0f} MB, extra {own - bare:.0f} MB)"
 
 

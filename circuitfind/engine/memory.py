@@ -78,7 +78,7 @@ def in_batches(
         (rows of the batch, the function's result for them), in order. When memory runs out the slice is halved and only
         the failed rows are done again.
     """
-    size = batch_size or batch_size_for(adapter, len(batch), batch.clean.ids.shape[1])
+    size = batch_size_for(adapter, len(batch), batch.clean.ids.shape[1]) if batch_size is None else batch_size
     if size < 1:
         raise TaskError(f"batch_size must be at least 1, not {size}")
     start = 0

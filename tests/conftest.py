@@ -1,0 +1,80 @@
+"""Settings and fixtures shared by all tests: one thread, no network, small random models and padded pairs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: a test that needs the network must fail
+
+import pytest
+import torch
+import transformers
+from families import build
+from helpers import random_pairs
+from torch import nn
+
+from circuitfind.batch import Batch
+from circuitfind.models.adapter import Adapter
+from circuitfind.models.backends import observe
+
+torch.set_num_threads(1)
+transformers.logging.set_verbosity_error()
+
+SHARED = Path(os.environ.get("CIRCUITFIND_SHARED") or Path(__file__).resolve().parents[2] / "shared")
+N_LEFT_OUT = pytest.StashKey[int]()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"shared folder: {SHARED if SHARED.is_dir() else 'absent, the tests marked `shared` are left out'}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if SHARED.is_dir():
+        return
+    left_out = [item for item in items if item.get_closest_marker("shared")]
+    config.hook.pytest_deselected(items=left_out)
+    config.stash[N_LEFT_OUT] = len(left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash.get(N_LEFT_OUT, 0):
+        terminalreporter.write_line(f"{config.stash[N_LEFT_OUT]} tests left out: no folder {SHARED}")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of trained models and reference results; only for tests marked `shared`."""
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def adapt() -> Callable[[nn.Module], Adapter]:
+    """An adapter of a model in memory, its sites in order of execution."""
+
+    def make(model: nn.Module) -> Adapter:
+        adapter = Adapter(model)
+        observe(adapter)
+        return adapter
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def adapter_of(adapt: Callable[[nn.Module], Adapter]) -> Callable[..., Adapter]:
+    """An adapter of a small random model: the family's name, then what `families.build` takes."""
+    return lambda name, **options: adapt(build(name, **options))
+
+
+@pytest.fixture()
+def pairs() -> Batch:
+    """Three pairs of 9 tokens: one full, one padded by 2 on the left, one by 3 on the right; two reads each."""
+    return random_pairs(left=(0, 2, 0), right=(0, 0, 3))
+
+
+@pytest.fixture()
+def plain_pairs() -> Batch:
+    """Two pairs of 9 tokens without padding."""
+    return random_pairs(left=(0, 0), right=(0, 0))

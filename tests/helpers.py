@@ -1,0 +1,61 @@
+"""What several test files need: random pairs with padding, a metric, the engine's scores, and how far off they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from families import VOCAB
+from torch import Tensor
+
+from circuitfind.batch import Batch, Inputs
+from circuitfind.engine.capture import capture, capture_gradients
+from circuitfind.engine.contract import edge_effects
+from circuitfind.graph import Graph
+from circuitfind.models.adapter import Adapter
+
+LENGTH = 9
+
+
+def random_pairs(left: tuple[int, ...], right: tuple[int, ...], seed: int = 0) -> Batch:
+    """Random pairs, one for each entry of `left` and `right`: so many of its 9 positions are padding.
+
+    Each reads its logits at two positions.
+    """
+    generator, size = torch.Generator().manual_seed(seed), len(left)
+    clean, corrupted = torch.randint(3, VOCAB, (2, size, LENGTH), generator=generator)
+    places = torch.arange(LENGTH)
+    mask = torch.stack([(places >= low) & (places < LENGTH - high) for low, high in zip(left, right, strict=True)])
+    clean, corrupted = clean * mask, corrupted * mask  # the padding token is 0
+    last = LENGTH - 1 - torch.tensor(right)
+    read = torch.stack([last, last - 2], dim=1)
+    answers, wrong = torch.randint(3, VOCAB, (2, size, 2, 2), generator=generator)
+    wrong[0, :, 1] = -1  # answer sets of unequal size
+    return Batch(Inputs(clean, mask, read), Inputs(corrupted, mask, read), answers, wrong)
+
+
+def surprise(logits: Tensor) -> Tensor:
+    """A metric with a gradient at every logit: `[batch]` from `[batch, reads, vocab]`."""
+    return (logits.log_softmax(-1)[..., 5] - 0.5 * logits[..., 7]).sum(-1)
+
+
+def edge_scores(adapter: Adapter, batch: Batch) -> Tensor:
+    """`[writers, readers]`: the engine's first-order effects on `surprise`, clean against corrupted."""
+    corrupted = capture(adapter, batch.corrupted, stop=True)
+    clean = capture_gradients(adapter, batch.clean, surprise)
+    return edge_effects(adapter, clean.run.writers.minus(corrupted.writers), clean.run, clean.at)
+
+
+def as_matrix(graph: Graph, values: Mapping[tuple[str, str], Tensor | float]) -> Tensor:
+    """`[writers, readers]` summed over tokens, from (writer, reader) names: all edges, in the graph's order."""
+    assert [f"{writer}->{reader}" for writer, reader in values] == graph.names(graph.real)
+    matrix = torch.zeros(graph.n_writers, graph.n_readers, dtype=torch.float64)
+    for (writer, reader), value in values.items():
+        matrix[graph.edge(f"{writer}->{reader}")] = torch.as_tensor(value).sum()
+    return matrix
+
+
+def off(value: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest expected magnitude."""
+    value, expected = value.detach().double(), expected.detach().double()
+    return float((value - expected).abs().max() / expected.abs().max().clamp(min=1e-30))

@@ -1,0 +1,202 @@
+"""Circuits in one forward pass: both forms against a literal evaluation, and at the two ends of the range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from families import EVERY_FAMILY
+from helpers import off, random_pairs
+from oracles import Literal, Pass, run_circuit
+from torch import Tensor
+
+from circuitfind.batch import Batch
+from circuitfind.engine import circuit_run
+from circuitfind.engine.ablation import check_ablation, mean_writers, resampled
+from circuitfind.engine.circuit_run import prefers_sparse, run_circuits, run_circuits_traced
+from circuitfind.engine.prepare import Prepared, prepare
+from circuitfind.errors import TaskError
+from circuitfind.graph import Graph
+from circuitfind.models.adapter import Adapter
+
+FOUR = ["gpt2", "llama", "gpt_neox", "gemma2"]  # fused heads, grouped key/value heads, parallel blocks, post-norms
+DENSITIES = (0.03, 0.2, 0.6, 0.95)
+
+
+def random_masks(graph: Graph, seed: int = 0) -> np.ndarray:
+    """`[circuits, writers, readers]`: one circuit of each density."""
+    draw = np.random.default_rng(seed).random((len(DENSITIES), *graph.real.shape))
+    return graph.real & (draw < np.array(DENSITIES)[:, None, None])
+
+
+def kept_edges(graph: Graph, mask: np.ndarray) -> set[tuple[str, str]]:
+    return {tuple(name.split("->")) for name in graph.names(mask)}
+
+
+def prepared_for(adapter: Adapter, batch: Batch, ablation: str) -> Prepared:
+    means = mean_writers(adapter, [batch], ablation == "mean-position") if ablation.startswith("mean") else None
+    return prepare(adapter, resampled(batch, 0) if ablation == "resample" else batch, ablation, means)
+
+
+def literal_ablated(corrupted: Pass, mask: Tensor, ablation: str) -> dict[str, Tensor]:
+    """What each writer carries outside a circuit, by the words of DESIGN: loops over real positions."""
+    values = {}
+    for writer, value in corrupted.writers.items():
+        if ablation == "zero":
+            value = torch.zeros_like(value)
+        elif ablation == "mean":
+            real = [value[row, at] for row in range(len(mask)) for at in range(mask.shape[1]) if mask[row, at]]
+            value = (sum(real) / len(real)).expand_as(value)
+        elif ablation == "mean-position":
+            value = (sum(value) / len(value)).expand_as(value)
+        values[writer] = value
+    return values
+
+
+def check_against_literal(adapter: Adapter, batch: Batch, ablation: str, masks: np.ndarray) -> None:
+    literal, graph = Literal(adapter.model), adapter.graph
+    with torch.no_grad():
+        dealt = resampled(batch, 0) if ablation == "resample" else batch
+        values = literal_ablated(literal.run(dealt.corrupted), batch.corrupted.mask, ablation)
+    prepared = prepared_for(adapter, batch, ablation)
+    for mask in masks:
+        expected = run_circuit(literal, batch.clean, kept_edges(graph, mask), values)
+        for sparse in (True, False):
+            assert off(run_circuits(prepared, mask[None], sparse)[0], expected) < 1e-5, (mask.sum(), sparse)
+
+
+@pytest.mark.parametrize("name", EVERY_FAMILY)
+def test_circuits_equal_the_literal_evaluation(name: str, adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
+    adapter = adapter_of(name)
+    check_against_literal(adapter, pairs, "corrupted", random_masks(adapter.graph)[1:3])
+
+
+@pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
+@pytest.mark.parametrize("name", FOUR)
+def test_ablations_equal_the_literal_evaluation(
+    name: str, ablation: str, adapter_of: Callable[..., Adapter], pairs: Batch
+) -> None:
+    adapter = adapter_of(name)
+    ends = np.stack([np.zeros_like(adapter.graph.real), adapter.graph.real])
+    check_against_literal(adapter, pairs, ablation, np.concatenate([random_masks(adapter.graph, seed=1), ends]))
+
+
+@pytest.mark.parametrize("ablation", ["mean-position", "resample"])
+def test_ablations_of_equal_lengths(ablation: str, adapter_of: Callable[..., Adapter], plain_pairs: Batch) -> None:
+    adapter = adapter_of("gemma2")
+    check_against_literal(adapter, plain_pairs, ablation, random_masks(adapter.graph)[:3])
+
+
+@pytest.mark.parametrize("name", EVERY_FAMILY)
+def test_both_forms_agree_side_by_side_and_one_by_one(
+    name: str, adapter_of: Callable[..., Adapter], pairs: Batch
+) -> None:
+    adapter = adapter_of(name)
+    masks = random_masks(adapter.graph, seed=2)
+    for ablation in ("corrupted", "mean"):
+        prepared = prepared_for(adapter, pairs, ablation)
+        together = [run_circuits(prepared, masks, sparse) for sparse in (True, False)]
+        assert together[0].shape[:3] == (len(masks), *pairs.clean.read.shape)
+        alone = [torch.cat([run_circuits(prepared, mask[None], s) for mask in masks]) for s in (True, False)]
+        for value in (together[1], *alone):
+            assert off(value, together[0]) < 1e-5
+        assert off(together[0][0], together[0][3]) > 1e-3, "the circuits do not differ"
+
+
+@pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
+@pytest.mark.parametrize("name", EVERY_FAMILY)
+def test_full_and_empty_circuits_are_bitwise_the_runs(
+    name: str, ablation: str, adapter_of: Callable[..., Adapter], pairs: Batch
+) -> None:
+    adapter = adapter_of(name)
+    prepared, full = prepared_for(adapter, pairs, ablation), adapter.graph.real[None]
+    with torch.no_grad():
+        plain = [adapter.model(**adapter.keywords(side)).logits for side in (pairs.clean, pairs.corrupted)]
+    read = torch.arange(len(pairs))[:, None], pairs.clean.read
+    assert torch.equal(run_circuits(prepared, full)[0], prepared.clean.logits)
+    assert off(plain[0][read], prepared.clean.logits) < 1e-5  # all positions are unembedded, instead of two
+    assert torch.equal(run_circuits(prepared, np.zeros_like(full))[0], prepared.empty.logits)
+    if ablation == "corrupted":
+        assert off(plain[1][read], prepared.empty.logits) < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+@pytest.mark.parametrize("name", EVERY_FAMILY)
+def test_traced_without_skipping_equals_hooks(
+    name: str, backend: str, adapter_of: Callable[..., Adapter], pairs: Batch
+) -> None:
+    adapter = adapter_of(name)
+    adapter.backend = backend
+    prepared, masks = prepared_for(adapter, pairs, "corrupted"), random_masks(adapter.graph)
+    for sparse in (True, False):
+        assert torch.equal(run_circuits_traced(prepared, masks, sparse), run_circuits(prepared, masks, sparse))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
+def test_slices_of_tokens_do_not_matter(
+    name: str, adapter_of: Callable[..., Adapter], pairs: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = adapter_of(name)
+    prepared, masks = prepared_for(adapter, pairs, "corrupted"), random_masks(adapter.graph)
+    whole = [run_circuits(prepared, masks, sparse) for sparse in (True, False)]
+    monkeypatch.setattr(circuit_run, "SLICE_BYTES", {"cpu": 2000})  # a token or two at a time
+    sliced = [run_circuits(prepared, masks, sparse) for sparse in (True, False)]
+    assert all(off(a, b) < 1e-5 for a, b in zip(sliced, whole, strict=True))
+
+
+def test_modules_that_nothing_changes_are_not_run(adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
+    adapter = adapter_of("llama")
+    prepared, graph = prepared_for(adapter, pairs, "corrupted"), adapter.graph
+    called: list[str] = []
+    for name, module in adapter.model.named_modules():
+        if name.endswith(("q_proj", "up_proj")):
+            module.register_forward_hook(lambda *_, name=name: called.append(name.removeprefix("model.layers.")))
+    for edges, expected in (
+        ([], []),
+        (["input->logits"], []),
+        (["input->m1", "m1->logits"], ["1.mlp.up_proj"]),
+        (["input->a0.h1<q>", "a0.h1->m1", "m1->logits"], ["0.self_attn.q_proj", "1.mlp.up_proj"]),
+        (["m0->logits"], []),  # nothing reaches m0: it carries its ablated value
+    ):
+        called.clear()
+        run_circuits(prepared, graph.mask(edges)[None])
+        assert called == expected
+
+
+def test_the_cheaper_form_is_taken() -> None:
+    graph = Graph(2, 4, 4, 32)
+    sparse, dense = random_masks(graph)[[0, 3]]
+    assert prefers_sparse(graph, sparse[None]) and prefers_sparse(graph, np.zeros_like(sparse)[None])
+    assert not prefers_sparse(graph, dense[None]) or (graph.real & ~dense).any(axis=0).all()
+    assert not prefers_sparse(graph, graph.real[None])
+
+
+def test_resampling_gives_nobody_its_own_prompt() -> None:
+    batch = random_pairs((0,) * 5, (0,) * 5)
+    for seed in range(5):
+        dealt = resampled(batch, seed)
+        assert sorted(map(tuple, dealt.corrupted.ids.tolist())) == sorted(map(tuple, batch.corrupted.ids.tolist()))
+        assert not (dealt.corrupted.ids == batch.corrupted.ids).all(1).any()
+        assert torch.equal(dealt.clean.ids, batch.clean.ids)
+        assert torch.equal(resampled(batch, seed).corrupted.ids, dealt.corrupted.ids)
+    with pytest.raises(TaskError, match="at least two examples"):
+        resampled(batch.rows(slice(1)), 0)
+
+
+def test_means_do_not_depend_on_the_batching(adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
+    adapter = adapter_of("gemma2")
+    whole = mean_writers(adapter, [pairs], by_position=False)
+    parts = mean_writers(adapter, [pairs.rows(slice(2)), pairs.rows(slice(2, 3))], by_position=False)
+    for a, b in zip((whole.embed, *whole.heads, *whole.mlps), (parts.embed, *parts.heads, *parts.mlps), strict=True):
+        assert off(b, a) < 1e-5
+
+
+def test_impossible_ablations_are_refused(pairs: Batch, plain_pairs: Batch) -> None:
+    with pytest.raises(TaskError, match="ablation 'noise' is unknown: use one of corrupted, zero, mean"):
+        check_ablation("noise", pairs)
+    for ablation in ("mean-position", "resample"):
+        with pytest.raises(TaskError, match=f"'{ablation}' needs prompts of one length"):
+            check_ablation(ablation, pairs)
+        check_ablation(ablation, plain_pairs)

@@ -1,0 +1,86 @@
+"""Batching: the same numbers whatever the batch size, and a batch that does not fit is halved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers import edge_scores, off, random_pairs
+
+from circuitfind.batch import Batch
+from circuitfind.engine.memory import batch_size_for, estimate_memory, in_batches
+from circuitfind.errors import TaskError
+from circuitfind.models.adapter import Adapter
+
+
+def ids_of(batch: Batch, rows: slice) -> list[list[int]]:
+    assert len(batch) == rows.stop - rows.start
+    return batch.clean.ids.tolist()
+
+
+@pytest.fixture()
+def seven() -> Batch:
+    return random_pairs((0,) * 7, (0,) * 7)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, None])
+def test_the_batch_size_does_not_matter(size: int | None, adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
+    adapter = adapter_of("gemma2")
+    parts = [part for _, part in in_batches(adapter, pairs, lambda b, _: edge_scores(adapter, b), size, "scores")]
+    assert len(parts) == {1: 3, 2: 2, 3: 1, None: 1}[size]
+    assert off(sum(parts), edge_scores(adapter, pairs)) < 1e-5
+
+
+def test_every_row_comes_once_and_in_order(adapter_of: Callable[..., Adapter], seven: Batch) -> None:
+    adapter = adapter_of("gpt2")
+    for size in (1, 3, 7, 50):
+        parts = list(in_batches(adapter, seven, ids_of, size, "rows"))
+        assert [row for _, part in parts for row in part] == seven.clean.ids.tolist()
+        assert [rows.start for rows, _ in parts] == list(range(0, 7, size))
+
+
+def test_a_batch_that_does_not_fit_is_halved(adapter_of: Callable[..., Adapter], seven: Batch) -> None:
+    adapter, tried = adapter_of("gpt2"), []
+
+    def function(batch: Batch, rows: slice) -> list[list[int]]:
+        tried.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError
+        return ids_of(batch, rows)
+
+    with pytest.warns(UserWarning, match="out of memory: trying again with batches of"):
+        parts = list(in_batches(adapter, seven, function, 7, "rows"))
+    assert [row for _, part in parts for row in part] == seven.clean.ids.tolist()
+    assert tried[:2] == [7, 3] and max(tried[2:]) <= 2
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, ValueError, RuntimeError])
+def test_other_errors_and_single_rows_that_do_not_fit_are_raised(
+    error: type[Exception], adapter_of: Callable[..., Adapter], seven: Batch
+) -> None:
+    def function(batch: Batch, rows: slice) -> None:
+        raise error("no")
+
+    with pytest.raises(error, match="no"):
+        list(in_batches(adapter_of("gpt2"), seven, function, 1, "rows"))
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_impossible_batch_sizes_are_refused(size: int, adapter_of: Callable[..., Adapter], seven: Batch) -> None:
+    with pytest.raises(TaskError, match=f"batch_size must be at least 1, not {size}"):
+        list(in_batches(adapter_of("gpt2"), seven, ids_of, size, "rows"))
+
+
+def test_the_estimate_grows_with_the_batch(adapter_of: Callable[..., Adapter]) -> None:
+    adapter = adapter_of("gpt2")
+    one, two = estimate_memory(adapter, 1, 16), estimate_memory(adapter, 2, 16)
+    assert two.activations == 2 * one.activations > 0 and one.total == one.activations + one.contraction
+    assert estimate_memory(adapter, 1, 32).activations > two.activations  # attention is quadratic
+    assert batch_size_for(adapter, 5, 16) == 5 and batch_size_for(adapter, 5, 10**7) == 1
+
+
+def test_trimming_takes_only_columns_that_are_padding_everywhere() -> None:
+    batch = random_pairs(left=(2, 3), right=(3, 1)).trimmed()
+    assert batch.clean.ids.shape == batch.corrupted.mask.shape == (2, 8)  # the left stays: positions are indices
+    assert batch.clean.mask[1, -1] and not batch.clean.mask[:, 0].any()
