@@ -40,12 +40,12 @@ class Metric:
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         """`[batch]` values from logits `[batch, reads, vocab]`."""
         value = self.function(logits, batch)
-        if value.shape != (len(batch),):
+        if not isinstance(value, Tensor) or value.shape != (len(batch),):
+            what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise TaskError(
-                f"metric '{self.name}' returned shape {list(value.shape)}: one number per example is needed,"
-                f" [{len(batch)}]"
+                f"metric '{self.name}' returned {what}: one number per example is needed, a tensor [{len(batch)}]"
             )
-        return value
+        return value if value.is_floating_point() else value.float()
 
 
 def _gather(logits: Tensor, ids: Tensor) -> Tensor:

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from circuitfind.version import __version__
+
 SIGN = "effect: metric without ablation - metric with the edge ablated; positive = the edge supports the behaviour"
-LIBRARIES = ("circuitfind", "torch", "transformers", "nnsight", "numpy")
+LIBRARIES = ("torch", "transformers", "nnsight", "numpy")
 
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that a result depends on."""
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "circuitfind": __version__}
     for name in LIBRARIES:
         try:
             versions[name] = version(name)

@@ -20,10 +20,11 @@ from typing import Literal
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from circuitfind.circuit import Circuit, connected
 from circuitfind.errors import FileError, ScoreError
+from circuitfind.export.files import write_bytes
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 
@@ -189,12 +190,9 @@ class NodeScores:
 
 
 def _save(path: str | PathLike[str], level: str, graph: Graph, values: np.ndarray, record: Record) -> Path:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     header = {"format": FORMAT, "version": "1", "level": level}
     header |= {"graph": json.dumps(asdict(graph)), "record": json.dumps(asdict(record))}
-    save_file({"values": np.ascontiguousarray(values, dtype=np.float32)}, str(path), metadata=header)
-    return path
+    return write_bytes(path, save({"values": np.ascontiguousarray(values, dtype=np.float32)}, metadata=header))
 
 
 def _open(path: str | PathLike[str], level: str) -> tuple[Graph, np.ndarray, Record]:

@@ -88,12 +88,18 @@ def fetch(name: str, dtype: str | torch.dtype | None = None, device: Any = None,
         keywords: passed on to `from_pretrained`.
     """
     source = str(EMBEDDED.get(name, name))
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise ModelError(f"dtype '{dtype}' is unknown: use float32, bfloat16, float16 or float64")
     try:
         family_of(AutoConfig.from_pretrained(source, **_shared(keywords)).get_text_config())
         hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **keywords)
     except (OSError, ValueError) as error:
         raise ModelError(_why_not(name, error)) from None
-    hf = hf.to(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
+    try:
+        hf = hf.to(device)
+    except (RuntimeError, AssertionError) as error:  # no such device, or its memory is full
+        raise ModelError(f"cannot put '{name}' on device '{device}': {str(error).splitlines()[0]}") from None
     return hf.eval(), _tokenizer(source, keywords)
 
 

@@ -26,6 +26,7 @@ class ReportData:
 
     Attributes:
         task: label -> text, such as `{"behaviour": "indirect object", "examples": "64"}`.
+        drawn: the part of the circuit that the picture shows, where the whole is too large for one.
         faithfulness, interval: of the circuit as a whole, and its interval over the examples (`level`, 0.95 = 95%).
         metric, metric_full, metric_empty: means over examples of circuit, full model and empty circuit.
         checks: edges with estimated and exact effect; `correlation` of the two.
@@ -39,6 +40,7 @@ class ReportData:
     model: str
     task: Mapping[str, str]
     circuit: Circuit
+    drawn: Circuit | None = None
     faithfulness: float | None = None
     interval: tuple[float, float] | None = None
     level: float = 0.95

@@ -35,11 +35,11 @@ def head(data: ReportData) -> str:
 
 def picture(data: ReportData) -> str:
     """The drawing with its legend and, for circuits of any size, a slider for the strongest edges."""
-    rows = data.circuit.rows()
-    drawing = draw(data.circuit.graph, rows, data.circuit.nodes)
+    drawn = data.circuit if data.drawn is None else data.drawn
+    rows = drawn.rows()
+    drawing = draw(drawn.graph, rows, drawn.nodes)
     used = {
-        "n" if kind in ("mlp", "logits") else kind
-        for kind in (data.circuit.graph.reader(row.reader).kind for row in rows)
+        "n" if kind in ("mlp", "logits") else kind for kind in (drawn.graph.reader(row.reader).kind for row in rows)
     }
     keys = [f'<span><i class="key {kind}"></i>{name}</span>' for kind, name in KINDS if kind in used]
     if rows:
@@ -52,6 +52,8 @@ def picture(data: ReportData) -> str:
             f' value="{len(rows)}"> <output id="shown">{len(rows)} of {len(rows)}</output></label>'
         )
     hint = "Point at a node, or walk with the arrow keys, to see its edges." if rows else "No edge is in this circuit."
+    if len(drawn) < len(data.circuit):
+        hint = f"The strongest {len(drawn):,} of {len(data.circuit):,} edges are shown. {hint}"
     return (
         f'<section><h2>The circuit</h2><div class="legend">{"".join(keys)}</div>{slider}'
         f'<div class="canvas">{drawing}</div><p class="hint" id="said" aria-live="polite">{hint}</p></section>'
@@ -147,7 +149,10 @@ def steps(data: ReportData) -> str:
 def record(data: ReportData) -> str:
     """Where the numbers come from: the command, the task, the method, the versions."""
     made = data.circuit.record
-    settings = {key: str(value) for key, value in made.settings.items()}
+    settings = {
+        key: "; ".join(map(str, value)) if isinstance(value, list) else str(value)
+        for key, value in made.settings.items()
+    }
     known = {
         "method": made.method,
         "metric": made.metric,

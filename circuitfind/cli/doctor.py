@@ -1,0 +1,102 @@
+"""`circuitfind doctor`: is this model computed right here, how large is its graph, what will a run take."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from circuitfind.cli import inputs
+from circuitfind.cli.options import ModelOptions
+from circuitfind.cli.output import Output
+from circuitfind.cli.verbs import FAILED, verb
+
+if TYPE_CHECKING:
+    from circuitfind import Model
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """The batch whose memory is estimated."""
+
+    examples: Annotated[int, typer.Option(min=1, help="Pairs in the batch of the memory estimate.")] = 32
+    length: Annotated[int, typer.Option(min=1, help="Tokens in each of its prompts.")] = 16
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verb to the app."""
+    verb(app, "circuitfind doctor tiny")(doctor)
+
+
+def doctor(model: ModelOptions, batch: BatchOptions, out: Output) -> int:
+    """Check a model: identities, size of its graph, memory, versions.
+
+    Three identities hold circuitfind's arithmetic against the model's own. Exit code 1 if one fails.
+    """
+    loaded = inputs.load_model(model, out, check=False)
+    from circuitfind.engine.identities import check_identities
+    from circuitfind.record import library_versions
+
+    with out.waiting("checking identities"):
+        identities = check_identities(loaded.adapter)
+    found = _facts(loaded)
+    memory = inputs.memory_line(loaded, batch.examples, batch.length, None)
+    dot = shutil.which("dot")
+    versions = library_versions()
+    out.facts(
+        [
+            ("model", inputs.model_line(loaded)),
+            ("grouped", _ungrouped_line(loaded)),
+            ("attention", str(found["attention"])),
+            ("tokenizer", str(found["tokenizer"])),
+            ("memory", f"{batch.examples} pairs of {batch.length} tokens: {memory}"),
+            ("graphviz", dot or "'dot' is not on the PATH: circuits are written as .dot, pictures are not drawn"),
+            ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ]
+    )
+    out.say()
+    rows = [(one.name, f"{one.error:.1e}", f"{one.tolerance:.0e}", _verdict(one.holds)) for one in identities]
+    columns = (("identity", "left"), ("error", "right"), ("allowed", "right"), ("", "left"))
+    out.table("Identities, error relative to the largest value", columns, rows)
+    fine = all(one.holds for one in identities)
+    out.say("All hold: what circuitfind computes is this model." if fine else "Do not trust scores of this model here.")
+    checks = [{**one._asdict(), "holds": one.holds} for one in identities]
+    out.document(
+        {"model": loaded.name, **found, "memory": memory, "identities": checks, "dot": dot, "versions": versions}
+    )
+    return 0 if fine else FAILED
+
+
+def _verdict(holds: bool) -> Text:
+    return Text("holds", style="green") if holds else Text("FAILS", style="bold red")
+
+
+def _facts(model: Model) -> dict[str, object]:
+    graph, tokenizer = model.graph, model.tokenizer
+    return {
+        "family": getattr(model.config, "model_type", "?"),
+        "edges": graph.n_edges,
+        "nodes": graph.n_nodes,
+        "edges_ungrouped": graph.ungrouped().n_edges,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "attention": getattr(model.config, "_attn_implementation", None) or "?",
+        "tokenizer": "none: tasks are given as token ids" if tokenizer is None else _tokenizer_line(model),
+    }
+
+
+def _tokenizer_line(model: Model) -> str:
+    first = model.tokenizer("probe")["input_ids"][:1]
+    bos = model.tokenizer.bos_token_id
+    own = "adds a BOS token by itself" if bos is not None and first == [bos] else "adds no BOS token by itself"
+    return f"{type(model.tokenizer).__name__}, vocabulary of {model.vocabulary:,}, {own}"
+
+
+def _ungrouped_line(model: Model) -> str:
+    """For grouped-query models: the count with one key and value per query head, as other tools count."""
+    if model.graph.group == 1:
+        return ""
+    return f"{model.graph.ungrouped().n_edges:,} edges as other tools count, with keys and values for every query head"

@@ -1,0 +1,194 @@
+"""From options to a model, a bound task and scores, and the lines that describe them before a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitfind.cli.options import JudgeOptions, ModelOptions, RunOptions, ScoringOptions, TaskOptions
+from circuitfind.cli.output import Output
+from circuitfind.cli.words import count, number, size
+from circuitfind.errors import FileError, ScoreError, TaskError
+
+if TYPE_CHECKING:
+    from circuitfind import Model, NodeScores, Scores
+    from circuitfind.record import Record
+    from circuitfind.tasks.task import BoundTask
+
+DEFAULT_TASK, DEFAULT_PAIRS = "ioi", 64
+CHECKPOINT = "exact.part.safetensors"
+
+
+def quiet() -> None:
+    """Silences the libraries' own bars and logs; what a user has set in the environment stays."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+
+
+def load_model(options: ModelOptions, out: Output, check: bool) -> Model:
+    """The model, checked unless told otherwise."""
+    with out.waiting(f"loading {options.model}"):
+        quiet()
+        import circuitfind as cf
+
+        where: dict[str, Any] = {"dtype": options.dtype, "device": options.device, "backend": options.backend}
+        return cf.load(options.model, check=check, **where)
+
+
+def load_task(options: TaskOptions, model: Model) -> BoundTask:
+    """The behaviour in the model's tokens."""
+    import circuitfind as cf
+
+    given: dict[str, Any] = {"bos": options.bos}
+    if options.data is None:
+        given |= {"corruption": options.corruption, "metric": options.metric, "seed": options.seed}
+        return cf.task(options.task or DEFAULT_TASK, model, n=options.n or DEFAULT_PAIRS, **given).on(model)
+    if options.task is not None:
+        raise TaskError(f"--task {options.task} and --data {options.data}: give one of the two")
+    if options.corruption is not None:
+        raise TaskError(
+            f"--corruption {options.corruption} belongs to built-in behaviours; pairs of a file are as they are"
+        )
+    if options.metric is not None:
+        given["metric"] = options.metric
+    try:
+        bound = cf.Task.from_file(options.data, **given).on(model)
+    except TaskError as error:
+        raise TaskError(f"{options.data}: {error}") from None
+    return bound.subset(range(min(options.n or len(bound), len(bound))))
+
+
+def split(bound: BoundTask, options: TaskOptions, judge: JudgeOptions) -> tuple[BoundTask | None, BoundTask]:
+    """Pairs to score on and pairs to judge on, the same for `find` and `verify`; with holdout 1 all are to judge on."""
+    if judge.holdout == 1:
+        return None, bound
+    if len(bound) < 2:
+        raise TaskError("one pair is too few to score on and to judge with: give at least two, better thirty")
+    if not 0 < judge.holdout < 1:
+        raise TaskError(f"--holdout {judge.holdout:g}: a part of the pairs is needed, between 0 and 1")
+    return bound.split(1 - judge.holdout, options.seed)
+
+
+def open_scores(path: Path, model: Model, scoring: ScoringOptions, run: RunOptions) -> Scores:
+    """Scores from a file, refused where they contradict the model or an option."""
+    import circuitfind as cf
+
+    scores = cf.Scores.open(path)
+    if scores.graph != model.graph:
+        raise ScoreError(f"{path}: scores of another model ({scores.graph}); {model.name} has {model.graph}")
+    asked = {"method": scoring.method, "direction": scoring.direction, "ablation": run.ablation}
+    for name, value in asked.items():
+        made = getattr(scores.record, name)
+        if value is not None and value != made:
+            raise ScoreError(f"{path}: these scores were made with --{name} {made}, not {value}: leave one of them out")
+    return scores
+
+
+def warn_of_overlap(scores: Scores, seen: BoundTask | None, seed: int, out: Output) -> None:
+    """Says so where the pairs to judge with need not be unseen: the scores come from other draws than this split's."""
+    made = scores.record
+    if seen is not None and (made.n_examples, made.seed) != (len(seen), seed):
+        out.warn(
+            f"the scores were made on {count(made.n_examples, 'pair')} with seed {made.seed}, this run keeps"
+            f" {len(seen)} with seed {seed} for that: some pairs to judge with may have been scored on"
+        )
+
+
+def scored(
+    model: Model,
+    pairs: BoundTask,
+    seed: int,
+    scoring: ScoringOptions,
+    run: RunOptions,
+    folder: Path,
+    out: Output,
+    **level: Any,
+) -> Scores | NodeScores:
+    """Scores as the options ask for them; a stopped exact run goes on from the file that it leaves."""
+    import circuitfind as cf
+
+    checkpoint = folder / CHECKPOINT if scoring.method == "exact" else None
+    if checkpoint is not None:
+        out.if_stopped = f"what was measured is kept in {checkpoint}; go on with: {out.command_line()}"
+    with out.progress():
+        return cf.attribute(
+            model,
+            pairs,
+            scoring.method,
+            steps=scoring.steps,
+            rule=scoring.rule,
+            ablation=run.ablation or "corrupted",
+            direction=scoring.direction or "noising",
+            batch_size=run.batch_size,
+            seed=seed,
+            checkpoint=checkpoint,
+            **level,
+        )
+
+
+def warn_of_mismatch(what: str, record: Record, model: Model, bound: BoundTask, out: Output) -> None:
+    """Says so where a file comes from another model, behaviour or metric than the present run."""
+    now = {"model": model.name, "task": bound.name, "metric": bound.metric.name, "bos": bound.bos}
+    labels = {"model": "model", "task": "behaviour", "metric": "metric", "bos": "BOS rule"}
+    for name, value in now.items():
+        made = getattr(record, name)
+        if made and made != value:
+            out.warn(f"the {what} was made with {labels[name]} '{made}', this run has '{value}'")
+
+
+def folder(path: Path) -> Path:
+    """The folder for files, made now, so that a bad place is known before anything is computed."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"--out {path}: no folder can be made there: {error.strerror or error}") from None
+    if not os.access(path, os.W_OK):
+        raise FileError(f"--out {path}: this folder cannot be written to")
+    return path
+
+
+# -------------------------------------------------------------------- described
+def model_line(model: Model) -> str:
+    """Family, graph, size, precision, device."""
+    kind = getattr(model.config, "model_type", "?")
+    dtype = str(model.dtype).removeprefix("torch.")
+    graph = model.graph
+    counts = f"{graph.n_edges:,} edges, {graph.n_nodes:,} nodes"
+    return f"{model.name}: {kind}, {graph}; {counts}; {dtype} on {model.device}"
+
+
+def memory_line(model: Model, examples: int, length: int, batch_size: int | None) -> str:
+    """Batch size and memory for scoring so many examples."""
+    from circuitfind.engine.memory import batch_size_for, estimate_memory
+
+    at_once = min(batch_size or batch_size_for(model.adapter, examples, length), examples)
+    weights = sum(value.numel() * value.element_size() for value in model.hf.parameters())
+    beside = estimate_memory(model.adapter, at_once, length).total
+    return f"batches of {at_once}; about {size(beside)} beside {size(weights)} of weights"
+
+
+def task_lines(summary: Any, pairs: str, out: Output) -> list[tuple[str, str]]:
+    """What the behaviour is and how well the model does it, for `Output.facts`; warns where it does not."""
+    measured = f"metric {number(summary.clean)} on clean, {number(summary.corrupted)} on corrupted prompts"
+    if summary.accuracy == summary.accuracy:  # NaN without answers
+        measured = f"accuracy {summary.accuracy:.0%} (top token {summary.top1:.0%}); {measured}"
+    if summary.warning():
+        out.warn(summary.warning())
+    notes = "; ".join(summary.notes)
+    return [
+        ("behaviour", f"{summary.name}, {summary.metric}: {pairs}"),
+        ("the model", f"{measured}; lower in {summary.lowered:.0%} of pairs"),
+        ("notes", notes),
+    ]
+
+
+def described(model: Model, bound: BoundTask, out: Output) -> dict[str, Any]:
+    """What ran on what: the head of every JSON document."""
+    run = {"command": out.command_line(), "model": model.name, "task": bound.name, "pairs": len(bound)}
+    return {"run": {**run, "metric": bound.metric.name, "bos": bound.bos}}

@@ -1,0 +1,216 @@
+"""`circuitfind verify` and `circuitfind evaluate`: what scores estimated and what a circuit does, measured exactly."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from circuitfind.cli import inputs, shown
+from circuitfind.cli.options import (
+    JUDGING,
+    CheckedModelOptions,
+    JudgeOptions,
+    OutOptions,
+    RunOptions,
+    ScoringOptions,
+    TaskOptions,
+)
+from circuitfind.cli.output import Output
+from circuitfind.cli.verbs import verb
+from circuitfind.cli.words import count, fixed, interval, number
+
+if TYPE_CHECKING:
+    from circuitfind import Circuit, Evaluation, Model, Scores
+    from circuitfind.tasks.task import BoundTask
+
+CIRCUIT_HELP = "A circuit.json."
+ROWS = 25
+
+
+@dataclass(frozen=True)
+class MaybeCircuit:
+    """A circuit to judge as a whole."""
+
+    circuit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=f"{CIRCUIT_HELP} By default the circuit of the strongest edges.",
+            rich_help_panel=JUDGING,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class NeededCircuit:
+    """The circuit to run."""
+
+    circuit: Annotated[Path, typer.Option(metavar="FILE", help=CIRCUIT_HELP, rich_help_panel=JUDGING)]
+    per_example: Annotated[
+        bool, typer.Option("--per-example", help="List the metric of every example.", rich_help_panel=JUDGING)
+    ] = False
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the verbs to the app."""
+    verb(app, "circuitfind verify tiny --task ioi --top 20")(verify)
+    verb(app, "circuitfind evaluate tiny --circuit circuitfind-out/circuit.json")(evaluate)
+
+
+def verify(
+    model: CheckedModelOptions,
+    task: TaskOptions,
+    scoring: ScoringOptions,
+    run: RunOptions,
+    judge: JudgeOptions,
+    given: MaybeCircuit,
+    place: OutOptions,
+    out: Output,
+) -> None:
+    """Measure the strongest edges, and a circuit as a whole, beside their estimates.
+
+    Pairs are split as "find" splits them: estimates come from one part, exact effects from the other. With --scores and
+    --holdout 1 all pairs are measured on. Writes verify.json.
+    """
+    folder = inputs.folder(place.out)
+    loaded = inputs.load_model(model, out, model.check)
+    import circuitfind as cf
+
+    bound = inputs.load_task(task, loaded)
+    seen, unseen = inputs.split(bound, task, judge)
+    circuit = None if given.circuit is None else _open_circuit(given.circuit, loaded, bound, out)
+    pairs = count(len(unseen), "pair" if seen is None else "unseen pair")
+    lines = [
+        ("model", inputs.model_line(loaded)),
+        ("behaviour", f"{bound.name}, {bound.metric.name}: {pairs} to judge with"),
+    ]
+    out.facts(lines)
+    scores = _scores(loaded, bound, seen, task.seed, scoring, run, judge, folder, out)
+    made = scores.record
+    estimates = f"{made.method}, {made.direction}, ablation {made.ablation}, {count(made.n_examples, 'pair')}"
+    out.facts([("estimates", estimates)])
+    out.say()
+    with out.progress():
+        checks = cf.verify(
+            loaded,
+            unseen,
+            scores,
+            judge.top,
+            circuit=circuit,
+            random=judge.random,
+            ablation=run.ablation,
+            direction=scoring.direction,
+            batch_size=run.batch_size,
+            seed=task.seed,
+        )
+    judged = circuit or scores.top(judge.top)
+    names = {edge.name for edge in checks.edges}
+    shown.checks(f"Edges measured exactly ({bound.metric.name})", checks.edges, names, ROWS, out)
+    out.facts(shown.whole(judged, checks, pairs))
+    if not len(judged):
+        out.warn(
+            f"the strongest {judge.top} edges are not connected from input to logits: raise --top, or give --circuit"
+        )
+    content = {**inputs.described(loaded, bound, out), **checks.to_dict()}
+    path = _write_json(folder / "verify.json", content)
+    out.say(f"\nWritten: {path}")
+    out.document({**content, "files": [str(path)]})
+
+
+def evaluate(
+    model: CheckedModelOptions,
+    task: TaskOptions,
+    run: RunOptions,
+    given: NeededCircuit,
+    out: Output,
+) -> None:
+    """Run the model as a circuit, exactly: how much of the behaviour is left."""
+    loaded = inputs.load_model(model, out, model.check)
+    import circuitfind as cf
+
+    bound = inputs.load_task(task, loaded)
+    circuit = _open_circuit(given.circuit, loaded, bound, out)
+    made = circuit.record
+    ablation = run.ablation or made.ablation or "corrupted"
+    graph, pairs = circuit.graph, count(len(bound), "pair")
+    out.facts(
+        [
+            ("model", inputs.model_line(loaded)),
+            ("behaviour", f"{bound.name}, {bound.metric.name}: {pairs}, ablation {ablation}"),
+            ("circuit", f"{given.circuit}: {count(len(circuit), 'edge')} of {graph.n_edges:,}"),
+        ]
+    )
+    out.say()
+    with out.progress():
+        value = cf.evaluate(loaded, bound, circuit, ablation=ablation, batch_size=run.batch_size, seed=task.seed)
+    out.facts(
+        [
+            ("faithfulness", f"{fixed(value.faithfulness)} (95% interval {interval(value.interval)})"),
+            *shown.metric_lines(value),
+            *shown.overshoot(value.faithfulness),
+        ]
+    )
+    if made.task == bound.name and made.seed == task.seed and made.model == loaded.name:
+        out.say("\nThe search may have seen some of these pairs; another --seed draws others.", style="dim")
+    if given.per_example:
+        out.say()
+        _examples(bound, value, out)
+    named = {"circuit": str(given.circuit), "prompts": bound.prompts}
+    out.document({**inputs.described(loaded, bound, out), **named, **value.to_dict()})
+
+
+def _open_circuit(path: Path, model: Model, bound: BoundTask, out: Output) -> Circuit:
+    from circuitfind import Circuit, FileError
+
+    circuit = Circuit.open(path)
+    if circuit.graph != model.graph:
+        raise FileError(f"{path}: a circuit of another model ({circuit.graph}); {model.name} has {model.graph}")
+    inputs.warn_of_mismatch("circuit", circuit.record, model, bound, out)
+    return circuit
+
+
+def _scores(
+    model: Model,
+    bound: BoundTask,
+    seen: BoundTask | None,
+    seed: int,
+    scoring: ScoringOptions,
+    run: RunOptions,
+    judge: JudgeOptions,
+    folder: Path,
+    out: Output,
+) -> Scores:
+    """From the file, or computed on the pairs that are not judged with."""
+    import circuitfind as cf
+
+    if judge.scores is not None:
+        given = inputs.open_scores(judge.scores, model, scoring, run)
+        inputs.warn_of_mismatch("scores file", given.record, model, bound, out)
+        inputs.warn_of_overlap(given, seen, seed, out)
+        return given
+    if seen is None:
+        raise cf.TaskError("--holdout 1 leaves no pairs to score on: give --scores, or a smaller part")
+    scores = inputs.scored(model, seen, seed, scoring, run, folder, out)
+    assert isinstance(scores, cf.Scores), "level='edge' is the default"
+    return scores
+
+
+def _examples(bound: BoundTask, value: Evaluation, out: Output) -> None:
+    columns = (("prompt", "left"), ("answer", "left"), ("full", "right"), ("circuit", "right"), ("empty", "right"))
+    inside, full, empty = value.per_example
+    rows = [
+        (prompt, answer, number(f), number(c), number(e))
+        for prompt, answer, f, c, e in zip(bound.prompts, bound.answer_texts, full, inside, empty, strict=True)
+    ]
+    out.table(f"Every example ({value.metric_name})", columns, rows)
+
+
+def _write_json(path: Path, content: dict[str, object]) -> Path:
+    from circuitfind.export.files import write_text
+    from circuitfind.export.json_file import plain
+
+    return write_text(path, json.dumps(plain(content), ensure_ascii=False, allow_nan=False, indent=1) + "\n")

@@ -1,0 +1,84 @@
+"""The files that a search leaves: circuit.json, its pictures, and the report page."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from circuitfind.cli.output import Output
+from circuitfind.errors import FileError
+from circuitfind.export.files import write_text
+
+if TYPE_CHECKING:
+    from circuitfind import Circuit, FindResult
+
+MOST_DRAWN = 400  # edges; Graphviz takes minutes for more, and nobody can read them
+
+
+def strongest(circuit: Circuit, n: int) -> Circuit:
+    """The n edges of largest |effect| (exact where measured), for a picture; unknown effects come last."""
+    rows = sorted(circuit.rows(), key=lambda row: -abs(row.effect) if row.effect is not None else math.inf)
+    mask = circuit.mask & False
+    for row in rows[:n]:
+        mask[row.writer, row.reader] = True
+    return circuit.with_mask(mask)
+
+
+def write_all(folder: Path, result: FindResult, tolerance: float, model: str, out: Output) -> list[Path]:
+    """Writes everything but the scores; a picture that cannot be drawn is a line, not an error."""
+    circuit = result.circuit
+    title = f"{result.unseen.name} in {model}: {len(circuit)} edges"
+    files = [circuit.save(folder / "circuit.json")]
+    drawn = circuit
+    if len(circuit) > MOST_DRAWN:
+        drawn, title = strongest(circuit, MOST_DRAWN), f"{title}, the strongest {MOST_DRAWN}"
+        out.warn(f"the pictures show the strongest {MOST_DRAWN} of {len(circuit):,} edges")
+    files.append(write_text(folder / "circuit.dot", drawn.to_dot(title=title)))
+    try:
+        files.append(drawn.render(folder / "circuit.svg", title=title))
+    except FileError as error:
+        out.warn(str(error))
+    files.append(_report(folder / "report.html", result, drawn, tolerance, model, out))
+    return files
+
+
+def _report(path: Path, result: FindResult, drawn: Circuit, tolerance: float, model: str, out: Output) -> Path:
+    from circuitfind.report.page import ExampleRow, ReportData, write
+
+    checks, pairs, summary = result.checks, result.unseen, result.summary
+    value = checks.evaluation
+    examples = [
+        ExampleRow(prompt, answer, float(full), float(inside), float(empty))
+        for prompt, answer, inside, full, empty in zip(
+            pairs.prompts, pairs.answer_texts, *value.per_example, strict=True
+        )
+    ]
+    task = {
+        "behaviour": summary.name,
+        "metric": summary.metric,
+        "search pairs": str(summary.n),
+        "unseen pairs": str(len(pairs)),
+        "accuracy": f"{summary.accuracy:.0%} on the search pairs" if math.isfinite(summary.accuracy) else "",
+        "clean metric": f"{summary.clean:.4g}",
+        "corrupted metric": f"{summary.corrupted:.4g}",
+        "first pair": f"{pairs.prompts[0]} / {pairs.corrupted_prompts[0]}",
+    }
+    data: dict[str, Any] = {
+        "drawn": drawn,
+        "faithfulness": checks.faithfulness,
+        "interval": checks.interval if all(map(math.isfinite, checks.interval)) else None,
+        "metric": value.metric,
+        "metric_full": value.metric_full,
+        "metric_empty": value.metric_empty,
+        "checks": checks.edges,
+        "correlation": checks.correlation if math.isfinite(checks.correlation) else None,
+        "curve": result.curve,
+        "tolerance": tolerance,
+        "random": checks.random,
+        "examples": examples,
+        "steps": result.steps,
+        "command": out.command_line(),
+    }
+    title = f"A circuit for {summary.name}"
+    return write(path, ReportData(title, model, {k: v for k, v in task.items() if v}, result.circuit, **data))

@@ -1,0 +1,100 @@
+"""Results as tables and lines, shared by the verbs that show the same thing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from circuitfind.cli.output import Output
+from circuitfind.cli.words import DASH, count, fixed, interval, number
+
+if TYPE_CHECKING:
+    from circuitfind import Circuit, Verification
+    from circuitfind.evaluation.verify import EdgeCheck
+
+EFFECT_COLUMNS = (("edge", "left"), ("estimate", "right"), ("exact", "right"), ("95% interval", "right"), ("", "left"))
+
+
+def effect(value: float, digits: int) -> Text:
+    """A signed effect; opposing ones in red."""
+    text = fixed(value, digits)
+    return Text(text if text.startswith(("-", DASH)) else f"+{text}", style="red" if value < 0 else "")
+
+
+def digits_for(values: Iterable[float]) -> int:
+    """Decimals that show four digits of the largest value, so that a column's points stand below each other."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    return min(max(3 - math.floor(math.log10(largest)), 0), 8) if largest else 3
+
+
+def checks(title: str, edges: Sequence[EdgeCheck], inside: Collection[str], rows: int, out: Output) -> None:
+    """The edges of largest exact effect among those inside a circuit."""
+    chosen = sorted((edge for edge in edges if edge.name in inside), key=lambda edge: -abs(edge.exact))
+    digits = digits_for(edge.exact for edge in chosen)
+    table = [
+        (
+            edge.name,
+            effect(edge.estimate, digits),
+            effect(edge.exact, digits),
+            interval((edge.low, edge.high), digits),
+            Text("wrong sign" if edge.wrong_sign else "", style="yellow"),
+        )
+        for edge in chosen[:rows]
+    ]
+    more = f"; {rows} of {len(chosen):,}" if len(chosen) > rows else ""
+    out.table(f"{title}{more}", EFFECT_COLUMNS, table)
+
+
+def whole(circuit: Circuit, found: Verification, pairs: str) -> list[tuple[str, str]]:
+    """The circuit as a whole, for `Output.facts`; `pairs` says what it was judged with."""
+    graph, value = circuit.graph, found.evaluation
+    lines = [
+        (
+            "circuit",
+            f"{count(len(circuit), 'edge')} of {graph.n_edges:,} ({len(circuit) / graph.n_edges:.2%}),"
+            f" {count(len(circuit.nodes), 'node')} of {graph.n_nodes:,}",
+        ),
+        (
+            "faithfulness",
+            f"{fixed(found.faithfulness)} (95% interval {interval(found.interval)}) on {pairs}",
+        ),
+        *metric_lines(value),
+    ]
+    if found.random:
+        low, high = min(found.random), max(found.random)
+        lines.append(
+            (
+                "random",
+                f"{count(len(found.random), 'random circuit')} of that size: {interval((low, high))};"
+                f" {found.beaten} of them further from 1",
+            )
+        )
+    return [*lines, *estimate_lines(found), *overshoot(found.faithfulness)]
+
+
+def metric_lines(value: object) -> list[tuple[str, str]]:
+    """Metric and accuracy of an `Evaluation`."""
+    metric, full, empty = (number(getattr(value, name)) for name in ("metric", "metric_full", "metric_empty"))
+    lines = [("metric", f"{metric} in the circuit, {full} in the whole model, {empty} with every edge ablated")]
+    accuracy, accuracy_full = (getattr(value, name) for name in ("accuracy", "accuracy_full"))
+    return [*lines, ("accuracy", f"{accuracy:.0%} in the circuit, {accuracy_full:.0%} in the whole model")]
+
+
+def estimate_lines(found: Verification) -> list[tuple[str, str]]:
+    """How good the estimates were."""
+    if not found.edges:
+        return []
+    wrong = count(found.sign_errors, "wrong sign")
+    r, slope = fixed(found.correlation), fixed(found.slope, 2)
+    return [("estimates", f"{count(len(found.edges), 'edge')} measured: correlation {r}, slope {slope}, {wrong}")]
+
+
+def overshoot(faithfulness: float) -> list[tuple[str, str]]:
+    """Named where it is more than rounding."""
+    if faithfulness <= 1.005:
+        return []
+    said = f"{faithfulness - 1:.3f} above 1: edges that oppose the behaviour are left out"
+    return [("overshoot", said)]

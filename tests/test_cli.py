@@ -1,0 +1,473 @@
+"""The command line end to end on the embedded model: files, JSON, exit codes, one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import networkx
+import numpy as np
+import pytest
+
+import circuitfind as cf
+from circuitfind.cli.app import app, main
+from circuitfind.engine.identities import Identity
+from circuitfind.engine.replay import Replay
+
+VERBS = ("find", "attribute", "verify", "evaluate", "export", "tasks", "models", "doctor")
+SMALL = ("--n", "8", "--top", "5", "--random", "3")
+needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz's dot is not installed")
+
+
+class Said(NamedTuple):
+    """How a run ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The last line on standard error."""
+        return self.err.strip().splitlines()[-1]
+
+
+Run = Callable[..., Said]
+
+
+@pytest.fixture()
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs a command line in an empty folder; the embedded model is loaded once for all tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(cf, "load", _load)
+
+    def call(*words: str) -> Said:
+        capsys.readouterr()
+        code = main(words)
+        return Said(code, *capsys.readouterr())
+
+    return call
+
+
+_really_load = cf.load
+
+
+@cache
+def _load(name: str, **keywords: object) -> cf.Model:
+    return _really_load(name, **keywords)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that a real process leaves, in plain `python -m circuitfind find`."""
+    folder = tmp_path_factory.mktemp("found")
+    command = [sys.executable, "-m", "circuitfind", "find", *SMALL, "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cf.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (folder / "said.json").write_text(done.stdout)
+    (folder / "said.txt").write_text(done.stderr)
+    return folder
+
+
+# -------------------------------------------------------------------- find
+def test_find_leaves_files_that_open(found: Path) -> None:
+    folder = found / "circuitfind-out"
+    circuit, scores = cf.Circuit.open(folder / "circuit.json"), cf.Scores.open(folder / "scores.safetensors")
+    assert 0 < len(circuit) < circuit.graph.n_edges == len(scores)
+    assert circuit.record.task == "ioi" and scores.record.n_examples == 4
+    assert (folder / "circuit.dot").read_text().startswith("digraph")
+    assert not list(folder.glob(".*")) and not list(folder.glob("*.part*"))
+    if shutil.which("dot"):
+        assert ElementTree.parse(folder / "circuit.svg").getroot().tag.endswith("svg")
+
+
+def test_report_is_complete(found: Path) -> None:
+    page = (found / "circuitfind-out" / "report.html").read_text()
+    sections = re.findall(r"<h2>(.*?)</h2>", page)
+    assert sections == [
+        "The circuit",
+        "As a whole",
+        "Faithfulness by size",
+        "Estimates against exact patching",
+        "Every example",
+        "Steps of the search",
+        "Record",
+    ]
+    assert "circuitfind find tiny --n 8 --top 5 --random 3" in page
+    said = json.loads((found / "said.json").read_text())
+    assert all(step["text"].replace(">", "&gt;") in page for step in said["steps"])
+    assert "of 3 random circuits" in page
+
+
+def test_find_json_is_one_document_with_all_fields(found: Path) -> None:
+    said = json.loads((found / "said.json").read_text())
+    assert set(said) == {"run", "seconds", "files", "circuit", "task", "checks", "curve", "steps"}
+    assert said["run"]["pairs"] == 8 and said["run"]["model"] == "tiny"
+    circuit = cf.Circuit.open(found / "circuitfind-out" / "circuit.json")
+    assert said["circuit"]["edges"] == circuit.edges
+    assert said["circuit"]["faithfulness"] == circuit.facts["faithfulness"]
+    assert len(circuit) in [point["n_edges"] for point in said["curve"]] and len(said["checks"]["random"]) == 3
+    assert all((found / file).is_file() for file in said["files"])
+
+
+def test_find_says_what_it_did(found: Path) -> None:
+    text = (found / "said.txt").read_text()
+    for part in ("1,519 edges", "batches of 4", "4 to search with and 4 to judge with", "accuracy 100%", "BOS token"):
+        assert part in text, part
+    for part in ("95% interval", "unseen pairs", "3 random circuits", "correlation", "wrong sign", "Target", "Written"):
+        assert part in text, part
+    assert "Loading weights" not in text and "Traceback" not in text
+    lines = [line for line in text.splitlines() if not line.startswith("warning: ")]
+    assert max(map(len, lines)) <= 80 or "COLUMNS" in os.environ
+
+
+def test_search_from_saved_scores_finds_the_same(run: Run, found: Path) -> None:
+    scores = found / "circuitfind-out" / "scores.safetensors"
+    said = run("find", *SMALL, "--scores", str(scores), "--out", "again")
+    assert said.code == 0 and "warning: the scores" not in said.err
+    first, again = (cf.Circuit.open(path) for path in (found / "circuitfind-out/circuit.json", "again/circuit.json"))
+    assert first == again and first.facts == again.facts
+    assert not Path("again/scores.safetensors").exists()
+
+
+def test_scores_of_other_pairs_are_pointed_out(run: Run, found: Path) -> None:
+    scores = str(found / "circuitfind-out" / "scores.safetensors")
+    said = run("verify", "--n", "6", "--seed", "1", "--top", "3", "--random", "1", "--scores", scores)
+    assert said.code == 0 and "may have been scored on" in said.err
+    said = run("verify", "--n", "4", "--task", "induction", "--holdout", "1", "--top", "3", "--scores", scores)
+    assert said.code == 0 and "made with behaviour 'ioi', this run has 'induction'" in said.err
+    assert "may have been scored on" not in said.err and "unseen" not in said.out
+
+
+def test_ctrl_c_after_scoring_says_how_to_go_on(run: Run, found: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cf, "find", stopped)
+        said = run("find", *SMALL, "--out", "my folder")
+    assert said.code == 130 and said.error.startswith("stopped: the scores are kept; go on with: ")
+    assert "Traceback" not in said.err
+    words = shlex.split(said.error.partition("go on with: ")[2])
+    assert words[0] == "circuitfind" and words[-2:] == ["--scores", "my folder/scores.safetensors"]
+    assert run(*words[1:]).code == 0
+    assert cf.Circuit.open("my folder/circuit.json") == cf.Circuit.open(found / "circuitfind-out/circuit.json")
+
+
+def test_ctrl_c_before_anything_was_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cf, "attribute", stopped)
+    said = run("find", *SMALL, "--json")
+    assert said.code == 130 and said.error == "stopped: nothing was written"
+    assert json.loads(said.out) == {"stopped": "nothing was written", "exit_code": 130}
+
+
+def test_stopped_exact_run_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    really, calls = Replay.patch_edges, []
+
+    def counted(*words: object) -> object:
+        calls.append(1)
+        if len(calls) == 40:
+            raise KeyboardInterrupt
+        return really(*words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Replay, "patch_edges", counted)
+    command = ("attribute", "--method", "exact", "--n", "2", "--out", "x")
+    said = run(*command)
+    assert said.code == 130 and "kept in x/exact.part.safetensors" in said.error
+    command = tuple(shlex.split(said.error.partition("go on with: ")[2])[1:])
+    stopped_at = len(calls)
+    said = run(*command)
+    assert said.code == 0 and not Path("x/exact.part.safetensors").exists()
+    whole = len(calls) - stopped_at
+    calls.clear()
+    calls.extend([0] * 40)
+    run("attribute", "--method", "exact", "--n", "2", "--out", "y")
+    assert len(calls) - 40 == whole + 39  # the second run measured only what the first had not
+    assert np.array_equal(*(cf.Scores.open(f"{place}/scores.safetensors").values for place in "xy"))
+
+
+def test_nothing_found_exits_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    really_find = cf.find
+
+    def everything(*words: object, **keywords: object) -> cf.FindResult:
+        result = really_find(*words, **keywords)  # type: ignore[arg-type]
+        return replace(result, circuit=replace(result.circuit, mask=result.circuit.graph.real))
+
+    monkeypatch.setattr(cf, "find", everything)
+    said = run("find", *SMALL)
+    assert said.code == 1 and "nothing was found" in said.err
+    assert "the strongest 400 of 1,519 edges" in said.err
+    assert "The strongest 400 of 1,519 edges are shown" in Path("circuitfind-out/report.html").read_text()
+
+
+def test_without_graphviz_the_rest_still_works(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    said = run("find", *SMALL)
+    assert said.code == 0
+    assert "'dot' is not on the PATH" in said.err and "svg" not in said.out.partition("Written")[2]
+    assert {path.name for path in Path("circuitfind-out").iterdir()} == {
+        "circuit.json",
+        "scores.safetensors",
+        "circuit.dot",
+        "report.html",
+    }
+
+
+# -------------------------------------------------------------------- the other verbs
+def test_attribute_edges_and_nodes(run: Run) -> None:
+    said = run("attribute", "--n", "4", "--method", "eap", "--json")
+    content = json.loads(said.out)
+    assert said.code == 0 and len(content["scores"]) == 1519 and content["method"] == "eap"
+    saved = cf.Scores.open("circuitfind-out/scores.safetensors")
+    assert saved.to_dict() == content["scores"]
+    said = run("attribute", "--n", "4", "--task", "greater-than", "--level", "node", "--by-position", "--show", "3")
+    assert said.code == 0 and "strongest position" in said.out and "3 of" not in said.out
+    assert cf.NodeScores.open("circuitfind-out/node-scores.safetensors").values.ndim == 2
+
+
+def test_verify_writes_what_it_measured(run: Run, found: Path) -> None:
+    circuit = str(found / "circuitfind-out" / "circuit.json")
+    said = run("verify", "--n", "8", "--top", "5", "--random", "2", "--circuit", circuit, "--json")
+    content = json.loads(said.out)
+    assert said.code == 0 and content["files"] == ["circuitfind-out/verify.json"]
+    assert {"correlation", "slope", "sign_errors", "edges", "circuit", "random"} <= set(content)
+    assert {"name", "estimate", "exact", "low", "high"} == set(content["edges"][0])
+    # the same split, scores and seed as the search: the same verdict
+    assert content["circuit"]["faithfulness"] == cf.Circuit.open(circuit).facts["faithfulness"]
+    written = json.loads(Path("circuitfind-out/verify.json").read_text())
+    assert written == {key: value for key, value in content.items() if key != "files"}
+
+
+def test_evaluate_per_example_and_unknown_as_null(run: Run, found: Path) -> None:
+    circuit = str(found / "circuitfind-out" / "circuit.json")
+    said = run("evaluate", "--circuit", circuit, "--n", "5", "--per-example")
+    assert said.code == 0 and "Every example" in said.out and "another --seed" in said.out
+    assert max(map(len, said.out.splitlines())) <= 80
+    pair = {"clean": "Lily saw a cat", "corrupted": "Lily saw a dog", "answer": "and", "wrong": "the"}
+    Path("one.jsonl").write_text(json.dumps(pair) + "\n")
+    said = run("evaluate", "--circuit", circuit, "--data", "one.jsonl", "--json")
+    if said.code == 0:
+        assert json.loads(said.out)["interval"] == [None, None]
+    assert "made with behaviour 'ioi', this run has 'one'" in said.err
+
+
+@needs_dot
+@pytest.mark.parametrize("form", ["dot", "svg", "png", "pdf", "graphml", "json"])
+def test_export_every_format(run: Run, found: Path, form: str) -> None:
+    source = found / "circuitfind-out" / "circuit.json"
+    said = run("export", str(source), "--to", form, "--out", "made", "--top", "6")
+    assert said.code == 0 and f"Written: made/circuit.{form} (6 edges)" in said.out
+    content = Path(f"made/circuit.{form}").read_bytes()
+    starts = {"dot": b"digraph", "svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}
+    assert content.startswith(starts.get(form, b""))
+    if form == "json":
+        assert set(cf.Circuit.open("made/circuit.json").edges) < set(cf.Circuit.open(source).edges)
+    if form == "graphml":
+        assert networkx.read_graphml("made/circuit.graphml").number_of_edges() == 6
+
+
+def test_export_by_ending_and_never_over_its_source(run: Run, found: Path) -> None:
+    source = shutil.copy(found / "circuitfind-out" / "circuit.json", "circuit.json")
+    assert run("export", source, "--out", "a.dot", "--title", "Mine").code == 0
+    assert "Mine" in Path("a.dot").read_text()
+    for words, named in (
+        (("--to", "json", "--out", "."), "overwrite"),
+        (("--to", "svg", "--out", "a.png"), ".svg"),
+        (("--out", "a.bmp"), "'bmp'"),
+    ):
+        said = run("export", source, *words)
+        assert said.code == 2 and named in said.error
+
+
+def test_tasks_and_models(run: Run) -> None:
+    said = run("tasks", "tiny")
+    assert said.code == 0 and said.out.count("yes, this tokenizer has the words") == 5
+    assert max(map(len, said.out.splitlines())) <= 80
+    listed = json.loads(run("tasks", "--json").out)["tasks"]
+    assert set(listed) == {"ioi", "greater-than", "gendered-pronoun", "subject-verb-agreement", "induction"}
+    shown = json.loads(run("tasks", "--show", "ioi", "--json").out)
+    assert len(shown["examples"]) == 4
+    assert " ".join(shown["examples"][0]["clean"].split()) in " ".join(run("tasks", "--show", "ioi").out.split())
+    said = run("models")
+    assert said.code == 0 and "gpt_neox" in said.out and max(map(len, said.out.splitlines())) <= 80
+    for corruption, one in json.loads(run("models", "--json").out)["embedded"]["tiny"]["behaviours"]["ioi"].items():
+        assert re.search(f"{corruption.split()[0]}.* {one['accuracy']:.1%} ", said.out)
+
+
+def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = run("doctor", "--examples", "4", "--length", "10")
+    assert said.code == 0 and said.out.count("holds") == 3
+    for part in ("1,519 edges", "38 nodes", "float32 on cpu", "sdpa", "4 pairs of 10 tokens", "torch"):
+        assert part in said.out, part
+    monkeypatch.setattr(
+        "circuitfind.engine.identities.check_identities", lambda _: [Identity("one", 0.5, 1e-4), Identity("two", 0, 1)]
+    )
+    said = run("doctor", "--json")
+    assert said.code == 1 and [one["holds"] for one in json.loads(said.out)["identities"]] == [False, True]
+
+
+# -------------------------------------------------------------------- mistakes
+FILES = {
+    "missing.csv": "clean,answer\nLily saw a cat,and\n",
+    "two_tokens.jsonl": '{"clean": "Then Mary", "corrupted": "Then John", "answer": "xyzzyx", "wrong": "qqq"}\n' * 2,
+    "unequal.jsonl": '{"clean": "Mary and John and", "corrupted": "John and", "answer": "Mary", "wrong": "John"}\n' * 2,
+    "one.jsonl": '{"clean": "Then Mary and", "corrupted": "Then John and", "answer": "Mary", "wrong": "John"}\n',
+    "kind.txt": "x\n",
+    "broken.jsonl": "{\n",
+}
+MISTAKES = {
+    "missing file": (("find", "--data", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
+    "missing column": (("find", "--data", "missing.csv"), "line 2: no 'corrupted'"),
+    "answer of two tokens": (("find", "--data", "two_tokens.jsonl"), "row 0, 'xyzzyx' is"),
+    "unequal lengths": (("find", "--data", "unequal.jsonl"), "unequal.jsonl: row 0: the clean prompt has"),
+    "one pair": (("find", "--data", "one.jsonl"), "one pair is too few"),
+    "one built-in pair": (("find", "--n", "1"), "one pair is too few"),
+    "kind of file": (("find", "--data", "kind.txt"), "'.txt'"),
+    "not JSON": (("find", "--data", "broken.jsonl"), "broken.jsonl, line 1"),
+    "unknown model": (("find", "no/such-model"), "'no/such-model'"),
+    "unknown task": (("find", "--task", "ioii"), "did you mean 'ioi'"),
+    "unknown method": (("find", "--n", "4", "--method", "eapp"), "'eapp'"),
+    "unknown metric": (("find", "--metric", "foo"), "'foo'"),
+    "unknown corruption": (("find", "--corruption", "abd"), "did you mean 'abc'"),
+    "unknown dtype": (("find", "--dtype", "float33"), "'float33'"),
+    "unknown device": (("find", "--device", "abacus"), "'abacus'"),
+    "unknown backend": (("find", "--backend", "x"), "'x'"),
+    "unknown rule": (("find", "--n", "4", "--rule", "top"), "'top'"),
+    "unknown direction": (("find", "--n", "4", "--direction", "up"), "'up'"),
+    "unknown ranking": (("find", "--by", "size"), "--by"),
+    "no steps": (("find", "--n", "4", "--steps", "0"), "at least 1, not 0"),
+    "flat metric": (("find", "--n", "4", "--metric", "kl", "--method", "eap"), "metric 'kl' is flat"),
+    "negative n": (("find", "--n", "-3"), "--n"),
+    "no batch": (("find", "--batch-size", "0"), "--batch-size"),
+    "holdout": (("find", "--holdout", "2"), "--holdout 2"),
+    "no pairs left": (("find", "--holdout", "1"), "--holdout 1"),
+    "task and data": (("find", "--task", "ioi", "--data", "one.jsonl"), "one of the two"),
+    "corruption of data": (("find", "--data", "one.jsonl", "--corruption", "abc"), "--corruption abc"),
+    "scores of another model": (("find", "--n", "4", "--scores", "other.safetensors"), "scores of another model"),
+    "scores by another method": (("find", "--n", "4", "--scores", "mine.safetensors", "--method", "eap"), "not eap"),
+    "no scores": (("find", "--n", "4", "--scores", "one.jsonl"), "one.jsonl: not a scores file"),
+    "folder": (("find", "--out", "one.jsonl"), "--out one.jsonl"),
+    "no circuit": (("evaluate",), "--circuit"),
+    "circuit of another model": (("evaluate", "--circuit", "other.json"), "a circuit of another model"),
+    "not a circuit": (("export", "missing.csv"), "missing.csv: not JSON"),
+    "unknown verb": (("fnid",), "fnid"),
+    "unknown option": (("find", "--nn", "3"), "--nn"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistake_is_one_line_that_names_it(run: Run, case: str) -> None:
+    for name, text in FILES.items():
+        Path(name).write_text(text)
+    other = cf.Graph(2, 2, 2, 8)
+    cf.Scores(other, np.zeros((other.n_writers, other.n_readers), dtype=np.float32)).save("other.safetensors")
+    tiny = _load("tiny", check=True, dtype=None, device=None, backend="nnsight").graph
+    zeros = np.zeros((tiny.n_writers, tiny.n_readers), dtype=np.float32)
+    cf.Scores(tiny, zeros, cf.Record(method="exact")).save("mine.safetensors")
+    cf.Circuit.full(other).save("other.json")
+    words, named = MISTAKES[case]
+    said = run(*words)
+    assert said.code == 2, said.err
+    assert said.error.startswith("error: ") and named in said.error
+    assert "Traceback" not in said.err and said.err.count("error: ") == 1
+    assert not Path("circuitfind-out/circuit.json").exists()
+
+
+def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = run("find", "--task", "nope", "--debug")
+    assert said.code == 2 and "Traceback" in said.err and said.error.startswith("error: ")
+    monkeypatch.setenv("CIRCUITFIND_DEBUG", "1")
+    assert "Traceback" in run("find", "--task", "nope").err
+
+
+def test_unexpected_errors_are_short(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr(cf, "task", broken)
+    said = run("find", "--json")
+    assert said.code == 1 and said.error.endswith(
+        "unexpected RuntimeError: first line (this is a bug; --debug shows where)"
+    )
+    assert json.loads(said.out)["exit_code"] == 1
+
+
+def test_warnings_are_one_line_each_once(run: Run) -> None:
+    rows = [
+        {"clean": f"Then, {a} and {b} went to the store. {b} gave a ring to", "answer": b, "wrong": a}
+        | {"corrupted": f"Then, {a} and {b} went to the store. {a} gave a ring to"}
+        for a, b in (("Luke", "Aaron"), ("Peter", "Jessica"), ("Jane", "Melissa"), ("Olivia", "Erin"))
+    ]
+    Path("swapped.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    said = run("find", "--data", "swapped.jsonl", "--top", "3", "--random", "1")
+    assert said.err.count("the model does not prefer the answer on 2 of 2 clean prompts") == 1
+
+    before = warnings.showwarning
+    run("tasks")
+    assert warnings.showwarning is before
+
+
+# -------------------------------------------------------------------- help and start
+def test_help_of_every_verb_ends_with_an_example(run: Run) -> None:
+    assert {command.callback.__name__ if not command.name else command.name for command in app.registered_commands} == {
+        *VERBS
+    }
+    for verb in VERBS:
+        said = run(verb, "--help")
+        assert said.code == 0
+        assert said.out.strip().splitlines()[-1].strip().startswith(f"Example: circuitfind {verb}")
+
+
+def test_examples_work(run: Run) -> None:
+    for verb in VERBS:  # in this order: later ones read what `find` leaves
+        example = run(verb, "--help").out.strip().splitlines()[-1].partition("Example: ")[2]
+        words = shlex.split(example)[1:]
+        if verb in ("find", "attribute", "verify", "evaluate"):
+            words += ["--n", "4"]
+        said = run(*words)
+        assert said.code == 0, (example, said.err)
+
+
+def test_no_verb_prints_help_and_version_prints_it(run: Run) -> None:
+    said = run()
+    assert said.code == 0 and all(verb in said.out for verb in VERBS)
+    assert run("--version").out.strip() == f"circuitfind {cf.__version__}"
+
+
+def test_help_and_export_do_not_wait_for_torch(found: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys; from circuitfind.cli.app import main; codes = [main(words.split('|')) for words in sys.argv[1:]];"
+        "assert codes == [0, 0, 0], codes;"
+        "print([name for name in ('torch', 'transformers', 'nnsight') if name in sys.modules], file=sys.stderr)"
+    )
+    export = f"export|{found}/circuitfind-out/circuit.json|--to|dot|--out|{tmp_path}"
+    environment = {**os.environ, "PYTHONPATH": str(Path(cf.__file__).parents[1])}
+    words = [sys.executable, "-c", script, "--help", "find|--help", export]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+def test_names_of_the_package_are_all_there() -> None:
+    assert set(cf.__all__) <= set(dir(cf))
+    assert all(getattr(cf, name) is not None for name in cf.__all__)
+    assert set(cf._MODULE_OF) | {"__version__"} == set(cf.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = cf.nonsense  # type: ignore[attr-defined]
