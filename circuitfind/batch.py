@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -39,6 +40,11 @@ class Inputs(NamedTuple):
     def repeat(self, times: int) -> Inputs:
         """The whole batch several times over, batch after batch."""
         return Inputs(*(value.repeat(times, 1) for value in self))
+
+
+def wide(logits: Tensor) -> Tensor:
+    """At least float32: half precision would round a difference of logits to steps of 1/16."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
@@ -88,4 +94,4 @@ class Batch:
 
     def with_reference(self, logits: Tensor) -> Batch:
         """The same pairs knowing the clean run's logits `[batch, reads, vocab]`."""
-        return replace(self, reference=logits.detach().float().log_softmax(-1))
+        return replace(self, reference=wide(logits.detach()).log_softmax(-1))

@@ -133,12 +133,15 @@ class Circuit:
 
     def rows(self) -> list[EdgeRow]:
         """One plain row an edge, for files, tables and pictures."""
-        rows = []
-        for r, u in zip(*np.nonzero(self.mask.T), strict=True):
-            estimate = None if self.estimates is None or np.isnan(self.estimates[u, r]) else float(self.estimates[u, r])
-            exact = None if self.exact is None or np.isnan(self.exact[u, r]) else float(self.exact[u, r])
-            rows.append(EdgeRow(int(u), int(r), estimate, exact))
-        return rows
+        cells = self.mask.T
+        readers, writers = np.nonzero(cells)
+        known = [
+            [None] * len(writers)
+            if values is None
+            else [None if value != value else value for value in values.T[cells].tolist()]  # NaN: not measured
+            for values in (self.estimates, self.exact)
+        ]
+        return list(map(EdgeRow, writers.tolist(), readers.tolist(), *known))
 
     def __len__(self) -> int:
         return int(self.mask.sum())
@@ -190,10 +193,11 @@ class Circuit:
         graph, facts = content.graph, content.facts
         mask = np.zeros((graph.n_writers, graph.n_readers), dtype=bool)
         estimates, exact = (np.full(mask.shape, np.nan, dtype=np.float32) for _ in range(2))
-        for u, r, estimate, measured in content.rows:
-            mask[u, r] = True
-            estimates[u, r] = np.nan if estimate is None else estimate
-            exact[u, r] = np.nan if measured is None else measured
+        if content.rows:
+            writers, readers, estimated, measured = zip(*content.rows, strict=True)
+            cells = np.array(writers), np.array(readers)
+            mask[cells] = True
+            estimates[cells], exact[cells] = (np.array(v, dtype=np.float32) for v in (estimated, measured))  # None: NaN
         known = [None if np.isnan(values).all() else values for values in (estimates, exact)]
         return cls(graph, mask, known[0], known[1], content.record, facts)
 

@@ -201,7 +201,7 @@ class Graph:
 
     def names(self, mask: np.ndarray) -> list[str]:
         """Names of the edges that a `[writers, readers]` mask holds, reader by reader."""
-        return [self.edge_name(u, r) for r, u in zip(*np.nonzero(mask.T), strict=True)]
+        return [self.edge_name(u, r) for r, u in zip(*(index.tolist() for index in np.nonzero(mask.T)), strict=True)]
 
     def edge(self, name: str) -> tuple[int, int]:
         """`(writer, reader)` of an edge's name.

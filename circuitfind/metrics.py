@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuitfind.batch import Batch
+from circuitfind.batch import Batch, wide
 from circuitfind.errors import TaskError
 
 Function = Callable[[Tensor, Batch], Tensor]
@@ -65,6 +65,7 @@ def _log_sum_of(logprobs: Tensor, ids: Tensor) -> Tensor:
 
 def logit_diff(logits: Tensor, batch: Batch) -> Tensor:
     """Mean logit of the answers minus mean logit of the wrong answers."""
+    logits = wide(logits)
     right = _mean_of(_gather(logits, batch.answers), batch.answers)
     wrong = _mean_of(_gather(logits, batch.wrong), batch.wrong)
     return (right - wrong).mean(-1)
@@ -72,7 +73,7 @@ def logit_diff(logits: Tensor, batch: Batch) -> Tensor:
 
 def prob_diff(logits: Tensor, batch: Batch) -> Tensor:
     """Summed probability of the answers minus that of the wrong answers."""
-    probabilities = logits.float().softmax(-1)
+    probabilities = wide(logits).softmax(-1)
     right = (_gather(probabilities, batch.answers) * (batch.answers >= 0)).sum(-1)
     wrong = (_gather(probabilities, batch.wrong) * (batch.wrong >= 0)).sum(-1)
     return (right - wrong).mean(-1)
@@ -80,14 +81,14 @@ def prob_diff(logits: Tensor, batch: Batch) -> Tensor:
 
 def logprob(logits: Tensor, batch: Batch) -> Tensor:
     """Log of the answers' summed probability, in nats."""
-    return _log_sum_of(logits.float().log_softmax(-1), batch.answers).mean(-1)
+    return _log_sum_of(wide(logits).log_softmax(-1), batch.answers).mean(-1)
 
 
 def kl(logits: Tensor, batch: Batch) -> Tensor:
     """-KL(clean run || this run) in nats, over the whole vocabulary."""
     assert batch.reference is not None, "the engine gives the reference to metrics that declare it"
     clean = batch.reference
-    return -(clean.exp() * (clean - logits.float().log_softmax(-1))).sum(-1).mean(-1)
+    return -(clean.exp() * (clean - wide(logits).log_softmax(-1))).sum(-1).mean(-1)
 
 
 METRICS = {
@@ -126,13 +127,16 @@ class Correctness(NamedTuple):
 def correctness(logits: Tensor, batch: Batch) -> Correctness:
     """Whether each example is answered right, at all its read positions.
 
-    Accurate: with one answer and one wrong answer the higher logit wins; with sets, the higher summed probability
-    (the same thing for single tokens). Without wrong answers it equals top-1.
+    Accurate: one answer must be above every wrong one; of several answers the summed probability must be above that of
+    the wrong ones. Without wrong answers it equals top-1.
     """
-    logprobs = logits.float().log_softmax(-1)
+    logprobs = wide(logits).log_softmax(-1)
     best = logprobs.argmax(-1, keepdim=True)
     top1 = (best == batch.answers).any(-1).all(-1)
     if not batch.wrong.shape[-1]:
         return Correctness(top1, top1)
-    better = _log_sum_of(logprobs, batch.answers) > _log_sum_of(logprobs, batch.wrong)
+    strongest = _gather(logprobs, batch.wrong).masked_fill(batch.wrong < 0, -torch.inf).amax(-1)
+    single = (batch.answers >= 0).sum(-1) == 1
+    bar = torch.where(single, strongest, _log_sum_of(logprobs, batch.wrong))
+    better = _log_sum_of(logprobs, batch.answers) > bar
     return Correctness(better.all(-1), top1)

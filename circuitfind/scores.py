@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import heapq
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import repeat
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -105,23 +107,29 @@ class Scores:
         graph, key = self.graph, self.key(by)
         mask = np.zeros_like(graph.real)
         inside: set[int] = set()
-        frontier: list[tuple[float, int, int]] = []
+        columns: dict[int, Iterator[tuple[float, int, int]]] = {}  # by reader: its edges that are out, best first
+        frontier: list[tuple[float, int, int]] = []  # a heap: the first of every column
 
         def enter(node: int) -> None:
-            """Offers every edge into a node that has just come in."""
+            """Offers the edges into a node that has just come in."""
             inside.add(node)
-            for reader in np.flatnonzero(graph.serves[:, node]):
-                for writer in range(graph.limits[reader]):
-                    heapq.heappush(frontier, (-float(key[writer, reader]), int(reader), writer))
+            for reader in np.flatnonzero(graph.serves[:, node]).tolist():
+                if reader in columns:  # a shared key/value head serves several nodes
+                    continue
+                cost = -key[: graph.limits[reader], reader]
+                order = np.argsort(cost, kind="stable")
+                columns[reader] = zip(cost[order].tolist(), repeat(reader), order.tolist(), strict=False)
+                heapq.heappush(frontier, next(columns[reader]))
 
         enter(graph.n_nodes - 1)
-        added = 0
-        while frontier and added < n:
-            _, reader, writer = heapq.heappop(frontier)
-            if mask[writer, reader]:  # offered twice: a shared key/value head serves several nodes
-                continue
+        for _ in range(min(n, graph.n_edges)):
+            _, reader, writer = frontier[0]
             mask[writer, reader] = True
-            added += 1
+            following = next(columns[reader], None)
+            if following is None:
+                heapq.heappop(frontier)
+            else:
+                heapq.heapreplace(frontier, following)
             if writer and writer not in inside:
                 enter(writer)
         return self.cut(mask, prune, cut="greedy", n=n, by=by)

@@ -7,14 +7,17 @@ uniform and biases are zero, which hides half of all mistakes.
 from __future__ import annotations
 
 import warnings
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import transformers as hf
 from torch import nn
 
 VOCAB = 128
-SIZE = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
+SIZE = dict(
+    hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64
+)
 IDS = dict(vocab_size=VOCAB, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 LLAMA = {**SIZE, **IDS, "num_key_value_heads": 2}
 NEOX = {**SIZE, **IDS}
@@ -30,8 +33,13 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT)),
     "gpt_neo": lambda: hf.GPTNeoForCausalLM(
         hf.GPTNeoConfig(
-            hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]], window_size=4,
-            max_position_embeddings=64, **IDS,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global", "local"], 1]],
+            window_size=4,
+            max_position_embeddings=64,
+            **IDS,
         )
     ),
     "gpt_neox": lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**NEOX)),
@@ -39,8 +47,13 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "gptj": lambda: hf.GPTJForCausalLM(hf.GPTJConfig(rotary_dim=4, **GPT)),
     "opt": lambda: hf.OPTForCausalLM(
         hf.OPTConfig(
-            hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64,
-            word_embed_proj_dim=32, **IDS,
+            hidden_size=32,
+            ffn_dim=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            word_embed_proj_dim=32,
+            **IDS,
         )
     ),
     "bloom": lambda: hf.BloomForCausalLM(hf.BloomConfig(hidden_size=32, n_layer=2, n_head=4, **IDS)),
@@ -72,6 +85,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
         hf.Gemma3TextConfig(head_dim=8, query_pre_attn_scalar=8, sliding_window=4, **LLAMA)
     ),
     "olmo": lambda: hf.OlmoForCausalLM(hf.OlmoConfig(**LLAMA)),
+    "olmo-clipped": lambda: hf.OlmoForCausalLM(hf.OlmoConfig(clip_qkv=0.5, **LLAMA)),
     "olmo2": lambda: hf.Olmo2ForCausalLM(hf.Olmo2Config(**LLAMA)),
     "granite": lambda: hf.GraniteForCausalLM(
         hf.GraniteConfig(residual_multiplier=0.4, logits_scaling=2.0, embedding_multiplier=3.0, **LLAMA)

@@ -86,9 +86,7 @@ def test_rows_do_not_change_between_versions(words: SingleTokens) -> None:
 
 
 @pytest.mark.parametrize(("name", "corruption"), EVERY)
-def test_rows_are_distinct_and_minimal_pairs(
-    name: str, corruption: str, words: SingleTokens, tokenizer: Any
-) -> None:
+def test_rows_are_distinct_and_minimal_pairs(name: str, corruption: str, words: SingleTokens, tokenizer: Any) -> None:
     rows = BEHAVIOURS[name].make(words, 300, seed=0, corruption=corruption)
     assert len({row.clean for row in rows}) == 300
     for row in rows:
@@ -188,9 +186,7 @@ def test_a_tokenizer_without_the_words_is_refused(name: str) -> None:
 
 def test_refusals_name_what_is_missing() -> None:
     few = SingleTokens(word_level(["Mary", "John"]))
-    with pytest.raises(
-        TaskError, match=r"ioi: 2 of 120 names are one token each with this tokenizer, 8 are needed"
-    ):
+    with pytest.raises(TaskError, match=r"ioi: 2 of 120 names are one token each with this tokenizer, 8 are needed"):
         BEHAVIOURS["ioi"].make(few, 4)
     years = SingleTokens(word_level(list(lexicon.EVENTS)))
     with pytest.raises(TaskError, match=r"greater-than: 0 of 9 centuries"):

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from circuitfind.batch import Batch
 from circuitfind.engine import circuit_run
-from circuitfind.engine.ablation import check_ablation, mean_writers, resampled
-from circuitfind.engine.circuit_run import prefers_sparse, run_circuits, run_circuits_traced
+from circuitfind.engine.ablation import check_ablation, mean_of, resampled, sum_writers
+from circuitfind.engine.circuit_run import run_circuits, run_circuits_traced
+from circuitfind.engine.plan import prefers_sparse
 from circuitfind.engine.prepare import Prepared, prepare
 from circuitfind.errors import TaskError
 from circuitfind.graph import Graph
@@ -36,7 +37,7 @@ def kept_edges(graph: Graph, mask: np.ndarray) -> set[tuple[str, str]]:
 
 
 def prepared_for(adapter: Adapter, batch: Batch, ablation: str) -> Prepared:
-    means = mean_writers(adapter, [batch], ablation == "mean-position") if ablation.startswith("mean") else None
+    means = mean_of([sum_writers(adapter, batch, ablation == "mean-position")]) if ablation.startswith("mean") else None
     return prepare(adapter, resampled(batch, 0) if ablation == "resample" else batch, ablation, means)
 
 
@@ -165,12 +166,22 @@ def test_modules_that_nothing_changes_are_not_run(adapter_of: Callable[..., Adap
         assert called == expected
 
 
-def test_the_cheaper_form_is_taken() -> None:
-    graph = Graph(2, 4, 4, 32)
+def test_the_cheaper_form_is_taken(adapter_of, pairs) -> None:
+    prepared = prepare(adapter_of("gpt2"), pairs)
+    graph = prepared.adapter.graph
     sparse, dense = random_masks(graph)[[0, 3]]
-    assert prefers_sparse(graph, sparse[None]) and prefers_sparse(graph, np.zeros_like(sparse)[None])
-    assert not prefers_sparse(graph, dense[None]) or (graph.real & ~dense).any(axis=0).all()
-    assert not prefers_sparse(graph, graph.real[None])
+    assert prefers_sparse(prepared, sparse[None]) and prefers_sparse(prepared, np.zeros_like(sparse)[None])
+    assert not prefers_sparse(prepared, dense[None]) or (graph.real & ~dense).any(axis=0).all()
+    assert not prefers_sparse(prepared, graph.real[None])
+
+
+def test_streams_that_can_be_zero_are_summed_not_subtracted(adapter_of, pairs) -> None:
+    """Under zero ablation a cut-off reader sees 0 in the sparse form and rounding noise in the dense one."""
+    prepared = prepare(adapter_of("llama"), pairs, "zero")
+    graph = prepared.adapter.graph
+    mask = graph.real.copy()
+    mask[:, graph.readers(1, "v")] = False
+    assert prefers_sparse(prepared, mask[None]) and not prefers_sparse(prepared, graph.real[None])
 
 
 def test_resampling_gives_nobody_its_own_prompt() -> None:
@@ -187,8 +198,9 @@ def test_resampling_gives_nobody_its_own_prompt() -> None:
 
 def test_means_do_not_depend_on_the_batching(adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
     adapter = adapter_of("gemma2")
-    whole = mean_writers(adapter, [pairs], by_position=False)
-    parts = mean_writers(adapter, [pairs.rows(slice(2)), pairs.rows(slice(2, 3))], by_position=False)
+    pieces = [pairs.rows(slice(2)), pairs.rows(slice(2, 3))]
+    whole = mean_of([sum_writers(adapter, pairs, by_position=False)])
+    parts = mean_of(sum_writers(adapter, piece, by_position=False) for piece in pieces)
     for a, b in zip((whole.embed, *whole.heads, *whole.mlps), (parts.embed, *parts.heads, *parts.mlps), strict=True):
         assert off(b, a) < 1e-5
 
@@ -200,3 +212,24 @@ def test_impossible_ablations_are_refused(pairs: Batch, plain_pairs: Batch) -> N
         with pytest.raises(TaskError, match=f"'{ablation}' needs prompts of one length"):
             check_ablation(ablation, pairs)
         check_ablation(ablation, plain_pairs)
+
+
+@pytest.mark.parametrize("name", EVERY_FAMILY)
+def test_a_small_circuit_of_mlps_alone_skips_attention_and_stays_right(name, adapter_of, pairs):
+    """With no q, k, v reader active the attention never runs, and the MLP must still see the stream behind it."""
+    adapter = adapter_of(name)
+    graph, prepared = adapter.graph, prepare(adapter, pairs)
+    for layer in range(graph.n_layers):
+        mask = graph.mask([f"input->m{layer}", f"m{layer}->logits"])[None]
+        assert off(run_circuits(prepared, mask, sparse=True), run_circuits(prepared, mask, sparse=False)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ("gpt2", "llama", "gemma2", "bloom"))
+def test_circuits_of_few_edges_agree_in_both_forms(name, adapter_of, pairs):
+    """One mask at a time: together, some circuit always keeps every module running."""
+    adapter = adapter_of(name)
+    rng, prepared = np.random.default_rng(0), prepare(adapter, pairs)
+    for density in (0.01, 0.03, 0.1):
+        for _ in range(8):
+            mask = (adapter.graph.real & (rng.random(adapter.graph.real.shape) < density))[None]
+            assert off(run_circuits(prepared, mask, sparse=True), run_circuits(prepared, mask, sparse=False)) < 2e-5

@@ -55,9 +55,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=4096, min_frequency=1, initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=4096, min_frequency=1, initial_alphabet=alphabet, show_progress=False)
     trained.train_from_iterator(_texts(), trainer)
     word_merges = [tuple(merge) for merge in json.loads(trained.to_str())["model"]["merges"]]
     centuries = [(_SPACE, "1"), *((_SPACE + "1", digit) for digit in _DIGITS)]

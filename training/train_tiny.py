@@ -51,10 +51,7 @@ MIX = {
 
 def streams(words: SingleTokens, seed: int) -> dict[str, Iterator[corpus.Sample]]:
     """One endless stream of samples a kind, each with a seed of its own."""
-    made = {
-        name: corpus.behaviour_samples(name, words, seed * 100 + i)
-        for i, name in enumerate(corpus.BEHAVIOURS)
-    }
+    made = {name: corpus.behaviour_samples(name, words, seed * 100 + i) for i, name in enumerate(corpus.BEHAVIOURS)}
     return {
         **made,
         "lists": corpus.list_samples(seed * 100 + 50),
@@ -65,9 +62,7 @@ def streams(words: SingleTokens, seed: int) -> dict[str, Iterator[corpus.Sample]
 def loss_of(model: Any, batch: Batch) -> torch.Tensor:
     """Weighted cross-entropy over the batch's items."""
     # Padding is on the right, where a causal model does not look: every place may be attended to.
-    logits = model(
-        batch.ids, attention_mask=torch.ones_like(batch.ids), position_ids=batch.position_ids
-    ).logits
+    logits = model(batch.ids, attention_mask=torch.ones_like(batch.ids), position_ids=batch.position_ids).logits
     log_p = logits.log_softmax(-1)
     return -(log_p[batch.row, batch.position, batch.target] * batch.weight).sum() / batch.weight.sum()
 
@@ -159,9 +154,7 @@ def train(steps: int, seed: int, rate: float, decay: float, shift_share: float) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=2e-3)
@@ -169,9 +162,7 @@ def main() -> None:
     parser.add_argument("--shift-share", type=float, default=SHIFT_SHARE)
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
-    model, tokenizer, seconds = train(
-        options.steps, options.seed, options.rate, options.decay, options.shift_share
-    )
+    model, tokenizer, seconds = train(options.steps, options.seed, options.rate, options.decay, options.shift_share)
     model.eval()
     model.save_pretrained(options.out)
     (options.out / "model.safetensors").chmod(0o644)  # written for its owner only

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from circuitfind.attribution import clean_corrupted, eap, eap_ig_inputs
 from circuitfind.attribution.exact import exact_effects
-from circuitfind.attribution.gradients import Pairs, Point
+from circuitfind.attribution.gradients import Pairs, Point, check_direction
+from circuitfind.attribution.record import make_record
 from circuitfind.engine.capture import ReaderGradients, Run, Writers
 from circuitfind.engine.contract import edge_effects
 from circuitfind.engine.node_effects import node_effects
@@ -20,7 +21,6 @@ from circuitfind.errors import ScoreError
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
-from circuitfind.record import Record
 from circuitfind.scores import NodeScores, Scores
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -80,7 +80,7 @@ def attribute(
             f"metric '{bound.metric.name}' is flat at the clean run (its gradient is zero there), so '{method}' would"
             " return noise: use method='eap-ig-inputs' or 'clean-corrupted', or direction='denoising'"
         )
-    pairs = Pairs.of(model.adapter, bound.batch, bound.metric, ablation, seed)
+    pairs = Pairs.of(model.adapter, bound.batch, bound.metric, ablation, seed, batch_size)
     settings: dict[str, Any] = {"level": level}
     if method == "eap-ig-inputs":
         settings |= {"steps": steps, "rule": rule}
@@ -97,24 +97,6 @@ def attribute(
     return NodeScores(model.graph, _numpy(pairs.mean_effects(points, kernel, batch_size, "node scores")), record)
 
 
-def make_record(
-    model: Model, bound: BoundTask, method: str, ablation: str, direction: str, seed: int, **settings: Any
-) -> Record:
-    """The record of a result on a bound task."""
-    return Record(
-        model=model.name,
-        task=bound.name,
-        n_examples=len(bound),
-        metric=bound.metric.name,
-        method=method,
-        ablation=ablation,
-        direction=direction,
-        seed=seed,
-        bos=bound.bos,
-        settings={**settings, "notes": list(bound.notes)},
-    )
-
-
 def _points(method: str, steps: int, rule: str, direction: str) -> list[Point]:
     if method == "eap-ig-inputs":
         return eap_ig_inputs.points(steps, rule)
@@ -127,11 +109,11 @@ def _check_method(method: str, level: str, ablation: str, direction: str, by_pos
     known = EDGE_METHODS if level == "edge" else NODE_METHODS
     if method not in known:
         raise ScoreError(f"method '{method}' does not score {level}s: use one of {', '.join(known)}")
-    if direction not in ("noising", "denoising"):
-        raise ScoreError(f"direction '{direction}' is unknown: use 'noising' or 'denoising'")
-    if ablation != "corrupted" and (method in AVERAGED or direction == "denoising"):
-        what = f"method '{method}'" if method in AVERAGED else "direction 'denoising'"
-        raise ScoreError(f"{what} goes between the clean and the corrupted run: it needs ablation='corrupted'")
+    check_direction(direction, ablation)
+    if ablation != "corrupted" and method in AVERAGED:
+        raise ScoreError(
+            f"method '{method}' goes between the clean and the corrupted run: it needs ablation='corrupted'"
+        )
     if by_position and level == "edge":
         raise ScoreError("by_position=True scores nodes: use level='node'")
 

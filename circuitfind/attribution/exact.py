@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from circuitfind.attribution.checkpoint import Checkpoint, key_of
-from circuitfind.attribution.gradients import Pairs
+from circuitfind.attribution.gradients import Pairs, check_direction
 from circuitfind.batch import Batch
 from circuitfind.engine.ablation import ablated
 from circuitfind.engine.capture import capture
@@ -64,9 +65,11 @@ def exact_effects(
         ScoreError: an effect is NaN.
         FileError: the checkpoint belongs to another run.
     """
+    check_direction(direction, pairs.ablation)
     readers, writers = np.nonzero(mask.T)
     edges = np.stack([writers, readers], axis=1)
-    measured = Checkpoint(checkpoint, _key(pairs, edges, direction), (len(edges), len(pairs.batch)))
+    key = _key(pairs, edges, direction) if checkpoint else ""
+    measured = Checkpoint(checkpoint, key, (len(edges), len(pairs.batch)))
     measure = partial(_measure, pairs, measured, edges, direction)
     try:
         for _ in in_batches(pairs.adapter, pairs.batch, measure, batch_size, "pairs"):
@@ -96,7 +99,7 @@ def _measure(
         if not measured.missing(rows, examples):
             continue
         logits = replay.patch_edges(reader, group)
-        effects = sign * (at_base - torch.stack([metric(one, batch) for one in logits])).double().cpu().numpy()
+        effects = sign * (at_base - torch.stack([metric(one, batch) for one in logits])).cpu().double().numpy()
         if np.isnan(effects).any():
             name = adapter.graph.edge_name(group[int(np.isnan(effects).any(axis=1).argmax())], reader)
             raise ScoreError(f"the exact effect of {name} is NaN: look for inf or NaN in the logits or in your metric")
@@ -104,12 +107,22 @@ def _measure(
 
 
 def _key(pairs: Pairs, edges: np.ndarray, direction: str) -> str:
-    """Digest of everything that decides the effects."""
+    """Digest of everything that decides the effects; a metric is known by its values on the first pair."""
+    first = pairs.batch.rows(slice(0, 1)).trimmed()
+    logits = [capture(pairs.adapter, side).logits for side in (first.clean, first.corrupted)]
+    first = first.with_reference(logits[0])
+    metrics = [pairs.metric(one, first).cpu().numpy() for one in logits]
     inputs = [x.cpu().numpy() for side in (pairs.batch.clean, pairs.batch.corrupted) for x in side]
     answers = [x.cpu().numpy() for x in (pairs.batch.answers, pairs.batch.wrong)]
-    weights = [float(weight.detach().double().sum()) for weight in pairs.adapter.model.parameters()]
+    weights = [_sample(weight) for weight in pairs.adapter.model.parameters()]
     settings = (pairs.adapter.graph, pairs.metric.name, pairs.ablation, direction)
-    return key_of(*inputs, *answers, edges, weights, *settings)
+    return key_of(*inputs, *answers, *metrics, edges, *weights, *settings)
+
+
+def _sample(weight: Tensor) -> np.ndarray:
+    """A few of a tensor's values, spread over it."""
+    flat = weight.detach().flatten()
+    return flat[:: max(1, len(flat) // 64)].float().cpu().numpy()
 
 
 def _groups(edges: np.ndarray, at_once: int) -> list[tuple[slice, int, list[int]]]:

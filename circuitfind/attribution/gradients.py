@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch
-from circuitfind.engine.ablation import ablated, check_ablation, mean_writers, resampled
+from circuitfind.engine.ablation import ablated, check_ablation, mean_of, resampled, sum_writers
 from circuitfind.engine.capture import ReaderGradients, Run, Writers, capture, capture_gradients
 from circuitfind.engine.memory import in_batches
 from circuitfind.errors import ScoreError
@@ -37,6 +37,18 @@ class Point(NamedTuple):
 Effects = Callable[[Adapter, Writers, Run, ReaderGradients], Tensor]
 
 
+def check_direction(direction: str, ablation: str) -> None:
+    """Refuses an unknown direction, or one that the ablation has no meaning for.
+
+    Raises:
+        ScoreError: naming it.
+    """
+    if direction not in ("noising", "denoising"):
+        raise ScoreError(f"direction '{direction}' is unknown: use 'noising' or 'denoising'")
+    if direction == "denoising" and ablation != "corrupted":
+        raise ScoreError("direction 'denoising' starts from the corrupted run: it needs ablation='corrupted'")
+
+
 @dataclass(frozen=True)
 class Pairs:
     """A batch of pairs with what an ablated writer carries: the common input of all methods."""
@@ -53,15 +65,20 @@ class Pairs:
         return self.ablation in ("corrupted", "resample")
 
     @classmethod
-    def of(cls, adapter: Adapter, batch: Batch, metric: Metric, ablation: str, seed: int) -> Pairs:
+    def of(
+        cls, adapter: Adapter, batch: Batch, metric: Metric, ablation: str, seed: int, batch_size: int | None = None
+    ) -> Pairs:
         """Checks the ablation and prepares what it needs of all pairs (means, another pairing)."""
         check_ablation(ablation, batch)
         if ablation == "resample":
             batch = resampled(batch, seed)
         means = None
         if ablation.startswith("mean"):
-            pieces = (piece for _, piece in in_batches(adapter, batch, lambda part, _: part, None, "mean activations"))
-            means = mean_writers(adapter, pieces, by_position=ablation == "mean-position")
+            by_position = ablation == "mean-position"
+            parts = in_batches(
+                adapter, batch, lambda part, _: sum_writers(adapter, part, by_position), batch_size, "mean activations"
+            )
+            means = mean_of(part for _, part in parts)
         return cls(adapter, batch, metric, ablation, means)
 
     def mean_effects(self, points: list[Point], effects: Effects, batch_size: int | None, label: str) -> Tensor:

@@ -108,7 +108,7 @@ def _show(result: FindResult, search: SearchOptions, seconds: float, out: Output
     circuit, checks, facts = result.circuit, result.checks, result.circuit.facts
     out.say()
     inside = set(circuit.edges)
-    shown.checks(f"The circuit's strongest edges ({circuit.record.metric})", checks.edges, inside, ROWS, out)
+    shown.checks(f"The circuit's strongest edges ({circuit.record.metric})", checks, inside, ROWS, out)
     target = "at least" if search.one_sided else "1 within"
     limit = 1 - search.tolerance if search.one_sided else search.tolerance
     lines = shown.whole(circuit, checks, count(facts["unseen_pairs"], "unseen pair"))

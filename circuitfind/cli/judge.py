@@ -109,7 +109,7 @@ def verify(
         )
     judged = circuit or scores.top(judge.top)
     names = {edge.name for edge in checks.edges}
-    shown.checks(f"Edges measured exactly ({bound.metric.name})", checks.edges, names, ROWS, out)
+    shown.checks(f"Edges measured exactly ({bound.metric.name})", checks, names, ROWS, out)
     out.facts(shown.whole(judged, checks, pairs))
     if not len(judged):
         out.warn(
@@ -206,7 +206,7 @@ def _examples(bound: BoundTask, value: Evaluation, out: Output) -> None:
         (prompt, answer, number(f), number(c), number(e))
         for prompt, answer, f, c, e in zip(bound.prompts, bound.answer_texts, full, inside, empty, strict=True)
     ]
-    out.table(f"Every example ({value.metric_name})", columns, rows)
+    out.table(f"Every example ({value.record.metric})", columns, rows)
 
 
 def _write_json(path: Path, content: dict[str, object]) -> Path:

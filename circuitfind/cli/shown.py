@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -13,7 +13,6 @@ from circuitfind.cli.words import DASH, count, fixed, interval, number
 
 if TYPE_CHECKING:
     from circuitfind import Circuit, Verification
-    from circuitfind.evaluation.verify import EdgeCheck
 
 EFFECT_COLUMNS = (("edge", "left"), ("estimate", "right"), ("exact", "right"), ("95% interval", "right"), ("", "left"))
 
@@ -30,19 +29,20 @@ def digits_for(values: Iterable[float]) -> int:
     return min(max(3 - math.floor(math.log10(largest)), 0), 8) if largest else 3
 
 
-def checks(title: str, edges: Sequence[EdgeCheck], inside: Collection[str], rows: int, out: Output) -> None:
+def checks(title: str, found: Verification, inside: Collection[str], rows: int, out: Output) -> None:
     """The edges of largest exact effect among those inside a circuit."""
-    chosen = sorted((edge for edge in edges if edge.name in inside), key=lambda edge: -abs(edge.exact))
-    digits = digits_for(edge.exact for edge in chosen)
+    pairs = [pair for pair in zip(found.edges, found.intervals, strict=True) if pair[0].name in inside]
+    chosen = sorted(pairs, key=lambda pair: -abs(pair[0].exact))
+    digits = digits_for(edge.exact for edge, _ in chosen)
     table = [
         (
             edge.name,
             effect(edge.estimate, digits),
             effect(edge.exact, digits),
-            interval((edge.low, edge.high), digits),
+            interval(between, digits),
             Text("wrong sign" if edge.wrong_sign else "", style="yellow"),
         )
-        for edge in chosen[:rows]
+        for edge, between in chosen[:rows]
     ]
     more = f"; {rows} of {len(chosen):,}" if len(chosen) > rows else ""
     out.table(f"{title}{more}", EFFECT_COLUMNS, table)

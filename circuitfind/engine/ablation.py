@@ -11,6 +11,7 @@ Only `corrupted` makes the run with every edge ablated equal to the corrupted ru
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal, get_args
@@ -50,23 +51,24 @@ def resampled(batch: Batch, seed: int) -> Batch:
     return replace(batch, corrupted=batch.corrupted.rows(other.to(batch.corrupted.ids.device)))
 
 
-def mean_writers(adapter: Adapter, batches: Iterable[Batch], by_position: bool) -> Writers:
-    """Means of every writer over the corrupted prompts, shaped to broadcast over `[batch, pos]`."""
-    total: Writers | None = None
-    count = 0
-    for batch in batches:
-        weight = batch.corrupted.mask.to(adapter.work)
-        axes = 0 if by_position else (0, 1)
+def sum_writers(adapter: Adapter, batch: Batch, by_position: bool) -> tuple[Writers, int]:
+    """Every writer summed over a batch's corrupted prompts (and their real positions), and how many were summed."""
+    weight = batch.corrupted.mask.to(adapter.work)
+    axes = 0 if by_position else (0, 1)
 
-        def summed(part: Tensor, weight: Tensor = weight, axes: int | tuple[int, ...] = axes) -> Tensor:
-            broadcast = weight.to(part.device).view(*weight.shape, *[1] * (part.ndim - 2))
-            return (part * broadcast).sum(axes, keepdim=True)
+    def summed(part: Tensor) -> Tensor:
+        broadcast = weight.to(part.device).view(*weight.shape, *[1] * (part.ndim - 2))
+        return (part * broadcast).sum(axes, keepdim=True)
 
-        part = capture(adapter, batch.corrupted, stop=True).writers.map(summed)
-        total = part if total is None else total.minus(part.map(torch.neg))
-        count += len(batch) if by_position else int(weight.sum())
-    assert total is not None, "a task has at least one example"
-    return total.map(lambda value: value / count)
+    total = capture(adapter, batch.corrupted, stop=True).writers.map(summed)
+    return total, len(batch) if by_position else int(weight.sum())
+
+
+def mean_of(parts: Iterable[tuple[Writers, int]]) -> Writers:
+    """Means, shaped to broadcast over `[batch, pos]`, from the sums of all batches."""
+    sums, counts = zip(*parts, strict=True)
+    total = functools.reduce(lambda a, b: a.minus(b.map(torch.neg)), sums)
+    return total.map(lambda value: value / sum(counts))
 
 
 def ablated(ablation: str, clean: Run, corrupted: Run | None, means: Writers | None) -> Writers:

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -110,8 +111,10 @@ class Recorder:
         if site == "resid":
             return self._enter_block(layer, value)
         if site in ("q", "k", "v", "qkv"):
-            self.leaves[site, layer] = value
             self._note_projection(site, detached)
+            if self.differentiate:
+                self.leaves[site, layer] = value
+                return value.clone()  # OLMo clips this tensor in place: the gradient is needed from before
         elif site == "z":
             self._z = detached
         elif site == "attn_out":
@@ -178,14 +181,19 @@ def capture_gradients(
     recorder = Recorder(adapter, embed=embed, differentiate=True)
     with torch.enable_grad(), undisturbed(adapter.model):
         logits = through(adapter, inputs, recorder)
-        values = metric(logits)
+        wide = logits.detach().to(adapter.work).requires_grad_(True)
+        values = metric(wide)
         if not values.requires_grad:
             raise ScoreError(
                 "the metric does not depend on the logits in a differentiable way (an argmax, a comparison, or .item()"
                 " inside?): attribution needs a gradient; exact patching (method='exact') does not"
             )
-        keys = list(recorder.leaves)
-        grads = dict(zip(keys, torch.autograd.grad(values.sum(), list(recorder.leaves.values())), strict=True))
+        (at_logits,) = torch.autograd.grad(values.sum(), wide, allow_unused=True)
+        at_logits = torch.zeros_like(wide) if at_logits is None else at_logits
+        scale = _loss_scale(at_logits, adapter.dtype)
+        leaves = list(recorder.leaves.values())
+        found = torch.autograd.grad(logits, leaves, grad_outputs=(at_logits * scale).to(logits.dtype))
+        grads = {key: g.to(adapter.work) / scale for key, g in zip(recorder.leaves, found, strict=True)}
     recorder.run.logits = logits.detach()
     layout, n_layers, shape = adapter.layers[0].layout, adapter.graph.n_layers, recorder.run.resid[0].shape
     if adapter.family.qkv:
@@ -195,3 +203,9 @@ def capture_gradients(
         qkv = [Heads(*(heads[kind, layer] for kind in "qkv")) for layer in range(n_layers)]
     mlp = [grads["mlp_in", layer].view(shape) for layer in range(n_layers)]
     return Gradients(recorder.run, ReaderGradients(qkv, mlp, grads["final", n_layers]), values.detach())
+
+
+def _loss_scale(at_logits: Tensor, dtype: torch.dtype) -> float:
+    """A power of two that brings a float16 model's gradients at the logits to about 1: they would underflow."""
+    largest = float(at_logits.abs().max())
+    return 2.0 ** -round(math.log2(largest)) if dtype == torch.float16 and 0 < largest < math.inf else 1.0

@@ -5,9 +5,9 @@ With `D_u = current_u - ablated_u` for each writer, a reader v of circuit C read
     current residual - sum of D_u over the edges u -> v outside C        (dense form)
     empty residual   + sum of D_u over the edges u -> v inside C         (sparse form)
 
-1. The form with fewer terms is taken. In either, a reader with no term keeps the baseline's value without arithmetic:
-   in the dense form the model's own (so the full circuit is the clean run to the bit), in the sparse form that of the
-   run with every edge ablated.
+1. The form with fewer terms is taken (under zero and mean ablation always the sparse one). In
+   either, a reader with no term keeps the baseline's value without arithmetic: in the dense form the model's own (so
+   the full circuit is the clean run to the bit), in the sparse form that of the run with every edge ablated.
 2. The other readers' streams are one product of coefficients with the stacked `D`, then normed, projected, and written
    over the projection's output (or the MLP's or final norm's input).
 3. In the sparse form nothing depends on the running residual, so blocks, attentions and MLPs without an active reader
@@ -41,13 +41,13 @@ def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = No
     Returns:
         Logits `[circuits, batch, reads, vocab]`.
     """
-    graph, adapter = prepared.adapter.graph, prepared.adapter
-    sparse = prefers_sparse(graph, masks) if sparse is None else sparse
+    adapter = prepared.adapter
+    sparse = prefers_sparse(prepared, masks) if sparse is None else sparse
     plan = Plan.of(prepared, masks, sparse)
-    visitor = _CircuitVisitor(prepared, plan)
+    visitor = CircuitVisitor(prepared, plan)
     inputs = prepared.batch.clean.repeat(len(masks))
     with torch.no_grad(), undisturbed(adapter.model):
-        logits = through_hooks(adapter, inputs, visitor, skips=_skips(prepared, plan))
+        logits = through_hooks(adapter, inputs, visitor, skips=skippable(prepared, plan))
     return logits.unflatten(0, (len(masks), -1))
 
 
@@ -55,11 +55,11 @@ def run_circuits_traced(prepared: Prepared, masks: np.ndarray, sparse: bool) -> 
     """`run_circuits` through the adapter's own backend, without skipping: the two are held equal."""
     plan = Plan.of(prepared, masks, sparse)
     with torch.no_grad(), undisturbed(prepared.adapter.model):
-        logits = through(prepared.adapter, prepared.batch.clean.repeat(len(masks)), _CircuitVisitor(prepared, plan))
+        logits = through(prepared.adapter, prepared.batch.clean.repeat(len(masks)), CircuitVisitor(prepared, plan))
     return logits.unflatten(0, (len(masks), -1))
 
 
-def _skips(prepared: Prepared, plan: Plan) -> dict[str, Tensor]:
+def skippable(prepared: Prepared, plan: Plan) -> dict[str, Tensor]:
     """Modules that the sparse form need not run, with values of the right shape."""
     if not plan.sparse:
         return {}
@@ -80,7 +80,7 @@ def _repeat(value: Tensor, times: int) -> Tensor:
     return value if times == 1 else value.repeat(times, *[1] * (value.ndim - 1))
 
 
-class _CircuitVisitor:
+class CircuitVisitor:
     """Fills `D` as writers are computed and overwrites the active readers."""
 
     def __init__(self, prepared: Prepared, plan: Plan) -> None:
@@ -115,12 +115,20 @@ class _CircuitVisitor:
             return self._mlp(layer, value)
         elif site == "mlp_out" and self.graph.mlp(layer) in plan.slots:
             written = self.adapter.layers[layer].mlp_written(value).view(self.times, self.batch, self.length, -1)
+            self.note_written(layer, "mlp", written)
             self._write(self.graph.mlp(layer), written - self.prepared.ablated.mlps[layer])
         elif site == "final":
             base = _repeat(empty.resid[-1], self.times) if plan.sparse else value
             streams = self._streams(np.array([self.graph.n_readers - 1]), base)
             return base if streams is None else streams[0].view(value.shape).to(value.dtype)
         return None
+
+    # ---------------------------------------------------------------- for runs that remember (engine/revision.py)
+    def note_values(self, layer: int, kind: str, value: Tensor) -> None:
+        """Is told a layer's new q, k or v, `[rows, pos, heads, d_head]`."""
+
+    def note_written(self, layer: int, kind: str, value: Tensor) -> None:
+        """Is told what a layer's "heads" or "mlp" wrote, `[circuits, batch, pos, ...]`."""
 
     # ---------------------------------------------------------------- writers
     def _write(self, writer: int, difference: Tensor) -> None:
@@ -142,17 +150,16 @@ class _CircuitVisitor:
         view, plan = self.adapter.layers[layer], self.plan
         heads = [h for h in range(self.graph.n_heads) if self.graph.head(layer, h) in plan.slots]
         if heads:
-            scaled = self._as_circuits(view.scaled_heads(self._z, attn_out)) - self.prepared.ablated.heads[layer]
+            values = self._as_circuits(view.scaled_heads(self._z, attn_out))
+            self.note_written(layer, "heads", values)
+            scaled = values - self.prepared.ablated.heads[layer]
             weight = self._centre(view.output_weight())
             for head in heads:
                 slot = plan.slots[self.graph.head(layer, head)]
                 flat = scaled[..., head, :].flatten(1, 2)
                 torch.matmul(flat, weight[head], out=self.written[slot])
-        if not self.graph.parallel:
-            if plan.sparse:
-                self._resid = _repeat(self.prepared.empty.middle[layer], self.times)
-            else:
-                self._resid = self._resid + view.attn_written(attn_out).to(self._resid.dtype)
+        if not (self.graph.parallel or plan.sparse):
+            self._resid = self._resid + view.attn_written(attn_out).to(self._resid.dtype)
 
     def _as_circuits(self, value: Tensor) -> Tensor:
         return value.to(self.adapter.work).unflatten(0, (self.times, self.batch))
@@ -167,12 +174,12 @@ class _CircuitVisitor:
         if not self.plan.active[readers].any():
             return None
         flat = self._centre(base.to(self.adapter.work)).flatten(0, 1)
-        return torch.cat([self._slice_streams(readers, flat, rows) for rows in self._slices(len(readers))], dim=1)
+        return torch.cat([self.slice_streams(readers, flat, rows) for rows in self._slices(len(readers))], dim=1)
 
-    def _slice_streams(self, readers: np.ndarray, flat: Tensor, rows: tuple[int, slice]) -> Tensor:
+    def slice_streams(self, readers: np.ndarray, flat: Tensor, rows: tuple[int, slice]) -> Tensor:
         """Streams of one slice of one circuit's tokens."""
         circuit, tokens = rows
-        count = np.searchsorted(self.plan.writers, self.graph.limits[readers[0]])
+        count = int(np.searchsorted(self.plan.writers, self.graph.limits[readers[0]]))
         terms = self.plan.terms[circuit][np.ix_(self.plan.writers[:count], readers)].T
         coefficients = self.sign * torch.from_numpy(terms.astype(np.float32)).to(self.written)
         written = self.written[:count, circuit, tokens].flatten(1)
@@ -219,6 +226,7 @@ class _CircuitVisitor:
         readers = self.plan.readers(layer, kind) - self.graph.readers(layer, kind).start
         new = own.clone()
         new[..., torch.from_numpy(readers).to(own.device), :] = self._values[kind].to(own.dtype)
+        self.note_values(layer, kind, new)
         return new
 
     def _attention_values(self, layer: int) -> dict[str, Tensor]:
@@ -230,7 +238,7 @@ class _CircuitVisitor:
         local = torch.from_numpy(readers - self.graph.readers(layer, "qkv").start).to(self.written.device)
         flat = self._centre(self._resid.to(self.adapter.work)).flatten(0, 1)
         parts = [
-            folded.values(self._slice_streams(readers, flat, rows), local, self.adapter.centred)
+            folded.values(self.slice_streams(readers, flat, rows), local, self.adapter.centred)
             for rows in self._slices(len(readers))
         ]
         values = torch.cat(parts, dim=1).transpose(0, 1).unflatten(0, (self.times * self.batch, self.length))
@@ -239,7 +247,9 @@ class _CircuitVisitor:
         return {kind: piece for kind, piece in pieces if counts[kind]}
 
     def _mlp(self, layer: int, value: Tensor) -> Tensor | None:
-        streams = self._streams(self.plan.readers(layer, "mlp"), self._resid)
+        # not self._resid in the sparse form: a skipped attention never reaches the site that moves it on
+        base = _repeat(self.prepared.empty.middle[layer], self.times) if self.plan.sparse else self._resid
+        streams = self._streams(self.plan.readers(layer, "mlp"), base)
         if streams is None:
             return _repeat(self.prepared.empty.mlp_in[layer], self.times) if self.plan.sparse else None
         norm = self.adapter.layers[layer].mlp_norm

@@ -61,7 +61,10 @@ def batch_size_for(adapter: Adapter, examples: int, length: int, streams: bool =
 def _budget(device: torch.device) -> int:
     if device.type == "cpu":
         return BUDGET_BYTES
-    free, _ = torch.accelerator.get_memory_info(device)
+    memory_info = getattr(torch.accelerator, "get_memory_info", None)  # newer than the oldest torch that works
+    if memory_info is None:
+        return BUDGET_BYTES
+    free, _ = memory_info(device)
     return max(BUDGET_BYTES, free // 3)
 
 

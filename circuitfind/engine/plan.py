@@ -70,8 +70,14 @@ def _drop_unreached(graph: Graph, terms: np.ndarray, coupled: bool) -> None:
         terms[:, u] &= np.asarray(terms[:, :u, feeding].any(axis=(1, 2)))[:, None]
 
 
-def prefers_sparse(graph: Graph, masks: np.ndarray) -> bool:
-    """Whether the sparse form has fewer active readers than the dense one."""
-    inside = masks.any(axis=(0, 1)).sum()
-    outside = (graph.real & ~masks).any(axis=(0, 1)).sum()
+def prefers_sparse(prepared: Prepared, masks: np.ndarray) -> bool:
+    """Which form is taken: the one with fewer active readers.
+
+    Under zero and mean ablation it is the sparse one, unless every edge is in: what is left of a stream after
+    subtracting all of it is rounding noise, which a norm would blow up.
+    """
+    real = prepared.adapter.graph.real
+    inside, outside = (edges.any(axis=(0, 1)).sum() for edges in (masks, real & ~masks))
+    if not prepared.interchange:
+        return bool(outside > 0)
     return bool(inside <= outside)

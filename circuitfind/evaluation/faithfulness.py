@@ -10,15 +10,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from circuitfind.attribution.gradients import Pairs
+from circuitfind.attribution.record import make_record
 from circuitfind.batch import Batch
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.circuit_run import run_circuits
@@ -28,8 +29,10 @@ from circuitfind.errors import ScoreError
 from circuitfind.evaluation.statistics import Interval, bootstrap_ratio
 from circuitfind.metrics import Function, Metric, correctness
 from circuitfind.models.load import Model
+from circuitfind.record import Record
 from circuitfind.tasks.task import BoundTask, Task
 
+R = TypeVar("R")
 KEPT_BYTES = 2 * 2**30  # of prepared runs kept between circuits; beyond that they are computed anew for each call
 TOKENS_AT_ONCE = {"cpu": 1024}  # of circuits run side by side
 MANY_TOKENS_AT_ONCE = 16384
@@ -64,14 +67,14 @@ class Evaluation:
     accuracy: float
     accuracy_full: float
     per_example: PerExample
-    metric_name: str
-    ablation: str
+    record: Record
 
     def to_dict(self) -> dict[str, object]:
         """JSON values, per example too."""
-        plain = {k: v for k, v in self.__dict__.items() if k not in ("per_example", "interval")}
+        plain = {k: v for k, v in self.__dict__.items() if k not in ("per_example", "interval", "record")}
         lists = {name: values.tolist() for name, values in self.per_example._asdict().items()}
-        return {**plain, "interval": list(self.interval), "per_example": lists}
+        made = {"metric_name": self.record.metric, "ablation": self.record.ablation, "record": asdict(self.record)}
+        return {**plain, **made, "interval": list(self.interval), "per_example": lists}
 
 
 class Evaluator:
@@ -95,15 +98,18 @@ class Evaluator:
         bound = task if isinstance(task, BoundTask) else task.on(model)
         self.bound = bound.with_metric(metric)
         self.graph, self.seed, self.ablation = model.graph, seed, ablation
-        self.pairs = Pairs.of(model.adapter, self.bound.batch, self.bound.metric, ablation, seed)
+        self.pairs = Pairs.of(model.adapter, self.bound.batch, self.bound.metric, ablation, seed, batch_size)
         length = self.bound.batch.clean.ids.shape[1]
-        self.batch_size = batch_size or batch_size_for(model.adapter, len(self.bound), length, streams=True)
+        self.batch_size = (
+            batch_size_for(model.adapter, len(self.bound), length, streams=True) if batch_size is None else batch_size
+        )
         adapter = model.adapter
         per_token = 2 * 10 * adapter.graph.n_layers * adapter.graph.d_model * adapter.work.itemsize
         self._keep = per_token * self.bound.batch.clean.ids.numel() <= KEPT_BYTES
-        self._kept: list[Prepared] = []
+        self._kept: dict[tuple[int, int], Prepared] = {}
         reference = self._outcome(lambda prepared: torch.stack([prepared.clean.logits, prepared.empty.logits]))
         self.full, self.empty = reference.metric
+        self.record = make_record(model, self.bound, "exact circuit", ablation, "noising", seed)
         self.full_accurate, self.full_top1 = reference.accurate[0], reference.top1[0]
 
     def run(self, masks: np.ndarray) -> Outcome:
@@ -152,39 +158,45 @@ class Evaluator:
             float(outcome.accurate[0].mean()),
             float(self.full_accurate.mean()),
             PerExample(values, self.full, self.empty),
-            self.bound.metric.name,
-            self.ablation,
+            self.record,
         )
 
     # ---------------------------------------------------------------- running
-    def _prepared(self) -> Iterator[Prepared]:
-        if self._kept:
-            yield from self._kept
-            return
+    def prepared(self) -> Iterator[Prepared]:
+        """The pairs in batches, with their clean, ablated and empty runs."""
+        return self._in_batches(lambda prepared: prepared)
+
+    def _in_batches(self, function: Callable[[Prepared], R]) -> Iterator[R]:
+        """A function of each prepared batch, inside the loop that halves a batch when memory runs out."""
         adapter, means = self.pairs.adapter, self.pairs.means
 
-        def one(batch: Batch, _: slice) -> Prepared:
-            return prepare(adapter, batch, self.ablation, means)
-
-        kept = []
-        for _, prepared in in_batches(adapter, self.pairs.batch, one, self.batch_size, "clean and ablated runs"):
+        def one(batch: Batch, rows: slice) -> R:
+            key = (rows.start, rows.stop)
+            prepared = self._kept.get(key) or prepare(adapter, batch, self.ablation, means)
             if self._keep:
-                kept.append(prepared)
-            yield prepared
-        self._kept = kept  # only once complete: a run that failed half-way must not leave half the pairs behind
+                self._kept[key] = prepared
+            return function(prepared)
+
+        for rows, result in in_batches(adapter, self.pairs.batch, one, self.batch_size, "exact runs"):
+            if rows.start == 0 and rows.stop < min(self.batch_size, len(self.bound)):
+                self.batch_size = rows.stop  # memory ran out at the size before: do not try that again
+                self._kept = {key: value for key, value in self._kept.items() if key[1] - key[0] <= rows.stop}
+            yield result
 
     def _outcome(self, logits_of: Callable[[Prepared], Tensor]) -> Outcome:
         """Metric and correctness of what a function of each prepared batch computes."""
-        parts = []
-        for prepared in self._prepared():
+
+        def measured(prepared: Prepared) -> list[np.ndarray]:
             logits, batch = logits_of(prepared), prepared.batch
             times, flat = len(logits), logits.flatten(0, 1)
             rows = batch.repeat(times)
-            metric = self.bound.metric(flat, rows).double()
             right = correctness(flat, rows)
-            columns = [x.view(times, -1).cpu().numpy() for x in (metric, right.accurate, right.top1)]
-            parts.append(columns)
+            columns = (self.bound.metric(flat, rows), right.accurate, right.top1)
+            return [column.cpu().view(times, -1).numpy() for column in columns]
+
+        parts = list(self._in_batches(measured))
         outcome = Outcome(*(np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True)))
+        outcome = outcome._replace(metric=outcome.metric.astype(np.float64))
         if np.isnan(outcome.metric).any():
             row = int(np.isnan(outcome.metric).any(axis=0).argmax())
             raise ScoreError(

@@ -3,6 +3,8 @@
 1. Start from a random path: from `logits`, edges are drawn backwards until `input` is reached.
 2. While edges are missing, draw a random edge that is out; if its ends are not on paths yet, complete it by random
    edges forwards to a node inside and backwards to one, as long as that fits in what is missing.
+3. Where nothing drawn fits (one edge is missing, and every edge between the nodes inside is in), take a detour of two
+   edges, if need be for `input->logits`.
 Every edge is on a path from `input` to `logits`, so nothing is lost to pruning and the comparison is of equals.
 """
 
@@ -14,6 +16,7 @@ from circuitfind.circuit import Circuit
 from circuitfind.graph import Graph
 
 PATIENCE = 200
+DRAWS = 256
 
 
 def random_circuit(graph: Graph, n_edges: int, rng: np.random.Generator) -> Circuit:
@@ -25,12 +28,12 @@ def random_circuit(graph: Graph, n_edges: int, rng: np.random.Generator) -> Circ
     while growth.size < n_edges:
         room = n_edges - growth.size
         # after many proposals that do not fit, only edges between nodes that are already inside are drawn
-        if not growth.propose(room, inside_only=refused >= PATIENCE):
-            refused += 1
-            if refused > 2 * PATIENCE:
-                break
-        else:
+        if growth.propose(room, inside_only=refused >= PATIENCE):
             refused = 0
+        elif refused < PATIENCE:
+            refused += 1
+        else:
+            growth.detour(room)  # there was no such edge left
     return Circuit(graph, growth.mask)
 
 
@@ -44,14 +47,10 @@ class _Growth:
 
     def propose(self, room: int, inside_only: bool) -> bool:
         """Adds a random edge with what it takes to connect it; false if that needs more than `room` edges."""
-        free = self.graph.real & ~self.mask
-        if inside_only:
-            readers = np.asarray(self.graph.serves[:, self.inside].any(axis=1))
-            free = free & self.inside[:-1, None] & readers[None, :]
-        cells = np.flatnonzero(free)
-        if not len(cells):
+        cell = self._free_inside() if inside_only else self._free()
+        if cell is None:
             return False
-        writer, reader = divmod(int(self.rng.choice(cells)), self.graph.n_readers)
+        writer, reader = divmod(cell, self.graph.n_readers)
         edges = [(writer, reader), *self._backwards(writer), *self._forwards(reader)]
         edges = list(dict.fromkeys(edge for edge in edges if not self.mask[edge]))
         if len(edges) > room:
@@ -61,6 +60,31 @@ class _Growth:
             self.inside[u] = True  # every reader on the way serves a writer of the list, or a node that was inside
         self.size += len(edges)
         return True
+
+    def _free(self) -> int | None:
+        """A random edge that is out, as a flat index: cells are drawn until one is; a nearly full mask is listed."""
+        cells = self.rng.integers(self.mask.size, size=DRAWS)
+        hits = cells[self.graph.real.ravel()[cells] & ~self.mask.ravel()[cells]]
+        return int(hits[0]) if len(hits) else self._any(self.graph.real & ~self.mask)
+
+    def _free_inside(self) -> int | None:
+        """A random edge between nodes inside that is out."""
+        readers = np.asarray(self.graph.serves[:, self.inside].any(axis=1))
+        return self._any(self.graph.real & ~self.mask & self.inside[:-1, None] & readers[None, :])
+
+    def _any(self, cells: np.ndarray) -> int | None:
+        found = np.flatnonzero(cells)
+        return int(self.rng.choice(found)) if len(found) else None
+
+    def detour(self, room: int) -> None:
+        """Adds a path of two edges through a node outside; with room for one edge only, in place of input->logits."""
+        node = int(self.rng.choice(np.flatnonzero(~self.inside)))
+        reader = int(self.rng.choice(np.flatnonzero(self.graph.serves[:, node])))
+        if room < 2 and not self.mask[0, reader]:
+            self.mask[0, -1] = False
+        self.mask[[0, node], [reader, -1]] = True
+        self.inside[node] = True
+        self.size = int(self.mask.sum())
 
     def _backwards(self, node: int) -> list[tuple[int, int]]:
         """Random edges from a node inside to this one."""

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from circuitfind.errors import ScoreError
 from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
 from circuitfind.evaluation.random_circuits import random_circuit
 from circuitfind.evaluation.statistics import Interval, bootstrap_mean, correlation, rank_correlation
-from circuitfind.metrics import Function, Metric
+from circuitfind.metrics import METRICS, Function, Metric, metric_of
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.scores import Scores
@@ -27,13 +28,11 @@ from circuitfind.tasks.task import BoundTask, Task
 
 
 class EdgeCheck(NamedTuple):
-    """An edge's estimated and exact effect, and the exact effect's 95% interval over examples."""
+    """An edge's estimated and its exact effect, in units of the metric."""
 
     name: str
     estimate: float
     exact: float
-    low: float
-    high: float
 
     @property
     def wrong_sign(self) -> bool:
@@ -47,6 +46,7 @@ class Verification:
 
     Attributes:
         edges: checked edges, largest |estimate| first.
+        intervals: of each of these edges' exact effects, 95% over examples.
         correlation, rank_correlation: of estimates and exact effects over them.
         slope: of exact effects on estimates (1 = unbiased, above 1 = underestimated).
         exact: `[writers, readers]` float32 exact effects, NaN where not measured.
@@ -55,6 +55,7 @@ class Verification:
     """
 
     edges: tuple[EdgeCheck, ...]
+    intervals: tuple[Interval, ...]
     correlation: float
     rank_correlation: float
     slope: float
@@ -88,7 +89,10 @@ class Verification:
             "slope": self.slope,
             "sign_errors": self.sign_errors,
             "checked": len(self.edges),
-            "edges": [edge._asdict() for edge in self.edges],
+            "edges": [
+                {**edge._asdict(), "wrong_sign": edge.wrong_sign, "interval": list(interval)}
+                for edge, interval in zip(self.edges, self.intervals, strict=True)
+            ],
             "circuit": self.evaluation.to_dict(),
             "random": list(self.random),
         }
@@ -115,28 +119,38 @@ def verify(
         top: how many edges of largest |estimate| to patch; a given circuit's edges are patched too.
         circuit: by default the connected circuit of the top candidates.
         random: how many random circuits to compare with.
-        ablation, direction: by default those that the scores were computed with.
+        metric, ablation, direction: by default those that the scores were computed with.
 
     Raises:
         ScoreError: the scores belong to another graph, or faithfulness is undefined on this task.
     """
+    if not isinstance(scores, Scores):
+        raise ScoreError(f"verify needs edge scores, not {type(scores).__name__}: attribute(level='edge') makes them")
     if scores.graph != model.graph:
         raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
+    if top < 0 or random < 0:
+        raise ScoreError(f"top={top} and random={random} count edges and circuits: neither can be negative")
+    metric = _metric_of(scores, task) if metric is None else metric
     ablation, direction = ablation or scores.record.ablation, direction or scores.record.direction
     evaluator = Evaluator(model, task, ablation=ablation, metric=metric, batch_size=batch_size, seed=seed)
     candidates = scores.top(top, prune=False)
     mask = candidates.mask
     if circuit is None:
         circuit = candidates.connected()
+        if not len(circuit):
+            warnings.warn(
+                f"the top {top} edges hold no path from input to logits: their circuit is empty", stacklevel=2
+            )
     else:
         circuit = as_circuit(model.graph, circuit)
         mask = mask | circuit.mask
     effects = exact_effects(evaluator.pairs, mask, direction, batch_size)
-    checks = _checks(scores, effects.edges, effects.values, seed)
+    checks, intervals = _checks(scores, effects.edges, effects.values, seed)
     estimates, exact = (np.array([getattr(c, side) for c in checks]) for side in ("estimate", "exact"))
     power = float((estimates**2).sum())
     return Verification(
         checks,
+        intervals,
         correlation(estimates, exact),
         rank_correlation(estimates, exact),
         float((estimates * exact).sum() / power) if power else float("nan"),
@@ -146,13 +160,25 @@ def verify(
     )
 
 
-def _checks(scores: Scores, edges: np.ndarray, values: np.ndarray, seed: int) -> tuple[EdgeCheck, ...]:
+def _metric_of(scores: Scores, task: Task | BoundTask) -> str | None:
+    """The metric that the scores estimate, where it is not the task's own."""
+    made, own = scores.record.metric, metric_of(task.metric).name
+    if not made or made == own:
+        return None
+    if made not in METRICS:
+        raise ScoreError(f"the scores estimate the metric '{made}', the task measures '{own}': pass metric=")
+    return made
+
+
+def _checks(
+    scores: Scores, edges: np.ndarray, values: np.ndarray, seed: int
+) -> tuple[tuple[EdgeCheck, ...], tuple[Interval, ...]]:
+    """Rows and intervals, largest |estimate| first."""
+    estimates = scores.values[edges[:, 0], edges[:, 1]]
     means, intervals = values.mean(axis=1), bootstrap_mean(values, seed)
-    checks = [
-        EdgeCheck(scores.graph.edge_name(u, r), float(scores.values[u, r]), float(mean), float(low), float(high))
-        for (u, r), mean, (low, high) in zip(edges, means, intervals, strict=True)
-    ]
-    return tuple(sorted(checks, key=lambda check: -abs(check.estimate)))
+    order = np.argsort(-np.abs(estimates), kind="stable").tolist()
+    rows = [EdgeCheck(scores.graph.edge_name(*edges[i]), float(estimates[i]), float(means[i])) for i in order]
+    return tuple(rows), tuple(Interval(*intervals[i].tolist()) for i in order)
 
 
 def _random_faithfulness(evaluator: Evaluator, n_edges: int, count: int, seed: int) -> tuple[float, ...]:

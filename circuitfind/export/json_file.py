@@ -22,9 +22,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from typing_extensions import TypedDict
 
 from circuitfind.errors import FileError
 from circuitfind.export.files import write_text
@@ -67,12 +68,14 @@ class RecordPart(_Part):
     versions: dict[str, str] = {}
 
 
-class EdgePart(_Part):
-    """One edge by name."""
+class EdgePart(TypedDict):
+    """One edge by name; a dictionary, because a file may hold a million of them."""
+
+    __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]  # how pydantic configures a TypedDict
 
     edge: str
-    estimate: FiniteFloat | None = None
-    exact: FiniteFloat | None = None
+    estimate: NotRequired[FiniteFloat | None]
+    exact: NotRequired[FiniteFloat | None]
 
 
 class CircuitFile(_Part):
@@ -188,12 +191,12 @@ def _rows(path: str | PathLike[str], graph: Graph, edges: list[EdgePart]) -> lis
     rows: dict[tuple[int, int], EdgeRow] = {}
     for part in edges:
         try:
-            u, r = graph.edge(part.edge)
+            cell = graph.edge(part["edge"])
         except FileError as error:
             raise FileError(f"{path}: {error}") from None
-        if (u, r) in rows:
-            raise FileError(f"{path}: edge '{part.edge}' is listed twice")
-        rows[u, r] = EdgeRow(u, r, part.estimate, part.exact)
+        if cell in rows:
+            raise FileError(f"{path}: edge '{part['edge']}' is listed twice")
+        rows[cell] = EdgeRow(*cell, part.get("estimate"), part.get("exact"))
     return list(rows.values())
 
 
@@ -216,7 +219,8 @@ def _layout(content: dict[str, Any]) -> str:
     lines = []
     for key, value in content.items():
         if key == "edges" and value:
-            text = "[\n" + ",\n".join(f"    {_dump(edge)}" for edge in value) + "\n  ]"
+            inner = _dump(value)[1:-1].replace("}, {", "},\n    {")  # edges' names and numbers hold no braces
+            text = f"[\n    {inner}\n  ]"
         elif key == "nodes":
             text = _dump(value)
         else:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import nnsight
@@ -153,8 +153,8 @@ class Adapter:
 
     def __init__(self, model: Any) -> None:
         config = model.config.get_text_config()
-        self.model, self.config, self.family = model, config, family_of(config)
-        family = self.family
+        self.model, self.config = model, config
+        self.family = family = _within(model, family_of(config))
         self.head_path = _path_of(model, model.get_output_embeddings())
         blocks = module_at(model, family.layers)
         self._check_covered(blocks)
@@ -250,6 +250,19 @@ class Adapter:
                     )
             if self.family.post_attn_norm and module_at(block, self.family.o).bias is not None:
                 raise ModelError("an attention output bias under a post-norm is not covered (attention_bias=True)")
+            down = self.family.down if self.family.post_mlp_norm else None
+            if down and module_at(block, down).bias is not None:
+                raise ModelError("an MLP output bias under a post-norm is not covered (mlp_bias=True)")
+
+
+def _within(model: Any, family: Family) -> Family:
+    """The family's paths in a multimodal class (Gemma 3), whose text model lies one level deeper."""
+    if not hasattr(getattr(model, "model", None), "language_model"):
+        return family
+    deeper = {
+        name: getattr(family, name).replace("model.", "model.language_model.", 1) for name in ("layers", "final_norm")
+    }
+    return replace(family, **deeper)
 
 
 def _kv_heads(config: Any, n_heads: int) -> int:

@@ -3,9 +3,10 @@
 1. Pairs are split: one part for the search, the other to judge its result, never the same.
 2. **Score** every edge by attribution.
 3. **Grid**: circuits of the top 1, 2, 4, ... edges (pruned to what is connected) are run exactly. Faithfulness is not
-   monotone in size, so the first size that meets the target, or passes from below it to above it, ends the grid.
-4. **Bisection** between that size and the one before, towards the smallest size that meets the target. If an overshoot
-   hides no such size, the grid goes on.
+   monotone in size, so the first size that meets the target, or lies on its other side than the size before, is
+   looked into.
+4. **Bisection** between that size and the one before, towards the smallest size that meets the target. If the two
+   sides hide no such size, the grid goes on.
 5. **Pruning**: edges are removed, weakest first, as long as |1 - faithfulness| stays within what it was plus a stated
    tolerance. Runs of edges that all go are taken together; a run that may not go is halved.
 6. **Verify** on the unseen pairs: exact effects of the top candidates and of the circuit's own edges, the circuit as a
@@ -25,15 +26,13 @@ from circuitfind.attribution.attribute import attribute
 from circuitfind.circuit import Circuit, connected
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.summary import TaskSummary, summary_of
+from circuitfind.evaluation.summary import TaskSummary, summarise, summary_of
 from circuitfind.evaluation.verify import Verification, verify
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.progress import progress, track
 from circuitfind.scores import By, Scores
 from circuitfind.tasks.task import BoundTask, Task
-
-FEW_PAIRS = 4  # below this the search and its judgement share the pairs
 
 
 class CurvePoint(NamedTuple):
@@ -129,7 +128,8 @@ def find(
         raise TaskError("one pair is too few to find a circuit and to judge it: give at least two, better thirty")
     seen, unseen = bound.split(1 - holdout, seed)
     evaluator = Evaluator(model, seen, ablation=ablation, batch_size=batch_size, seed=seed)
-    summary = summary_of(evaluator)
+    # the empty circuit is the corrupted run under this ablation only
+    summary = summary_of(evaluator) if ablation == "corrupted" else summarise(model, seen, batch_size=batch_size)
     evaluator.check_contrast()
     if scores is None:
         options: dict[str, Any] = {"steps": steps, "rule": rule, "ablation": ablation, "direction": direction}
@@ -144,7 +144,8 @@ def find(
         mask = search.pruned(mask, prune_tolerance)
     settings: dict[str, Any] = {"tolerance": tolerance, "one_sided": one_sided, "by": by, "holdout": holdout}
     circuit = scores.cut(mask, search="find", prune_tolerance=prune_tolerance if prune else None, **settings)
-    checks = verify(model, unseen, scores, top, circuit=circuit, random=random, batch_size=batch_size, seed=seed)
+    same: dict[str, Any] = {"ablation": ablation, "direction": direction, "batch_size": batch_size, "seed": seed}
+    checks = verify(model, unseen, scores, top, circuit=circuit, random=random, **same)
     circuit = replace(circuit, exact=checks.exact, facts=_facts(search, circuit, checks, seen, unseen))
     return FindResult(circuit, scores, checks, tuple(search.curve), tuple(search.steps), summary, unseen)
 
@@ -205,41 +206,43 @@ class _Search:
     def smallest(self) -> np.ndarray:
         """Mask of the smallest top-n circuit on target that the grid and the bisections see."""
         sizes = [2**k for k in range((self.graph.n_edges - 1).bit_length())] + [self.graph.n_edges]
-        before = 0
+        before, over_before = 0, False
         for n in track(sizes, "search over sizes"):
             tried, value = self._top(n, "grid")
-            if self.meets(value):
-                self._say(
-                    "grid", f"the top {n} edges ({tried.sum()} connected) reach faithfulness {value:.3f}: on target"
-                )
-                best = self._bisect(before, n, tried)
-                assert best is not None, "the circuit at the upper end is on target"
-                return best
-            if value > 1 + self.tolerance:
-                self._say("grid", f"the top {n} edges ({tried.sum()} connected) overshoot: faithfulness {value:.3f}")
-                inside = self._bisect(before, n, None)
-                if inside is not None:
-                    return inside
-            before = n
+            best, over = (tried if self.meets(value) else None), value > 1 + self.tolerance
+            what = f"the top {n} edges ({tried.sum()} connected)"
+            if best is not None:
+                self._say("grid", f"{what} reach faithfulness {value:.3f}: on target")
+            elif over:
+                self._say("grid", f"{what} overshoot: faithfulness {value:.3f}")
+            if best is not None or over != over_before:
+                best = self._bisect(before, over_before, n, best)
+                if best is not None:
+                    return best
+            before, over_before = n, over
         return self.graph.real.copy()  # the full graph has faithfulness 1: the grid always ends there
 
-    def _bisect(self, low: int, high: int, best: np.ndarray | None) -> np.ndarray | None:
-        """Halves (low, high] towards the smallest size on target; `best`: the circuit at `high` if on target."""
+    def _bisect(self, low: int, low_is_over: bool, high: int, best: np.ndarray | None) -> np.ndarray | None:
+        """Halves (low, high] towards the smallest size on target, or where the target is crossed first.
+
+        Args:
+            low_is_over: `low` overshoots, otherwise it undershoots; `high` is on the other side, or on target.
+            best: the circuit at `high` if that is on target.
+        """
+        found = high
         while high - low > 1:
             middle = (low + high) // 2
             mask, value = self._top(middle, "bisection")
             if self.meets(value):
-                best, high = mask, middle
-            elif value > 1 + self.tolerance:
-                high = middle
-            else:
+                best, found, high = mask, middle, middle
+            elif (value > 1 + self.tolerance) == low_is_over:
                 low = middle
+            else:
+                high = middle
         if best is not None:
-            self._say("bisection", f"the smallest size on target is the top {high} edges ({best.sum()} connected)")
+            self._say("bisection", f"the smallest size on target is the top {found} edges ({best.sum()} connected)")
         else:
-            self._say(
-                "bisection", f"no size on target between the last undershoot and the overshoot at {high}: going on"
-            )
+            self._say("bisection", f"faithfulness jumps over the target between {low} and {high} edges: going on")
         return best
 
     # ---------------------------------------------------------------- pruning
@@ -256,7 +259,7 @@ class _Search:
                 trial[tuple(np.array(order[at : at + run]).T)] = False
                 trial = connected(self.graph, trial)
                 value = self.faithfulness_of(trial)
-                goes = abs(1 - value) <= limit
+                goes = abs(1 - value) <= limit and (self.meets(value) or not self.meets(start))
                 if goes and trial.sum() < mask.sum():
                     mask = trial
                     self.curve.append(CurvePoint("pruning", int(mask.sum()), int(mask.sum()), value))

@@ -85,10 +85,13 @@ def _jsonl(path: Path) -> Iterator[Line]:
 def _csv(path: Path) -> Iterator[Line]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
-        for fields in reader:
-            if None in fields:
-                raise FileError(f"{path}, line {reader.line_num}: more cells than the header has columns")
-            yield reader.line_num, {key: _cell(key, value) for key, value in fields.items()}
+        try:
+            for fields in reader:
+                if None in fields:
+                    raise FileError(f"{path}, line {reader.line_num}: more cells than the header has columns")
+                yield reader.line_num, {key: _cell(key, value) for key, value in fields.items()}
+        except csv.Error as error:
+            raise FileError(f"{path}, line {reader.line_num + 1}: not csv ({error})") from None
 
 
 def _cell(key: str, value: str | None) -> Any:

@@ -174,7 +174,8 @@ class Task:
     def _id_sets(self, answers: Answers | None) -> list[list[int]]:
         if answers is None:
             return [[] for _ in self.clean]
-        rows: list[Any] = answers.tolist() if hasattr(answers, "tolist") else list(answers)
+        as_list = getattr(answers, "tolist", None)  # of a tensor or an array
+        rows: list[Any] = list(answers) if as_list is None else as_list()
         sets = [list(row) if isinstance(row, (list, tuple)) else [row] for row in rows]
         for number, row in enumerate(sets):
             if not row or not all(isinstance(answer, Integral) for answer in row):

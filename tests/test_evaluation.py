@@ -1,0 +1,438 @@
+"""Faithfulness, verification, random circuits and statistics against literal evaluations and brute force."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import off
+from oracles import run_circuit
+from toys import FOUR, Twin, id_task, linear, wrapped
+
+import circuitfind as cf
+from circuitfind.batch import Batch
+from circuitfind.circuit import connected
+from circuitfind.errors import FileError, ScoreError
+from circuitfind.evaluation import faithfulness
+from circuitfind.evaluation.faithfulness import Evaluator
+from circuitfind.evaluation.random_circuits import random_circuit
+from circuitfind.evaluation.statistics import RESAMPLES, bootstrap_mean, bootstrap_ratio, correlation, rank_correlation
+from circuitfind.graph import Graph
+
+TASK = id_task((7, 5, 6), seed=1)
+
+
+def contrast(seed: int, lengths: tuple[int, ...] = (7, 5, 6, 7), metric: Any = "logit_diff") -> cf.Task:
+    """Random pairs whose answers are what the clean prompt makes likely: a behaviour that a random model does."""
+    task = id_task(lengths, seed)
+    with torch.no_grad():
+        model = wrapped("llama").hf
+        clean, corrupted = (
+            torch.stack([model(row[keep].unsqueeze(0)).logits[0, -1] for row, keep in zip(ids, mask, strict=True)])
+            for ids, mask in ((task.clean, task.attention_mask), (task.corrupted, task.attention_mask))
+        )
+    change = clean - corrupted
+    return dataclasses.replace(task, answers=change.argmax(-1), wrong_answers=change.argmin(-1), metric=metric)
+
+
+@pytest.fixture(scope="module")
+def llama() -> cf.Model:
+    return wrapped("llama")
+
+
+def some_circuits(graph: Graph, count: int = 4, seed: int = 0) -> list[cf.Circuit]:
+    rng = np.random.default_rng(seed)
+    return [cf.Circuit(graph, graph.real & (rng.random(graph.real.shape) < p)) for p in np.linspace(0.1, 0.95, count)]
+
+
+# -------------------------------------------------------------------- one circuit
+@pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
+@pytest.mark.parametrize("name", FOUR)
+def test_faithfulness_equals_the_literal_evaluation(name: str, ablation: str) -> None:
+    model = wrapped(name)
+    bound = TASK.on(model)
+    twin = Twin(model, bound, ablation)
+    evaluator = Evaluator(model, bound, ablation=ablation)
+
+    def literally(circuit: cf.Circuit) -> np.ndarray:
+        kept = {tuple(edge.split("->")) for edge in circuit.edges}
+        return twin.metric(run_circuit(twin.literal, twin.batch.clean, kept, twin.carried)).double().numpy()
+
+    full, empty = literally(cf.Circuit.full(model.graph)), literally(cf.Circuit.empty(model.graph))
+    size = np.abs(full - empty).max()
+    np.testing.assert_allclose(evaluator.full, full, atol=1e-5 * size)
+    np.testing.assert_allclose(evaluator.empty, empty, atol=1e-5 * size)
+    for circuit in some_circuits(model.graph, 3):
+        values = literally(circuit)
+        found = evaluator.run(circuit.mask[None])
+        np.testing.assert_allclose(found.metric[0], values, atol=1e-5 * size)
+        ratio = (values.mean() - empty.mean()) / (full.mean() - empty.mean())
+        evaluator.check_contrast = lambda: None  # three random pairs are noise: the ratio is wanted all the same
+        assert evaluator.faithfulness(found.metric)[0] == pytest.approx(ratio, abs=1e-4)
+
+
+@pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
+def test_the_ends_of_the_scale(llama: cf.Model, ablation: str) -> None:
+    task = contrast(2)
+    full = cf.evaluate(llama, task, cf.Circuit.full(llama.graph), ablation=ablation)
+    empty = cf.evaluate(llama, task, [], ablation=ablation)
+    assert (full.faithfulness, empty.faithfulness) == pytest.approx((1, 0), abs=1e-5)
+    assert (full.n_edges, empty.n_edges) == (llama.graph.n_edges, 0)
+    assert full.metric_full == empty.metric_full == pytest.approx(full.metric, rel=1e-5)
+    assert full.metric_empty == empty.metric_empty == pytest.approx(empty.metric, rel=1e-5)
+    np.testing.assert_allclose(full.per_example.circuit, full.per_example.full, rtol=1e-5)
+    np.testing.assert_allclose(empty.per_example.circuit, empty.per_example.empty, rtol=1e-5)
+    assert [*full.interval, *empty.interval] == pytest.approx([1, 1, 0, 0], abs=1e-5)
+    assert (full.record.ablation, full.record.metric) == (ablation, "logit_diff")
+    if ablation == "corrupted":  # the ends are the two runs themselves, to the bit
+        assert (full.faithfulness, empty.faithfulness) == (1.0, 0.0)
+        swapped = cf.evaluate(llama, dataclasses.replace(task, clean=task.corrupted, corrupted=task.clean), [])
+        assert swapped.metric_full == pytest.approx(full.metric_empty, rel=1e-5)
+
+
+def test_an_evaluation_is_its_examples(llama: cf.Model) -> None:
+    task = contrast(3, (7, 6, 5, 7, 6))
+    circuit = some_circuits(llama.graph)[2]
+    found = cf.evaluate(llama, task, circuit, seed=5)
+    values, full, empty = found.per_example
+    assert found.metric == pytest.approx(values.mean()) and found.metric_full == pytest.approx(full.mean())
+    assert found.faithfulness == pytest.approx((values.mean() - empty.mean()) / (full.mean() - empty.mean()))
+    assert found.interval.low < found.faithfulness < found.interval.high
+    again, other = (cf.evaluate(llama, task, circuit, seed=seed) for seed in (5, 6))
+    assert again.interval == found.interval != other.interval and again.faithfulness == other.faithfulness
+    content = json.loads(json.dumps(found.to_dict()))
+    assert content["per_example"] == {k: v.tolist() for k, v in found.per_example._asdict().items()}
+    assert content["faithfulness"] == found.faithfulness and content["interval"] == list(found.interval)
+    assert cf.evaluate(llama, task, circuit.edges).faithfulness == found.faithfulness  # by names
+
+
+def test_accuracy_counts_answers_above_all_wrong_ones(llama: cf.Model) -> None:
+    task = contrast(4, (6,) * 6)
+    bound = task.on(llama)
+    circuit = some_circuits(llama.graph)[1]
+    twin = Twin(llama, bound)
+    kept = {tuple(edge.split("->")) for edge in circuit.edges}
+    for edges, logits in ((circuit, run_circuit(twin.literal, twin.batch.clean, kept, twin.carried)), ([], None)):
+        logits = twin.corrupted.logits if logits is None else logits
+        rows = torch.arange(6)
+        right = logits[rows, 0, bound.batch.answers.flatten()] > logits[rows, 0, bound.batch.wrong.flatten()]
+        evaluation = cf.evaluate(llama, bound, edges)
+        assert evaluation.accuracy == pytest.approx(float(right.double().mean()))
+    full = twin.clean.logits
+    right = full[rows, 0, bound.batch.answers.flatten()] > full[rows, 0, bound.batch.wrong.flatten()]
+    assert evaluation.accuracy_full == pytest.approx(float(right.double().mean()))
+    likeliest = twin.clean.logits[:, 0].argmax(-1)
+    evaluator = Evaluator(llama, dataclasses.replace(task, answers=likeliest, metric="logprob"))
+    assert evaluator.full_top1.all() and evaluator.full_accurate.all()
+
+
+def test_other_metrics_override_the_tasks(llama: cf.Model) -> None:
+    task, circuit = contrast(2), some_circuits(llama.graph)[2]
+    kl = cf.evaluate(llama, task, circuit, metric="kl")
+    assert kl.record.metric == "kl" and kl.metric_full == pytest.approx(0, abs=1e-6)
+    assert kl.metric_empty < kl.metric < 0
+
+    def mine(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return logits.log_softmax(-1).gather(-1, batch.answers[:, 0])[:, 0]
+
+    own, built_in = (cf.evaluate(llama, task, circuit, metric=metric) for metric in (mine, "logprob"))
+    assert (own.record.metric, built_in.record.metric) == ("mine", "logprob")
+    np.testing.assert_allclose(own.per_example.circuit, built_in.per_example.circuit, rtol=1e-5)
+
+
+# -------------------------------------------------------------------- many circuits
+@pytest.mark.parametrize("ablation", ["corrupted", "mean"])
+def test_side_by_side_equals_one_by_one(llama: cf.Model, ablation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = contrast(2)
+    masks = np.stack([circuit.mask for circuit in some_circuits(llama.graph, 7)])
+    together = Evaluator(llama, task, ablation=ablation).run(masks)
+    assert together.metric.shape == together.accurate.shape == (7, 4)
+    assert len(np.unique(together.metric.round(4))) > 20, "the circuits do not differ"
+    for options in ({}, {"batch_size": 1}, {"batch_size": 3}):
+        evaluator = Evaluator(llama, task, ablation=ablation, **options)
+        alone = np.concatenate([evaluator.run(mask[None]).metric for mask in masks])
+        assert off(torch.from_numpy(alone), torch.from_numpy(together.metric)) < 1e-5
+    monkeypatch.setattr(faithfulness, "KEPT_BYTES", 0)  # nothing is kept between circuits
+    assert (
+        off(torch.from_numpy(Evaluator(llama, task, ablation=ablation).run(masks).metric), torch.from_numpy(alone))
+        < 1e-5
+    )
+    monkeypatch.setattr(faithfulness, "TOKENS_AT_ONCE", {"cpu": 60})  # two circuits at a time
+    assert (
+        off(torch.from_numpy(Evaluator(llama, task, ablation=ablation).run(masks).metric), torch.from_numpy(alone))
+        < 1e-5
+    )
+
+
+def test_prepared_runs_are_kept_only_where_they_fit(llama: cf.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared: list[int] = []
+    original = faithfulness.prepare
+
+    def counted(adapter: Any, batch: Any, *args: Any) -> Any:
+        prepared.append(len(batch))
+        return original(adapter, batch, *args)
+
+    monkeypatch.setattr(faithfulness, "prepare", counted)
+    mask = llama.graph.real[None]
+    evaluator = Evaluator(llama, TASK, batch_size=2)
+    evaluator.run(mask), evaluator.run(mask)
+    assert prepared == [2, 1]
+    monkeypatch.setattr(faithfulness, "KEPT_BYTES", 0)
+    evaluator = Evaluator(llama, TASK, batch_size=2)
+    evaluator.run(mask)
+    assert prepared == [2, 1] * 3
+
+
+# -------------------------------------------------------------------- refusals
+def test_without_contrast_there_is_no_faithfulness(llama: cf.Model) -> None:
+    task = contrast(2)
+    both_ways = cf.Task(
+        torch.cat([task.clean, task.corrupted]),
+        torch.cat([task.corrupted, task.clean]),
+        torch.cat([task.answers, task.answers]),
+        torch.cat([task.wrong_answers, task.wrong_answers]),
+        attention_mask=torch.cat([task.attention_mask] * 2),
+    )
+    message = r"faithfulness is undefined: the metric is .* within noise \(standard error .*, 8 examples\)"
+    with pytest.raises(ScoreError, match=message):
+        cf.evaluate(llama, both_ways, [])
+    with pytest.raises(ScoreError, match="faithfulness is undefined"):
+        cf.evaluate(llama, task, [], metric=lambda logits, batch: logits.sum(-1) * 0)
+    with pytest.raises(ScoreError, match="faithfulness is undefined"):
+        cf.verify(llama, both_ways, cf.attribute(llama, both_ways, "eap"), top=2)
+
+
+def test_one_example_has_no_interval(llama: cf.Model) -> None:
+    found = cf.evaluate(llama, contrast(2).on(llama).subset([0]), cf.Circuit.full(llama.graph))
+    assert found.faithfulness == 1 and all(map(math.isnan, found.interval))
+
+
+def test_nan_and_foreign_circuits_are_named(llama: cf.Model) -> None:
+    def spoiled(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+        return torch.where(torch.arange(len(logits)) % 4 == 2, torch.nan, logits[:, 5])
+
+    with pytest.raises(ScoreError, match="metric 'spoiled' is NaN on example 2: '"):
+        cf.evaluate(llama, contrast(2), [], metric=spoiled)
+    with pytest.raises(FileError, match="the circuit belongs to another model"):
+        cf.evaluate(llama, contrast(2), cf.Circuit.full(wrapped("gpt2").graph))
+    with pytest.raises(FileError, match=r"edge 'm1->m0' runs backwards"):
+        cf.evaluate(llama, contrast(2), ["m1->m0"])
+
+
+# -------------------------------------------------------------------- verification
+@pytest.fixture(scope="module")
+def scores(llama: cf.Model) -> cf.Scores:
+    return cf.attribute(llama, contrast(2), "eap-ig-inputs")
+
+
+def test_verification_measures_the_top_candidates(llama: cf.Model, scores: cf.Scores) -> None:
+    task = contrast(2)
+    checks = cf.verify(llama, task, scores, top=12, random=3)
+    exact = cf.attribute(llama, task, "exact")
+    assert len(checks.edges) == 12 == np.isfinite(checks.exact).sum()
+    names = list(scores.to_dict())
+    order = sorted(names, key=lambda name: -abs(scores[name]))[:12]
+    assert [check.name for check in checks.edges] == order
+    for check, (low, high) in zip(checks.edges, checks.intervals, strict=True):
+        assert check.estimate == scores[check.name]
+        assert check.exact == pytest.approx(exact[check.name], abs=1e-5)
+        assert checks.exact[llama.graph.edge(check.name)] == pytest.approx(check.exact, rel=1e-6)
+        assert low < check.exact < high
+    x, y = (np.array([getattr(check, side) for check in checks.edges]) for side in ("estimate", "exact"))
+    assert checks.correlation == pytest.approx(np.corrcoef(x, y)[0, 1])
+    ranks = [values.argsort().argsort() for values in (x, y)]
+    assert checks.rank_correlation == pytest.approx(np.corrcoef(*ranks)[0, 1])
+    assert checks.slope == pytest.approx(np.linalg.lstsq(x[:, None], y, rcond=None)[0][0])
+    assert checks.sign_errors == sum(a * b < 0 for a, b in zip(x, y, strict=True))
+    circuit = scores.top(12)
+    assert checks.evaluation.n_edges == len(circuit)
+    assert checks.faithfulness == cf.evaluate(llama, task, circuit).faithfulness
+    assert checks.interval == checks.evaluation.interval
+    further = [value for value in checks.random if abs(1 - value) > abs(1 - checks.faithfulness)]
+    assert len(checks.random) == 3 and checks.beaten == len(further)
+    assert json.loads(json.dumps(checks.to_dict()))["checked"] == 12
+
+
+def test_signs_of_estimates(llama: cf.Model) -> None:
+    task = contrast(2)
+    exact = cf.attribute(llama, task, "exact")
+    flipped = exact.values.copy()
+    worst = np.unravel_index(np.abs(exact.values).argsort(axis=None)[::-1][:5], exact.values.shape)
+    flipped[worst] *= -1
+    checks = cf.verify(llama, task, dataclasses.replace(exact, values=2 * flipped), top=20, random=0)
+    wrong = {check.name for check in checks.edges if check.wrong_sign}
+    assert checks.sign_errors == 5 and wrong == {llama.graph.edge_name(u, r) for u, r in zip(*worst, strict=True)}
+    right = cf.verify(llama, task, dataclasses.replace(exact, values=2 * exact.values), top=20, random=0)
+    assert right.sign_errors == 0 and right.correlation == pytest.approx(1, abs=1e-6)
+    assert right.slope == pytest.approx(0.5, abs=1e-5) and right.random == () and right.beaten == 0
+
+
+def test_a_given_circuits_edges_are_patched_too(llama: cf.Model, scores: cf.Scores) -> None:
+    circuit = cf.Circuit.of(llama.graph, ["input->logits", "input->m1", "m1->logits"])
+    checks = cf.verify(llama, contrast(2), scores, top=4, circuit=circuit, random=2)
+    names = {check.name for check in checks.edges}
+    assert names == set(circuit.edges) | set(scores.top(4, prune=False).edges)
+    assert checks.evaluation.n_edges == 3
+
+
+def test_verification_repeats_how_the_scores_were_made(llama: cf.Model) -> None:
+    task = contrast(2)
+    for options in ({"ablation": "zero"}, {"direction": "denoising"}):
+        scores = cf.attribute(llama, task, "eap", **options)
+        exact = cf.attribute(llama, task, "exact", **options)
+        other = cf.attribute(llama, task, "exact")
+        checks = cf.verify(llama, task, scores, top=6, random=0)
+        assert checks.evaluation.record.ablation == options.get("ablation", "corrupted")
+        for check in checks.edges:
+            assert check.exact == pytest.approx(exact[check.name], abs=1e-5)
+        assert any(abs(check.exact - other[check.name]) > 1e-3 for check in checks.edges)
+    changed = cf.verify(llama, task, cf.attribute(llama, task, "eap"), top=2, random=0, ablation="mean")
+    assert changed.evaluation.record.ablation == "mean"
+
+
+def test_an_estimate_is_exact_on_a_linear_model() -> None:
+    model = linear()
+    task = id_task((7,) * 4, seed=1)
+    with torch.no_grad():
+        change = model.hf(task.clean).logits[:, -1] - model.hf(task.corrupted).logits[:, -1]
+    task = dataclasses.replace(task, answers=change.argmax(-1), wrong_answers=change.argmin(-1))
+    checks = cf.verify(model, task, cf.attribute(model, task, "eap"), top=30, random=0)
+    assert checks.correlation == pytest.approx(1, abs=1e-6) and checks.slope == pytest.approx(1, abs=1e-5)
+
+
+def test_scores_of_another_graph_are_refused(llama: cf.Model) -> None:
+    scores = cf.attribute(wrapped("gpt2"), contrast(2), "eap")
+    with pytest.raises(ScoreError, match=r"the scores belong to another graph .2 layers, 4 heads.; this model has"):
+        cf.verify(llama, contrast(2), scores)
+
+
+# -------------------------------------------------------------------- the task's summary
+def test_the_summary_says_how_well_the_model_does_the_task(llama: cf.Model) -> None:
+    task = contrast(2)
+    turned = [1, 3]  # in these rows the wrong answer is called right
+    answers, wrong = task.answers.clone(), task.wrong_answers.clone()
+    answers[turned], wrong[turned] = task.wrong_answers[turned], task.answers[turned]
+    task = dataclasses.replace(task, answers=answers, wrong_answers=wrong)
+    bound = task.on(llama)
+    twin = Twin(llama, bound)
+    clean, corrupted = twin.metric(twin.clean.logits), twin.metric(twin.corrupted.logits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        summary = cf.summarise(llama, bound, warn=False)
+    failing = (clean <= 0).nonzero().flatten().tolist()
+    assert (summary.name, summary.n, summary.metric) == ("ids", 4, "logit_diff")
+    assert summary.failing == tuple(failing) and len(failing) >= 2
+    assert summary.accuracy == pytest.approx(1 - len(failing) / 4)
+    assert summary.clean == pytest.approx(float(clean.mean()), abs=1e-5)
+    assert summary.corrupted == pytest.approx(float(corrupted.mean()), abs=1e-5)
+    assert summary.lowered == pytest.approx(float((corrupted < clean).double().mean())) == 0.5
+    rows = ", ".join(map(str, failing))
+    text = rf"does not prefer the answer on {len(failing)} of 4 clean prompts \(rows {rows}\)\. That is near chance"
+    with pytest.warns(UserWarning, match=text):
+        cf.summarise(llama, bound)
+
+
+def test_the_warning_lists_a_few_rows() -> None:
+    summary = cf.TaskSummary("t", 20, "logit_diff", 0.65, 0.6, 1.0, 0.0, 1.0, tuple(range(3, 10)), ())
+    text = "the model does not prefer the answer on 7 of 20 clean prompts (rows 3, 4, 5, 6, 7, ...)."
+    assert summary.warning() == text
+    assert summary._replace(failing=()).warning() is None
+    assert summary._replace(accuracy=0.5).warning() == f"{text} That is near chance: there may be no circuit to find."
+
+
+def test_a_task_without_answers_has_no_accuracy(llama: cf.Model) -> None:
+    summary = cf.summarise(llama, dataclasses.replace(TASK, answers=None, wrong_answers=None, metric="kl"))
+    assert math.isnan(summary.accuracy) and summary.failing == () and summary.warning() is None
+    assert summary.clean == pytest.approx(0, abs=1e-6) and summary.lowered == 1
+
+
+# -------------------------------------------------------------------- random circuits
+GRAPHS = {
+    "plain": Graph(2, 3, 3, 12),
+    "grouped": Graph(2, 4, 2, 16),
+    "one key/value head": Graph(3, 4, 1, 16),
+    "parallel": Graph(3, 2, 2, 8, parallel=True),
+    "smallest": Graph(1, 1, 1, 4),
+}
+
+
+@pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS.keys())
+def test_random_circuits_are_connected_and_of_the_size(graph: Graph) -> None:
+    for size in sorted({1, 2, 3, 4, 5, 8, 20, graph.n_edges // 2, graph.n_edges - 1, graph.n_edges}):
+        for seed in range(12):
+            circuit = random_circuit(graph, size, np.random.default_rng(seed))
+            assert len(circuit) == min(size, graph.n_edges), (size, seed)
+            np.testing.assert_array_equal(connected(graph, circuit.mask), circuit.mask)
+    assert len(random_circuit(graph, 0, np.random.default_rng(0))) == 0
+    assert random_circuit(graph, 10**6, np.random.default_rng(0)) == cf.Circuit.full(graph)
+
+
+def test_random_circuits_are_seeded_and_reach_every_edge() -> None:
+    graph = GRAPHS["grouped"]
+    first, again, other = (random_circuit(graph, 12, np.random.default_rng(seed)) for seed in (0, 0, 1))
+    assert first == again != other
+    rng = np.random.default_rng(0)
+    seen = np.sum([random_circuit(graph, 12, rng).mask for _ in range(300)], axis=0)
+    assert (seen[graph.real] > 0).all() and seen.sum() == 300 * 12
+
+
+# -------------------------------------------------------------------- statistics
+def resampled_by_hand(size: int, seed: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(size, size=(RESAMPLES, size)))
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Linear interpolation between the two sorted values around a share of the way."""
+    place = share * (len(values) - 1)
+    low = int(place)
+    ordered = sorted(values)
+    return ordered[low] + (place - low) * (ordered[min(low + 1, len(values) - 1)] - ordered[low])
+
+
+def test_bootstrap_of_a_ratio() -> None:
+    top, bottom = np.random.default_rng(1).normal(2, 1, (2, 9))
+    ratios = [top[rows].sum() / bottom[rows].sum() for rows in resampled_by_hand(9, seed=3)]
+    expected = percentile(ratios, 0.025), percentile(ratios, 0.975)
+    assert bootstrap_ratio(top, bottom, seed=3) == pytest.approx(expected)
+    narrow = bootstrap_ratio(top, bottom, seed=3, level=0.5)
+    assert narrow == pytest.approx((percentile(ratios, 0.25), percentile(ratios, 0.75)))
+    assert all(map(math.isnan, bootstrap_ratio(top[:1], bottom[:1])))
+    # a resample whose denominator vanishes says nothing: it is left out, not counted as infinite
+    assert np.isfinite(bootstrap_ratio(np.array([0.0, 1.0]), np.array([0.0, 1.0]))).all()
+
+
+def test_bootstrap_of_means() -> None:
+    values = np.random.default_rng(2).normal(0, 1, (2, 3, 8))
+    found = bootstrap_mean(values, seed=4)
+    assert found.shape == (2, 3, 2)
+    rows = resampled_by_hand(8, seed=4)
+    for place in np.ndindex(2, 3):
+        means = [values[place][row].mean() for row in rows]
+        assert found[place] == pytest.approx([percentile(means, 0.025), percentile(means, 0.975)])
+    assert np.isnan(bootstrap_mean(values[..., :1])).all()
+
+
+def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    samples = rng.normal(1, 1, (300, 30))
+    inside = [low < 1 < high for low, high in bootstrap_mean(samples)]
+    assert 0.88 < np.mean(inside) < 0.99
+
+
+def test_correlations() -> None:
+    x, y = np.random.default_rng(3).normal(0, 1, (2, 40))
+    assert correlation(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
+    assert correlation(x, 3 * x + 1) == pytest.approx(1) and correlation(x, -x) == pytest.approx(-1)
+    assert rank_correlation(x, np.exp(x)) == pytest.approx(1)
+    tied = np.array([2.0, 1.0, 2.0, 3.0, 2.0])
+    ranks = [np.mean([1 + place for place, v in enumerate(sorted(tied)) if v == value]) for value in tied]
+    assert ranks == [3, 1, 3, 5, 3]
+    assert rank_correlation(tied, np.arange(5.0)) == pytest.approx(np.corrcoef(ranks, range(5))[0, 1])
+    for constant in (correlation, rank_correlation):
+        assert math.isnan(constant(np.ones(4), np.arange(4.0))) and math.isnan(constant(x[:1], y[:1]))

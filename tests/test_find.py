@@ -1,0 +1,366 @@
+"""The search: on the embedded model from end to end, and on scripted curves for what real ones seldom show."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import circuitfind as cf
+from circuitfind.errors import ScoreError, TaskError
+from circuitfind.graph import Graph
+from circuitfind.search import find as search
+from circuitfind.search.find import _Search
+
+QUICK = {"top": 5, "random": 2}
+
+
+@pytest.fixture(scope="module")
+def tiny() -> cf.Model:
+    return cf.load("tiny", check=False, backend="hooks")
+
+
+@pytest.fixture(scope="module")
+def ioi(tiny: cf.Model) -> cf.Task:
+    return cf.task("ioi", tiny, n=32)
+
+
+@pytest.fixture(scope="module")
+def found(tiny: cf.Model, ioi: cf.Task) -> cf.FindResult:
+    return cf.find(tiny, ioi, top=20, random=5)
+
+
+# -------------------------------------------------------------------- on the embedded model
+def test_the_circuit_is_on_target(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
+    circuit, facts = found.circuit, found.circuit.facts
+    seen, unseen = ioi.on(tiny).split(0.5, seed=0)
+    assert 0 < len(circuit) < 150 and circuit == circuit.connected()
+    on_search_pairs = cf.evaluate(tiny, seen, circuit).faithfulness
+    assert abs(1 - on_search_pairs) <= 0.15
+    assert facts["faithfulness_on_search_pairs"] == pytest.approx(on_search_pairs, abs=1e-6)
+    on_unseen_pairs = cf.evaluate(tiny, unseen, circuit)
+    assert facts["faithfulness"] == found.checks.faithfulness == pytest.approx(on_unseen_pairs.faithfulness, abs=1e-6)
+    assert facts["interval"] == list(found.checks.interval) == pytest.approx(list(on_unseen_pairs.interval), abs=1e-6)
+    assert (facts["n_edges"], facts["search_pairs"], facts["unseen_pairs"]) == (len(circuit), 16, 16)
+    assert found.checks.beaten == facts["random_circuits_beaten"] == 5
+
+
+def test_the_search_and_its_judgement_share_no_pair(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
+    bound = ioi.on(tiny)
+    seen, unseen = bound.split(0.5, seed=0)
+    assert found.unseen.prompts == unseen.prompts and not set(seen.prompts) & set(unseen.prompts)
+    assert found.summary.n == found.scores.record.n_examples == 16
+    expected = cf.attribute(tiny, seen)
+    np.testing.assert_array_equal(found.scores.values, expected.values)
+    held = cf.find(tiny, ioi, holdout=0.25, prune=False, **QUICK)
+    assert (held.circuit.facts["search_pairs"], held.circuit.facts["unseen_pairs"]) == (24, 8)
+
+
+def test_every_point_of_the_curve_reproduces(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
+    seen, _ = ioi.on(tiny).split(0.5, seed=0)
+    sizes = [point for point in found.curve if point.stage != "pruning"]
+    assert [point.asked for point in sizes[:4]] == [1, 2, 4, 8]
+    assert {point.stage for point in found.curve} == {"grid", "bisection", "pruning"}
+    for point in sizes:
+        circuit = found.scores.top(point.asked)
+        assert point.n_edges == len(circuit)
+        assert point.faithfulness == pytest.approx(cf.evaluate(tiny, seen, circuit).faithfulness, abs=1e-6)
+    pruning = [point for point in found.curve if point.stage == "pruning"]
+    kept = [point.n_edges for point in pruning]
+    assert kept == sorted(set(kept), reverse=True) and kept[-1] == len(found.circuit)
+    assert pruning[-1].faithfulness == pytest.approx(found.circuit.facts["faithfulness_on_search_pairs"], abs=1e-6)
+    smallest = min(point.n_edges for point in sizes if abs(1 - point.faithfulness) <= 0.15)
+    assert found.circuit.mask.sum() <= smallest and kept[0] < smallest
+
+
+def test_pruning_never_leaves_its_limit(tiny: cf.Model, ioi: cf.Task) -> None:
+    for growth in (0.0, 0.02, 10.0):
+        result = cf.find(tiny, ioi, prune_tolerance=growth, **QUICK)
+        before = [point for point in result.curve if point.stage != "pruning"]
+        start = next(point.faithfulness for point in before if point.asked == start_size(before))
+        after = [point.faithfulness for point in result.curve if point.stage == "pruning"]
+        limit = min(abs(1 - start) + growth, 0.15)
+        assert all(abs(1 - value) <= limit + 1e-9 for value in after), growth
+        assert set(result.circuit.edges) <= set(result.scores.top(start_size(before)).edges)
+    assert len(after) > 3
+
+
+def start_size(points: list[Any]) -> int:
+    return min(point.asked for point in points if abs(1 - point.faithfulness) <= 0.15)
+
+
+def test_without_pruning(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
+    result = cf.find(tiny, ioi, prune=False, scores=found.scores, **QUICK)
+    points = list(result.curve)
+    assert all(point.stage in ("grid", "bisection") for point in points)
+    assert result.circuit == found.scores.top(start_size(points))
+    assert not any(step.stage == "pruning" for step in result.steps)
+    assert result.circuit.record.settings["prune_tolerance"] is None
+
+
+def test_ranked_by_signed_effects(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
+    result = cf.find(tiny, ioi, by="signed", prune=False, scores=found.scores, **QUICK)
+    values = found.scores.values[result.circuit.mask]
+    assert values.min() > 0, "edges that oppose the behaviour come last"
+    assert result.circuit == found.scores.top(start_size(list(result.curve)), by="signed")
+    assert result.circuit.record.settings["by"] == "signed"
+    with pytest.raises(ScoreError, match="by='size' is unknown: use 'absolute'"):
+        cf.find(tiny, ioi, by="size", scores=found.scores, **QUICK)  # type: ignore[arg-type]
+
+
+def test_the_tolerance_is_kept(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
+    sizes = []
+    for tolerance in (0.4, 0.15, 0.05):
+        result = cf.find(tiny, ioi, tolerance=tolerance, scores=found.scores, prune=False, **QUICK)
+        assert abs(1 - result.circuit.facts["faithfulness_on_search_pairs"]) <= tolerance
+        sizes.append(len(result.circuit))
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
+
+
+def plain(result: cf.FindResult) -> str:
+    return json.dumps(result.to_dict(), sort_keys=True)
+
+
+def test_the_same_seed_gives_the_same_bits(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
+    again = cf.find(tiny, ioi, top=20, random=5)
+    np.testing.assert_array_equal(again.scores.values, found.scores.values)
+    np.testing.assert_array_equal(again.circuit.mask, found.circuit.mask)
+    np.testing.assert_array_equal(again.circuit.exact, found.circuit.exact)
+    assert plain(again) == plain(found)
+    other = cf.find(tiny, ioi, top=20, random=5, seed=1)
+    assert other.unseen.prompts != found.unseen.prompts and plain(other) != plain(found)
+
+
+def test_saved_scores_resume_to_the_same_result(
+    tiny: cf.Model, ioi: cf.Task, found: cf.FindResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = cf.Scores.open(found.scores.save(tmp_path / "scores.safetensors"))
+    monkeypatch.setattr(search, "attribute", lambda *_, **__: pytest.fail("the scores were computed anew"))
+    assert plain(cf.find(tiny, ioi, top=20, random=5, scores=scores)) == plain(found)
+    foreign = cf.Scores(Graph(1, 1, 1, 4), np.zeros((3, 5), dtype=np.float32))
+    with pytest.raises(ScoreError, match="the scores belong to another graph"):
+        cf.find(tiny, ioi, scores=foreign)
+
+
+def test_the_result_is_plain_data_and_its_circuit_a_file(found: cf.FindResult, tmp_path: Path) -> None:
+    content = json.loads(json.dumps(found.to_dict()))
+    assert content["circuit"]["edges"] == found.circuit.edges
+    assert len(content["curve"]) == len(found.curve) and content["task"]["name"] == "ioi"
+    assert [step["text"] for step in content["steps"]] == [step.text for step in found.steps]
+    back = cf.Circuit.open(found.circuit.save(tmp_path / "circuit.json"))  # no model takes part
+    assert back == found.circuit and back.facts == json.loads(json.dumps(found.circuit.facts))
+    assert back.record == found.circuit.record
+    assert (back.record.task, back.record.method, back.record.settings["search"]) == ("ioi", "eap-ig-inputs", "find")
+    for edge in found.circuit.edges:
+        place = found.circuit.graph.edge(edge)
+        assert back.exact[place] == pytest.approx(found.circuit.exact[place], rel=1e-6)
+        assert back.estimates[place] == pytest.approx(found.scores[edge], rel=1e-6)
+    assert np.isfinite(found.circuit.exact[found.circuit.mask]).all(), "every edge of the circuit was patched"
+
+
+def test_other_metrics_ablations_and_directions(tiny: cf.Model) -> None:
+    task = cf.task("gendered-pronoun", tiny, n=16)
+    kl = cf.find(tiny, task, metric="kl", **QUICK)
+    assert kl.summary.metric == kl.checks.evaluation.record.metric == kl.circuit.record.metric == "kl"
+    assert abs(1 - kl.circuit.facts["faithfulness_on_search_pairs"]) <= 0.15
+    back = cf.find(tiny, task, method="eap", direction="denoising", prune=False, **QUICK)
+    assert back.circuit.record.direction == "denoising"
+    mean = cf.find(tiny, task, method="eap", ablation="mean", prune=False, tolerance=0.9, **QUICK)
+    assert mean.checks.evaluation.record.ablation == mean.circuit.record.ablation == "mean"
+    seen, unseen = task.on(tiny).split(0.5, seed=0)
+    value = cf.evaluate(tiny, unseen, mean.circuit, ablation="mean").faithfulness
+    assert mean.checks.faithfulness == pytest.approx(value, abs=1e-6)
+    # the summary is of the task's own corrupted prompts, whatever is ablated
+    assert mean.summary == cf.summarise(tiny, seen) and mean.summary.corrupted < 0
+
+
+def test_verification_follows_the_search_not_the_scores(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
+    result = cf.find(tiny, ioi, scores=found.scores, ablation="mean", tolerance=0.95, prune=False, **QUICK)
+    assert result.checks.evaluation.record.ablation == "mean"
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_very_few_pairs(tiny: cf.Model, n: int, tmp_path: Path) -> None:
+    result = cf.find(tiny, cf.task("gendered-pronoun", tiny, n=n), **QUICK)
+    assert result.circuit.facts["search_pairs"] + result.circuit.facts["unseen_pairs"] == n
+    back = cf.Circuit.open(result.circuit.save(tmp_path / "circuit.json"))
+    assert back == result.circuit
+    if n == 2:
+        assert all(map(math.isnan, result.checks.interval)), "one pair has no interval"
+
+
+def test_tasks_that_cannot_be_searched(tiny: cf.Model, ioi: cf.Task) -> None:
+    with pytest.raises(TaskError, match="one pair is too few to find a circuit and to judge it"):
+        cf.find(tiny, ioi.on(tiny).subset([0]))
+    for holdout in (0.0, 1.0):
+        with pytest.raises(TaskError, match="32 pairs cannot be split at"):
+            cf.find(tiny, ioi, holdout=holdout)
+    both_ways = dataclasses.replace(
+        ioi,
+        clean=[*ioi.clean, *ioi.corrupted],
+        corrupted=[*ioi.corrupted, *ioi.clean],
+        answers=[*ioi.answers, *ioi.answers],
+        wrong_answers=[*ioi.wrong_answers, *ioi.wrong_answers],
+    )
+    with warnings.catch_warnings(), pytest.raises(ScoreError, match="faithfulness is undefined"):
+        warnings.simplefilter("ignore")  # the model does not do this task, and says so
+        cf.find(tiny, both_ways)
+
+
+# -------------------------------------------------------------------- on scripted curves
+class Outcome(NamedTuple):
+    metric: np.ndarray
+
+
+class Script:
+    """An evaluator whose faithfulness is a function of the number of edges, or of the mask."""
+
+    def __init__(self, value: Callable[[Any], float], of_mask: bool = False) -> None:
+        self.value, self.of_mask, self.runs = value, of_mask, 0
+
+    def run(self, masks: np.ndarray) -> Outcome:
+        self.runs += len(masks)
+        return Outcome(np.array([[self.value(mask if self.of_mask else int(mask.sum()))] for mask in masks]))
+
+    def faithfulness(self, metric: np.ndarray) -> np.ndarray:
+        return metric.mean(-1)
+
+
+class Unpruned(cf.Scores):
+    """Scores whose top n edges are n edges: the scripts speak of sizes, connected or not."""
+
+    def top(self, n: int, by: Any = "absolute", prune: bool = True) -> cf.Circuit:
+        return super().top(n, by, prune=False)
+
+
+GRAPH = Graph(2, 4, 4, 32)  # 110 edges: the grid is 1, 2, 4, ..., 64, 110
+
+
+@pytest.fixture()
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., _Search]:
+    """A search on a script; edges rank in the graph's own order."""
+    monkeypatch.setattr(search, "connected", lambda graph, mask: mask)
+    values = np.zeros(GRAPH.real.shape, dtype=np.float32)
+    values.T[GRAPH.real.T] = np.linspace(2, 1, GRAPH.n_edges)
+
+    def make(value: Callable, one_sided: bool = False, of_mask: bool = False, tolerance: float = 0.15) -> _Search:
+        return _Search(Script(value, of_mask), Unpruned(GRAPH, values), "absolute", tolerance, one_sided)
+
+    return make
+
+
+def asked(found: _Search, stage: str) -> list[int]:
+    return [point.asked for point in found.curve if point.stage == stage]
+
+
+def test_a_rising_curve_ends_in_its_first_bracket(scripted: Callable[..., _Search]) -> None:
+    found = scripted(lambda n: n / 40)
+    assert found.smallest().sum() == 34  # 0.85
+    assert asked(found, "grid") == [1, 2, 4, 8, 16, 32, 64] and asked(found, "bisection") == [48, 40, 36, 34, 33]
+    texts = [step.text for step in found.steps]
+    assert texts[0] == "the top 64 edges (64 connected) overshoot: faithfulness 1.600"
+    assert texts[1] == "the smallest size on target is the top 34 edges (34 connected)"
+
+
+def test_a_size_on_target_is_bisected_downwards(scripted: Callable[..., _Search]) -> None:
+    found = scripted(lambda n: 0.9 if n >= 21 else 0.2)
+    assert found.smallest().sum() == 21
+    assert asked(found, "grid")[-1] == 32 and asked(found, "bisection") == [24, 20, 22, 21]
+    assert found.steps[0].text == "the top 32 edges (32 connected) reach faithfulness 0.900: on target"
+
+
+def test_the_first_bracket_wins_over_later_ones(scripted: Callable[..., _Search]) -> None:
+    """0.9 at 12 edges, worse again at 13 to 59: a search that trusts monotony would end at 60."""
+    found = scripted(lambda n: 0.9 if 9 <= n <= 16 or n >= 60 else 0.3)
+    assert found.smallest().sum() == 9
+
+
+def test_an_overshoot_that_jumps_over_the_target(scripted: Callable[..., _Search]) -> None:
+    """0.5 up to 20 edges, 1.5 up to 49, on target from 50."""
+    found = scripted(lambda n: 0.5 if n <= 20 else 1.5 if n < 50 else 1.0)
+    assert found.smallest().sum() == 50
+    assert asked(found, "grid") == [1, 2, 4, 8, 16, 32, 64]
+    assert [step.text for step in found.steps] == [
+        "the top 32 edges (32 connected) overshoot: faithfulness 1.500",
+        "faithfulness jumps over the target between 20 and 21 edges: going on",
+        "the top 64 edges (64 connected) reach faithfulness 1.000: on target",
+        "the smallest size on target is the top 50 edges (50 connected)",
+    ]
+
+
+def test_a_target_that_is_crossed_from_above(scripted: Callable[..., _Search]) -> None:
+    """An overshoot at 32 edges, an undershoot at 64, and the target between them."""
+    found = scripted(lambda n: 0.5 if n <= 20 else 1.5 if n < 40 else 1.0 if n < 50 else 0.4 if n < 100 else 1.0)
+    assert found.smallest().sum() == 40
+    assert asked(found, "grid")[-1] == 64
+
+
+def test_only_the_whole_model_is_on_target(scripted: Callable[..., _Search]) -> None:
+    for elsewhere in (0.0, 3.0):
+        found = scripted(lambda n, elsewhere=elsewhere: 1.0 if n == GRAPH.n_edges else elsewhere)
+        assert found.smallest().sum() == GRAPH.n_edges
+        assert asked(found, "grid")[-1] == GRAPH.n_edges
+
+
+def test_an_undershoot_only_is_refused_one_sided(scripted: Callable[..., _Search]) -> None:
+    curve = lambda n: 1.4 if n >= 10 else 0.5  # noqa: E731
+    assert scripted(curve, one_sided=True).smallest().sum() == 10
+    two_sided = scripted(lambda n: curve(n) if n < 100 else 1.0)
+    assert two_sided.smallest().sum() == 100
+    assert two_sided.meets(0.85) and two_sided.meets(1.15) and not two_sided.meets(1.16) and not two_sided.meets(0.84)
+    assert scripted(curve, one_sided=True).meets(7.0) and not scripted(curve, one_sided=True).meets(0.84)
+
+
+def test_no_circuit_is_run_twice(scripted: Callable[..., _Search]) -> None:
+    found = scripted(lambda n: n / 40)
+    mask = found.smallest()
+    runs = found.evaluator.runs
+    assert runs == len(found.curve)
+    found.faithfulness_of(mask)
+    assert found.evaluator.runs == runs
+
+
+def top_mask(n: int) -> np.ndarray:
+    flat = np.zeros(GRAPH.n_edges, dtype=bool)
+    flat[:n] = True
+    mask = np.zeros_like(GRAPH.real)
+    mask.T[GRAPH.real.T] = flat
+    return mask
+
+
+def test_pruning_drops_what_does_not_matter(scripted: Callable[..., _Search]) -> None:
+    needed = top_mask(40) & ~top_mask(33)  # the weakest seven of forty
+    found = scripted(lambda mask: 1.0 if (mask & needed).sum() == 7 else 0.0, of_mask=True)
+    kept = found.pruned(top_mask(40), 0.05)
+    np.testing.assert_array_equal(kept, needed)
+    assert found.steps[-1].text == "33 of 40 edges removed; faithfulness 1.000 -> 1.000"
+    assert found.evaluator.runs < 33, "edges that all go are taken together"
+
+
+def test_pruning_takes_the_weakest_first(scripted: Callable[..., _Search]) -> None:
+    """Every edge costs 0.02: there is room for the five weakest, within 0.1 of where it started."""
+    found = scripted(lambda mask: 1.0 - 0.02 * (20 - mask.sum()), of_mask=True)
+    np.testing.assert_array_equal(found.pruned(top_mask(20), 0.1001), top_mask(15))
+    strict = scripted(lambda mask: 1.0 - 0.02 * (20 - mask.sum()), of_mask=True, tolerance=0.0601)
+    np.testing.assert_array_equal(strict.pruned(top_mask(20), 0.1001), top_mask(17))
+
+
+def test_pruning_names_an_overshoot(scripted: Callable[..., _Search]) -> None:
+    found = scripted(lambda mask: 1.1 if mask.sum() < 20 else 1.0, of_mask=True)
+    assert found.pruned(top_mask(20), 0.12).sum() == 0
+    assert found.steps[-1].text == "overshoot of 0.100: edges that oppose the behaviour are left out"
+    assert found.steps[-2].text == "20 of 20 edges removed; faithfulness 1.000 -> 1.100"
+
+
+def test_one_sided_pruning_stays_on_its_side(scripted: Callable[..., _Search]) -> None:
+    """From 1.4 a loss of 0.8 leaves |1 - faithfulness| as it was, and the target."""
+    found = scripted(lambda mask: 1.4 - 0.1 * (20 - mask.sum()), one_sided=True, of_mask=True)
+    kept = found.pruned(top_mask(20), 0.05)
+    assert kept.sum() == 15 and found.faithfulness_of(kept) == pytest.approx(0.9)

@@ -1,0 +1,182 @@
+"""Small models wrapped for the public interface, tasks of token ids for them, and literal twins of the estimates.
+
+The twins take the model through `oracles.Literal`, where every reader has its own copy of the residual stream: averaged
+gradients are computed one point at a time by autograd, exact effects by one forward pass an edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
+import torch
+from families import VOCAB, build
+from helpers import off
+from oracles import Literal, Pass, patch_edge
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import circuitfind as cf
+from circuitfind.batch import Inputs
+from circuitfind.tasks.bound import BoundTask
+
+FOUR = ["gpt2", "llama", "gpt_neox", "gemma2"]  # fused heads, grouped key/value heads, parallel blocks, post-norms
+
+
+@cache
+def wrapped(name: str, dtype: torch.dtype = torch.float32) -> cf.Model:
+    """A random model of a family without tokenizer."""
+    return cf.wrap(build(name, dtype=dtype), None, name=name)
+
+
+@cache
+def linear(dtype: torch.dtype = torch.float32) -> cf.Model:
+    """A GPT-2 that is a linear map of its embeddings.
+
+    An epsilon of 1e8 under a weight of 1e4 leaves of LayerNorm only the centring, queries and keys of zero leave of
+    attention the mean over what went before, and MLPs write their bias alone.
+    """
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=VOCAB, n_positions=16, n_embd=32, n_layer=3, n_head=4, layer_norm_epsilon=1e8, bos_token_id=1
+    )
+    hf = GPT2LMHeadModel(config).eval().to(dtype)
+    with torch.no_grad():
+        for name, parameter in hf.named_parameters():
+            if "ln_" in name:
+                parameter.fill_(1e4 if name.endswith("weight") else 0)
+            elif parameter.ndim > 1:
+                parameter.mul_(8)
+            else:
+                parameter.normal_(0, 0.1)
+        for block in hf.transformer.h:
+            block.attn.c_attn.weight[:, :64] = 0
+            block.attn.c_attn.bias[:64] = 0
+            block.mlp.c_proj.weight.zero_()
+    return cf.wrap(hf, None, name="linear")
+
+
+def id_task(
+    lengths: tuple[int, ...] = (7, 7, 7), seed: int = 0, reads: int | None = None, **keywords: object
+) -> cf.Task:
+    """Random pairs of these lengths, padded on the right with a mask; two answers and one wrong answer each."""
+    generator, size, length = torch.Generator().manual_seed(seed), len(lengths), max(lengths)
+    clean, corrupted = torch.randint(3, VOCAB, (2, size, length), generator=generator)
+    mask = torch.arange(length) < torch.tensor(lengths)[:, None]
+    answers = torch.stack([torch.randperm(VOCAB - 3, generator=generator)[:3] + 3 for _ in range(size)])
+    fields = {"metric": "logit_diff", "name": "ids", **keywords}
+    return cf.Task(clean * mask, corrupted * mask, answers[:, :2], answers[:, 2], attention_mask=mask, **fields)
+
+
+def off_scores(scores: cf.Scores, expected: Tensor) -> float:
+    """Largest difference over the graph's edges, relative to the largest expected score."""
+    real = torch.from_numpy(scores.graph.real)
+    return off(torch.from_numpy(scores.values)[real], expected[real])
+
+
+# -------------------------------------------------------------------- literal twins
+def ablated_literally(corrupted: Pass, mask: Tensor, ablation: str) -> dict[str, Tensor]:
+    """What each writer carries on an ablated edge, by the words of the documentation."""
+    values = {}
+    for name, value in corrupted.writers.items():
+        if ablation == "zero":
+            value = torch.zeros_like(value)
+        elif ablation == "mean":
+            value = value[mask].mean(0).expand_as(value)
+        elif ablation == "mean-position":
+            value = value.mean(0, keepdim=True).expand_as(value)
+        values[name] = value
+    return values
+
+
+@contextmanager
+def entering(literal: Literal, embed: Tensor | None) -> Iterator[None]:
+    """Another residual enters layer 0. To be entered before a pass, so that this hook comes first."""
+
+    def replace(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return ((embed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": embed})
+
+    if embed is None:
+        yield
+        return
+    handle = literal.blocks[0].register_forward_pre_hook(replace, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def gradients_at(
+    literal: Literal, inputs: Inputs, metric: Callable[[Tensor], Tensor], embed: Tensor | None = None
+) -> dict[str, Tensor]:
+    """By reader, the gradient of the summed metric at what it reads."""
+    branches: dict[str, Tensor] = {}
+
+    def split(reader: str, stream: Tensor, so_far: Pass) -> Tensor:
+        branches[reader] = stream.view_as(stream)
+        return branches[reader]
+
+    with entering(literal, embed):
+        run = literal.run(inputs, split)
+    return dict(zip(branches, torch.autograd.grad(metric(run.logits).sum(), list(branches.values())), strict=True))
+
+
+class Twin:
+    """Clean and corrupted passes of a bound task, and the effects of all its edges computed the slow way.
+
+    `dealt`: another batch that provides the corrupted prompts, for the resample ablation.
+    """
+
+    def __init__(self, model: cf.Model, bound: BoundTask, ablation: str = "corrupted", dealt: Inputs | None = None):
+        self.literal, self.model, self.bound = Literal(model.hf), model, bound
+        with torch.no_grad():
+            self.clean = self.literal.run(bound.batch.clean)
+            self.corrupted = self.literal.run(bound.batch.corrupted if dealt is None else dealt)
+        self.batch = bound.batch.with_reference(self.clean.logits)
+        self.carried = ablated_literally(self.corrupted, bound.batch.corrupted.mask, ablation)
+
+    def metric(self, logits: Tensor) -> Tensor:
+        return self.bound.metric(logits, self.batch)
+
+    def estimates(self, alphas: list[float]) -> Tensor:
+        """`[writers, readers]`: clean minus ablated writers, times the mean of the gradients at these points."""
+        total: dict[str, Tensor] = {}
+        low, high = self.corrupted.writers["input"], self.clean.writers["input"]
+        for alpha in alphas:
+            inputs = self.batch.corrupted if alpha == 0 else self.batch.clean
+            embed = None if alpha in (0, 1) else low + alpha * (high - low)
+            for reader, gradient in gradients_at(self.literal, inputs, self.metric, embed).items():
+                total[reader] = total.get(reader, 0) + gradient / len(alphas)
+        change = {name: value - self.carried[name] for name, value in self.clean.writers.items()}
+        return self._matrix(lambda writer, reader: (change[writer] * total[reader]).sum() / len(self.batch))
+
+    def exact(self, direction: str = "noising") -> Tensor:
+        """`[writers, readers]`: one forward pass an edge."""
+        if direction == "noising":
+            inputs, base, sign = self.batch.clean, self.clean, 1
+            change = {name: self.carried[name] - value for name, value in self.clean.writers.items()}
+        else:
+            inputs, base, sign = self.batch.corrupted, self.corrupted, -1
+            change = {name: self.clean.writers[name] - value for name, value in self.corrupted.writers.items()}
+        before = self.metric(base.logits).mean()
+
+        def effect(writer: str, reader: str) -> Tensor:
+            return sign * (before - self.metric(patch_edge(self.literal, inputs, change, writer, reader)).mean())
+
+        return self._matrix(effect)
+
+    def _matrix(self, value: Callable[[str, str], Tensor]) -> Tensor:
+        graph = self.model.graph
+        matrix = torch.zeros(graph.n_writers, graph.n_readers, dtype=torch.float64)
+        edges = self.literal.edges()
+        assert [f"{writer}->{reader}" for writer, reader in edges] == graph.names(graph.real)
+        for writer, reader in edges:
+            matrix[graph.edge(f"{writer}->{reader}")] = value(writer, reader).double()
+        return matrix
+
+
+def node_sums(matrix: Tensor | np.ndarray) -> np.ndarray:
+    """`[writers]`: each writer's scores over all its outgoing edges."""
+    return np.asarray(matrix).sum(1)
