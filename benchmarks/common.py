@@ -1,7 +1,7 @@
 """What the benchmarks share: a random-weight GPT-2, a batch of pairs, paired CPU timings.
 
-Every figure is a ratio to a bare pass of the same model and batch, measured in the same run: machines differ and drift, so
-contestants take turns, each turn gives one ratio, and the median is quoted. One thread, CPU time of the process.
+Every figure is a ratio to a bare pass of the same model and batch, measured in the same run: machines differ and drift,
+so contestants take turns, each turn gives one ratio, and the median is quoted. One thread, CPU time of the process.
 """
 
 from __future__ import annotations

@@ -72,8 +72,12 @@ class Circuit:
         shape = (self.graph.n_writers, self.graph.n_readers)
         for name in ("mask", "estimates", "exact"):
             value = getattr(self, name)
+            if not isinstance(value, np.ndarray) and (value is not None or name == "mask"):
+                raise FileError(f"circuit {name} is a {type(value).__name__}: give a numpy array {list(shape)}")
             if value is not None and value.shape != shape:
                 raise FileError(f"circuit {name} has shape {list(value.shape)}, its graph needs {list(shape)}")
+        if self.mask.dtype != bool:
+            raise FileError(f"circuit mask holds {self.mask.dtype}: give booleans, true inside the circuit")
         if (self.mask & ~self.graph.real).any():
             raise FileError("the circuit's mask holds cells that are no edges (a writer computed after its reader)")
 
@@ -173,6 +177,11 @@ class Circuit:
         return float((self.mask & other.mask).sum() / union) if union else 1.0
 
     def _same_graph(self, other: Circuit) -> Circuit:
+        if not isinstance(other, Circuit):
+            raise FileError(
+                f"a circuit goes with another circuit, not with a {type(other).__name__}:"
+                " make one of edge names with Circuit.of(circuit.graph, names)"
+            )
         if self.graph != other.graph:
             raise FileError(f"the two circuits lie in different graphs: {self.graph} / {other.graph}")
         return other
@@ -223,7 +232,7 @@ class Circuit:
 
 
 def as_circuit(graph: Graph, edges: Circuit | Iterable[str] | Mapping[str, Any]) -> Circuit:
-    """A circuit from a circuit (checked against the graph) or from edge names."""
+    """A circuit from a circuit (checked against the graph), from edge names or from one edge's name."""
     if isinstance(edges, Circuit):
         if edges.graph != graph:
             raise FileError(f"the circuit belongs to another model: {edges.graph}; this model has {graph}")

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -50,8 +51,10 @@ class Graph:
     parallel: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.n_layers, self.n_heads, self.n_kv_heads) < 1 or self.n_heads % self.n_kv_heads:
-            raise ValueError(
+        numbers = (self.n_layers, self.n_heads, self.n_kv_heads)
+        whole = all(isinstance(number, Integral) for number in numbers)
+        if not whole or min(numbers) < 1 or self.n_heads % self.n_kv_heads:
+            raise FileError(
                 f"no such graph: {self.n_layers} layers, {self.n_heads} heads on {self.n_kv_heads} key/value heads"
             )
 
@@ -209,6 +212,8 @@ class Graph:
         Raises:
             FileError: the name is malformed, or this graph has no such edge.
         """
+        if not isinstance(name, str):
+            raise FileError(f"{name!r} is not an edge: give its name, such as 'a0.h1->m2'")
         writer, arrow, reader = name.partition("->")
         if not arrow:
             raise FileError(f"'{name}' is not an edge: write it as WRITER->READER, such as 'a0.h1->m2'")
@@ -222,7 +227,17 @@ class Graph:
         return u, r
 
     def mask(self, edges: Iterable[str]) -> np.ndarray:
-        """`[writers, readers]` bool mask of the named edges."""
+        """`[writers, readers]` bool mask of the named edges; one name alone is that edge.
+
+        Raises:
+            FileError: not names of this graph's edges.
+        """
+        if not isinstance(edges, Iterable):
+            raise FileError(
+                f"edges are given as a circuit or as a list of names, not as a {type(edges).__name__}"
+                " (from scores cut a circuit first: scores.top(200))"
+            )
+        edges = [edges] if isinstance(edges, str) else edges
         mask = np.zeros((self.n_writers, self.n_readers), dtype=bool)
         for name in edges:
             mask[self.edge(name)] = True

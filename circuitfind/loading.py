@@ -1,7 +1,8 @@
-"""`load`, `wrap` and `task`: how a model and a behaviour come in."""
+"""`load`, `wrap`, `task` and `bind`: how a model and a behaviour come in, and meet."""
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
@@ -9,15 +10,15 @@ import torch
 from torch import nn
 
 from circuitfind.engine.identities import require_identities
-from circuitfind.errors import TaskError
+from circuitfind.errors import ModelError, TaskError
 from circuitfind.models.load import Model, adapt, fetch
 from circuitfind.tasks.builtin import behaviour
-from circuitfind.tasks.task import Task
+from circuitfind.tasks.task import BoundTask, Task
 from circuitfind.tasks.words import SingleTokens
 
 
 def load(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     dtype: str | torch.dtype | None = None,
     device: Any = None,
@@ -38,6 +39,10 @@ def load(
     Raises:
         ModelError: it cannot be loaded, is not covered, or fails the check.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        remedy = "; a model in memory goes to cf.wrap(hf_model, tokenizer)" if isinstance(name, nn.Module) else ""
+        raise ModelError(f"a model is loaded by its name or folder, not by a {type(name).__name__}{remedy}")
+    name = os.fspath(name)
     hf, tokenizer = fetch(name, dtype, device, **keywords)
     return wrap(hf, tokenizer, name=name, check=check, backend=backend)
 
@@ -53,6 +58,10 @@ def wrap(
     Raises:
         ModelError: it is not covered, or fails the check.
     """
+    if isinstance(hf, Model):
+        raise ModelError(f"model '{hf.name}' is wrapped already: use it as it is, or wrap the model inside: its .hf")
+    if isinstance(hf, str):
+        raise _no_model(hf)
     model = adapt(
         name or getattr(getattr(hf, "config", None), "name_or_path", "") or type(hf).__name__, hf, tokenizer, backend
     )
@@ -81,6 +90,10 @@ def task(
     Raises:
         TaskError: no such behaviour or corruption, or the tokenizer cannot express it.
     """
+    if not isinstance(name, str):
+        raise TaskError(f"a built-in task is named by text such as 'ioi', not by a {type(name).__name__}")
+    if not isinstance(model, Model):
+        raise _no_model(model)
     found = behaviour(name)
     if model.tokenizer is None:
         raise TaskError(f"'{found.name}' is made of words, and this model has no tokenizer: give a Task of token ids")
@@ -100,3 +113,34 @@ def task(
         name=found.name if corruption is None else f"{found.name}:{corruption}",
         flips=all(row.flips for row in rows),
     )
+
+
+def bind(model: Model, task: Task | BoundTask) -> BoundTask:
+    """The task in the model's tokens; one that is bound to this model already stays as it is.
+
+    Raises:
+        ModelError: `model` did not come from `load` or `wrap`.
+        TaskError: `task` is no task, was bound to another model, or does not fit this one.
+    """
+    if not isinstance(model, Model):
+        raise _no_model(model)
+    if isinstance(task, Task):
+        return task.on(model)
+    if not isinstance(task, BoundTask):
+        what = f"the text '{task}'" if isinstance(task, str) else f"a {type(task).__name__}"
+        named = repr(task) if isinstance(task, str) else "'ioi'"
+        raise TaskError(f"task is {what}: make a task of it with cf.task({named}, model), cf.Task or cf.Task.from_file")
+    if (task.model, task.vocabulary) != (model.name, model.vocabulary):
+        raise TaskError(
+            f"task '{task.name}' was bound to model '{task.model}' ({task.vocabulary} token ids), this one is"
+            f" '{model.name}' ({model.vocabulary}): give the unbound task, or bind it with task.on(model)"
+        )
+    return task
+
+
+def _no_model(model: Any) -> ModelError:
+    if isinstance(model, str):
+        return ModelError(f"model is the text '{model}': load it: cf.load('{model}')")
+    if isinstance(model, nn.Module):
+        return ModelError(f"model is a bare {type(model).__name__}: wrap it: cf.wrap(hf_model, tokenizer)")
+    return ModelError(f"model is a {type(model).__name__}: give what cf.load or cf.wrap returned")

@@ -105,8 +105,8 @@ def metric_of(metric: str | Metric | Function) -> Metric:
         return metric
     if callable(metric):
         return Metric(getattr(metric, "__name__", type(metric).__name__), _as_seen_by_user(metric), answers=False)
-    if metric not in METRICS:
-        raise TaskError(f"metric '{metric}' is unknown: use one of {', '.join(METRICS)} or a callable (logits, batch)")
+    if not isinstance(metric, str) or metric not in METRICS:
+        raise TaskError(f"metric {metric!r} is unknown: use one of {', '.join(METRICS)} or a callable (logits, batch)")
     return METRICS[metric]
 
 

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import repeat
+from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -27,11 +29,13 @@ from safetensors.numpy import save
 from circuitfind.circuit import Circuit, connected
 from circuitfind.errors import FileError, ScoreError
 from circuitfind.export.files import write_bytes
+from circuitfind.export.json_file import plain
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 
 By = Literal["absolute", "signed"]
 FORMAT = "circuitfind.scores"
+VERSION = "1"
 
 
 def _check_by(by: str) -> None:
@@ -41,10 +45,22 @@ def _check_by(by: str) -> None:
         )
 
 
+def _check_count(n: int) -> None:
+    if isinstance(n, bool) or not isinstance(n, Integral) or n < 0:
+        raise ScoreError(f"n={n!r} is no number of edges: give a whole number, 0 or more")
+
+
+def _check_array(values: Any) -> None:
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
+        what = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
+        raise ScoreError(f"scores are {what}: give a numpy array of numbers, np.asarray(scores, dtype=np.float32)")
+
+
 def _check_finite(values: np.ndarray, names: list[str]) -> None:
     if names:
+        what = "NaN" if np.isnan(values).any() else "infinite"
         raise ScoreError(
-            f"the score of {names[0]} is NaN ({len(names)} of {values.size} are): look for inf or NaN in the model's"
+            f"the score of {names[0]} is {what} ({len(names)} of {values.size} are): look for inf or NaN in the model's"
             " logits (half precision overflows first: load with dtype='float32') or in a metric of your own"
         )
 
@@ -58,10 +74,11 @@ class Scores:
     record: Record = field(default_factory=Record)
 
     def __post_init__(self) -> None:
+        _check_array(self.values)
         shape = (self.graph.n_writers, self.graph.n_readers)
         if self.values.shape != shape:
             raise ScoreError(f"scores have shape {list(self.values.shape)}, the graph needs {list(shape)}")
-        _check_finite(self.values, self.graph.names(np.isnan(self.values) & self.graph.real))
+        _check_finite(self.values[self.graph.real], self.graph.names(~np.isfinite(self.values) & self.graph.real))
 
     def __getitem__(self, edge: str) -> float:
         return float(self.values[self.graph.edge(edge)])
@@ -93,17 +110,21 @@ class Scores:
     # ---------------------------------------------------------------- cuts
     def top(self, n: int, by: By = "absolute", prune: bool = True) -> Circuit:
         """The n highest edges."""
+        _check_count(n)
         mask = np.zeros_like(self.graph.real)
-        best = self.ranked(by)[: max(n, 0)]
+        best = self.ranked(by)[:n]
         mask[best[:, 0], best[:, 1]] = True
         return self.cut(mask, prune, cut="top", n=n, by=by)
 
     def threshold(self, t: float, by: By = "absolute", prune: bool = True) -> Circuit:
         """The edges that reach t (in units of the metric)."""
-        return self.cut(self.key(by) >= t, prune, cut="threshold", t=t, by=by)
+        if not isinstance(t, Real) or math.isnan(t):
+            raise ScoreError(f"t={t!r} is no threshold: give a number in units of the metric")
+        return self.cut((self.key(by) >= t) & self.graph.real, prune, cut="threshold", t=t, by=by)
 
     def greedy(self, n: int, by: By = "absolute", prune: bool = True) -> Circuit:
         """n edges grown from the logits."""
+        _check_count(n)
         graph, key = self.graph, self.key(by)
         mask = np.zeros_like(graph.real)
         inside: set[int] = set()
@@ -163,9 +184,11 @@ class NodeScores:
     record: Record = field(default_factory=Record)
 
     def __post_init__(self) -> None:
-        if self.values.shape[0] != self.graph.n_writers:
-            raise ScoreError(f"node scores for {self.values.shape[0]} writers, the graph has {self.graph.n_writers}")
-        bad = np.isnan(self.values).reshape(self.graph.n_writers, -1).any(axis=1)
+        _check_array(self.values)
+        if self.values.shape[:1] != (self.graph.n_writers,):
+            given = len(np.atleast_1d(self.values))
+            raise ScoreError(f"node scores for {given} writers, the graph has {self.graph.n_writers}")
+        bad = ~np.isfinite(self.values).reshape(self.graph.n_writers, -1).all(axis=1)
         _check_finite(self.values, [self.graph.writer_names[i] for i in np.flatnonzero(bad)])
 
     def __getitem__(self, node: str) -> float | np.ndarray:
@@ -183,6 +206,7 @@ class NodeScores:
     def top(self, n: int, by: By = "absolute") -> list[str]:
         """Names of the n best nodes, best first (positions summed)."""
         _check_by(by)
+        _check_count(n)
         total = self.values.reshape(self.graph.n_writers, -1).sum(axis=1)
         order = np.argsort(-(np.abs(total) if by == "absolute" else total), kind="stable")
         return [self.graph.writer_names[i] for i in order[:n]]
@@ -198,8 +222,8 @@ class NodeScores:
 
 
 def _save(path: str | PathLike[str], level: str, graph: Graph, values: np.ndarray, record: Record) -> Path:
-    header = {"format": FORMAT, "version": "1", "level": level}
-    header |= {"graph": json.dumps(asdict(graph)), "record": json.dumps(asdict(record))}
+    header = {"format": FORMAT, "version": VERSION, "level": level}
+    header |= {"graph": json.dumps(plain(asdict(graph))), "record": json.dumps(plain(asdict(record)))}
     return write_bytes(path, save({"values": np.ascontiguousarray(values, dtype=np.float32)}, metadata=header))
 
 
@@ -212,7 +236,17 @@ def _open(path: str | PathLike[str], level: str) -> tuple[Graph, np.ndarray, Rec
             if header.get("format") != FORMAT or header.get("level") != level:
                 kind = f"{header.get('level')} scores" if header.get("format") == FORMAT else "no scores of circuitfind"
                 raise FileError(f"{path}: expected {level} scores, this file holds {kind}")
+            if header.get("version") != VERSION:
+                raise FileError(
+                    f"{path}: version {header.get('version')} of the format, this circuitfind reads {VERSION}:"
+                    " upgrade circuitfind, or save the scores again"
+                )
             values = file.get_tensor("values")
     except SafetensorError as error:
         raise FileError(f"{path}: not a scores file (safetensors written by Scores.save): {error}") from None
-    return Graph(**json.loads(header["graph"])), values, Record(**json.loads(header["record"]))
+    try:
+        return Graph(**json.loads(header["graph"])), values, Record(**json.loads(header["record"]))
+    except KeyError as error:
+        raise FileError(f"{path}: its header has no {error}: save the scores again with Scores.save") from None
+    except (TypeError, ValueError, FileError) as error:  # no JSON object, or not of these fields
+        raise FileError(f"{path}: its header cannot be read: {error}") from None

@@ -19,7 +19,8 @@ from circuitfind.attribution import eap_ig_inputs, gradients
 from circuitfind.engine.ablation import resampled
 from circuitfind.engine.capture import capture, capture_gradients
 from circuitfind.engine.contract import edge_effects
-from circuitfind.errors import ScoreError, TaskError
+from circuitfind.engine.replay import Replay
+from circuitfind.errors import FileError, ScoreError, TaskError
 from circuitfind.record import SIGN, library_versions
 
 CLOSE = 1e-5  # of the largest score
@@ -209,12 +210,48 @@ def test_running_out_of_memory_costs_a_warning_only(monkeypatch: pytest.MonkeyPa
         return capture_gradients(adapter, inputs, *args, **keywords)
 
     monkeypatch.setattr(gradients, "capture_gradients", starved)
-    with pytest.warns(UserWarning, match="out of memory: trying again with batches of 1"):
+    with pytest.warns(UserWarning) as warned:
         scores = cf.attribute(model, task, "eap")
+    assert [str(w.message) for w in warned] == [f"out of memory: trying again with batches of {n}" for n in (2, 1)]
     assert sizes == [4, 2, 1, 1, 1, 1] and off_scores(scores, expected) < CLOSE
     with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError):
         monkeypatch.setattr(gradients, "capture_gradients", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
         cf.attribute(model, task, "eap")
+
+
+def test_a_stopped_exact_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task, file = wrapped("gpt2"), id_task((6, 5)), tmp_path / "run" / "exact.part"
+    measured: list[int] = []
+    original = Replay.patch_edges
+
+    def stopping(self: Replay, reader: int, writers: list[int]) -> torch.Tensor:
+        if len(measured) == 40:
+            raise KeyboardInterrupt
+        measured.append(len(writers))
+        return original(self, reader, writers)
+
+    whole = cf.attribute(model, task, "exact", batch_size=1)
+    monkeypatch.setattr(Replay, "patch_edges", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        cf.attribute(model, task, "exact", batch_size=1, checkpoint=file)
+    assert file.is_file()
+    for other in ({"direction": "denoising"}, {"metric": "kl"}, {"ablation": "zero"}):
+        with pytest.raises(FileError, match=r"exact\.part is the checkpoint of another run .*remove it"):
+            cf.attribute(model, task, "exact", batch_size=1, checkpoint=file, **other)
+    with pytest.raises(FileError, match="another run"):
+        cf.attribute(model, id_task((6, 5), seed=1), "exact", checkpoint=file)
+
+    before = sum(measured)
+    monkeypatch.setattr(Replay, "patch_edges", lambda *args: measured.append(len(args[2])) or original(*args))
+    resumed = cf.attribute(model, task, "exact", batch_size=1, checkpoint=file)
+    np.testing.assert_array_equal(resumed.values, whole.values)
+    assert 0 < before < sum(measured) == 2 * model.graph.n_edges, "every edge of both examples is measured once"
+    assert not file.exists() and not list(file.parent.iterdir())
+
+    file.write_text("something else")
+    with pytest.raises(FileError, match="is no checkpoint of circuitfind"):
+        cf.attribute(model, task, "exact", checkpoint=file)
+    assert file.read_text() == "something else"
 
 
 # -------------------------------------------------------------------- precision
@@ -309,7 +346,10 @@ def test_nan_in_the_logits_is_named() -> None:
         ({"direction": "up"}, "direction 'up' is unknown: use 'noising' or 'denoising'"),
         ({"ablation": "noise", "method": "eap"}, "ablation 'noise' is unknown: use one of corrupted, zero"),
         ({"ablation": "zero"}, "'eap-ig-inputs' goes between the clean and the corrupted run"),
-        ({"ablation": "mean", "method": "exact", "direction": "denoising"}, "'denoising' goes between"),
+        (
+            {"ablation": "mean", "method": "exact", "direction": "denoising"},
+            "'denoising' starts from the corrupted run: it needs",
+        ),
         ({"by_position": True}, "by_position=True scores nodes: use level='node'"),
         ({"batch_size": -1}, "batch_size must be at least 1, not -1"),
     ],
@@ -362,7 +402,6 @@ def test_the_model_is_left_as_it_was_found(backend: str) -> None:
     hf = build("gemma2").train()
     hf.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
     before = {name: value.clone() for name, value in hf.state_dict().items()}
-    model = cf.wrap(hf, None, backend=backend)
 
     def state() -> list[object]:
         trains = [p.requires_grad for p in hf.parameters()]
@@ -370,6 +409,7 @@ def test_the_model_is_left_as_it_was_found(backend: str) -> None:
         return [trains, hooks, [m.training for m in hf.modules()], hf.config._attn_implementation]
 
     found = state()
+    model = cf.wrap(hf, None, backend=backend)
     for method in ("eap", "eap-ig-inputs", "exact"):
         cf.attribute(model, id_task(), method)
     cf.attribute(model, id_task(), level="node")

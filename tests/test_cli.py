@@ -26,7 +26,7 @@ from circuitfind.cli.app import app, main
 from circuitfind.engine.identities import Identity
 from circuitfind.engine.replay import Replay
 
-VERBS = ("find", "attribute", "verify", "evaluate", "export", "tasks", "models", "doctor")
+VERBS = ("find", "attribute", "verify", "evaluate", "acdc", "export", "tasks", "models", "doctor")
 SMALL = ("--n", "8", "--top", "5", "--random", "3")
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz's dot is not installed")
 
@@ -248,7 +248,7 @@ def test_verify_writes_what_it_measured(run: Run, found: Path) -> None:
     content = json.loads(said.out)
     assert said.code == 0 and content["files"] == ["circuitfind-out/verify.json"]
     assert {"correlation", "slope", "sign_errors", "edges", "circuit", "random"} <= set(content)
-    assert {"name", "estimate", "exact", "low", "high"} == set(content["edges"][0])
+    assert {"name", "estimate", "exact", "interval", "wrong_sign"} == set(content["edges"][0])
     # the same split, scores and seed as the search: the same verdict
     assert content["circuit"]["faithfulness"] == cf.Circuit.open(circuit).facts["faithfulness"]
     written = json.loads(Path("circuitfind-out/verify.json").read_text())
@@ -313,7 +313,7 @@ def test_tasks_and_models(run: Run) -> None:
 
 def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     said = run("doctor", "--examples", "4", "--length", "10")
-    assert said.code == 0 and said.out.count("holds") == 3
+    assert said.code == 0 and said.out.count("holds") == 4
     for part in ("1,519 edges", "38 nodes", "float32 on cpu", "sdpa", "4 pairs of 10 tokens", "torch"):
         assert part in said.out, part
     monkeypatch.setattr(
@@ -439,7 +439,7 @@ def test_examples_work(run: Run) -> None:
     for verb in VERBS:  # in this order: later ones read what `find` leaves
         example = run(verb, "--help").out.strip().splitlines()[-1].partition("Example: ")[2]
         words = shlex.split(example)[1:]
-        if verb in ("find", "attribute", "verify", "evaluate"):
+        if verb in ("find", "attribute", "verify", "evaluate", "acdc"):
             words += ["--n", "4"]
         said = run(*words)
         assert said.code == 0, (example, said.err)

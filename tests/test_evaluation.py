@@ -205,7 +205,7 @@ def test_without_contrast_there_is_no_faithfulness(llama: cf.Model) -> None:
     with pytest.raises(ScoreError, match="faithfulness is undefined"):
         cf.evaluate(llama, task, [], metric=lambda logits, batch: logits.sum(-1) * 0)
     with pytest.raises(ScoreError, match="faithfulness is undefined"):
-        cf.verify(llama, both_ways, cf.attribute(llama, both_ways, "eap"), top=2)
+        cf.verify(llama, both_ways, cf.attribute(llama, both_ways, "eap"), top=30)
 
 
 def test_one_example_has_no_interval(llama: cf.Model) -> None:
@@ -292,7 +292,7 @@ def test_verification_repeats_how_the_scores_were_made(llama: cf.Model) -> None:
         for check in checks.edges:
             assert check.exact == pytest.approx(exact[check.name], abs=1e-5)
         assert any(abs(check.exact - other[check.name]) > 1e-3 for check in checks.edges)
-    changed = cf.verify(llama, task, cf.attribute(llama, task, "eap"), top=2, random=0, ablation="mean")
+    changed = cf.verify(llama, task, cf.attribute(llama, task, "eap"), top=30, random=0, ablation="mean")
     assert changed.evaluation.record.ablation == "mean"
 
 
@@ -304,6 +304,43 @@ def test_an_estimate_is_exact_on_a_linear_model() -> None:
     task = dataclasses.replace(task, answers=change.argmax(-1), wrong_answers=change.argmin(-1))
     checks = cf.verify(model, task, cf.attribute(model, task, "eap"), top=30, random=0)
     assert checks.correlation == pytest.approx(1, abs=1e-6) and checks.slope == pytest.approx(1, abs=1e-5)
+
+
+def test_verification_measures_the_metric_that_was_estimated(llama: cf.Model) -> None:
+    task = contrast(2)
+    scores = cf.attribute(llama, task, "eap", metric="logprob")
+    checks = cf.verify(llama, task, scores, top=20, random=0)
+    exact = cf.attribute(llama, task, "exact", metric="logprob")
+    assert checks.evaluation.record.metric == "logprob"
+    assert checks.edges[0].exact == pytest.approx(exact[checks.edges[0].name], abs=1e-5)
+    assert (
+        cf.verify(llama, task, scores, top=20, random=0, metric="logit_diff").evaluation.record.metric == "logit_diff"
+    )
+
+    def mine(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return logits.gather(-1, batch.answers[:, 0])[:, 0]
+
+    own = cf.attribute(llama, task, "eap", metric=mine)
+    with pytest.raises(ScoreError, match="the scores estimate the metric 'mine', the task measures 'logit_diff': pass"):
+        cf.verify(llama, task, own, top=20)
+    assert cf.verify(llama, task, own, top=20, random=0, metric=mine).evaluation.record.metric == "mine"
+
+
+def test_candidates_without_a_path_are_an_empty_circuit(llama: cf.Model) -> None:
+    values = np.zeros(llama.graph.real.shape, dtype=np.float32)
+    values[llama.graph.edge("input->m0")] = 1
+    with pytest.warns(UserWarning, match="the top 1 edges hold no path from input to logits: their circuit is empty"):
+        checks = cf.verify(llama, contrast(2), cf.Scores(llama.graph, values), top=1, random=1)
+    assert (checks.evaluation.n_edges, checks.faithfulness, checks.random) == (0, 0.0, (0.0,))
+
+
+def test_what_cannot_be_verified_is_refused(llama: cf.Model, scores: cf.Scores) -> None:
+    nodes = cf.attribute(llama, contrast(2), level="node")
+    with pytest.raises(ScoreError, match="verify needs edge scores, not NodeScores"):
+        cf.verify(llama, contrast(2), nodes)  # type: ignore[arg-type]
+    for wrong in ({"top": -1}, {"random": -1}):
+        with pytest.raises(ScoreError, match="neither can be negative"):
+            cf.verify(llama, contrast(2), scores, **wrong)
 
 
 def test_scores_of_another_graph_are_refused(llama: cf.Model) -> None:
@@ -371,6 +408,15 @@ def test_random_circuits_are_connected_and_of_the_size(graph: Graph) -> None:
             np.testing.assert_array_equal(connected(graph, circuit.mask), circuit.mask)
     assert len(random_circuit(graph, 0, np.random.default_rng(0))) == 0
     assert random_circuit(graph, 10**6, np.random.default_rng(0)) == cf.Circuit.full(graph)
+
+
+def test_random_circuits_of_a_large_graph() -> None:
+    """From a few edges to a mask so full that random cells are never free."""
+    graph = Graph(8, 16, 4, 64)
+    for size in (1, 50, 2000, graph.n_edges - 300, graph.n_edges - 1):
+        circuit = random_circuit(graph, size, np.random.default_rng(size))
+        assert len(circuit) == size
+        np.testing.assert_array_equal(connected(graph, circuit.mask), circuit.mask)
 
 
 def test_random_circuits_are_seeded_and_reach_every_edge() -> None:

@@ -305,5 +305,5 @@ def test_render_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @needs_dot
 def test_render_reports_what_graphviz_says(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="Graphviz says: .*syntax error"):
+    with pytest.raises(FileError, match=r"Graphviz says: .*syntax error"):
         dot.render(tmp_path / "c.svg", "digraph {")

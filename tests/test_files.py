@@ -56,6 +56,8 @@ def test_jsonl(write: Write) -> None:
 def test_csv(write: Write) -> None:
     assert read_pairs(write(CSV, "pairs.csv")) == EXPECTED
     assert read_pairs(write(CSV.replace("\n", "\r\n"), "pairs.csv")) == EXPECTED
+    inside = read_pairs(write('clean,corrupted\r\n"two\r\nlines",b\r\n', "pairs.csv"))
+    assert inside["clean"] == ["two\r\nlines"], "line ends inside a cell are the prompt's own"
     assert read_pairs(write(CSV.replace("\nA d", "\n\n\nA d"), "pairs.csv")) == EXPECTED
 
 

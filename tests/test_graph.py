@@ -163,7 +163,7 @@ def test_unknown_writers_are_named() -> None:
 
 @pytest.mark.parametrize("sizes", [(0, 4, 4), (2, 0, 1), (2, 4, 3), (2, 4, 8), (2, 4, 0)])
 def test_impossible_graphs_are_refused(sizes: tuple[int, int, int]) -> None:
-    with pytest.raises(ValueError, match="no such graph"):
+    with pytest.raises(FileError, match="no such graph"):
         Graph(*sizes, 16)
 
 

@@ -83,6 +83,32 @@ def test_greedy_grows_from_the_logits(graph: Graph, by: str, ties: bool) -> None
         assert scores.greedy(n, by).edges == on_a_path(graph, circuit.edges)
 
 
+def heaped(scores: Scores, by: str, n: int) -> np.ndarray:
+    """Greedy search with every edge into the nodes inside on one heap; ties in the graph's order."""
+    graph, key = scores.graph, scores.key(by)
+    mask = np.zeros_like(graph.real)
+    frontier: list[tuple[float, int, int]] = []
+    inside, node = set(), graph.n_nodes - 1
+    while mask.sum() < n:
+        if node not in inside:
+            inside.add(node)
+            cells = [(r, u) for r in np.flatnonzero(graph.serves[:, node]) for u in range(graph.limits[r])]
+            frontier = sorted({*frontier, *((-key[u, r], r, u) for r, u in cells if not mask[u, r])})
+        _, reader, writer = frontier.pop(0)
+        mask[writer, reader] = True
+        node = writer or node  # `input` has no readers
+    return mask
+
+
+@both_ways
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("graph", [Graph(6, 8, 8, 64), Graph(6, 8, 2, 64, parallel=True)])
+def test_greedy_on_a_larger_graph(graph: Graph, ties: bool, by: str) -> None:
+    scores = random_scores(graph, seed=2, ties=ties)
+    for n in (1, 40, 700):
+        np.testing.assert_array_equal(scores.greedy(n, by, prune=False).mask, heaped(scores, by, n))
+
+
 def test_signed_and_absolute_differ() -> None:
     scores = Scores(PLAIN, np.where(PLAIN.real, -1, 0).astype(np.float32))
     scores.values[PLAIN.edge("input->logits")] = 0.5

@@ -18,6 +18,7 @@ from circuitfind.engine.capture import ReaderGradients, Run, Writers
 from circuitfind.engine.contract import edge_effects
 from circuitfind.engine.node_effects import node_effects
 from circuitfind.errors import ScoreError
+from circuitfind.loading import bind
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
@@ -69,8 +70,7 @@ def attribute(
     """
     method = method or ("eap-ig-inputs" if level == "edge" else "atp")
     _check_method(method, level, ablation, direction, by_position)
-    bound = task if isinstance(task, BoundTask) else task.on(model)
-    bound = bound.with_metric(metric)
+    bound = bind(model, task).with_metric(metric)
     if by_position and (bound.batch.clean.padded or bound.batch.corrupted.padded):
         raise ScoreError(
             "by_position=True needs prompts of one length, these differ: their positions do not correspond"

@@ -27,6 +27,7 @@ from circuitfind.engine.memory import batch_size_for, in_batches
 from circuitfind.engine.prepare import Prepared, prepare
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation.statistics import Interval, bootstrap_ratio
+from circuitfind.loading import bind
 from circuitfind.metrics import Function, Metric, correctness
 from circuitfind.models.load import Model
 from circuitfind.record import Record
@@ -95,8 +96,7 @@ class Evaluator:
         batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
-        bound = task if isinstance(task, BoundTask) else task.on(model)
-        self.bound = bound.with_metric(metric)
+        self.bound = bind(model, task).with_metric(metric)
         self.graph, self.seed, self.ablation = model.graph, seed, ablation
         self.pairs = Pairs.of(model.adapter, self.bound.batch, self.bound.metric, ablation, seed, batch_size)
         length = self.bound.batch.clean.ids.shape[1]

@@ -20,7 +20,8 @@ from circuitfind.errors import ScoreError
 from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
 from circuitfind.evaluation.random_circuits import random_circuit
 from circuitfind.evaluation.statistics import Interval, bootstrap_mean, correlation, rank_correlation
-from circuitfind.metrics import METRICS, Function, Metric, metric_of
+from circuitfind.loading import bind
+from circuitfind.metrics import METRICS, Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.scores import Scores
@@ -130,6 +131,7 @@ def verify(
         raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
     if top < 0 or random < 0:
         raise ScoreError(f"top={top} and random={random} count edges and circuits: neither can be negative")
+    task = bind(model, task)
     metric = _metric_of(scores, task) if metric is None else metric
     ablation, direction = ablation or scores.record.ablation, direction or scores.record.direction
     evaluator = Evaluator(model, task, ablation=ablation, metric=metric, batch_size=batch_size, seed=seed)
@@ -160,9 +162,9 @@ def verify(
     )
 
 
-def _metric_of(scores: Scores, task: Task | BoundTask) -> str | None:
+def _metric_of(scores: Scores, task: BoundTask) -> str | None:
     """The metric that the scores estimate, where it is not the task's own."""
-    made, own = scores.record.metric, metric_of(task.metric).name
+    made, own = scores.record.metric, task.metric.name
     if not made or made == own:
         return None
     if made not in METRICS:

@@ -166,7 +166,7 @@ def read(path: str | PathLike[str]) -> Content:
         graph = Graph(**content.graph.model_dump())
     except ValidationError as error:
         raise FileError(f"{path}: {_first(error)}") from None
-    except ValueError as error:
+    except FileError as error:
         raise FileError(f"{path}: graph: {error}") from None
     return Content(graph, _rows(path, graph, content.edges), Record(**content.record.model_dump()), content.facts)
 

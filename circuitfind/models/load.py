@@ -88,11 +88,17 @@ def fetch(name: str, dtype: str | torch.dtype | None = None, device: Any = None,
         keywords: passed on to `from_pretrained`.
     """
     source = str(EMBEDDED.get(name, name))
-    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype not in (None, "auto") and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
         raise ModelError(f"dtype '{dtype}' is unknown: use float32, bfloat16, float16 or float64")
     try:
         family_of(AutoConfig.from_pretrained(source, **_shared(keywords)).get_text_config())
         hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **keywords)
+    except TypeError as error:
+        for keyword in keywords:
+            if f"'{keyword}'" in str(error):
+                raise ModelError(f"cannot load '{name}': keyword '{keyword}' is unknown to transformers") from None
+        raise ModelError(_why_not(name, error)) from None
     except (OSError, ValueError) as error:
         raise ModelError(_why_not(name, error)) from None
     device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"

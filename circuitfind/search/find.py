@@ -28,6 +28,7 @@ from circuitfind.errors import ScoreError, TaskError
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.summary import TaskSummary, summarise, summary_of
 from circuitfind.evaluation.verify import Verification, verify
+from circuitfind.loading import bind
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.progress import progress, track
@@ -123,7 +124,9 @@ def find(
         TaskError: too few pairs, or they do not fit the model.
         ScoreError: scores or faithfulness are undefined on this task.
     """
-    bound = (task if isinstance(task, BoundTask) else task.on(model)).with_metric(metric)
+    bound = bind(model, task).with_metric(metric)
+    if tolerance < 0 or prune_tolerance < 0:
+        raise ScoreError(f"tolerance={tolerance} and prune_tolerance={prune_tolerance} are distances: not negative")
     if len(bound) < 2:
         raise TaskError("one pair is too few to find a circuit and to judge it: give at least two, better thirty")
     seen, unseen = bound.split(1 - holdout, seed)
@@ -136,6 +139,8 @@ def find(
         found = attribute(model, seen, method, batch_size=batch_size, seed=seed, **options)
         assert isinstance(found, Scores)
         scores = found
+    elif not isinstance(scores, Scores):
+        raise ScoreError(f"find needs edge scores, not {type(scores).__name__}: attribute(level='edge') makes them")
     elif scores.graph != model.graph:
         raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
     search = _Search(evaluator, scores, by, tolerance, one_sided)
@@ -146,7 +151,8 @@ def find(
     circuit = scores.cut(mask, search="find", prune_tolerance=prune_tolerance if prune else None, **settings)
     same: dict[str, Any] = {"ablation": ablation, "direction": direction, "batch_size": batch_size, "seed": seed}
     checks = verify(model, unseen, scores, top, circuit=circuit, random=random, **same)
-    circuit = replace(circuit, exact=checks.exact, facts=_facts(search, circuit, checks, seen, unseen))
+    record = replace(circuit.record, ablation=ablation, direction=direction)  # given scores may be of another
+    circuit = replace(circuit, record=record, exact=checks.exact, facts=_facts(search, circuit, checks, seen, unseen))
     return FindResult(circuit, scores, checks, tuple(search.curve), tuple(search.steps), summary, unseen)
 
 

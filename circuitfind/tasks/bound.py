@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ class BoundTask:
     Attributes:
         batch: all pairs, padded on the right to one length.
         tokens: by row, the clean prompt's tokens as text (ids as text without a tokenizer).
+        model, vocabulary: the name of the model that the tokens belong to, and how many ids it has.
         notes: choices made on the way that move results (answer spelling, BOS), for records and reports.
     """
 
@@ -31,6 +33,8 @@ class BoundTask:
     answer_texts: tuple[str, ...]
     tokens: tuple[tuple[str, ...], ...]
     bos: str
+    model: str
+    vocabulary: int
     notes: tuple[str, ...] = ()
     flips: bool = False
 
@@ -38,7 +42,17 @@ class BoundTask:
         return len(self.batch)
 
     def subset(self, rows: Sequence[int]) -> BoundTask:
-        """Some of the pairs."""
+        """Some of the pairs.
+
+        Raises:
+            TaskError: no row is asked for, or one that is not there.
+        """
+        rows = list(rows)
+        if not rows:
+            raise TaskError(f"subset: no rows are asked for; there are {len(self)}, counted from 0")
+        for row in rows:
+            if isinstance(row, bool) or not isinstance(row, Integral) or not -len(self) <= row < len(self):
+                raise TaskError(f"subset: there is no row {row!r}; there are {len(self)}, counted from 0")
         index = torch.tensor(list(rows), dtype=torch.long)
         pick = lambda values: tuple(values[i] for i in rows)  # noqa: E731
         return replace(
@@ -56,7 +70,7 @@ class BoundTask:
         Raises:
             TaskError: one part would be empty.
         """
-        size = round(len(self) * fraction)
+        size = round(len(self) * fraction) if isinstance(fraction, Real) and 0 < fraction < 1 else 0
         if not 0 < size < len(self):
             raise TaskError(
                 f"{len(self)} pairs cannot be split at {fraction}: at least one pair on each side is needed"

@@ -27,6 +27,8 @@ def read_pairs(path: str | PathLike[str]) -> dict[str, Any]:
     Raises:
         FileError: naming the file, the line and what is wrong with it.
     """
+    if not isinstance(path, (str, PathLike)):
+        raise FileError(f"pairs are read from a path, not from {path!r}: give the name of a jsonl or csv file")
     path = Path(path)
     if not path.is_file():
         raise FileError(f"{path}: no such file")

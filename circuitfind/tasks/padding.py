@@ -11,11 +11,18 @@ from circuitfind.errors import TaskError
 from circuitfind.tasks.tokens import Tokens
 
 
-def unpadded(ids: Tensor, mask: Tensor | None) -> list[list[int]]:
+def unpadded(ids: Tensor, mask: Any) -> list[list[int]]:
+    """Rows of ids without what `mask` (a tensor or lists, true at real tokens) marks as padding."""
     if ids.ndim != 2:
         raise TaskError(f"prompts as ids have shape {list(ids.shape)}: [batch, pos] is needed")
+    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
+        raise TaskError(f"prompts as ids are a tensor of {ids.dtype}: token ids are whole numbers (torch.long)")
     if mask is None:
         return ids.tolist()
+    try:
+        mask = torch.as_tensor(mask)
+    except (ValueError, TypeError, RuntimeError):
+        raise TaskError("attention_mask is no table of numbers: give [batch, pos], true at real tokens") from None
     if mask.shape != ids.shape:
         raise TaskError(f"attention_mask has shape {list(mask.shape)}, the prompts {list(ids.shape)}")
     return [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
@@ -70,17 +77,20 @@ def by_read(answers: Any, read: Tensor, vocabulary: int, side: str) -> Tensor:
     except (ValueError, TypeError):
         given = torch.tensor(0.5)
     given = given.unsqueeze(-1) if given.ndim == 2 else given
-    if given.ndim != 3 or given.shape[:2] != read.shape or given.is_floating_point():
+    if given.ndim != 3 or given.shape[:2] != read.shape or given.is_floating_point() or given.dtype == torch.bool:
         raise TaskError(
             f"{side} must be token ids for each read position, [batch, reads] or [batch, reads, answers] with"
             f" [batch, reads] = {list(read.shape)}, and -1 where a set is smaller than the others"
         )
-    for number, row in enumerate(given.tolist()):
-        for ids in row:
+    rows = given.tolist()
+    for number, row in enumerate(rows):
+        for at, ids in enumerate(row):
             real = [token for token in ids if token != -1]
             if not real or not all(0 <= token < vocabulary for token in real):
                 raise TaskError(f"row {number}: {side} {ids} hold no id, or one outside the vocabulary of {vocabulary}")
-    return given
+            once = list(dict.fromkeys(real))  # an id that is listed twice counts once
+            row[at] = [*once, *[-1] * (len(ids) - len(once))]
+    return torch.tensor(rows, device=read.device)
 
 
 def validate_disjoint(answers: Tensor, wrong: Tensor) -> None:

@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from numbers import Integral
 from os import PathLike
 from typing import Any, Protocol
@@ -70,8 +70,13 @@ class Task:
 
     def __post_init__(self) -> None:
         for side in ("clean", "corrupted", "answers", "wrong_answers"):
-            if isinstance(getattr(self, side), str):  # it has a length, and would pass for a list of letters
+            given = getattr(self, side)
+            if isinstance(given, str):  # it has a length, and would pass for a list of letters
                 raise TaskError(f"{side} is one string: give a list with one entry per pair")
+            if isinstance(given, Iterator):
+                setattr(self, side, list(given))
+            elif not _is_list(given) and (given is not None or side in ("clean", "corrupted")):
+                raise TaskError(f"{side} is {_kind(given)}: give a list or tensor with one entry per pair")
         sizes = {"clean": len(self.clean), "corrupted": len(self.corrupted)}
         for side in ("answers", "wrong_answers"):
             if getattr(self, side) is not None:
@@ -87,6 +92,13 @@ class Task:
                 raise TaskError(
                     f"row {number}: prompts are strings, or all of them one [batch, pos] tensor of token ids"
                 )
+        if isinstance(self.clean, Tensor) and self.bos is not None:
+            raise TaskError("bos is for prompts as text: put the BOS token's id into the prompts yourself")
+        masks = (self.attention_mask, self.corrupted_attention_mask)
+        if not isinstance(self.clean, Tensor) and any(mask is not None for mask in masks):
+            raise TaskError("attention_mask is for prompts as token ids: strings are padded and masked by the task")
+        if not isinstance(self.metric, (str, Metric)) and not callable(self.metric):
+            raise TaskError(f"metric is {_kind(self.metric)}: give one name or a callable (logits, batch)")
         metric_of(self.metric)
 
     @classmethod
@@ -100,6 +112,10 @@ class Task:
         Raises:
             FileError: naming file and line.
         """
+        known = [field.name for field in fields(cls)]
+        for keyword in keywords:
+            if keyword not in known:
+                raise TaskError(f"from_file: keyword '{keyword}' is unknown: use one of {', '.join(known)}")
         task = cls(**{**files.read_pairs(path), **keywords})
         if model is not None:
             task.on(model)
@@ -147,6 +163,8 @@ class Task:
             tuple(f"{_some(a, as_text)} / {_some(w, as_text)}" if w else _some(a, as_text) for a, w in rows),
             tuple(tuple(as_text([i]) for i in ids) for ids in tokens.clean),
             bos,
+            getattr(model, "name", ""),
+            model.vocabulary,
             tuple(notes),
             self.flips,
         )
@@ -178,9 +196,9 @@ class Task:
         rows: list[Any] = list(answers) if as_list is None else as_list()
         sets = [list(row) if isinstance(row, (list, tuple)) else [row] for row in rows]
         for number, row in enumerate(sets):
-            if not row or not all(isinstance(answer, Integral) for answer in row):
+            if not row or not all(isinstance(answer, Integral) and not isinstance(answer, bool) for answer in row):
                 raise TaskError(f"row {number}: with prompts as ids, answers are ids too, not {row!r}")
-        return sets
+        return [list(dict.fromkeys(row)) for row in sets]  # each counts once
 
     def _positions(self) -> Tensor:
         """The positions as given, in a tensor; empty where none are."""
@@ -188,7 +206,8 @@ class Task:
             given = torch.as_tensor([] if self.positions is None else self.positions)
         except (ValueError, TypeError):
             given = torch.tensor(0.5)
-        if given.numel() and given.is_floating_point():
+        empty = given.ndim == 2 and not given.shape[1]
+        if empty or given.dtype == torch.bool or (given.numel() and given.is_floating_point()):
             raise TaskError("positions are whole numbers: one, one an example, or [batch, reads] with as many in each")
         return given
 
@@ -212,6 +231,17 @@ class Task:
 
     def _prompt_texts(self, given: Prompts, ids: list[list[int]], as_text: Callable) -> tuple[str, ...]:
         return tuple(as_text(row) for row in ids) if isinstance(given, Tensor) else tuple(given)
+
+
+def _is_list(given: Any) -> bool:
+    """Whether it has one entry per pair, in order."""
+    return hasattr(given, "__len__") and not isinstance(given, (bytes, dict, set)) and getattr(given, "ndim", 1) > 0
+
+
+def _kind(given: Any) -> str:
+    if given is None:
+        return "None"
+    return f"a {type(given).__name__}" + (" of no dimension" if getattr(given, "ndim", 1) == 0 else "")
 
 
 def _decoder(tokenizer: Any) -> Callable[[list[int]], str]:

@@ -92,13 +92,18 @@ def tokenise(
         ids, failure = _try(tokenizer, SPELLINGS[name], clean, clean_ids, sets)
         if failure is None:
             found = zip(ids, answers, wrong, strict=True)
-            pairs = [([row[a] for a in right], [row[w] for w in bad]) for row, right, bad in found]
+            pairs = [(_ids(row, right), _ids(row, bad)) for row, right, bad in found]
             return Tokens(clean_ids, corrupted_ids, [p[0] for p in pairs], [p[1] for p in pairs], name)
         failures.append(f"{name}: {failure}")
     raise TaskError(
         "answers must be one token each. " + "; ".join(failures) + ". Choose answers that are one token after the"
         " prompt, or give token ids"
     )
+
+
+def _ids(row: dict[str, int], answers: Sequence[str]) -> list[int]:
+    """Ids of these answers; one that is listed twice, or in two spellings, counts once."""
+    return list(dict.fromkeys(row[answer] for answer in answers))
 
 
 def _preference(clean: Sequence[str], sets: list[list[str]]) -> list[str]:
