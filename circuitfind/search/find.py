@@ -17,6 +17,7 @@ The target is |1 - faithfulness| <= tolerance, from above or below (`one_sided`:
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -192,7 +193,7 @@ class _Search:
     # ---------------------------------------------------------------- measuring
     def faithfulness_of(self, mask: np.ndarray) -> float:
         """Exact faithfulness, run once per distinct circuit."""
-        key = np.packbits(mask).tobytes()
+        key = hashlib.blake2b(np.packbits(mask).tobytes()).digest()
         if key not in self._known:
             metric = self.evaluator.run(mask[None]).metric
             self._known[key] = float(self.evaluator.faithfulness(metric)[0])
@@ -257,12 +258,12 @@ class _Search:
         start = self.faithfulness_of(mask)
         limit = min(abs(1 - start) + growth, max(self.tolerance, abs(1 - start)))
         ranked = self.scores.ranked(self.by)
-        order = [(u, r) for u, r in ranked[::-1] if mask[u, r]]
+        order = ranked[mask[ranked[:, 0], ranked[:, 1]]][::-1]
         before, run, at = int(mask.sum()), 1, 0
         with progress("pruning", len(order)) as advance:
             while at < len(order):
                 trial = mask.copy()
-                trial[tuple(np.array(order[at : at + run]).T)] = False
+                trial[tuple(order[at : at + run].T)] = False
                 trial = connected(self.graph, trial)
                 value = self.faithfulness_of(trial)
                 goes = abs(1 - value) <= limit and (self.meets(value) or not self.meets(start))
