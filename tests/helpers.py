@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from families import VOCAB
 from torch import Tensor
 
 from circuitfind.batch import Batch, Inputs
 from circuitfind.engine.capture import capture, capture_gradients
+from circuitfind.engine.circuit_run import CircuitVisitor
 from circuitfind.engine.contract import edge_effects
+from circuitfind.engine.plan import Plan
+from circuitfind.engine.prepare import Prepared
 from circuitfind.graph import Graph
 from circuitfind.models.adapter import Adapter
+from circuitfind.models.backends import through, undisturbed
 
 LENGTH = 9
 
@@ -59,3 +64,11 @@ def off(value: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest expected magnitude."""
     value, expected = value.detach().double(), expected.detach().double()
     return float((value - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+
+
+def run_circuits_traced(prepared: Prepared, masks: np.ndarray, sparse: bool) -> Tensor:
+    """`run_circuits` through the adapter's own backend, without skipping: the two are held equal."""
+    plan = Plan.of(prepared, masks, sparse)
+    with torch.no_grad(), undisturbed(prepared.adapter.model):
+        logits = through(prepared.adapter, prepared.batch.clean.repeat(len(masks)), CircuitVisitor(prepared, plan))
+    return logits.unflatten(0, (len(masks), -1))

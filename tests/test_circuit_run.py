@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from families import EVERY_FAMILY
-from helpers import off, random_pairs
+from helpers import off, random_pairs, run_circuits_traced
 from oracles import Literal, Pass, run_circuit
 from torch import Tensor
 
 from circuitfind.batch import Batch
 from circuitfind.engine import circuit_run
 from circuitfind.engine.ablation import check_ablation, mean_of, resampled, sum_writers
-from circuitfind.engine.circuit_run import run_circuits, run_circuits_traced
+from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.plan import prefers_sparse
 from circuitfind.engine.prepare import Prepared, prepare
 from circuitfind.errors import TaskError

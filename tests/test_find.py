@@ -17,7 +17,8 @@ import circuitfind as cf
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.graph import Graph
 from circuitfind.search import find as search
-from circuitfind.search.find import _Search
+from circuitfind.search import sizes
+from circuitfind.search.sizes import SizeSearch
 
 QUICK = {"top": 5, "random": 2}
 
@@ -244,23 +245,23 @@ GRAPH = Graph(2, 4, 4, 32)  # 110 edges: the grid is 1, 2, 4, ..., 64, 110
 
 
 @pytest.fixture()
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., _Search]:
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SizeSearch]:
     """A search on a script; edges rank in the graph's own order."""
-    monkeypatch.setattr(search, "connected", lambda graph, mask: mask)
+    monkeypatch.setattr(sizes, "connected", lambda graph, mask: mask)
     values = np.zeros(GRAPH.real.shape, dtype=np.float32)
     values.T[GRAPH.real.T] = np.linspace(2, 1, GRAPH.n_edges)
 
-    def make(value: Callable, one_sided: bool = False, of_mask: bool = False, tolerance: float = 0.15) -> _Search:
-        return _Search(Script(value, of_mask), Unpruned(GRAPH, values), "absolute", tolerance, one_sided)
+    def make(value: Callable, one_sided: bool = False, of_mask: bool = False, tolerance: float = 0.15) -> SizeSearch:
+        return SizeSearch(Script(value, of_mask), Unpruned(GRAPH, values), "absolute", tolerance, one_sided)
 
     return make
 
 
-def asked(found: _Search, stage: str) -> list[int]:
+def asked(found: SizeSearch, stage: str) -> list[int]:
     return [point.asked for point in found.curve if point.stage == stage]
 
 
-def test_a_rising_curve_ends_in_its_first_bracket(scripted: Callable[..., _Search]) -> None:
+def test_a_rising_curve_ends_in_its_first_bracket(scripted: Callable[..., SizeSearch]) -> None:
     found = scripted(lambda n: n / 40)
     assert found.smallest().sum() == 34  # 0.85
     assert asked(found, "grid") == [1, 2, 4, 8, 16, 32, 64] and asked(found, "bisection") == [48, 40, 36, 34, 33]
@@ -269,20 +270,20 @@ def test_a_rising_curve_ends_in_its_first_bracket(scripted: Callable[..., _Searc
     assert texts[1] == "the smallest size on target is the top 34 edges (34 connected)"
 
 
-def test_a_size_on_target_is_bisected_downwards(scripted: Callable[..., _Search]) -> None:
+def test_a_size_on_target_is_bisected_downwards(scripted: Callable[..., SizeSearch]) -> None:
     found = scripted(lambda n: 0.9 if n >= 21 else 0.2)
     assert found.smallest().sum() == 21
     assert asked(found, "grid")[-1] == 32 and asked(found, "bisection") == [24, 20, 22, 21]
     assert found.steps[0].text == "the top 32 edges (32 connected) reach faithfulness 0.900: on target"
 
 
-def test_the_first_bracket_wins_over_later_ones(scripted: Callable[..., _Search]) -> None:
+def test_the_first_bracket_wins_over_later_ones(scripted: Callable[..., SizeSearch]) -> None:
     """0.9 at 12 edges, worse again at 13 to 59: a search that trusts monotony would end at 60."""
     found = scripted(lambda n: 0.9 if 9 <= n <= 16 or n >= 60 else 0.3)
     assert found.smallest().sum() == 9
 
 
-def test_an_overshoot_that_jumps_over_the_target(scripted: Callable[..., _Search]) -> None:
+def test_an_overshoot_that_jumps_over_the_target(scripted: Callable[..., SizeSearch]) -> None:
     """0.5 up to 20 edges, 1.5 up to 49, on target from 50."""
     found = scripted(lambda n: 0.5 if n <= 20 else 1.5 if n < 50 else 1.0)
     assert found.smallest().sum() == 50
@@ -295,21 +296,21 @@ def test_an_overshoot_that_jumps_over_the_target(scripted: Callable[..., _Search
     ]
 
 
-def test_a_target_that_is_crossed_from_above(scripted: Callable[..., _Search]) -> None:
+def test_a_target_that_is_crossed_from_above(scripted: Callable[..., SizeSearch]) -> None:
     """An overshoot at 32 edges, an undershoot at 64, and the target between them."""
     found = scripted(lambda n: 0.5 if n <= 20 else 1.5 if n < 40 else 1.0 if n < 50 else 0.4 if n < 100 else 1.0)
     assert found.smallest().sum() == 40
     assert asked(found, "grid")[-1] == 64
 
 
-def test_only_the_whole_model_is_on_target(scripted: Callable[..., _Search]) -> None:
+def test_only_the_whole_model_is_on_target(scripted: Callable[..., SizeSearch]) -> None:
     for elsewhere in (0.0, 3.0):
         found = scripted(lambda n, elsewhere=elsewhere: 1.0 if n == GRAPH.n_edges else elsewhere)
         assert found.smallest().sum() == GRAPH.n_edges
         assert asked(found, "grid")[-1] == GRAPH.n_edges
 
 
-def test_an_undershoot_only_is_refused_one_sided(scripted: Callable[..., _Search]) -> None:
+def test_an_undershoot_only_is_refused_one_sided(scripted: Callable[..., SizeSearch]) -> None:
     curve = lambda n: 1.4 if n >= 10 else 0.5  # noqa: E731
     assert scripted(curve, one_sided=True).smallest().sum() == 10
     two_sided = scripted(lambda n: curve(n) if n < 100 else 1.0)
@@ -318,7 +319,7 @@ def test_an_undershoot_only_is_refused_one_sided(scripted: Callable[..., _Search
     assert scripted(curve, one_sided=True).meets(7.0) and not scripted(curve, one_sided=True).meets(0.84)
 
 
-def test_no_circuit_is_run_twice(scripted: Callable[..., _Search]) -> None:
+def test_no_circuit_is_run_twice(scripted: Callable[..., SizeSearch]) -> None:
     found = scripted(lambda n: n / 40)
     mask = found.smallest()
     runs = found.evaluator.runs
@@ -335,7 +336,7 @@ def top_mask(n: int) -> np.ndarray:
     return mask
 
 
-def test_pruning_drops_what_does_not_matter(scripted: Callable[..., _Search]) -> None:
+def test_pruning_drops_what_does_not_matter(scripted: Callable[..., SizeSearch]) -> None:
     needed = top_mask(40) & ~top_mask(33)  # the weakest seven of forty
     found = scripted(lambda mask: 1.0 if (mask & needed).sum() == 7 else 0.0, of_mask=True)
     kept = found.pruned(top_mask(40), 0.05)
@@ -344,7 +345,7 @@ def test_pruning_drops_what_does_not_matter(scripted: Callable[..., _Search]) ->
     assert found.evaluator.runs < 33, "edges that all go are taken together"
 
 
-def test_pruning_takes_the_weakest_first(scripted: Callable[..., _Search]) -> None:
+def test_pruning_takes_the_weakest_first(scripted: Callable[..., SizeSearch]) -> None:
     """Every edge costs 0.02: there is room for the five weakest, within 0.1 of where it started."""
     found = scripted(lambda mask: 1.0 - 0.02 * (20 - mask.sum()), of_mask=True)
     np.testing.assert_array_equal(found.pruned(top_mask(20), 0.1001), top_mask(15))
@@ -352,14 +353,14 @@ def test_pruning_takes_the_weakest_first(scripted: Callable[..., _Search]) -> No
     np.testing.assert_array_equal(strict.pruned(top_mask(20), 0.1001), top_mask(17))
 
 
-def test_pruning_names_an_overshoot(scripted: Callable[..., _Search]) -> None:
+def test_pruning_names_an_overshoot(scripted: Callable[..., SizeSearch]) -> None:
     found = scripted(lambda mask: 1.1 if mask.sum() < 20 else 1.0, of_mask=True)
     assert found.pruned(top_mask(20), 0.12).sum() == 0
     assert found.steps[-1].text == "overshoot of 0.100: edges that oppose the behaviour are left out"
     assert found.steps[-2].text == "20 of 20 edges removed; faithfulness 1.000 -> 1.100"
 
 
-def test_one_sided_pruning_stays_on_its_side(scripted: Callable[..., _Search]) -> None:
+def test_one_sided_pruning_stays_on_its_side(scripted: Callable[..., SizeSearch]) -> None:
     """From 1.4 a loss of 0.8 leaves |1 - faithfulness| as it was, and the target."""
     found = scripted(lambda mask: 1.4 - 0.1 * (20 - mask.sum()), one_sided=True, of_mask=True)
     kept = found.pruned(top_mask(20), 0.05)

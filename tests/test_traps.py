@@ -9,13 +9,13 @@ import pytest
 import torch
 import transformers as hf
 from families import EVERY_FAMILY, FALCON, GPT, IDS, LLAMA, build
-from helpers import as_matrix, edge_scores, off, surprise
+from helpers import as_matrix, edge_scores, off, run_circuits_traced, surprise
 from oracles import split_reader_scores
 from torch import Tensor, nn
 
 from circuitfind.batch import Batch, Inputs
 from circuitfind.engine.capture import Writers, capture, capture_gradients
-from circuitfind.engine.circuit_run import run_circuits, run_circuits_traced
+from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.contract import edge_effects
 from circuitfind.engine.identities import check_identities
 from circuitfind.engine.prepare import prepare

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from circuitfind.engine.plan import Plan, prefers_sparse
 from circuitfind.engine.prepare import Prepared
-from circuitfind.models.backends import Stop, through, through_hooks, undisturbed
+from circuitfind.models.backends import Stop, through_hooks, undisturbed
 from circuitfind.models.layout import Heads
 
 SLICE_BYTES = {"cpu": 8 * 2**20}  # of reader streams worked on at a time; see contract.INNER_BYTES
@@ -48,14 +48,6 @@ def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = No
     inputs = prepared.batch.clean.repeat(len(masks))
     with torch.no_grad(), undisturbed(adapter.model):
         logits = through_hooks(adapter, inputs, visitor, skips=skippable(prepared, plan))
-    return logits.unflatten(0, (len(masks), -1))
-
-
-def run_circuits_traced(prepared: Prepared, masks: np.ndarray, sparse: bool) -> Tensor:
-    """`run_circuits` through the adapter's own backend, without skipping: the two are held equal."""
-    plan = Plan.of(prepared, masks, sparse)
-    with torch.no_grad(), undisturbed(prepared.adapter.model):
-        logits = through(prepared.adapter, prepared.batch.clean.repeat(len(masks)), CircuitVisitor(prepared, plan))
     return logits.unflatten(0, (len(masks), -1))
 
 

@@ -33,7 +33,6 @@ class Stop:
 STOP = Stop()
 Visit = Callable[[str, int, Tensor], "Tensor | Stop | None"]
 Skips = Mapping[str, Tensor]  # module path -> the (first) output that it would have computed
-EVERYWHERE = None
 
 
 class _Stopped(Exception):
@@ -76,13 +75,11 @@ def through_hooks(
     adapter: Adapter,
     inputs: Inputs,
     visit: Visit,
-    sites: frozenset[str] | None = EVERYWHERE,
     skips: Skips | None = None,
 ) -> Tensor:
     """One forward pass with module hooks.
 
     Args:
-        sites: names of the sites to visit; all by default.
         skips: results of modules that need not run.
 
     Returns:
@@ -125,9 +122,8 @@ def through_hooks(
         for site in adapter.sites:
             if site.name == "unembed":
                 continue
-            if sites is EVERYWHERE or site.name in sites:
-                attach = hook_input if site.side == "input" else hook_output
-                attach(site, module_at(adapter.model, site.path))
+            attach = hook_input if site.side == "input" else hook_output
+            attach(site, module_at(adapter.model, site.path))
         head = module_at(adapter.model, adapter.head_path)
         handles.append(head.register_forward_pre_hook(lambda _, args: (read_rows(args[0], inputs), *args[1:])))
         return adapter.model(**adapter.keywords(inputs)).logits
@@ -143,15 +139,13 @@ def through_hooks(
                 module.forward = forwards[path]
 
 
-def through_nnsight(
-    adapter: Adapter, inputs: Inputs, visit: Visit, sites: frozenset[str] | None = EVERYWHERE
-) -> Tensor:
+def through_nnsight(adapter: Adapter, inputs: Inputs, visit: Visit) -> Tensor:
     """One forward pass in an nnsight trace; arguments and result as for `through_hooks`."""
-    envoy, wanted = adapter.envoy, [s for s in adapter.sites if sites is EVERYWHERE or s.name in sites]
+    envoy = adapter.envoy
     keywords = adapter.keywords(inputs)
     box: list[Tensor] = []
     with envoy.trace(**keywords) as tracer:
-        if _drive(envoy, wanted, visit):
+        if _drive(envoy, adapter.sites, visit):
             tracer.stop()
         else:
             head = module_at(envoy, adapter.head_path)
@@ -183,9 +177,9 @@ def _drive(envoy: Any, sites: list[Site], visit: Visit) -> bool:
 BACKENDS = {"nnsight": through_nnsight, "hooks": through_hooks}
 
 
-def through(adapter: Adapter, inputs: Inputs, visit: Visit, sites: frozenset[str] | None = EVERYWHERE) -> Tensor:
+def through(adapter: Adapter, inputs: Inputs, visit: Visit) -> Tensor:
     """One forward pass through the backend that the adapter names."""
-    return BACKENDS[adapter.backend](adapter, inputs, visit, sites)
+    return BACKENDS[adapter.backend](adapter, inputs, visit)
 
 
 def observe(adapter: Adapter) -> None:

@@ -1,0 +1,119 @@
+"""One block of a model: its weights by head, its norms, and how what it writes reaches the residual stream.
+
+What a layer adds to the stream is linear in the concatenated heads `z` once the post-norm's own scale is known: head h
+writes `(s z_h) W_O^h`, with the post-norm's weight and the residual multiplier folded into `W_O`.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from circuitfind.models.families import Family
+from circuitfind.models.layout import Heads, Layout
+from circuitfind.models.norms import Norm
+
+
+def module_at(root: Any, path: str) -> Any:
+    """The module (or nnsight envoy) at a dotted path."""
+    return functools.reduce(lambda at, key: at[int(key)] if key.isdigit() else getattr(at, key), path.split("."), root)
+
+
+def _weight(module: Any) -> Tensor:
+    """`[in, out]` view of a projection's weight."""
+    return module.weight if isinstance(module, Conv1D) else module.weight.T
+
+
+@dataclass(frozen=True, eq=False)
+class LayerView:
+    """One block: its paths, its projections and norms.
+
+    Weights are read from the modules at each use, in `work` precision, so nothing is held twice.
+    """
+
+    path: str
+    family: Family
+    layout: Layout
+    block: Any
+    attn_norm: Norm | None
+    mlp_norm: Norm | None
+    post_attn_norm: Norm | None
+    post_mlp_norm: Norm | None
+    multiplier: float
+    work: torch.dtype
+
+    def module(self, name: str) -> Any:
+        return module_at(self.block, name)
+
+    @property
+    def device(self) -> torch.device:
+        parameter: Tensor = next(self.block.parameters())
+        return parameter.device
+
+    def _projections(self) -> list[nn.Module]:
+        names = (self.family.qkv,) if self.family.qkv else (self.family.q, self.family.k, self.family.v)
+        return [module_at(self.block, name) for name in names]
+
+    def _as_heads(self, parts: list[Tensor]) -> Heads:
+        if len(parts) == 1:
+            return self.layout.split(parts[0])
+        return Heads(*(part.unflatten(-1, (-1, self.layout.d_head)) for part in parts))
+
+    def qkv_weight(self) -> Heads:
+        """`[d_model, heads, d_head]` each for q, k and v."""
+        return self._as_heads([_weight(m).detach().to(self.work) for m in self._projections()])
+
+    def qkv_bias(self) -> Heads | None:
+        """`[heads, d_head]` each, or None where the projections have none."""
+        biases: list[Any] = [m.bias for m in self._projections()]
+        if all(bias is None for bias in biases):
+            return None
+        widths = [_weight(m).shape[1] for m in self._projections()]
+        zero = functools.partial(torch.zeros, device=self.device, dtype=self.work)
+        parts = [zero(n) if b is None else b.detach().to(self.work) for b, n in zip(biases, widths, strict=True)]
+        return self._as_heads(parts)
+
+    def output_weight(self) -> Tensor:
+        """`[heads, d_head, d_model]`: W_O with the post-norm's weight and the residual multiplier folded in."""
+        weight = _weight(self.module(self.family.o)).detach().to(self.work)
+        if self.post_attn_norm is not None:
+            weight = self.post_attn_norm.centre(weight) * self.post_attn_norm.weight
+        if self.multiplier != 1:
+            weight = weight * self.multiplier
+        return weight.unflatten(0, (self.layout.n_heads, self.layout.d_head))
+
+    def scaled_heads(self, z: Tensor, attn_out: Tensor) -> Tensor:
+        """`[batch, pos, heads, d_head]` heads times the post-norm's scale at this run, ready for `output_weight`."""
+        heads = z.to(self.work).unflatten(-1, (self.layout.n_heads, self.layout.d_head))
+        if self.post_attn_norm is None:
+            return heads
+        return heads * self.post_attn_norm.scale(attn_out.to(self.work)).unsqueeze(-1)
+
+    def attn_written(self, attn_out: Tensor) -> Tensor:
+        """`[batch, pos, d_model]`: what attention (its bias included) adds to the stream."""
+        return self._written(attn_out.to(self.work), self.post_attn_norm)
+
+    def mlp_written(self, mlp_out: Tensor) -> Tensor:
+        """`[batch, pos, d_model]`: what the MLP adds to the stream, without its output projection's bias."""
+        bias = self._bias(self.family.down)
+        mlp_out = mlp_out.to(self.work)
+        return self._written(mlp_out if bias is None else mlp_out - bias, self.post_mlp_norm)
+
+    def constants(self) -> tuple[Tensor | None, Tensor | None]:
+        """`[d_model]` each: biases of the attention's and the MLP's output projection as added to the stream."""
+        attn, mlp = self._bias(self.family.o), self._bias(self.family.down)
+        scaled = [None if bias is None else bias * self.multiplier for bias in (attn, mlp)]
+        return scaled[0], scaled[1]
+
+    def _bias(self, name: str | None) -> Tensor | None:
+        bias = getattr(self.module(name), "bias", None) if name else None
+        return None if bias is None else bias.detach().to(self.work)
+
+    def _written(self, x: Tensor, norm: Norm | None) -> Tensor:
+        x = x if norm is None else norm(x)
+        return x if self.multiplier == 1 else x * self.multiplier
