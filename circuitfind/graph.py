@@ -1,4 +1,4 @@
-"""The computation graph of a transformer as index arithmetic: names and counts from six numbers.
+"""The computation graph of a transformer as index arithmetic: names and counts from five numbers.
 
 1. *Writers* add to the residual stream: `input`, then per layer the heads `a{l}.h{h}` and the MLP `m{l}`.
    Writer `input` has index 0, head h of layer l has `1 + l(H+1) + h`, its MLP `1 + l(H+1) + H`.

@@ -42,7 +42,7 @@ class _Part(BaseModel):
 
 
 class GraphPart(_Part):
-    """The six numbers of a `Graph`; the file's own copy, so that a change of the class cannot change the format."""
+    """The five numbers of a `Graph`; the file's own copy, so that a change of the class cannot change the format."""
 
     n_layers: int = Field(ge=1)
     n_heads: int = Field(ge=1)
