@@ -1,12 +1,15 @@
 """Named arrays of a long run on disk, so that a stopped run goes on where it was.
 
-A file is written whole or not at all, and carries the key of its run: a digest of everything that decides the result.
-A file with another key is refused, never overwritten.
+1. A file is written whole or not at all, and carries the key of its run: a digest of everything that decides the
+   result. A file with another key is refused, never overwritten.
+2. A run that measures many places keeps `[places, examples]` values, NaN where not measured yet, and writes them now
+   and then: a killed process loses no more than was measured since.
 """
 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -16,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from circuitfind.errors import FileError
+
+SECONDS_BETWEEN_WRITES = 20.0
 
 
 class CheckpointFile:
@@ -69,6 +74,44 @@ class CheckpointFile:
         """Removes the file of a run that is complete."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+
+
+class Measurements:
+    """What a long run measured, kept in a file when there is a path and in memory otherwise.
+
+    Args:
+        path: None keeps nothing on disk.
+        key, parts: as for `CheckpointFile`.
+        shape: (places, examples).
+
+    Raises:
+        FileError: the file belongs to another run, or is no checkpoint.
+    """
+
+    def __init__(self, path: str | PathLike[str] | None, key: str, parts: str, shape: tuple[int, int]) -> None:
+        self.file, self._written = CheckpointFile(path, key, parts), time.monotonic()
+        known = self.file.read()
+        self.values = np.full(shape, np.nan) if known is None else known["values"]
+
+    def missing(self, places: slice, examples: slice) -> bool:
+        """Whether any of these is not measured yet."""
+        return bool(np.isnan(self.values[places, examples]).any())
+
+    def add(self, places: slice, examples: slice, effects: np.ndarray) -> None:
+        """Notes effects `[places, examples]`; writes now and then."""
+        self.values[places, examples] = effects
+        if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what there is, if there is anything."""
+        if not np.isnan(self.values).all():
+            self.file.write({"values": self.values})
+        self._written = time.monotonic()
+
+    def finish(self) -> None:
+        """Removes the file of a run that is complete."""
+        self.file.remove()
 
 
 def key_of(*parts: object) -> str:

@@ -13,11 +13,15 @@ import numpy as np
 import torch
 from oracles import Literal
 from torch import Tensor, nn
+from toys import FOUR
 
 import circuitfind as cf
 from circuitfind.batch import Inputs
+from circuitfind.patching.places import KINDS
 from circuitfind.tasks.bound import BoundTask
 
+# gpt_neox's blocks are parallel: there is no stream between attention and MLP
+EVERY = [(name, what) for name in FOUR for what in KINDS if (name, what) != ("gpt_neox", "resid-mid")]
 Edit = Callable[
     [Tensor], Tensor
 ]  # of a place's tensor `[batch, pos, features]`, or a pattern `[batch, head, query, key]`
@@ -34,36 +38,39 @@ class PatchingTwin:
     def effects(
         self,
         what: str,
-        by_position: bool,
+        by_position: bool | list[list[list[int]]],
         direction: str = "noising",
         ablation: str = "corrupted",
         layers: tuple[int, ...] = (0, 1),
         each: int = 1,
     ) -> np.ndarray:
-        """`[layers, units, positions, examples]`, one unit in `each`."""
+        """`[layers, units, positions, examples]`, one unit in `each`; in place of positions, lists of each row's."""
         clean, corrupted = self.batch.clean, self.corrupted
         base, source, sign = (clean, corrupted, 1) if direction == "noising" else (corrupted, clean, -1)
         before = self._metric(self._logits(base))
-        places = [None] if not by_position else list(range(clean.ids.shape[1]))
-        rows = []
+        places: list[list[list[int]]] = by_position if isinstance(by_position, list) else []
+        if not places:
+            rows, length = clean.ids.shape
+            places = [[[at]] * rows for at in range(length)] if by_position else [[[*range(length)]] * rows]
+        found = []
         for layer in layers:
             other = self._carried(what, layer, source, ablation)
-            for unit, position in product(range(0, self._units(what, other), each), places):
-                edit = self._replacement(what, unit, position, other)
+            for unit, place in product(range(0, self._units(what, other), each), places):
+                edit = self._replacement(what, unit, place, other)
                 with self._hooked(what, layer, edit):
-                    rows.append(sign * (before - self._metric(self._logits(base))))
-        return torch.stack(rows).view(len(layers), -1, len(places), len(self.bound)).double().numpy()
+                    found.append(sign * (before - self._metric(self._logits(base))))
+        return torch.stack(found).view(len(layers), -1, len(places), len(self.bound)).double().numpy()
 
     # ---------------------------------------------------------------- one place
-    def _replacement(self, what: str, unit: int, position: int | None, other: Tensor) -> Edit:
-        at = slice(None) if position is None else slice(position, position + 1)
-
+    def _replacement(self, what: str, unit: int, places: list[list[int]], other: Tensor) -> Edit:
         def edit(value: Tensor) -> Tensor:
             new, features = value.clone(), self._features(what, unit, value)
-            if what == "pattern":
-                new[:, unit, at] = other[:, unit, at]
-            else:
-                new[:, at, features] = other.view(value.shape)[:, at, features]
+            for row, positions in enumerate(places):
+                for at in positions:
+                    if what == "pattern":
+                        new[row, unit, at] = other[row, unit, at]
+                    else:
+                        new[row, at, features] = other.view(value.shape)[row, at, features]
             return new
 
         return edit
@@ -102,8 +109,8 @@ class PatchingTwin:
     # ---------------------------------------------------------------- the model
     @contextmanager
     def _hooked(self, what: str, layer: int, edit: Edit) -> Iterator[None]:
-        if what == "pattern":
-            with self._softened(layer, edit):
+        if what in ("pattern", "resid-mid"):
+            with self._softened(layer, edit) if what == "pattern" else self._between(layer, edit):
                 yield
             return
         family, block = self.literal.family, self.literal.blocks[layer]
@@ -131,6 +138,27 @@ class PatchingTwin:
             yield
         finally:
             handle.remove()
+
+    @contextmanager
+    def _between(self, layer: int, edit: Edit) -> Iterator[None]:
+        """What stands between attention and MLP is what entered the block and what attention wrote: the latter is set
+        so that the sum is what it should be."""
+        family, block, times = self.literal.family, self.literal.blocks[layer], self.literal.multiplier
+        entered: list[Tensor] = []
+
+        def enter(_: nn.Module, args: tuple, kwargs: dict) -> None:
+            entered.append(args[0] if args else kwargs["hidden_states"])
+
+        def written(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
+            return (edit(entered[-1] + times * output) - entered[-1]) / times
+
+        last = block.get_submodule(family.post_attn_norm or family.o)
+        handles = [block.register_forward_pre_hook(enter, with_kwargs=True), last.register_forward_hook(written)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @contextmanager
     def _softened(self, layer: int, edit: Edit) -> Iterator[None]:

@@ -95,6 +95,7 @@ def test_rows_do_not_change_between_versions(words: SingleTokens) -> None:
         answers=("Luke",),
         wrong=("Aaron",),
         flips=True,
+        spans={"IO": ("Luke", 1), "S1": ("Aaron", 1), "S2": ("Aaron", 2)},
     )
 
 
@@ -342,6 +343,20 @@ def test_unknown_names_get_a_hint(words: SingleTokens) -> None:
         behaviour("ioi").make(words, 4, corruption="s2_io_flp")
     with pytest.raises(TaskError, match="at least 1"):
         behaviour("ioi").make(words, 0)
+
+
+@pytest.mark.parametrize(
+    ("n", "seed", "said"),
+    [
+        (2.5, 0, "n must be a whole number, .*not 2.5"),
+        ("8", 0, "n must be a whole number, .*not '8'"),
+        (4, -1, "seed=-1 is no seed"),
+        (4, None, "seed=None is no seed"),
+    ],
+)
+def test_numbers_that_are_none_are_refused(words: SingleTokens, n: Any, seed: Any, said: str) -> None:
+    with pytest.raises(TaskError, match=said):
+        behaviour("ioi").make(words, n, seed)
 
 
 # --- the embedded model ---

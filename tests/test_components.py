@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 import torch
 from helpers import off
-from patching_twin import PatchingTwin
+from patching_twin import EVERY, PatchingTwin
 from torch import Tensor
-from toys import FOUR, entering, id_task, linear, wrapped
+from toys import entering, id_task, linear, wrapped
 
 import circuitfind as cf
 from circuitfind.batch import Inputs
 from circuitfind.engine.ablation import resampled
-from circuitfind.patching.places import KINDS
 
 BOTH = (0, 1)
 
@@ -74,8 +73,7 @@ def _estimate(model: cf.Model, task: Any, what: str, **options: Any) -> cf.Sweep
     return sweep
 
 
-@pytest.mark.parametrize("what", KINDS)
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize(("name", "what"), EVERY)
 def test_every_place_is_its_difference_times_its_gradient(name: str, what: str) -> None:
     model, layers = wrapped(name), (1,) if what == "neurons" else BOTH
     plain, padded = id_task((5, 5, 5)).on(model), id_task((6, 4, 5)).on(model)
@@ -91,7 +89,7 @@ def test_other_families(name: str) -> None:
     """Post-norms only, a residual multiplier, residuals added inside, flattened MLPs, parallel blocks."""
     model = wrapped(name)
     bound = id_task((5, 5)).on(model)
-    for what in ("resid", "heads", "mlp", "attn"):
+    for what in ("resid", "heads", "mlp", "attn", *(() if model.graph.parallel else ("resid-mid",))):
         sweep = _estimate(model, bound, what, by_position=True)
         assert _off(sweep, GradientTwin(model, bound).estimates(what, BOTH, [(1, 1)])) < 1e-4, what
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from families import EVERY_FAMILY
+from families import EVERY_FAMILY, build
 from oracles import Literal
 from toys import FOUR, id_task, wrapped
 
@@ -25,9 +25,10 @@ def test_contributions_and_constants_are_the_logit_difference(name: str) -> None
     assert not found.capped
 
 
-def test_a_soft_cap_comes_after_the_sum() -> None:
-    model = wrapped("gemma2")
-    found, cap = cf.direct_effects(model, id_task((7, 5, 6))), model.hf.config.final_logit_softcapping
+@pytest.mark.parametrize("cap", [30.0, 200.0])
+def test_a_soft_cap_comes_after_the_sum(cap: float) -> None:
+    model = _capped_at(cap)
+    found = cf.direct_effects(model, id_task((7, 5, 6)))
     assert found.capped and "before the model's soft-cap" in found.record.sign
     bound = id_task((7, 5, 6)).on(model)
     with torch.no_grad():
@@ -35,6 +36,19 @@ def test_a_soft_cap_comes_after_the_sum() -> None:
     before = cap * torch.atanh((logits / cap).double())
     expected = METRICS["logit_diff"](before, bound.batch).numpy()
     np.testing.assert_allclose(found.per_example.sum(axis=0) + found.constant, expected, rtol=1e-3)
+
+
+def test_a_post_norm_without_a_soft_cap() -> None:
+    found = cf.direct_effects(_capped_at(None), id_task((7, 5, 6)))
+    total = found.per_example.sum(axis=0) + found.constant
+    np.testing.assert_allclose(total, found.logit_diff, atol=1e-4 * np.abs(found.logit_diff).max())
+    assert not found.capped
+
+
+def _capped_at(cap: float | None) -> cf.Model:
+    hf = build("gemma2")
+    hf.config.final_logit_softcapping = cap
+    return cf.wrap(hf, None)
 
 
 @pytest.mark.parametrize("name", [*FOUR, "cohere", "phi", "olmo2"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -66,9 +67,19 @@ def test_other_errors_and_single_rows_that_do_not_fit_are_raised(
         list(in_batches(adapter_of("gpt2"), seven, function, 1, "rows"))
 
 
-@pytest.mark.parametrize("size", [0, -3])
-def test_impossible_batch_sizes_are_refused(size: int, adapter_of: Callable[..., Adapter], seven: Batch) -> None:
-    with pytest.raises(TaskError, match=f"batch_size must be at least 1, not {size}"):
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        (0, "at least 1, not 0"),
+        (-3, "at least 1, not -3"),
+        (1.5, "a whole number, not 1.5"),
+        ("2", "a whole number, not '2'"),
+    ],
+)
+def test_impossible_batch_sizes_are_refused(
+    size: Any, message: str, adapter_of: Callable[..., Adapter], seven: Batch
+) -> None:
+    with pytest.raises(TaskError, match=f"batch_size must be {message}"):
         list(in_batches(adapter_of("gpt2"), seven, ids_of, size, "rows"))
 
 

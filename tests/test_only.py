@@ -9,6 +9,8 @@ import pytest
 import torch
 from families import VOCAB, build
 from oracles import Literal, run_circuit
+from test_aligned_spans import AlignedTwin, unequal_task
+from test_circuit_run import kept_edges
 from toys import FOUR, id_task, some_circuits, wrapped
 
 import circuitfind as cf
@@ -56,6 +58,29 @@ def test_every_position_of_the_users_own_forward_is_the_circuits() -> None:
         torch.testing.assert_close(model.hf(input_ids=ids[0][1:]).logits, expected[1:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_pairs_aligned_by_spans(name: str) -> None:
+    """By the oracle, with what the corrupted run left at each token's counterpart."""
+    model, twin = wrapped(name), AlignedTwin(name)
+    circuit = some_circuits(model.graph)[2]
+    expected = run_circuit(twin.literal, twin.batch.clean, kept_edges(model.graph, circuit.mask), twin.carried)
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    with cf.only(model, circuit, unequal_task()) as held:
+        torch.testing.assert_close(held.logits(), expected, **close)
+        torch.testing.assert_close(held.logits([2, 1]), expected[[2, 1]], **close)
+        torch.testing.assert_close(model.hf(twin.batch.clean.ids[:1]).logits[:, -1:], expected[:1], **close)
+
+
+def test_half_precision() -> None:
+    model, task = wrapped("gpt2", torch.bfloat16), id_task((6, 4, 5))
+    for circuit in (some_circuits(model.graph)[2], cf.Circuit.empty(model.graph), cf.Circuit.full(model.graph)):
+        with cf.only(model, circuit, task) as held:
+            found = held.logits()
+        assert found.dtype == torch.bfloat16
+        expected = _expected(model, task, circuit).float()
+        torch.testing.assert_close(found.float(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_one_token_is_generated(name: str) -> None:
     model, task = wrapped(name), id_task((5, 5, 5))
@@ -65,6 +90,8 @@ def test_one_token_is_generated(name: str) -> None:
         assert held.next_token() == best.tolist()
         generated = model.hf.generate(held.inputs([0, 2])["input_ids"], max_new_tokens=1, do_sample=False)
     assert generated[:, -1].tolist() == best[[0, 2]].tolist()
+    with cf.only(model, circuit, id_task((5, 4))) as held, pytest.raises(cf.TaskError, match="prompts of one length"):
+        model.hf.generate(**held.inputs(), max_new_tokens=1, do_sample=False)
 
 
 def test_the_embedded_model_speaks() -> None:
@@ -144,6 +171,72 @@ def test_prompts_that_the_task_does_not_hold() -> None:
         torch.testing.assert_close(short, expected[1:2], rtol=1e-4, atol=1e-5)
 
 
+def test_a_pass_that_never_began_leaves_nothing_behind() -> None:
+    model, task = wrapped("gpt2"), id_task((5, 5, 5))
+
+    def stop(*_: Any) -> None:
+        raise RuntimeError("mine")
+
+    with cf.only(model, some_circuits(model.graph)[2], task) as held:
+        expected = held.logits()
+        handle = model.hf.register_forward_pre_hook(stop, prepend=True)
+        with pytest.raises(RuntimeError, match="mine"):
+            held.logits([2])
+        handle.remove()
+        torch.testing.assert_close(model.hf(task.clean[:1]).logits[:, -1:], expected[:1])
+
+
+@pytest.mark.parametrize("call", ["evaluate", "direct_effects", "only"])
+def test_no_other_run_of_circuitfind_takes_place_inside(call: str) -> None:
+    """Every prompt here is a clean one, too: what ran inside would measure the circuit and call it the model."""
+    model, pairs = wrapped("llama"), id_task((5, 5))
+    both = torch.cat([pairs.clean, pairs.corrupted])
+    task = cf.Task(both, both.roll(2, 0), [5, 6, 7, 8], [9, 9, 9, 9], metric="kl")
+    circuit = some_circuits(model.graph)[2]
+    functions: dict[str, Any] = {
+        "evaluate": lambda: cf.evaluate(model, task, circuit),
+        "direct_effects": lambda: cf.direct_effects(model, task),
+        "only": lambda: cf.only(model, [], task).__enter__(),
+    }
+    with cf.only(model, circuit, task) as held:
+        expected = held.logits()
+        with pytest.raises(cf.ModelError, match=r"inside cf\.only the model runs as a circuit"):
+            functions[call]()
+        torch.testing.assert_close(held.logits(), expected, rtol=0, atol=0)
+    functions["evaluate"]()
+
+
+def test_what_is_not_the_circuits_is_not_taken_for_it() -> None:
+    model, task = wrapped("llama"), id_task((5, 5))
+    with cf.only(model, some_circuits(model.graph)[2], task) as held:
+        expected = held.logits()
+        with pytest.raises(cf.TaskError, match="call the model itself"):
+            model.hf.model(task.clean)
+        assert model.hf.lm_head(model.hf.model.norm(torch.ones(1, 2, 32))).shape == (1, 2, VOCAB)
+        with pytest.raises(cf.TaskError, match=r"\[rows, positions\]"):
+            model.hf(task.clean[0])
+    with pytest.raises(cf.TaskError, match=r"the block of cf\.only has been left"):
+        held.logits()
+    torch.testing.assert_close(held.run(task), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_twins_matter_only_where_they_decide() -> None:
+    model = wrapped("llama")
+    ids = torch.randint(3, VOCAB, (3, 5), generator=torch.Generator().manual_seed(0))
+    task = cf.Task(ids[[0, 0]], ids[[1, 2]], [5, 6], [7, 8])
+    with cf.only(model, some_circuits(model.graph)[2], task, ablation="zero") as held:
+        torch.testing.assert_close(model.hf(ids[:1]).logits[:, -1:], held.logits([1]), rtol=1e-4, atol=1e-4)
+    spans: dict[str, Any] = {"align": "spans", "spans": [{"a": (1, 3)}, {"a": (2, 4)}]}
+    spans["corrupted_spans"] = [{"a": (1, 4)}, {"a": (2, 5)}]
+    longer = torch.cat([ids[1], ids[2, :1]]).repeat(2, 1)
+    task = cf.Task(ids[[0, 0]], longer, [5, 6], [7, 8], **spans)
+    with (
+        cf.only(model, some_circuits(model.graph)[2], task),
+        pytest.raises(cf.TaskError, match="rows 0, 1, with several corrupted twins"),
+    ):
+        model.hf(ids[:1])
+
+
 def test_one_prompt_with_several_twins() -> None:
     model = wrapped("llama")
     ids = torch.randint(3, VOCAB, (4, 5), generator=torch.Generator().manual_seed(0))
@@ -165,6 +258,8 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, task = wrapped("gpt2"), id_task((5, 5))
     other = cf.Circuit.full(wrapped("llama").graph)
     with pytest.raises(cf.FileError, match="another model"), cf.only(model, other, task):
+        pass
+    with pytest.raises(cf.ModelError, match="bare GPT2LMHeadModel"), cf.only(model.hf, [], task):
         pass
     with pytest.raises(cf.TaskError, match="ablation 'half'"), cf.only(model, [], task, ablation="half"):
         pass

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +15,14 @@ import pytest
 import torch
 from families import VOCAB, build
 from helpers import off
-from patching_twin import PatchingTwin
-from toys import FOUR, id_task, wrapped
+from patching_twin import EVERY, PatchingTwin
+from toys import id_task, wrapped
 
 import circuitfind as cf
+from circuitfind import checkpoint
 from circuitfind.engine import restart
 from circuitfind.engine.ablation import resampled
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.patching.places import KINDS
 from circuitfind.statistics import bootstrap_mean
 
 BOTH = (0, 1)
@@ -37,8 +41,7 @@ def _units(sweep: cf.Sweep, each: int) -> np.ndarray:
 
 
 # -------------------------------------------------------------------- the numbers
-@pytest.mark.parametrize("what", KINDS)
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize(("name", "what"), EVERY)
 def test_every_place_equals_a_forward_pass_of_its_own(name: str, what: str) -> None:
     model, layers = wrapped(name), (1,) if what == "neurons" else BOTH
     padded, plain = id_task((7, 5, 6)).on(model), id_task((4, 4, 4)).on(model)
@@ -51,10 +54,14 @@ def test_every_place_equals_a_forward_pass_of_its_own(name: str, what: str) -> N
     assert off(torch.from_numpy(_units(sweep, each)), torch.from_numpy(expected)) < 1e-4
 
 
-@pytest.mark.parametrize("what", ["mlp", "heads"])
+@pytest.mark.parametrize("what", ["mlp", "heads", "resid-mid"])
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_families(name: str, what: str) -> None:
     model = wrapped(name)
+    if what == "resid-mid" and model.graph.parallel:
+        with pytest.raises(cf.ModelError, match="attention and MLP of a block read the same stream"):
+            cf.patch(model, id_task((6, 4)), what, by_position=False)
+        return
     bound = id_task((6, 4)).on(model)
     sweep = cf.patch(model, bound, what, by_position=False)
     assert off_sweep(sweep, PatchingTwin(model, bound).effects(what, False)) < 1e-4
@@ -84,7 +91,7 @@ def test_ablations_equal_their_twins(ablation: str) -> None:
     bound = id_task((5, 4, 5) if ablation in ("zero", "mean") else (5, 5, 5)).on(model)
     dealt = resampled(bound.batch, 3).corrupted if ablation == "resample" else None
     twin = PatchingTwin(model, bound, dealt)
-    for what in ("heads", "k", "mlp", "attn"):
+    for what in ("heads", "k", "mlp", "attn", "resid-mid"):
         sweep = cf.patch(model, bound, what, by_position=False, ablation=ablation, seed=3, batch_size=2)
         assert off_sweep(sweep, twin.effects(what, False, ablation=ablation)) < 1e-4, what
     evaluator = Evaluator(model, bound, ablation=ablation, seed=3)
@@ -139,7 +146,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     corrupted = clean.clone()
     corrupted[:, 3] += 1
     task = cf.Task(clean, corrupted, [5, 6], [7, 8])
-    for what in ("resid", "heads", "mlp"):
+    for what in ("resid", "resid-mid", "heads", "mlp"):
         half = cf.patch(wrapped("gemma2", dtype), task, what, by_position=True)
         exact = cf.patch(wrapped("gemma2"), task, what, by_position=True)
         assert off_sweep(half, exact.per_example) < 0.1
@@ -229,6 +236,76 @@ def test_a_stopped_sweep_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytes
     assert not path.exists()
 
 
+def test_what_was_measured_is_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, written = tmp_path / "sweep.part", []
+    write = checkpoint.CheckpointFile.write
+
+    def noting(self: checkpoint.CheckpointFile, arrays: dict[str, np.ndarray]) -> None:
+        written.append(int(np.isfinite(arrays["values"]).sum()))
+        write(self, arrays)
+
+    monkeypatch.setattr(checkpoint.CheckpointFile, "write", noting)
+    task = id_task((5, 5, 5))
+    cf.patch(wrapped("gpt2"), task, "heads", batch_size=2, checkpoint=path)
+    assert not written, "quicker than the time between two writes"
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_WRITES", -1.0)
+    cf.patch(wrapped("gpt2"), task, "heads", batch_size=2, checkpoint=path)
+    assert written == [8, 16, 20, 24] and not path.exists(), "four heads of two or of one pair at a time"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_a_killed_process_leaves_a_sweep_to_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kill strikes inside the fourth of six patched runs, with no chance to write anything."""
+    path, spans = tmp_path / "sweep.part", [{"a": (0, 2)}, {"a": (1, 2)}, {"a": (2, 4)}]
+    options: dict[str, Any] = {"what": "heads", "by_span": True, "batch_size": 2}
+    task, model = id_task((5, 4, 5), spans=spans), wrapped("llama")
+    script = f"""
+import os, signal
+import circuitfind as cf
+from circuitfind import checkpoint
+from circuitfind.engine import restart
+from toys import id_task, wrapped
+import torch
+
+torch.set_num_threads(1)
+checkpoint.SECONDS_BETWEEN_WRITES = -1.0
+restart.TOKENS_AT_ONCE = {{"cpu": 60}}
+real, runs = restart.Restart.from_stream, []
+def dying(self, layer, changes):
+    runs.append(layer)
+    if len(runs) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, layer, changes)
+restart.Restart.from_stream = dying
+cf.patch(wrapped("llama"), id_task((5, 4, 5), spans={spans!r}), checkpoint={str(path)!r}, **{options!r})
+"""
+    folders = [str(Path(cf.__file__).parents[1]), str(Path(__file__).parent)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert path.is_file()
+    monkeypatch.setattr(restart, "TOKENS_AT_ONCE", {"cpu": 60})
+    whole = cf.patch(model, task, **options)
+    for other in ({"spans": [{"a": (0, 2)}, {"a": (1, 2)}, {"a": (2, 3)}]}, {"seed": 1}):
+        with pytest.raises(cf.FileError, match="another run"):
+            cf.patch(model, id_task((5, 4, 5), **{"spans": spans, **other}), checkpoint=path, **options)
+    with pytest.raises(cf.FileError, match="another run"):
+        cf.patch(model, task, "heads", batch_size=2, checkpoint=path)
+    real, runs = restart.Restart.from_stream, []
+
+    def counting(self: restart.Restart, layer: int, changes: torch.Tensor) -> torch.Tensor:
+        runs.append(len(changes))
+        return real(self, layer, changes)
+
+    monkeypatch.setattr(restart.Restart, "from_stream", counting)
+    resumed = cf.patch(model, task, checkpoint=path, **options)
+    np.testing.assert_array_equal(resumed.per_example, whole.per_example)
+    assert not path.exists() and runs, "it went on"
+    again = len(runs)
+    cf.patch(model, task, **options)
+    assert len(runs) - again == again + 3, "three runs were not done again"
+
+
 # -------------------------------------------------------------------- the result
 def test_axes_names_and_the_best() -> None:
     model = wrapped("llama")
@@ -260,13 +337,13 @@ def test_normalised_effects_are_parts_of_what_there_is_to_win() -> None:
 
 @pytest.mark.parametrize(
     ("what", "first"),
-    [("resid", "resid1"), ("attn", "a1"), ("mlp", "m1"), ("heads", "a1.h0"), ("pattern", "a1.h0<pattern>"),
-     ("q", "a1.h0<q>"), ("v", "a1.h0<v>"), ("neurons", "m1.n0")],
+    [("resid", "resid1"), ("resid-mid", "resid-mid1"), ("attn", "a1"), ("mlp", "m1"), ("heads", "a1.h0"),
+     ("pattern", "a1.h0<pattern>"), ("q", "a1.h0<q>"), ("v", "a1.h0<v>"), ("neurons", "m1.n0")],
 )  # fmt: skip
 def test_names(what: str, first: str) -> None:
     sweep = cf.patch(wrapped("gpt2"), id_task((4, 4)), what, layers=1)
     assert sweep.names()[0] == first
-    assert sweep.by_position == (what in ("resid", "attn", "mlp"))
+    assert sweep.by_position == (what in ("resid", "resid-mid", "attn", "mlp"))
 
 
 def test_positions_are_labelled_with_the_first_pairs_tokens() -> None:
@@ -299,7 +376,7 @@ def test_a_sweep_survives_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "options", "message"),
     [
-        ("tails", {}, "what='tails' is unknown: use one of resid, attn"),
+        ("tails", {}, "what='tails' is unknown: use one of resid, resid-mid"),
         ("heads", {"direction": "sideways"}, "direction 'sideways'"),
         ("heads", {"direction": "denoising", "ablation": "zero"}, "needs ablation='corrupted'"),
         ("heads", {"layers": 2}, "0 to 1"),

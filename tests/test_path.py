@@ -12,7 +12,9 @@ from oracles import Literal, Pass
 from toys import FOUR, Twin, id_task, wrapped
 
 import circuitfind as cf
+from circuitfind.engine import memory
 from circuitfind.engine.ablation import resampled
+from circuitfind.engine.circuit_run import CircuitVisitor
 from circuitfind.evaluation.faithfulness import Evaluator
 
 RECEIVERS = ["a1.h1", "m1", "logits"]  # a1.h1: its query, key and value
@@ -107,6 +109,27 @@ def test_earlier_blocks_are_not_run_again() -> None:
     assert called == [0, 1, 0, 1, 1]
 
 
+def test_runs_side_by_side_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held is senders x runs x tokens: it must not grow with the square of the runs."""
+    model, task = wrapped("llama"), id_task((6, 4, 5))
+    options: dict[str, Any] = {"senders": None, "receivers": ["m1", "logits"], "separate": True}
+    expected, held = cf.path_patch(model, task, **options), []
+    allocate = CircuitVisitor.__init__
+
+    def noting(self: CircuitVisitor, *arguments: Any) -> None:
+        allocate(self, *arguments)
+        held.append(self.written.nbytes)
+
+    monkeypatch.setattr(CircuitVisitor, "__init__", noting)
+    for room in (5, 40, 400):
+        held.clear()
+        monkeypatch.setattr(memory, "BUDGET_BYTES", room * 18 * 32 * 4)
+        found = cf.path_patch(model, task, batch_size=3, **options)
+        np.testing.assert_allclose(found.per_example, expected.per_example, atol=1e-5)
+        assert 0 < max(held) <= memory.BUDGET_BYTES
+    assert len(held) < 5, "with room enough, many at a time"
+
+
 def test_the_strongest_and_their_files() -> None:
     model = wrapped("llama")
     found = cf.path_patch(model, id_task((5, 5, 5)), None, ["a1.kv1<k>", "logits"], separate=True)
@@ -129,6 +152,8 @@ def test_the_strongest_and_their_files() -> None:
         ("a0.h1", "input", {}, cf.ScoreError, "receiver 'input'"),
         ("m1", "a1.h0<q>", {}, cf.ScoreError, "sender 'm1' is computed after"),
         ([], "logits", {}, cf.ScoreError, "no senders"),
+        (3, "logits", {}, cf.ScoreError, "senders=3: give names"),
+        ("m0", ["logits", 7], {}, cf.ScoreError, "not a int"),
         (None, [], {}, cf.ScoreError, "no receivers"),
         (None, None, {}, cf.ScoreError, "separate=True"),
         (None, "logits", {"direction": "up"}, cf.ScoreError, "direction 'up'"),

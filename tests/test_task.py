@@ -415,3 +415,28 @@ def test_built_in_tasks_bind(tiny: cf.Model) -> None:
     assert cf.task("ioi", tiny, n=4).flips and cf.task("ioi", tiny, n=4).name == "ioi"
     with pytest.raises(TaskError, match="did you mean 'ioi'"):
         cf.task("io", tiny)
+
+
+# -------------------------------------------------------------------- exchanged
+def test_noising_of_the_exchanged_task_is_denoising(tiny: cf.Model) -> None:
+    task = cf.task("ioi", tiny, n=6)
+    denoised = cf.patch(tiny, task, "heads", direction="denoising")
+    noised = cf.patch(tiny, task.exchanged(), "heads")
+    np.testing.assert_allclose(noised.per_example, denoised.per_example, atol=1e-5)
+    assert np.abs(denoised.effects).max() > 1
+
+
+def test_exchanging_twice_changes_nothing(tiny: cf.Model) -> None:
+    spans, others = [{"who": "Mary"}], [{"who": "the old man"}]
+    prompts = {"clean": ["Mary saw John and"], "corrupted": ["the old man saw John and"]}
+    answers = {"answers": [" John"], "wrong_answers": [" Mary"]}
+    task = cf.Task(**prompts, **answers, spans=spans, corrupted_spans=others, align="spans")
+    once = task.exchanged()
+    assert once != task and once.exchanged() == task
+    assert once.spans == others and once.answers == [" Mary"]
+
+
+def test_corrupted_prompts_without_answers_of_their_own(tiny: cf.Model) -> None:
+    task = cf.Task(clean=["a b"], corrupted=["a c"], answers=[" d"], metric="logprob")
+    with pytest.raises(TaskError, match="give the task wrong_answers"):
+        task.exchanged()

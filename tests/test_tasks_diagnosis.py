@@ -140,10 +140,24 @@ def test_some_rows_that_fail() -> None:
 # -------------------------------------------------------------------- the contrast
 def test_sides_that_are_exchanged() -> None:
     task = cf.task("ioi", tiny(), n=12, corruption="abc")
-    found = cf.diagnose(tiny(), replace(task, clean=task.corrupted, corrupted=task.clean))
+    found = cf.diagnose(tiny(), replace(task, clean=task.corrupted, corrupted=task.clean, spans=None))
     assert any(
-        "do not lower the metric (mean metric" in line and "are the sides exchanged?" in line for line in found.warnings
+        "do not lower the metric (mean metric" in line and "): are the sides exchanged?" in line
+        for line in found.warnings
     )
+
+
+def test_answers_that_are_exchanged() -> None:
+    """Every row is wrong: that is no guessing, and the sides of a flip may be what is exchanged."""
+    task = cf.task("ioi", tiny(), n=12)
+    found = cf.diagnose(tiny(), replace(task, answers=task.wrong_answers, wrong_answers=task.answers))
+    assert found.warnings[0].startswith("an accuracy of 0% on 12 pairs is worse than guessing (50%)")
+    assert not any("near chance" in line for line in found.warnings)
+
+
+def test_a_corruption_that_keeps_the_answer() -> None:
+    found = cf.diagnose(tiny(), cf.task("ioi", tiny(), n=32, corruption="s1-io-flip"))
+    assert "does the corruption leave the answer as it is, or are the sides exchanged?" in found.warnings[0]
 
 
 def test_corrupted_prompts_that_change_nothing() -> None:

@@ -36,8 +36,10 @@ from circuitfind.metrics import Function, Metric
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
 from circuitfind.patching.patch import patch
+from circuitfind.patching.stretches import stretches
 from circuitfind.patching.sweep import Sweep
 from circuitfind.record import SIGN
+from circuitfind.remote.call import remotable
 from circuitfind.scores import NodeScores, Scores
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -49,6 +51,7 @@ ONE_GRADIENT = ("eap", "atp", "hisp")
 BY_POSITION = ("atp", *AVERAGED, "exact", "activation")
 
 
+@remotable
 def attribute(
     model: Model,
     task: Task | BoundTask,
@@ -63,6 +66,7 @@ def attribute(
     ablation: str = "corrupted",
     direction: str = "noising",
     by_position: bool | None = None,
+    by_span: bool = False,
     layers: int | Iterable[int] | None = None,
     batch_size: int | None = None,
     seed: int = 0,
@@ -77,8 +81,8 @@ def attribute(
             are no effects (`record.sign` says what they are): edges: "activation", "weights", "random"; nodes:
             "direct" (`circuitfind.direct_effects`), "hisp", "activation", "random".
         level: "edge" or "node".
-        what: at level "node", the places of a sweep instead of the writers: "resid", "attn", "mlp", "heads", "q", "k",
-            "v", "pattern" or "neurons", as for `circuitfind.patch`, which measures them.
+        what: at level "node", the places of a sweep instead of the writers: "resid", "resid-mid", "attn", "mlp",
+            "heads", "q", "k", "v", "pattern" or "neurons", as for `circuitfind.patch`, which measures them.
         steps: of integrated gradients; rule: of "eap-ig-inputs".
         normalise: "hisp" by layer.
         metric: overrides the task's.
@@ -86,6 +90,7 @@ def attribute(
         direction: "noising" or "denoising".
         by_position: node scores by position; prompts of one length only. Default: as `circuitfind.patch` does for
             `what`, else no.
+        by_span: of `what`: by named spans of the prompts, as for `circuitfind.patch`.
         layers: of `what`: a layer or several; "neurons" needs it. Default: all.
         batch_size: pairs at a time; by default as many as a memory budget allows.
         seed: of the "resample" ablation and of the "random" method.
@@ -101,10 +106,11 @@ def attribute(
     """
     method = method or ("eap-ig-inputs" if level == "edge" else "atp")
     _check_method(method, level, what, ablation, direction, by_position, normalise)
-    if layers is not None and what is None:
-        raise ScoreError("layers= belongs to the places of a sweep: give what=, such as what='resid'")
+    for name, given in (("layers=", layers is not None), ("by_span=True", by_span)):
+        if given and what is None:
+            raise ScoreError(f"{name} belongs to the places of a sweep: give what=, such as what='resid'")
     bound = bind(model, task).with_metric(metric)
-    if by_position and (bound.batch.clean.padded or bound.batch.corrupted.padded):
+    if by_position and what is None and (bound.batch.clean.padded or bound.batch.corrupted.padded):
         raise ScoreError(
             "by_position=True needs prompts of one length, these differ: their positions do not correspond"
         )
@@ -122,8 +128,8 @@ def attribute(
         settings["normalise"] = normalise
     points = _points(method, steps, rule, direction, model.graph.n_layers)
     if what is not None:
-        common: dict[str, Any] = {"by_position": by_position, "layers": layers, "ablation": ablation}
-        common |= {"direction": direction, "batch_size": batch_size, "seed": seed}
+        common: dict[str, Any] = {"by_position": by_position, "by_span": by_span, "layers": layers}
+        common |= {"ablation": ablation, "direction": direction, "batch_size": batch_size, "seed": seed}
         if method == "exact":
             return patch(model, bound, what, checkpoint=checkpoint, **common)
         return component_effects(model, bound, what, method, points, **common, **settings)
@@ -159,7 +165,8 @@ def attribute(
     else:
         kernel = partial(_summed_node_effects, by_position=by_position)
         values = _numpy(pairs.mean_effects(points, kernel, batch_size, "node scores"))
-    return NodeScores(model.graph, values, record)
+    positions = stretches(bound, by_position, by_span=False)
+    return NodeScores(model.graph, values, record, positions and positions.axis.labels)
 
 
 def _points(method: str, steps: int, rule: str, direction: str, n_layers: int) -> list[Point]:

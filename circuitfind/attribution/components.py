@@ -5,7 +5,8 @@
 1. Both sides of the pairs are run, and the values noted of the site that the places are units of.
 2. Gradients are taken at the points of the method: the clean run for noising, the corrupted run for denoising ("atp"),
    both ("clean-corrupted"), or a line between them ("eap-ig-inputs"). `engine/site_effects.py` brings them to the site.
-3. Products are summed over each unit's features and, unless the sweep goes by position, over positions.
+3. Products are summed over each unit's features and over positions: all of them, or those of each stretch that the
+   sweep goes by.
 
 The same places, axes and signs as those of `circuitfind.patch`, which measures what this estimates.
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import einsum
 from torch import Tensor
 
 from circuitfind.attribution.gradients import Pairs, Point
@@ -43,6 +45,7 @@ def component_effects(
     points: list[Point],
     *,
     by_position: bool | None = None,
+    by_span: bool = False,
     layers: int | Iterable[int] | None = None,
     ablation: str = "corrupted",
     direction: str = "noising",
@@ -53,7 +56,7 @@ def component_effects(
     """Estimates for every place of one kind.
 
     Args:
-        what, by_position, layers, ablation, direction: as for `circuitfind.patch`.
+        what, by_position, by_span, layers, ablation, direction: as for `circuitfind.patch`.
         method, points: its name, and where it takes gradients.
         settings: of the method, for the record.
 
@@ -64,13 +67,13 @@ def component_effects(
         ScoreError: as for `circuitfind.patch`; or the gradient vanishes.
     """
     adapter = model.adapter
-    plan, axes = planned(adapter, bound, what, by_position, layers, ablation, direction)
+    plan, axes = planned(adapter, bound, what, by_position, by_span, layers, ablation, direction)
     pairs = Pairs.of(adapter, bound.batch, bound.metric, ablation, seed, batch_size)
     means = means_of(adapter, pairs.batch, plan, batch_size)
     reach: list[float] = []  # how much the stream's end could move the metric, and the metric itself
     values: list[float] = []
 
-    def one(batch: Batch, _: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def one(batch: Batch, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         sides = capture_sides(adapter, batch, plan, bound.metric, means)
         delta = {
             layer: sides.own[layer].to(adapter.work) - sides.other[layer].to(adapter.work) for layer in plan.layers
@@ -79,7 +82,7 @@ def component_effects(
         def effects(adapter: Adapter, _: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
             reach.append(float((gradients.final * run.resid[-1]).abs().max()))
             found = site_effects(adapter, KINDS[what].site, delta, run, gradients)
-            return _by_place(torch.stack([found[layer] for layer in plan.layers]), plan)
+            return _by_place(torch.stack([found[layer] for layer in plan.layers]), plan, plan.numbers(rows, batch))
 
         passes = list(pairs._effects(batch, points, effects))
         values.extend(size for _, size in passes)
@@ -98,8 +101,9 @@ def component_effects(
     return sweep
 
 
-def _by_place(effects: Tensor, plan: Plan) -> Tensor:
-    """`[layers, units, (positions,) batch]` from `[layers, batch, pos, units]`."""
-    if plan.positions is None:
+def _by_place(effects: Tensor, plan: Plan, numbers: Tensor | None) -> Tensor:
+    """`[layers, units, (stretches,) batch]` from `[layers, batch, pos, units]` and `numbers [batch, pos]`."""
+    if plan.stretches is None or numbers is None:
         return effects.sum(2).movedim(1, -1)
-    return effects.permute(0, 3, 2, 1)
+    labels = torch.arange(len(plan.stretches.axis.labels), device=numbers.device)
+    return einsum(effects, (numbers.unsqueeze(-1) == labels).to(effects), "l b t u, b t s -> l u s b")

@@ -17,6 +17,8 @@ takes part: a node's direct effect when it is replaced, norm and all, is `path_p
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,18 +30,21 @@ from circuitfind.batch import Batch
 from circuitfind.engine.capture import Run, capture
 from circuitfind.engine.memory import in_batches
 from circuitfind.engine.unembedding import Unembedding, unembedding
+from circuitfind.export import result_file
 from circuitfind.graph import Graph
 from circuitfind.loading import bind
 from circuitfind.metrics import METRICS
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
 from circuitfind.record import NO_EFFECT, Record
+from circuitfind.remote.call import remotable
 from circuitfind.scores import NodeScores
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 
 SIGN = f"{NO_EFFECT}direct contribution to the logit difference through the frozen final norm; positive = raises it"
 BEFORE_CAP = f"{SIGN}; before the model's soft-cap"
+FORMAT = "circuitfind.direct"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +67,7 @@ class DirectEffects:
 
     @property
     def scores(self) -> NodeScores:
-        """Means over examples, as node scores: to rank, to save, to plot."""
+        """Means over examples, as node scores: to rank, and to save without the examples."""
         return NodeScores(self.graph, self.per_example.mean(axis=-1).astype(np.float32), self.record)
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,7 +80,30 @@ class DirectEffects:
             "record": asdict(self.record),
         }
 
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Writes `.json`: `to_dict` and the values of every example.
 
+        Raises:
+            FileError: another ending, or the place cannot be written to.
+        """
+        examples = {name: getattr(self, name) for name in ("per_example", "constant", "logit_diff")}
+        return result_file.write(path, FORMAT, {**self.to_dict(), "graph": asdict(self.graph), "examples": examples})
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> DirectEffects:
+        """Reads what `save` wrote, without any model.
+
+        Raises:
+            FileError: the file is missing, or holds no direct effects.
+        """
+        content = result_file.read(path, FORMAT)
+        with result_file.reading(path):
+            graph, record = Graph(**content["graph"]), Record(**content["record"])
+            examples = {name: result_file.numbers(values) for name, values in content["examples"].items()}
+            return cls(graph, capped=bool(content["capped"]), record=record, **examples)
+
+
+@remotable
 def direct_effects(model: Model, task: Task | BoundTask, *, batch_size: int | None = None) -> DirectEffects:
     """Direct logit attribution of every node on a task's clean prompts.
 

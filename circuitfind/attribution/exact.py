@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitfind.attribution.checkpoint import Checkpoint
 from circuitfind.attribution.gradients import Pairs
 from circuitfind.batch import Batch
-from circuitfind.checkpoint import key_of
+from circuitfind.checkpoint import Measurements, key_of
 from circuitfind.engine.ablation import ablated
 from circuitfind.engine.aligned import capture_corrupted
 from circuitfind.engine.capture import capture
@@ -32,6 +31,7 @@ from circuitfind.progress import track
 # Rows of patched prompts that run as one batch: more gains nothing on a processor.
 TOKENS_AT_ONCE = {"cpu": 2048}
 MANY_TOKENS_AT_ONCE = 65536
+PARTS = "model, prompts, metric or edges"  # what decides the effects
 
 
 class EdgeEffects(NamedTuple):
@@ -71,7 +71,7 @@ def exact_effects(
     readers, writers = np.nonzero(mask.T)
     edges = np.stack([writers, readers], axis=1)
     key = key_of_run(pairs, edges, direction) if checkpoint else ""
-    measured = Checkpoint(checkpoint, key, (len(edges), len(pairs.batch)))
+    measured = Measurements(checkpoint, key, PARTS, (len(edges), len(pairs.batch)))
     measure = partial(_measure, pairs, measured, edges, direction)
     try:
         for _ in in_batches(pairs.adapter, pairs.batch, measure, batch_size, "pairs"):
@@ -84,7 +84,7 @@ def exact_effects(
 
 
 def _measure(
-    pairs: Pairs, measured: Checkpoint, edges: np.ndarray, direction: str, batch: Batch, examples: slice
+    pairs: Pairs, measured: Measurements, edges: np.ndarray, direction: str, batch: Batch, examples: slice
 ) -> None:
     """Measures what is missing of a batch."""
     adapter, metric = pairs.adapter, pairs.metric

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitfind.attribution.checkpoint import Checkpoint
-from circuitfind.attribution.exact import key_of_run
+from circuitfind.attribution.exact import PARTS, key_of_run
 from circuitfind.attribution.gradients import Pairs
 from circuitfind.batch import Batch
+from circuitfind.checkpoint import Measurements
 from circuitfind.engine.ablation import ablated
 from circuitfind.engine.aligned import capture_corrupted
 from circuitfind.engine.capture import Writers, capture
@@ -57,7 +57,7 @@ def exact_node_effects(
     positions = np.arange(pairs.batch.clean.ids.shape[1]) if by_position else np.array([-1])
     places = np.stack(np.meshgrid(np.arange(n_writers), positions, indexing="ij"), axis=-1).reshape(-1, 2)
     key = key_of_run(pairs, places, direction) if checkpoint else ""
-    measured = Checkpoint(checkpoint, key, (len(places), len(pairs.batch)))
+    measured = Measurements(checkpoint, key, PARTS, (len(places), len(pairs.batch)))
     measure = partial(_measure, pairs, measured, places, direction)
     try:
         for _ in in_batches(pairs.adapter, pairs.batch, measure, batch_size, "pairs"):
@@ -71,7 +71,7 @@ def exact_node_effects(
 
 
 def _measure(
-    pairs: Pairs, measured: Checkpoint, places: np.ndarray, direction: str, batch: Batch, examples: slice
+    pairs: Pairs, measured: Measurements, places: np.ndarray, direction: str, batch: Batch, examples: slice
 ) -> None:
     """Measures what is missing of a batch."""
     adapter, metric = pairs.adapter, pairs.metric

@@ -10,6 +10,7 @@ import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from numbers import Integral
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -96,6 +97,8 @@ def in_batches(
         the failed rows are done again.
     """
     size = batch_size_for(adapter, len(batch), batch.clean.ids.shape[1]) if batch_size is None else batch_size
+    if not isinstance(size, Integral):
+        raise TaskError(f"batch_size must be a whole number, not {size!r}")
     if size < 1:
         raise TaskError(f"batch_size must be at least 1, not {size}")
     start = 0

@@ -2,8 +2,8 @@
 
 1. `from_stream`: something is added to the residual stream that enters a block. Earlier blocks are not run.
 2. `after_mlp`: what a change of the stream that an MLP reads has become where the next block begins. An MLP works on
-   each position by itself, so one run of it with the change at *all* positions serves every patch of a single position:
-   a sweep over positions restarts at the next block.
+   each position by itself, so one run of it with the change at *all* positions serves every patch of some positions: a
+   sweep over positions restarts at the next block. `after_middle` is the same for a stream that is replaced there.
 3. `from_projection`: a layer's queries, keys or values are replaced; the layer's attention is run again.
 
 Changes are differences to the base run, in circuitfind's own precision; zero means unchanged.
@@ -64,8 +64,24 @@ class Restart:
         """
         if self.adapter.graph.parallel:  # this layer's MLP does not read them
             return changes
-        view, times = self.adapter.layers[layer], len(changes)
         middle = self.base.middle[layer].to(self.adapter.work) + changes
+        return changes + self._rewritten(layer, middle) - self.base.mlps[layer]
+
+    def after_middle(self, layer: int, changes: Tensor) -> Tensor:
+        """As `after_mlp`, where the stream after attention is replaced, rather than changed: not for parallel blocks.
+
+        The next block sees that stream and what the MLP adds to it, without the base run's rounding, which norms blow
+        up where little is left of the stream (zero ablation).
+        """
+        middle = self.base.middle[layer].to(self.adapter.work) + changes
+        after, (_, bias) = middle + self._rewritten(layer, middle), self.adapter.layers[layer].constants()
+        after = after if bias is None else after + bias
+        moved = after - self.base.resid[layer + 1].to(self.adapter.work)
+        return torch.where((changes != 0).any(-1, keepdim=True), moved, 0)
+
+    def _rewritten(self, layer: int, middle: Tensor) -> Tensor:
+        """`[patches, batch, pos, d_model]` what a layer's MLP adds when such streams are before its norm."""
+        view, times = self.adapter.layers[layer], len(middle)
         read = (middle if view.mlp_norm is None else view.mlp_norm(middle)).flatten(0, 1)
         written: list[Tensor] = []
 
@@ -74,14 +90,14 @@ class Restart:
                 return None
             if site == "mlp_in":
                 return read.view(value.shape).to(value.dtype)
-            written.append(view.mlp_written(value.detach()).view(changes.shape))
+            written.append(view.mlp_written(value.detach()).view(middle.shape))
             return STOP
 
         skips = self._earlier(layer, times)
         if self.adapter.family.attn:
             skips[f"{view.path}.{self.adapter.family.attn}"] = self.base.attn_out[layer].repeat(times, 1, 1)
         self._run(times, visit, skips)
-        return changes + written[0] - self.base.mlps[layer]
+        return written[0]
 
     def from_projection(self, layer: int, kind: str, values: Tensor) -> Tensor:
         """Logits of runs in which a layer's q, k or v are `[patches, batch, pos, heads, d_head]`."""

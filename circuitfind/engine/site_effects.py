@@ -3,7 +3,8 @@
 1. The gradient at what attention or an MLP puts out is the one where that joins the residual stream, times the residual
    multiplier, pulled back through the post-norm where there is one.
 2. The gradient at the heads (`z`) or at an MLP's neurons (`hidden`) is that one through the output projection's rows;
-   at queries, keys and values it is taken as autograd gives it; at the stream it is the stream's own.
+   at queries, keys and values it is taken as autograd gives it; at the stream it is the stream's own, which in the
+   middle of a block is the one where attention's output joins it.
 3. A unit's effect is its difference times the gradient, summed over its features. A pattern's difference makes, with
    the values of the pass at which the gradient was taken, a difference of its head.
 """
@@ -46,6 +47,8 @@ def _effects(adapter: Adapter, site: str, change: Tensor, run: Run, at: StreamGr
     view, layer = adapter.layers[at.layer], at.layer
     if site == "resid":
         return torch.linalg.vecdot(change, at.entering).unsqueeze(-1)
+    if site == "middle":
+        return torch.linalg.vecdot(change, at.attention).unsqueeze(-1)
     if site in ("mlp_out", "hidden"):
         gradient = _before(view.post_mlp_norm, run.mlp_out[layer].view(at.mlp.shape), at.mlp * view.multiplier)
     else:

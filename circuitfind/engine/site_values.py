@@ -1,6 +1,6 @@
 """What one kind of site carries in a run, layer by layer, and what it carries when it is ablated.
 
-1. `resid`, `attn_out`, `mlp_out`, `q`, `k` and `v` are what a captured `Run` holds anyway.
+1. `resid`, `middle`, `attn_out`, `mlp_out`, `q`, `k` and `v` are what a captured `Run` holds anyway.
 2. `z` (the heads before the output projection) and `hidden` (an MLP's neurons) are noted by a hook on the input of that
    projection; `pattern` is the second result of the attention module, which transformers fills under its "eager"
    implementation only: the model is switched to it for the pass and back.
@@ -37,7 +37,7 @@ def capture_site(adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[i
     Raises:
         ModelError: the family has no such site, or does not hand out its attention patterns.
     """
-    if site in ("resid", "attn_out", "mlp_out"):
+    if site in ("resid", "middle", "attn_out", "mlp_out"):
         run = capture(adapter, inputs)
         return run, {layer: getattr(run, site)[layer].view(run.resid[0].shape) for layer in layers}
     if site in ("q", "k", "v"):

@@ -18,7 +18,7 @@ from circuitfind.batch import Inputs
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import undisturbed
 
-SMALL, LARGE = 2.0**-7, 2.0**4  # exact in half precision
+SMALL, LARGE = 2.0**-7, 2.0**10  # exact in half precision; no cap that matters leaves the large one as it is
 BENT = 0.01
 
 
@@ -34,6 +34,7 @@ class Unembedding(NamedTuple):
 
 def unembedding(adapter: Adapter) -> Unembedding:
     """Learns it from two passes of one token."""
+    adapter.check_free()
     head = adapter.model.get_output_embeddings()
     slope, later = (_after_head(adapter, head, value) / value for value in (SMALL, LARGE))
     bias = getattr(head, "bias", None)

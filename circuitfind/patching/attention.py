@@ -6,9 +6,11 @@ and back; a pattern is believed only if it makes the heads that the same pass co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -16,12 +18,18 @@ import torch
 from circuitfind.batch import Inputs
 from circuitfind.engine.site_values import capture_site
 from circuitfind.errors import ScoreError, TaskError
+from circuitfind.export import result_file
 from circuitfind.graph import Graph
 from circuitfind.loading import bind
 from circuitfind.models.load import Model
+from circuitfind.record import NO_EFFECT, Record
+from circuitfind.remote.call import remotable
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 from circuitfind.tasks.tokens import PromptTokenizer
+
+FORMAT = "circuitfind.attention"
+RECORD = Record(method="attention", ablation="", direction="", sign=f"{NO_EFFECT}share of a query's attention, 0 to 1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,48 +39,89 @@ class AttentionPattern:
     Attributes:
         tokens: the prompt's, as text (ids as text without a tokenizer).
         pattern: `[query, key]` weights between 0 and 1; a row sums to 1, or to less in a model with attention sinks.
+        record: its settings say which of the prompts it is: `example`, and `side`, clean or corrupted, of a task.
     """
 
     head: str
     tokens: tuple[str, ...]
     pattern: np.ndarray
+    record: Record = field(default=RECORD)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return {"head": self.head, "tokens": list(self.tokens), "pattern": self.pattern.tolist()}
+        made = {"head": self.head, "tokens": list(self.tokens), "pattern": self.pattern.tolist()}
+        return {**made, "record": asdict(self.record)}
+
+    def save(self, path: str | PathLike[str], **more: Any) -> Path:
+        """Writes `to_dict` as `.json`.
+
+        Args:
+            more: further entries of the file, which reading passes over.
+
+        Raises:
+            FileError: another ending, or the place cannot be written to.
+        """
+        return result_file.write(path, FORMAT, {**more, **self.to_dict()})
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> AttentionPattern:
+        """Reads what `save` wrote, without any model.
+
+        Raises:
+            FileError: the file is missing, or holds no attention pattern.
+        """
+        content = result_file.read(path, FORMAT)
+        with result_file.reading(path):
+            pattern = result_file.numbers(content["pattern"]).astype(np.float32)
+            return cls(content["head"], tuple(content["tokens"]), pattern, Record(**content["record"]))
 
 
+Prompts = Task | BoundTask | str | Sequence[str]
+
+
+@overload
+def attention(  # type: ignore[overload-overlap]  # a string is an iterable of strings, too
+    model: Model, prompts: Prompts, head: str, *, example: int = 0, corrupted: bool = False
+) -> AttentionPattern: ...
+@overload
 def attention(
-    model: Model,
-    prompts: Task | BoundTask | str | Sequence[str],
-    head: str,
-    *,
-    example: int = 0,
-    corrupted: bool = False,
-) -> AttentionPattern:
-    """The attention pattern of a head on a prompt, without padding. `cf.plot` draws it.
+    model: Model, prompts: Prompts, head: Iterable[str], *, example: int = 0, corrupted: bool = False
+) -> list[AttentionPattern]: ...
+@remotable
+def attention(
+    model: Model, prompts: Prompts, head: str | Iterable[str], *, example: int = 0, corrupted: bool = False
+) -> AttentionPattern | list[AttentionPattern]:
+    """The attention patterns of heads on a prompt, without padding; several cost what one costs. `cf.plot` draws them.
 
     Args:
         prompts: a task, a prompt, or several.
-        head: such as "a5.h5".
+        head: such as "a5.h5", or several.
         example: which of the prompts, or of the task's pairs.
         corrupted: of a task: the corrupted prompt instead of the clean one.
+
+    Returns:
+        The pattern; of several heads a list, in the order given.
 
     Raises:
         ScoreError: no such head or example.
         TaskError: a prompt as text for a model without tokenizer.
         ModelError: the model does not hand out its attention patterns.
     """
-    layer, unit = _head(model.graph, head)
-    sides = _ids(model, prompts, corrupted)
-    if not 0 <= example < len(sides):
-        raise ScoreError(f"example={example}: there are {len(sides)} prompts, counted from 0")
-    ids = sides[example].unsqueeze(0).to(model.device)
+    names = [head] if isinstance(head, str) else list(head)
+    if not names:
+        raise ScoreError("no head is named: give one such as 'a0.h1', or several")
+    places = [_head(model.graph, name) for name in names]
+    prompt, record = _prompt(model, prompts, example, corrupted)
+    ids = prompt.unsqueeze(0).to(model.device)
     inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids[:, :1]))
-    _, patterns = capture_site(model.adapter, inputs, "pattern", [layer])
+    _, patterns = capture_site(model.adapter, inputs, "pattern", sorted({layer for layer, _ in places}))
     decode = str if model.tokenizer is None else lambda token: model.tokenizer.decode([token])
-    weights = patterns[layer][0, :, unit].to(torch.float32).cpu().numpy()
-    return AttentionPattern(head, tuple(decode(token) for token in ids[0].tolist()), weights)
+    tokens = tuple(decode(token) for token in ids[0].tolist())
+    found = [
+        AttentionPattern(name, tokens, patterns[layer][0, :, unit].to(torch.float32).cpu().numpy(), record)
+        for name, (layer, unit) in zip(names, places, strict=True)
+    ]
+    return found[0] if isinstance(head, str) else found
 
 
 def _head(graph: Graph, name: str) -> tuple[int, int]:
@@ -83,15 +132,25 @@ def _head(graph: Graph, name: str) -> tuple[int, int]:
     return int(layer), int(unit)
 
 
-def _ids(model: Model, prompts: Task | BoundTask | str | Sequence[str], corrupted: bool) -> list[torch.Tensor]:
-    """The ids of every prompt, without padding."""
+def _prompt(model: Model, prompts: Prompts, example: int, corrupted: bool) -> tuple[torch.Tensor, Record]:
+    """The ids of the prompt, without padding, and where it comes from."""
     if isinstance(prompts, (Task, BoundTask)):
-        batch = bind(model, prompts).batch
-        side = batch.corrupted if corrupted else batch.clean
-        return [ids[mask] for ids, mask in zip(side.ids, side.mask, strict=True)]
+        bound = bind(model, prompts)
+        _check_example(example, len(bound))
+        side = bound.batch.corrupted if corrupted else bound.batch.clean
+        settings = {"example": example, "side": "corrupted" if corrupted else "clean"}
+        record = bound.subset([example]).record(RECORD.method, "", "", 0, **settings)
+        return side.ids[example][side.mask[example]], replace(record, sign=RECORD.sign, metric="")
     if corrupted:
         raise ScoreError("corrupted=True asks for the corrupted side of a task: prompts as text have none")
     if model.tokenizer is None:
         raise TaskError("this model has no tokenizer: give a task of token ids")
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    return [torch.tensor(ids) for ids in PromptTokenizer(model.tokenizer, None)(texts)]
+    _check_example(example, len(texts))
+    record = replace(RECORD, model=model.name, n_examples=1, settings={"example": example})
+    return torch.tensor(PromptTokenizer(model.tokenizer, None)([texts[example]])[0]), record
+
+
+def _check_example(example: int, count: int) -> None:
+    if not 0 <= example < count:
+        raise ScoreError(f"example={example}: there are {count} prompts, counted from 0")

@@ -3,7 +3,7 @@
 1. For each batch of pairs, both sides are run once and the site's values kept.
 2. Places of one layer restart together, as many as are worth running at once.
 3. The metric of each patched run is compared with that of the base run, example by example.
-4. Whatever stops the loop, Ctrl-C included: what was measured is kept where a checkpoint is named.
+4. Where a checkpoint is named, what was measured is written now and then, and when anything stops the loop.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch
-from circuitfind.checkpoint import CheckpointFile, key_of
+from circuitfind.checkpoint import Measurements, key_of
 from circuitfind.engine.ablation import ablated, writer_means
 from circuitfind.engine.aligned import moved
 from circuitfind.engine.capture import Run, Writers, capture
@@ -29,12 +29,13 @@ from circuitfind.errors import ScoreError
 from circuitfind.metrics import Metric
 from circuitfind.models.adapter import Adapter
 from circuitfind.patching.places import KINDS, Patcher, Place
+from circuitfind.patching.stretches import Stretches
 from circuitfind.progress import track
 
 
 class Measured(NamedTuple):
-    """`effects [places, examples]`, layer by layer, unit by unit, position by position; the metric with nothing and
-    with everything ablated, `[examples]` each."""
+    """`effects [places, examples]`, layer by layer, unit by unit, stretch by stretch; the metric with nothing and with
+    everything ablated, `[examples]` each."""
 
     effects: np.ndarray
     full: np.ndarray
@@ -61,32 +62,38 @@ class Sides(NamedTuple):
     empty: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """What is patched, and how.
 
     Attributes:
         units: of each layer.
-        positions: each of so many on its own; None patches all together.
+        stretches: of the prompts, each patched on its own; None patches all positions together.
     """
 
     what: str
     layers: list[int]
     units: int
-    positions: int | None
+    stretches: Stretches | None
     ablation: str
     direction: str
 
     @property
     def settings(self) -> dict[str, object]:
         """For the record."""
-        return {"what": self.what, "by_position": self.positions is not None, "layers": self.layers}
+        axis = None if self.stretches is None else self.stretches.axis.name
+        by = {"by_position": axis == "position", "by_span": axis == "span"}
+        return {"what": self.what, **by, "layers": self.layers}
 
     @property
     def places(self) -> list[Place]:
         """Of one layer."""
-        positions = [None] if self.positions is None else range(self.positions)
-        return [Place(unit, position) for unit in range(self.units) for position in positions]
+        stretches = [None] if self.stretches is None else range(len(self.stretches.axis.labels))
+        return [Place(unit, stretch) for unit in range(self.units) for stretch in stretches]
+
+    def numbers(self, rows: slice, batch: Batch) -> Tensor | None:
+        """`[batch, pos]` which stretch each position belongs to, of a batch made of these rows of all pairs."""
+        return None if self.stretches is None else self.stretches.numbers[rows, : batch.clean.ids.shape[1]]
 
 
 def measure(
@@ -104,23 +111,21 @@ def measure(
         FileError: the checkpoint belongs to another run.
     """
     key = _key(adapter, batch, plan, metric) if checkpoint else ""
-    file = CheckpointFile(checkpoint, key, "model, prompts, metric or places")
-    known = file.read()
-    effects = np.full((len(plan.layers) * len(plan.places), len(batch)), np.nan) if known is None else known["effects"]
+    shape = len(plan.layers) * len(plan.places), len(batch)
+    measured = Measurements(checkpoint, key, "model, prompts, metric or places", shape)
     means = means_of(adapter, batch, plan, batch_size)
 
     def one(part: Batch, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        return _measure_batch(adapter, part, plan, metric, means, effects[:, rows])
+        return _measure_batch(adapter, part, plan, metric, means, measured, rows)
 
     try:
         parts = [part for _, part in in_batches(adapter, batch, one, batch_size, "pairs")]
     except BaseException:
-        if not np.isnan(effects).all():
-            file.write({"effects": effects})
+        measured.flush()
         raise
-    file.remove()
+    measured.finish()
     full, empty = (np.concatenate(values) for values in zip(*parts, strict=True))
-    return Measured(effects, full, empty)
+    return Measured(measured.values, full, empty)
 
 
 def _key(adapter: Adapter, batch: Batch, plan: Plan, metric: Metric) -> str:
@@ -132,7 +137,9 @@ def _key(adapter: Adapter, batch: Batch, plan: Plan, metric: Metric) -> str:
     tensors += [] if batch.alignment is None else [batch.alignment]
     weights = (weight.detach().flatten() for weight in adapter.model.parameters())
     tensors += [weight[:: max(1, len(weight) // 64)].float() for weight in weights]
-    return key_of(*(tensor.cpu().numpy() for tensor in tensors), adapter.graph, metric.name, plan)
+    tensors += [] if plan.stretches is None else [plan.stretches.numbers]
+    places = (plan.what, plan.layers, plan.units, plan.ablation, plan.direction)
+    return key_of(*(tensor.cpu().numpy() for tensor in tensors), adapter.graph, metric.name, places)
 
 
 def means_of(adapter: Adapter, batch: Batch, plan: Plan, batch_size: int | None) -> Means | None:
@@ -160,15 +167,22 @@ def capture_sides(adapter: Adapter, batch: Batch, plan: Plan, metric: Metric, me
 
 
 def _measure_batch(
-    adapter: Adapter, batch: Batch, plan: Plan, metric: Metric, means: Means | None, effects: np.ndarray
+    adapter: Adapter,
+    batch: Batch,
+    plan: Plan,
+    metric: Metric,
+    means: Means | None,
+    measured: Measurements,
+    examples: slice,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fills in what is missing of a batch's `effects [places, examples]`; the metric in full and empty runs."""
+    """Measures what is missing of a batch; the metric in full and empty runs."""
     batch, clean, corrupted, own, other, full, empty = capture_sides(adapter, batch, plan, metric, means)
+    numbers = plan.numbers(examples, batch)
     if plan.direction == "denoising":
-        patcher = Patcher(plan.what, Restart(adapter, batch.corrupted, corrupted), other, own)
+        patcher = Patcher(plan.what, Restart(adapter, batch.corrupted, corrupted), other, own, numbers)
         sign, before = -1, empty
     else:
-        patcher = Patcher(plan.what, Restart(adapter, batch.clean, clean), own, other)
+        patcher = Patcher(plan.what, Restart(adapter, batch.clean, clean), own, other, numbers)
         sign, before = 1, full
     places, at_once = plan.places, patcher.restart.at_once
     groups = [
@@ -177,10 +191,11 @@ def _measure_batch(
     for index, layer, start in track(groups, "patches"):
         some = places[start : start + at_once]
         rows = slice(index * len(places) + start, index * len(places) + start + len(some))
-        if np.isnan(effects[rows]).any():
+        if measured.missing(rows, examples):
             values = torch.stack([metric(one, batch) for one in patcher.logits(layer, some)])
-            effects[rows] = as_numpy(sign * (before - values))
-            _check_finite(effects[rows], plan, layer, some)
+            effects = as_numpy(sign * (before - values))
+            _check_finite(effects, plan, layer, some)
+            measured.add(rows, examples, effects)
     return as_numpy(full), as_numpy(empty)
 
 

@@ -7,7 +7,8 @@
    reader sees of it is put in where it is projected.
 3. A prompt that the task does not hold is refused: what lies outside the circuit is unknown for it without a corrupted
    twin. Give a task with both: `run`.
-4. On leaving, the model is as it was found.
+4. circuitfind's own passes are refused meanwhile: their clean run would be the circuit's.
+5. On leaving, the model is as it was found.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ def only(
     """Runs a model as a circuit inside a `with` block.
 
     Inside, `model.hf(...)` on any rows of the task's clean prompts gives the circuit's logits at every position, and
-    `model.hf.generate(..., max_new_tokens=1)` its next token; no gradients are taken. Functions of circuitfind that run
-    the model itself belong outside the block.
+    `model.hf.generate(..., max_new_tokens=1)` on prompts of one length its next token; no gradients are taken.
+    Functions of circuitfind that run the model itself belong outside the block. Hooks of your own may look at anything;
+    what they change does not reach every reader, because a reader sees what the writers wrote.
 
     Args:
         circuit: a `Circuit`, or names of edges; every other edge carries its ablated value.
@@ -61,9 +63,11 @@ def only(
 
     Raises:
         TaskError: too many pairs to be held at once; or, inside, a prompt that is not among the task's clean prompts.
+        ModelError: inside, another function of circuitfind runs the model.
         FileError: the circuit belongs to another model.
     """
-    held = CircuitModel(model, as_circuit(model.graph, circuit), bind(model, task), ablation, seed)
+    bound = bind(model, task)
+    held = CircuitModel(model, as_circuit(model.graph, circuit), bound, ablation, seed)
     with held._in_force():
         yield held
 
@@ -86,9 +90,9 @@ class CircuitModel:
         self._rows = defaultdict(list)
         for row, ids in enumerate(_prompts(*self._prepared.batch.clean[:2])):
             self._rows[ids].append(row)
+        self._twins = _twins(self._prepared.batch, ablation)
         self._visitor: CircuitVisitor | None = None
         self._asked: list[int] | None = None  # the rows of the next pass, where they are known
-        self._set_aside = False
 
     # ---------------------------------------------------------------- for the user
     def inputs(self, rows: Sequence[int] | None = None) -> dict[str, Any]:
@@ -96,10 +100,19 @@ class CircuitModel:
         return self._model.adapter.keywords(self._batch(rows).clean)
 
     def logits(self, rows: Sequence[int] | None = None) -> Tensor:
-        """`[rows, reads, vocab]` where the metric reads them."""
+        """`[rows, reads, vocab]` where the metric reads them.
+
+        Raises:
+            TaskError: there are no such rows; or the block has been left, and with it the circuit.
+        """
+        if self._model.adapter.held_by is not self:
+            raise TaskError("the block of cf.only has been left: the model is whole again. Ask inside it, or use run()")
         batch = self._batch(rows)
         self._asked = list(range(len(self.task)) if rows is None else rows)
-        whole = self.hf(**self._model.adapter.keywords(batch.clean)).logits
+        try:
+            whole = self.hf(**self._model.adapter.keywords(batch.clean)).logits
+        finally:
+            self._asked = None  # a hook of the user's may have ended the pass before it was looked at
         return whole[torch.arange(len(batch), device=whole.device)[:, None], batch.clean.read.to(whole.device)]
 
     def next_token(self, rows: Sequence[int] | None = None) -> list[str] | list[int]:
@@ -110,12 +123,12 @@ class CircuitModel:
 
     def run(self, task: Task | BoundTask) -> Tensor:
         """`[pairs, reads, vocab]`: the circuit's logits on other pairs, which bring their corrupted twins."""
-        bound = bind(self._model, task)
-        self._set_aside = True
+        bound, adapter = bind(self._model, task), self._model.adapter
+        holder, adapter.held_by = adapter.held_by, None
         try:
             return run_circuits(self._prepare(bound), self.circuit.mask[None])[0]
         finally:
-            self._set_aside = False
+            adapter.held_by = holder
 
     # ---------------------------------------------------------------- the runs that are held
     def _prepare(self, task: BoundTask) -> Prepared:
@@ -142,19 +155,32 @@ class CircuitModel:
             stack.callback(self.hf.register_forward_pre_hook(self._before, with_kwargs=True).remove)
             stack.enter_context(attached(self._model.adapter, self._visit))
             stack.callback(self.hf.register_forward_hook(self._after, always_call=True).remove)
-            yield
+            self._model.adapter.held_by = self
+            try:
+                yield
+            finally:
+                self._model.adapter.held_by = None
 
     def _visit(self, site: str, layer: int, value: Tensor) -> Any:
-        return None if self._visitor is None else self._visitor(site, layer, value)
+        if self._visitor is not None:
+            return self._visitor(site, layer, value)
+        if self._model.adapter.held_by is self and site == "resid" and layer == 0:
+            raise TaskError("inside cf.only call the model itself, model.hf(...): a part of it is not the circuit's")
+        return None
 
     def _before(self, _: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
-        if self._set_aside:
+        if self._model.adapter.held_by is not self:
             return
         ids = args[0] if args else kwargs.get("input_ids")
-        if ids is None:
-            raise TaskError("inside cf.only the model is given token ids: input_ids=")
+        if ids is None or ids.ndim != 2:
+            raise TaskError("inside cf.only the model is given token ids [rows, positions]: input_ids=")
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+        if kwargs.get("logits_to_keep") == 1 and not mask[:, -1].all():
+            raise TaskError(
+                "generate() continues the last column, which is padding in some rows: give it prompts of one length, or"
+                " use next_token()"
+            )
         rows, self._asked = self._asked or self._rows_of(ids, mask), None
         index = torch.tensor(rows, device=self._prepared.batch.clean.ids.device)
         self._visitor = CircuitVisitor(_some(self._prepared, index, ids.shape[1]), self._plan)
@@ -168,8 +194,7 @@ class CircuitModel:
         Raises:
             TaskError: none, or one of several that differ in their corrupted twins.
         """
-        asked = _prompts(ids, mask)
-        twins = _prompts(*self._prepared.batch.corrupted[:2])
+        asked, twins = _prompts(ids, mask), self._twins
         found, left = [], {prompt: list(self._rows.get(prompt, ())) for prompt in asked}
         for number, prompt in enumerate(asked):
             known = self._rows.get(prompt)
@@ -193,6 +218,16 @@ def _prompts(ids: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
     lengths = [int(row.nonzero().max()) + 1 if row.any() else 0 for row in mask]
     kept = ids.masked_fill(~mask.to(ids.device), -1)
     return [tuple(row[:length].tolist()) for row, length in zip(kept, lengths, strict=True)]
+
+
+def _twins(batch: Batch, ablation: str) -> list[Any]:
+    """By row, what decides the values outside the circuit beside the clean prompt; equal where these are."""
+    if ablation not in ("corrupted", "resample"):
+        return [None] * len(batch)
+    twins = _prompts(*batch.corrupted[:2])
+    if batch.alignment is None:
+        return twins
+    return list(zip(twins, _prompts(batch.alignment, batch.clean.mask), strict=True))
 
 
 # -------------------------------------------------------------------- some rows of what was prepared

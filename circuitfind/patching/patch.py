@@ -20,14 +20,16 @@ from os import PathLike
 from circuitfind.engine.ablation import check_ablation, resampled
 from circuitfind.engine.aligned import refuse_aligned
 from circuitfind.engine.site_values import input_rows
-from circuitfind.errors import ScoreError
+from circuitfind.errors import ModelError, ScoreError
 from circuitfind.loading import bind
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
 from circuitfind.patching.measure import Plan, measure
 from circuitfind.patching.places import KINDS
+from circuitfind.patching.stretches import stretches
 from circuitfind.patching.sweep import Axis, Sweep
+from circuitfind.remote.call import remotable
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 
@@ -37,12 +39,14 @@ SIGNS = {
 }
 
 
+@remotable
 def patch(
     model: Model,
     task: Task | BoundTask,
     what: str = "heads",
     *,
     by_position: bool | None = None,
+    by_span: bool = False,
     layers: int | Iterable[int] | None = None,
     metric: str | Metric | Function | None = None,
     ablation: str = "corrupted",
@@ -54,12 +58,16 @@ def patch(
     """Patches every place of one kind, one at a time, and measures the metric.
 
     Args:
-        what: "resid" (the residual stream entering each block), "attn", "mlp" (what a layer's attention or MLP puts
-            out), "heads" (a head's output before the output projection), "q", "k", "v" (a head's queries, keys or
-            values as they are projected; the model's own key/value heads where they are grouped), "pattern" (a head's
-            attention pattern), "neurons" (of some layers' MLPs, as their output projection reads them).
-        by_position: each position is a place of its own, for prompts of one length. Default: yes for "resid", "attn"
-            and "mlp"; no for the others, whose places are then patched at all positions together.
+        what: "resid" (the residual stream entering each block), "resid-mid" (the stream between a block's attention and
+            its MLP), "attn", "mlp" (what a layer's attention or MLP puts out), "heads" (a head's output before the
+            output projection), "q", "k", "v" (a head's queries, keys or values as they are projected; the model's own
+            key/value heads where they are grouped), "pattern" (a head's attention pattern), "neurons" (of some layers'
+            MLPs, as their output projection reads them).
+        by_position: each position is a place of its own, for prompts of one length. Default: yes for "resid",
+            "resid-mid", "attn" and "mlp"; no for the others, whose places are then patched at all positions together.
+        by_span: instead, each named stretch of the prompts (`Task.spans`) is a place of its own, wherever it stands in
+            each pair; the last read position ("end") and all other tokens ("rest") are two more.
+            `circuitfind.patching.stretches` has the details.
         layers: a layer or several; "neurons" needs it. Default: all.
         metric: overrides the task's.
         ablation: what a place carries in noising: "corrupted", "zero", "mean", "mean-position" or "resample".
@@ -72,13 +80,15 @@ def patch(
         A `Sweep`: effects in units of the metric along named axes, positive = supports, per example too.
 
     Raises:
-        ScoreError: an unknown kind of place, layer or direction; prompts whose positions do not correspond; NaN.
+        ScoreError: an unknown kind of place, layer or direction; prompts whose positions do not correspond, or without
+            spans to go by; NaN.
         TaskError: the task does not fit the model or the ablation.
         FileError: the checkpoint belongs to another sweep.
-        ModelError: the model has no such places (neurons of a mixture of experts, patterns that it does not show).
+        ModelError: the model has no such places (neurons of a mixture of experts, patterns that it does not show, a
+            stream between attention and MLP where both read the same).
     """
     bound = bind(model, task).with_metric(metric)
-    plan, axes = planned(model.adapter, bound, what, by_position, layers, ablation, direction)
+    plan, axes = planned(model.adapter, bound, what, by_position, by_span, layers, ablation, direction)
     batch = resampled(bound.batch, seed) if ablation == "resample" else bound.batch
     found = measure(model.adapter, batch, plan, bound.metric, batch_size, checkpoint)
     made = bound.record("patch", ablation, direction, seed, **plan.settings)
@@ -91,6 +101,7 @@ def planned(
     bound: BoundTask,
     what: str,
     by_position: bool | None,
+    by_span: bool,
     layers: int | Iterable[int] | None,
     ablation: str,
     direction: str,
@@ -98,18 +109,27 @@ def planned(
     """What a sweep goes over, its arguments checked, and the axes of its result.
 
     Raises:
-        ScoreError: an unknown kind of place, layer or direction; prompts whose positions do not correspond.
+        ScoreError: an unknown kind of place, layer or direction; prompts whose positions do not correspond, or without
+            spans to go by.
         TaskError: the task does not allow the ablation.
+        ModelError: the model has no such places.
     """
     if what not in KINDS:
         raise ScoreError(f"what='{what}' is unknown: use one of {', '.join(KINDS)}")
-    by_position = KINDS[what].by_position if by_position is None else by_position
+    if by_span and by_position is not None:
+        raise ScoreError("by_span=True and by_position= divide the positions in two ways: give one of them")
     chosen = _chosen(layers, what, adapter)
-    _check(what, by_position, ablation, direction, bound)
-    axes = _axes(what, chosen, by_position, adapter, bound)
-    shape = shape_of(axes)
-    units, positions = shape[1] if KINDS[what].unit else 1, shape[-1] if by_position else None
-    return Plan(what, chosen, units, positions, ablation, direction), axes
+    _check(what, ablation, direction, bound)
+    if what == "resid-mid" and adapter.graph.parallel:
+        raise ModelError(
+            "what='resid-mid': in this model attention and MLP of a block read the same stream (parallel blocks), and"
+            " there is none between them: use 'resid', 'attn' or 'mlp'"
+        )
+    by_position = KINDS[what].by_position if by_position is None else by_position
+    parts = stretches(bound, by_position, by_span)
+    axes = (Axis("layer", tuple(map(str, chosen))), *_unit_axis(what, chosen, adapter))
+    units = len(axes[1].labels) if KINDS[what].unit else 1
+    return Plan(what, chosen, units, parts, ablation, direction), (*axes, *((parts.axis,) if parts else ()))
 
 
 def shape_of(axes: tuple[Axis, ...]) -> list[int]:
@@ -131,7 +151,7 @@ def _chosen(layers: int | Iterable[int] | None, what: str, adapter: Adapter) -> 
     return [int(layer) for layer in chosen]
 
 
-def _check(what: str, by_position: bool, ablation: str, direction: str, bound: BoundTask) -> None:
+def _check(what: str, ablation: str, direction: str, bound: BoundTask) -> None:
     if direction not in SIGNS:
         raise ScoreError(f"direction '{direction}' is unknown: use 'noising' or 'denoising'")
     check_ablation(ablation, bound.batch)
@@ -143,24 +163,14 @@ def _check(what: str, by_position: bool, ablation: str, direction: str, bound: B
         refuse_aligned(bound.batch, "a corrupted attention pattern", "patch 'q', 'k' or 'v' instead")
     if what == "pattern" and ablation == "mean":
         raise ScoreError("a pattern has no mean over positions: use ablation='mean-position' or 'corrupted'")
-    if by_position and (bound.batch.clean.padded or bound.batch.corrupted.padded):
-        lengths = bound.batch.clean.mask.sum(1)
-        raise ScoreError(
-            f"by_position=True needs prompts of one length, these have {int(lengths.min())} to {int(lengths.max())}"
-            " tokens: take one template of the behaviour or a subset of one length, or patch all positions of a place"
-            " together (by_position=False)"
-        )
 
 
-def _axes(what: str, layers: list[int], by_position: bool, adapter: Adapter, bound: BoundTask) -> tuple[Axis, ...]:
+def _unit_axis(what: str, layers: list[int], adapter: Adapter) -> tuple[Axis, ...]:
+    """The axis of a layer's units, where it has more than one."""
     graph, unit = adapter.graph, KINDS[what].unit
-    axes = [Axis("layer", tuple(map(str, layers)))]
+    if unit is None:
+        return ()
     if unit == "neuron":
-        axes.append(Axis(unit, tuple(map(str, range(len(input_rows(adapter, "hidden", layers[0])))))))
-    elif unit is not None:
-        count = graph.n_kv_heads if what in ("k", "v") else graph.n_heads
-        axes.append(Axis("key/value head" if count < graph.n_heads else "head", tuple(map(str, range(count)))))
-    if by_position:
-        tokens = enumerate(bound.tokens[0])  # of the first pair: names differ, the template does not
-        axes.append(Axis("position", tuple(f"{place} {token.strip() or repr(token)}" for place, token in tokens)))
-    return tuple(axes)
+        return (Axis(unit, tuple(map(str, range(len(input_rows(adapter, "hidden", layers[0])))))),)
+    count = graph.n_kv_heads if what in ("k", "v") else graph.n_heads
+    return (Axis("key/value head" if count < graph.n_heads else "head", tuple(map(str, range(count)))),)

@@ -9,14 +9,15 @@
 Noising: metric(clean) - metric(clean with these edges carrying ablated values). Denoising: metric(corrupted with these
 edges carrying clean values) - metric(corrupted). Positive = these paths support the behaviour.
 
-This is the path patching of Goldowsky-Dill et al. 2023, but for receivers that lie downstream of one another: they set
-each receiver's input to what it was with all else frozen, which hides the first one's change from the second; here it
-is seen, as in any run of a circuit that lacks these edges. Wang et al. 2023 let the MLPs between sender and receivers
-be computed anew, so that their paths lead through these, too.
+This is the path patching of Goldowsky-Dill et al. 2023 for the set of all paths that begin with one of these edges.
+Wang et al. 2023 differ twice: they set each receiver to what it is with all other heads frozen, which hides one
+receiver's change from another downstream of it (here it is seen, as in any run of a circuit that lacks these edges);
+and they let the MLPs between sender and receivers be computed anew, so that their paths lead through these, too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
@@ -29,7 +30,7 @@ from circuitfind.batch import Batch
 from circuitfind.engine.ablation import check_ablation, resampled, writer_means
 from circuitfind.engine.aligned import refuse_aligned
 from circuitfind.engine.capture import Writers
-from circuitfind.engine.memory import in_batches
+from circuitfind.engine.memory import budget, in_batches
 from circuitfind.engine.path_run import run_without
 from circuitfind.engine.prepare import Prepared, prepare
 from circuitfind.engine.restart import MANY_TOKENS_AT_ONCE, TOKENS_AT_ONCE
@@ -42,6 +43,7 @@ from circuitfind.models.load import Model
 from circuitfind.patching.measure import as_numpy
 from circuitfind.patching.path_effects import PathEffects
 from circuitfind.progress import track
+from circuitfind.remote.call import remotable
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 
@@ -60,6 +62,7 @@ class Cell(NamedTuple):
     readers: list[int]
 
 
+@remotable
 def path_patch(
     model: Model,
     task: Task | BoundTask,
@@ -133,13 +136,21 @@ def _columns(
     graph: Graph, receivers: str | Iterable[str] | None, separate: bool
 ) -> tuple[tuple[str, ...], list[list[int]]]:
     """Labels of the columns, and the reader indices that each of them patches together."""
-    given = graph.reader_names if receivers is None else [receivers] if isinstance(receivers, str) else list(receivers)
+    given = graph.reader_names if receivers is None else _listed(receivers, "receivers")
     if not given:
         raise ScoreError("no receivers: name readers such as 'a1.h0<v>', 'm2' or 'logits'")
     indices = [_readers(graph, name) for name in given]
     if separate:
         return tuple(given), indices
     return (" + ".join(given),), [sorted({reader for group in indices for reader in group})]
+
+
+def _listed(names: str | Iterable[str], side: str) -> list[str]:
+    listed = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
+    for name in listed:
+        if not isinstance(name, str):
+            raise ScoreError(f"{side}={names!r}: give names, such as 'a0.h1' or 'm1', not a {type(name).__name__}")
+    return listed
 
 
 def _readers(graph: Graph, name: str) -> list[int]:
@@ -161,7 +172,7 @@ def _senders(graph: Graph, senders: str | Iterable[str] | None, columns: list[li
     last = max(int(graph.limits[reader]) for readers in columns for reader in readers)
     if senders is None:
         return list(range(last))
-    rows = [graph.writer(name) for name in ([senders] if isinstance(senders, str) else senders)]
+    rows = [graph.writer(name) for name in _listed(senders, "senders")]
     if not rows:
         raise ScoreError("no senders: name writers such as 'input', 'a0.h1' or 'm2', or leave them out for all")
     for row in rows:
@@ -203,9 +214,8 @@ def _measure(
     batch = batch.with_reference(full.logits)
     ends = [metric(run.logits, batch) for run in (full, empty)]
     before = ends[0] if direction == "noising" else ends[1]
-    limit = TOKENS_AT_ONCE.get(adapter.device.type, MANY_TOKENS_AT_ONCE)
     effects = []
-    for group in track(_groups(adapter.graph, cells, max(1, limit // batch.clean.ids.numel())), "paths"):
+    for group in track(_groups(adapter.graph, cells, _at_once(adapter, batch, cells)), "paths"):
         values = torch.stack([metric(one, batch) for one in _logits(prepared, group)])
         effects.append(as_numpy(sign * (before - values)))
         if np.isnan(effects[-1]).any():
@@ -214,6 +224,15 @@ def _measure(
                 f"the effect of a path from {name} is NaN: look for inf or NaN in the logits or the metric"
             )
     return [np.concatenate(effects), *map(as_numpy, ends)]
+
+
+def _at_once(adapter: Adapter, batch: Batch, cells: list[Cell]) -> int:
+    """How many cells run side by side: no more than is worth it, and than memory has room for, because what each of
+    their senders writes is held in each of their runs."""
+    tokens, senders = batch.clean.ids.numel(), len({cell.writer for cell in cells})
+    worth = TOKENS_AT_ONCE.get(adapter.device.type, MANY_TOKENS_AT_ONCE) // tokens
+    room = budget(adapter.device) // (tokens * adapter.graph.d_model * adapter.work.itemsize)  # senders x runs
+    return max(1, min(worth, max(room // senders, math.isqrt(room))))
 
 
 def _groups(graph: Graph, cells: list[Cell], at_once: int) -> list[list[Cell]]:

@@ -1,15 +1,20 @@
-"""The result of path patching: an effect for every sender and every receiver, or group of receivers."""
+"""The result of path patching: an effect for every sender and every receiver, or group of receivers; its file."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from circuitfind.errors import ScoreError
+from circuitfind.export import result_file
 from circuitfind.record import Record
 from circuitfind.statistics import bootstrap_mean
+
+FORMAT = "circuitfind.paths"
 
 
 class Path(NamedTuple):
@@ -39,6 +44,12 @@ class PathEffects:
     full: np.ndarray
     empty: np.ndarray
     record: Record
+
+    def __post_init__(self) -> None:
+        shape = (len(self.senders), len(self.receivers), len(self.full))
+        if self.per_example.shape != shape or len(self.empty) != len(self.full):
+            given = list(self.per_example.shape)
+            raise ScoreError(f"effects of paths have shape {given}, their names and examples {list(shape)}")
 
     @property
     def effects(self) -> np.ndarray:
@@ -74,3 +85,33 @@ class PathEffects:
             "metric_empty": float(self.empty.mean()),
             "record": asdict(self.record),
         }
+
+    # ---------------------------------------------------------------- files
+    def save(self, path: str | PathLike[str], **more: Any) -> FilePath:
+        """Writes `.json`: `to_dict` and the values of every example.
+
+        Args:
+            more: further entries of the file, which reading passes over.
+
+        Raises:
+            FileError: another ending, or the place cannot be written to.
+        """
+        examples = [[None if np.isnan(cell).all() else cell for cell in row] for row in self.per_example]
+        values = {"per_example": examples, "full": self.full, "empty": self.empty}
+        return result_file.write(path, FORMAT, {**more, **self.to_dict(), **values})
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> PathEffects:
+        """Reads what `save` wrote, without any model.
+
+        Raises:
+            FileError: the file is missing, or holds no effects of paths.
+        """
+        content = result_file.read(path, FORMAT)
+        with result_file.reading(path):
+            full, empty = (result_file.numbers(content[name]) for name in ("full", "empty"))
+            nothing = [None] * len(full)
+            rows = [[nothing if cell is None else cell for cell in row] for row in content["per_example"]]
+            values = result_file.numbers(rows)
+            names = tuple(content["senders"]), tuple(content["receivers"])
+            return cls(*names, values, full, empty, Record(**content["record"]))

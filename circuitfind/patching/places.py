@@ -1,10 +1,12 @@
 """What a sweep can patch: how many units a layer has, and how replacing one changes the run.
 
-A *place* is one unit of one layer, at all positions or at one. Every kind is brought to one of two forms:
+A *place* is one unit of one layer, at all positions or at one stretch of them. Every kind is brought to one of two
+forms:
 
-* a change of the residual stream where a block begins (`resid`, `attn`, `mlp`, `heads`, `pattern`, `neurons`): a head's
-  or neuron's difference goes through its rows of the output projection, then through the post-norm as the model
-  applies it (the whole attention or MLP output is normed again, as it would be in a pass with that one replaced);
+* a change of the residual stream where a block begins (`resid`, `resid-mid`, `attn`, `mlp`, `heads`, `pattern`,
+  `neurons`): a head's or neuron's difference goes through its rows of the output projection, then through the post-norm
+  as the model applies it (the whole attention or MLP output is normed again, as it would be in a pass with that one
+  replaced); what changes between attention and MLP changes what the MLP writes, too;
 * new queries, keys or values of a layer (`q`, `k`, `v`).
 
 A patched `pattern` is a patched head: the other run's pattern times this run's values.
@@ -20,7 +22,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from circuitfind.engine.restart import Restart, at_position
+from circuitfind.engine.restart import Restart
 from circuitfind.engine.site_values import Values, attended, input_rows
 
 
@@ -36,6 +38,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "resid": Kind("resid", None, "resid{layer}", by_position=True),
+    "resid-mid": Kind("middle", None, "resid-mid{layer}", by_position=True),
     "attn": Kind("attn_out", None, "a{layer}", by_position=True),
     "mlp": Kind("mlp_out", None, "m{layer}", by_position=True),
     "heads": Kind("z", "head", "a{layer}.h{unit}"),
@@ -48,10 +51,10 @@ KINDS = {
 
 
 class Place(NamedTuple):
-    """A unit of a layer, at one position or (None) at all."""
+    """A unit of a layer, at one stretch of positions or (None) at all."""
 
     unit: int
-    position: int | None
+    stretch: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,12 +64,14 @@ class Patcher:
     Attributes:
         own, other: the site's values by layer, in the base run and instead; `other` may broadcast over examples and
             positions.
+        numbers: `[batch, pos]` which stretch each position belongs to; None where all positions go together.
     """
 
     what: str
     restart: Restart
     own: Values
     other: Values
+    numbers: Tensor | None
     _latest: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def logits(self, layer: int, places: list[Place]) -> Tensor:
@@ -80,13 +85,19 @@ class Patcher:
 
     def _placed(self, layer: int, place: Place) -> Tensor:
         change = self._latest[layer, place.unit]
-        return change if place.position is None else at_position(change, place.position)
+        at = self._at(place)
+        return change if at is None else torch.where(at.unsqueeze(-1), change, 0)
 
     def _replaced(self, layer: int, place: Place) -> Tensor:
         """`[batch, pos, heads, d_head]` with one head's values replaced."""
-        values, at = self.own[layer].clone(), _positions(place.position)
-        values[:, at, place.unit] = self.other[layer].expand_as(values)[:, at, place.unit].to(values.dtype)
+        values, at = self.own[layer].clone(), self._at(place)
+        own, other = (side[:, :, place.unit] for side in (values, self.other[layer].expand_as(values).to(values.dtype)))
+        values[:, :, place.unit] = other if at is None else torch.where(at.unsqueeze(-1), other, own)
         return values
+
+    def _at(self, place: Place) -> Tensor | None:
+        """`[batch, pos]` where a place is; None for everywhere."""
+        return None if self.numbers is None or place.stretch is None else self.numbers == place.stretch
 
     def _prepare(self, layer: int, units: list[int]) -> None:
         """Sees to the changes of these units; those of the last call are kept, because places come unit by unit."""
@@ -104,6 +115,8 @@ class Patcher:
         difference = self._difference(layer, units)
         if self.what == "resid":
             return difference
+        if self.what == "resid-mid":
+            return self.restart.after_middle(layer, difference)
         if self.what in ("mlp", "neurons"):
             return _written(view.mlp_written, base.mlp_out[layer].view(base.resid[layer].shape), difference)
         return self.restart.after_mlp(layer, _written(view.attn_written, base.attn_out[layer], difference))
@@ -128,7 +141,3 @@ class Patcher:
 def _written(write: Callable[[Tensor], Tensor], output: Tensor, difference: Tensor) -> Tensor:
     """How much more reaches the stream when a module's output is so much larger."""
     return write(output.to(difference) + difference) - write(output)
-
-
-def _positions(position: int | None) -> slice:
-    return slice(None) if position is None else slice(position, position + 1)

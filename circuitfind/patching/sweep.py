@@ -35,7 +35,8 @@ class Axis(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One place of a sweep: its name, its position's label (empty where all are patched), its effect and interval."""
+    """One place of a sweep: its name, its position's or span's label (empty where all positions are patched), its
+    effect and interval."""
 
     name: str
     position: str
@@ -50,8 +51,8 @@ class Sweep:
 
     Attributes:
         what: a key of `circuitfind.patching.places.KINDS`.
-        axes: layer, then the unit (head, key/value head, neuron; none where a layer is one unit), then the position if
-            swept by position. Labels of layers and units are their numbers.
+        axes: layer, then the unit (head, key/value head, neuron; none where a layer is one unit), then the position or
+            span if swept by either. Labels of layers and units are their numbers.
         per_example: `[*axes, examples]` float64 effects in units of the metric.
         full, empty: `[examples]` the metric with nothing ablated (the clean run) and with everything ablated (the
             corrupted run under the default ablation).
@@ -96,20 +97,28 @@ class Sweep:
     def by_position(self) -> bool:
         return self.axes[-1].name == "position"
 
+    @property
+    def by_span(self) -> bool:
+        return self.axes[-1].name == "span"
+
+    @property
+    def positions(self) -> tuple[str, ...]:
+        """Labels of the positions or spans; one empty label where all positions are patched together."""
+        return self.axes[-1].labels if self.by_position or self.by_span else ("",)
+
     def intervals(self, seed: int = 0, level: float = 0.95) -> np.ndarray:
         """`[*axes, 2]` percentile bootstrap intervals of the effects over examples; NaN for a single example."""
         return bootstrap_mean(self.per_example, seed, level)
 
     def names(self) -> list[str]:
-        """A name for every place, in the order of `effects.ravel()`; the same one at each of its positions."""
+        """A name for every place, in the order of `effects.ravel()`; the same one at each of its positions or spans."""
         kind, kv = KINDS[self.what], "kv" if self.graph.group > 1 else "h"
         units = self.axes[1].labels if kind.unit else ("",)
-        repeats = len(self.axes[-1].labels) if self.by_position else 1
         return [
             kind.name.format(layer=layer, unit=unit, kv=kv)
             for layer in self.axes[0].labels
             for unit in units
-            for _ in range(repeats)
+            for _ in self.positions
         ]
 
     def top(self, n: int, by: str = "absolute") -> list[Row]:
@@ -122,12 +131,11 @@ class Sweep:
             raise ScoreError(f"by='{by}' is unknown: use 'absolute' or 'signed'")
         effects, names = self.effects.ravel(), self.names()
         order = np.argsort(-(np.abs(effects) if by == "absolute" else effects), kind="stable")[:n]
-        positions = self.axes[-1].labels if self.by_position else ("",)
         examples = self.per_example.reshape(len(effects), -1)[order]
         axes = (Axis("place", tuple(names[i] for i in order)),)
         chosen = Sweep(self.what, self.graph, axes, examples, self.full, self.empty)
         return [
-            Row(names[i], positions[i % len(positions)], float(effects[i]), float(low), float(high))
+            Row(names[i], self.positions[i % len(self.positions)], float(effects[i]), float(low), float(high))
             for i, (low, high) in zip(order.tolist(), chosen.intervals(), strict=True)
         ]
 

@@ -11,9 +11,11 @@ import difflib
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import NamedTuple
 
 from circuitfind.errors import TaskError
+from circuitfind.tasks.bound import check_seed
 from circuitfind.tasks.rows import Row
 from circuitfind.tasks.words import SingleTokens
 
@@ -61,11 +63,13 @@ class Behaviour:
     ) -> list[Row]:
         """`n` rows, distinct as far as there are enough of them; the same seed gives the same rows.
 
-        Raises TaskError when `n` is below 1, the corruption or template is unknown, or the tokenizer lacks the words.
+        Raises TaskError when `n` or `seed` is no such number, the corruption or template is unknown, or the tokenizer
+        lacks the words.
         """
         choice = Choice(self.corruption(corruption), self._chosen(template))
-        if n < 1:
-            raise TaskError(f"{self.name}: n must be at least 1, not {n}")
+        if not isinstance(n, Integral) or n < 1:
+            raise TaskError(f"{self.name}: n must be a whole number, at least 1, not {n!r}")
+        check_seed(seed)
         draw = self.prepare(words, choice)
         rng = random.Random(seed)
         rows: list[Row] = []

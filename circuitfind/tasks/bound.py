@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
@@ -14,6 +14,16 @@ from circuitfind.batch import Batch
 from circuitfind.errors import TaskError
 from circuitfind.metrics import Function, Metric, metric_of
 from circuitfind.record import Record, fingerprints
+
+
+def check_seed(seed: int) -> None:
+    """Refuses what some generators take for another seed (-1 for 1, None for the time of day) and others refuse.
+
+    Raises:
+        TaskError: `seed` is not a whole number, 0 or more.
+    """
+    if not isinstance(seed, Integral) or seed < 0:
+        raise TaskError(f"seed={seed!r} is no seed: give a whole number, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,8 @@ class BoundTask:
         Raises:
             TaskError: no row is asked for, or one that is not there.
         """
+        if not isinstance(rows, Iterable):
+            raise TaskError(f"subset: rows are a list, such as [0], not {rows!r}")
         rows = list(rows)
         if not rows:
             raise TaskError(f"subset: no rows are asked for; there are {len(self)}, counted from 0")
@@ -74,8 +86,9 @@ class BoundTask:
         """Two disjoint parts, drawn with a seed; the first has this fraction of the pairs.
 
         Raises:
-            TaskError: one part would be empty.
+            TaskError: one part would be empty, or `seed` is no seed.
         """
+        check_seed(seed)
         size = round(len(self) * fraction) if isinstance(fraction, Real) and 0 < fraction < 1 else 0
         if not 0 < size < len(self):
             raise TaskError(

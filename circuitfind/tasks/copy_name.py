@@ -2,7 +2,8 @@
 
 The simplest use of what stands earlier in the text: a name was said, and a name comes again (Olsson et al. 2022,
 "In-context Learning and Induction Heads", calls such heads copying heads). Three names that are one token each are
-enough, so it can be said with the small vocabularies of story models too.
+enough, so it can be said with the small vocabularies of story models too. Spans: name1, and where the name was said
+more than once name2 and name3.
 
 Corruption `other-name`: another name was said, so that one is right and the metric flips.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import random
 
 from circuitfind.tasks.behaviour import Behaviour, Choice, Draw, numbered
+from circuitfind.tasks.filled import filled
 from circuitfind.tasks.lexicon import FEMALE_NAMES, MALE_NAMES, STORY_NAMES
 from circuitfind.tasks.rows import Row
 from circuitfind.tasks.words import SingleTokens
@@ -30,6 +32,8 @@ TEMPLATES: tuple[str, ...] = (
     "Once upon a time, there was a child named {name}.",
 )
 
+SPANS = {"name": ["name1", "name2", "name3"]}
+
 _LEAST_NAMES = 3
 
 
@@ -39,7 +43,8 @@ def _prepare(words: SingleTokens, choice: Choice) -> Draw:
     def draw(rng: random.Random, number: int) -> Row:
         template = rng.choice(choice.patterns)
         name, other = rng.sample(names, 2)
-        return Row(template.format(name=name), template.format(name=other), (name,), (other,), flips=True)
+        clean, spans = filled(template, SPANS, name=name)
+        return Row(clean, template.format(name=other), (name,), (other,), flips=True, spans=spans)
 
     return draw
 

@@ -1,7 +1,7 @@
 """Capitals: "The capital of France is the city of" -> Paris.
 
 The plainest case of recalling a fact (Meng et al. 2022, "Locating and Editing Factual Associations in GPT"): the
-subject is one token, and what it brings to mind must come out at the last one.
+subject is one token, and what it brings to mind must come out at the last one. Span: subject, the country.
 
 Corruption `other-country`: another country, so its capital is right and the metric flips.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 
 from circuitfind.tasks.behaviour import Behaviour, Choice, Draw, numbered
+from circuitfind.tasks.filled import filled
 from circuitfind.tasks.lexicon import CAPITALS
 from circuitfind.tasks.rows import Row
 from circuitfind.tasks.words import SingleTokens
@@ -25,6 +26,8 @@ TEMPLATES: tuple[str, ...] = (
     "The government of {country} sits in its capital city,",
 )
 
+SPANS = {"country": ["subject"]}
+
 _LEAST_COUNTRIES = 5
 
 
@@ -34,9 +37,8 @@ def _prepare(words: SingleTokens, choice: Choice) -> Draw:
     def draw(rng: random.Random, number: int) -> Row:
         template = rng.choice(choice.patterns)
         (country, capital), (other, elsewhere) = rng.sample(pairs, 2)
-        return Row(
-            template.format(country=country), template.format(country=other), (capital,), (elsewhere,), flips=True
-        )
+        clean, spans = filled(template, SPANS, country=country)
+        return Row(clean, template.format(country=other), (capital,), (elsewhere,), flips=True, spans=spans)
 
     return draw
 

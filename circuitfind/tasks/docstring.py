@@ -9,6 +9,7 @@
 
 Heimersheim & Janiak 2023, "A circuit for Python docstrings in a 4-layer attention-only transformer". Of the six
 arguments the docstring describes the third and the fourth, so the fifth comes next; all others are wrong answers.
+Spans, with the paper's names: A_def, B_def and C_def, these three in the definition, A_doc and B_doc in the docstring.
 
 Corruptions, in the names of ACDC (Conmy et al. 2023):
 * `random-random`: other arguments in the definition (in place of the three that matter) and others in the docstring.
@@ -23,6 +24,7 @@ import random
 
 from circuitfind.errors import TaskError
 from circuitfind.tasks.behaviour import Behaviour, Choice, Draw, numbered
+from circuitfind.tasks.filled import Filled, filled
 from circuitfind.tasks.lexicon import DESCRIPTIONS, IDENTIFIERS
 from circuitfind.tasks.rows import Row
 from circuitfind.tasks.words import SingleTokens
@@ -30,12 +32,13 @@ from circuitfind.tasks.words import SingleTokens
 NAME = "docstring"
 CORRUPTIONS = ("random-random", "random-def", "random-doc", "random-answer")
 
-TEMPLATE = '''def {method}(self, {arguments}):
+TEMPLATE = '''def {method}(self, {before}, {a}, {b}, {c}, {after}):
     """{about}
 
-    :param {first}: {of_first}
-    :param {second}: {of_second}
+    :param {a_doc}: {of_a}
+    :param {b_doc}: {of_b}
     :param'''
+SPANS = {"a": ["A_def"], "b": ["B_def"], "c": ["C_def"], "a_doc": ["A_doc"], "b_doc": ["B_doc"]}
 
 _LEAST_IDENTIFIERS, _LEAST_DESCRIPTIONS = 16, 8
 
@@ -54,18 +57,14 @@ def _prepare(words: SingleTokens, choice: Choice) -> Draw:
         before, (first, second, answer), after, others = names[:2], names[2:5], names[5:6], names[6:]
         said = [" ".join(rng.sample(nouns, size)) for size in (3, 2, 2)]
 
-        def say(matching: list[str], described: list[str]) -> str:
-            return TEMPLATE.format(
-                method=method,
-                arguments=", ".join([*before, *matching, *after]),
-                about=said[0],
-                first=described[0],
-                of_first=said[1],
-                second=described[1],
-                of_second=said[2],
-            )
+        def say(matching: list[str], described: list[str]) -> Filled:
+            a, b, c = matching
+            a_doc, b_doc = described
+            arguments = {"before": ", ".join(before), "a": a, "b": b, "c": c, "after": ", ".join(after)}
+            texts = {"about": said[0], "a_doc": a_doc, "of_a": said[1], "b_doc": b_doc, "of_b": said[2]}
+            return filled(TEMPLATE, SPANS, method=method, **arguments, **texts)
 
-        clean = say([first, second, answer], [first, second])
+        clean, spans = say([first, second, answer], [first, second])
         wrong = (*before, first, second, *after)
         if choice.corruption == "random-def":
             corrupted = say([*others[:2], answer], [first, second])
@@ -75,7 +74,7 @@ def _prepare(words: SingleTokens, choice: Choice) -> Draw:
             corrupted, wrong = say([first, second, others[0]], [first, second]), (others[0],)
         else:
             corrupted = say(others[:3], others[3:5])
-        return Row(clean, corrupted, (answer,), wrong, flips=choice.corruption == "random-answer")
+        return Row(clean, corrupted.text, (answer,), wrong, flips=choice.corruption == "random-answer", spans=spans)
 
     return draw
 

@@ -46,6 +46,8 @@ def read_pairs(
     if not isinstance(path, (str, PathLike)):
         raise FileError(f"pairs are read from a path, not from {path!r}: give the name of a jsonl, csv or json file")
     path = Path(path)
+    if path.is_dir():
+        raise FileError(f"{path}: a folder, not a file of pairs (of a saved dataset, give its rows to Task.from_rows)")
     if not path.is_file():
         raise FileError(f"{path}: no such file")
     read = _rows(path)

@@ -1,7 +1,7 @@
 """Gendered pronouns: "So Mary is a really great friend, isn't" -> she.
 
 Mathwin, Corlouer et al. 2023, "Identifying a Preliminary Circuit for Predicting Gendered Pronouns in
-GPT-2 Small" (the first template is theirs). The pronoun agrees with the gender the name usually has.
+GPT-2 Small" (the first template is theirs). The pronoun agrees with the gender the name usually has. Span: name.
 
 Corruption `other-gender`: a name of the other gender, so the other pronoun is right and the metric flips.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 
 from circuitfind.tasks.behaviour import Behaviour, Choice, Draw, numbered
+from circuitfind.tasks.filled import filled
 from circuitfind.tasks.lexicon import ADJECTIVES, FEMALE_NAMES, MALE_NAMES, PEOPLE, PLACES
 from circuitfind.tasks.rows import Row
 from circuitfind.tasks.words import SingleTokens
@@ -26,6 +27,8 @@ TEMPLATES: tuple[str, ...] = (
     "I think {name} was at the {place} when",
     "The {adjective} {person} said that {name} would come if",
 )
+
+SPANS = {"name": ["name"]}
 
 _LEAST_NAMES, _LEAST_OTHERS = 3, 2
 
@@ -46,10 +49,10 @@ def _prepare(words: SingleTokens, choice: Choice) -> Draw:
             "person": rng.choice(people),
             "place": rng.choice(places),
         }
-        hers, his = template.format(name=woman, **rest), template.format(name=man, **rest)
+        hers, his = (filled(template, SPANS, name=name, **rest) for name in (woman, man))
         if number % 2 == 0:
-            return Row(hers, his, (she,), (he,), flips=True)
-        return Row(his, hers, (he,), (she,), flips=True)
+            return Row(hers.text, his.text, (she,), (he,), flips=True, spans=hers.spans)
+        return Row(his.text, hers.text, (he,), (she,), flips=True, spans=his.spans)
 
     return draw
 

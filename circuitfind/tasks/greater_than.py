@@ -3,7 +3,8 @@
 Hanna et al. 2023, "How does GPT-2 compute greater-than?". The answers are all endings greater than the start
 year's, the wrong answers all endings not greater, and the metric is their difference in summed probability.
 The year has to be two tokens, the century and two digits; endings for which the tokenizer has the whole year
-as one token are left out, as in the paper.
+as one token are left out, as in the paper. Spans, in the paper's letters: the start year's century XX and its ending
+YY, and the noun; the last token is the century again.
 
 Corruptions:
 * `01`: the start year ends in 01, after which nearly every ending is greater (the paper's corruption).
@@ -16,6 +17,7 @@ import random
 
 from circuitfind.errors import TaskError
 from circuitfind.tasks.behaviour import Behaviour, Choice, Draw, numbered
+from circuitfind.tasks.filled import filled
 from circuitfind.tasks.lexicon import EVENTS
 from circuitfind.tasks.rows import Row
 from circuitfind.tasks.words import SingleTokens
@@ -23,6 +25,7 @@ from circuitfind.tasks.words import SingleTokens
 NAME = "greater-than"
 CORRUPTIONS = ("01", "random-year")
 TEMPLATE = "The {event} lasted from the year {century}{start} to the year {century}"
+SPANS = {"event": ["noun"], "century": ["XX"], "start": ["YY"]}
 CENTURIES: tuple[str, ...] = tuple(str(century) for century in range(10, 19))
 
 _LEAST_ENDINGS, _LEAST_EVENTS = 60, 2
@@ -47,11 +50,13 @@ def _prepare(words: SingleTokens, choice: Choice) -> Draw:
         starts = [ending for ending in endings[century] if _FIRST <= ending <= _LAST]
         start = rng.choice(starts)
         other = "01" if choice.corruption == "01" else rng.choice([ending for ending in starts if ending != start])
+        clean, spans = filled(TEMPLATE, SPANS, event=event, century=century, start=start)
         return Row(
-            clean=TEMPLATE.format(event=event, century=century, start=start),
+            clean=clean,
             corrupted=TEMPLATE.format(event=event, century=century, start=other),
             answers=tuple(ending for ending in endings[century] if ending > start),
             wrong=tuple(ending for ending in endings[century] if ending <= start),
+            spans=spans,
         )
 
     return draw

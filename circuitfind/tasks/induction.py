@@ -2,7 +2,7 @@
 
 Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; Olsson et al. 2022, "In-context
 Learning and Induction Heads". All words of a list are different, so what followed the last word the first
-time is the only clue.
+time is the only clue. Spans, where the list is ... A B ... A -> B: A1 and B1; the second A is the last token.
 
 Corruptions:
 * `next-swap`: in the first half the answer changes places with another word that is not repeated: that word
@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 
 from circuitfind.tasks.behaviour import Behaviour, Choice, Draw
+from circuitfind.tasks.filled import filled
 from circuitfind.tasks.lexicon import ADJECTIVES, EVENTS, OBJECTS, PLACES
 from circuitfind.tasks.rows import Row
 from circuitfind.tasks.words import SingleTokens
@@ -24,6 +25,7 @@ CORRUPTIONS = ("next-swap", "no-repeat")
 
 WORDS: tuple[str, ...] = tuple(dict.fromkeys(OBJECTS + PLACES + ADJECTIVES + EVENTS))
 PREFIX = "Words:"
+SPANS = {"a": ["A1"], "b": ["B1"]}
 
 _SHORTEST, _LONGEST = 6, 10
 _LEAST_WORDS = 2 * _LONGEST
@@ -45,12 +47,15 @@ def _prepare(words: SingleTokens, choice: Choice) -> Draw:
         else:
             twin = fresh
         again = first[:at]
+        pattern = " ".join([PREFIX, *first[: at - 1], "{a}", "{b}", *first[at + 1 :], *again])
+        clean, spans = filled(pattern, SPANS, a=first[at - 1], b=first[at])
         return Row(
-            clean=" ".join([PREFIX, *first, *again]),
+            clean=clean,
             corrupted=" ".join([PREFIX, *twin, *again]),
             answers=(first[at],),
             wrong=(first[other],),
             flips=choice.corruption == "next-swap",
+            spans=spans,
         )
 
     return draw

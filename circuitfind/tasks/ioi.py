@@ -2,7 +2,8 @@
 
 Wang et al. 2022, "Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small".
 Two names, one of which (the subject, S) comes again: the other (the indirect object, IO) is the answer. Rows
-alternate between the two orders of the first clause, IO first (ABBA) and S first (BABA).
+alternate between the two orders of the first clause, IO first (ABBA) and S first (BABA). Spans, with the paper's names:
+IO, S1 and S2, the subject's second mention; the paper's END is the last token, where the metric reads.
 
 Corruptions:
 * `s2-io-flip`: the second mention is the IO instead of S. Now S is the answer: the metric's sign flips.
@@ -20,6 +21,7 @@ import random
 from collections.abc import Mapping, Sequence
 
 from circuitfind.tasks.behaviour import Behaviour, Choice, Draw, numbered
+from circuitfind.tasks.filled import Filled, filled
 from circuitfind.tasks.lexicon import FEMALE_NAMES, MALE_NAMES, OBJECTS, PLACES
 from circuitfind.tasks.rows import Row
 from circuitfind.tasks.words import SingleTokens
@@ -51,6 +53,7 @@ ORDERS: dict[str, dict[str, str]] = {  # the paper's letters: A is the IO, B is 
     "abba": {"a": "{io}", "b": "{s}"},
     "baba": {"a": "{s}", "b": "{io}"},
 }
+SPANS = {"io": ["IO"], "s": ["S1"], "second": ["S2"]}
 _KEPT = {"s": "{second}", "place": "{place}", "object": "{object}"}
 PATTERNS: dict[str, str] = {
     name: pattern
@@ -77,15 +80,16 @@ def drawer(
         io, s, x, y, z = rng.sample(names, 5)
         place, thing = rng.choice(places), rng.choice(objects)
 
-        def say(io: str, s: str, second: str) -> str:
-            return pattern.format(io=io, s=s, second=second, place=place, object=thing)
+        def say(io: str, s: str, second: str) -> Filled:
+            return filled(pattern, SPANS, io=io, s=s, second=second, place=place, object=thing)
 
+        clean, spans = say(io, s, s)
         if corruption == "abc":
-            return Row(say(io, s, s), say(x, y, z), (io,), (s,))
+            return Row(clean, say(x, y, z).text, (io,), (s,), spans=spans)
         first, again = (x, y) if corruption.startswith("random-names") else (io, s)
         second = first if "s2-io-flip" in corruption else again
         corrupted = say(again, first, second) if "s1-io-flip" in corruption else say(first, again, second)
-        return Row(say(io, s, s), corrupted, (io,), (s,), flips=second == io)
+        return Row(clean, corrupted.text, (io,), (s,), flips=second == io, spans=spans)
 
     return draw
 

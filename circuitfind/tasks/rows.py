@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
+
+NO_SPANS: Mapping[str, tuple[str, int]] = MappingProxyType({})
 
 
 class Row(NamedTuple):
@@ -10,7 +14,8 @@ class Row(NamedTuple):
 
     `clean` shows the behaviour; `corrupted` is its minimally different twin, of the same token length.
     `answers` and `wrong` are continuations (one or several); with `flips=True` the corrupted prompt
-    makes the wrong answers right, so the metric should change its sign there, not only fall.
+    makes the wrong answers right, so the metric should change its sign there, not only fall. `spans` name words of
+    the clean prompt: name -> (word, which of its occurrences, from 1), as `circuitfind.tasks.filled` makes them.
     """
 
     clean: str
@@ -18,3 +23,4 @@ class Row(NamedTuple):
     answers: tuple[str, ...]
     wrong: tuple[str, ...]
     flips: bool = False
+    spans: Mapping[str, tuple[str, int]] = NO_SPANS

@@ -2,7 +2,7 @@
 
 Linzen et al. 2016, "Assessing the Ability of LSTMs to Learn Syntax-Sensitive Dependencies"; as circuits in
 language models: Finlayson et al. 2021. The verb agrees with the subject, not with the nearer noun (the
-attractor), which has the other number in every clean prompt.
+attractor), which has the other number in every clean prompt. Spans: subject and attractor.
 
 Corruptions:
 * `other-number`: the subject in the other number (the attractor stays): the other verb is right.
@@ -15,6 +15,7 @@ import random
 
 from circuitfind.errors import TaskError
 from circuitfind.tasks.behaviour import Behaviour, Choice, Draw, numbered
+from circuitfind.tasks.filled import filled
 from circuitfind.tasks.lexicon import NOUNS
 from circuitfind.tasks.rows import Row
 from circuitfind.tasks.words import SingleTokens
@@ -34,6 +35,8 @@ TEMPLATES: tuple[tuple[str, tuple[str, str]], ...] = (
     ("Long ago the {subject} that the {attractor} had", _PAST),
 )
 
+SPANS = {"subject": ["subject"], "attractor": ["attractor"]}
+
 _LEAST_NOUNS = 6
 
 
@@ -52,13 +55,13 @@ def _prepare(words: SingleTokens, choice: Choice) -> Draw:
         template, verbs = rng.choice(templates)
         subject, attractor = rng.sample(nouns, 2)
         plural = number % 2
-        clean = template.format(subject=subject[plural], attractor=attractor[1 - plural])
+        clean, spans = filled(template, SPANS, subject=subject[plural], attractor=attractor[1 - plural])
         answer, wrong = (verbs[plural],), (verbs[1 - plural],)
         if choice.corruption == "other-number":
             corrupted = template.format(subject=subject[1 - plural], attractor=attractor[1 - plural])
         else:
             corrupted = template.format(subject=subject[plural], attractor=attractor[plural])
-        return Row(clean, corrupted, answer, wrong, flips=choice.corruption == "other-number")
+        return Row(clean, corrupted, answer, wrong, flips=choice.corruption == "other-number", spans=spans)
 
     return draw
 

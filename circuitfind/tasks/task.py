@@ -53,8 +53,8 @@ class Task:
             for all, one an example, or `[batch, reads]`. Default: the last token.
         bos: True or False force a BOS token to be there or not; None keeps the tokenizer's own behaviour.
         flips: the corrupted prompt makes the wrong answers right.
-        spans: by example, names for stretches of the prompt: name -> text of the clean prompt, or (start, stop) tokens
-            (`circuitfind.tasks.spans`).
+        spans: by example, names for stretches of the prompt: name -> text of the clean prompt, its n-th occurrence
+            (text, n), or (start, stop) tokens (`circuitfind.tasks.spans`).
         unusable: what becomes of a pair that the model cannot be given (unequal lengths, an answer of several tokens,
             ...): "error" refuses the task and names the row, "drop" leaves such rows out and says how many.
         corrupted_spans: as `spans`, of the corrupted prompt.
@@ -216,6 +216,28 @@ class Task:
         names = ("clean", "corrupted", "answers", "wrong_answers", "positions", "spans", "corrupted_spans")
         masks = ("attention_mask", "corrupted_attention_mask")
         return replace(self, **{name: pick(getattr(self, name)) for name in (*names, *masks)})
+
+    def exchanged(self) -> Task:
+        """The pairs the other way round: the corrupted prompts are the clean ones, and what was wrong is the answer.
+
+        Denoising of a task is noising of the exchanged one. Spans go with their prompts.
+
+        Raises:
+            TaskError: there are answers, but no wrong ones, which the corrupted prompts would be asked for.
+        """
+        if self.answers is not None and self.wrong_answers is None:
+            raise TaskError("the corrupted prompts have no answers to be asked for: give the task wrong_answers")
+        return replace(
+            self,
+            clean=self.corrupted,
+            corrupted=self.clean,
+            answers=self.wrong_answers,
+            wrong_answers=self.answers,
+            attention_mask=self.corrupted_attention_mask,
+            corrupted_attention_mask=self.attention_mask,
+            spans=self.corrupted_spans,
+            corrupted_spans=self.spans,
+        )
 
     def answers_are_ids(self) -> bool:
         """Whether there are answers, and all of them, on both sides, are token ids."""

@@ -1,0 +1,99 @@
+"""How a sweep divides prompts: into their positions, or into named spans.
+
+A stretch is the positions of a prompt that are patched together; a prompt's stretches do not overlap.
+
+1. By position: every position is a stretch of its own, for prompts of one length.
+2. By span: one stretch for each name that every pair gives (`BoundTask.spans`), in the order of their mean first
+   positions. What these leave over is "end", the last position that the metric reads (by default the last token; only
+   where it lies outside the named spans in every pair), and "rest", all other tokens. So the stretches make the prompt.
+
+Spans are counted in the clean prompt. Positions correspond in both prompts of a pair, or are made to by an alignment.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from circuitfind.errors import ScoreError
+from circuitfind.patching.sweep import Axis
+from circuitfind.tasks.bound import BoundTask
+
+END, REST = "end", "rest"
+
+
+class Stretches(NamedTuple):
+    """The stretches' axis; `numbers [pairs, pos]`, the entry of it that each position belongs to, -1 for padding."""
+
+    axis: Axis
+    numbers: Tensor
+
+
+def stretches(bound: BoundTask, by_position: bool, by_span: bool) -> Stretches | None:
+    """Of a task's prompts; None where all positions are patched together.
+
+    Raises:
+        ScoreError: prompts of unequal lengths by position; no span that every pair names, or overlapping ones.
+    """
+    if by_span:
+        return _of_spans(bound)
+    return _of_positions(bound) if by_position else None
+
+
+def _of_positions(bound: BoundTask) -> Stretches:
+    mask = bound.batch.clean.mask
+    if bound.batch.clean.padded or bound.batch.corrupted.padded:
+        lengths, names = mask.sum(1), _common(bound)
+        spans = (
+            f"by the spans that they name, {', '.join(names)}" if names else "by spans that you name in them (spans=)"
+        )
+        raise ScoreError(
+            f"by_position=True needs prompts of one length, these have {int(lengths.min())} to {int(lengths.max())}"
+            f" tokens: divide them {spans} (by_span=True, --by-span), take one template of the behaviour or a subset of"
+            " one length, or patch all positions of a place together (by_position=False)"
+        )
+    tokens = enumerate(bound.tokens[0])  # of the first pair: names differ, the template does not
+    labels = tuple(f"{place} {token.strip() or repr(token)}" for place, token in tokens)
+    return Stretches(Axis("position", labels), torch.arange(mask.shape[1], device=mask.device).expand(mask.shape))
+
+
+def _of_spans(bound: BoundTask) -> Stretches:
+    labels, inputs = _common(bound), bound.batch.clean
+    if not labels:
+        given = sorted({name for row in bound.spans for name in row})
+        have = f"these pairs name {', '.join(given)}, none of them in every pair" if given else "these pairs name none"
+        raise ScoreError(
+            f"by_span=True needs spans that every pair names, and {have}: give the task spans=, by pair a mapping such"
+            " as {'subject': 'Mary'}, or take a template that has them"
+        )
+    numbers = torch.full_like(inputs.ids, -1)
+    for row, spans in enumerate(bound.spans):
+        for first, second in pairwise(sorted(labels, key=lambda name: spans[name])):
+            if spans[second][0] < spans[first][1]:
+                raise ScoreError(
+                    f"by_span=True: row {row}: spans '{first}' and '{second}' overlap, at positions"
+                    f" {spans[second][0]} to {min(spans[first][1], spans[second][1]) - 1}: each position belongs to one"
+                    " place, so give spans that do not overlap"
+                )
+        for number, name in enumerate(labels):
+            numbers[row, slice(*spans[name])] = number
+    rows, last = torch.arange(len(numbers), device=numbers.device), inputs.read.amax(1)
+    if bool((numbers[rows, last] < 0).all()) and END not in labels:
+        numbers[rows, last] = len(labels)
+        labels.append(END)
+    over = inputs.mask & (numbers < 0)
+    if bool(over.any()):
+        if REST in labels:
+            raise ScoreError(f"by_span=True: '{REST}' is the name of what spans leave over: name that span otherwise")
+        numbers[over] = len(labels)
+        labels.append(REST)
+    return Stretches(Axis("span", tuple(labels)), numbers)
+
+
+def _common(bound: BoundTask) -> list[str]:
+    """The spans that every pair names, in the order of their mean first positions."""
+    names = [name for name in bound.spans[0] if all(name in row for row in bound.spans)] if bound.spans else []
+    return sorted(names, key=lambda name: sum(row[name][0] for row in bound.spans))
