@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from toys import id_task, linear, wrapped
 
 import circuitfind as cf
 from circuitfind.evaluation.approximation_fit import Fit, fit
-from circuitfind.evaluation.approximation_remarks import well
+from circuitfind.evaluation.approximation_remarks import remarks, well
 
 
 def test_a_fit_by_hand() -> None:
@@ -36,6 +37,9 @@ def test_a_fit_by_hand() -> None:
         ({"error": 0.51}, False),
         ({"wrong_signs": 1}, True),
         ({"wrong_signs": 2}, False),
+        ({"wrong_signs": 1, "matter": 6}, True),
+        ({"wrong_signs": 2, "matter": 20}, True),
+        ({"wrong_signs": 1, "matter": 1, "n": 2, "error": 1.2}, False),
     ],
 )
 def test_what_counts_as_a_good_estimate(changes: dict[str, Any], expected: bool) -> None:
@@ -95,6 +99,41 @@ def test_sizes_of_changes_by_their_definition() -> None:
         change = (runs[0][what] - runs[1][what])[real].norm()
         expected = float(change / runs[0][whole][real].norm())
         np.testing.assert_allclose(found.compared[what].sizes[1], expected, rtol=1e-4, err_msg=what)
+
+
+@pytest.mark.parametrize("name", ["granite", "gemma2"])  # a residual multiplier; a post-norm
+def test_sizes_of_neurons_are_those_of_what_reaches_the_stream(name: str) -> None:
+    model, task = wrapped(name), id_task((5, 5))
+    found = cf.approximation(model, task, "neurons", layers=1)
+    batch, mlp, seen = task.on(model).batch, model.hf.model.layers[1].mlp, {}
+    norm = getattr(model.hf.model.layers[1], "post_feedforward_layernorm", None)
+    hooks = [
+        mlp.down_proj.register_forward_hook(lambda _, args, out: seen.update(hidden=args[0], out=out)),
+        model.hf.model.norm.register_forward_pre_hook(lambda _, args: seen.update(end=args[0])),
+    ]
+    with torch.no_grad():
+        model.hf(batch.corrupted.ids)
+        corrupted = seen["hidden"]
+        model.hf(batch.clean.ids)
+        for hook in hooks:
+            hook.remove()
+        added = (seen["hidden"] - corrupted).unsqueeze(-1) * mlp.down_proj.weight.T  # batch pos neurons d_model
+        if norm is None:
+            added = added * model.hf.config.residual_multiplier
+        else:
+            added = added * (norm(seen["out"]) / seen["out"]).unsqueeze(2)
+    expected = float(added.norm() / (seen["end"].norm() * added.shape[2] ** 0.5))
+    np.testing.assert_allclose(found.compared["neurons"].sizes[1], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(1.2, "is a good estimate"), (0.3, "in order but not in size"), (-1.0, "no reliable")]
+)
+def test_order_and_size_are_told_apart(factor: float, verdict: str) -> None:
+    one = cf.approximation(linear(), id_task((6, 6)), "heads").compared["heads"]
+    scaled = dataclasses.replace(one.exact, per_example=one.exact.per_example * factor)
+    (said,) = remarks({"heads": one._replace(exact=scaled)}, "atp", "noising")
+    assert verdict in said and f"slope {factor:.2f}" in said
 
 
 def test_saturation_and_large_changes_are_named() -> None:

@@ -49,9 +49,30 @@ def test_prompts_as_text() -> None:
     assert cf.plot(of_text).layout.title.text
 
 
+def test_several_heads_cost_what_one_costs() -> None:
+    model, task = wrapped("llama"), id_task((7, 5))
+    heads = ["a1.h3", "a0.h0", "a1.h1"]
+    singly = [cf.attention(model, task, head, example=1, corrupted=True) for head in heads]
+    passes: list[int] = []
+    hook = model.hf.model.layers[0].register_forward_hook(lambda *_: passes.append(1))
+    try:
+        found = cf.attention(model, task, iter(heads), example=1, corrupted=True)
+        of_several = len(passes)
+        cf.attention(model, task, "a0.h0")
+    finally:
+        hook.remove()
+    assert len(passes) == 2 * of_several and [one.head for one in found] == heads
+    for one, alone in zip(found, singly, strict=True):
+        np.testing.assert_array_equal(one.pattern, alone.pattern)
+        assert one.record == alone.record and one.record.settings["side"] == "corrupted"
+        assert one.record.n_examples == 1 and not one.record.is_effect and one.record.model == "llama"
+
+
 @pytest.mark.parametrize(
     ("prompts", "head", "options", "error", "message"),
     [
+        (None, [], {}, cf.ScoreError, "no head is named"),
+        (None, ["a0.h0", "a0.h9"], {}, cf.ScoreError, "'a0.h9' is no head"),
         (None, "m0", {}, cf.ScoreError, "'m0' is no head"),
         (None, "a2.h0", {}, cf.ScoreError, "heads are a0.h0 to a1.h3"),
         (None, "a0.h0", {"example": 2}, cf.ScoreError, "there are 2 prompts"),

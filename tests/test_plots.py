@@ -223,7 +223,7 @@ def test_attention_goes_from_zero_to_one() -> None:
     assert ticks(figure.layout.xaxis) == ticks(figure.layout.yaxis) == ["0 a", "1 b", "2 '\\n'"]
     assert figure.data[0].hovertext[1][0] == "<b>1 b</b> attends to <b>0 a</b><br>0.2500"
     with pytest.raises(ScoreError, match=r"is \[2, 2\], this one is \[3, 3\]"):
-        attention(pattern, ["a", "b"], "too few")
+        attention(AttentionPattern("a1.h2", ("a", "b"), pattern))
 
 
 # -------------------------------------------------------------------- bars and histograms
@@ -574,7 +574,9 @@ def test_show_prints_the_strongest_and_draws_what_the_file_holds(
         ("a.csv", "x,y", "nothing to show: give a sweep's or scores' .safetensors"),
         ("a.json", "[1, 2]", "a JSON list, no result of circuitfind"),
         ("a.json", "{", "cannot be read as JSON"),
-        ("a.json", '{"x": 1}', "To show: a sweep's"),
+        ("a.json", '{"x": 1, "y": 2}', "holds a JSON object of x, y, nothing to show: give a sweep's"),
+        ("a.json", '{"format": "other.thing"}', "holds 'other.thing', nothing to show"),
+        ("a.json", '{"nodes": {}}', "To show: a sweep's"),
         ("a.json", '{"points": [{"n": 1}], "cpr": 1, "record": {}}', "write it again"),
         ("a.safetensors", "nonsense", "no safetensors file"),
     ],

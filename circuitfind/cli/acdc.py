@@ -76,7 +76,6 @@ def acdc(
     folder = inputs.folder(place.out)
     loaded = inputs.load_model(model, out, model.check)
     import circuitfind as cf
-    from circuitfind.engine.revision import held_bytes
 
     bound = inputs.load_task(task, loaded)
     seen, unseen = bound.split(1 - pruning.holdout, task.seed)
@@ -84,11 +83,10 @@ def acdc(
         [
             ("model", inputs.model_line(loaded)),
             ("behaviour", f"{bound.name}: {len(seen)} pairs to prune with and {len(unseen)} to judge with"),
-            ("memory", f"about {size(held_bytes(loaded.adapter, seen.batch.clean.ids.numel()))} for their runs"),
+            ("memory", _memory(loaded, seen)),
         ]
     )
-    started, checkpoint = time.monotonic(), folder / CHECKPOINT
-    out.if_stopped = f"what was decided is kept in {checkpoint}; go on with: {out.command_line()}"
+    started, checkpoint = time.monotonic(), inputs.checkpoint_of(loaded, folder / CHECKPOINT, "decided", out)
     with out.progress():
         circuit = cf.acdc(
             loaded,
@@ -124,6 +122,15 @@ def acdc(
     found = {"seconds": round(seconds, 2), "files": [str(path) for path in files]}
     kept = {"edges": circuit.edges, **circuit.facts, "unseen": value.to_dict()}
     out.document({**inputs.described(loaded, bound, out), **found, "circuit": kept})
+
+
+def _memory(model: Model, pairs: BoundTask) -> str:
+    """What the runs that pruning starts from take."""
+    from circuitfind.engine.revision import held_bytes
+
+    if model.remote:
+        return f"of {model.place}"
+    return f"about {size(held_bytes(model.adapter, pairs.batch.clean.ids.numel()))} for their runs"
 
 
 def _scores(pruning: PruningOptions, model: Model, pairs: BoundTask, seed: int) -> Scores | None:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from circuitfind.cli import inputs
+from circuitfind.cli import inputs, shown
 from circuitfind.cli.options import SCORING, CheckedModelOptions, OutOptions, RunOptions, TaskOptions
 from circuitfind.cli.output import Output
 from circuitfind.cli.verbs import verb
-from circuitfind.cli.words import count, fixed, percent
-
-if TYPE_CHECKING:
-    from circuitfind import Approximation
-
-COLUMNS = ("kind", "layer", "places", "r", "slope", "error", "wrong signs", "change")
+from circuitfind.cli.words import count
 
 
 @dataclass(frozen=True)
@@ -28,7 +22,7 @@ class PlacesOptions:
         str,
         typer.Option(
             metavar="KIND,KIND,...",
-            help="Kinds of place: resid, attn, mlp, heads, q, k, v, pattern, neurons.",
+            help="Kinds of place: resid, resid-mid, attn, mlp, heads, q, k, v, pattern, neurons.",
             rich_help_panel=SCORING,
         ),
     ] = "resid,attn,mlp,heads"
@@ -40,10 +34,14 @@ class PlacesOptions:
         bool | None,
         typer.Option(
             "--by-position/--all-positions",
-            help="Each position on its own; equal lengths only. Default: for resid, attn and mlp.",
+            help="Each position on its own; equal lengths only. Default: for resid, resid-mid, attn, mlp.",
             rich_help_panel=SCORING,
         ),
     ] = None
+    by_span: Annotated[
+        bool,
+        typer.Option("--by-span", help="By the named spans of the prompts, of any lengths.", rich_help_panel=SCORING),
+    ] = False
     layers: Annotated[
         str | None,
         typer.Option(metavar="N,N,...", help="Only these; neurons need it. Default: all.", rich_help_panel=SCORING),
@@ -71,8 +69,6 @@ def approximation(
     folder, layers = inputs.folder(place.out), inputs.layers_of(places.layers)
     loaded = inputs.load_model(model, out, model.check)
     import circuitfind as cf
-    from circuitfind.export.files import write_text
-    from circuitfind.export.json_file import plain
 
     bound = inputs.load_task(task, loaded)
     lines = inputs.task_lines(loaded, bound, count(len(bound), "pair"), run.batch_size, out)
@@ -85,32 +81,16 @@ def approximation(
             method=places.method,
             steps=places.steps,
             by_position=places.by_position,
+            by_span=places.by_span,
             layers=layers,
             ablation=run.ablation or "corrupted",
             direction=places.direction,
             batch_size=run.batch_size,
             seed=task.seed,
         )
-    content = {**inputs.described(loaded, bound, out), **found.to_dict()}
-    text = json.dumps(plain(content), ensure_ascii=False, allow_nan=False, indent=1)
-    path = write_text(folder / "approximation.json", text + "\n")
+    described = inputs.described(loaded, bound, out)
+    path = found.save(folder / "approximation.json", **described)
     out.say()
-    title = f"{places.method} against exact patching, {places.direction} ({bound.metric.name})"
-    out.table(title, [(name, "left" if name == "kind" else "right") for name in COLUMNS], _rows(found))
-    for remark in found.remarks:
-        out.say(remark)
-    out.say(f"\nWritten: {path}")
-    out.document({**content, "files": [str(path)]})
-
-
-def _rows(found: Approximation) -> list[list[str]]:
-    rows = []
-    for what, one in found.compared.items():
-        for layer in (None, *one.layers):
-            fit = one.fit(layer)
-            said = [fixed(fit.r), fixed(fit.slope, 2), percent(fit.error), f"{fit.wrong_signs} of {fit.matter}"]
-            size = "" if layer is None else fixed(one.sizes[layer], 2)
-            rows.append(
-                [what if layer is None else "", "all" if layer is None else str(layer), f"{fit.n:,}", *said, size]
-            )
-    return rows
+    shown.approximation(found, out)
+    out.say(f"\n{shown.drawable(path)}")
+    out.document({**described, **found.to_dict(), "files": [str(path)]})

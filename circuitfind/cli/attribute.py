@@ -46,10 +46,16 @@ class LevelOptions:
         bool | None,
         typer.Option(
             "--by-position/--all-positions",
-            help="By token position; equal lengths only. Default: for --what resid, attn and mlp.",
+            help="By token position; equal lengths only. Default: for --what resid, resid-mid, attn, mlp.",
             rich_help_panel=SCORING,
         ),
     ] = None
+    by_span: Annotated[
+        bool,
+        typer.Option(
+            "--by-span", help="Of --what: by named spans of the prompts, of any lengths.", rich_help_panel=SCORING
+        ),
+    ] = False
     layers: Annotated[
         str | None,
         typer.Option(
@@ -93,7 +99,7 @@ def attribute(
     lines = inputs.task_lines(loaded, bound, count(len(bound), "pair"), run.batch_size, out)
     out.facts([("model", inputs.model_line(loaded)), ("memory", memory), *lines])
     scored = {"level": level.level.value, "by_position": level.by_position, "normalise": level.normalise}
-    places = {"what": level.what and level.what.value, "layers": layers}
+    places = {"what": level.what and level.what.value, "by_span": level.by_span, "layers": layers}
     scores = inputs.scored(loaded, bound, task.seed, scoring, run, folder, out, **scored, **places)
     path = scores.save(folder / _file_name(scores))
     out.say()

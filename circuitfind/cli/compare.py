@@ -157,7 +157,9 @@ def _show(found: Comparison, out: Output) -> None:
 
     found_in = (tables.faithfulness(found), tables.closest(found), tables.overlap(found))
     for table in (tables.summary(found, intervals=False), *found_in):
-        if table.rows:
+        if table.rows and table.title.startswith("Overlap") and table.width > out.text.width:
+            out.say(f"{table.title}: wider than this window, see compare.md")
+        elif table.rows:
             sides = [(heading, "right" if at else "left") for at, heading in enumerate(table.headings)]
             out.table(table.title, sides, table.rows)
     for entry in found.entries:

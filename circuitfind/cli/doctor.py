@@ -37,11 +37,11 @@ def doctor(model: ModelOptions, batch: BatchOptions, out: Output) -> int:
     Three identities hold circuitfind's arithmetic against the model's own. Exit code 1 if one fails.
     """
     loaded = inputs.load_model(model, out, check=False)
-    from circuitfind.engine.identities import check_identities
+    from circuitfind.loading import identities as identities_of
     from circuitfind.record import library_versions
 
     with out.waiting("checking identities"):
-        identities = check_identities(loaded.adapter)
+        identities = identities_of(loaded)
     found = _facts(loaded)
     memory = inputs.memory_line(loaded, batch.examples, batch.length, None)
     dot = shutil.which("dot")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,8 +17,7 @@ from circuitfind.cli.words import count, fixed, interval, number
 from circuitfind.errors import FileError
 
 if TYPE_CHECKING:
-    from circuitfind import Circuit, Evaluation, Record, Scores
-    from circuitfind.evaluation.faithfulness import Evaluator
+    from circuitfind import Circuit, Evaluation, Model, Record, Scores
     from circuitfind.tasks.task import BoundTask
 
 
@@ -84,7 +83,6 @@ def evaluate(
     _check_asked(given)
     loaded = inputs.load_model(model, out, model.check)
     import circuitfind as cf
-    from circuitfind.evaluation.faithfulness import Evaluator
 
     bound = inputs.load_task(task, loaded)
     circuit = None if given.circuit is None else open_circuit(given.circuit, loaded, bound, out)
@@ -104,21 +102,19 @@ def evaluate(
         lines.append(("circuit", f"{given.circuit}: {count(len(circuit), 'edge')} of {circuit.graph.n_edges:,}"))
     out.facts(lines)
     out.say()
-    with out.progress():
-        evaluator = Evaluator(loaded, bound, ablation=ablation, batch_size=run.batch_size, seed=task.seed)
+    same = {"ablation": ablation, "batch_size": run.batch_size, "seed": task.seed}
     content = {**inputs.described(loaded, bound, out), "prompts": bound.prompts}
     if circuit is not None:
-        content |= {"circuit": str(given.circuit), **_circuit_alone(evaluator, circuit, given, out)}
+        content |= {"circuit": str(given.circuit), **_circuit_alone(loaded, bound, circuit, given, out, same)}
         if given.tests:
-            content["hypotheses"] = trial.tests(out, evaluator, circuit)
+            content["hypotheses"] = trial.tests(out, loaded, bound, circuit, **same)
         if given.stability:
             over = trial.variants(given.stability, loaded, bound, task)
-            same = {"ablation": ablation, "batch_size": run.batch_size, "seed": task.seed}
             content["stability"] = trial.stability(out, loaded, over, circuit, **same)
     if scores is not None:
-        content |= {"scores": str(given.curve), "curve": _curve(evaluator, scores, out)}
+        content |= {"scores": str(given.curve), "curve": _curve(loaded, bound, scores, out, same)}
     for record in {record.pairs: record for record in made}.values():
-        _say_of_seen_pairs(record, evaluator, out)
+        _say_of_seen_pairs(record, bound.record("evaluate", ablation, "noising", task.seed), out)
     out.document(content)
 
 
@@ -134,13 +130,14 @@ def _check_asked(given: EvaluateOptions) -> None:
             raise FileError(f"--{name.replace('_', '-')} is measured of one circuit: give --circuit FILE, too")
 
 
-def _circuit_alone(evaluator: Evaluator, circuit: Circuit, given: EvaluateOptions, out: Output) -> dict[str, object]:
+def _circuit_alone(
+    model: Model, bound: BoundTask, circuit: Circuit, given: EvaluateOptions, out: Output, same: dict[str, Any]
+) -> dict[str, object]:
     """What was asked for of the circuit, shown and for the document."""
-    from circuitfind.evaluation.completeness import completeness_of
-    from circuitfind.evaluation.minimality import minimality_of
+    import circuitfind as cf
 
     with out.progress():
-        value = evaluator.evaluate(circuit)
+        value = cf.evaluate(model, bound, circuit, **same)
     out.facts(
         [
             ("faithfulness", f"{fixed(value.faithfulness)} (95% interval {interval(value.interval)})"),
@@ -151,36 +148,35 @@ def _circuit_alone(evaluator: Evaluator, circuit: Circuit, given: EvaluateOption
     content = value.to_dict()
     if given.per_example:
         out.say()
-        _examples(evaluator.bound, value, out)
+        _examples(bound, value, out)
     if given.completeness:
         with out.progress():
-            complete = completeness_of(evaluator, circuit)
+            complete = cf.completeness(model, bound, circuit, **same)
         out.say()
         curve.completeness(complete, out)
         content["completeness"] = complete.to_dict()
     if given.minimality:
         with out.progress():
-            minimal = minimality_of(evaluator, circuit)
+            minimal = cf.minimality(model, bound, circuit, **same)
         out.say()
         curve.minimality(minimal, out)
         content["minimality"] = minimal.to_dict()
     return content
 
 
-def _curve(evaluator: Evaluator, scores: Scores, out: Output) -> dict[str, object]:
-    from circuitfind.evaluation.mib import mib_of
+def _curve(model: Model, bound: BoundTask, scores: Scores, out: Output, same: dict[str, Any]) -> dict[str, object]:
+    import circuitfind as cf
 
     with out.progress():
-        found = mib_of(evaluator, scores)
+        found = cf.mib(model, bound, scores, **same)
     out.say()
     curve.curves(found, out)
     return found.to_dict()
 
 
-def _say_of_seen_pairs(made: Record, evaluator: Evaluator, out: Output) -> None:
+def _say_of_seen_pairs(made: Record, now: Record, out: Output) -> None:
     """A circuit is never silently judged on the pairs that found it."""
-    seen, now = made.seen(evaluator.record), evaluator.record
-    pairs = count(len(evaluator.bound), "pair")
+    seen, pairs = made.seen(now), count(now.n_examples, "pair")
     if seen:
         advice = "--unseen leaves them out, another --seed draws others"
         out.say(f"\nThe search ({made.method}) used {seen} of these {pairs}: {advice}.", "yellow")

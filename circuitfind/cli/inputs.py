@@ -24,10 +24,12 @@ def quiet() -> None:
     """Silences the libraries' own bars and logs; what a user has set in the environment stays."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import nnsight
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    nnsight.CONFIG.APP.REMOTE_LOGGING = False
     hub_logging.set_verbosity_error()
 
 
@@ -38,6 +40,7 @@ def load_model(options: ModelOptions, out: Output, check: bool) -> Model:
         import circuitfind as cf
 
         where: dict[str, Any] = {"dtype": options.dtype, "device": options.device, "backend": options.backend}
+        where["remote"] = options.remote == "ndif" or options.remote or False
         return cf.load(options.model, check=check, **where)
 
 
@@ -117,9 +120,7 @@ def scored(
     """Scores as the options ask for them; a stopped exact run goes on from the file that it leaves."""
     import circuitfind as cf
 
-    checkpoint = folder / CHECKPOINT if scoring.method == "exact" else None
-    if checkpoint is not None:
-        out.if_stopped = f"what was measured is kept in {checkpoint}; go on with: {out.command_line()}"
+    checkpoint = checkpoint_of(model, folder / CHECKPOINT, "measured", out) if scoring.method == "exact" else None
     with out.progress():
         return cf.attribute(
             model,
@@ -134,6 +135,14 @@ def scored(
             checkpoint=checkpoint,
             **level,
         )
+
+
+def checkpoint_of(model: Model, path: Path, what: str, out: Output) -> Path | None:
+    """Where a long run keeps what it has done, and the line that says so if it is stopped; a server keeps nothing."""
+    if model.remote:
+        return None
+    out.if_stopped = f"what was {what} is kept in {path}; go on with: {out.command_line()}"
+    return path
 
 
 def layers_of(text: str | None) -> list[int] | None:
@@ -174,11 +183,13 @@ def model_line(model: Model) -> str:
     dtype = str(model.dtype).removeprefix("torch.")
     graph = model.graph
     counts = f"{graph.n_edges:,} edges, {graph.n_nodes:,} nodes"
-    return f"{model.name}: {kind}, {graph}; {counts}; {dtype} on {model.device}"
+    return f"{model.name}: {kind}, {graph}; {counts}; {dtype} on {model.place}"
 
 
 def memory_line(model: Model, examples: int, length: int, batch_size: int | None) -> str:
     """Batch size and memory for scoring so many examples."""
+    if model.remote:
+        return f"batches as {model.place} has room for"
     from circuitfind.engine.memory import batch_size_for, estimate_memory
 
     at_once = min(batch_size or batch_size_for(model.adapter, examples, length), examples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,7 +12,18 @@ if TYPE_CHECKING:
     from circuitfind.evaluation.curve import CurvePoint
     from circuitfind.record import Record
 
-READS = "a sweep's or scores' .safetensors, circuit.json, verify.json, compare.json, or a curve's .json"
+READS = (
+    "a sweep's or scores' .safetensors, circuit.json, verify.json, compare.json, paths.json, approximation.json,"
+    " attention-HEAD.json, or the .json of a curve or of direct effects"
+)
+HOMES = {  # by the format that a JSON file names: the module and the class that opens it
+    "circuitfind.comparison": ("comparison.result", "Comparison"),
+    "circuitfind.paths": ("patching.path_effects", "PathEffects"),
+    "circuitfind.direct": ("attribution.direct", "DirectEffects"),
+    "circuitfind.approximation": ("evaluation.approximation", "Approximation"),
+    "circuitfind.attention": ("patching.attention", "AttentionPattern"),
+}
+MOST_KEYS = 6  # of an unknown object, to name it by
 
 
 class SavedCurve(NamedTuple):
@@ -30,7 +41,7 @@ class SavedChecks(NamedTuple):
 
 
 def opened(path: Path) -> Any:
-    """The sweep, scores, circuit, comparison, curve or checks that a file holds.
+    """The result that a file holds.
 
     Raises:
         FileError: there is no such file, or it holds nothing of these.
@@ -59,41 +70,40 @@ def _tensors(path: Path) -> Any:
 
         return Sweep.open(path)
     if header.get("format") != "circuitfind.scores":
-        raise FileError(f"{path}: holds neither scores nor a sweep: give {READS}")
+        raise FileError(f"{path}: holds {_named(header)}, nothing to show: give {READS}")
     return NodeScores.open(path) if header.get("level") == "node" else Scores.open(path)
+
+
+def _named(header: dict[str, str]) -> str:
+    """What a safetensors file that holds no result says of itself."""
+    if header.get("format", "").startswith("circuitfind."):
+        return header["format"]
+    return "the checkpoint of a stopped run" if set(header) == {"key"} else "tensors of something else"
 
 
 def _json(path: Path) -> Any:
     from circuitfind.circuit import Circuit
+    from circuitfind.export.result_file import json_object, reading
 
-    content = _object(path) if path.suffix.lower() == ".json" else {}
-    if content.get("format") == "circuitfind.comparison":
-        from circuitfind.comparison.result import Comparison
-
-        return Comparison.open(path)
-    try:
+    content = json_object(path) if path.suffix.lower() == ".json" else {}
+    name = content.get("format")
+    if isinstance(name, str) and name in HOMES:
+        home, result = HOMES[name]
+        return getattr(import_module(f"circuitfind.{home}"), result).open(path)
+    with reading(path):
         if {"points", "cpr"} <= content.keys():
             return _curve(content)
         if {"edges", "correlation", "circuit"} <= content.keys():
             return _checks(content)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{path}: cannot be read ({type(error).__name__}: {error}): write it again") from None
+    if content and not content.keys() & {"edges", "nodes"}:  # no circuit either, of this package or another
+        found = f"'{name}'" if name else f"a JSON object of {', '.join(list(content)[:MOST_KEYS])}"
+        raise FileError(f"{path}: holds {found}, nothing to show: give {READS}")
     try:
         return Circuit.open(path)
     except FileError as error:
         if "format" in content:  # it says what it is: the reader's own words fit
             raise
         raise FileError(f"{error}. To show: {READS}") from None
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise FileError(f"{path}: a JSON {type(content).__name__}, no result of circuitfind: give {READS}")
-    return content
 
 
 def _curve(content: dict[str, Any]) -> SavedCurve:

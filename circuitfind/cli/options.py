@@ -36,6 +36,7 @@ class What(StrEnum):
     """What is patched, or estimated: the places of a sweep."""
 
     resid = "resid"
+    resid_mid = "resid-mid"
     attn = "attn"
     mlp = "mlp"
     heads = "heads"
@@ -64,6 +65,10 @@ class ModelOptions:
             help="Such as cpu or cuda:1. By default the accelerator if there is one.",
             rich_help_panel=MODEL,
         ),
+    ] = None
+    remote: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help='Run on an NDIF server: "ndif", or its URL.', rich_help_panel=MODEL),
     ] = None
     backend: Annotated[
         str, typer.Option(help="What single passes run through: nnsight or hooks.", rich_help_panel=MODEL)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 
 from circuitfind.cli import inputs, shown, sweep_tables
@@ -23,7 +21,7 @@ from circuitfind.cli.options import (
 )
 from circuitfind.cli.output import Output
 from circuitfind.cli.verbs import verb
-from circuitfind.cli.words import count, interval, number
+from circuitfind.cli.words import count
 from circuitfind.errors import ScoreError
 
 if TYPE_CHECKING:
@@ -42,10 +40,14 @@ class SweepOptions:
         bool | None,
         typer.Option(
             "--by-position/--all-positions",
-            help="Each position on its own; equal lengths only. Default: for resid, attn and mlp.",
+            help="Each position on its own; equal lengths only. Default: for resid, resid-mid, attn, mlp.",
             rich_help_panel=SCORING,
         ),
     ] = None
+    by_span: Annotated[
+        bool,
+        typer.Option("--by-span", help="By the named spans of the prompts, of any lengths.", rich_help_panel=SCORING),
+    ] = False
     layers: Annotated[
         str | None,
         typer.Option(metavar="N,N,...", help="Only these; neurons need it. Default: all.", rich_help_panel=SCORING),
@@ -112,14 +114,14 @@ def patch(
     if paths.path is not None:
         _paths(loaded, bound, task.seed, sweep, paths, run, rank, folder, out)
         return
-    checkpoint = folder / CHECKPOINT
-    out.if_stopped = f"what was measured is kept in {checkpoint}; go on with: {out.command_line()}"
+    checkpoint = inputs.checkpoint_of(loaded, folder / CHECKPOINT, "measured", out)
     with out.progress():
         found = cf.patch(
             loaded,
             bound,
             sweep.what.value,
             by_position=sweep.by_position,
+            by_span=sweep.by_span,
             layers=layers,
             ablation=run.ablation or "corrupted",
             direction=sweep.direction,
@@ -131,7 +133,7 @@ def patch(
     out.say()
     sweep_tables.strongest(found, rank.by.value, sweep.show, out)
     sweep_tables.heat(found, out)
-    out.say(f"Written: {path}")
+    out.say(shown.drawable(path))
     rows = [row._asdict() for row in found.top(sweep.show, rank.by.value)]
     made = {"files": [str(path)], "strongest": rows}
     out.document({**inputs.described(loaded, bound, out), **made, "sweep": found.to_dict() if out.as_json else {}})
@@ -150,8 +152,6 @@ def _paths(
 ) -> None:
     """Patches paths, and shows the strongest."""
     import circuitfind as cf
-    from circuitfind.export.files import write_text
-    from circuitfind.export.json_file import plain
 
     with out.progress():
         found = cf.path_patch(
@@ -165,18 +165,9 @@ def _paths(
             batch_size=run.batch_size,
             seed=seed,
         )
-    content = {**inputs.described(model, bound, out), **found.to_dict()}
-    path = write_text(folder / "paths.json", json.dumps(plain(content), ensure_ascii=False, allow_nan=False) + "\n")
-    best = found.top(sweep.show, rank.by.value)
-    digits = shown.digits_for(row.effect for row in best)
-    rows = [
-        (row.sender, row.receiver, shown.effect(row.effect, digits), interval((row.low, row.high), digits))
-        for row in best
-    ]
-    columns = [("sender", "left"), ("receivers", "left"), ("effect", "right"), ("95% interval", "right")]
-    ends = f"{number(found.full.mean())} in full, {number(found.empty.mean())} ablated"
-    total = count(int(np.isfinite(found.effects).sum()), "path")
+    described = inputs.described(model, bound, out)
+    path = found.save(folder / "paths.json", **described)
     out.say()
-    out.table(f"Strongest of {total}, {sweep.direction} ({found.record.metric} {ends})", columns, rows)
-    out.say(f"Written: {path}")
-    out.document({**content, "files": [str(path)]})
+    shown.paths(found, sweep.show, rank.by.value, out)
+    out.say(shown.drawable(path))
+    out.document({**described, **found.to_dict(), "files": [str(path)]})

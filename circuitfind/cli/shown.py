@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.text import Text
 
 from circuitfind.cli.output import Output
 from circuitfind.cli.words import DASH, count, fixed, interval, number, percent
 
 if TYPE_CHECKING:
-    from circuitfind import Circuit, Evaluation, Verification
+    from circuitfind import Approximation, AttentionPattern, Circuit, Evaluation, PathEffects, Verification
 
+KEYS = 3  # to which a query attends most
+FIT_COLUMNS = ("kind", "layer", "places", "r", "slope", "error", "wrong signs", "change")
 EFFECT_COLUMNS = (("edge", "left"), ("estimate", "right"), ("exact", "right"), ("95% interval", "right"), ("", "left"))
 
 
@@ -110,3 +115,52 @@ def overshoot(faithfulness: float) -> list[tuple[str, str]]:
         return []
     said = f"{faithfulness - 1:.3f} above 1: edges that oppose the behaviour are left out"
     return [("overshoot", said)]
+
+
+def paths(found: PathEffects, n: int, by: str, out: Output) -> None:
+    """The strongest paths."""
+    best = found.top(n, by)
+    digits = digits_for(row.effect for row in best)
+    rows = [
+        (row.sender, row.receiver, effect(row.effect, digits), interval((row.low, row.high), digits)) for row in best
+    ]
+    columns = [("sender", "left"), ("receivers", "left"), ("effect", "right"), ("95% interval", "right")]
+    ends = f"{number(found.full.mean())} in full, {number(found.empty.mean())} ablated"
+    total = count(int(np.isfinite(found.effects).sum()), "path")
+    out.table(f"Strongest of {total}, {found.record.direction} ({found.record.metric} {ends})", columns, rows)
+
+
+def approximation(found: Approximation, out: Output) -> None:
+    """How well each kind of place is estimated, in numbers and in words."""
+    rows = []
+    for what, one in found.compared.items():
+        for layer in (None, *one.layers):
+            fit = one.fit(layer)
+            said = [fixed(fit.r), fixed(fit.slope, 2), percent(fit.error), f"{fit.wrong_signs} of {fit.matter}"]
+            size = "" if layer is None else fixed(one.sizes[layer], 2)
+            kind, where = (what, "all") if layer is None else ("", str(layer))
+            rows.append([kind, where, f"{fit.n:,}", *said, size])
+    record = found.record
+    title = f"{record.method} against exact patching, {record.direction} ({record.metric})"
+    out.table(title, [(name, "left" if name == "kind" else "right") for name in FIT_COLUMNS], rows)
+    for remark in found.remarks:
+        out.say(remark)
+
+
+def attention(found: AttentionPattern, out: Output) -> None:
+    """What each token of a prompt attends to most."""
+    rows = []
+    for query, weights in enumerate(found.pattern):
+        best = np.argsort(-weights, kind="stable")[: min(KEYS, query + 1)]
+        keys = "  ".join(f"{key} {found.tokens[key].strip()} {fixed(float(weights[key]), 2)}" for key in best)
+        rows.append([str(query), found.tokens[query].strip(), keys])
+    columns = [("", "right"), ("query", "left"), ("attends most to", "left")]
+    settings = found.record.settings
+    where = [f"{settings.get('side', '')} prompt {settings['example']}".strip()] if "example" in settings else []
+    where += [found.record.task] if found.record.task else []
+    out.table(" of ".join([f"{found.head} on {where[0]}" if where else found.head, *where[1:]]), columns, rows)
+
+
+def drawable(path: Path) -> str:
+    """That a file was written, and how to see its figures."""
+    return f"Written: {path} (figures: circuitfind show {shlex.quote(str(path))})"

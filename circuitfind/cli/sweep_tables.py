@@ -40,26 +40,27 @@ def strongest(found: Sweep, by: str, rows: int, out: Output) -> None:
             interval((row.low, row.high), digits),
             part,
         ]
-        table.append([*cells[:1], row.position, *cells[1:]] if found.by_position else cells)
-    if found.by_position:
-        columns.insert(1, ("position", "left"))
+        table.append([*cells[:1], row.position, *cells[1:]] if row.position else cells)
+    if any(found.positions):
+        columns.insert(1, (found.axes[-1].name, "left"))
     by = "" if found.record.method == "patch" else f" by {found.record.method}"
     title = f"Strongest of {count(found.effects.size, 'place')}{by}, {found.record.direction} ({found.record.metric}"
     out.table(f"{title} {number(found.full.mean())} in full, {number(found.empty.mean())} ablated)", columns, table)
 
 
 def heat(found: Sweep, out: Output) -> None:
-    """Layers across and positions down, or layers down and heads across, where it fits the width."""
+    """Layers across and positions or spans down, or layers down and heads across, where it fits the width."""
     parts, effects = _parts(found), found.effects
     values, unit = (effects, "metric") if parts is None else (100 * parts, "% of full - ablated")
     axes, note = list(found.axes), ""
     if values.ndim == 3:  # a head at the position where it is strongest
         where = np.abs(values).argmax(-1)[..., None]
-        values, axes, note = np.take_along_axis(values, where, -1)[..., 0], axes[:2], ", each at its strongest position"
+        note = f", each at its strongest {axes[-1].name}"
+        values, axes = np.take_along_axis(values, where, -1)[..., 0], axes[:2]
     if values.ndim == 1:
         values, axes = values[:, None], [axes[0], axes[0]._replace(name=found.what, labels=(found.what,))]
     down, across = axes
-    if across.name == "position":
+    if across.name in ("position", "span"):
         values, down, across = values.T, across, down
     if across.name == "neuron" or FIRST + CELL * len(across.labels) > out.text.width:
         return

@@ -16,7 +16,6 @@ from circuitfind.errors import TaskError
 
 if TYPE_CHECKING:
     from circuitfind import Circuit, HypothesisTests, Model, Stability, Task
-    from circuitfind.evaluation.faithfulness import Evaluator
     from circuitfind.tasks.bound import BoundTask
 
 ROWS = 15
@@ -30,12 +29,12 @@ class Over(StrEnum):
     seeds = "seeds"
 
 
-def tests(out: Output, evaluator: Evaluator, circuit: Circuit, **settings: Any) -> dict[str, object]:
-    """Makes the tests, shows them, and returns them for the document; `settings` are those of `hypotheses_of`."""
-    from circuitfind.evaluation.hypotheses import hypotheses_of
+def tests(out: Output, model: Model, task: BoundTask, circuit: Circuit, **settings: Any) -> dict[str, object]:
+    """Makes the tests, shows them, and returns them for the document; `settings` are those of `hypotheses`."""
+    import circuitfind as cf
 
     with out.progress():
-        found = hypotheses_of(evaluator, circuit, **settings)
+        found = cf.hypotheses(model, task, circuit, **settings)
     show_tests(found, out)
     return found.to_dict()
 

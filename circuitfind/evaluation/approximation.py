@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ import numpy as np
 from circuitfind.attribution.attribute import attribute
 from circuitfind.engine.ablation import resampled
 from circuitfind.errors import ScoreError
+from circuitfind.evaluation import approximation_file
 from circuitfind.evaluation.approximation_fit import Fit, fit
 from circuitfind.evaluation.approximation_remarks import remarks
 from circuitfind.evaluation.approximation_sizes import change_sizes
@@ -30,14 +33,15 @@ from circuitfind.models.load import Model
 from circuitfind.patching.patch import patch, planned
 from circuitfind.patching.sweep import Sweep
 from circuitfind.record import Record
+from circuitfind.remote.call import remotable
 from circuitfind.tasks.task import BoundTask, Task
 
 KINDS = ("resid", "attn", "mlp", "heads")
 
 
 class Place(NamedTuple):
-    """A place: its kind, layer, name, position's label (empty where all are patched), estimate, exact effect and the
-    95% interval of the latter over examples."""
+    """A place: its kind, layer, name, position's or span's label (empty where all positions are patched), estimate,
+    exact effect and the 95% interval of the latter over examples."""
 
     kind: str
     layer: int
@@ -78,8 +82,7 @@ class Approximation:
     """Estimates beside exact effects.
 
     Attributes:
-        compared: by kind of place; `(found.compared["heads"].estimated, found.compared["heads"].exact)` is what
-            `cf.plot` draws.
+        compared: by kind of place.
         remarks: in words, what can be relied on and where the estimates fail, with the measured reason.
     """
 
@@ -100,7 +103,7 @@ class Approximation:
     def places(self) -> Iterator[Place]:
         """Every place with both of its effects."""
         for what, (estimated, exact, _, _) in self.compared.items():
-            labels = exact.axes[-1].labels if exact.by_position else ("",)
+            labels = exact.positions
             names, each = exact.names(), exact.effects[0].size
             ends = exact.intervals().reshape(-1, 2).tolist()
             values = zip(estimated.effects.ravel().tolist(), exact.effects.ravel().tolist(), ends, strict=True)
@@ -122,7 +125,29 @@ class Approximation:
             "record": asdict(self.record),
         }
 
+    def save(self, path: str | PathLike[str], **more: Any) -> Path:
+        """Writes `.json`: `to_dict` and, by example, the sweeps.
 
+        Args:
+            more: further entries of the file, which reading passes over.
+
+        Raises:
+            FileError: another ending, or the place cannot be written to.
+        """
+        return approximation_file.write(path, self, more)
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> Approximation:
+        """Reads what `save` wrote, without any model.
+
+        Raises:
+            FileError: the file is missing, or holds no approximation.
+        """
+        fields = approximation_file.read(path)
+        return cls(**{**fields, "compared": {what: Compared(**one) for what, one in fields["compared"].items()}})
+
+
+@remotable
 def approximation(
     model: Model,
     task: Task | BoundTask,
@@ -131,6 +156,7 @@ def approximation(
     method: str = "atp",
     steps: int = 5,
     by_position: bool | None = None,
+    by_span: bool = False,
     layers: int | Iterable[int] | None = None,
     metric: str | Metric | Function | None = None,
     ablation: str = "corrupted",
@@ -143,7 +169,7 @@ def approximation(
     Args:
         what: one or several kinds of place, as for `circuitfind.patch`.
         method, steps: of the estimate, as for `circuitfind.attribute(level="node", what=...)`.
-        by_position, layers, metric, ablation, direction, batch_size, seed: as for `circuitfind.patch`.
+        by_position, by_span, layers, metric, ablation, direction, batch_size, seed: as for `circuitfind.patch`.
 
     Raises:
         ScoreError, TaskError, ModelError: as from `circuitfind.attribute` and `circuitfind.patch`.
@@ -155,8 +181,8 @@ def approximation(
     if method == "exact":
         raise ScoreError("method='exact' is what estimates are held against: name a method that estimates")
     layers = list(layers) if isinstance(layers, Iterable) else layers
-    common: dict[str, Any] = {"by_position": by_position, "layers": layers, "ablation": ablation}
-    common |= {"batch_size": batch_size, "seed": seed}
+    common: dict[str, Any] = {"by_position": by_position, "by_span": by_span, "layers": layers}
+    common |= {"ablation": ablation, "batch_size": batch_size, "seed": seed}
     compared = {}
     for kind in kinds:
 
@@ -168,7 +194,7 @@ def approximation(
 
         estimated = estimate(direction)
         exact = patch(model, bound, kind, direction=direction, **common)
-        plan, _ = planned(model.adapter, bound, kind, by_position, layers, ablation, direction)
+        plan, _ = planned(model.adapter, bound, kind, by_position, by_span, layers, ablation, direction)
         batch = resampled(bound.batch, seed) if ablation == "resample" else bound.batch
         sizes = change_sizes(model.adapter, bound, plan, batch, batch_size)
         other_end = None

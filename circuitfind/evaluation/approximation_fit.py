@@ -40,7 +40,6 @@ def fit(estimates: np.ndarray, exact: np.ndarray) -> Fit:
     x, y = (np.asarray(values, dtype=np.float64).ravel() for values in (estimates, exact))
     power, spread, size = float(x @ x), float(x.var()), float(np.abs(y).mean())
     free = float(np.mean((x - x.mean()) * (y - y.mean()))) / spread if spread else NAN
-    matter = (np.abs(y) >= MATTERS * np.abs(y).max()) & (y != 0)
     return Fit(
         n=len(x),
         r=correlation(x, y),
@@ -48,6 +47,16 @@ def fit(estimates: np.ndarray, exact: np.ndarray) -> Fit:
         free_slope=free,
         intercept=float(y.mean() - free * x.mean()),
         error=float(np.abs(x - y).mean()) / size if size else NAN,
-        matter=int(matter.sum()),
-        wrong_signs=int((x * y < 0)[matter].sum()),
+        matter=int(matters(y).sum()),
+        wrong_signs=int(wrong_signs(x, y).sum()),
     )
+
+
+def matters(exact: np.ndarray) -> np.ndarray:
+    """Which places are large enough for their sign to mean something."""
+    return (np.abs(exact) >= MATTERS * np.abs(exact).max()) & (exact != 0)
+
+
+def wrong_signs(estimates: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Which places that matter are estimated with the wrong sign."""
+    return (estimates * exact < 0) & matters(exact)

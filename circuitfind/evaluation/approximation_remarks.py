@@ -1,9 +1,9 @@
 """Where first-order estimates can be relied on and where not, in words, from what was measured.
 
 A kind of place, or a layer of it, is estimated *well* when r >= 0.9, the mean error is at most half of the mean effect,
-and at most one in ten of the places that matter has the wrong sign. Layers are named only if they matter: a mean
-|effect| of at least a tenth of the kind's largest layer. For what is not estimated well, a reason is given if it was
-measured:
+and of the places that matter no more than one, or one in ten, has the wrong sign. Where only the error is larger, the
+order of the places is right but their sizes are not. Layers are named only if they matter: a mean |effect| of at least
+a tenth of the kind's largest layer. For what is not estimated well, a reason is given if it was measured:
 
 * a large change: what is replaced is at least half as large as what it is part of. A first-order estimate is a straight
   line through one point; norms, attention and MLPs bend within such a distance.
@@ -27,6 +27,7 @@ MATTERS = 0.1  # of the largest layer's mean |effect|
 LARGE_CHANGE, SATURATED = 0.5, 2.0
 WORDS = {
     "resid": "the residual stream",
+    "resid-mid": "the residual stream between attention and MLPs",
     "attn": "attention outputs",
     "mlp": "MLP outputs",
     "heads": "heads",
@@ -41,8 +42,13 @@ OF = {"q": "queries", "k": "keys", "v": "values", "pattern": "pattern"}
 
 def well(found: Fit) -> bool:
     """Whether estimates can be relied on."""
+    return in_line(found) and found.error <= LARGE_ERROR
+
+
+def in_line(found: Fit) -> bool:
+    """Whether estimates are at least proportional to the effects: they rank the places, whatever their size."""
     aligned = found.r >= HIGH_R or found.n < 3  # through two places there is always a line
-    return aligned and found.error <= LARGE_ERROR and found.wrong_signs <= MANY_WRONG * found.matter
+    return aligned and found.wrong_signs <= max(1, MANY_WRONG * found.matter)
 
 
 def remarks(compared: dict[str, Compared], method: str, direction: str) -> tuple[str, ...]:
@@ -59,7 +65,9 @@ def _remark(what: str, one: Compared, method: str, direction: str) -> str:
     counts += f"{whole.wrong_signs} of {whole.matter} that matter with the wrong sign"
     if well(whole) and not failing:
         return f"{_capital(WORDS[what])}: '{method}' is a good estimate ({counts})"
-    verdict = "good on the whole but not everywhere" if well(whole) else "no reliable estimate"
+    verdict = "no reliable estimate"
+    if in_line(whole):
+        verdict = "good on the whole but not everywhere" if well(whole) else "right in order but not in size"
     said = [f"{_capital(WORDS[what])}: '{method}' is {verdict} ({counts})"]
     if failing:
         said.append(f"it fails in layer{'s' if len(failing) > 1 else ''} {', '.join(map(str, failing))}")

@@ -2,8 +2,8 @@
 
     size = root of (sum of |change|^2 over tokens and units) / (sum of |whole|^2 over the same tokens and units)
 
-over the real tokens at which anything changes. The whole is the residual stream that the change is added to (`resid`,
-`attn`, `mlp`, `heads`, `neurons`), or the replaced value itself (`q`, `k`, `v`, `pattern`).
+over the real tokens at which anything changes. The whole is the residual stream that the change is added to (`attn`,
+`mlp`, `heads`, `neurons`), or the replaced value itself (`resid`, `resid-mid`, `q`, `k`, `v`, `pattern`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from circuitfind.engine.ablation import ablated
 from circuitfind.engine.aligned import capture_corrupted
 from circuitfind.engine.capture import Writers
 from circuitfind.engine.memory import in_batches
-from circuitfind.engine.site_values import input_rows
 from circuitfind.models.adapter import Adapter
 from circuitfind.patching.measure import Means, Plan, Sides, capture_sides, means_of
 from circuitfind.tasks.bound import BoundTask
@@ -55,7 +54,6 @@ def _sums(adapter: Adapter, plan: Plan, layer: int, sides: Sides, delta: Writers
     what, work = plan.what, adapter.work
     own = sides.own[layer].to(work)
     difference = own - sides.other[layer].to(work)
-    stream = sides.clean.resid[layer + (what != "resid")].to(work)
     if what == "heads":
         change = adapter.head_outputs(layer, delta.heads[layer]).pow(2).sum(-1).movedim(0, -1)
     elif what == "attn":
@@ -63,10 +61,17 @@ def _sums(adapter: Adapter, plan: Plan, layer: int, sides: Sides, delta: Writers
     elif what == "mlp":
         change = delta.mlps[layer].pow(2).sum(-1, keepdim=True)
     elif what == "neurons":
-        change = difference.pow(2) * input_rows(adapter, "hidden", layer).to(work).pow(2).sum(-1)
+        view = adapter.layers[layer]
+        change = difference.pow(2) * view.mlp_weights()[1].pow(2).sum(-1)
+        if view.post_mlp_norm is not None:
+            change = change * view.post_mlp_norm.scale(sides.clean.mlp_out[layer].to(work)).pow(2)
     else:  # one unit, or one a head
         change = difference.pow(2).sum(-1)
-        change = change.unsqueeze(-1) if what == "resid" else change
-    whole = own.pow(2).sum(-1) if what in ("q", "k", "v", "pattern") else stream.pow(2).sum(-1, keepdim=True)
+        change = change.unsqueeze(-1) if what in ("resid", "resid-mid") else change
+    if what in ("q", "k", "v", "pattern"):
+        whole = own.pow(2).sum(-1)
+    else:
+        stream = own if what in ("resid", "resid-mid") else sides.clean.resid[layer + 1].to(work)
+        whole = stream.pow(2).sum(-1, keepdim=True)
     changed = (change.sum(-1) > 0) & sides.batch.clean.mask.to(change.device)
     return torch.stack([change[changed].sum(), whole.expand_as(change)[changed].sum()])

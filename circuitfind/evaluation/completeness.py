@@ -29,6 +29,7 @@ from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.record import Record
+from circuitfind.remote.call import remotable
 from circuitfind.statistics import UNKNOWN, Interval, percentiles, resampled_means
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -104,6 +105,7 @@ def _plain(one: KnockOut) -> dict[str, object]:
     return {**one._asdict(), "removed": list(one.removed), "interval": list(one.interval), "gap": one.gap}
 
 
+@remotable
 def completeness(
     model: Model,
     task: Task | BoundTask,

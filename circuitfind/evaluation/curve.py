@@ -34,6 +34,7 @@ from circuitfind.export.json_file import plain
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.record import Record
+from circuitfind.remote.call import remotable
 from circuitfind.scores import By, Scores
 from circuitfind.statistics import Interval, percentiles, resampled_means
 from circuitfind.tasks.task import BoundTask, Task
@@ -129,6 +130,7 @@ class Curve:
         return write_text(path, text.getvalue())
 
 
+@remotable
 def curve(
     model: Model,
     task: Task | BoundTask,
@@ -224,6 +226,9 @@ def sizes_of(n_edges: int, sizes: Iterable[int] | None, percentages: Iterable[fl
     Raises:
         ScoreError: one of them makes no sense, or there is none.
     """
+    for name, given in (("sizes", sizes), ("percentages", percentages)):
+        if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
+            raise ScoreError(f"{name}={given!r} are no list: give several, such as {name}=[{given!r}]")
     if sizes is None:
         fractions = sorted(set(percentages))
         for p in fractions:

@@ -23,6 +23,7 @@ from circuitfind.evaluation.summary import TaskSummary, summary_of
 from circuitfind.loading import bind
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
+from circuitfind.remote.call import remotable
 from circuitfind.tasks.task import BoundTask, Task
 
 DOUBT = 0.05  # a result that guessing gives as often as this is no evidence
@@ -63,6 +64,7 @@ class Diagnosis:
         return "\n".join([f"{self.name}: {'nothing to warn of' if self.ok else 'look at this first'}", *lines])
 
 
+@remotable
 def diagnose(
     model: Model,
     task: Task | BoundTask,
@@ -104,7 +106,11 @@ def _behaviour(evaluator: Evaluator, summary: TaskSummary) -> list[Finding]:
         return found
     if not failing:
         return [Finding("note", f"{len(right)} pairs are too few to tell 100% accuracy from guessing ({chance:.0%})")]
-    text = f"an accuracy of {right.mean():.0%} on {len(right)} pairs is no better than guessing ({chance:.0%})"
+    text = f"an accuracy of {right.mean():.0%} on {len(right)} pairs is"
+    if chance < 1 and at_least(int((~right).sum()), len(right), 1 - chance) <= DOUBT:
+        text = f"{text} worse than guessing ({chance:.0%}): the model prefers the wrong answers"
+        return [Finding("warning", f"{text}; are answers and wrong answers, or the two sides, exchanged?")]
+    text = f"{text} no better than guessing ({chance:.0%})"
     return [*found, Finding("warning", f"{text}: the model may not have this behaviour")]
 
 
@@ -130,9 +136,9 @@ def _contrast(evaluator: Evaluator) -> list[Finding]:
     lost, size = clean - corrupted, len(clean)
     means = f"mean metric {clean.mean():.4g} on clean, {corrupted.mean():.4g} on corrupted prompts"
     if lost.mean() <= 0:
-        return [
-            Finding("warning", f"the corrupted prompts do not lower the metric ({means}): are the sides exchanged?")
-        ]
+        as_before = evaluator.ends.accurate[1].mean() <= evaluator.ends.accurate[0].mean()
+        ask = ("does the corruption leave the answer as it is, or " if as_before else "") + "are the sides exchanged?"
+        return [Finding("warning", f"the corrupted prompts do not lower the metric ({means}): {ask}")]
     noise = lost.std(ddof=1) / size**0.5 if size > 1 else 0.0
     if lost.mean() <= 2 * noise:
         text = f"the corrupted prompts do not lower the metric beyond noise ({means}, standard error {noise:.2g})"

@@ -31,7 +31,9 @@ from circuitfind.loading import bind
 from circuitfind.metrics import METRICS, Function, Metric, correctness
 from circuitfind.models.load import Model
 from circuitfind.progress import progress
+from circuitfind.remote.call import remotable
 from circuitfind.statistics import bootstrap_ratio
+from circuitfind.tasks.bound import check_seed
 from circuitfind.tasks.task import BoundTask, Task
 
 R = TypeVar("R")
@@ -63,6 +65,7 @@ class Evaluator:
         batch_size: int | None = None,
         seed: int = 0,
     ) -> None:
+        check_seed(seed)
         self.bound = bind(model, task).with_metric(metric)
         self.graph, self.seed, self.ablation = model.graph, seed, ablation
         self.pairs = Pairs.of(model.adapter, self.bound.batch, self.bound.metric, ablation, seed, batch_size)
@@ -208,6 +211,7 @@ def _key(mask: np.ndarray) -> bytes:
     return np.packbits(mask).tobytes()
 
 
+@remotable
 def evaluate(
     model: Model,
     task: Task | BoundTask,

@@ -25,10 +25,12 @@ from circuitfind.evaluation.hypotheses_rows import STATEMENTS, EdgeTest, Hypothe
 from circuitfind.evaluation.hypotheses_tests import TESTS, Finding, Trial
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
+from circuitfind.remote.call import remotable
 from circuitfind.statistics import adjusted
 from circuitfind.tasks.task import BoundTask, Task
 
 
+@remotable
 def hypotheses(
     model: Model,
     task: Task | BoundTask,

@@ -14,6 +14,7 @@ from circuitfind.evaluation.curve import Curve, curve_of
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
+from circuitfind.remote.call import remotable
 from circuitfind.scores import Scores
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -38,6 +39,7 @@ class Mib(NamedTuple):
         return {"cpr": self.cpr, "cmd": self.cmd, **both}
 
 
+@remotable
 def mib(
     model: Model,
     task: Task | BoundTask,

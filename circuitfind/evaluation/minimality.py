@@ -26,6 +26,7 @@ from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.progress import progress
 from circuitfind.record import Record
+from circuitfind.remote.call import remotable
 from circuitfind.statistics import Interval, bootstrap_mean
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -95,6 +96,7 @@ class Minimality:
         }
 
 
+@remotable
 def minimality(
     model: Model,
     task: Task | BoundTask,

@@ -28,6 +28,7 @@ from circuitfind.loading import bind
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.record import Record
+from circuitfind.remote.call import remotable
 from circuitfind.scores import By
 from circuitfind.statistics import Interval
 from circuitfind.tasks.task import BoundTask, Task
@@ -118,6 +119,7 @@ class Stability:
         }
 
 
+@remotable
 def stability(
     model: Model,
     task: Task | BoundTask | Mapping[str, Task | BoundTask],

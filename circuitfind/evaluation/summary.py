@@ -9,6 +9,7 @@ import numpy as np
 
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.models.load import Model
+from circuitfind.remote.call import remotable
 from circuitfind.tasks.task import BoundTask, Task
 
 
@@ -38,6 +39,7 @@ class TaskSummary(NamedTuple):
         return f"the model does not prefer the answer on {failing}.{doubt}"
 
 
+@remotable
 def summarise(model: Model, task: Task | BoundTask, *, warn: bool = True, batch_size: int | None = None) -> TaskSummary:
     """Runs both sides of a task's pairs once."""
     return summary_of(Evaluator(model, task, batch_size=batch_size), warn=warn)
@@ -62,5 +64,5 @@ def summary_of(evaluator: Evaluator, warn: bool = True) -> TaskSummary:
         bound.notes,
     )
     if warn and summary.warning():
-        warnings.warn(str(summary.warning()), stacklevel=3)
+        warnings.warn(str(summary.warning()), stacklevel=4)
     return summary

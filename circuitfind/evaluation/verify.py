@@ -23,6 +23,7 @@ from circuitfind.loading import bind
 from circuitfind.metrics import METRICS, Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.progress import track
+from circuitfind.remote.call import remotable
 from circuitfind.scores import Scores
 from circuitfind.statistics import Interval, bootstrap_mean, correlation, rank_correlation
 from circuitfind.tasks.task import BoundTask, Task
@@ -99,6 +100,7 @@ class Verification:
         }
 
 
+@remotable
 def verify(
     model: Model,
     task: Task | BoundTask,
@@ -141,7 +143,7 @@ def verify(
         circuit = candidates.connected()
         if not len(circuit):
             warnings.warn(
-                f"the top {top} edges hold no path from input to logits: their circuit is empty", stacklevel=2
+                f"the top {top} edges hold no path from input to logits: their circuit is empty", stacklevel=3
             )
     else:
         circuit = as_circuit(model.graph, circuit)

@@ -32,18 +32,21 @@ def bars(
     *,
     intervals: Sequence[tuple[float, float]] | np.ndarray | None = None,
     signed: bool = True,
+    more: Sequence[str] | None = None,
 ) -> Figure:
     """Horizontal bars, one a name; names may repeat.
 
     Args:
         intervals: (low, high) of each value; NaN where there is none.
         signed: blue for positive values, red for negative; else all grey.
+        more: what else each says on hovering.
     """
     length = np.asarray(values, dtype=np.float64)
     ends = np.full((len(length), 2), np.nan) if intervals is None else np.asarray(intervals, dtype=np.float64)
+    further = ["" for _ in names] if more is None else [f"<br>{safe(text)}" for text in more]
     hover = [
-        f"<b>{safe(name)}</b><br>{value:+.4g}" + (f"<br>95% {low:.4g} to {high:.4g}" if np.isfinite(low) else "")
-        for name, value, (low, high) in zip(names, length, ends, strict=True)
+        f"<b>{safe(name)}</b><br>{value:+.4g}" + (f"<br>95% {low:.4g} to {high:.4g}" if np.isfinite(low) else "") + text
+        for name, value, (low, high), text in zip(names, length, ends, further, strict=True)
     ]
     trace = graph_objects().Bar(
         x=length,

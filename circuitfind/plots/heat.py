@@ -43,24 +43,7 @@ def heat(
     end = limit(values) if most is None else most
     wide, high = _cell(len(columns.labels), WIDE, 14, 46), _cell(len(rows.labels), HIGH, 13, 40)
     tall = max(high * len(rows.labels), 180)
-    trace = graph_objects().Heatmap(
-        z=np.asarray(values, dtype=np.float64),
-        hovertext=[list(row) for row in hover],
-        hoverinfo="text",
-        colorscale=SIGNED if signed else SHARES,
-        zmin=-end if signed else 0,
-        zmax=end,
-        xgap=1,
-        ygap=1,
-        colorbar={
-            "title": {"text": unit, "side": "right"},
-            "thickness": 14,
-            "lenmode": "pixels",
-            "len": min(tall, HIGH),
-            "y": 1,
-            "yanchor": "top",
-        },
-    )
+    trace = cells(values, hover, end, signed, colorbar=colour_bar(unit, min(tall, HIGH)))
     left = 40 + LETTER * max(map(len, rows.labels), default=0)
     width = max(LEAST, left + 130 + wide * len(columns.labels))
     return figure(
@@ -69,9 +52,32 @@ def heat(
         width,
         tall,
         plot_bgcolor=GAP,
-        xaxis=_axis(columns, (width - left - 130) / max(len(columns.labels), 1), across=True),
-        yaxis=_axis(rows, high, across=False),
+        xaxis=axis(columns, (width - left - 130) / max(len(columns.labels), 1), across=True),
+        yaxis=axis(rows, high, across=False),
     )
+
+
+def cells(
+    values: np.ndarray, hover: np.ndarray | Sequence[Sequence[str]], end: float, signed: bool, **more: Any
+) -> Any:
+    """The coloured cells alone, from -end (or, unsigned, from 0) to end."""
+    return graph_objects().Heatmap(
+        z=np.asarray(values, dtype=np.float64),
+        hovertext=[list(row) for row in hover],
+        hoverinfo="text",
+        colorscale=SIGNED if signed else SHARES,
+        zmin=-end if signed else 0,
+        zmax=end,
+        xgap=1,
+        ygap=1,
+        **more,
+    )
+
+
+def colour_bar(counted: str, high: float) -> dict[str, Any]:
+    """The scale beside the plot, from its top downwards; `high` in pixels."""
+    look = {"thickness": 14, "lenmode": "pixels", "len": high, "y": 1, "yanchor": "top"}
+    return {"title": {"text": counted, "side": "right"}, **look}
 
 
 def _cell(count: int, room: float, least: float, most: float) -> float:
@@ -79,7 +85,8 @@ def _cell(count: int, room: float, least: float, most: float) -> float:
     return float(np.clip(room / max(count, 1), least, most))
 
 
-def _axis(side: Side, cell: float, across: bool) -> dict[str, Any]:
+def axis(side: Side, cell: float, across: bool) -> dict[str, Any]:
+    """A side of the cells as plotly's axis, from left to right or from top to bottom, `cell` pixels each."""
     made = {
         "title": {"text": side.name},
         **ticks(side.labels),

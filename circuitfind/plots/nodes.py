@@ -9,13 +9,14 @@ import numpy as np
 
 from circuitfind.errors import ScoreError
 from circuitfind.plots.bars import bars
+from circuitfind.plots.by_layer import Value, by_layer
 from circuitfind.plots.heat import heat
-from circuitfind.plots.style import Side, caption, colours, made_by, safe, tokens_at, unit
+from circuitfind.plots.style import Side, caption, colours, made_by, tokens_at, unit
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from circuitfind.scores import NodeScores
+    from circuitfind.node_scores import NodeScores
 
 ROWS, BARS = 200, 30
 
@@ -24,7 +25,7 @@ def effects(scores: NodeScores, *, tokens: Sequence[str] | None = None, rows: in
     """Every node's score.
 
     Args:
-        tokens: of one prompt, for scores by position (`task.on(model).tokens[0]`): the positions' labels.
+        tokens: of one prompt, for scores by position: the positions' labels, instead of those that the scores have.
         rows: how many nodes are shown at most where each has a row.
 
     Raises:
@@ -34,16 +35,9 @@ def effects(scores: NodeScores, *, tokens: Sequence[str] | None = None, rows: in
         return _by_position(scores, tokens, rows)
     if tokens is not None:
         raise ScoreError("tokens label positions, and these scores are not by position: leave tokens out")
-    graph, values = scores.graph, np.asarray(scores.values, dtype=np.float64)
-    # a layer's heads and its MLP are one row: `input` alone comes before them
-    table = values[1:].reshape(graph.n_layers, graph.n_heads + 1)
-    names = np.array(graph.writer_names[1:]).reshape(table.shape)
-    hover = [[_said(*cell) for cell in zip(*row, strict=True)] for row in zip(names, table, strict=True)]
-    columns = Side("head, MLP", [*map(str, range(graph.n_heads)), "MLP"])
-    layers = Side("layer", list(map(str, range(graph.n_layers))))
     record = scores.record
-    words = caption(f"Nodes, {made_by(record)}", record, f"input {values[0]:+.3g}", colours(record))
-    return heat(table, layers, columns, hover, words, unit(record))
+    values = {name: Value(float(score)) for name, score in zip(scores.graph.writer_names, scores.values, strict=True)}
+    return by_layer(values, caption(f"Nodes, {made_by(record)}", record, colours(record)), unit(record))
 
 
 def strongest(scores: NodeScores, *, n: int = BARS) -> Figure:
@@ -61,17 +55,13 @@ def _by_position(scores: NodeScores, tokens: Sequence[str] | None, rows: int) ->
     count = values.shape[1]
     if tokens is not None and len(tokens) != count:
         raise ScoreError(f"{len(tokens)} tokens for scores by {count} positions: give those of one prompt of the task")
-    labels = list(map(str, range(count))) if tokens is None else tokens_at(tokens)
+    labels = list(scores.positions or map(str, range(count))) if tokens is None else tokens_at(tokens)
     kept = np.sort(np.argsort(-np.abs(values).max(axis=1), kind="stable")[:rows])
     names = [scores.graph.writer_names[at] for at in kept]
     hover = [
-        [_said(f"{name} at {label}", value) for label, value in zip(labels, values[at], strict=True)]
+        [Value(value).said(f"{name} at {label}") for label, value in zip(labels, values[at], strict=True)]
         for name, at in zip(names, kept, strict=True)
     ]
     few = [f"the strongest {len(kept)} of {len(values):,} rows"] if len(kept) < len(values) else []
     words = caption(f"Nodes by position, {made_by(scores.record)}", scores.record, *few, colours(scores.record))
     return heat(values[kept], Side("node", names), Side("position", labels), hover, words, unit(scores.record))
-
-
-def _said(name: str, value: float) -> str:
-    return f"<b>{safe(name)}</b><br>{value:+.4g}"

@@ -3,14 +3,17 @@
 | result | figures, the default first |
 |---|---|
 | `Sweep` | effects, strongest |
-| `NodeScores` | effects, strongest |
+| `NodeScores` | effects, strongest; of direct logit attribution components, too |
 | `Scores` | layers, strongest, nodes |
 | `Circuit` | layers, strongest, scatter |
 | `Verification` | scatter |
 | `Curve`, `Mib`, `{name: Curve or points}` | faithfulness |
 | what `find` found | faithfulness, scatter, layers, strongest |
 | two `Sweep`, `NodeScores` or `Scores`: (estimated, exact) | scatter |
-| `AttentionPattern` | attention |
+| `PathEffects` | effects; of many paths strongest, too |
+| `DirectEffects` | effects, components, strongest |
+| `Approximation` | scatter, layers |
+| one or several `AttentionPattern` | attention |
 """
 
 from __future__ import annotations
@@ -21,11 +24,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from circuitfind.circuit import Circuit
 from circuitfind.errors import ScoreError
-from circuitfind.plots import edges, faithfulness, nodes
-from circuitfind.plots.attention import attention
+from circuitfind.node_scores import NodeScores
+from circuitfind.plots import direct, edges, faithfulness, nodes
 from circuitfind.plots.edges import Edges
 from circuitfind.plots.style import Caption
-from circuitfind.scores import NodeScores, Scores
+from circuitfind.scores import Scores
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -71,7 +74,9 @@ def drawings(found: Any) -> dict[str, Drawing]:
         ScoreError: this is nothing that can be drawn.
     """
     if isinstance(found, NodeScores):
-        return {"effects": partial(nodes.effects, found), "strongest": partial(nodes.strongest, found)}
+        known = {"effects": partial(nodes.effects, found), "strongest": partial(nodes.strongest, found)}
+        adds_up = found.record.method == "direct"
+        return {**known, **({"components": partial(direct.components, found)} if adds_up else {})}
     if isinstance(found, Scores):
         summed = partial(nodes.effects, found.of_nodes())
         return {**_of_edges(Edges.of_scores(found)), "nodes": summed}
@@ -84,12 +89,16 @@ def drawings(found: Any) -> dict[str, Drawing]:
 
 def _of_measurement(found: Any) -> dict[str, Drawing]:
     """Of results whose types bring torch with them, which reading scores does not wait for."""
+    from circuitfind.attribution.direct import DirectEffects
+    from circuitfind.evaluation.approximation import Approximation
     from circuitfind.evaluation.curve import Curve
     from circuitfind.evaluation.mib import Mib
     from circuitfind.evaluation.verify import Verification
     from circuitfind.patching.attention import AttentionPattern
+    from circuitfind.patching.path_effects import PathEffects
     from circuitfind.patching.sweep import Sweep
-    from circuitfind.plots import scatter, sweeps
+    from circuitfind.plots import approximation, paths, scatter, sweeps
+    from circuitfind.plots.attention import attention
 
     if isinstance(found, Sweep):
         return {"effects": partial(sweeps.effects, found), "strongest": partial(sweeps.strongest, found)}
@@ -100,9 +109,16 @@ def _of_measurement(found: Any) -> dict[str, Drawing]:
     if isinstance(found, Mib):
         both = {"highest signed score": found.signed, "highest magnitude": found.absolute}
         return {"faithfulness": partial(_curves, both)}
-    if isinstance(found, AttentionPattern):
-        words = f"Attention of {found.head}"
-        return {"attention": partial(attention, found.pattern, found.tokens, words)}
+    if isinstance(found, PathEffects):
+        best = {"strongest": partial(paths.strongest, found)} if paths.many(found) else {}
+        return {"effects": partial(paths.effects, found), **best}
+    if isinstance(found, DirectEffects):
+        return {name: partial(getattr(direct, name), found) for name in ("effects", "components", "strongest")}
+    if isinstance(found, Approximation):
+        return {"scatter": partial(approximation.scatter, found), "layers": partial(approximation.layers, found)}
+    several = found if isinstance(found, (list, tuple)) else [found]
+    if several and all(isinstance(one, AttentionPattern) for one in several):
+        return {"attention": partial(attention, several)}
     if isinstance(found, Found):
         search = partial(faithfulness.search, found.curve, found.circuit)
         checks = partial(scatter.of_checks, found.checks)
@@ -110,8 +126,9 @@ def _of_measurement(found: Any) -> dict[str, Drawing]:
     if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], (Sweep, NodeScores, Scores)):
         return {"scatter": partial(scatter.of_pair, *found)}
     raise ScoreError(
-        f"a {type(found).__name__} cannot be drawn: give a sweep, scores, a circuit, a verification, a curve, what find"
-        " found, {name: curve}, or (estimated, exact)"
+        f"a {type(found).__name__} cannot be drawn: give a sweep, scores, a circuit, effects of paths, direct effects,"
+        " an approximation, a verification, a curve, what find found, attention patterns, {name: curve}, or (estimated,"
+        " exact)"
     )
 
 

@@ -39,7 +39,7 @@ KINDS = (  # of a reader or a component, by its name
     ("attention", re.compile(r"a\d+")),
     ("neurons", re.compile(r"m\d+\.n\d+")),
     ("MLPs", re.compile(r"m\d+")),
-    ("residual stream", re.compile(r"resid\d+")),
+    ("residual stream", re.compile(r"resid(-mid)?\d+")),
     ("logits", re.compile(r"logits")),
     ("input", re.compile(r"input")),
 )
@@ -130,9 +130,9 @@ def scatter(
     slope = float((x * y).sum()) / power if power else NAN
     wrong = sum(point.wrong_sign for point in known)
     said = f"r {correlation(x, y):.3f}, slope {slope:.3f}, {wrong} of {len(known):,} with the wrong sign (crosses)"
-    across, up = _room(x), _room(y)
+    across, up = room(x), room(y)
     ends = np.array([min(across[0], up[0]), max(across[1], up[1])])
-    lines = [_line("y = x", ends, 1.0, "dash"), _line(f"slope {slope:.3f}", ends, slope, "solid")]
+    lines = [line("y = x", ends, 1.0, "dash"), line(f"slope {slope:.3f}", ends, slope, "solid")]
     order = [kind for kind, _ in KINDS] + ["others"]
     kinds = sorted({point.kind for point in known}, key=order.index)
     traces = [_points([p for p in known if p.kind == kind], kind, PALETTE[at]) for at, kind in enumerate(kinds)]
@@ -146,14 +146,14 @@ def scatter(
     )
 
 
-def _room(values: np.ndarray) -> list[float]:
+def room(values: np.ndarray) -> list[float]:
     """Where an axis begins and ends: 0 is always on it."""
     low, high = min(values.min(), 0.0), max(values.max(), 0.0)
     margin = 0.06 * (high - low) or 1.0
     return [float(low - margin), float(high + margin)]
 
 
-def _line(name: str, ends: np.ndarray, slope: float, dash: str) -> Any:
+def line(name: str, ends: np.ndarray, slope: float, dash: str) -> Any:
     """A line through the origin."""
     look = {"color": "#777", "dash": dash, "width": 1}
     return graph_objects().Scatter(x=ends, y=slope * ends, mode="lines", name=name, line=look, hoverinfo="skip")
@@ -161,25 +161,27 @@ def _line(name: str, ends: np.ndarray, slope: float, dash: str) -> Any:
 
 def _points(points: Sequence[Point], kind: str, colour: str) -> Any:
     points = sorted(points, key=lambda point: point.wrong_sign)  # the first one's mark stands in the legend
+    crosses = [point.wrong_sign for point in points]
+    return marks(points, f"{kind} ({len(points):,})", crosses, {"color": colour}, colour)
+
+
+def marks(points: Sequence[Point], name: str, crosses: Sequence[bool], look: dict[str, Any], bars: str) -> Any:
+    """Points as plotly draws them, some of them as crosses; `look`: their colours; `bars`: that of their intervals."""
     ends = np.array([(point.low, point.high) for point in points])
     y = np.array([point.exact for point in points])
     return graph_objects().Scatter(
         x=[point.estimate for point in points],
         y=y,
         mode="markers",
-        name=f"{kind} ({len(points):,})",
-        marker={
-            "color": colour,
-            "size": 7,
-            "opacity": 0.75,
-            "symbol": ["x" if point.wrong_sign else "circle" for point in points],
-        },
+        name=name,
+        marker={"size": 7, "opacity": 0.75, "symbol": ["x" if cross else "circle" for cross in crosses], **look},
         error_y={
             "type": "data",
             "array": ends[:, 1] - y,
             "arrayminus": y - ends[:, 0],
             "thickness": 0.7,
             "width": 0,
+            "color": bars,
             "visible": bool(np.isfinite(ends).any()) and len(points) <= MOST_INTERVALS,
         },
         hovertext=[f"<b>{safe(p.name)}</b><br>estimate {p.estimate:+.4g}<br>exact {p.exact:+.4g}" for p in points],
@@ -193,11 +195,10 @@ def _named(scores: Sweep | NodeScores | Scores) -> tuple[list[str], np.ndarray]:
         return scores.graph.names(scores.graph.real), scores.values.T[scores.graph.real.T]
     if isinstance(scores, NodeScores):
         names, values = list(scores.graph.writer_names), scores.values
-        places = [str(place) for place in range(values.shape[1])] if values.ndim > 1 else None
+        places = list(scores.positions or map(str, range(values.shape[1]))) if values.ndim > 1 else None
     else:
-        count = len(scores.axes[-1].labels) if scores.by_position else 1
-        names, values = scores.names()[::count], scores.effects
-        places = list(scores.axes[-1].labels) if scores.by_position else None
+        names, values = scores.names()[:: len(scores.positions)], scores.effects
+        places = list(scores.positions) if any(scores.positions) else None
     if places is not None:
         names = [f"{name} at {place}" for name in names for place in places]
     return names, values.ravel()

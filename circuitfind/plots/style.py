@@ -25,17 +25,23 @@ if TYPE_CHECKING:
 SIGNED, SHARES, GAP = "RdBu", "Blues", "#e4e4e4"
 SUPPORTS, OPPOSES, NEUTRAL = "#2166ac", "#b2182b", "#8a949e"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5a5a5a", "#7f3c8d", "#a5aa00", "#000000")
-METHODS = {"patch": "activation patching", "atp": "attribution patching", "eap": "edge attribution patching"}
+METHODS = {
+    "patch": "activation patching",
+    "atp": "attribution patching",
+    "eap": "edge attribution patching",
+    "direct": "direct logit attribution",
+}
 LONGEST = 20  # characters of an axis' label
 CHARACTER, NOTE_CHARACTER = 9.0, 5.9  # pixels of a letter in the title and below it, with some air
 BUTTONS = 190  # pixels that plotly's own buttons take of the title's first line
 
 
 class Caption(NamedTuple):
-    """A figure's title, and the smaller line below it."""
+    """A figure's title, the smaller line below it, and sentences below that, each on a line of its own."""
 
     title: str
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class Side(NamedTuple):
@@ -75,6 +81,8 @@ def made_by(record: Record) -> str:
 
 def unit(record: Record) -> str:
     """What a colour bar or an axis counts."""
+    if record.method == "direct":
+        return "logits"
     if not record.is_effect:
         return f"score of {record.method}"
     return f"effect ({record.metric})" if record.metric else "effect"
@@ -82,6 +90,8 @@ def unit(record: Record) -> str:
 
 def colours(record: Record) -> str:
     """What the two colours mean, for a caption; scores that are no effects neither support nor oppose."""
+    if record.method == "direct":
+        return "blue raises the logit difference, red lowers it"
     return "blue supports, red opposes" if record.is_effect else "scores, not effects"
 
 
@@ -111,7 +121,8 @@ def limit(values: np.ndarray) -> float:
 def figure(data: Any, words: Caption, width: float, height: float, **layout: Any) -> Figure:
     """Traces under a caption; `height` is that of the plot alone, to which the caption's is added."""
     titles = textwrap.wrap(words.title, int((width - 40 - BUTTONS) / CHARACTER), break_on_hyphens=False)
-    notes = textwrap.wrap("; ".join(words.notes), int((width - 40) / NOTE_CHARACTER))
+    small_print = ["; ".join(words.notes), *words.remarks]
+    notes = [line for text in small_print for line in textwrap.wrap(text, int((width - 40) / NOTE_CHARACTER))]
     small = [f'<span style="font-size:12px;color:#555">{safe(line)}</span>' for line in notes]
     top = 34 + 24 * len(titles) + 17 * len(notes)
     made = graph_objects().Figure(data)

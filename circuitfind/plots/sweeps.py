@@ -1,8 +1,8 @@
 """Figures of a sweep: every place, and the strongest ones with their intervals.
 
-1. Places of one axis (layers) are bars; of two (layer and head, layer and position) a heat map.
-2. Heads by position are a heat map of one row a head. Where there are too many rows, those with the largest effect at
-   any position are shown, in the model's order, and the caption says so.
+1. Places of one axis (layers) are bars; of two (layer and head, layer and position or span) a heat map.
+2. Heads by position or span are a heat map of one row a head. Where there are too many rows, those with the largest
+   effect at any of them are shown, in the model's order, and the caption says so.
 3. Neurons are a histogram a layer, with counts on a log scale; the strongest neurons are marked, with their names.
 """
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 ROWS, BARS, MARKED, BINS = 200, 30, 20, 80
 WORDS = {
     "resid": "Residual stream",
+    "resid-mid": "Residual stream between attention and MLPs",
     "attn": "Attention outputs",
     "mlp": "MLP outputs",
     "heads": "Heads",
@@ -89,14 +90,15 @@ def strongest(sweep: Sweep, *, n: int = BARS, by: str = "absolute") -> Figure:
 
 
 def _words(sweep: Sweep, *more: str) -> Caption:
-    what = f"{WORDS.get(sweep.what, sweep.what)}{' by position' if sweep.by_position else ''}, {made_by(sweep.record)}"
+    by = f" by {sweep.axes[-1].name}" if any(sweep.positions) else ""
+    what = f"{WORDS.get(sweep.what, sweep.what)}{by}, {made_by(sweep.record)}"
     ends = f"{sweep.full.mean():.3g} in full, {sweep.empty.mean():.3g} ablated"
     return caption(what, sweep.record, ends, *more, colours(sweep.record))
 
 
 def _hover(sweep: Sweep) -> list[str]:
     """What each place says, in the order of `effects.ravel()`."""
-    places = [f" at {safe(label)}" for label in sweep.axes[-1].labels] if sweep.by_position else [""]
+    places = [f" at {safe(label)}" if label else "" for label in sweep.positions]
     try:
         parts = [f"<br>{part:.1%} of full - ablated" for part in sweep.normalised.ravel()]
     except ScoreError:
