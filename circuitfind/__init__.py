@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from circuitfind.loading import load, task, wrap
     from circuitfind.metrics import METRICS, Metric
     from circuitfind.models.load import Model
+    from circuitfind.node_scores import NodeScores
     from circuitfind.patching.attention import AttentionPattern, attention
     from circuitfind.patching.only import CircuitModel, only
     from circuitfind.patching.patch import patch
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from circuitfind.record import Record
     from circuitfind.references.published import reference
     from circuitfind.references.reference import Reference
-    from circuitfind.scores import NodeScores, Scores
+    from circuitfind.scores import Scores
     from circuitfind.search.acdc import acdc, acdc_scores
     from circuitfind.search.find import FindResult, find
     from circuitfind.search.learned.learn import LearnedMasks, learn_masks
@@ -83,6 +84,7 @@ else:
         "loading": "load task wrap",
         "metrics": "METRICS Metric",
         "models.load": "Model",
+        "node_scores": "NodeScores",
         "patching.attention": "AttentionPattern attention",
         "patching.only": "CircuitModel only",
         "patching.patch": "patch",
@@ -95,7 +97,7 @@ else:
         "record": "Record",
         "references.published": "reference",
         "references.reference": "Reference",
-        "scores": "NodeScores Scores",
+        "scores": "Scores",
         "search.acdc": "acdc acdc_scores",
         "search.find": "FindResult find",
         "search.learned.learn": "LearnedMasks learn_masks",

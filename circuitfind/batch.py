@@ -83,6 +83,10 @@ class Batch:
         """Some examples of the batch."""
         return self.map(lambda side: side.rows(index), lambda value: value[index])
 
+    def to(self, device: torch.device | str) -> Batch:
+        """The same pairs on a device."""
+        return self.map(lambda side: Inputs(*(value.to(device) for value in side)), lambda value: value.to(device))
+
     def repeat(self, times: int) -> Batch:
         """The whole batch several times over, batch after batch."""
         return self.map(lambda side: side.repeat(times), lambda value: value.repeat(times, *[1] * (value.ndim - 1)))

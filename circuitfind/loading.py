@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from circuitfind.engine.identities import require_identities
+from circuitfind.engine.identities import Identity, check_identities, require_identities
 from circuitfind.errors import ModelError, TaskError
 from circuitfind.models.load import Model, adapt, fetch
+from circuitfind.remote.call import remotable
+from circuitfind.remote.model import remote_model
 from circuitfind.tasks.behaviour import Behaviour
 from circuitfind.tasks.builtin import behaviour
+from circuitfind.tasks.spans import locatable
 from circuitfind.tasks.task import BoundTask, Task
+from circuitfind.tasks.tokens import PromptTokenizer
 from circuitfind.tasks.words import SingleTokens
 
 
@@ -25,6 +30,7 @@ def load(
     device: Any = None,
     check: bool = True,
     backend: str = "nnsight",
+    remote: bool | str = False,
     **keywords: Any,
 ) -> Model:
     """Loads an unmodified Hugging Face model and checks that circuitfind computes what it computes.
@@ -35,6 +41,8 @@ def load(
         device: a torch device; by default the accelerator if there is one.
         check: run the three identities of `circuitfind.engine.identities` on a short random prompt.
         backend: "nnsight" or "hooks", what single passes run through; the results are the same to the bit.
+        remote: run on an NDIF server, which has the weights: True for the host that nnsight is configured for, a URL
+            for another, "local" to try it out here. Every call is one job there; see `circuitfind.remote`.
         keywords: passed on to `from_pretrained` (revision, token, attn_implementation, ...).
 
     Raises:
@@ -44,6 +52,10 @@ def load(
         remedy = "; a model in memory goes to cf.wrap(hf_model, tokenizer)" if isinstance(name, nn.Module) else ""
         raise ModelError(f"a model is loaded by its name or folder, not by a {type(name).__name__}{remedy}")
     name = os.fspath(name)
+    if remote:
+        if dtype is not None or device is not None:
+            raise ModelError("dtype= and device= are the server's to choose: leave them out with remote=")
+        return remote_model(name, remote, check, **keywords)
     hf, tokenizer = fetch(name, dtype, device, **keywords)
     return wrap(hf, tokenizer, name=name, check=check, backend=backend)
 
@@ -69,6 +81,12 @@ def wrap(
     if check:
         require_identities(model.adapter)
     return model
+
+
+@remotable
+def identities(model: Model) -> list[Identity]:
+    """The three identities of `circuitfind.engine.identities`, computed where the model is."""
+    return check_identities(model.adapter)
 
 
 def task(
@@ -106,8 +124,9 @@ def task(
         warnings.warn(
             f"'{found.name}' has only {distinct} distinct prompts with this tokenizer; {n} were asked for", stacklevel=2
         )
+    clean = [row.clean for row in rows]
     return Task(
-        clean=[row.clean for row in rows],
+        clean=clean,
         corrupted=[row.corrupted for row in rows],
         answers=[list(row.answers) for row in rows],
         wrong_answers=[list(row.wrong) for row in rows],
@@ -115,6 +134,7 @@ def task(
         bos=bos,
         name=_named(found, corruption, template),
         flips=all(row.flips for row in rows),
+        spans=locatable([row.spans for row in rows], clean, PromptTokenizer(model.tokenizer, bos)),
     )
 
 
@@ -125,7 +145,7 @@ def _named(found: Behaviour, corruption: str | None, template: str | int | None)
 
 
 def bind(model: Model, task: Task | BoundTask) -> BoundTask:
-    """The task in the model's tokens; one that is bound to this model already stays as it is.
+    """The task in the model's tokens, on its device; one that is bound to this model already stays as it is.
 
     Raises:
         ModelError: `model` did not come from `load` or `wrap`.
@@ -144,6 +164,8 @@ def bind(model: Model, task: Task | BoundTask) -> BoundTask:
             f"task '{task.name}' was bound to model '{task.model}' ({task.vocabulary} token ids), this one is"
             f" '{model.name}' ({model.vocabulary}): give the unbound task, or bind it with task.on(model)"
         )
+    if task.batch.answers.device != model.device:  # bound to the model before it was moved, or to one on a server
+        return replace(task, batch=task.batch.to(model.device))
     return task
 
 

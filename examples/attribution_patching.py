@@ -3,6 +3,7 @@
 python examples/attribution_patching.py                 # the embedded model; pages go to --out
 python examples/attribution_patching.py --model openai-community/gpt2
 python examples/attribution_patching.py --model meta-llama/Llama-3.2-1B --dtype float32
+python examples/attribution_patching.py --model meta-llama/Llama-3.1-8B --remote ndif
 python examples/attribution_patching.py --model FOLDER --task copy
 
 Two forward passes and one backward pass estimate every place; patching runs the model once a place. Keys and values of
@@ -24,11 +25,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--dtype")
+    parser.add_argument("--remote", help='run on an NDIF server: "ndif", or its URL')
     parser.add_argument("--task", help="a built-in behaviour in both orders, instead of the eight prompts")
     parser.add_argument("--out", type=Path, default=Path("circuitfind-out"))
     options = parser.parse_args()
 
-    model = cf.load(options.model, dtype=options.dtype)
+    model = cf.load(options.model, dtype=options.dtype, remote=options.remote == "ndif" or options.remote or False)
     task = both_orders(cf.task(options.task, model, n=4)) if options.task else eight_prompts(model)
     report(model, task)
     one_length = not task.on(model).batch.clean.padded

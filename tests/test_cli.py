@@ -336,7 +336,7 @@ def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("1,519 edges", "38 nodes", "float32 on cpu", "sdpa", "4 pairs of 10 tokens", "torch"):
         assert part in said.out, part
     monkeypatch.setattr(
-        "circuitfind.engine.identities.check_identities", lambda _: [Identity("one", 0.5, 1e-4), Identity("two", 0, 1)]
+        "circuitfind.loading.check_identities", lambda _: [Identity("one", 0.5, 1e-4), Identity("two", 0, 1)]
     )
     said = run("doctor", "--json")
     assert said.code == 1 and [one["holds"] for one in json.loads(said.out)["identities"]] == [False, True]

@@ -202,6 +202,8 @@ def test_wrong_input(tiny, bound, tmp_path):
         cf.compare(tiny, bound, late, reference="ioi")
     with pytest.raises(cf.ScoreError, match="between 0 and 1, not 2"):
         cf.compare(tiny, bound, late, percentages=[2])
+    with pytest.raises(cf.ScoreError, match=r"percentages=0\.5 are no list"):
+        cf.compare(tiny, bound, late, percentages=0.5)  # type: ignore[arg-type]
     assert not asked, "nothing is ranked before all that was asked for is known to make sense"
     with pytest.raises(cf.FileError, match="no such file"):
         Comparison.open(tmp_path / "none.json")
@@ -211,6 +213,15 @@ def test_wrong_input(tiny, bound, tmp_path):
     (tmp_path / "other.json").write_text('{"format": "something"}')
     with pytest.raises(cf.FileError, match="is no comparison"):
         Comparison.open(tmp_path / "other.json")
+
+
+def test_the_overlap_is_not_folded_into_a_narrow_window(tmp_path, capsys, monkeypatch):
+    command = ["compare", "tiny", "--task", "induction", "--n", "8", "--methods", "eap,random,weights"]
+    for columns, whole in (("120", True), ("30", False)):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert main([*command, "--out", str(tmp_path)]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "Overlap (Jaccard)" in shown and ("wider than this window, see compare.md" in shown) is not whole
 
 
 def test_the_command_writes_files_and_makes_them_again(tmp_path, capsys):

@@ -218,6 +218,8 @@ def test_what_makes_no_curve_is_named(evaluator: Evaluator, scores: cf.Scores, l
         (scores, {"sizes": [len(scores) + 1]}, f"size {len(scores) + 1} is no number"),
         (scores, {"sizes": []}, "at least one size"),
         (scores, {"percentages": (0.1, 20)}, "between 0 and 1, not 20"),
+        (scores, {"percentages": 0.5}, r"percentages=0.5 are no list: give several, such as percentages=\[0.5\]"),
+        (scores, {"sizes": 5}, "sizes=5 are no list"),
         (scores, {"by": "size"}, "by='size' is unknown"),
         ([], {}, "the list is empty"),
         (scores.top(5), {}, "not from a Circuit"),

@@ -62,6 +62,15 @@ def test_attribution_patching_of_grouped_queries(run: Run, tmp_path: Path) -> No
     assert "q: 8 places" in said and "k: 4 places" in said and ".kv" in said
 
 
+def test_attribution_patching_on_a_server(run: Run) -> None:
+    """As if on one: packed, unpacked where circuitfind is not, and run; the numbers are those of the script here."""
+    here, there = run("attribution_patching.py"), run("attribution_patching.py", "--remote", "local")
+    assert there.splitlines()[0].startswith("Model(tiny") and there.splitlines()[0].endswith("local)")
+    assert [line for line in there.splitlines() if " places, r = " in line] == [
+        line for line in here.splitlines() if " places, r = " in line
+    ]
+
+
 @pytest.mark.shared
 def test_attribution_patching_of_a_real_llama(run: Run, shared: Path) -> None:
     said = run("attribution_patching.py", "--model", str(shared / "models" / "stories260K"), "--task", "copy")

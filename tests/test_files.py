@@ -174,8 +174,8 @@ def test_bad_files(write: Write, name: str, content: str | bytes, message: str) 
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.jsonl", tmp_path):
-        with pytest.raises(FileError, match="no such file"):
+    for path, said in ((tmp_path / "none.jsonl", "no such file"), (tmp_path, "a folder, not a file of pairs")):
+        with pytest.raises(FileError, match=said):
             cf.Task.from_file(path)
 
 

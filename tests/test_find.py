@@ -209,6 +209,7 @@ def test_tasks_that_cannot_be_searched(tiny: cf.Model, ioi: cf.Task) -> None:
         corrupted=[*ioi.corrupted, *ioi.clean],
         answers=[*ioi.answers, *ioi.answers],
         wrong_answers=[*ioi.wrong_answers, *ioi.wrong_answers],
+        spans=None,
     )
     with warnings.catch_warnings(), pytest.raises(ScoreError, match="faithfulness is undefined"):
         warnings.simplefilter("ignore")  # the model does not do this task, and says so

@@ -281,7 +281,7 @@ def test_the_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert full["equivalence"].p_value == pytest.approx(1) and full["equivalence"].supports
     assert not full["sufficiency"].rejected and "every edge" in full["minimality"].reading
 
-    content = shown.tests(Output(False, ["circuitfind"]), evaluator, best, references=5, quantile=0.1)
+    content = shown.tests(Output(False, ["circuitfind"]), model, bound, best, references=5, quantile=0.1)
     json.dumps(content, allow_nan=False)
     said = capsys.readouterr().out
     assert "partial-necessity" in said and "for the circuit" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoTokenizer
 
 import circuitfind as cf
 from circuitfind.errors import ModelError, TaskError
+from circuitfind.loading import bind
 from circuitfind.models import tiny
 
 
@@ -146,6 +148,14 @@ def test_folders_that_hold_no_model(tmp_path: Path) -> None:
     refused(lambda: cf.load(str(tmp_path)), "cannot load a causal language model from the folder")
 
 
+def test_weights_that_are_cut_short(tmp_path: Path) -> None:
+    shutil.copytree(tiny.PATH, tmp_path / "cut", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused(lambda: cf.load(str(tmp_path / "cut")), "from the folder '.*cut': .*header")
+    refused(lambda: cf.load(str(weights)), "it is a file; give the folder that holds config.json")
+
+
 def test_models_of_other_kinds(tmp_path: Path) -> None:
     small = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=30)
     bert = hf.BertModel(hf.BertConfig(**small))
@@ -192,3 +202,16 @@ def test_modified_code_fails_the_self_check() -> None:
 def test_every_precision_passes_the_self_check(name: str, dtype: torch.dtype) -> None:
     """float64 too, although RMSNorms compute in float32 there."""
     assert cf.wrap(build(name, dtype=dtype)).dtype == dtype
+
+
+def test_a_bound_task_follows_its_model_to_another_device() -> None:
+    model = cf.load("tiny", check=False)
+    bound = cf.task("ioi", model, n=2).on(model)
+    assert bind(model, bound) is bound
+
+    class Elsewhere(cf.Model):
+        device = torch.device("meta")
+
+    moved = bind(Elsewhere(model.name, model.hf, model.tokenizer, model.adapter), bound)
+    sides = (*moved.batch.clean, *moved.batch.corrupted, moved.batch.answers, moved.batch.wrong)
+    assert {value.device.type for value in sides} == {"meta"}

@@ -103,6 +103,20 @@ def test_thresholds() -> None:
     assert len(scores.threshold(np.float32(np.inf))) == 0
 
 
+def test_thresholds_of_acdc_are_several(embedded: cf.Model) -> None:
+    task = cf.task("ioi", embedded, n=2)
+    refused(lambda: cf.acdc_scores(embedded, task, thresholds=0.1), ScoreError, "thresholds=0.1 are no grid")
+    refused(lambda: cf.acdc_scores(embedded, task, thresholds=[0.1, 0.1]), ScoreError, r"\[0.1, 0.1\] are no grid")
+
+
+def test_seeds(embedded: cf.Model) -> None:
+    task = cf.task("ioi", embedded, n=4)
+    for seed in (-1, 0.5, None):
+        refused(lambda seed=seed: cf.find(embedded, task, seed=seed), TaskError, f"seed={seed} is no seed")
+        refused(lambda seed=seed: cf.compare(embedded, task, seed=seed), TaskError, "is no seed")
+        refused(lambda seed=seed: cf.evaluate(embedded, task, [], seed=seed), TaskError, "is no seed")
+
+
 def test_values_that_are_no_scores() -> None:
     values = np.zeros(PLAIN.real.shape, np.float32)
     values[PLAIN.edge("m0->a1.h2<v>")] = -np.inf
@@ -260,6 +274,7 @@ def test_files_of_pairs(tmp_path: Path) -> None:
 
 def test_parts_of_a_task() -> None:
     bound = pairs_of_ids().on(wrapped("gpt2"))
+    refused(lambda: bound.subset(1), TaskError, "subset: rows are a list, such as \\[0\\], not 1")
     refused(lambda: bound.subset([]), TaskError, "subset: no rows are asked for; there are 3")
     for row in (99, 3, -4, 1.0, True, "0"):
         refused(lambda row=row: bound.subset([row]), TaskError, "subset: there is no row .* there are 3")

@@ -35,11 +35,13 @@ from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.references.published import reference as named
 from circuitfind.references.reference import Reference
+from circuitfind.remote.call import remotable
 from circuitfind.scores import Scores
 from circuitfind.statistics import rank_correlation
 from circuitfind.tasks.task import BoundTask, Task
 
 
+@remotable
 def compare(
     model: Model,
     task: Task | BoundTask,
@@ -75,8 +77,8 @@ def compare(
     entrants, common = chosen(methods), Common(ablation, batch_size, seed)
     if target is not None:
         check_same_graph(model.graph, target)
-    sizes = tuple(percentages)
-    sizes_of(model.graph.n_edges, None, sizes)  # refuses what makes no sense before hours are spent
+    _, fractions = sizes_of(model.graph.n_edges, None, percentages)  # refuses nonsense before hours are spent
+    sizes = tuple(fractions)
     evaluator = Evaluator(model, judge, ablation=ablation, batch_size=batch_size, seed=seed)
     evaluator.check_contrast()
     # what the model makes of the pairs stands for its weights: both ends, because under `kl` one of them is always 0

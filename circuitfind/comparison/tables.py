@@ -19,6 +19,12 @@ class Text(NamedTuple):
     headings: Row
     rows: list[Row]
 
+    @property
+    def width(self) -> int:
+        """Characters of a line, with two between columns and two before the first."""
+        columns = zip(self.headings, *self.rows, strict=True)
+        return sum(2 + max(map(len, column)) for column in columns)
+
 
 def summary(found: Comparison, intervals: bool = True) -> Text:
     """One line a method: areas, agreement, costs; best CPR first, refused methods left out."""

@@ -49,6 +49,7 @@ class Adapter:
         output_forms: by module path, the shape of what it returns (a tuple of so many, or None for a tensor).
         centred: every norm that reads the stream takes its mean off, so the mean never matters.
         backend: "nnsight" or "hooks", what single passes run through.
+        held_by: who runs the model as a circuit at the moment (`circuitfind.only`); no other pass may run then.
         work: precision of circuitfind's own arithmetic: the model's, but at least float32.
     """
 
@@ -61,12 +62,10 @@ class Adapter:
         self._check_covered(blocks)
         self.dtype = next(model.parameters()).dtype
         self.work = torch.promote_types(self.dtype, torch.float32)
-        n_heads, d_model = config.num_attention_heads, config.hidden_size
-        d_head = getattr(config, "head_dim", None) or d_model // n_heads
-        n_kv_heads = _kv_heads(config, n_heads)
-        self.d_head = d_head
-        self.graph = Graph(len(blocks), n_heads, n_kv_heads, d_model, family.parallel)
-        layout = Layout(family.layout, n_heads, n_kv_heads, d_head)
+        self.graph = graph_of(model)
+        n_heads, d_model = self.graph.n_heads, self.graph.d_model
+        self.d_head = getattr(config, "head_dim", None) or d_model // n_heads
+        layout = Layout(family.layout, n_heads, self.graph.n_kv_heads, self.d_head)
         multiplier = float(getattr(config, family.residual_multiplier)) if family.residual_multiplier else 1.0
         self.layers = []
         for index, block in enumerate(blocks):
@@ -85,6 +84,7 @@ class Adapter:
         )
         self.sites = self._sites()
         self.backend = "nnsight"
+        self.held_by: object | None = None
         self.output_forms: dict[str, Any] = {}
         self._accepts = set(inspect.signature(model.forward).parameters)
 
@@ -101,6 +101,18 @@ class Adapter:
         if "position_ids" in self._accepts:
             keywords["position_ids"] = inputs.position_ids
         return keywords
+
+    def check_free(self) -> None:
+        """Before a pass.
+
+        Raises:
+            ModelError: the model is held.
+        """
+        if self.held_by is not None:
+            raise ModelError(
+                "inside cf.only the model runs as a circuit, and so would every run of this function: call it outside"
+                " the block"
+            )
 
     def head_outputs(self, layer: int, scaled: Tensor) -> Tensor:
         """`[heads, batch, pos, d_model]` from scaled heads `[batch, pos, heads, d_head]`."""
@@ -154,6 +166,18 @@ class Adapter:
             down = self.family.down if self.family.post_mlp_norm else None
             if down and module_at(block, down).bias is not None:
                 raise ModelError("an MLP output bias under a post-norm is not covered (mlp_bias=True)")
+
+
+def graph_of(model: Any) -> Graph:
+    """A model's computation graph, from its modules and its config; weights are not looked at.
+
+    Raises:
+        ModelError: its family, or this form of it, is not covered.
+    """
+    config = model.config.get_text_config()
+    family, n_heads = _within(model, family_of(config)), config.num_attention_heads
+    blocks = module_at(model, family.layers)
+    return Graph(len(blocks), n_heads, _kv_heads(config, n_heads), config.hidden_size, family.parallel)
 
 
 def _within(model: Any, family: Family) -> Family:

@@ -124,6 +124,7 @@ def through_hooks(
     Returns:
         Logits `[batch, reads, vocab]`; an empty tensor if the visitor stopped the pass.
     """
+    adapter.check_free()
     skipped = dict(skips or {})
     blocks = sum(view.path in skipped for view in adapter.layers)
     count_forward(len(inputs.ids), 1 - blocks / len(adapter.layers))
@@ -164,6 +165,7 @@ def _logits_read(adapter: Adapter, inputs: Inputs) -> Tensor:
 
 def through_nnsight(adapter: Adapter, inputs: Inputs, visit: Visit) -> Tensor:
     """One forward pass in an nnsight trace; arguments and result as for `through_hooks`."""
+    adapter.check_free()
     envoy = adapter.envoy
     keywords = adapter.keywords(inputs)
     count_forward(len(inputs.ids))

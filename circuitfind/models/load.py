@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -53,13 +55,23 @@ class Model:
         return self.adapter.dtype
 
     @property
+    def place(self) -> str:
+        """Where it runs, in words."""
+        return str(self.device)
+
+    @property
+    def remote(self) -> bool:
+        """Whether it runs on a server."""
+        return False
+
+    @property
     def vocabulary(self) -> int:
         """How many token ids its embedding holds."""
         return self.hf.get_input_embeddings().weight.shape[0]
 
     def __repr__(self) -> str:
         kind = getattr(self.config, "model_type", "?")
-        return f"Model({self.name}: {kind}, {self.graph}; {self.graph.n_edges:,} edges, {self.dtype}, {self.device})"
+        return f"Model({self.name}: {kind}, {self.graph}; {self.graph.n_edges:,} edges, {self.dtype}, {self.place})"
 
 
 def adapt(name: str, hf: nn.Module, tokenizer: Any = None, backend: str = "nnsight") -> Model:
@@ -87,26 +99,44 @@ def fetch(name: str, dtype: str | torch.dtype | None = None, device: Any = None,
         device: by default the accelerator if there is one.
         keywords: passed on to `from_pretrained`.
     """
-    source = str(EMBEDDED.get(name, name))
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype not in (None, "auto") and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
         raise ModelError(f"dtype '{dtype}' is unknown: use float32, bfloat16, float16 or float64")
+    family_of(config_of(name, **keywords).get_text_config())
     try:
-        family_of(AutoConfig.from_pretrained(source, **_shared(keywords)).get_text_config())
-        hf: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto", **keywords)
+        hf: Any = AutoModelForCausalLM.from_pretrained(source_of(name), dtype=dtype or "auto", **keywords)
     except TypeError as error:
         for keyword in keywords:
             if f"'{keyword}'" in str(error):
                 raise ModelError(f"cannot load '{name}': keyword '{keyword}' is unknown to transformers") from None
         raise ModelError(_why_not(name, error)) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError, UnpicklingError, RuntimeError) as error:  # the weights themselves
         raise ModelError(_why_not(name, error)) from None
     device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         hf = hf.to(device)
     except (RuntimeError, AssertionError) as error:  # no such device, or its memory is full
         raise ModelError(f"cannot put '{name}' on device '{device}': {str(error).splitlines()[0]}") from None
-    return hf.eval(), _tokenizer(source, keywords)
+    return hf.eval(), _tokenizer(source_of(name), keywords)
+
+
+def source_of(name: str) -> str:
+    """What transformers knows the model by."""
+    return str(EMBEDDED.get(name, name))
+
+
+def config_of(name: str, **keywords: Any) -> Any:
+    """A model's configuration alone.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    if Path(name).is_file():
+        raise ModelError(f"cannot load '{name}': it is a file; give the folder that holds config.json and the weights")
+    try:
+        return AutoConfig.from_pretrained(source_of(name), **_shared(keywords))
+    except (OSError, ValueError) as error:
+        raise ModelError(_why_not(name, error)) from None
 
 
 def fetch_tokenizer(name: str, **keywords: Any) -> Any:
@@ -115,12 +145,8 @@ def fetch_tokenizer(name: str, **keywords: Any) -> Any:
     Raises:
         ModelError: there is no such model.
     """
-    source = str(EMBEDDED.get(name, name))
-    try:
-        AutoConfig.from_pretrained(source, **_shared(keywords))
-    except (OSError, ValueError) as error:
-        raise ModelError(_why_not(name, error)) from None
-    return _tokenizer(source, keywords)
+    config_of(name, **keywords)
+    return _tokenizer(source_of(name), keywords)
 
 
 def _shared(keywords: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from circuitfind.loading import bind
 from circuitfind.models.load import Model
 from circuitfind.report.data import Attention
 from circuitfind.report.sizes import Size
+from circuitfind.remote.call import remotable
 from circuitfind.tasks.task import BoundTask, Task
 
 PROMPTS = 2
@@ -54,6 +55,7 @@ def measure_sizes(
     ]
 
 
+@remotable
 def attention(
     model: Model, task: Task | BoundTask, circuit: Circuit, *, prompts: int = PROMPTS, budget: int = BUDGET
 ) -> list[Attention]:

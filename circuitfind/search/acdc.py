@@ -35,6 +35,7 @@ from circuitfind.loading import bind
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.record import NO_EFFECT
+from circuitfind.remote.call import remotable
 from circuitfind.scores import Scores
 from circuitfind.search import acdc_checkpoint, acdc_screening
 from circuitfind.search.acdc_pruning import Pruning
@@ -46,6 +47,7 @@ GRID = tuple(float(np.float32(10 ** (exponent / 2))) for exponent in range(-8, 1
 SIGN = f"{NO_EFFECT}the smallest threshold of a grid at which ACDC removes the edge"
 
 
+@remotable
 def acdc(
     model: Model,
     task: Task | BoundTask,
@@ -110,6 +112,7 @@ def acdc(
     return Circuit(model.graph, pruning.mask, exact=exact, record=record, facts=facts)
 
 
+@remotable
 def acdc_scores(
     model: Model,
     task: Task | BoundTask,
@@ -200,9 +203,12 @@ def _dangling(remove: str | None, evaluator: Evaluator) -> str | None:
 
 def _grid(thresholds: Iterable[float]) -> list[float]:
     """The thresholds as float32 values, and the next beyond."""
+    if not isinstance(thresholds, Iterable):
+        raise ScoreError(f"thresholds={thresholds!r} are no grid: give several, or run acdc(threshold=...) once")
+    thresholds = list(thresholds)
     grid = [float(np.float32(t)) if isinstance(t, Real) else float("nan") for t in thresholds]
     if not grid or not all(0 < t < float("inf") for t in grid) or any(b <= a for a, b in pairwise(grid)):
-        raise ScoreError(f"thresholds={list(thresholds)} are no grid: give positive numbers, each above the one before")
+        raise ScoreError(f"thresholds={thresholds} are no grid: give positive numbers, each above the one before")
     return [*grid, float(np.float32(grid[-1] * (grid[-1] / grid[-2] if len(grid) > 1 else 10)))]
 
 

@@ -29,6 +29,7 @@ from circuitfind.evaluation.verify import Verification, verify
 from circuitfind.loading import bind
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
+from circuitfind.remote.call import remotable
 from circuitfind.scores import By, Scores
 from circuitfind.search.sizes import CurvePoint, SizeSearch, Step
 from circuitfind.tasks.task import BoundTask, Task
@@ -67,6 +68,7 @@ class FindResult:
         }
 
 
+@remotable
 def find(
     model: Model,
     task: Task | BoundTask,

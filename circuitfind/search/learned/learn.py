@@ -31,6 +31,7 @@ from circuitfind.loading import bind
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.record import NO_EFFECT, Record
+from circuitfind.remote.call import remotable
 from circuitfind.scores import NodeScores, Scores
 from circuitfind.search.learned import saved
 from circuitfind.search.learned.batches import MiniBatches
@@ -58,6 +59,7 @@ class LearnedMasks:
     record: Record
 
 
+@remotable
 def learn_masks(
     model: Model,
     task: Task | BoundTask,

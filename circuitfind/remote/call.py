@@ -1,0 +1,137 @@
+"""`remotable`: a function of a model that is carried out where the model is.
+
+1. On a `Model` the function runs here. On a `RemoteModel` the call becomes one nnsight session on the server: the
+   package's text, the arguments and the name of the function travel there, its result comes back
+   (`circuitfind.remote.server`). So a search of thousands of passes is one job, and no activation crosses the network.
+2. Errors and warnings of circuitfind are raised here as they were there.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import io
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import cloudpickle
+import nnsight
+import torch
+
+import circuitfind.errors
+from circuitfind.errors import ModelError
+from circuitfind.progress import progress
+from circuitfind.remote.model import RemoteModel
+from circuitfind.remote.server import run
+
+PACKAGE = __name__.partition(".")[0]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def remotable(function: Callable[P, R]) -> Callable[P, R]:
+    """Lets a public function, whose first argument is the model, take a `RemoteModel`, too."""
+
+    @functools.wraps(function)
+    def anywhere(*arguments: P.args, **keywords: P.kwargs) -> R:
+        model = arguments[0] if arguments else keywords.get("model")
+        if not isinstance(model, RemoteModel):
+            return function(*arguments, **keywords)
+        others = {name: value for name, value in keywords.items() if name != "model"}
+        return call(model, function, arguments[1:], others)
+
+    return anywhere
+
+
+def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> R:
+    """Calls the function on the server.
+
+    Raises:
+        ModelError: the server cannot be reached, refused the job, or keeps the weights away from it.
+        CircuitfindError: what the function itself raises.
+    """
+    if keywords.get("checkpoint") is not None:
+        raise ModelError(
+            f"{function.__name__}: a checkpoint cannot be kept by a model that runs on a server: leave it out"
+        )
+    request = _pickled(
+        {
+            "home": function.__module__,
+            "function": function.__name__,
+            "arguments": arguments,
+            "keywords": keywords,
+            "wrapped": {"name": model.name, "check": model.check, "backend": "hooks"},
+        }
+    )
+    with progress(f"{function.__name__} on {model.place}", 1):
+        answer = _sent(model, request)
+    outcome = torch.load(io.BytesIO(answer), map_location="cpu", weights_only=False)
+    for text in outcome["warnings"]:
+        warnings.warn(text, stacklevel=3)
+    if "error" in outcome:
+        kind, text = outcome["error"]
+        raise getattr(circuitfind.errors, kind)(text)
+    if "weightless" in outcome:
+        raise ModelError(
+            f"the server keeps the weights of '{model.name}' apart from this job (NDIF's sandbox), and circuitfind"
+            " works beside them: use a key that the server trusts, or a server of your own"
+        )
+    result: R = outcome["result"]
+    return result
+
+
+def _sent(model: RemoteModel, request: bytes) -> bytes:
+    """One session on the server.
+
+    Raises:
+        ModelError: whatever went wrong on the way or there, its last line; all that the server said is a note.
+    """
+    envoy, package, texts = model.envoy, PACKAGE, _texts()
+    nnsight.register(f"{PACKAGE}.remote.server")
+    try:
+        with envoy.session(remote=model.where):
+            answer = nnsight.save(run(envoy, package, texts, request))
+    except Exception as error:  # of the network, the hub, the server or nnsight: each has kinds of its own
+        said = str(error).strip() or type(error).__name__
+        refused = ModelError(
+            f"the job for '{model.name}' on {model.place} failed: {said.splitlines()[-1]}. NDIF wants a key in"
+            " NDIF_API_KEY and a model that it runs: see nnsight.ndif_status()"
+        )
+        refused.add_note(said)
+        raise refused from None
+    return answer
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Pickles circuitfind's own classes by name, because its text travels anyway; the user's functions by value."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        home = getattr(obj, "__module__", None) or ""
+        if home.partition(".")[0] == PACKAGE and "<locals>" not in getattr(obj, "__qualname__", ""):
+            return NotImplemented
+        return super().reducer_override(obj)
+
+
+def _pickled(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=4).dump(value)
+    return buffer.getvalue()
+
+
+@functools.cache
+def _texts() -> dict[str, str]:
+    """By module name, the text of the package."""
+    texts: dict[str, str] = {}
+
+    def collect(folder: Any, name: str) -> None:
+        for entry in folder.iterdir():
+            if entry.is_dir() and entry.joinpath("__init__.py").is_file():
+                collect(entry, f"{name}.{entry.name}")
+            elif entry.name == "__init__.py":
+                texts[name] = entry.read_text(encoding="utf-8")
+            elif entry.name.endswith(".py"):
+                texts[f"{name}.{entry.name.removesuffix('.py')}"] = entry.read_text(encoding="utf-8")
+
+    collect(importlib.resources.files(PACKAGE), PACKAGE)
+    return texts

@@ -1,0 +1,199 @@
+"""`remote=`: every call as one job, on a server in a process of its own that does not know circuitfind.
+
+The server (`ndif_server.py`) speaks the protocol of nnsight's client, so all that runs here is what would run against
+NDIF; the results must be those of the same model here, to the bit.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from families import SIZE
+from nnsight.modeling import huggingface
+from typer.testing import CliRunner
+
+import circuitfind as cf
+from circuitfind.cli.app import app
+
+SERVER = Path(__file__).with_name("ndif_server.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with grouped queries, with the embedded model's tokenizer."""
+    folder, tokenizer = tmp_path_factory.mktemp("remote") / "llama", cf.load("tiny", check=False).tokenizer
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZE, num_key_value_heads=2, vocab_size=len(tokenizer), initializer_range=0.3)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def serve(folder: Path) -> Iterator[Callable[..., str]]:
+    """Starts a server and gives its address."""
+    running = []
+
+    def start(*options: str) -> str:
+        command = [sys.executable, "-W", "ignore", str(SERVER), str(folder), *options]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        running.append(process)
+        assert process.stdout is not None
+        return f"http://127.0.0.1:{int(process.stdout.readline())}"
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def known(folder: Path) -> Iterator[None]:
+    """The hub, which nnsight asks how a model's name is spelled, is not asked here."""
+    patch = pytest.MonkeyPatch()
+    patch.setitem(huggingface._ID_CACHE, str(folder), str(folder))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def here(folder: Path) -> cf.Model:
+    return cf.load(str(folder), device="cpu", backend="hooks")
+
+
+@pytest.fixture(scope="module")
+def there(folder: Path, serve: Callable[..., str], known: None) -> cf.Model:
+    return cf.load(str(folder), remote=serve())
+
+
+@pytest.fixture(scope="module")
+def task(here: cf.Model) -> cf.Task:
+    """What the model itself says, after prompts of which half is random."""
+    torch.manual_seed(1)
+    clean = torch.randint(3, 128, (4, 7))
+    corrupted = clean.clone()
+    corrupted[:, 2:4] = torch.randint(3, 128, (4, 2))
+    with torch.no_grad():
+        logits = here.hf(clean).logits[:, -1]
+    answers, wrong = logits.argmax(-1).tolist(), logits.argmin(-1).tolist()
+    return cf.Task(clean=clean, corrupted=corrupted, answers=answers, wrong_answers=wrong, name="random")
+
+
+def test_a_model_on_a_server_is_known_without_its_weights(here: cf.Model, there: cf.Model) -> None:
+    assert there.graph == here.graph and there.vocabulary == here.vocabulary
+    assert all(parameter.is_meta for parameter in there.hf.parameters())
+    assert cf.task("ioi", there, n=2).clean == cf.task("ioi", here, n=2).clean
+
+
+CALLS = {
+    "edges": lambda model, task: cf.attribute(model, task).values,
+    "edges, exact": lambda model, task: cf.attribute(model, task, method="exact").values,
+    "heads": lambda model, task: cf.attribute(model, task, level="node", what="heads").per_example,
+    "values": lambda model, task: cf.patch(model, task, "v", by_position=True).per_example,
+    "patterns": lambda model, task: cf.patch(model, task, "pattern").per_example,
+    "direct": lambda model, task: cf.direct_effects(model, task).scores.values,
+    "pattern": lambda model, task: cf.attention(model, task, "a1.h3").pattern,
+    "path": lambda model, task: cf.path_patch(model, task, "a0.h2", "logits").per_example,
+    "own metric": lambda model, task: cf.attribute(model, task, metric=lambda logits, batch: logits[:, 5]).values,
+    "positions": lambda model, task: cf.attribute(model, task.on(model), level="node", what="resid").per_example,
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_there_gives_what_it_gives_here(call: str, here: cf.Model, there: cf.Model, task: cf.Task) -> None:
+    np.testing.assert_array_equal(CALLS[call](there, task), CALLS[call](here, task))
+
+
+def test_a_whole_search_is_one_job(here: cf.Model, there: cf.Model, task: cf.Task) -> None:
+    scores, other = cf.attribute(there, task), cf.attribute(here, task)
+    assert scores.record == other.record and scores.to_dict() == other.to_dict()
+    circuit = scores.top(30)
+    assert cf.evaluate(there, task, circuit).to_dict() == cf.evaluate(here, task, circuit).to_dict()
+    assert cf.acdc(there, task, threshold=0.1).edges == cf.acdc(here, task, threshold=0.1).edges
+
+
+def test_the_command_line_writes_what_it_writes_here(
+    folder: Path, there: cf.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ([], ["--remote", there.place]):
+        out = ["--out", "there" if place else "here"]
+        ran = CliRunner().invoke(app, ["attribute", str(folder), "--n", "4", *place, *out])
+        assert ran.exit_code == 0, ran.output
+    here, abroad = (cf.Scores.open(Path(name) / "scores.safetensors") for name in ("here", "there"))
+    np.testing.assert_array_equal(here.values, abroad.values)
+
+
+def test_what_circuitfind_refuses_there_is_raised_here(here: cf.Model, there: cf.Model, task: cf.Task) -> None:
+    for call in (lambda model: cf.attribute(model, task, method="eapp"), lambda model: cf.patch(model, task, "heds")):
+        with pytest.raises(cf.ScoreError) as at_home:
+            call(here)
+        with pytest.raises(cf.ScoreError) as abroad:
+            call(there)
+        assert str(abroad.value) == str(at_home.value)
+
+
+def test_warnings_come_back(there: cf.Model, task: cf.Task) -> None:
+    swapped = cf.Task(task.clean, task.corrupted, task.wrong_answers, task.answers)
+    with pytest.warns(UserWarning, match="does not prefer the answer"):
+        cf.summarise(there, swapped)
+
+
+def test_any_other_failure_is_told_with_all_that_the_server_said(there: cf.Model, task: cf.Task) -> None:
+    def broken(logits: torch.Tensor, batch: object) -> torch.Tensor:
+        raise ZeroDivisionError("the user's own")
+
+    with pytest.raises(cf.ModelError, match=r"failed: .*the user's own") as caught:
+        cf.attribute(there, task, metric=broken)
+    assert "Traceback" in "".join(caught.value.__notes__)
+
+
+def test_a_server_that_keeps_the_weights_to_itself(
+    folder: Path, serve: Callable[..., str], known: None, task: cf.Task
+) -> None:
+    with pytest.raises(cf.ModelError, match=r"sandbox.*a key that the server trusts"):
+        cf.attribute(cf.load(str(folder), remote=serve("--sandbox")), task)
+
+
+def test_a_server_that_is_not_there(folder: Path, known: None, task: cf.Task) -> None:
+    nobody = cf.load(str(folder), remote="http://127.0.0.1:9")
+    with pytest.raises(cf.ModelError, match=r"http://127.0.0.1:9 failed: .*NDIF_API_KEY"):
+        cf.attribute(nobody, task)
+
+
+def test_what_needs_the_weights_here_says_so(there: cf.Model, task: cf.Task, tmp_path: Path) -> None:
+    with pytest.raises(cf.ModelError, match="are on a server: load it without remote="), cf.only(there, [], task):
+        pass
+    with pytest.raises(cf.ModelError, match="patch: a checkpoint cannot be kept"):
+        cf.patch(there, task, checkpoint=tmp_path / "sweep.part")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"remote": "ndif.us"}, "give True .NDIF., the URL of a server"),
+        ({"remote": 3}, "remote=3"),
+        ({"remote": True, "dtype": "float32"}, "are the server's to choose"),
+    ],
+)
+def test_places_that_are_none(folder: Path, options: dict, message: str) -> None:
+    with pytest.raises(cf.ModelError, match=message):
+        cf.load(str(folder), **options)
+
+
+def test_an_uncovered_family_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    transformers.T5Config(d_model=8).save_pretrained(tmp_path)
+    with pytest.raises(cf.ModelError, match="model family 't5' is not covered"):
+        cf.load(str(tmp_path), remote=True)
+
+
+def test_trying_a_job_out_without_a_server(folder: Path, here: cf.Model, task: cf.Task) -> None:
+    tried = cf.attribute(cf.load(str(folder), remote="local"), task)
+    np.testing.assert_array_equal(tried.values, cf.attribute(here, task).values)
