@@ -5,8 +5,8 @@
    `d_head` wide, so a GPT-2 small batch of 8 x 16 tokens takes 10 MB instead of 60.
 2. `capture` runs a model and keeps its writers, residual streams and logits at the read positions.
 3. `capture_gradients` roots autograd at a detached layer-0 input and takes gradients at the q, k, v projection outputs,
-   the MLP inputs and the final norm's input. MLP and final inputs get a fresh autograd node (`view_as`): a norm shared
-   by attention and MLP would otherwise count both branches' gradients at either reader.
+   the MLP inputs and the final norm's input. MLP inputs get a fresh autograd node (`view_as`): a norm shared by
+   attention and MLP would otherwise count both branches' gradients at either reader.
 4. Outputs of attention or MLP modules can be given: they become constants, which no gradient flows through.
 """
 
@@ -119,10 +119,11 @@ class Recorder:
         value = value if given is None else given
         run, detached = self.run, value.detach()
         if site in ("mlp_in", "final") and self.differentiate:
-            fresh = value.view_as(value)
-            self.leaves[site, layer] = fresh
+            # the final norm's input stays itself: a hook on that norm sees what it was before nnsight replaces it
+            leaf = value.view_as(value) if site == "mlp_in" else value
+            self.leaves[site, layer] = leaf
             self._note_input(site, detached)
-            return fresh
+            return None if leaf is value else leaf
         if site == "resid":
             return self._enter_block(layer, value)
         if site in ("q", "k", "v", "qkv"):

@@ -64,8 +64,10 @@ class AttentionReaders:
         if self.norm is None:
             return torch.bmm(gradient, self.weight)
         scale = self.norm.scale(x)
-        y = self.norm.centre(x) * scale
         pulled = torch.bmm(gradient * scale, self.weight)
+        if self.norm.fixed_scale:
+            return pulled
+        y = self.norm.centre(x) * scale
         along = torch.linalg.vecdot(pulled, y) / x.shape[-1]
         return pulled.addcmul_(y, along.unsqueeze(-1), value=-1)
 

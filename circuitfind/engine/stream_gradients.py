@@ -60,5 +60,7 @@ def _pulled_back_together(adapter: Adapter, layer: int, run: Run, gradients: Rea
         return together
     x = run.resid[layer].to(adapter.work)
     scale = readers.norm.scale(x)
+    if readers.norm.fixed_scale:
+        return scale * together
     y = readers.norm.centre(x) * scale
     return scale * together - y * (scale * together * y).mean(-1, keepdim=True)

@@ -23,12 +23,14 @@ class Norm:
     Attributes:
         weight: `[d_model]` float32 (float64 for a float64 model).
         bias: `[d_model]`, or None where it is zero.
+        fixed_scale: `pull_back` takes r for a constant.
     """
 
     weight: Tensor
     bias: Tensor | None
     eps: float
     centred: bool
+    fixed_scale: bool = False
 
     @classmethod
     def of(cls, module: nn.Module, width: int, name: str, device: torch.device) -> Norm:
@@ -73,12 +75,12 @@ class Norm:
     def pull_back(self, x: Tensor, gradient: Tensor) -> Tensor:
         """Vector-Jacobian product: the gradient at the norm's input x from the one at its output.
 
-        With `g = weight * gradient` and `y = r C x`: `C^T r (g - y mean(g y))`.
+        With `g = weight * gradient` and `y = r C x`: `C^T r (g - y mean(g y))`, or `C^T r g` at a fixed scale.
         """
         y = self.centre(x)
         r = torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
         y, g = y * r, gradient * self.weight
-        return self.centre(g - y * (g * y).mean(-1, keepdim=True)) * r
+        return self.centre(g if self.fixed_scale else g - y * (g * y).mean(-1, keepdim=True)) * r
 
     def fold(self, projection: Tensor) -> Tensor:
         """`C^T diag(weight) projection` for a projection `[d_model, ...]` that reads the normed stream.

@@ -1,0 +1,19 @@
+"""RelP, relevance patching (Jafari et al. 2025): attribution patching with a propagated coefficient for the gradient.
+
+    effect(u -> v) ~ (u's clean value - u's ablated value) . coefficient of v's input
+
+The coefficient goes back through the model as a gradient does, but by the rules of `engine/relevance.py`: constant norm
+scales, activations as `act(x) / x`, half for either factor of a gated MLP. It is taken at the clean prompt for the
+noising effect and at the corrupted one for the denoising effect (the authors' choice). One pass forwards and backwards,
+as for `eap` and `atp`, of which everything else is the same.
+"""
+
+from __future__ import annotations
+
+from circuitfind.attribution import eap
+from circuitfind.attribution.gradients import Point
+
+
+def points(direction: str) -> list[Point]:
+    """The one point of the coefficient."""
+    return [point._replace(relevance=True) for point in eap.points(direction)]
