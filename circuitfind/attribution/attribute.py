@@ -18,15 +18,19 @@ from circuitfind.attribution import (
     eap,
     eap_ig_activations,
     eap_ig_inputs,
+    grad_drop,
     hisp,
+    ifr,
     random_scores,
+    relp,
     weights,
 )
 from circuitfind.attribution.components import component_effects
 from circuitfind.attribution.direct import direct_effects
 from circuitfind.attribution.exact import exact_effects
 from circuitfind.attribution.exact_nodes import exact_node_effects
-from circuitfind.attribution.gradients import Pairs, Point, check_direction
+from circuitfind.attribution.gradients import Pairs, Point
+from circuitfind.attribution.methods import ONE_GRADIENT, check_method
 from circuitfind.engine.capture import ReaderGradients, Run, Writers
 from circuitfind.engine.contract import edge_effects
 from circuitfind.engine.node_effects import node_effects
@@ -41,14 +45,8 @@ from circuitfind.patching.sweep import Sweep
 from circuitfind.record import SIGN
 from circuitfind.remote.call import remotable
 from circuitfind.scores import NodeScores, Scores
+from circuitfind.tasks.bound import check_seed
 from circuitfind.tasks.task import BoundTask, Task
-
-AVERAGED = ("eap-ig-inputs", "eap-ig-activations", "clean-corrupted")
-EDGE_METHODS = ("eap", *AVERAGED, "exact", "activation", "weights", "random")
-NODE_METHODS = ("atp", *AVERAGED, "exact", "direct", "hisp", "activation", "random")
-PLACE_METHODS = ("atp", "eap-ig-inputs", "clean-corrupted", "exact")
-ONE_GRADIENT = ("eap", "atp", "hisp")
-BY_POSITION = ("atp", *AVERAGED, "exact", "activation")
 
 
 @remotable
@@ -75,11 +73,12 @@ def attribute(
     """Scores every edge, every node, or every place of a sweep, of a model on a task.
 
     Args:
-        method: edges: "eap", "eap-ig-inputs" (the default), "eap-ig-activations", "clean-corrupted", "exact";
-            nodes: "atp" (the default), "eap-ig-inputs", "eap-ig-activations", "clean-corrupted", "exact"; places of a
-            sweep: "atp" (the default), "eap-ig-inputs", "clean-corrupted", "exact". Baselines and others whose scores
-            are no effects (`record.sign` says what they are): edges: "activation", "weights", "random"; nodes:
-            "direct" (`circuitfind.direct_effects`), "hisp", "activation", "random".
+        method: edges: "eap", "eap-ig-inputs" (the default), "eap-ig-activations", "clean-corrupted", "relp",
+            "exact"; nodes: "atp" (the default), the same others; places of a sweep: "atp" (the default), the same
+            others but for "eap-ig-activations", and "atp-qk" for "q" and "k". Baselines and others whose scores are no
+            effects (`record.sign` says what they are): edges: "ifr", "activation", "weights", "random"; nodes:
+            "atp-star" (places of a sweep, too), "direct" (`circuitfind.direct_effects`), "hisp", "activation",
+            "random".
         level: "edge" or "node".
         what: at level "node", the places of a sweep instead of the writers: "resid", "resid-mid", "attn", "mlp",
             "heads", "q", "k", "v", "pattern" or "neurons", as for `circuitfind.patch`, which measures them.
@@ -104,8 +103,8 @@ def attribute(
         ScoreError: the method cannot score this (a metric flat at the clean run, a vanishing gradient, NaN).
         TaskError: the task does not fit the model or the ablation.
     """
-    method = method or ("eap-ig-inputs" if level == "edge" else "atp")
-    _check_method(method, level, what, ablation, direction, by_position, normalise)
+    method = check_method(method, level, what, ablation, direction, by_position, normalise)
+    check_seed(seed)
     for name, given in (("layers=", layers is not None), ("by_span=True", by_span)):
         if given and what is None:
             raise ScoreError(f"{name} belongs to the places of a sweep: give what=, such as what='resid'")
@@ -144,6 +143,8 @@ def attribute(
         real = model.graph.real
         if method == "exact":
             values = exact_effects(pairs, real, direction, batch_size, checkpoint).matrix(real.shape)
+        elif method == "ifr":
+            values = _numpy(ifr.flow_shares(model.adapter, bound.batch, batch_size))
         elif method == "activation":
             values = _numpy(activation.edge_norms(pairs, batch_size))
         elif method == "weights":
@@ -158,6 +159,8 @@ def attribute(
         values = hisp.normalised(model.graph, values) if normalise else values
     elif method == "exact":
         values = exact_node_effects(pairs, direction, by_position, batch_size, checkpoint).mean(-1).astype(np.float32)
+    elif method == "atp-star":
+        values = _numpy(grad_drop.node_magnitudes(pairs, direction, batch_size))
     elif method == "activation":
         values = _numpy(activation.node_norms(pairs, by_position, batch_size))
     elif method == "random":
@@ -174,6 +177,8 @@ def _points(method: str, steps: int, rule: str, direction: str, n_layers: int) -
         return eap_ig_inputs.points(steps, rule)
     if method == "eap-ig-activations":
         return eap_ig_activations.points(steps, n_layers)
+    if method == "relp":
+        return relp.points(direction)
     return clean_corrupted.points() if method == "clean-corrupted" else eap.points(direction)
 
 
@@ -183,39 +188,8 @@ def _sign(method: str, level: str, normalise: bool) -> str:
         return hisp.NORMALISED if normalise else hisp.SIGN
     if method == "activation":
         return activation.EDGE_SIGN if level == "edge" else activation.NODE_SIGN
-    return {"weights": weights.SIGN, "random": random_scores.SIGN}.get(method, SIGN)
-
-
-def _check_method(
-    method: str,
-    level: str,
-    what: str | None,
-    ablation: str,
-    direction: str,
-    by_position: bool | None,
-    normalise: bool,
-) -> None:
-    if level not in ("edge", "node"):
-        raise ScoreError(f"level '{level}' is unknown: use 'edge' or 'node'")
-    if what is not None and level != "node":
-        raise ScoreError(f"what='{what}' scores places of a sweep: use level='node'")
-    known = EDGE_METHODS if level == "edge" else NODE_METHODS if what is None else PLACE_METHODS
-    if method not in known:
-        scored = f"{level}s" if what is None else f"places of a sweep (what='{what}')"
-        raise ScoreError(f"method '{method}' does not score {scored}: use one of {', '.join(known)}")
-    check_direction(direction, ablation)
-    if ablation != "corrupted" and method in AVERAGED:
-        raise ScoreError(
-            f"method '{method}' goes between the clean and the corrupted run: it needs ablation='corrupted'"
-        )
-    if by_position and level == "edge":
-        raise ScoreError("by_position=True scores nodes: use level='node'")
-    if by_position and method not in BY_POSITION:
-        raise ScoreError(
-            f"method '{method}' has no scores by position that add up: use one of {', '.join(BY_POSITION)}"
-        )
-    if normalise and method != "hisp":
-        raise ScoreError(f"normalise=True divides 'hisp' scores by their layer's norm: '{method}' has no such form")
+    signs = {"atp-star": grad_drop.SIGN, "ifr": ifr.SIGN, "weights": weights.SIGN, "random": random_scores.SIGN}
+    return signs.get(method, SIGN)
 
 
 def _summed_node_effects(

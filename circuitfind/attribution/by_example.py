@@ -18,10 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitfind.attribution import clean_corrupted, eap, eap_ig_inputs
+from circuitfind.attribution import clean_corrupted, eap, eap_ig_inputs, relp
 from circuitfind.attribution.exact import exact_effects
-from circuitfind.attribution.gradients import Pairs, Point, check_direction
+from circuitfind.attribution.gradients import Pairs, Point
 from circuitfind.batch import Batch
+from circuitfind.engine.ablation import check_direction
 from circuitfind.engine.capture import ReaderGradients, Run, Writers
 from circuitfind.engine.contract import edge_effects
 from circuitfind.engine.memory import in_batches
@@ -31,7 +32,7 @@ from circuitfind.models.layout import Heads
 from circuitfind.models.load import Model
 from circuitfind.tasks.bound import BoundTask
 
-METHODS = ("eap", "eap-ig-inputs", "clean-corrupted", "exact")
+METHODS = ("eap", "eap-ig-inputs", "clean-corrupted", "relp", "exact")
 LARGEST_BYTES = 4 * 2**30
 
 
@@ -67,6 +68,8 @@ class ExampleScoring:
         """Where gradients are taken."""
         if self.method == "eap-ig-inputs":
             return eap_ig_inputs.points(self.steps, self.rule)
+        if self.method == "relp":
+            return relp.points(self.direction)
         return clean_corrupted.points() if self.method == "clean-corrupted" else eap.points(self.direction)
 
 
@@ -77,10 +80,10 @@ def example_effects(model: Model, bound: BoundTask, scoring: ExampleScoring) -> 
         ScoreError: the metric is flat, the gradient vanishes on all examples, or the result would not fit in memory.
     """
     graph = model.graph
-    if bound.metric.flat_at_clean and scoring.method == "eap" and scoring.direction == "noising":
+    if bound.metric.flat_at_clean and scoring.method in ("eap", "relp") and scoring.direction == "noising":
         raise ScoreError(
-            f"metric '{bound.metric.name}' is flat at the clean run, so 'eap' would return noise: use"
-            " method='eap-ig-inputs' or 'clean-corrupted', or direction='denoising'"
+            f"metric '{bound.metric.name}' is flat at the clean run, so '{scoring.method}' would return noise:"
+            " use method='eap-ig-inputs' or 'clean-corrupted', or direction='denoising'"
         )
     size = len(bound) * graph.n_edges * 4
     if size > LARGEST_BYTES:

@@ -15,22 +15,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from circuitfind.attribution.gradients import Pairs
 from circuitfind.batch import Batch
-from circuitfind.checkpoint import Measurements, key_of
+from circuitfind.checkpoint import Measurements
 from circuitfind.engine.ablation import ablated
 from circuitfind.engine.aligned import capture_corrupted
 from circuitfind.engine.capture import capture
-from circuitfind.engine.memory import in_batches
+from circuitfind.engine.memory import PATCHES, in_batches
 from circuitfind.engine.replay import Replay
-from circuitfind.errors import ScoreError
+from circuitfind.engine.run_key import run_key
 from circuitfind.progress import track
+from circuitfind.score_checks import check_effects
 
-# Rows of patched prompts that run as one batch: more gains nothing on a processor.
-TOKENS_AT_ONCE = {"cpu": 2048}
-MANY_TOKENS_AT_ONCE = 65536
 PARTS = "model, prompts, metric or edges"  # what decides the effects
 
 
@@ -64,7 +61,7 @@ def exact_effects(
         Effects by edge (reader by reader) and example, in units of the metric, positive = supports.
 
     Raises:
-        ScoreError: an effect is NaN.
+        ScoreError: an effect is NaN or infinite.
         FileError: the checkpoint belongs to another run.
     """
     pairs.check_direction(direction)
@@ -96,37 +93,19 @@ def _measure(
     else:
         replay, base = Replay(adapter, batch.corrupted, corrupted, clean.writers.minus(corrupted.writers)), corrupted
     sign, at_base = (1 if direction == "noising" else -1), metric(base.logits, batch)
-    limit = TOKENS_AT_ONCE.get(adapter.device.type, MANY_TOKENS_AT_ONCE)
-    for rows, reader, group in track(_groups(edges, max(1, limit // batch.clean.ids.numel())), "exact effects"):
+    at_once = PATCHES.runs(adapter.device, batch.clean.ids.numel())
+    for rows, reader, group in track(_groups(edges, at_once), "exact effects"):
         if not measured.missing(rows, examples):
             continue
         logits = replay.patch_edges(reader, group)
         effects = sign * (at_base - torch.stack([metric(one, batch) for one in logits])).cpu().double().numpy()
-        if np.isnan(effects).any():
-            name = adapter.graph.edge_name(group[int(np.isnan(effects).any(axis=1).argmax())], reader)
-            raise ScoreError(f"the exact effect of {name} is NaN: look for inf or NaN in the logits or in your metric")
+        check_effects(effects, [f"the exact effect of {adapter.graph.edge_name(u, reader)}" for u in group])
         measured.add(rows, examples, effects)
 
 
 def key_of_run(pairs: Pairs, places: np.ndarray, direction: str) -> str:
-    """Digest of everything that decides the effects; a metric is known by its values on the first pair."""
-    first = pairs.batch.rows(slice(0, 1)).trimmed()
-    logits = [capture(pairs.adapter, side).logits for side in (first.clean, first.corrupted)]
-    first = first.with_reference(logits[0])
-    metrics = [pairs.metric(one, first).cpu().numpy() for one in logits]
-    inputs = [x.cpu().numpy() for side in (pairs.batch.clean, pairs.batch.corrupted) for x in side]
-    answers = [x.cpu().numpy() for x in (pairs.batch.answers, pairs.batch.wrong)]
-    weights = [_sample(weight) for weight in pairs.adapter.model.parameters()]
-    if pairs.batch.alignment is not None:
-        inputs.append(pairs.batch.alignment.cpu().numpy())
-    settings = (pairs.adapter.graph, pairs.metric.name, pairs.ablation, direction)
-    return key_of(*inputs, *answers, *metrics, places, *weights, *settings)
-
-
-def _sample(weight: Tensor) -> np.ndarray:
-    """A few of a tensor's values, spread over it."""
-    flat = weight.detach().flatten()
-    return flat[:: max(1, len(flat) // 64)].float().cpu().numpy()
+    """Digest of everything that decides the effects of these places."""
+    return run_key(pairs.adapter, pairs.batch, pairs.metric, places, pairs.ablation, direction)
 
 
 def _groups(edges: np.ndarray, at_once: int) -> list[tuple[slice, int, list[int]]]:

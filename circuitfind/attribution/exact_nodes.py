@@ -28,8 +28,8 @@ from circuitfind.engine.aligned import capture_corrupted
 from circuitfind.engine.capture import Writers, capture
 from circuitfind.engine.memory import in_batches
 from circuitfind.engine.restart import Restart, at_position
-from circuitfind.errors import ScoreError
 from circuitfind.progress import track
+from circuitfind.score_checks import check_effects
 
 
 def exact_node_effects(
@@ -49,7 +49,7 @@ def exact_node_effects(
         `[writers, (positions,) examples]` in units of the metric, positive = supports.
 
     Raises:
-        ScoreError: an effect is NaN.
+        ScoreError: an effect is NaN or infinite.
         FileError: the checkpoint belongs to another run.
     """
     pairs.check_direction(direction)
@@ -89,9 +89,8 @@ def _measure(
             continue
         logits = _patched(restart, change, layer, places[rows].tolist())
         effects = sign * (before - torch.stack([metric(one, batch) for one in logits])).cpu().double().numpy()
-        if np.isnan(effects).any():
-            name = adapter.graph.writer_names[places[rows][int(np.isnan(effects).any(axis=1).argmax()), 0]]
-            raise ScoreError(f"the exact effect of {name} is NaN: look for inf or NaN in the logits or in your metric")
+        names = adapter.graph.writer_names
+        check_effects(effects, [f"the exact effect of {names[writer]}" for writer in places[rows, 0]])
         measured.add(rows, examples, effects)
 
 

@@ -13,6 +13,7 @@ What follows is shared by edges (`engine/contract.py`) and nodes (`engine/node_e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,10 +21,11 @@ import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch
-from circuitfind.engine.ablation import ablated, check_ablation, resampled, writer_means
-from circuitfind.engine.aligned import capture_corrupted, refuse_aligned
+from circuitfind.engine.ablation import ablated, check_ablation, check_direction, resampled, writer_means
+from circuitfind.engine.aligned import capture_corrupted
 from circuitfind.engine.capture import ReaderGradients, Run, Writers, capture, capture_gradients
 from circuitfind.engine.memory import in_batches
+from circuitfind.engine.relevance import relevance_rules
 from circuitfind.errors import ScoreError
 from circuitfind.metrics import Metric
 from circuitfind.models.adapter import Adapter
@@ -36,26 +38,16 @@ class Point(NamedTuple):
 
     component: ("attn_out" or "mlp_out", layer), whose output alone is at alpha while the prompt is the clean one; None
     for the residual entering layer 0.
+    relevance: what is taken is no gradient, but goes back by RelP's rules (`engine/relevance.py`).
     """
 
     weight: float
     alpha: float
     component: tuple[str, int] | None = None
+    relevance: bool = False
 
 
 Effects = Callable[[Adapter, Writers, Run, ReaderGradients], Tensor]
-
-
-def check_direction(direction: str, ablation: str) -> None:
-    """Refuses an unknown direction, or one that the ablation has no meaning for.
-
-    Raises:
-        ScoreError: naming it.
-    """
-    if direction not in ("noising", "denoising"):
-        raise ScoreError(f"direction '{direction}' is unknown: use 'noising' or 'denoising'")
-    if direction == "denoising" and ablation != "corrupted":
-        raise ScoreError("direction 'denoising' starts from the corrupted run: it needs ablation='corrupted'")
 
 
 @dataclass(frozen=True)
@@ -84,11 +76,7 @@ class Pairs:
         Raises:
             ScoreError, TaskError: naming it.
         """
-        check_direction(direction, self.ablation)
-        if direction == "denoising":
-            refuse_aligned(
-                self.batch, "direction 'denoising'", "use direction='noising', with the sides exchanged if need be"
-            )
+        check_direction(direction, self.ablation, self.batch)
 
     @classmethod
     def of(
@@ -129,7 +117,7 @@ class Pairs:
             batch = batch.with_reference(clean.logits) if metric.reference else batch
         if self.from_corrupted:
             corrupted = capture_corrupted(adapter, batch, stop=True)
-        for weight, alpha, component in points:
+        for weight, alpha, component, relevance in points:
             embed, outputs = None, None
             if clean is not None and corrupted is not None:
                 if component is not None:
@@ -139,13 +127,14 @@ class Pairs:
                     embed = corrupted.resid[0] + alpha * (clean.resid[0] - corrupted.resid[0])
             at_corrupted = alpha == 0 and component is None and batch.alignment is None
             inputs = batch.corrupted if at_corrupted else batch.clean
-            run, gradients, values = capture_gradients(
-                adapter, inputs, lambda logits: metric(logits, batch), embed, outputs
-            )
+            with relevance_rules(adapter) if relevance else nullcontext(adapter) as ruled:
+                run, gradients, values = capture_gradients(
+                    adapter, inputs, lambda logits: metric(logits, batch), embed, outputs
+                )
             clean = run if clean is None else clean  # then the first point is the clean one
             delta = clean.writers.minus(ablated(self.ablation, clean, corrupted, self.means))
             with torch.no_grad():
-                yield weight * effects(adapter, delta, run, gradients), float(values.abs().max())
+                yield weight * effects(ruled, delta, run, gradients), float(values.abs().max())
 
     def _check_not_flat(self, total: Tensor, largest: float) -> None:
         size = float(total.abs().max())

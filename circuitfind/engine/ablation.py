@@ -24,8 +24,9 @@ from circuitfind.batch import Batch
 from circuitfind.engine.aligned import refuse_aligned
 from circuitfind.engine.capture import Run, Writers, capture
 from circuitfind.engine.memory import in_batches
-from circuitfind.errors import TaskError
+from circuitfind.errors import ScoreError, TaskError
 from circuitfind.models.adapter import Adapter
+from circuitfind.tasks.bound import check_seed
 
 Ablation = Literal["corrupted", "zero", "mean", "mean-position", "resample"]
 SAME_LENGTH = ("mean-position", "resample")
@@ -45,8 +46,23 @@ def check_ablation(ablation: str, batch: Batch) -> None:
         refuse_aligned(batch, f"ablation '{ablation}'", "use 'corrupted', 'mean' or 'zero'")
 
 
+def check_direction(direction: str, ablation: str, batch: Batch | None = None) -> None:
+    """Refuses an unknown direction, or one that has no meaning for the ablation or (where given) for the pairs.
+
+    Raises:
+        ScoreError, TaskError: naming it.
+    """
+    if direction not in ("noising", "denoising"):
+        raise ScoreError(f"direction '{direction}' is unknown: use 'noising' or 'denoising'")
+    if direction == "denoising" and ablation != "corrupted":
+        raise ScoreError("direction 'denoising' starts from the corrupted run: it needs ablation='corrupted'")
+    if direction == "denoising" and batch is not None:
+        refuse_aligned(batch, "direction 'denoising'", "use 'noising', with the sides exchanged if need be")
+
+
 def resampled(batch: Batch, seed: int) -> Batch:
     """The same pairs with their corrupted prompts dealt out anew; no example keeps its own."""
+    check_seed(seed)
     size = len(batch)
     if size < 2:
         raise TaskError("ablation 'resample' needs at least two examples")

@@ -34,7 +34,7 @@ HELD_BYTES = 256 * 2**20
 INNER_BYTES = {"cpu": 8 * 2**20}  # of G; other devices have no cache worth a small slice, and take the outer slice
 
 
-def _slices(n_tokens: int, rows: int, adapter: Adapter, budget: int) -> Iterator[slice]:
+def token_slices(n_tokens: int, rows: int, adapter: Adapter, budget: int) -> Iterator[slice]:
     """Token slices whose `[rows, tokens, d_model]` fits the budget."""
     size = max(1, budget // (rows * adapter.graph.d_model * adapter.work.itemsize))
     return (slice(start, min(start + size, n_tokens)) for start in range(0, n_tokens, size))
@@ -42,7 +42,7 @@ def _slices(n_tokens: int, rows: int, adapter: Adapter, budget: int) -> Iterator
 
 def held_tokens(adapter: Adapter, n_tokens: int) -> int:
     """How many tokens' writer differences are held at a time, of so many."""
-    first = next(_slices(n_tokens, adapter.graph.n_writers, adapter, HELD_BYTES))
+    first = next(token_slices(n_tokens, adapter.graph.n_writers, adapter, HELD_BYTES))
     return first.stop - first.start
 
 
@@ -64,7 +64,7 @@ def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGr
     qkv = [_by_reader(heads, work) for heads in gradients.qkv]
     mlp = [g.flatten(0, 1).to(work) for g in gradients.mlp]
     final = gradients.final.flatten(0, 1).to(work)
-    for tokens in _slices(len(delta.embed), graph.n_writers, adapter, HELD_BYTES):
+    for tokens in token_slices(len(delta.embed), graph.n_writers, adapter, HELD_BYTES):
         at = _Slice(resid, middle, qkv, mlp, final, tokens)
         _accumulate(adapter, delta.map(itemgetter(tokens)), at, effects)
     return effects
@@ -96,7 +96,7 @@ def _accumulate(adapter: Adapter, delta: Writers, at: _Slice, into: Tensor) -> N
 
     for layer, view in enumerate(adapter.layers):
         readers, heads, mlp = AttentionReaders(view, with_bias=False), graph.heads(layer), graph.mlp(layer)
-        for tokens in _slices(n_tokens, len(readers.weight), adapter, inner):
+        for tokens in token_slices(n_tokens, len(readers.weight), adapter, inner):
             add(layer, "qkv", readers.pull_back(at.resid[layer][tokens], at.qkv[layer][:, tokens]), tokens)
         torch.bmm(rearrange(delta.heads[layer], "n h e -> h n e"), view.output_weight(), out=written[heads])
         pulled = at.mlp[layer]

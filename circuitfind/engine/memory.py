@@ -26,6 +26,20 @@ BUDGET_BYTES = 2**30  # of activations, where free memory is not known
 KEPT_PER_LAYER = 18  # activations of width d_model that autograd keeps in one block, in round numbers
 
 
+class SideBySide(NamedTuple):
+    """How many tokens of runs are worth running as one batch, on a processor and elsewhere: more gains nothing."""
+
+    processor: int
+    elsewhere: int
+
+    def runs(self, device: torch.device, tokens: int) -> int:
+        """How many runs of so many tokens, at least one."""
+        return max(1, (self.processor if device.type == "cpu" else self.elsewhere) // tokens)
+
+
+PATCHES = SideBySide(2048, 65536)
+
+
 class MemoryEstimate(NamedTuple):
     """Bytes beyond the model's weights: `activations` while scoring, `contraction` for the kernel's working set."""
 

@@ -18,13 +18,10 @@ from torch import Tensor
 
 from circuitfind.batch import Inputs
 from circuitfind.engine.capture import Run
+from circuitfind.engine.memory import PATCHES
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import STOP, Skips, Stop, Visit, through_hooks, undisturbed
 from circuitfind.models.layout import Heads
-
-# Tokens of patched prompts that run as one batch: more gains nothing on a processor.
-TOKENS_AT_ONCE = {"cpu": 2048}
-MANY_TOKENS_AT_ONCE = 65536
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +35,7 @@ class Restart:
     @property
     def at_once(self) -> int:
         """How many patches run side by side."""
-        limit = TOKENS_AT_ONCE.get(self.adapter.device.type, MANY_TOKENS_AT_ONCE)
-        return max(1, limit // self.inputs.ids.numel())
+        return PATCHES.runs(self.adapter.device, self.inputs.ids.numel())
 
     def from_stream(self, layer: int, changes: Tensor) -> Tensor:
         """Logits `[patches, batch, reads, vocab]` of runs whose stream is changed where block `layer` begins.
@@ -101,6 +97,25 @@ class Restart:
 
     def from_projection(self, layer: int, kind: str, values: Tensor) -> Tensor:
         """Logits of runs in which a layer's q, k or v are `[patches, batch, pos, heads, d_head]`."""
+        return self._run(len(values), self._projected(layer, kind, values), self._earlier(layer, len(values)))
+
+    def heads_from_projection(self, layer: int, kind: str, values: Tensor) -> Tensor:
+        """`[patches x batch, pos, heads, d_head]` of the layer before its output projection; nothing else is run."""
+        replace, found = self._projected(layer, kind, values), []
+
+        def visit(site: str, at: int, value: Tensor) -> Tensor | Stop | None:
+            if (site, at) != ("z", layer):
+                return replace(site, at, value)
+            found.append(value.unflatten(-1, (self.adapter.graph.n_heads, -1)))
+            return STOP
+
+        start = self.base.resid[layer].repeat(len(values), 1, 1)
+        others = [view.path for index, view in enumerate(self.adapter.layers) if index != layer]
+        self._run(len(values), visit, dict.fromkeys(others, start))
+        return found[0]
+
+    def _projected(self, layer: int, kind: str, values: Tensor) -> Visit:
+        """Replaces a layer's q, k or v."""
         layout, new = self.adapter.layers[layer].layout, values.flatten(0, 1)
 
         def visit(site: str, at: int, value: Tensor) -> Tensor | None:
@@ -111,7 +126,7 @@ class Restart:
             parts = layout.split(value)._asdict()
             return layout.join(Heads(**{**parts, kind: new.to(value.dtype)}))
 
-        return self._run(len(values), visit, self._earlier(layer, len(values)))
+        return visit
 
     def _earlier(self, layer: int, times: int) -> dict[str, Tensor]:
         """Blocks before a layer, which need not run."""

@@ -11,6 +11,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 from einops import einsum
 from torch import Tensor
@@ -52,7 +54,7 @@ def _effects(adapter: Adapter, site: str, change: Tensor, run: Run, at: StreamGr
     if site in ("mlp_out", "hidden"):
         gradient = _before(view.post_mlp_norm, run.mlp_out[layer].view(at.mlp.shape), at.mlp * view.multiplier)
     else:
-        gradient = _before(view.post_attn_norm, run.attn_out[layer], at.attention * view.multiplier)
+        gradient = _at_attention(adapter, run, at)
     if site in ("mlp_out", "attn_out"):
         return torch.linalg.vecdot(change, gradient).unsqueeze(-1)
     rows = input_rows(adapter, "hidden" if site == "hidden" else "z", layer).to(gradient)
@@ -60,8 +62,28 @@ def _effects(adapter: Adapter, site: str, change: Tensor, run: Run, at: StreamGr
         return change * einsum(gradient, rows, "b t d, n d -> b t n")
     if site == "pattern":
         change = attended(adapter, change, run.qkv[layer].v, range(adapter.graph.n_heads))
+    return torch.linalg.vecdot(change, _at_heads(adapter, gradient, rows))
+
+
+def head_gradients(adapter: Adapter, layers: Container[int], run: Run, gradients: ReaderGradients) -> Values:
+    """By layer, `[batch, pos, heads, d_head]` gradients at the heads before the output projection."""
+    found: Values = {}
+    for at in stream_gradients(adapter, run, gradients):
+        if at.layer in layers:
+            gradient = _at_attention(adapter, run, at)
+            found[at.layer] = _at_heads(adapter, gradient, input_rows(adapter, "z", at.layer).to(gradient))
+    return found
+
+
+def _at_attention(adapter: Adapter, run: Run, at: StreamGradients) -> Tensor:
+    """The gradient at the output of the attention's output projection."""
+    view = adapter.layers[at.layer]
+    return _before(view.post_attn_norm, run.attn_out[at.layer], at.attention * view.multiplier)
+
+
+def _at_heads(adapter: Adapter, gradient: Tensor, rows: Tensor) -> Tensor:
     by_head = rows.unflatten(0, (adapter.graph.n_heads, -1))
-    return torch.linalg.vecdot(change, einsum(gradient, by_head, "b t d, h e d -> b t h e"))
+    return einsum(gradient, by_head, "b t d, h e d -> b t h e")
 
 
 def _before(norm: Norm | None, output: Tensor, gradient: Tensor) -> Tensor:

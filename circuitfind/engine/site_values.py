@@ -117,7 +117,7 @@ def input_rows(adapter: Adapter, site: str, layer: int) -> Tensor:
 def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -> tuple[Run, Values]:
     outputs: dict[int, Any] = {}
     with ExitStack() as stack:
-        stack.enter_context(_eager_attention(adapter))
+        stack.enter_context(eager_attention(adapter))
         for layer in layers:
             attention = adapter.layers[layer].module(adapter.family.o.rpartition(".")[0])
 
@@ -130,7 +130,7 @@ def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -
     for layer in layers:
         tensors = [part for part in outputs[layer] if isinstance(part, Tensor)] if outputs[layer] is not None else []
         pattern = tensors[1].detach().transpose(1, 2) if len(tensors) > 1 and tensors[1].ndim == 4 else None
-        if pattern is None or not _makes(adapter, pattern, run.qkv[layer].v, z[layer], inputs.mask):
+        if pattern is None or not makes_heads(adapter, pattern, run.qkv[layer].v, z[layer], inputs.mask):
             raise ModelError(
                 f"this model ('{getattr(adapter.config, 'model_type', '?')}') does not hand out its attention patterns:"
                 " load it with attn_implementation='eager', or patch what='heads', 'q' or 'k' instead"
@@ -145,8 +145,14 @@ def attended(adapter: Adapter, pattern: Tensor, value: Tensor, heads: Sequence[i
     return einsum(pattern.to(adapter.work), shared.to(adapter.work), "b q h k, b k h e -> b q h e")
 
 
-def _makes(adapter: Adapter, pattern: Tensor, value: Tensor, z: Tensor, mask: Tensor) -> bool:
-    """Whether these are the patterns that the pass used: at real positions they make its heads."""
+def makes_heads(adapter: Adapter, pattern: Tensor, value: Tensor, z: Tensor, mask: Tensor) -> bool:
+    """Whether these are the patterns that the pass used: at real positions they make its heads.
+
+    Args:
+        pattern: `[batch, query, heads, key]`.
+        value: `[batch, key, kv_heads, d_head]`.
+        z: `[batch, query, heads, d_head]`, before the output projection.
+    """
     if pattern.shape[:3] != z.shape[:3]:
         return False
     off = (attended(adapter, pattern, value, range(z.shape[2])) - z.to(adapter.work))[mask.to(z.device)].abs().max()
@@ -154,7 +160,8 @@ def _makes(adapter: Adapter, pattern: Tensor, value: Tensor, z: Tensor, mask: Te
 
 
 @contextmanager
-def _eager_attention(adapter: Adapter) -> Iterator[None]:
+def eager_attention(adapter: Adapter) -> Iterator[None]:
+    """Runs inside compute attention step by step, as transformers' "eager" implementation does."""
     model, before = adapter.model, adapter.config._attn_implementation
     if before == "eager":
         yield

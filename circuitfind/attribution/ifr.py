@@ -1,0 +1,95 @@
+"""Information flow routes: which writers make up what a reader reads. One forward pass, no gradient, no metric.
+
+    share(u -> v) = closeness(u) / sum over all summands of y of their closeness       (Ferrando and Voita 2024)
+    closeness(u)  = max(0, ||y||_1 - ||y - x_u||_1)
+
+1. `y` is the clean run's residual stream that v reads, before its norm; `x_u` what u wrote to it. Both are taken
+   without their mean over d_model in a model whose norms all take that off.
+2. y is the sum of the writers and of the output projections' biases so far. The biases are one summand more: they take
+   their share, but no edge gets it, so the shares of a reader's edges sum to 1 only in a model without biases.
+3. A score is the mean share over real tokens, of each example and then over examples; for `logits` over the positions
+   that the metric reads. The q, k and v readers of a layer read one stream: their edges tie.
+
+A summand that turns away from y has closeness 0, as has one that overshoots it by more than y's own size. Readers are
+not weighed against each other: each hands out a share of 1, so a ranking of all edges prefers early readers, who have
+few writers. `Scores.greedy`, which grows a circuit from the logits, is how it is meant to be cut.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from circuitfind.batch import Batch
+from circuitfind.engine.capture import Run, capture
+from circuitfind.engine.contract import HELD_BYTES, token_slices
+from circuitfind.engine.memory import in_batches
+from circuitfind.models.adapter import Adapter
+from circuitfind.record import NO_EFFECT
+
+SIGN = f"{NO_EFFECT}share of what a reader reads, mean over tokens, 0 to 1"
+
+
+def flow_shares(adapter: Adapter, batch: Batch, batch_size: int | None) -> Tensor:
+    """`[writers, readers]` shares, zero where there is no edge; see above.
+
+    Args:
+        batch: only its clean prompts, and where the metric reads, take part.
+    """
+
+    def one(part: Batch, _: slice) -> Tensor:
+        run = capture(adapter, part.clean, stop=True)
+        mask = part.clean.mask.to(adapter.work)
+        reads = torch.zeros_like(mask).scatter(1, part.clean.read, 1)
+        return _shares(adapter, run, mask / mask.sum(1, keepdim=True), reads / reads.sum(1, keepdim=True))
+
+    parts = [part for _, part in in_batches(adapter, batch, one, batch_size, "edge scores")]
+    return torch.stack(parts).sum(0) / len(batch)
+
+
+def _shares(adapter: Adapter, run: Run, real: Tensor, read: Tensor) -> Tensor:
+    """`[writers, readers]`, summed over tokens with weights `[batch, pos]`: `real`, or for the logits `read`."""
+    graph, work = adapter.graph, adapter.work
+    shares = torch.zeros(graph.n_writers, graph.n_readers, dtype=work, device=real.device)
+    delta = run.writers.map(lambda part: part.flatten(0, 1))
+    resid, middle = ([x.to(work).flatten(0, 1) for x in part] for part in (run.resid, run.middle))
+    weights = {"qkv": real.flatten(), "mlp": real.flatten(), "logits": read.flatten()}
+    for tokens in token_slices(len(delta.embed), 2 * graph.n_writers, adapter, HELD_BYTES):
+        written = delta.embed.new_empty(graph.n_writers, *delta.embed[tokens].shape)
+        written[0] = _seen(adapter, delta.embed[tokens])
+
+        def add(layer: int, kind: str, stream: Tensor, tokens: slice = tokens, written: Tensor = written) -> None:
+            parts = written[: graph.reads(layer, kind)]
+            found = shares_of(_seen(adapter, stream[tokens]), parts)[:-1] @ weights[kind][tokens]
+            shares[: len(parts), graph.readers(layer, kind)] += found.unsqueeze(1)
+
+        for layer, view in enumerate(adapter.layers):
+            add(layer, "qkv", resid[layer])
+            heads = torch.bmm(delta.heads[layer][tokens].transpose(0, 1), view.output_weight())
+            written[graph.heads(layer)] = _seen(adapter, heads)
+            add(layer, "mlp", middle[layer])
+            written[graph.mlp(layer)] = _seen(adapter, delta.mlps[layer][tokens])
+        add(graph.n_layers, "logits", resid[-1])
+    return shares
+
+
+def shares_of(stream: Tensor, parts: Tensor) -> Tensor:
+    """`[parts + 1, tokens]` shares of a stream's summands; the last is what the parts leave over.
+
+    Args:
+        stream: `[tokens, d_model]`.
+        parts: `[parts, tokens, d_model]`.
+
+    Returns:
+        Shares between 0 and 1 that sum to 1 at each token; 0 where no summand is close.
+    """
+    size = stream.abs().sum(-1)
+    rest = parts.sum(0)  # y without the constants
+    distances = torch.cat([(stream - parts).abs().sum(-1), rest.abs().sum(-1)[None]])
+    closeness = (size - distances).clamp(min=0)
+    return closeness / closeness.sum(0).clamp(min=torch.finfo(closeness.dtype).tiny)
+
+
+def _seen(adapter: Adapter, value: Tensor) -> Tensor:
+    """What the readers' norms leave of it."""
+    return value - value.mean(-1, keepdim=True) if adapter.centred else value

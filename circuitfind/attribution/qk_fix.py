@@ -1,0 +1,118 @@
+"""The QK fix of AtP*: attribution patching of queries and keys with the softmax computed, not linearised.
+
+    effect(place) ~ - sum over heads, queries i and keys j of (a'_ij - a_ij) da_ij       (Kramár et al. 2024, 3.1.1)
+
+`a` is the attention pattern of the run at which the gradient was taken, `a'` the one with this place's queries or keys
+replaced, and `da` the gradient of the metric at the pattern: that at the head, times the values.
+
+1. The layer's attention is run again with the place's head replaced at all positions, and its scores noted
+   (`engine/attention_scores.py`). A score depends on one query and one key, so `s'_ij` also holds where fewer positions
+   are replaced. Other heads' scores change only where a model norms its heads together (OLMo 2), and then count.
+2. Queries: row i of the pattern depends on query i alone, so a place's effect is a sum over its rows.
+3. Keys of all positions or of a span: the place's columns of the scores are replaced, and the softmax taken.
+4. The key of one position t changes one column, so all others keep their proportions and no softmax is needed:
+
+       effect(k_t) ~ - sum over i of (a'_it - a_it) (da_it - mean of da_ij over j != t, weighted by a_ij)
+       a'_it = sigmoid(s'_it - log of the sum over j != t of exp s_ij)
+
+A shared key's effect takes in all heads that it serves. When denoising, the base run is the corrupted one and the sign
+is turned. Costs one run of a layer's attention for each of its heads or key/value heads, several side by side.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import einsum
+from torch import Tensor
+
+from circuitfind.engine.attention_scores import attention_scores
+from circuitfind.engine.contract import HELD_BYTES
+from circuitfind.engine.restart import Restart
+from circuitfind.engine.site_values import Values
+
+KINDS = ("q", "k")
+
+
+def query_key_changes(restart: Restart, kind: str, other: Values, places: Tensor, at_heads: Tensor) -> Tensor:
+    """How much replacing each place changes the metric, to first order in the pattern.
+
+    Args:
+        restart: the base run.
+        kind: "q" or "k".
+        other: by layer, what queries or keys are replaced by; may broadcast over examples and positions.
+        places: `[batch, pos, stretches]`, 1 at the positions of each stretch that is a place of its own, else 0.
+        at_heads: `[passes, layers, batch, pos, heads, d_head]` gradients before the output projection, from passes on
+            the base run's inputs; layers in the order of `other`.
+
+    Returns:
+        `[passes, layers, units, stretches, batch]`.
+
+    Raises:
+        ModelError: the model's attention does not show its scores.
+    """
+    layers = zip(other.items(), at_heads.unbind(1), strict=True)
+    return torch.stack([_of_layer(restart, layer, kind, new, at, places) for (layer, new), at in layers], dim=1)
+
+
+def _of_layer(restart: Restart, layer: int, kind: str, other: Tensor, at_heads: Tensor, places: Tensor) -> Tensor:
+    """`[passes, units, stretches, batch]`."""
+    graph, base = restart.adapter.graph, restart.base.qkv[layer]
+    shared = base.v.to(at_heads).repeat_interleave(graph.group, dim=2)
+    gradient = einsum(at_heads, shared, "p b i h e, b j h e -> p b h i j")
+    own: Tensor = getattr(base, kind)
+    length = own.shape[1]
+    scores = attention_scores(restart, layer, kind, own[None])[0]
+    gradient = torch.nn.functional.pad(gradient, (0, scores.shape[-1] - length))  # a sink has no value
+    at_once = max(1, min(restart.at_once, HELD_BYTES // (scores.numel() * scores.element_size())))
+    found = []
+    for units in torch.arange(own.shape[2], device=own.device).split(at_once):
+        replaced = own.expand(len(units), *own.shape).clone()
+        for values, unit in zip(replaced, units, strict=True):
+            values[:, :, unit] = other.expand_as(own)[:, :, unit].to(own)
+        new = attention_scores(restart, layer, kind, replaced)
+        if kind == "k" and scores.shape[-1] > length:  # no key moves a sink: what does is the model, with the whole row
+            new = new + (scores - new)[..., length:]
+        if kind == "q":
+            moved = einsum(new.softmax(-1) - scores.softmax(-1), gradient, "u b h i j, p b h i j -> p u b i")
+        elif bool((places.sum(1) <= 1).all()):
+            moved = single_keys(scores, new, gradient)[..., :length]
+        else:
+            found.append(_keys_together(scores, new, gradient, places))
+            continue
+        found.append(einsum(moved, places, "p u b t, b t s -> p u s b"))
+    return torch.cat(found, dim=1)
+
+
+def single_keys(scores: Tensor, new: Tensor, gradient: Tensor) -> Tensor:
+    """`[passes, units, batch, key]`: what replacing one key alone does, for each key.
+
+    Args:
+        scores: `[batch, heads, query, key]`, finite.
+        new: `[units, batch, heads, query, key]`, with all keys of a unit replaced.
+        gradient: `[passes, batch, heads, query, key]` of the metric at the pattern.
+    """
+    pattern, top = scores.softmax(-1), scores.argmax(-1, keepdim=True)
+    # Of all keys but t. Without its largest score a row has to be summed anew: the rest may be too small for 1 - a_it.
+    without = scores.scatter(-1, top, torch.finfo(scores.dtype).min)
+    is_top = torch.zeros_like(pattern, dtype=torch.bool).scatter(-1, top, True)
+    left = torch.where(is_top, 0, pattern)
+    others = torch.where(is_top, without.logsumexp(-1, True), scores.logsumexp(-1, True) + torch.log1p(-left))
+    total = (pattern * gradient).sum(-1, keepdim=True)
+    mean = torch.where(
+        is_top,
+        (without.softmax(-1) * gradient).sum(-1, keepdim=True),
+        (total - left * gradient) / (1 - left),
+    )
+    change = torch.sigmoid(new - others) - torch.sigmoid(scores - others)
+    return einsum(change, gradient - mean, "u b h i t, p b h i t -> p u b t")
+
+
+def _keys_together(scores: Tensor, new: Tensor, gradient: Tensor, places: Tensor) -> Tensor:
+    """`[passes, units, stretches, batch]`: what replacing a stretch's keys does."""
+    before, length = scores.softmax(-1), places.shape[1]
+    found = []
+    for place in places.bool().unbind(-1):
+        columns = torch.nn.functional.pad(place, (0, scores.shape[-1] - length))[:, None, None]
+        after = torch.where(columns, new, scores).softmax(-1)
+        found.append(einsum(after - before, gradient, "u b h i j, p b h i j -> p u b"))
+    return torch.stack(found, dim=2)
