@@ -6,10 +6,13 @@ NDIF; the results must be those of the same model here, to the bit.
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ import torch
 import transformers
 from families import SIZE
 from nnsight.modeling import huggingface
+from nnsight.schema.request import RequestModel
 from typer.testing import CliRunner
 
 import circuitfind as cf
@@ -73,17 +77,27 @@ def there(folder: Path, serve: Callable[..., str], known: None) -> cf.Model:
     return cf.load(str(folder), remote=serve())
 
 
-@pytest.fixture(scope="module")
-def task(here: cf.Model) -> cf.Task:
+def pairs(here: cf.Model, n: int) -> cf.Task:
     """What the model itself says, after prompts of which half is random."""
     torch.manual_seed(1)
-    clean = torch.randint(3, 128, (4, 7))
+    clean = torch.randint(3, 128, (n, 7))
     corrupted = clean.clone()
-    corrupted[:, 2:4] = torch.randint(3, 128, (4, 2))
+    corrupted[:, 2:4] = torch.randint(3, 128, (n, 2))
     with torch.no_grad():
         logits = here.hf(clean).logits[:, -1]
     answers, wrong = logits.argmax(-1).tolist(), logits.argmin(-1).tolist()
     return cf.Task(clean=clean, corrupted=corrupted, answers=answers, wrong_answers=wrong, name="random")
+
+
+@pytest.fixture(scope="module")
+def task(here: cf.Model) -> cf.Task:
+    return pairs(here, 4)
+
+
+@pytest.fixture(scope="module")
+def many(here: cf.Model) -> cf.Task:
+    """Enough pairs to split."""
+    return pairs(here, 32)
 
 
 def test_a_model_on_a_server_is_known_without_its_weights(here: cf.Model, there: cf.Model) -> None:
@@ -131,6 +145,54 @@ def test_the_command_line_writes_what_it_writes_here(
     np.testing.assert_array_equal(here.values, abroad.values)
 
 
+def preferred(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+    """A metric of the user's, in a module that the server does not have."""
+    return logits.gather(1, batch.answers[:, 0, :1])[:, 0]
+
+
+def test_what_a_search_gives_back_may_hold_the_users_own_metric(here: cf.Model, there: cf.Model, many: cf.Task) -> None:
+    at_home, abroad = (cf.find(model, many, metric=preferred) for model in (here, there))
+    assert abroad.to_dict() == at_home.to_dict()
+    again = cf.evaluate(there, abroad.unseen, abroad.circuit)  # these pairs have the metric, and have travelled twice
+    assert again.to_dict() == cf.evaluate(here, at_home.unseen, at_home.circuit).to_dict()
+
+
+def test_functions_that_name_the_model_and_the_package(here: cf.Model, there: cf.Model, many: cf.Task) -> None:
+    def cpr(model: cf.Model) -> float:
+        def counted(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+            return preferred(logits, batch) / model.vocabulary
+
+        def ranked(_: cf.Model, given: cf.Task) -> cf.Scores:
+            return cf.attribute(model, given, method="eap")
+
+        return cf.compare(model, many, {"own": ranked}, percentages=[0.1], metric=counted).entries[0].cpr
+
+    assert cpr(there) == cpr(here)
+
+
+def test_a_metric_from_a_module_of_the_users(
+    here: cf.Model, there: cf.Model, task: cf.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "users_metrics.py").write_text("PLACE = 5\n\n\ndef at(logits, batch):\n    return logits[:, PLACE]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    metric = importlib.import_module("users_metrics").at
+    found = [cf.attribute(model, task, metric=metric).values for model in (here, there)]
+    np.testing.assert_array_equal(*found)
+
+
+def test_edges_may_come_from_a_generator(here: cf.Model, there: cf.Model, task: cf.Task) -> None:
+    edges = cf.attribute(here, task).top(30).edges
+    abroad = cf.evaluate(there, task, (edge for edge in edges))
+    assert abroad.to_dict() == cf.evaluate(here, task, edges).to_dict()
+
+
+def test_a_comparison_there_leaves_no_rankings_behind(tmp_path: Path) -> None:
+    wanted = ["--task", "ioi", "--n", "8", "--methods", "weights,random", "--out", str(tmp_path / "out")]
+    ran = CliRunner().invoke(app, ["compare", "tiny", "--remote", "local", *wanted])
+    assert ran.exit_code == 0, ran.output
+    assert (tmp_path / "out" / "compare.json").is_file() and not (tmp_path / "out" / "scores").exists()
+
+
 def test_what_circuitfind_refuses_there_is_raised_here(here: cf.Model, there: cf.Model, task: cf.Task) -> None:
     for call in (lambda model: cf.attribute(model, task, method="eapp"), lambda model: cf.patch(model, task, "heds")):
         with pytest.raises(cf.ScoreError) as at_home:
@@ -146,11 +208,22 @@ def test_warnings_come_back(there: cf.Model, task: cf.Task) -> None:
         cf.summarise(there, swapped)
 
 
+def test_errors_of_the_users_that_are_circuitfinds(there: cf.Model, task: cf.Task) -> None:
+    class Flat(cf.ScoreError):
+        pass
+
+    def flat(logits: torch.Tensor, batch: object) -> torch.Tensor:
+        raise Flat("flat")
+
+    with pytest.raises(cf.ScoreError, match=r"^flat$"):
+        cf.attribute(there, task, metric=flat)
+
+
 def test_any_other_failure_is_told_with_all_that_the_server_said(there: cf.Model, task: cf.Task) -> None:
     def broken(logits: torch.Tensor, batch: object) -> torch.Tensor:
         raise ZeroDivisionError("the user's own")
 
-    with pytest.raises(cf.ModelError, match=r"failed: .*the user's own") as caught:
+    with pytest.raises(cf.ModelError, match=r"attribute failed on http.*: ZeroDivisionError: the user") as caught:
         cf.attribute(there, task, metric=broken)
     assert "Traceback" in "".join(caught.value.__notes__)
 
@@ -171,8 +244,19 @@ def test_a_server_that_is_not_there(folder: Path, known: None, task: cf.Task) ->
 def test_what_needs_the_weights_here_says_so(there: cf.Model, task: cf.Task, tmp_path: Path) -> None:
     with pytest.raises(cf.ModelError, match="are on a server: load it without remote="), cf.only(there, [], task):
         pass
-    with pytest.raises(cf.ModelError, match="patch: a checkpoint cannot be kept"):
+    with pytest.raises(cf.ModelError, match="patch: checkpoint= names files"):
         cf.patch(there, task, checkpoint=tmp_path / "sweep.part")
+    with pytest.raises(cf.ModelError, match="compare: folder= names files"):
+        cf.compare(there, task, folder=tmp_path)
+
+
+def test_what_cannot_be_sent_is_refused_here(folder: Path, known: None, task: cf.Task) -> None:
+    nobody = cf.load(str(folder), remote="http://127.0.0.1:9")
+    with pytest.raises(TypeError, match=r"attribute\(\) .*'metrc'"):
+        cf.attribute(nobody, task, metrc="kl")
+    lock = threading.Lock()
+    with pytest.raises(cf.ModelError, match=r"an argument cannot be sent to http://127.0.0.1:9: .*lock"):
+        cf.attribute(nobody, task, metric=lambda logits, batch: logits[:, int(lock.locked())])
 
 
 @pytest.mark.parametrize(
@@ -197,3 +281,11 @@ def test_an_uncovered_family_is_refused_before_anything_is_sent(tmp_path: Path) 
 def test_trying_a_job_out_without_a_server(folder: Path, here: cf.Model, task: cf.Task) -> None:
     tried = cf.attribute(cf.load(str(folder), remote="local"), task)
     np.testing.assert_array_equal(tried.values, cf.attribute(here, task).values)
+
+
+def test_the_users_token_stays_here(folder: Path, task: cf.Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, serialised = [], RequestModel.serialize
+    monkeypatch.setattr(RequestModel, "serialize", lambda *a, **k: sent.append(serialised(*a, **k)) or sent[-1])
+    cf.attribute(cf.load(str(folder), remote="local", token="hf_secret", cache_dir="/home/me"), task)
+    assert sent and b"circuitfind" in sent[0]  # it is not compressed
+    assert b"hf_secret" not in sent[0] and b"/home/me" not in sent[0]

@@ -3,27 +3,31 @@
 1. On a `Model` the function runs here. On a `RemoteModel` the call becomes one nnsight session on the server: the
    package's text, the arguments and the name of the function travel there, its result comes back
    (`circuitfind.remote.server`). So a search of thousands of passes is one job, and no activation crosses the network.
-2. Errors and warnings of circuitfind are raised here as they were there.
+2. Functions of the user's own (metrics, methods) travel with it, those of modules that are not installed, too.
+3. Errors and warnings of circuitfind are raised here as they were there.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.resources
+import inspect
 import io
+import pickle
+import sys
+import sysconfig
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import cloudpickle
 import nnsight
-import torch
 
 import circuitfind.errors
 from circuitfind.errors import ModelError
 from circuitfind.progress import progress
 from circuitfind.remote.model import RemoteModel
-from circuitfind.remote.server import run
+from circuitfind.remote.server import Pickler, Unpickler, run
 
 PACKAGE = __name__.partition(".")[0]
 P = ParamSpec("P")
@@ -48,30 +52,40 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
     """Calls the function on the server.
 
     Raises:
-        ModelError: the server cannot be reached, refused the job, or keeps the weights away from it.
+        ModelError: an argument cannot travel; the server cannot be reached, refused the job, or keeps the weights away
+            from it.
         CircuitfindError: what the function itself raises.
+        TypeError: the function takes no such arguments.
     """
-    if keywords.get("checkpoint") is not None:
-        raise ModelError(
-            f"{function.__name__}: a checkpoint cannot be kept by a model that runs on a server: leave it out"
-        )
-    request = _pickled(
-        {
-            "home": function.__module__,
-            "function": function.__name__,
-            "arguments": arguments,
-            "keywords": keywords,
-            "wrapped": {"name": model.name, "check": model.check, "backend": "hooks"},
-        }
-    )
+    try:
+        inspect.signature(function).bind(model, *arguments, **keywords)
+    except TypeError as error:
+        raise TypeError(f"{function.__name__}() {error}") from None
+    for name in ("checkpoint", "folder"):
+        if keywords.get(name) is not None:
+            raise ModelError(
+                f"{function.__name__}: {name}= names files, and a job on a server keeps none: leave it out"
+            )
+    asked = {
+        "home": function.__module__,
+        "function": function.__name__,
+        "arguments": [_plain(value) for value in arguments],
+        "keywords": {name: _plain(value) for name, value in keywords.items()},
+    }
+    request = _pickled(asked, model)
     with progress(f"{function.__name__} on {model.place}", 1):
         answer = _sent(model, request)
-    outcome = torch.load(io.BytesIO(answer), map_location="cpu", weights_only=False)
+    outcome = Unpickler(answer, model).load()
     for text in outcome["warnings"]:
         warnings.warn(text, stacklevel=3)
     if "error" in outcome:
         kind, text = outcome["error"]
         raise getattr(circuitfind.errors, kind)(text)
+    if "failed" in outcome:
+        text, trace = outcome["failed"]
+        failed = ModelError(f"{function.__name__} failed on {model.place}: {text}")
+        failed.add_note(trace)
+        raise failed
     if "weightless" in outcome:
         raise ModelError(
             f"the server keeps the weights of '{model.name}' apart from this job (NDIF's sandbox), and circuitfind"
@@ -88,10 +102,11 @@ def _sent(model: RemoteModel, request: bytes) -> bytes:
         ModelError: whatever went wrong on the way or there, its last line; all that the server said is a note.
     """
     envoy, package, texts = model.envoy, PACKAGE, _texts()
+    wrapped = {"name": model.name, "check": model.check, "backend": "hooks"}
     nnsight.register(f"{PACKAGE}.remote.server")
     try:
         with envoy.session(remote=model.where):
-            answer = nnsight.save(run(envoy, package, texts, request))
+            answer = nnsight.save(run(envoy, package, texts, wrapped, request))
     except Exception as error:  # of the network, the hub, the server or nnsight: each has kinds of its own
         said = str(error).strip() or type(error).__name__
         refused = ModelError(
@@ -103,19 +118,37 @@ def _sent(model: RemoteModel, request: bytes) -> bytes:
     return answer
 
 
-class _Pickler(cloudpickle.Pickler):
-    """Pickles circuitfind's own classes by name, because its text travels anyway; the user's functions by value."""
-
+class _Pickler(Pickler):
     def reducer_override(self, obj: Any) -> Any:
-        home = getattr(obj, "__module__", None) or ""
-        if home.partition(".")[0] == PACKAGE and "<locals>" not in getattr(obj, "__qualname__", ""):
-            return NotImplemented
+        home = str(getattr(obj, "__module__", "")).partition(".")[0]
+        if home != PACKAGE and _is_users(home):
+            nnsight.register(home)  # by value from now on
         return super().reducer_override(obj)
 
 
-def _pickled(value: Any) -> bytes:
+@functools.cache
+def _is_users(package: str) -> bool:
+    """Whether a package that is imported here is no installed one, so that no server has it."""
+    file = getattr(sys.modules.get(package), "__file__", None)
+    installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return file is not None and not any(Path(file).is_relative_to(folder) for folder in installed)
+
+
+def _plain(value: Any) -> Any:
+    """Generators cannot be pickled."""
+    return list(value) if isinstance(value, Iterator) else value
+
+
+def _pickled(value: Any, model: RemoteModel) -> bytes:
+    """
+    Raises:
+        ModelError: something in it cannot be pickled.
+    """
     buffer = io.BytesIO()
-    _Pickler(buffer, protocol=4).dump(value)
+    try:
+        _Pickler(buffer, PACKAGE, model).dump(value)
+    except (TypeError, AttributeError, pickle.PicklingError) as error:
+        raise ModelError(f"an argument cannot be sent to {model.place}: {error}") from None
     return buffer.getvalue()
 
 

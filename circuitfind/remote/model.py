@@ -19,6 +19,7 @@ from circuitfind.models.families import family_of
 from circuitfind.models.load import Model, config_of, fetch_tokenizer, source_of
 
 SIMULATED = "local"
+OURS_ALONE = ("token", "use_auth_token", "cache_dir")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -82,6 +83,8 @@ def remote_model(name: str, where: bool | str, check: bool = True, **keywords: A
     envoy = nnsight.TransformersModel(source_of(name), task="text-generation", tokenizer=tokenizer, **keywords)
     if where == SIMULATED:
         envoy.dispatch()
+    for secret in OURS_ALONE:  # nnsight would send them along with every job
+        envoy.kwargs.pop(secret, None)
     hf: nn.Module = envoy._module
     outline = cast(Adapter, Outline(name, hf))
     return RemoteModel(name, hf, tokenizer, outline, envoy, where, check)

@@ -2,8 +2,9 @@
 
 1. The package travels as text, and is imported from memory for the length of one call. Nothing is written there, and
    whatever the server had of it before is there again afterwards.
-2. The request is unpickled, the model that the server holds is wrapped, the function called.
-3. The answer leaves as bytes; a tensor never does unless it is part of the result.
+2. The model that the server holds is wrapped, the request unpickled, the function called. Where the request names the
+   model, in a metric of the user's for instance, it is this one.
+3. The answer leaves as bytes, pickled as the request was; a tensor never does unless it is part of the result.
 
 Only `run` and what it names in this module are sent by value, so the module imports nothing of circuitfind.
 """
@@ -17,9 +18,12 @@ import importlib.util
 import io
 import pickle
 import sys
+import traceback
 import warnings
+from types import ModuleType
 from typing import Any
 
+import cloudpickle
 import torch
 
 
@@ -58,32 +62,68 @@ class Sources(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
         return self.texts[name]
 
 
-def run(envoy: Any, package: str, texts: dict[str, str], request: bytes) -> bytes:
+class Pickler(cloudpickle.Pickler):
+    """Pickles what is the package's own by name, because its text is at both ends, and functions of users by value.
+
+    The model stays where it is, and tensors leave their device: neither is at the other end.
+    """
+
+    def __init__(self, file: io.BytesIO, package: str, model: Any) -> None:
+        cloudpickle.Pickler.__init__(self, file, protocol=4)  # no super(): methods travel as functions
+        self.package, self.model = package, model
+
+    def persistent_id(self, obj: Any) -> str | None:
+        return "model" if self.model is not None and obj is self.model else None
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, torch.Tensor) and obj.device.type != "cpu":
+            return obj.detach().cpu().__reduce_ex__(4)
+        home = str(getattr(obj, "__name__" if isinstance(obj, ModuleType) else "__module__", ""))
+        if home.partition(".")[0] == self.package and "<locals>" not in getattr(obj, "__qualname__", ""):
+            return (importlib.import_module, (home,)) if isinstance(obj, ModuleType) else NotImplemented
+        return cloudpickle.Pickler.reducer_override(self, obj)
+
+
+class Unpickler(pickle.Unpickler):
+    """Undoes `Pickler`, with the model of this end."""
+
+    def __init__(self, content: bytes, model: Any) -> None:
+        pickle.Unpickler.__init__(self, io.BytesIO(content))
+        self.model = model
+
+    def persistent_load(self, name: str) -> Any:
+        return self.model
+
+
+def run(envoy: Any, package: str, texts: dict[str, str], wrapped: dict[str, Any], request: bytes) -> bytes:
     """Calls a function of the package on the model behind an nnsight envoy.
 
     Args:
-        request: a pickled dictionary: `home` and `function`, `arguments`, `keywords`, `wrapped` (keywords of `wrap`).
+        wrapped: keywords of `circuitfind.wrap`.
+        request: a pickled dictionary: `home` and `function`, `arguments`, `keywords`.
 
     Returns:
-        By `torch.save`: `{"result": ..., "warnings": [text]}`; instead of a result "error", its class's name and text,
-        or "weightless" where the weights are not in this process.
+        A pickled dictionary, `{"result": ..., "warnings": [text]}`; instead of a result "error", the name of its class
+        in `errors` and its text; or "failed", what went wrong otherwise and its traceback; or "weightless" where the
+        weights are not in this process.
     """
     hf, answer = envoy._module, io.BytesIO()
     if any(parameter.is_meta for parameter in hf.parameters()):
-        torch.save({"weightless": True, "warnings": []}, answer, pickle_protocol=4)
-        return answer.getvalue()
+        return pickle.dumps({"weightless": True, "warnings": []}, protocol=4)
     outcome: dict[str, Any] = {}
     with Sources(package, texts), warnings.catch_warnings(record=True) as heard, torch.enable_grad():
         warnings.simplefilter("always")
-        asked = pickle.loads(request)
-        expected = importlib.import_module(f"{package}.errors").CircuitfindError
+        errors, model = importlib.import_module(f"{package}.errors"), None
         try:
-            wrap = importlib.import_module(f"{package}.loading").wrap
-            model = wrap(hf, envoy.tokenizer, **asked["wrapped"])
+            model = importlib.import_module(f"{package}.loading").wrap(hf, envoy.tokenizer, **wrapped)
+            asked = Unpickler(request, model).load()
             function = getattr(importlib.import_module(asked["home"]), asked["function"])
             outcome["result"] = function(model, *asked["arguments"], **asked["keywords"])
-        except expected as error:
-            outcome["error"] = (type(error).__name__, str(error))
+        except errors.CircuitfindError as error:
+            kinds = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+            outcome["error"] = (next(kinds), str(error))  # of a class of the user's, the one that it is made of
+        except Exception as error:  # of a function of the user's, or of a library that is not there
+            outcome["failed"] = (traceback.format_exception_only(error)[-1].strip(), traceback.format_exc())
         outcome["warnings"] = [str(note.message) for note in heard if note.category is UserWarning]
-        torch.save(outcome, answer, pickle_protocol=4)
+        Pickler(answer, package, model).dump(outcome)
     return answer.getvalue()
