@@ -113,8 +113,7 @@ def task(
     """
     if not isinstance(name, str):
         raise TaskError(f"a built-in task is named by text such as 'ioi', not by a {type(name).__name__}")
-    if not isinstance(model, Model):
-        raise _no_model(model)
+    check_model(model)
     found = behaviour(name)
     if model.tokenizer is None:
         raise TaskError(f"'{found.name}' is made of words, and this model has no tokenizer: give a Task of token ids")
@@ -144,6 +143,16 @@ def _named(found: Behaviour, corruption: str | None, template: str | int | None)
     return name if template is None else f"{name} [{template}]"
 
 
+def check_model(model: Any) -> None:
+    """Refuses what did not come from `load` or `wrap`.
+
+    Raises:
+        ModelError: naming what it is.
+    """
+    if not isinstance(model, Model):
+        raise _no_model(model)
+
+
 def bind(model: Model, task: Task | BoundTask) -> BoundTask:
     """The task in the model's tokens, on its device; one that is bound to this model already stays as it is.
 
@@ -151,8 +160,7 @@ def bind(model: Model, task: Task | BoundTask) -> BoundTask:
         ModelError: `model` did not come from `load` or `wrap`.
         TaskError: `task` is no task, was bound to another model, or does not fit this one.
     """
-    if not isinstance(model, Model):
-        raise _no_model(model)
+    check_model(model)
     if isinstance(task, Task):
         return task.on(model)
     if not isinstance(task, BoundTask):

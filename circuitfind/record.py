@@ -13,7 +13,8 @@ from typing import Any
 from circuitfind.version import __version__
 
 SIGN = "effect: metric without ablation - metric with the edge ablated; positive = the edge supports the behaviour"
-NO_EFFECT = "no effect: "  # how the sign of all other scores begins
+NO_EFFECT = "not an effect: "  # how the sign of all other scores begins
+ONCE_NO_EFFECT = "no effect: "  # the same in older files
 PAIR_DIGITS = 8
 LIBRARIES = ("torch", "transformers", "nnsight", "numpy")
 
@@ -66,7 +67,7 @@ class Record:
     @property
     def is_effect(self) -> bool:
         """Whether the scores are effects, in units of the metric; if not, `sign` says what they are."""
-        return not self.sign.startswith(NO_EFFECT)
+        return not self.sign.startswith((NO_EFFECT, ONCE_NO_EFFECT))
 
     def with_settings(self, **more: Any) -> Record:
         """A copy with further settings."""

@@ -5,6 +5,7 @@ All raise `ScoreError`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Literal
 
@@ -34,6 +35,18 @@ def check_array(values: Any) -> None:
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
         what = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
         raise ScoreError(f"scores are {what}: give a numpy array of numbers, np.asarray(scores, dtype=np.float32)")
+
+
+def check_effects(effects: np.ndarray, names: Sequence[str]) -> None:
+    """Refuses NaN and infinity among measured effects `[places, examples of a batch]`; `names` are those of effects."""
+    bad = np.argwhere(~np.isfinite(effects))
+    if len(bad):
+        place, example = bad[0].tolist()
+        found = "NaN" if np.isnan(effects[place, example]) else "infinite"
+        raise ScoreError(
+            f"{names[place]} is {found} on example {example} of the batch: look for inf or NaN in the logits or in your"
+            " metric"
+        )
 
 
 def check_finite(values: np.ndarray, names: list[str]) -> None:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from circuitfind.errors import FileError
-from circuitfind.export.files import write_bytes
+from circuitfind.export.files import check_file, write_bytes
 from circuitfind.export.json_file import plain
 from circuitfind.graph import Graph
 from circuitfind.record import Record
@@ -55,8 +55,7 @@ def open_scores(path: str | PathLike[str], level: str) -> Content:
     Raises:
         FileError: there is no such file, or it holds no scores of this level and version.
     """
-    if not Path(path).is_file():
-        raise FileError(f"{path}: no such file")
+    check_file(path)
     try:
         with safe_open(str(path), framework="numpy") as file:
             header = file.metadata() or {}

@@ -4,7 +4,8 @@ python examples/activation_patching.py                 # the embedded model; pag
 python examples/activation_patching.py --model openai-community/gpt2
 
 Denoising asks what is enough to bring the behaviour back, noising what it cannot do without. An effect of 1
-(normalised) is all of the difference between the clean and the corrupted run.
+(normalised) is all of the difference between the clean and the corrupted run; where the two do not differ beyond noise,
+effects are drawn as they are, in units of the metric.
 
 On prompts in both orders the two give the same numbers: each prompt is also the corrupted side of its neighbour, so a
 patch of one pair is a patch of the other. Noising is therefore shown with other corrupted prompts, which name three
@@ -19,6 +20,15 @@ from pathlib import Path
 from eight_prompts import eight_prompts, report
 
 import circuitfind as cf
+
+
+def can_be_normalised(sweep: cf.Sweep) -> bool:
+    """Whether clean and corrupted run differ beyond noise, by which effects are divided; says so if they do not."""
+    try:
+        return sweep.normalised.size > 0
+    except cf.ScoreError as error:
+        print(f"effects are drawn as they are: {error}")
+        return False
 
 
 def main() -> None:
@@ -36,12 +46,13 @@ def main() -> None:
         report(model, task)
         figures = []
         with cf.show_progress():
-            for what in ("resid", "attn", "mlp"):  # layer by position
-                figures.append(cf.plot(cf.patch(model, task, what, direction=direction), normalised=True))
             heads = cf.patch(model, task, "heads", direction=direction)
-            figures.append(cf.plot(heads, normalised=True))
+            normalised = can_be_normalised(heads)
+            for what in ("resid", "attn", "mlp"):  # layer by position
+                figures.append(cf.plot(cf.patch(model, task, what, direction=direction), normalised=normalised))
+            figures.append(cf.plot(heads, normalised=normalised))
             for what in ("q", "k", "v", "pattern"):
-                figures.append(cf.plot(cf.patch(model, task, what, direction=direction), normalised=True))
+                figures.append(cf.plot(cf.patch(model, task, what, direction=direction), normalised=normalised))
             figures.append(cf.plot(cf.patch(model, task, "heads", by_position=True, direction=direction)))
         for row in heads.top(3):
             print(f"{direction}: {row.name} {row.effect:+.3f} ({row.low:+.3f} to {row.high:+.3f})")
@@ -50,4 +61,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except cf.CircuitfindError as error:
+        raise SystemExit(f"error: {error}") from None

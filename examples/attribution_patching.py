@@ -56,4 +56,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except cf.CircuitfindError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,10 +76,20 @@ def test_places_hold_both_effects_by_kind_and_layer() -> None:
     assert plain["kinds"]["k"]["layers"]["0"]["n"] == 2 and len(plain["places"]) == len(places)
 
 
-def test_sizes_of_changes_by_their_definition() -> None:
+def test_the_record_tells_all_kinds(tmp_path: Path) -> None:
+    model, task = wrapped("llama"), id_task((4, 4))
+    found = cf.approximation(model, task, iter(("heads", "resid", "heads", "mlp")), layers=iter([1]))
+    settings = found.record.settings
+    assert settings["what"] == ["heads", "resid", "mlp"] and settings["by_position"] == ["resid", "mlp"]
+    assert settings["layers"] == [1] and found.compared["mlp"].exact.record.settings["what"] == "mlp"
+    assert cf.Approximation.open(found.save(tmp_path / "a.json")).record == found.record
+
+
+@pytest.mark.parametrize("direction", ["noising", "denoising"])
+def test_sizes_of_changes_by_their_definition(direction: str) -> None:
     """The change beside the stream (or the value) at the tokens that change, straight from the model's own modules."""
     model, task = wrapped("gpt2"), id_task((6, 4))
-    found = cf.approximation(model, task, ["resid", "mlp", "v"], by_position=False)
+    found = cf.approximation(model, task, ["resid", "mlp", "v"], by_position=False, direction=direction)
     batch = task.on(model).batch
     block, seen = model.hf.transformer.h[1], {}
     hooks = [
@@ -97,7 +108,8 @@ def test_sizes_of_changes_by_their_definition() -> None:
     real = batch.clean.mask
     for what, whole in (("resid", "resid"), ("mlp", "end"), ("v", "v")):
         change = (runs[0][what] - runs[1][what])[real].norm()
-        expected = float(change / runs[0][whole][real].norm())
+        patched = runs[0 if direction == "noising" else 1]  # the run that the change is made to
+        expected = float(change / patched[whole][real].norm())
         np.testing.assert_allclose(found.compared[what].sizes[1], expected, rtol=1e-4, err_msg=what)
 
 
@@ -136,7 +148,7 @@ def test_order_and_size_are_told_apart(factor: float, verdict: str) -> None:
     assert verdict in said and f"slope {factor:.2f}" in said
 
 
-def test_saturation_and_large_changes_are_named() -> None:
+def test_flatter_gradients_and_large_changes_are_named() -> None:
     """Greater-than on the embedded model: probabilities are near 1 on clean prompts, so the metric is flat there."""
     model = cf.load("tiny", check=False)
     task = cf.task("greater_than", model, n=6)
@@ -144,9 +156,13 @@ def test_saturation_and_large_changes_are_named() -> None:
     assert noising.compared["resid"].other_end > 2
     (said,) = noising.remarks
     assert said.startswith("The residual stream: 'atp' is no reliable estimate")
-    assert "saturated at the clean run" in said and "times the stream it changes" in said and "eap-ig-inputs" in said
+    flatter = "the gradient is flatter at the clean run, where it was taken, than at the corrupted run"
+    one = noising.compared["resid"]
+    assert f"{flatter}, which makes estimates {one.other_end:.2g} times as large, and exact effects are larger" in said
+    assert f"(slope {one.fit().slope:.2f})" in said and one.fit().slope > 1
+    assert "times the stream it changes" in said and "eap-ig-inputs" in said
     denoising = cf.approximation(model, task, "resid", direction="denoising")
-    assert "saturated" not in denoising.remarks[0]
+    assert "flatter" not in denoising.remarks[0]
     averaged = cf.approximation(model, task, "resid", method="eap-ig-inputs", steps=8)
     assert averaged.compared["resid"].other_end is None and averaged.compared["resid"].fit().r > 0.9
     assert averaged.record.method == "eap-ig-inputs" and averaged.record.settings["steps"] == 8
@@ -161,6 +177,8 @@ def test_a_flat_end_is_not_asked_for_a_gradient() -> None:
     ("what", "options", "message"),
     [
         ([], {}, "names no kind of place"),
+        (None, {}, "what=None names no kind of place: give one or several, such as resid, "),
+        ([["heads"]], {}, "names no kind of place"),
         ("heads", {"method": "exact"}, "held against"),
         ("heads", {"method": "eap"}, "does not score places"),
         (["heads", "tails"], {}, "what='tails'"),

@@ -78,13 +78,37 @@ def test_several_heads_cost_what_one_costs() -> None:
         (None, "a0.h0", {"example": 2}, cf.ScoreError, "there are 2 prompts"),
         ("text", "a0.h0", {}, cf.TaskError, "no tokenizer"),
         ("text", "a0.h0", {"corrupted": True}, cf.ScoreError, "corrupted=True"),
+        (None, 3, {}, cf.ScoreError, "3 is no head of this model .* heads are a0.h0"),
+        (None, [None], {}, cf.ScoreError, "None is no head"),
+        (None, "a0.h0", {"example": "0"}, cf.ScoreError, "example='0': there are 2 prompts"),
+        (None, "a0.h0", {"example": True}, cf.ScoreError, "example=True: there are 2 prompts"),
     ],
 )
 def test_what_is_refused(
-    prompts: Any, head: str, options: dict[str, Any], error: type[Exception], message: str
+    prompts: Any, head: Any, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         cf.attention(wrapped("gpt2"), prompts or id_task((4, 4)), head, **options)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("", "prompt '' has no tokens"),
+        (["a", ""], "prompt '' has no tokens"),
+        (5, "prompts: 5 is no text: give a task"),
+        ([1, 2], "prompts: 1 is no text: give a task"),
+    ],
+)
+def test_prompts_that_are_none(prompts: Any, message: str) -> None:
+    with pytest.raises(cf.TaskError, match=message):
+        cf.attention(cf.load("tiny", check=False), prompts, "a0.h0", example=int(isinstance(prompts, list)))
+
+
+def test_what_is_no_model_is_said_first() -> None:
+    for prompts in ("text", id_task((4, 4))):
+        with pytest.raises(cf.ModelError, match=r"bare GPT2LMHeadModel: wrap it: cf\.wrap"):
+            cf.attention(build("gpt2"), prompts, "a0.h0")
 
 
 def test_a_model_that_keeps_its_patterns_to_itself() -> None:

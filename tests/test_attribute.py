@@ -16,7 +16,7 @@ from toys import FOUR, Twin, id_task, linear, off_scores, wrapped
 
 import circuitfind as cf
 from circuitfind.attribution import eap_ig_inputs, gradients
-from circuitfind.attribution.attribute import EDGE_METHODS, NODE_METHODS
+from circuitfind.attribution.methods import EDGE_METHODS, NODE_METHODS
 from circuitfind.engine.ablation import resampled
 from circuitfind.engine.capture import capture, capture_gradients
 from circuitfind.engine.contract import edge_effects
@@ -373,7 +373,7 @@ def test_positions_of_unequal_prompts_do_not_correspond() -> None:
 
 def test_the_points_of_integrated_gradients() -> None:
     for rule, alphas in (("left", [0, 0.25, 0.5, 0.75]), ("right", [0.25, 0.5, 0.75, 1])):
-        assert [tuple(p) for p in eap_ig_inputs.points(4, rule)] == [(0.25, alpha, None) for alpha in alphas]
+        assert [tuple(p) for p in eap_ig_inputs.points(4, rule)] == [(0.25, alpha, None, False) for alpha in alphas]
     assert [p.alpha for p in eap_ig_inputs.points(2, "midpoint")] == [0.25, 0.75]
 
 

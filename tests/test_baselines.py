@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,13 @@ from torch import Tensor
 from toys import FOUR, Twin, ablated_literally, id_task, off_scores, wrapped
 
 import circuitfind as cf
-from circuitfind.attribution.attribute import EDGE_METHODS, NODE_METHODS
+from circuitfind.attribution.methods import EDGE_METHODS, NODE_METHODS
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.record import SIGN
 
 CLOSE = 1e-5
-NO_EFFECTS = [("edge", "activation"), ("edge", "weights"), ("edge", "random")] + [
-    ("node", method) for method in ("direct", "hisp", "activation", "random")
+NO_EFFECTS = [("edge", method) for method in ("ifr", "activation", "weights", "random")] + [
+    ("node", method) for method in ("atp-star", "direct", "hisp", "activation", "random")
 ]
 CENTRED = {"gpt2": True, "gpt_neox": True, "llama": False, "gemma2": False}  # LayerNorm or RMSNorm
 
@@ -168,10 +169,12 @@ def test_random_scores_follow_their_seed_alone(level: str) -> None:
 def test_baselines_say_that_they_are_no_effects(level: str, method: str, tmp_path: Path) -> None:
     model, task = wrapped("llama"), id_task((6, 5))
     scores = cf.attribute(model, task, method, level=level)
-    assert not scores.record.is_effect and scores.record.sign.startswith("no effect: ")
+    assert not scores.record.is_effect and scores.record.sign.startswith("not an effect: ")
     assert scores.record.method == method and np.any(scores.values)
     back = type(scores).open(scores.save(tmp_path / "scores.safetensors"))
     assert back.record == scores.record and not back.record.is_effect
+    older = scores.record.sign.replace("not an effect: ", "no effect: ")
+    assert not replace(scores.record, sign=older).is_effect and older != scores.record.sign
 
 
 def test_all_other_methods_are_effects() -> None:
@@ -201,12 +204,12 @@ def test_circuits_and_checks_carry_no_estimates_that_are_none() -> None:
 def test_the_command_line_calls_them_scores(run: Run) -> None:  # noqa: F811
     said = run("attribute", "--n", "2", "--method", "random", "--show", "3", "--json")
     content = json.loads(said.out)
-    assert said.code == 0 and content["sign"].startswith("no effect: random numbers")
+    assert said.code == 0 and content["sign"].startswith("not an effect: random numbers")
     assert "score" in said.err and "estimate" not in said.err and "+0." not in said.err
     said = run("attribute", "--n", "2", "--level", "node", "--method", "hisp", "--normalise", "--show", "3")
-    assert said.code == 0 and "by hisp" in said.out and "no effect: mean over examples" in said.out
+    assert said.code == 0 and "by hisp" in said.out and "not an effect: mean over examples" in said.out
     said = run("attribute", "--n", "2", "--method", "eap", "--show", "3")
-    assert said.code == 0 and "estimate" in said.out and "no effect" not in said.out
+    assert said.code == 0 and "estimate" in said.out and "not an effect" not in said.out
 
 
 def test_find_takes_a_baseline(run: Run) -> None:  # noqa: F811
@@ -243,7 +246,7 @@ def test_hisp_is_refused_where_the_metric_is_flat() -> None:
     with pytest.raises(ScoreError, match=r"'kl' is flat at the clean run .*so 'hisp' would return noise"):
         cf.attribute(model, task, "hisp", level="node")
     for level, method in NO_EFFECTS:
-        options = {"direction": "denoising"} if method == "hisp" else {}
+        options = {"direction": "denoising"} if method in ("hisp", "atp-star") else {}
         assert np.any(cf.attribute(model, task, method, level=level, **options).values)
 
 

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -23,6 +24,7 @@ import pytest
 
 import circuitfind as cf
 from circuitfind.cli.app import app, main
+from circuitfind.cli.output import Output
 from circuitfind.engine.identities import Identity
 from circuitfind.engine.replay import Replay
 from circuitfind.tasks.builtin import BEHAVIOURS
@@ -164,7 +166,18 @@ def test_search_from_saved_scores_finds_the_same(run: Run, found: Path) -> None:
 
 def test_scores_of_other_pairs_are_pointed_out(run: Run, found: Path) -> None:
     scores = str(found / "circuitfind-out" / "scores.safetensors")
-    said = run("verify", "--n", "6", "--seed", "1", "--top", "3", "--random", "1", "--scores", scores)
+    few = ("--top", "3", "--random", "1", "--holdout", "0.9")
+    said = run("verify", "--n", "8", *few, "--scores", scores)  # the same draw, of which half was scored on
+    judged = cf.task("ioi", _load("tiny"), n=8).on(_load("tiny"))
+    scored, unseen = set(judged.split(0.5, 0)[0].prompts), judged.split(1 - 0.9, 0)[1].prompts
+    expected = sum(prompt in scored for prompt in unseen)
+    assert 0 < expected < len(unseen) == 7
+    assert said.code == 0 and f"the scores were made on {expected} of the 7 pairs to judge with" in said.err
+    said = run("verify", "--n", "6", "--seed", "1", *few, "--scores", scores)  # others, and the file knows it
+    assert said.code == 0 and "scored on" not in said.err and "scores were made" not in said.err
+    older = cf.Scores.open(scores)
+    replace(older, record=replace(older.record, pairs="")).save("older.safetensors")
+    said = run("verify", "--n", "6", "--seed", "1", *few, "--scores", "older.safetensors")
     assert said.code == 0 and "may have been scored on" in said.err
     said = run("verify", "--n", "4", "--task", "induction", "--holdout", "1", "--top", "3", "--scores", scores)
     assert said.code == 0 and "made with behaviour 'ioi', this run has 'induction'" in said.err
@@ -370,11 +383,24 @@ MISTAKES = {
     "unknown backend": (("find", "--backend", "x"), "'x'"),
     "unknown rule": (("find", "--n", "4", "--rule", "top"), "'top'"),
     "unknown direction": (("find", "--n", "4", "--direction", "up"), "'up'"),
-    "unknown ranking": (("find", "--by", "size"), "--by"),
+    "unknown ranking": (("find", "--by", "size"), "--by size (did you mean 'signed'?): use one of absolute, signed"),
+    "unknown place": (
+        ("patch", "--what", "headz"),
+        "--what headz (did you mean 'heads'?): use one of resid, resid-mid,",
+    ),
+    "unknown format": (("export", "x.json", "--to", "foo"), "--to foo: use one of dot, svg, png"),
+    "no number": (("learn", "--lr", "fast"), "--lr fast: give a number"),
+    "a behaviour as a model": (("find", "greater_than"), "circuitfind find tiny --task greater-than"),
+    "a behaviour to list": (("tasks", "docstring"), "a built-in behaviour, not a model: circuitfind tasks --show docs"),
+    "steps of EAP": (("attribute", "--method", "eap", "--steps", "3"), "--steps 3: 'eap' has none, leave it out"),
+    "steps of nodes": (("attribute", "--level", "node", "--steps", "3"), "--steps 3: 'atp' has none, leave it out"),
+    "a rule": (("find", "--method", "eap-ig-activations", "--rule", "left"), "--rule left: 'eap-ig-activations' has"),
+    "scores with other steps": (("find", "--n", "4", "--scores", "mine.safetensors", "--steps", "3"), "--steps none"),
     "no steps": (("find", "--n", "4", "--steps", "0"), "at least 1, not 0"),
     "flat metric": (("find", "--n", "4", "--metric", "kl", "--method", "eap"), "metric 'kl' is flat"),
-    "negative n": (("find", "--n", "-3"), "--n"),
-    "no batch": (("find", "--batch-size", "0"), "--batch-size"),
+    "negative n": (("find", "--n", "-3"), "--n -3: give a whole number, 1 or more"),
+    "n of letters": (("find", "--n", "four"), "--n four: give a whole number, 1 or more"),
+    "no batch": (("find", "--batch-size", "0"), "--batch-size 0"),
     "holdout": (("find", "--holdout", "2"), "--holdout 2"),
     "no pairs left": (("find", "--holdout", "1"), "--holdout 1"),
     "task and data": (("find", "--task", "ioi", "--data", "one.jsonl"), "one of the two"),
@@ -407,6 +433,72 @@ def test_mistake_is_one_line_that_names_it(run: Run, case: str) -> None:
     assert said.error.startswith("error: ") and named in said.error
     assert "Traceback" not in said.err and said.err.count("error: ") == 1
     assert not Path("circuitfind-out/circuit.json").exists()
+
+
+BEFORE_LOADING = (
+    ("attribute", "--method", "eapp"),
+    ("attribute", "--level", "node", "--what", "resid", "--method", "hisp"),
+    ("find", "--method", "atp"),
+    ("find", "--rule", "top"),
+    ("verify", "--steps", "0"),
+    ("attribute", "--method", "eap", "--ablation", "zero", "--direction", "denoising"),
+    ("attribute", "ioi"),
+    ("tasks", "ioi"),
+    ("tasks", "ioi", "--measure"),
+)
+BEFORE_RUNNING = (
+    ("patch", "--layers", "9"),
+    ("patch", "--layers", "0,0"),
+    ("patch", "--what", "neurons"),
+    ("patch", "--direction", "up"),
+    ("patch", "--by-span", "--by-position"),
+    ("attribute", "--level", "node", "--what", "resid", "--layers", "9"),
+)
+
+
+@pytest.mark.parametrize("words", BEFORE_LOADING, ids=" ".join)
+def test_what_needs_no_model_is_said_before_one_is_loaded(
+    run: Run, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(cf, "load", never)
+    monkeypatch.setattr("circuitfind.models.load.fetch_tokenizer", never)
+    said = run(*words)
+    assert said.code == 2 and "loaded" not in said.error, said.err
+
+
+@pytest.mark.parametrize("words", BEFORE_RUNNING, ids=" ".join)
+def test_what_needs_no_run_is_said_before_one(
+    run: Run, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("it ran")
+
+    monkeypatch.setattr(cf, "diagnose", never)
+    said = run(*words)
+    assert said.code == 2 and "it ran" not in said.error, said.err
+
+
+def test_wrong_values_are_in_the_json_document(run: Run) -> None:
+    said = run("patch", "--what", "headz", "--json")
+    assert said.code == 2 and json.loads(said.out)["error"].startswith("--what headz (did you mean 'heads'?)")
+
+
+def test_a_folder_of_a_behaviours_name_is_a_model(run: Run) -> None:
+    Path("ioi").mkdir()
+    assert "not a model" not in run("attribute", "ioi").error
+
+
+def test_long_waits_are_announced_where_nobody_watches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for patience, expected in ((0.01, "loading a model ...\n"), (60.0, "")):
+        monkeypatch.setattr("circuitfind.cli.output.PATIENCE", patience)
+        with Output(False, []).waiting("loading a model"):
+            time.sleep(0.2)
+        assert capsys.readouterr() == ("", expected)
 
 
 def test_debug_shows_the_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

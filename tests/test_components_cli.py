@@ -41,6 +41,25 @@ def test_estimates_of_a_sweep(
     assert "by atp, denoising" in out and sweep.top(1)[0].name in out and "Effects by position" in out
 
 
+def test_positions_are_named_by_the_first_prompt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: cf.Model, task: cf.Task
+) -> None:
+    note, where = "named by the tokens of the first clean prompt", ("--out", tmp_path)
+    code, out, _ = said(capsys, "attribute", *where, "--level", "node", "--by-position", "--show", 3)
+    scores = cf.attribute(model, task, level="node", by_position=True)
+    assert isinstance(scores, cf.NodeScores) and scores.positions
+    for name in scores.top(3):
+        strongest = scores.positions[int(np.abs(scores[name]).argmax())]
+        line = next(line.split() for line in out.splitlines() if line.split()[:1] == [name])
+        assert line[2:-1] == strongest.split() and len(strongest.split()) == 2, "its number and its token"
+    assert code == 0 and note in " ".join(out.split())
+    for words, expected in ((("--what", "attn"), True), (("--what", "attn", "--all-positions"), False)):
+        code, out, _ = said(capsys, "patch", *where, *words)
+        assert code == 0 and (note in " ".join(out.split())) == expected
+        assert main(["show", str(tmp_path / "patch-attn.safetensors")]) == 0
+        assert (note in " ".join(capsys.readouterr().out.split())) == expected
+
+
 def test_direct_contributions(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: cf.Model, task: cf.Task
 ) -> None:

@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 import circuitfind as cf
-from circuitfind.cli.app import app
+from circuitfind.cli.app import app, main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.name: path for path in sorted((ROOT / "docs").glob("*.md"))} | {"README.md": ROOT / "README.md"}
@@ -131,9 +131,21 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 @pytest.mark.parametrize("name", ["methods.md", "choosing.md"])
 def test_every_method_is_described(name: str) -> None:
-    from circuitfind.attribution.attribute import EDGE_METHODS, NODE_METHODS
+    from circuitfind.attribution.methods import EDGE_METHODS, NODE_METHODS
 
     text = PAGES[name].read_text(encoding="utf-8")
     wanted = {*EDGE_METHODS, *NODE_METHODS} if name == "methods.md" else {*EDGE_METHODS}
     missing = [method for method in wanted if f"`{method}`" not in text]
     assert not missing
+
+
+def test_the_sweep_by_span_prints_what_the_page_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "circuitfind patch tiny --what resid --by-span"
+    assert command in PAGES["README.md"].read_text(encoding="utf-8")
+    assert any(line.startswith(command) for text in blocks("experiments.md", "sh") for line in text.splitlines())
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*shlex.split(command)[1:], "--out", str(tmp_path)]) == 0
+    (shown,) = blocks("experiments.md", "text")
+    assert shown in "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())

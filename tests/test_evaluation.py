@@ -18,6 +18,7 @@ from toys import FOUR, Twin, contrast, id_task, linear, some_circuits, wrapped
 import circuitfind as cf
 from circuitfind.batch import Batch
 from circuitfind.circuit import connected
+from circuitfind.engine.memory import SideBySide
 from circuitfind.errors import FileError, ScoreError
 from circuitfind.evaluation import faithfulness
 from circuitfind.evaluation.faithfulness import Evaluator
@@ -145,7 +146,7 @@ def test_side_by_side_equals_one_by_one(llama: cf.Model, ablation: str, monkeypa
         off(torch.from_numpy(Evaluator(llama, task, ablation=ablation).run(masks).metric), torch.from_numpy(alone))
         < 1e-5
     )
-    monkeypatch.setattr(faithfulness, "TOKENS_AT_ONCE", {"cpu": 60})  # two circuits at a time
+    monkeypatch.setattr(faithfulness, "CIRCUITS", SideBySide(60, 60))  # two circuits at a time
     assert (
         off(torch.from_numpy(Evaluator(llama, task, ablation=ablation).run(masks).metric), torch.from_numpy(alone))
         < 1e-5
@@ -352,7 +353,7 @@ def test_the_summary_says_how_well_the_model_does_the_task(llama: cf.Model) -> N
     assert summary.corrupted == pytest.approx(float(corrupted.mean()), abs=1e-5)
     assert summary.lowered == pytest.approx(float((corrupted < clean).double().mean())) == 0.5
     rows = ", ".join(map(str, failing))
-    text = rf"does not prefer the answer on {len(failing)} of 4 clean prompts \(rows {rows}\)\. That is near chance"
+    text = rf"does not prefer the answer on {len(failing)} of 4 clean prompts \(rows {rows}\)\. An accuracy of \d+% is"
     with pytest.warns(UserWarning, match=text):
         cf.summarise(llama, bound)
 
@@ -362,7 +363,9 @@ def test_the_warning_lists_a_few_rows() -> None:
     text = "the model does not prefer the answer on 7 of 20 clean prompts (rows 3, 4, 5, 6, 7, ...)."
     assert summary.warning() == text
     assert summary._replace(failing=()).warning() is None
-    assert summary._replace(accuracy=0.5).warning() == f"{text} That is near chance: there may be no circuit to find."
+    at_chance = summary._replace(chance=0.6).warning()
+    expected = f"{text} An accuracy of 65% is no better than guessing (60%): the model may not have this behaviour."
+    assert at_chance == expected and summary._replace(chance=0.3).warning() == text
 
 
 def test_a_task_without_answers_has_no_accuracy(llama: cf.Model) -> None:

@@ -48,6 +48,7 @@ def test_attribution_patching(run: Run, tmp_path: Path) -> None:
     assert figures(tmp_path / "attribution.html") == 2 * 7 + 2
 
 
+@pytest.mark.filterwarnings("ignore:the model does not prefer the answer")
 def test_attribution_patching_of_grouped_queries(run: Run, tmp_path: Path) -> None:
     """A Llama of random weights, with the embedded model's tokenizer, from a folder."""
     import transformers as hf
@@ -82,6 +83,31 @@ def test_activation_patching(run: Run, tmp_path: Path) -> None:
     assert said.count("denoising: a") == 3 and said.count("noising: a") == 6
     for direction in ("denoising", "noising"):
         assert figures(tmp_path / f"{direction}.html") == 9
+
+
+@pytest.mark.filterwarnings("ignore:the model does not prefer the answer")
+def test_activation_patching_of_random_weights(run: Run, tmp_path: Path) -> None:
+    """Nothing to normalise by: effects are drawn as they are, and the script says so."""
+    import transformers as hf
+
+    tokenizer = cf.load("tiny", check=False).tokenizer
+    torch.manual_seed(0)
+    folder = tmp_path / "random"
+    hf.GPT2LMHeadModel(
+        hf.GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=32, vocab_size=len(tokenizer))
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    said = run("activation_patching.py", "--model", str(folder))
+    assert "effects are drawn as they are: a normalised effect is undefined" in said
+    for direction in ("denoising", "noising"):
+        assert figures(tmp_path / f"{direction}.html") == 9
+
+
+@pytest.mark.parametrize("script", [path.name for path in EXAMPLES.glob("*.py") if path.stem != "eight_prompts"])
+def test_mistakes_end_in_one_line(run: Run, script: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(script, "--model", str(tmp_path))
+    assert str(ended.value.code).startswith("error: cannot load a causal language model from the folder")
 
 
 def test_unequal_prompts(run: Run, tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_json_not_a_circuit(tmp_path: Path, content: bytes, said: str) -> None:
 def test_json_missing_and_unwritable(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="no such file"):
         json_file.read(tmp_path / "none.json")
-    with pytest.raises(FileError, match="cannot be read"):
+    with pytest.raises(FileError, match="this is a folder: name a file in it"):
         json_file.read(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="cannot be written"):

@@ -117,10 +117,10 @@ def test_a_csv_cell_that_only_looks_like_a_list_is_text(write: Write) -> None:
         ('{"clean": "a", "corrupted": "b", "answer": []}', r"'answer' must be text, not \[\]"),
         ('{"clean": "a", "corrupted": "b", "answer": ["x", null]}', r"'answer' must be text, not \['x', None\]"),
         ('{"clean": "a", "corrupted": "b", "answer": "x", "answers": ["y"]}', "'answers' is given twice"),
-        ('{"clean": "a", "corrupted": "b"}', "column 'answers' is in some rows only"),
+        ('{"clean": "a", "corrupted": "b"}', "column 'answer' is in some rows only"),
         (
             '{"clean": "a", "corrupted": "b", "answer": "x", "wrong": "y"}',
-            "column 'wrong_answers' is in some rows only",
+            "column 'wrong' is in some rows only",
         ),
     ],
 )
@@ -137,7 +137,7 @@ def test_bad_lines_of_jsonl(write: Write, line: str, message: str) -> None:
         ("a,b,x,extra", "more cells than the header has columns"),
         ("a", "no 'corrupted'"),
         (",b,x", "no 'clean'"),
-        ("a,b,", "column 'answers' is in some rows only"),
+        ("a,b,", "column 'answer' is in some rows only"),
         ('a,b,"[1, 2]"', r"'answer' must be text, not \[1, 2\]"),
         ("a,b,[]", r"'answer' must be text, not \[\]"),
     ],

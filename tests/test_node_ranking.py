@@ -93,7 +93,7 @@ def test_edges_of_nodes_are_no_effects_and_remember_their_source() -> None:
     nodes = random_nodes(PLAIN)
     scores, circuit = nodes.to_edges("signed"), nodes.circuit(2)
     assert nodes.record.sign == SIGN and not scores.record.is_effect
-    assert scores.record.sign == "no effect: the score of the weaker of an edge's two nodes"
+    assert scores.record.sign == "not an effect: the score of the weaker of an edge's two nodes"
     assert scores.record.method == "atp" and scores.record.settings == {"level": "edge", "nodes_by": "signed"}
     assert scores.top(20).estimates is None
     assert circuit.record.settings == {"cut": "nodes", "n": 2, "by": "absolute"}

@@ -22,6 +22,7 @@ import circuitfind as cf
 from circuitfind import checkpoint
 from circuitfind.engine import restart
 from circuitfind.engine.ablation import resampled
+from circuitfind.engine.memory import SideBySide
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.statistics import bootstrap_mean
 
@@ -133,7 +134,7 @@ def test_the_number_of_patches_side_by_side_changes_nothing(monkeypatch: pytest.
     model, task = wrapped("gemma2"), id_task((5, 5, 5))
     for what in ("heads", "v"):
         together = cf.patch(model, task, what, by_position=True)
-        monkeypatch.setattr(restart, "TOKENS_AT_ONCE", {"cpu": 45})  # three at once: units straddle groups
+        monkeypatch.setattr(restart, "PATCHES", SideBySide(45, 45))  # three at once: units straddle groups
         few = cf.patch(model, task, what, by_position=True)
         monkeypatch.undo()
         assert off_sweep(few, together.per_example) < 1e-5
@@ -269,7 +270,7 @@ import torch
 
 torch.set_num_threads(1)
 checkpoint.SECONDS_BETWEEN_WRITES = -1.0
-restart.TOKENS_AT_ONCE = {{"cpu": 60}}
+restart.PATCHES = restart.PATCHES._replace(processor=60)
 real, runs = restart.Restart.from_stream, []
 def dying(self, layer, changes):
     runs.append(layer)
@@ -284,7 +285,7 @@ cf.patch(wrapped("llama"), id_task((5, 4, 5), spans={spans!r}), checkpoint={str(
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert path.is_file()
-    monkeypatch.setattr(restart, "TOKENS_AT_ONCE", {"cpu": 60})
+    monkeypatch.setattr(restart, "PATCHES", SideBySide(60, 60))
     whole = cf.patch(model, task, **options)
     for other in ({"spans": [{"a": (0, 2)}, {"a": (1, 2)}, {"a": (2, 3)}]}, {"seed": 1}):
         with pytest.raises(cf.FileError, match="another run"):
@@ -383,17 +384,50 @@ def test_a_sweep_survives_a_file(tmp_path: Path) -> None:
         ("heads", {"layers": [0, 0]}, "each of them once"),
         ("heads", {"layers": []}, "0 to 1"),
         ("heads", {"layers": "all"}, "0 to 1"),
-        ("neurons", {}, "128 neurons: name a layer"),
+        ("heads", {"layers": True}, "layers=True: give layers"),
+        ("heads", {"layers": [0, True]}, "each of them once"),
+        ("heads", {"layers": torch.tensor([0.0, 1.0])}, "0 to 1"),
+        (["heads"], {}, r"what=\['heads'\] is unknown: use one of resid, "),
+        (None, {}, "what=None is unknown"),
+        ("heads", {"by_position": "yes"}, "by_position='yes': give True or False"),
+        ("heads", {"by_span": "no"}, "by_span='no': give True or False"),
+        ("neurons", {}, r"128 neurons: name a layer, such as layers=0 \(--layers 0\)"),
         ("pattern", {"ablation": "mean"}, "mean-position"),
     ],
 )
-def test_unknown_options_are_refused(what: str, options: dict[str, Any], message: str) -> None:
+def test_unknown_options_are_refused(what: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(cf.ScoreError, match=message):
         cf.patch(wrapped("gpt2"), id_task((4, 4)), what, **options)
 
 
+def test_layers_as_tensors_and_arrays() -> None:
+    model, task = wrapped("gpt2"), id_task((4, 4))
+    expected = cf.patch(model, task, "heads", layers=[1, 0])
+    for layers in (torch.tensor([1, 0]), np.array([1, 0]), iter([1, 0]), [np.int64(1), 0]):
+        found = cf.patch(model, task, "heads", layers=layers)
+        np.testing.assert_array_equal(found.per_example, expected.per_example)
+        assert found.record.settings["layers"] == [1, 0]
+    for layer in (torch.tensor(1), np.int64(1)):
+        assert cf.patch(model, task, "heads", layers=layer).axes[0].labels == ("1",)
+
+
+@pytest.mark.parametrize("ablation", ["corrupted", "resample"])
+@pytest.mark.parametrize("seed", [-1, None, 0.5])
+def test_seeds_are_checked(seed: Any, ablation: str) -> None:
+    model, task = wrapped("gpt2"), id_task((4, 4))
+    with pytest.raises(cf.TaskError, match=f"seed={seed} is no seed"):
+        cf.patch(model, task, seed=seed, ablation=ablation)
+    with pytest.raises(cf.TaskError, match=f"seed={seed} is no seed"):
+        cf.path_patch(model, task, "m0", seed=seed, ablation=ablation)
+    with pytest.raises(cf.TaskError, match=f"seed={seed} is no seed"):
+        resampled(task.on(model).batch, seed)
+    for method, level in (("random", "edge"), ("random", "node"), ("eap", "edge")):
+        with pytest.raises(cf.TaskError, match=f"seed={seed} is no seed"):
+            cf.attribute(model, task, method, level=level, seed=seed, ablation=ablation)
+
+
 def test_what_prompts_and_models_do_not_allow(tmp_path: Path) -> None:
-    with pytest.raises(cf.ScoreError, match=r"3 to 4 tokens.*by_position=False"):
+    with pytest.raises(cf.ScoreError, match=r"3 to 4 tokens.*--template.*by_position=False.*--all-positions"):
         cf.patch(wrapped("gpt2"), id_task((4, 3)), "resid")
     with pytest.raises(cf.TaskError, match="ablation 'half'"):
         cf.patch(wrapped("gpt2"), id_task((4, 4)), ablation="half")

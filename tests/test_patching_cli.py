@@ -58,8 +58,11 @@ def test_many_units(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_one_line_for_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
         (("--layers", "first"), "--layers first"),
-        (("--what", "neurons"), "name a layer"),
+        (("--what", "neurons"), "name a layer, such as layers=0 (--layers 0)"),
         (("--task", "ioi", "--n", "8", "--by-position"), "one length"),
+        (("--task", "ioi", "--n", "8", "--what", "resid"), "together (by_position=False, --all-positions)"),
+        (("--task", "ioi", "--n", "8", "--what", "resid"), "one template of the behaviour (template=, --template)"),
+        (("--seed", "-1"), "--seed"),
     ):
         code, _, err = said(capsys, "--out", tmp_path, *arguments)
         assert code == 2 and message in " ".join(err.split())

@@ -210,7 +210,7 @@ def test_a_circuit_without_effects_shows_how_many_edges_it_has() -> None:
     assert list(figures) == ["layers"]
     z = np.array(figures["layers"]().data[0].z)
     assert sorted(z[np.isfinite(z)].tolist()) == [1, 2]
-    with pytest.raises(ScoreError, match="the figures layers"):
+    with pytest.raises(ScoreError, match="the figures of this Circuit are layers"):
         cf.plot(cf.Circuit.of(GRAPH, names), "strongest")
 
 
@@ -370,13 +370,16 @@ def test_a_search_shows_what_it_ran_and_what_it_chose(llama: cf.Model) -> None:
 
 def test_what_cannot_be_drawn_is_said() -> None:
     for nothing in (3, "text", {}, ()):
-        with pytest.raises(ScoreError, match=f"a {type(nothing).__name__} cannot be drawn"):
+        with pytest.raises(ScoreError, match=f"nothing of type {type(nothing).__name__} can be drawn"):
             cf.plot(nothing)
     with pytest.raises(ScoreError, match="'mine' is a Scores: give curves"):
         cf.plot({"mine": edge_scores()})
-    with pytest.raises(FileError, match="not of a Sweep"):
+    for nothing in ([], ()):
+        with pytest.raises(FileError, match=r"page\.html: no figures are given: .* circuitfind\.plot makes"):
+            cf.save_page(nothing, "page.html")
+    with pytest.raises(FileError, match="not of type Sweep"):
         cf.save_page([sweep("heads", LAYERS, HEADS)], "page.html")
-    with pytest.raises(ScoreError, match="what='pie': a Sweep has the figures effects, strongest"):
+    with pytest.raises(ScoreError, match="what='pie': the figures of this Sweep are effects, strongest"):
         cf.plot(sweep("heads", LAYERS, HEADS), "pie")
 
 
@@ -573,7 +576,7 @@ def test_show_prints_the_strongest_and_draws_what_the_file_holds(
         ("none.json", None, "no such file"),
         ("a.csv", "x,y", "nothing to show: give a sweep's or scores' .safetensors"),
         ("a.json", "[1, 2]", "a JSON list, no result of circuitfind"),
-        ("a.json", "{", "cannot be read as JSON"),
+        ("a.json", "{", "not JSON"),
         ("a.json", '{"x": 1, "y": 2}', "holds a JSON object of x, y, nothing to show: give a sweep's"),
         ("a.json", '{"format": "other.thing"}', "holds 'other.thing', nothing to show"),
         ("a.json", '{"nodes": {}}', "To show: a sweep's"),

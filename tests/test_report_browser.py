@@ -308,6 +308,38 @@ def test_shared_heads_lead_to_the_heads_that_they_serve(browse: Callable[..., di
     assert f"{edge.split('->')[0]} v via a1.kv0" in left["inputs"]
 
 
+@pytest.mark.parametrize("edges", [60, 1000])
+def test_a_narrow_frame_shows_the_whole_width_where_it_can_be_read(
+    browse: Callable[..., dict[str, Any]], edges: int
+) -> None:
+    script = """
+      document.body.style.maxWidth = "400px";
+      for (const size of [0, one("#size").max]) slide(size); // another drawing starts anew in the narrower frame
+      const shown = (kind) => all(".plate:not([hidden]) " + kind);
+      const frame = one("#canvas").getBoundingClientRect();
+      const [boxes, labels] = [".box rect", ".layer"].map((kind) => shown(kind).map((e) => e.getBoundingClientRect()));
+      const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+      results.frame = one("#canvas").clientWidth;
+      results.scale = results.frame / view()[2];
+      results.whole = Number(one(".plate:not([hidden]) svg").dataset.size.split(" ")[2]);
+      results.cut = boxes.filter((box) => box.left < frame.left || box.right > frame.right).length;
+      results.covered = labels.filter((label) => boxes.some((box) => meet(box, label))).length;
+      results.labels = shown(".layer").map((label) => label.textContent);
+      for (let i = 0; i < 6; i += 1) one("[data-zoom=in]").click();
+      results.near = shown(".layer").map((label) => label.textContent);
+    """
+    left = browse(explored(connected_circuit(GPT2_SMALL, edges)), script, "--window-size=500,900")
+    across = left["frame"] / left["whole"]
+    assert 250 < left["frame"] < 400 and all(re.fullmatch(r"layer \d+", name) for name in left["near"])
+    if edges == 60:
+        assert 0.4 <= across < 0.6 and left["scale"] == pytest.approx(across, rel=1e-3)
+        assert left["cut"] == left["covered"] == 0
+        assert left["labels"] == [name.removeprefix("layer ") for name in left["near"]]
+    else:
+        assert across < 0.4 and left["scale"] == pytest.approx(0.6) and left["cut"]
+        assert left["labels"] == left["near"]
+
+
 def test_bare_pages_work_too(browse: Callable[..., dict[str, Any]]) -> None:
     """Nothing measured; in a narrow window, in the dark."""
     circuit = connected_circuit(SMALL, 40)

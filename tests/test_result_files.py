@@ -16,6 +16,7 @@ from toys import id_task, wrapped
 
 import circuitfind as cf
 from circuitfind.cli.app import main
+from circuitfind.export.json_file import plain
 
 TASK = ("tiny", "--task", "greater_than", "--n", "4", "--no-check")
 
@@ -185,9 +186,33 @@ def test_several_heads_are_a_file_each_and_a_page(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
+    ("kind", "command"),
+    [("paths", "patch --path"), ("approximation", "approximation"), ("attention", "attention")],
+)
+def test_files_of_older_versions_are_to_be_made_again(
+    kind: str, command: str, results: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(plain({"run": {}, **results[kind].to_dict()})))  # as they were: without a format
+    assert main(["show", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert f"written by an older version of circuitfind: make it again with 'circuitfind {command}'" in error
+    assert "paths.json" not in error and error.count("\n") == 1
+
+
+def test_folders_are_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (".", str(tmp_path)):
+        assert main(["show", folder]) == 2
+        assert f"{folder}: this is a folder: name a file in it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("old.json", {"run": {}, "senders": ["m0"], "effects": [[1]]}, "holds a JSON object of run, senders, effects,"),
+        ("old.json", {"run": {}, "sent": ["m0"], "effects": [[1]]}, "holds a JSON object of run, sent, effects,"),
         ("new.json", {"format": "circuitfind.tomorrow"}, "holds 'circuitfind.tomorrow', nothing to show"),
         ("part.safetensors", {"key": "abc"}, "holds the checkpoint of a stopped run, nothing to show"),
         ("model.safetensors", {"format": "pt"}, "holds tensors of something else, nothing to show"),

@@ -193,7 +193,7 @@ def test_several_heads_are_panels_with_their_own_tokens() -> None:
     assert [a.text for a in figure.layout.annotations] == [f"<b>a0.h{at}</b>" for at in range(3)]
     assert title(figure) == "Attention of a0.h0, a0.h1, a0.h2"
     assert title(cf.plot(found[:1])) == title(cf.plot(found[0])) == "Attention of a0.h0"
-    with pytest.raises(cf.ScoreError, match="a list cannot be drawn"):
+    with pytest.raises(cf.ScoreError, match="nothing of type list can be drawn"):
         cf.plot([found[0], 3])
 
 

@@ -282,7 +282,10 @@ def test_lists_that_do_not_fit_are_refused_at_once(changes: dict[str, Any], mess
         ({"answers": [[], "Aaron"]}, r"row 0: answers must be a non-empty string"),
         ({"answers": [5, 6]}, r"row 0: answers must be a non-empty string or a list of them, not \[5\]"),
         ({"wrong_answers": [["John"], ["Luke", 3]]}, "row 1: wrong_answers must be a non-empty string"),
-        ({"answers": ["Mary", ["Aaron", "Luke"]]}, r"row 1: token \d+ is among both the answers and the wrong answers"),
+        (
+            {"answers": ["Mary", ["Aaron", "Luke"]]},
+            r"row 1: token \d+ \(' Luke'\) is among both the answers and the wrong answers",
+        ),
         ({"answers": None}, "metric 'logit_diff' needs answers, the task has none: give them, or use metric='kl'"),
         ({"wrong_answers": None}, "metric 'logit_diff' needs wrong_answers"),
         ({"wrong_answers": None, "metric": "prob_diff"}, "metric 'prob_diff' needs wrong_answers"),
@@ -341,6 +344,7 @@ TWO = {"positions": [[1, 2], [3, 4], [0, 1]], "wrong_answers": [[8, 9]] * 3}
         ({"corrupted": pairs_of_ids().clean + 115}, "row 2: token id 128 is outside"),
         ({"answers": ["Mary", 21, 22]}, r"row 0: with prompts as ids, answers are ids too, not \['Mary'\]"),
         ({"answers": [20, [], 22]}, r"row 1: with prompts as ids, answers are ids too, not \[\]"),
+        ({"answers": [20, 128, 22], "wrong_answers": [30, 128, 32]}, "row 1: token id 128 is outside"),
         ({"answers": [20, 31, 22]}, "row 1: token 31 is among both the answers and the wrong answers"),
         ({"positions": [0, 5, 0]}, r"row 1: position \[5\] lies outside its 5 tokens"),
         ({"positions": [0, 0, -6]}, r"row 2: position \[-6\] lies outside"),
@@ -434,6 +438,28 @@ def test_exchanging_twice_changes_nothing(tiny: cf.Model) -> None:
     once = task.exchanged()
     assert once != task and once.exchanged() == task
     assert once.spans == others and once.answers == [" Mary"]
+
+
+@pytest.mark.parametrize("masked", ["both", "clean", "corrupted"])
+def test_masks_go_with_their_prompts(tiny: cf.Model, masked: str) -> None:
+    ids = torch.arange(5, 35).view(2, 3, 5)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 1, 1], [0, 0, 1, 1, 1]]).bool()
+    if masked == "corrupted":
+        mask = torch.ones_like(mask)
+    masks = {"attention_mask": None if masked == "corrupted" else mask}
+    masks |= {"corrupted_attention_mask": None if masked == "clean" else mask}
+    task = cf.Task(clean=ids[0], corrupted=ids[1], answers=[50] * 3, wrong_answers=[60] * 3, **masks)
+    once, twice = task.exchanged().on(tiny).batch, task.exchanged().exchanged().on(tiny).batch
+    assert torch.equal(once.clean.ids, task.on(tiny).batch.corrupted.ids)
+    assert torch.equal(once.corrupted.ids, task.on(tiny).batch.clean.ids)
+    assert torch.equal(twice.clean.mask, task.on(tiny).batch.clean.mask)
+
+
+def test_positions_of_prompts_that_differ_in_length_are_not_exchanged() -> None:
+    spans = {"spans": [{"who": "Mary"}], "corrupted_spans": [{"who": "the old man"}], "align": "spans"}
+    task = cf.Task(["Mary saw"], ["the old man saw"], ["a"], ["b"], positions=[1], **spans)
+    with pytest.raises(TaskError, match="positions= counts in the clean prompts"):
+        task.exchanged()
 
 
 def test_corrupted_prompts_without_answers_of_their_own(tiny: cf.Model) -> None:

@@ -18,8 +18,8 @@ from toys import id_task, wrapped
 import circuitfind as cf
 from circuitfind.cli.app import main
 from circuitfind.errors import ModelError
-from circuitfind.evaluation.diagnosis import at_least, chances
 from circuitfind.evaluation.faithfulness import Evaluator
+from circuitfind.evaluation.summary import at_least, chances
 
 PROMPT = "If a company's revenue {} and expenses stay flat, profit will likely"
 OTHERS = ("When sales {} and costs do not, the profit will", "If prices {} while wages stay, revenue will likely")
@@ -109,12 +109,13 @@ def test_a_model_without_the_behaviour(model: cf.Model) -> None:
     summary = cf.summarise(model, finance(), warn=False)
     assert summary.n == 18 and 0.3 < summary.accuracy < 0.7, "the test needs a model that guesses"
     expected = (
-        f"an accuracy of {summary.accuracy:.0%} on 18 pairs is no better than guessing (50%): the model may not have"
-        " this behaviour"
+        f"). An accuracy of {summary.accuracy:.0%} is no better than guessing (50%): the model may not have this"
+        " behaviour."
     )
-    assert {summary.warning(), expected} <= set(found.warnings) and found.summary == summary and not found.ok
+    assert summary.chance == 0.5 and summary.warning().endswith(expected)
+    assert summary.warning() in found.warnings and found.summary == summary and not found.ok
     metric = cf.diagnose(model, finance(), metric="prob_diff", batch_size=5)
-    assert metric.summary.metric == "prob_diff" and expected in metric.warnings
+    assert metric.summary.metric == "prob_diff" and summary.warning() in metric.warnings
 
 
 def test_a_model_with_the_behaviour() -> None:
@@ -151,8 +152,20 @@ def test_answers_that_are_exchanged() -> None:
     """Every row is wrong: that is no guessing, and the sides of a flip may be what is exchanged."""
     task = cf.task("ioi", tiny(), n=12)
     found = cf.diagnose(tiny(), replace(task, answers=task.wrong_answers, wrong_answers=task.answers))
-    assert found.warnings[0].startswith("an accuracy of 0% on 12 pairs is worse than guessing (50%)")
-    assert not any("near chance" in line for line in found.warnings)
+    expected = "). An accuracy of 0% is worse than guessing (50%): are answers and wrong answers, or the two sides,"
+    assert expected in found.warnings[0] and found.warnings[0] == found.summary.warning()
+    assert "no better" not in found.warnings[0]
+
+
+def test_no_wrong_answers_are_no_guess() -> None:
+    """Then the answer has to be the most likely of all tokens: one row that is right is more than chance."""
+    task = cf.task("ioi", tiny(), n=8)
+    assert np.isnan(cf.summarise(tiny(), replace(task, answers=None, wrong_answers=None, metric="kl")).chance)
+    swapped = [task.wrong_answers[0], *task.answers[1:]]
+    one = cf.summarise(tiny(), cf.Task(task.clean, task.corrupted, swapped, metric="logprob"), warn=False)
+    assert one.chance == 0 and one.failing == (0,) and "guessing" not in one.warning()
+    none = cf.Task(task.clean, task.corrupted, task.wrong_answers, metric="logprob")
+    assert "0% is no better than guessing (0%)" in cf.summarise(tiny(), none, warn=False).warning()
 
 
 def test_a_corruption_that_keeps_the_answer() -> None:

@@ -122,6 +122,10 @@ def test_eap_ig(write: Write, model: cf.Model) -> None:
         )
     empty = write(f'clean,corrupted,correct_idx\n"{MARY}","{JOHN}",\n', "data.csv")
     refused(lambda: read_pairs(empty), FileError, "line 2: no 'correct_idx'")
+    some = write(
+        f'clean,corrupted,correct_idx,incorrect_idx\n"{MARY}","{JOHN}",5,6\n"{MARY}","{JOHN}",5,\n', "data.csv"
+    )
+    refused(lambda: read_pairs(some), FileError, "line 3: column 'incorrect_idx' is in some rows only")
     mixed = cf.Task([MARY], [JOHN], [ids[0]], ["John"])
     refused(lambda: mixed.on(model), TaskError, r"row 0: answers must be a non-empty string or a list of them, not \[")
     beyond = cf.Task([MARY], [JOHN], [10**6], [ids[0]])
@@ -146,7 +150,7 @@ def test_edge_pruning(write: Write) -> None:
         ({"clean": "a <predict> </predict>", "corrupted": "c"}, "line 2: <predict></predict> holds no answer"),
         ({"clean": "a <predict>b</predict>"}, "line 2: no 'corrupted'"),
         ({"clean": "a <predict>b</predict>", "corrupted": 5}, "line 2: 'corrupted' must be text, not 5"),
-        (rows[0], "line 2: column 'wrong_answers' is in some rows only"),
+        (rows[0], "line 2: column '<predict> in corrupted' is in some rows only"),
     ):
         bad = write([*plain, row], "data.jsonl")
         refused(lambda bad=bad: read_pairs(bad), FileError, message)
@@ -288,7 +292,7 @@ class Table:
         (None, "rows are a NoneType"),
         ([], "rows: there are none"),
         ([OWN[0], MARY], "row 1: a row is a mapping from column to value"),
-        ([OWN[0], {"clean": MARY, "corrupted": JOHN}], "row 1: column 'answers, wrong_answers' is in some rows only"),
+        ([OWN[0], {"clean": MARY, "corrupted": JOHN}], "row 1: column 'answer, wrong' is in some rows only"),
         ([{**OWN[0], "spans": "Mary"}], "row 0: 'spans' must be an object, name -> text, not 'Mary'"),
     ],
 )

@@ -159,6 +159,47 @@ def test_records_with_numpy_numbers_and_paths(tmp_path: Path) -> None:
     assert opened.record.settings == {"steps": 5, "t": 0.5, "from": "a/b", "sizes": [0, 1, 2], "nan": None}
 
 
+def test_infinite_effects_are_named() -> None:
+    """A metric that is infinite as soon as the second pair's logit moves: the effects are, not the clean run."""
+    model, bound = wrapped("gpt2"), id_task((4, 4)).on(wrapped("gpt2"))
+    with torch.no_grad():
+        clean = model.hf(bound.batch.clean.ids).logits[1, -1, 0]
+
+    def steep(logits: torch.Tensor, _: Any) -> torch.Tensor:
+        moved = (logits[:, 0] - clean).abs() > 1e-5
+        return torch.where(moved & (torch.arange(len(logits)) == 1), torch.inf, logits[:, 0])
+
+    bound, after = bound.with_metric(steep), "is infinite on example 1 of the batch: look for inf or NaN"
+    refused(lambda: cf.patch(model, bound, "resid"), ScoreError, f"the effect of resid in layer 0, unit 0 {after}")
+    refused(lambda: cf.path_patch(model, bound, "m0"), ScoreError, f"the effect of a path from m0 {after}")
+    for level, name in (("edge", "input->a0.h0<q>"), ("node", "input")):
+        message = f"the exact effect of {name} {after}"
+        refused(lambda level=level: cf.attribute(model, bound, "exact", level=level), ScoreError, message)
+    refused(lambda: cf.evaluate(model, bound, []), ScoreError, "metric 'steep' is infinite on example 1: ")
+
+
+# -------------------------------------------------------------------- files
+@pytest.mark.parametrize("kind", [cf.Scores, NodeScores, cf.Circuit, cf.Sweep, cf.PathEffects, cf.Comparison])
+def test_folders_are_no_files(kind: Any, tmp_path: Path) -> None:
+    refused(lambda: kind.open(tmp_path), FileError, f"{tmp_path.name}: this is a folder: name a file in it")
+    refused(lambda: kind.open(tmp_path / "absent"), FileError, "absent: no such file")
+
+
+def test_files_that_are_no_circuits(tmp_path: Path) -> None:
+    scores, node = random_scores(PLAIN), tmp_path / "nodes.safetensors"
+    path = scores.save(tmp_path / "scores.safetensors")
+    cut = r"find --scores' searches them, 'circuitfind export --top N --to json' or Scores\.open\(path\)\.top"
+    refused(lambda: cf.Circuit.open(path), FileError, rf"scores\.safetensors: holds edge scores: .*{cut}")
+    assert cf.Circuit.open(cf.Scores.open(path).top(3, prune=False).save(tmp_path / "c.json")).edges
+    scores.of_nodes().save(node)
+    refused(lambda: cf.PathEffects.open(node), FileError, "holds node scores: 'circuitfind show' draws them")
+    save_file({"a": np.zeros(2)}, tmp_path / "m.safetensors", metadata={"format": "pt"})
+    refused(lambda: cf.Circuit.open(tmp_path / "m.safetensors"), FileError, "holds tensors .* no result of circuitfind")
+    picture = tmp_path / "p.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
+    refused(lambda: cf.Circuit.open(picture), FileError, r"p\.png: not JSON: this is no text file")
+
+
 # -------------------------------------------------------------------- circuits and graphs
 def test_one_name_is_one_edge() -> None:
     for circuit in (as_circuit(PLAIN, "a0.h1->m2"), cf.Circuit.of(PLAIN, "a0.h1->m2")):

@@ -27,7 +27,7 @@ class PlacesOptions:
         ),
     ] = "resid,attn,mlp,heads"
     method: Annotated[
-        str, typer.Option(help="Of the estimate: atp, eap-ig-inputs or clean-corrupted.", rich_help_panel=SCORING)
+        str, typer.Option(help="Of the estimate: atp, relp, eap-ig-inputs or clean-corrupted.", rich_help_panel=SCORING)
     ] = "atp"
     steps: Annotated[int, typer.Option(help="Of integrated gradients.", rich_help_panel=SCORING)] = 5
     by_position: Annotated[

@@ -90,17 +90,23 @@ def attribute(
     behaviour, except for baselines and direct contributions (direct, hisp, activation, weights, random), whose scores
     are no effects.
     """
+    scored = {"level": level.level.value, "by_position": level.by_position, "normalise": level.normalise}
+    what = level.what and level.what.value
+    inputs.check_scoring(scoring, run, what=what, **scored)
     folder, layers = inputs.folder(place.out), inputs.layers_of(level.layers)
     loaded = inputs.load_model(model, out, model.check)
     import circuitfind as cf
 
     bound = inputs.load_task(task, loaded)
+    if what is not None:
+        ways = {"by_position": level.by_position, "by_span": level.by_span, "layers": layers}
+        inputs.check_places(loaded, bound, what, run.ablation, scoring.direction, **ways)
     memory = inputs.memory_line(loaded, len(bound), bound.batch.clean.ids.shape[1], run.batch_size)
     lines = inputs.task_lines(loaded, bound, count(len(bound), "pair"), run.batch_size, out)
     out.facts([("model", inputs.model_line(loaded)), ("memory", memory), *lines])
-    scored = {"level": level.level.value, "by_position": level.by_position, "normalise": level.normalise}
-    places = {"what": level.what and level.what.value, "by_span": level.by_span, "layers": layers}
-    scores = inputs.scored(loaded, bound, task.seed, scoring, run, folder, out, **scored, **places)
+    scores = inputs.scored(
+        loaded, bound, task.seed, scoring, run, folder, out, what=what, by_span=level.by_span, layers=layers, **scored
+    )
     path = scores.save(folder / _file_name(scores))
     out.say()
     if isinstance(scores, cf.Sweep):
@@ -145,9 +151,11 @@ def _nodes(scores: NodeScores, rank: RankOptions, rows: int, out: Output) -> Non
         cells: list[str | Text] = [name, cell(float(row.sum()), digits)]
         if values.ndim == 2:
             place = int(abs(row).argmax())
-            cells += [str(place), cell(float(row[place]), digits)]
+            cells += [scores.positions[place] if scores.positions else str(place), cell(float(row[place]), digits)]
         table.append(cells)
     _table("node", len(names), scores.record, more, table, out)
+    if scores.positions and table:
+        shown.positions(out)
 
 
 def _cell(record: Record) -> Callable[[float, int], str | Text]:

@@ -68,13 +68,13 @@ def compare(
     """Compare methods: faithfulness at every size, CPR, CMD, agreement, overlap, passes, time and memory.
 
     Rankings are made on one part of the pairs, and judged on the other. Writes compare.json, compare.csv, compare.md,
-    compare.html (with plotly installed) and each method's scores in scores/. What a stopped run has finished is kept.
+    compare.html (with plotly installed) and each method's scores in scores/ (not with --remote): what a stopped run has
+    finished is kept.
     """
     if what.again is not None:
         return _again(what.again, place, out)
     folder = inputs.folder(place.out)
     options = {"model": model, "task": task, "run": run, "what": what}
-    out.if_stopped = f"the scores of the methods that were done are in {folder / 'scores'}: the same command goes on"
     found = _compared(options, folder / "scores", out)
     files = [found.save(folder / f"compare.{ending}") for ending in ("json", "csv", "md")]
     try:
@@ -104,6 +104,10 @@ def _compared(options: dict[str, Any], scores: Path | None, out: Output) -> Comp
         ]
     )
     out.say()
+    if loaded.remote:  # a server keeps nothing
+        scores = None
+    elif scores is not None:
+        out.if_stopped = f"the scores of the methods that were done are in {scores}: the same command goes on"
     with out.progress():
         found = cf.compare(
             loaded,

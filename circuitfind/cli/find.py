@@ -47,6 +47,8 @@ def find(
     Writes circuit.json, scores.safetensors, circuit.dot, circuit.svg and report.html.
     Exit code 1: no circuit smaller than the whole model is on target.
     """
+    if judge.scores is None:
+        inputs.check_scoring(scoring, run)
     folder = inputs.folder(place.out)
     loaded = inputs.load_model(model, out, model.check)
     import circuitfind as cf
@@ -71,7 +73,7 @@ def find(
     else:
         scores = inputs.open_scores(judge.scores, loaded, scoring, run)
         inputs.warn_of_mismatch("scores file", scores.record, loaded, bound, out)
-        inputs.warn_of_overlap(scores, seen, task.seed, out)
+        inputs.warn_of_overlap(scores, seen, unseen, task.seed, out)
         saved = judge.scores
     out.if_stopped = f"the scores are kept; go on with: {out.command_line(*resumed)}"
     with out.progress():

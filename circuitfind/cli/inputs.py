@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from circuitfind.cli.options import JudgeOptions, ModelOptions, RunOptions, ScoringOptions, TaskOptions
 from circuitfind.cli.output import Output
 from circuitfind.cli.words import count, number, size
-from circuitfind.errors import FileError, ScoreError, TaskError
+from circuitfind.errors import FileError, ModelError, ScoreError, TaskError
 
 if TYPE_CHECKING:
     from circuitfind import Model, NodeScores, Scores, Sweep
@@ -35,6 +35,7 @@ def quiet() -> None:
 
 def load_model(options: ModelOptions, out: Output, check: bool) -> Model:
     """The model, checked unless told otherwise."""
+    refuse_behaviour(options.model, out)
     with out.waiting(f"loading {options.model}"):
         quiet()
         import circuitfind as cf
@@ -42,6 +43,17 @@ def load_model(options: ModelOptions, out: Output, check: bool) -> Model:
         where: dict[str, Any] = {"dtype": options.dtype, "device": options.device, "backend": options.backend}
         where["remote"] = options.remote == "ndif" or options.remote or False
         return cf.load(options.model, check=check, **where)
+
+
+def refuse_behaviour(model: str, out: Output) -> None:
+    """Says at once that a behaviour's name is no model's: the hub may let one wait for half a minute to say so."""
+    from circuitfind.tasks.behaviour import plain
+    from circuitfind.tasks.builtin import BEHAVIOURS
+
+    name, verb = plain(model), out.command[1]
+    if name in BEHAVIOURS and not Path(model).exists():
+        instead = {"tasks": f"tasks --show {name}", "doctor": "doctor tiny"}.get(verb, f"{verb} tiny --task {name}")
+        raise ModelError(f"'{model}' is a built-in behaviour, not a model: circuitfind {instead}")
 
 
 def load_task(options: TaskOptions, model: Model) -> BoundTask:
@@ -89,22 +101,62 @@ def open_scores(path: Path, model: Model, scoring: ScoringOptions, run: RunOptio
     scores = cf.Scores.open(path)
     if scores.graph != model.graph:
         raise ScoreError(f"{path}: scores of another model ({scores.graph}); {model.name} has {model.graph}")
+    record = scores.record
+    made_with = {"method": record.method, "direction": record.direction, "ablation": record.ablation}
     asked = {"method": scoring.method, "direction": scoring.direction, "ablation": run.ablation}
-    for name, value in asked.items():
-        made = getattr(scores.record, name)
+    for name, value in (asked | settings_of(scoring)).items():
+        made = made_with.get(name, record.settings.get(name, "none"))
         if value is not None and value != made:
             raise ScoreError(f"{path}: these scores were made with --{name} {made}, not {value}: leave one of them out")
     return scores
 
 
-def warn_of_overlap(scores: Scores, seen: BoundTask | None, seed: int, out: Output) -> None:
-    """Says so where the pairs to judge with need not be unseen: the scores come from other draws than this split's."""
+def warn_of_overlap(scores: Scores, seen: BoundTask | None, unseen: BoundTask, seed: int, out: Output) -> None:
+    """Says so where pairs to judge with were scored on; of scores that do not name their pairs, where they may be."""
     made = scores.record
-    if seen is not None and (made.n_examples, made.seed) != (len(seen), seed):
+    if seen is None:
+        return
+    overlap = made.seen(unseen.record("verify", made.ablation, made.direction, seed))
+    if overlap:
+        out.warn(
+            f"the scores were made on {overlap} of the {count(len(unseen), 'pair')} to judge with: leave --scores out,"
+            " or take another --seed"
+        )
+    elif overlap is None and (made.n_examples, made.seed) != (len(seen), seed):
         out.warn(
             f"the scores were made on {count(made.n_examples, 'pair')} with seed {made.seed}, this run keeps"
             f" {len(seen)} with seed {seed} for that: some pairs to judge with may have been scored on"
         )
+
+
+def check_scoring(scoring: ScoringOptions, run: RunOptions, **level: Any) -> None:
+    """Refuses, before a model is loaded, what its scores could not be computed with; `level` as for `scored`."""
+    from circuitfind.attribution.eap_ig_inputs import points
+    from circuitfind.attribution.methods import check_method
+
+    ablation, direction = run.ablation or "corrupted", scoring.direction or "noising"
+    edges: dict[str, Any] = {"level": "edge", "what": None, "by_position": None, "normalise": False}
+    method = check_method(scoring.method, ablation=ablation, direction=direction, **edges | level)
+    for name, value, owner in (("steps", scoring.steps, "eap-ig"), ("rule", scoring.rule, "eap-ig-inputs")):
+        if value is not None and not method.startswith(owner):
+            raise ScoreError(f"--{name} {value}: '{method}' has none, leave it out (or give --method eap-ig-inputs)")
+    points(1 if scoring.steps is None else scoring.steps, scoring.rule or "left")
+
+
+def settings_of(scoring: ScoringOptions) -> dict[str, Any]:
+    """Steps and rule, as far as they are given."""
+    given = {"steps": scoring.steps, "rule": scoring.rule}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def check_places(
+    model: Model, bound: BoundTask, what: str, ablation: str | None, direction: str | None, **ways: Any
+) -> None:
+    """Refuses places that the model or the pairs do not have, before anything runs (a server says so itself)."""
+    from circuitfind.patching.patch import planned
+
+    if not model.remote:
+        planned(model.adapter, bound, what, ablation=ablation or "corrupted", direction=direction or "noising", **ways)
 
 
 def scored(
@@ -126,13 +178,12 @@ def scored(
             model,
             pairs,
             scoring.method,
-            steps=scoring.steps,
-            rule=scoring.rule,
             ablation=run.ablation or "corrupted",
             direction=scoring.direction or "noising",
             batch_size=run.batch_size,
             seed=seed,
             checkpoint=checkpoint,
+            **settings_of(scoring),
             **level,
         )
 

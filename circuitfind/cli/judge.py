@@ -65,6 +65,8 @@ def verify(
     Pairs are split as "find" splits them: estimates come from one part, exact effects from the other. With --scores and
     --holdout 1 all pairs are measured on. Writes verify.json.
     """
+    if judge.scores is None:
+        inputs.check_scoring(scoring, run)
     folder = inputs.folder(place.out)
     loaded = inputs.load_model(model, out, model.check)
     import circuitfind as cf
@@ -78,7 +80,7 @@ def verify(
         ("behaviour", f"{bound.name}, {bound.metric.name}: {pairs} to judge with"),
     ]
     out.facts(lines)
-    scores = _scores(loaded, bound, seen, task.seed, scoring, run, judge, folder, out)
+    scores = _scores(loaded, bound, (seen, unseen), task.seed, scoring, run, judge, folder, out)
     made = scores.record
     estimates = f"{made.method}, {made.direction}, ablation {made.ablation}, {count(made.n_examples, 'pair')}"
     out.facts([("estimates", estimates)])
@@ -124,7 +126,7 @@ def open_circuit(path: Path, model: Model, bound: BoundTask, out: Output) -> Cir
 def _scores(
     model: Model,
     bound: BoundTask,
-    seen: BoundTask | None,
+    parts: tuple[BoundTask | None, BoundTask],
     seed: int,
     scoring: ScoringOptions,
     run: RunOptions,
@@ -135,10 +137,11 @@ def _scores(
     """From the file, or computed on the pairs that are not judged with."""
     import circuitfind as cf
 
+    seen, unseen = parts
     if judge.scores is not None:
         given = inputs.open_scores(judge.scores, model, scoring, run)
         inputs.warn_of_mismatch("scores file", given.record, model, bound, out)
-        inputs.warn_of_overlap(given, seen, seed, out)
+        inputs.warn_of_overlap(given, seen, unseen, seed, out)
         return given
     if seen is None:
         raise cf.TaskError("--holdout 1 leaves no pairs to score on: give --scores, or a smaller part")

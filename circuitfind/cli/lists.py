@@ -132,6 +132,7 @@ def _measured(name: str, seed: int, out: Output) -> dict[str, dict[str, Any]]:
 
 
 def _words(name: str, out: Output) -> SingleTokens:
+    inputs.refuse_behaviour(name, out)
     with out.waiting(f"loading the tokenizer of {name}"):
         inputs.quiet()
         from circuitfind.models.load import fetch_tokenizer

@@ -23,6 +23,11 @@ HOMES = {  # by the format that a JSON file names: the module and the class that
     "circuitfind.approximation": ("evaluation.approximation", "Approximation"),
     "circuitfind.attention": ("patching.attention", "AttentionPattern"),
 }
+OLDER = (  # by the keys of files written before they named their format: which verb makes them again
+    ({"senders", "effects"}, "circuitfind patch --path"),
+    ({"kinds", "places"}, "circuitfind approximation"),
+    ({"head", "tokens", "pattern"}, "circuitfind attention"),
+)
 MOST_KEYS = 6  # of an unknown object, to name it by
 
 
@@ -44,10 +49,8 @@ def opened(path: Path) -> Any:
     """The result that a file holds.
 
     Raises:
-        FileError: there is no such file, or it holds nothing of these.
+        FileError: it holds nothing of these.
     """
-    if not path.is_file():
-        raise FileError(f"{path}: no such file")
     if path.suffix.lower() == ".safetensors":
         return _tensors(path)
     if path.suffix.lower() not in (".json", ".pt"):
@@ -90,6 +93,9 @@ def _json(path: Path) -> Any:
     if isinstance(name, str) and name in HOMES:
         home, result = HOMES[name]
         return getattr(import_module(f"circuitfind.{home}"), result).open(path)
+    for keys, command in OLDER if name is None else ():
+        if keys <= content.keys():
+            raise FileError(f"{path}: written by an older version of circuitfind: make it again with '{command}'")
     with reading(path):
         if {"points", "cpr"} <= content.keys():
             return _curve(content)

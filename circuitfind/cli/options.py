@@ -104,7 +104,7 @@ class TaskOptions:
         typer.Option("--n", min=1, help="Number of pairs. Default: 64, or all of a file.", rich_help_panel=TASK),
     ] = None
     seed: Annotated[
-        int, typer.Option(help="Of the pairs, the split, intervals, random circuits.", rich_help_panel=TASK)
+        int, typer.Option(min=0, help="Of the pairs, the split, intervals, random circuits.", rich_help_panel=TASK)
     ] = 0
     corruption: Annotated[
         str | None, typer.Option(help="One of the behaviour's named corruptions.", rich_help_panel=TASK)
@@ -158,16 +158,20 @@ class ScoringOptions:
     method: Annotated[
         str | None,
         typer.Option(
-            help="eap-ig-inputs (default), eap-ig-activations, eap, clean-corrupted or exact; nodes: atp (default),"
-            " eap-ig-inputs, eap-ig-activations, clean-corrupted, exact. Baselines: activation, weights, random; nodes:"
-            " direct (contribution to the logit difference), hisp, activation, random.",
+            help="eap-ig-inputs (default), eap-ig-activations, eap, relp, clean-corrupted or exact; nodes: atp"
+            " (default), relp, eap-ig-inputs, eap-ig-activations, clean-corrupted, exact; --what q or k: atp-qk, too."
+            " No effects: ifr, activation, weights, random; nodes: atp-star, direct (contribution to the logit"
+            " difference), hisp, activation, random.",
             rich_help_panel=SCORING,
         ),
     ] = None
-    steps: Annotated[int, typer.Option(help="Of integrated gradients.", rich_help_panel=SCORING)] = 5
-    rule: Annotated[str, typer.Option(help="Of eap-ig-inputs: left, right or midpoint.", rich_help_panel=SCORING)] = (
-        "left"
+    steps: Annotated[int | None, typer.Option(help="Of integrated gradients. Default: 5.", rich_help_panel=SCORING)] = (
+        None
     )
+    rule: Annotated[
+        str | None,
+        typer.Option(help="Of eap-ig-inputs: left (default), right or midpoint.", rich_help_panel=SCORING),
+    ] = None
     direction: Annotated[
         str | None,
         typer.Option(help="noising or denoising. Default: the given scores', else noising.", rich_help_panel=SCORING),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 PACKAGE = Path(__file__).resolve().parents[1]
+PATIENCE = 3.0  # seconds that may pass without a word
 
 
 class Output:
@@ -111,6 +113,15 @@ class Output:
 
     @contextlib.contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """A sign of life where no number of steps is known."""
-        with self.err.status(text) if self.err.is_terminal else contextlib.nullcontext():
+        """A sign of life where no number of steps is known; where nobody watches, a line if it takes long."""
+        if self.err.is_terminal:
+            with self.err.status(text):
+                yield
+            return
+        late = threading.Timer(PATIENCE, self.err.print, (f"{text} ...",))
+        late.daemon = True
+        late.start()
+        try:
             yield
+        finally:
+            late.cancel()

@@ -109,6 +109,9 @@ def patch(
     import circuitfind as cf
 
     bound = inputs.load_task(task, loaded)
+    if paths.path is None:
+        ways = {"by_position": sweep.by_position, "by_span": sweep.by_span, "layers": layers}
+        inputs.check_places(loaded, bound, sweep.what.value, run.ablation, sweep.direction, **ways)
     lines = inputs.task_lines(loaded, bound, count(len(bound), "pair"), run.batch_size, out)
     out.facts([("model", inputs.model_line(loaded)), *lines])
     if paths.path is not None:

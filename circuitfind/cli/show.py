@@ -14,6 +14,7 @@ from circuitfind.cli.output import Output
 from circuitfind.cli.verbs import verb
 from circuitfind.cli.words import count
 from circuitfind.errors import FileError
+from circuitfind.export.files import check_file
 
 if TYPE_CHECKING:
     from circuitfind.plots.plot import Drawing
@@ -43,6 +44,7 @@ def show(given: ShowOptions, out: Output) -> None:
 
     Blue supports the behaviour, red opposes it, white is 0. Needs plotly, which the extra "plots" brings.
     """
+    check_file(given.file)
     path = given.out or given.file.with_suffix(".html")
     if path.suffix.lower() not in (".html", ".htm"):
         raise FileError(f"--out {path}: a page's name ends in .html")

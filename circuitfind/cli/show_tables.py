@@ -59,6 +59,8 @@ def _strongest(heading: str, columns: Sequence[str], rows: Sequence[tuple[str, S
 def _sweep(found: Sweep, out: Output) -> None:
     rows = [(f"{row.name} {row.position}".strip(), [row.effect]) for row in found.top(ROWS)]
     _strongest("place", ["effect"], rows, out)
+    if found.by_position:
+        shown.positions(out)
 
 
 def _scores(found: Scores, out: Output) -> None:

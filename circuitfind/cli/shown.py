@@ -161,6 +161,11 @@ def attention(found: AttentionPattern, out: Output) -> None:
     out.table(" of ".join([f"{found.head} on {where[0]}" if where else found.head, *where[1:]]), columns, rows)
 
 
+def positions(out: Output) -> None:
+    """What the labels of positions are."""
+    out.say("Positions are named by the tokens of the first clean prompt.", style="dim")
+
+
 def drawable(path: Path) -> str:
     """That a file was written, and how to see its figures."""
     return f"Written: {path} (figures: circuitfind show {shlex.quote(str(path))})"

@@ -19,9 +19,9 @@ CELL, FIRST = 6, 14  # widths in the heat table
 
 
 def _parts(found: Sweep) -> np.ndarray | None:
-    """Normalised effects; None where they are undefined."""
+    """Normalised effects; None where they are undefined, or the values are no effects."""
     try:
-        return found.normalised
+        return found.normalised if found.record.is_effect else None
     except ScoreError:
         return None
 
@@ -30,13 +30,14 @@ def strongest(found: Sweep, by: str, rows: int, out: Output) -> None:
     best, parts = found.top(rows, by), _parts(found)
     difference = None if parts is None else float(found.full.mean() - found.empty.mean())
     digits = shown.digits_for(row.effect for row in best)
-    columns = [("place", "left"), ("effect", "right"), ("95% interval", "right"), ("normalised", "right")]
+    value, said = ("effect", shown.effect) if found.record.is_effect else ("score", fixed)
+    columns = [("place", "left"), (value, "right"), ("95% interval", "right"), ("normalised", "right")]
     table = []
     for row in best:
         part = fixed(row.effect / difference) if difference else fixed(None)
         cells: list[str | Text] = [
             row.name,
-            shown.effect(row.effect, digits),
+            said(row.effect, digits),
             interval((row.low, row.high), digits),
             part,
         ]
@@ -46,6 +47,8 @@ def strongest(found: Sweep, by: str, rows: int, out: Output) -> None:
     by = "" if found.record.method == "patch" else f" by {found.record.method}"
     title = f"Strongest of {count(found.effects.size, 'place')}{by}, {found.record.direction} ({found.record.metric}"
     out.table(f"{title} {number(found.full.mean())} in full, {number(found.empty.mean())} ablated)", columns, table)
+    if found.by_position and best:
+        shown.positions(out)
 
 
 def heat(found: Sweep, out: Output) -> None:
@@ -71,7 +74,8 @@ def heat(found: Sweep, out: Output) -> None:
         [label, *(_cell(float(value), strongest, digits) for value in row)]
         for label, row in zip(down.labels, values, strict=True)
     ]
-    out.table(f"Effects by {down.name} and {across.name} ({unit}){note}", columns, rows)
+    shows = "Effects" if found.record.is_effect else "Scores"
+    out.table(f"{shows} by {down.name} and {across.name} ({unit}){note}", columns, rows)
 
 
 def _cell(value: float, strongest: float, digits: int) -> Text:

@@ -2,7 +2,7 @@
 
 1. A verb is a function whose parameters are groups of options (dataclasses of `typing.Annotated` fields, see
    `cli/options.py`) and one `Output`. `verb` spreads the groups' fields into the signature that typer reads, and builds
-   the groups again from what typer parsed, so an option is declared once and means the same everywhere.
+   the groups again from what typer parsed (`cli/values.py`): an option is declared once and means the same everywhere.
 2. Bad input ends with one line and exit code 2, Ctrl-C with one line and 130, a failed check with 1. `--debug` shows
    the traceback instead.
 """
@@ -18,6 +18,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from circuitfind.cli.output import Output
+from circuitfind.cli.values import as_text, value_of
 from circuitfind.errors import CircuitfindError
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
@@ -45,16 +46,18 @@ def verb(app: typer.Typer, example: str) -> Callable[[Verb], Verb]:
             for name, kind in get_type_hints(function).items()
             if is_dataclass(kind) and isinstance(kind, type)
         }
-        spread = {**groups, "speech": SpeechOptions}
+        spread = [*groups.values(), SpeechOptions]
 
         def run(ctx: typer.Context, **values: Any) -> None:
-            built = {name: kind(**{f.name: values[f.name] for f in fields(kind)}) for name, kind in spread.items()}
-            speech = built.pop("speech")
-            out = Output(speech.as_json, _command(ctx))
-            raise typer.Exit(_guarded(lambda: function(out=out, **built), out, speech.debug))
+            out = Output(values["as_json"], _command(ctx))
+
+            def call() -> int | None:
+                return function(out=out, **{name: _built(kind, values) for name, kind in groups.items()})
+
+            raise typer.Exit(_guarded(call, out, values["debug"]))
 
         parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
-        parameters += [parameter for kind in spread.values() for parameter in _parameters(kind)]
+        parameters += [parameter for kind in spread for parameter in _parameters(kind)]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         run.__doc__ = function.__doc__
@@ -68,10 +71,15 @@ def _parameters(kind: type) -> Iterator[inspect.Parameter]:
     """A group's fields as parameters of a function."""
     hints = get_type_hints(kind, include_extras=True)
     for field in fields(kind):
-        default = inspect.Parameter.empty if field.default is MISSING else field.default
-        yield inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
-        )
+        given = inspect.Parameter.empty if field.default is MISSING else field.default
+        annotation, default = as_text(hints[field.name], given)
+        yield inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _built(kind: type, values: dict[str, Any]) -> Any:
+    """A group of options from what typer read."""
+    hints = get_type_hints(kind, include_extras=True)
+    return kind(**{field.name: value_of(field.name, hints[field.name], values[field.name]) for field in fields(kind)})
 
 
 def _guarded(call: Callable[[], int | None], out: Output, debug: bool) -> int:
@@ -112,4 +120,4 @@ def _command(ctx: typer.Context) -> list[str]:
 def _option(parameter: Any, value: Any) -> list[str]:
     if getattr(parameter, "is_flag", False):
         return [parameter.opts[0] if value else parameter.secondary_opts[0]]
-    return [parameter.opts[0], str(getattr(value, "value", value))]  # an enum's value
+    return [parameter.opts[0], str(value)]

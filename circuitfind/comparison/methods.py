@@ -79,6 +79,7 @@ METHODS: dict[str, Method] = {
     "eap": _attributed("eap", "edge attribution patching"),
     "eap-ig-inputs": _attributed("eap-ig-inputs", "gradients averaged between the prompts' embeddings"),
     "eap-ig-activations": _attributed("eap-ig-activations", "gradients averaged between the nodes' outputs"),
+    "relp": _attributed("relp", "edge attribution patching by rules of relevance propagation"),
     "clean-corrupted": _attributed("clean-corrupted", "gradients averaged over both prompts"),
     "acdc": Method(_acdc, "greedy exact pruning at a grid of thresholds"),
     "edge-pruning": Method(
@@ -88,10 +89,12 @@ METHODS: dict[str, Method] = {
     "ugs": Method(partial(_learned, method="ugs"), "uniform gradient sampling of masks"),
     "exact-nodes": _attributed("exact", "every node patched on its own", level="node"),
     "atp": _attributed("atp", "attribution patching of nodes", level="node"),
+    "atp-star": _attributed("atp-star", "attribution patching of nodes, each layer's gradient dropped", level="node"),
     "hisp": _attributed("hisp", "head importance scores", level="node"),
     "subnetwork-probing-nodes": Method(
         partial(_learned, method="subnetwork-probing", level="node"), "hard-concrete masks over nodes"
     ),
+    "ifr": _attributed("ifr", "information flow routes: shares of what a reader reads"),
     "activation": _attributed("activation", "how far apart clean and corrupted outputs are"),
     "weights": _attributed("weights", "composition of weights, without data"),
     "random": _attributed("random", "a random ranking"),

@@ -21,6 +21,7 @@ from circuitfind.errors import FileError
 from circuitfind.evaluation.curve import CurvePoint
 from circuitfind.export.files import write_text
 from circuitfind.export.json_file import plain
+from circuitfind.export.json_text import parsed
 from circuitfind.record import Record
 from circuitfind.statistics import UNKNOWN, Interval
 
@@ -152,12 +153,7 @@ class Comparison:
         Raises:
             FileError: no such file, or no comparison.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileError(f"{path}: no such file") from None
-        except (OSError, ValueError) as error:
-            raise FileError(f"{path} cannot be read as JSON: {error}") from None
+        content = parsed(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise FileError(f"{path} is no comparison: give the compare.json that 'circuitfind compare' wrote")
         if content.get("version") != VERSION:

@@ -84,6 +84,7 @@ class Approximation:
     Attributes:
         compared: by kind of place.
         remarks: in words, what can be relied on and where the estimates fail, with the measured reason.
+        record: of the estimates; in its settings `what` lists the kinds, `by_position` those swept by position.
     """
 
     compared: dict[str, Compared]
@@ -175,16 +176,20 @@ def approximation(
         ScoreError, TaskError, ModelError: as from `circuitfind.attribute` and `circuitfind.patch`.
     """
     bound = bind(model, task).with_metric(metric)
-    kinds = [what] if isinstance(what, str) else list(dict.fromkeys(what))
-    if not kinds:
+    given = [what] if isinstance(what, str) else list(what) if isinstance(what, Iterable) else []
+    if not given or not all(isinstance(kind, str) for kind in given):
         raise ScoreError(f"what={what!r} names no kind of place: give one or several, such as {', '.join(KINDS)}")
+    if method == "atp-star":
+        raise ScoreError(
+            "method='atp-star': its scores rank and have no sign: hold 'atp', or 'atp-qk', against exact effects"
+        )
     if method == "exact":
         raise ScoreError("method='exact' is what estimates are held against: name a method that estimates")
-    layers = list(layers) if isinstance(layers, Iterable) else layers
+    layers = list(layers) if isinstance(layers, Iterator) else layers  # every kind goes through them
     common: dict[str, Any] = {"by_position": by_position, "by_span": by_span, "layers": layers}
     common |= {"ablation": ablation, "batch_size": batch_size, "seed": seed}
     compared = {}
-    for kind in kinds:
+    for kind in dict.fromkeys(given):
 
         def estimate(direction: str, kind: str = kind) -> Sweep:
             options = {"level": "node", "what": kind, "steps": steps, "direction": direction, **common}
@@ -202,7 +207,9 @@ def approximation(
             other = estimate("denoising" if direction == "noising" else "noising")
             other_end = _ratio(other.effects, estimated.effects)
         compared[kind] = Compared(estimated, exact, sizes, other_end)
-    record = next(iter(compared.values())).estimated.record
+    records = {kind: one.estimated.record for kind, one in compared.items()}
+    by_itself = [kind for kind, record in records.items() if record.settings["by_position"]]
+    record = records[given[0]].with_settings(what=list(records), by_position=by_itself)
     return Approximation(compared, remarks(compared, method, direction), record)
 
 

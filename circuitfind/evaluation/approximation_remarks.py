@@ -7,8 +7,8 @@ a tenth of the kind's largest layer. For what is not estimated well, a reason is
 
 * a large change: what is replaced is at least half as large as what it is part of. A first-order estimate is a straight
   line through one point; norms, attention and MLPs bend within such a distance.
-* saturation: the gradient at the other run would have given estimates at least twice as large in all, and the exact
-  effects are larger than the estimates: the metric has flattened out where the gradient was taken.
+* a flatter gradient: that at the other run would have given estimates at least twice as large in all, and the exact
+  effects are larger than the estimates (a slope above 1).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 HIGH_R, LARGE_ERROR, MANY_WRONG = 0.9, 0.5, 0.1
 MATTERS = 0.1  # of the largest layer's mean |effect|
-LARGE_CHANGE, SATURATED = 0.5, 2.0
+LARGE_CHANGE, FLATTER = 0.5, 2.0
 WORDS = {
     "resid": "the residual stream",
     "resid-mid": "the residual stream between attention and MLPs",
@@ -72,7 +72,7 @@ def _remark(what: str, one: Compared, method: str, direction: str) -> str:
     if failing:
         said.append(f"it fails in layer{'s' if len(failing) > 1 else ''} {', '.join(map(str, failing))}")
     reasons = _reasons(what, one, failing or one.layers, direction)
-    said.append("; ".join(reasons) if reasons else "neither the size of the change nor saturation explains it")
+    said.append("; ".join(reasons) if reasons else "neither the size of the change nor a flatter gradient explains it")
     remedy = (
         "measure these with cf.patch" if method != "atp" else "try method='eap-ig-inputs', or measure with cf.patch"
     )
@@ -93,11 +93,13 @@ def _reasons(what: str, one: Compared, layers: list[int], direction: str) -> lis
         reasons.append(
             f"what is replaced there is large, {size:.2g} times the {whole} it changes: too far for a straight line"
         )
-    if one.other_end is not None and one.other_end >= SATURATED and one.fit().slope > 1:
+    slope = one.fit().slope
+    if one.other_end is not None and one.other_end >= FLATTER and slope > 1:
         taken, other = ("clean", "corrupted") if direction == "noising" else ("corrupted", "clean")
         reasons.append(
-            f"the metric is saturated at the {taken} run: gradients at the {other} run make estimates"
-            f" {one.other_end:.2g} times as large"
+            f"the gradient is flatter at the {taken} run, where it was taken, than at the {other} run, which makes"
+            f" estimates {one.other_end:.2g} times as large, and exact effects are larger than the estimates"
+            f" (slope {slope:.2f})"
         )
     return reasons
 

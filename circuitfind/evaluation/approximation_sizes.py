@@ -3,7 +3,8 @@
     size = root of (sum of |change|^2 over tokens and units) / (sum of |whole|^2 over the same tokens and units)
 
 over the real tokens at which anything changes. The whole is the residual stream that the change is added to (`attn`,
-`mlp`, `heads`, `neurons`), or the replaced value itself (`resid`, `resid-mid`, `q`, `k`, `v`, `pattern`).
+`mlp`, `heads`, `neurons`), or the replaced value itself (`resid`, `resid-mid`, `q`, `k`, `v`, `pattern`): in the run
+that is patched, clean in noising and corrupted in denoising.
 """
 
 from __future__ import annotations
@@ -51,9 +52,11 @@ def _writers(adapter: Adapter, sides: Sides, plan: Plan, means: Means | None) ->
 
 def _sums(adapter: Adapter, plan: Plan, layer: int, sides: Sides, delta: Writers) -> Tensor:
     """`[2]`: squares of the change and of the whole, summed."""
-    what, work = plan.what, adapter.work
-    own = sides.own[layer].to(work)
-    difference = own - sides.other[layer].to(work)
+    what, work, noising = plan.what, adapter.work, plan.direction == "noising"
+    base, base_batch = (sides.clean, sides.batch.clean) if noising else (sides.corrupted, sides.batch.corrupted)
+    own, other = sides.own[layer].to(work), sides.other[layer].to(work)
+    own, other = (own, other) if noising else (other, own)
+    difference = own - other
     if what == "heads":
         change = adapter.head_outputs(layer, delta.heads[layer]).pow(2).sum(-1).movedim(0, -1)
     elif what == "attn":
@@ -64,14 +67,14 @@ def _sums(adapter: Adapter, plan: Plan, layer: int, sides: Sides, delta: Writers
         view = adapter.layers[layer]
         change = difference.pow(2) * view.mlp_weights()[1].pow(2).sum(-1)
         if view.post_mlp_norm is not None:
-            change = change * view.post_mlp_norm.scale(sides.clean.mlp_out[layer].to(work)).pow(2)
+            change = change * view.post_mlp_norm.scale(base.mlp_out[layer].to(work)).pow(2)
     else:  # one unit, or one a head
         change = difference.pow(2).sum(-1)
         change = change.unsqueeze(-1) if what in ("resid", "resid-mid") else change
     if what in ("q", "k", "v", "pattern"):
         whole = own.pow(2).sum(-1)
     else:
-        stream = own if what in ("resid", "resid-mid") else sides.clean.resid[layer + 1].to(work)
+        stream = own if what in ("resid", "resid-mid") else base.resid[layer + 1].to(work)
         whole = stream.pow(2).sum(-1, keepdim=True)
-    changed = (change.sum(-1) > 0) & sides.batch.clean.mask.to(change.device)
+    changed = (change.sum(-1) > 0) & base_batch.mask.to(change.device)
     return torch.stack([change[changed].sum(), whole.expand_as(change)[changed].sum()])

@@ -1,9 +1,8 @@
 """What is wrong with a task, in words, before anything expensive runs on it.
 
 1. The task meets the model. What cannot be used (an answer of several tokens, a pair of unequal length) is an error.
-2. Both sides of the pairs run once. Does the model do the behaviour more often than by guessing? The chance of a row is
-   1 / (1 + wrong answers) for one answer, and for sets of answers whether the larger set is the right one, as it is for
-   a model that knows nothing; accuracy is compared with it by the binomial distribution.
+2. Both sides of the pairs run once. Does the model do the behaviour more often than by guessing
+   (`circuitfind.evaluation.summary`)?
 3. Does the corrupted prompt take the behaviour away: is the metric lower there, on average beyond noise, and in more
    pairs than by a throw of a coin?
 4. What may mislead without being wrong: an answer that continues the prompt's last word, one answer for all pairs.
@@ -11,22 +10,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from circuitfind.errors import TaskError
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.summary import TaskSummary, summary_of
+from circuitfind.evaluation.summary import DOUBT, TaskSummary, at_least, summary_of
 from circuitfind.loading import bind
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.remote.call import remotable
 from circuitfind.tasks.task import BoundTask, Task
-
-DOUBT = 0.05  # a result that guessing gives as often as this is no evidence
 
 
 class Finding(NamedTuple):
@@ -89,45 +83,19 @@ def diagnose(
         return Diagnosis(getattr(task, "name", "task"), (Finding("error", str(error)),), None)
     evaluator = Evaluator(model, bound, batch_size=batch_size)
     summary = summary_of(evaluator, warn=False)
-    found = [*_behaviour(evaluator, summary), *_contrast(evaluator), *_answers(bound, model.tokenizer)]
+    found = [*_behaviour(summary), *_contrast(evaluator), *_answers(bound, model.tokenizer)]
     found.sort(key=lambda finding: finding.severity == "note")
     return Diagnosis(bound.name, tuple(found), summary)
 
 
 # -------------------------------------------------------------------- does the model do it?
-def _behaviour(evaluator: Evaluator, summary: TaskSummary) -> list[Finding]:
-    batch, right = evaluator.bound.batch, evaluator.full_accurate
-    failing = summary.warning()
-    found = [Finding("warning", failing)] if failing else []
-    if not batch.wrong.shape[-1]:  # then the answer has to be the most likely of all tokens: that is no guess
-        return found
-    chance = float(chances(evaluator.bound).mean())
-    if at_least(int(right.sum()), len(right), chance) <= DOUBT:
-        return found
-    if not failing:
-        return [Finding("note", f"{len(right)} pairs are too few to tell 100% accuracy from guessing ({chance:.0%})")]
-    text = f"an accuracy of {right.mean():.0%} on {len(right)} pairs is"
-    if chance < 1 and at_least(int((~right).sum()), len(right), 1 - chance) <= DOUBT:
-        text = f"{text} worse than guessing ({chance:.0%}): the model prefers the wrong answers"
-        return [Finding("warning", f"{text}; are answers and wrong answers, or the two sides, exchanged?")]
-    text = f"{text} no better than guessing ({chance:.0%})"
-    return [*found, Finding("warning", f"{text}: the model may not have this behaviour")]
-
-
-def chances(bound: BoundTask) -> np.ndarray:
-    """`[pairs]`: how likely a model that knows nothing is to be counted right."""
-    right, wrong = ((ids[:, 0] >= 0).sum(-1).double().cpu() for ids in (bound.batch.answers, bound.batch.wrong))
-    single = 1 / (1 + wrong)
-    return np.where(right == 1, single, (right > wrong).double()) ** bound.batch.answers.shape[1]
-
-
-def at_least(count: int, size: int, chance: float) -> float:
-    """Probability of so many successes or more in `size` tries."""
-    if chance in (0.0, 1.0):
-        return float(count == 0 or chance == 1)
-    ways = (math.lgamma(size + 1) - math.lgamma(k + 1) - math.lgamma(size - k + 1) for k in range(count, size + 1))
-    odds = (k * math.log(chance) + (size - k) * math.log1p(-chance) for k in range(count, size + 1))
-    return math.fsum(math.exp(way + odd) for way, odd in zip(ways, odds, strict=True))
+def _behaviour(summary: TaskSummary) -> list[Finding]:
+    if failing := summary.warning():
+        return [Finding("warning", failing)]
+    if at_least(summary.n, summary.n, summary.chance) > DOUBT:
+        text = f"{summary.n} pairs are too few to tell 100% accuracy from guessing ({summary.chance:.0%})"
+        return [Finding("note", text)]
+    return []
 
 
 # -------------------------------------------------------------------- does the corrupted prompt take it away?

@@ -23,7 +23,7 @@ from circuitfind.attribution.gradients import Pairs
 from circuitfind.batch import Batch
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.circuit_run import run_circuits
-from circuitfind.engine.memory import batch_size_for, in_batches
+from circuitfind.engine.memory import SideBySide, batch_size_for, in_batches
 from circuitfind.engine.prepare import Prepared, prepare
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation.outcome import Evaluation, Outcome, PerExample
@@ -38,8 +38,7 @@ from circuitfind.tasks.task import BoundTask, Task
 
 R = TypeVar("R")
 KEPT_BYTES = 2 * 2**30  # of prepared runs kept between circuits; beyond that they are computed anew for each call
-TOKENS_AT_ONCE = {"cpu": 1024}  # of circuits run side by side
-MANY_TOKENS_AT_ONCE = 16384
+CIRCUITS = SideBySide(1024, 16384)
 ROUNDINGS = 8  # differences of metrics within so many units in the last place are none
 
 
@@ -84,8 +83,7 @@ class Evaluator:
 
     def run(self, masks: np.ndarray) -> Outcome:
         """Runs circuits given as `[circuits, writers, readers]` bool masks."""
-        limit = TOKENS_AT_ONCE.get(self.pairs.adapter.device.type, MANY_TOKENS_AT_ONCE)
-        at_once = max(1, limit // (self.batch_size * self.bound.batch.clean.ids.shape[1]))
+        at_once = CIRCUITS.runs(self.pairs.adapter.device, self.batch_size * self.bound.batch.clean.ids.shape[1])
         starts, parts = range(0, len(masks), at_once), []
         with progress("circuits", len(masks)) if len(starts) > 1 else nullcontext(lambda done: None) as advance:
             for start in starts:
@@ -193,10 +191,12 @@ class Evaluator:
         parts = list(self._in_batches(measured))
         outcome = Outcome(*(np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True)))
         outcome = outcome._replace(metric=outcome.metric.astype(np.float64), kl=outcome.kl.astype(np.float64))
-        if np.isnan(outcome.metric).any():
-            row = int(np.isnan(outcome.metric).any(axis=0).argmax())
+        bad = ~np.isfinite(outcome.metric)
+        if bad.any():
+            row = int(bad.any(axis=0).argmax())
+            found = "NaN" if np.isnan(outcome.metric[:, row]).any() else "infinite"
             raise ScoreError(
-                f"metric '{self.bound.metric.name}' is NaN on example {row}: {self.bound.prompts[row][:80]!r}"
+                f"metric '{self.bound.metric.name}' is {found} on example {row}: {self.bound.prompts[row][:80]!r}"
             )
         return outcome
 

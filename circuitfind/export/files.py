@@ -1,4 +1,7 @@
-"""Writes a file whole or not at all: into a hidden neighbour first, which then takes the name."""
+"""Files are there before they are read, and are written whole or not at all.
+
+A file is written into a hidden neighbour first, which then takes the name.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,18 @@ from os import PathLike
 from pathlib import Path
 
 from circuitfind.errors import FileError
+
+
+def check_file(path: str | PathLike[str]) -> None:
+    """Refuses what is no file.
+
+    Raises:
+        FileError: there is nothing of this name, or it is a folder.
+    """
+    if Path(path).is_dir():
+        raise FileError(f"{path}: this is a folder: name a file in it")
+    if not Path(path).exists():
+        raise FileError(f"{path}: no such file")
 
 
 def write_bytes(path: str | PathLike[str], content: bytes) -> Path:

@@ -29,6 +29,7 @@ from typing_extensions import TypedDict
 
 from circuitfind.errors import FileError
 from circuitfind.export.files import write_text
+from circuitfind.export.json_text import parsed
 from circuitfind.export.rows import EdgeRow
 from circuitfind.graph import Graph
 from circuitfind.record import Record
@@ -150,7 +151,7 @@ def read(path: str | PathLike[str]) -> Content:
         FileError: the file is missing, no JSON, of another format or a newer version, holds wrong types,
             or names edges that its graph lacks or names them twice.
     """
-    raw = _json(path)
+    raw = parsed(path)
     if not isinstance(raw, dict) or raw.get("format") != FORMAT:
         found = f"format '{raw['format']}'" if isinstance(raw, dict) and "format" in raw else 'no "format" key'
         raise FileError(f"{path}: not a circuit of circuitfind ({found}, expected '{FORMAT}')")
@@ -170,22 +171,6 @@ def read(path: str | PathLike[str]) -> Content:
     except FileError as error:
         raise FileError(f"{path}: graph: {error}") from None
     return Content(graph, _rows(path, graph, content.edges), Record(**content.record.model_dump()), content.facts)
-
-
-def _json(path: str | PathLike[str]) -> Any:
-    """The file's JSON; NaN and Infinity, which are no JSON, are refused."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number that JSON knows")
-
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=refuse)
-    except FileNotFoundError:
-        raise FileError(f"{path}: no such file") from None
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are both ValueErrors
-        raise FileError(f"{path}: not JSON: {error}") from None
 
 
 def _rows(path: str | PathLike[str], graph: Graph, edges: list[EdgePart]) -> list[EdgeRow]:

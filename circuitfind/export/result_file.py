@@ -18,6 +18,7 @@ import numpy as np
 from circuitfind.errors import FileError, ScoreError
 from circuitfind.export.files import write_text
 from circuitfind.export.json_file import plain
+from circuitfind.export.json_text import parsed
 
 VERSION = 1
 
@@ -40,12 +41,7 @@ def json_object(path: str | PathLike[str]) -> dict[str, Any]:
     Raises:
         FileError: there is no such file, or it holds something else.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileError(f"{path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{path}: cannot be read as JSON: {error}") from None
+    content = parsed(path)
     if not isinstance(content, dict):
         raise FileError(f"{path}: a JSON {type(content).__name__}, no result of circuitfind")
     return content

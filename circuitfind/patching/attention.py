@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
@@ -20,7 +21,7 @@ from circuitfind.engine.site_values import capture_site
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.export import result_file
 from circuitfind.graph import Graph
-from circuitfind.loading import bind
+from circuitfind.loading import bind, check_model
 from circuitfind.models.load import Model
 from circuitfind.record import NO_EFFECT, Record
 from circuitfind.remote.call import remotable
@@ -104,10 +105,11 @@ def attention(
 
     Raises:
         ScoreError: no such head or example.
-        TaskError: a prompt as text for a model without tokenizer.
+        TaskError: no prompt, one without tokens, or one as text for a model without tokenizer.
         ModelError: the model does not hand out its attention patterns.
     """
-    names = [head] if isinstance(head, str) else list(head)
+    check_model(model)
+    names = [head] if isinstance(head, str) or not isinstance(head, Iterable) else list(head)
     if not names:
         raise ScoreError("no head is named: give one such as 'a0.h1', or several")
     places = [_head(model.graph, name) for name in names]
@@ -128,7 +130,7 @@ def _head(graph: Graph, name: str) -> tuple[int, int]:
     """Layer and number of a head."""
     layer, _, unit = str(name).removeprefix("a").partition(".h")
     if name not in graph.writer_names or not unit:
-        raise ScoreError(f"'{name}' is no head of this model ({graph}): heads are a0.h0 to {graph.writer_names[-2]}")
+        raise ScoreError(f"{name!r} is no head of this model ({graph}): heads are a0.h0 to {graph.writer_names[-2]}")
     return int(layer), int(unit)
 
 
@@ -145,12 +147,18 @@ def _prompt(model: Model, prompts: Prompts, example: int, corrupted: bool) -> tu
         raise ScoreError("corrupted=True asks for the corrupted side of a task: prompts as text have none")
     if model.tokenizer is None:
         raise TaskError("this model has no tokenizer: give a task of token ids")
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    texts = [prompts] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else list(prompts)
+    for text in texts:
+        if not isinstance(text, str):
+            raise TaskError(f"prompts: {text!r} is no text: give a task (cf.Task of token ids), a prompt, or several")
     _check_example(example, len(texts))
+    ids = PromptTokenizer(model.tokenizer, None)([texts[example]])[0]
+    if not len(ids):
+        raise TaskError(f"prompt {texts[example]!r} has no tokens: there is nothing to attend to")
     record = replace(RECORD, model=model.name, n_examples=1, settings={"example": example})
-    return torch.tensor(PromptTokenizer(model.tokenizer, None)([texts[example]])[0]), record
+    return torch.tensor(ids), record
 
 
 def _check_example(example: int, count: int) -> None:
-    if not 0 <= example < count:
-        raise ScoreError(f"example={example}: there are {count} prompts, counted from 0")
+    if isinstance(example, bool) or not isinstance(example, Integral) or not 0 <= example < count:
+        raise ScoreError(f"example={example!r}: there are {count} prompts, counted from 0")

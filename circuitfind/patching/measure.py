@@ -17,20 +17,21 @@ import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch
-from circuitfind.checkpoint import Measurements, key_of
+from circuitfind.checkpoint import Measurements
 from circuitfind.engine.ablation import ablated, writer_means
 from circuitfind.engine.aligned import moved
-from circuitfind.engine.capture import Run, Writers, capture
+from circuitfind.engine.capture import Run, Writers
 from circuitfind.engine.memory import in_batches
 from circuitfind.engine.prepare import capture_empty
 from circuitfind.engine.restart import Restart
+from circuitfind.engine.run_key import run_key
 from circuitfind.engine.site_values import Values, capture_site, site_means
-from circuitfind.errors import ScoreError
 from circuitfind.metrics import Metric
 from circuitfind.models.adapter import Adapter
 from circuitfind.patching.places import KINDS, Patcher, Place
 from circuitfind.patching.stretches import Stretches
 from circuitfind.progress import track
+from circuitfind.score_checks import check_effects
 
 
 class Measured(NamedTuple):
@@ -107,7 +108,7 @@ def measure(
     """Effects of all places on all examples.
 
     Raises:
-        ScoreError: an effect is NaN.
+        ScoreError: an effect is NaN or infinite.
         FileError: the checkpoint belongs to another run.
     """
     key = _key(adapter, batch, plan, metric) if checkpoint else ""
@@ -129,17 +130,10 @@ def measure(
 
 
 def _key(adapter: Adapter, batch: Batch, plan: Plan, metric: Metric) -> str:
-    """Digest of everything that decides the effects; a metric is known by its values on the first pair."""
-    first = batch.rows(slice(0, 1)).trimmed()
-    logits = [capture(adapter, side).logits for side in (first.clean, first.corrupted)]
-    first = first.with_reference(logits[0])
-    tensors = [*batch.clean, *batch.corrupted, batch.answers, batch.wrong, *(metric(one, first) for one in logits)]
-    tensors += [] if batch.alignment is None else [batch.alignment]
-    weights = (weight.detach().flatten() for weight in adapter.model.parameters())
-    tensors += [weight[:: max(1, len(weight) // 64)].float() for weight in weights]
-    tensors += [] if plan.stretches is None else [plan.stretches.numbers]
+    """Digest of everything that decides the effects of a sweep."""
+    numbers = None if plan.stretches is None else plan.stretches.numbers.cpu().numpy()
     places = (plan.what, plan.layers, plan.units, plan.ablation, plan.direction)
-    return key_of(*(tensor.cpu().numpy() for tensor in tensors), adapter.graph, metric.name, places)
+    return run_key(adapter, batch, metric, numbers, places)
 
 
 def means_of(adapter: Adapter, batch: Batch, plan: Plan, batch_size: int | None) -> Means | None:
@@ -194,18 +188,9 @@ def _measure_batch(
         if measured.missing(rows, examples):
             values = torch.stack([metric(one, batch) for one in patcher.logits(layer, some)])
             effects = as_numpy(sign * (before - values))
-            _check_finite(effects, plan, layer, some)
+            check_effects(effects, [f"the effect of {plan.what} in layer {layer}, unit {one.unit}" for one in some])
             measured.add(rows, examples, effects)
     return as_numpy(full), as_numpy(empty)
-
-
-def _check_finite(effects: np.ndarray, plan: Plan, layer: int, places: list[Place]) -> None:
-    if np.isnan(effects).any():
-        place, example = np.argwhere(np.isnan(effects))[0].tolist()
-        raise ScoreError(
-            f"the effect of {plan.what} in layer {layer}, unit {places[place].unit} is NaN on example {example} of the"
-            " batch: look for inf or NaN in the logits or in your metric"
-        )
 
 
 def as_numpy(values: Tensor) -> np.ndarray:

@@ -16,8 +16,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from numbers import Integral
 from os import PathLike
+from typing import Any
 
-from circuitfind.engine.ablation import check_ablation, resampled
+from circuitfind.engine.ablation import check_ablation, check_direction, resampled
 from circuitfind.engine.aligned import refuse_aligned
 from circuitfind.engine.site_values import input_rows
 from circuitfind.errors import ModelError, ScoreError
@@ -30,7 +31,7 @@ from circuitfind.patching.places import KINDS
 from circuitfind.patching.stretches import stretches
 from circuitfind.patching.sweep import Axis, Sweep
 from circuitfind.remote.call import remotable
-from circuitfind.tasks.bound import BoundTask
+from circuitfind.tasks.bound import BoundTask, check_seed
 from circuitfind.tasks.task import Task
 
 SIGNS = {
@@ -81,13 +82,14 @@ def patch(
 
     Raises:
         ScoreError: an unknown kind of place, layer or direction; prompts whose positions do not correspond, or without
-            spans to go by; NaN.
+            spans to go by; NaN or infinity.
         TaskError: the task does not fit the model or the ablation.
         FileError: the checkpoint belongs to another sweep.
         ModelError: the model has no such places (neurons of a mixture of experts, patterns that it does not show, a
             stream between attention and MLP where both read the same).
     """
     bound = bind(model, task).with_metric(metric)
+    check_seed(seed)
     plan, axes = planned(model.adapter, bound, what, by_position, by_span, layers, ablation, direction)
     batch = resampled(bound.batch, seed) if ablation == "resample" else bound.batch
     found = measure(model.adapter, batch, plan, bound.metric, batch_size, checkpoint)
@@ -114,8 +116,11 @@ def planned(
         TaskError: the task does not allow the ablation.
         ModelError: the model has no such places.
     """
-    if what not in KINDS:
-        raise ScoreError(f"what='{what}' is unknown: use one of {', '.join(KINDS)}")
+    if not isinstance(what, str) or what not in KINDS:
+        raise ScoreError(f"what={what!r} is unknown: use one of {', '.join(KINDS)}")
+    for name, given in (("by_position", by_position), ("by_span", by_span)):
+        if given not in (None, True, False):
+            raise ScoreError(f"{name}={given!r}: give True or False")
     if by_span and by_position is not None:
         raise ScoreError("by_span=True and by_position= divide the positions in two ways: give one of them")
     chosen = _chosen(layers, what, adapter)
@@ -141,24 +146,26 @@ def _chosen(layers: int | Iterable[int] | None, what: str, adapter: Adapter) -> 
     n_layers = adapter.graph.n_layers
     if layers is None and what == "neurons":
         width = len(input_rows(adapter, "hidden", 0))
-        raise ScoreError(f"each of the {n_layers} layers has {width:,} neurons: name a layer, such as layers=0")
+        raise ScoreError(
+            f"each of the {n_layers} layers has {width:,} neurons: name a layer, such as layers=0 (--layers 0)"
+        )
     if layers is None:
         return list(range(n_layers))
-    chosen = list(layers) if isinstance(layers, Iterable) else [layers]
-    known = all(isinstance(layer, Integral) and 0 <= layer < n_layers for layer in chosen)
+    given: Any = layers.tolist() if hasattr(layers, "tolist") else layers  # of numpy or torch
+    chosen = list(given) if isinstance(given, Iterable) else [given]
+    known = all(_is_whole(layer) and 0 <= layer < n_layers for layer in chosen)
     if not chosen or not known or len(set(chosen)) < len(chosen):
         raise ScoreError(f"layers={layers!r}: give layers of this model, 0 to {n_layers - 1}, each of them once")
     return [int(layer) for layer in chosen]
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def _check(what: str, ablation: str, direction: str, bound: BoundTask) -> None:
-    if direction not in SIGNS:
-        raise ScoreError(f"direction '{direction}' is unknown: use 'noising' or 'denoising'")
     check_ablation(ablation, bound.batch)
-    if direction == "denoising" and ablation != "corrupted":
-        raise ScoreError("direction 'denoising' starts from the corrupted run: it needs ablation='corrupted'")
-    if direction == "denoising":
-        refuse_aligned(bound.batch, "direction 'denoising'", "use 'noising', with the sides exchanged if need be")
+    check_direction(direction, ablation, bound.batch)
     if what == "pattern":
         refuse_aligned(bound.batch, "a corrupted attention pattern", "patch 'q', 'k' or 'v' instead")
     if what == "pattern" and ablation == "mean":

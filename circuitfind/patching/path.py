@@ -27,13 +27,11 @@ import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch
-from circuitfind.engine.ablation import check_ablation, resampled, writer_means
-from circuitfind.engine.aligned import refuse_aligned
+from circuitfind.engine.ablation import check_ablation, check_direction, resampled, writer_means
 from circuitfind.engine.capture import Writers
-from circuitfind.engine.memory import budget, in_batches
+from circuitfind.engine.memory import PATCHES, budget, in_batches
 from circuitfind.engine.path_run import run_without
 from circuitfind.engine.prepare import Prepared, prepare
-from circuitfind.engine.restart import MANY_TOKENS_AT_ONCE, TOKENS_AT_ONCE
 from circuitfind.errors import ScoreError
 from circuitfind.graph import Graph
 from circuitfind.loading import bind
@@ -44,7 +42,8 @@ from circuitfind.patching.measure import as_numpy
 from circuitfind.patching.path_effects import PathEffects
 from circuitfind.progress import track
 from circuitfind.remote.call import remotable
-from circuitfind.tasks.bound import BoundTask
+from circuitfind.score_checks import check_effects
+from circuitfind.tasks.bound import BoundTask, check_seed
 from circuitfind.tasks.task import Task
 
 SIGNS = {
@@ -95,17 +94,12 @@ def path_patch(
         `PathEffects`, one row a sender, in units of the metric; NaN where a receiver is computed before the sender.
 
     Raises:
-        ScoreError: an unknown receiver or direction, a sender that no receiver reads, NaN.
-        FileError: an unknown sender.
+        ScoreError: an unknown sender, receiver or direction, a sender that no receiver reads, NaN or infinity.
         TaskError: the task does not fit the model or the ablation.
     """
     bound, graph = bind(model, task).with_metric(metric), model.graph
-    if direction not in SIGNS:
-        raise ScoreError(f"direction '{direction}' is unknown: use 'noising' or 'denoising'")
-    if direction == "denoising" and ablation != "corrupted":
-        raise ScoreError("direction 'denoising' starts from the corrupted run: it needs ablation='corrupted'")
-    if direction == "denoising":
-        refuse_aligned(bound.batch, "direction 'denoising'", "use 'noising', with the sides exchanged if need be")
+    check_seed(seed)
+    check_direction(direction, ablation, bound.batch)
     if receivers is None and not separate:
         raise ScoreError(
             "receivers=None means every reader: give separate=True for a column each (all of them together are the"
@@ -167,12 +161,19 @@ def _senders(graph: Graph, senders: str | Iterable[str] | None, columns: list[li
     """Writer indices.
 
     Raises:
-        ScoreError: a named one that no receiver reads.
+        ScoreError: one that this graph does not have, or that no receiver reads.
     """
     last = max(int(graph.limits[reader]) for readers in columns for reader in readers)
     if senders is None:
         return list(range(last))
-    rows = [graph.writer(name) for name in _listed(senders, "senders")]
+    names = _listed(senders, "senders")
+    for name in names:
+        if name not in graph.writer_names:
+            raise ScoreError(
+                f"sender '{name}' is no writer of this graph ({graph}): its writers are input, a0.h0 to"
+                f" {graph.writer_names[-1]}"
+            )
+    rows = [graph.writer(name) for name in names]
     if not rows:
         raise ScoreError("no senders: name writers such as 'input', 'a0.h1' or 'm2', or leave them out for all")
     for row in rows:
@@ -218,11 +219,8 @@ def _measure(
     for group in track(_groups(adapter.graph, cells, _at_once(adapter, batch, cells)), "paths"):
         values = torch.stack([metric(one, batch) for one in _logits(prepared, group)])
         effects.append(as_numpy(sign * (before - values)))
-        if np.isnan(effects[-1]).any():
-            name = adapter.graph.writer_names[group[int(np.isnan(effects[-1]).any(axis=1).argmax())].writer]
-            raise ScoreError(
-                f"the effect of a path from {name} is NaN: look for inf or NaN in the logits or the metric"
-            )
+        names = adapter.graph.writer_names
+        check_effects(effects[-1], [f"the effect of a path from {names[cell.writer]}" for cell in group])
     return [np.concatenate(effects), *map(as_numpy, ends)]
 
 
@@ -230,7 +228,7 @@ def _at_once(adapter: Adapter, batch: Batch, cells: list[Cell]) -> int:
     """How many cells run side by side: no more than is worth it, and than memory has room for, because what each of
     their senders writes is held in each of their runs."""
     tokens, senders = batch.clean.ids.numel(), len({cell.writer for cell in cells})
-    worth = TOKENS_AT_ONCE.get(adapter.device.type, MANY_TOKENS_AT_ONCE) // tokens
+    worth = PATCHES.runs(adapter.device, tokens)
     room = budget(adapter.device) // (tokens * adapter.graph.d_model * adapter.work.itemsize)  # senders x runs
     return max(1, min(worth, max(room // senders, math.isqrt(room))))
 

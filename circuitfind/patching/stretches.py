@@ -52,8 +52,9 @@ def _of_positions(bound: BoundTask) -> Stretches:
         )
         raise ScoreError(
             f"by_position=True needs prompts of one length, these have {int(lengths.min())} to {int(lengths.max())}"
-            f" tokens: divide them {spans} (by_span=True, --by-span), take one template of the behaviour or a subset of"
-            " one length, or patch all positions of a place together (by_position=False)"
+            f" tokens: divide them {spans} (by_span=True, --by-span), take one template of the behaviour (template=,"
+            " --template) or a subset of one length, or patch all positions of a place together (by_position=False,"
+            " --all-positions)"
         )
     tokens = enumerate(bound.tokens[0])  # of the first pair: names differ, the template does not
     labels = tuple(f"{place} {token.strip() or repr(token)}" for place, token in tokens)

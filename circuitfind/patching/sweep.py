@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from circuitfind.errors import FileError, ScoreError
-from circuitfind.export.files import write_bytes
+from circuitfind.export.files import check_file, write_bytes
 from circuitfind.export.json_file import plain
 from circuitfind.graph import Graph
 from circuitfind.patching.places import KINDS
@@ -171,8 +171,7 @@ class Sweep:
         Raises:
             FileError: the file is missing, or holds no sweep of this version.
         """
-        if not Path(path).is_file():
-            raise FileError(f"{path}: no such file")
+        check_file(path)
         try:
             with safe_open(str(path), framework="numpy") as file:
                 header = file.metadata() or {}

@@ -59,13 +59,16 @@ def save_page(figures: Figure | Sequence[Figure], path: str | PathLike[str], tit
     """Writes figures to one HTML page that needs no network.
 
     Raises:
-        FileError: these are no figures, the place cannot be written to, or plotly is not installed.
+        FileError: these are no figures, or none, the place cannot be written to, or plotly is not installed.
     """
     kind = graph_objects().Figure
     several = list(figures) if isinstance(figures, Sequence) else [figures]
+    if not several:
+        raise FileError(f"{path}: no figures are given: a page is made of at least one, which circuitfind.plot makes")
     for figure in several:
         if not isinstance(figure, kind):
-            raise FileError(f"a page is made of figures, not of a {type(figure).__name__}: circuitfind.plot makes them")
+            given = type(figure).__name__
+            raise FileError(f"a page is made of figures, not of type {given}: circuitfind.plot makes them")
     return write_text(path, page(several, title))
 
 

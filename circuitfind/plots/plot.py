@@ -63,7 +63,7 @@ def plot(found: Any, what: str | None = None, **options: Any) -> Figure:
     """
     known = drawings(found)
     if what is not None and what not in known:
-        raise ScoreError(f"what='{what}': a {type(found).__name__} has the figures {', '.join(known)}")
+        raise ScoreError(f"what={what!r}: the figures of this {type(found).__name__} are {', '.join(known)}")
     return known[what or next(iter(known))](**options)
 
 
@@ -126,9 +126,9 @@ def _of_measurement(found: Any) -> dict[str, Drawing]:
     if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], (Sweep, NodeScores, Scores)):
         return {"scatter": partial(scatter.of_pair, *found)}
     raise ScoreError(
-        f"a {type(found).__name__} cannot be drawn: give a sweep, scores, a circuit, effects of paths, direct effects,"
-        " an approximation, a verification, a curve, what find found, attention patterns, {name: curve}, or (estimated,"
-        " exact)"
+        f"nothing of type {type(found).__name__} can be drawn: give a sweep, scores, a circuit, effects of paths,"
+        " direct effects, an approximation, a verification, a curve, what find found, attention patterns,"
+        " {name: curve}, or (estimated, exact)"
     )
 
 

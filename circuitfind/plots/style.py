@@ -28,6 +28,7 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5
 METHODS = {
     "patch": "activation patching",
     "atp": "attribution patching",
+    "atp-qk": "attribution patching through the softmax",
     "eap": "edge attribution patching",
     "direct": "direct logit attribution",
 }

@@ -20,9 +20,9 @@ from circuitfind.engine.site_values import capture_site
 from circuitfind.evaluation.curve import curve
 from circuitfind.loading import bind
 from circuitfind.models.load import Model
+from circuitfind.remote.call import remotable
 from circuitfind.report.data import Attention
 from circuitfind.report.sizes import Size
-from circuitfind.remote.call import remotable
 from circuitfind.tasks.task import BoundTask, Task
 
 PROMPTS = 2

@@ -4,6 +4,7 @@ const MOST_ZOOM = 5; // pixels a unit of the drawing
 const START_ZOOM = 1.4;
 const LEAST_READABLE = 0.6;
 const FAR = 0.4; // below it the boxes' names would be specks
+const LABEL_SIZE = 16; // larger, only a layer's number has room beside the boxes
 const SLACK = 4; // pixels that a click may move
 
 class Viewport {
@@ -39,11 +40,12 @@ class Viewport {
     this.fit(false);
   }
 
-  // The whole drawing; without `overview`, in a narrow frame, as much of its top as can be read.
+  // The whole drawing; without `overview`, in a narrow frame, its whole width, or as much of its top as can be read.
   fit(overview = true) {
     const { clientWidth: width, clientHeight: height } = this.frame;
     this.whole = Math.min(width / this.width, height / this.height, START_ZOOM);
-    this.scale = overview || width > 640 ? this.whole : Math.max(this.whole, LEAST_READABLE);
+    const across = Math.min(width / this.width, START_ZOOM);
+    this.scale = overview || width > 640 ? this.whole : across < FAR ? LEAST_READABLE : across;
     this.x = (this.width - width / this.scale) / 2;
     this.y = 0;
     this.touched = false;
@@ -88,9 +90,12 @@ class Viewport {
     this.y = within(this.y, height, this.height);
     this.svg.setAttribute("viewBox", `${this.x} ${this.y} ${width} ${height}`);
     this.svg.classList.toggle("far", this.scale < FAR);
+    const size = Math.max(11, 9 / this.scale);
     for (const label of this.labels) { // layers keep their names in sight, in letters that can be read
+      label.dataset.name ??= label.textContent;
+      label.textContent = size > LABEL_SIZE ? label.dataset.name.split(" ").at(-1) : label.dataset.name;
       label.setAttribute("x", Math.max(10, this.x + 8 / this.scale));
-      label.style.fontSize = `${Math.max(11, 9 / this.scale)}px`;
+      label.style.fontSize = `${size}px`;
     }
     this.frame.style.touchAction = this.scale > this.whole * 1.001 ? "none" : "pan-x pan-y";
   }

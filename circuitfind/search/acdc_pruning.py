@@ -164,9 +164,9 @@ class Pruning:
         return goes
 
     def _check(self, after: float, edge: Edge) -> None:
-        if math.isnan(after):
-            name = self.evaluator.graph.edge_name(*edge)
-            raise ScoreError(f"the metric is NaN after removing {name}: look for inf or NaN in the model's logits")
+        if not math.isfinite(after):
+            name, found = self.evaluator.graph.edge_name(*edge), "NaN" if math.isnan(after) else "infinite"
+            raise ScoreError(f"the metric is {found} after removing {name}: look for inf or NaN in the model's logits")
 
     def _follow(self, dangling: list[int]) -> None:
         """Removes what nodes without inputs write, reader by reader in the graph's order."""

@@ -26,6 +26,7 @@ from circuitfind.tasks.behaviour import did_you_mean
 NAMES = {"clean": "clean", "corrupted": "corrupted", "answer": "answers", "answers": "answers"}
 NAMES |= {"wrong": "wrong_answers", "wrong_answers": "wrong_answers", "wrong_answer": "wrong_answers"}
 NAMES |= {"spans": "spans", "corrupted_spans": "corrupted_spans"}
+TOKEN_IDS = {"correct_idx": "answers", "incorrect_idx": "wrong_answers"}
 
 Row = Mapping[str, Any]
 Pair = dict[str, Any]
@@ -77,10 +78,18 @@ def pairs_of(rows: Sequence[Any], wanted: Wanted) -> dict[str, Any]:
             raise BadRow(at, str(error)) from None
     columns = set(pairs[chosen[0]])
     for at, pair in pairs.items():
-        if set(pair) != columns:
-            raise BadRow(at, f"column '{', '.join(sorted(set(pair) ^ columns))}' is in some rows only")
+        if differing := sorted(set(pair) ^ columns):
+            names = [_column(name, (rows[chosen[0]], rows[at])) for name in differing]
+            raise BadRow(at, f"column '{', '.join(names)}' is in some rows only")
     fields: dict[str, Any] = {column: [pair[column] for pair in pairs.values()] for column in sorted(columns)}
     return fields | ({"unusable": "drop"} if form.drops else {})
+
+
+def _column(name: str, rows: Sequence[Row]) -> str:
+    """What the file itself calls a field that one of these rows has."""
+    fields = NAMES | TOKEN_IDS
+    own = [key for row in rows for key, value in row.items() if fields.get(key) == name and value not in (None, "")]
+    return own[0] if own else "<predict> in corrupted"  # the one field without a column: Edge-Pruning's
 
 
 def _of_split(rows: Sequence[Row], split: str | None) -> list[int]:
@@ -135,7 +144,7 @@ def _auto_circuit(row: Row, wanted: Wanted) -> Pair:
 # -------------------------------------------------------------------- EAP-IG
 def _eap_ig(row: Row, _: Wanted) -> Pair:
     pair: Pair = {side: _text(row, side) for side in ("clean", "corrupted")}
-    for column, side in (("correct_idx", "answers"), ("incorrect_idx", "wrong_answers")):
+    for column, side in TOKEN_IDS.items():
         if row.get(column) not in (None, ""):
             pair[side] = _token_ids(column, row[column])
     if "answers" not in pair:

@@ -50,7 +50,7 @@ def faults(tokens: Tokens, model: Any, aligned: bool = False) -> dict[int, str]:
     longest = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
     for number, row in enumerate(zip(tokens.clean, tokens.corrupted, tokens.answers, tokens.wrong, strict=True)):
         unequal = not aligned and len(row[0]) != len(row[1])
-        fault = _unequal(*row[:2]) if unequal else _fault(*row, longest, model.vocabulary)
+        fault = _unequal(*row[:2]) if unequal else _fault(*row, longest, model)
         if fault is not None:
             found[number] = fault
     return found
@@ -61,7 +61,7 @@ def _unequal(clean: list[int], corrupted: list[int]) -> str:
 
 
 def _fault(
-    clean: list[int], corrupted: list[int], answers: list[int], wrong: list[int], longest: int | None, vocabulary: int
+    clean: list[int], corrupted: list[int], answers: list[int], wrong: list[int], longest: int | None, model: Any
 ) -> str | None:
     if not clean or not corrupted:
         return "the prompt is empty"
@@ -70,12 +70,14 @@ def _fault(
     length = max(len(clean), len(corrupted))
     if longest and length > longest:
         return f"the prompt has {length} tokens, the model's context holds {longest}"
-    both = set(answers) & set(wrong)
-    if both:
-        return f"token {min(both)} is among both the answers and the wrong answers"
+    vocabulary = model.vocabulary
     for token in (*clean, *corrupted, *answers, *wrong):
         if not 0 <= token < vocabulary:
             return f"token id {token} is outside the model's vocabulary of {vocabulary}"
+    both = set(answers) & set(wrong)
+    if both:
+        text = "" if model.tokenizer is None else f" ({model.tokenizer.decode([min(both)])!r})"
+        return f"token {min(both)}{text} is among both the answers and the wrong answers"
     return None
 
 

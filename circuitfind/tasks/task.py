@@ -223,18 +223,25 @@ class Task:
         Denoising of a task is noising of the exchanged one. Spans go with their prompts.
 
         Raises:
-            TaskError: there are answers, but no wrong ones, which the corrupted prompts would be asked for.
+            TaskError: there are answers but no wrong ones, or positions in pairs of unequal length.
         """
         if self.answers is not None and self.wrong_answers is None:
             raise TaskError("the corrupted prompts have no answers to be asked for: give the task wrong_answers")
+        if self.align and self.positions is not None:
+            raise TaskError("positions= counts in the clean prompts: make a task of the exchanged pairs with its own")
+        own, other = self.attention_mask, self.corrupted_attention_mask
+        if other is None:  # one mask is that of both sides
+            own, other = None, own
+        elif own is None:
+            own = torch.ones_like(torch.as_tensor(other))
         return replace(
             self,
             clean=self.corrupted,
             corrupted=self.clean,
             answers=self.wrong_answers,
             wrong_answers=self.answers,
-            attention_mask=self.corrupted_attention_mask,
-            corrupted_attention_mask=self.attention_mask,
+            attention_mask=other,
+            corrupted_attention_mask=own,
             spans=self.corrupted_spans,
             corrupted_spans=self.spans,
         )
