@@ -148,6 +148,22 @@ def test_order_and_size_are_told_apart(factor: float, verdict: str) -> None:
     assert verdict in said and f"slope {factor:.2f}" in said
 
 
+@pytest.mark.parametrize(
+    ("what", "method", "remedy"),
+    [
+        ("heads", "atp", "Try method='relp' or method='eap-ig-inputs', or measure with cf.patch"),
+        ("k", "atp", "Try method='atp-qk' or method='eap-ig-inputs', or measure with cf.patch"),
+        ("heads", "relp", "Try method='eap-ig-inputs', or measure with cf.patch"),
+        ("heads", "clean-corrupted", "Measure these with cf.patch"),
+    ],
+)
+def test_a_better_method_is_named(what: str, method: str, remedy: str) -> None:
+    one = cf.approximation(linear(), id_task((6, 6)), what).compared[what]
+    opposed = dataclasses.replace(one.exact, per_example=-one.exact.per_example)
+    (said,) = remarks({what: one._replace(exact=opposed)}, method, "noising")
+    assert said.endswith(remedy)
+
+
 def test_flatter_gradients_and_large_changes_are_named() -> None:
     """Greater-than on the embedded model: probabilities are near 1 on clean prompts, so the metric is flat there."""
     model = cf.load("tiny", check=False)

@@ -73,10 +73,16 @@ def _remark(what: str, one: Compared, method: str, direction: str) -> str:
         said.append(f"it fails in layer{'s' if len(failing) > 1 else ''} {', '.join(map(str, failing))}")
     reasons = _reasons(what, one, failing or one.layers, direction)
     said.append("; ".join(reasons) if reasons else "neither the size of the change nor a flatter gradient explains it")
-    remedy = (
-        "measure these with cf.patch" if method != "atp" else "try method='eap-ig-inputs', or measure with cf.patch"
-    )
+    better = " or ".join(f"method='{name}'" for name in _better(what, method))
+    remedy = f"try {better}, or measure with cf.patch" if better else "measure these with cf.patch"
     return ". ".join(map(_capital, [*said, remedy]))
+
+
+def _better(what: str, method: str) -> list[str]:
+    """Methods that estimate these places better as a rule: docs/methods.md has the figures."""
+    if method == "atp":
+        return ["atp-qk" if what in ("q", "k") else "relp", "eap-ig-inputs"]
+    return ["eap-ig-inputs"] if method == "relp" else []
 
 
 def _that_matter(one: Compared) -> list[int]:
