@@ -27,10 +27,8 @@ def as_text(hint: Any, default: Any) -> tuple[Any, Any]:
         told.metavar = "|".join(kind) if issubclass(kind, StrEnum) else "N" if kind is int else "X"
         told.metavar += "" if option.min is None else f">={option.min}"
     told.min = None
-    optional = get_origin(get_args(hint)[0]) is UnionType
-    return Annotated[str | None if optional else str, told], default if default in (None, Parameter.empty) else str(
-        default
-    )
+    text = str | None if get_origin(get_args(hint)[0]) is UnionType else str
+    return Annotated[text, told], default if default in (None, Parameter.empty) else str(default)
 
 
 def value_of(name: str, hint: Any, text: Any) -> Any:
