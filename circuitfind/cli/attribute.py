@@ -87,8 +87,8 @@ def attribute(
     """Score every edge, node, or place of a sweep on a behaviour.
 
     Writes scores.safetensors (edges), node-scores.safetensors, or estimates-WHAT.safetensors. Positive = supports the
-    behaviour, except for baselines and direct contributions (direct, hisp, activation, weights, random), whose scores
-    are no effects.
+    behaviour, except for baselines and direct contributions (direct, atp-star, hisp, ifr, activation,
+    weights, random), whose scores are no effects.
     """
     scored = {"level": level.level.value, "by_position": level.by_position, "normalise": level.normalise}
     what = level.what and level.what.value

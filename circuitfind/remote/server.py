@@ -23,8 +23,8 @@ import warnings
 from types import ModuleType
 from typing import Any
 
-import cloudpickle
 import torch
+from nnsight.intervention.serialization import CustomCloudPickler
 
 
 class Sources(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
@@ -62,14 +62,14 @@ class Sources(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
         return self.texts[name]
 
 
-class Pickler(cloudpickle.Pickler):
-    """Pickles what is the package's own by name, because its text is at both ends, and functions of users by value.
+class Pickler(CustomCloudPickler):
+    """Pickles what is the package's own by name, because its text is at both ends, and a user's functions as text.
 
     The model stays where it is, and tensors leave their device: neither is at the other end.
     """
 
     def __init__(self, file: io.BytesIO, package: str, model: Any) -> None:
-        cloudpickle.Pickler.__init__(self, file, protocol=4)  # no super(): methods travel as functions
+        CustomCloudPickler.__init__(self, file, protocol=4)  # no super(): methods travel as functions
         self.package, self.model = package, model
 
     def persistent_id(self, obj: Any) -> str | None:
@@ -81,7 +81,7 @@ class Pickler(cloudpickle.Pickler):
         home = str(getattr(obj, "__name__" if isinstance(obj, ModuleType) else "__module__", ""))
         if home.partition(".")[0] == self.package and "<locals>" not in getattr(obj, "__qualname__", ""):
             return (importlib.import_module, (home,)) if isinstance(obj, ModuleType) else NotImplemented
-        return cloudpickle.Pickler.reducer_override(self, obj)
+        return CustomCloudPickler.reducer_override(self, obj)
 
 
 class Unpickler(pickle.Unpickler):
