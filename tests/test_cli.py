@@ -393,6 +393,7 @@ MISTAKES = {
     "a behaviour as a model": (("find", "greater_than"), "circuitfind find tiny --task greater-than"),
     "a behaviour to list": (("tasks", "docstring"), "a built-in behaviour, not a model: circuitfind tasks --show docs"),
     "steps of EAP": (("attribute", "--method", "eap", "--steps", "3"), "--steps 3: 'eap' has none, leave it out"),
+    "steps of an estimate": (("approximation", "--steps", "3"), "--steps 3: 'atp' has none, leave it out"),
     "steps of nodes": (("attribute", "--level", "node", "--steps", "3"), "--steps 3: 'atp' has none, leave it out"),
     "a rule": (("find", "--method", "eap-ig-activations", "--rule", "left"), "--rule left: 'eap-ig-activations' has"),
     "scores with other steps": (("find", "--n", "4", "--scores", "mine.safetensors", "--steps", "3"), "--steps none"),

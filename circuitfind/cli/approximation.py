@@ -27,9 +27,15 @@ class PlacesOptions:
         ),
     ] = "resid,attn,mlp,heads"
     method: Annotated[
-        str, typer.Option(help="Of the estimate: atp, relp, eap-ig-inputs or clean-corrupted.", rich_help_panel=SCORING)
+        str,
+        typer.Option(
+            help="Of the estimate: atp, relp, eap-ig-inputs, clean-corrupted, or atp-qk for q and k.",
+            rich_help_panel=SCORING,
+        ),
     ] = "atp"
-    steps: Annotated[int, typer.Option(help="Of integrated gradients.", rich_help_panel=SCORING)] = 5
+    steps: Annotated[int | None, typer.Option(help="Of integrated gradients. Default: 5.", rich_help_panel=SCORING)] = (
+        None
+    )
     by_position: Annotated[
         bool | None,
         typer.Option(
@@ -66,6 +72,7 @@ def approximation(
 
     Writes approximation.json. Change: how large what is replaced is beside what it is part of.
     """
+    inputs.check_owned(places.method, places.steps)
     folder, layers = inputs.folder(place.out), inputs.layers_of(places.layers)
     loaded = inputs.load_model(model, out, model.check)
     import circuitfind as cf
@@ -79,7 +86,7 @@ def approximation(
             bound,
             places.what.split(","),
             method=places.method,
-            steps=places.steps,
+            steps=5 if places.steps is None else places.steps,
             by_position=places.by_position,
             by_span=places.by_span,
             layers=layers,

@@ -137,10 +137,15 @@ def check_scoring(scoring: ScoringOptions, run: RunOptions, **level: Any) -> Non
     ablation, direction = run.ablation or "corrupted", scoring.direction or "noising"
     edges: dict[str, Any] = {"level": "edge", "what": None, "by_position": None, "normalise": False}
     method = check_method(scoring.method, ablation=ablation, direction=direction, **edges | level)
-    for name, value, owner in (("steps", scoring.steps, "eap-ig"), ("rule", scoring.rule, "eap-ig-inputs")):
+    check_owned(method, scoring.steps, scoring.rule)
+    points(1 if scoring.steps is None else scoring.steps, scoring.rule or "left")
+
+
+def check_owned(method: str, steps: int | None, rule: str | None = None) -> None:
+    """Refuses steps and a rule where the method has none."""
+    for name, value, owner in (("steps", steps, "eap-ig"), ("rule", rule, "eap-ig-inputs")):
         if value is not None and not method.startswith(owner):
             raise ScoreError(f"--{name} {value}: '{method}' has none, leave it out (or give --method eap-ig-inputs)")
-    points(1 if scoring.steps is None else scoring.steps, scoring.rule or "left")
 
 
 def settings_of(scoring: ScoringOptions) -> dict[str, Any]:
