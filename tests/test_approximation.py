@@ -198,8 +198,13 @@ def test_a_flat_end_is_not_asked_for_a_gradient() -> None:
         ("heads", {"method": "exact"}, "held against"),
         ("heads", {"method": "eap"}, "does not score places"),
         (["heads", "tails"], {}, "what='tails'"),
+        (["q", "heads"], {"method": "atp-qk"}, "use method='atp' for what='heads'"),
     ],
 )
-def test_what_is_refused(what: Any, options: dict[str, Any], message: str) -> None:
+def test_what_is_refused_before_anything_is_measured(
+    what: Any, options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("attribute", "patch"):
+        monkeypatch.setattr(f"circuitfind.evaluation.approximation.{name}", lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(cf.ScoreError, match=message):
         cf.approximation(wrapped("gpt2"), id_task((4, 4)), what, **options)

@@ -340,8 +340,8 @@ def test_nan_in_the_logits_is_named() -> None:
     ("options", "message"),
     [
         ({"method": "saliency"}, "'saliency' does not score edges: use one of eap, eap-ig-inputs"),
-        ({"method": "eap", "level": "node"}, "'eap' does not score nodes: use one of atp"),
-        ({"method": "atp"}, "'atp' does not score edges"),
+        ({"method": "eap", "level": "node"}, "'eap' does not score nodes: use one of atp, .* level='edge' for its"),
+        ({"method": "atp"}, "'atp' does not score edges: .*, or level='node' for its scores of nodes"),
         ({"level": "layer"}, "level 'layer' is unknown: use 'edge' or 'node'"),
         ({"rule": "trapezoid"}, "rule 'trapezoid' is unknown: use one of left, midpoint, right"),
         ({"steps": 0}, "steps must be at least 1, not 0"),

@@ -11,11 +11,13 @@ import torch
 from families import FALCON, build
 from helpers import off
 from patching_twin import PatchingTwin
+from test_aligned_spans import gathered, unequal_task
 from torch import Tensor
 from toys import FOUR, id_task, wrapped
 from transformers import FalconConfig, FalconForCausalLM
 
 import circuitfind as cf
+from circuitfind.attribution import qk_fix
 from circuitfind.attribution.qk_fix import single_keys
 from circuitfind.batch import Inputs
 from circuitfind.engine.attention_scores import attention_scores
@@ -110,6 +112,40 @@ def test_spans_and_ablations(what: str) -> None:
     np.testing.assert_allclose(only.effects[..., 0], sweep.effects[..., 1], atol=1e-5)
 
 
+class AlignedPatternTwin(PatternTwin):
+    """What replaces a query or key is that of the corrupted prompt's counterpart."""
+
+    def _carried(self, what: str, *args: Any) -> Tensor:
+        value = super()._carried(what, *args)
+        return value if what == "pattern" else gathered(value)
+
+
+@pytest.mark.parametrize("what", ["q", "k"])
+def test_aligned_pairs(what: str) -> None:
+    model, bound = wrapped("llama"), unequal_task().on(wrapped("llama"))
+    expected = AlignedPatternTwin(model, bound).estimates(what, [[[*range(7)]] * 3])
+    assert off_sweep(estimate(model, bound, what), expected) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["atp-qk", "atp-star"])
+def test_one_pattern_at_a_time_where_no_more_may_be_held(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrapped("llama")
+    places = [(what, by) for what in ("q", "k") for by in ("by_position", "by_span")]
+    task = id_task((6, 6), spans=SPANS)
+    together = [estimate(model, task, what, method, **{by: True}) for what, by in places]
+    monkeypatch.setattr(qk_fix, "HELD_BYTES", 1)
+    changes, held = qk_fix._changes, []
+
+    def noted(kind: str, scores: Tensor, new: Tensor, gradient: Tensor, places: Tensor) -> Tensor:
+        held.append((len(new), len(gradient)))
+        return changes(kind, scores, new, gradient, places)
+
+    monkeypatch.setattr(qk_fix, "_changes", noted)
+    for (what, by), expected in zip(places, together, strict=True):
+        assert off_sweep(estimate(model, task, what, method, **{by: True}), expected.per_example) < 1e-6
+    assert set(held) == {(1, 1)}
+
+
 def test_saturated_attention() -> None:
     """Heads that look at one token alone: their gradient is lost in the softmax, what replacing a query does is not."""
     hf = build("gpt2")
@@ -146,8 +182,9 @@ def test_what_is_refused() -> None:
     model, task = wrapped("gpt2"), id_task((5, 5))
     with pytest.raises(ScoreError, match="use method='atp' for what='heads'"):
         estimate(model, task, "heads")
-    with pytest.raises(ScoreError, match="'atp-qk' does not score nodes"):
-        cf.attribute(model, task, "atp-qk", level="node")
+    for level in ("node", "edge"):
+        with pytest.raises(ScoreError, match=f"'atp-qk' does not score {level}s: .* level='node' and what='q' or 'k'"):
+            cf.attribute(model, task, "atp-qk", level=level)
     with pytest.raises(ScoreError, match="is flat at the clean run"):
         estimate(model, task, "q", metric="kl")
 

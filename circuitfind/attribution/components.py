@@ -68,12 +68,10 @@ def component_effects(
         A `Sweep` of estimates in units of the metric, per example too ("atp-star": magnitudes).
 
     Raises:
-        ScoreError: as for `circuitfind.patch`; or the gradient vanishes; a method that does not fit the places.
+        ScoreError: as for `circuitfind.patch`; or the gradient vanishes; 'atp-star' of one layer.
         ModelError: the model's attention does not show its scores.
     """
     adapter = model.adapter
-    if method == "atp-qk" and what not in qk_fix.KINDS:
-        raise ScoreError(f"method 'atp-qk' mends the estimates of 'q' and 'k': use method='atp' for what='{what}'")
     if method == "atp-star":
         grad_drop.check_layers(adapter.graph)
     plan, axes = planned(adapter, bound, what, by_position, by_span, layers, ablation, direction)

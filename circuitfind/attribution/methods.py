@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from circuitfind.attribution import qk_fix
 from circuitfind.engine.ablation import check_direction
 from circuitfind.errors import ScoreError
 
@@ -35,7 +36,11 @@ def check_method(
     known = EDGE_METHODS if level == "edge" else NODE_METHODS if what is None else PLACE_METHODS
     if method not in known:
         scored = f"{level}s" if what is None else f"places of a sweep (what='{what}')"
-        raise ScoreError(f"method '{method}' does not score {scored}: use one of {', '.join(known)}")
+        raise ScoreError(
+            f"method '{method}' does not score {scored}: use one of {', '.join(known)}{_elsewhere(method, level, what)}"
+        )
+    if method == "atp-qk" and what not in qk_fix.KINDS:
+        raise ScoreError(f"method 'atp-qk' mends the estimates of 'q' and 'k': use method='atp' for what='{what}'")
     check_direction(direction, ablation)
     if ablation != "corrupted" and method in AVERAGED:
         raise ScoreError(
@@ -50,3 +55,12 @@ def check_method(
     if normalise and method != "hisp":
         raise ScoreError(f"normalise=True divides 'hisp' scores by their layer's norm: '{method}' has no such form")
     return method
+
+
+def _elsewhere(method: str, level: str, what: str | None) -> str:
+    """What else to ask of a method that has scores of another kind."""
+    if what is None and method in PLACE_METHODS and method not in NODE_METHODS:
+        return ", or ask it for places: level='node' and what=" + " or ".join(f"'{kind}'" for kind in qk_fix.KINDS)
+    if level == "edge" and method in NODE_METHODS:
+        return ", or level='node' for its scores of nodes"
+    return ", or level='edge' for its scores of edges" if level == "node" and method in EDGE_METHODS else ""

@@ -58,29 +58,38 @@ def _of_layer(restart: Restart, layer: int, kind: str, other: Tensor, at_heads: 
     """`[passes, units, stretches, batch]`."""
     graph, base = restart.adapter.graph, restart.base.qkv[layer]
     shared = base.v.to(at_heads).repeat_interleave(graph.group, dim=2)
-    gradient = einsum(at_heads, shared, "p b i h e, b j h e -> p b h i j")
     own: Tensor = getattr(base, kind)
     length = own.shape[1]
     scores = attention_scores(restart, layer, kind, own[None])[0]
-    gradient = torch.nn.functional.pad(gradient, (0, scores.shape[-1] - length))  # a sink has no value
-    at_once = max(1, min(restart.at_once, HELD_BYTES // (scores.numel() * scores.element_size())))
+    held = max(1, HELD_BYTES // (scores.numel() * scores.element_size()))  # of patterns
     found = []
-    for units in torch.arange(own.shape[2], device=own.device).split(at_once):
+    for units in torch.arange(own.shape[2], device=own.device).split(min(restart.at_once, held)):
         replaced = own.expand(len(units), *own.shape).clone()
         for values, unit in zip(replaced, units, strict=True):
             values[:, :, unit] = other.expand_as(own)[:, :, unit].to(own)
         new = attention_scores(restart, layer, kind, replaced)
         if kind == "k" and scores.shape[-1] > length:  # no key moves a sink: what does is the model, with the whole row
             new = new + (scores - new)[..., length:]
-        if kind == "q":
-            moved = einsum(new.softmax(-1) - scores.softmax(-1), gradient, "u b h i j, p b h i j -> p u b i")
-        elif bool((places.sum(1) <= 1).all()):
-            moved = single_keys(scores, new, gradient)[..., :length]
-        else:
-            found.append(_keys_together(scores, new, gradient, places))
-            continue
-        found.append(einsum(moved, places, "p u b t, b t s -> p u s b"))
+        some = [_changes(kind, scores, new, _at_pattern(at, shared, scores), places) for at in at_heads.split(held)]
+        found.append(torch.cat(some))
     return torch.cat(found, dim=1)
+
+
+def _at_pattern(at_heads: Tensor, values: Tensor, scores: Tensor) -> Tensor:
+    """`[passes, batch, heads, query, key]` gradients at the pattern; a sink has no value."""
+    gradient = einsum(at_heads, values, "p b i h e, b j h e -> p b h i j")
+    return torch.nn.functional.pad(gradient, (0, scores.shape[-1] - gradient.shape[-1]))
+
+
+def _changes(kind: str, scores: Tensor, new: Tensor, gradient: Tensor, places: Tensor) -> Tensor:
+    """`[passes, units, stretches, batch]`."""
+    if kind == "q":
+        moved = einsum(new.softmax(-1) - scores.softmax(-1), gradient, "u b h i j, p b h i j -> p u b i")
+    elif bool((places.sum(1) <= 1).all()):
+        moved = single_keys(scores, new, gradient)[..., : places.shape[1]]
+    else:
+        return _keys_together(scores, new, gradient, places)
+    return einsum(moved, places, "p u b t, b t s -> p u s b")
 
 
 def single_keys(scores: Tensor, new: Tensor, gradient: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from circuitfind.attribution.attribute import attribute
+from circuitfind.attribution.methods import check_method
 from circuitfind.engine.ablation import resampled
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation import approximation_file
@@ -188,8 +189,12 @@ def approximation(
     layers = list(layers) if isinstance(layers, Iterator) else layers  # every kind goes through them
     common: dict[str, Any] = {"by_position": by_position, "by_span": by_span, "layers": layers}
     common |= {"ablation": ablation, "batch_size": batch_size, "seed": seed}
+    plans = {}
+    for kind in dict.fromkeys(given):  # none is measured before all are known to be possible
+        check_method(method, "node", kind, ablation, direction, by_position, normalise=False)
+        plans[kind], _ = planned(model.adapter, bound, kind, by_position, by_span, layers, ablation, direction)
     compared = {}
-    for kind in dict.fromkeys(given):
+    for kind, plan in plans.items():
 
         def estimate(direction: str, kind: str = kind) -> Sweep:
             options = {"level": "node", "what": kind, "steps": steps, "direction": direction, **common}
@@ -199,7 +204,6 @@ def approximation(
 
         estimated = estimate(direction)
         exact = patch(model, bound, kind, direction=direction, **common)
-        plan, _ = planned(model.adapter, bound, kind, by_position, by_span, layers, ablation, direction)
         batch = resampled(bound.batch, seed) if ablation == "resample" else bound.batch
         sizes = change_sizes(model.adapter, bound, plan, batch, batch_size)
         other_end = None
