@@ -23,10 +23,17 @@ from circuitfind.batch import Batch
 from circuitfind.engine.capture import capture_gradients
 from circuitfind.engine.relevance import relevance_rules
 from circuitfind.errors import ScoreError
+from circuitfind.models.families import family_of
 
 CLOSE = 1e-5  # of the largest score
 MIXTURES = {"mixtral", "qwen3_moe", "gpt_oss"}
 TWINS = ["gpt2", "llama", "gemma2", "gpt_neox", "opt"]  # GELU, gated, gated with post-norms, parallel, ReLU
+OTHERS = [name for name in EVERY_FAMILY if name not in {*TWINS, *MIXTURES}]
+ACTIVATIONS = {"act", "act_fn", "activation_fn", "gelu_impl", "activation"}
+GATED = {
+    *("llama", "llama-biased", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo", "olmo-clipped"),
+    *("olmo2", "granite", "glm4", "cohere", "phi3", "stablelm", "stablelm-parallel", "smollm3"),
+}
 PLACES = {"gpt2": ("resid", "neurons"), "llama": ("heads", "k"), "gemma2": ("attn", "mlp", "pattern"), "opt": ("mlp",)}
 
 
@@ -57,14 +64,14 @@ class LinearRMSNorm(nn.Module):
 
 
 class IdentityRule(nn.Module):
-    """An activation as its input times a constant."""
+    """An activation as its input times a constant, which is 0 where the input is."""
 
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (self.activation(x) / x).detach()
+        return x * (self.activation(x) / x).nan_to_num(0).detach()
 
 
 class GatedMLP(nn.Module):
@@ -96,6 +103,39 @@ def by_the_rules(hf: nn.Module) -> nn.Module:
     return hf
 
 
+# ------------------------------------- the same around modules of any family: what they compute is asked of themselves
+class AnyLinearNorm(nn.Module):
+    """A norm as a constant times its centred input."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.centred = norm, "RMS" not in type(norm).__name__
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = self.norm(torch.zeros_like(x)).detach()
+        seen = x - x.mean(-1, keepdim=True) if self.centred else x
+        return seen * ((self.norm(x) - bias) / seen).nan_to_num(0).detach() + bias
+
+
+def by_the_rules_of(name: str) -> nn.Module:
+    """A copy of a model of any family with the rules around its own modules."""
+    hf = copy.deepcopy(build(name))
+    family = family_of(hf.config)
+    norms = {family.attn_norm, family.mlp_norm, family.post_attn_norm, family.post_mlp_norm} - {None}
+    blocks = hf.get_submodule(family.layers)
+    paths = [family.final_norm, *(f"{family.layers}.{i}.{norm}" for i in range(len(blocks)) for norm in norms)]
+    rules = {path: AnyLinearNorm(hf.get_submodule(path)) for path in paths}
+    for path, module in hf.named_modules():
+        if path.split(".")[-1] in ACTIVATIONS and not list(module.parameters()):
+            rules[path] = IdentityRule(module)
+    for path, rule in rules.items():
+        parent, _, last = path.rpartition(".")
+        setattr(hf.get_submodule(parent), last, rule)
+    for block in blocks if name in GATED else ():
+        block.get_submodule(family.down).register_forward_pre_hook(lambda _, x: (x[0] / 2 + (x[0] / 2).detach(),))
+    return hf
+
+
 @cache
 def ruled(name: str) -> cf.Model:
     """For the twins, which look at the module alone."""
@@ -114,6 +154,16 @@ def test_edges_equal_autograd_through_the_rules(name: str, direction: str, alpha
     assert off_scores(ordinary, expected) > 0.05  # the rules matter
     nodes = cf.attribute(wrapped(name), bound, "relp", level="node", direction=direction)
     np.testing.assert_allclose(nodes.values, node_sums(expected), atol=CLOSE * float(expected.abs().max()) * 10)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_edges_of_every_other_family(name: str) -> None:
+    model = wrapped(name)
+    bound = id_task((6, 4, 5)).on(model)
+    scores = cf.attribute(model, bound, "relp", batch_size=2)
+    expected = Twin(dataclasses.replace(model, hf=by_the_rules_of(name)), bound).estimates([1])
+    assert off_scores(scores, expected) < 2 * CLOSE
+    assert off_scores(cf.attribute(model, bound, "eap"), expected) > 0.05  # the rules matter
 
 
 @pytest.mark.parametrize(("name", "what"), [(name, what) for name, kinds in PLACES.items() for what in kinds])
