@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from circuitfind.cli import inputs, shown
-from circuitfind.cli.options import SCORING, CheckedModelOptions, OutOptions, RunOptions, TaskOptions
+from circuitfind.cli.options import SCORING, CheckedModelOptions, OutOptions, PlacesOptions, RunOptions, TaskOptions
 from circuitfind.cli.output import Output
 from circuitfind.cli.verbs import verb
 from circuitfind.cli.words import count
 
 
 @dataclass(frozen=True)
-class PlacesOptions:
+class EstimateOptions:
     """What is estimated and measured."""
 
     what: Annotated[
@@ -36,22 +36,6 @@ class PlacesOptions:
     steps: Annotated[int | None, typer.Option(help="Of integrated gradients. Default: 5.", rich_help_panel=SCORING)] = (
         None
     )
-    by_position: Annotated[
-        bool | None,
-        typer.Option(
-            "--by-position/--all-positions",
-            help="Each position on its own; equal lengths only. Default: for resid, resid-mid, attn, mlp.",
-            rich_help_panel=SCORING,
-        ),
-    ] = None
-    by_span: Annotated[
-        bool,
-        typer.Option("--by-span", help="By the named spans of the prompts, of any lengths.", rich_help_panel=SCORING),
-    ] = False
-    layers: Annotated[
-        str | None,
-        typer.Option(metavar="N,N,...", help="Only these; neurons need it. Default: all.", rich_help_panel=SCORING),
-    ] = None
     direction: Annotated[str, typer.Option(help="noising or denoising.", rich_help_panel=SCORING)] = "noising"
 
 
@@ -63,6 +47,7 @@ def register(app: typer.Typer) -> None:
 def approximation(
     model: CheckedModelOptions,
     task: TaskOptions,
+    estimate: EstimateOptions,
     places: PlacesOptions,
     run: RunOptions,
     place: OutOptions,
@@ -72,8 +57,8 @@ def approximation(
 
     Writes approximation.json. Change: how large what is replaced is beside what it is part of.
     """
-    inputs.check_owned(places.method, places.steps)
-    folder, layers = inputs.folder(place.out), inputs.layers_of(places.layers)
+    inputs.check_owned(estimate.method, estimate.steps)
+    folder, ways = inputs.folder(place.out), inputs.ways_of(places)
     loaded = inputs.load_model(model, out, model.check)
     import circuitfind as cf
 
@@ -84,14 +69,12 @@ def approximation(
         found = cf.approximation(
             loaded,
             bound,
-            places.what.split(","),
-            method=places.method,
-            steps=5 if places.steps is None else places.steps,
-            by_position=places.by_position,
-            by_span=places.by_span,
-            layers=layers,
+            estimate.what.split(","),
+            method=estimate.method,
+            steps=5 if estimate.steps is None else estimate.steps,
+            **ways,
             ablation=run.ablation or "corrupted",
-            direction=places.direction,
+            direction=estimate.direction,
             batch_size=run.batch_size,
             seed=task.seed,
         )

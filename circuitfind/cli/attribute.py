@@ -15,6 +15,7 @@ from circuitfind.cli.options import (
     CheckedModelOptions,
     Level,
     OutOptions,
+    PlacesOptions,
     RankOptions,
     RunOptions,
     ScoringOptions,
@@ -42,26 +43,6 @@ class LevelOptions:
             rich_help_panel=SCORING,
         ),
     ] = None
-    by_position: Annotated[
-        bool | None,
-        typer.Option(
-            "--by-position/--all-positions",
-            help="By token position; equal lengths only. Default: for --what resid, resid-mid, attn, mlp.",
-            rich_help_panel=SCORING,
-        ),
-    ] = None
-    by_span: Annotated[
-        bool,
-        typer.Option(
-            "--by-span", help="Of --what: by named spans of the prompts, of any lengths.", rich_help_panel=SCORING
-        ),
-    ] = False
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N,N,...", help="Of --what: only these; neurons need it. Default: all.", rich_help_panel=SCORING
-        ),
-    ] = None
     normalise: Annotated[
         bool,
         typer.Option("--normalise", help="hisp: divided by the norm of each layer's scores.", rich_help_panel=SCORING),
@@ -81,6 +62,7 @@ def attribute(
     run: RunOptions,
     rank: RankOptions,
     level: LevelOptions,
+    places: PlacesOptions,
     place: OutOptions,
     out: Output,
 ) -> None:
@@ -90,23 +72,20 @@ def attribute(
     behaviour, except for baselines and direct contributions (direct, atp-star, hisp, ifr, activation,
     weights, random), whose scores are no effects.
     """
-    scored = {"level": level.level.value, "by_position": level.by_position, "normalise": level.normalise}
+    scored = {"level": level.level.value, "normalise": level.normalise}
     what = level.what and level.what.value
-    inputs.check_scoring(scoring, run, what=what, **scored)
-    folder, layers = inputs.folder(place.out), inputs.layers_of(level.layers)
+    inputs.check_scoring(scoring, run, what=what, by_position=places.by_position, **scored)
+    folder, ways = inputs.folder(place.out), inputs.ways_of(places)
     loaded = inputs.load_model(model, out, model.check)
     import circuitfind as cf
 
     bound = inputs.load_task(task, loaded)
     if what is not None:
-        ways = {"by_position": level.by_position, "by_span": level.by_span, "layers": layers}
         inputs.check_places(loaded, bound, what, run.ablation, scoring.direction, **ways)
     memory = inputs.memory_line(loaded, len(bound), bound.batch.clean.ids.shape[1], run.batch_size)
     lines = inputs.task_lines(loaded, bound, count(len(bound), "pair"), run.batch_size, out)
     out.facts([("model", inputs.model_line(loaded)), ("memory", memory), *lines])
-    scores = inputs.scored(
-        loaded, bound, task.seed, scoring, run, folder, out, what=what, by_span=level.by_span, layers=layers, **scored
-    )
+    scores = inputs.scored(loaded, bound, task.seed, scoring, run, folder, out, what=what, **ways, **scored)
     path = scores.save(folder / _file_name(scores))
     out.say()
     if isinstance(scores, cf.Sweep):

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitfind.cli.options import JudgeOptions, ModelOptions, RunOptions, ScoringOptions, TaskOptions
+from circuitfind.cli.options import JudgeOptions, ModelOptions, PlacesOptions, RunOptions, ScoringOptions, TaskOptions
 from circuitfind.cli.output import Output
 from circuitfind.cli.words import count, number, size
 from circuitfind.errors import FileError, ModelError, ScoreError, TaskError
@@ -201,14 +201,13 @@ def checkpoint_of(model: Model, path: Path, what: str, out: Output) -> Path | No
     return path
 
 
-def layers_of(text: str | None) -> list[int] | None:
-    """The layers that an option names."""
-    if text is None:
-        return None
+def ways_of(places: PlacesOptions) -> dict[str, Any]:
+    """Keywords of `cf.patch`, `cf.approximation` and `cf.attribute`."""
     try:
-        return [int(part) for part in text.split(",")]
+        layers = None if places.layers is None else [int(part) for part in places.layers.split(",")]
     except ValueError:
-        raise ScoreError(f"--layers {text}: give numbers with commas between them, such as 0,5,11") from None
+        raise ScoreError(f"--layers {places.layers}: give numbers with commas between them, such as 0,5,11") from None
+    return {"by_position": places.by_position, "by_span": places.by_span, "layers": layers}
 
 
 def warn_of_mismatch(what: str, record: Record, model: Model, bound: BoundTask, out: Output) -> None:

@@ -179,6 +179,28 @@ class ScoringOptions:
 
 
 @dataclass(frozen=True)
+class PlacesOptions:
+    """Which places of a kind."""
+
+    by_position: Annotated[
+        bool | None,
+        typer.Option(
+            "--by-position/--all-positions",
+            help="Each position on its own; equal lengths only. Default: for resid, resid-mid, attn, mlp.",
+            rich_help_panel=SCORING,
+        ),
+    ] = None
+    by_span: Annotated[
+        bool,
+        typer.Option("--by-span", help="By the named spans of the prompts, of any lengths.", rich_help_panel=SCORING),
+    ] = False
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Only these; neurons need it. Default: all.", rich_help_panel=SCORING),
+    ] = None
+
+
+@dataclass(frozen=True)
 class RankOptions:
     """How edges are ranked."""
 

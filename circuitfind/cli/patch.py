@@ -14,6 +14,7 @@ from circuitfind.cli.options import (
     SCORING,
     CheckedModelOptions,
     OutOptions,
+    PlacesOptions,
     RankOptions,
     RunOptions,
     TaskOptions,
@@ -36,22 +37,6 @@ class SweepOptions:
     """What is patched, and how."""
 
     what: Annotated[What, typer.Option(help="Which places, one at a time.", rich_help_panel=SCORING)] = What.heads
-    by_position: Annotated[
-        bool | None,
-        typer.Option(
-            "--by-position/--all-positions",
-            help="Each position on its own; equal lengths only. Default: for resid, resid-mid, attn, mlp.",
-            rich_help_panel=SCORING,
-        ),
-    ] = None
-    by_span: Annotated[
-        bool,
-        typer.Option("--by-span", help="By the named spans of the prompts, of any lengths.", rich_help_panel=SCORING),
-    ] = False
-    layers: Annotated[
-        str | None,
-        typer.Option(metavar="N,N,...", help="Only these; neurons need it. Default: all.", rich_help_panel=SCORING),
-    ] = None
     direction: Annotated[
         str, typer.Option(help="noising or denoising (clean values into corrupted runs).", rich_help_panel=SCORING)
     ] = "noising"
@@ -92,6 +77,7 @@ def patch(
     model: CheckedModelOptions,
     task: TaskOptions,
     sweep: SweepOptions,
+    places: PlacesOptions,
     paths: PathOptions,
     run: RunOptions,
     rank: RankOptions,
@@ -104,13 +90,12 @@ def patch(
     """
     if paths.path is None and (paths.to is not None or paths.separate):
         raise ScoreError("--to and --separate belong to path patching: name the senders with --path, or --path all")
-    folder, layers = inputs.folder(place.out), inputs.layers_of(sweep.layers)
+    folder, ways = inputs.folder(place.out), inputs.ways_of(places)
     loaded = inputs.load_model(model, out, model.check)
     import circuitfind as cf
 
     bound = inputs.load_task(task, loaded)
     if paths.path is None:
-        ways = {"by_position": sweep.by_position, "by_span": sweep.by_span, "layers": layers}
         inputs.check_places(loaded, bound, sweep.what.value, run.ablation, sweep.direction, **ways)
     lines = inputs.task_lines(loaded, bound, count(len(bound), "pair"), run.batch_size, out)
     out.facts([("model", inputs.model_line(loaded)), *lines])
@@ -123,9 +108,7 @@ def patch(
             loaded,
             bound,
             sweep.what.value,
-            by_position=sweep.by_position,
-            by_span=sweep.by_span,
-            layers=layers,
+            **ways,
             ablation=run.ablation or "corrupted",
             direction=sweep.direction,
             batch_size=run.batch_size,
