@@ -162,7 +162,7 @@ def test_edges_of_every_other_family(name: str) -> None:
     bound = id_task((6, 4, 5)).on(model)
     scores = cf.attribute(model, bound, "relp", batch_size=2)
     expected = Twin(dataclasses.replace(model, hf=by_the_rules_of(name)), bound).estimates([1])
-    assert off_scores(scores, expected) < 2 * CLOSE
+    assert off_scores(scores, expected) < 2 * CLOSE  # rounding: 1.1e-5 in the family where it is largest
     assert off_scores(cf.attribute(model, bound, "eap"), expected) > 0.05  # the rules matter
 
 

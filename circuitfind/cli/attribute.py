@@ -95,7 +95,7 @@ def attribute(
         _edges(scores, rank, level.show, out)
     else:
         _nodes(scores, rank, level.show, out)
-    out.say(f"Written: {path}")
+    out.say(shown.drawable(path))
     made = {"method": scores.record.method, "level": level.level.value, "direction": scores.record.direction}
     found = {**made, "ablation": scores.record.ablation, "sign": scores.record.sign, "files": [str(path)]}
     out.document({**inputs.described(loaded, bound, out), **found, "scores": scores.to_dict() if out.as_json else {}})
