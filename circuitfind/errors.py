@@ -1,35 +1,62 @@
-"""What circuitfind raises on bad input: one line that names the offending thing and the remedy."""
+"""Errors for bad input: each message names what is wrong and the remedy."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from numbers import Integral
+
+_LISTED = 40  # names that a message lists at most
 
 
 class CircuitfindError(Exception):
-    """Base of all errors that are the input's fault; the command line prints them without a traceback."""
+    """Base of all errors that bad input causes; the command line prints them without a traceback."""
 
 
 class TaskError(CircuitfindError):
-    """A behaviour, prompt, answer or metric cannot be used as given."""
+    """A task, prompt, answer or metric cannot be used as given."""
 
 
 class ModelError(CircuitfindError):
-    """A model cannot be loaded, is not covered, or failed its self-check."""
+    """A model cannot be loaded, is not supported, or failed its self-check."""
 
 
 class FileError(CircuitfindError):
-    """A file is missing, is of another kind, or holds something illegal."""
+    """A file is missing, has another format, or its content is invalid."""
 
 
 class ScoreError(CircuitfindError):
     """Scores cannot be computed or used: NaN values, a vanishing gradient, a graph that does not fit."""
 
 
+def plain(name: str) -> str:
+    """A name as it is looked up: lower case, hyphens in place of underscores and spaces."""
+    return "-".join(name.strip().lower().replace("_", " ").split())
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> str:
+    """The message for a name that is not among the known ones.
+
+    >>> unknown("method", "eap_ig", ["acdc", "eap-ig-inputs"])
+    "method 'eap_ig' is unknown: did you mean 'eap-ig-inputs'? Known: acdc, eap-ig-inputs"
+
+    Args:
+        what: kind of thing, such as "method".
+        known: all names, in the order in which they are listed.
+    """
+    names = list(known)
+    keys = {plain(other): other for other in names}
+    close = get_close_matches(plain(str(name)), keys, n=1)
+    hint = f": did you mean '{keys[close[0]]}'?" if close else "."
+    more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
+    return f"{what} {name!r} is unknown{hint} Known: {', '.join(names[:_LISTED])}{more}"
+
+
 def check_count(name: str, value: object, least: int = 0, most: int | None = None) -> None:
-    """Refuses what is no whole number in a range.
+    """Checks that a value is a whole number within a range.
 
     Raises:
-        ScoreError: naming the argument, what was given, and the range.
+        ScoreError: naming the argument, the value and the range.
     """
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]
