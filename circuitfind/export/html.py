@@ -1,0 +1,182 @@
+"""Small pieces of HTML for notebooks, made from plain data: what the `_repr_html_` of results is put together from.
+
+1. Every piece stands alone: inline styles, no scripts, no style sheet, so it shows wherever a notebook is shown.
+2. Text and borders take the notebook's own colours and so suit light and dark themes. Cells of a heat map bring
+   background and text colour with them: white is 0, blue positive, red negative, as in the figures of
+   `circuitfind.plots`; grey is unknown (NaN).
+3. Everything is escaped; only `picture` and `block` take HTML, which other functions of circuitfind have made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+SUPPORTS, OPPOSES, GAP = (33, 102, 172), (178, 24, 43), "#bdbdbd"  # RGB of the scale's ends; the grey of NaN
+MOST_ROWS, MOST_COLUMNS = 60, 80
+_LINE = "1px solid rgba(128,128,128,.35)"
+_TABLE = "border-collapse:collapse;margin:.4em 0;font-size:13px;line-height:1.35"
+_CAPTION = "caption-side:top;text-align:left;padding:0 0 .3em;font-weight:600;color:inherit"
+_NOTE = "opacity:.7;font-size:12px;margin:.2em 0"
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "", *, most: int | None = MOST_ROWS
+) -> str:
+    """A table; numbers are right-aligned and shown to four digits, None and NaN as a dash.
+
+    Args:
+        columns: the names of the columns.
+        rows: each with one value per column.
+        most: how many rows are shown; a line says how many more there are. None: all.
+
+    Raises:
+        ValueError: a row has another number of values than there are columns.
+    """
+    iterator = iter(rows)
+    shown = [list(row) for row in (iterator if most is None else islice(iterator, most))]
+    for row in shown:
+        if len(row) != len(columns):
+            raise ValueError(f"a row has {len(row)} values, the table has {len(columns)} columns: {row}")
+    more = sum(1 for _ in iterator)
+    numeric = [any(map(_is_number, column)) for column in zip(*shown, strict=True)] or [False] * len(columns)
+    head = "".join(_cell("th", name, right) for name, right in zip(columns, numeric, strict=True))
+    body = "".join(
+        f"<tr>{''.join(_cell('td', _said(value), right) for value, right in zip(row, numeric, strict=True))}</tr>"
+        for row in shown
+    )
+    return (
+        f'<table style="{_TABLE}">{_caption(caption)}<thead><tr style="border-bottom:{_LINE}">{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table>{_more(more, 'row')}"
+    )
+
+
+def facts(items: Mapping[str, Any], caption: str = "") -> str:
+    """Names and values below each other; items whose value is None or "" are left out."""
+    known = {name: value for name, value in items.items() if value is not None and value != ""}
+    rows = "".join(
+        f'<tr><th style="text-align:left;padding:1px 12px 1px 0;font-weight:400;opacity:.7">{escape(str(name))}</th>'
+        f'<td style="text-align:left;padding:1px 0">{escape(_said(value))}</td></tr>'
+        for name, value in known.items()
+    )
+    return f'<table style="{_TABLE}">{_caption(caption)}<tbody>{rows}</tbody></table>'
+
+
+def heat(
+    matrix: np.ndarray | Sequence[Sequence[float]],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    caption: str = "",
+    *,
+    limit: float | None = None,
+) -> str:
+    """A heat map of coloured cells; each says its row, column and value when the mouse rests on it.
+
+    Args:
+        matrix: `[rows, columns]`; NaN leaves a grey cell. Of a larger one, the first `MOST_ROWS` rows and
+            `MOST_COLUMNS` columns are shown, and a line says how many more there are.
+        row_labels, column_labels: one per row and per column; they may repeat.
+        limit: the value of full blue, and -limit that of full red; by default the largest magnitude.
+
+    Raises:
+        ValueError: the labels do not fit the matrix.
+    """
+    values = np.asarray(matrix, dtype=np.float64)
+    if values.shape != (len(row_labels), len(column_labels)):
+        raise ValueError(f"labels for [{len(row_labels)}, {len(column_labels)}], values of shape {list(values.shape)}")
+    known = np.abs(values[np.isfinite(values)])
+    end = limit or (float(known.max()) if known.size else 0.0) or 1.0
+    rows, columns = list(row_labels)[:MOST_ROWS], list(column_labels)[:MOST_COLUMNS]
+    head = "".join(
+        f'<th style="padding:0 2px;font-weight:400;text-align:center">{escape(str(name))}</th>' for name in columns
+    )
+    body = "".join(
+        f'<tr><th style="padding:0 6px 0 0;font-weight:400;text-align:right">{escape(str(name))}</th>'
+        + "".join(
+            _heat_cell(value, end, f"{name}, {other}") for other, value in zip(columns, line.tolist(), strict=False)
+        )
+        + "</tr>"
+        for name, line in zip(rows, values, strict=False)
+    )
+    scale = f"{-end:.3g} red, 0 white, {end:.3g} blue" if (values < 0).any() else f"0 white, {end:.3g} blue"
+    left_out = _more(len(row_labels) - len(rows), "row") + _more(len(column_labels) - len(columns), "column")
+    return (
+        f'<div style="overflow-x:auto"><table style="border-collapse:separate;border-spacing:1px;margin:.4em 0;'
+        f'font-size:11px;line-height:1.2">{_caption(caption)}<thead><tr><th></th>{head}</tr></thead>'
+        f'<tbody>{body}</tbody></table></div><div style="{_NOTE}">{scale}</div>{left_out}'
+    )
+
+
+def picture(svg: str | None, fallback: str) -> str:
+    """An SVG inside the notebook, on white; where there is none, the text `fallback`.
+
+    Args:
+        svg: an SVG document that circuitfind or Graphviz made. It is put in as it is, without its XML head.
+        fallback: plain text, such as how the picture can be had.
+    """
+    start = -1 if svg is None else svg.find("<svg")
+    if svg is None or start < 0:
+        return f'<div style="{_NOTE}">{escape(fallback)}</div>'
+    return f'<div style="overflow:auto;max-height:640px;background:#fff;padding:4px">{svg[start:]}</div>'
+
+
+def block(title: str, *parts: str) -> str:
+    """Pieces below each other under a title, as one result shows itself; `parts` are HTML."""
+    return f'<div><div style="font-weight:600;margin:.2em 0">{escape(title)}</div>{"".join(parts)}</div>'
+
+
+def colour(value: float, end: float) -> tuple[str, str]:
+    """Background and text colour of a cell, `#rrggbb`, on the scale from -end (red) over 0 (white) to end (blue)."""
+    if not math.isfinite(value):
+        return GAP, "#222222"
+    share = min(abs(value) / end, 1.0)
+    ends = SUPPORTS if value >= 0 else OPPOSES
+    red, green, blue = (round(255 + share * (part - 255)) for part in ends)
+    return f"#{red:02x}{green:02x}{blue:02x}", "#ffffff" if share > 0.6 else "#222222"
+
+
+def _heat_cell(value: float, end: float, place: str) -> str:
+    background, text = colour(value, end)
+    said = f"{value:+.4g}" if math.isfinite(value) else "unknown"
+    return (
+        f'<td title="{escape(f"{place}: {said}")}" style="background:{background};color:{text};'
+        f'min-width:34px;height:18px;padding:0 2px;text-align:center">{_short(value)}</td>'
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if math.isfinite(value) else ""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _said(value: Any) -> str:
+    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
+        return "–"
+    if isinstance(value, float | np.floating):
+        return f"{value:.4g}"
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value)
+
+
+def _cell(tag: str, text: str, right: bool) -> str:
+    side = "right" if right else "left"
+    return f'<{tag} style="text-align:{side};padding:2px 10px 2px 0;vertical-align:top">{escape(text)}</{tag}>'
+
+
+def _caption(text: str) -> str:
+    return f'<caption style="{_CAPTION}">{escape(text)}</caption>' if text else ""
+
+
+def _more(count: int, what: str) -> str:
+    if count <= 0:
+        return ""
+    return f'<div style="{_NOTE}">and {count:,} more {what}{"" if count == 1 else "s"}</div>'
