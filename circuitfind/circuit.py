@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from circuitfind.errors import FileError
-from circuitfind.export import dot, graphs, json_file
-from circuitfind.export.eap_ig import files as eap_ig
-from circuitfind.export.eap_ig.content import Content
-from circuitfind.export.rows import EdgeRow
+from circuitfind.export import circuit_file, eap_ig, graphs, picture
+from circuitfind.export.eap_ig_forms import Content
+from circuitfind.export.graphs import EdgeRow
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 
@@ -193,8 +192,8 @@ class Circuit:
         """Writes `circuit.json`, or the circuit for another tool.
 
         Args:
-            format: "circuitfind" (see `circuitfind.export.json_file` for the schema), or "eap-ig": the EAP-IG library's
-                file, `.json` or `.pt`, which MIB takes. Its scores are the estimates (0 where unknown); without any,
+            format: "circuitfind" (schema: `circuitfind.export.circuit_file`), or "eap-ig": the EAP-IG library's file,
+                `.json` or `.pt`, which MIB takes. Its scores are the estimates (0 where unknown); without any,
                 and for grouped-query models, membership stands for them: 1 inside, 0 outside.
 
         Raises:
@@ -203,7 +202,7 @@ class Circuit:
         if eap_ig.check_format(format) == "eap-ig":
             scores = None if self.graph.group > 1 else self.estimates
             return eap_ig.write(path, Content(self.graph, self.mask, scores), self.node_mask)
-        return json_file.write(path, self.graph, self.rows(), self.nodes, self.record, self.facts)
+        return circuit_file.write(path, self.graph, self.rows(), self.nodes, self.record, self.facts)
 
     @classmethod
     def open(cls, path: str | PathLike[str], sign: eap_ig.Sign = "effect", graph: Graph | None = None) -> Circuit:
@@ -220,7 +219,7 @@ class Circuit:
         foreign = eap_ig.read(path, sign, graph)
         if foreign is not None:
             return cls(foreign.graph, foreign.mask, estimates=foreign.scores, record=foreign.record)
-        content = json_file.read(path)
+        content = circuit_file.read(path)
         graph, facts = content.graph, content.facts
         mask = np.zeros((graph.n_writers, graph.n_readers), dtype=bool)
         estimates, exact = (np.full(mask.shape, np.nan, dtype=np.float32) for _ in range(2))
@@ -241,8 +240,8 @@ class Circuit:
         return graphs.write_graphml(path, self.graph, self.rows(), self.nodes)
 
     def to_dot(self, **style: Any) -> str:
-        """Graphviz source; see `circuitfind.export.dot.source` for the style options."""
-        return dot.source(self.graph, self.rows(), self.nodes, **style)
+        """Graphviz source; see `circuitfind.export.picture.source` for the style options."""
+        return picture.source(self.graph, self.rows(), self.nodes, **style)
 
     def render(self, path: str | PathLike[str], **style: Any) -> Path:
         """Draws to `.svg`, `.png` or `.pdf` with Graphviz's `dot`.
@@ -250,7 +249,7 @@ class Circuit:
         Raises:
             FileError: Graphviz is not installed, or the ending is unknown.
         """
-        return dot.render(path, self.to_dot(**style))
+        return picture.render(path, self.to_dot(**style))
 
 
 def as_circuit(graph: Graph, edges: Circuit | Iterable[str] | Mapping[str, Any]) -> Circuit:

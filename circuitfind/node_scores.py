@@ -12,8 +12,8 @@ import numpy as np
 
 from circuitfind.circuit import Circuit
 from circuitfind.errors import FileError, ScoreError
-from circuitfind.export.eap_ig import files as eap_ig
-from circuitfind.export.eap_ig.content import Content
+from circuitfind.export import eap_ig
+from circuitfind.export.eap_ig_forms import Content
 from circuitfind.graph import Graph
 from circuitfind.node_ranking import edge_values, edges_among
 from circuitfind.record import NO_EFFECT, Record

@@ -16,8 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from circuitfind.errors import FileError
-from circuitfind.export.files import check_file, write_bytes
-from circuitfind.export.json_file import plain
+from circuitfind.export.files import check_file, plain, write_bytes
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 

@@ -24,8 +24,8 @@ import numpy as np
 
 from circuitfind.circuit import Circuit, connected
 from circuitfind.errors import ScoreError
-from circuitfind.export.eap_ig import files as eap_ig
-from circuitfind.export.eap_ig.content import Content
+from circuitfind.export import eap_ig
+from circuitfind.export.eap_ig_forms import Content
 from circuitfind.graph import Graph
 from circuitfind.node_scores import NodeScores
 from circuitfind.record import Record

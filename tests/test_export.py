@@ -16,8 +16,8 @@ import pytest
 
 from circuitfind.circuit import Circuit
 from circuitfind.errors import FileError
-from circuitfind.export import dot, graphs, json_file, picture
-from circuitfind.export.rows import EdgeRow
+from circuitfind.export import circuit_file, graphs, picture
+from circuitfind.export.graphs import EdgeRow
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 
@@ -91,7 +91,7 @@ def test_json_empty_and_grouped(tmp_path: Path) -> None:
 
 
 def valid() -> dict:
-    return {"format": json_file.FORMAT, "version": 1, "graph": asdict(GRAPH), "edges": [{"edge": "input->m1"}]}
+    return {"format": circuit_file.FORMAT, "version": 1, "graph": asdict(GRAPH), "edges": [{"edge": "input->m1"}]}
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def valid() -> dict:
     [
         ({"format": "other.thing"}, "format 'other.thing', expected 'circuitfind.circuit'"),
         ({"version": 2}, "newer circuitfind (version 2"),
-        ({"version": "1"}, "version '1' of the format is unknown"),
-        ({"version": True}, "version True of the format is unknown"),
+        ({"version": "1"}, "version '1' of circuitfind.circuit is unknown"),
+        ({"version": True}, "version True of circuitfind.circuit is unknown"),
         ({"edges": [{"edge": "a9.h0->m2"}]}, "no writer 'a9.h0'"),
         ({"edges": [{"edge": "m2->a0.h0<q>"}]}, "runs backwards"),
         ({"edges": [{"edge": "input->m1"}, {"edge": "input->m1"}]}, "'input->m1' is listed twice"),
@@ -115,10 +115,10 @@ def valid() -> dict:
 def test_json_errors_name_file_and_problem(tmp_path: Path, change: dict, said: str) -> None:
     path = tmp_path / "bad.json"
     path.write_text(json.dumps(valid()))
-    assert len(json_file.read(path).rows) == 1  # without the change the file is fine
+    assert len(circuit_file.read(path).rows) == 1  # without the change the file is fine
     path.write_text(json.dumps({**valid(), **change}))
     with pytest.raises(FileError) as error:
-        json_file.read(path)
+        circuit_file.read(path)
     message = str(error.value)
     assert said in message and message.startswith(str(path))
     assert "\n" not in message and "pydantic" not in message
@@ -126,20 +126,20 @@ def test_json_errors_name_file_and_problem(tmp_path: Path, change: dict, said: s
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"{oops", "not JSON"), (b"\xff\xfe", "not JSON"), (b"[1]", 'no "format" key'), (b'{"a": NaN}', "NaN")],
+    [(b"{oops", "not JSON"), (b"\xff\xfe", "not JSON"), (b"[1]", "a JSON list"), (b'{"a": NaN}', "NaN")],
 )
 def test_json_not_a_circuit(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / "bad.json"
     path.write_bytes(content)
     with pytest.raises(FileError, match=re.escape(said)):
-        json_file.read(path)
+        circuit_file.read(path)
 
 
 def test_json_missing_and_unwritable(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="no such file"):
-        json_file.read(tmp_path / "none.json")
+        circuit_file.read(tmp_path / "none.json")
     with pytest.raises(FileError, match="this is a folder: name a file in it"):
-        json_file.read(tmp_path)
+        circuit_file.read(tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="cannot be written"):
         circuit().save(tmp_path / "file" / "c.json")
@@ -202,7 +202,7 @@ def test_dot_has_every_edge_once_with_its_style() -> None:
     assert sum(map(len, found.values())) == len(EDGES)
     assert {pair for pair in found} == {(u, r.partition("<")[0]) for u, r in (name.split("->", 1) for name in EDGES)}
     (q, k) = sorted(found["input", "a0.h1"], key=lambda text: "<k>" in text)
-    assert dot.COLORS["q"] in q and dot.COLORS["k"] in k and dot.COLORS["v"] in found["m0", "a2.h3"][0]
+    assert picture.COLORS["q"] in q and picture.COLORS["k"] in k and picture.COLORS["v"] in found["m0", "a2.h3"][0]
     dashed = {pair for pair, texts in found.items() for text in texts if "style=dashed" in text}
     assert dashed == {("input", "a0.h1"), ("a0.h1", "m0")} and "dashed" not in q  # by the exact effect where known
     assert "estimate +0.25\\nexact -0.25" in found["a0.h1", "m0"][0]
@@ -249,7 +249,7 @@ def test_dot_shared_heads_have_a_box_of_their_own() -> None:
 def test_dot_is_deterministic_and_escapes() -> None:
     assert circuit().to_dot(title="x") == circuit().to_dot(title="x")
     assert "<b>a &lt; b &amp; &quot;c&quot;</b>" in circuit().to_dot(title='a < b & "c"')
-    assert dot.quote('a"b\\c\nd\x00') == '"a\\"b\\\\c\\nd"'
+    assert picture.quote('a"b\\c\nd\x00') == '"a\\"b\\\\c\\nd"'
 
 
 def test_dot_without_effects_and_empty() -> None:
@@ -306,4 +306,4 @@ def test_render_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_dot
 def test_render_reports_what_graphviz_says(tmp_path: Path) -> None:
     with pytest.raises(FileError, match=r"Graphviz says: .*syntax error"):
-        dot.render(tmp_path / "c.svg", "digraph {")
+        picture.render(tmp_path / "c.svg", "digraph {")

@@ -492,7 +492,7 @@ def test_a_comparison_in_which_all_were_refused_has_a_page(compared: cf.Comparis
 # -------------------------------------------------------------------- circuitfind show
 def saved(folder: Path, checks: cf.Verification, curve: cf.Curve, compared: cf.Comparison) -> dict[str, tuple]:
     """A file of every kind: what it holds, and its figures."""
-    from circuitfind.export.json_file import plain
+    from circuitfind.export.files import plain
 
     sweep("heads", LAYERS, HEADS).save(folder / "sweep.safetensors")
     edge_scores().save(folder / "scores.safetensors")
@@ -575,7 +575,7 @@ def test_show_prints_the_strongest_and_draws_what_the_file_holds(
     [
         ("none.json", None, "no such file"),
         ("a.csv", "x,y", "nothing to show: give a sweep's or scores' .safetensors"),
-        ("a.json", "[1, 2]", "a JSON list, no result of circuitfind"),
+        ("a.json", "[1, 2]", "a JSON list, not a result of circuitfind"),
         ("a.json", "{", "not JSON"),
         ("a.json", '{"x": 1, "y": 2}', "holds a JSON object of x, y, nothing to show: give a sweep's"),
         ("a.json", '{"format": "other.thing"}', "holds 'other.thing', nothing to show"),

@@ -16,7 +16,7 @@ from toys import id_task, wrapped
 
 import circuitfind as cf
 from circuitfind.cli.app import main
-from circuitfind.export.json_file import plain
+from circuitfind.export.files import plain
 
 TASK = ("tiny", "--task", "greater_than", "--n", "4", "--no-check")
 
@@ -78,8 +78,11 @@ def test_what_tests_equality_can_fail(results: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content | {"format": "circuitfind.other"}, "expected circuitfind.*holds circuitfind.other"),
-        (lambda content: {k: v for k, v in content.items() if k != "format"}, "holds no format by name"),
+        (
+            lambda content: content | {"format": "circuitfind.other"},
+            "holds format 'circuitfind.other', expected 'circuitfind",
+        ),
+        (lambda content: {k: v for k, v in content.items() if k != "format"}, 'holds no "format" key'),
         (lambda content: content | {"version": 7}, "version 7 of circuitfind"),
         (lambda content: {k: v for k, v in content.items() if k != "record"}, "'record'.*write it again"),
         (lambda content: content | {"record": {"mdoel": 1}}, "mdoel"),

@@ -194,7 +194,9 @@ def test_files_that_are_no_circuits(tmp_path: Path) -> None:
     scores.of_nodes().save(node)
     refused(lambda: cf.PathEffects.open(node), FileError, "holds node scores: 'circuitfind show' draws them")
     save_file({"a": np.zeros(2)}, tmp_path / "m.safetensors", metadata={"format": "pt"})
-    refused(lambda: cf.Circuit.open(tmp_path / "m.safetensors"), FileError, "holds tensors .* no result of circuitfind")
+    refused(
+        lambda: cf.Circuit.open(tmp_path / "m.safetensors"), FileError, "holds tensors .* not a result of circuitfind"
+    )
     picture = tmp_path / "p.png"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)))
     refused(lambda: cf.Circuit.open(picture), FileError, r"p\.png: not JSON: this is no text file")

@@ -30,7 +30,7 @@ from circuitfind.batch import Batch
 from circuitfind.engine.capture import Run, capture
 from circuitfind.engine.memory import in_batches
 from circuitfind.engine.unembedding import Unembedding, unembedding
-from circuitfind.export import result_file
+from circuitfind.export import files as result_file
 from circuitfind.graph import Graph
 from circuitfind.loading import bind
 from circuitfind.metrics import METRICS

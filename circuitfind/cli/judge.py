@@ -151,7 +151,6 @@ def _scores(
 
 
 def _write_json(path: Path, content: dict[str, object]) -> Path:
-    from circuitfind.export.files import write_text
-    from circuitfind.export.json_file import plain
+    from circuitfind.export.files import plain, write_text
 
     return write_text(path, json.dumps(plain(content), ensure_ascii=False, allow_nan=False, indent=1) + "\n")

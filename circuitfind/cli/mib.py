@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def write(scores: Scores, root: Path, name: str | None, by: By, out: Output) -> None:
     """Writes `root/name`: the scores, or nine circuits where query heads share keys and values."""
     from circuitfind.export import mib
-    from circuitfind.export.eap_ig.content import Content
+    from circuitfind.export.eap_ig_forms import Content
 
     if name is None:
         raise FileError("--to mib: give --entry TASK_MODEL, such as --entry ioi_gpt2")

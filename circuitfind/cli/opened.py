@@ -86,7 +86,7 @@ def _named(header: dict[str, str]) -> str:
 
 def _json(path: Path) -> Any:
     from circuitfind.circuit import Circuit
-    from circuitfind.export.result_file import json_object, reading
+    from circuitfind.export.files import json_object, reading
 
     content = json_object(path) if path.suffix.lower() == ".json" else {}
     name = content.get("format")

@@ -71,7 +71,7 @@ class Output:
     def document(self, content: dict[str, Any]) -> None:
         """The JSON document, where JSON was asked for; NaN becomes null."""
         if self.as_json:
-            from circuitfind.export.json_file import plain
+            from circuitfind.export.files import plain
 
             print(json.dumps(plain(content), ensure_ascii=False, allow_nan=False, indent=1))
 

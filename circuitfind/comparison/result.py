@@ -19,9 +19,8 @@ from typing import Any
 from circuitfind.costs import Costs
 from circuitfind.errors import FileError
 from circuitfind.evaluation.curve import CurvePoint
-from circuitfind.export.files import write_text
-from circuitfind.export.json_file import plain
-from circuitfind.export.json_text import parsed
+from circuitfind.export.files import json_object as parsed
+from circuitfind.export.files import plain, write_text
 from circuitfind.record import Record
 from circuitfind.statistics import UNKNOWN, Interval
 

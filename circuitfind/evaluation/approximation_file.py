@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitfind.export import result_file
+from circuitfind.export import files as result_file
 from circuitfind.graph import Graph
 from circuitfind.patching.sweep import Axis, Sweep
 from circuitfind.record import Record

@@ -29,8 +29,7 @@ from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.errors import FileError, ScoreError
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.outcome import Outcome
-from circuitfind.export.files import write_text
-from circuitfind.export.json_file import plain
+from circuitfind.export.files import plain, write_text
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.record import Record

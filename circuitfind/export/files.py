@@ -1,22 +1,48 @@
-"""Files are there before they are read, and are written whole or not at all.
+"""Reading and writing files: whole or not at all, and as JSON that says what it holds.
 
-A file is written into a hidden neighbour first, which then takes the name.
+1. A file is written into a hidden neighbour first, which then takes the name: a reader never sees half a file.
+2. A result is one JSON object, UTF-8, that names its format: `{"format": "circuitfind.paths", "version": 1, ...}`.
+   Unknown keys are ignored.
+3. Numbers are finite: what is NaN or infinite in memory is null in the file, and NaN when it is read again.
+
+Nothing here needs a model or imports torch.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from circuitfind.errors import FileError
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from circuitfind.errors import FileError, ScoreError
+
+VERSION = 1
+TENSORS = {  # by the format and level that a safetensors file names: what opens it
+    ("circuitfind.scores", "edge"): (
+        "edge scores: 'circuitfind find --scores' searches them, 'circuitfind export --top N --to json' or"
+        " Scores.open(path).top(n) cuts a circuit from them"
+    ),
+    ("circuitfind.scores", "node"): (
+        "node scores: 'circuitfind show' draws them, NodeScores.open(path).circuit(n) makes a circuit of them"
+    ),
+    ("circuitfind.sweep", None): "a sweep: 'circuitfind show' draws it, Sweep.open(path) reads it",
+}
 
 
+# -------------------------------------------------------------------- any file
 def check_file(path: str | PathLike[str]) -> None:
-    """Refuses what is no file.
+    """Checks that a file is there.
 
     Raises:
-        FileError: there is nothing of this name, or it is a folder.
+        FileError: there is no file of this name, or it is a folder.
     """
     if Path(path).is_dir():
         raise FileError(f"{path}: this is a folder: name a file in it")
@@ -28,7 +54,7 @@ def write_bytes(path: str | PathLike[str], content: bytes) -> Path:
     """Writes `content`, making the parent folder; a reader never sees half a file.
 
     Raises:
-        FileError: the place cannot be written to.
+        FileError: the file cannot be written.
     """
     path = Path(path)
     # A plain open, not tempfile: the file gets the permissions that the user's umask gives.
@@ -48,3 +74,102 @@ def write_bytes(path: str | PathLike[str], content: bytes) -> Path:
 def write_text(path: str | PathLike[str], text: str) -> Path:
     """`write_bytes` of UTF-8 text, line ends as they are."""
     return write_bytes(path, text.encode("utf-8"))
+
+
+# -------------------------------------------------------------------- JSON
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: NaN and infinity as None, tuples and arrays as lists, unknown things as text."""
+    if value is None or isinstance(value, (bool, str, int)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value)]
+    if hasattr(value, "tolist"):  # numpy and torch, without importing either
+        return plain(value.tolist())
+    return str(value)
+
+
+def numbers(values: Any) -> np.ndarray:
+    """Nested lists of numbers as float64; null is NaN."""
+    return np.array(values, dtype=np.float64)
+
+
+def json_object(path: str | PathLike[str]) -> dict[str, Any]:
+    """The JSON object that a file holds. NaN and Infinity are refused: JSON has no such numbers.
+
+    Raises:
+        FileError: there is no such file, or it holds something else.
+    """
+    check_file(path)
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are both ValueErrors
+        said = "this is no text file" if isinstance(error, UnicodeDecodeError) else str(error)
+        found = _tensors(path)
+        raise FileError(f"{path}: holds {found}" if found else f"{path}: not JSON: {said}") from None
+    if not isinstance(content, dict):
+        raise FileError(f"{path}: a JSON {type(content).__name__}, not a result of circuitfind")
+    return content
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number that JSON knows")
+
+
+def _tensors(path: str | PathLike[str]) -> str:
+    """What a safetensors file holds; nothing of another file."""
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            header = file.metadata() or {}
+    except (SafetensorError, OSError):
+        return ""
+    named = header.get("format", ""), header.get("level")
+    return TENSORS.get(named, "tensors (safetensors), not a result of circuitfind")
+
+
+# -------------------------------------------------------------------- results
+def write(path: str | PathLike[str], format: str, content: Mapping[str, Any]) -> Path:
+    """Writes a result under its format's name.
+
+    Raises:
+        FileError: the name does not end in .json, or the file cannot be written.
+    """
+    if Path(path).suffix.lower() != ".json":
+        raise FileError(f"{path}: this result is saved as .json: give a name that ends in .json")
+    whole = plain({"format": format, "version": VERSION, **content})
+    return write_text(path, json.dumps(whole, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read(path: str | PathLike[str], format: str) -> dict[str, Any]:
+    """The JSON object of a file of this format.
+
+    Raises:
+        FileError: there is no such file, or it holds another format, or a version that is not read here.
+    """
+    content = json_object(path)
+    if content.get("format") != format:
+        found = f"format '{content['format']}'" if "format" in content else 'no "format" key'
+        raise FileError(f"{path}: holds {found}, expected '{format}'")
+    version = content.get("version")
+    if isinstance(version, int) and version > VERSION:
+        raise FileError(
+            f"{path}: written by a newer circuitfind (version {version} of {format}, this one reads {VERSION}):"
+            " upgrade circuitfind"
+        )
+    if version != VERSION or isinstance(version, bool):
+        raise FileError(f"{path}: version {version!r} of {format} is unknown, this circuitfind reads {VERSION}")
+    return content
+
+
+@contextmanager
+def reading(path: str | PathLike[str]) -> Iterator[None]:
+    """Turns whatever is missing or wrong in a file's content into an error that names the file."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, ScoreError) as error:
+        raise FileError(f"{path}: cannot be read ({type(error).__name__}: {error}): write it again") from None

@@ -1,12 +1,12 @@
-"""A circuit as a networkx graph, and as GraphML for Gephi, Cytoscape and yEd.
+"""A circuit as plain rows, as a networkx graph, and as GraphML for Gephi, Cytoscape and yEd.
 
 1. One networkx node a node of the circuit: attributes `kind` (input, head, mlp, logits), `layer` (-1 for `input`, the
    number of layers for `logits`) and, for heads, `head`.
 2. One networkx edge an edge of the circuit, from the writer to the node that its reader feeds, keyed by the reader's
    name, so q, k and v of one head are parallel edges: attributes `edge` (the full name), `kind` (q, k, v, mlp or
    logits), `estimate`, `exact`, and `effect` (exact where measured, else the estimate). Unknown: no attribute.
-3. A reader of a shared key/value head feeds every query head of its group: the edge is drawn to each of those in the
-   circuit, and to a node of kind `kv` that stands for the shared head where the circuit has none of them.
+3. A reader of a shared key/value head feeds every query head of its group: the edge is drawn to each of those that are
+   in the circuit. Where none is, it is drawn to a node of kind `kv` that stands for the shared head.
 """
 
 from __future__ import annotations
@@ -16,13 +16,26 @@ from collections.abc import Iterable, Sequence
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx
 
 from circuitfind.export.files import write_bytes
-from circuitfind.export.rows import EdgeRow
 from circuitfind.graph import Graph
+
+
+class EdgeRow(NamedTuple):
+    """One edge: writer and reader index, estimated and exact effect in units of the metric (None = unknown)."""
+
+    writer: int
+    reader: int
+    estimate: float | None
+    exact: float | None
+
+    @property
+    def effect(self) -> float | None:
+        """The exact effect where it was measured, else the estimate."""
+        return self.estimate if self.exact is None else self.exact
 
 
 def node_attributes(graph: Graph, node: str) -> dict[str, Any]:
@@ -73,7 +86,7 @@ def write_graphml(path: str | PathLike[str], graph: Graph, rows: Iterable[EdgeRo
     """Writes GraphML; unknown values are left out.
 
     Raises:
-        FileError: the place cannot be written to.
+        FileError: the file cannot be written.
     """
     buffer = BytesIO()
     networkx.write_graphml(to_networkx(graph, rows, nodes), buffer)

@@ -18,9 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from circuitfind.errors import FileError
-from circuitfind.export.eap_ig import files as eap_ig
-from circuitfind.export.eap_ig.content import Content
-from circuitfind.export.ungrouped import columns
+from circuitfind.export import eap_ig
+from circuitfind.export.eap_ig_forms import Content
 from circuitfind.graph import Graph
 
 PERCENT = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
@@ -35,7 +34,7 @@ MODELS_OF = {
 }
 
 
-class Entry(NamedTuple):
+class Folder(NamedTuple):
     """One folder of a submission: what it holds, and what is wrong with it (nothing: empty)."""
 
     name: str
@@ -44,14 +43,14 @@ class Entry(NamedTuple):
 
 
 def task_and_model(name: str) -> tuple[str, str]:
-    """The parts of a folder's name, which the track splits at the first underscore.
+    """The task and the model in a folder's name, which the track splits at the first underscore.
 
     Raises:
         FileError: the track has no such task, or not on that model.
     """
     task, _, model = name.partition("_")
     if task not in MODELS_OF:
-        raise FileError(f"'{name}' is no folder of MIB: write TASK_MODEL, the task one of {', '.join(MODELS_OF)}")
+        raise FileError(f"'{name}' is not a folder of MIB's: write TASK_MODEL, the task one of {', '.join(MODELS_OF)}")
     if model not in MODELS_OF[task]:
         raise FileError(f"'{name}': MIB has the task {task} on {', '.join(MODELS_OF[task])}, not on '{model}'")
     return task, model
@@ -90,7 +89,7 @@ def write_circuits(root: str | PathLike[str], name: str, graph: Graph, ranked: n
 
 def circuits(graph: Graph, ranked: np.ndarray) -> Iterator[np.ndarray]:
     """`[writers, readers]` bool for each of MIB's sizes: the best edges, as many as fit."""
-    copies = np.bincount(columns(graph), minlength=graph.n_readers)
+    copies = np.bincount(eap_ig.columns(graph), minlength=graph.n_readers)
     cost = np.cumsum(copies[ranked[:, 1]])
     for percent in PERCENT:
         best = ranked[: np.searchsorted(cost, _budget(graph, percent), side="right")]
@@ -104,7 +103,7 @@ def _budget(graph: Graph, percent: float) -> int:
 
 
 # -------------------------------------------------------------------- checking
-def check(root: str | PathLike[str]) -> list[Entry]:
+def check(root: str | PathLike[str]) -> list[Folder]:
     """What every folder of a submission holds, and what is wrong with it or with the whole.
 
     Raises:
@@ -114,15 +113,15 @@ def check(root: str | PathLike[str]) -> list[Entry]:
     if not root.is_dir():
         raise FileError(f"{root}: no such folder")
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
-    entries = [_entry(folder) for folder in folders]
+    entries = [_checked(folder) for folder in folders]
     good = [task_and_model(entry.name) for entry in entries if not entry.problem]
     for count, what in zip((len(set(column)) for column in zip(*good, strict=True)), ("task", "model"), strict=False):
         if count < 2:
-            entries.append(Entry(".", f"{count} {what}", f"a submission needs at least two {what}s"))
-    return entries if good else [*entries, Entry(".", "nothing", "no folder that MIB could evaluate")]
+            entries.append(Folder(".", f"{count} {what}", f"a submission needs at least two {what}s"))
+    return entries if good else [*entries, Folder(".", "nothing", "no folder that MIB could evaluate")]
 
 
-def _entry(folder: Path) -> Entry:
+def _checked(folder: Path) -> Folder:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in eap_ig.ENDINGS)
     holds = f"{len(files)} file{'' if len(files) == 1 else 's'}"
     try:
@@ -130,17 +129,17 @@ def _entry(folder: Path) -> Entry:
         contents = [_open(folder.name, path) for path in files]
         if len(contents) == 1:
             _check_importances(contents[0])
-            return Entry(folder.name, "importances", "")
+            return Folder(folder.name, "importances", "")
         _check_circuits(contents)
-        return Entry(folder.name, f"{len(contents)} circuits", "")
+        return Folder(folder.name, f"{len(contents)} circuits", "")
     except FileError as error:
-        return Entry(folder.name, holds, str(error))
+        return Folder(folder.name, holds, str(error))
 
 
 def _open(name: str, path: Path) -> Content:
     content = eap_ig.read(path)
     if content is None:
-        raise FileError(f"{path.name} is no file of the EAP-IG library")
+        raise FileError(f"{path.name} is not a file of the EAP-IG library")
     _check_graph(name, content.graph)
     return content
 
@@ -148,7 +147,7 @@ def _open(name: str, path: Path) -> Content:
 def _check_importances(content: Content) -> None:
     scores = content.scores
     if scores is not None and np.isnan(scores).any():
-        raise FileError("some scores are no numbers")
+        raise FileError("some scores are not finite numbers")
     if (scores is None or np.isin(scores, (0, 1)).all()) and content.node_scores is None:
         raise FileError("one file that holds no scores, only membership: give its scores, or nine circuits")
 

@@ -1,27 +1,58 @@
-"""What a drawing of a circuit shows, before anyone decides where: boxes in ranks, arrows with a weight.
+"""A circuit as a drawing: what it shows, its Graphviz source, and SVG, PNG or PDF where Graphviz is installed.
+
+What a drawing shows, before anyone decides where (the report's own drawing, `report.drawing`, starts from it, too):
 
 1. `arrows`: one arrow an edge, weak ones first, so that strong ones are painted over them. An edge into a shared
    key/value head of a grouped-query model ends at a small box of its own, `a1.kv0`.
 2. `joints`: from each of these small boxes a plain line to every query head of its group that is in the circuit.
-3. `ranks`: the rows of the drawing from `input` up to `logits`. A layer is one row for shared key/value heads, one for
-   heads and one for its MLP; in parallel blocks heads and MLP share a row. Only rows that hold something are kept.
-4. `pen`: an arrow's width and opacity. Widths grow with the square root of |effect|: effects fall off so steeply that
-   on a linear scale all but a handful of edges would be hairlines.
+3. `ranks`: the rows of the drawing from `input` at the bottom to `logits` at the top. A layer is one row for shared
+   key/value heads, one for heads and one for its MLP; in parallel blocks heads and MLP share a row.
+4. `pen`: an arrow's width and opacity grow with the square root of |effect|: effects fall off so steeply that on a
+   linear scale all but a handful of edges would be hairlines.
 
-Graphviz source (`export.dot`) and the page's own drawing (`report.drawing`) are both made from this.
+As Graphviz draws it:
+
+5. Invisible anchors in every rank hold the order and carry the layer's label at the side.
+6. Heads are ellipses, MLPs boxes, `input` and `logits` dark. Arrows are coloured by what they feed (Okabe and Ito's
+   colour-blind-safe palette). Dashed = the edge opposes the behaviour. A filled arrowhead = the effect was measured by
+   exact patching, a hollow one = it is an estimate.
+7. Ranks and nodes move closer together and weak edges fade as circuits grow, so that 400 edges can still be read.
+
+The same circuit gives the same text, byte for byte.
 """
 
 from __future__ import annotations
 
+import html
 import math
-from collections.abc import Iterable
+import re
+import subprocess
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import NamedTuple
 
-from circuitfind.export.graphs import fed, node_attributes
-from circuitfind.export.rows import EdgeRow
+import graphviz
+
+from circuitfind.errors import FileError
+from circuitfind.export.files import write_bytes
+from circuitfind.export.graphs import EdgeRow, fed, node_attributes
 from circuitfind.graph import Graph
 
+FONT = "Helvetica,Arial,sans-serif"
+COLORS = {"q": "#0072B2", "k": "#D98200", "v": "#009E73", "mlp": "#6B7280", "logits": "#6B7280"}
+NODES = {
+    "head": 'shape=ellipse fillcolor="#E8F0F8" color="#35618E"',
+    "mlp": 'shape=box style="filled,rounded" fillcolor="#F6ECDC" color="#94703A"',
+    "kv": 'shape=box style="filled" fillcolor="#FFFFFF" color="#7A8594" fontsize=9 height=0.18 margin="0.04,0.01"',
+    "end": 'shape=box style="filled,rounded" fillcolor="#333F4F" color="#333F4F" fontcolor="#FFFFFF"',
+}
+ENDINGS = (".svg", ".png", ".pdf")
+PNG_DPI = 160
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
+
+# -------------------------------------------------------------------- what is drawn
 class Arrow(NamedTuple):
     """One edge as drawn. `share` is sqrt(|effect| / largest |effect|) in 0..1, or None where no effect is known."""
 
@@ -135,3 +166,160 @@ def _number(shared: str) -> tuple[int, int]:
     """`(layer, head)` of `a{layer}.kv{head}`."""
     layer, _, head = shared[1:].partition(".kv")
     return int(layer), int(head)
+
+
+# -------------------------------------------------------------------- Graphviz
+def source(
+    graph: Graph, rows: Sequence[EdgeRow], nodes: Sequence[str], title: str | None = None, legend: bool = True
+) -> str:
+    """Graphviz source of the circuit.
+
+    Args:
+        rows: the circuit's edges, effects in units of the metric, positive = supports.
+        nodes: names of the circuit's nodes.
+        title: a line above the picture.
+        legend: says below the picture what colours, dashes, widths and arrowheads mean.
+    """
+    drawn = arrows(graph, rows)
+    if not drawn:
+        nodes = ["input", "logits"]
+    levels = ranks(graph, nodes, drawn)
+    lines = ["digraph circuit {", *_settings(len(drawn), title)]
+    if _crossings(levels, drawn) > 5000:  # Graphviz's own limits: a slightly worse layout in seconds, not minutes
+        lines.append("  nslimit=0.5 mclimit=0.3")
+    lines += ["  subgraph cluster_circuit {", "    peripheries=0 margin=4 labelloc=b labeljust=l"]
+    if legend or not drawn:
+        lines.append(f"    label=<{_legend(graph, drawn)}>")
+    lines += [f"    {line}" for line in _boxes(graph, levels)]
+    lines.append("  }")
+    lines += [f"  {line}" for line in _lines(drawn, joints(graph, rows, nodes))]
+    if not drawn:
+        lines.append('  "input" -> "logits" [style=invis minlen=2]')
+    return "\n".join([*lines, "}", ""])
+
+
+def render(path: str | PathLike[str], source: str) -> Path:
+    """Draws Graphviz source to `.svg`, `.png` or `.pdf`, by the path's ending.
+
+    Raises:
+        FileError: Graphviz's `dot` is not installed or fails, the ending is unknown, or the place cannot be written to.
+    """
+    ending = Path(path).suffix.lower()
+    if ending not in ENDINGS:
+        raise FileError(f"{path}: pictures end in {', '.join(ENDINGS)}; write the Graphviz source to .dot as text")
+    if ending == ".png":  # not in the source itself, where it would scale the SVG too
+        source = source.replace("{", f"{{ dpi={PNG_DPI};", 1)
+    try:
+        picture = graphviz.Source(source).pipe(format=ending[1:])
+    except graphviz.ExecutableNotFound:
+        raise FileError(
+            f"{path}: not drawn, Graphviz's 'dot' is not on the PATH; the circuit's .dot text is there without it"
+            " (Circuit.to_dot). Install Graphviz: apt install graphviz, brew install graphviz, or graphviz.org/download"
+        ) from None
+    except subprocess.CalledProcessError as error:
+        said = (error.stderr or b"").decode(errors="replace").strip().splitlines() or [str(error)]
+        raise FileError(f"{path}: not drawn, Graphviz says: {said[0]}") from None
+    return write_bytes(path, picture)
+
+
+def quote(text: str) -> str:
+    """A Graphviz string: quotes and backslashes escaped, control characters dropped, line ends kept as breaks."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return '"' + CONTROL.sub("", escaped) + '"'
+
+
+def _markup(text: str) -> str:
+    """Text inside an HTML-like label."""
+    return html.escape(CONTROL.sub(" ", text))
+
+
+def _crossings(levels: Sequence[Rank], drawn: Sequence[Arrow]) -> int:
+    """Ranks that arrows run through, summed: what Graphviz's time grows with."""
+    level = {name: i for i, rank in enumerate(levels) for name in rank.names}
+    return sum(level[arrow.target] - level[arrow.source] for arrow in drawn)
+
+
+def _settings(n_edges: int, title: str | None) -> list[str]:
+    nodesep = max(0.07, 0.32 - 0.003 * max(n_edges - 20, 0))
+    ranksep = 0.44
+    node_font = f"fontname={quote(FONT)} fontsize=12 fontcolor={quote('#1B2430')}"
+    lines = [
+        f'rankdir=BT nodesep={nodesep:.2f} ranksep={ranksep:.2f} bgcolor="#FFFFFF" pad=0.15 outputorder=edgesfirst',
+        f"fontname={quote(FONT)} fontsize={15 * _scale(n_edges):.0f} labelloc=t",
+        f'node [{node_font} style=filled height=0.3 margin="0.07,0.03" penwidth=1.1]',
+        "edge [arrowsize=0.7]",
+    ]
+    if title:
+        lines.append(f"label=<<b>{_markup(title)}</b>>")
+    return [f"  {line}" for line in lines]
+
+
+def _scale(n_edges: int) -> float:
+    """Title and legend grow with the picture, which is shown smaller the larger it is."""
+    return 1 + 0.7 * min(n_edges / 400, 1.0)
+
+
+def _boxes(graph: Graph, levels: Sequence[Rank]) -> list[str]:
+    """Nodes rank by rank, each rank with an anchor that carries its label, and the anchors' chain."""
+    lines = []
+    for i, rank in enumerate(levels):
+        label = f"layer {rank.layer}" if rank.first and 0 <= rank.layer < graph.n_layers else ""
+        anchor = (
+            f'"rank{i}" [shape=plaintext style="" group=ranks label={quote(label)} fontsize=11 fontcolor="#6B7686"]'
+        )
+        boxes = "; ".join(_box(graph, name) for name in rank.names)
+        lines.append(f"{{ rank=same; {anchor}; {boxes} }}")
+    if len(levels) > 1:
+        chain = " -> ".join(f'"rank{i}"' for i in range(len(levels)))
+        lines.append(f"{chain} [style=invis weight=100]")
+    return lines
+
+
+def _box(graph: Graph, name: str) -> str:
+    kind = "kv" if ".kv" in name else node_attributes(graph, name)["kind"]
+    return f"{quote(name)} [{NODES.get(kind, NODES['end'])} tooltip={quote(name)}]"
+
+
+def _lines(drawn: Sequence[Arrow], pairs: Sequence[tuple[str, str]]) -> list[str]:
+    lines = [
+        f'{quote(shared)} -> {quote(head)} [dir=none color="#7A8594" penwidth=1.4 weight=4 tooltip={quote(shared)}]'
+        for shared, head in pairs
+    ]
+    for arrow in drawn:
+        width, opacity = pen(arrow.share, len(drawn))
+        attributes = [
+            f'color="{COLORS[arrow.kind]}{round(opacity * 255):02X}"',
+            f"penwidth={width:.2f}",
+            f"weight={1 + round(8 * (arrow.share or 0))}",  # strong edges are drawn straighter
+            f"arrowhead={'normal' if arrow.measured else 'onormal'}",
+            f"tooltip={quote(describe(arrow))}",
+        ]
+        if arrow.opposes:
+            attributes.append("style=dashed")
+        lines.append(f"{quote(arrow.source)} -> {quote(arrow.target)} [{' '.join(attributes)}]")
+    return lines
+
+
+def _legend(graph: Graph, drawn: Sequence[Arrow]) -> str:
+    """An HTML-like table: what is drawn, in two lines."""
+    if not drawn:
+        return '<font point-size="12" color="#55606E">empty circuit: no edges, faithfulness 0</font>'
+    kinds = {arrow.kind for arrow in drawn}
+    names = {"q": "query", "k": "key", "v": "value", "mlp": "into MLP or logits"}
+    colours = [key for key in names if key in kinds or (key == "mlp" and "logits" in kinds)]
+    first = [f'<font color="{COLORS[key]}">■</font> {names[key]}' for key in colours]
+    second = []
+    if any(arrow.effect is not None for arrow in drawn):
+        second.append("── supports")
+        if any(arrow.opposes for arrow in drawn):
+            second.append("╌╌ opposes")
+        largest = max((arrow.effect for arrow in drawn if arrow.effect is not None), key=abs)
+        second.append(f"width: √|effect|, widest {signed(largest)}")
+        if any(arrow.measured for arrow in drawn):
+            second.append("▶ measured")
+        if not all(arrow.measured for arrow in drawn):
+            second.append("▷ estimated")
+    size = f"{10 * _scale(len(drawn)):.0f}"
+    rows = [f'<tr><td align="left">{"&#160;&#160;&#160; ".join(cells)}</td></tr>' for cells in (first, second) if cells]
+    table = f'<table border="0" cellborder="0" cellspacing="0" cellpadding="2">{"".join(rows)}</table>'
+    return f'<font point-size="{size}" color="#55606E">{table}</font>'

@@ -19,7 +19,7 @@ import torch
 from circuitfind.batch import Inputs
 from circuitfind.engine.site_values import capture_site
 from circuitfind.errors import ScoreError, TaskError
-from circuitfind.export import result_file
+from circuitfind.export import files as result_file
 from circuitfind.graph import Graph
 from circuitfind.loading import bind, check_model
 from circuitfind.models.load import Model

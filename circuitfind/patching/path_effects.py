@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from circuitfind.errors import ScoreError
-from circuitfind.export import result_file
+from circuitfind.export import files as result_file
 from circuitfind.record import Record
 from circuitfind.statistics import bootstrap_mean
 

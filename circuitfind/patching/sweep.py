@@ -17,8 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from circuitfind.errors import FileError, ScoreError
-from circuitfind.export.files import check_file, write_bytes
-from circuitfind.export.json_file import plain
+from circuitfind.export.files import check_file, plain, write_bytes
 from circuitfind.graph import Graph
 from circuitfind.patching.places import KINDS
 from circuitfind.record import Record

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from circuitfind.circuit import Circuit
 from circuitfind.errors import FileError
-from circuitfind.export.json_file import GraphPart
+from circuitfind.export.circuit_file import GraphPart
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 

@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
-from circuitfind.export.graphs import node_attributes
+from circuitfind.export.graphs import EdgeRow, node_attributes
 from circuitfind.export.picture import Arrow, Rank, arrows, describe, joints, pen, ranks
-from circuitfind.export.rows import EdgeRow
 from circuitfind.graph import Graph
 from circuitfind.report.layout import BOX_HEIGHT, Layout, Point, curve, layout
 

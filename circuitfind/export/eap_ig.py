@@ -1,10 +1,13 @@
-"""Opens and writes the EAP-IG library's files, JSON or `.pt` by the path's ending.
+"""Files of the EAP-IG library, which MIB's circuit track takes too: read and written, JSON or `.pt` by the ending.
 
 1. A file is known by what it holds, not by its name: JSON with `cfg`, `nodes` and `edges`. Only `.pt` is an ending.
 2. Scores are written with the effect unchanged: positive = keep. A file whose scores are the *change* of the metric
    when the edge is ablated is read with `sign="change"`, which negates them.
-3. Writing a grouped-query circuit repeats membership for every query head of a group; reading goes back to the grouped
-   graph where one is given (see `circuitfind.export.ungrouped`). Scores of a grouped model are not written.
+3. These files hold a key and a value per query head. Writing the circuit of a grouped-query model repeats membership
+   for every query head of a group. Reading goes back to the grouped graph where one is given: an edge into a shared
+   head is in if it is in for any of its query heads, and its score is the sum over them, because the gradient at a
+   shared key or value is the sum of those at its copies. Scores of a grouped model are not written: how a shared
+   head's score splits over its query heads is not computed.
 """
 
 from __future__ import annotations
@@ -18,11 +21,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from circuitfind.errors import FileError
-from circuitfind.export.eap_ig.content import Content
-from circuitfind.export.eap_ig.json_form import PARTS, as_json, from_json
-from circuitfind.export.eap_ig.pt_form import as_pt, from_pt
+from circuitfind.export.eap_ig_forms import PARTS, Content, as_json, as_pt, from_json, from_pt
 from circuitfind.export.files import write_bytes, write_text
-from circuitfind.export.ungrouped import columns, regrouped
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 
@@ -32,7 +32,7 @@ ENDINGS = (".json", ".pt")
 
 
 def check_format(format: str) -> str:
-    """The format, if it is one that circuits and scores are saved in."""
+    """Returns the format if circuits and scores can be saved in it."""
     if format not in get_args(Format):
         raise FileError(f"format='{format}' is unknown: use one of {', '.join(map(repr, get_args(Format)))}")
     return format
@@ -43,7 +43,7 @@ def read(path: str | PathLike[str], sign: str = "effect", graph: Graph | None = 
 
     Args:
         sign: what the file's scores are: "effect" (positive = keep), or "change" of the metric on ablation.
-        graph: the model's own graph; needed where its key/value heads are grouped, which the files do not know.
+        graph: the model's own graph, needed where key/value heads are grouped: the files do not say so.
 
     Raises:
         FileError: the file is of this kind, but broken or of another graph; or `sign` is given for another kind.
@@ -53,7 +53,7 @@ def read(path: str | PathLike[str], sign: str = "effect", graph: Graph | None = 
     found = _parse(Path(path))
     if found is None:
         if sign != "effect" and Path(path).is_file():
-            raise FileError(f"{path}: sign='{sign}' is for EAP-IG's files, and this is none of them")
+            raise FileError(f"{path}: sign='{sign}' is for EAP-IG's files, and this is not one")
         return None
     form, raw = found
     try:
@@ -69,7 +69,7 @@ def read_scores(
     """The "edge" or "node" scores of a file of this kind, as `read` gives them; None where it is of another kind.
 
     Raises:
-        FileError: as `read`; or the file has no such scores, or one of them is no number.
+        FileError: as `read`; or the file has no such scores, or one of them is not a number.
     """
     content = read(path, sign, graph)
     if content is None:
@@ -87,7 +87,7 @@ def read_scores(
 
 
 def _parse(path: Path) -> tuple[Callable[[Any], Content], Any] | None:
-    """What makes content of the file, and what it takes."""
+    """The function that reads this form, and its argument; None for files of another kind."""
     if not path.is_file():
         return None
     try:
@@ -100,13 +100,13 @@ def _parse(path: Path) -> tuple[Callable[[Any], Content], Any] | None:
         raw = json.loads(text) if b'"cfg"' in text else {}
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError):  # no JSON: for the reader of another kind to say
+    except (ValueError, RecursionError):  # not JSON: the reader of the other kind says so
         return None
     return (from_json, raw) if raw.keys() >= PARTS else None
 
 
 def _over(graph: Graph | None, content: Content) -> Content:
-    """The content over a graph that may be grouped."""
+    """The content over the given graph, which may be grouped."""
     if graph is None or graph == content.graph:
         return content
     if graph.ungrouped() != content.graph:
@@ -124,7 +124,7 @@ def write(path: str | PathLike[str], content: Content, nodes: np.ndarray | None 
         nodes: `[nodes]` bool, the nodes inside, by default none; `logits` always is.
 
     Raises:
-        FileError: scores of a grouped model, an unknown ending, or a place that cannot be written to.
+        FileError: scores of a grouped model, an unknown ending, or the file cannot be written.
     """
     ending = Path(path).suffix.lower()
     if ending not in ENDINGS:
@@ -145,3 +145,21 @@ def write(path: str | PathLike[str], content: Content, nodes: np.ndarray | None 
     if ending == ".pt":
         return write_bytes(path, as_pt(whole, inside))
     return write_text(path, json.dumps(as_json(whole, inside)))
+
+
+# -------------------------------------------------------------------- grouped-query models
+def columns(graph: Graph) -> np.ndarray:
+    """`[readers of graph.ungrouped()]`: the reader of `graph` that each of them is a copy of."""
+    wide, found = graph.ungrouped(), []
+    for index in range(wide.n_readers):
+        layer, kind, head = wide.reader(index)
+        found.append(graph.readers(layer, kind).start + (head // graph.group if kind in ("k", "v") else head))
+    return np.array(found)
+
+
+def regrouped(graph: Graph, values: np.ndarray) -> np.ndarray:
+    """`[writers, readers]` of `graph` from the same over `graph.ungrouped()`: any for booleans, sums for numbers."""
+    narrow = np.zeros((graph.n_readers, graph.n_writers), dtype=values.dtype)
+    gather = np.logical_or if values.dtype == bool else np.add
+    gather.at(narrow, columns(graph), values.T)
+    return np.ascontiguousarray(narrow.T)

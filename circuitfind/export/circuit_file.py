@@ -1,6 +1,6 @@
 """circuit.json: a circuit by the names of its edges, with everything that is known about it.
 
-Version 1 (UTF-8, one JSON object; unknown keys are passed over, so that later versions may add some):
+Version 1 (UTF-8, one JSON object; unknown keys are ignored, so that later versions may add some):
 
     format   "circuitfind.circuit"
     version  1
@@ -17,7 +17,6 @@ Numbers are finite: what is NaN or infinite in memory is null in the file. Nothi
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from os import PathLike
@@ -28,14 +27,13 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from typing_extensions import TypedDict
 
 from circuitfind.errors import FileError
-from circuitfind.export.files import write_text
-from circuitfind.export.json_text import parsed
-from circuitfind.export.rows import EdgeRow
+from circuitfind.export.files import VERSION, plain, write_text
+from circuitfind.export.files import read as read_object
+from circuitfind.export.graphs import EdgeRow
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 
 FORMAT = "circuitfind.circuit"
-VERSION = 1
 
 
 class _Part(BaseModel):
@@ -92,28 +90,13 @@ class CircuitFile(_Part):
     facts: dict[str, Any] = {}
 
 
-class Content(NamedTuple):
+class StoredCircuit(NamedTuple):
     """What a file holds, in the package's own terms."""
 
     graph: Graph
     rows: list[EdgeRow]
     record: Record
     facts: dict[str, Any]
-
-
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: NaN and infinity as None, tuples and arrays as lists, unknown things as text."""
-    if value is None or isinstance(value, (bool, str, int)):
-        return value
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value)]
-    if hasattr(value, "tolist"):  # numpy and torch, without importing either
-        return plain(value.tolist())
-    return str(value)
 
 
 def write(
@@ -127,7 +110,7 @@ def write(
     """Writes circuit.json, whole or not at all.
 
     Raises:
-        FileError: the place cannot be written to.
+        FileError: the file cannot be written.
     """
     content = {
         "format": FORMAT,
@@ -144,25 +127,14 @@ def write(
     return write_text(path, _layout(content))
 
 
-def read(path: str | PathLike[str]) -> Content:
+def read(path: str | PathLike[str]) -> StoredCircuit:
     """Reads circuit.json.
 
     Raises:
         FileError: the file is missing, no JSON, of another format or a newer version, holds wrong types,
             or names edges that its graph lacks or names them twice.
     """
-    raw = parsed(path)
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        found = f"format '{raw['format']}'" if isinstance(raw, dict) and "format" in raw else 'no "format" key'
-        raise FileError(f"{path}: not a circuit of circuitfind ({found}, expected '{FORMAT}')")
-    version = raw.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise FileError(
-            f"{path}: written by a newer circuitfind (version {version} of the format, this one reads {VERSION}):"
-            " upgrade circuitfind"
-        )
-    if version != VERSION or isinstance(version, bool):
-        raise FileError(f"{path}: version {version!r} of the format is unknown, this circuitfind reads {VERSION}")
+    raw = read_object(path, FORMAT)
     try:
         content = CircuitFile.model_validate(raw)
         graph = Graph(**content.graph.model_dump())
@@ -170,7 +142,7 @@ def read(path: str | PathLike[str]) -> Content:
         raise FileError(f"{path}: {_first(error)}") from None
     except FileError as error:
         raise FileError(f"{path}: graph: {error}") from None
-    return Content(graph, _rows(path, graph, content.edges), Record(**content.record.model_dump()), content.facts)
+    return StoredCircuit(graph, _rows(path, graph, content.edges), Record(**content.record.model_dump()), content.facts)
 
 
 def _rows(path: str | PathLike[str], graph: Graph, edges: list[EdgePart]) -> list[EdgeRow]:

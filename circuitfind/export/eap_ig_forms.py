@@ -1,0 +1,239 @@
+"""The two forms of an EAP-IG file (Hanna et al. 2024), JSON and `.pt`, and what both hold: a graph, a circuit, scores.
+
+JSON, in the library's own order of keys, so that the same content gives the same bytes; read in any order:
+
+    cfg    {n_layers, n_heads, parallel_attn_mlp, d_model}
+    nodes  {name: {in_graph, score?}}: `input`, layer by layer the heads and the MLP, `logits` (without a score)
+    edges  {name: {score?, in_graph}}: block by block, in it writer by writer, head by head, q, k, v
+
+`.pt`, plain dictionaries, lists and tensors, read with `weights_only=True` (torch is imported only for these):
+
+    cfg, src_nodes, dst_nodes      the graph, and the names of its writers and readers
+    edges_scores, edges_in_graph   [writers, readers] float32, bool; 0 and false where there is no edge; scores optional
+    nodes_in_graph, nodes_scores   [writers] bool, float32 with NaN where unscored; scores optional
+
+1. `cfg` has no number of key/value heads: the graph has one k and one v per query head.
+2. Edges that a file does not list are outside the circuit, with score 0. Scores that are NaN or infinite become NaN.
+3. Circuits of single neurons are refused: a node is in as a whole or out.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from circuitfind.errors import FileError
+from circuitfind.graph import Graph
+from circuitfind.record import Record
+
+CONFIG = ("n_layers", "n_heads", "parallel_attn_mlp", "d_model")
+
+
+class Content(NamedTuple):
+    """A graph's circuit and scores.
+
+    Attributes:
+        mask: `[writers, readers]` bool, the circuit.
+        scores: `[writers, readers]` float32 effects, NaN where the file has no number; None where it has none at all.
+        node_scores: `[writers]` float32 effects, NaN where unscored; None where no node is scored.
+    """
+
+    graph: Graph
+    mask: np.ndarray
+    scores: np.ndarray | None = None
+    node_scores: np.ndarray | None = None
+
+    @property
+    def record(self) -> Record:
+        """What is known of how the file was made. It does not name its ablation: the library's default is assumed."""
+        return Record(settings={"file": "eap-ig", "assumed": "ablation and direction"}, versions={})
+
+    def negated(self) -> Content:
+        """The same with changes of the metric turned into effects, or back."""
+        scores, nodes = (None if values is None else 0 - values for values in (self.scores, self.node_scores))
+        return self._replace(scores=scores, node_scores=nodes)
+
+
+def config(graph: Graph) -> dict[str, int | bool]:
+    """`cfg` of an ungrouped graph."""
+    return dict(zip(CONFIG, (graph.n_layers, graph.n_heads, graph.parallel, graph.d_model), strict=True))
+
+
+def graph_of(cfg: Any) -> Graph:
+    """The graph that `cfg` describes."""
+    missing = [key for key in CONFIG if key not in cfg] if isinstance(cfg, Mapping) else list(CONFIG)
+    if missing:
+        raise FileError(f"cfg: no {', '.join(missing)}")
+    if not isinstance(cfg["d_model"], int) or not isinstance(cfg["parallel_attn_mlp"], bool):
+        raise FileError("cfg: d_model must be a whole number, parallel_attn_mlp true or false")
+    heads = cfg["n_heads"]
+    return Graph(cfg["n_layers"], heads, heads, cfg["d_model"], cfg["parallel_attn_mlp"])
+
+
+def number(name: str, value: Any) -> float:
+    """A score; NaN where it is not finite."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise FileError(f"'{name}': its score is not a number: {str(value)[:40]!r}")
+    return value if math.isfinite(value) else math.nan
+
+
+def if_any(scores: np.ndarray) -> np.ndarray | None:
+    """The scores, or None where none is a number."""
+    return None if np.isnan(scores).all() else scores
+
+
+def refuse_neurons(name: str, inside: bool, neurons: Any) -> None:
+    """Raises an error for a node of which only some neurons are in the circuit."""
+    if inside and not np.all(neurons):
+        raise FileError(
+            f"'{name}' is in the circuit with some of its neurons only: circuits of neurons are not supported, only of"
+            " whole nodes"
+        )
+
+
+# -------------------------------------------------------------------- JSON
+PARTS = {"cfg", "nodes", "edges"}
+
+
+def from_json(raw: dict[str, Any]) -> Content:
+    """The content of a parsed file."""
+    graph = graph_of(raw["cfg"])
+    mask = np.zeros((graph.n_writers, graph.n_readers), dtype=bool)
+    scores = np.zeros(mask.shape, dtype=np.float32)
+    edges = _entries(raw, "edges")
+    if edges:
+        cells_ = tuple(np.array([graph.edge(name) for name, _ in edges]).T)
+        mask[cells_] = [part["in_graph"] for _, part in edges]
+        scores[cells_] = [number(name, part.get("score", 0)) for name, part in edges]
+    scored = any("score" in part for _, part in edges)
+    node_scores = np.full(graph.n_writers, np.nan, dtype=np.float32)
+    for name, part in _entries(raw, "nodes"):
+        if name != "logits":
+            refuse_neurons(name, part["in_graph"], part.get("neurons", True))
+            node_scores[graph.writer(name)] = number(name, part.get("score", math.nan))
+    return Content(graph, mask, scores if scored else None, if_any(node_scores))
+
+
+def _entries(raw: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
+    if not isinstance(raw[key], dict):
+        raise FileError(f"{key} are not listed by name")
+    for name, part in raw[key].items():
+        if not isinstance(part, dict) or part.get("in_graph") not in (False, True):
+            raise FileError(f"'{name}': in_graph must be true or false")
+    return list(raw[key].items())
+
+
+def as_json(content: Content, inside: np.ndarray) -> dict[str, Any]:
+    """What to dump: `content` over an ungrouped graph, with scores; `inside` is `[nodes]` bool."""
+    graph, scores = content.graph, content.scores
+    assert scores is not None
+    nodes = {name: {"in_graph": own} for name, own in zip(graph.node_names, inside.tolist(), strict=True)}
+    nodes["logits"] = {"in_graph": True}
+    if content.node_scores is not None:
+        for name, score in zip(graph.writer_names, content.node_scores.tolist(), strict=True):
+            nodes[name] |= {} if math.isnan(score) else {"score": score}
+    writers, readers = cells(graph)
+    columns = (writers, readers, scores[writers, readers], content.mask[writers, readers])
+    edges = {
+        graph.edge_name(u, r): {"score": score, "in_graph": own}
+        for u, r, score, own in zip(*(column.tolist() for column in columns), strict=True)
+    }
+    return {"cfg": config(graph), "nodes": nodes, "edges": edges}
+
+
+def cells(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
+    """Writers and readers, `[edges]` each, of every edge of an ungrouped graph in the file's order."""
+    writers, readers = [], []
+
+    def block(n_writers: int, into: np.ndarray) -> None:
+        writers.append(np.repeat(np.arange(n_writers), len(into)))
+        readers.append(np.tile(into, n_writers))
+
+    def indices(layer: int, kind: str) -> np.ndarray:
+        found = graph.readers(layer, kind)
+        return np.arange(found.start, found.stop)
+
+    for layer in range(graph.n_layers):
+        heads = np.stack([indices(layer, kind) for kind in "qkv"], axis=1).ravel()
+        mlp = indices(layer, "mlp")
+        if graph.parallel:  # both read the same writers, and the file goes writer by writer
+            block(graph.reads(layer, "mlp"), np.concatenate([heads, mlp]))
+        else:
+            block(graph.reads(layer, "qkv"), heads)
+            block(graph.reads(layer, "mlp"), mlp)
+    block(graph.n_writers, indices(0, "logits"))
+    return np.concatenate(writers), np.concatenate(readers)
+
+
+# -------------------------------------------------------------------- .pt
+NEEDED = ("cfg", "src_nodes", "dst_nodes", "edges_in_graph", "nodes_in_graph")
+
+
+def from_pt(file: bytes) -> Content:
+    """The content of a file's bytes."""
+    raw = _load(file)
+    graph = graph_of(raw["cfg"])
+    for key, names in (("src_nodes", graph.writer_names), ("dst_nodes", graph.reader_names)):
+        if raw[key] != list(names):
+            raise FileError(f"{key} are not the names of {graph}, in the graph's order")
+    shape = (graph.n_writers, graph.n_readers)
+    mask = _array(raw, "edges_in_graph", shape).astype(bool) & graph.real
+    nodes = _array(raw, "nodes_in_graph", shape[:1]).astype(bool)
+    scores = node_scores = None
+    if raw.get("edges_scores") is not None:
+        scores = np.where(graph.real, _finite(_array(raw, "edges_scores", shape)), np.float32(0))
+    if raw.get("nodes_scores") is not None:
+        node_scores = if_any(_finite(_array(raw, "nodes_scores", shape[:1])))
+    if raw.get("neurons_in_graph") is not None:
+        neurons = _array(raw, "neurons_in_graph", (graph.n_writers, graph.d_model))
+        for name, inside, own in zip(graph.writer_names, nodes, neurons, strict=True):
+            refuse_neurons(name, inside, own)
+    return Content(graph, mask, scores, node_scores)
+
+
+def _load(file: bytes) -> dict[str, Any]:
+    import torch
+
+    try:
+        raw = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)  # wherever it was saved
+    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise FileError(f"not a file of plain tensors: {str(error).partition(chr(10))[0]}") from None
+    content: dict[str, Any] = raw if isinstance(raw, dict) else {}
+    missing = [key for key in NEEDED if key not in content]
+    if missing:
+        raise FileError(f"not an EAP-IG graph: no {', '.join(missing)}")
+    return content
+
+
+def _array(raw: dict[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray:
+    if not hasattr(raw[key], "numpy") or tuple(raw[key].shape) != shape:
+        raise FileError(f"{key} is not a tensor of shape {list(shape)}, as its graph needs")
+    array: np.ndarray = raw[key].float().numpy()
+    return array
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(values), values, np.float32(np.nan))
+
+
+def as_pt(content: Content, inside: np.ndarray) -> bytes:
+    """The file's bytes: `content` over an ungrouped graph, with scores; `inside` is `[nodes]` bool."""
+    import torch
+
+    graph = content.graph
+    raw = {"cfg": config(graph), "src_nodes": list(graph.writer_names), "dst_nodes": list(graph.reader_names)}
+    arrays = {
+        "edges_scores": content.scores,
+        "edges_in_graph": content.mask,
+        "nodes_in_graph": inside[: graph.n_writers],
+        "nodes_scores": content.node_scores,
+    }
+    tensors = {key: torch.tensor(value) for key, value in arrays.items() if value is not None}
+    buffer = io.BytesIO()
+    torch.save(raw | tensors, buffer)
+    return buffer.getvalue()
