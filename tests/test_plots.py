@@ -26,7 +26,7 @@ from circuitfind.graph import Graph
 from circuitfind.patching.attention import AttentionPattern
 from circuitfind.patching.sweep import Axis, Sweep
 from circuitfind.plots import scatter
-from circuitfind.plots.attention import attention
+from circuitfind.plots.patching import attention
 from circuitfind.plots.plot import drawings
 from circuitfind.record import Record
 
@@ -303,7 +303,7 @@ def test_scatter_of_a_verification(checks: cf.Verification) -> None:
     ],
 )
 def test_kinds_are_read_off_names(name: str, kind: str) -> None:
-    assert scatter.Point(name, 0.0, 0.0).kind == kind
+    assert scatter.EffectPair(name, 0.0, 0.0).kind == kind
 
 
 def test_two_results_of_the_same_places_go_against_each_other() -> None:

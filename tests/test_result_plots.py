@@ -73,7 +73,7 @@ def test_senders_are_a_table_of_heads_and_mlps() -> None:
     said = title(figure)
     assert "into a3.h1&lt;q&gt; + a3.h3&lt;v&gt;: names in toy" in said and f"input {means['input']:+.3g}" in said
     ends = {row.sender: row for row in found.top(99)}
-    for text in (text for row in figure.data[0].hovertext for text in row if "no path" not in text):
+    for text in (text for row in figure.data[0].hovertext for text in row if "no value" not in text):
         row = ends[re.findall("<b>(.*?)</b>", text)[0]]
         assert f"{row.effect:+.4g}<br>95% {row.low:.4g} to {row.high:.4g}" in text
 

@@ -83,6 +83,6 @@ def _drawings(found: Any) -> dict[str, Drawing]:
         words = faithfulness.measured("Faithfulness by size", found.record)
         return {"faithfulness": lambda: faithfulness.curves({"faithfulness": found.points}, words)}
     if isinstance(found, SavedChecks):
-        points = [scatter.Point(*row) for row in found.points]
+        points = [scatter.EffectPair(*row) for row in found.points]
         return {"scatter": lambda: scatter.checked(points, found.record)}
     return drawings(found)

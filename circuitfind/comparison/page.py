@@ -21,8 +21,7 @@ from circuitfind.comparison import tables
 from circuitfind.comparison.result import Comparison, Entry
 from circuitfind.export.files import write_text
 from circuitfind.plots import faithfulness
-from circuitfind.plots.bars import bars
-from circuitfind.plots.heat import heat
+from circuitfind.plots.charts import bars, heat
 from circuitfind.plots.page import page
 from circuitfind.plots.style import PALETTE, Caption, Side, figure, graph_objects, safe
 

@@ -1,10 +1,10 @@
 """Faithfulness against the number of edges, which has a log scale; the line at 1 is the whole model.
 
 1. A curve's points stand at the number of edges that was asked for, with 95% intervals; how many were left after
-   pruning is to be read on hovering. Several methods are lines of one figure.
+   pruning is said when the mouse is over a point. Several methods are lines of one figure.
 2. A search's circuits stand at the number of edges that they have, marked by stage, with the circuit that was chosen.
 
-A log scale has no 0: what has no edge stands at 1.
+A log scale has no 0: circuits without edges stand at 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from circuitfind.plots.style import NEUTRAL, OPPOSES, PALETTE, Caption, caption, figure, graph_objects, safe
+from circuitfind.plots.style import NEUTRAL, OPPOSES, PALETTE, Caption, caption, error_bars, figure, graph_objects, safe
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -92,14 +92,7 @@ def _line(name: str, points: Sequence[CurvePoint], colour: str, symbol: str) -> 
         name=safe(name),
         line={"color": colour, "width": 1.6},
         marker={"symbol": symbol, "size": 7},
-        error_y={
-            "type": "data",
-            "array": ends[:, 1] - y,
-            "arrayminus": y - ends[:, 0],
-            "thickness": 0.8,
-            "width": 3,
-            "visible": bool(np.isfinite(ends).any()),
-        },
+        error_y=error_bars(y, ends, thickness=0.8, width=3),
         hovertext=[_said(name, point) for point in points],
         hoverinfo="text",
     )

@@ -1,34 +1,20 @@
 """`plot`: the figures that belong to a result, by its type.
 
-| result | figures, the default first |
-|---|---|
-| `Sweep` | effects, strongest |
-| `NodeScores` | effects, strongest; of direct logit attribution components, too |
-| `Scores` | layers, strongest, nodes |
-| `Circuit` | layers, strongest, scatter |
-| `Verification` | scatter |
-| `Curve`, `Mib`, `{name: Curve or points}` | faithfulness |
-| what `find` found | faithfulness, scatter, layers, strongest |
-| two `Sweep`, `NodeScores` or `Scores`: (estimated, exact) | scatter |
-| `PathEffects` | effects; of many paths strongest, too |
-| `DirectEffects` | effects, components, strongest |
-| `Approximation` | scatter, layers |
-| one or several `AttentionPattern` | attention |
+`FIGURES` is the table of them: a result's type to its figures by name, the default first. A new figure is a function of
+the result (and of options) and a line here; `FIGURES["MyResult"] = {"layers": draw}` adds one from outside the package.
+Types are known by their names, so that reading scores does not wait for the types that bring torch with them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from circuitfind.circuit import Circuit
 from circuitfind.errors import ScoreError
-from circuitfind.node_scores import NodeScores
-from circuitfind.plots import direct, edges, faithfulness, nodes
-from circuitfind.plots.edges import Edges
+from circuitfind.plots import faithfulness, patching, scatter, scores
+from circuitfind.plots.scores import Edges
 from circuitfind.plots.style import Caption
-from circuitfind.scores import Scores
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -36,13 +22,83 @@ if TYPE_CHECKING:
 Drawing = Callable[..., "Figure"]
 
 
-@runtime_checkable
-class Found(Protocol):
-    """What a search found (`circuitfind.search` lies above this room)."""
+class If(NamedTuple):
+    """A figure that only some results of a type have."""
 
-    circuit: Circuit
-    checks: Any
-    curve: Any
+    holds: Callable[[Any], bool]
+    draw: Drawing
+
+
+def _layers(found: Any) -> Figure:
+    return scores.edge_layers(Edges.of(found))
+
+
+def _strongest(found: Any, **options: Any) -> Figure:
+    return scores.strongest_edges(Edges.of(found), **options)
+
+
+def _curves(found: Mapping[str, Any]) -> Figure:
+    """Of curves, or of their points, by name."""
+    points = {name: getattr(one, "points", one) for name, one in found.items()}
+    for name, one in points.items():
+        if not isinstance(one, Sequence) or not all(hasattr(point, "faithfulness") for point in one):
+            raise ScoreError(
+                f"'{name}' is a {type(one).__name__}: give curves (circuitfind.curve) or their points by name"
+            )
+    record = getattr(next(iter(found.values())), "record", None)
+    words = Caption("Faithfulness by size") if record is None else faithfulness.measured("Faithfulness by size", record)
+    return faithfulness.curves(points, words)
+
+
+FIGURES: dict[str, Mapping[str, Drawing | If]] = {
+    "Sweep": {"effects": patching.sweep_effects, "strongest": patching.strongest_places},
+    "NodeScores": {
+        "effects": scores.node_effects,
+        "strongest": scores.strongest_nodes,
+        "components": If(lambda found: found.record.method == "direct", scores.components),
+    },
+    "Scores": {
+        "layers": _layers,
+        "strongest": If(lambda found: Edges.of(found).known, _strongest),
+        "nodes": lambda found, **options: scores.node_effects(found.of_nodes(), **options),
+    },
+    "Circuit": {
+        "layers": _layers,
+        "strongest": If(lambda found: Edges.of(found).known, _strongest),
+        "scatter": If(scatter.both_known, scatter.of_circuit),
+    },
+    "Verification": {"scatter": scatter.of_checks},
+    "Curve": {"faithfulness": lambda found: _curves({"faithfulness": found})},
+    "Mib": {
+        "faithfulness": lambda found: _curves(
+            {"highest signed score": found.signed, "highest magnitude": found.absolute}
+        )
+    },
+    "FindResult": {
+        "faithfulness": lambda found: faithfulness.search(found.curve, found.circuit),
+        "scatter": lambda found: scatter.of_checks(found.checks),
+        "layers": lambda found: _layers(found.circuit),
+        "strongest": If(
+            lambda found: Edges.of(found.circuit).known,
+            lambda found, **options: _strongest(found.circuit, **options),
+        ),
+    },
+    "PathEffects": {
+        "effects": patching.path_effects,
+        "strongest": If(patching.many_paths, patching.strongest_paths),
+    },
+    "DirectEffects": {
+        "effects": scores.direct_effects,
+        "components": scores.components,
+        "strongest": scores.strongest_direct,
+    },
+    "Approximation": {"scatter": scatter.approximation_scatter, "layers": scatter.approximation_layers},
+    "AttentionPattern": {"attention": patching.attention},
+    "several attention patterns": {"attention": patching.attention},
+    "curves by name": {"faithfulness": _curves},
+    "estimated and exact": {"scatter": lambda found: scatter.of_pair(*found)},
+}
+PAIRED = ("Sweep", "NodeScores", "Scores")
 
 
 def plot(found: Any, what: str | None = None, **options: Any) -> Figure:
@@ -50,10 +106,25 @@ def plot(found: Any, what: str | None = None, **options: Any) -> Figure:
 
     Colours: white is 0, blue is positive (supports the behaviour), red is negative (opposes it).
 
+    | result | figures, the default first |
+    |---|---|
+    | `Sweep` | effects, strongest |
+    | `NodeScores` | effects, strongest; of direct logit attribution components, too |
+    | `Scores` | layers, strongest, nodes |
+    | `Circuit` | layers, strongest, scatter |
+    | `Verification` | scatter |
+    | `Curve`, `Mib`, `{name: Curve or points}` | faithfulness |
+    | `FindResult` | faithfulness, scatter, layers, strongest |
+    | two `Sweep`, `NodeScores` or `Scores`: (estimated, exact) | scatter |
+    | `PathEffects` | effects; of many paths strongest, too |
+    | `DirectEffects` | effects, components, strongest |
+    | `Approximation` | scatter, layers |
+    | one or several `AttentionPattern` | attention |
+
     Args:
         found: a result of circuitfind; `{name: curve}` for several methods; `(estimated, exact)` for two sweeps or two
             sets of scores of the same places.
-        what: which of its figures (see the table in `circuitfind/plots/plot.py`); by default the first.
+        what: which of its figures; by default the first.
         options: of that figure: `normalised=`, `rows=` of a sweep's effects; `tokens=`, `rows=` of node scores;
             `n=` of the strongest.
 
@@ -71,90 +142,30 @@ def drawings(found: Any) -> dict[str, Drawing]:
     """A result's figures by name, the default first, each drawn when it is called.
 
     Raises:
-        ScoreError: this is nothing that can be drawn.
+        ScoreError: there are no figures of this.
     """
-    if isinstance(found, NodeScores):
-        known = {"effects": partial(nodes.effects, found), "strongest": partial(nodes.strongest, found)}
-        adds_up = found.record.method == "direct"
-        return {**known, **({"components": partial(direct.components, found)} if adds_up else {})}
-    if isinstance(found, Scores):
-        summed = partial(nodes.effects, found.of_nodes())
-        return {**_of_edges(Edges.of_scores(found)), "nodes": summed}
-    if isinstance(found, Circuit):
-        return _of_circuit(found)
+    name = _kind(found)
+    if name is None:
+        raise ScoreError(
+            f"nothing of type {type(found).__name__} can be drawn: give a sweep, scores, a circuit, effects of paths,"
+            " direct effects, an approximation, a verification, a curve, what find found, attention patterns,"
+            " {name: curve}, or (estimated, exact)"
+        )
+    pairs = ((what, one if isinstance(one, If) else If(lambda _: True, one)) for what, one in FIGURES[name].items())
+    return {what: partial(draw, found) for what, (holds, draw) in pairs if holds(found)}
+
+
+def _kind(found: Any) -> str | None:
+    """The name in the table of a result's type, or of what a dictionary or several results are."""
+    kinds = [kind.__name__ for kind in type(found).__mro__]
+    if known := next((name for name in kinds if name in FIGURES), None):
+        return known
     if isinstance(found, Mapping) and found:
-        return {"faithfulness": partial(_curves, found)}
-    return _of_measurement(found)
-
-
-def _of_measurement(found: Any) -> dict[str, Drawing]:
-    """Of results whose types bring torch with them, which reading scores does not wait for."""
-    from circuitfind.attribution.direct import DirectEffects
-    from circuitfind.evaluation.approximation import Approximation
-    from circuitfind.evaluation.curve import Curve
-    from circuitfind.evaluation.mib import Mib
-    from circuitfind.evaluation.verify import Verification
-    from circuitfind.patching.attention import AttentionPattern
-    from circuitfind.patching.path_effects import PathEffects
-    from circuitfind.patching.sweep import Sweep
-    from circuitfind.plots import approximation, paths, scatter, sweeps
-    from circuitfind.plots.attention import attention
-
-    if isinstance(found, Sweep):
-        return {"effects": partial(sweeps.effects, found), "strongest": partial(sweeps.strongest, found)}
-    if isinstance(found, Verification):
-        return {"scatter": partial(scatter.of_checks, found)}
-    if isinstance(found, Curve):
-        return {"faithfulness": partial(_curves, {"faithfulness": found})}
-    if isinstance(found, Mib):
-        both = {"highest signed score": found.signed, "highest magnitude": found.absolute}
-        return {"faithfulness": partial(_curves, both)}
-    if isinstance(found, PathEffects):
-        best = {"strongest": partial(paths.strongest, found)} if paths.many(found) else {}
-        return {"effects": partial(paths.effects, found), **best}
-    if isinstance(found, DirectEffects):
-        return {name: partial(getattr(direct, name), found) for name in ("effects", "components", "strongest")}
-    if isinstance(found, Approximation):
-        return {"scatter": partial(approximation.scatter, found), "layers": partial(approximation.layers, found)}
-    several = found if isinstance(found, (list, tuple)) else [found]
-    if several and all(isinstance(one, AttentionPattern) for one in several):
-        return {"attention": partial(attention, several)}
-    if isinstance(found, Found):
-        search = partial(faithfulness.search, found.curve, found.circuit)
-        checks = partial(scatter.of_checks, found.checks)
-        return {"faithfulness": search, "scatter": checks, **_of_edges(Edges.of_circuit(found.circuit))}
-    if isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], (Sweep, NodeScores, Scores)):
-        return {"scatter": partial(scatter.of_pair, *found)}
-    raise ScoreError(
-        f"nothing of type {type(found).__name__} can be drawn: give a sweep, scores, a circuit, effects of paths,"
-        " direct effects, an approximation, a verification, a curve, what find found, attention patterns,"
-        " {name: curve}, or (estimated, exact)"
-    )
-
-
-def _of_edges(given: Edges) -> dict[str, Drawing]:
-    return {
-        "layers": partial(edges.layers, given),
-        **({"strongest": partial(edges.strongest, given)} if given.known else {}),
-    }
-
-
-def _of_circuit(circuit: Circuit) -> dict[str, Drawing]:
-    from circuitfind.plots import scatter
-
-    both = sum(row.estimate is not None and row.exact is not None for row in circuit.rows())
-    checks = {"scatter": partial(scatter.of_circuit, circuit)} if both > 1 else {}
-    return {**_of_edges(Edges.of_circuit(circuit)), **checks}
-
-
-def _curves(found: Mapping[str, Any]) -> Figure:
-    """Of curves, or of their points, by name."""
-    points = {name: getattr(one, "points", one) for name, one in found.items()}
-    for name, one in points.items():
-        if not isinstance(one, Sequence) or not all(hasattr(point, "faithfulness") for point in one):
-            raise ScoreError(
-                f"'{name}' is a {type(one).__name__}: give curves (circuitfind.curve) or their points by name"
-            )
-    record = getattr(next(iter(found.values())), "record", None)
-    words = Caption("Faithfulness by size") if record is None else faithfulness.measured("Faithfulness by size", record)
-    return faithfulness.curves(points, words)
+        return "curves by name"
+    if not isinstance(found, (list, tuple)) or not found:
+        return None
+    inside = {_kind(one) for one in found}
+    if inside == {"AttentionPattern"}:
+        return "several attention patterns"
+    paired = isinstance(found, tuple) and len(found) == 2 and _kind(found[0]) in PAIRED
+    return "estimated and exact" if paired else None

@@ -1,9 +1,16 @@
-"""Estimate against exact effect, one point an edge or place, coloured by kind.
+"""Estimate against exact effect, one point an edge or place, coloured by kind; and where approximations fail.
 
 1. On the dashed line y = x an estimate is right. The solid line is exact = slope x estimate through the origin, the
    slope of `circuitfind.verify` (1 = unbiased, above 1 = underestimated).
 2. Points whose estimate has the wrong sign are crosses. 95% intervals of the exact effects stand where they are known.
 3. The caption has Pearson's r, the slope and the number of wrong signs; what is not finite on either side is left out.
+
+Of an approximation:
+
+4. A plot a kind of place, coloured by layer. Crosses are the places that matter (`evaluation/approximation_fit.py`) and
+   have the wrong sign. The sentences on where the estimates fail stand below the title.
+5. By layer a cell is Pearson's r; slope, error and size of the change are said when the mouse is over it. Grey where r
+   is undefined.
 """
 
 from __future__ import annotations
@@ -11,25 +18,48 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from circuitfind.errors import ScoreError
-from circuitfind.plots.style import PALETTE, Caption, caption, figure, graph_objects, made_by, safe, unit
-from circuitfind.scores import NodeScores, Scores
+from circuitfind.evaluation.approximation_fit import wrong_signs
+from circuitfind.node_scores import NodeScores
+from circuitfind.plots.charts import colour_bar, heat
+from circuitfind.plots.style import (
+    NEUTRAL,
+    PALETTE,
+    Caption,
+    Side,
+    Subplot,
+    caption,
+    error_bars,
+    figure,
+    graph_objects,
+    heading,
+    made_by,
+    safe,
+    subplots,
+    unit,
+)
+from circuitfind.scores import Scores
 from circuitfind.statistics import correlation
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from circuitfind.circuit import Circuit
+    from circuitfind.evaluation.approximation import Approximation
+    from circuitfind.evaluation.approximation_fit import Fit
     from circuitfind.evaluation.verify import Verification
     from circuitfind.patching.sweep import Sweep
     from circuitfind.record import Record
 
 NAN = float("nan")
 MOST_INTERVALS = 400  # error bars; more hide the points
+WIDE, HIGH, SPACE, MOST_TICKS = 400, 320, (90, 120), 12  # pixels of one kind's plot and between plots; ticks of layers
+DEPTHS = ["#440154", "#3b528b", "#21918c", "#5ec962", "#d8a31a"]  # from the first layer to the last
 KINDS = (  # of a reader or a component, by its name
     ("queries", re.compile(r".*<q>")),
     ("keys", re.compile(r".*<k>")),
@@ -45,7 +75,7 @@ KINDS = (  # of a reader or a component, by its name
 )
 
 
-class Point(NamedTuple):
+class EffectPair(NamedTuple):
     """An edge or place: its estimated and its exact effect, and the ends of the exact one's interval."""
 
     name: str
@@ -67,20 +97,25 @@ class Point(NamedTuple):
 
 def of_checks(found: Verification) -> Figure:
     """The edges that a verification measured."""
-    points = [Point(*edge, *ends) for edge, ends in zip(found.edges, found.intervals, strict=True)]
+    points = [EffectPair(*edge, *ends) for edge, ends in zip(found.edges, found.intervals, strict=True)]
     return checked(points, found.evaluation.record)
 
 
-def checked(points: Sequence[Point], record: Record) -> Figure:
+def checked(points: Sequence[EffectPair], record: Record) -> Figure:
     """Edges beside their estimates; `record` is that of the circuit's run, which has no direction."""
     words = caption("Edges, estimated and exact", replace(record, direction=""))
     return scatter(points, words, unit(record))
 
 
+def both_known(circuit: Circuit) -> bool:
+    """Whether enough of a circuit's edges have both effects."""
+    return sum(row.estimate is not None and row.exact is not None for row in circuit.rows()) > 1
+
+
 def of_circuit(circuit: Circuit) -> Figure:
     """A circuit's own edges, where both effects are known."""
     points = [
-        Point(circuit.graph.edge_name(row.writer, row.reader), row.estimate, row.exact)
+        EffectPair(circuit.graph.edge_name(row.writer, row.reader), row.estimate, row.exact)
         for row in circuit.rows()
         if row.estimate is not None and row.exact is not None
     ]
@@ -105,11 +140,11 @@ def of_pair(estimated: Sweep | NodeScores | Scores, exact: Sweep | NodeScores | 
         raise ScoreError("the two are not of the same places: make both with the same what, layers and positions")
     words = caption(f"{made_by(estimated.record)} against {made_by(exact.record)}".capitalize(), exact.record)
     sides = made_by(estimated.record), made_by(exact.record)
-    return scatter([*map(Point, names, x.tolist(), y.tolist())], words, unit(exact.record), *sides)
+    return scatter([*map(EffectPair, names, x.tolist(), y.tolist())], words, unit(exact.record), *sides)
 
 
 def scatter(
-    points: Sequence[Point], words: Caption, unit: str, estimate: str = "estimate", exact: str = "exact"
+    points: Sequence[EffectPair], words: Caption, unit: str, estimate: str = "estimate", exact: str = "exact"
 ) -> Figure:
     """Exact effects over estimates.
 
@@ -123,7 +158,7 @@ def scatter(
     if len(known) < 2:
         raise ScoreError(
             f"{len(known)} of {len(points)} have both an estimate and an exact effect: two are needed"
-            " (scores of a baseline are no estimates)"
+            " (a baseline's scores are not estimates)"
         )
     x, y = (np.array([getattr(point, side) for point in known]) for side in ("estimate", "exact"))
     power = float((x**2).sum())
@@ -135,7 +170,7 @@ def scatter(
     lines = [line("y = x", ends, 1.0, "dash"), line(f"slope {slope:.3f}", ends, slope, "solid")]
     order = [kind for kind, _ in KINDS] + ["others"]
     kinds = sorted({point.kind for point in known}, key=order.index)
-    traces = [_points([p for p in known if p.kind == kind], kind, PALETTE[at]) for at, kind in enumerate(kinds)]
+    traces = [_of_kind([p for p in known if p.kind == kind], kind, PALETTE[at]) for at, kind in enumerate(kinds)]
     return figure(
         [*lines, *traces],
         words._replace(notes=(*words.notes, said)),
@@ -159,13 +194,13 @@ def line(name: str, ends: np.ndarray, slope: float, dash: str) -> Any:
     return graph_objects().Scatter(x=ends, y=slope * ends, mode="lines", name=name, line=look, hoverinfo="skip")
 
 
-def _points(points: Sequence[Point], kind: str, colour: str) -> Any:
+def _of_kind(points: Sequence[EffectPair], kind: str, colour: str) -> Any:
     points = sorted(points, key=lambda point: point.wrong_sign)  # the first one's mark stands in the legend
     crosses = [point.wrong_sign for point in points]
     return marks(points, f"{kind} ({len(points):,})", crosses, {"color": colour}, colour)
 
 
-def marks(points: Sequence[Point], name: str, crosses: Sequence[bool], look: dict[str, Any], bars: str) -> Any:
+def marks(points: Sequence[EffectPair], name: str, crosses: Sequence[bool], look: dict[str, Any], bars: str) -> Any:
     """Points as plotly draws them, some of them as crosses; `look`: their colours; `bars`: that of their intervals."""
     ends = np.array([(point.low, point.high) for point in points])
     y = np.array([point.exact for point in points])
@@ -175,15 +210,8 @@ def marks(points: Sequence[Point], name: str, crosses: Sequence[bool], look: dic
         mode="markers",
         name=name,
         marker={"size": 7, "opacity": 0.75, "symbol": ["x" if cross else "circle" for cross in crosses], **look},
-        error_y={
-            "type": "data",
-            "array": ends[:, 1] - y,
-            "arrayminus": y - ends[:, 0],
-            "thickness": 0.7,
-            "width": 0,
-            "color": bars,
-            "visible": bool(np.isfinite(ends).any()) and len(points) <= MOST_INTERVALS,
-        },
+        error_y=error_bars(y, ends, thickness=0.7, width=0, color=bars)
+        | ({"visible": False} if len(points) > MOST_INTERVALS else {}),
         hovertext=[f"<b>{safe(p.name)}</b><br>estimate {p.estimate:+.4g}<br>exact {p.exact:+.4g}" for p in points],
         hoverinfo="text",
     )
@@ -202,3 +230,65 @@ def _named(scores: Sweep | NodeScores | Scores) -> tuple[list[str], np.ndarray]:
     if places is not None:
         names = [f"{name} at {place}" for name in names for place in places]
     return names, values.ravel()
+
+
+# -------------------------------------------------------------------- approximations
+def approximation_scatter(found: Approximation) -> Figure:
+    """Every place, a panel a kind."""
+    layers = sorted({layer for one in found.compared.values() for layer in one.layers})
+    kinds = [(what, [*places]) for what, places in groupby(found.places(), key=lambda place: place.kind)]
+    parts: list[Subplot] = []
+    for what, places in kinds:
+        whole = found.compared[what].fit()
+        points = [
+            EffectPair(f"{place.name} at {place.position}" if place.position else place.name, *place[4:])
+            for place in places
+        ]
+        look = {**_depths(layers), "color": [place.layer for place in places]}
+        look["showscale"] = not parts and len(layers) > 1
+        x, y = (np.array([getattr(point, side) for point in points]) for side in ("estimate", "exact"))
+        crosses, across, up = wrong_signs(x, y).tolist(), room(x), room(y)
+        ends = np.array([min(across[0], up[0]), max(across[1], up[1])])
+        slope = [line("slope", ends, whole.slope, "solid")] if np.isfinite(whole.slope) else []
+        traces = [line("y = x", ends, 1.0, "dash"), *slope, marks(points, what, crosses, look, NEUTRAL)]
+        axes = (
+            {"title": {"text": name}, "range": span, "zerolinecolor": "#ccc"}
+            for name, span in (("estimate", across), ("exact", up))
+        )
+        parts.append(Subplot(heading(f"{what}, {whole.n:,} places", _said(whole)), traces, *axes))
+    words = _words(found, f"estimate and exact: {unit(found.record)}", "crosses: the wrong sign where it matters")
+    words = words._replace(remarks=found.remarks)
+    return subplots(parts, words, WIDE, HIGH, SPACE, legend=90, showlegend=False)
+
+
+def approximation_layers(found: Approximation) -> Figure:
+    """How well each layer of each kind is estimated."""
+    labels = sorted({layer for one in found.compared.values() for layer in one.layers})
+    values = np.full((len(found.compared), len(labels)), np.nan)
+    texts = [["not measured"] * len(labels) for _ in found.compared]
+    for (what, layer), fit in found.by_layer.items():
+        row, column = list(found.compared).index(what), labels.index(layer)
+        values[row, column] = fit.r
+        size = found.compared[what].sizes[layer]
+        texts[row][column] = (
+            f"<b>{safe(what)}, layer {layer}</b>: {fit.n:,} places<br>{_said(fit)}"
+            f"<br>mean error {fit.error:.0%} of the mean effect<br>change {size:.2g} of what it is part of"
+        )
+    sides = Side("places", list(found.compared)), Side("layer", list(map(str, labels)))
+    return heat(values, *sides, texts, _words(found, "blue: r near 1"), "r", most=1.0)
+
+
+def _depths(layers: list[int]) -> dict[str, Any]:
+    """Colours of points by layer."""
+    shown = layers[:: -(-len(layers) // MOST_TICKS)]
+    bar = {**colour_bar("layer", HIGH), "tickvals": shown, "ticktext": list(map(str, shown))}
+    return {"colorscale": DEPTHS, "cmin": layers[0], "cmax": layers[-1], "colorbar": bar}
+
+
+def _said(fit: Fit) -> str:
+    r, slope = ("undefined" if np.isnan(value) else f"{value:.3f}" for value in (fit.r, fit.slope))
+    return f"r {r}, slope {slope}, {fit.wrong_signs} of {fit.matter} that matter with the wrong sign"
+
+
+def _words(found: Approximation, *more: str) -> Caption:
+    return caption(f"{made_by(found.record)} against exact patching".capitalize(), found.record, *more)

@@ -1,9 +1,9 @@
-"""What all figures share: plotly, imported when it is needed; colours, captions, labels.
+"""What all figures share: plotly, imported when it is needed; colours, captions, labels, plots side by side.
 
 1. Effects are coloured by plotly's "RdBu" from -limit to limit, the largest magnitude shown: 0 is white, blue is
    positive (supports the behaviour), red is negative (opposes it). Shares, which have no sign, go from white to blue.
 2. A caption says what is shown, of which task in which model, then metric, direction, ablation and number of pairs.
-3. Whatever comes from outside (tokens, names) is escaped, because plotly reads all text as a kind of HTML.
+3. Text from outside (tokens, names) is escaped, because plotly reads all text as a kind of HTML.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ METHODS = {
 LONGEST = 20  # characters of an axis' label
 CHARACTER, NOTE_CHARACTER = 9.0, 5.9  # pixels of a letter in the title and below it, with some air
 BUTTONS = 190  # pixels that plotly's own buttons take of the title's first line
+WIDEST = 1120  # pixels of a figure; plots that do not fit beside each other go into the next row
+MARGINS, SUBTITLE = 100, 14  # pixels: left and right of the plots together; height of a letter in a plot's own title
 
 
 class Caption(NamedTuple):
@@ -90,7 +92,7 @@ def unit(record: Record) -> str:
 
 
 def colours(record: Record) -> str:
-    """What the two colours mean, for a caption; scores that are no effects neither support nor oppose."""
+    """What the two colours mean, for a caption; scores that are not effects neither support nor oppose."""
     if record.method == "direct":
         return "blue raises the logit difference, red lowers it"
     return "blue supports, red opposes" if record.is_effect else "scores, not effects"
@@ -116,6 +118,34 @@ def limit(values: np.ndarray) -> float:
     """The largest finite magnitude: the end of a symmetric scale; 1 where all is zero or unknown."""
     finite = np.abs(values[np.isfinite(values)])
     return float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+
+
+def largest(sizes: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` largest, in their own order."""
+    return np.sort(np.argsort(-sizes, kind="stable")[:count])
+
+
+def strongest_first(values: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` largest magnitudes, the largest first."""
+    return np.argsort(-np.abs(values), kind="stable")[:count]
+
+
+def left_out(kept: int, total: int, what: str = "") -> list[str]:
+    """A note where not all are shown."""
+    return [f"the strongest {kept} of {total:,} {what}".rstrip()] if kept < total else []
+
+
+def hover(name: str, value: float, low: float = np.nan, high: float = np.nan) -> str:
+    """What a mark says when the mouse is over it: its name, its value, its interval."""
+    if np.isnan(value):
+        return f"<b>{safe(name)}</b><br>no value"
+    return f"<b>{safe(name)}</b><br>{value:+.4g}" + (f"<br>95% {low:.4g} to {high:.4g}" if np.isfinite(low) else "")
+
+
+def error_bars(values: np.ndarray, ends: np.ndarray, **look: Any) -> dict[str, Any]:
+    """Intervals `ends` [values, 2] around values, as plotly takes them."""
+    arms = {"array": ends[:, 1] - values, "arrayminus": values - ends[:, 0]}
+    return {"type": "data", **arms, "visible": bool(np.isfinite(ends).any()), **look}
 
 
 # -------------------------------------------------------------------- figures
@@ -145,3 +175,57 @@ def figure(data: Any, words: Caption, width: float, height: float, **layout: Any
     )
     made.update_layout(**layout)
     return made
+
+
+class Subplot(NamedTuple):
+    """A plot among others: its title (lines separated by <br>, escaped), traces, and axes as plotly takes them."""
+
+    title: str
+    traces: Sequence[Any]
+    xaxis: dict[str, Any]
+    yaxis: dict[str, Any]
+
+
+def subplots(
+    parts: Sequence[Subplot],
+    words: Caption,
+    wide: float,
+    high: float,
+    gap: tuple[float, float],
+    *,
+    legend: float = 0,
+    **layout: Any,
+) -> Figure:
+    """Lays plots out row by row.
+
+    Args:
+        wide, high: pixels of each plot.
+        gap: pixels between them, across and down, for labels and titles.
+        legend: pixels beside them, for a colour bar.
+    """
+    columns = max(1, min(len(parts), int((WIDEST - MARGINS - legend + gap[0]) // (wide + gap[0]))))
+    rows = -(-len(parts) // columns)
+    across, down = columns * wide + (columns - 1) * gap[0], rows * high + (rows - 1) * gap[1]
+    axes: dict[str, Any] = {}
+    traces, titles = [], []
+    for at, part in enumerate(parts):
+        row, column = divmod(at, columns)
+        number = "" if at == 0 else str(at + 1)
+        left, top = column * (wide + gap[0]), row * (high + gap[1])
+        sideways, upwards = [left / across, (left + wide) / across], [max(0.0, 1 - (top + high) / down), 1 - top / down]
+        axes[f"xaxis{number}"] = {**part.xaxis, "anchor": f"y{number}", "domain": sideways}
+        axes[f"yaxis{number}"] = {**part.yaxis, "anchor": f"x{number}", "domain": upwards}
+        traces += [trace.update(xaxis=f"x{number}", yaxis=f"y{number}") for trace in part.traces]
+        corner = {"x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
+        place = {**corner, "xref": f"x{number} domain", "yref": f"y{number} domain"}
+        font = {"size": SUBTITLE - 1, "color": "#2a3f5f"}
+        titles.append({**place, "text": part.title, "showarrow": False, "align": "left", "font": font})
+    lines = max(part.title.count("<br>") for part in parts) + 1
+    made = figure(traces, words, MARGINS + across + legend, down, annotations=titles, **axes, **layout)
+    room = 1.5 * SUBTITLE * lines  # the first row's titles stand below the caption
+    return made.update_layout(height=made.layout.height + room, margin_t=made.layout.margin.t + room)
+
+
+def heading(*lines: str) -> str:
+    """A plot's own title: the first line bold."""
+    return "<br>".join([f"<b>{safe(lines[0])}</b>", *map(safe, lines[1:])])

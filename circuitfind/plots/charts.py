@@ -1,0 +1,217 @@
+"""The charts that figures are made of: heat maps, tables of named places by layer, and bars with intervals.
+
+1. Heat maps: rows run downwards as in a table (layer 0 on top). Both sides are numbered axes under labels, so that a
+   token may stand at several positions. Cells keep a readable size: a long prompt makes a wide figure, many rows make a
+   high one. Each cell says its place and value when the mouse is over it.
+2. Places by layer: layers down; heads and the MLP across, or the readers of each layer (q, k, v, MLP). What belongs to
+   no layer (`input`, `logits`) is said below the title. Cells without a place are grey.
+3. Bars: one a name, the first on top.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from circuitfind.plots.style import (
+    GAP,
+    NEUTRAL,
+    OPPOSES,
+    SHARES,
+    SIGNED,
+    SUPPORTS,
+    Caption,
+    Side,
+    error_bars,
+    figure,
+    graph_objects,
+    hover,
+    limit,
+    safe,
+    ticks,
+)
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+WIDE, HIGH, LEAST = 720, 460, 640  # pixels: of a plot of cells in comfortable size, and of the narrowest figure
+LETTER = 7.0
+BAR, BARS_WIDE, LONGEST_NAME = 20, 760, 32
+PLACE = re.compile(r"m(?P<mlp>\d+)|a(?P<layer>\d+)\.(?P<kind>h|kv)(?P<unit>\d+)(<(?P<slot>[qkv])>)?")
+SLOTS = ("", "q", "k", "v", "MLP")  # in the order of their columns
+
+
+# -------------------------------------------------------------------- heat maps
+def heat(
+    values: np.ndarray,
+    rows: Side,
+    columns: Side,
+    texts: np.ndarray | Sequence[Sequence[str]],
+    words: Caption,
+    unit: str,
+    *,
+    signed: bool = True,
+    most: float | None = None,
+) -> Figure:
+    """A heat map.
+
+    Args:
+        values: `[rows, columns]`; NaN leaves a grey gap.
+        texts: `[rows, columns]` what each cell says when the mouse is over it, already escaped.
+        unit: of the values, beside the colour bar.
+        signed: the diverging scale, symmetric about 0; else from 0 upwards.
+        most: the scale's end; by default the largest magnitude shown.
+    """
+    end = limit(values) if most is None else most
+    wide, high = _cell(len(columns.labels), WIDE, 14, 46), _cell(len(rows.labels), HIGH, 13, 40)
+    tall = max(high * len(rows.labels), 180)
+    trace = cells(values, texts, end, signed, colorbar=colour_bar(unit, min(tall, HIGH)))
+    left = 40 + LETTER * max(map(len, rows.labels), default=0)
+    width = max(LEAST, left + 130 + wide * len(columns.labels))
+    return figure(
+        trace,
+        words,
+        width,
+        tall,
+        plot_bgcolor=GAP,
+        xaxis=axis(columns, (width - left - 130) / max(len(columns.labels), 1), across=True),
+        yaxis=axis(rows, high, across=False),
+    )
+
+
+def cells(
+    values: np.ndarray, texts: np.ndarray | Sequence[Sequence[str]], end: float, signed: bool, **more: Any
+) -> Any:
+    """The coloured cells alone, from -end (or, unsigned, from 0) to end."""
+    return graph_objects().Heatmap(
+        z=np.asarray(values, dtype=np.float64),
+        hovertext=[list(row) for row in texts],
+        hoverinfo="text",
+        colorscale=SIGNED if signed else SHARES,
+        zmin=-end if signed else 0,
+        zmax=end,
+        xgap=1,
+        ygap=1,
+        **more,
+    )
+
+
+def colour_bar(counted: str, high: float) -> dict[str, Any]:
+    """The scale beside the plot, from its top downwards; `high` in pixels."""
+    look = {"thickness": 14, "lenmode": "pixels", "len": high, "y": 1, "yanchor": "top"}
+    return {"title": {"text": counted, "side": "right"}, **look}
+
+
+def _cell(count: int, room: float, least: float, most: float) -> float:
+    """Pixels of a cell where so many share the room."""
+    return float(np.clip(room / max(count, 1), least, most))
+
+
+def axis(side: Side, cell: float, across: bool) -> dict[str, Any]:
+    """A side of the cells as plotly's axis, from left to right or from top to bottom, `cell` pixels each."""
+    made = {
+        "title": {"text": side.name},
+        **ticks(side.labels),
+        "tickfont": {"size": 11 if cell >= 15 else 9},
+        "showgrid": False,
+        "zeroline": False,
+        "automargin": True,
+    }
+    ends = [-0.5, len(side.labels) - 0.5]
+    if across:
+        fits = LETTER * max(map(len, side.labels), default=0) < cell
+        return {**made, "range": ends, "tickangle": 0 if fits else -60}
+    return {**made, "range": ends[::-1]}
+
+
+# -------------------------------------------------------------------- places by layer
+class _Column(NamedTuple):
+    """A column's place in the table."""
+
+    slot: int
+    unit: int
+    label: str
+
+
+def by_layer(
+    names: Sequence[str], values: np.ndarray, words: Caption, unit: str, ends: np.ndarray | None = None
+) -> Figure:
+    """The table of named values.
+
+    Args:
+        values: `[names]`; NaN where there is none.
+        ends: `[names, 2]`, the ends of their intervals.
+    """
+    between = np.full((len(names), 2), np.nan) if ends is None else ends
+    known = {name: (float(value), *pair) for name, value, pair in zip(names, values, between.tolist(), strict=True)}
+    placed = {name: at for name in names if (at := _place(name)) is not None}
+    layers = sorted({layer for layer, _ in placed.values()})
+    columns = sorted({column for _, column in placed.values()})
+    table = np.full((len(layers), len(columns)), np.nan)
+    texts = [[""] * len(columns) for _ in layers]
+    for name, (layer, column) in placed.items():
+        row, place = layers.index(layer), columns.index(column)
+        table[row, place] = known[name][0]
+        texts[row][place] = hover(name, *known[name])
+    notes = [f"{name} {value:+.3g}" for name, (value, *_) in known.items() if name not in placed]
+    across = "reader" if any(SLOTS[column.slot] in ("q", "k", "v") for column in columns) else "head, MLP"
+    sides = Side("layer", list(map(str, layers))), Side(across, [column.label for column in columns])
+    words = words._replace(notes=(*words.notes[:-1], *notes, *words.notes[-1:]))
+    return heat(table, *sides, texts, words, unit)
+
+
+def _place(name: str) -> tuple[int, _Column] | None:
+    found = PLACE.fullmatch(name)
+    if found is None:
+        return None
+    if found["mlp"]:
+        return int(found["mlp"]), _Column(SLOTS.index("MLP"), 0, "MLP")
+    slot, shared = found["slot"] or "", "kv" if found["kind"] == "kv" else ""
+    return int(found["layer"]), _Column(
+        SLOTS.index(slot), int(found["unit"]), f"{slot} {shared}{found['unit']}".strip()
+    )
+
+
+# -------------------------------------------------------------------- bars
+def bars(
+    names: Sequence[str],
+    values: Sequence[float] | np.ndarray,
+    words: Caption,
+    unit: str,
+    *,
+    intervals: Sequence[tuple[float, float]] | np.ndarray | None = None,
+    signed: bool = True,
+    more: Sequence[str] | None = None,
+) -> Figure:
+    """Horizontal bars, one a name; names may repeat.
+
+    Args:
+        intervals: (low, high) of each value; NaN where there is none.
+        signed: blue for positive values, red for negative; else all grey.
+        more: what else each says when the mouse is over it.
+    """
+    length = np.asarray(values, dtype=np.float64)
+    ends = np.full((len(length), 2), np.nan) if intervals is None else np.asarray(intervals, dtype=np.float64)
+    further = ["" for _ in names] if more is None else [f"<br>{safe(text)}" for text in more]
+    columns = zip(names, length, ends, further, strict=True)
+    trace = graph_objects().Bar(
+        x=length,
+        y=np.arange(len(length)),
+        orientation="h",
+        hovertext=[hover(name, value, *between) + text for name, value, between, text in columns],
+        hoverinfo="text",
+        marker={"color": [SUPPORTS if v >= 0 else OPPOSES for v in length] if signed else NEUTRAL},
+        error_x=error_bars(length, ends, color="#222", thickness=1, width=3),
+    )
+    return figure(
+        trace,
+        words,
+        BARS_WIDE,
+        BAR * len(length) + 20,
+        bargap=0.25,
+        xaxis={"title": {"text": unit}, "zerolinecolor": "#999"},
+        yaxis={**ticks(names, LONGEST_NAME), "range": [len(length) - 0.5, -0.5], "automargin": True, "showgrid": False},
+    )

@@ -1,0 +1,286 @@
+"""Figures of what was measured by running the model: sweeps of places, paths between them, attention patterns.
+
+Sweeps:
+
+1. Places of one axis (layers) are bars; of two (layer and head, layer and position or span) a heat map.
+2. Heads by position or span are a heat map of one row a head. Where there are too many rows, those with the largest
+   effect at any of them are shown, in the model's order, and the caption says so.
+3. Neurons are a histogram a layer, with counts on a log scale; the strongest neurons are marked, with their names.
+
+Paths:
+
+4. A few paths are bars. Of more, into one receiver (or several together), a table has the senders: layers by heads with
+   the MLPs beside them; of one sender into receivers apart, the receivers: layers by q, k, v and MLP.
+5. Several senders into receivers apart are senders by receivers, cut as in 2. Cells without a path are grey.
+
+Attention patterns:
+
+6. Queries down, keys across, from 0 (white) to 1 (blue); each row sums to at most 1. Several heads stand beside each
+   other, in the order given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from circuitfind.errors import ScoreError
+from circuitfind.plots.charts import LETTER, axis, bars, by_layer, cells, colour_bar, heat
+from circuitfind.plots.style import (
+    LONGEST,
+    NEUTRAL,
+    PALETTE,
+    Caption,
+    Side,
+    Subplot,
+    caption,
+    colours,
+    figure,
+    graph_objects,
+    heading,
+    hover,
+    largest,
+    left_out,
+    made_by,
+    safe,
+    strongest_first,
+    subplots,
+    tokens_at,
+    unit,
+)
+from circuitfind.statistics import bootstrap_mean
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from circuitfind.patching.attention import AttentionPattern
+    from circuitfind.patching.path_effects import PathEffects
+    from circuitfind.patching.sweep import Sweep
+
+ROWS, BARS, MARKED, BINS = 200, 30, 20, 80
+FEW = 12  # paths that are bars rather than a table
+CELL, SMALLEST, LARGEST = 20, 200, 520  # pixels: of a token in one pattern of several, and of such patterns
+WORDS = {
+    "resid": "Residual stream",
+    "resid-mid": "Residual stream between attention and MLPs",
+    "attn": "Attention outputs",
+    "mlp": "MLP outputs",
+    "heads": "Heads",
+    "q": "Queries",
+    "k": "Keys",
+    "v": "Values",
+    "pattern": "Attention patterns",
+    "neurons": "Neurons",
+}
+
+
+# -------------------------------------------------------------------- sweeps
+def sweep_effects(sweep: Sweep, *, normalised: bool = False, rows: int = ROWS) -> Figure:
+    """Every place of a sweep.
+
+    Args:
+        normalised: divided by metric(full) - metric(empty).
+        rows: how many heads are shown at most where each has a row.
+
+    Raises:
+        ScoreError: a normalised effect is undefined here.
+    """
+    values = sweep.normalised if normalised else sweep.effects
+    counted = "effect / (full - ablated)" if normalised else unit(sweep.record)
+    axes = [Side(*axis) for axis in sweep.axes]
+    if "neuron" in (axis.name for axis in axes):
+        return _histogram(sweep, values, counted)
+    words = _sweep_words(sweep)
+    texts: np.ndarray = np.array(_hovers(sweep), dtype=object).reshape(values.shape)
+    if len(axes) == 1:
+        scale = float(sweep.full.mean() - sweep.empty.mean()) if normalised else 1.0
+        ends = np.sort(sweep.intervals() / scale, axis=-1)
+        return bars([f"layer {label}" for label in axes[0].labels], values, words, counted, intervals=ends)
+    if len(axes) == 2:
+        return heat(values, axes[0], axes[1], texts, words, counted)
+    names = sweep.names()[:: len(axes[-1].labels)]
+    flat, texts = values.reshape(len(names), -1), texts.reshape(len(names), -1)
+    kept = largest(np.abs(flat).max(axis=1), rows)
+    words = words._replace(notes=(*words.notes, *left_out(len(kept), len(names), "rows")))
+    side = Side(axes[1].name, [names[at] for at in kept])
+    return heat(flat[kept], side, axes[-1], texts[kept], words, counted)
+
+
+def strongest_places(sweep: Sweep, *, n: int = BARS, by: str = "absolute") -> Figure:
+    """The n places of largest (or, by="signed", most positive) effect, with 95% intervals."""
+    rows = sweep.top(n, by)
+    names = [f"{row.name}, {row.position}" if row.position else row.name for row in rows]
+    words = _sweep_words(sweep, f"the strongest {len(rows)} of {sweep.effects.size:,}")
+    ends = [(row.low, row.high) for row in rows]
+    return bars(names, [row.effect for row in rows], words, unit(sweep.record), intervals=ends)
+
+
+def _sweep_words(sweep: Sweep, *more: str) -> Caption:
+    by = f" by {sweep.axes[-1].name}" if any(sweep.positions) else ""
+    what = f"{WORDS.get(sweep.what, sweep.what)}{by}, {made_by(sweep.record)}"
+    ends = f"{sweep.full.mean():.3g} in full, {sweep.empty.mean():.3g} ablated"
+    return caption(what, sweep.record, ends, *more, colours(sweep.record))
+
+
+def _hovers(sweep: Sweep) -> list[str]:
+    """What each place says, in the order of `effects.ravel()`."""
+    places = [f" at {safe(label)}" if label else "" for label in sweep.positions]
+    try:
+        parts = [f"<br>{part:.1%} of full - ablated" for part in sweep.normalised.ravel()]
+    except ScoreError:
+        parts = [""] * sweep.effects.size
+    return [
+        f"<b>{safe(name)}</b>{places[at % len(places)]}<br>{effect:+.4g}{part}"
+        for at, (name, effect, part) in enumerate(zip(sweep.names(), sweep.effects.ravel(), parts, strict=True))
+    ]
+
+
+def _histogram(sweep: Sweep, values: np.ndarray, counted: str) -> Figure:
+    go, texts = graph_objects(), _hovers(sweep)
+    low, high = float(values.min()), float(values.max())
+    size = (high - low) / BINS or 1.0
+    traces = [
+        go.Histogram(
+            x=layer.ravel(),
+            name=f"layer {label}",
+            xbins={"start": low - size / 2, "end": high + size, "size": size},
+            marker={"color": PALETTE[at % len(PALETTE)]},
+            opacity=0.6,
+        )
+        for at, (label, layer) in enumerate(zip(sweep.axes[0].labels, values, strict=True))
+    ]
+    flat = values.ravel()
+    best = strongest_first(flat, MARKED)
+    marks = go.Scatter(
+        x=flat[best],
+        y=np.full(len(best), 1.0),
+        mode="markers",
+        name=f"strongest {len(best)}",
+        marker={"symbol": "diamond", "size": 8, "color": NEUTRAL, "line": {"color": "white", "width": 1}},
+        hovertext=[texts[at] for at in best],
+        hoverinfo="text",
+    )
+    return figure(
+        [*traces, marks],
+        _sweep_words(sweep, f"{flat.size:,} places"),
+        800,
+        380,
+        barmode="overlay",
+        showlegend=True,
+        xaxis={"title": {"text": counted}},
+        yaxis={"title": {"text": "neurons (log scale)"}, "type": "log", "dtick": 1},
+    )
+
+
+# -------------------------------------------------------------------- paths
+def path_effects(found: PathEffects, *, rows: int = ROWS) -> Figure:
+    """Every path.
+
+    Args:
+        rows: how many senders, and how many receivers, are shown at most where each has a row or column.
+    """
+    values = found.effects
+    if not many_paths(found):
+        return strongest_paths(found, n=FEW)
+    if len(found.receivers) == 1:
+        return _table(found, found.senders, found.per_example[:, 0])
+    if len(found.senders) == 1:
+        return _table(found, found.receivers, found.per_example[0])
+    sizes = np.nan_to_num(np.abs(values))
+    down, across = (largest(sizes.max(axis=side), rows) for side in (1, 0))
+    few = [
+        *left_out(len(down), len(found.senders), "senders"),
+        *left_out(len(across), len(found.receivers), "receivers"),
+    ]
+    texts = [[hover(f"{found.senders[u]} -> {found.receivers[r]}", values[u, r]) for r in across] for u in down]
+    sides = Side("sender", [found.senders[u] for u in down]), Side("receiver", [found.receivers[r] for r in across])
+    return heat(values[np.ix_(down, across)], *sides, texts, _path_words(found, *few), unit(found.record))
+
+
+def many_paths(found: PathEffects) -> bool:
+    """Whether there are enough paths for a table."""
+    return bool(np.isfinite(found.effects).sum() > FEW)
+
+
+def strongest_paths(found: PathEffects, *, n: int = BARS, by: str = "absolute") -> Figure:
+    """The n paths of largest (or, by="signed", most positive) effect, with 95% intervals."""
+    rows, total = found.top(n, by), int(np.isfinite(found.effects).sum())
+    names = [f"{row.sender} -> {_short(row.receiver)}" for row in rows]
+    ends = [(row.low, row.high) for row in rows]
+    words = _path_words(found, *left_out(len(rows), total))
+    return bars(names, [row.effect for row in rows], words, unit(found.record), intervals=ends)
+
+
+def _table(found: PathEffects, names: tuple[str, ...], per_example: np.ndarray) -> Figure:
+    means, ends = per_example.mean(axis=-1), bootstrap_mean(per_example)
+    return by_layer(names, means, _path_words(found), unit(found.record), ends)
+
+
+def _short(receivers: str) -> str:
+    """Receivers that were patched together, where they are many."""
+    names = receivers.split(" + ")
+    return receivers if len(names) <= 3 else f"{names[0]} and {len(names) - 1} others"
+
+
+def _path_words(found: PathEffects, *more: str) -> Caption:
+    what = f" from {found.senders[0]}" if len(found.senders) == 1 else ""
+    what += f" into {_short(found.receivers[0])}" if len(found.receivers) == 1 else ""
+    ends = f"{found.full.mean():.3g} in full, {found.empty.mean():.3g} ablated"
+    return caption(f"Path patching{what}", found.record, ends, *more, colours(found.record))
+
+
+# -------------------------------------------------------------------- attention patterns
+UNIT = "attention"
+
+
+def attention(found: AttentionPattern | Sequence[AttentionPattern]) -> Figure:
+    """Token by token.
+
+    Raises:
+        ScoreError: a pattern is not of its tokens.
+    """
+    several = list(found) if isinstance(found, Sequence) else [found]
+    sides = [tokens_at(one.tokens) for one in several]
+    texts = [_pattern_hovers(one, labels) for one, labels in zip(several, sides, strict=True)]
+    words = _pattern_words(several)
+    if len(several) == 1:
+        (one,), (labels,), (text,) = several, sides, texts
+        return heat(one.pattern, Side("query", labels), Side("key", labels), text, words, UNIT, signed=False, most=1.0)
+    size = float(np.clip(CELL * max(map(len, sides)), SMALLEST, LARGEST))
+    parts: list[Subplot] = []
+    for one, labels, text in zip(several, sides, texts, strict=True):
+        bar = {"showscale": not parts, "colorbar": colour_bar(UNIT, size)}
+        cell = size / max(len(labels), 1)
+        axes = axis(Side("key", labels), cell, across=True), axis(Side("query", labels), cell, across=False)
+        parts.append(Subplot(heading(one.head), [cells(one.pattern, text, 1.0, signed=False, **bar)], *axes))
+    longest = LETTER * min(LONGEST, max((len(label) for labels in sides for label in labels), default=0))
+    return subplots(parts, words, size, size, (longest + 60, longest + 90), legend=90)
+
+
+def _pattern_hovers(one: AttentionPattern, labels: Sequence[str]) -> list[list[str]]:
+    values = np.asarray(one.pattern, dtype=np.float64)
+    if values.shape != (len(labels), len(labels)):
+        raise ScoreError(
+            f"an attention pattern of {len(labels)} tokens is [{len(labels)}, {len(labels)}], this one is"
+            f" {list(values.shape)}: give one head's pattern on one prompt, without padding"
+        )
+    return [
+        [
+            f"<b>{safe(query)}</b> attends to <b>{safe(key)}</b><br>{value:.4f}"
+            for key, value in zip(labels, row, strict=True)
+        ]
+        for query, row in zip(labels, values, strict=True)
+    ]
+
+
+def _pattern_words(found: Sequence[AttentionPattern]) -> Caption:
+    heads = [one.head for one in found]
+    names = ", ".join(heads) if len(heads) <= 4 else f"{len(heads)} heads"
+    settings = found[0].record.settings
+    side = f"{settings['side']} prompt" if "side" in settings else "prompt"
+    prompts = {(one.tokens, one.record.settings.get("example")) for one in found}
+    which = [f"{side} {settings['example']}"] if "example" in settings and len(prompts) == 1 else []
+    return caption(f"Attention of {names}", replace(found[0].record, n_examples=0, metric=""), *which)

@@ -1,0 +1,241 @@
+"""Figures of scores: edges summed by layer, nodes by layer or position, what adds up to the logits, and the strongest.
+
+Edges, from scores of all of them or from a circuit's own:
+
+1. Writers are grouped by layer into `input`, heads and MLP; readers into queries, keys, values, MLP, and `logits`.
+2. A cell is the sum of its edges' effects, which is the first-order effect of all of them together. When the mouse is
+   over it, it says how many they are and which is the strongest. Cells without edges are grey.
+3. A circuit's effect is the exact one where it was measured, else the estimate. Where neither is known of any edge, a
+   cell is its number of edges.
+
+Direct logit attribution:
+
+4. `components` are bars in the order of the stream: `input`, then each layer's attention (its heads together) and MLP,
+   then what the biases add. They sum to the logit difference. The sum over the first of them is what the stream up to
+   there gives through the frozen final norm (the "accumulated" logit difference), which a bar says on hovering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from einops import einsum
+
+from circuitfind.circuit import Circuit
+from circuitfind.errors import ScoreError
+from circuitfind.graph import Graph
+from circuitfind.node_scores import NodeScores
+from circuitfind.plots.charts import bars, by_layer, heat
+from circuitfind.plots.style import (
+    Caption,
+    Side,
+    caption,
+    colours,
+    hover,
+    largest,
+    left_out,
+    made_by,
+    safe,
+    strongest_first,
+    tokens_at,
+    unit,
+)
+from circuitfind.statistics import bootstrap_mean
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from circuitfind.attribution.direct import DirectEffects
+    from circuitfind.record import Record
+    from circuitfind.scores import Scores
+
+EDGES, NODES, ROWS = 40, 30, 200  # bars of edges and of nodes, rows of nodes by position
+Groups = list[tuple[str, slice]]
+
+
+# -------------------------------------------------------------------- edges
+class Edges(NamedTuple):
+    """Edges to show: `mask [writers, readers]`, their `values` (NaN where unknown), and what to call them."""
+
+    graph: Graph
+    mask: np.ndarray
+    values: np.ndarray
+    record: Record
+    what: str
+
+    @classmethod
+    def of(cls, found: Scores | Circuit) -> Edges:
+        """All edges that scores rate, or those of a circuit."""
+        if isinstance(found, Circuit):
+            values = np.full(found.mask.shape, np.nan)
+            for row in found.rows():
+                values[row.writer, row.reader] = np.nan if row.effect is None else row.effect
+            what = f"The circuit's {len(found):,} edge{'' if len(found) == 1 else 's'}"
+            return cls(found.graph, found.mask, values, found.record, what)
+        real, record = found.graph.real, found.record
+        values = np.where(real, found.values, np.nan).astype(np.float64)
+        return cls(found.graph, real, values, record, f"Edges, {made_by(record)}")
+
+    @property
+    def known(self) -> bool:
+        return bool(np.isfinite(self.values).any())
+
+    def words(self, *more: str) -> Caption:
+        return caption(self.what, self.record, *more, *([colours(self.record)] if self.known else []))
+
+
+def edge_layers(edges: Edges) -> Figure:
+    """Effects summed by layer and kind: writers down, readers across."""
+    graph = edges.graph
+    rows, columns = _writers(graph), _readers(graph)
+    down, across = (_indicator(groups) for groups in (rows, columns))
+    counts = einsum(down, edges.mask.astype(np.float64), across, "u i, u r, r j -> i j")
+    totals = einsum(down, np.nan_to_num(edges.values), across, "u i, u r, r j -> i j")
+    values = np.where(counts > 0, totals if edges.known else counts, np.nan)
+    texts = [
+        [_cell(edges, rows[i], columns[j], counts[i, j], totals[i, j]) for j in range(len(columns))]
+        for i in range(len(rows))
+    ]
+    counted = f"sum of {unit(edges.record)}" if edges.known else "edges"
+    sides = Side("writers", [name for name, _ in rows]), Side("readers", [name for name, _ in columns])
+    return heat(values, *sides, texts, edges.words("summed by layer"), counted, signed=edges.known)
+
+
+def strongest_edges(edges: Edges, *, n: int = EDGES) -> Figure:
+    """The n edges of largest magnitude.
+
+    Raises:
+        ScoreError: no effect is known of any edge.
+    """
+    if not edges.known:
+        raise ScoreError("no effect is known of any of these edges: nothing to rank (verify measures them)")
+    cells = np.argwhere(np.isfinite(edges.values).T)[:, ::-1]  # reader by reader, as everywhere
+    found = edges.values[tuple(cells.T)]
+    order = strongest_first(found, n)
+    names = [edges.graph.edge_name(*cells[at].tolist()) for at in order]
+    words = edges.words(f"the strongest {len(order)} of {int(edges.mask.sum()):,}")
+    return bars(names, found[order], words, unit(edges.record))
+
+
+def _writers(graph: Graph) -> Groups:
+    groups = [("input", slice(0, 1))]
+    for layer in range(graph.n_layers):
+        mlp = graph.mlp(layer)
+        groups += [(f"a{layer}", graph.heads(layer)), (f"m{layer}", slice(mlp, mlp + 1))]
+    return groups
+
+
+def _readers(graph: Graph) -> Groups:
+    groups = []
+    for layer in range(graph.n_layers):
+        groups += [(f"a{layer}<{kind}>", graph.readers(layer, kind)) for kind in "qkv"]
+        groups.append((f"m{layer}", graph.readers(layer, "mlp")))
+    return [*groups, ("logits", graph.readers(graph.n_layers, "logits"))]
+
+
+def _indicator(groups: Groups) -> np.ndarray:
+    """`[members, groups]`: 1 where a writer or reader belongs to a group."""
+    member = np.zeros((groups[-1][1].stop, len(groups)))
+    for at, (_, part) in enumerate(groups):
+        member[part, at] = 1
+    return member
+
+
+def _cell(edges: Edges, row: tuple[str, slice], column: tuple[str, slice], count: float, total: float) -> str:
+    name = f"<b>{safe(f'{row[0]} -> {column[0]}')}</b>"
+    if not count:
+        return f"{name}<br>no edge"
+    text = f"{name}<br>{count:,.0f} edge{'' if count == 1 else 's'}"
+    part = edges.values[row[1], column[1]]
+    if not np.isfinite(part).any():
+        return text
+    u, r = np.unravel_index(np.nanargmax(np.abs(part)), part.shape)
+    best = edges.graph.edge_name(row[1].start + int(u), column[1].start + int(r))
+    return f"{text}, sum {total:+.4g}<br>strongest {safe(best)} {part[u, r]:+.4g}"
+
+
+# -------------------------------------------------------------------- nodes
+def node_effects(scores: NodeScores, *, tokens: Sequence[str] | None = None, rows: int = ROWS) -> Figure:
+    """Every node's score: layers by heads with the MLPs beside them, or nodes by positions.
+
+    Args:
+        tokens: of one prompt, for scores by position: the positions' labels, instead of those that the scores have.
+        rows: how many nodes are shown at most where each has a row.
+
+    Raises:
+        ScoreError: tokens for scores that are not by position, or not one for each position.
+    """
+    record, names = scores.record, scores.graph.writer_names
+    if scores.values.ndim == 1:
+        if tokens is not None:
+            raise ScoreError("tokens label positions, and these scores are not by position: leave tokens out")
+        words = caption(f"Nodes, {made_by(record)}", record, colours(record))
+        return by_layer(names, scores.values, words, unit(record))
+    values = np.asarray(scores.values, dtype=np.float64)
+    count = values.shape[1]
+    if tokens is not None and len(tokens) != count:
+        raise ScoreError(f"{len(tokens)} tokens for scores by {count} positions: give those of one prompt of the task")
+    labels = list(scores.positions or map(str, range(count))) if tokens is None else tokens_at(tokens)
+    kept = largest(np.abs(values).max(axis=1), rows)
+    texts = [
+        [hover(f"{names[at]} at {label}", value) for label, value in zip(labels, values[at], strict=True)]
+        for at in kept
+    ]
+    few = left_out(len(kept), len(values), "rows")
+    words = caption(f"Nodes by position, {made_by(record)}", record, *few, colours(record))
+    return heat(
+        values[kept], Side("node", [names[at] for at in kept]), Side("position", labels), texts, words, unit(record)
+    )
+
+
+def strongest_nodes(scores: NodeScores, *, n: int = NODES) -> Figure:
+    """The n nodes of largest magnitude; positions are summed."""
+    totals = scores.values.reshape(scores.graph.n_writers, -1).sum(axis=1, dtype=np.float64)
+    order = strongest_first(totals, n)
+    more = ["summed over positions"] if scores.values.ndim > 1 else []
+    count = f"the strongest {len(order)} of {len(totals):,}"
+    words = caption(f"Nodes, {made_by(scores.record)}", scores.record, count, *more, colours(scores.record))
+    return bars([scores.graph.writer_names[at] for at in order], totals[order], words, unit(scores.record))
+
+
+# -------------------------------------------------------------------- direct logit attribution
+def direct_effects(found: DirectEffects) -> Figure:
+    """Layers by heads with the MLPs beside them."""
+    means, ends = found.per_example.mean(axis=-1), bootstrap_mean(found.per_example)
+    words = _words(found, "Nodes", f"biases {found.constant.mean():+.3g}")
+    return by_layer(found.graph.writer_names, means, words, unit(found.record), ends)
+
+
+def strongest_direct(found: DirectEffects, *, n: int = NODES) -> Figure:
+    """The n nodes that add or take the most, with 95% intervals."""
+    means = found.per_example.mean(axis=-1)
+    order = strongest_first(means, n)
+    words = _words(found, "Nodes", f"the strongest {len(order)} of {len(means):,}")
+    names = [found.graph.writer_names[at] for at in order]
+    return bars(names, means[order], words, unit(found.record), intervals=bootstrap_mean(found.per_example[order]))
+
+
+def components(found: DirectEffects | NodeScores) -> Figure:
+    """Each layer's attention and MLP; of node scores, which have means alone, without biases and intervals."""
+    graph = found.graph
+    values = found.values[:, None].astype(np.float64) if isinstance(found, NodeScores) else found.per_example
+    layers = [(values[graph.heads(layer)].sum(axis=0), values[graph.mlp(layer)]) for layer in range(graph.n_layers)]
+    parts = np.stack([values[0], *chain.from_iterable(layers)])
+    names = ["input", *chain.from_iterable((f"a{layer}", f"m{layer}") for layer in range(graph.n_layers))]
+    what = "Layers"
+    if isinstance(found, NodeScores):
+        words = caption(f"{what}, direct logit attribution", found.record, colours(found.record))
+    else:
+        names, parts = [*names, "biases"], np.concatenate([parts, found.constant[None]])
+        words = _words(found, what)
+    means = parts.mean(axis=-1)
+    sums = [f"so far {total:+.4g}" for total in np.cumsum(means)]
+    return bars(names, means, words, unit(found.record), intervals=bootstrap_mean(parts), more=sums)
+
+
+def _words(found: DirectEffects, what: str, *more: str) -> Caption:
+    whole = f"{found.logit_diff.mean():.3g} in all" + (", soft-capped" if found.capped else "")
+    return caption(f"{what}, direct logit attribution", found.record, whole, *more, colours(found.record))
