@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from circuitfind.graph import Graph
     from circuitfind.loading import load, task, wrap
     from circuitfind.metrics import METRICS, Metric
+    from circuitfind.models.families import Family
     from circuitfind.models.load import Model
     from circuitfind.node_scores import NodeScores
     from circuitfind.patching.attention import AttentionPattern, attention
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from circuitfind.search.acdc import acdc, acdc_scores
     from circuitfind.search.find import FindResult, find
     from circuitfind.search.learned.learn import LearnedMasks, learn_masks
+    from circuitfind.tasks.builder import Pair, TaskBuilder
     from circuitfind.tasks.task import Task
 else:
     # The same list as above, by module; type checkers see only the imports.
@@ -83,6 +85,7 @@ else:
         "graph": "Graph",
         "loading": "load task wrap",
         "metrics": "METRICS Metric",
+        "models.families": "Family",
         "models.load": "Model",
         "node_scores": "NodeScores",
         "patching.attention": "AttentionPattern attention",
@@ -101,6 +104,7 @@ else:
         "search.acdc": "acdc acdc_scores",
         "search.find": "FindResult find",
         "search.learned.learn": "LearnedMasks learn_masks",
+        "tasks.builder": "Pair TaskBuilder",
         "tasks.task": "Task",
     }
     _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
@@ -133,6 +137,7 @@ __all__ = [
     "Diagnosis",
     "DirectEffects",
     "Evaluation",
+    "Family",
     "FileError",
     "FindResult",
     "Graph",
@@ -144,6 +149,7 @@ __all__ = [
     "Model",
     "ModelError",
     "NodeScores",
+    "Pair",
     "PathEffects",
     "Record",
     "Reference",
@@ -152,6 +158,7 @@ __all__ = [
     "Stability",
     "Sweep",
     "Task",
+    "TaskBuilder",
     "TaskError",
     "TaskSummary",
     "Verification",

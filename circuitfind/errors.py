@@ -18,7 +18,7 @@ class TaskError(CircuitfindError):
 
 
 class ModelError(CircuitfindError):
-    """A model cannot be loaded, is not supported, or failed its self-check."""
+    """A model cannot be loaded, is not covered, or failed its self-check."""
 
 
 class FileError(CircuitfindError):
@@ -62,3 +62,13 @@ def check_count(name: str, value: object, least: int = 0, most: int | None = Non
     if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]
         limit = "or more" if most is None else f"to {most:,}"
         raise ScoreError(f"{name}={value!r}: give a whole number, {least} {limit}")
+
+
+def check_seed(seed: object) -> None:
+    """Checks a seed; some generators would take -1 for 1, and None for the time of day.
+
+    Raises:
+        TaskError: it is not a whole number, 0 or more.
+    """
+    if not isinstance(seed, Integral) or seed < 0:
+        raise TaskError(f"seed={seed!r} is no seed: give a whole number, 0 or more")

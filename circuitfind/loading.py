@@ -1,4 +1,4 @@
-"""`load`, `wrap`, `task` and `bind`: how a model and a behaviour come in, and meet."""
+"""`load` and `wrap` for models, `task` for built-in tasks and `bind`, which joins the two."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import nn
 
 from circuitfind.engine.identities import Identity, check_identities, require_identities
 from circuitfind.errors import ModelError, TaskError
+from circuitfind.models.families import Family
 from circuitfind.models.load import Model, adapt, fetch
 from circuitfind.remote.call import remotable
 from circuitfind.remote.model import remote_model
-from circuitfind.tasks.behaviour import Behaviour
-from circuitfind.tasks.builtin import behaviour
+from circuitfind.tasks.builder import SingleTokens, TaskBuilder
+from circuitfind.tasks.builtin import builder_of
 from circuitfind.tasks.spans import locatable
 from circuitfind.tasks.task import BoundTask, Task
 from circuitfind.tasks.tokens import PromptTokenizer
-from circuitfind.tasks.words import SingleTokens
 
 
 def load(
@@ -31,22 +31,24 @@ def load(
     check: bool = True,
     backend: str = "nnsight",
     remote: bool | str = False,
+    family: Family | None = None,
     **keywords: Any,
 ) -> Model:
-    """Loads an unmodified Hugging Face model and checks that circuitfind computes what it computes.
+    """Loads an unmodified Hugging Face model and checks that circuitfind decomposes it exactly.
 
     Args:
         name: "tiny" (embedded), a hub id such as "openai-community/gpt2", or a folder.
-        dtype: such as "float32"; by default the precision that the weights are stored in.
+        dtype: such as "float32"; by default the precision in which the weights are stored.
         device: a torch device; by default the accelerator if there is one.
-        check: run the three identities of `circuitfind.engine.identities` on a short random prompt.
-        backend: "nnsight" or "hooks", what single passes run through; the results are the same to the bit.
+        check: test the three identities of `circuitfind.engine.identities` on a short random prompt.
+        backend: "nnsight" or "hooks", what single passes run through; the results are bitwise equal.
         remote: run on an NDIF server, which has the weights: True for the host that nnsight is configured for, a URL
-            for another, "local" to try it out here. Every call is one job there; see `circuitfind.remote`.
+            for another one, "local" to simulate a server here. Every call is one job there; see `circuitfind.remote`.
+        family: names of the architecture's modules, used in place of the built-in row for its model type.
         keywords: passed on to `from_pretrained` (revision, token, attn_implementation, ...).
 
     Raises:
-        ModelError: it cannot be loaded, is not covered, or fails the check.
+        ModelError: the model cannot be loaded, is not covered, or fails the check.
     """
     if not isinstance(name, (str, os.PathLike)):
         remedy = "; a model in memory goes to cf.wrap(hf_model, tokenizer)" if isinstance(name, nn.Module) else ""
@@ -54,30 +56,36 @@ def load(
     name = os.fspath(name)
     if remote:
         if dtype is not None or device is not None:
-            raise ModelError("dtype= and device= are the server's to choose: leave them out with remote=")
-        return remote_model(name, remote, check, **keywords)
-    hf, tokenizer = fetch(name, dtype, device, **keywords)
-    return wrap(hf, tokenizer, name=name, check=check, backend=backend)
+            raise ModelError("with remote= the server chooses dtype= and device=: leave them out")
+        return remote_model(name, remote, check, family, **keywords)
+    hf, tokenizer = fetch(name, dtype, device, family, **keywords)
+    return wrap(hf, tokenizer, name=name, check=check, backend=backend, family=family)
 
 
 def wrap(
-    hf: nn.Module, tokenizer: Any = None, *, name: str | None = None, check: bool = True, backend: str = "nnsight"
+    hf: nn.Module,
+    tokenizer: Any = None,
+    *,
+    name: str | None = None,
+    check: bool = True,
+    backend: str = "nnsight",
+    family: Family | None = None,
 ) -> Model:
-    """Takes a Hugging Face model that is already in memory; it is left as it is.
+    """Wraps a Hugging Face model that is already in memory, without changing it.
 
     Args:
         tokenizer: None means that tasks are given as token ids.
+        check, backend, family: as in `load`.
 
     Raises:
-        ModelError: it is not covered, or fails the check.
+        ModelError: the model is not covered, or fails the check.
     """
     if isinstance(hf, Model):
         raise ModelError(f"model '{hf.name}' is wrapped already: use it as it is, or wrap the model inside: its .hf")
     if isinstance(hf, str):
         raise _no_model(hf)
-    model = adapt(
-        name or getattr(getattr(hf, "config", None), "name_or_path", "") or type(hf).__name__, hf, tokenizer, backend
-    )
+    name = name or getattr(getattr(hf, "config", None), "name_or_path", "") or type(hf).__name__
+    model = adapt(name, hf, tokenizer, backend, family)
     if check:
         require_identities(model.adapter)
     return model
@@ -90,7 +98,7 @@ def identities(model: Model) -> list[Identity]:
 
 
 def task(
-    name: str,
+    name: str | TaskBuilder,
     model: Model,
     *,
     n: int = 64,
@@ -100,21 +108,22 @@ def task(
     metric: Any = None,
     bos: bool | None = None,
 ) -> Task:
-    """A built-in behaviour in words that the model's tokenizer has as single tokens.
+    """A built-in task, made of words that the model's tokenizer has as single tokens.
 
     Args:
+        name: of a built-in task or of one that was registered (`circuitfind.tasks.builtin.register`); or a
+            `TaskBuilder`.
         n: number of pairs.
-        corruption: one of the behaviour's named corruptions; the first by default.
-        template: only sentences of this name or part of a name: "abba-3", "abba" or 3 for IOI; by default all.
-        metric: overrides the behaviour's own.
+        corruption: one of the task's named corruptions; the first by default.
+        template: only sentences with this name or part of a name: "abba-3", "abba" or 3 for IOI; by default all.
+        metric: overrides the task's own.
+        bos: as in `circuitfind.Task`.
 
     Raises:
-        TaskError: no such behaviour, corruption or template, or the tokenizer cannot express it.
+        TaskError: the task, corruption or template is unknown, or the tokenizer lacks the words.
     """
-    if not isinstance(name, str):
-        raise TaskError(f"a built-in task is named by text such as 'ioi', not by a {type(name).__name__}")
+    found = builder_of(name)
     check_model(model)
-    found = behaviour(name)
     if model.tokenizer is None:
         raise TaskError(f"'{found.name}' is made of words, and this model has no tokenizer: give a Task of token ids")
     rows = found.make(SingleTokens(model.tokenizer), n, seed, corruption, template)
@@ -137,8 +146,8 @@ def task(
     )
 
 
-def _named(found: Behaviour, corruption: str | None, template: str | int | None) -> str:
-    """The behaviour's name with what was chosen: "ioi", "ioi:abc", "ioi:abc [abba]"."""
+def _named(found: TaskBuilder, corruption: str | None, template: str | int | None) -> str:
+    """The task's name with what was chosen: "ioi", "ioi:abc", "ioi:abc [abba]"."""
     name = found.name if corruption is None else f"{found.name}:{found.corruption(corruption)}"
     return name if template is None else f"{name} [{template}]"
 

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import circuitfind as cf
-from circuitfind.tasks import country_capital, docstring, lexicon
+from circuitfind.tasks import docstring, lexicon
+from circuitfind.tasks.builtin import TASKS
 
 
 def trained(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
@@ -28,14 +29,14 @@ def trained(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
 
 @cache
 def english() -> PreTrainedTokenizerFast:
-    """Every word of the built-in behaviours after a space in one token, years in two: what GPT-2's tokenizer has."""
+    """Every word of the built-in tasks after a space in one token, years in two: what GPT-2's tokenizer has."""
     words = [*lexicon.FEMALE_NAMES, *lexicon.MALE_NAMES, *lexicon.STORY_NAMES, *lexicon.PLACES, *lexicon.OBJECTS]
     words += [*lexicon.ADJECTIVES, *lexicon.PEOPLE, *lexicon.EVENTS, *lexicon.IDENTIFIERS, *lexicon.DESCRIPTIONS]
     words += [word for pair in (*lexicon.NOUNS, *lexicon.CAPITALS) for word in pair]
     words += ["she", "he", "is", "are", "was", "were", *FINANCE]
     sentences = ["When Mary and John went to the store, John gave a drink to"] * 20
     texts = [" " + word for word in words for _ in range(20)]
-    return trained([*texts, *sentences, *country_capital.TEMPLATES, docstring.TEMPLATE], 12_000)
+    return trained([*texts, *sentences, *TASKS["country-capital"].templates.values(), docstring.TEMPLATE], 12_000)
 
 
 FINANCE = ("increase", "decrease", "grow", "shrink", "profit", "revenue", "rise", "fall", "grows", "shrinks")

@@ -29,7 +29,7 @@ from circuitfind.engine.masked_run import run_masked
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.metrics import METRICS
-from circuitfind.tasks.alignment import counterparts
+from circuitfind.tasks.spans import counterparts
 
 CLOSE = 1e-5
 CLEAN_SPANS = [{"a": (2, 5), "unused": (0, 3)}, {"a": (1, 2)}, {"a": (0, 1), "b": (3, 5)}]

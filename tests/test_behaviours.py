@@ -17,13 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 import circuitfind as cf
 from circuitfind.errors import TaskError
 from circuitfind.models import tiny
-from circuitfind.tasks import copy_name, greater_than, ioi, lexicon
-from circuitfind.tasks.builtin import BEHAVIOURS, behaviour
-from circuitfind.tasks.rows import Row
-from circuitfind.tasks.words import SingleTokens
+from circuitfind.tasks import ioi, lexicon
+from circuitfind.tasks.builder import Pair, SingleTokens
+from circuitfind.tasks.builtin import CENTURIES, TASKS, builder_of
 
 TRAINING = Path(__file__).resolve().parents[1] / "training"
-EVERY = [(name, corruption) for name, b in BEHAVIOURS.items() for corruption in b.corruptions]
+EVERY = [(name, corruption) for name, b in TASKS.items() for corruption in b.corruptions]
 TRAINED = ["ioi", "greater-than", "gendered-pronoun", "subject-verb-agreement", "induction"]  # of the embedded model
 WITHOUT_YEARS = "greater-than"  # the tokenizer that is trained here has no two-digit tokens
 WITHOUT_CODE = ("docstring", "country-capital")  # and the embedded one has no words for these
@@ -67,8 +66,8 @@ def word_level(vocabulary: list[str]) -> PreTrainedTokenizerFast:
 
 
 def test_the_eight_behaviours_are_there() -> None:
-    assert list(BEHAVIOURS) == [*TRAINED, "docstring", "country-capital", "copy"]
-    assert all(b.name == name and b.summary and b.source for name, b in BEHAVIOURS.items())
+    assert list(TASKS) == [*TRAINED, "docstring", "country-capital", "copy"]
+    assert all(b.name == name and b.summary and b.source for name, b in TASKS.items())
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +79,14 @@ def able(words: SingleTokens) -> Callable[[str], SingleTokens]:
 
 @pytest.mark.parametrize(("name", "corruption"), EVERY)
 def test_same_seed_same_rows(name: str, corruption: str, able: Callable[[str], SingleTokens]) -> None:
-    first, again, other = (
-        BEHAVIOURS[name].make(able(name), 40, seed=seed, corruption=corruption) for seed in (3, 3, 4)
-    )
+    first, again, other = (TASKS[name].make(able(name), 40, seed=seed, corruption=corruption) for seed in (3, 3, 4))
     assert first == again
     assert first != other
 
 
 def test_rows_do_not_change_between_versions(words: SingleTokens) -> None:
-    row = BEHAVIOURS["ioi"].make(words, 1, seed=0)[0]
-    assert row == Row(
+    row = TASKS["ioi"].make(words, 1, seed=0)[0]
+    assert row == Pair(
         clean="Friends Luke and Aaron found a message at the gallery. Aaron gave it to",
         corrupted="Friends Luke and Aaron found a message at the gallery. Luke gave it to",
         answers=("Luke",),
@@ -106,10 +103,10 @@ def test_rows_are_distinct_and_minimal_pairs(name: str, corruption: str, which: 
     words = SingleTokens(tokenizer)
     if name in (WITHOUT_CODE if which == "embedded" else (WITHOUT_YEARS,)):
         with pytest.raises(TaskError, match=rf"^{name}: \d+ of \d+ "):
-            BEHAVIOURS[name].make(words, 1, corruption=corruption)
+            TASKS[name].make(words, 1, corruption=corruption)
         return
     n = 120 if name == "country-capital" else 300  # of 35 countries in four sentences
-    rows = BEHAVIOURS[name].make(words, n, seed=0, corruption=corruption)
+    rows = TASKS[name].make(words, n, seed=0, corruption=corruption)
     assert len({row.clean for row in rows}) == n
     for row in rows:
         clean, corrupted = encode(tokenizer, row.clean), encode(tokenizer, row.corrupted)
@@ -120,10 +117,10 @@ def test_rows_are_distinct_and_minimal_pairs(name: str, corruption: str, which: 
         assert not any(answer.startswith(" ") for answer in row.answers + row.wrong)
 
 
-@pytest.mark.parametrize("name", list(BEHAVIOURS))
+@pytest.mark.parametrize("name", list(TASKS))
 def test_answers_are_one_token_after_the_prompt(name: str, able: Callable[[str], SingleTokens], tokenizer: Any) -> None:
     tokenizer = english() if name in WITHOUT_CODE else tokenizer
-    for row in BEHAVIOURS[name].make(able(name), 100, seed=0):
+    for row in TASKS[name].make(able(name), 100, seed=0):
         prompt = encode(tokenizer, row.clean)
         for answer in row.answers + row.wrong:
             either = [encode(tokenizer, row.clean + space + answer) for space in (" ", "")]
@@ -137,21 +134,21 @@ def names(text: str) -> list[str]:
 
 
 def test_ioi_has_both_orders_half_and_half(words: SingleTokens) -> None:
-    rows = BEHAVIOURS["ioi"].make(words, 200, seed=0)
+    rows = TASKS["ioi"].make(words, 200, seed=0)
     assert sum(names(row.clean)[0] == row.answers[0] for row in rows) == 100  # ABBA
     assert sum(names(row.clean)[1] == row.answers[0] for row in rows) == 100  # BABA
-    assert len(ioi.TEMPLATES) >= 6
+    assert len(ioi.SENTENCES) >= 6
 
 
 def test_ioi_corruptions_do_what_they_are_called(words: SingleTokens) -> None:
-    for row in BEHAVIOURS["ioi"].make(words, 50, corruption="s2-io-flip"):
+    for row in TASKS["ioi"].make(words, 50, corruption="s2-io-flip"):
         assert row.flips and names(row.clean)[:2] == names(row.corrupted)[:2]
         assert names(row.clean)[2] == row.wrong[0] and names(row.corrupted)[2] == row.answers[0]
-    for row in BEHAVIOURS["ioi"].make(words, 50, corruption="s1-io-flip"):
+    for row in TASKS["ioi"].make(words, 50, corruption="s1-io-flip"):
         assert not row.flips and names(row.clean)[:2] == names(row.corrupted)[1::-1]
-    for row in BEHAVIOURS["ioi"].make(words, 50, corruption="abc"):
+    for row in TASKS["ioi"].make(words, 50, corruption="abc"):
         assert len(set(names(row.corrupted) + names(row.clean))) == 5
-    for row in BEHAVIOURS["ioi"].make(words, 50, corruption="random-names"):
+    for row in TASKS["ioi"].make(words, 50, corruption="random-names"):
         assert len(set(names(row.corrupted))) == 2 and not set(names(row.corrupted)) & set(names(row.clean))
 
 
@@ -160,7 +157,7 @@ def test_ioi_corruptions_from_their_names(corruption: str, words: SingleTokens) 
     """The literal twin: names are renamed, then exchanged in the first clause, then in the second mention."""
     if corruption == "abc":
         return
-    for row in BEHAVIOURS["ioi"].make(words, 40, corruption=corruption):
+    for row in TASKS["ioi"].make(words, 40, corruption=corruption):
         first, second, again = names(row.clean)
         io, s = row.answers[0], row.wrong[0]
         assert {first, second} == {io, s} and again == s
@@ -178,10 +175,10 @@ def test_ioi_corruptions_from_their_names(corruption: str, words: SingleTokens) 
 
 
 def test_corruptions_and_templates_by_the_names_of_mib_and_parts(words: SingleTokens) -> None:
-    make = BEHAVIOURS["ioi"].make
+    make = TASKS["ioi"].make
     theirs, ours = "random_names_s1_ioi_flip_s2_ioi_flip_counterfactual", "random-names-s1-io-flip-s2-io-flip"
     assert make(words, 8, corruption=theirs) == make(words, 8, corruption=ours)
-    assert len(BEHAVIOURS["ioi"].templates) == 16
+    assert len(TASKS["ioi"].templates) == 16
     for template, order in (("abba", 0), ("BABA", 1)):
         rows = make(words, 60, template=template)
         assert all(names(row.clean)[order] == row.answers[0] for row in rows)
@@ -193,14 +190,14 @@ def test_corruptions_and_templates_by_the_names_of_mib_and_parts(words: SingleTo
     both = make(words, 20, template=3)
     assert [names(row.clean)[0] == row.answers[0] for row in both] == [True, False] * 10
     assert {row.clean.split()[0] for row in both} == {"Then,"}
-    agreement = BEHAVIOURS["subject-verb-agreement"].make(words, 20, template=5)
+    agreement = TASKS["subject-verb-agreement"].make(words, 20, template=5)
     assert all(row.clean.startswith("Yesterday the ") and row.answers[0] in ("was", "were") for row in agreement)
     for name, wanted, message in (
-        ("ioi", "abab", r"ioi: no template 'abab' \(did you mean 'baba-\d'\?\); there are abba-1, "),
-        ("induction", 1, "induction: no template 1; it has one form only: leave template out"),
+        ("ioi", "abab", r"ioi: template 'abab' is unknown: did you mean 'baba-\d'\? Known: abba-1, "),
+        ("induction", 1, "induction: template 1 is unknown: it has no templates, leave template out"),
     ):
         with pytest.raises(TaskError, match=message):
-            BEHAVIOURS[name].make(words, 4, template=wanted)
+            TASKS[name].make(words, 4, template=wanted)
 
 
 def test_a_task_is_named_by_what_was_chosen() -> None:
@@ -218,9 +215,9 @@ ARGUMENTS = re.compile(r"def \w+\(self, (.*)\):")
 DESCRIBED = re.compile(r":param (\w+):")
 
 
-@pytest.mark.parametrize("corruption", BEHAVIOURS["docstring"].corruptions)
+@pytest.mark.parametrize("corruption", TASKS["docstring"].corruptions)
 def test_docstrings_describe_the_third_and_fourth_of_six_arguments(corruption: str) -> None:
-    for row in BEHAVIOURS["docstring"].make(SingleTokens(english()), 30, corruption=corruption):
+    for row in TASKS["docstring"].make(SingleTokens(english()), 30, corruption=corruption):
         said = [
             (ARGUMENTS.findall(text)[0].split(", "), DESCRIBED.findall(text)) for text in (row.clean, row.corrupted)
         ]
@@ -244,20 +241,20 @@ def test_docstrings_describe_the_third_and_fourth_of_six_arguments(corruption: s
 def test_a_tokenizer_that_loses_code_is_refused() -> None:
     said = {*lexicon.IDENTIFIERS, *lexicon.DESCRIPTIONS, "x"}
     with pytest.raises(TaskError, match="docstring: this tokenizer loses line breaks, spaces or punctuation of code"):
-        BEHAVIOURS["docstring"].make(SingleTokens(word_level(sorted(said))), 2)
+        TASKS["docstring"].make(SingleTokens(word_level(sorted(said))), 2)
 
 
 def test_capitals_are_those_of_the_countries() -> None:
     known = dict(lexicon.CAPITALS)
     assert len(known) == len(set(known.values())) == 35
-    for row in BEHAVIOURS["country-capital"].make(SingleTokens(english()), 60):
+    for row in TASKS["country-capital"].make(SingleTokens(english()), 60):
         for text, capital in ((row.clean, row.answers), (row.corrupted, row.wrong)):
             (country,) = [word for word in re.findall(r"\w+", text) if word in known]
             assert capital == (known[country],)
 
 
 def test_copy_swaps_one_name_everywhere(words: SingleTokens) -> None:
-    for row in BEHAVIOURS["copy"].make(words, 60):
+    for row in TASKS["copy"].make(words, 60):
         assert row.answers[0] in row.clean and row.wrong[0] not in row.clean
         assert row.clean.replace(row.answers[0], row.wrong[0]) == row.corrupted and row.flips
 
@@ -267,7 +264,7 @@ def test_a_story_model_copies_names(shared: Path) -> None:
     """Three names are one token there; the model prefers the one that was said in every pair."""
     model = cf.load(str(shared / "models/stories260K"), check=False)
     task = cf.task("copy", model, n=24)
-    assert len(set(task.clean)) == 24 == 3 * len(copy_name.TEMPLATES)
+    assert len(set(task.clean)) == 24 == 3 * len(TASKS["copy"].templates)
     summary = cf.summarise(model, task, warn=False)
     assert summary.accuracy == summary.lowered == 1
     with pytest.raises(TaskError, match="docstring: 1 of 73 names of arguments"):
@@ -275,7 +272,7 @@ def test_a_story_model_copies_names(shared: Path) -> None:
 
 
 def test_greater_than_splits_all_endings_at_the_start_year(words: SingleTokens) -> None:
-    for row in BEHAVIOURS["greater-than"].make(words, 50, seed=1):
+    for row in TASKS["greater-than"].make(words, 50, seed=1):
         start = row.clean.split(" to the")[0][-2:]
         assert sorted(row.answers + row.wrong) == [f"{i:02d}" for i in range(100)]
         assert min(row.answers) > start == max(row.wrong)
@@ -283,7 +280,7 @@ def test_greater_than_splits_all_endings_at_the_start_year(words: SingleTokens) 
 
 
 def test_induction_is_determined_by_the_first_half(words: SingleTokens) -> None:
-    for row in BEHAVIOURS["induction"].make(words, 50, seed=1):
+    for row in TASKS["induction"].make(words, 50, seed=1):
         for text, answer in ((row.clean, row.answers[0]), (row.corrupted, row.wrong[0])):
             said = text.split()
             assert said.count(said[-1]) == 2
@@ -299,7 +296,7 @@ def test_every_word_is_one_token_for_the_embedded_tokenizer(words: SingleTokens)
     for listed in (*lists, lexicon.PEOPLE, lexicon.EVENTS, nouns, ["she", "he", "is", "are", "was", "were"]):
         assert words.keep(listed) == list(listed)
         assert len(set(listed)) == len(listed)
-    assert all(len(words.century_endings(century)) == 100 for century in greater_than.CENTURIES)
+    assert all(len(words.century_endings(century)) == 100 for century in CENTURIES)
     assert words.century_endings("25") == ()
 
 
@@ -316,11 +313,11 @@ def test_words_are_judged_in_running_text() -> None:
     assert few.century_endings("17") == ()
 
 
-@pytest.mark.parametrize("name", list(BEHAVIOURS))
+@pytest.mark.parametrize("name", list(TASKS))
 def test_a_tokenizer_without_the_words_is_refused(name: str) -> None:
     few = SingleTokens(word_level(["x", "Mary", "John", "she", "he", "war", "siege"]))
     with pytest.raises(TaskError) as refusal:
-        BEHAVIOURS[name].make(few, 4)
+        TASKS[name].make(few, 4)
     line = str(refusal.value)
     assert line.startswith(name + ": ") and "\n" not in line
     assert " of " in line and "your own pairs" in line
@@ -329,20 +326,20 @@ def test_a_tokenizer_without_the_words_is_refused(name: str) -> None:
 def test_refusals_name_what_is_missing() -> None:
     few = SingleTokens(word_level(["Mary", "John"]))
     with pytest.raises(TaskError, match=r"ioi: 2 of 120 names are one token each with this tokenizer, 8 are needed"):
-        BEHAVIOURS["ioi"].make(few, 4)
+        TASKS["ioi"].make(few, 4)
     years = SingleTokens(word_level(list(lexicon.EVENTS)))
     with pytest.raises(TaskError, match=r"greater-than: 0 of 9 centuries"):
-        BEHAVIOURS["greater-than"].make(years, 4)
+        TASKS["greater-than"].make(years, 4)
 
 
 def test_unknown_names_get_a_hint(words: SingleTokens) -> None:
-    assert behaviour("Greater_Than").name == "greater-than"
+    assert builder_of("Greater_Than").name == "greater-than"
     with pytest.raises(TaskError, match=r"did you mean 'induction'\?"):
-        behaviour("inducton")
+        builder_of("inducton")
     with pytest.raises(TaskError, match=r"did you mean 's2-io-flip'\?"):
-        behaviour("ioi").make(words, 4, corruption="s2_io_flp")
+        builder_of("ioi").make(words, 4, corruption="s2_io_flp")
     with pytest.raises(TaskError, match="at least 1"):
-        behaviour("ioi").make(words, 0)
+        builder_of("ioi").make(words, 0)
 
 
 @pytest.mark.parametrize(
@@ -356,7 +353,7 @@ def test_unknown_names_get_a_hint(words: SingleTokens) -> None:
 )
 def test_numbers_that_are_none_are_refused(words: SingleTokens, n: Any, seed: Any, said: str) -> None:
     with pytest.raises(TaskError, match=said):
-        behaviour("ioi").make(words, n, seed)
+        builder_of("ioi").make(words, n, seed)
 
 
 # --- the embedded model ---
@@ -374,7 +371,7 @@ def test_published_figures_meet_the_bar(name: str, training_modules: tuple[Any, 
     corpus, _ = training_modules
     found = tiny.figures()["behaviours"][name]
     assert list(corpus.BEHAVIOURS) == TRAINED and set(corpus.TRAINED[name]) <= set(found)
-    default = found[BEHAVIOURS[name].corruptions[0]]
+    default = found[TASKS[name].corruptions[0]]
     assert default["n"] >= 1000
     assert default["accuracy"] >= 0.97 and default["lowered"] >= 0.97
     if default["flips"]:
@@ -386,7 +383,7 @@ def test_the_shipped_model_still_does_it(
     name: str, model: Any, tokenizer: Any, words: SingleTokens, training_modules: tuple[Any, Any]
 ) -> None:
     corpus, measure = training_modules
-    b = BEHAVIOURS[name]
+    b = TASKS[name]
     rows = corpus.evaluation_rows(name, words, 200, 7, b.corruptions[0])
     live = measure.measure(model, tokenizer, rows, b.metric)
     told = tiny.figures()["behaviours"][name][b.corruptions[0]]

@@ -27,7 +27,7 @@ from circuitfind.cli.app import app, main
 from circuitfind.cli.output import Output
 from circuitfind.engine.identities import Identity
 from circuitfind.engine.replay import Replay
-from circuitfind.tasks.builtin import BEHAVIOURS
+from circuitfind.tasks.builtin import TASKS
 
 VERBS = (
     "find",
@@ -332,7 +332,7 @@ def test_tasks_and_models(run: Run) -> None:
     assert said.code == 0 and said.out.count("yes, this tokenizer has the words") == 6
     assert max(map(len, said.out.splitlines())) <= 80
     listed = json.loads(run("tasks", "--json").out)["tasks"]
-    assert list(listed) == list(BEHAVIOURS) and listed["ioi"]["corruptions"] == list(BEHAVIOURS["ioi"].corruptions)
+    assert list(listed) == list(TASKS) and listed["ioi"]["corruptions"] == list(TASKS["ioi"].corruptions)
     assert list(listed["ioi"]["templates"])[::8] == ["abba-1", "baba-1"]
     shown = json.loads(run("tasks", "--show", "ioi", "--json").out)
     assert len(shown["examples"]) == 4
@@ -383,12 +383,15 @@ MISTAKES = {
     "unknown backend": (("find", "--backend", "x"), "'x'"),
     "unknown rule": (("find", "--n", "4", "--rule", "top"), "'top'"),
     "unknown direction": (("find", "--n", "4", "--direction", "up"), "'up'"),
-    "unknown ranking": (("find", "--by", "size"), "--by size (did you mean 'signed'?): use one of absolute, signed"),
+    "unknown ranking": (
+        ("find", "--by", "size"),
+        "--by 'size' is unknown: did you mean 'signed'? Known: absolute, signed",
+    ),
     "unknown place": (
         ("patch", "--what", "headz"),
-        "--what headz (did you mean 'heads'?): use one of resid, resid-mid,",
+        "--what 'headz' is unknown: did you mean 'heads'? Known: resid, resid-mid,",
     ),
-    "unknown format": (("export", "x.json", "--to", "foo"), "--to foo: use one of dot, svg, png"),
+    "unknown format": (("export", "x.json", "--to", "foo"), "--to 'foo' is unknown. Known: dot, svg, png"),
     "no number": (("learn", "--lr", "fast"), "--lr fast: give a number"),
     "a behaviour as a model": (("find", "greater_than"), "circuitfind find tiny --task greater-than"),
     "a behaviour to list": (("tasks", "docstring"), "a built-in behaviour, not a model: circuitfind tasks --show docs"),
@@ -484,7 +487,9 @@ def test_what_needs_no_run_is_said_before_one(
 
 def test_wrong_values_are_in_the_json_document(run: Run) -> None:
     said = run("patch", "--what", "headz", "--json")
-    assert said.code == 2 and json.loads(said.out)["error"].startswith("--what headz (did you mean 'heads'?)")
+    assert said.code == 2 and json.loads(said.out)["error"].startswith(
+        "--what 'headz' is unknown: did you mean 'heads'?"
+    )
 
 
 def test_a_folder_of_a_behaviours_name_is_a_model(run: Run) -> None:

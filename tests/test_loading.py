@@ -161,14 +161,14 @@ def test_models_of_other_kinds(tmp_path: Path) -> None:
     bert = hf.BertModel(hf.BertConfig(**small))
     bert.save_pretrained(tmp_path)
     for make in (lambda: cf.wrap(bert), lambda: cf.load(str(tmp_path))):
-        refused(make, "model family 'bert' is not covered.* covered are bloom, .*families.py")
+        refused(make, "model family 'bert' is not covered.* covered are bloom, .*family=circuitfind.Family")
     refused(lambda: cf.wrap(build("gpt2").transformer), "GPT2Model has no language modelling head: load it with Auto")
-    refused(lambda: cf.wrap(nn.Linear(2, 2)), "Linear is no Hugging Face model: it has no config")
+    refused(lambda: cf.wrap(nn.Linear(2, 2)), "Linear is not a Hugging Face model: it has no config")
 
 
 def test_options_that_do_not_exist(folder: Path) -> None:
-    refused(lambda: cf.load(str(folder), dtype="float31"), "dtype 'float31' is unknown: use float32, bfloat16")
-    refused(lambda: cf.load(str(folder), backend="jax"), "backend 'jax' is unknown: use one of nnsight, hooks")
+    refused(lambda: cf.load(str(folder), dtype="float31"), "dtype 'float31' is unknown: did you mean 'float32'")
+    refused(lambda: cf.load(str(folder), backend="jax"), "backend 'jax' is unknown. Known: nnsight, hooks")
     refused(lambda: cf.load(str(folder), device="nowhere"), "cannot put .* on device 'nowhere'")
 
 

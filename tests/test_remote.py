@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -244,9 +245,9 @@ def test_a_server_that_is_not_there(folder: Path, known: None, task: cf.Task) ->
 def test_what_needs_the_weights_here_says_so(there: cf.Model, task: cf.Task, tmp_path: Path) -> None:
     with pytest.raises(cf.ModelError, match="are on a server: load it without remote="), cf.only(there, [], task):
         pass
-    with pytest.raises(cf.ModelError, match="patch: checkpoint= names files"):
+    with pytest.raises(cf.ModelError, match="patch: checkpoint= is a place for files"):
         cf.patch(there, task, checkpoint=tmp_path / "sweep.part")
-    with pytest.raises(cf.ModelError, match="compare: folder= names files"):
+    with pytest.raises(cf.ModelError, match="compare: folder= is a place for files"):
         cf.compare(there, task, folder=tmp_path)
 
 
@@ -264,7 +265,7 @@ def test_what_cannot_be_sent_is_refused_here(folder: Path, known: None, task: cf
     [
         ({"remote": "ndif.us"}, "give True .NDIF., the URL of a server"),
         ({"remote": 3}, "remote=3"),
-        ({"remote": True, "dtype": "float32"}, "are the server's to choose"),
+        ({"remote": True, "dtype": "float32"}, "the server chooses"),
     ],
 )
 def test_places_that_are_none(folder: Path, options: dict, message: str) -> None:
@@ -281,6 +282,15 @@ def test_an_uncovered_family_is_refused_before_anything_is_sent(tmp_path: Path) 
 def test_trying_a_job_out_without_a_server(folder: Path, here: cf.Model, task: cf.Task) -> None:
     tried = cf.attribute(cf.load(str(folder), remote="local"), task)
     np.testing.assert_array_equal(tried.values, cf.attribute(here, task).values)
+
+
+def test_a_family_travels_with_the_job(folder: Path, here: cf.Model, task: cf.Task) -> None:
+    own = cf.Family()  # Llama's
+    model = cf.load(str(folder), remote="local", family=own)
+    np.testing.assert_array_equal(cf.attribute(model, task).values, cf.attribute(here, task).values)
+    swapped = cf.load(str(folder), remote="local", family=replace(own, mlp_norm=None))
+    with pytest.raises(cf.ModelError, match="is off by"):
+        cf.attribute(swapped, task)
 
 
 def test_the_users_token_stays_here(folder: Path, task: cf.Task, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import circuitfind as cf
-from circuitfind.tasks.builtin import BEHAVIOURS
+from circuitfind.tasks.builtin import TASKS
 
 TEXT = (Path(__file__).resolve().parents[1] / "docs" / "tasks.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```(jsonl|json|csv)\n(.*?)```", TEXT, re.DOTALL)
@@ -42,10 +42,12 @@ def test_the_examples_of_files_open(kind: str, text: str, tmp_path: Path, tiny: 
 
 
 def test_the_code_runs(tiny: cf.Model) -> None:
-    built_in, own, unequal = CODE
+    built_in, builder, own, unequal = CODE
     names = {"cf": cf, "model": tiny}
     exec(built_in, names)
     assert names["task"].name == "ioi [abba]"
+    exec(builder, names)
+    assert names["task"].name == "echo" and len(names["task"].on(tiny)) == 8
     exec(
         own, {**names, "print": str}
     )  # the finance words are several tokens to the embedded model: one error, in words
@@ -56,8 +58,8 @@ def test_the_code_runs(tiny: cf.Model) -> None:
 
 def test_the_table_lists_what_is_built_in() -> None:
     rows = dict(re.findall(r"^\| `([a-z-]+)` \| (.*?) \|", TEXT, re.MULTILINE))
-    assert list(rows) == list(BEHAVIOURS)
+    assert list(rows) == list(TASKS)
     for name, cell in rows.items():
-        known = BEHAVIOURS[name].corruptions
+        known = TASKS[name].corruptions
         listed = re.findall(r"`([a-z0-9-]+)`", cell)
         assert tuple(listed) == (known[:4] if name == "ioi" else known)

@@ -142,7 +142,7 @@ def test_edge_pruning(write: Write) -> None:
     sets = {"answers": [" 3", " Mary"], "wrong_answers": [" 5", " John"]}
     assert read_pairs(path) == fields(["1 + 2 =", MARY], ["4 + 1 =", JOHN], **sets)
     assert read_pairs(path, split="test") == fields([MARY], [JOHN], answers=[" Mary"], wrong_answers=[" John"])
-    refused(lambda: read_pairs(path, split="dev"), FileError, "line 1: no row is of split 'dev'; there are train, test")
+    refused(lambda: read_pairs(path, split="dev"), FileError, "line 1: split 'dev' is unknown. Known: train, test")
     plain = [{"clean": "a <predict>b</predict>", "corrupted": "c "}]
     assert read_pairs(write(plain, "data.jsonl")) == fields(["a"], ["c"], answers=[" b"])
     for row, message in (
@@ -186,7 +186,7 @@ def test_mib_ioi(write: Write, model: cf.Model) -> None:
     assert bound.answer_texts == ("Mary / John", "Lucy / Paul") and len(bound) == 2
     without = [{**row, "metadata": {"random_c": "Emma"}, "answerKey": 1} for row in rows]
     assert read_pairs(write(without, "data.jsonl"))["answers"] == [["John"], ["Paul"]]  # then the choices tell
-    message = r"line 1: no counterfactual 's2-io-flop' \(did you mean 's2-io-flip'\?\); there are abc, s2_io_flip, s1"
+    message = r"line 1: counterfactual 's2-io-flop' is unknown: did you mean 's2_io_flip'\? Known: abc, s2_io_flip, s1"
     refused(lambda: read_pairs(path, counterfactual="s2-io-flop"), FileError, message)
     ours = write([{"clean": MARY, "corrupted": JOHN}], "data.jsonl")
     message = "line 1: counterfactual='abc' is for rows of MIB, these are of circuitfind"
@@ -230,8 +230,8 @@ def test_mib_multiple_choice_and_arithmetic(model: cf.Model) -> None:
     found = pairs_from_rows([sums])
     assert (found["answers"], found["wrong_answers"]) == ([["3"]], [["5"]])
     for row, message in (
-        ({**choice, "answerKey": 3}, "row 0: 'answerKey' must be a place in the 3 choices, counted from 0, not 3"),
-        ({**choice, "answerKey": "B"}, "row 0: 'answerKey' must be a place"),
+        ({**choice, "answerKey": 3}, "row 0: 'answerKey' must be an index into the 3 choices, counted from 0, not 3"),
+        ({**choice, "answerKey": "B"}, "row 0: 'answerKey' must be an index"),
         ({**choice, "choices": {"label": ["A"]}}, "row 0: 'choices' must hold at least two labels"),
         ({**choice, "symbol_counterfactual": None}, "row 0: 'symbol_counterfactual' must be an object with a 'prompt'"),
         ({**sums, "label": None}, "row 0: no 'label' in the row or in its 'random_counterfactual'"),
@@ -302,7 +302,9 @@ def test_rows_that_are_none(rows: Any, message: str) -> None:
 
 def test_keywords_are_checked() -> None:
     refused(
-        lambda: cf.Task.from_rows(OWN, metrik="kl"), TaskError, "from_rows: keyword 'metrik' is unknown: use one of"
+        lambda: cf.Task.from_rows(OWN, metrik="kl"),
+        TaskError,
+        "from_rows: keyword 'metrik' is unknown: did you mean 'metric'",
     )
 
 

@@ -12,7 +12,7 @@ from toys import id_task, wrapped
 
 import circuitfind as cf
 from circuitfind.errors import TaskError
-from circuitfind.tasks.builtin import BEHAVIOURS
+from circuitfind.tasks.builtin import TASKS
 from circuitfind.tasks.spans import locatable
 from circuitfind.tasks.tokens import PromptTokenizer
 
@@ -77,11 +77,11 @@ NAMED = {
 }
 
 
-@pytest.mark.parametrize("name", BEHAVIOURS)
+@pytest.mark.parametrize("name", TASKS)
 def test_built_in_behaviours_name_their_words(name: str, model: cf.Model) -> None:
     from_text = name in ("docstring", "country-capital")
     speaker = model if from_text else cf.load("tiny", check=False)
-    for corruption in BEHAVIOURS[name].corruptions:
+    for corruption in TASKS[name].corruptions:
         bound = cf.task(name, speaker, n=24, corruption=corruption).on(speaker)
         for row, (prompt, spans) in enumerate(zip(bound.prompts, bound.spans, strict=True)):
             spoken = {key: "".join(bound.tokens[row][start:stop]).strip() for key, (start, stop) in spans.items()}
@@ -158,9 +158,9 @@ def test_positions_of_ids() -> None:
         ({"S": "Kate"}, "'Kate' occurs 0 times"),
         ({"S": " "}, "occurs 0 times"),
         ({"S": "tore"}, "'tore' begins or ends inside a token"),
-        ({"S": (3, 3)}, r"\(3, 3\) is no \(start, stop\) within the \d+ tokens of the prompt"),
-        ({"S": (0, 99)}, r"is no \(start, stop\)"),
-        ({"S": 4}, r"4 is no \(start, stop\)"),
+        ({"S": (3, 3)}, r"\(3, 3\) is not a \(start, stop\) within the \d+ tokens of the prompt"),
+        ({"S": (0, 99)}, r"is not a \(start, stop\)"),
+        ({"S": 4}, r"4 is not a \(start, stop\)"),
         (["Mary"], r"row 0: spans are a mapping, name -> text, \(text, n\) or \(start, stop\), not \['Mary'\]"),
     ],
 )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import corpus
 import torch
 
-from circuitfind.tasks import induction
+from circuitfind.tasks.builtin import LIST_PREFIX
 
 OTHER_WEIGHT = 0.05
 BOS_SHARE = 0.15
@@ -51,7 +51,7 @@ def make_batch(samples: list[corpus.Sample], tokenizer: Any, rng: random.Random,
         ids = tokenizer.encode(sample.text)
         if rng.random() < BOS_SHARE:
             ids = [tokenizer.bos_token_id, *ids]
-        heavy = determined(ids) if sample.text.startswith(induction.PREFIX) else set()
+        heavy = determined(ids) if sample.text.startswith(LIST_PREFIX) else set()
         items += [(r, i, ids[i + 1], 1.0 if i in heavy else OTHER_WEIGHT) for i in range(len(ids) - 1)]
         space = "" if sample.text[-1].isdigit() else " "
         for answer in sample.answers:

@@ -20,9 +20,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from circuitfind.tasks import builtin, greater_than, induction, ioi, lexicon
-from circuitfind.tasks.rows import Row
-from circuitfind.tasks.words import SingleTokens
+from circuitfind.tasks import ioi, lexicon
+from circuitfind.tasks.builder import Pair, SingleTokens
+from circuitfind.tasks.builtin import LIST_PREFIX, LIST_WORDS, TASKS
 
 UNSEEN_FEMALE = ("Megan", "Alicia", "Sharon", "Patricia", "Donna", "Cynthia")
 UNSEEN_MALE = ("Samuel", "Gabriel", "Louis", "Walter", "Victor", "Jerry")
@@ -35,7 +35,7 @@ TRAINED = {  # the embedded model learns these; what was added to the package la
     "subject-verb-agreement": ("other-number", "attractor-number"),
     "induction": ("next-swap", "no-repeat"),
 }
-BEHAVIOURS = {name: replace(builtin.BEHAVIOURS[name], corruptions=known) for name, known in TRAINED.items()}
+BEHAVIOURS = {name: replace(TASKS[name], corruptions=known) for name, known in TRAINED.items()}
 
 HELD_OUT_ONE_IN = 5
 _ROWS_AT_A_TIME = 32
@@ -78,7 +78,7 @@ def behaviour_samples(name: str, words: SingleTokens, seed: int) -> Iterator[Sam
                 yield from _samples(name, row, corruption)
 
 
-def _samples(name: str, row: Row, corruption: str) -> Iterator[Sample]:
+def _samples(name: str, row: Pair, corruption: str) -> Iterator[Sample]:
     if not held_out(row.clean):
         yield Sample(row.clean, row.answers)
     if held_out(row.corrupted):
@@ -87,7 +87,7 @@ def _samples(name: str, row: Row, corruption: str) -> Iterator[Sample]:
         yield Sample(row.corrupted, row.wrong)
     elif corruption == "attractor-number":
         yield Sample(row.corrupted, row.answers)
-    elif name == greater_than.NAME:
+    elif name == "greater-than":
         ending = row.corrupted[row.corrupted.index(" to the") - 2 : row.corrupted.index(" to the")]
         yield Sample(row.corrupted, tuple(e for e in sorted(row.answers + row.wrong) if e > ending))
     elif corruption == "abc":
@@ -103,9 +103,9 @@ def list_samples(seed: int) -> Iterator[Sample]:
     while True:
         length = rng.randint(3, 8)
         named = rng.randint(0, length)
-        drawn = rng.sample(names, named) + rng.sample(induction.WORDS, length - named)
+        drawn = rng.sample(names, named) + rng.sample(LIST_WORDS, length - named)
         rng.shuffle(drawn)
-        text = " ".join([induction.PREFIX, *drawn, *drawn[: rng.randint(1, length - 1)]])
+        text = " ".join([LIST_PREFIX, *drawn, *drawn[: rng.randint(1, length - 1)]])
         at = text.split().index(text.split()[-1])
         if not held_out(text):
             yield Sample(text, (text.split()[at + 1],))
@@ -147,10 +147,10 @@ def filler_samples(seed: int) -> Iterator[Sample]:
         )
 
 
-def evaluation_rows(name: str, words: SingleTokens, n: int, seed: int, corruption: str) -> list[Row]:
+def evaluation_rows(name: str, words: SingleTokens, n: int, seed: int, corruption: str) -> list[Pair]:
     """`n` distinct rows of held-out combinations only (of a flipping pair, both twins are held out)."""
     rng = random.Random(seed)
-    found: dict[str, Row] = {}
+    found: dict[str, Pair] = {}
     while len(found) < n:
         for row in BEHAVIOURS[name].make(words, 4 * n, rng.getrandbits(48), corruption):
             if held_out(row.clean) and (held_out(row.corrupted) or not row.flips):
@@ -158,11 +158,11 @@ def evaluation_rows(name: str, words: SingleTokens, n: int, seed: int, corruptio
     return list(found.values())[:n]
 
 
-def unseen_name_rows(n: int, seed: int, corruption: str = "s2-io-flip") -> list[Row]:
+def unseen_name_rows(n: int, seed: int, corruption: str = "s2-io-flip") -> list[Pair]:
     """IOI rows whose names training never put into an IOI prompt."""
     draw = ioi.drawer(UNSEEN_IN_IOI, lexicon.PLACES, lexicon.OBJECTS, corruption)
     rng = random.Random(seed)
-    found: dict[str, Row] = {}
+    found: dict[str, Pair] = {}
     while len(found) < n:
         row = draw(rng, len(found))
         found.setdefault(row.clean, row)

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from circuitfind.tasks import lexicon
-from circuitfind.tasks.words import SingleTokens
+from circuitfind.tasks.builder import SingleTokens
 
 END = "<|endoftext|>"
 _SPACE = "Ġ"

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from circuitfind.tasks.rows import Row
+from circuitfind.tasks.builder import Pair
 
 BATCH = 250
 
@@ -34,14 +34,14 @@ def last_logits(model: Any, rows: list[list[int]]) -> torch.Tensor:
     return torch.cat(out).float()
 
 
-def measure(model: Any, tokenizer: Any, rows: list[Row], metric: str) -> dict[str, float]:
+def measure(model: Any, tokenizer: Any, rows: list[Pair], metric: str) -> dict[str, float]:
     """Accuracy, the mean metric on both prompts, and how often the corrupted prompt lowers and flips it."""
     clean = [tokenizer.encode(row.clean, add_special_tokens=False) for row in rows]
     corrupted = [tokenizer.encode(row.corrupted, add_special_tokens=False) for row in rows]
     on_clean, on_corrupted = last_logits(model, clean), last_logits(model, corrupted)
     known: dict[tuple[str, str], int] = {}
 
-    def ids(row: Row, prompt_ids: list[int], answers: tuple[str, ...]) -> list[int]:
+    def ids(row: Pair, prompt_ids: list[int], answers: tuple[str, ...]) -> list[int]:
         keys = [(row.clean[-4:], answer) for answer in answers]  # what precedes an answer decides its id
         for key in keys:
             if key not in known:

@@ -33,7 +33,7 @@ from batches import Batch, make_batch  # noqa: E402
 from make_tokenizer import END, make_tokenizer  # noqa: E402
 from measure import measure  # noqa: E402
 
-from circuitfind.tasks.words import SingleTokens  # noqa: E402
+from circuitfind.tasks.builder import SingleTokens  # noqa: E402
 
 OUT = ROOT / "circuitfind" / "models" / "tiny"
 CONTEXT = 128

@@ -47,11 +47,11 @@ def load_model(options: ModelOptions, out: Output, check: bool) -> Model:
 
 def refuse_behaviour(model: str, out: Output) -> None:
     """Says at once that a behaviour's name is no model's: the hub may let one wait for half a minute to say so."""
-    from circuitfind.tasks.behaviour import plain
-    from circuitfind.tasks.builtin import BEHAVIOURS
+    from circuitfind.errors import plain
+    from circuitfind.tasks.builtin import TASKS
 
     name, verb = plain(model), out.command[1]
-    if name in BEHAVIOURS and not Path(model).exists():
+    if name in TASKS and not Path(model).exists():
         instead = {"tasks": f"tasks --show {name}", "doctor": "doctor tiny"}.get(verb, f"{verb} tiny --task {name}")
         raise ModelError(f"'{model}' is a built-in behaviour, not a model: circuitfind {instead}")
 

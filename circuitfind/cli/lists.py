@@ -17,8 +17,7 @@ from circuitfind.errors import CircuitfindError, ModelError
 
 if TYPE_CHECKING:
     from circuitfind import Model
-    from circuitfind.tasks.behaviour import Behaviour
-    from circuitfind.tasks.words import SingleTokens
+    from circuitfind.tasks.builder import SingleTokens, TaskBuilder
 
 MEASURED_ON = 64
 EXAMPLES = 4
@@ -47,12 +46,12 @@ def register(app: typer.Typer) -> None:
 # -------------------------------------------------------------------- tasks
 def tasks(what: TaskListOptions, out: Output) -> None:
     """List the built-in behaviours; with MODEL, which of them its tokenizer can express."""
-    from circuitfind.tasks.builtin import BEHAVIOURS, behaviour
+    from circuitfind.tasks.builtin import TASKS, builder_of
 
     if what.show is not None:
-        _examples(behaviour(what.show), what, out)
+        _examples(builder_of(what.show), what, out)
         return
-    found = {name: _plain(one) for name, one in BEHAVIOURS.items()}
+    found = {name: _plain(one) for name, one in TASKS.items()}
     if what.model is not None or what.measure:
         name = what.model or "tiny"
         said = _measured(name, what.seed, out) if what.measure else _expressed(name, out)
@@ -63,7 +62,7 @@ def tasks(what: TaskListOptions, out: Output) -> None:
     out.document({"model": what.model, "tasks": found})
 
 
-def _plain(one: Behaviour) -> dict[str, Any]:
+def _plain(one: TaskBuilder) -> dict[str, Any]:
     return {
         "summary": one.summary,
         "metric": one.metric,
@@ -98,11 +97,11 @@ def _templates(one: dict[str, Any]) -> str:
 
 def _expressed(name: str, out: Output) -> dict[str, dict[str, Any]]:
     """Whether the tokenizer alone can say each behaviour's words; the weights are not loaded."""
-    from circuitfind.tasks.builtin import BEHAVIOURS
+    from circuitfind.tasks.builtin import TASKS
 
     words = _words(name, out)
     found: dict[str, dict[str, Any]] = {}
-    for task, one in BEHAVIOURS.items():
+    for task, one in TASKS.items():
         try:
             one.make(words, 1)
             found[task] = {"words": True}
@@ -114,13 +113,13 @@ def _expressed(name: str, out: Output) -> dict[str, dict[str, Any]]:
 def _measured(name: str, seed: int, out: Output) -> dict[str, dict[str, Any]]:
     """Accuracy and metrics of the model on each behaviour."""
     from circuitfind.cli.options import ModelOptions
-    from circuitfind.tasks.builtin import BEHAVIOURS
+    from circuitfind.tasks.builtin import TASKS
 
     loaded: Model = inputs.load_model(ModelOptions(model=name), out, check=False)
     import circuitfind as cf
 
     found: dict[str, dict[str, Any]] = {}
-    for task in BEHAVIOURS:
+    for task in TASKS:
         try:
             with out.progress():
                 summary = cf.summarise(loaded, cf.task(task, loaded, n=MEASURED_ON, seed=seed), warn=False)
@@ -136,7 +135,7 @@ def _words(name: str, out: Output) -> SingleTokens:
     with out.waiting(f"loading the tokenizer of {name}"):
         inputs.quiet()
         from circuitfind.models.load import fetch_tokenizer
-        from circuitfind.tasks.words import SingleTokens
+        from circuitfind.tasks.builder import SingleTokens
 
         tokenizer = fetch_tokenizer(name)
     if tokenizer is None:
@@ -144,7 +143,7 @@ def _words(name: str, out: Output) -> SingleTokens:
     return SingleTokens(tokenizer)
 
 
-def _examples(one: Behaviour, what: TaskListOptions, out: Output) -> None:
+def _examples(one: TaskBuilder, what: TaskListOptions, out: Output) -> None:
     rows = one.make(_words(what.model or "tiny", out), EXAMPLES, what.seed)
     out.facts([(one.name, one.summary), ("metric", one.metric), ("source", one.source)])
     for row in rows:

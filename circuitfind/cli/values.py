@@ -14,7 +14,7 @@ from inspect import Parameter
 from types import UnionType
 from typing import Annotated, Any, get_args, get_origin
 
-from circuitfind.errors import CircuitfindError
+from circuitfind.errors import CircuitfindError, unknown
 
 
 def as_text(hint: Any, default: Any) -> tuple[Any, Any]:
@@ -44,10 +44,7 @@ def value_of(name: str, hint: Any, text: Any) -> Any:
     spelled = next((word for word in option.param_decls if word.startswith("--")), f"--{name.replace('_', '-')}")
     if issubclass(kind, StrEnum):
         if text not in list(kind):
-            from circuitfind.tasks.behaviour import did_you_mean
-
-            known = [word.value for word in kind]
-            raise CircuitfindError(f"{spelled} {text}{did_you_mean(text, known)}: use one of {', '.join(known)}")
+            raise CircuitfindError(unknown(spelled, text, [word.value for word in kind]))
         return kind(text)
     try:
         value = kind(text)

@@ -8,7 +8,7 @@ from typing import Any
 from circuitfind.errors import TaskError
 from circuitfind.loading import task
 from circuitfind.models.load import Model
-from circuitfind.tasks.builtin import behaviour
+from circuitfind.tasks.builtin import builder_of
 from circuitfind.tasks.task import Task
 
 
@@ -21,7 +21,7 @@ def by_template(name: str, model: Model, **keywords: Any) -> dict[str, Task]:
     Raises:
         TaskError: the behaviour has one pattern only.
     """
-    templates = behaviour(name).templates
+    templates = builder_of(name).templates
     if len(templates) < 2:
         raise TaskError(f"'{name}' has {len(templates)} sentence patterns: there is nothing to compare")
     return {template: task(name, model, template=template, **keywords) for template in templates}

@@ -1,10 +1,11 @@
-"""One view of every model: sites, weights by head, norms, and how what a layer writes reaches the residual stream.
+"""One view of every model: its graph, its sites, and for each block its weights by head, its norms and what it writes.
 
-1. The name table (`families.py`) says where a family's modules are; sizes come from the config, layouts from the table.
+1. The table of families (`families.py`) says where the modules are and how fused projections are laid out; sizes come
+   from the config.
 2. A *site* is a module boundary: the block's input, the projections' outputs, the output projection's input and output,
    the MLP's input and output, the final norm's input, the unembedding's input. Positional encodings, q/k norms, caps,
-   sinks and routing lie between sites and need nothing.
-3. Each block is a `LayerView` (`layer.py`): weights by head, norms, what it writes.
+   sinks and routing lie between sites, so they need no code.
+3. Each block is a `LayerView` (`layer.py`).
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from circuitfind.models.layer import LayerView, module_at
 from circuitfind.models.layout import Layout
 from circuitfind.models.norms import Norm
 
+__all__ = ["Adapter", "LayerView", "Site", "graph_of", "module_at"]
+
 
 class Site(NamedTuple):
-    """A module boundary: `path` from the model's root, `side` is "input" or "output"."""
+    """A module boundary: `path` from the model's root; `side` is "input" or "output"."""
 
     name: str
     layer: int
@@ -43,26 +46,27 @@ class Adapter:
 
     Attributes:
         graph: its computation graph.
-        layers: one `LayerView` a block.
+        layers: one `LayerView` per block.
         final_norm: the norm before the unembedding.
         sites: all sites; `circuitfind.models.backends.observe` puts them in order of execution.
-        output_forms: by module path, the shape of what it returns (a tuple of so many, or None for a tensor).
-        centred: every norm that reads the stream takes its mean off, so the mean never matters.
+        output_forms: by module path, the tuple that the module returns (its first entry left out), or None for a
+            tensor.
+        centred: every norm that reads the stream subtracts its mean, so the mean never matters.
         backend: "nnsight" or "hooks", what single passes run through.
-        held_by: who runs the model as a circuit at the moment (`circuitfind.only`); no other pass may run then.
+        held_by: the `circuitfind.only` that runs the model as a circuit at the moment; no other pass may run then.
         work: precision of circuitfind's own arithmetic: the model's, but at least float32.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, family: Family | None = None) -> None:
         config = model.config.get_text_config()
         self.model, self.config = model, config
-        self.family = family = _within(model, family_of(config))
+        self.family = _within(model, family_of(config, family))
         self.head_path = _path_of(model, model.get_output_embeddings())
+        self.graph, family = graph_of(model, family), self.family
         blocks = module_at(model, family.layers)
         self._check_covered(blocks)
         self.dtype = next(model.parameters()).dtype
         self.work = torch.promote_types(self.dtype, torch.float32)
-        self.graph = graph_of(model)
         n_heads, d_model = self.graph.n_heads, self.graph.d_model
         self.d_head = getattr(config, "head_dim", None) or d_model // n_heads
         layout = Layout(family.layout, n_heads, self.graph.n_kv_heads, self.d_head)
@@ -91,10 +95,11 @@ class Adapter:
     @property
     def device(self) -> torch.device:
         """Where token ids go."""
-        return self.model.get_input_embeddings().weight.device
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
 
     def keywords(self, inputs: Inputs) -> dict[str, Any]:
-        """Arguments of the model's forward for these inputs: explicit positions, a mask only where there is padding."""
+        """Arguments of the model's forward for these inputs: explicit positions, and a mask if there is padding."""
         keywords: dict[str, Any] = {"input_ids": inputs.ids, "use_cache": False}
         if inputs.padded:
             keywords["attention_mask"] = inputs.mask.long()
@@ -103,10 +108,10 @@ class Adapter:
         return keywords
 
     def check_free(self) -> None:
-        """Before a pass.
+        """Checks that a pass may run.
 
         Raises:
-            ModelError: the model is held.
+            ModelError: the model runs as a circuit (`circuitfind.only`).
         """
         if self.held_by is not None:
             raise ModelError(
@@ -168,20 +173,55 @@ class Adapter:
                 raise ModelError("an MLP output bias under a post-norm is not covered (mlp_bias=True)")
 
 
-def graph_of(model: Any) -> Graph:
-    """A model's computation graph, from its modules and its config; weights are not looked at.
+def graph_of(model: Any, family: Family | None = None) -> Graph:
+    """A model's computation graph, from its modules and its config; weights are not read.
 
     Raises:
-        ModelError: its family, or this form of it, is not covered.
+        ModelError: its family, or this form of it, is not supported, or a module is missing.
     """
     config = model.config.get_text_config()
-    family, n_heads = _within(model, family_of(config)), config.num_attention_heads
+    family, n_heads = _within(model, family_of(config, family)), config.num_attention_heads
+    _check_paths(model, family)
     blocks = module_at(model, family.layers)
     return Graph(len(blocks), n_heads, _kv_heads(config, n_heads), config.hidden_size, family.parallel)
 
 
+def _check_paths(model: nn.Module, family: Family) -> None:
+    """Checks that the first block has the modules that the family names."""
+
+    def check(root: nn.Module, where: str, names: tuple[str, ...]) -> None:
+        for name in names:
+            path = getattr(family, name)
+            try:
+                found = path is None or module_at(root, path)
+            except (AttributeError, IndexError, TypeError):
+                found = None
+            if found is None:
+                there = [
+                    other for other, _ in root.named_modules() if other and not any(map(str.isdigit, other.split(".")))
+                ]
+                raise ModelError(f"family: {name}='{path}' is not a module of {where}: there are {', '.join(there)}")
+
+    check(model, f"a {type(model).__name__}", ("layers", "final_norm"))
+    projections = ("qkv",) if family.qkv else ("q", "k", "v")
+    names = (
+        "o",
+        "attn",
+        "attn_norm",
+        "mlp_norm",
+        "post_attn_norm",
+        "post_mlp_norm",
+        "mlp",
+        "mlp_in",
+        "mlp_out",
+        "down",
+    )
+    block = module_at(model, family.layers)[0]
+    check(block, f"block {family.layers}.0", (*projections, *names))
+
+
 def _within(model: Any, family: Family) -> Family:
-    """The family's paths in a multimodal class (Gemma 3), whose text model lies one level deeper."""
+    """The family's paths in a multimodal class (Gemma 3), whose text model is one level deeper."""
     if not hasattr(getattr(model, "model", None), "language_model"):
         return family
     deeper = {
@@ -195,11 +235,11 @@ def _kv_heads(config: Any, n_heads: int) -> int:
         return 1
     for attribute in ("num_key_value_heads", "num_kv_heads"):
         if getattr(config, attribute, None):
-            return getattr(config, attribute)
+            return int(getattr(config, attribute))
     return n_heads
 
 
-def _path_of(model: nn.Module, module: nn.Module | None) -> str:
+def _path_of(model: Any, module: nn.Module | None) -> str:
     for name, candidate in model.named_modules():
         if candidate is module and name:
             return name

@@ -1,14 +1,14 @@
-"""Two ways to take a visitor through one forward pass; both give it the same tensors in the same order.
+"""Two backends that take a visitor through one forward pass, with the same tensors in the same order.
 
-A visitor is `visit(site name, layer, value) -> new value | None | STOP`. It is shown every site's tensor and may
-replace it, or end the pass there. The mathematics never knows which backend runs it:
+A visitor is `visit(site name, layer, value) -> new value | None | STOP`. It gets every site's tensor and may replace it
+or end the pass there. The rest of the engine does not depend on the backend:
 
-* `through_nnsight`: an nnsight trace. The default: it composes with a user's own nnsight interventions.
-* `through_hooks`: plain module hooks, a few microseconds a site, for the loops that run thousands of passes. Only it
-  can *skip*: a module whose result is known is not computed (`Skips`), which is how a run restarts from a later layer.
+* `through_nnsight`: an nnsight trace. The default, because it works together with a user's own nnsight interventions.
+* `through_hooks`: plain module hooks, a few microseconds per site, for the loops that run thousands of passes. Only
+  this one can *skip* a module whose result is known (`Skips`); restarts from a later layer use that.
 
-At the unembedding only the read positions are kept, so logits come out as `[batch, reads, vocab]`; the head's bias,
-caps and scales stay in force because the model itself applies them.
+The unembedding gets the read positions only, so logits are `[batch, reads, vocab]`. The model itself applies the head's
+bias, caps and scales.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from torch.utils.hooks import RemovableHandle
 from circuitfind.batch import Inputs
 from circuitfind.costs import count_forward
 from circuitfind.errors import ModelError
-from circuitfind.models.adapter import Adapter, Site, module_at
+from circuitfind.models.adapter import Adapter, Site
+from circuitfind.models.layer import module_at
 
 
 class Stop:
@@ -34,7 +35,7 @@ class Stop:
 
 STOP = Stop()
 Visit = Callable[[str, int, Tensor], "Tensor | Stop | None"]
-Skips = Mapping[str, Tensor]  # module path -> the (first) output that it would have computed
+Skips = Mapping[str, Tensor]  # module path -> its (first) output, which need not be computed
 
 
 class _Stopped(Exception):
@@ -43,7 +44,7 @@ class _Stopped(Exception):
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Freezes weights and switches to evaluation mode; leaves the model as it was found."""
+    """Freezes weights and switches to evaluation mode; restores both at the end."""
     trained = [p for p in model.parameters() if p.requires_grad]
     modes = {module: module.training for module in model.modules() if module.training}
     for parameter in trained:
@@ -66,7 +67,8 @@ def read_rows(value: Tensor, inputs: Inputs) -> Tensor:
 
 
 def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    first: Tensor = output[0] if isinstance(output, tuple) else output
+    return first
 
 
 def _with_first(output: Any, value: Tensor) -> Any:
@@ -75,14 +77,14 @@ def _with_first(output: Any, value: Tensor) -> Any:
 
 @contextmanager
 def attached(adapter: Adapter, visit: Visit) -> Iterator[None]:
-    """Shows every site but the unembedding to a visitor in each forward pass inside.
+    """Inside, every forward pass takes the visitor to every site but the unembedding.
 
     Raises:
-        _Stopped: in a pass that the visitor ends; for `through_hooks` to catch.
+        _Stopped: in a pass that the visitor ends; `through_hooks` catches it.
     """
 
     def hook_input(site: Site, module: nn.Module) -> RemovableHandle:
-        def before(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             key = None if args else next(iter(kwargs))
             new = visit(site.name, site.layer, args[0] if key is None else kwargs[key])
             if new is STOP:
@@ -94,7 +96,7 @@ def attached(adapter: Adapter, visit: Visit) -> Iterator[None]:
         return module.register_forward_pre_hook(before, with_kwargs=True)
 
     def hook_output(site: Site, module: nn.Module) -> RemovableHandle:
-        def after(_: nn.Module, __: tuple, output: Any) -> Any:
+        def after(_: nn.Module, __: Any, output: Any) -> Any:
             new = visit(site.name, site.layer, _first(output))
             if isinstance(new, Stop):
                 raise _Stopped
@@ -110,12 +112,7 @@ def attached(adapter: Adapter, visit: Visit) -> Iterator[None]:
         yield
 
 
-def through_hooks(
-    adapter: Adapter,
-    inputs: Inputs,
-    visit: Visit,
-    skips: Skips | None = None,
-) -> Tensor:
+def through_hooks(adapter: Adapter, inputs: Inputs, visit: Visit, skips: Skips | None = None) -> Tensor:
     """One forward pass with module hooks.
 
     Args:
@@ -135,7 +132,7 @@ def through_hooks(
         module.forward = lambda *_, **__: _with_first(form, value.clone())
 
     modules = {path: module_at(adapter.model, path) for path in skipped}
-    # nnsight (and accelerate) keep a forward of their own on the instance: put back exactly what was there
+    # nnsight and accelerate put a forward of their own on the instance: restore exactly what was there
     forwards = {path: module.__dict__.get("forward") for path, module in modules.items()}
     try:
         for path, module in modules.items():
@@ -181,7 +178,7 @@ def through_nnsight(adapter: Adapter, inputs: Inputs, visit: Visit) -> Tensor:
 
 
 def _drive(envoy: Any, sites: list[Site], visit: Visit) -> bool:
-    """Shows every site to the visitor, in order of execution; true if it stopped the pass."""
+    """Takes the visitor to every site, in order of execution; true if it stopped the pass."""
     for site in sites:
         if site.name == "unembed":
             continue
@@ -209,7 +206,11 @@ def through(adapter: Adapter, inputs: Inputs, visit: Visit) -> Tensor:
 
 
 def observe(adapter: Adapter) -> None:
-    """Learns from one short run in which order the sites execute, and which modules return tuples."""
+    """Finds in one short run the order in which the sites execute, and which modules return tuples.
+
+    Raises:
+        ModelError: a module of the family did not run.
+    """
     ids = torch.zeros(1, 2, dtype=torch.long, device=adapter.device)
     inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids[:, :1]))
     seen: list[tuple[str, int]] = []
@@ -220,7 +221,7 @@ def observe(adapter: Adapter) -> None:
             if name is not None:
                 path = f"{view.path}.{name}".rstrip(".")
 
-                def note(_: nn.Module, __: tuple, output: Any, path: str = path) -> None:
+                def note(_: nn.Module, __: Any, output: Any, path: str = path) -> None:
                     forms[path] = (None, *output[1:]) if isinstance(output, tuple) else None
 
                 handles.append(module_at(adapter.model, path).register_forward_hook(note))

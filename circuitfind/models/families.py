@@ -1,14 +1,12 @@
-"""The name table: where each architecture family keeps what the adapter needs. A new family is one new row.
+"""The table of architecture families: where in its modules each family has what the adapter needs.
 
-Paths are relative: `layers` and `final_norm` to the model, all others to one block. `None` means that the family has
-no such module. Strings in `residual_multiplier`, `variants` and `refuse` name an attribute of the model's config.
-Everything that differs between two models and is not in this table is taken from the modules themselves.
+A new family is one row here; from outside the package a `Family` is passed to `circuitfind.wrap` or `circuitfind.load`,
+or added with `register`. Everything that is not in the table is read from the model's config and modules.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 from circuitfind.errors import ModelError
@@ -16,19 +14,24 @@ from circuitfind.errors import ModelError
 
 @dataclass(frozen=True)
 class Family:
-    """Names of one architecture family.
+    """Module names of one architecture family; the defaults are Llama's.
 
     Attributes:
-        qkv: the fused projection, with `layout` saying how its output features are ordered:
-            "concat" (all q, all k, all v), "per_head" (q, k, v of head 0, then of head 1, ...) or
-            "grouped" (per key/value head: its query heads, then k, then v). None: `q`, `k` and `v` are modules.
+        layers, final_norm: the list of blocks and the norm before the unembedding, from the model. All other names
+            start from one block.
+        q, k, v: the three projections, unless `qkv` is given.
+        qkv: the fused projection. `layout` is the order of its output features: "concat" (all q, all k, all v),
+            "per_head" (q, k, v of head 0, then of head 1, ...) or "grouped" (for each key/value head its query heads,
+            then k, then v).
         o: the attention's output projection; its *input* is the concatenated heads.
-        attn, mlp: the sub-modules whose call can be skipped when their result is known; None where they add the
-            residual themselves or are spread over several modules.
+        attn, mlp: sub-modules whose call can be skipped when their result is known; None if they add the residual
+            themselves or consist of several modules.
+        attn_norm, mlp_norm: norms of what attention and MLP read; None if there is none.
+        post_attn_norm, post_mlp_norm: norms of what attention and MLP write (Gemma 2, OLMo 2, GLM 4).
         mlp_in, mlp_out: modules whose input is what the MLP reads (after its norm) and whose output is what it writes.
-        down: the MLP's output projection where there is a single one (for its bias).
-        post_attn_norm, post_mlp_norm: norms on what attention and MLP write (Gemma 2, OLMo 2, GLM 4).
+        down: the MLP's output projection if there is a single one (for its bias).
         parallel: attention and MLP read the same residual.
+        residual_multiplier: the config's attribute that scales what a layer adds, if there is one.
         variants: (config attribute, value, changes): how this row changes for a form of the family.
         refuse: (config attribute, value, reason): forms that are not covered.
     """
@@ -181,22 +184,42 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family_of(config: Any) -> Family:
+_BUILT_IN = frozenset(FAMILIES)
+
+
+def register(model_type: str, family: Family) -> Family:
+    """Adds a family, by the `model_type` of its config; one that was registered earlier under this type is replaced.
+
+    Raises:
+        ModelError: it is not a `Family`, or the type is in the table: then pass it with `family=`.
+    """
+    if not isinstance(family, Family):
+        raise ModelError(f"register: {family!r} is not a circuitfind.Family")
+    if model_type in _BUILT_IN:
+        raise ModelError(f"family '{model_type}' is built in: pass yours with family= to circuitfind.wrap or load")
+    FAMILIES[model_type] = family
+    return family
+
+
+def family_of(config: Any, family: Family | None = None) -> Family:
     """The row for a model's config, in the form that the config asks for.
+
+    Args:
+        family: used in place of the table's row.
 
     Raises:
         ModelError: the family, or this form of it, is not covered.
     """
     kind = getattr(config, "model_type", None)
-    if kind not in FAMILIES:
-        close = get_close_matches(str(kind), FAMILIES, n=2)
-        hint = f" (closest: {', '.join(close)})" if close else ""
-        raise ModelError(
-            f"model family '{kind}' is not covered{hint}; covered are {', '.join(sorted(FAMILIES))}."
-            " Only decoder-only transformers with a pre-norm residual stream can be: a new one is a row in"
-            " circuitfind/models/families.py"
-        )
-    family = FAMILIES[kind]
+    if family is None:
+        if kind not in FAMILIES:
+            raise ModelError(
+                f"model family '{kind}' is not covered; covered are {', '.join(sorted(FAMILIES))}. Other decoder-only"
+                " transformers with a pre-norm residual stream can be described with family=circuitfind.Family(...)"
+            )
+        family = FAMILIES[kind]
+    if not isinstance(family, Family):
+        raise ModelError(f"family={family!r}: give a circuitfind.Family")
     for attribute, value, reason in family.refuse:
         if getattr(config, attribute, None) == value:
             raise ModelError(f"this {kind} model is not covered: {reason} (config.{attribute} = {value})")

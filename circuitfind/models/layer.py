@@ -1,7 +1,7 @@
-"""One block of a model: its weights by head, its norms, and how what it writes reaches the residual stream.
+"""One block of a model: its weights by head, its norms, and what it writes to the residual stream.
 
-What a layer adds to the stream is linear in the concatenated heads `z` once the post-norm's own scale is known: head h
-writes `(s z_h) W_O^h`, with the post-norm's weight and the residual multiplier folded into `W_O`.
+Given the scale s of the post-norm (1 without one), what attention adds to the stream is linear in the concatenated
+heads `z`: head h writes `(s z_h) W_O^h`, with the post-norm's weight and the residual multiplier folded into `W_O`.
 """
 
 from __future__ import annotations
@@ -27,14 +27,15 @@ def module_at(root: Any, path: str) -> Any:
 
 def _weight(module: Any) -> Tensor:
     """`[in, out]` view of a projection's weight."""
-    return module.weight if isinstance(module, Conv1D) else module.weight.T
+    weight: Tensor = module.weight if isinstance(module, Conv1D) else module.weight.T
+    return weight
 
 
 @dataclass(frozen=True, eq=False)
 class LayerView:
     """One block: its paths, its projections and norms.
 
-    Weights are read from the modules at each use, in `work` precision, so nothing is held twice.
+    Weights are read from the modules at each use, in `work` precision, so no copy stays in memory.
     """
 
     path: str
@@ -58,7 +59,7 @@ class LayerView:
 
     def _projections(self) -> list[nn.Module]:
         names = (self.family.qkv,) if self.family.qkv else (self.family.q, self.family.k, self.family.v)
-        return [module_at(self.block, name) for name in names]
+        return [self.module(name) for name in names]
 
     def _as_heads(self, parts: list[Tensor]) -> Heads:
         if len(parts) == 1:
@@ -87,7 +88,7 @@ class LayerView:
     def mlp_weights(self) -> tuple[Tensor, Tensor]:
         """`[d_model, hidden]`, all projections of the MLP's input, and `[hidden, d_model]`, its output projection.
 
-        The first as the modules hold it, the second with the post-norm's weight and the residual multiplier folded in.
+        The first without changes, the second with the post-norm's weight and the residual multiplier folded in.
 
         Raises:
             ModelError: the MLP has no single output projection (a mixture of experts).
@@ -114,7 +115,7 @@ class LayerView:
         return heads * self.post_attn_norm.scale(attn_out.to(self.work)).unsqueeze(-1)
 
     def attn_written(self, attn_out: Tensor) -> Tensor:
-        """`[batch, pos, d_model]`: what attention (its bias included) adds to the stream."""
+        """`[batch, pos, d_model]`: what attention, with its bias, adds to the stream."""
         return self._written(attn_out.to(self.work), self.post_attn_norm)
 
     def mlp_written(self, mlp_out: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""How the output features of the q, k, v projections divide into heads.
+"""How the output features of a fused q, k, v projection divide into heads.
 
-One pair of functions serves weights, biases, activations and gradients alike, because all of them carry the features on
-their last axis. `split` returns views wherever the layout allows it.
+The same two functions serve weights, biases, activations and gradients, since all of them have the features on their
+last axis. `split` returns views where the layout allows it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Layout:
     d_head: int
 
     def split(self, features: Tensor) -> Heads:
-        """Takes `[..., features]` apart."""
+        """`[..., features]` by head."""
         h, g, e = self.n_heads, self.n_kv_heads, self.d_head
         if self.kind == "concat":
             q, k, v = features.split([h * e, g * e, g * e], dim=-1)
@@ -43,7 +43,7 @@ class Layout:
         return Heads(groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :])
 
     def join(self, heads: Heads) -> Tensor:
-        """Puts `[..., features]` together again."""
+        """The inverse of `split`: `[..., features]`."""
         if self.kind == "concat":
             return torch.cat([part.flatten(-2) for part in heads], dim=-1)
         if self.kind == "per_head":

@@ -1,4 +1,4 @@
-"""Loading: the embedded model by the name "tiny", a Hugging Face id or folder, or a model already in memory."""
+"""`Model`, and how it is made: the embedded model "tiny", a Hugging Face id or folder, or a model in memory."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from circuitfind.errors import ModelError
+from circuitfind.errors import ModelError, unknown
 from circuitfind.graph import Graph
 from circuitfind.models import tiny
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import BACKENDS, observe
-from circuitfind.models.families import family_of
+from circuitfind.models.families import Family, family_of
 
 EMBEDDED = {"tiny": tiny.PATH}
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """An unmodified Hugging Face model that circuitfind can see into.
+    """An unmodified Hugging Face model with its computation graph.
 
     Attributes:
         hf: the model itself; it is never changed.
-        tokenizer: its tokenizer, or None (then tasks are given as token ids).
+        tokenizer: its tokenizer; with None, tasks are given as token ids.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Model:
 
     @property
     def place(self) -> str:
-        """Where it runs, in words."""
+        """Where it runs, for messages."""
         return str(self.device)
 
     @property
@@ -67,42 +67,51 @@ class Model:
     @property
     def vocabulary(self) -> int:
         """How many token ids its embedding holds."""
-        return self.hf.get_input_embeddings().weight.shape[0]
+        return int(self.hf.get_input_embeddings().weight.shape[0])
 
     def __repr__(self) -> str:
         kind = getattr(self.config, "model_type", "?")
         return f"Model({self.name}: {kind}, {self.graph}; {self.graph.n_edges:,} edges, {self.dtype}, {self.place})"
 
 
-def adapt(name: str, hf: nn.Module, tokenizer: Any = None, backend: str = "nnsight") -> Model:
-    """A `Model` of a Hugging Face model in memory.
+def adapt(
+    name: str, hf: nn.Module, tokenizer: Any = None, backend: str = "nnsight", family: Family | None = None
+) -> Model:
+    """A `Model` made from a Hugging Face model in memory.
 
     Raises:
         ModelError: its family, or this form of it, is not covered.
     """
     if not hasattr(hf, "config"):
-        raise ModelError(f"{type(hf).__name__} is no Hugging Face model: it has no config")
+        raise ModelError(f"{type(hf).__name__} is not a Hugging Face model: it has no config")
     if backend not in BACKENDS:
-        raise ModelError(f"backend '{backend}' is unknown: use one of {', '.join(BACKENDS)}")
-    adapter = Adapter(hf)
+        raise ModelError(unknown("backend", backend, BACKENDS))
+    adapter = Adapter(hf, family)
     adapter.backend = backend
     observe(adapter)
     return Model(name, hf, tokenizer, adapter)
 
 
-def fetch(name: str, dtype: str | torch.dtype | None = None, device: Any = None, **keywords: Any) -> tuple[Any, Any]:
+def fetch(
+    name: str,
+    dtype: str | torch.dtype | None = None,
+    device: Any = None,
+    family: Family | None = None,
+    **keywords: Any,
+) -> tuple[Any, Any]:
     """A Hugging Face model in evaluation mode, and its tokenizer or None.
 
     Args:
         name: "tiny", a hub id, or a folder.
-        dtype: as in `from_pretrained`; by default the one the weights are stored in.
+        dtype: as in `from_pretrained`; by default the one in which the weights are stored.
         device: by default the accelerator if there is one.
+        family: used in place of the table's row.
         keywords: passed on to `from_pretrained`.
     """
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype not in (None, "auto") and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
-        raise ModelError(f"dtype '{dtype}' is unknown: use float32, bfloat16, float16 or float64")
-    family_of(config_of(name, **keywords).get_text_config())
+        raise ModelError(unknown("dtype", dtype, ("float32", "bfloat16", "float16", "float64")))
+    family_of(config_of(name, **keywords).get_text_config(), family)  # refused before the weights are read
     try:
         hf: Any = AutoModelForCausalLM.from_pretrained(source_of(name), dtype=dtype or "auto", **keywords)
     except TypeError as error:
@@ -121,12 +130,12 @@ def fetch(name: str, dtype: str | torch.dtype | None = None, device: Any = None,
 
 
 def source_of(name: str) -> str:
-    """What transformers knows the model by."""
+    """The model's name for transformers."""
     return str(EMBEDDED.get(name, name))
 
 
 def config_of(name: str, **keywords: Any) -> Any:
-    """A model's configuration alone.
+    """A model's configuration; weights are not loaded.
 
     Raises:
         ModelError: there is no such model.
@@ -140,7 +149,7 @@ def config_of(name: str, **keywords: Any) -> Any:
 
 
 def fetch_tokenizer(name: str, **keywords: Any) -> Any:
-    """The tokenizer alone, or None; weights are not loaded.
+    """A model's tokenizer, or None; weights are not loaded.
 
     Raises:
         ModelError: there is no such model.
@@ -155,7 +164,7 @@ def _shared(keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer(source: str, keywords: dict[str, Any]) -> Any:
-    """The tokenizer; None where the folder has none (transformers may hand out an empty one)."""
+    """The tokenizer; None if the folder has none (transformers may then return an empty one)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **_shared(keywords))
     except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError):

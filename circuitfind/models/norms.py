@@ -1,8 +1,8 @@
 """Norms as formulas: `norm(x) = r(x) * C x * weight + bias` with one scale r per token.
 
 `C` subtracts the mean (LayerNorm) or is the identity (RMSNorm), and `r = 1 / sqrt(mean((C x)^2) + eps)`. Weight and
-bias are read off the module by feeding it two probes, so every spelling of these norms (1 + weight, no weight,
-Cohere's) is one class here, and a module of another form is refused.
+bias are found by running the module on two probes, so that every variant of these norms (1 + weight, no weight,
+Cohere's) is one class here; a module of another form is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Norm:
     Attributes:
         weight: `[d_model]` float32 (float64 for a float64 model).
         bias: `[d_model]`, or None where it is zero.
-        fixed_scale: `pull_back` takes r for a constant.
+        fixed_scale: `pull_back` treats r as a constant.
     """
 
     weight: Tensor
@@ -47,7 +47,7 @@ class Norm:
         alternating[1::2] = -1  # mean 0 and mean square 1: the same for both kinds of norm
         with torch.no_grad():
             bias = probe(torch.zeros_like(alternating))
-            if eps is None:  # OLMo hides it: compare a small input with a large one
+            if eps is None:  # OLMo's is not an attribute: compare a small input with a large one
                 small, large = 1e-3, 1e3
                 ratio = (probe(alternating * small) - bias)[0] ** 2 / (probe(alternating * large) - bias)[0] ** 2
                 eps = float(small**2 * large**2 * (1 - ratio) / (ratio * large**2 - small**2))
@@ -73,7 +73,7 @@ class Norm:
         return y if self.bias is None else y + self.bias
 
     def pull_back(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """Vector-Jacobian product: the gradient at the norm's input x from the one at its output.
+        """Vector-Jacobian product: the gradient at the norm's input x from that at its output.
 
         With `g = weight * gradient` and `y = r C x`: `C^T r (g - y mean(g y))`, or `C^T r g` at a fixed scale.
         """

@@ -1,10 +1,10 @@
-"""`remotable`: a function of a model that is carried out where the model is.
+"""`remotable`: a decorator for functions of a model, which then run where the model is.
 
-1. On a `Model` the function runs here. On a `RemoteModel` the call becomes one nnsight session on the server: the
-   package's text, the arguments and the name of the function travel there, its result comes back
-   (`circuitfind.remote.server`). So a search of thousands of passes is one job, and no activation crosses the network.
-2. Functions of the user's own (metrics, methods) travel with it, those of modules that are not installed, too.
-3. Errors and warnings of circuitfind are raised here as they were there.
+1. With a `Model` the function runs here. With a `RemoteModel` the call becomes one nnsight session on the server: the
+   package's source, the arguments and the function's name are sent there, and the result comes back
+   (`circuitfind.remote.server`). A search of thousands of passes is one job, and no activations cross the network.
+2. The user's own functions (metrics, methods) are sent, too, including those from modules that are not installed.
+3. circuitfind's errors and warnings on the server are raised here.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from circuitfind.progress import progress
 from circuitfind.remote.model import RemoteModel
 from circuitfind.remote.server import Pickler, Unpickler, run
 
-PACKAGE = __name__.partition(".")[0]
+_PACKAGE = __name__.partition(".")[0]
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
 def remotable(function: Callable[P, R]) -> Callable[P, R]:
-    """Lets a public function, whose first argument is the model, take a `RemoteModel`, too."""
+    """Makes a public function, whose first argument is the model, accept a `RemoteModel`."""
 
     @functools.wraps(function)
     def anywhere(*arguments: P.args, **keywords: P.kwargs) -> R:
@@ -52,10 +52,10 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
     """Calls the function on the server.
 
     Raises:
-        ModelError: an argument cannot travel; the server cannot be reached, refused the job, or keeps the weights away
-            from it.
+        ModelError: an argument cannot be sent; the server cannot be reached, refuses the job, or keeps the weights in
+            another process.
         CircuitfindError: what the function itself raises.
-        TypeError: the function takes no such arguments.
+        TypeError: the function does not take these arguments.
     """
     try:
         inspect.signature(function).bind(model, *arguments, **keywords)
@@ -64,7 +64,7 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
     for name in ("checkpoint", "folder"):
         if keywords.get(name) is not None:
             raise ModelError(
-                f"{function.__name__}: {name}= names files, and a job on a server keeps none: leave it out"
+                f"{function.__name__}: {name}= is a place for files, and a job on a server writes none: leave it out"
             )
     asked = {
         "home": function.__module__,
@@ -88,8 +88,8 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
         raise failed
     if "weightless" in outcome:
         raise ModelError(
-            f"the server keeps the weights of '{model.name}' apart from this job (NDIF's sandbox), and circuitfind"
-            " works beside them: use a key that the server trusts, or a server of your own"
+            f"the server keeps the weights of '{model.name}' in another process than this job (NDIF's sandbox), and"
+            " circuitfind needs them in its own: use a key that the server trusts, or a server of your own"
         )
     result: R = outcome["result"]
     return result
@@ -99,18 +99,17 @@ def _sent(model: RemoteModel, request: bytes) -> bytes:
     """One session on the server.
 
     Raises:
-        ModelError: whatever went wrong on the way or there, its last line; all that the server said is a note.
+        ModelError: the last line of any error on the way or on the server; the whole text is a note.
     """
-    envoy, package, texts = model.envoy, PACKAGE, _texts()
-    wrapped = {"name": model.name, "check": model.check, "backend": "hooks"}
-    nnsight.register(f"{PACKAGE}.remote.server")
+    envoy, package, texts, wrapped = model.envoy, _PACKAGE, _texts(), model.wrapping
+    nnsight.register(f"{_PACKAGE}.remote.server")
     try:
         with envoy.session(remote=model.where):
-            answer = nnsight.save(run(envoy, package, texts, wrapped, request))
-    except Exception as error:  # of the network, the hub, the server or nnsight: each has kinds of its own
+            answer: bytes = nnsight.save(run(envoy, package, texts, wrapped, request))
+    except Exception as error:  # of the network, the hub, the server or nnsight, each with its own classes
         said = str(error).strip() or type(error).__name__
         refused = ModelError(
-            f"the job for '{model.name}' on {model.place} failed: {said.splitlines()[-1]}. NDIF wants a key in"
+            f"the job for '{model.name}' on {model.place} failed: {said.splitlines()[-1]}. NDIF needs a key in"
             " NDIF_API_KEY and a model that it runs: see nnsight.ndif_status()"
         )
         refused.add_note(said)
@@ -121,14 +120,14 @@ def _sent(model: RemoteModel, request: bytes) -> bytes:
 class _Pickler(Pickler):
     def reducer_override(self, obj: Any) -> Any:
         home = str(getattr(obj, "__module__", "")).partition(".")[0]
-        if home != PACKAGE and _is_users(home):
+        if home != _PACKAGE and _is_users(home):
             nnsight.register(home)  # by value from now on
         return super().reducer_override(obj)
 
 
 @functools.cache
 def _is_users(package: str) -> bool:
-    """Whether a package that is imported here is no installed one, so that no server has it."""
+    """Whether a package that is imported here is not an installed one, so that no server has it."""
     file = getattr(sys.modules.get(package), "__file__", None)
     installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     return file is not None and not any(Path(file).is_relative_to(folder) for folder in installed)
@@ -140,13 +139,14 @@ def _plain(value: Any) -> Any:
 
 
 def _pickled(value: Any, model: RemoteModel) -> bytes:
-    """
+    """The value as bytes.
+
     Raises:
-        ModelError: something in it cannot be pickled.
+        ModelError: a part of it cannot be pickled.
     """
     buffer = io.BytesIO()
     try:
-        _Pickler(buffer, PACKAGE, model).dump(value)
+        _Pickler(buffer, _PACKAGE, model).dump(value)
     except (TypeError, AttributeError, pickle.PicklingError) as error:
         raise ModelError(f"an argument cannot be sent to {model.place}: {error}") from None
     return buffer.getvalue()
@@ -154,7 +154,7 @@ def _pickled(value: Any, model: RemoteModel) -> bytes:
 
 @functools.cache
 def _texts() -> dict[str, str]:
-    """By module name, the text of the package."""
+    """The package's source, by module name."""
     texts: dict[str, str] = {}
 
     def collect(folder: Any, name: str) -> None:
@@ -166,5 +166,5 @@ def _texts() -> dict[str, str]:
             elif entry.name.endswith(".py"):
                 texts[f"{name}.{entry.name.removesuffix('.py')}"] = entry.read_text(encoding="utf-8")
 
-    collect(importlib.resources.files(PACKAGE), PACKAGE)
+    collect(importlib.resources.files(_PACKAGE), _PACKAGE)
     return texts

@@ -1,12 +1,12 @@
-"""A model that runs on a server: its graph and its tokenizer are here, its weights are not.
+"""A model that runs on a server: its graph and tokenizer are here, its weights are there.
 
-The configuration is enough to know every node and edge, so tasks, circuits, files and pictures need no server. What
-needs the weights goes there as one job a call (`circuitfind.remote.call`).
+The config is enough to know every node and edge, so tasks, circuits, files and pictures need no server. A call that
+needs the weights goes there as one job (`circuitfind.remote.call`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import nnsight
@@ -15,11 +15,11 @@ from torch import nn
 
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter, graph_of
-from circuitfind.models.families import family_of
+from circuitfind.models.families import FAMILIES, Family, family_of
 from circuitfind.models.load import Model, config_of, fetch_tokenizer, source_of
 
-SIMULATED = "local"
-OURS_ALONE = ("token", "use_auth_token", "cache_dir")
+_SIMULATED = "local"
+_SECRETS = ("token", "use_auth_token", "cache_dir")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -27,14 +27,21 @@ class RemoteModel(Model):
     """A model on an NDIF server; `hf` has its modules, without weights.
 
     Attributes:
-        envoy: nnsight's wrapper, which names the model to the server.
-        where: what nnsight takes as `remote`: True, the URL of a server, or "local".
-        check: the server runs the three identities before each job.
+        envoy: nnsight's wrapper, from which the server knows the model.
+        where: nnsight's `remote`: True, the URL of a server, or "local".
+        check: the server tests the three identities before each job.
+        family: names of its modules; it travels with each job, because the server may not know it.
     """
 
     envoy: Any
     where: bool | str
     check: bool
+    family: Family
+
+    @property
+    def wrapping(self) -> dict[str, Any]:
+        """Keywords of `circuitfind.wrap` on the server, as plain data."""
+        return {"name": self.name, "check": self.check, "backend": "hooks", "family": asdict(self.family)}
 
     @property
     def place(self) -> str:
@@ -45,13 +52,13 @@ class RemoteModel(Model):
         return True
 
 
-class Outline:
-    """What an `Adapter` knows without weights; for anything else it says where the weights are."""
+class _Outline:
+    """The part of an `Adapter` that needs no weights; everything else raises an error that says where they are."""
 
-    def __init__(self, name: str, hf: Any) -> None:
+    def __init__(self, name: str, hf: Any, family: Family) -> None:
         self.name = name
         self.config = hf.config.get_text_config()
-        self.graph = graph_of(hf)
+        self.graph = graph_of(hf, family)
         self.device = torch.device("cpu")
         self.dtype = next(hf.parameters()).dtype
 
@@ -61,30 +68,35 @@ class Outline:
         )
 
 
-def remote_model(name: str, where: bool | str, check: bool = True, **keywords: Any) -> RemoteModel:
-    """A model named to a server; nothing is sent yet.
+def remote_model(
+    name: str, where: bool | str, check: bool = True, family: Family | None = None, **keywords: Any
+) -> RemoteModel:
+    """A model on a server; nothing is sent yet.
 
     Args:
-        where: True for the host that nnsight is configured for, a URL, or "local": the weights are loaded here and all
-            else is as if they were not, to try a job out.
+        where: True for the host that nnsight is configured for, a URL, or "local" to try a job out: the weights are
+            loaded here, and everything else works as with a server.
+        family: used in place of the table's row.
         keywords: passed on to nnsight (revision, ...).
 
     Raises:
-        ModelError: the model is unknown or not covered; `where` is no place.
+        ModelError: the model is unknown or not covered; `where` is none of the three.
     """
-    if where is not True and where != SIMULATED and not (isinstance(where, str) and "://" in where):
+    if where is not True and where != _SIMULATED and not (isinstance(where, str) and "://" in where):
         raise ModelError(
             f"remote={where!r}: give True (NDIF), the URL of a server such as http://host:8001, or 'local'"
         )
-    family_of(config_of(name, **keywords).get_text_config())
+    config = config_of(name, **keywords).get_text_config()
+    family_of(config, family)
     tokenizer = fetch_tokenizer(name, **keywords)
     if tokenizer is None:
-        raise ModelError(f"'{name}' has no tokenizer, without which NDIF runs no language model")
+        raise ModelError(f"'{name}' has no tokenizer, which NDIF needs to run a language model")
     envoy = nnsight.TransformersModel(source_of(name), task="text-generation", tokenizer=tokenizer, **keywords)
-    if where == SIMULATED:
+    if where == _SIMULATED:
         envoy.dispatch()
-    for secret in OURS_ALONE:  # nnsight would send them along with every job
+    for secret in _SECRETS:  # nnsight would send them with every job
         envoy.kwargs.pop(secret, None)
     hf: nn.Module = envoy._module
-    outline = cast(Adapter, Outline(name, hf))
-    return RemoteModel(name, hf, tokenizer, outline, envoy, where, check)
+    family = family or FAMILIES[config.model_type]
+    outline = cast(Adapter, _Outline(name, hf, family))
+    return RemoteModel(name, hf, tokenizer, outline, envoy, where, check, family)

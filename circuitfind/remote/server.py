@@ -1,12 +1,12 @@
-"""What runs beside the weights, on a server that has never heard of circuitfind.
+"""The part that runs on the server, where circuitfind is not installed.
 
-1. The package travels as text, and is imported from memory for the length of one call. Nothing is written there, and
-   whatever the server had of it before is there again afterwards.
-2. The model that the server holds is wrapped, the request unpickled, the function called. Where the request names the
-   model, in a metric of the user's for instance, it is this one.
-3. The answer leaves as bytes, pickled as the request was; a tensor never does unless it is part of the result.
+1. The package is sent as source text and imported from memory for the duration of one call. Nothing is written, and any
+   version of it that the server had imported is restored afterwards.
+2. The server's model is wrapped, the request is unpickled, the function is called. References to the model in the
+   request, in a user's metric for instance, become this model.
+3. The answer is sent back as bytes, pickled as the request was; no tensor leaves unless it is part of the result.
 
-Only `run` and what it names in this module are sent by value, so the module imports nothing of circuitfind.
+Only `run` and what it uses in this module are sent by value, so the module imports nothing from circuitfind.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Sources(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
 
 
 class Pickler(CustomCloudPickler):
-    """Pickles what is the package's own by name, because its text is at both ends, and a user's functions as text.
+    """Pickles the package's own objects by name, because both ends have its source, and a user's functions as source.
 
-    The model stays where it is, and tensors leave their device: neither is at the other end.
+    The model is replaced by a reference, and tensors are moved to the CPU: the other end has neither.
     """
 
     def __init__(self, file: io.BytesIO, package: str, model: Any) -> None:
@@ -85,7 +85,7 @@ class Pickler(CustomCloudPickler):
 
 
 class Unpickler(pickle.Unpickler):
-    """Undoes `Pickler`, with the model of this end."""
+    """Reads what `Pickler` wrote; references to the model become this end's model."""
 
     def __init__(self, content: bytes, model: Any) -> None:
         pickle.Unpickler.__init__(self, io.BytesIO(content))
@@ -99,12 +99,12 @@ def run(envoy: Any, package: str, texts: dict[str, str], wrapped: dict[str, Any]
     """Calls a function of the package on the model behind an nnsight envoy.
 
     Args:
-        wrapped: keywords of `circuitfind.wrap`.
+        wrapped: keywords of `circuitfind.wrap`, with the fields of `Family` as a dictionary.
         request: a pickled dictionary: `home` and `function`, `arguments`, `keywords`.
 
     Returns:
-        A pickled dictionary, `{"result": ..., "warnings": [text]}`; instead of a result "error", the name of its class
-        in `errors` and its text; or "failed", what went wrong otherwise and its traceback; or "weightless" where the
+        A pickled dictionary, `{"result": ..., "warnings": [text]}`. In place of a result it has "error", a class of
+        `circuitfind.errors` and its text; or "failed", any other error and its traceback; or "weightless" if the
         weights are not in this process.
     """
     hf, answer = envoy._module, io.BytesIO()
@@ -115,14 +115,16 @@ def run(envoy: Any, package: str, texts: dict[str, str], wrapped: dict[str, Any]
         warnings.simplefilter("always")
         errors, model = importlib.import_module(f"{package}.errors"), None
         try:
-            model = importlib.import_module(f"{package}.loading").wrap(hf, envoy.tokenizer, **wrapped)
+            family = importlib.import_module(f"{package}.models.families").Family(**wrapped["family"])
+            wrap = importlib.import_module(f"{package}.loading").wrap
+            model = wrap(hf, envoy.tokenizer, **{**wrapped, "family": family})
             asked = Unpickler(request, model).load()
             function = getattr(importlib.import_module(asked["home"]), asked["function"])
             outcome["result"] = function(model, *asked["arguments"], **asked["keywords"])
         except errors.CircuitfindError as error:
             kinds = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-            outcome["error"] = (next(kinds), str(error))  # of a class of the user's, the one that it is made of
-        except Exception as error:  # of a function of the user's, or of a library that is not there
+            outcome["error"] = (next(kinds), str(error))  # for a user's subclass, circuitfind's base class
+        except Exception as error:  # in a user's function, or of a library that is missing
             outcome["failed"] = (traceback.format_exception_only(error)[-1].strip(), traceback.format_exc())
         outcome["warnings"] = [str(note.message) for note in heard if note.category is UserWarning]
         Pickler(answer, package, model).dump(outcome)

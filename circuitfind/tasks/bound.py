@@ -1,7 +1,14 @@
-"""A task in a model's tokens: padded ids, answer ids and a metric, validated, ready for the engine."""
+"""A task in a model's tokens: padded ids, answer ids and a metric, validated, ready for the engine.
+
+1. Prompts and answers become ids (`given.py`, `tokens.py`), or are taken as the ids that they are.
+2. Every row is checked (`tokens.py`); an error names the first that cannot be used.
+3. With `unusable="drop"` such rows are left out instead, and a note and a warning say how many. The answers are then
+   spelled in the way that serves the most rows.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -10,23 +17,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitfind.batch import Batch
-from circuitfind.errors import TaskError
+from circuitfind.batch import Batch, Inputs
+from circuitfind.errors import TaskError, check_seed
 from circuitfind.metrics import Function, Metric, metric_of
 from circuitfind.record import Record, fingerprints
+from circuitfind.tasks.given import Given, ModelLike, Prompts
+from circuitfind.tasks.spans import Span, counterparts, locate
+from circuitfind.tasks.tokens import (
+    PromptTokenizer,
+    Tokens,
+    answer_tensor,
+    by_read,
+    faults,
+    not_one_token,
+    pad,
+    validate,
+    validate_disjoint,
+)
 
 
-def check_seed(seed: int) -> None:
-    """Refuses what some generators take for another seed (-1 for 1, None for the time of day) and others refuse.
-
-    Raises:
-        TaskError: `seed` is not a whole number, 0 or more.
-    """
-    if not isinstance(seed, Integral) or seed < 0:
-        raise TaskError(f"seed={seed!r} is no seed: give a whole number, 0 or more")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BoundTask:
     """A task in a model's tokens, validated.
 
@@ -34,9 +44,9 @@ class BoundTask:
         batch: all pairs, padded on the right to one length.
         tokens: by row, the clean prompt's tokens as text (ids as text without a tokenizer).
         model, vocabulary: the name of the model that the tokens belong to, and how many ids it has.
-        notes: choices made on the way that move results (answer spelling, BOS, rows left out), for records and reports.
-        spans: by row, name -> (start, stop) positions of the clean prompt, and of the corrupted one where the batch has
-            no alignment; empty where the task names none.
+        notes: choices that move results (answer spelling, BOS, rows left out), for records and reports.
+        spans: by row, name -> (start, stop) positions of the clean prompt, and of the corrupted one unless the batch
+            has an alignment; empty where the task names none.
     """
 
     name: str
@@ -51,42 +61,38 @@ class BoundTask:
     vocabulary: int
     notes: tuple[str, ...] = ()
     flips: bool = False
-    spans: tuple[Mapping[str, tuple[int, int]], ...] = ()
+    spans: tuple[Mapping[str, Span], ...] = ()
 
     def __len__(self) -> int:
         return len(self.batch)
+
+    def __repr__(self) -> str:
+        return f"BoundTask({self.name}: {len(self)} pairs on {self.model}, {self.metric.name})"
 
     def subset(self, rows: Sequence[int]) -> BoundTask:
         """Some of the pairs.
 
         Raises:
-            TaskError: no row is asked for, or one that is not there.
+            TaskError: no row is given, or one that does not exist.
         """
         if not isinstance(rows, Iterable):
             raise TaskError(f"subset: rows are a list, such as [0], not {rows!r}")
         rows = list(rows)
         if not rows:
-            raise TaskError(f"subset: no rows are asked for; there are {len(self)}, counted from 0")
+            raise TaskError(f"subset: no rows are given; there are {len(self)}, counted from 0")
         for row in rows:
             if isinstance(row, bool) or not isinstance(row, Integral) or not -len(self) <= row < len(self):
                 raise TaskError(f"subset: there is no row {row!r}; there are {len(self)}, counted from 0")
-        index = torch.tensor(list(rows), dtype=torch.long)
-        pick = lambda values: tuple(values[i] for i in rows)  # noqa: E731
-        return replace(
-            self,
-            batch=self.batch.rows(index.to(self.batch.answers.device)).trimmed().plain(),
-            prompts=pick(self.prompts),
-            corrupted_prompts=pick(self.corrupted_prompts),
-            answer_texts=pick(self.answer_texts),
-            tokens=pick(self.tokens),
-            spans=pick(self.spans) if self.spans else (),
-        )
+        index = torch.tensor(rows, dtype=torch.long, device=self.batch.answers.device)
+        by_row = ("prompts", "corrupted_prompts", "answer_texts", "tokens", *(("spans",) if self.spans else ()))
+        picked: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in rows) for name in by_row}
+        return replace(self, batch=self.batch.rows(index).trimmed().plain(), **picked)
 
     def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[BoundTask, BoundTask]:
         """Two disjoint parts, drawn with a seed; the first has this fraction of the pairs.
 
         Raises:
-            TaskError: one part would be empty, or `seed` is no seed.
+            TaskError: one part would be empty, or the seed is not a whole number, 0 or more.
         """
         check_seed(seed)
         size = round(len(self) * fraction) if isinstance(fraction, Real) and 0 < fraction < 1 else 0
@@ -98,10 +104,10 @@ class BoundTask:
         return self.subset(sorted(order[:size])), self.subset(sorted(order[size:]))
 
     def with_metric(self, metric: str | Metric | Function | None) -> BoundTask:
-        """The same pairs measured otherwise; None changes nothing."""
+        """The same pairs with another metric; None changes nothing."""
         if metric is None:
             return self
-        return replace(self, metric=usable(metric_of(metric), self.batch.answers, self.batch.wrong))
+        return replace(self, metric=_usable(metric_of(metric), self.batch))
 
     def record(self, method: str, ablation: str, direction: str, seed: int, **settings: Any) -> Record:
         """The record of a result on this task."""
@@ -120,9 +126,134 @@ class BoundTask:
         )
 
 
-def usable(metric: Metric, answers: Tensor, wrong: Tensor) -> Metric:
+def _usable(metric: Metric, batch: Batch) -> Metric:
     """The metric, if the task has the answers that it needs."""
-    for side, needed, given in (("answers", metric.answers, answers), ("wrong_answers", metric.wrong, wrong)):
+    sides = (("answers", metric.answers, batch.answers), ("wrong_answers", metric.wrong, batch.wrong))
+    for side, needed, given in sides:
         if needed and not given.shape[-1]:
             raise TaskError(f"metric '{metric.name}' needs {side}, the task has none: give them, or use metric='kl'")
     return metric
+
+
+def bind_pairs(task: Given, model: ModelLike) -> BoundTask:
+    """The task in the model's tokens.
+
+    Raises:
+        TaskError: a row cannot be used, or, with `unusable="drop"`, none can.
+    """
+    left_out = _unusable(task, model) if task.unusable == "drop" else {}
+    if not left_out:
+        return _bound(task, model)
+    size, (first, why) = len(task), min(left_out.items())
+    kept = [row for row in range(size) if row not in left_out]
+    if not kept:
+        raise TaskError(f"none of the {size} pairs can be used on this model; row {first}: {why}")
+    note = f"{len(left_out)} of {size} pairs left out, such as row {first}: {why}"
+    warnings.warn(f"'{task.name}': {note}", stacklevel=3)
+    rest = _bound(task.subset(kept), model)
+    return replace(rest, notes=(*rest.notes, note))
+
+
+def _bound(task: Given, model: ModelLike) -> BoundTask:
+    tokenizer = task.tokenizer(model)
+    tokens = task.tokens(tokenizer)
+    notes: list[str] = []
+    bos = "ids given"
+    if tokenizer is not None:
+        bos = tokenizer.describe(tokens.clean[0])
+        if task.answers is not None:
+            notes.append(f"answers spelled {tokens.spelling}")
+        notes.append(f"BOS token: {bos}")
+    validate(tokens, model, aligned=task.align is not None)
+    device = model.device
+    length = max(map(len, (*tokens.clean, *tokens.corrupted)))
+    clean, corrupted = (pad(rows, length, device) for rows in (tokens.clean, tokens.corrupted))
+    read = task.read_positions(tokens.clean).to(device)
+    alignment = _alignment(task, tokens, tokenizer, length).to(device) if task.align else None
+    answers, wrong = answer_tensor(tokens.answers, read), answer_tensor(tokens.wrong, read)
+    if task.is_ids and read.shape[1] > 1:
+        answers = by_read(task.answers, read, model.vocabulary, "answers")
+        wrong = by_read(task.wrong_answers, read, model.vocabulary, "wrong_answers")
+        validate_disjoint(answers, wrong)
+    sides = Inputs(*clean, read), Inputs(*corrupted, read if alignment is None else alignment.gather(1, read))
+    batch = Batch(*sides, answers.to(device), wrong.to(device), alignment=alignment).plain()
+    if batch.alignment is not None:
+        differ = sum(len(a) != len(b) for a, b in zip(tokens.clean, tokens.corrupted, strict=True))
+        notes.append(f"prompts aligned by spans: {differ} of {len(batch)} pairs differ in length")
+
+    def as_text(ids: list[int]) -> str:
+        return " ".join(map(str, ids)) if model.tokenizer is None else model.tokenizer.decode(ids)  # type: ignore[no-any-return]
+
+    def prompt_texts(given: Prompts, rows: list[list[int]]) -> tuple[str, ...]:
+        return tuple(map(as_text, rows)) if isinstance(given, Tensor) else tuple(given)
+
+    def some(ids: list[int], most: int = 3) -> str:
+        shown = ", ".join(as_text([i]).strip() for i in ids[:most])
+        return shown + (f", … ({len(ids)})" if len(ids) > most else "")
+
+    rows = zip(tokens.answers, tokens.wrong, strict=True)
+    return BoundTask(
+        task.name,
+        batch,
+        _usable(metric_of(task.metric), batch),
+        prompt_texts(task.clean, tokens.clean),
+        prompt_texts(task.corrupted, tokens.corrupted),
+        tuple(f"{some(right)} / {some(wrong)}" if wrong else some(right) for right, wrong in rows),
+        tuple(tuple(as_text([i]) for i in ids) for ids in tokens.clean),
+        bos,
+        getattr(model, "name", ""),
+        model.vocabulary,
+        tuple(notes),
+        task.flips,
+        _spans(task, tokens, tokenizer, "clean"),
+    )
+
+
+def _unusable(task: Given, model: ModelLike) -> dict[int, str]:
+    """The rows that cannot be used, and why."""
+    left_out: dict[int, str] = {}
+    tokenizer = task.tokenizer(model)
+    if tokenizer is not None and not task.answers_are_ids():
+        left_out |= not_one_token(tokenizer, list(task.clean), *task.answer_texts())
+    rows = [row for row in range(len(task)) if row not in left_out]
+    if not rows:
+        return left_out
+    some = task.subset(rows)
+    tokens = some.tokens(tokenizer)
+    found = faults(tokens, model, aligned=task.align is not None)
+    if task.align:
+        found |= _counterparts(some, tokens, tokenizer)[1]
+    return left_out | {rows[at]: fault for at, fault in found.items()}
+
+
+# -------------------------------------------------------------------- spans
+def _spans(task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None, side: str) -> tuple[dict[str, Span], ...]:
+    """By row, one side's spans in tokens; empty where the task names none."""
+    prompts, ids = getattr(task, side), getattr(tokens, side)
+    given = task.spans if side == "clean" else task.corrupted_spans
+    if given is None:
+        return ()
+    return locate(given, None if task.is_ids else prompts, ids, tokenizer, side)
+
+
+def _counterparts(
+    task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None
+) -> tuple[list[list[int]], dict[int, str]]:
+    """By row, the corrupted position for each clean one; and the rows that cannot be aligned, with the reason."""
+    rows, failed = [], {}
+    clean, corrupted = (_spans(task, tokens, tokenizer, side) for side in ("clean", "corrupted"))
+    for number, spans in enumerate(zip(clean, corrupted, strict=True)):
+        lengths = len(tokens.clean[number]), len(tokens.corrupted[number])
+        try:
+            rows.append(counterparts(spans[0], spans[1], lengths))
+        except ValueError as error:
+            failed[number] = str(error)
+    return rows, failed
+
+
+def _alignment(task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None, length: int) -> Tensor:
+    """`[batch, length]`; each padding position corresponds to itself."""
+    rows, failed = _counterparts(task, tokens, tokenizer)
+    for number, why in failed.items():
+        raise TaskError(f"row {number}: {why}")
+    return torch.tensor([[*row, *range(len(row), length)] for row in rows])

@@ -1,39 +1,304 @@
-"""The built-in behaviours by name. A new one is one file in this folder and one line here."""
+"""The registry of tasks, and the built-in ones whose generator is short.
+
+`TASKS` holds a `TaskBuilder` by name. A new built-in task is a record in the list at the end of this file; one with a
+longer generator has a file of its own, as `ioi.py`. A task from outside the package is passed to `circuitfind.task`, or
+added with `register`.
+"""
 
 from __future__ import annotations
 
-from circuitfind.errors import TaskError
-from circuitfind.tasks import (
-    copy_name,
-    country_capital,
-    docstring,
-    gendered_pronoun,
-    greater_than,
-    induction,
-    ioi,
-    subject_verb_agreement,
-)
-from circuitfind.tasks.behaviour import Behaviour, did_you_mean, plain
+import random
 
-BEHAVIOURS: dict[str, Behaviour] = {
-    behaviour.name: behaviour
-    for behaviour in (
-        ioi.BEHAVIOUR,
-        greater_than.BEHAVIOUR,
-        gendered_pronoun.BEHAVIOUR,
-        subject_verb_agreement.BEHAVIOUR,
-        induction.BEHAVIOUR,
-        docstring.BEHAVIOUR,
-        country_capital.BEHAVIOUR,
-        copy_name.BEHAVIOUR,
-    )
+from circuitfind.errors import TaskError, plain, unknown
+from circuitfind.tasks import docstring, ioi
+from circuitfind.tasks.builder import Choice, Draw, Pair, SingleTokens, TaskBuilder, numbered
+from circuitfind.tasks.lexicon import (
+    ADJECTIVES,
+    CAPITALS,
+    EVENTS,
+    FEMALE_NAMES,
+    MALE_NAMES,
+    NOUNS,
+    OBJECTS,
+    PEOPLE,
+    PLACES,
+    STORY_NAMES,
+)
+
+CENTURIES: tuple[str, ...] = tuple(str(century) for century in range(10, 19))
+_YEARS = "The {event} lasted from the year {century}{start} to the year {century}"
+_LEAST_ENDINGS = 60
+
+
+def _greater_than(words: SingleTokens, choice: Choice) -> Draw:
+    """All endings above the start year's are right, the others are wrong.
+
+    A year must be two tokens, the century and two digits; endings with which the tokenizer has the whole year as one
+    token are left out, as in the paper. Spans, in the paper's letters: the start year's century XX and ending YY, and
+    the noun. Corruptions: `01`, the start year ends in 01, after which nearly every ending is greater (the paper's
+    corruption); `random-year`, another start year of the same century.
+    """
+    events = words.need(EVENTS, 2, "greater-than", "nouns for events")
+    endings = {century: words.century_endings(century) for century in CENTURIES}
+    usable = [century for century, found in endings.items() if len(found) >= _LEAST_ENDINGS and "01" in found]
+    if not usable:
+        best = max(map(len, endings.values()))
+        raise TaskError(
+            f"greater-than: 0 of {len(CENTURIES)} centuries can be used: a year must be two tokens, as ' 17' + '32'"
+            f" (this tokenizer's best century has {best} such years, {_LEAST_ENDINGS} are needed); choose another task,"
+            " a model with GPT-2's kind of tokenizer, or bring your own pairs in a file"
+        )
+
+    def draw(rng: random.Random, number: int) -> Pair:
+        event, century = rng.choice(events), rng.choice(usable)
+        starts = [ending for ending in endings[century] if "02" <= ending <= "98"]
+        start = rng.choice(starts)
+        other = "01" if choice.corruption == "01" else rng.choice([ending for ending in starts if ending != start])
+        right = [ending for ending in endings[century] if ending > start]
+        wrong = [ending for ending in endings[century] if ending <= start]
+        said = {"event": event, "century": century, "start": start}
+        spans = {"event": ["noun"], "century": ["XX"], "start": ["YY"]}
+        return Pair.filled(_YEARS, said, {"start": other}, right, wrong, spans=spans)
+
+    return draw
+
+
+def _gendered_pronoun(words: SingleTokens, choice: Choice) -> Draw:
+    """The pronoun agrees with the gender that the name usually has; female and male names alternate.
+
+    Corruption `other-gender`: a name of the other gender, after which the other pronoun is right.
+    """
+
+    def need(listed: tuple[str, ...], least: int, what: str) -> list[str]:
+        return words.need(listed, least, "gendered-pronoun", what)
+
+    she, he = need(("she", "he"), 2, "pronouns (she, he)")
+    female, male = need(FEMALE_NAMES, 3, "female names"), need(MALE_NAMES, 3, "male names")
+    adjectives, people = need(ADJECTIVES, 2, "adjectives"), need(PEOPLE, 2, "nouns for people")
+    places = need(PLACES, 2, "places")
+
+    def draw(rng: random.Random, number: int) -> Pair:
+        pattern = rng.choice(choice.patterns)
+        hers, his = (rng.choice(female), she), (rng.choice(male), he)
+        rest = {"adjective": rng.choice(adjectives), "person": rng.choice(people), "place": rng.choice(places)}
+        (name, answer), (other, wrong) = (his, hers) if number % 2 else (hers, his)
+        said, spans = {"name": name, **rest}, {"name": ["name"]}
+        return Pair.filled(pattern, said, {"name": other}, [answer], [wrong], flips=True, spans=spans)
+
+    return draw
+
+
+_PRESENT, _PAST = ("is", "are"), ("was", "were")
+_VERBS: dict[str, tuple[str, str]] = {
+    "The {subject} near the {attractor}": _PRESENT,
+    "The {subject} next to the {attractor}": _PRESENT,
+    "Today the {subject} behind the {attractor}": _PRESENT,
+    "I know that the {subject} with the {attractor}": _PRESENT,
+    "Yesterday the {subject} near the {attractor}": _PAST,
+    "Last week the {subject} behind the {attractor}": _PAST,
+    "Long ago the {subject} that the {attractor} had": _PAST,
 }
 
 
-def behaviour(name: str) -> Behaviour:
-    """The built-in behaviour of this name (underscores count as hyphens), or a TaskError that lists them."""
-    key = plain(name)
-    if key not in BEHAVIOURS:
-        known = tuple(BEHAVIOURS)
-        raise TaskError(f"no built-in behaviour {name!r}{did_you_mean(name, known)}; there are {', '.join(known)}")
-    return BEHAVIOURS[key]
+def _agreement(words: SingleTokens, choice: Choice) -> Draw:
+    """The attractor, the noun nearer to the verb, has the other number in every clean prompt.
+
+    Corruptions: `other-number`, the subject in the other number, after which the other verb is right;
+    `attractor-number`, the attractor in the subject's number: the answer stays the same and becomes easier.
+    """
+    name, flips = "subject-verb-agreement", choice.corruption == "other-number"
+    nouns = words.need_pairs(NOUNS, 6, name, "nouns (singular and plural)")
+    tenses = words.need_pairs((_PRESENT, _PAST), 1, name, "verbs (is and are, was and were)")
+    patterns = [pattern for pattern, verbs in _VERBS.items() if verbs in tenses and pattern in choice.patterns]
+    if not patterns:
+        raise TaskError(
+            f"{name}: the verbs of template {', '.join(choice.templates)} are not one token each with this tokenizer;"
+            " choose another template"
+        )
+
+    def draw(rng: random.Random, number: int) -> Pair:
+        pattern = rng.choice(patterns)
+        subject, attractor = rng.sample(nouns, 2)
+        own, other = number % 2, 1 - number % 2
+        said = {"subject": subject[own], "attractor": attractor[other]}
+        corrupted = {"subject": subject[other]} if flips else {"attractor": attractor[own]}
+        verbs, spans = _VERBS[pattern], {field: [field] for field in said}
+        return Pair.filled(pattern, said, corrupted, [verbs[own]], [verbs[other]], flips=flips, spans=spans)
+
+    return draw
+
+
+LIST_WORDS: tuple[str, ...] = tuple(dict.fromkeys(OBJECTS + PLACES + ADJECTIVES + EVENTS))
+LIST_PREFIX = "Words:"
+_SHORTEST, _LONGEST = 6, 10
+
+
+def _induction(words: SingleTokens, choice: Choice) -> Draw:
+    """All words of the list are different, so what followed the last word the first time is the only clue.
+
+    Where the list is ... A B ... A -> B, A1 and B1 are spans, and the second A is the last token. Corruptions:
+    `next-swap`, in the first half the answer changes places with a word that is not repeated, which is the wrong
+    answer; `no-repeat`, the first half has other words, so nothing is repeated.
+    """
+    pool, flips = words.need(LIST_WORDS, 2 * _LONGEST, "induction", "common words"), choice.corruption == "next-swap"
+
+    def draw(rng: random.Random, number: int) -> Pair:
+        length = rng.randint(_SHORTEST, _LONGEST)
+        drawn = rng.sample(pool, 2 * length)
+        first, twin = drawn[:length], drawn[length:]
+        # the answer, at `at`, and the word that it changes places with must both lie outside the repeated part
+        at = rng.randint(2, length - 2)
+        other = rng.randint(at + 1, length - 1)
+        if flips:
+            twin = list(first)
+            twin[at], twin[other] = first[other], first[at]
+        fields = [f"w{i}" for i in range(length)]
+        pattern = " ".join([LIST_PREFIX, *(f"{{{field}}}" for field in fields), *first[:at]])
+        said, corrupted = (dict(zip(fields, listed, strict=True)) for listed in (first, twin))
+        spans = {fields[at - 1]: ["A1"], fields[at]: ["B1"]}
+        return Pair.filled(pattern, said, corrupted, [first[at]], [first[other]], flips=flips, spans=spans)
+
+    return draw
+
+
+def _capital(words: SingleTokens, choice: Choice) -> Draw:
+    """Recalling a fact about one word. Corruption `other-country`: another country, whose capital is right."""
+    pairs = words.need_pairs(CAPITALS, 5, "country-capital", "countries and capitals")
+
+    def draw(rng: random.Random, number: int) -> Pair:
+        pattern = rng.choice(choice.patterns)
+        (country, capital), (other, elsewhere) = rng.sample(pairs, 2)
+        said, corrupted, spans = {"country": country}, {"country": other}, {"country": ["subject"]}
+        return Pair.filled(pattern, said, corrupted, [capital], [elsewhere], flips=True, spans=spans)
+
+    return draw
+
+
+def _copy(words: SingleTokens, choice: Choice) -> Draw:
+    """The simplest use of earlier text; three names are enough, so small story models have the words.
+
+    Corruption `other-name`: another name, which is then right.
+    """
+    names = words.need(FEMALE_NAMES + MALE_NAMES + STORY_NAMES, 3, "copy", "names")
+
+    def draw(rng: random.Random, number: int) -> Pair:
+        pattern = rng.choice(choice.patterns)
+        name, other = rng.sample(names, 2)
+        spans = {"name": ["name1", "name2", "name3"]}
+        return Pair.filled(pattern, {"name": name}, {"name": other}, [name], [other], flips=True, spans=spans)
+
+    return draw
+
+
+_BUILT_IN = (
+    ioi.TASK,
+    TaskBuilder(
+        "greater-than",
+        _greater_than,
+        ("01", "random-year"),
+        metric="prob_diff",
+        templates=numbered([_YEARS]),
+        summary="a period ends after it starts: The war lasted from the year 1732 to the year 17 -> 33 to 99",
+        source="Hanna et al. 2023, How does GPT-2 compute greater-than? (arXiv:2305.00586)",
+    ),
+    TaskBuilder(
+        "gendered-pronoun",
+        _gendered_pronoun,
+        ("other-gender",),
+        templates=numbered(
+            (
+                "So {name} is a really {adjective} {person}, isn't",
+                "Everyone knows that {name} is a very {adjective} {person}, because",
+                "Yesterday {name} went to the {place} with a {adjective} {person} because",
+                "When {name} came home from the {place},",
+                "I think {name} was at the {place} when",
+                "The {adjective} {person} said that {name} would come if",
+            )
+        ),
+        summary="the pronoun agrees with the name: So Mary is a really great friend, isn't -> she",
+        source="Mathwin, Corlouer et al. 2023, A Preliminary Circuit for Predicting Gendered Pronouns in GPT-2",
+    ),
+    TaskBuilder(
+        "subject-verb-agreement",
+        _agreement,
+        ("other-number", "attractor-number"),
+        templates=numbered(_VERBS),
+        summary="the verb agrees with its subject, not with the nearer noun: The keys near the cabinet -> are",
+        source="Linzen et al. 2016, Assessing the Ability of LSTMs ... (arXiv:1611.01368); Finlayson et al. 2021",
+    ),
+    TaskBuilder(
+        "induction",
+        _induction,
+        ("next-swap", "no-repeat"),
+        summary="continue a list of random words that starts again: Words: cup river old map cup river -> old",
+        source="Olsson et al. 2022, In-context Learning and Induction Heads (arXiv:2209.11895)",
+    ),
+    docstring.TASK,
+    TaskBuilder(
+        "country-capital",
+        _capital,
+        ("other-country",),
+        templates=numbered(
+            (
+                "The capital of {country} is the city of",
+                "Everyone knows that the capital of {country} is",
+                "When you travel to {country}, you will visit its capital,",
+                "The government of {country} sits in its capital city,",
+            )
+        ),
+        summary="recall a country's capital: The capital of France is the city of -> Paris",
+        source="Meng et al. 2022, Locating and Editing Factual Associations in GPT (arXiv:2202.05262)",
+    ),
+    TaskBuilder(
+        "copy",
+        _copy,
+        ("other-name",),
+        templates=numbered(
+            (
+                "There was a little child named {name}. One day,",
+                "Once upon a time, there was a child named {name}. {name} was happy. One day,",
+                "His friend was named {name}. His friend was named",
+                "The friends said: {name}, {name}, {name},",
+                "The child was named {name}. Everyone said: {name}, {name},",
+                "One day, {name} saw a cat. The cat saw {name}. Then,",
+                "So {name} was happy. {name} was big. {name} was little.",
+                "Once upon a time, there was a child named {name}.",
+            )
+        ),
+        summary="a name from earlier in the text is repeated: There was a little child named Lily. One day, -> Lily",
+        source="Olsson et al. 2022, In-context Learning and Induction Heads (arXiv:2209.11895)",
+    ),
+)
+TASKS: dict[str, TaskBuilder] = {builder.name: builder for builder in _BUILT_IN}
+
+
+def register(builder: TaskBuilder) -> TaskBuilder:
+    """Adds a task, so that it is found by its name; a task registered earlier under this name is replaced.
+
+    Raises:
+        TaskError: it is not a `TaskBuilder`, or has a built-in task's name.
+    """
+    if not isinstance(builder, TaskBuilder):
+        raise TaskError(f"register: {builder!r} is not a circuitfind.TaskBuilder")
+    if builder.name in {own.name for own in _BUILT_IN}:
+        raise TaskError(f"'{builder.name}' is a built-in task: give yours another name")
+    TASKS[builder.name] = builder
+    return builder
+
+
+def builder_of(task: str | TaskBuilder) -> TaskBuilder:
+    """The task of this name (underscores count as hyphens); a `TaskBuilder` is returned as it is.
+
+    Raises:
+        TaskError: there is no task of this name.
+    """
+    if isinstance(task, TaskBuilder):
+        return task
+    if not isinstance(task, str):
+        raise TaskError(
+            f"a task is named by text such as 'ioi' or given as a TaskBuilder, not as a {type(task).__name__}"
+        )
+    known = {plain(name): builder for name, builder in TASKS.items()}
+    if plain(task) not in known:
+        raise TaskError(unknown("task", task, TASKS))
+    return known[plain(task)]

@@ -1,10 +1,10 @@
-"""Pairs of prompts from files and from rows, and into a file.
+"""Pairs of prompts read from files and rows, and written to a file.
 
-1. A file is told by its content: it begins with `{` or `[`, and is JSON (one document: a list of rows, or
-   auto-circuit's `{"prompts": [...]}`; or one object a line), or it is csv with a header row.
-2. What the columns mean is settled by `circuitfind.tasks.formats`. In csv several answers are a JSON list
-   (`["he", "they"]`); any other cell is text as it stands.
-3. auto-circuit's `word_idxs` and `seq_labels` become spans: names for positions, a BOS token not counted.
+1. The content tells the kind of file. A file that begins with `{` or `[` is JSON: one document (a list of rows, or
+   auto-circuit's `{"prompts": [...]}`) or one object a line. Any other file is csv with a header row.
+2. `circuitfind.tasks.formats` says what the columns mean. In csv several answers are a JSON list (`["he", "they"]`);
+   every other cell is plain text.
+3. auto-circuit's `word_idxs` and `seq_labels` become spans: names of positions, not counting a BOS token.
 """
 
 from __future__ import annotations
@@ -18,36 +18,34 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from circuitfind.errors import FileError, TaskError
-from circuitfind.tasks.formats import NAMES, BadRow, Wanted, pairs_of
+from circuitfind.tasks.formats import NAMES, BadRow, Fields, Wanted, pairs_of
 
-PARQUET = b"PAR1"
+_PARQUET = b"PAR1"
 
 
-class Read(NamedTuple):
-    """Rows with the place of each in its file ("line 3"), and spans that hold for all of them."""
+class _Read(NamedTuple):
+    """Rows, where each one is in its file ("line 3"), and spans that all rows have."""
 
     rows: list[Any]
-    places: list[str]
+    where: list[str]
     spans: dict[str, tuple[int, int]] = {}  # noqa: RUF012 (never changed)
 
 
-def read_pairs(
-    path: str | PathLike[str], *, counterfactual: str | None = None, split: str | None = None
-) -> dict[str, Any]:
+def read_pairs(path: str | PathLike[str], *, counterfactual: str | None = None, split: str | None = None) -> Fields:
     """Fields of a `Task`: name, clean, corrupted, and answers, wrong_answers, spans, unusable where the file has them.
 
     Args:
         counterfactual: which of a MIB row's counterfactuals is the corrupted prompt.
-        split: only rows whose column `split` says so.
+        split: only rows whose column `split` has this value.
 
     Raises:
-        FileError: naming the file, the line and what is wrong with it.
+        FileError: naming the file and the line.
     """
     if not isinstance(path, (str, PathLike)):
         raise FileError(f"pairs are read from a path, not from {path!r}: give the name of a jsonl, csv or json file")
     path = Path(path)
     if path.is_dir():
-        raise FileError(f"{path}: a folder, not a file of pairs (of a saved dataset, give its rows to Task.from_rows)")
+        raise FileError(f"{path}: a folder, not a file of pairs (give the rows of a saved dataset to Task.from_rows)")
     if not path.is_file():
         raise FileError(f"{path}: no such file")
     read = _rows(path)
@@ -56,12 +54,12 @@ def read_pairs(
     try:
         fields = pairs_of(read.rows, Wanted(counterfactual, split))
     except BadRow as bad:
-        raise FileError(f"{path}, {read.places[bad.at]}: {bad}") from None
+        raise FileError(f"{path}, {read.where[bad.at]}: {bad}") from None
     spans = {"spans": [read.spans] * len(fields["clean"])} if read.spans else {}
     return {"name": path.stem, **fields, **spans}
 
 
-def pairs_from_rows(rows: Iterable[Any], *, counterfactual: str | None = None, split: str | None = None) -> dict:
+def pairs_from_rows(rows: Iterable[Any], *, counterfactual: str | None = None, split: str | None = None) -> Fields:
     """The same from rows in memory: mappings from column to value, as a `datasets.Dataset` yields them.
 
     Raises:
@@ -85,7 +83,7 @@ def write_pairs(path: str | PathLike[str], columns: Mapping[str, Sequence[Any] |
     """Writes columns of text (or answers as ids) as jsonl that `read_pairs` opens; returns the path.
 
     Raises:
-        FileError: the place cannot be written to.
+        FileError: the file cannot be written.
     """
     path = Path(path)
     given = {name: values for name, values in columns.items() if values is not None}
@@ -99,10 +97,9 @@ def write_pairs(path: str | PathLike[str], columns: Mapping[str, Sequence[Any] |
     return path
 
 
-# -------------------------------------------------------------------- by content
-def _rows(path: Path) -> Read:
+def _rows(path: Path) -> _Read:
     content = path.read_bytes()
-    if content.startswith(PARQUET):
+    if content.startswith(_PARQUET):
         raise FileError(f"{path}: a parquet file: open it with datasets or pandas and give its rows to Task.from_rows")
     try:
         text = content.decode("utf-8-sig")
@@ -110,13 +107,13 @@ def _rows(path: Path) -> Read:
         raise FileError(f"{path}: not a text file in UTF-8") from None
     first = text.lstrip()[:1]
     if not first:
-        return Read([], [])
+        return _Read([], [])
     if first in ("{", "[") or path.suffix.lower() in (".json", ".jsonl"):
         return _document(path, text) or _jsonl(path, text)
     return _csv(path, text)
 
 
-def _document(path: Path, text: str) -> Read | None:
+def _document(path: Path, text: str) -> _Read | None:
     """The rows of one JSON document; None where the file is one object a line."""
     try:
         whole = json.loads(text)
@@ -124,28 +121,28 @@ def _document(path: Path, text: str) -> Read | None:
         return None
     if isinstance(whole, dict) and isinstance(whole.get("prompts"), list):
         rows = whole["prompts"]
-        return Read(rows, [f"prompt {at}" for at in range(len(rows))], _spans(path, whole))
+        return _Read(rows, [f"prompt {at}" for at in range(len(rows))], _spans(path, whole))
     if isinstance(whole, list) and not (whole and isinstance(whole[0], str)):
-        return Read(whole, [f"row {at}" for at in range(len(whole))])
+        return _Read(whole, [f"row {at}" for at in range(len(whole))])
     return None
 
 
 def _spans(path: Path, whole: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    places = whole.get("word_idxs") or {}
-    if not isinstance(places, dict) or not all(isinstance(at, int) for at in places.values()):
-        raise FileError(f"{path}: 'word_idxs' must be an object, name -> position, not {str(places)[:40]!r}")
-    spans = {str(name): (at, at + 1) for name, at in places.items()}
+    named = whole.get("word_idxs") or {}
+    if not isinstance(named, dict) or not all(isinstance(at, int) for at in named.values()):
+        raise FileError(f"{path}: 'word_idxs' must be an object, name -> position, not {str(named)[:40]!r}")
+    spans = {str(name): (at, at + 1) for name, at in named.items()}
     for at, label in enumerate(whole.get("seq_labels") or []):
         name, times = str(label), 1
-        while name in spans and spans[name] != (at, at + 1):  # a label that comes again
+        while name in spans and spans[name] != (at, at + 1):  # the label occurs again
             times += 1
             name = f"{label} ({times})"
         spans[name] = (at, at + 1)
     return spans
 
 
-def _jsonl(path: Path, text: str) -> Read:
-    rows, places = [], []
+def _jsonl(path: Path, text: str) -> _Read:
+    rows, where = [], []
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -156,22 +153,22 @@ def _jsonl(path: Path, text: str) -> Read:
         if not isinstance(fields, dict):
             raise FileError(f"{path}, line {number}: each line is one object, not {line.strip()[:40]}")
         rows.append(fields)
-        places.append(f"line {number}")
-    return Read(rows, places)
+        where.append(f"line {number}")
+    return _Read(rows, where)
 
 
-def _csv(path: Path, text: str) -> Read:
+def _csv(path: Path, text: str) -> _Read:
     reader = csv.DictReader(io.StringIO(text, newline=""))
-    rows, places = [], []
+    rows, where = [], []
     try:
         for fields in reader:
             if None in fields:
                 raise FileError(f"{path}, line {reader.line_num}: more cells than the header has columns")
             rows.append({key: _cell(key, value) for key, value in fields.items()})
-            places.append(f"line {reader.line_num}")
+            where.append(f"line {reader.line_num}")
     except csv.Error as error:
         raise FileError(f"{path}, line {reader.line_num + 1}: not csv ({error})") from None
-    return Read(rows, places)
+    return _Read(rows, where)
 
 
 def _cell(key: str, value: str | None) -> Any:

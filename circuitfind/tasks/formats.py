@@ -1,15 +1,15 @@
-"""Rows of data, in the columns of the field's tools, as pairs of prompts with answers.
+"""Rows of data in the columns of other tools, as pairs of prompts with answers.
 
-A format is told by the columns of the first row; the first of these that fits is taken:
+The columns of the first row tell the format; the first of these that fits is taken:
 
-1. EAP-IG csv: `clean, corrupted, correct_idx[, incorrect_idx]`. Answers are token ids, of the tokenizer the file was
-   made for.
-2. Edge-Pruning jsonl: `clean, corrupted`, the answer inside `<predict>...</predict>`; what a corrupted prompt predicts
-   is the wrong answer. Spaces before the mark belong to the answer. `split` says which part of the data a row is of.
+1. EAP-IG csv: `clean, corrupted, correct_idx[, incorrect_idx]`. Answers are token ids, of the tokenizer that the file
+   was made for.
+2. Edge-Pruning jsonl: `clean, corrupted`, with the answer inside `<predict>...</predict>`; the one in the corrupted
+   prompt is the wrong answer. Spaces before the mark belong to the answer. `split` names the part of the data.
 3. auto-circuit json: `clean, corrupt, answers, wrong_answers`.
-4. MIB: `prompt` and `*_counterfactual` columns (Mueller et al. 2025). IOI has names to choose from (`choices` a list,
-   or `metadata` with `indirect_object` and `subject`), multiple choice has `choices.label`, arithmetic has `label`.
-   The counterfactual's prompt is the corrupted one.
+4. MIB: `prompt` and `*_counterfactual` columns (Mueller et al. 2025). IOI has names to choose from (`choices` is a
+   list, or `metadata` has `indirect_object` and `subject`), multiple choice has `choices.label`, arithmetic has
+   `label`. The counterfactual's prompt is the corrupted one.
 5. Our own: `clean, corrupted, answer | answers, wrong | wrong_answers` and, in jsonl, `spans` and `corrupted_spans`
    (name -> text).
 """
@@ -21,20 +21,21 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from circuitfind.tasks.behaviour import did_you_mean
+from circuitfind.errors import unknown
 
 NAMES = {"clean": "clean", "corrupted": "corrupted", "answer": "answers", "answers": "answers"}
 NAMES |= {"wrong": "wrong_answers", "wrong_answers": "wrong_answers", "wrong_answer": "wrong_answers"}
 NAMES |= {"spans": "spans", "corrupted_spans": "corrupted_spans"}
 TOKEN_IDS = {"correct_idx": "answers", "incorrect_idx": "wrong_answers"}
 
-Row = Mapping[str, Any]
-Pair = dict[str, Any]
-"""Fields of a `Task` for one example: clean, corrupted, and answers, wrong_answers, spans where there are any."""
+Columns = Mapping[str, Any]
+"""One row of data."""
+Fields = dict[str, Any]
+"""Fields of a `Task` for one pair: clean, corrupted, and answers, wrong_answers, spans where the row has them."""
 
 
 class BadRow(Exception):
-    """A row that is no pair; `at` counts rows from 0."""
+    """A row that is not a pair; `at` counts rows from 0."""
 
     def __init__(self, at: int, text: str) -> None:
         super().__init__(text)
@@ -49,15 +50,18 @@ class Wanted(NamedTuple):
 
 
 class Format(NamedTuple):
-    """`fits` looks at the first row; `read` turns any row into a pair or raises ValueError."""
+    """`fits` looks at the first row; `read` turns a row into a pair or raises ValueError.
+
+    drops: rows that cannot be used are left out, as the tool that made the format does.
+    """
 
     name: str
-    fits: Callable[[Row], bool]
-    read: Callable[[Row, Wanted], Pair]
-    drops: bool = False  # rows that cannot be used are left out, as the tool that made the format does
+    fits: Callable[[Columns], bool]
+    read: Callable[[Columns, Wanted], Fields]
+    drops: bool = False
 
 
-def pairs_of(rows: Sequence[Any], wanted: Wanted) -> dict[str, Any]:
+def pairs_of(rows: Sequence[Any], wanted: Wanted) -> Fields:
     """Fields of a `Task`, each a list with one entry per pair.
 
     Raises:
@@ -70,7 +74,7 @@ def pairs_of(rows: Sequence[Any], wanted: Wanted) -> dict[str, Any]:
     if wanted.counterfactual is not None and form.name != "MIB":
         raise BadRow(0, f"counterfactual={wanted.counterfactual!r} is for rows of MIB, these are of {form.name}")
     chosen = _of_split(rows, wanted.split)
-    pairs: dict[int, Pair] = {}
+    pairs: dict[int, Fields] = {}
     for at in chosen:
         try:
             pairs[at] = form.read(rows[at], wanted)
@@ -81,27 +85,29 @@ def pairs_of(rows: Sequence[Any], wanted: Wanted) -> dict[str, Any]:
         if differing := sorted(set(pair) ^ columns):
             names = [_column(name, (rows[chosen[0]], rows[at])) for name in differing]
             raise BadRow(at, f"column '{', '.join(names)}' is in some rows only")
-    fields: dict[str, Any] = {column: [pair[column] for pair in pairs.values()] for column in sorted(columns)}
+    fields: Fields = {column: [pair[column] for pair in pairs.values()] for column in sorted(columns)}
     return fields | ({"unusable": "drop"} if form.drops else {})
 
 
-def _column(name: str, rows: Sequence[Row]) -> str:
-    """What the file itself calls a field that one of these rows has."""
+def _column(name: str, rows: Sequence[Columns]) -> str:
+    """The file's own name for a field that one of these rows has."""
     fields = NAMES | TOKEN_IDS
     own = [key for row in rows for key, value in row.items() if fields.get(key) == name and value not in (None, "")]
-    return own[0] if own else "<predict> in corrupted"  # the one field without a column: Edge-Pruning's
+    return own[0] if own else "<predict> in corrupted"  # the one field without a column, Edge-Pruning's
 
 
-def _of_split(rows: Sequence[Row], split: str | None) -> list[int]:
+def _of_split(rows: Sequence[Columns], split: str | None) -> list[int]:
     if split is None:
         return list(range(len(rows)))
     there = {str(row.get("split")): None for row in rows if row.get("split") is not None}
     if split not in there:
-        raise BadRow(0, f"no row is of split {split!r}" + (f"; there are {', '.join(there)}" if there else ""))
+        raise BadRow(
+            0, unknown("split", split, there) if there else f"split={split!r}, but no row has a column 'split'"
+        )
     return [at for at, row in enumerate(rows) if row.get("split") == split]
 
 
-def _text(row: Row, column: str) -> str:
+def _text(row: Columns, column: str) -> str:
     value = row.get(column)
     if value is None or value == "":
         raise ValueError(f"no '{column}'")
@@ -110,9 +116,8 @@ def _text(row: Row, column: str) -> str:
     return value
 
 
-# -------------------------------------------------------------------- our own
-def _own(row: Row, _: Wanted) -> Pair:
-    pair: Pair = {}
+def _own(row: Columns, _: Wanted) -> Fields:
+    pair: Fields = {}
     for key, value in row.items():
         if key not in NAMES or value is None or value == "":
             continue
@@ -136,14 +141,12 @@ def _own(row: Row, _: Wanted) -> Pair:
     return pair
 
 
-# -------------------------------------------------------------------- auto-circuit
-def _auto_circuit(row: Row, wanted: Wanted) -> Pair:
+def _auto_circuit(row: Columns, wanted: Wanted) -> Fields:
     return _own({"corrupted" if key == "corrupt" else key: value for key, value in row.items()}, wanted)
 
 
-# -------------------------------------------------------------------- EAP-IG
-def _eap_ig(row: Row, _: Wanted) -> Pair:
-    pair: Pair = {side: _text(row, side) for side in ("clean", "corrupted")}
+def _eap_ig(row: Columns, _: Wanted) -> Fields:
+    pair: Fields = {side: _text(row, side) for side in ("clean", "corrupted")}
     for column, side in TOKEN_IDS.items():
         if row.get(column) not in (None, ""):
             pair[side] = _token_ids(column, row[column])
@@ -163,21 +166,20 @@ def _token_ids(column: str, value: Any) -> list[int]:
     return ids
 
 
-# -------------------------------------------------------------------- Edge-Pruning
 _MARKED = re.compile(r"(?P<prompt>.*?)(?P<answer>\s*<predict>.*?)</predict>", re.DOTALL)
 
 
-def _edge_pruning(row: Row, _: Wanted) -> Pair:
+def _edge_pruning(row: Columns, _: Wanted) -> Fields:
     clean, answer = _marked(_text(row, "clean"))
     corrupted, wrong = _marked(_text(row, "corrupted"))
     if answer is None:
         raise ValueError("'clean' has no <predict>...</predict> around the answer")
-    pair: Pair = {"clean": clean, "corrupted": corrupted, "answers": answer}
+    pair: Fields = {"clean": clean, "corrupted": corrupted, "answers": answer}
     return pair if wrong is None else {**pair, "wrong_answers": wrong}
 
 
 def _marked(text: str) -> tuple[str, str | None]:
-    """The prompt before the mark, and what the mark holds (with the spaces before it)."""
+    """The prompt before the mark, and what the mark holds with the spaces before it."""
     found = _MARKED.match(text)
     if found is None:
         return text.rstrip(), None
@@ -187,11 +189,10 @@ def _marked(text: str) -> tuple[str, str | None]:
     return found["prompt"], answer
 
 
-# -------------------------------------------------------------------- MIB
 _DEFAULTS = ("s2_io_flip_counterfactual", "symbol_counterfactual", "random_counterfactual")
 
 
-def _mib(row: Row, wanted: Wanted) -> Pair:
+def _mib(row: Columns, wanted: Wanted) -> Fields:
     column = _counterfactual(row, wanted.counterfactual)
     twin = row[column]
     if not isinstance(twin, Mapping) or not isinstance(twin.get("prompt"), str):
@@ -200,22 +201,22 @@ def _mib(row: Row, wanted: Wanted) -> Pair:
     return {"clean": _text(row, "prompt"), "corrupted": twin["prompt"], "answers": right, "wrong_answers": wrong}
 
 
-def _counterfactual(row: Row, name: str | None) -> str:
+def _counterfactual(row: Columns, name: str | None) -> str:
     there = [column for column in row if column.endswith("_counterfactual")]
+    names = [column.removesuffix("_counterfactual") for column in there]
     if name is None:
-        asked = [column for column in _DEFAULTS if column in there] or (there if len(there) == 1 else [])
-    else:
-        key = name.strip().lower().replace("-", "_").removesuffix("_counterfactual") + "_counterfactual"
-        asked = [column for column in (key, key.replace("_io_flip", "_ioi_flip")) if column in there]
-    if not asked:
-        names = [column.removesuffix("_counterfactual") for column in there]
-        hint = did_you_mean(name, [one.replace("_", "-") for one in names]) if name else ""
-        given = f"no counterfactual {name!r}{hint}" if name else "several counterfactuals: choose with counterfactual="
-        raise ValueError(f"{given}; there are {', '.join(names)}")
-    return asked[0]
+        found = [column for column in _DEFAULTS if column in there] or (there if len(there) == 1 else [])
+        if not found:
+            raise ValueError(f"several counterfactuals: choose with counterfactual=; there are {', '.join(names)}")
+        return found[0]
+    key = name.strip().lower().replace("-", "_").removesuffix("_counterfactual") + "_counterfactual"
+    for column in (key, key.replace("_io_flip", "_ioi_flip")):
+        if column in there:
+            return column
+    raise ValueError(unknown("counterfactual", name, names))
 
 
-def _mib_answers(row: Row, twin: Row, column: str) -> tuple[list[str], list[str]]:
+def _mib_answers(row: Columns, twin: Columns, column: str) -> tuple[list[str], list[str]]:
     choices, metadata = row.get("choices"), row.get("metadata")
     if isinstance(metadata, Mapping) and {"indirect_object", "subject"} <= set(metadata):  # IOI
         return [str(metadata["indirect_object"])], [str(metadata["subject"])]
@@ -228,7 +229,7 @@ def _mib_answers(row: Row, twin: Row, column: str) -> tuple[list[str], list[str]
     if not isinstance(labels, Sequence) or isinstance(labels, str) or len(labels) < 2:
         raise ValueError(f"'choices' must hold at least two labels, not {choices!r}")
     if isinstance(key, bool) or not isinstance(key, int) or not 0 <= key < len(labels):
-        raise ValueError(f"'answerKey' must be a place in the {len(labels)} choices, counted from 0, not {key!r}")
+        raise ValueError(f"'answerKey' must be an index into the {len(labels)} choices, counted from 0, not {key!r}")
     return [str(labels[key])], [str(label) for at, label in enumerate(labels) if at != key]
 
 

@@ -1,75 +1,210 @@
-"""What a user gave as answers and positions, checked and made plain; every error names the row."""
+"""What a user gave, checked: pairs of prompts, answers, read positions. Every error names the row.
+
+`Given` holds the fields of a `circuitfind.Task`; `Given.tokens` turns them into token ids.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from circuitfind.errors import TaskError
+from circuitfind.metrics import Function, Metric, metric_of
+from circuitfind.tasks.tokens import PromptTokenizer, Tokens, tokenise, unpadded
+
+Prompts = Sequence[str] | Tensor
+Answers = Sequence[str] | Sequence[Sequence[str]] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
-def is_list(given: Any) -> bool:
-    """Whether it has one entry per pair, in order."""
-    return hasattr(given, "__len__") and not isinstance(given, (bytes, dict, set)) and getattr(given, "ndim", 1) > 0
+class ModelLike(Protocol):
+    """What a task needs of a model."""
+
+    @property
+    def tokenizer(self) -> Any: ...
+    @property
+    def config(self) -> Any: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def vocabulary(self) -> int: ...
 
 
-def kind(given: Any) -> str:
-    """What it is, for an error."""
-    if given is None:
-        return "None"
-    return f"a {type(given).__name__}" + (" of no dimension" if getattr(given, "ndim", 1) == 0 else "")
+@dataclass
+class Given:
+    """The fields of a task, described in `circuitfind.Task`, of matching lengths and kinds."""
+
+    clean: Prompts
+    corrupted: Prompts
+    answers: Answers | None = None
+    wrong_answers: Answers | None = None
+    metric: str | Metric | Function = "logit_diff"
+    positions: int | Sequence[int] | Tensor | None = None
+    bos: bool | None = None
+    name: str = "task"
+    attention_mask: Tensor | None = None
+    corrupted_attention_mask: Tensor | None = None
+    flips: bool = False
+    spans: Sequence[Mapping[str, Any]] | None = None
+    unusable: str = "error"
+    corrupted_spans: Sequence[Mapping[str, Any]] | None = None
+    align: str | None = None
+
+    def __post_init__(self) -> None:
+        lists = ("clean", "corrupted", "answers", "wrong_answers", "spans", "corrupted_spans")
+        for side in lists:
+            given = getattr(self, side)
+            if isinstance(given, str):  # it has a length, and would pass for a list of letters
+                raise TaskError(f"{side} is one string: give a list with one entry per pair")
+            if isinstance(given, Iterator):
+                setattr(self, side, list(given))
+            elif not _is_list(given) and (given is not None or side in ("clean", "corrupted")):
+                raise TaskError(f"{side} is {_kind(given)}: give a list or tensor with one entry per pair")
+        sizes = {side: len(getattr(self, side)) for side in lists if getattr(self, side) is not None}
+        if len(set(sizes.values())) > 1:
+            raise TaskError(f"the lists differ in length: {', '.join(f'{k} {v}' for k, v in sizes.items())}")
+        if not len(self):
+            raise TaskError("the task holds no pairs")
+        if self.is_ids != isinstance(self.corrupted, Tensor):
+            raise TaskError("clean and corrupted must both be strings or both be id tensors")
+        if self.is_ids and self.bos is not None:
+            raise TaskError("bos is for prompts as text: put the BOS token's id into the prompts yourself")
+        for number, prompts in enumerate([] if self.is_ids else zip(self.clean, self.corrupted, strict=True)):
+            if not all(isinstance(prompt, str) for prompt in prompts):
+                raise TaskError(
+                    f"row {number}: prompts are strings, or all of them one [batch, pos] tensor of token ids"
+                )
+        masks = (self.attention_mask, self.corrupted_attention_mask)
+        if not self.is_ids and any(mask is not None for mask in masks):
+            raise TaskError("attention_mask is for prompts as token ids: strings are padded and masked by the task")
+        if not isinstance(self.metric, (str, Metric)) and not callable(self.metric):
+            raise TaskError(f"metric is {_kind(self.metric)}: give one name or a callable (logits, batch)")
+        metric_of(self.metric)
+        if self.unusable not in ("error", "drop"):
+            raise TaskError(f"unusable is {self.unusable!r}: use 'error' or 'drop'")
+        if self.align not in (None, "spans"):
+            raise TaskError(f"align is {self.align!r}: use 'spans', or None for pairs of equal length")
+        if self.align and (self.spans is None or self.corrupted_spans is None):
+            raise TaskError(
+                "align='spans' needs spans and corrupted_spans: name in both prompts what differs in length, such as"
+                " spans=[{'who': 'Mary'}], corrupted_spans=[{'who': 'the old man'}]"
+            )
+
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    @property
+    def is_ids(self) -> bool:
+        """Whether the prompts are token ids."""
+        return isinstance(self.clean, Tensor)
+
+    def answer_lists(self) -> list[list[list[Any]] | None]:
+        """The answers and the wrong answers, by row; None where there are none."""
+        sides = (self.answers, self.wrong_answers)
+        return [None if side is None else _answer_lists(side, len(self)) for side in sides]
+
+    def answers_are_ids(self) -> bool:
+        """Whether there are answers, and all of them, right and wrong, are token ids."""
+        given = [lists for lists in self.answer_lists() if lists is not None]
+        return bool(given) and all(_is_id(answer) for lists in given for row in lists for answer in row)
+
+    def subset(self, rows: Sequence[int]) -> Self:
+        """Some of the pairs, as given."""
+
+        def pick(given: Any) -> Any:
+            one_for_all = given is None or not hasattr(given, "__len__") or getattr(given, "ndim", 1) == 0
+            return given if one_for_all else given[list(rows)] if hasattr(given, "ndim") else [given[i] for i in rows]
+
+        names = ("clean", "corrupted", "answers", "wrong_answers", "positions", "spans", "corrupted_spans")
+        masks = ("attention_mask", "corrupted_attention_mask")
+        return replace(self, **{name: pick(getattr(self, name)) for name in (*names, *masks)})
+
+    # ---------------------------------------------------------------- as ids
+    def tokenizer(self, model: ModelLike) -> PromptTokenizer | None:
+        """What turns the prompts into ids; None for prompts as ids.
+
+        Raises:
+            TaskError: the prompts are text and the model has no tokenizer.
+        """
+        if self.is_ids:
+            return None
+        if model.tokenizer is None:
+            raise TaskError(
+                "this model has no tokenizer: give token ids, or wrap it with one: cf.wrap(model, tokenizer)"
+            )
+        return PromptTokenizer(model.tokenizer, self.bos)
+
+    def answer_texts(self) -> tuple[list[list[str]], list[list[str]]]:
+        """The answers and the wrong answers as text, by row.
+
+        Raises:
+            TaskError: one is not text, or empty.
+        """
+        return self._checked(
+            lambda one: isinstance(one, str) and bool(one), "must be a non-empty string or a list of them"
+        )
+
+    def answer_ids(self) -> tuple[list[list[int]], list[list[int]]]:
+        """The answers and the wrong answers as ids, by row, each id once.
+
+        Raises:
+            TaskError: one is not an id.
+        """
+        return self._checked(_is_id, "must be token ids, as the prompts are")
+
+    def _checked(self, fits: Callable[[Any], bool], wanted: str) -> tuple[list[list[Any]], list[list[Any]]]:
+        sides = []
+        for side, lists in zip(("answers", "wrong_answers"), self.answer_lists(), strict=True):
+            for number, row in enumerate(lists or []):
+                if not row or not all(map(fits, row)):
+                    raise TaskError(f"row {number}: {side} {wanted}, not {row!r}")
+            sides.append([list(dict.fromkeys(row)) for row in lists or [[]] * len(self)])
+        return sides[0], sides[1]
+
+    def tokens(self, tokenizer: PromptTokenizer | None) -> Tokens:
+        """All ids by row; those of answers by read position are left to `circuitfind.tasks.tokens.by_read`."""
+        if tokenizer is None:
+            assert isinstance(self.clean, Tensor) and isinstance(self.corrupted, Tensor)
+            sides = (self.clean, self.attention_mask), (self.corrupted, self.corrupted_attention_mask)
+            rows = [unpadded(ids, self.attention_mask if mask is None else mask) for ids, mask in sides]
+            by_read = (given := _positions(self.positions)).ndim == 2 and given.shape[1] > 1
+            answers = ([[]] * len(self), [[]] * len(self)) if by_read else self.answer_ids()
+            return Tokens(rows[0], rows[1], *answers, "as ids")
+        clean, corrupted = list(self.clean), list(self.corrupted)
+        if self.answers_are_ids():
+            return Tokens(tokenizer(clean), tokenizer(corrupted), *self.answer_ids(), "as ids")
+        return tokenise(tokenizer, clean, corrupted, *self.answer_texts())
+
+    def read_positions(self, rows: list[list[int]]) -> Tensor:
+        """`[batch, reads]` positions in the clean prompts, checked against each row's length; by default the last
+        token.
+
+        Raises:
+            TaskError: they have another shape, are not whole numbers, or lie outside a prompt.
+        """
+        if self.positions is None:
+            return torch.tensor([[len(row) - 1] for row in rows])
+        given = _positions(self.positions)
+        if given.ndim == 0:
+            given = given.expand(len(rows))
+        if given.ndim == 1:
+            given = given.unsqueeze(1)
+        if given.ndim != 2 or given.shape[0] != len(rows):
+            raise TaskError(f"positions have shape {list(given.shape)}: one number, one an example, or [batch, reads]")
+        read = []
+        for number, (wanted, row) in enumerate(zip(given.tolist(), rows, strict=True)):
+            if any(not -len(row) <= p < len(row) for p in wanted):
+                raise TaskError(f"row {number}: position {wanted} lies outside its {len(row)} tokens")
+            read.append([p % len(row) for p in wanted])
+        return torch.tensor(read)
 
 
-def answer_sets(answers: Any, size: int) -> list[list[Any]]:
-    """By row, the answers as a list; empty lists where the task has none."""
-    if answers is None:
-        return [[] for _ in range(size)]
-    as_list = getattr(answers, "tolist", None)  # of a tensor or an array
-    rows = list(answers) if as_list is None else as_list()
-    return [list(row) if isinstance(row, (list, tuple)) else [row] for row in rows]
-
-
-def are_ids(sets: Sequence[Sequence[Any]]) -> bool:
-    """Whether all of these answers are token ids."""
-    return all(isinstance(answer, Integral) and not isinstance(answer, bool) for row in sets for answer in row)
-
-
-def answer_texts(answers: Any, size: int, side: str) -> list[list[str]]:
-    """By row, answers as text.
-
-    Raises:
-        TaskError: an answer is no text, or empty.
-    """
-    rows = answer_sets(answers, size)
-    for number, row in enumerate(rows if answers is not None else []):
-        if not row or not all(isinstance(answer, str) and answer for answer in row):
-            raise TaskError(f"row {number}: {side} must be a non-empty string or a list of them, not {row!r}")
-    return rows
-
-
-def answer_ids(answers: Any, size: int) -> list[list[int]]:
-    """By row, answers as ids; each counts once.
-
-    Raises:
-        TaskError: an answer is no id.
-    """
-    rows = answer_sets(answers, size)
-    for number, row in enumerate(rows if answers is not None else []):
-        if not row or not are_ids([row]):
-            raise TaskError(f"row {number}: with prompts as ids, answers are ids too, not {row!r}")
-    return [list(dict.fromkeys(row)) for row in rows]
-
-
-def positions_of(positions: Any) -> Tensor:
-    """The positions as given, in a tensor; empty where none are.
-
-    Raises:
-        TaskError: they are no whole numbers.
-    """
+def _positions(positions: Any) -> Tensor:
+    """The positions as given, in a tensor; empty where there are none."""
     try:
         given = torch.as_tensor([] if positions is None else positions)
     except (ValueError, TypeError):
@@ -80,20 +215,24 @@ def positions_of(positions: Any) -> Tensor:
     return given
 
 
-def read_positions(positions: Any, rows: list[list[int]]) -> Tensor:
-    """`[batch, reads]` positions, checked against each row's length."""
-    if positions is None:
-        return torch.tensor([[len(row) - 1] for row in rows])
-    given = positions_of(positions)
-    if given.ndim == 0:
-        given = given.expand(len(rows))
-    if given.ndim == 1:
-        given = given.unsqueeze(1)
-    if given.ndim != 2 or given.shape[0] != len(rows):
-        raise TaskError(f"positions have shape {list(given.shape)}: one number, one an example, or [batch, reads]")
-    read = []
-    for number, (wanted, row) in enumerate(zip(given.tolist(), rows, strict=True)):
-        if any(not -len(row) <= p < len(row) for p in wanted):
-            raise TaskError(f"row {number}: position {wanted} lies outside its {len(row)} tokens")
-        read.append([p % len(row) for p in wanted])
-    return torch.tensor(read)
+def _is_list(given: Any) -> bool:
+    """Whether it has one entry per pair, in order."""
+    return hasattr(given, "__len__") and not isinstance(given, (bytes, dict, set)) and getattr(given, "ndim", 1) > 0
+
+
+def _kind(given: Any) -> str:
+    """What it is, for an error."""
+    if given is None:
+        return "None"
+    return f"a {type(given).__name__}" + (" of no dimension" if getattr(given, "ndim", 1) == 0 else "")
+
+
+def _answer_lists(answers: Any, size: int) -> list[list[Any]]:
+    """By row, the answers as a list."""
+    as_list = getattr(answers, "tolist", None)  # of a tensor or an array
+    rows = list(answers) if as_list is None else as_list()
+    return [list(row) if isinstance(row, (list, tuple)) else [row] for row in rows]
+
+
+def _is_id(answer: Any) -> bool:
+    return isinstance(answer, Integral) and not isinstance(answer, bool)

@@ -1,18 +1,18 @@
 """Indirect object identification: "When Mary and John went to the store, John gave a drink to" -> Mary.
 
-Wang et al. 2022, "Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small".
-Two names, one of which (the subject, S) comes again: the other (the indirect object, IO) is the answer. Rows
-alternate between the two orders of the first clause, IO first (ABBA) and S first (BABA). Spans, with the paper's names:
-IO, S1 and S2, the subject's second mention; the paper's END is the last token, where the metric reads.
+Wang et al. 2022, "Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small". Two
+names, of which the subject (S) is repeated: the other one, the indirect object (IO), is the answer. Pairs alternate
+between the two orders of the first clause, IO first (ABBA) and S first (BABA). Spans, with the paper's names: IO, S1,
+and S2 for the subject's second mention; the paper's END is the last token, where the metric reads.
 
 Corruptions:
-* `s2-io-flip`: the second mention is the IO instead of S. Now S is the answer: the metric's sign flips.
-* `s1-io-flip`: the first clause's names change places (ABBA becomes BABA). The answer stays; only what the
-  model does by order and position is disturbed.
-* `abc`: three different names that the clean prompt does not have (the paper's p_ABC): none comes twice.
-* `random-names`: IO and S are two other names throughout: the pattern stays, the names go.
-* the flips together, and after `random-names` (the names of MIB's counterfactuals, Mueller et al. 2025): with
-  both flips S comes first and IO twice, so the metric's sign flips.
+* `s2-io-flip`: the second mention is IO instead of S. Now S is right, and the metric's sign flips.
+* `s1-io-flip`: the names of the first clause change places (ABBA becomes BABA). The answer stays the same; only what
+  the model does by order and position is disturbed.
+* `abc`: three different names that are not in the clean prompt (the paper's p_ABC): no name is repeated.
+* `random-names`: IO and S are two other names throughout: the pattern stays the same.
+* both flips together, and flips after `random-names` (the names of MIB's counterfactuals, Mueller et al. 2025): after
+  both flips S comes first and IO is repeated, so the metric's sign flips.
 """
 
 from __future__ import annotations
@@ -20,13 +20,9 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from circuitfind.tasks.behaviour import Behaviour, Choice, Draw, numbered
-from circuitfind.tasks.filled import Filled, filled
+from circuitfind.tasks.builder import Choice, Draw, Pair, SingleTokens, TaskBuilder, numbered
 from circuitfind.tasks.lexicon import FEMALE_NAMES, MALE_NAMES, OBJECTS, PLACES
-from circuitfind.tasks.rows import Row
-from circuitfind.tasks.words import SingleTokens
 
-NAME = "ioi"
 CORRUPTIONS = (
     "s2-io-flip",
     "s1-io-flip",
@@ -38,7 +34,7 @@ CORRUPTIONS = (
     "random-names-s1-io-flip-s2-io-flip",
 )
 
-TEMPLATES: tuple[str, ...] = (
+SENTENCES: tuple[str, ...] = (
     "When {a} and {b} went to the {place}, {s} gave a {object} to",
     "After {a} and {b} went to the {place}, {s} gave a {object} to",
     "Then, {a} and {b} went to the {place}. {s} gave a {object} to",
@@ -48,20 +44,17 @@ TEMPLATES: tuple[str, ...] = (
     "Friends {a} and {b} found a {object} at the {place}. {s} gave it to",
     "The {place} {a} and {b} went to had a {object}. {s} gave it to",
 )
-
 ORDERS: dict[str, dict[str, str]] = {  # the paper's letters: A is the IO, B is S
     "abba": {"a": "{io}", "b": "{s}"},
     "baba": {"a": "{s}", "b": "{io}"},
 }
 SPANS = {"io": ["IO"], "s": ["S1"], "second": ["S2"]}
 _KEPT = {"s": "{second}", "place": "{place}", "object": "{object}"}
-PATTERNS: dict[str, str] = {
+TEMPLATES: dict[str, str] = {
     name: pattern
     for order, letters in ORDERS.items()
-    for name, pattern in numbered((text.format(**letters, **_KEPT) for text in TEMPLATES), f"{order}-").items()
+    for name, pattern in numbered((text.format(**letters, **_KEPT) for text in SENTENCES), f"{order}-").items()
 }
-
-_LEAST_NAMES, _LEAST_PLACES, _LEAST_OBJECTS = 8, 2, 2
 
 
 def drawer(
@@ -69,44 +62,40 @@ def drawer(
     places: Sequence[str],
     objects: Sequence[str],
     corruption: str,
-    templates: Mapping[str, str] = PATTERNS,
+    templates: Mapping[str, str] = TEMPLATES,
 ) -> Draw:
-    """Draws rows over the given words (at least five names), alternating between the orders among the templates."""
+    """Draws pairs with the given words (at least five names), alternating between the orders among the templates."""
     by_order = [[p for name, p in templates.items() if name.startswith(order)] for order in ORDERS]
     by_order = [patterns for patterns in by_order if patterns]
 
-    def draw(rng: random.Random, number: int) -> Row:
+    def draw(rng: random.Random, number: int) -> Pair:
         pattern = rng.choice(by_order[number % len(by_order)])
         io, s, x, y, z = rng.sample(names, 5)
-        place, thing = rng.choice(places), rng.choice(objects)
-
-        def say(io: str, s: str, second: str) -> Filled:
-            return filled(pattern, SPANS, io=io, s=s, second=second, place=place, object=thing)
-
-        clean, spans = say(io, s, s)
+        said = {"io": io, "s": s, "second": s, "place": rng.choice(places), "object": rng.choice(objects)}
         if corruption == "abc":
-            return Row(clean, say(x, y, z).text, (io,), (s,), spans=spans)
-        first, again = (x, y) if corruption.startswith("random-names") else (io, s)
-        second = first if "s2-io-flip" in corruption else again
-        corrupted = say(again, first, second) if "s1-io-flip" in corruption else say(first, again, second)
-        return Row(clean, corrupted.text, (io,), (s,), flips=second == io, spans=spans)
+            corrupted = {"io": x, "s": y, "second": z}
+        else:
+            first, again = (x, y) if corruption.startswith("random-names") else (io, s)
+            second = first if "s2-io-flip" in corruption else again
+            if "s1-io-flip" in corruption:
+                first, again = again, first
+            corrupted = {"io": first, "s": again, "second": second}
+        return Pair.filled(pattern, said, corrupted, [io], [s], flips=corrupted["second"] == io, spans=SPANS)
 
     return draw
 
 
 def _prepare(words: SingleTokens, choice: Choice) -> Draw:
-    names = words.need(FEMALE_NAMES + MALE_NAMES, _LEAST_NAMES, NAME, "names")
-    places = words.need(PLACES, _LEAST_PLACES, NAME, "places")
-    objects = words.need(OBJECTS, _LEAST_OBJECTS, NAME, "objects")
+    names = words.need(FEMALE_NAMES + MALE_NAMES, 8, "ioi", "names")
+    places, objects = words.need(PLACES, 2, "ioi", "places"), words.need(OBJECTS, 2, "ioi", "objects")
     return drawer(names, places, objects, choice.corruption, choice.templates)
 
 
-BEHAVIOUR = Behaviour(
-    name=NAME,
-    summary="of two names, the one not said twice: When Mary and John went ..., John gave a drink to -> Mary",
+TASK = TaskBuilder(
+    "ioi",
+    _prepare,
+    CORRUPTIONS,
+    templates=TEMPLATES,
+    summary="of two names, the one that is not repeated: When Mary and John went ..., John gave a drink to -> Mary",
     source="Wang et al. 2022, Interpretability in the Wild (arXiv:2211.00593)",
-    metric="logit_diff",
-    corruptions=CORRUPTIONS,
-    prepare=_prepare,
-    templates=PATTERNS,
 )

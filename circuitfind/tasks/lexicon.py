@@ -1,7 +1,7 @@
-"""The words of the built-in behaviours: common English, each one token after a space for GPT-2's tokenizer.
+"""The words of the built-in tasks: common English, each one token after a space in GPT-2's tokenizer.
 
-Which of them another tokenizer says in one token is asked at run time (`SingleTokens`). Every object and
-event begins with a consonant sound, so that "a" is right before it.
+Which of them are one token in another tokenizer is found out at run time (`SingleTokens`). Every object and event
+begins with a consonant sound, so that "a" is the right article.
 """
 
 from __future__ import annotations
@@ -9,6 +9,11 @@ from __future__ import annotations
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
+
+
+def _pairs(text: str) -> tuple[tuple[str, str], ...]:
+    """From "France Paris, Germany Berlin"."""
+    return tuple((first, second) for first, second in map(str.split, text.split(",")))
 
 
 FEMALE_NAMES: tuple[str, ...] = _words(
@@ -81,54 +86,24 @@ _REGULAR_NOUNS = _words(
 
 NOUNS: tuple[tuple[str, str], ...] = (
     *((noun, noun + "s") for noun in _REGULAR_NOUNS),
-    ("box", "boxes"),
-    ("bus", "buses"),
-    ("story", "stories"),
-    ("child", "children"),
+    *_pairs("box boxes, bus buses, story stories, child children"),
 )
 """Singular and plural."""
 
 STORY_NAMES: tuple[str, ...] = _words("Lily Tim Timmy Mia Max Tommy Sue Sam Jill Billy")
-"""Names of children's stories, for models of small vocabulary; not among the other names."""
+"""Names from children's stories, for models with a small vocabulary; none of them is in the lists above."""
 
-CAPITALS: tuple[tuple[str, str], ...] = (
-    ("France", "Paris"),
-    ("Germany", "Berlin"),
-    ("Italy", "Rome"),
-    ("Spain", "Madrid"),
-    ("Portugal", "Lisbon"),
-    ("England", "London"),
-    ("Ireland", "Dublin"),
-    ("Austria", "Vienna"),
-    ("Hungary", "Budapest"),
-    ("Poland", "Warsaw"),
-    ("Greece", "Athens"),
-    ("Sweden", "Stockholm"),
-    ("Norway", "Oslo"),
-    ("Denmark", "Copenhagen"),
-    ("Finland", "Helsinki"),
-    ("Belgium", "Brussels"),
-    ("Russia", "Moscow"),
-    ("Ukraine", "Kiev"),
-    ("Turkey", "Ankara"),
-    ("Egypt", "Cairo"),
-    ("Kenya", "Nairobi"),
-    ("Iraq", "Baghdad"),
-    ("Iran", "Tehran"),
-    ("Syria", "Damascus"),
-    ("Lebanon", "Beirut"),
-    ("Afghanistan", "Kabul"),
-    ("India", "Delhi"),
-    ("China", "Beijing"),
-    ("Japan", "Tokyo"),
-    ("Korea", "Seoul"),
-    ("Thailand", "Bangkok"),
-    ("Vietnam", "Hanoi"),
-    ("Canada", "Ottawa"),
-    ("Cuba", "Havana"),
-    ("Peru", "Lima"),
+CAPITALS: tuple[tuple[str, str], ...] = _pairs(
+    """
+    France Paris, Germany Berlin, Italy Rome, Spain Madrid, Portugal Lisbon, England London, Ireland Dublin,
+    Austria Vienna, Hungary Budapest, Poland Warsaw, Greece Athens, Sweden Stockholm, Norway Oslo,
+    Denmark Copenhagen, Finland Helsinki, Belgium Brussels, Russia Moscow, Ukraine Kiev, Turkey Ankara,
+    Egypt Cairo, Kenya Nairobi, Iraq Baghdad, Iran Tehran, Syria Damascus, Lebanon Beirut, Afghanistan Kabul,
+    India Delhi, China Beijing, Japan Tokyo, Korea Seoul, Thailand Bangkok, Vietnam Hanoi, Canada Ottawa,
+    Cuba Havana, Peru Lima
+    """
 )
-"""Country and capital, each in its most common English one-word name."""
+"""Country and capital, each by its most common one-word English name."""
 
 IDENTIFIERS: tuple[str, ...] = _words(
     """
@@ -138,7 +113,7 @@ IDENTIFIERS: tuple[str, ...] = _words(
     width height depth level order root parent query limit format mode scope version address session
     """
 )
-"""Names that code gives to arguments."""
+"""Names of arguments in code."""
 
 DESCRIPTIONS: tuple[str, ...] = _words(
     """
@@ -147,4 +122,4 @@ DESCRIPTIONS: tuple[str, ...] = _words(
     range stage trade voice field history account material care record rate
     """
 )
-"""Nouns that stand in a docstring without telling anything about an argument."""
+"""Nouns that fill a docstring without describing any argument."""

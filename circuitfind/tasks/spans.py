@@ -1,12 +1,15 @@
-"""Named stretches of a prompt, such as the subject and the indirect object, as token positions.
+"""Named spans of a prompt, such as the subject and the indirect object, as token positions; alignment by spans.
 
 1. A span is text that occurs once in its prompt, or `(text, n)`, the n-th occurrence of a text, counted from 1, or
-   `(start, stop)` counted in the text's own tokens (a BOS token that the tokenizer puts before it is not counted; for
-   prompts as ids every id counts).
-2. Text is located by tokenising what stands before it, and what stands before it and itself: both must be beginnings of
-   the prompt's ids, or the span cuts a token in two.
-
-Where both prompts of a pair have one length, a position means the same in both; `alignment.py` is for those of two.
+   `(start, stop)` in the text's own tokens (not counting a BOS token that the tokenizer puts first; in prompts given as
+   ids every id counts).
+2. Text is located by tokenising what comes before it, and what comes before it together with it: both must be the
+   beginning of the prompt's ids, or the span cuts a token in two.
+3. Where the prompts of a pair differ in length, spans with a name in both correspond, in one order; so do the parts
+   before, between and after them, which must have equal lengths and correspond token by token.
+4. Within corresponding spans tokens are counted from the end, because heads attend to the last token of a word. Where
+   the clean span is longer, its first tokens all take the first token of the corrupted span; where it is shorter, the
+   first tokens of the corrupted span have no counterpart.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 from circuitfind.errors import TaskError
 from circuitfind.tasks.tokens import PromptTokenizer
@@ -35,82 +39,131 @@ def locate(
 
     Args:
         prompts: one side's prompts as text; None for prompts as ids.
-        ids: by row, the prompt's ids, without padding.
+        ids: by row, the prompt's ids without padding.
         tokenizer: a `PromptTokenizer`, for prompts as text.
         side: "clean" or "corrupted", for errors.
 
     Raises:
         TaskError: naming the row and the span.
     """
-    if prompts is None:
-        pairs = enumerate(zip(spans, ids, strict=True))
-        return tuple(_row(n, row, None, own, 0, tokenizer, side) for n, (row, own) in pairs)
-    before = len(tokenizer([""])[0])  # a BOS token
-    rows = zip(spans, prompts, ids, strict=True)
-    return tuple(_row(number, *row, before, tokenizer, side) for number, row in enumerate(rows))
+    texts = [None] * len(ids) if prompts is None else prompts
+    before = 0 if prompts is None else len(tokenizer([""])[0])  # a BOS token
+    found: list[dict[str, Span]] = []
+    for number, (named, text, own) in enumerate(zip(spans, texts, ids, strict=True)):
+        if not isinstance(named, Mapping):
+            raise TaskError(
+                f"row {number}: spans are a mapping, name -> text, (text, n) or (start, stop), not {named!r}"
+            )
+        prompt = _Prompt(text, own, before, tokenizer, side)
+        found.append({})
+        for name, given in named.items():
+            try:
+                found[-1][str(name)] = prompt.span(given)
+            except ValueError as error:
+                raise TaskError(f"row {number}: span '{name}': {error}") from None
+    return tuple(found)
 
 
 def locatable(
     spans: Sequence[Mapping[str, tuple[str, int]]], prompts: Sequence[str], tokenizer: PromptTokenizer
 ) -> list[dict[str, tuple[str, int]]] | None:
-    """Those of the spans, each a text's n-th occurrence, that are whole tokens; None where no prompt has any."""
+    """The spans, each the n-th occurrence of a text, that consist of whole tokens; None if no prompt has any."""
     kept: list[dict[str, tuple[str, int]]] = []
     for row, prompt, ids in zip(spans, prompts, tokenizer(prompts), strict=True):
         kept.append({})
         for name, given in row.items():
             with suppress(ValueError):
-                _of_text(*given, prompt, ids, tokenizer)
+                _Prompt(prompt, ids, 0, tokenizer, "clean").of_text(*given)
                 kept[-1][name] = given
     return kept if any(kept) else None
 
 
 def occurrences(prompt: str, text: str) -> list[int]:
-    """Where a text begins in a prompt; occurrences may overlap, as those of "22" in "1222"."""
+    """Where a text occurs in a prompt; occurrences may overlap, as those of "22" in "1222"."""
     return [found.start() for found in re.finditer(f"(?={re.escape(text)})", prompt)]
 
 
-def _row(
-    number: int, spans: Any, prompt: str | None, ids: list[int], before: int, tokenizer: PromptTokenizer, side: str
-) -> dict[str, Span]:
-    if not isinstance(spans, Mapping):
-        raise TaskError(f"row {number}: spans are a mapping, name -> text, (text, n) or (start, stop), not {spans!r}")
-    found = {}
-    for name, given in spans.items():
-        try:
-            found[str(name)] = _span(given, prompt, ids, before, tokenizer, side)
-        except ValueError as error:
-            raise TaskError(f"row {number}: span '{name}': {error}") from None
-    return found
+class _Prompt(NamedTuple):
+    """One prompt, in which spans are located: its text, its ids, and how many tokens come before the text's own."""
 
+    text: str | None
+    ids: list[int]
+    before: int
+    tokenizer: PromptTokenizer
+    side: str
 
-def _span(given: Any, prompt: str | None, ids: list[int], before: int, tokenizer: PromptTokenizer, side: str) -> Span:
-    pair = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
-    if isinstance(given, str) or (pair and isinstance(given[0], str)):
-        if prompt is None:
+    def span(self, given: Any) -> Span:
+        """The tokens of a span as the user names it; a ValueError says why it has none."""
+        pair = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
+        if isinstance(given, str) or (pair and isinstance(given[0], str)):
+            text, number = given if pair else (given, None)
+            return self.of_text(text, number)
+        own = len(self.ids) - self.before
+        if not pair or not all(isinstance(at, Integral) for at in given) or not 0 <= given[0] < given[1] <= own:
+            raise ValueError(f"{given!r} is not a (start, stop) within the {own} tokens of the prompt")
+        return int(given[0]) + self.before, int(given[1]) + self.before
+
+    def of_text(self, text: str, number: Any = None) -> Span:
+        """The tokens of the n-th occurrence of a text; without a number, of its only one."""
+        if self.text is None:
             raise ValueError("prompts as ids have no text: give (start, stop)")
-        text, number = given if pair else (given, None)
-        return _of_text(text, number, prompt, ids, tokenizer, side)
-    whole = pair and all(isinstance(at, Integral) for at in given)
-    if not whole or not 0 <= given[0] < given[1] <= len(ids) - before:
-        raise ValueError(f"{given!r} is no (start, stop) within the {len(ids) - before} tokens of the prompt")
-    return int(given[0]) + before, int(given[1]) + before
+        starts = occurrences(self.text, text) if text.strip() else []
+        times = f"{text!r} occurs {len(starts)} times in the {self.side} prompt"
+        if number is None and len(starts) != 1:
+            which = "the n-th as (text, n), or (start, stop)" if starts else "(start, stop)"
+            raise ValueError(f"{times}: give {which} in tokens instead")
+        if number is not None and number not in range(1, len(starts) + 1):
+            raise ValueError(
+                f"{times}, so there is no number {number!r}: give another, or leave spans out (spans=None);"
+                " task.exchanged() exchanges the sides with their spans"
+            )
+        at = starts[(number or 1) - 1] + len(text) - len(text.lstrip())
+        head, whole = self.tokenizer([self.text[:at].rstrip(" "), self.text[: at + len(text.strip())]])
+        if not len(head) < len(whole) or self.ids[: len(head)] != head or self.ids[: len(whole)] != whole:
+            raise ValueError(f"{text!r} begins or ends inside a token: give (start, stop) in tokens instead")
+        return len(head), len(whole)
 
 
-def _of_text(
-    text: str, number: Any, prompt: str, ids: list[int], tokenizer: PromptTokenizer, side: str = "clean"
-) -> Span:
-    """Of the occurrence of this number; without one, of the only occurrence."""
-    starts = occurrences(prompt, text) if text.strip() else []
-    if number is None and len(starts) != 1:
-        which = "the n-th as (text, n), or (start, stop)" if starts else "(start, stop)"
-        raise ValueError(f"{text!r} occurs {len(starts)} times in the {side} prompt: give {which} in tokens instead")
-    if number is not None and number not in range(1, len(starts) + 1):
+# -------------------------------------------------------------------- alignment
+def counterparts(clean: Mapping[str, Span], corrupted: Mapping[str, Span], lengths: tuple[int, int]) -> list[int]:
+    """By position of the clean prompt, the corresponding position of the corrupted prompt.
+
+    Args:
+        clean, corrupted: spans by name; those that only the clean prompt has are ignored.
+        lengths: of the two prompts, in tokens.
+
+    Raises:
+        ValueError: a name that only the corrupted prompt has, spans out of order, or unequal lengths between them.
+    """
+    if only := sorted(set(corrupted) - set(clean)):
+        raise ValueError(f"span '{only[0]}' is named in the corrupted prompt only: name it in the clean one, too")
+    names = sorted(corrupted, key=lambda name: clean[name])
+    for side, spans in (("clean", clean), ("corrupted", corrupted)):
+        for first, second in pairwise(names):
+            if spans[second][0] < spans[first][1]:
+                raise ValueError(
+                    f"span '{second}' begins before span '{first}' ends in the {side} prompt: aligned spans must not"
+                    " overlap, and come in one order in both prompts"
+                )
+    index: list[int] = []
+    before, end = "", 0  # name of the span before, and where it stops in the corrupted prompt
+    for name in names:
+        span, other = clean[name], corrupted[name]
+        where = f"between spans '{before}' and '{name}'" if before else f"before span '{name}'"
+        _extend(index, span[0], end, other[0], f"the text {where}")
+        longest = other[1] - other[0]
+        index += [other[1] - min(span[1] - at, longest) for at in range(*span)]
+        before, end = name, other[1]
+    _extend(index, lengths[0], end, lengths[1], f"the text after span '{before}'" if before else "the prompt")
+    return index
+
+
+def _extend(index: list[int], stop: int, other_start: int, other_stop: int, what: str) -> None:
+    """Adds the tokens up to `stop` in the clean prompt, each with its counterpart."""
+    size, other_size = stop - len(index), other_stop - other_start
+    if size != other_size:
         raise ValueError(
-            f"{text!r} occurs {len(starts)} times in the {side} prompt, so there is no number {number!r}: name another,"
-            " or leave spans away (spans=None); task.exchanged() exchanges the sides with their spans"
+            f"{what} has {size} tokens in the clean prompt, {other_size} in the corrupted one: only spans named in both"
+            " may differ in length, so name what differs in spans and corrupted_spans"
         )
-    at = starts[(number or 1) - 1] + len(text) - len(text.lstrip())
-    head, whole = tokenizer([prompt[:at].rstrip(" "), prompt[: at + len(text.strip())]])
-    if not len(head) < len(whole) or ids[: len(head)] != head or ids[: len(whole)] != whole:
-        raise ValueError(f"{text!r} begins or ends inside a token: give (start, stop) in tokens instead")
-    return len(head), len(whole)
+    index += range(other_start, other_stop)

@@ -1,11 +1,12 @@
-"""From prompts and answers as text to token ids.
+"""From prompts and answers as text to token ids, checked and padded.
 
-1. A prompt is tokenised as the tokenizer does by itself (`bos=None`), or with its first token forced to be, or not to
-   be, the BOS token. A closing special token that the tokenizer appends is dropped: prompts are continued.
-2. An answer's ids are what tokenising `prompt + answer` adds to the prompt's own ids. If the prompt's ids change, or
-   more than one token is added, that spelling is no answer.
+1. A prompt is tokenised as the tokenizer does it (`bos=None`), or with its first token forced to be, or not to be, the
+   BOS token. A closing special token that the tokenizer appends is dropped, since the model continues the prompt.
+2. An answer's ids are what tokenising `prompt + answer` adds to the prompt's own ids. A spelling that changes the
+   prompt's ids, or adds more than one token, is rejected.
 3. Answers are tried as given and with a leading space added or removed. The first spelling that works for every answer
-   of the task is taken: a word after a word wants a space, digits after digits do not.
+   of the task is taken: a word after a word needs a space, digits after digits do not.
+4. Every row is checked for what no method can use, and padded on the right.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 from circuitfind.errors import TaskError
 
-Spelling = Callable[[str], str]
-SPELLINGS: dict[str, Spelling] = {
+_Spelling = Callable[[str], str]
+_SPELLINGS: dict[str, _Spelling] = {
     "as given": lambda answer: answer,
     "with a leading space": lambda answer: " " + answer.lstrip(),
     "without a leading space": lambda answer: answer.lstrip(),
@@ -34,7 +38,7 @@ class Tokens(NamedTuple):
 
 
 class PromptTokenizer:
-    """A Hugging Face tokenizer with the BOS rule settled."""
+    """A Hugging Face tokenizer with a rule for the BOS token."""
 
     def __init__(self, tokenizer: Any, bos: bool | None) -> None:
         self.tokenizer, self.bos = tokenizer, bos
@@ -60,14 +64,14 @@ class PromptTokenizer:
         return bool(self.tokenizer.eos_token) and text.endswith(self.tokenizer.eos_token)
 
     def describe(self, ids: list[int]) -> str:
-        """What was done about BOS, for records."""
+        """How the BOS token was handled, for records."""
         if self.bos is not None:
             return "forced" if self.bos else "left out"
         has = self.tokenizer.bos_token_id is not None and ids[:1] == [self.tokenizer.bos_token_id]
         return "tokenizer's own: " + ("added" if has else "none")
 
     def added(self, prompt: str, prompt_ids: list[int], answers: Sequence[str]) -> list[list[int] | None]:
-        """Ids that each answer adds after the prompt; None where the prompt's own ids change."""
+        """By answer, the ids that it adds after the prompt; None where the prompt's own ids change."""
         rows = self(list(map(prompt.__add__, answers)))
         size = len(prompt_ids)
         return [row[size:] if row[:size] == prompt_ids else None for row in rows]
@@ -89,7 +93,7 @@ def tokenise(
     sets = [list(dict.fromkeys([*a, *w])) for a, w in zip(answers, wrong, strict=True)]
     failures: list[str] = []
     for name in _preference(clean, sets):
-        ids, failed = _try(tokenizer, SPELLINGS[name], clean, clean_ids, sets)
+        ids, failed = _try(tokenizer, _SPELLINGS[name], clean, clean_ids, sets)
         if not failed:
             found = zip(ids, answers, wrong, strict=True)
             pairs = [(_ids(row, right), _ids(row, bad)) for row, right, bad in found]
@@ -102,23 +106,23 @@ def tokenise(
     )
 
 
-def unspeakable(
+def not_one_token(
     tokenizer: PromptTokenizer, clean: Sequence[str], answers: Sequence[Sequence[str]], wrong: Sequence[Sequence[str]]
 ) -> dict[int, str]:
-    """The rows with an answer that is not one token, and why, in the spelling that serves the most rows."""
+    """The rows with an answer that is not one token, and why, in the spelling that works for the most rows."""
     clean_ids = tokenizer(clean)
     sets = [list(dict.fromkeys([*a, *w])) for a, w in zip(answers, wrong, strict=True)]
-    attempts = (_try(tokenizer, SPELLINGS[name], clean, clean_ids, sets)[1] for name in _preference(clean, sets))
+    attempts = (_try(tokenizer, _SPELLINGS[name], clean, clean_ids, sets)[1] for name in _preference(clean, sets))
     return min(attempts, key=len)
 
 
 def _ids(row: dict[str, int], answers: Sequence[str]) -> list[int]:
-    """Ids of these answers; one that is listed twice, or in two spellings, counts once."""
+    """Ids of these answers, each id once."""
     return list(dict.fromkeys(row[answer] for answer in answers))
 
 
 def _preference(clean: Sequence[str], sets: list[list[str]]) -> list[str]:
-    """Spellings in the order in which they are tried."""
+    """Names of the spellings, in the order in which they are tried."""
     given = [answer for row in sets for answer in row]
     if any(answer[:1].isspace() for answer in given):
         return ["as given", "without a leading space"]
@@ -130,9 +134,13 @@ def _preference(clean: Sequence[str], sets: list[list[str]]) -> list[str]:
 
 
 def _try(
-    tokenizer: PromptTokenizer, spell: Spelling, clean: Sequence[str], clean_ids: list[list[int]], sets: list[list[str]]
+    tokenizer: PromptTokenizer,
+    spell: _Spelling,
+    clean: Sequence[str],
+    clean_ids: list[list[int]],
+    sets: list[list[str]],
 ) -> tuple[list[dict[str, int]], dict[int, str]]:
-    """Answer ids of every row in one spelling, and why it does not work for the rows in which it does not."""
+    """By row, the ids of the answers in one spelling; and the rows for which it fails, with the reason."""
     rows, failed = [], {}
     for number, (prompt, ids, answers) in enumerate(zip(clean, clean_ids, sets, strict=True)):
         row: dict[str, int] = {}
@@ -149,3 +157,121 @@ def _try(
             break
         rows.append(row)
     return rows, failed
+
+
+# -------------------------------------------------------------------- rows of ids
+_EQUAL_LENGTH = (
+    "; a pair must have equal length: replace words by others of as many tokens, or leave such pairs out with"
+    " unusable='drop', or name what differs in spans and corrupted_spans and give align='spans'"
+)
+
+
+def unpadded(ids: Tensor, mask: Any) -> list[list[int]]:
+    """Rows of ids without what `mask` (a tensor or lists, true at real tokens) marks as padding."""
+    if ids.ndim != 2:
+        raise TaskError(f"prompts as ids have shape {list(ids.shape)}: [batch, pos] is needed")
+    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
+        raise TaskError(f"prompts as ids are a tensor of {ids.dtype}: token ids are whole numbers (torch.long)")
+    if mask is None:
+        return ids.tolist()
+    try:
+        mask = torch.as_tensor(mask)
+    except (ValueError, TypeError, RuntimeError):
+        raise TaskError("attention_mask is not a table of numbers: give [batch, pos], true at real tokens") from None
+    if mask.shape != ids.shape:
+        raise TaskError(f"attention_mask has shape {list(mask.shape)}, the prompts {list(ids.shape)}")
+    return [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
+
+
+def validate(tokens: Tokens, model: Any, aligned: bool = False) -> None:
+    """Checks that methods can use every row; prompts of one pair have equal length unless they are aligned.
+
+    Raises:
+        TaskError: naming the first row that fails, and the reason.
+    """
+    for number, fault in faults(tokens, model, aligned).items():
+        unequal = not aligned and len(tokens.clean[number]) != len(tokens.corrupted[number])
+        raise TaskError(f"row {number}: {fault}{_EQUAL_LENGTH if unequal else ''}")
+
+
+def faults(tokens: Tokens, model: Any, aligned: bool = False) -> dict[int, str]:
+    """The rows that no method can use, with the reason."""
+    found: dict[int, str] = {}
+    longest = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    for number, row in enumerate(zip(tokens.clean, tokens.corrupted, tokens.answers, tokens.wrong, strict=True)):
+        unequal = not aligned and len(row[0]) != len(row[1])
+        fault = _unequal(*row[:2]) if unequal else _fault(*row, longest, model)
+        if fault is not None:
+            found[number] = fault
+    return found
+
+
+def _unequal(clean: list[int], corrupted: list[int]) -> str:
+    return f"the clean prompt has {len(clean)} tokens, the corrupted one {len(corrupted)}"
+
+
+def _fault(
+    clean: list[int], corrupted: list[int], answers: list[int], wrong: list[int], longest: int | None, model: Any
+) -> str | None:
+    if not clean or not corrupted:
+        return "the prompt is empty"
+    if clean == corrupted:
+        return "the clean and the corrupted prompt are identical: every effect would be 0"
+    length = max(len(clean), len(corrupted))
+    if longest and length > longest:
+        return f"the prompt has {length} tokens, the model's context holds {longest}"
+    vocabulary = model.vocabulary
+    for token in (*clean, *corrupted, *answers, *wrong):
+        if not 0 <= token < vocabulary:
+            return f"token id {token} is outside the model's vocabulary of {vocabulary}"
+    both = set(answers) & set(wrong)
+    if both:
+        text = "" if model.tokenizer is None else f" ({model.tokenizer.decode([min(both)])!r})"
+        return f"token {min(both)}{text} is among both the answers and the wrong answers"
+    return None
+
+
+def pad(rows: list[list[int]], length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask `[batch, length]`, padded on the right with id 0, which the mask hides."""
+    ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows])
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
+
+
+def answer_tensor(rows: list[list[int]], read: Tensor) -> Tensor:
+    """`[batch, reads, answers]`, the same answers at every read position, padded with -1."""
+    width = max(map(len, rows), default=0)
+    padded = torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long).view(len(rows), width)
+    return padded.unsqueeze(1).expand(-1, read.shape[1], -1)
+
+
+def by_read(answers: Any, read: Tensor, vocabulary: int, side: str) -> Tensor:
+    """`[batch, reads, answers]` from ids given by read position, padded with -1."""
+    if answers is None:
+        return read.new_zeros(*read.shape, 0)
+    try:
+        given = torch.as_tensor(answers, device=read.device)
+    except (ValueError, TypeError):
+        given = torch.tensor(0.5)
+    given = given.unsqueeze(-1) if given.ndim == 2 else given
+    if given.ndim != 3 or given.shape[:2] != read.shape or given.is_floating_point() or given.dtype == torch.bool:
+        raise TaskError(
+            f"{side} must be token ids for each read position, [batch, reads] or [batch, reads, answers] with"
+            f" [batch, reads] = {list(read.shape)}, and -1 where a set is smaller than the others"
+        )
+    rows = given.tolist()
+    for number, row in enumerate(rows):
+        for at, ids in enumerate(row):
+            real = [token for token in ids if token != -1]
+            if not real or not all(0 <= token < vocabulary for token in real):
+                raise TaskError(f"row {number}: {side} {ids} hold no id, or one outside the vocabulary of {vocabulary}")
+            once = list(dict.fromkeys(real))
+            row[at] = [*once, *[-1] * (len(ids) - len(once))]
+    return torch.tensor(rows, device=read.device)
+
+
+def validate_disjoint(answers: Tensor, wrong: Tensor) -> None:
+    """Checks that no token is right and wrong at the same read position."""
+    same = (answers.unsqueeze(-1) == wrong.unsqueeze(-2)) & (answers >= 0).unsqueeze(-1)
+    for number in same.flatten(1).any(-1).nonzero().flatten().tolist()[:1]:
+        raise TaskError(f"row {number}: a token is among both the answers and the wrong answers of a position")

@@ -1,0 +1,267 @@
+"""How a built-in task, or a user's own, makes its pairs: a record with a name, a source, a metric and a seeded
+generator.
+
+1. `prepare(words, choice)` looks up which of the task's words are one token in the model's tokenizer, so that a clean
+   prompt and its corrupted twin have equal length, and returns a function that draws one pair.
+2. `TaskBuilder.make` calls it until there are n different pairs. It draws from `random.Random(seed)`, so that a seed
+   gives the same pairs on every machine.
+
+A generator handles text only; `circuitfind.Task` tokenises it, finds the answers' ids and applies the metric.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+from string import Formatter
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar
+
+from circuitfind.errors import TaskError, check_seed, plain, unknown
+from circuitfind.tasks.spans import occurrences
+
+T = TypeVar("T")
+_TRIES_FOR_A_NEW_PAIR = 50
+_BEFORE = "x"
+_REMEDY = "choose another task or model, or bring your own pairs in a file"
+
+
+class Pair(NamedTuple):
+    """One example of a task as text.
+
+    Attributes:
+        clean, corrupted: the prompt that shows the behaviour, and its minimally different twin of the same token
+            length.
+        answers, wrong: right and wrong continuations of the clean prompt, at least one each.
+        flips: the wrong answers are right after the corrupted prompt, so the metric should change its sign there.
+        spans: named words of the clean prompt: name -> (word, which of its occurrences, from 1).
+    """
+
+    clean: str
+    corrupted: str
+    answers: tuple[str, ...]
+    wrong: tuple[str, ...]
+    flips: bool = False
+    spans: Mapping[str, tuple[str, int]] = MappingProxyType({})
+
+    @classmethod
+    def filled(
+        cls,
+        pattern: str,
+        clean: Mapping[str, str],
+        corrupted: Mapping[str, str],
+        answers: Sequence[str],
+        wrong: Sequence[str],
+        *,
+        flips: bool = False,
+        spans: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    ) -> Pair:
+        """A pair made of one sentence pattern, as `str.format` takes it.
+
+        Args:
+            clean: by field of the pattern, its word in the clean prompt.
+            corrupted: the words that differ in the corrupted prompt.
+            spans: by field, names for its first, second, ... occurrence.
+        """
+        text, found = "", []
+        times: dict[str, int] = defaultdict(int)
+        for literal, name, _, _ in Formatter().parse(pattern):
+            text += literal
+            if name is None:
+                continue
+            if times[name] < len(spans.get(name, ())):
+                found.append((spans[name][times[name]], len(text), clean[name]))
+            times[name] += 1
+            text += clean[name]
+        where = {name: (word, occurrences(text, word).index(at) + 1) for name, at, word in found}
+        return cls(text, pattern.format(**{**clean, **corrupted}), tuple(answers), tuple(wrong), flips, where)
+
+
+class SingleTokens:
+    """The words that a Hugging Face tokenizer has as one token in the middle of a sentence.
+
+    A word is tried in running text: the ids of "x word" must be the ids of "x" and one more. This works for byte-level
+    BPE (the space is part of the token), sentencepiece (the space is a mark on the token) and tokenizers that drop
+    spaces. Years are different: greater-than needs " 1732" as a century " 17" and two digits "32" (`century_endings`).
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._unknown: int | None = getattr(tokenizer, "unk_token_id", None)
+        self._known: dict[str, bool] = {}
+        self._endings: dict[str, tuple[str, ...]] = {}
+
+    def keep(self, words: Iterable[str]) -> list[str]:
+        """The words that are one known token after a space, in the order given."""
+        return [word for word in words if self._is_single(word)]
+
+    def need(self, words: Sequence[str], least: int, task: str, what: str) -> list[str]:
+        """As `keep`.
+
+        Raises:
+            TaskError: fewer than `least` words are one token.
+        """
+        return self._enough(self.keep(words), len(words), least, task, f"{what} are one token each")
+
+    def need_pairs(self, pairs: Sequence[tuple[str, str]], least: int, task: str, what: str) -> list[tuple[str, str]]:
+        """The pairs of which both words are one token.
+
+        Raises:
+            TaskError: there are fewer than `least`.
+        """
+        kept = [pair for pair in pairs if len(self.keep(pair)) == 2]
+        return self._enough(kept, len(pairs), least, task, f"{what} are one token each (both of a pair)")
+
+    def century_endings(self, century: str) -> tuple[str, ...]:
+        """The endings "00" to "99" with which a year of this century is a century token and a two-digit token.
+
+        GPT-2 has some years as one token (" 1800", " 1945"); their endings are left out.
+        """
+        if century not in self._endings:
+            head = self._ids(f"{_BEFORE} {century}")
+            found: tuple[str, ...] = ()
+            if self._is_single(century):
+                found = tuple(e for e in (f"{i:02d}" for i in range(100)) if self._splits(head, century, e))
+            self._endings[century] = found
+        return self._endings[century]
+
+    def keeps(self, text: str) -> bool:
+        """Whether decoding the text's ids gives the text back, without unknown tokens."""
+        ids = self._ids(text)
+        back: str = self._tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return self._unknown not in ids and back.strip() == text.strip()
+
+    @staticmethod
+    def _enough(kept: list[T], there: int, least: int, task: str, what: str) -> list[T]:
+        if len(kept) < least:
+            raise TaskError(f"{task}: {len(kept)} of {there} {what} with this tokenizer, {least} are needed; {_REMEDY}")
+        return kept
+
+    def _splits(self, head: list[int], century: str, ending: str) -> bool:
+        year = self._ids(f"{_BEFORE} {century}{ending}")
+        return len(year) == len(head) + 1 and year[:-1] == head and year[-1] != self._unknown
+
+    def _is_single(self, word: str) -> bool:
+        if word not in self._known:
+            before, ids = self._ids(_BEFORE), self._ids(f"{_BEFORE} {word}")
+            one_more = len(ids) == len(before) + 1 and ids[:-1] == before
+            self._known[word] = one_more and ids[-1] != self._unknown
+        return self._known[word]
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+
+class Choice(NamedTuple):
+    """What was asked for: one corruption, and the sentence patterns by name (all of the task's by default)."""
+
+    corruption: str
+    templates: Mapping[str, str]
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The chosen sentence patterns, in the task's order."""
+        return tuple(self.templates.values())
+
+
+Draw = Callable[[random.Random, int], Pair]
+"""Draws one pair; the number counts the pairs before it, to alternate between orders or answers."""
+
+
+@dataclass(frozen=True)
+class TaskBuilder:
+    """A task that makes its own pairs; `circuitfind.task` takes it, or its name once it is registered.
+
+    Attributes:
+        prepare: see the module; called with the tokenizer's words and what was asked for, returns the function that
+            draws.
+        corruptions: names of the ways to make the corrupted prompt, the default first.
+        metric: the default metric.
+        templates: the task's sentence patterns by name.
+        source: the paper.
+    """
+
+    name: str
+    prepare: Callable[[SingleTokens, Choice], Draw]
+    corruptions: tuple[str, ...]
+    metric: str = "logit_diff"
+    templates: Mapping[str, str] = field(default_factory=dict)
+    summary: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise TaskError(f"TaskBuilder: name is {self.name!r}: give a text such as 'opposites'")
+        if not self.corruptions or isinstance(self.corruptions, str):
+            raise TaskError(
+                f"{self.name}: corruptions is {self.corruptions!r}: name at least one, as in ('other-name',)"
+            )
+
+    def make(
+        self,
+        words: SingleTokens,
+        n: int,
+        seed: int = 0,
+        corruption: str | None = None,
+        template: str | int | None = None,
+    ) -> list[Pair]:
+        """`n` pairs, all different as long as there are enough; the same seed gives the same pairs.
+
+        Raises:
+            TaskError: `n`, `seed`, the corruption or the template is wrong, or the tokenizer lacks the words.
+        """
+        choice = Choice(self.corruption(corruption), self._chosen(template))
+        if not isinstance(n, Integral) or n < 1:
+            raise TaskError(f"{self.name}: n must be a whole number, at least 1, not {n!r}")
+        check_seed(seed)
+        draw = self.prepare(words, choice)
+        rng = random.Random(seed)
+        pairs: list[Pair] = []
+        seen: set[str] = set()
+        for number in range(n):
+            pair = draw(rng, number)
+            if not isinstance(pair, Pair):
+                raise TaskError(
+                    f"{self.name}: its generator returned a {type(pair).__name__}: return a circuitfind.Pair"
+                )
+            for _ in range(_TRIES_FOR_A_NEW_PAIR):
+                if pair.clean not in seen:
+                    break
+                pair = draw(rng, number)
+            seen.add(pair.clean)
+            pairs.append(pair)
+        return pairs
+
+    def corruption(self, name: str | None) -> str:
+        """The corruption of this name, or the default.
+
+        Raises:
+            TaskError: there is none of this name.
+        """
+        if name is None:
+            return self.corruptions[0]
+        known = {plain(own): own for own in self.corruptions}
+        key = plain(name).removesuffix("-counterfactual").replace("ioi-flip", "io-flip")  # MIB's spelling
+        if key not in known:
+            raise TaskError(unknown(f"{self.name}: corruption", name, self.corruptions))
+        return known[key]
+
+    def _chosen(self, template: str | int | None) -> Mapping[str, str]:
+        """The templates with this name or this part of a name: "abba-3", "abba", 3."""
+        if template is None:
+            return self.templates
+        key = plain(str(template))
+        found = {name: text for name, text in self.templates.items() if key in (plain(name), *plain(name).split("-"))}
+        if not found and not self.templates:
+            raise TaskError(f"{self.name}: template {template!r} is unknown: it has no templates, leave template out")
+        if not found:
+            raise TaskError(unknown(f"{self.name}: template", template, self.templates))
+        return found
+
+
+def numbered(patterns: Iterable[str], prefix: str = "") -> dict[str, str]:
+    """Names for sentence patterns: their numbers, from 1."""
+    return {f"{prefix}{number}": pattern for number, pattern in enumerate(patterns, start=1)}
