@@ -83,7 +83,7 @@ def test_loading(embedded: cf.Model) -> None:
     refused(lambda: cf.wrap("tiny"), ModelError, r"load it: cf\.load\('tiny'\)")
     refused(lambda: cf.task("ioi", embedded.hf), ModelError, "bare GPT2LMHeadModel: wrap it")
     refused(lambda: cf.task("ioi", "tiny"), ModelError, "load it")
-    refused(lambda: cf.task(None, embedded), TaskError, "named by text such as 'ioi', not by a NoneType")
+    refused(lambda: cf.task(None, embedded), TaskError, "or given as a TaskBuilder, not as a NoneType")
 
 
 # -------------------------------------------------------------------- scores
