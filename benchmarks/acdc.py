@@ -76,7 +76,7 @@ def whole_run(sample: int = 60) -> None:
     start = time.process_time()
     circuit = cf.acdc(model, bound, 0.05)
     fast = time.process_time() - start
-    evaluator = Evaluator(model, bound, metric="kl")
+    evaluator = Evaluator.of(model, bound, metric="kl")
     mask = model.graph.real.copy()
     evaluator.run(mask[None])
     current, seconds, tried = 0.0, 0.0, 0

@@ -24,7 +24,7 @@ from circuitfind.engine.capture import capture, capture_gradients
 from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.contract import edge_effects
 from circuitfind.engine.prepare import prepare
-from circuitfind.engine.replay import Replay
+from circuitfind.engine.restart import Restart
 from circuitfind.evaluation.random_circuits import random_circuit
 
 
@@ -65,7 +65,8 @@ def circuits(rounds: int) -> None:
     rng = np.random.default_rng(0)
     half = graph.real & (rng.random(graph.real.shape) < 0.5)
     small = random_circuit(graph, 200, rng).mask
-    replay = Replay(model.adapter, batch.clean, prepared.clean, prepared.ablated.minus(prepared.clean.writers))
+    restart = Restart(model.adapter, batch.clean, prepared.clean)
+    change = prepared.ablated.minus(prepared.clean.writers)
     edges = {
         "middle": ("m2->a6.h3<q>", "m2->a6.h3<v>", "a1.h4->m6"),
         "first": ("input->a0.h0<k>", "input->m0"),
@@ -75,7 +76,7 @@ def circuits(rounds: int) -> None:
     def patch(names: tuple[str, ...]) -> None:
         for name in names:
             writer, reader = graph.edge(name)
-            replay.patch_edges(reader, [writer])
+            restart.edges(reader, [writer], change)
 
     contestants = {
         "bare": lambda: bare_forward(model, batch.clean.ids),

@@ -55,7 +55,7 @@ class Batch:
         answers, wrong: `[batch, reads, answers]` token ids, padded with -1; zero columns where there are none.
         reference: `[batch, reads, vocab]` log-probabilities of the clean run, for metrics that compare with it.
         alignment: `[batch, pos]`, by position of the clean prompt the one of the corrupted prompt that stands for it
-            (`circuitfind.engine.aligned`); None where positions correspond as they are.
+            (`circuitfind.engine.capture`); None where positions correspond as they are.
     """
 
     clean: Inputs

@@ -1,15 +1,15 @@
-"""`load` and `wrap` for models, `task` for built-in tasks and `bind`, which joins the two."""
+"""`load`, `wrap` and `task`: how a model and a task come in."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from circuitfind.engine.experiment import check_model
 from circuitfind.engine.identities import Identity, check_identities, require_identities
 from circuitfind.errors import ModelError, TaskError
 from circuitfind.models.families import Family
@@ -19,7 +19,7 @@ from circuitfind.remote.model import remote_model
 from circuitfind.tasks.builder import SingleTokens, TaskBuilder
 from circuitfind.tasks.builtin import builder_of
 from circuitfind.tasks.spans import locatable
-from circuitfind.tasks.task import BoundTask, Task
+from circuitfind.tasks.task import Task
 from circuitfind.tasks.tokens import PromptTokenizer
 
 
@@ -83,7 +83,7 @@ def wrap(
     if isinstance(hf, Model):
         raise ModelError(f"model '{hf.name}' is wrapped already: use it as it is, or wrap the model inside: its .hf")
     if isinstance(hf, str):
-        raise _no_model(hf)
+        check_model(hf)
     name = name or getattr(getattr(hf, "config", None), "name_or_path", "") or type(hf).__name__
     model = adapt(name, hf, tokenizer, backend, family)
     if check:
@@ -150,45 +150,3 @@ def _named(found: TaskBuilder, corruption: str | None, template: str | int | Non
     """The task's name with what was chosen: "ioi", "ioi:abc", "ioi:abc [abba]"."""
     name = found.name if corruption is None else f"{found.name}:{found.corruption(corruption)}"
     return name if template is None else f"{name} [{template}]"
-
-
-def check_model(model: Any) -> None:
-    """Refuses what did not come from `load` or `wrap`.
-
-    Raises:
-        ModelError: naming what it is.
-    """
-    if not isinstance(model, Model):
-        raise _no_model(model)
-
-
-def bind(model: Model, task: Task | BoundTask) -> BoundTask:
-    """The task in the model's tokens, on its device; one that is bound to this model already stays as it is.
-
-    Raises:
-        ModelError: `model` did not come from `load` or `wrap`.
-        TaskError: `task` is no task, was bound to another model, or does not fit this one.
-    """
-    check_model(model)
-    if isinstance(task, Task):
-        return task.on(model)
-    if not isinstance(task, BoundTask):
-        what = f"the text '{task}'" if isinstance(task, str) else f"a {type(task).__name__}"
-        named = repr(task) if isinstance(task, str) else "'ioi'"
-        raise TaskError(f"task is {what}: make a task of it with cf.task({named}, model), cf.Task or cf.Task.from_file")
-    if (task.model, task.vocabulary) != (model.name, model.vocabulary):
-        raise TaskError(
-            f"task '{task.name}' was bound to model '{task.model}' ({task.vocabulary} token ids), this one is"
-            f" '{model.name}' ({model.vocabulary}): give the unbound task, or bind it with task.on(model)"
-        )
-    if task.batch.answers.device != model.device:  # bound to the model before it was moved, or to one on a server
-        return replace(task, batch=task.batch.to(model.device))
-    return task
-
-
-def _no_model(model: Any) -> ModelError:
-    if isinstance(model, str):
-        return ModelError(f"model is the text '{model}': load it: cf.load('{model}')")
-    if isinstance(model, nn.Module):
-        return ModelError(f"model is a bare {type(model).__name__}: wrap it: cf.wrap(hf_model, tokenizer)")
-    return ModelError(f"model is a {type(model).__name__}: give what cf.load or cf.wrap returned")

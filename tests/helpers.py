@@ -10,11 +10,13 @@ from families import VOCAB
 from torch import Tensor
 
 from circuitfind.batch import Batch, Inputs
+from circuitfind.engine.ablation import ablation_of, mean_of, sum_writers
 from circuitfind.engine.capture import capture, capture_gradients
 from circuitfind.engine.circuit_run import CircuitVisitor
 from circuitfind.engine.contract import edge_effects
 from circuitfind.engine.plan import Plan
 from circuitfind.engine.prepare import Prepared
+from circuitfind.engine.writers import Writers
 from circuitfind.graph import Graph
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import through, undisturbed
@@ -37,6 +39,12 @@ def random_pairs(left: tuple[int, ...], right: tuple[int, ...], seed: int = 0) -
     answers, wrong = torch.randint(3, VOCAB, (2, size, 2, 2), generator=generator)
     wrong[0, :, 1] = -1  # answer sets of unequal size
     return Batch(Inputs(clean, mask, read), Inputs(corrupted, mask, read), answers, wrong)
+
+
+def means_of(adapter: Adapter, batch: Batch, ablation: str) -> Writers | None:
+    """What the mean ablations put in place of each writer."""
+    over = ablation_of(ablation).mean
+    return None if over is None else mean_of([sum_writers(adapter, batch, over == "position")])
 
 
 def surprise(logits: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def some_pairs(seed: int = 0, n: int = 4) -> cf.Task:
 
 def literal(model: cf.Model, task: cf.Task, threshold: float, edges: list, absolute: bool = False, **options) -> tuple:
     """The textbook loop: run the whole circuit without the edge, keep it out if the metric falls by less."""
-    evaluator = Evaluator(model, task, **options)
+    evaluator = Evaluator.of(model, task, **options)
     mask = model.graph.real.copy()
     current = evaluator.run(mask[None]).metric[0].mean()
     effects = {}
@@ -134,7 +134,7 @@ def test_an_edge_whose_effect_equals_the_threshold_is_kept(model_of):
     first = edges_in_order(model.graph, "reverse-topological")[0]
     name = model.graph.edge_name(*first)
     effect = cf.acdc(model, task, 1e9, metric=None, order=[name]).exact[first]
-    evaluator = Evaluator(model, task)
+    evaluator = Evaluator.of(model, task)
     mask = model.graph.real.copy()
     mask[first] = False
     assert effect == pytest.approx(float((evaluator.full - evaluator.run(mask[None]).metric[0]).mean()), abs=1e-5)

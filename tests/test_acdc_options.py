@@ -63,7 +63,7 @@ def literal_dangling(
     model: cf.Model, task: cf.Task, threshold: float, edges: list, tested: bool, absolute: bool = False, **options
 ) -> tuple[np.ndarray, float, int]:
     """The textbook loop, and after each removal the edges of nodes that it left without inputs, breadth first."""
-    evaluator, mask = Evaluator(model, task, **options), model.graph.real.copy()
+    evaluator, mask = Evaluator.of(model, task, **options), model.graph.real.copy()
     metric = lambda: float(evaluator.run(mask[None]).metric[0].mean())  # noqa: E731
     current, removed = metric(), 0
 
@@ -215,7 +215,7 @@ def literal_screened(
     model: cf.Model, task: cf.Task, threshold: float, edges: Iterable, screened: np.ndarray
 ) -> tuple[np.ndarray, dict]:
     """The textbook loop in which screened edges go, and what each of them would have measured at that moment."""
-    evaluator, mask = Evaluator(model, task), model.graph.real.copy()
+    evaluator, mask = Evaluator.of(model, task), model.graph.real.copy()
     metric = lambda: float(evaluator.run(mask[None]).metric[0].mean())  # noqa: E731
     current, skipped = metric(), {}
     for edge in edges:

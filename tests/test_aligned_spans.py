@@ -225,7 +225,7 @@ def test_circuits_equal_their_definition_in_both_forms(name: str, ablation: str)
 
 def test_faithfulness_runs_from_the_empty_circuit_to_the_model() -> None:
     model, twin = wrapped("gpt2"), AlignedTwin("gpt2")
-    evaluator = Evaluator(model, twin.bound.with_metric("kl"), batch_size=2)
+    evaluator = Evaluator.of(model, twin.bound.with_metric("kl"), batch_size=2)
     found = evaluator.evaluate(cf.Circuit(model.graph, model.graph.real))
     expected = METRICS["kl"](twin.corrupted.logits, twin.batch)
     np.testing.assert_allclose(found.per_example.empty, expected.numpy(), rtol=1e-4)

@@ -204,7 +204,7 @@ def test_a_flat_end_is_not_asked_for_a_gradient() -> None:
 def test_what_is_refused_before_anything_is_measured(
     what: Any, options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("attribute", "patch"):
+    for name in ("score", "swept"):
         monkeypatch.setattr(f"circuitfind.evaluation.approximation.{name}", lambda *_, **__: pytest.fail("measured"))
     with pytest.raises(cf.ScoreError, match=message):
         cf.approximation(wrapped("gpt2"), id_task((4, 4)), what, **options)

@@ -16,11 +16,12 @@ from toys import FOUR, Twin, id_task, linear, off_scores, wrapped
 
 import circuitfind as cf
 from circuitfind.attribution import eap_ig_inputs, gradients
-from circuitfind.attribution.methods import EDGE_METHODS, NODE_METHODS
+from circuitfind.attribution.methods import names
 from circuitfind.engine.ablation import resampled
 from circuitfind.engine.capture import capture, capture_gradients
 from circuitfind.engine.contract import edge_effects
-from circuitfind.engine.replay import Replay
+from circuitfind.engine.restart import Restart
+from circuitfind.engine.writers import Writers
 from circuitfind.errors import FileError, ScoreError, TaskError
 from circuitfind.record import SIGN, library_versions
 
@@ -224,16 +225,16 @@ def test_running_out_of_memory_costs_a_warning_only(monkeypatch: pytest.MonkeyPa
 def test_a_stopped_exact_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, task, file = wrapped("gpt2"), id_task((6, 5)), tmp_path / "run" / "exact.part"
     measured: list[int] = []
-    original = Replay.patch_edges
+    original = Restart.edges
 
-    def stopping(self: Replay, reader: int, writers: list[int]) -> torch.Tensor:
+    def stopping(self: Restart, reader: int, writers: list[int], change: Writers) -> torch.Tensor:
         if len(measured) == 40:
             raise KeyboardInterrupt
         measured.append(len(writers))
-        return original(self, reader, writers)
+        return original(self, reader, writers, change)
 
     whole = cf.attribute(model, task, "exact", batch_size=1)
-    monkeypatch.setattr(Replay, "patch_edges", stopping)
+    monkeypatch.setattr(Restart, "edges", stopping)
     with pytest.raises(KeyboardInterrupt):
         cf.attribute(model, task, "exact", batch_size=1, checkpoint=file)
     assert file.is_file()
@@ -244,7 +245,7 @@ def test_a_stopped_exact_run_goes_on_where_it_was(tmp_path: Path, monkeypatch: p
         cf.attribute(model, id_task((6, 5), seed=1), "exact", checkpoint=file)
 
     before = sum(measured)
-    monkeypatch.setattr(Replay, "patch_edges", lambda *args: measured.append(len(args[2])) or original(*args))
+    monkeypatch.setattr(Restart, "edges", lambda *args: measured.append(len(args[2])) or original(*args))
     resumed = cf.attribute(model, task, "exact", batch_size=1, checkpoint=file)
     np.testing.assert_array_equal(resumed.values, whole.values)
     assert 0 < before < sum(measured) == 2 * model.graph.n_edges, "every edge of both examples is measured once"
@@ -412,9 +413,9 @@ def test_the_model_is_left_as_it_was_found(backend: str) -> None:
 
     found = state()
     model = cf.wrap(hf, None, backend=backend)
-    for method in EDGE_METHODS:
+    for method in names("edge"):
         cf.attribute(model, id_task(), method)
-    for method in NODE_METHODS:
+    for method in names("node"):
         cf.attribute(model, id_task(), method, level="node")
     with pytest.raises(ScoreError):
         cf.attribute(model, own_metric(lambda logits, batch: logits.argmax(-1)), "eap")
@@ -425,6 +426,6 @@ def test_the_model_is_left_as_it_was_found(backend: str) -> None:
 def test_both_backends_give_the_same_bits() -> None:
     hf = build("gpt_neox")
     by_backend = [cf.wrap(hf, None, backend=backend) for backend in ("nnsight", "hooks")]
-    for method in EDGE_METHODS:
+    for method in names("edge"):
         first, second = (cf.attribute(model, id_task((6, 5)), method) for model in by_backend)
         np.testing.assert_array_equal(first.values, second.values)

@@ -17,7 +17,7 @@ from torch import Tensor
 from toys import FOUR, Twin, ablated_literally, id_task, off_scores, wrapped
 
 import circuitfind as cf
-from circuitfind.attribution.methods import EDGE_METHODS, NODE_METHODS
+from circuitfind.attribution.methods import names
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.record import SIGN
 
@@ -179,8 +179,8 @@ def test_baselines_say_that_they_are_no_effects(level: str, method: str, tmp_pat
 
 def test_all_other_methods_are_effects() -> None:
     model, task = wrapped("gpt2"), id_task((5, 5))
-    for level, methods in (("edge", EDGE_METHODS), ("node", NODE_METHODS)):
-        for method in methods:
+    for level in ("edge", "node"):
+        for method in names(level):
             record = cf.attribute(model, task, method, level=level).record
             assert record.is_effect == ((level, method) not in NO_EFFECTS), method
             assert (record.sign == SIGN) == record.is_effect

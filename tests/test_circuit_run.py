@@ -13,8 +13,8 @@ from oracles import Literal, Pass, run_circuit
 from torch import Tensor
 
 from circuitfind.batch import Batch
-from circuitfind.engine import circuit_run
-from circuitfind.engine.ablation import check_ablation, mean_of, resampled, sum_writers
+from circuitfind.engine import memory
+from circuitfind.engine.ablation import ablation_of, mean_of, resampled, sum_writers
 from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.plan import prefers_sparse
 from circuitfind.engine.prepare import Prepared, prepare
@@ -142,7 +142,7 @@ def test_slices_of_tokens_do_not_matter(
     adapter = adapter_of(name)
     prepared, masks = prepared_for(adapter, pairs, "corrupted"), random_masks(adapter.graph)
     whole = [run_circuits(prepared, masks, sparse) for sparse in (True, False)]
-    monkeypatch.setattr(circuit_run, "SLICE_BYTES", {"cpu": 2000})  # a token or two at a time
+    monkeypatch.setattr(memory, "IN_CACHE", {"cpu": 2000})  # a token or two at a time
     sliced = [run_circuits(prepared, masks, sparse) for sparse in (True, False)]
     assert all(off(a, b) < 1e-5 for a, b in zip(sliced, whole, strict=True))
 
@@ -207,11 +207,11 @@ def test_means_do_not_depend_on_the_batching(adapter_of: Callable[..., Adapter],
 
 def test_impossible_ablations_are_refused(pairs: Batch, plain_pairs: Batch) -> None:
     with pytest.raises(TaskError, match="ablation 'noise' is unknown: use one of corrupted, zero, mean"):
-        check_ablation("noise", pairs)
+        ablation_of("noise")
     for ablation in ("mean-position", "resample"):
         with pytest.raises(TaskError, match=f"'{ablation}' needs prompts of one length"):
-            check_ablation(ablation, pairs)
-        check_ablation(ablation, plain_pairs)
+            ablation_of(ablation).check(pairs)
+        ablation_of(ablation).check(plain_pairs)
 
 
 @pytest.mark.parametrize("name", EVERY_FAMILY)

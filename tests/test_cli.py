@@ -26,7 +26,7 @@ import circuitfind as cf
 from circuitfind.cli.app import app, main
 from circuitfind.cli.output import Output
 from circuitfind.engine.identities import Identity
-from circuitfind.engine.replay import Replay
+from circuitfind.engine.restart import Restart
 from circuitfind.tasks.builtin import TASKS
 
 VERBS = (
@@ -210,7 +210,7 @@ def test_ctrl_c_before_anything_was_written(run: Run, monkeypatch: pytest.Monkey
 
 
 def test_stopped_exact_run_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    really, calls = Replay.patch_edges, []
+    really, calls = Restart.edges, []
 
     def counted(*words: object) -> object:
         calls.append(1)
@@ -218,7 +218,7 @@ def test_stopped_exact_run_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) ->
             raise KeyboardInterrupt
         return really(*words)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Replay, "patch_edges", counted)
+    monkeypatch.setattr(Restart, "edges", counted)
     command = ("attribute", "--method", "exact", "--n", "2", "--out", "x")
     said = run(*command)
     assert said.code == 130 and "kept in x/exact.part.safetensors" in said.error

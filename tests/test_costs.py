@@ -6,8 +6,8 @@ import torch
 
 import circuitfind as cf
 from circuitfind.attribution.exact import exact_effects
-from circuitfind.attribution.gradients import Pairs
 from circuitfind.costs import Costs, count_backward, count_forward, measuring
+from circuitfind.engine.experiment import Experiment
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +56,12 @@ def test_learned_masks_take_one_forward_and_one_backward_a_step_and_pair(tiny):
 def test_a_restart_counts_only_the_blocks_that_run(tiny):
     bound = cf.task("ioi", tiny, n=4).on(tiny)
     graph = tiny.graph
-    pairs = Pairs.of(tiny.adapter, bound.batch, bound.metric, "corrupted", 0, None)
+    experiment = Experiment.of(tiny, bound)
     for layer in range(graph.n_layers):
         mask = np.zeros_like(graph.real)
         mask[0, graph.readers(layer, "q").start] = True
         with measuring() as costs:
-            exact_effects(pairs, mask)
+            exact_effects(experiment, mask)
         assert costs.forwards == 4 * (2 + 1 - layer / graph.n_layers)
 
 

@@ -29,7 +29,7 @@ def llama() -> cf.Model:
 
 @pytest.fixture(scope="module")
 def evaluator(llama: cf.Model) -> Evaluator:
-    return Evaluator(llama, contrast(2), seed=3)
+    return Evaluator.of(llama, contrast(2), seed=3)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from circuitfind.batch import Batch, Inputs
 from circuitfind.engine.capture import capture, capture_gradients
 from circuitfind.engine.contract import edge_effects
-from circuitfind.engine.replay import Replay
+from circuitfind.engine.restart import Restart
 from circuitfind.graph import Graph
 from circuitfind.metrics import metric_of
 from circuitfind.models.adapter import Adapter
@@ -62,9 +62,10 @@ def test_edge_attribution(adapter: Adapter, batch: Batch, shared: Path) -> None:
 def test_exact_effects(adapter: Adapter, batch: Batch, shared: Path) -> None:
     graph, metric = adapter.graph, metric_of("logit_diff")
     clean = capture(adapter, batch.clean)
-    replay = Replay(adapter, batch.clean, clean, capture(adapter, batch.corrupted).writers.minus(clean.writers))
+    restart = Restart(adapter, batch.clean, clean)
+    change = capture(adapter, batch.corrupted).writers.minus(clean.writers)
     before, effects = metric(clean.logits, batch).mean(), torch.zeros(graph.n_writers, graph.n_readers)
     for reader in range(graph.n_readers):
-        for writer, logits in enumerate(replay.patch_edges(reader, list(range(graph.limits[reader])))):
+        for writer, logits in enumerate(restart.edges(reader, list(range(graph.limits[reader])), change)):
             effects[writer, reader] = before - metric(logits, batch).mean()
     assert off(effects, -reference(shared, "exact", graph)) < 1e-5

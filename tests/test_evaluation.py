@@ -18,6 +18,7 @@ from toys import FOUR, Twin, contrast, id_task, linear, some_circuits, wrapped
 import circuitfind as cf
 from circuitfind.batch import Batch
 from circuitfind.circuit import connected
+from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory import SideBySide
 from circuitfind.errors import FileError, ScoreError
 from circuitfind.evaluation import faithfulness
@@ -41,7 +42,7 @@ def test_faithfulness_equals_the_literal_evaluation(name: str, ablation: str) ->
     model = wrapped(name)
     bound = TASK.on(model)
     twin = Twin(model, bound, ablation)
-    evaluator = Evaluator(model, bound, ablation=ablation)
+    evaluator = Evaluator.of(model, bound, ablation=ablation)
 
     def literally(circuit: cf.Circuit) -> np.ndarray:
         kept = {tuple(edge.split("->")) for edge in circuit.edges}
@@ -111,7 +112,7 @@ def test_accuracy_counts_answers_above_all_wrong_ones(llama: cf.Model) -> None:
     right = full[rows, 0, bound.batch.answers.flatten()] > full[rows, 0, bound.batch.wrong.flatten()]
     assert evaluation.accuracy_full == pytest.approx(float(right.double().mean()))
     likeliest = twin.clean.logits[:, 0].argmax(-1)
-    evaluator = Evaluator(llama, dataclasses.replace(task, answers=likeliest, metric="logprob"))
+    evaluator = Evaluator.of(llama, dataclasses.replace(task, answers=likeliest, metric="logprob"))
     assert evaluator.full_top1.all() and evaluator.full_accurate.all()
 
 
@@ -134,40 +135,40 @@ def test_other_metrics_override_the_tasks(llama: cf.Model) -> None:
 def test_side_by_side_equals_one_by_one(llama: cf.Model, ablation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     task = contrast(2)
     masks = np.stack([circuit.mask for circuit in some_circuits(llama.graph, 7)])
-    together = Evaluator(llama, task, ablation=ablation).run(masks)
+    together = Evaluator.of(llama, task, ablation=ablation).run(masks)
     assert together.metric.shape == together.accurate.shape == (7, 4)
     assert len(np.unique(together.metric.round(4))) > 20, "the circuits do not differ"
     for options in ({}, {"batch_size": 1}, {"batch_size": 3}):
-        evaluator = Evaluator(llama, task, ablation=ablation, **options)
+        evaluator = Evaluator.of(llama, task, ablation=ablation, **options)
         alone = np.concatenate([evaluator.run(mask[None]).metric for mask in masks])
         assert off(torch.from_numpy(alone), torch.from_numpy(together.metric)) < 1e-5
-    monkeypatch.setattr(faithfulness, "KEPT_BYTES", 0)  # nothing is kept between circuits
+    monkeypatch.setattr(faithfulness, "KEPT_RUNS", 0)  # nothing is kept between circuits
     assert (
-        off(torch.from_numpy(Evaluator(llama, task, ablation=ablation).run(masks).metric), torch.from_numpy(alone))
+        off(torch.from_numpy(Evaluator.of(llama, task, ablation=ablation).run(masks).metric), torch.from_numpy(alone))
         < 1e-5
     )
     monkeypatch.setattr(faithfulness, "CIRCUITS", SideBySide(60, 60))  # two circuits at a time
     assert (
-        off(torch.from_numpy(Evaluator(llama, task, ablation=ablation).run(masks).metric), torch.from_numpy(alone))
+        off(torch.from_numpy(Evaluator.of(llama, task, ablation=ablation).run(masks).metric), torch.from_numpy(alone))
         < 1e-5
     )
 
 
 def test_prepared_runs_are_kept_only_where_they_fit(llama: cf.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared: list[int] = []
-    original = faithfulness.prepare
+    original = Experiment.prepare
 
-    def counted(adapter: Any, batch: Any, *args: Any) -> Any:
+    def counted(experiment: Experiment, batch: Any) -> Any:
         prepared.append(len(batch))
-        return original(adapter, batch, *args)
+        return original(experiment, batch)
 
-    monkeypatch.setattr(faithfulness, "prepare", counted)
+    monkeypatch.setattr(Experiment, "prepare", counted)
     mask = llama.graph.real[None]
-    evaluator = Evaluator(llama, TASK, batch_size=2)
+    evaluator = Evaluator.of(llama, TASK, batch_size=2)
     evaluator.run(mask), evaluator.run(mask)
     assert prepared == [2, 1]
-    monkeypatch.setattr(faithfulness, "KEPT_BYTES", 0)
-    evaluator = Evaluator(llama, TASK, batch_size=2)
+    monkeypatch.setattr(faithfulness, "KEPT_RUNS", 0)
+    evaluator = Evaluator.of(llama, TASK, batch_size=2)
     evaluator.run(mask)
     assert prepared == [2, 1] * 3
 

@@ -37,7 +37,7 @@ def off_nodes(scores: cf.NodeScores, expected: np.ndarray) -> float:
 def test_a_node_is_all_its_outgoing_edges(name: str, ablation: str) -> None:
     model, task = wrapped(name), id_task((6, 4, 5))
     scores = cf.attribute(model, task, "exact", level="node", ablation=ablation, batch_size=2)
-    evaluator = Evaluator(model, task, ablation=ablation)
+    evaluator = Evaluator.of(model, task, ablation=ablation)
     expected = (evaluator.full - evaluator.run(lacking_one_node(model)).metric).mean(1)
     assert off_nodes(scores, expected) < 1e-4
     assert scores.record.method == "exact" and scores.record.is_effect

@@ -143,7 +143,7 @@ def test_saved_scores_resume_to_the_same_result(
     tiny: cf.Model, ioi: cf.Task, found: cf.FindResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = cf.Scores.open(found.scores.save(tmp_path / "scores.safetensors"))
-    monkeypatch.setattr(search, "attribute", lambda *_, **__: pytest.fail("the scores were computed anew"))
+    monkeypatch.setattr(search, "score", lambda *_, **__: pytest.fail("the scores were computed anew"))
     assert plain(cf.find(tiny, ioi, top=20, random=5, scores=scores)) == plain(found)
     foreign = cf.Scores(Graph(1, 1, 1, 4), np.zeros((3, 5), dtype=np.float32))
     with pytest.raises(ScoreError, match="the scores belong to another graph"):

@@ -269,7 +269,7 @@ def test_the_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:
     bound = cf.task("ioi", model, n=10).on(model)
     graph = model.graph
     asked = ("equivalence", "sufficiency", "partial-necessity")
-    evaluator = Evaluator(model, bound)
+    evaluator = Evaluator.of(model, bound)
     best = cf.attribute(model, bound).top(40)
     good = hypotheses_of(evaluator, best, tests=asked, references=40)
     assert good["sufficiency"].rejected and good["sufficiency"].supports

@@ -16,8 +16,8 @@ from torch import Tensor
 from toys import id_task, wrapped
 
 import circuitfind as cf
-from circuitfind.attribution.gradients import Pairs
 from circuitfind.cli.app import main
+from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.masked_run import run_masked
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.search.learned import hard_concrete, saved, uniform
@@ -87,8 +87,7 @@ def test_the_target_shrinks_and_its_multipliers_follow_the_gap() -> None:
 
 # -------------------------------------------------------------------- training
 def training_of(model: cf.Model, bound, pressure, batch_size: int | None = None, seed: int = 3) -> Training:
-    pairs = Pairs.of(model.adapter, bound.batch, bound.metric, "corrupted", 0)
-    batches = MiniBatches(pairs, 2, batch_size, seed)
+    batches = MiniBatches(Experiment.of(model, bound, {"batch_size": batch_size, "seed": seed}), 2)
     shape = model.graph.n_writers, model.graph.n_readers
     gates = Gates(hard_concrete.sample, hard_concrete.open_probability)
     return Training(batches, gates, lambda gates: gates.view(shape), pressure, 0.1, seed)
@@ -128,10 +127,9 @@ def test_training_is_adam_on_the_loss_of_masked_runs() -> None:
 def test_mini_batches_hold_every_pair_once_an_epoch_whatever_the_batch_size() -> None:
     model = wrapped("gpt2")
     bound = id_task((7,) * 5, seed=2).on(model)
-    pairs = Pairs.of(model.adapter, bound.batch, bound.metric, "corrupted", 0)
     orders = []
     for size in (None, 1):
-        batches, seen = MiniBatches(pairs, 2, size, 0), []
+        batches, seen = MiniBatches(Experiment.of(model, bound, {"batch_size": size}), 2), []
         for step in range(6):
             seen.append(sorted(tuple(row) for part in batches.at(step) for row in part.batch.clean.ids.tolist()))
         for epoch in (seen[:3], seen[3:]):
@@ -174,7 +172,7 @@ def test_every_method_learns_a_circuit_closer_to_the_model_than_random_ones(name
     assert 0 <= values.min() < 0.5 < values.max() <= 1 and not found.scores.values[~model.graph.real].any()
     assert [row.step for row in found.history] == list(range(EVERY, 31, EVERY))
     assert found.circuit.record.method == method and "ranking" in found.record.sign
-    evaluator = Evaluator(model, id_task((7, 6, 7, 7)), metric="kl")
+    evaluator = Evaluator.of(model, id_task((7, 6, 7, 7)), metric="kl")
     draw = np.random.default_rng(0).random((20, *model.graph.real.shape))
     draw[:, ~model.graph.real] = 2
     cuts = np.sort(draw.reshape(20, -1))[:, 60]
@@ -257,7 +255,7 @@ def test_other_ablations_and_metrics(ablation: str) -> None:
 
 def test_the_default_price_and_steering_know_the_metrics_scale() -> None:
     model = wrapped("llama")
-    evaluator = Evaluator(model, id_task((7, 6, 7, 7)), metric="kl")
+    evaluator = Evaluator.of(model, id_task((7, 6, 7, 7)), metric="kl")
     contrast = float((evaluator.full - evaluator.empty).mean())
     found = learn(model, "subnetwork-probing", n_edges=20, steps=2)
     assert found.record.settings["regularisation"] == pytest.approx(0.1 * contrast / 20, rel=1e-4)

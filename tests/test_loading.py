@@ -16,8 +16,8 @@ from toys import id_task
 from transformers import AutoTokenizer
 
 import circuitfind as cf
+from circuitfind.engine.experiment import bind
 from circuitfind.errors import ModelError, TaskError
-from circuitfind.loading import bind
 from circuitfind.models import tiny
 
 

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 from families import VOCAB, build
+from helpers import means_of
 from oracles import Literal, run_circuit
 from test_aligned_spans import AlignedTwin, unequal_task
 from test_circuit_run import kept_edges
 from toys import FOUR, id_task, some_circuits, wrapped
 
 import circuitfind as cf
-from circuitfind.engine.ablation import writer_means
 from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.prepare import prepare
 
 
 def _expected(model: cf.Model, task: cf.Task, circuit: cf.Circuit, ablation: str = "corrupted") -> torch.Tensor:
     batch = task.on(model).batch
-    prepared = prepare(model.adapter, batch, ablation, writer_means(model.adapter, batch, ablation))
+    prepared = prepare(model.adapter, batch, ablation, means_of(model.adapter, batch, ablation))
     return run_circuits(prepared, circuit.mask[None])[0]
 
 
@@ -263,6 +263,6 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
     with pytest.raises(cf.TaskError, match="ablation 'half'"), cf.only(model, [], task, ablation="half"):
         pass
-    monkeypatch.setattr(only, "KEPT_BYTES", 40_000)
+    monkeypatch.setattr(only, "KEPT_RUNS", 40_000)
     with pytest.raises(cf.TaskError, match=r"at most 1, task.on\(model\).subset\(range"), cf.only(model, [], task):
         pass

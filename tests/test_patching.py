@@ -95,7 +95,7 @@ def test_ablations_equal_their_twins(ablation: str) -> None:
     for what in ("heads", "k", "mlp", "attn", "resid-mid"):
         sweep = cf.patch(model, bound, what, by_position=False, ablation=ablation, seed=3, batch_size=2)
         assert off_sweep(sweep, twin.effects(what, False, ablation=ablation)) < 1e-4, what
-    evaluator = Evaluator(model, bound, ablation=ablation, seed=3)
+    evaluator = Evaluator.of(model, bound, ablation=ablation, seed=3)
     np.testing.assert_allclose(sweep.full, evaluator.full, atol=1e-5)
     np.testing.assert_allclose(sweep.empty, evaluator.empty, atol=1e-5)
 

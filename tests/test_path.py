@@ -43,7 +43,7 @@ def test_paths_are_their_edges_removed_together(name: str, ablation: str) -> Non
     model, task = wrapped(name), id_task((6, 4, 5))
     found = cf.path_patch(model, task, receivers=RECEIVERS, ablation=ablation, batch_size=2)
     assert found.senders == model.graph.writer_names and found.receivers == ("a1.h1 + m1 + logits",)
-    evaluator = Evaluator(model, task, ablation=ablation)
+    evaluator = Evaluator.of(model, task, ablation=ablation)
     expected = evaluator.full - evaluator.run(_lacking(model, found.senders, RECEIVERS)).metric
     np.testing.assert_allclose(found.per_example[:, 0], expected, atol=1e-4 * np.abs(expected).max())
     np.testing.assert_allclose([found.full, found.empty], [evaluator.full, evaluator.empty], atol=1e-5)
@@ -83,7 +83,7 @@ def test_metric_and_ablation_of_the_call() -> None:
     model, task = wrapped("gpt2"), id_task((5, 5, 5))
     found = cf.path_patch(model, task, ["input", "m0"], "m1", metric="kl", ablation="resample", seed=4)
     bound = task.on(model).with_metric("kl")
-    evaluator = Evaluator(model, bound, ablation="resample", seed=4)
+    evaluator = Evaluator.of(model, bound, ablation="resample", seed=4)
     expected = evaluator.full - evaluator.run(_lacking(model, found.senders, ["m1"])).metric
     np.testing.assert_allclose(found.per_example[:, 0], expected, atol=1e-6)
     assert found.record.metric == "kl" and found.record.seed == 4
@@ -123,10 +123,10 @@ def test_runs_side_by_side_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(CircuitVisitor, "__init__", noting)
     for room in (5, 40, 400):
         held.clear()
-        monkeypatch.setattr(memory, "BUDGET_BYTES", room * 18 * 32 * 4)
+        monkeypatch.setattr(memory, "BUDGET", room * 18 * 32 * 4)
         found = cf.path_patch(model, task, batch_size=3, **options)
         np.testing.assert_allclose(found.per_example, expected.per_example, atol=1e-5)
-        assert 0 < max(held) <= memory.BUDGET_BYTES
+        assert 0 < max(held) <= memory.BUDGET
     assert len(held) < 5, "with room enough, many at a time"
 
 

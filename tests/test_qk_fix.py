@@ -20,9 +20,9 @@ import circuitfind as cf
 from circuitfind.attribution import qk_fix
 from circuitfind.attribution.qk_fix import single_keys
 from circuitfind.batch import Inputs
-from circuitfind.engine.attention_scores import attention_scores
 from circuitfind.engine.capture import capture
 from circuitfind.engine.restart import Restart
+from circuitfind.engine.sites import attention_scores
 from circuitfind.errors import ModelError, ScoreError
 
 BOTH = (0, 1)
@@ -133,7 +133,7 @@ def test_one_pattern_at_a_time_where_no_more_may_be_held(method: str, monkeypatc
     places = [(what, by) for what in ("q", "k") for by in ("by_position", "by_span")]
     task = id_task((6, 6), spans=SPANS)
     together = [estimate(model, task, what, method, **{by: True}) for what, by in places]
-    monkeypatch.setattr(qk_fix, "HELD_BYTES", 1)
+    monkeypatch.setattr(qk_fix, "HELD", 1)
     changes, held = qk_fix._changes, []
 
     def noted(kind: str, scores: Tensor, new: Tensor, gradient: Tensor, places: Tensor) -> Tensor:

@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from toys import Twin, id_task, linear, node_sums, off_scores, wrapped
 
 import circuitfind as cf
-from circuitfind.attribution.by_example import ExampleScoring, example_effects
+from circuitfind.attribution.by_example import example_effects
+from circuitfind.attribution.method import Request
+from circuitfind.attribution.methods import METHODS
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import capture_gradients
+from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.relevance import relevance_rules
 from circuitfind.errors import ScoreError
 from circuitfind.models.families import family_of
@@ -280,7 +283,7 @@ def test_examples_apart_add_up_to_the_scores() -> None:
     model = wrapped("llama")
     bound = id_task((5, 4, 5)).on(model)
     for direction in ("noising", "denoising"):
-        apart = example_effects(model, bound, ExampleScoring("relp", direction=direction))
+        apart = example_effects(Experiment.of(model, bound, {"direction": direction}), METHODS["relp"], Request("edge"))
         together = cf.attribute(model, bound, "relp", direction=direction).to_dict()
         np.testing.assert_allclose(apart.mean(0), list(together.values()), atol=1e-6)
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from families import EVERY_FAMILY
-from helpers import off
+from helpers import means_of, off
 
-from circuitfind.engine import revised_run
-from circuitfind.engine.ablation import writer_means
+from circuitfind.engine import revision
 from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.prepare import prepare
 from circuitfind.engine.reach import Reach
@@ -90,9 +89,9 @@ def test_a_state_of_any_mask_equals_that_circuit(name, ablation, adapter_of, pai
 @pytest.mark.parametrize("name", ("gpt2", "gpt_neox"))
 def test_readers_of_many_edges_are_revised_under_every_ablation(name, ablation, adapter_of, pairs, monkeypatch):
     """Small models have no reader with more edges than a few: here two are a few."""
-    monkeypatch.setattr(revised_run, "FEW", 2)
+    monkeypatch.setattr(revision, "FEW", 2)
     adapter, rng = adapter_of(name), np.random.default_rng(0)
-    prepared = prepare(adapter, pairs, ablation, writer_means(adapter, pairs, ablation))
+    prepared = prepare(adapter, pairs, ablation, means_of(adapter, pairs, ablation))
     state = CircuitState(prepared, scrap(adapter.graph, rng, 0.9))
     for edge in rng.permutation(np.argwhere(state.mask))[:25].tolist():
         masks = state.mask[None].copy()

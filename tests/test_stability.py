@@ -11,10 +11,11 @@ from toys import FOUR, id_task, wrapped
 
 import circuitfind as cf
 from circuitfind.attribution import by_example
-from circuitfind.attribution.by_example import ExampleScoring, example_effects
+from circuitfind.attribution.methods import method_of, request_of
 from circuitfind.cli import trial as shown
 from circuitfind.cli.options import TaskOptions
 from circuitfind.cli.output import Output
+from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import FileError, ScoreError, TaskError
 from circuitfind.scores import By
 from circuitfind.statistics import rank_correlation
@@ -29,11 +30,17 @@ def in_order(scores: cf.Scores) -> np.ndarray:
 
 
 # -------------------------------------------------------------------- example by example
+def example_effects(model: cf.Model, bound: cf.Task, method: str = "eap-ig-inputs", **asked: object) -> np.ndarray:
+    chosen = method_of(method)
+    request, setting = request_of(chosen, "edge", None, asked)
+    return by_example.example_effects(Experiment.of(model, bound, setting), chosen, request)
+
+
 @pytest.mark.parametrize("name", FOUR)
 def test_each_example_is_scored_as_if_alone(name: str) -> None:
     model = wrapped(name)
     bound = TASK.on(model)
-    effects = example_effects(model, bound, ExampleScoring(steps=3, batch_size=2))
+    effects = example_effects(model, bound, steps=3, batch_size=2)
     assert effects.shape == (5, model.graph.n_edges) and effects.dtype == np.float32
     for row, found in enumerate(effects):
         alone = in_order(cf.attribute(model, bound.subset([row]), steps=3))
@@ -58,7 +65,7 @@ def test_the_mean_of_the_examples_is_attribute(given: dict) -> None:
     model = wrapped("llama")
     bound = (id_task((6,) * 5, seed=1) if given.get("ablation") == "resample" else TASK).on(model)
     whole = in_order(cf.attribute(model, bound, **given))
-    effects = example_effects(model, bound, ExampleScoring(**given))
+    effects = example_effects(model, bound, **given)
     np.testing.assert_allclose(effects.mean(0), whole, atol=2e-5 * np.abs(whole).max())
     assert np.ptp(effects, axis=0).max() > np.abs(whole).max() / 10, "examples differ, else this says little"
 
@@ -67,11 +74,9 @@ def test_metrics_that_compare_with_the_clean_run() -> None:
     model = wrapped("gpt2")
     bound = TASK.on(model).with_metric("kl")
     whole = in_order(cf.attribute(model, bound))
-    np.testing.assert_allclose(
-        example_effects(model, bound, ExampleScoring()).mean(0), whole, atol=2e-5 * np.abs(whole).max()
-    )
+    np.testing.assert_allclose(example_effects(model, bound).mean(0), whole, atol=2e-5 * np.abs(whole).max())
     with pytest.raises(ScoreError, match="flat at the clean run"):
-        example_effects(model, bound, ExampleScoring("eap"))
+        example_effects(model, bound, method="eap")
 
 
 # -------------------------------------------------------------------- resamples
@@ -241,6 +246,6 @@ def test_what_makes_no_sense_is_refused(wrong: dict, kind: type[Exception], said
 
 def test_too_much_for_memory_is_refused_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wrapped("gpt2")
-    monkeypatch.setattr(by_example, "LARGEST_BYTES", 4 * model.graph.n_edges * 3)
+    monkeypatch.setattr(by_example, "BY_EXAMPLE", 4 * model.graph.n_edges * 3)
     with pytest.raises(ScoreError, match="give at most 3 pairs"):
         cf.stability(model, TASK)

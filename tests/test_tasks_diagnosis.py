@@ -180,7 +180,7 @@ def test_corrupted_prompts_that_change_nothing() -> None:
     twins = [text.replace(a, b) for text, a, b in zip(task.clean, places, [*places[1:], "castle"], strict=True)]
     kept = [n for n in range(12) if task.clean[n] != twins[n]]
     task = replace(task, corrupted=twins).subset(kept)
-    difference = np.subtract(*(lambda e: (e.full, e.empty))(Evaluator(tiny(), task)))
+    difference = np.subtract(*(lambda e: (e.full, e.empty))(Evaluator.of(tiny(), task)))
     error = difference.std(ddof=1) / len(difference) ** 0.5
     assert 0 < difference.mean() <= 2 * error or difference.mean() <= 0, "the test needs a corruption without effect"
     (line,) = cf.diagnose(tiny(), task).warnings

@@ -14,12 +14,13 @@ from oracles import split_reader_scores
 from torch import Tensor, nn
 
 from circuitfind.batch import Batch, Inputs
-from circuitfind.engine.capture import Writers, capture, capture_gradients
+from circuitfind.engine.capture import capture, capture_gradients
 from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.contract import edge_effects
 from circuitfind.engine.identities import check_identities
 from circuitfind.engine.prepare import prepare
-from circuitfind.engine.replay import Replay
+from circuitfind.engine.restart import Restart
+from circuitfind.engine.writers import Writers
 from circuitfind.errors import ModelError, ScoreError
 from circuitfind.graph import Graph
 from circuitfind.models import backends
@@ -52,7 +53,8 @@ def everything(adapter: Adapter, batch: Batch) -> None:
     for sparse in (True, False):
         run_circuits(prepared, mask, sparse)
         run_circuits_traced(prepared, mask, sparse)
-    Replay(adapter, batch.clean, prepared.clean, prepared.clean.writers).patch_edges(adapter.graph.n_readers - 2, [0])
+    restart = Restart(adapter, batch.clean, prepared.clean)
+    restart.edges(adapter.graph.n_readers - 2, [0], prepared.clean.writers)
 
 
 @BACKENDS

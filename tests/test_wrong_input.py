@@ -20,9 +20,9 @@ from toys import id_task, wrapped
 
 import circuitfind as cf
 from circuitfind.circuit import as_circuit
+from circuitfind.engine.experiment import bind
 from circuitfind.errors import CircuitfindError, FileError, ModelError, ScoreError, TaskError
 from circuitfind.graph import Graph
-from circuitfind.loading import bind
 from circuitfind.models import tiny
 from circuitfind.scores import NodeScores, Scores
 from circuitfind.tasks.tokens import _ids

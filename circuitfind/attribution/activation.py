@@ -19,12 +19,10 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from circuitfind.attribution.gradients import Pairs
+from circuitfind.attribution.method import Method, Request, Scored
 from circuitfind.batch import Batch
-from circuitfind.engine.ablation import ablated
-from circuitfind.engine.aligned import capture_corrupted
-from circuitfind.engine.capture import Run, capture
-from circuitfind.engine.memory import in_batches
+from circuitfind.engine.capture import Run, capture, capture_corrupted
+from circuitfind.engine.experiment import Experiment
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.norms import Norm
 from circuitfind.record import NO_EFFECT
@@ -33,43 +31,43 @@ NODE_SIGN = f"{NO_EFFECT}L2 norm of how a node's output changes, summed over tok
 EDGE_SIGN = f"{NO_EFFECT}L2 norm of how a writer's output changes, times the scale of the reader's norm, never negative"
 
 
-def node_norms(pairs: Pairs, by_position: bool, batch_size: int | None) -> Tensor:
+def node_norms(experiment: Experiment, by_position: bool) -> Tensor:
     """`[writers]`, or `[writers, pos]` whose sum over positions that is."""
 
     def one(batch: Batch, _: slice) -> Tensor:
-        norms, _run = _norms(pairs, batch)
+        norms, _run = _norms(experiment, batch)
         return norms.sum(1) if by_position else norms.sum((1, 2))
 
-    return _mean(pairs, one, batch_size, "node scores")
+    return _mean(experiment, one, "node scores")
 
 
-def edge_norms(pairs: Pairs, batch_size: int | None) -> Tensor:
+def edge_norms(experiment: Experiment) -> Tensor:
     """`[writers, readers]`, zero where there is no edge."""
-    graph = pairs.adapter.graph
+    graph = experiment.graph
 
     def one(batch: Batch, _: slice) -> Tensor:
-        norms, clean = _norms(pairs, batch)
+        norms, clean = _norms(experiment, batch)
         scores = norms.new_zeros(graph.n_writers, graph.n_readers)
-        for layer, kind, scale in _scales(pairs.adapter, clean, norms):
+        for layer, kind, scale in _scales(experiment.adapter, clean, norms):
             seen = norms[: graph.reads(layer, kind)]
             scores[: len(seen), graph.readers(layer, kind)] = einsum(seen, scale, "u b t, b t -> u").unsqueeze(1)
         return scores
 
-    return _mean(pairs, one, batch_size, "edge scores")
+    return _mean(experiment, one, "edge scores")
 
 
-def _mean(pairs: Pairs, one: Callable[[Batch, slice], Tensor], batch_size: int | None, label: str) -> Tensor:
+def _mean(experiment: Experiment, one: Callable[[Batch, slice], Tensor], label: str) -> Tensor:
     """From sums over a batch's examples to the mean over all."""
-    parts = [part for _, part in in_batches(pairs.adapter, pairs.batch, one, batch_size, label)]
-    return torch.stack(parts).sum(0) / len(pairs.batch)
+    parts = [part for _, part in experiment.in_batches(one, label)]
+    return torch.stack(parts).sum(0) / len(experiment)
 
 
-def _norms(pairs: Pairs, batch: Batch) -> tuple[Tensor, Run]:
+def _norms(experiment: Experiment, batch: Batch) -> tuple[Tensor, Run]:
     """`[writers, batch, pos]`: norms of the writers' changes, zero at padding; and the clean run."""
-    adapter, graph = pairs.adapter, pairs.adapter.graph
+    adapter, graph = experiment.adapter, experiment.graph
     clean = capture(adapter, batch.clean, stop=True)
-    corrupted = capture_corrupted(adapter, batch, stop=True) if pairs.from_corrupted else None
-    delta = clean.writers.minus(ablated(pairs.ablation, clean, corrupted, pairs.means))
+    corrupted = capture_corrupted(adapter, batch, stop=True) if experiment.ablation.corrupted else None
+    delta = clean.writers.minus(experiment.ablated(clean, corrupted))
     norms = delta.embed.new_empty(graph.n_writers, *delta.embed.shape[:2])
 
     def size(x: Tensor) -> Tensor:
@@ -92,3 +90,20 @@ def _scales(adapter: Adapter, clean: Run, like: Tensor) -> Iterator[tuple[int, s
         yield layer, "qkv", scale(view.attn_norm, clean.resid[layer])
         yield layer, "mlp", scale(view.mlp_norm, clean.middle[layer])
     yield adapter.graph.n_layers, "logits", scale(adapter.final_norm, clean.resid[-1])
+
+
+def score(experiment: Experiment, request: Request) -> Scored:
+    """Edges or nodes."""
+    return edge_norms(experiment) if request.level == "edge" else node_norms(experiment, bool(request.by_position))
+
+
+METHOD = Method(
+    "activation",
+    "how far apart clean and corrupted outputs are",
+    "magnitude pruning",
+    "2 forward",
+    ("edge", "node"),
+    score=score,
+    sign=lambda level, options: EDGE_SIGN if level == "edge" else NODE_SIGN,
+    by_position=True,
+)

@@ -6,9 +6,24 @@ more backward pass, and does not depend on the direction.
 
 from __future__ import annotations
 
-from circuitfind.attribution.gradients import Point
+from collections.abc import Mapping
+from typing import Any
+
+from circuitfind.attribution.method import Method, Point
 
 
-def points() -> list[Point]:
+def points(direction: str, n_layers: int, options: Mapping[str, Any]) -> list[Point]:
     """Both ends, equal weights."""
     return [Point(0.5, 1.0), Point(0.5, 0.0)]
+
+
+METHOD = Method(
+    "clean-corrupted",
+    "gradients averaged over both prompts",
+    "Hanna et al. 2024",
+    "2 forward and backward, 2 forward",
+    ("edge", "node", "place"),
+    points=points,
+    twin=True,
+    by_position=True,
+)

@@ -26,13 +26,13 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
+from circuitfind.attribution.method import Method, Request, Scored
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import Run, capture
-from circuitfind.engine.memory import in_batches
+from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.unembedding import Unembedding, unembedding
 from circuitfind.export import files as result_file
 from circuitfind.graph import Graph
-from circuitfind.loading import bind
 from circuitfind.metrics import METRICS
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
@@ -116,19 +116,23 @@ def direct_effects(model: Model, task: Task | BoundTask, *, batch_size: int | No
     Raises:
         TaskError: the task has no answers or no wrong answers.
     """
-    bound = bind(model, task).with_metric("logit_diff")
-    adapter, head = model.adapter, unembedding(model.adapter)
+    return effects_of(Experiment.of(model, task, {"metric": "logit_diff", "batch_size": batch_size}))
+
+
+def effects_of(experiment: Experiment) -> DirectEffects:
+    """`direct_effects` of an experiment whose metric is the logit difference."""
+    adapter, head = experiment.adapter, unembedding(experiment.adapter)
 
     def one(batch: Batch, _: slice) -> list[np.ndarray]:
         run = capture(adapter, batch.clean)
         parts = *_contributions(adapter, head, batch, run), METRICS["logit_diff"](run.logits, batch)
         return [part.double().cpu().numpy() for part in parts]
 
-    parts = [part for _, part in in_batches(adapter, bound.batch, one, batch_size, "direct effects")]
+    parts = [part for _, part in experiment.in_batches(one, "direct effects")]
     nodes, constant, measured = (np.concatenate(values, axis=-1) for values in zip(*parts, strict=True))
-    record = bound.record("direct", ablation="", direction="", seed=0, level="node")
+    record = experiment.bound.record("direct", ablation="", direction="", seed=0, level="node")
     record = replace(record, sign=BEFORE_CAP if head.capped else SIGN)
-    return DirectEffects(model.graph, nodes, constant, measured, head.capped, record)
+    return DirectEffects(experiment.graph, nodes, constant, measured, head.capped, record)
 
 
 def _contributions(adapter: Adapter, head: Unembedding, batch: Batch, run: Run) -> tuple[Tensor, Tensor]:
@@ -174,3 +178,18 @@ def _difference(values: Tensor | None, batch: Batch) -> Tensor | None:
             / real.sum(-1).view(*real.shape[:2], *[1] * (values.ndim - 1))
         )
     return means[0] - means[1]
+
+
+def score(experiment: Experiment, request: Request) -> Scored:
+    """Nodes."""
+    return effects_of(experiment.set(metric=METRICS["logit_diff"])).scores
+
+
+METHOD = Method(
+    "direct",
+    "direct logit attribution: contribution to the logit difference through the frozen final norm",
+    "nostalgebraist 2020, Elhage et al. 2021",
+    "1 forward",
+    ("node",),
+    score=score,
+)

@@ -7,9 +7,33 @@ prompts: early MLPs above all, saturated attention, and any metric that is flat 
 
 from __future__ import annotations
 
-from circuitfind.attribution.gradients import Point
+from collections.abc import Mapping
+from typing import Any
+
+from circuitfind.attribution.method import Method, Point
 
 
-def points(direction: str) -> list[Point]:
+def points(direction: str, n_layers: int = 0, options: Mapping[str, Any] | None = None) -> list[Point]:
     """The one point of the gradient."""
     return [Point(1.0, 1.0 if direction == "noising" else 0.0)]
+
+
+EAP = Method(
+    "eap",
+    "edge attribution patching",
+    "Syed et al. 2023",
+    "2 forward, 1 backward",
+    ("edge",),
+    points=points,
+    at_clean=True,
+)
+ATP = Method(
+    "atp",
+    "attribution patching of nodes",
+    "Nanda 2023",
+    "2 forward, 1 backward",
+    ("node", "place"),
+    points=points,
+    at_clean=True,
+    by_position=True,
+)

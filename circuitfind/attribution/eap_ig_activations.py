@@ -11,18 +11,30 @@ gradients are taken. The average does not depend on the direction, and neither d
 
 from __future__ import annotations
 
-from circuitfind.attribution.gradients import Point
-from circuitfind.errors import ScoreError
+from collections.abc import Mapping
+from typing import Any
+
+from circuitfind.attribution.eap_ig_inputs import check_steps
+from circuitfind.attribution.method import Method, Point
 
 
-def points(steps: int, n_layers: int) -> list[Point]:
-    """Equal weights on the line of every component.
-
-    Raises:
-        ScoreError: no steps.
-    """
-    if steps < 1:
-        raise ScoreError(f"steps must be at least 1, not {steps}")
+def points(direction: str, n_layers: int, options: Mapping[str, Any]) -> list[Point]:
+    """Equal weights on the line of every component."""
+    steps: int = options["steps"]
     held = [None, *((site, layer) for layer in range(n_layers) for site in ("attn_out", "mlp_out"))]
     weight = 1 / (steps * len(held))
     return [Point(weight, k / steps, component) for component in held for k in range(1, steps + 1)]
+
+
+METHOD = Method(
+    "eap-ig-activations",
+    "gradients averaged between the nodes' outputs",
+    "Hanna et al. 2024",
+    "2 forward, and 1 forward and backward a step and component (2 a layer, and the input)",
+    ("edge", "node"),
+    points=points,
+    options={"steps": 5},
+    check=check_steps,
+    twin=True,
+    by_position=True,
+)

@@ -13,20 +13,49 @@ does not depend on the direction, so noising and denoising estimates are the sam
 
 from __future__ import annotations
 
-from circuitfind.attribution.gradients import Point
+from collections.abc import Mapping
+from typing import Any
+
+from circuitfind.attribution.method import Method, Point
 from circuitfind.errors import ScoreError
 
 OFFSETS = {"left": 0.0, "midpoint": 0.5, "right": 1.0}
 
 
-def points(steps: int, rule: str) -> list[Point]:
-    """Equal weights on the line.
-
+def check(options: Mapping[str, Any]) -> None:
+    """
     Raises:
         ScoreError: no steps, or an unknown rule.
     """
-    if rule not in OFFSETS:
-        raise ScoreError(f"rule '{rule}' is unknown: use one of {', '.join(OFFSETS)}")
-    if steps < 1:
-        raise ScoreError(f"steps must be at least 1, not {steps}")
-    return [Point(1 / steps, (k + OFFSETS[rule]) / steps) for k in range(steps)]
+    if options["rule"] not in OFFSETS:
+        raise ScoreError(f"rule '{options['rule']}' is unknown: use one of {', '.join(OFFSETS)}")
+    check_steps(options)
+
+
+def check_steps(options: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ScoreError: no steps.
+    """
+    if options["steps"] < 1:
+        raise ScoreError(f"steps must be at least 1, not {options['steps']}")
+
+
+def points(direction: str, n_layers: int, options: Mapping[str, Any]) -> list[Point]:
+    """Equal weights on the line."""
+    steps, offset = options["steps"], OFFSETS[options["rule"]]
+    return [Point(1 / steps, (k + offset) / steps) for k in range(steps)]
+
+
+METHOD = Method(
+    "eap-ig-inputs",
+    "gradients averaged between the prompts' embeddings",
+    "Hanna et al. 2024",
+    "2 forward, and 1 forward and backward a step",
+    ("edge", "node", "place"),
+    points=points,
+    options={"steps": 5, "rule": "left"},
+    check=check,
+    twin=True,
+    by_position=True,
+)

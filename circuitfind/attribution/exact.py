@@ -1,38 +1,42 @@
-"""Exact effects: every edge is patched on its own and the metric measured. What all attribution methods estimate.
+"""Exact effects, what attribution methods estimate: every edge or node patched on its own, and the metric measured.
 
-Noising: metric(clean) - metric(clean with the edge carrying its ablated value). Denoising: metric(corrupted with the
-edge carrying its clean value) - metric(corrupted). Edges of one reader are patched side by side from the cached
-residual that the reader's layer starts with (`engine/replay.py`), so a whole graph costs about half a forward pass an
-edge.
+Noising: metric(clean) - metric(clean with the edge or node carrying its ablated value). Denoising: metric(corrupted
+with it carrying its clean value) - metric(corrupted).
+
+1. **Edges** of one reader are patched side by side from the cached residual that the reader's layer starts with
+   (`engine/restart.py`), so a whole graph costs about half a forward pass an edge.
+2. Replacing a **node's** output is ablating all its outgoing edges together. What it writes changes the residual stream
+   by its ablated value minus its own: everything before it stays as it was. An MLP changes the stream where the next
+   block begins, a head also what its own layer's MLP reads, the input the stream that enters layer 0: from there the
+   model is restarted, several nodes side by side.
+
+Under a norm on what attention writes (Gemma 2) a head's values are taken as it wrote them, each at its own run's scale;
+`circuitfind.patch` replaces them before that norm.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from itertools import pairwise
 from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from circuitfind.attribution.gradients import Pairs
+from circuitfind.attribution.method import Method, Request, Scored
 from circuitfind.batch import Batch
-from circuitfind.checkpoint import Measurements
-from circuitfind.engine.ablation import ablated
-from circuitfind.engine.aligned import capture_corrupted
-from circuitfind.engine.capture import capture
-from circuitfind.engine.memory import PATCHES, in_batches
-from circuitfind.engine.replay import Replay
-from circuitfind.engine.run_key import run_key
-from circuitfind.progress import track
-from circuitfind.score_checks import check_effects
-
-PARTS = "model, prompts, metric or edges"  # what decides the effects
+from circuitfind.engine.capture import capture, capture_corrupted
+from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.measure import Started, measure
+from circuitfind.engine.restart import Restart, at_position
+from circuitfind.engine.writers import Writers
+from circuitfind.patching.patch import swept
+from circuitfind.patching.plan import Where
 
 
 class EdgeEffects(NamedTuple):
-    """`edges [edges, 2]` (writer, reader) and their exact effects on every example, `values [edges, batch]`."""
+    """`edges [edges, 2]` (writer, reader) and their exact effects on every example, `values [edges, examples]`."""
 
     edges: np.ndarray
     values: np.ndarray
@@ -45,11 +49,7 @@ class EdgeEffects(NamedTuple):
 
 
 def exact_effects(
-    pairs: Pairs,
-    mask: np.ndarray,
-    direction: str = "noising",
-    batch_size: int | None = None,
-    checkpoint: str | PathLike[str] | None = None,
+    experiment: Experiment, mask: np.ndarray, checkpoint: str | PathLike[str] | None = None
 ) -> EdgeEffects:
     """Exact effects of the edges in a mask.
 
@@ -64,56 +64,128 @@ def exact_effects(
         ScoreError: an effect is NaN or infinite.
         FileError: the checkpoint belongs to another run.
     """
-    pairs.check_direction(direction)
-    readers, writers = np.nonzero(mask.T)
+    graph, (readers, writers) = experiment.graph, np.nonzero(mask.T)
     edges = np.stack([writers, readers], axis=1)
-    key = key_of_run(pairs, edges, direction) if checkpoint else ""
-    measured = Measurements(checkpoint, key, PARTS, (len(edges), len(pairs.batch)))
-    measure = partial(_measure, pairs, measured, edges, direction)
-    try:
-        for _ in in_batches(pairs.adapter, pairs.batch, measure, batch_size, "pairs"):
-            pass
-    except BaseException:  # Ctrl-C included: what was measured is kept
-        measured.flush()
-        raise
-    measured.finish()
-    return EdgeEffects(edges, measured.values)
+
+    def start(batch: Batch, _: slice) -> Started:
+        restart, change, started = _started(experiment, batch)
+        groups = _by_reader(edges, restart.at_once)
+        return started._replace(groups=groups, logits=lambda group: restart.edges(group[0], group[1], change))
+
+    def name(place: int) -> str:
+        return graph.edge_name(*edges[place])
+
+    return EdgeEffects(
+        edges, measure(experiment, start, len(edges), name, "exact effects", checkpoint, [edges]).effects
+    )
 
 
-def _measure(
-    pairs: Pairs, measured: Measurements, edges: np.ndarray, direction: str, batch: Batch, examples: slice
-) -> None:
-    """Measures what is missing of a batch."""
-    adapter, metric = pairs.adapter, pairs.metric
+def exact_node_effects(
+    experiment: Experiment, by_position: bool = False, checkpoint: str | PathLike[str] | None = None
+) -> np.ndarray:
+    """Exact effects of every writer.
+
+    Args:
+        by_position: each position on its own; prompts of one length only.
+        checkpoint: as for `exact_effects`.
+
+    Returns:
+        `[writers, (positions,) examples]` in units of the metric, positive = supports.
+
+    Raises:
+        ScoreError: an effect is NaN or infinite.
+        FileError: the checkpoint belongs to another run.
+    """
+    graph = experiment.graph
+    positions = np.arange(experiment.batch.clean.ids.shape[1]) if by_position else np.array([-1])
+    places = np.stack(np.meshgrid(np.arange(graph.n_writers), positions, indexing="ij"), axis=-1).reshape(-1, 2)
+
+    def start(batch: Batch, _: slice) -> Started:
+        restart, change, started = _started(experiment, batch)
+        groups = [
+            (rows, (layer, places[rows].tolist())) for layer, rows in _by_layer(graph.n_heads, places, restart.at_once)
+        ]
+        return started._replace(groups=groups, logits=lambda group: _nodes_patched(restart, change, *group))
+
+    def name(place: int) -> str:
+        return graph.writer_names[places[place, 0]]
+
+    values = measure(experiment, start, len(places), name, "exact node effects", checkpoint, [places]).effects
+    return values.reshape(graph.n_writers, *([len(positions)] if by_position else []), -1)
+
+
+def _started(experiment: Experiment, batch: Batch) -> tuple[Restart, Writers, Started]:
+    """Where patched runs of a batch start, and what the writers carry there instead, less what they carry."""
+    adapter = experiment.adapter
     clean, corrupted = capture(adapter, batch.clean), capture_corrupted(adapter, batch)
-    batch = batch.with_reference(clean.logits)
-    carried = ablated(pairs.ablation, clean, corrupted, pairs.means)
-    if direction == "noising":
-        replay, base = Replay(adapter, batch.clean, clean, carried.minus(clean.writers)), clean
+    if experiment.setting.noising:
+        restart, other = Restart(adapter, batch.clean, clean), experiment.ablated(clean, corrupted)
     else:
-        replay, base = Replay(adapter, batch.corrupted, corrupted, clean.writers.minus(corrupted.writers)), corrupted
-    sign, at_base = (1 if direction == "noising" else -1), metric(base.logits, batch)
-    at_once = PATCHES.runs(adapter.device, batch.clean.ids.numel())
-    for rows, reader, group in track(_groups(edges, at_once), "exact effects"):
-        if not measured.missing(rows, examples):
-            continue
-        logits = replay.patch_edges(reader, group)
-        effects = sign * (at_base - torch.stack([metric(one, batch) for one in logits])).cpu().double().numpy()
-        check_effects(effects, [f"the exact effect of {adapter.graph.edge_name(u, reader)}" for u in group])
-        measured.add(rows, examples, effects)
+        restart, other = Restart(adapter, batch.corrupted, corrupted), clean.writers
+    full, empty = (clean.logits, None) if experiment.setting.noising else (None, corrupted.logits)
+    started = Started(batch.with_reference(clean.logits), full, empty, [], lambda group: group)
+    return restart, other.minus(restart.base.writers), started
 
 
-def key_of_run(pairs: Pairs, places: np.ndarray, direction: str) -> str:
-    """Digest of everything that decides the effects of these places."""
-    return run_key(pairs.adapter, pairs.batch, pairs.metric, places, pairs.ablation, direction)
-
-
-def _groups(edges: np.ndarray, at_once: int) -> list[tuple[slice, int, list[int]]]:
-    """Edges of one reader, a few at a time, in the order given: (rows of `edges`, reader, writers)."""
-    groups: list[tuple[slice, int, list[int]]] = []
+def _by_reader(edges: np.ndarray, at_once: int) -> list[tuple[slice, tuple[int, list[int]]]]:
+    """Edges of one reader, a few at a time, in the order given: (rows of `edges`, (reader, writers))."""
+    groups: list[tuple[slice, tuple[int, list[int]]]] = []
     starts = np.flatnonzero(np.diff(edges[:, 1], prepend=-1)).tolist()
     for start, stop in pairwise([*starts, len(edges)]):
         for first in range(start, stop, at_once):
             rows = slice(first, min(first + at_once, stop))
-            groups.append((rows, int(edges[start, 1]), edges[rows, 0].tolist()))
+            groups.append((rows, (int(edges[start, 1]), edges[rows, 0].tolist())))
     return groups
+
+
+def _by_layer(n_heads: int, places: np.ndarray, at_once: int) -> list[tuple[int, slice]]:
+    """(layer, rows of `places`): nodes of one layer, a few at a time; -1 is the input's."""
+    layers = (places[:, 0] - 1) // (n_heads + 1)
+    groups = []
+    for layer in range(layers[0], layers[-1] + 1):
+        start, stop = np.searchsorted(layers, [layer, layer + 1]).tolist()
+        groups += [(layer, slice(first, min(first + at_once, stop))) for first in range(start, stop, at_once)]
+    return groups
+
+
+def _nodes_patched(restart: Restart, change: Writers, layer: int, places: list[list[int]]) -> Tensor:
+    """Logits `[places, batch, reads, vocab]` with each (writer, position or -1) replaced in a run of its own."""
+    graph = restart.adapter.graph
+    changes: dict[int, Tensor] = {}
+    writers = sorted({writer for writer, _ in places})
+    if layer < 0:
+        changes[0] = change.embed
+    else:
+        heads = [writer - graph.head(layer) for writer in writers if writer != graph.mlp(layer)]
+        if heads:
+            weight = restart.adapter.layers[layer].output_weight()[heads]
+            written = torch.stack([change.heads[layer][..., h, :] @ w for h, w in zip(heads, weight, strict=True)])
+            moved = restart.after_mlp(layer, written)
+            changes |= {graph.head(layer, h): one for h, one in zip(heads, moved, strict=True)}
+        changes[graph.mlp(layer)] = change.mlps[layer]
+    single = [
+        changes[writer] if position < 0 else at_position(changes[writer], position) for writer, position in places
+    ]
+    return restart.from_stream(layer + 1, torch.stack(single))
+
+
+def score(experiment: Experiment, request: Request) -> Scored:
+    """Edges, nodes or places."""
+    if request.level == "place":
+        where = Where(request.what, request.by_position, request.by_span, request.layers)
+        return swept(experiment, where, request.checkpoint)
+    if request.level == "edge":
+        real = experiment.graph.real
+        return exact_effects(experiment, real, request.checkpoint).matrix(real.shape)
+    return exact_node_effects(experiment, bool(request.by_position), request.checkpoint).mean(-1)
+
+
+METHOD = Method(
+    "exact",
+    "every edge, node or place patched on its own",
+    "Vig et al. 2020, Meng et al. 2022",
+    "about half a forward an edge",
+    ("edge", "node", "place"),
+    score=score,
+    by_position=True,
+)

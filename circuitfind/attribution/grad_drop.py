@@ -20,13 +20,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from circuitfind.attribution.gradients import Pairs
+from circuitfind.attribution.components import Base, Estimate, place_effects
+from circuitfind.attribution.gradients import Effects, check_not_flat
+from circuitfind.attribution.method import Method, Request, Scored
+from circuitfind.attribution.qk_fix import KINDS, query_key_changes
 from circuitfind.batch import Batch, Inputs
-from circuitfind.engine.ablation import ablated
-from circuitfind.engine.aligned import capture_corrupted
-from circuitfind.engine.capture import Gradients, Run, capture, capture_gradients
-from circuitfind.engine.memory import in_batches
-from circuitfind.engine.node_effects import node_effects
+from circuitfind.engine.capture import Gradients, Run, capture, capture_corrupted, capture_gradients
+from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.stream_effects import node_effects
 from circuitfind.errors import ScoreError
 from circuitfind.graph import Graph
 from circuitfind.metrics import Metric
@@ -34,8 +35,7 @@ from circuitfind.models.adapter import Adapter
 from circuitfind.record import NO_EFFECT
 
 SIGN = f"{NO_EFFECT}mean magnitude of first-order effects with one layer's gradient dropped, in units of the metric"
-NO_LAYER = -1  # of what is no part of a layer's attention or MLP: the embedding,
-STREAM = ("resid", "resid-mid")  # and these places of a sweep
+NO_LAYER = -1  # of what is no part of a layer's attention or MLP: the embedding, the residual stream
 
 
 def check_layers(graph: Graph) -> None:
@@ -72,23 +72,23 @@ def mean_magnitude(effects: Tensor, layers: list[int]) -> Tensor:
     return (effects.abs() * counts).sum(0) / counts.sum(0)
 
 
-def node_magnitudes(pairs: Pairs, direction: str, batch_size: int | None) -> Tensor:
+def node_magnitudes(experiment: Experiment) -> Tensor:
     """`[writers]` scores, never negative.
 
     Raises:
         ScoreError: the gradient vanishes, or the model has one layer only.
     """
-    adapter, metric, graph = pairs.adapter, pairs.metric, pairs.adapter.graph
+    adapter, metric, graph = experiment.adapter, experiment.metric, experiment.graph
     check_layers(graph)
     layers = [NO_LAYER, *(graph.layer_of(writer) for writer in range(1, graph.n_writers))]
 
     def one(batch: Batch, _: slice) -> tuple[Tensor, float]:
         clean = capture(adapter, batch.clean, stop=not metric.reference)
         batch = batch.with_reference(clean.logits) if metric.reference else batch
-        corrupted = capture_corrupted(adapter, batch, stop=True) if pairs.from_corrupted else None
-        delta = clean.writers.minus(ablated(pairs.ablation, clean, corrupted, pairs.means))
+        corrupted = capture_corrupted(adapter, batch, stop=True) if experiment.ablation.corrupted else None
+        delta = clean.writers.minus(experiment.ablated(clean, corrupted))
         inputs, base = batch.clean, clean
-        if direction == "denoising":
+        if not experiment.setting.noising:
             assert corrupted is not None, "denoising is checked to interchange"
             inputs, base = batch.corrupted, corrupted
         found, sizes = [], []
@@ -97,9 +97,34 @@ def node_magnitudes(pairs: Pairs, direction: str, batch_size: int | None) -> Ten
             sizes.append(float(values.abs().max()))
         return mean_magnitude(torch.stack(found), layers).sum(-1), max(sizes)
 
-    parts, sizes = zip(
-        *(part for _, part in in_batches(adapter, pairs.batch, one, batch_size, "node scores")), strict=True
-    )
-    total = torch.stack(parts).sum(0) / len(pairs.batch)
-    pairs._check_not_flat(total, max(sizes))
+    parts, sizes = zip(*(part for _, part in experiment.in_batches(one, "node scores")), strict=True)
+    total = torch.stack(parts).sum(0) / len(experiment)
+    check_not_flat(metric, total, max(sizes))
     return total
+
+
+def score(experiment: Experiment, request: Request) -> Scored:
+    """Nodes, or places: queries and keys by the QK fix, too."""
+    check_layers(experiment.graph)
+    if request.level == "node":
+        return node_magnitudes(experiment)
+    changes = query_key_changes if request.what in KINDS else None
+    return place_effects(experiment, METHOD, request, Estimate(_passes, changes, mean_magnitude))
+
+
+def _passes(experiment: Experiment, base: Base, effects: Effects) -> Iterator[tuple[Tensor, float]]:
+    for run, gradients, values in dropped(experiment.adapter, base.inputs, base.run, base.batch, experiment.metric):
+        found = effects(experiment.adapter, base.run.writers, run, gradients)
+        yield found, float(values.abs().max())
+
+
+METHOD = Method(
+    "atp-star",
+    "attribution patching of nodes, each layer's gradient dropped",
+    "Kramár et al. 2024",
+    "2 forward, and 1 forward and backward a layer",
+    ("node", "place"),
+    score=score,
+    sign=lambda level, options: SIGN,
+    at_clean=True,
+)

@@ -15,8 +15,13 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from circuitfind.engine.capture import ReaderGradients, Run, Writers
-from circuitfind.engine.node_effects import node_effects
+from circuitfind.attribution import eap
+from circuitfind.attribution.gradients import mean_effects
+from circuitfind.attribution.method import Method, Request, Scored, as_array
+from circuitfind.engine.capture import ReaderGradients, Run
+from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.stream_effects import node_effects
+from circuitfind.engine.writers import Writers
 from circuitfind.graph import Graph
 from circuitfind.models.adapter import Adapter
 from circuitfind.record import NO_EFFECT
@@ -37,3 +42,23 @@ def normalised(graph: Graph, values: np.ndarray) -> np.ndarray:
     for part in parts:
         values[part] /= np.linalg.norm(values[part]) or 1
     return values
+
+
+def score(experiment: Experiment, request: Request) -> Scored:
+    """Nodes."""
+    points = eap.points(experiment.setting.direction)
+    values = as_array(mean_effects(experiment, points, magnitudes, "node scores"))
+    return normalised(experiment.graph, values) if request.options["normalise"] else values
+
+
+METHOD = Method(
+    "hisp",
+    "head importance scores",
+    "Michel et al. 2019",
+    "2 forward, 1 backward",
+    ("node",),
+    score=score,
+    options={"normalise": False},
+    sign=lambda level, options: NORMALISED if options["normalise"] else SIGN,
+    at_clean=True,
+)

@@ -20,22 +20,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from circuitfind.attribution.method import Method, Request, Scored
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import Run, capture
-from circuitfind.engine.contract import HELD_BYTES, token_slices
-from circuitfind.engine.memory import in_batches
+from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.memory import HELD, token_slices
 from circuitfind.models.adapter import Adapter
 from circuitfind.record import NO_EFFECT
 
 SIGN = f"{NO_EFFECT}share of what a reader reads, mean over tokens, 0 to 1"
 
 
-def flow_shares(adapter: Adapter, batch: Batch, batch_size: int | None) -> Tensor:
-    """`[writers, readers]` shares, zero where there is no edge; see above.
-
-    Args:
-        batch: only its clean prompts, and where the metric reads, take part.
-    """
+def flow_shares(experiment: Experiment) -> Tensor:
+    """`[writers, readers]` shares, zero where there is no edge; of the clean prompts alone."""
+    adapter = experiment.adapter
 
     def one(part: Batch, _: slice) -> Tensor:
         run = capture(adapter, part.clean, stop=True)
@@ -43,8 +41,8 @@ def flow_shares(adapter: Adapter, batch: Batch, batch_size: int | None) -> Tenso
         reads = torch.zeros_like(mask).scatter(1, part.clean.read, 1)
         return _shares(adapter, run, mask / mask.sum(1, keepdim=True), reads / reads.sum(1, keepdim=True))
 
-    parts = [part for _, part in in_batches(adapter, batch, one, batch_size, "edge scores")]
-    return torch.stack(parts).sum(0) / len(batch)
+    parts = [part for _, part in experiment.in_batches(one, "edge scores")]
+    return torch.stack(parts).sum(0) / len(experiment)
 
 
 def _shares(adapter: Adapter, run: Run, real: Tensor, read: Tensor) -> Tensor:
@@ -54,7 +52,7 @@ def _shares(adapter: Adapter, run: Run, real: Tensor, read: Tensor) -> Tensor:
     delta = run.writers.map(lambda part: part.flatten(0, 1))
     resid, middle = ([x.to(work).flatten(0, 1) for x in part] for part in (run.resid, run.middle))
     weights = {"qkv": real.flatten(), "mlp": real.flatten(), "logits": read.flatten()}
-    for tokens in token_slices(len(delta.embed), 2 * graph.n_writers, adapter, HELD_BYTES):
+    for tokens in token_slices(len(delta.embed), 2 * graph.n_writers, adapter, HELD):
         written = delta.embed.new_empty(graph.n_writers, *delta.embed[tokens].shape)
         written[0] = _seen(adapter, delta.embed[tokens])
 
@@ -93,3 +91,19 @@ def shares_of(stream: Tensor, parts: Tensor) -> Tensor:
 def _seen(adapter: Adapter, value: Tensor) -> Tensor:
     """What the readers' norms leave of it."""
     return value - value.mean(-1, keepdim=True) if adapter.centred else value
+
+
+def score(experiment: Experiment, request: Request) -> Scored:
+    """Edges."""
+    return flow_shares(experiment)
+
+
+METHOD = Method(
+    "ifr",
+    "information flow routes: shares of what a reader reads",
+    "Ferrando and Voita 2024",
+    "1 forward",
+    ("edge",),
+    score=score,
+    sign=lambda level, options: SIGN,
+)

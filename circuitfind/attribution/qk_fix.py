@@ -6,7 +6,7 @@
 replaced, and `da` the gradient of the metric at the pattern: that at the head, times the values.
 
 1. The layer's attention is run again with the place's head replaced at all positions, and its scores noted
-   (`engine/attention_scores.py`). A score depends on one query and one key, so `s'_ij` also holds where fewer positions
+   (`engine/sites.py`). A score depends on one query and one key, so `s'_ij` also holds where fewer positions
    are replaced. Other heads' scores change only where a model norms its heads together (OLMo 2), and then count.
 2. Queries: row i of the pattern depends on query i alone, so a place's effect is a sum over its rows.
 3. Keys of all positions or of a span: the place's columns of the scores are replaced, and the softmax taken.
@@ -25,10 +25,13 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from circuitfind.engine.attention_scores import attention_scores
-from circuitfind.engine.contract import HELD_BYTES
+from circuitfind.attribution import eap
+from circuitfind.attribution.components import Estimate, place_effects
+from circuitfind.attribution.method import Method, Request, Scored
+from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.memory import HELD
 from circuitfind.engine.restart import Restart
-from circuitfind.engine.site_values import Values
+from circuitfind.engine.sites import Values, attention_scores
 
 KINDS = ("q", "k")
 
@@ -61,7 +64,7 @@ def _of_layer(restart: Restart, layer: int, kind: str, other: Tensor, at_heads: 
     own: Tensor = getattr(base, kind)
     length = own.shape[1]
     scores = attention_scores(restart, layer, kind, own[None])[0]
-    held = max(1, HELD_BYTES // (scores.numel() * scores.element_size()))  # of patterns
+    held = max(1, HELD // (scores.numel() * scores.element_size()))  # of patterns
     found = []
     for units in torch.arange(own.shape[2], device=own.device).split(min(restart.at_once, held)):
         replaced = own.expand(len(units), *own.shape).clone()
@@ -125,3 +128,21 @@ def _keys_together(scores: Tensor, new: Tensor, gradient: Tensor, places: Tensor
         after = torch.where(columns, new, scores).softmax(-1)
         found.append(einsum(after - before, gradient, "u b h i j, p b h i j -> p u b"))
     return torch.stack(found, dim=2)
+
+
+def score(experiment: Experiment, request: Request) -> Scored:
+    """Places: queries or keys."""
+    return place_effects(experiment, METHOD, request, Estimate(changes=query_key_changes))
+
+
+METHOD = Method(
+    "atp-qk",
+    "attribution patching of queries and keys with the softmax computed",
+    "Kramár et al. 2024",
+    "2 forward, 1 backward, and 1 attention of the layer a head",
+    ("place",),
+    score=score,
+    points=eap.points,
+    at_clean=True,
+    whats=KINDS,
+)

@@ -10,10 +10,25 @@ as for `eap` and `atp`, of which everything else is the same.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from circuitfind.attribution import eap
-from circuitfind.attribution.gradients import Point
+from circuitfind.attribution.method import Method, Point
 
 
-def points(direction: str) -> list[Point]:
+def points(direction: str, n_layers: int, options: Mapping[str, Any]) -> list[Point]:
     """The one point of the coefficient."""
     return [point._replace(relevance=True) for point in eap.points(direction)]
+
+
+METHOD = Method(
+    "relp",
+    "attribution patching by rules of relevance propagation",
+    "Jafari et al. 2025",
+    "2 forward, 1 backward",
+    ("edge", "node", "place"),
+    points=points,
+    at_clean=True,
+    by_position=True,
+)

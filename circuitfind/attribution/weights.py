@@ -21,6 +21,8 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
+from circuitfind.attribution.method import Method, Request, Scored
+from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ModelError, ScoreError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.layer import LayerView
@@ -122,3 +124,19 @@ def _unit(matrices: Tensor) -> Tensor:
     """`[n, rows, d_model]` divided by each one's norm; zeros stay zeros."""
     norms = torch.linalg.matrix_norm(matrices, keepdim=True)
     return matrices / norms.where(norms > 0, 1)
+
+
+def score(experiment: Experiment, request: Request) -> Scored:
+    """Edges."""
+    return composition_scores(experiment.adapter)
+
+
+METHOD = Method(
+    "weights",
+    "composition of weights, without data",
+    "Elhage et al. 2021",
+    "none",
+    ("edge",),
+    score=score,
+    sign=lambda level, options: SIGN,
+)

@@ -57,7 +57,6 @@ def approximation(
 
     Writes approximation.json. Change: how large what is replaced is beside what it is part of.
     """
-    inputs.check_owned(estimate.method, estimate.steps)
     folder, ways = inputs.folder(place.out), inputs.ways_of(places)
     loaded = inputs.load_model(model, out, model.check)
     import circuitfind as cf
@@ -71,9 +70,9 @@ def approximation(
             bound,
             estimate.what.split(","),
             method=estimate.method,
-            steps=5 if estimate.steps is None else estimate.steps,
+            steps=estimate.steps,
             **ways,
-            ablation=run.ablation or "corrupted",
+            ablation=run.ablation,
             direction=estimate.direction,
             batch_size=run.batch_size,
             seed=task.seed,

@@ -129,23 +129,15 @@ def warn_of_overlap(scores: Scores, seen: BoundTask | None, unseen: BoundTask, s
         )
 
 
-def check_scoring(scoring: ScoringOptions, run: RunOptions, **level: Any) -> None:
-    """Refuses, before a model is loaded, what its scores could not be computed with; `level` as for `scored`."""
-    from circuitfind.attribution.eap_ig_inputs import points
-    from circuitfind.attribution.methods import check_method
+def check_scoring(scoring: ScoringOptions, run: RunOptions, **ways: Any) -> None:
+    """Refuses, before a model is loaded, what its scores could not be computed with; `ways` as for `scored`."""
+    from circuitfind.attribution.methods import method_of, request_of
 
-    ablation, direction = run.ablation or "corrupted", scoring.direction or "noising"
-    edges: dict[str, Any] = {"level": "edge", "what": None, "by_position": None, "normalise": False}
-    method = check_method(scoring.method, ablation=ablation, direction=direction, **edges | level)
-    check_owned(method, scoring.steps, scoring.rule)
-    points(1 if scoring.steps is None else scoring.steps, scoring.rule or "left")
-
-
-def check_owned(method: str, steps: int | None, rule: str | None = None) -> None:
-    """Refuses steps and a rule where the method has none."""
-    for name, value, owner in (("steps", steps, "eap-ig"), ("rule", rule, "eap-ig-inputs")):
-        if value is not None and not method.startswith(owner):
-            raise ScoreError(f"--{name} {value}: '{method}' has none, leave it out (or give --method eap-ig-inputs)")
+    level, what = ways.pop("level", "edge"), ways.pop("what", None)
+    own = {name: value for name, value in ways.items() if name in ("by_position", "by_span", "layers")}
+    options = {name: value for name, value in ways.items() if name not in own and value}
+    asked = {"ablation": run.ablation, "direction": scoring.direction, **settings_of(scoring), **options}
+    request_of(method_of(scoring.method, level, what), level, what, asked, **own)
 
 
 def settings_of(scoring: ScoringOptions) -> dict[str, Any]:
@@ -158,10 +150,11 @@ def check_places(
     model: Model, bound: BoundTask, what: str, ablation: str | None, direction: str | None, **ways: Any
 ) -> None:
     """Refuses places that the model or the pairs do not have, before anything runs (a server says so itself)."""
-    from circuitfind.patching.patch import planned
+    from circuitfind.engine.experiment import Experiment
+    from circuitfind.patching.plan import Where, planned
 
     if not model.remote:
-        planned(model.adapter, bound, what, ablation=ablation or "corrupted", direction=direction or "noising", **ways)
+        planned(Experiment.of(model, bound, {"ablation": ablation, "direction": direction}), Where(what, **ways))
 
 
 def scored(

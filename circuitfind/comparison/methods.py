@@ -16,7 +16,6 @@ of the name that it is given for.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,46 +27,34 @@ from circuitfind.search.acdc import acdc_scores
 from circuitfind.search.learned.learn import learn_masks
 from circuitfind.tasks.task import BoundTask
 
+Asked = Mapping[str, Any]  # ablation, batch_size and seed of a comparison
 Given = Scores | Callable[[Model, BoundTask], Scores | NodeScores] | None
-
-
-@dataclass(frozen=True)
-class Common:
-    """What all methods of a comparison share."""
-
-    ablation: str = "corrupted"
-    batch_size: int | None = None
-    seed: int = 0
 
 
 class Method(NamedTuple):
     """How a ranking is made, in a few words what it is, and whether its name says all: what is given does not."""
 
-    rank: Callable[[Model, BoundTask, Common], Scores]
+    rank: Callable[[Model, BoundTask, Asked], Scores]
     summary: str
     named: bool = True
 
 
-def _edges(model: Model, task: BoundTask, common: Common, method: str, **settings: Any) -> Scores:
-    scores = attribute(model, task, method, **_keywords(common), **settings)
+def _edges(model: Model, task: BoundTask, asked: Asked, method: str, **settings: Any) -> Scores:
+    scores = attribute(model, task, method, **asked, **settings)
     assert isinstance(scores, (Scores, NodeScores)), "no places of a sweep were asked for"
     return _of_edges(scores)
 
 
-def _acdc(model: Model, task: BoundTask, common: Common) -> Scores:
-    return acdc_scores(model, task, **_keywords(common))
+def _acdc(model: Model, task: BoundTask, asked: Asked) -> Scores:
+    return acdc_scores(model, task, **asked)
 
 
-def _learned(model: Model, task: BoundTask, common: Common, method: str, **settings: Any) -> Scores:
-    return _of_edges(learn_masks(model, task, method, **_keywords(common), **settings).scores)
+def _learned(model: Model, task: BoundTask, asked: Asked, method: str, **settings: Any) -> Scores:
+    return _of_edges(learn_masks(model, task, method, **asked, **settings).scores)
 
 
 def _of_edges(scores: Scores | NodeScores) -> Scores:
     return scores.to_edges() if isinstance(scores, NodeScores) else scores
-
-
-def _keywords(common: Common) -> dict[str, Any]:
-    return {"ablation": common.ablation, "batch_size": common.batch_size, "seed": common.seed}
 
 
 def _attributed(method: str, summary: str, **settings: Any) -> Method:
@@ -124,7 +111,7 @@ def _own(name: str, given: Given) -> Method:
     if not isinstance(given, Scores) and not callable(given):
         raise ScoreError(f"method '{name}' is a {type(given).__name__}: give Scores, or a function (model, task)")
 
-    def rank(model: Model, task: BoundTask, _: Common) -> Scores:
+    def rank(model: Model, task: BoundTask, _: Asked) -> Scores:
         scores = given if isinstance(given, Scores) else given(model, task)
         if not isinstance(scores, (Scores, NodeScores)):
             raise CircuitfindError(f"method '{name}' returned a {type(scores).__name__}, not Scores or NodeScores")

@@ -16,27 +16,28 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
+from typing import Any, Unpack
 
 import numpy as np
 
 from circuitfind.checkpoint import key_of
-from circuitfind.comparison.methods import Common, Given, Method, chosen
+from circuitfind.comparison.methods import Given, Method, chosen
 from circuitfind.comparison.result import Comparison, Entry
 from circuitfind.comparison.shelf import Ranking, Shelf
 from circuitfind.costs import measuring
+from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.evaluation.agreement import Level, agreement, check_same_graph
 from circuitfind.evaluation.curve import PERCENTAGES, Curve, curve_of, sizes_of
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.mib import Mib
-from circuitfind.loading import bind
-from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.references.published import reference as named
 from circuitfind.references.reference import Reference
 from circuitfind.remote.call import remotable
 from circuitfind.scores import Scores
+from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import rank_correlation
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -50,11 +51,8 @@ def compare(
     reference: Reference | str | None = None,
     holdout: float = 0.5,
     percentages: Iterable[float] = PERCENTAGES,
-    metric: str | Metric | Function | None = None,
-    ablation: str = "corrupted",
-    batch_size: int | None = None,
-    seed: int = 0,
     folder: str | PathLike[str] | None = None,
+    **asked: Unpack[JudgeKeywords],
 ) -> Comparison:
     """Compares methods on one model and task.
 
@@ -63,32 +61,34 @@ def compare(
         reference: a circuit of this model that is known, or its name (`circuitfind.reference`).
         holdout: part of the pairs that circuits are judged on; rankings do not see them.
         percentages: sizes, as fractions of all edges. CPR and CMD are MIB's at the default only.
-        metric, ablation, batch_size, seed: as for `circuitfind.attribute` and `circuitfind.evaluate`.
         folder: keeps each method's scores (`METHOD.safetensors`); a repeated call takes them from there.
+        asked: metric, ablation, batch_size, seed; see `circuitfind.setting`.
 
     Raises:
         ScoreError: an unknown method, a reference circuit of another model, percentages that make no sense, or
             faithfulness is undefined on this task.
         TaskError: too few pairs.
     """
-    bound = bind(model, task).with_metric(metric)
-    search, judge = bound.split(1 - holdout, seed)
+    experiment = Experiment.of(model, task, asked, direction=False)
+    search, judge = experiment.bound.split(1 - holdout, experiment.setting.seed)
     target = named(reference) if isinstance(reference, str) else reference
-    entrants, common = chosen(methods), Common(ablation, batch_size, seed)
+    entrants = chosen(methods)
     if target is not None:
         check_same_graph(model.graph, target)
     _, fractions = sizes_of(model.graph.n_edges, None, percentages)  # refuses nonsense before hours are spent
     sizes = tuple(fractions)
-    evaluator = Evaluator(model, judge, ablation=ablation, batch_size=batch_size, seed=seed)
+    evaluator = Evaluator(experiment.on(judge))
     evaluator.check_contrast()
     # what the model makes of the pairs stands for its weights: both ends, because under `kl` one of them is always 0
-    made = (evaluator.full, evaluator.empty, bound.metric.name)
-    shelf = Shelf(folder, key_of(model.name, search.prompts, search.corrupted_prompts, *made, common))
+    setting = experiment.setting
+    asked_again = {"ablation": setting.ablation, "batch_size": setting.batch_size, "seed": setting.seed}
+    made = (evaluator.full, evaluator.empty, experiment.metric.name)
+    shelf = Shelf(folder, key_of(model.name, search.prompts, search.corrupted_prompts, *made, asked_again))
     rankings: dict[str, Ranking] = {}
     refused: dict[str, str] = {}
     for name, method in track(list(entrants.items()), "methods"):
         try:
-            rankings[name] = _ranking(model, search, name, method, common, shelf)
+            rankings[name] = _ranking(model, search, name, method, asked_again, shelf)
         except (ScoreError, TaskError) as error:
             refused[name] = str(error)
     curves = {
@@ -116,12 +116,14 @@ def compare(
     )
 
 
-def _ranking(model: Model, search: BoundTask, name: str, method: Method, common: Common, shelf: Shelf) -> Ranking:
+def _ranking(
+    model: Model, search: BoundTask, name: str, method: Method, asked: dict[str, Any], shelf: Shelf
+) -> Ranking:
     """A method's ranking, from the shelf if it is there; passes are counted per pair."""
     if method.named and (kept := shelf.take(name)) is not None:
         return kept
     with measuring() as costs:
-        scores = method.rank(model, search, common)
+        scores = method.rank(model, search, asked)
     per_pair = replace(costs, forwards=costs.forwards / len(search), backwards=costs.backwards / len(search))
     ranking = Ranking(scores, per_pair)
     if method.named:

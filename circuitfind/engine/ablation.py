@@ -1,4 +1,4 @@
-"""What an edge outside a circuit carries.
+"""What an edge outside a circuit carries: one record for each ablation, in a registry that users can add to.
 
 * `corrupted` (interchange, the default): the writer's value in the corrupted run, on the clean prompt's positions where
   the two are aligned (`engine/aligned.py`).
@@ -7,62 +7,117 @@
 * `mean-position`: its mean over the corrupted prompts at each position; prompts of one length only.
 * `resample`: its value in the corrupted run of another, randomly drawn example (seeded); prompts of one length only.
 
-Only `corrupted` makes the run with every edge ablated equal to the corrupted run (of aligned pairs, its logits are).
+Only `corrupted` makes the run with every edge ablated equal to the corrupted run (with aligned pairs, only its logits).
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch
-from circuitfind.engine.aligned import refuse_aligned
-from circuitfind.engine.capture import Run, Writers, capture
-from circuitfind.engine.memory import in_batches
+from circuitfind.engine.capture import capture, refuse_aligned
+from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.models.adapter import Adapter
-from circuitfind.tasks.bound import check_seed
 
-Ablation = Literal["corrupted", "zero", "mean", "mean-position", "resample"]
-SAME_LENGTH = ("mean-position", "resample")
+Carried = Callable[[Tensor, "Tensor | None", "Tensor | None"], Tensor]
 
 
-def check_ablation(ablation: str, batch: Batch) -> None:
-    """Refuses an unknown ablation, or one that these prompts do not allow.
+@dataclass(frozen=True)
+class Ablation:
+    """One kind of ablation.
+
+    Attributes:
+        carried: from a value of the clean run `[batch, pos, ...]`, the same value of the corrupted run and its mean
+            `[1, 1 or pos, ...]` (each None unless asked for below) to what is carried instead, of the clean value's
+            shape. It is applied to every writer's output, and to every value that a sweep patches.
+        corrupted: it needs the corrupted run.
+        mean: it needs means over the corrupted prompts: over all real positions ("all") or at each ("position").
+        interchange: what is carried is the value of one run: a node that nothing reaches differs from it by exactly 0.
+        redealt: each example is paired with another one's corrupted prompt, drawn with the seed.
+        equal_lengths: prompts of one length only.
+    """
+
+    name: str
+    carried: Carried
+    corrupted: bool = False
+    mean: str | None = None
+    interchange: bool = False
+    redealt: bool = False
+    equal_lengths: bool = False
+
+    @property
+    def twin(self) -> bool:
+        """The clean run and the run that ablated values come from are the two sides of a pair."""
+        return self.interchange and not self.redealt
+
+    def check(self, batch: Batch, direction: str = "noising") -> None:
+        """Refuses pairs that this ablation, or this direction under it, is not defined for.
+
+        Raises:
+            TaskError, ScoreError: naming the ablation or direction, and the remedy.
+        """
+        if self.equal_lengths and (batch.clean.padded or batch.corrupted.padded):
+            raise TaskError(
+                f"ablation '{self.name}' needs prompts of one length, these differ: use 'corrupted' or 'mean'"
+            )
+        if self.equal_lengths:
+            refuse_aligned(batch, f"ablation '{self.name}'", "use 'corrupted', 'mean' or 'zero'")
+        self.check_direction(direction)
+        if direction == "denoising":
+            refuse_aligned(batch, "direction 'denoising'", "use 'noising', with the sides exchanged if need be")
+
+    def check_direction(self, direction: str) -> None:
+        """What can be said of the direction before there are pairs."""
+        if direction == "denoising" and not self.twin:
+            raise ScoreError("direction 'denoising' starts from the corrupted run: it needs ablation='corrupted'")
+
+
+def _corrupted(own: Tensor, corrupted: Tensor | None, mean: Tensor | None) -> Tensor:
+    assert corrupted is not None, "interchange needs the corrupted run"
+    return corrupted
+
+
+def _mean(own: Tensor, corrupted: Tensor | None, mean: Tensor | None) -> Tensor:
+    assert mean is not None, "mean ablation needs the means"
+    return mean.expand_as(own)
+
+
+def _zero(own: Tensor, corrupted: Tensor | None, mean: Tensor | None) -> Tensor:
+    return torch.zeros_like(own)
+
+
+CORRUPTED = Ablation("corrupted", _corrupted, corrupted=True, interchange=True)
+_BUILT_IN = (
+    CORRUPTED,
+    Ablation("zero", _zero),
+    Ablation("mean", _mean, mean="all"),
+    Ablation("mean-position", _mean, mean="position", equal_lengths=True),
+    Ablation("resample", _corrupted, corrupted=True, interchange=True, redealt=True, equal_lengths=True),
+)
+ABLATIONS: dict[str, Ablation] = {ablation.name: ablation for ablation in _BUILT_IN}
+
+
+def ablation_of(name: str | Ablation) -> Ablation:
+    """The ablation of this name.
 
     Raises:
-        TaskError: naming the ablation and the ones that are possible.
+        TaskError: there is none, with the ones that there are.
     """
-    if ablation not in get_args(Ablation):
-        raise TaskError(f"ablation '{ablation}' is unknown: use one of {', '.join(get_args(Ablation))}")
-    if ablation in SAME_LENGTH and (batch.clean.padded or batch.corrupted.padded):
-        raise TaskError(f"ablation '{ablation}' needs prompts of one length, these differ: use 'corrupted' or 'mean'")
-    if ablation in SAME_LENGTH:
-        refuse_aligned(batch, f"ablation '{ablation}'", "use 'corrupted', 'mean' or 'zero'")
-
-
-def check_direction(direction: str, ablation: str, batch: Batch | None = None) -> None:
-    """Refuses an unknown direction, or one that has no meaning for the ablation or (where given) for the pairs.
-
-    Raises:
-        ScoreError, TaskError: naming it.
-    """
-    if direction not in ("noising", "denoising"):
-        raise ScoreError(f"direction '{direction}' is unknown: use 'noising' or 'denoising'")
-    if direction == "denoising" and ablation != "corrupted":
-        raise ScoreError("direction 'denoising' starts from the corrupted run: it needs ablation='corrupted'")
-    if direction == "denoising" and batch is not None:
-        refuse_aligned(batch, "direction 'denoising'", "use 'noising', with the sides exchanged if need be")
+    if isinstance(name, Ablation):
+        return name
+    if name not in ABLATIONS:
+        raise TaskError(f"ablation '{name}' is unknown: use one of {', '.join(ABLATIONS)}")
+    return ABLATIONS[name]
 
 
 def resampled(batch: Batch, seed: int) -> Batch:
     """The same pairs with their corrupted prompts dealt out anew; no example keeps its own."""
-    check_seed(seed)
     size = len(batch)
     if size < 2:
         raise TaskError("ablation 'resample' needs at least two examples")
@@ -72,49 +127,27 @@ def resampled(batch: Batch, seed: int) -> Batch:
     return replace(batch, corrupted=batch.corrupted.rows(other.to(batch.corrupted.ids.device)))
 
 
+# -------------------------------------------------------------------- means over all corrupted prompts
+def summed(value: Tensor, mask: Tensor, by_position: bool) -> Tensor:
+    """`[1, 1 or pos, ...]`: the sum of a value `[batch, pos, ...]` over a batch (and its real positions)."""
+    weight = mask.to(value.device, value.dtype)
+    return (value * weight.view(*weight.shape, *[1] * (value.ndim - 2))).sum(0 if by_position else (0, 1), keepdim=True)
+
+
+def count_of(batch: Batch, by_position: bool) -> int:
+    """How many values such a sum adds up."""
+    return len(batch) if by_position else int(batch.corrupted.mask.sum())
+
+
 def sum_writers(adapter: Adapter, batch: Batch, by_position: bool) -> tuple[Writers, int]:
     """Every writer summed over a batch's corrupted prompts (and their real positions), and how many were summed."""
-    weight = batch.corrupted.mask.to(adapter.work)
-    axes = 0 if by_position else (0, 1)
-
-    def summed(part: Tensor) -> Tensor:
-        broadcast = weight.to(part.device).view(*weight.shape, *[1] * (part.ndim - 2))
-        return (part * broadcast).sum(axes, keepdim=True)
-
-    total = capture(adapter, batch.corrupted, stop=True).writers.map(summed)
-    return total, len(batch) if by_position else int(weight.sum())
+    writers = capture(adapter, batch.corrupted, stop=True).writers
+    total = writers.map(lambda part: summed(part.to(adapter.work), batch.corrupted.mask, by_position))
+    return total, count_of(batch, by_position)
 
 
 def mean_of(parts: Iterable[tuple[Writers, int]]) -> Writers:
-    """Means, shaped to broadcast over `[batch, pos]`, from the sums of all batches."""
+    """Means from the sums of all batches."""
     sums, counts = zip(*parts, strict=True)
-    total = functools.reduce(lambda a, b: a.minus(b.map(torch.neg)), sums)
+    total = functools.reduce(lambda a, b: a.map(torch.add, b), sums)
     return total.map(lambda value: value / sum(counts))
-
-
-def writer_means(adapter: Adapter, batch: Batch, ablation: str, batch_size: int | None = None) -> Writers | None:
-    """What the mean ablations put in place of each writer; None for the others."""
-    if not ablation.startswith("mean"):
-        return None
-    by_position = ablation == "mean-position"
-
-    def one(part: Batch, _: slice) -> tuple[Writers, int]:
-        return sum_writers(adapter, part, by_position)
-
-    return mean_of(part for _, part in in_batches(adapter, batch, one, batch_size, "mean activations"))
-
-
-def ablated(ablation: str, clean: Run, corrupted: Run | None, means: Writers | None) -> Writers:
-    """The writers' ablated values for one batch, of the clean run's shapes.
-
-    Args:
-        corrupted: from `capture_corrupted`.
-    """
-    if ablation == "zero":
-        return clean.writers.map(torch.zeros_like)
-    if means is None:
-        assert corrupted is not None, "interchange needs the corrupted run"
-        return corrupted.writers
-    embed = means.embed.expand_as(clean.writers.embed)
-    heads = [mean.expand_as(value) for mean, value in zip(means.heads, clean.heads, strict=True)]
-    return Writers(embed, heads, [mean.expand_as(value) for mean, value in zip(means.mlps, clean.mlps, strict=True)])

@@ -1,13 +1,17 @@
 """One forward pass, remembered: what every writer wrote and what every reader read, with gradients if asked.
 
-1. `Writers` are the parts of the residual stream that edges carry: the embedding, each layer's heads *before* their
-   output projection (already times a post-norm's scale), each MLP. They add and subtract like vectors, and heads stay
-   `d_head` wide, so a GPT-2 small batch of 8 x 16 tokens takes 10 MB instead of 60.
-2. `capture` runs a model and keeps its writers, residual streams and logits at the read positions.
-3. `capture_gradients` roots autograd at a detached layer-0 input and takes gradients at the q, k, v projection outputs,
+1. `capture` runs a model and keeps its writers (`engine/writers.py`), its residual streams, and its logits at the read
+   positions.
+2. `capture_gradients` roots autograd at a detached layer-0 input and takes gradients at the q, k, v projection outputs,
    the MLP inputs and the final norm's input. MLP inputs get a fresh autograd node (`view_as`): a norm shared by
    attention and MLP would otherwise count both branches' gradients at either reader.
-4. Outputs of attention or MLP modules can be given: they become constants, which no gradient flows through.
+3. Outputs of attention or MLP modules can be given: they become constants, which no gradient flows through.
+
+Where prompts are aligned by spans, the corrupted run is seen from the clean prompts (`capture_corrupted`). What it left
+at position `alignment[t]` stands at the clean prompt's position t, the embedding with its learned position included, so
+every writer has an ablated value at every token. The run with every edge ablated has the corrupted run's logits: the
+unembedding reads the sum of the ablated values and biases, which is the corrupted stream. But its writers do not write
+the ablated values (a head attends over the clean prompt's tokens there), so it is computed as under mean ablation.
 """
 
 from __future__ import annotations
@@ -20,37 +24,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuitfind.batch import Inputs
+from circuitfind.batch import Batch, Inputs
 from circuitfind.costs import count_backward
-from circuitfind.errors import ScoreError
+from circuitfind.engine.writers import Writers
+from circuitfind.errors import ScoreError, TaskError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import STOP, Stop, through, undisturbed
-from circuitfind.models.layout import Heads
+from circuitfind.models.layout import PROJECTIONS, Heads
 
 # ("attn_out" or "mlp_out", layer) -> what that module returns: the attention's output projection, or the MLP
 Outputs = Mapping[tuple[str, int], Tensor]
-
-
-class Writers(NamedTuple):
-    """What each writer adds to the residual stream.
-
-    embed: `[batch, pos, d_model]`; heads: by layer `[batch, pos, heads, d_head]`, to be projected by the layer's
-    `output_weight`; mlps: by layer `[batch, pos, d_model]`, without output biases.
-    """
-
-    embed: Tensor
-    heads: list[Tensor]
-    mlps: list[Tensor]
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Writers:
-        """The same function of every part."""
-        return Writers(function(self.embed), [function(x) for x in self.heads], [function(x) for x in self.mlps])
-
-    def minus(self, other: Writers) -> Writers:
-        """Part by part difference."""
-        heads = [a - b for a, b in zip(self.heads, other.heads, strict=True)]
-        mlps = [a - b for a, b in zip(self.mlps, other.mlps, strict=True)]
-        return Writers(self.embed - other.embed, heads, mlps)
 
 
 class ReaderGradients(NamedTuple):
@@ -126,7 +109,7 @@ class Recorder:
             return None if leaf is value else leaf
         if site == "resid":
             return self._enter_block(layer, value)
-        if site in ("q", "k", "v", "qkv"):
+        if site in PROJECTIONS:
             self._note_projection(site, detached)
             if self.differentiate:
                 self.leaves[site, layer] = value
@@ -157,11 +140,7 @@ class Recorder:
         return root.clone().requires_grad_(self.differentiate)
 
     def _note_projection(self, site: str, value: Tensor) -> None:
-        layout = self.adapter.layers[0].layout
-        if site == "qkv":
-            self.run.qkv.append(layout.split(value))
-            return
-        self._separate[site] = value.unflatten(-1, (-1, layout.d_head))
+        self._separate |= self.adapter.layers[0].layout.parts(site, value)
         if len(self._separate) == 3:
             self.run.qkv.append(Heads(**self._separate))
             self._separate = {}
@@ -221,11 +200,11 @@ def capture_gradients(
         grads = {key: g.to(adapter.work) / scale for key, g in zip(recorder.leaves, found, strict=True)}
     recorder.run.logits = logits.detach()
     layout, n_layers, shape = adapter.layers[0].layout, adapter.graph.n_layers, recorder.run.resid[0].shape
-    if adapter.family.qkv:
-        qkv = [layout.split(grads["qkv", layer]) for layer in range(n_layers)]
-    else:
-        heads = {key: grad.unflatten(-1, (-1, layout.d_head)) for key, grad in grads.items() if key[0] in "qkv"}
-        qkv = [Heads(*(heads[kind, layer] for kind in "qkv")) for layer in range(n_layers)]
+    parts: list[dict[str, Tensor]] = [{} for _ in range(n_layers)]
+    for (site, layer), grad in grads.items():
+        if site in PROJECTIONS:
+            parts[layer] |= layout.parts(site, grad)
+    qkv = [Heads(**found) for found in parts]
     mlp = [grads["mlp_in", layer].view(shape) for layer in range(n_layers)]
     return Gradients(recorder.run, ReaderGradients(qkv, mlp, grads["final", n_layers]), values.detach())
 
@@ -234,3 +213,49 @@ def _loss_scale(at_logits: Tensor, dtype: torch.dtype) -> float:
     """A power of two that brings a float16 model's gradients at the logits to about 1: they would underflow."""
     largest = float(at_logits.abs().max())
     return 2.0 ** -round(math.log2(largest)) if dtype == torch.float16 and 0 < largest < math.inf else 1.0
+
+
+# -------------------------------------------------------------------- prompts that are aligned by spans
+def capture_corrupted(adapter: Adapter, batch: Batch, stop: bool = False) -> Run:
+    """The corrupted run, moved onto the clean prompts' positions where pairs are aligned; its logits are its own.
+
+    Args:
+        stop: end the pass before the unembedding (no logits).
+    """
+    run = capture(adapter, batch.corrupted, stop)
+    if batch.alignment is None:
+        return run
+
+    def at_clean(values: list[Tensor]) -> list[Tensor]:
+        return [moved(value, batch) for value in values]
+
+    return Run(
+        resid=at_clean(run.resid),
+        middle=at_clean(run.middle),
+        heads=at_clean(run.heads),
+        mlps=at_clean(run.mlps),
+        qkv=[Heads(*at_clean(list(heads))) for heads in run.qkv],
+        mlp_in=at_clean(run.mlp_in),
+        attn_out=at_clean(run.attn_out),
+        mlp_out=at_clean(run.mlp_out),
+        logits=run.logits,
+    )
+
+
+def moved(value: Tensor, batch: Batch) -> Tensor:
+    """Values of the corrupted run, `[batch, pos, ...]` or `[batch x pos, ...]`, on the clean prompts' positions."""
+    if batch.alignment is None:
+        return value
+    index = batch.alignment.to(value.device)
+    rows = torch.arange(len(index), device=value.device).unsqueeze(1)
+    return value.reshape(*index.shape, -1)[rows, index].reshape(value.shape)
+
+
+def refuse_aligned(batch: Batch, what: str, remedy: str) -> None:
+    """For what has no meaning between aligned prompts.
+
+    Raises:
+        TaskError: the pairs are aligned; it says `what`, and the `remedy`.
+    """
+    if batch.alignment is not None:
+        raise TaskError(f"{what} is not defined between prompts aligned by spans: {remedy}")

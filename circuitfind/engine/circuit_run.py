@@ -22,13 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitfind.engine.memory import in_cache
 from circuitfind.engine.plan import Plan, prefers_sparse
 from circuitfind.engine.prepare import Prepared
+from circuitfind.engine.writers import output
 from circuitfind.models.backends import Stop, through_hooks, undisturbed
-from circuitfind.models.layout import Heads
-
-SLICE_BYTES = {"cpu": 8 * 2**20}  # of reader streams worked on at a time; see contract.INNER_BYTES
-LARGE_SLICE_BYTES = 256 * 2**20
+from circuitfind.models.layout import PROJECTIONS
 
 
 def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = None) -> Tensor:
@@ -49,6 +48,29 @@ def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = No
     with torch.no_grad(), undisturbed(adapter.model):
         logits = through_hooks(adapter, inputs, visitor, skips=skippable(prepared, plan))
     return logits.unflatten(0, (len(masks), -1))
+
+
+def run_without(prepared: Prepared, removed: np.ndarray) -> Tensor:
+    """Runs a prepared batch without some edges, restarted at the first block with a reader of any of them.
+
+    Up to there the base run holds, to the bit: its blocks are skipped, and what their writers carry is known. From
+    there it is a run in the dense form.
+
+    Args:
+        removed: `[runs, writers, readers]` bool, at least one edge in all.
+
+    Returns:
+        Logits `[runs, batch, reads, vocab]`, equal to those of `run_circuits` with all other edges kept.
+    """
+    adapter, times = prepared.adapter, len(removed)
+    plan = Plan.of(prepared, adapter.graph.real & ~removed, sparse=False)
+    start = adapter.graph.reader(int(np.flatnonzero(plan.active)[0])).layer
+    visitor = CircuitVisitor(prepared, plan)
+    visitor.write_before(start)
+    skips = {view.path: side_by_side(prepared.clean.resid[start], times) for view in adapter.layers[:start]}
+    with torch.no_grad(), undisturbed(adapter.model):
+        logits = through_hooks(adapter, prepared.batch.clean.repeat(times), visitor, skips)
+    return logits.unflatten(0, (times, -1))
 
 
 def skippable(prepared: Prepared, plan: Plan) -> dict[str, Tensor]:
@@ -98,7 +120,7 @@ class CircuitVisitor:
             self._resid = side_by_side(empty.resid[layer], self.times) if plan.sparse else value
             if not layer and not plan.sparse:
                 self._write(0, self._as_circuits(value) - self.prepared.ablated.embed)
-        elif site in ("q", "k", "v", "qkv"):
+        elif site in PROJECTIONS:
             return self._projection(site, layer, value)
         elif site == "z":
             self._z = value
@@ -130,13 +152,20 @@ class CircuitVisitor:
             flat = difference.reshape(-1, self.batch * self.length, difference.shape[-1])
             self.written[self.plan.slots[writer]] = self._centre(flat)
 
+    def write_before(self, layer: int) -> None:
+        """D of the heads and MLPs before a block, from the clean run (the input comes by itself)."""
+        clean, ablated = self.prepared.clean.writers, self.prepared.ablated
+        for writer in self.plan.writers.tolist():
+            if 0 < writer < self.graph.head(layer):
+                self._write(writer, output(self.adapter, clean, writer, less=ablated))
+
     def _write_unreached(self) -> None:
         """D of the nodes that nothing reaches: under zero or mean ablation they too differ from their ablated value."""
         empty, values = self.prepared.empty, self.prepared.ablated
         for layer in range(self.graph.n_layers):
             outputs = self.adapter.head_outputs(layer, empty.heads[layer] - values.heads[layer])
-            for head, output in enumerate(outputs):
-                self._write(self.graph.head(layer, head), output)
+            for head, written in enumerate(outputs):
+                self._write(self.graph.head(layer, head), written)
             self._write(self.graph.mlp(layer), empty.mlps[layer] - values.mlps[layer])
 
     def _attention(self, layer: int, attn_out: Tensor) -> None:
@@ -183,8 +212,7 @@ class CircuitVisitor:
     def _slices(self, n_readers: int) -> list[tuple[int, slice]]:
         """(circuit, tokens) slices small enough to stay in cache."""
         n_tokens, width = self.batch * self.length, self.written.shape[-1]
-        budget = SLICE_BYTES.get(self.written.device.type, LARGE_SLICE_BYTES)
-        size = max(1, budget // (n_readers * width * self.written.element_size()))
+        size = max(1, in_cache(self.written.device) // (n_readers * width * self.written.element_size()))
         starts = range(0, n_tokens, size)
         return [(k, slice(start, min(start + size, n_tokens))) for k in range(self.times) for start in starts]
 
@@ -192,26 +220,14 @@ class CircuitVisitor:
         """Overwrites the active heads in a projection's output; all three kinds are computed at the first of them."""
         if self._values_of != layer:
             self._values, self._values_of = self._attention_values(layer), layer
-        kinds = "qkv" if site == "qkv" else site
-        if not any(kind in self._values for kind in kinds):
-            return self._baseline(site, layer, value) if self.plan.sparse else None
-        layout = self.adapter.layers[layer].layout
-        heads = {}
-        for kind in kinds:
-            heads[kind] = self._overwritten(kind, layer, self._own(kind, site, layer, value))
-        return layout.join(Heads(**heads)) if site == "qkv" else heads[site].flatten(-2)
-
-    def _own(self, kind: str, site: str, layer: int, value: Tensor) -> Tensor:
-        """The baseline's values of one kind, `[rows, pos, heads, d_head]`."""
+        layout, empty = self.adapter.layers[layer].layout, self.prepared.empty.qkv[layer]._asdict()
+        if self._values.keys().isdisjoint(site):  # a projection's name spells its kinds: "q" or "qkv"
+            return side_by_side(layout.whole(site, empty), self.times) if self.plan.sparse else None
         if self.plan.sparse:
-            return side_by_side(getattr(self.prepared.empty.qkv[layer], kind), self.times)
-        layout = self.adapter.layers[layer].layout
-        return getattr(layout.split(value), kind) if site == "qkv" else value.unflatten(-1, (-1, layout.d_head))
-
-    def _baseline(self, site: str, layer: int, value: Tensor) -> Tensor:
-        empty, layout = self.prepared.empty.qkv[layer], self.adapter.layers[layer].layout
-        joined = layout.join(empty) if site == "qkv" else getattr(empty, site).flatten(-2)
-        return side_by_side(joined, self.times)
+            own = {kind: side_by_side(empty[kind], self.times) for kind in site}
+        else:
+            own = layout.parts(site, value)
+        return layout.whole(site, {kind: self._overwritten(kind, layer, heads) for kind, heads in own.items()})
 
     def _overwritten(self, kind: str, layer: int, own: Tensor) -> Tensor:
         if kind not in self._values:

@@ -18,32 +18,18 @@ float32 (float64 for a float64 model).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from operator import itemgetter
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from circuitfind.engine.capture import ReaderGradients, Run, Writers
-from circuitfind.engine.folded import AttentionReaders
+from circuitfind.engine.capture import ReaderGradients, Run
+from circuitfind.engine.memory import HELD, in_cache, token_slices
+from circuitfind.engine.readers import AttentionReaders
+from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.layout import Heads
-
-HELD_BYTES = 256 * 2**20
-INNER_BYTES = {"cpu": 8 * 2**20}  # of G; other devices have no cache worth a small slice, and take the outer slice
-
-
-def token_slices(n_tokens: int, rows: int, adapter: Adapter, budget: int) -> Iterator[slice]:
-    """Token slices whose `[rows, tokens, d_model]` fits the budget."""
-    size = max(1, budget // (rows * adapter.graph.d_model * adapter.work.itemsize))
-    return (slice(start, min(start + size, n_tokens)) for start in range(0, n_tokens, size))
-
-
-def held_tokens(adapter: Adapter, n_tokens: int) -> int:
-    """How many tokens' writer differences are held at a time, of so many."""
-    first = next(token_slices(n_tokens, adapter.graph.n_writers, adapter, HELD_BYTES))
-    return first.stop - first.start
 
 
 def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
@@ -64,7 +50,7 @@ def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGr
     qkv = [_by_reader(heads, work) for heads in gradients.qkv]
     mlp = [g.flatten(0, 1).to(work) for g in gradients.mlp]
     final = gradients.final.flatten(0, 1).to(work)
-    for tokens in token_slices(len(delta.embed), graph.n_writers, adapter, HELD_BYTES):
+    for tokens in token_slices(len(delta.embed), graph.n_writers, adapter, HELD):
         at = _Slice(resid, middle, qkv, mlp, final, tokens)
         _accumulate(adapter, delta.map(itemgetter(tokens)), at, effects)
     return effects
@@ -88,7 +74,6 @@ def _accumulate(adapter: Adapter, delta: Writers, at: _Slice, into: Tensor) -> N
     n_tokens, width = delta.embed.shape
     written = delta.embed.new_empty(graph.n_writers, n_tokens, width)
     written[0] = delta.embed
-    inner = INNER_BYTES.get(written.device.type, HELD_BYTES)
 
     def add(layer: int, kind: str, pulled: Tensor, tokens: slice) -> None:
         seen = written[: graph.reads(layer, kind), tokens].flatten(1)
@@ -96,7 +81,7 @@ def _accumulate(adapter: Adapter, delta: Writers, at: _Slice, into: Tensor) -> N
 
     for layer, view in enumerate(adapter.layers):
         readers, heads, mlp = AttentionReaders(view, with_bias=False), graph.heads(layer), graph.mlp(layer)
-        for tokens in token_slices(n_tokens, len(readers.weight), adapter, inner):
+        for tokens in token_slices(n_tokens, len(readers.weight), adapter, in_cache(written.device)):
             add(layer, "qkv", readers.pull_back(at.resid[layer][tokens], at.qkv[layer][:, tokens]), tokens)
         torch.bmm(rearrange(delta.heads[layer], "n h e -> h n e"), view.output_weight(), out=written[heads])
         pulled = at.mlp[layer]

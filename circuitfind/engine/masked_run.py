@@ -33,7 +33,7 @@ from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import ScoreError
 from circuitfind.metrics import Metric
 from circuitfind.models.backends import through_hooks, undisturbed
-from circuitfind.models.layout import Heads
+from circuitfind.models.layout import PROJECTIONS, Heads
 
 After = Callable[[Tensor], Tensor] | None
 
@@ -106,11 +106,10 @@ class MaskedVisitor:
         self._values_of = -1
 
     def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | None:
-        if site in ("q", "k", "v", "qkv"):
+        if site in PROJECTIONS:
             if self._values_of != layer:
                 self._values, self._values_of = self._attention_values(layer), layer
-            layout = self.adapter.layers[layer].layout
-            new = layout.join(self._values) if site == "qkv" else getattr(self._values, site).flatten(-2)
+            new = self.adapter.layers[layer].layout.whole(site, self._values._asdict())
             return new.to(value.dtype, copy=True)  # OLMo clips this tensor in place
         if site == "z":
             self._z = value

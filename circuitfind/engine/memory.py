@@ -1,7 +1,10 @@
-"""How much memory a run takes, how large a batch may be, and what happens when it is too large after all.
+"""Every byte budget of the package, how large a batch may be, and what happens when it is too large after all.
 
-The estimate counts what grows with the batch: activations that autograd keeps, captured writers and streams, and the
-contraction's working set. A batch that runs out of memory is halved and tried again, with a warning that says so.
+1. `estimate_memory` counts what grows with the batch: activations that autograd keeps, captured writers and streams,
+   and the contraction's working set.
+2. `batch_size_for` is the largest batch within the budget.
+3. `in_batches` works through the pairs in batches. One that runs out of memory is halved and tried again, with a
+   warning that says so.
 """
 
 from __future__ import annotations
@@ -10,20 +13,27 @@ import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from numbers import Integral
 from typing import NamedTuple, TypeVar
 
 import torch
 
 from circuitfind.batch import Batch
-from circuitfind.engine.contract import held_tokens
-from circuitfind.errors import TaskError
 from circuitfind.models.adapter import Adapter
 from circuitfind.progress import progress
+from circuitfind.setting import check_batch_size
 
 R = TypeVar("R")
-BUDGET_BYTES = 2**30  # of activations, where free memory is not known
+
+BUDGET = 2**30  # of activations, where free memory is not known
+KEPT_RUNS = 2 * 2**30  # clean and empty runs that are kept between circuits; beyond that they are computed again
+KEPT_WEIGHTS = 128 * 2**20  # folded weights that are kept between runs
+STREAMS = 2**30  # readers' streams that a revision keeps between trials
+HELD = 256 * 2**20  # `[writers, tokens, d_model]` that is formed at a time
+BY_EXAMPLE = 4 * 2**30  # scores of every example at once
+IN_CACHE = {"cpu": 8 * 2**20}  # what fits in a processor's cache; other devices have none worth a small slice
+
 KEPT_PER_LAYER = 18  # activations of width d_model that autograd keeps in one block, in round numbers
+RUN_PER_LAYER = 10  # values of width d_model that a captured run holds of a block, in round numbers
 
 
 class SideBySide(NamedTuple):
@@ -32,12 +42,19 @@ class SideBySide(NamedTuple):
     processor: int
     elsewhere: int
 
+    def at_most(self, device: torch.device) -> int:
+        """Of these two, the one for this device."""
+        return self.processor if device.type == "cpu" else self.elsewhere
+
     def runs(self, device: torch.device, tokens: int) -> int:
         """How many runs of so many tokens, at least one."""
-        return max(1, (self.processor if device.type == "cpu" else self.elsewhere) // tokens)
+        return max(1, self.at_most(device) // tokens)
 
 
 PATCHES = SideBySide(2048, 65536)
+CIRCUITS = SideBySide(1024, 16384)
+TRIALS = SideBySide(512, 16384)
+MOST_TRIALS = SideBySide(4, 32)  # in runs, not in tokens: what was tried after an edge that stays is void
 
 
 class MemoryEstimate(NamedTuple):
@@ -58,8 +75,18 @@ def estimate_memory(adapter: Adapter, examples: int, length: int) -> MemoryEstim
     kept = KEPT_PER_LAYER * adapter.dtype.itemsize + captured
     attention = 2 * adapter.dtype.itemsize * graph.n_heads * length
     activations = tokens * graph.n_layers * (kept * graph.d_model + attention)
-    rows = graph.n_writers * held_tokens(adapter, tokens)
-    return MemoryEstimate(activations, rows * graph.d_model * adapter.work.itemsize)
+    held = next(token_slices(tokens, graph.n_writers, adapter, HELD))
+    return MemoryEstimate(activations, graph.n_writers * (held.stop - held.start) * row_bytes(adapter))
+
+
+def row_bytes(adapter: Adapter) -> int:
+    """Bytes of one `[d_model]` in circuitfind's own precision."""
+    return int(adapter.graph.d_model * adapter.work.itemsize)
+
+
+def run_bytes(adapter: Adapter, n_tokens: int, runs: int) -> int:
+    """Bytes that so many captured runs of so many tokens hold."""
+    return runs * n_tokens * adapter.graph.n_layers * RUN_PER_LAYER * row_bytes(adapter)
 
 
 def batch_size_for(adapter: Adapter, examples: int, length: int, streams: bool = False) -> int:
@@ -70,35 +97,52 @@ def batch_size_for(adapter: Adapter, examples: int, length: int, streams: bool =
     """
     one = estimate_memory(adapter, 1, length).activations
     if streams:
-        one = length * adapter.graph.n_writers * adapter.graph.d_model * adapter.work.itemsize
+        one = length * adapter.graph.n_writers * row_bytes(adapter)
     return max(1, min(examples, budget(adapter.device) // one))
 
 
 def budget(device: torch.device) -> int:
     """Bytes that may be held beside the weights."""
-    if device.type == "cpu":
-        return BUDGET_BYTES
-    memory_info = getattr(torch.accelerator, "get_memory_info", None)  # newer than the oldest torch that works
-    if memory_info is None:
-        return BUDGET_BYTES
-    free, _ = memory_info(device)
-    return max(BUDGET_BYTES, free // 3)
+    free = None if device.type == "cpu" else _free(device)
+    return BUDGET if free is None else max(BUDGET, free // 3)
 
 
 def obtainable(device: torch.device) -> int | None:
     """Bytes that could be had at all: what is free on an accelerator, what the machine has; None if not known."""
-    if device.type == "cpu":
-        try:
-            return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, OSError, ValueError):  # not on every system
-            return None
-    memory_info = getattr(torch.accelerator, "get_memory_info", None)
+    if device.type != "cpu":
+        return _free(device)
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # not on every system
+        return None
+
+
+def _free(device: torch.device) -> int | None:
+    memory_info = getattr(torch.accelerator, "get_memory_info", None)  # newer than the oldest torch that works
     return None if memory_info is None else int(memory_info(device)[0])
+
+
+def in_cache(device: torch.device) -> int:
+    """Bytes worth working on at a time."""
+    return IN_CACHE.get(device.type, HELD)
+
+
+def token_slices(n_tokens: int, rows: int, adapter: Adapter, bytes_at_a_time: int) -> Iterator[slice]:
+    """Token slices whose `[rows, tokens, d_model]` fits the budget."""
+    size = max(1, bytes_at_a_time // (rows * row_bytes(adapter)))
+    return (slice(start, min(start + size, n_tokens)) for start in range(0, n_tokens, size))
 
 
 def out_of_memory(error: Exception) -> bool:
     """Whether this is how a device or processor says so."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def free_memory(device: torch.device) -> None:
+    """Gives back what nothing refers to any more."""
+    gc.collect()
+    if device.type != "cpu":
+        torch.accelerator.empty_cache()
 
 
 def in_batches(
@@ -110,11 +154,8 @@ def in_batches(
         (rows of the batch, the function's result for them), in order. When memory runs out the slice is halved and only
         the failed rows are done again.
     """
-    size = batch_size_for(adapter, len(batch), batch.clean.ids.shape[1]) if batch_size is None else batch_size
-    if not isinstance(size, Integral):
-        raise TaskError(f"batch_size must be a whole number, not {size!r}")
-    if size < 1:
-        raise TaskError(f"batch_size must be at least 1, not {size}")
+    check_batch_size(batch_size)
+    size = batch_size or batch_size_for(adapter, len(batch), batch.clean.ids.shape[1])
     start = 0
     with progress(label, len(batch)) as advance:
         while start < len(batch):
@@ -125,9 +166,7 @@ def in_batches(
                 if not out_of_memory(error) or size == 1:
                     raise
                 size //= 2
-                gc.collect()
-                if adapter.device.type != "cpu":
-                    torch.accelerator.empty_cache()
+                free_memory(adapter.device)
                 warnings.warn(f"out of memory: trying again with batches of {size}", stacklevel=2)
                 continue
             yield rows, result

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch, Inputs
-from circuitfind.engine.ablation import ablated
-from circuitfind.engine.aligned import capture_corrupted
-from circuitfind.engine.capture import Recorder, Run, Writers, capture
-from circuitfind.engine.folded import AttentionReaders
+from circuitfind.engine.ablation import CORRUPTED, Ablation, ablation_of
+from circuitfind.engine.capture import Recorder, Run, capture, capture_corrupted
+from circuitfind.engine.memory import KEPT_WEIGHTS
+from circuitfind.engine.readers import AttentionReaders
+from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import Stop, through, undisturbed
-
-KEPT_WEIGHT_BYTES = 128 * 2**20
 
 
 @dataclass
@@ -46,34 +45,46 @@ class Prepared:
         if layer in self._readers:
             return self._readers[layer]
         folded = AttentionReaders(self.adapter.layers[layer])
-        if folded.n_bytes * self.adapter.graph.n_layers <= KEPT_WEIGHT_BYTES:
+        if folded.n_bytes * self.adapter.graph.n_layers <= KEPT_WEIGHTS:
             self._readers[layer] = folded
         return folded
 
 
-def prepare(adapter: Adapter, batch: Batch, ablation: str = "corrupted", means: Writers | None = None) -> Prepared:
+def prepare(
+    adapter: Adapter, batch: Batch, ablation: str | Ablation = CORRUPTED, means: Writers | None = None
+) -> Prepared:
     """Runs both sides of the pairs, and the empty circuit where it is not the corrupted run.
 
     Args:
-        means: from `writer_means`, for the mean ablations.
+        means: what the mean ablations need of all pairs; see `Experiment.means`.
     """
     clean, corrupted = capture(adapter, batch.clean), capture_corrupted(adapter, batch)
-    batch = batch.with_reference(clean.logits)
+    batch, ablation = batch.with_reference(clean.logits), ablation_of(ablation)
     values = ablated(ablation, clean, corrupted, means)
-    if ablation in ("corrupted", "resample") and batch.alignment is None:
+    if ablation.interchange and batch.alignment is None:
         return Prepared(adapter, batch, clean, values, corrupted, interchange=True)
     return Prepared(adapter, batch, clean, values, capture_empty(adapter, batch.clean, values), interchange=False)
 
 
+def ablated(ablation: Ablation, clean: Run, corrupted: Run | None, means: Writers | None) -> Writers:
+    """The writers' ablated values for one batch, of the clean run's shapes.
+
+    Args:
+        corrupted: from `capture_corrupted`, where the ablation needs it.
+    """
+    other = corrupted.writers if corrupted is not None and ablation.corrupted else None
+    return clean.writers.map(ablation.carried, other, means)
+
+
 def capture_empty(adapter: Adapter, inputs: Inputs, values: Writers) -> Run:
     """The run in which every reader sees the ablated values only."""
-    recorder = EmptyRecorder(adapter, values)
+    recorder = _EmptyRecorder(adapter, values)
     with torch.no_grad(), undisturbed(adapter.model):
         recorder.run.logits = through(adapter, inputs, recorder)
     return recorder.run
 
 
-class EmptyRecorder(Recorder):
+class _EmptyRecorder(Recorder):
     """Shows every reader the sum of the ablated values so far."""
 
     def __init__(self, adapter: Adapter, values: Writers) -> None:

@@ -1,17 +1,20 @@
 """Runs that differ from a base run from one layer on, many side by side, restarted where they begin to differ.
 
-1. `from_stream`: something is added to the residual stream that enters a block. Earlier blocks are not run.
-2. `after_mlp`: what a change of the stream that an MLP reads has become where the next block begins. An MLP works on
+1. `edges`: a reader sees, of some writers, other values than the base run's. Blocks before its layer are skipped; an
+   MLP reader skips the layer's attention too, `logits` skips every block. The patched stream goes through the norm and
+   the reader's own projection only.
+2. `from_stream`: something is added to the residual stream that enters a block.
+3. `after_mlp`: what a change of the stream that an MLP reads has become where the next block begins. An MLP works on
    each position by itself, so one run of it with the change at *all* positions serves every patch of some positions: a
    sweep over positions restarts at the next block. `after_middle` is the same for a stream that is replaced there.
-3. `from_projection`: a layer's queries, keys or values are replaced; the layer's attention is run again.
+4. `from_projection`: a layer's queries, keys or values are replaced; the layer's attention is run again.
 
 Changes are differences to the base run, in circuitfind's own precision; zero means unchanged.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,9 +22,10 @@ from torch import Tensor
 from circuitfind.batch import Inputs
 from circuitfind.engine.capture import Run
 from circuitfind.engine.memory import PATCHES
+from circuitfind.engine.readers import AttentionReaders
+from circuitfind.engine.writers import Writers, output
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import STOP, Skips, Stop, Visit, through_hooks, undisturbed
-from circuitfind.models.layout import Heads
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +35,48 @@ class Restart:
     adapter: Adapter
     inputs: Inputs
     base: Run
+    _latest: dict[int, AttentionReaders] = field(default_factory=dict)
 
     @property
     def at_once(self) -> int:
         """How many patches run side by side."""
         return PATCHES.runs(self.adapter.device, self.inputs.ids.numel())
 
+    # ---------------------------------------------------------------- one reader's input
+    def edges(self, reader: int, writers: list[int], change: Writers) -> Tensor:
+        """Patches edges `writer -> reader`, one at a time, side by side.
+
+        Args:
+            change: the writers' values on a patched edge minus their values in the base run.
+
+        Returns:
+            Logits `[writers, batch, reads, vocab]`.
+        """
+        graph, times = self.adapter.graph, len(writers)
+        layer, kind, head = graph.reader(reader)
+        base = (self.base.middle if kind == "mlp" else self.base.resid)[layer]
+        changes = torch.stack([output(self.adapter, change, writer) for writer in writers])
+        streams = (base.to(self.adapter.work) + changes).flatten(0, 1)  # writers x batch, pos, d_model
+        skips = self._earlier(layer, times)
+        if kind == "mlp":
+            norm = self.adapter.layers[layer].mlp_norm
+            new = streams if norm is None else norm(streams)
+            skips |= self._attention(layer, times)
+            return self._run(times, _shown("mlp_in", layer, new), skips)
+        if kind == "logits":
+            return self._run(times, _shown("final", layer, streams), skips)
+        local = torch.tensor([reader - graph.readers(layer, "qkv").start], device=streams.device)
+        values = self._readers(layer).values(streams.flatten(0, 1)[None], local, centred=False)[0]
+        return self._run(times, self._projected(layer, kind, values.unflatten(0, streams.shape[:2]), head), skips)
+
+    def _readers(self, layer: int) -> AttentionReaders:
+        """A layer's folded weights; the latest layer's are kept, because edges come reader by reader."""
+        if layer not in self._latest:
+            self._latest.clear()
+            self._latest[layer] = AttentionReaders(self.adapter.layers[layer])
+        return self._latest[layer]
+
+    # ---------------------------------------------------------------- the stream
     def from_stream(self, layer: int, changes: Tensor) -> Tensor:
         """Logits `[patches, batch, reads, vocab]` of runs whose stream is changed where block `layer` begins.
 
@@ -78,30 +118,27 @@ class Restart:
     def _rewritten(self, layer: int, middle: Tensor) -> Tensor:
         """`[patches, batch, pos, d_model]` what a layer's MLP adds when such streams are before its norm."""
         view, times = self.adapter.layers[layer], len(middle)
-        read = (middle if view.mlp_norm is None else view.mlp_norm(middle)).flatten(0, 1)
+        show = _shown("mlp_in", layer, (middle if view.mlp_norm is None else view.mlp_norm(middle)).flatten(0, 1))
         written: list[Tensor] = []
 
         def visit(site: str, at: int, value: Tensor) -> Tensor | Stop | None:
-            if at != layer or site not in ("mlp_in", "mlp_out"):
-                return None
-            if site == "mlp_in":
-                return read.view(value.shape).to(value.dtype)
+            if (site, at) != ("mlp_out", layer):
+                return show(site, at, value)
             written.append(view.mlp_written(value.detach()).view(middle.shape))
             return STOP
 
-        skips = self._earlier(layer, times)
-        if self.adapter.family.attn:
-            skips[f"{view.path}.{self.adapter.family.attn}"] = self.base.attn_out[layer].repeat(times, 1, 1)
-        self._run(times, visit, skips)
+        self._run(times, visit, {**self._earlier(layer, times), **self._attention(layer, times)})
         return written[0]
 
+    # ---------------------------------------------------------------- queries, keys, values
     def from_projection(self, layer: int, kind: str, values: Tensor) -> Tensor:
         """Logits of runs in which a layer's q, k or v are `[patches, batch, pos, heads, d_head]`."""
-        return self._run(len(values), self._projected(layer, kind, values), self._earlier(layer, len(values)))
+        visit = self._projected(layer, kind, values.flatten(0, 1))
+        return self._run(len(values), visit, self._earlier(layer, len(values)))
 
     def heads_from_projection(self, layer: int, kind: str, values: Tensor) -> Tensor:
         """`[patches x batch, pos, heads, d_head]` of the layer before its output projection; nothing else is run."""
-        replace, found = self._projected(layer, kind, values), []
+        replace, found = self._projected(layer, kind, values.flatten(0, 1)), []
 
         def visit(site: str, at: int, value: Tensor) -> Tensor | Stop | None:
             if (site, at) != ("z", layer):
@@ -114,20 +151,23 @@ class Restart:
         self._run(len(values), visit, dict.fromkeys(others, start))
         return found[0]
 
-    def _projected(self, layer: int, kind: str, values: Tensor) -> Visit:
-        """Replaces a layer's q, k or v."""
-        layout, new = self.adapter.layers[layer].layout, values.flatten(0, 1)
+    def _projected(self, layer: int, kind: str, new: Tensor, head: int | None = None) -> Visit:
+        """Replaces a layer's q, k or v by `[rows, pos, heads, d_head]`, or one head of it by `[rows, pos, d_head]`."""
+        layout = self.adapter.layers[layer].layout
 
         def visit(site: str, at: int, value: Tensor) -> Tensor | None:
             if at != layer or site not in (kind, "qkv"):
                 return None
-            if site == kind:
-                return new.flatten(-2).to(value.dtype)
-            parts = layout.split(value)._asdict()
-            return layout.join(Heads(**{**parts, kind: new.to(value.dtype)}))
+            parts = layout.parts(site, value)
+            heads = new.to(value.dtype)
+            if head is not None:
+                heads = parts[kind].clone()
+                heads[..., head, :] = new.to(value.dtype)
+            return layout.whole(site, {**parts, kind: heads})
 
         return visit
 
+    # ---------------------------------------------------------------- running
     def _earlier(self, layer: int, times: int) -> dict[str, Tensor]:
         """Blocks before a layer, which need not run."""
         if not layer:
@@ -135,10 +175,26 @@ class Restart:
         start = self.base.resid[layer].repeat(times, 1, 1)
         return {view.path: start for view in self.adapter.layers[:layer]}
 
+    def _attention(self, layer: int, times: int) -> dict[str, Tensor]:
+        """A layer's attention, where the family has it in a module of its own that can be skipped."""
+        if not self.adapter.family.attn:
+            return {}
+        path = f"{self.adapter.layers[layer].path}.{self.adapter.family.attn}"
+        return {path: self.base.attn_out[layer].repeat(times, 1, 1)}
+
     def _run(self, times: int, visit: Visit, skips: Skips) -> Tensor:
         with torch.no_grad(), undisturbed(self.adapter.model):
             logits = through_hooks(self.adapter, self.inputs.repeat(times), visit, skips)
         return logits.unflatten(0, (times, -1)) if logits.numel() else logits
+
+
+def _shown(site: str, layer: int, new: Tensor) -> Visit:
+    """Replaces what one site of a layer holds."""
+
+    def visit(name: str, at: int, value: Tensor) -> Tensor | None:
+        return new.view(value.shape).to(value.dtype) if (name, at) == (site, layer) else None
+
+    return visit
 
 
 def at_position(change: Tensor, position: int) -> Tensor:

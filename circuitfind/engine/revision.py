@@ -5,9 +5,10 @@
 2. Removing edges changes their readers' streams by minus the writers' `D = current - ablated`, which is projected when
    it is needed. Affected are these readers' nodes, the readers that kept edges lead to from them, and so on down to the
    logits (all heads of a layer together where a post-norm couples them); not what no longer leads to the logits.
-3. A trial runs only the modules with an affected reader, with `new - current` of the affected writers as the terms of
-   the streams; blocks, attentions and MLPs without one are skipped, and of an attention the projections, whose results
-   are overwritten anyway. Several trials run side by side in one batch.
+3. A trial is a circuit run whose baseline is the current run: a reader's stream is its current one, minus what the
+   removed edges carried, plus `new - current` of the affected writers with an edge into it. Blocks, attentions and MLPs
+   without an affected reader are skipped, and of an attention the projections, whose results are overwritten anyway.
+   Several trials run side by side in one batch.
 4. `commit` makes one trial of the last run the current state, without running anything.
 5. A state of any mask is computed anew in one run: so a stopped search goes on, and a long one sheds its rounding.
 
@@ -17,36 +18,35 @@ Nothing is assumed of the order in which edges go; an order from the logits back
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from circuitfind.engine.circuit_run import skippable
+from circuitfind.engine.circuit_run import CircuitVisitor, side_by_side, skippable
+from circuitfind.engine.memory import STREAMS, row_bytes, run_bytes
 from circuitfind.engine.plan import Plan
 from circuitfind.engine.prepare import Prepared
 from circuitfind.engine.reach import Reach
-from circuitfind.engine.revised_run import RevisedRun, repeated
+from circuitfind.engine.writers import Writers, total
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import through_hooks, undisturbed
 from circuitfind.models.layout import Heads
 
 Edge = tuple[int, int]
-Values = Mapping[int, Tensor] | None
-STREAM_BYTES = 2**30  # of readers' streams kept between trials
-HELD_PER_LAYER = 10  # values of width d_model that a `Run` holds of a block, in round numbers
+FEW = 16  # edges
 
 
 def held_bytes(adapter: Adapter, n_tokens: int) -> int:
     """What the states of so many tokens hold, streams aside: the clean, the empty and the current run."""
-    return 3 * n_tokens * adapter.graph.n_layers * HELD_PER_LAYER * adapter.graph.d_model * adapter.work.itemsize
+    return run_bytes(adapter, n_tokens, runs=3)
 
 
 def trial_bytes(adapter: Adapter, n_tokens: int) -> int:
     """What one trial takes at most while it runs: every writer's change, and as much for streams and logits."""
-    return 2 * n_tokens * adapter.graph.n_writers * adapter.graph.d_model * adapter.work.itemsize
+    return 2 * n_tokens * adapter.graph.n_writers * row_bytes(adapter)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ class _Trial:
     """The last run: its groups of removals, cumulative by trial, and the visitor that holds its values."""
 
     removals: list[list[Edge]]
-    visitor: RevisedRun
+    visitor: _RevisedRun
     readers: np.ndarray
 
 
@@ -70,7 +70,7 @@ class CircuitState:
         reach: what they still connect.
     """
 
-    def __init__(self, prepared: Prepared, mask: np.ndarray | None = None, stream_bytes: int = STREAM_BYTES) -> None:
+    def __init__(self, prepared: Prepared, mask: np.ndarray | None = None, stream_bytes: int = STREAMS) -> None:
         self.prepared, self.adapter, self.graph = prepared, prepared.adapter, prepared.adapter.graph
         self.mask = self.graph.real.copy() if mask is None else mask.copy()
         clean = prepared.clean
@@ -93,31 +93,17 @@ class CircuitState:
         """As `CircuitVisitor`: means are taken off where every norm does so."""
         return x - x.mean(-1, keepdim=True) if self.adapter.centred else x
 
-    def difference(self, writers: np.ndarray, tokens: slice, heads: Values = None, mlps: Values = None) -> Tensor:
+    def difference(self, writers: np.ndarray, tokens: slice, current: Writers | None = None) -> Tensor:
         """`[tokens, d_model]`: D = value - ablated value, summed over some writers (`[writers]` bool).
 
         Under interchange a writer that nothing reaches carries its ablated value: it is left out, no noise comes in.
 
         Args:
-            heads, mlps: by layer, values to take in place of the current ones.
+            current: the writers' values, in place of those of the current run.
         """
         if self.prepared.interchange:
             writers = writers & self.reach.reached[:-1]
-        run, ablated, graph = self.run, self.prepared.ablated, self.graph
-        embed = run.resid[0].to(self.adapter.work) - ablated.embed
-        total = embed.flatten(0, 1)[tokens] if writers[0] else torch.zeros_like(embed.flatten(0, 1)[tokens])
-        for layer in sorted({graph.layer_of(u) for u in (np.flatnonzero(writers[1:]) + 1).tolist()}):
-            inside = np.flatnonzero(writers[graph.heads(layer)])
-            if len(inside):
-                some = torch.from_numpy(inside).to(total.device)
-                both = ((heads or {}).get(layer, run.heads[layer]), ablated.heads[layer])
-                parts = (values.flatten(0, 1)[tokens][:, some] for values in both)
-                weight = self.adapter.layers[layer].output_weight()[some]
-                total = total.addmm(torch.sub(*parts).flatten(1), weight.flatten(0, 1))
-            if writers[graph.mlp(layer)]:
-                value = (mlps or {}).get(layer, run.mlps[layer])
-                total = total + (value - ablated.mlps[layer]).flatten(0, 1)[tokens]
-        return self.centre(total)
+        return self.centre(total(self.adapter, current or self.run.writers, self.prepared.ablated, writers, tokens))
 
     def base(self, reader: int) -> Tensor:
         """`[batch x pos, d_model]`: what a reader without any edge sees."""
@@ -179,7 +165,7 @@ class CircuitState:
         plan = Plan(self.graph, terms, True, np.flatnonzero(terms.any(axis=(0, 2))), readers)
         run = self.run  # unaffected writers keep their values exactly, whatever the ablation
         current = replace(self.prepared, ablated=run.writers, empty=run, clean=run, interchange=True)
-        visitor = RevisedRun(current, plan, self, masks)
+        visitor = _RevisedRun(current, plan, self, masks)
         inputs = self.prepared.batch.clean.repeat(len(masks))
         skips = {**self._projections(plan), **skippable(current, plan)}
         with torch.no_grad(), undisturbed(self.adapter.model):
@@ -197,13 +183,11 @@ class CircuitState:
             if not plan.runs(layer, "qkv"):
                 continue
             values, attn_out = self.run.qkv[layer], self.run.attn_out[layer]
-            if family.qkv:
-                skips[f"{view.path}.{family.qkv}"] = repeated(view.layout.join(values), times)
-            else:
-                for name, value in zip((family.q, family.k, family.v), values, strict=True):
-                    skips[f"{view.path}.{name}"] = repeated(value.flatten(-2), times)
+            for site in ("qkv",) if family.qkv else ("q", "k", "v"):
+                whole = view.layout.whole(site, values._asdict())
+                skips[f"{view.path}.{getattr(family, site)}"] = side_by_side(whole, times)
             if not self.coupled:
-                skips[f"{view.path}.{family.o}"] = repeated(attn_out, times)
+                skips[f"{view.path}.{family.o}"] = side_by_side(attn_out, times)
         return skips
 
     def drop(self, edge: Edge) -> list[int]:
@@ -250,3 +234,64 @@ class CircuitState:
             self.run.mlps[layer] = own(values, rows)
         self._trial = None
         return left
+
+
+class _RevisedRun(CircuitVisitor):
+    """The run behind a trial; it keeps streams, q, k, v and what heads and MLPs write, for `CircuitState.commit`."""
+
+    def __init__(self, current: Prepared, plan: Plan, state: CircuitState, masks: np.ndarray) -> None:
+        super().__init__(current, plan)
+        self.state, self.masks = state, masks
+        self.streams: dict[int, Tensor] = {}
+        self.qkv: dict[int, Heads] = {}
+        self.heads: dict[int, Tensor] = {}
+        self.mlps: dict[int, Tensor] = {}
+
+    def slice_streams(self, readers: np.ndarray, flat: Tensor, rows: tuple[int, slice]) -> Tensor:
+        circuit, tokens = rows
+        base = torch.stack([self.state.stream(reader)[tokens] for reader in readers.tolist()])
+        removed = self.state.mask[:, readers] & ~self.masks[circuit][:, readers]
+        for at, gone in enumerate(removed.T):
+            if gone.any():
+                base[at] -= self.state.difference(gone, tokens)
+        count = int(np.searchsorted(self.plan.writers, self.graph.limits[readers[0]]))
+        if count:
+            terms = self.plan.terms[circuit][np.ix_(self.plan.writers[:count], readers)].T
+            coefficients = torch.from_numpy(terms.astype(np.float32)).to(self.written)
+            written = self.written[:count, circuit, tokens].flatten(1)
+            base = (base.flatten(1).addmm_(coefficients, written)).view_as(base)
+        if not self.state.prepared.interchange:
+            self._from_few(readers, base, rows)
+        rows_in_all = self.times * self.batch * self.length
+        for at, reader in enumerate(readers.tolist()):
+            known = self.streams.setdefault(reader, base.new_empty(rows_in_all, base.shape[-1]))
+            offset = circuit * self.batch * self.length
+            known[offset + tokens.start : offset + tokens.stop] = base[at]
+        return base
+
+    def _from_few(self, readers: np.ndarray, streams: Tensor, rows: tuple[int, slice]) -> None:
+        """Computes the streams of readers with few edges left from these edges alone.
+
+        Where the ablated values do not make up a run (zero, mean), what is left of a stream can be nothing. As a
+        difference of what was there and what was removed it would be rounding noise, which a norm blows up.
+        """
+        circuit, tokens = rows
+        examples = slice(circuit * self.batch, (circuit + 1) * self.batch)
+        run = self.state.run.writers
+        heads = [self.heads[at][examples] if at in self.heads else value for at, value in enumerate(run.heads)]
+        mlps = [self.mlps[at][examples] if at in self.mlps else value for at, value in enumerate(run.mlps)]
+        for at, reader in enumerate(readers.tolist()):
+            inside = self.masks[circuit][:, reader]
+            if inside.sum() <= FEW:
+                current = Writers(run.embed, heads, mlps)
+                streams[at] = self.state.base(reader)[tokens] + self.state.difference(inside, tokens, current)
+
+    def note_values(self, layer: int, kind: str, value: Tensor) -> None:
+        before = self.qkv.get(layer)
+        if before is None:
+            before = Heads(*(side_by_side(part, self.times) for part in self.prepared.empty.qkv[layer]))
+        self.qkv[layer] = before._replace(**{kind: value})
+
+    def note_written(self, layer: int, kind: str, value: Tensor) -> None:
+        # a copy, because some models (Falcon) add into the MLP's output in place
+        (self.heads if kind == "heads" else self.mlps)[layer] = rearrange(value, "k b ... -> (k b) ...").clone()

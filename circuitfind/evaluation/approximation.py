@@ -16,22 +16,22 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
-from circuitfind.attribution.attribute import attribute
-from circuitfind.attribution.methods import check_method
-from circuitfind.engine.ablation import resampled
+from circuitfind.attribution.attribute import ScoreKeywords, score
+from circuitfind.attribution.method import Method, Request
+from circuitfind.attribution.methods import method_of, request_of
+from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation import approximation_file
 from circuitfind.evaluation.approximation_fit import Fit, fit
 from circuitfind.evaluation.approximation_remarks import remarks
 from circuitfind.evaluation.approximation_sizes import change_sizes
-from circuitfind.loading import bind
-from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
-from circuitfind.patching.patch import patch, planned
+from circuitfind.patching.patch import swept
+from circuitfind.patching.plan import SweepPlan, Where, planned
 from circuitfind.patching.sweep import Sweep
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable
@@ -155,28 +155,23 @@ def approximation(
     task: Task | BoundTask,
     what: str | Iterable[str] = KINDS,
     *,
-    method: str = "atp",
-    steps: int = 5,
+    method: str | Method = "atp",
     by_position: bool | None = None,
     by_span: bool = False,
     layers: int | Iterable[int] | None = None,
-    metric: str | Metric | Function | None = None,
-    ablation: str = "corrupted",
-    direction: str = "noising",
-    batch_size: int | None = None,
-    seed: int = 0,
+    **asked: Unpack[ScoreKeywords],
 ) -> Approximation:
     """Estimates and measures every place of some kinds, and says where the two part.
 
     Args:
         what: one or several kinds of place, as for `circuitfind.patch`.
-        method, steps: of the estimate, as for `circuitfind.attribute(level="node", what=...)`.
-        by_position, by_span, layers, metric, ablation, direction, batch_size, seed: as for `circuitfind.patch`.
+        method: of the estimate, as for `circuitfind.attribute(level="node", what=...)`.
+        by_position, by_span, layers: as for `circuitfind.patch`.
+        asked: keywords of the run and options of the method, as for `circuitfind.attribute`.
 
     Raises:
         ScoreError, TaskError, ModelError: as from `circuitfind.attribute` and `circuitfind.patch`.
     """
-    bound = bind(model, task).with_metric(metric)
     given = [what] if isinstance(what, str) else list(what) if isinstance(what, Iterable) else []
     if not given or not all(isinstance(kind, str) for kind in given):
         raise ScoreError(f"what={what!r} names no kind of place: give one or several, such as {', '.join(KINDS)}")
@@ -187,34 +182,37 @@ def approximation(
     if method == "exact":
         raise ScoreError("method='exact' is what estimates are held against: name a method that estimates")
     layers = list(layers) if isinstance(layers, Iterator) else layers  # every kind goes through them
-    common: dict[str, Any] = {"by_position": by_position, "by_span": by_span, "layers": layers}
-    common |= {"ablation": ablation, "batch_size": batch_size, "seed": seed}
-    plans = {}
+    ways = {"by_position": by_position, "by_span": by_span, "layers": layers}
+    experiment, requests = None, {}
     for kind in dict.fromkeys(given):  # none is measured before all are known to be possible
-        check_method(method, "node", kind, ablation, direction, by_position, normalise=False)
-        plans[kind], _ = planned(model.adapter, bound, kind, by_position, by_span, layers, ablation, direction)
-    compared = {}
-    for kind, plan in plans.items():
-
-        def estimate(direction: str, kind: str = kind) -> Sweep:
-            options = {"level": "node", "what": kind, "steps": steps, "direction": direction, **common}
-            found = attribute(model, bound, method, **options)
-            assert isinstance(found, Sweep), "what= was given"
-            return found
-
-        estimated = estimate(direction)
-        exact = patch(model, bound, kind, direction=direction, **common)
-        batch = resampled(bound.batch, seed) if ablation == "resample" else bound.batch
-        sizes = change_sizes(model.adapter, bound, plan, batch, batch_size)
-        other_end = None
-        if method == "atp" and ablation == "corrupted" and batch.alignment is None and not bound.metric.flat_at_clean:
-            other = estimate("denoising" if direction == "noising" else "noising")
-            other_end = _ratio(other.effects, estimated.effects)
-        compared[kind] = Compared(estimated, exact, sizes, other_end)
+        chosen = method_of(method, "node", kind)
+        request, setting = request_of(chosen, "node", kind, asked, **ways)
+        experiment = experiment or Experiment.of(model, task, setting)
+        requests[kind] = request, planned(experiment, Where(kind, by_position, by_span, layers))
+    assert experiment is not None, "a kind is given"
+    compared = {kind: _compared(experiment, chosen, request, plan) for kind, (request, plan) in requests.items()}
     records = {kind: one.estimated.record for kind, one in compared.items()}
     by_itself = [kind for kind, record in records.items() if record.settings["by_position"]]
     record = records[given[0]].with_settings(what=list(records), by_position=by_itself)
-    return Approximation(compared, remarks(compared, method, direction), record)
+    return Approximation(compared, remarks(compared, chosen.name, experiment.setting.direction), record)
+
+
+def _compared(experiment: Experiment, method: Method, request: Request, plan: SweepPlan) -> Compared:
+    """One kind of place, estimated and measured."""
+
+    def estimate(experiment: Experiment) -> Sweep:
+        found = score(experiment, method, request)
+        assert isinstance(found, Sweep), "places are asked for"
+        return found
+
+    estimated = estimate(experiment)
+    exact = swept(experiment, Where(request.what, request.by_position, request.by_span, request.layers))
+    other_end = None
+    has_other = experiment.interchange and experiment.ablation.twin and not experiment.metric.flat_at_clean
+    if method.name == "atp" and has_other:
+        turned = "denoising" if experiment.setting.noising else "noising"
+        other_end = _ratio(estimate(experiment.set(direction=turned)).effects, estimated.effects)
+    return Compared(estimated, exact, change_sizes(plan), other_end)
 
 
 def _ratio(other: np.ndarray, estimates: np.ndarray) -> float | None:

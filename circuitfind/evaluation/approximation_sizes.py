@@ -13,46 +13,37 @@ import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch
-from circuitfind.engine.ablation import ablated
-from circuitfind.engine.aligned import capture_corrupted
-from circuitfind.engine.capture import Writers
-from circuitfind.engine.memory import in_batches
-from circuitfind.models.adapter import Adapter
-from circuitfind.patching.measure import Means, Plan, Sides, capture_sides, means_of
-from circuitfind.tasks.bound import BoundTask
+from circuitfind.engine.capture import capture_corrupted
+from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.writers import Writers
+from circuitfind.patching.plan import Sides, SweepPlan
 
 
-def change_sizes(
-    adapter: Adapter, bound: BoundTask, plan: Plan, batch: Batch, batch_size: int | None
-) -> dict[int, float]:
-    """By layer of a sweep.
-
-    Args:
-        batch: the task's pairs (under the "resample" ablation, dealt out anew).
-    """
-    means = means_of(adapter, batch, plan, batch_size)
+def change_sizes(plan: SweepPlan) -> dict[int, float]:
+    """By layer of a sweep."""
 
     def one(part: Batch, _: slice) -> Tensor:
-        sides = capture_sides(adapter, part, plan, bound.metric, means)
-        delta = _writers(adapter, sides, plan, means)
-        return torch.stack([_sums(adapter, plan, layer, sides, delta) for layer in plan.layers])
+        sides = plan.capture(part)
+        delta = _writers(plan.experiment, sides)
+        return torch.stack([_sums(plan, layer, sides, delta) for layer in plan.layers])
 
-    totals = torch.stack([sums for _, sums in in_batches(adapter, batch, one, batch_size, "sizes of changes")]).sum(0)
+    totals = torch.stack([sums for _, sums in plan.experiment.in_batches(one, "sizes of changes")]).sum(0)
     change, whole = totals.double().cpu().unbind(1)
     return dict(zip(plan.layers, (change / whole.clamp(min=1e-30)).sqrt().tolist(), strict=True))
 
 
-def _writers(adapter: Adapter, sides: Sides, plan: Plan, means: Means | None) -> Writers:
+def _writers(experiment: Experiment, sides: Sides) -> Writers:
     """The writers' clean values minus ablated values."""
-    corrupted = (
-        capture_corrupted(adapter, sides.batch, stop=True) if sides.batch.alignment is not None else sides.corrupted
-    )
-    return sides.clean.writers.minus(ablated(plan.ablation, sides.clean, corrupted, means.writers if means else None))
+    corrupted = sides.corrupted
+    if sides.batch.alignment is not None:
+        corrupted = capture_corrupted(experiment.adapter, sides.batch, stop=True)
+    return sides.clean.writers.minus(experiment.ablated(sides.clean, corrupted))
 
 
-def _sums(adapter: Adapter, plan: Plan, layer: int, sides: Sides, delta: Writers) -> Tensor:
+def _sums(plan: SweepPlan, layer: int, sides: Sides, delta: Writers) -> Tensor:
     """`[2]`: squares of the change and of the whole, summed."""
-    what, work, noising = plan.what, adapter.work, plan.direction == "noising"
+    adapter, noising = plan.experiment.adapter, plan.experiment.setting.noising
+    what, work = plan.what, adapter.work
     base, base_batch = (sides.clean, sides.batch.clean) if noising else (sides.corrupted, sides.batch.corrupted)
     own, other = sides.own[layer].to(work), sides.other[layer].to(work)
     own, other = (own, other) if noising else (other, own)

@@ -17,19 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
 from circuitfind.circuit import Circuit, as_circuit
+from circuitfind.engine.experiment import check_model
 from circuitfind.errors import ScoreError, check_count
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.outcome import Evaluation, Outcome
-from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable
+from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import UNKNOWN, Interval, percentiles, resampled_means
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -114,10 +115,7 @@ def completeness(
     knockouts: int = 20,
     level: str = "node",
     greedy: int = 0,
-    ablation: str = "corrupted",
-    metric: str | Metric | Function | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
+    **asked: Unpack[JudgeKeywords],
 ) -> Completeness:
     """Measures what a circuit lacks: by its complement, and by knock-outs inside circuit and model.
 
@@ -125,12 +123,15 @@ def completeness(
         knockouts: how many random sets to draw.
         level: "node" or "edge", what the sets are made of.
         greedy: how many greedy searches for the worst set to make.
-        ablation, metric, batch_size: as for `circuitfind.evaluate`; seed: of the sets, too.
+        asked: metric, ablation (by default the circuit's own), batch_size, seed (of the sets, too); see
+            `circuitfind.setting`.
 
     Raises:
         ScoreError: faithfulness is undefined on this task, or an argument makes no sense.
     """
-    evaluator = Evaluator(model, task, ablation=ablation, metric=metric, batch_size=batch_size, seed=seed)
+    check_model(model)
+    circuit = as_circuit(model.graph, circuit)
+    evaluator = Evaluator.of(model, task, circuit.record, **asked)
     return completeness_of(evaluator, circuit, knockouts=knockouts, level=level, greedy=greedy)
 
 

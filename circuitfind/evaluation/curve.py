@@ -16,25 +16,27 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
 from circuitfind.circuit import Circuit, as_circuit
+from circuitfind.engine.experiment import check_model
 from circuitfind.errors import FileError, ScoreError
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.outcome import Outcome
 from circuitfind.export.files import plain, write_text
-from circuitfind.metrics import Function, Metric
+from circuitfind.graph import Graph
 from circuitfind.models.load import Model
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable
 from circuitfind.scores import By, Scores
+from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import Interval, percentiles, resampled_means
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -137,12 +139,9 @@ def curve(
     *,
     sizes: Iterable[int] | None = None,
     percentages: Iterable[float] = PERCENTAGES,
-    by: By = "signed",
+    by: By = "absolute",
     prune: bool = True,
-    ablation: str = "corrupted",
-    metric: str | Metric | Function | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
+    **asked: Unpack[JudgeKeywords],
 ) -> Curve:
     """Exact faithfulness of circuits of many sizes.
 
@@ -151,14 +150,16 @@ def curve(
         given: edge scores, or circuits (ACDC at several thresholds, learned masks), which are taken as they are.
         sizes: numbers of edges to cut the scores at; by default `percentages` of all edges, n = int(p x edges).
         by, prune: of the cuts, as for `Scores.top`.
-        ablation, metric, batch_size, seed: as for `circuitfind.evaluate`.
+        asked: metric, ablation (by default those of what is given), batch_size, seed; see `circuitfind.setting`.
 
     Raises:
         ScoreError: the scores are of another graph or no edge scores, a size makes no sense, or faithfulness is
             undefined on this task.
     """
-    evaluator = Evaluator(model, task, ablation=ablation, metric=metric, batch_size=batch_size, seed=seed)
-    return curve_of(evaluator, given, sizes=sizes, percentages=percentages, by=by, prune=prune)
+    check_model(model)
+    chosen = given if isinstance(given, Scores) else _circuits(model.graph, given)
+    evaluator = Evaluator.of(model, task, chosen.record if isinstance(chosen, Scores) else _made(chosen), **asked)
+    return curve_of(evaluator, chosen, sizes=sizes, percentages=percentages, by=by, prune=prune)
 
 
 def curve_of(
@@ -167,7 +168,7 @@ def curve_of(
     *,
     sizes: Iterable[int] | None = None,
     percentages: Iterable[float] = PERCENTAGES,
-    by: By = "signed",
+    by: By = "absolute",
     prune: bool = True,
 ) -> Curve:
     """`curve` on pairs that an evaluator holds ready."""
@@ -183,7 +184,7 @@ def curve_of(
     else:
         if sizes is not None:
             raise ScoreError("sizes= cuts scores, and circuits are taken as they are: leave it out, or give scores")
-        circuits = _circuits(evaluator, given)
+        circuits = _circuits(evaluator.graph, given)
         asked = [len(circuit) for circuit in circuits]
         fractions = [n / n_edges for n in asked]
         found = reduce(Record.seeing, (circuit.record for circuit in circuits))
@@ -245,13 +246,20 @@ def sizes_of(n_edges: int, sizes: Iterable[int] | None, percentages: Iterable[fl
     return asked, fractions
 
 
-def _circuits(evaluator: Evaluator, given: Iterable[Circuit]) -> list[Circuit]:
+def _circuits(graph: Graph, given: Iterable[Circuit]) -> list[Circuit]:
     """The circuits, smallest first."""
     if not isinstance(given, Iterable) or isinstance(given, (str, Circuit)):
         raise ScoreError(
             f"a curve is drawn from edge scores or from a list of circuits, not from a {type(given).__name__}"
         )
-    circuits = sorted((as_circuit(evaluator.graph, circuit) for circuit in given), key=len)
+    circuits = sorted((as_circuit(graph, circuit) for circuit in given), key=len)
     if not circuits:
         raise ScoreError("a curve has at least one circuit: the list is empty")
     return circuits
+
+
+def _made(circuits: list[Circuit]) -> Record:
+    """How the circuits were made, as far as they agree on it."""
+    records = [circuit.record for circuit in circuits]
+    agreed = {name for name in ("metric", "ablation") if len({getattr(record, name) for record in records}) == 1}
+    return replace(Record(ablation=""), **{name: getattr(records[0], name) for name in agreed})

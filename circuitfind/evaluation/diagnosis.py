@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import TaskError
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.summary import DOUBT, TaskSummary, at_least, summary_of
-from circuitfind.loading import bind
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.remote.call import remotable
@@ -78,10 +78,10 @@ def diagnose(
         ModelError: `model` did not come from `load` or `wrap`.
     """
     try:
-        bound = bind(model, task).with_metric(metric)
+        experiment = Experiment.of(model, task, {"metric": metric, "batch_size": batch_size})
     except TaskError as error:
         return Diagnosis(getattr(task, "name", "task"), (Finding("error", str(error)),), None)
-    evaluator = Evaluator(model, bound, batch_size=batch_size)
+    evaluator, bound = Evaluator(experiment), experiment.bound
     summary = summary_of(evaluator, warn=False)
     found = [*_behaviour(summary), *_contrast(evaluator), *_answers(bound, model.tokenizer)]
     found.sort(key=lambda finding: finding.severity == "note")

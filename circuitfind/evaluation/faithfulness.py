@@ -13,77 +13,68 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import TypeVar
+from typing import TypeVar, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from circuitfind.attribution.gradients import Pairs
 from circuitfind.batch import Batch
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.circuit_run import run_circuits
-from circuitfind.engine.memory import SideBySide, batch_size_for, in_batches
-from circuitfind.engine.prepare import Prepared, prepare
+from circuitfind.engine.experiment import Experiment, check_model
+from circuitfind.engine.memory import CIRCUITS, KEPT_RUNS, batch_size_for, in_batches, run_bytes
+from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation.outcome import Evaluation, Outcome, PerExample
-from circuitfind.loading import bind
-from circuitfind.metrics import METRICS, Function, Metric, correctness
+from circuitfind.metrics import METRICS, correctness
 from circuitfind.models.load import Model
 from circuitfind.progress import progress
+from circuitfind.record import Record
 from circuitfind.remote.call import remotable
+from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import bootstrap_ratio
-from circuitfind.tasks.bound import check_seed
 from circuitfind.tasks.task import BoundTask, Task
 
 R = TypeVar("R")
-KEPT_BYTES = 2 * 2**30  # of prepared runs kept between circuits; beyond that they are computed anew for each call
-CIRCUITS = SideBySide(1024, 16384)
 ROUNDINGS = 8  # differences of metrics within so many units in the last place are none
 
 
 class Evaluator:
-    """A task's pairs, ready to run circuits on.
-
-    Args:
-        ablation, metric: as everywhere; see `circuitfind.attribute`.
-        batch_size: pairs at a time; by default as many as a memory budget allows.
+    """An experiment's pairs, ready to run circuits on.
 
     Attributes:
         ends: the whole model and the empty circuit, as `run` would return them.
         full, empty: their metric, `[examples]`.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        task: Task | BoundTask,
-        *,
-        ablation: str = "corrupted",
-        metric: str | Metric | Function | None = None,
-        batch_size: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        check_seed(seed)
-        self.bound = bind(model, task).with_metric(metric)
-        self.graph, self.seed, self.ablation = model.graph, seed, ablation
-        self.pairs = Pairs.of(model.adapter, self.bound.batch, self.bound.metric, ablation, seed, batch_size)
-        length = self.bound.batch.clean.ids.shape[1]
-        self.batch_size = (
-            batch_size_for(model.adapter, len(self.bound), length, streams=True) if batch_size is None else batch_size
-        )
-        adapter = model.adapter
-        per_token = 2 * 10 * adapter.graph.n_layers * adapter.graph.d_model * adapter.work.itemsize
-        self._keep = per_token * self.bound.batch.clean.ids.numel() <= KEPT_BYTES
+    def __init__(self, experiment: Experiment) -> None:
+        experiment = experiment.set(direction="noising")  # circuits run on clean prompts, whatever scores were made by
+        self.experiment, self.bound, self.graph = experiment, experiment.bound, experiment.graph
+        adapter, tokens = experiment.adapter, experiment.bound.batch.clean.ids
+        pairs, length = tokens.shape
+        self.batch_size = experiment.setting.batch_size or batch_size_for(adapter, pairs, length, streams=True)
+        self._keep = run_bytes(adapter, tokens.numel(), runs=2) <= KEPT_RUNS
         self._kept: dict[tuple[int, int], Prepared] = {}
         self.ends = self._outcome(lambda prepared: torch.stack([prepared.clean.logits, prepared.empty.logits]))
         self.full, self.empty = self.ends.metric
-        self.record = self.bound.record("exact circuit", ablation, "noising", seed)
+        self.record = experiment.record("exact circuit")
         self.full_accurate, self.full_top1 = self.ends.accurate[0], self.ends.top1[0]
+
+    @classmethod
+    def of(
+        cls, model: Model, task: Task | BoundTask, inherit: Record | None = None, **asked: Unpack[JudgeKeywords]
+    ) -> Evaluator:
+        """The evaluator that a public call's keywords ask for; see `Experiment.of`."""
+        return cls(Experiment.of(model, task, asked, inherit=inherit, direction=False))
+
+    @property
+    def seed(self) -> int:
+        return self.experiment.setting.seed
 
     def run(self, masks: np.ndarray) -> Outcome:
         """Runs circuits given as `[circuits, writers, readers]` bool masks."""
-        at_once = CIRCUITS.runs(self.pairs.adapter.device, self.batch_size * self.bound.batch.clean.ids.shape[1])
+        at_once = CIRCUITS.runs(self.experiment.adapter.device, self.batch_size * self.bound.batch.clean.ids.shape[1])
         starts, parts = range(0, len(masks), at_once), []
         with progress("circuits", len(masks)) if len(starts) > 1 else nullcontext(lambda done: None) as advance:
             for start in starts:
@@ -162,16 +153,16 @@ class Evaluator:
 
     def _in_batches(self, function: Callable[[Prepared], R]) -> Iterator[R]:
         """A function of each prepared batch, inside the loop that halves a batch when memory runs out."""
-        adapter, means = self.pairs.adapter, self.pairs.means
+        experiment = self.experiment
 
         def one(batch: Batch, rows: slice) -> R:
             key = (rows.start, rows.stop)
-            prepared = self._kept.get(key) or prepare(adapter, batch, self.ablation, means)
+            prepared = self._kept.get(key) or experiment.prepare(batch)
             if self._keep:
                 self._kept[key] = prepared
             return function(prepared)
 
-        for rows, result in in_batches(adapter, self.pairs.batch, one, self.batch_size, "exact runs"):
+        for rows, result in in_batches(experiment.adapter, experiment.batch, one, self.batch_size, "exact runs"):
             if rows.start == 0 and rows.stop < min(self.batch_size, len(self.bound)):
                 self.batch_size = rows.stop  # memory ran out at the size before: do not try that again
                 self._kept = {key: value for key, value in self._kept.items() if key[1] - key[0] <= rows.stop}
@@ -204,7 +195,7 @@ class Evaluator:
 def rounding(evaluator: Evaluator) -> float:
     """Differences of the metric up to here are none: two computations of one circuit may be so far apart."""
     largest = max(np.abs(evaluator.full).max(), np.abs(evaluator.empty).max())
-    return ROUNDINGS * torch.finfo(evaluator.pairs.adapter.dtype).eps * float(largest)
+    return ROUNDINGS * torch.finfo(evaluator.experiment.adapter.dtype).eps * float(largest)
 
 
 def _key(mask: np.ndarray) -> bytes:
@@ -216,16 +207,13 @@ def evaluate(
     model: Model,
     task: Task | BoundTask,
     circuit: Circuit | Iterable[str],
-    *,
-    ablation: str = "corrupted",
-    metric: str | Metric | Function | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
+    **asked: Unpack[JudgeKeywords],
 ) -> Evaluation:
     """Runs a model as a circuit, exactly, and says how much of the behaviour is left.
 
     Args:
         circuit: a `Circuit`, or names of edges; everything else carries its ablated value.
+        asked: metric, ablation (by default the circuit's own), batch_size, seed; see `circuitfind.setting`.
 
     Returns:
         Faithfulness (1 = the whole model, 0 = nothing; it can exceed 1) with a 95% interval, metrics, per example too.
@@ -233,5 +221,6 @@ def evaluate(
     Raises:
         ScoreError: faithfulness is undefined on this task.
     """
-    evaluator = Evaluator(model, task, ablation=ablation, metric=metric, batch_size=batch_size, seed=seed)
-    return evaluator.evaluate(circuit)
+    check_model(model)
+    chosen = as_circuit(model.graph, circuit)
+    return Evaluator.of(model, task, chosen.record, **asked).evaluate(chosen)

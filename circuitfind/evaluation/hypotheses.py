@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from numbers import Real
+from typing import Unpack
 
 import numpy as np
 
@@ -23,9 +24,9 @@ from circuitfind.errors import ScoreError, check_count
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.hypotheses_rows import STATEMENTS, EdgeTest, HypothesisTest, HypothesisTests, Statement
 from circuitfind.evaluation.hypotheses_tests import TESTS, Finding, Trial
-from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.remote.call import remotable
+from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import adjusted
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -44,10 +45,7 @@ def hypotheses(
     reference_size: int | None = None,
     quantile: float = 0.9,
     correction: str = "holm",
-    ablation: str = "corrupted",
-    metric: str | Metric | Function | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
+    **asked: Unpack[JudgeKeywords],
 ) -> HypothesisTests:
     """Tests what a circuit is hypothesised to be: as good as the model, all there is, minimal, better than chance.
 
@@ -64,8 +62,8 @@ def hypotheses(
         quantile: the share of the references that the circuit, or an edge, is to exceed.
         correction: for several tests, and for the edges: "holm", "bonferroni" or "none" (then any one edge's p-value
             below alpha is enough to call the circuit not minimal).
-        ablation, metric, batch_size: as everywhere; see `circuitfind.attribute`.
-        seed: of permutations, random circuits and the "resample" ablation.
+        asked: metric, ablation (by default the circuit's own), batch_size, seed (of permutations and random circuits,
+            too); see `circuitfind.setting`.
 
     Raises:
         ScoreError: a test, correction or number that makes no sense.
@@ -73,7 +71,7 @@ def hypotheses(
     _check(tests, epsilon, alpha, permutations, references, reference_size, quantile)
     adjusted(np.empty(0), correction)  # an unknown one is refused before anything runs
     circuit = as_circuit(model.graph, circuit)
-    evaluator = Evaluator(model, task, ablation=ablation, metric=metric, batch_size=batch_size, seed=seed)
+    evaluator = Evaluator.of(model, task, circuit.record, **asked)
     return hypotheses_of(
         evaluator,
         circuit,

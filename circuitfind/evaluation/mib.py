@@ -8,14 +8,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 from circuitfind.evaluation.curve import Curve, curve_of
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.remote.call import remotable
 from circuitfind.scores import Scores
+from circuitfind.setting import JudgeKeywords
 from circuitfind.tasks.task import BoundTask, Task
 
 
@@ -44,17 +44,13 @@ def mib(
     model: Model,
     task: Task | BoundTask,
     scores: Scores,
-    *,
-    ablation: str = "corrupted",
-    metric: str | Metric | Function | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
+    **asked: Unpack[JudgeKeywords],
 ) -> Mib:
     """CPR and CMD as the benchmark MIB defines them: ten fractions, pruned, signed and absolute selection.
 
     Args and errors as for `curve`.
     """
-    return mib_of(Evaluator(model, task, ablation=ablation, metric=metric, batch_size=batch_size, seed=seed), scores)
+    return mib_of(Evaluator.of(model, task, scores.record, **asked), scores)
 
 
 def mib_of(evaluator: Evaluator, scores: Scores) -> Mib:

@@ -14,19 +14,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from numbers import Real
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
 from circuitfind.circuit import Circuit, as_circuit
+from circuitfind.engine.experiment import check_model
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation.faithfulness import Evaluator, rounding
 from circuitfind.evaluation.outcome import Evaluation
-from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.progress import progress
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable
+from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import Interval, bootstrap_mean
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -103,21 +104,20 @@ def minimality(
     circuit: Circuit | Iterable[str],
     *,
     threshold: float = 0.0,
-    ablation: str = "corrupted",
-    metric: str | Metric | Function | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
+    **asked: Unpack[JudgeKeywords],
 ) -> Minimality:
     """Measures what a circuit loses with each of its edges: one exact run an edge.
 
     Args:
         threshold: effects of a smaller magnitude count as none, in units of the metric.
-        ablation, metric, batch_size, seed: as for `circuitfind.evaluate`.
+        asked: metric, ablation (by default the circuit's own), batch_size, seed; see `circuitfind.setting`.
 
     Raises:
         ScoreError: faithfulness is undefined on this task, or the threshold is negative.
     """
-    evaluator = Evaluator(model, task, ablation=ablation, metric=metric, batch_size=batch_size, seed=seed)
+    check_model(model)
+    circuit = as_circuit(model.graph, circuit)
+    evaluator = Evaluator.of(model, task, circuit.record, **asked)
     return minimality_of(evaluator, circuit, threshold=threshold)
 
 

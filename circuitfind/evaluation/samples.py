@@ -16,8 +16,10 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from circuitfind.attribution.by_example import ExampleScoring, example_effects
+from circuitfind.attribution.by_example import check_by_example, example_effects
+from circuitfind.attribution.method import Method, Request
 from circuitfind.circuit import Circuit, as_circuit
+from circuitfind.engine.experiment import Experiment
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.record import Record
@@ -59,13 +61,16 @@ class Source(Protocol):
 class Scored:
     """Circuits cut from scores that are means over pairs."""
 
-    def __init__(self, model: Model, tasks: Sequence[BoundTask], scoring: ExampleScoring, n_edges: int, by: By) -> None:
-        self.graph, self.n_edges, self.by, self.method = model.graph, n_edges, by, scoring.method
+    def __init__(
+        self, experiments: Sequence[Experiment], method: Method, request: Request, n_edges: int, by: By
+    ) -> None:
+        self.graph, self.n_edges, self.by, self.method = experiments[0].graph, n_edges, by, method.name
+        check_by_example(method)
         self.settings = {"n_edges": n_edges, "by": by}
-        self._record = Record(method=scoring.method)
+        self._record = Record(method=method.name)
         self._cut(np.zeros(self.graph.n_edges))  # refuses an n_edges or by that makes no sense, before anything runs
-        self.ends = list(accumulate(map(len, tasks)))
-        self.effects = np.concatenate([example_effects(model, task, scoring) for task in tasks])
+        self.ends = list(accumulate(map(len, experiments)))
+        self.effects = np.concatenate([example_effects(one, method, request) for one in experiments])
 
     def draw(self, samples: Sequence[np.ndarray], label: str) -> Samples:
         circuits, keys = [], []

@@ -16,16 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
-from circuitfind.attribution.by_example import ExampleScoring
+from circuitfind.attribution.attribute import ScoreKeywords
+from circuitfind.attribution.methods import method_of, request_of
 from circuitfind.circuit import Circuit
+from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError, TaskError, check_count
 from circuitfind.evaluation.samples import Samples, Scored, Search, Searched, Source
-from circuitfind.loading import bind
-from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable
@@ -130,13 +130,7 @@ def stability(
     resamples: int = 100,
     sizes: Sequence[int] | None = None,
     search: Search | None = None,
-    steps: int = 5,
-    rule: str = "left",
-    metric: str | Metric | Function | None = None,
-    ablation: str = "corrupted",
-    direction: str = "noising",
-    batch_size: int | None = None,
-    seed: int = 0,
+    **asked: Unpack[ScoreKeywords],
 ) -> Stability:
     """Finds a circuit on many samples of a behaviour, and says how far they agree.
 
@@ -148,8 +142,8 @@ def stability(
         resamples: bootstrap samples at each size; of several tasks, about how many circuits of shuffled pairs.
         sizes: of the samples for the curve, in pairs; by default 4, 8, 16, ... and all, or none with `search`.
         search: a function from a bound task to a circuit, run anew on each sample, in place of method, n_edges and by.
-        steps, rule, metric, ablation, direction, batch_size: as everywhere; see `circuitfind.attribute`.
-        seed: of the samples and the "resample" ablation.
+        asked: keywords of the run (seed: of the samples, too) and options of the method, as for
+            `circuitfind.attribute`.
 
     Raises:
         ScoreError: the method cannot score this example by example, or a number makes no sense.
@@ -158,7 +152,10 @@ def stability(
     check_count("resamples", resamples, 2)
     several = isinstance(task, Mapping)
     named = task if isinstance(task, Mapping) else {"pairs": task}
-    tasks = {str(name): bind(model, one).with_metric(metric) for name, one in named.items()}
+    chosen = method_of(method)
+    request, setting = request_of(chosen, "edge", None, asked)
+    experiments = {str(name): Experiment.of(model, one, setting) for name, one in named.items()}
+    tasks = {name: one.bound for name, one in experiments.items()}
     if several and len(tasks) < 2:
         raise TaskError(f"{len(tasks)} tasks cannot be compared: give two or more, or one alone to resample its pairs")
     bounds = list(tasks.values())
@@ -170,9 +167,9 @@ def stability(
     if search is not None:
         source = Searched(model, bounds, search)
     else:
-        scoring = ExampleScoring(method, steps, rule, ablation, direction, batch_size, seed)
-        source = Scored(model, bounds, scoring, n_edges, by)
-    rng, n = np.random.default_rng(seed), source.ends[-1]
+        source = Scored(list(experiments.values()), chosen, request, n_edges, by)
+    first = next(iter(experiments.values()))
+    rng, n = np.random.default_rng(first.setting.seed), source.ends[-1]
     curve, shuffled = [], None
     if several:
         parts = np.split(np.arange(n), source.ends[:-1])
@@ -183,7 +180,7 @@ def stability(
         samples, labels = source.draw(parts, "samples"), tuple(f"sample {k}" for k in range(1, resamples + 1))
         curve = [_size_point(source, size, resamples, samples, rng) for size in sizes or ()]
     settings: dict[str, Any] = {**source.settings, "resamples": resamples, "tasks": list(tasks)}
-    record = bounds[0].record(source.method, ablation, direction, seed, **settings)
+    record = first.record(source.method, **settings)
     counts = tuple(map(len, parts))
     jaccards, correlations = samples.jaccards(), samples.rank_correlations()
     return Stability(labels, counts, samples.circuits, jaccards, correlations, tuple(curve), shuffled, record)

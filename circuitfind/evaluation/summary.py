@@ -62,7 +62,7 @@ class TaskSummary(NamedTuple):
 @remotable
 def summarise(model: Model, task: Task | BoundTask, *, warn: bool = True, batch_size: int | None = None) -> TaskSummary:
     """Runs both sides of a task's pairs once."""
-    return summary_of(Evaluator(model, task, batch_size=batch_size), warn=warn)
+    return summary_of(Evaluator.of(model, task, batch_size=batch_size), warn=warn)
 
 
 def summary_of(evaluator: Evaluator, warn: bool = True) -> TaskSummary:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from circuitfind.circuit import Circuit
+from circuitfind.engine.experiment import bind
 from circuitfind.errors import TaskError
-from circuitfind.loading import bind
 from circuitfind.models.load import Model
 from circuitfind.record import fingerprints
 from circuitfind.scores import NodeScores, Scores

@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
 from circuitfind.attribution.exact import exact_effects
 from circuitfind.circuit import Circuit, as_circuit
+from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
 from circuitfind.evaluation.random_circuits import random_circuit
-from circuitfind.loading import bind
-from circuitfind.metrics import METRICS, Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.remote.call import remotable
 from circuitfind.scores import Scores
+from circuitfind.setting import Keywords
 from circuitfind.statistics import Interval, bootstrap_mean, correlation, rank_correlation
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -109,11 +109,7 @@ def verify(
     *,
     circuit: Circuit | None = None,
     random: int = 20,
-    metric: str | Metric | Function | None = None,
-    ablation: str | None = None,
-    direction: str | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
+    **asked: Unpack[Keywords],
 ) -> Verification:
     """Measures the top candidates' effects, and a circuit as a whole.
 
@@ -122,7 +118,8 @@ def verify(
         top: how many edges of largest |estimate| to patch; a given circuit's edges are patched too.
         circuit: by default the connected circuit of the top candidates.
         random: how many random circuits to compare with.
-        metric, ablation, direction: by default those that the scores were computed with.
+        asked: metric, ablation, direction (by default those of the scores), batch_size, seed; see
+            `circuitfind.setting`.
 
     Raises:
         ScoreError: the scores belong to another graph, or faithfulness is undefined on this task.
@@ -133,10 +130,8 @@ def verify(
         raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
     if top < 0 or random < 0:
         raise ScoreError(f"top={top} and random={random} count edges and circuits: neither can be negative")
-    task = bind(model, task)
-    metric = _metric_of(scores, task) if metric is None else metric
-    ablation, direction = ablation or scores.record.ablation, direction or scores.record.direction
-    evaluator = Evaluator(model, task, ablation=ablation, metric=metric, batch_size=batch_size, seed=seed)
+    experiment = Experiment.of(model, task, asked, inherit=scores.record)
+    evaluator, seed = Evaluator(experiment), experiment.setting.seed
     candidates = scores.top(top, prune=False)
     mask = candidates.mask
     if circuit is None:
@@ -148,7 +143,7 @@ def verify(
     else:
         circuit = as_circuit(model.graph, circuit)
         mask = mask | circuit.mask
-    effects = exact_effects(evaluator.pairs, mask, direction, batch_size)
+    effects = exact_effects(experiment, mask)
     checks, intervals = _checks(scores, effects.edges, effects.values, seed)
     estimates, exact = (np.array([getattr(c, side) for c in checks]) for side in ("estimate", "exact"))
     power = float((estimates**2).sum())
@@ -162,16 +157,6 @@ def verify(
         evaluator.evaluate(circuit),
         _random_faithfulness(evaluator, len(circuit), random, seed),
     )
-
-
-def _metric_of(scores: Scores, task: BoundTask) -> str | None:
-    """The metric that the scores estimate, where it is not the task's own."""
-    made, own = scores.record.metric, task.metric.name
-    if not made or made == own:
-        return None
-    if made not in METRICS:
-        raise ScoreError(f"the scores estimate the metric '{made}', the task measures '{own}': pass metric=")
-    return made
 
 
 def _checks(

@@ -6,12 +6,15 @@ last axis. `split` returns views where the layout allows it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
+
+PROJECTIONS = ("q", "k", "v", "qkv")  # sites: outputs of the separate projections, or of the fused one
 
 
 class Heads(NamedTuple):
@@ -41,6 +44,14 @@ class Layout:
             return Heads(*rearrange(features, "... (h three e) -> three ... h e", three=3, e=e))
         groups = features.unflatten(-1, (g, h // g + 2, e))
         return Heads(groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :])
+
+    def parts(self, site: str, value: Tensor) -> dict[str, Tensor]:
+        """By kind, the heads `[..., heads, d_head]` of what a projection puts out: all three of the fused one."""
+        return self.split(value)._asdict() if site == "qkv" else {site: value.unflatten(-1, (-1, self.d_head))}
+
+    def whole(self, site: str, parts: Mapping[str, Tensor]) -> Tensor:
+        """What a projection puts out, from the heads by kind (more kinds than it has are passed over)."""
+        return self.join(Heads(*(parts[kind] for kind in "qkv"))) if site == "qkv" else parts[site].flatten(-2)
 
     def join(self, heads: Heads) -> Tensor:
         """The inverse of `split`: `[..., features]`."""

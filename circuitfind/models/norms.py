@@ -75,12 +75,28 @@ class Norm:
     def pull_back(self, x: Tensor, gradient: Tensor) -> Tensor:
         """Vector-Jacobian product: the gradient at the norm's input x from that at its output.
 
-        With `g = weight * gradient` and `y = r C x`: `C^T r (g - y mean(g y))`, or `C^T r g` at a fixed scale.
+        With `g = r weight gradient` it is `C^T (g - y mean(g y))`, see `less_scale`.
         """
+        y, r = self.normed(x)
+        return self.centre(self.less_scale(y, gradient * self.weight * r))
+
+    def normed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`y = r C x` and the scale `r [..., 1]`."""
         y = self.centre(x)
         r = torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        y, g = y * r, gradient * self.weight
-        return self.centre(g if self.fixed_scale else g - y * (g * y).mean(-1, keepdim=True)) * r
+        return y * r, r
+
+    def less_scale(self, y: Tensor, gradient: Tensor) -> Tensor:
+        """`g - y mean(g y)`: what a gradient loses because the scale depends on x. Changes `gradient` in place.
+
+        Args:
+            y: `[..., d_model]` from `normed`.
+            gradient: `[(readers,) ..., d_model]`, with r and the weight in it already.
+        """
+        if self.fixed_scale:
+            return gradient
+        along = torch.linalg.vecdot(gradient, y) / y.shape[-1]
+        return gradient.addcmul_(y, along.unsqueeze(-1), value=-1)
 
     def fold(self, projection: Tensor) -> Tensor:
         """`C^T diag(weight) projection` for a projection `[d_model, ...]` that reads the normed stream.

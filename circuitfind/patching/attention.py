@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from circuitfind.batch import Inputs
-from circuitfind.engine.site_values import capture_site
+from circuitfind.engine.experiment import bind, check_model
+from circuitfind.engine.sites import capture_site
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.export import files as result_file
 from circuitfind.graph import Graph
-from circuitfind.loading import bind, check_model
 from circuitfind.models.load import Model
 from circuitfind.record import NO_EFFECT, Record
 from circuitfind.remote.call import remotable

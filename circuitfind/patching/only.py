@@ -17,27 +17,28 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from circuitfind.batch import Batch
 from circuitfind.circuit import Circuit, as_circuit
-from circuitfind.engine.ablation import check_ablation, resampled, writer_means
+from circuitfind.engine.ablation import Ablation
 from circuitfind.engine.capture import Run
 from circuitfind.engine.circuit_run import CircuitVisitor, run_circuits
+from circuitfind.engine.experiment import Experiment, bind
+from circuitfind.engine.memory import KEPT_RUNS, run_bytes
 from circuitfind.engine.plan import Plan, prefers_sparse
-from circuitfind.engine.prepare import Prepared, prepare
+from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import TaskError
-from circuitfind.loading import bind
 from circuitfind.models.backends import attached, undisturbed
 from circuitfind.models.layout import Heads
 from circuitfind.models.load import Model
+from circuitfind.setting import JudgeKeywords
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
-
-KEPT_BYTES = 2 * 2**30  # of runs held while the context is open
 
 
 @contextmanager
@@ -45,9 +46,7 @@ def only(
     model: Model,
     circuit: Circuit | Iterable[str],
     task: Task | BoundTask,
-    *,
-    ablation: str = "corrupted",
-    seed: int = 0,
+    **asked: Unpack[JudgeKeywords],
 ) -> Iterator[CircuitModel]:
     """Runs a model as a circuit inside a `with` block.
 
@@ -59,15 +58,16 @@ def only(
     Args:
         circuit: a `Circuit`, or names of edges; every other edge carries its ablated value.
         task: the pairs to be asked about.
-        ablation, seed: as for `circuitfind.evaluate`.
+        asked: ablation (by default the circuit's own) and seed; see `circuitfind.setting.JudgeKeywords`.
 
     Raises:
         TaskError: too many pairs to be held at once; or, inside, a prompt that is not among the task's clean prompts.
         ModelError: inside, another function of circuitfind runs the model.
         FileError: the circuit belongs to another model.
     """
-    bound = bind(model, task)
-    held = CircuitModel(model, as_circuit(model.graph, circuit), bound, ablation, seed)
+    chosen = as_circuit(model.graph, circuit)
+    experiment = Experiment.of(model, task, asked, inherit=replace(chosen.record, metric=""), direction=False)
+    held = CircuitModel(experiment, chosen)
     with held._in_force():
         yield held
 
@@ -81,16 +81,16 @@ class CircuitModel:
         task: the pairs, in the model's tokens.
     """
 
-    def __init__(self, model: Model, circuit: Circuit, task: BoundTask, ablation: str, seed: int) -> None:
-        self.hf, self.circuit, self.task = model.hf, circuit, task
-        self._model, self._ablation, self._seed = model, ablation, seed
-        self._prepared = self._prepare(task)
+    def __init__(self, experiment: Experiment, circuit: Circuit) -> None:
+        self.hf, self.circuit, self.task = experiment.model.hf, circuit, experiment.bound
+        self._model, self._experiment = experiment.model, experiment
+        self._prepared = _prepared(experiment)
         masks = circuit.mask[None]
         self._plan = Plan.of(self._prepared, masks, prefers_sparse(self._prepared, masks))
         self._rows = defaultdict(list)
         for row, ids in enumerate(_prompts(*self._prepared.batch.clean[:2])):
             self._rows[ids].append(row)
-        self._twins = _twins(self._prepared.batch, ablation)
+        self._twins = _twins(self._prepared.batch, experiment.ablation)
         self._visitor: CircuitVisitor | None = None
         self._asked: list[int] | None = None  # the rows of the next pass, where they are known
 
@@ -123,26 +123,12 @@ class CircuitModel:
 
     def run(self, task: Task | BoundTask) -> Tensor:
         """`[pairs, reads, vocab]`: the circuit's logits on other pairs, which bring their corrupted twins."""
-        bound, adapter = bind(self._model, task), self._model.adapter
+        experiment, adapter = self._experiment.on(bind(self._model, task)), self._model.adapter
         holder, adapter.held_by = adapter.held_by, None
         try:
-            return run_circuits(self._prepare(bound), self.circuit.mask[None])[0]
+            return run_circuits(_prepared(experiment), self.circuit.mask[None])[0]
         finally:
             adapter.held_by = holder
-
-    # ---------------------------------------------------------------- the runs that are held
-    def _prepare(self, task: BoundTask) -> Prepared:
-        adapter, batch = self._model.adapter, task.batch
-        per_token = 2 * 10 * adapter.graph.n_layers * adapter.graph.d_model * adapter.work.itemsize
-        most = max(1, KEPT_BYTES // (per_token * batch.clean.ids.shape[1]))
-        if len(batch) > most:
-            raise TaskError(
-                f"{len(batch)} pairs take more memory than may be held at once: give at most {most},"
-                f" task.on(model).subset(range({most}))"
-            )
-        check_ablation(self._ablation, batch)
-        batch = resampled(batch, self._seed) if self._ablation == "resample" else batch
-        return prepare(adapter, batch, self._ablation, writer_means(adapter, batch, self._ablation))
 
     def _batch(self, rows: Sequence[int] | None) -> Batch:
         return self._prepared.batch if rows is None else self.task.subset(rows).batch
@@ -213,6 +199,22 @@ class CircuitModel:
         return found
 
 
+def _prepared(experiment: Experiment) -> Prepared:
+    """The runs of all pairs, held at once.
+
+    Raises:
+        TaskError: they take too much memory.
+    """
+    batch = experiment.batch
+    most = max(1, KEPT_RUNS // run_bytes(experiment.adapter, batch.clean.ids.shape[1], runs=2))
+    if len(batch) > most:
+        raise TaskError(
+            f"{len(batch)} pairs take more memory than may be held at once: give at most {most},"
+            f" task.on(model).subset(range({most}))"
+        )
+    return experiment.prepare(batch)
+
+
 def _prompts(ids: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
     """Every prompt's ids as far as they are real; padding before one counts as its beginning (and matches none)."""
     lengths = [int(row.nonzero().max()) + 1 if row.any() else 0 for row in mask]
@@ -220,9 +222,9 @@ def _prompts(ids: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
     return [tuple(row[:length].tolist()) for row, length in zip(kept, lengths, strict=True)]
 
 
-def _twins(batch: Batch, ablation: str) -> list[Any]:
+def _twins(batch: Batch, ablation: Ablation) -> list[Any]:
     """By row, what decides the values outside the circuit beside the clean prompt; equal where these are."""
-    if ablation not in ("corrupted", "resample"):
+    if not ablation.corrupted:
         return [None] * len(batch)
     twins = _prompts(*batch.corrupted[:2])
     if batch.alignment is None:
@@ -247,7 +249,7 @@ def _some(prepared: Prepared, rows: Tensor, length: int) -> Prepared:
         lists = {name: [_each(pick, one) for one in value] for name, value in fields.items() if name != "logits"}
         return Run(**lists, logits=run.logits[rows])
 
-    return dataclasses.replace(
+    return replace(
         prepared,
         batch=prepared.batch.rows(rows),
         clean=of_run(prepared.clean),

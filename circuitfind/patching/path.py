@@ -4,7 +4,7 @@
    sender does for anyone else stays as it was.
 2. The receivers are computed anew, and the run goes on from there by itself: so the effect is that of all paths that
    begin sender -> receiver. With `logits` as the receiver it is the direct effect on the logits.
-3. Runs restart at the first receiver (`engine/path_run.py`), those of one layer's receivers side by side.
+3. Runs restart at the first receiver (`engine/circuit_run.py`), those of one layer's receivers side by side.
 
 Noising: metric(clean) - metric(clean with these edges carrying ablated values). Denoising: metric(corrupted with these
 edges carrying clean values) - metric(corrupted). Positive = these paths support the behaviour.
@@ -20,30 +20,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch
-from circuitfind.engine.ablation import check_ablation, check_direction, resampled, writer_means
-from circuitfind.engine.capture import Writers
-from circuitfind.engine.memory import PATCHES, budget, in_batches
-from circuitfind.engine.path_run import run_without
-from circuitfind.engine.prepare import Prepared, prepare
+from circuitfind.engine.circuit_run import run_without
+from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.measure import Started, measure
+from circuitfind.engine.memory import PATCHES, budget, row_bytes
+from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import ScoreError
 from circuitfind.graph import Graph
-from circuitfind.loading import bind
-from circuitfind.metrics import Function, Metric
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
-from circuitfind.patching.measure import as_numpy
 from circuitfind.patching.path_effects import PathEffects
-from circuitfind.progress import track
 from circuitfind.remote.call import remotable
-from circuitfind.score_checks import check_effects
-from circuitfind.tasks.bound import BoundTask, check_seed
+from circuitfind.setting import Keywords
+from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 
 SIGNS = {
@@ -69,11 +64,7 @@ def path_patch(
     receivers: str | Iterable[str] | None = "logits",
     *,
     separate: bool = False,
-    metric: str | Metric | Function | None = None,
-    ablation: str = "corrupted",
-    direction: str = "noising",
-    batch_size: int | None = None,
-    seed: int = 0,
+    **asked: Unpack[Keywords],
 ) -> PathEffects:
     """Patches the paths from each sender into some receivers.
 
@@ -84,11 +75,7 @@ def path_patch(
             values (where key/value heads are grouped, those of its group). Patched together. None: every reader of the
             model, with separate=True.
         separate: each receiver in runs of its own, one column each.
-        metric: overrides the task's.
-        ablation: what a patched edge carries in noising: as for `circuitfind.attribute`.
-        direction: "noising" or "denoising".
-        batch_size: pairs at a time; by default as many as a memory budget allows.
-        seed: of the "resample" ablation.
+        asked: metric, ablation, direction, batch_size, seed; see `circuitfind.setting.Keywords`.
 
     Returns:
         `PathEffects`, one row a sender, in units of the metric; NaN where a receiver is computed before the sender.
@@ -97,32 +84,31 @@ def path_patch(
         ScoreError: an unknown sender, receiver or direction, a sender that no receiver reads, NaN or infinity.
         TaskError: the task does not fit the model or the ablation.
     """
-    bound, graph = bind(model, task).with_metric(metric), model.graph
-    check_seed(seed)
-    check_direction(direction, ablation, bound.batch)
+    experiment, graph = Experiment.of(model, task, asked), model.graph
     if receivers is None and not separate:
         raise ScoreError(
             "receivers=None means every reader: give separate=True for a column each (all of them together are the"
             " sender's whole output, which attribute(level='node', method='exact') measures)"
         )
-    check_ablation(ablation, bound.batch)
     names, columns = _columns(graph, receivers, separate)
     rows = _senders(graph, senders, columns)
-    batch = resampled(bound.batch, seed) if ablation == "resample" else bound.batch
-    means = writer_means(model.adapter, batch, ablation, batch_size)
     cells = _cells(graph, rows, columns)
-
-    def one(part: Batch, _: slice) -> list[np.ndarray]:
-        return _measure(model.adapter, part, bound.metric, cells, ablation, direction, means)
-
-    parts = [part for _, part in in_batches(model.adapter, batch, one, batch_size, "pairs")]
-    measured, full, empty = (np.concatenate(values, axis=-1) for values in zip(*parts, strict=True))
-    effects = np.full((len(rows), len(columns), len(full)), np.nan)
-    for cell, values in zip(cells, measured, strict=True):
+    found = measure(
+        experiment,
+        lambda part, _: _started(experiment, part, cells),
+        len(cells),
+        lambda place: f"a path from {graph.writer_names[cells[place].writer]}",
+        "paths",
+    )
+    assert found.full is not None and found.empty is not None, "both ends are run"
+    effects = np.full((len(rows), len(columns), len(experiment)), np.nan)
+    for cell, values in zip(cells, found.effects, strict=True):
         effects[cell.row, cell.column] = values
-    made = bound.record("path patching", ablation, direction, seed, separate=separate)
-    record = replace(made, sign=f"effect: {SIGNS[direction]}; positive = the paths support the behaviour")
-    return PathEffects(tuple(graph.writer_names[row] for row in rows), names, effects, full, empty, record)
+    record = replace(
+        experiment.record("path patching", separate=separate),
+        sign=f"effect: {SIGNS[experiment.setting.direction]}; positive = the paths support the behaviour",
+    )
+    return PathEffects(tuple(graph.writer_names[row] for row in rows), names, effects, found.full, found.empty, record)
 
 
 # -------------------------------------------------------------------- names
@@ -196,32 +182,18 @@ def _cells(graph: Graph, rows: list[int], columns: list[list[int]]) -> list[Cell
 
 
 # -------------------------------------------------------------------- measuring
-def _measure(
-    adapter: Adapter,
-    batch: Batch,
-    metric: Metric,
-    cells: list[Cell],
-    ablation: str,
-    direction: str,
-    means: Writers | None,
-) -> list[np.ndarray]:
-    """`[cells, examples]` effects; the metric of the full and the empty run, `[examples]` each."""
-    if direction == "noising":
-        sign, prepared = 1, prepare(adapter, batch, ablation, means)
-        full, empty = prepared.clean, prepared.empty
-    else:
-        sign, prepared = -1, prepare(adapter, replace(batch, clean=batch.corrupted, corrupted=batch.clean))
-        full, empty = prepared.empty, prepared.clean
-    batch = batch.with_reference(full.logits)
-    ends = [metric(run.logits, batch) for run in (full, empty)]
-    before = ends[0] if direction == "noising" else ends[1]
-    effects = []
-    for group in track(_groups(adapter.graph, cells, _at_once(adapter, batch, cells)), "paths"):
-        values = torch.stack([metric(one, batch) for one in _logits(prepared, group)])
-        effects.append(as_numpy(sign * (before - values)))
-        names = adapter.graph.writer_names
-        check_effects(effects[-1], [f"the effect of a path from {names[cell.writer]}" for cell in group])
-    return [np.concatenate(effects), *map(as_numpy, ends)]
+def _started(experiment: Experiment, batch: Batch, cells: list[Cell]) -> Started:
+    """A batch, ready to be patched. Denoising is noising of the exchanged sides."""
+    noising = experiment.setting.noising
+    turned = batch if noising else replace(batch, clean=batch.corrupted, corrupted=batch.clean)
+    prepared = experiment.prepare(turned)
+    ends = prepared.clean.logits, prepared.empty.logits
+    full, empty = ends if noising else ends[::-1]
+    groups, at = [], 0
+    for group in _groups(experiment.graph, cells, _at_once(experiment.adapter, batch, cells)):
+        groups.append((slice(at, at + len(group)), group))
+        at += len(group)
+    return Started(batch.with_reference(full), full, empty, groups, lambda group: _logits(prepared, group))
 
 
 def _at_once(adapter: Adapter, batch: Batch, cells: list[Cell]) -> int:
@@ -229,7 +201,7 @@ def _at_once(adapter: Adapter, batch: Batch, cells: list[Cell]) -> int:
     their senders writes is held in each of their runs."""
     tokens, senders = batch.clean.ids.numel(), len({cell.writer for cell in cells})
     worth = PATCHES.runs(adapter.device, tokens)
-    room = budget(adapter.device) // (tokens * adapter.graph.d_model * adapter.work.itemsize)  # senders x runs
+    room = budget(adapter.device) // (tokens * row_bytes(adapter))  # senders x runs
     return max(1, min(worth, max(room // senders, math.isqrt(room))))
 
 

@@ -23,7 +23,7 @@ from einops import einsum
 from torch import Tensor
 
 from circuitfind.engine.restart import Restart
-from circuitfind.engine.site_values import Values, attended, input_rows
+from circuitfind.engine.sites import Values, attended, input_rows
 
 
 class Kind(NamedTuple):

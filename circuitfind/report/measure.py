@@ -3,7 +3,7 @@
 1. Every cut of the circuit (see `report.sizes`) is run exactly, with an interval over the pairs.
 2. The first clean prompts that are short enough are run once more, and the patterns of the circuit's heads kept:
    `[query, key]` weights between 0 and 1 in steps of 1/255, one byte each, the keys up to the query only (models read
-   from left to right). Patterns come from `engine.site_values`, which leaves the model as it was.
+   from left to right). Patterns come from `engine.sites`, which leaves the model as it was.
 3. They share a budget of bytes, for the page stays small: where it is short, the second prompt goes first, then the
    heads of the weakest edges.
 """
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from circuitfind.circuit import Circuit
-from circuitfind.engine.site_values import capture_site
+from circuitfind.engine.experiment import bind
+from circuitfind.engine.sites import capture_site
 from circuitfind.evaluation.curve import curve
-from circuitfind.loading import bind
 from circuitfind.models.load import Model
 from circuitfind.remote.call import remotable
 from circuitfind.report.data import Attention

@@ -16,23 +16,21 @@ A run at each threshold of a grid gives edges scores (`acdc_scores`), as in auto
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from numbers import Real
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from circuitfind.circuit import Circuit
+from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory import obtainable
 from circuitfind.engine.revision import held_bytes
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.loading import bind
-from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.record import NO_EFFECT
 from circuitfind.remote.call import remotable
@@ -41,6 +39,7 @@ from circuitfind.search import acdc_checkpoint, acdc_screening
 from circuitfind.search.acdc_pruning import Pruning
 from circuitfind.search.acdc_rule import TESTED, Rule
 from circuitfind.search.orders import edges_in_order
+from circuitfind.setting import JudgeKeywords
 from circuitfind.tasks.task import BoundTask, Task
 
 GRID = tuple(float(np.float32(10 ** (exponent / 2))) for exponent in range(-8, 1))  # 0.0001 to 1, two a decade
@@ -53,23 +52,19 @@ def acdc(
     task: Task | BoundTask,
     threshold: float = 0.05,
     *,
-    metric: str | Metric | Function | None = "kl",
     order: str | Sequence[str] = "reverse-topological",
     scores: Scores | None = None,
-    ablation: str = "corrupted",
     absolute: bool = False,
     remove_dangling: str | None = None,
     screen: float | None = None,
     side_by_side: int | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
     checkpoint: str | PathLike[str] | None = None,
+    **asked: Unpack[JudgeKeywords],
 ) -> Circuit:
     """Prunes the full graph edge by edge.
 
     Args:
         threshold: an edge is removed if removing it lowers the metric by less than this (units of the metric).
-        metric: higher = more of the behaviour; None takes the task's own.
         order: a name of `circuitfind.search.orders.ORDERS`, or edge names (other edges then stay in).
         scores: for order="scores" and for `screen`.
         absolute: compare |r| with the threshold, so that edges that oppose the behaviour stay, too.
@@ -80,9 +75,10 @@ def acdc(
         screen: edges with |score| < screen * threshold go without a test, and up to 100 of them, drawn with the seed,
             are measured in the circuits in which they were skipped (`acdc_screening.py`); None tests every edge.
         side_by_side: trials in one batch; by default as many as the device gains from.
-        seed: of the shuffled orders, the "resample" ablation and the check of screening.
         checkpoint: a file that a stopped run leaves and the same call continues from, with the same result; removed at
             the end. At most the last 128 trials are made again.
+        asked: metric ("kl" by default; None takes the task's own), ablation, batch_size, seed (of the shuffled orders
+            and the check of screening, too); see `circuitfind.setting`.
 
     Returns:
         The circuit, unpruned. `exact`: each edge's effect when it was decided last (NaN: not measured). `facts`: the
@@ -94,14 +90,15 @@ def acdc(
         FileError: the checkpoint belongs to another run.
         TaskError: the pairs do not fit in memory.
     """
-    evaluator, again = _evaluators(model, task, ablation, metric, batch_size, seed)
+    evaluator, again = _evaluators(model, task, asked)
+    seed = evaluator.seed
     mask = None if screen is None else acdc_screening.screened(scores, screen, threshold, evaluator)
     rule = Rule(threshold, absolute, _dangling(remove_dangling, evaluator), mask)
     pruning = Pruning(evaluator, again, rule, edges_in_order(model.graph, order, seed, scores), side_by_side)
     file = acdc_checkpoint.run(pruning, checkpoint)
     settings = {"threshold": threshold, "absolute": absolute, "remove_dangling": remove_dangling, "screen": screen}
     settings["order"] = order if isinstance(order, str) else "given"
-    record = evaluator.bound.record("acdc", ablation, "noising", seed, **settings)
+    record = evaluator.experiment.record("acdc", **settings)
     exact, facts = _effects(pruning), _facts(pruning)
     if screen is not None:
         checked = acdc_screening.check(pruning.evaluator, rule, pruning.decisions, seed)
@@ -118,16 +115,13 @@ def acdc_scores(
     task: Task | BoundTask,
     thresholds: Iterable[float] | None = None,
     *,
-    metric: str | Metric | Function | None = "kl",
     order: str | Sequence[str] = "reverse-topological",
     scores: Scores | None = None,
-    ablation: str = "corrupted",
     absolute: bool = False,
     remove_dangling: str | None = None,
     side_by_side: int | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
     checkpoint: str | PathLike[str] | None = None,
+    **asked: Unpack[JudgeKeywords],
 ) -> Scores:
     """Scores every edge by the smallest threshold at which ACDC removes it: one whole run at each of a grid.
 
@@ -137,7 +131,7 @@ def acdc_scores(
 
     Args:
         thresholds: positive and rising; by default nine from 0.0001 to 1, two a decade. They are rounded to float32.
-        metric, order, scores, ablation, absolute, remove_dangling, side_by_side, batch_size, seed: as for `acdc`.
+        order, scores, absolute, remove_dangling, side_by_side, asked: as for `acdc`.
         checkpoint: as for `acdc`; one file a threshold, its number appended to the name.
 
     Returns:
@@ -149,7 +143,8 @@ def acdc_scores(
         ScoreError: thresholds that are not positive and rising; otherwise as `acdc`.
     """
     grid = _grid(GRID if thresholds is None else thresholds)
-    evaluator, again = _evaluators(model, task, ablation, metric, batch_size, seed)
+    evaluator, again = _evaluators(model, task, asked)
+    seed = evaluator.seed
     edges = edges_in_order(model.graph, order, seed, scores)
     dangling, masks, trials, files = _dangling(remove_dangling, evaluator), [], 0, []
     for number, threshold in enumerate(grid[:-1]):
@@ -168,33 +163,34 @@ def acdc_scores(
     settings |= {"thresholds": grid[:-1], "beyond": grid[-1], "trials_run": trials}
     settings["kept"] = [int(mask.sum()) for mask in masks]
     settings["differ"] = [int((mask != (values > t)).sum()) for t, mask in zip(grid, masks, strict=False)]
-    record = evaluator.bound.record("acdc", ablation, "noising", seed, **settings)
+    record = evaluator.experiment.record("acdc", **settings)
     for file in files:
         file.remove()
     return Scores(model.graph, values, replace(record, sign=SIGN))
 
 
 def _evaluators(
-    model: Model, task: Task | BoundTask, ablation: str, metric: Any, batch_size: int | None, seed: int
-) -> tuple[Evaluator, Any]:
+    model: Model, task: Task | BoundTask, asked: JudgeKeywords
+) -> tuple[Evaluator, Callable[[int], Evaluator]]:
     """An evaluator, and what makes it again with fewer pairs at a time."""
-    bound = bind(model, task)
-    needed, there = held_bytes(model.adapter, bound.batch.clean.ids.numel()), obtainable(model.device)
+    own = "metric" in asked and asked["metric"] is None  # None asks for the task's own
+    experiment = Experiment.of(model, task, asked, metric=None if own else "kl", direction=False)
+    needed, there = held_bytes(model.adapter, experiment.batch.clean.ids.numel()), obtainable(model.device)
     if there is not None and needed > there:
         raise TaskError(
-            f"ACDC holds the runs of all {len(bound)} pairs, about {needed / 2**30:.0f} GiB, and there are"
+            f"ACDC holds the runs of all {len(experiment)} pairs, about {needed / 2**30:.0f} GiB, and there are"
             f" {there / 2**30:.0f} on {model.device}: give fewer pairs, or shorter ones"
         )
-    again = partial(Evaluator, model, bound, ablation=ablation, metric=metric, seed=seed)
-    return again(batch_size=batch_size), lambda size: again(batch_size=size)
+    return Evaluator(experiment), lambda size: Evaluator(experiment.set(batch_size=size))
 
 
 def _dangling(remove: str | None, evaluator: Evaluator) -> str | None:
     if remove not in (None, "tested", "untested"):
         raise ScoreError(f"remove_dangling={remove!r} is unknown: use None, 'tested' or 'untested'")
-    if remove == "untested" and not evaluator.pairs.interchange:
+    ablation = evaluator.experiment.ablation
+    if remove == "untested" and not evaluator.experiment.interchange:
         raise ScoreError(
-            f"with ablation '{evaluator.ablation}'{' of aligned pairs' * evaluator.pairs.from_corrupted} a node without"
+            f"with ablation '{ablation.name}'{' of aligned pairs' * ablation.interchange} a node without"
             " inputs does not carry its ablated value, so removing its edges untested would change the metric unseen:"
             " use remove_dangling='tested'"
         )

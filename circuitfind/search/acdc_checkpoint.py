@@ -11,7 +11,6 @@ from os import PathLike
 
 import numpy as np
 
-from circuitfind.attribution.exact import key_of_run
 from circuitfind.checkpoint import CheckpointFile, key_of
 from circuitfind.progress import progress
 from circuitfind.search import acdc_pruning
@@ -67,6 +66,6 @@ def _restore(pruning: Pruning, known: dict[str, np.ndarray]) -> None:
 def _key(pruning: Pruning) -> str:
     """Digest of everything that decides the effects."""
     rule, edges = pruning.rule, np.array(pruning.edges)
-    run = key_of_run(pruning.evaluator.pairs, edges, "noising")
+    run = pruning.evaluator.experiment.key(edges)
     screened = np.zeros(0) if rule.screened is None else rule.screened
     return key_of(run, screened, "acdc", rule.threshold, rule.absolute, rule.dangling, acdc_pruning.RUNS_BETWEEN_STATES)

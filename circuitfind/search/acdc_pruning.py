@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from circuitfind.engine.memory import budget, out_of_memory
+from circuitfind.engine.memory import MOST_TRIALS, TRIALS, budget, free_memory, out_of_memory
 from circuitfind.engine.revision import CircuitState, trial_bytes
 from circuitfind.errors import ScoreError, check_count
 from circuitfind.evaluation.faithfulness import Evaluator
@@ -39,10 +38,6 @@ from circuitfind.search.acdc_rule import (
 )
 
 RUNS_BETWEEN_STATES = 128
-TOKENS_SIDE_BY_SIDE = {"cpu": 512}  # more gains nothing on a processor
-MANY_TOKENS_SIDE_BY_SIDE = 16384
-MOST_SIDE_BY_SIDE = {"cpu": 4}  # what was tried after an edge that stays is void
-MANY_SIDE_BY_SIDE = 32
 
 
 class Pruning:
@@ -187,18 +182,14 @@ class Pruning:
     # ---------------------------------------------------------------- runs
     def _renew(self) -> None:
         """Computes the states from the mask."""
-        self._states, mask, device = [], self.mask, self.evaluator.pairs.adapter.device
+        adapter = self.evaluator.experiment.adapter
+        self._states, mask, device = [], self.mask, adapter.device
         prepared = list(self.evaluator.prepared())
         self._states = [CircuitState(one, mask, budget(device) // len(prepared)) for one in prepared]
         n_tokens = max(one.batch.clean.ids.numel() for one in prepared)
-        self._most = self._side_by_side or max(
-            1,
-            min(
-                MOST_SIDE_BY_SIDE.get(device.type, MANY_SIDE_BY_SIDE),
-                TOKENS_SIDE_BY_SIDE.get(device.type, MANY_TOKENS_SIDE_BY_SIDE) // n_tokens,
-                budget(device) // trial_bytes(self.evaluator.pairs.adapter, n_tokens),
-            ),
-        )
+        room = budget(device) // trial_bytes(adapter, n_tokens)
+        worth = min(MOST_TRIALS.at_most(device), TRIALS.at_most(device) // n_tokens, room)
+        self._most = self._side_by_side or max(1, worth)
         self._runs = 0
 
     def _commit(self, trial: int) -> list[int]:
@@ -233,9 +224,7 @@ class Pruning:
             self._renew()
 
     def _free(self) -> None:
-        gc.collect()
-        if self.evaluator.pairs.adapter.device.type != "cpu":
-            torch.accelerator.empty_cache()
+        free_memory(self.evaluator.experiment.adapter.device)
 
     def _metrics(self, groups: list[list[Edge]]) -> list[float]:
         total = np.zeros(len(groups))

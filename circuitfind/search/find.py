@@ -18,16 +18,17 @@ The target is |1 - faithfulness| <= tolerance, from above or below (`one_sided`:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
-from circuitfind.attribution.attribute import attribute
+from circuitfind.attribution.attribute import ScoreKeywords, score
+from circuitfind.attribution.method import Method
+from circuitfind.attribution.methods import method_of, request_of
 from circuitfind.circuit import Circuit
+from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.summary import TaskSummary, summarise, summary_of
 from circuitfind.evaluation.verify import Verification, verify
-from circuitfind.loading import bind
-from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.remote.call import remotable
 from circuitfind.scores import By, Scores
@@ -73,9 +74,7 @@ def find(
     model: Model,
     task: Task | BoundTask,
     *,
-    method: str = "eap-ig-inputs",
-    steps: int = 5,
-    rule: str = "left",
+    method: str | Method = "eap-ig-inputs",
     tolerance: float = 0.15,
     one_sided: bool = False,
     by: By = "absolute",
@@ -85,16 +84,12 @@ def find(
     top: int = 50,
     random: int = 20,
     scores: Scores | None = None,
-    metric: str | Metric | Function | None = None,
-    ablation: str = "corrupted",
-    direction: str = "noising",
-    batch_size: int | None = None,
-    seed: int = 0,
+    **asked: Unpack[ScoreKeywords],
 ) -> FindResult:
     """Finds the smallest circuit that still does the behaviour, and verifies it.
 
     Args:
-        method, steps, rule, ablation, direction, metric, batch_size: of the scores; see `circuitfind.attribute`.
+        method: of the scores; see `circuitfind.attribute`.
         tolerance: how far from 1 the exact faithfulness may be, above or below (`one_sided`: below only).
         by: rank edges by |effect| or by signed effect.
         prune: try to drop single edges from the circuit of the right size.
@@ -102,41 +97,48 @@ def find(
         holdout: part of the pairs that is kept for verification.
         top: how many edges to verify besides the circuit's own; random: how many random circuits to compare with.
         scores: take these instead of computing them (a search that was stopped goes on from its saved scores).
-        seed: of the split, the intervals, the random circuits.
+        asked: keywords of the run (by default those of the given scores; seed: of the split, the intervals and the
+            random circuits, too) and options of the method, as for `circuitfind.attribute`.
 
     Raises:
         TaskError: too few pairs, or they do not fit the model.
         ScoreError: scores or faithfulness are undefined on this task.
     """
-    bound = bind(model, task).with_metric(metric)
     if tolerance < 0 or prune_tolerance < 0:
         raise ScoreError(f"tolerance={tolerance} and prune_tolerance={prune_tolerance} are distances: not negative")
-    if len(bound) < 2:
+    if scores is not None and not isinstance(scores, Scores):
+        raise ScoreError(f"find needs edge scores, not {type(scores).__name__}: attribute(level='edge') makes them")
+    if scores is not None and scores.graph != model.graph:
+        raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
+    chosen = method_of(method)
+    request, setting = request_of(chosen, "edge", None, asked)
+    whole = Experiment.of(model, task, setting, inherit=None if scores is None else scores.record)
+    if len(whole) < 2:
         raise TaskError("one pair is too few to find a circuit and to judge it: give at least two, better thirty")
-    seen, unseen = bound.split(1 - holdout, seed)
-    evaluator = Evaluator(model, seen, ablation=ablation, batch_size=batch_size, seed=seed)
+    seen, unseen = whole.bound.split(1 - holdout, whole.setting.seed)
+    experiment = whole.on(seen)
+    evaluator = Evaluator(experiment.set(direction="noising"))
     # the empty circuit is the corrupted run under this ablation only
-    summary = summary_of(evaluator) if ablation == "corrupted" else summarise(model, seen, batch_size=batch_size)
+    twin = experiment.ablation.twin
+    summary = summary_of(evaluator) if twin else summarise(model, seen, batch_size=experiment.setting.batch_size)
     evaluator.check_contrast()
     if scores is None:
-        options: dict[str, Any] = {"steps": steps, "rule": rule, "ablation": ablation, "direction": direction}
-        found = attribute(model, seen, method, batch_size=batch_size, seed=seed, **options)
+        found = score(experiment, chosen, request)
         assert isinstance(found, Scores)
         scores = found
-    elif not isinstance(scores, Scores):
-        raise ScoreError(f"find needs edge scores, not {type(scores).__name__}: attribute(level='edge') makes them")
-    elif scores.graph != model.graph:
-        raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
     search = SizeSearch(evaluator, scores, by, tolerance, one_sided)
     mask = search.smallest()
     if prune:
         mask = search.pruned(mask, prune_tolerance)
     settings: dict[str, Any] = {"tolerance": tolerance, "one_sided": one_sided, "by": by, "holdout": holdout}
     circuit = scores.cut(mask, search="find", prune_tolerance=prune_tolerance if prune else None, **settings)
-    same: dict[str, Any] = {"ablation": ablation, "direction": direction, "batch_size": batch_size, "seed": seed}
-    checks = verify(model, unseen, scores, top, circuit=circuit, random=random, **same)
-    # given scores may be of another ablation, and of other pairs
-    record = replace(circuit.record.seeing(evaluator.record), ablation=ablation, direction=direction)
+    asked_again: Any = {
+        name: getattr(whole.setting, name) for name in ("metric", "ablation", "direction", "batch_size", "seed")
+    }
+    checks = verify(model, unseen, scores, top, circuit=circuit, random=random, **asked_again)
+    # given scores may be of other pairs
+    record = circuit.record.seeing(evaluator.record)
+    record = replace(record, ablation=whole.setting.ablation, direction=whole.setting.direction)
     circuit = replace(circuit, record=record, exact=checks.exact, facts=_facts(search, circuit, checks, seen, unseen))
     return FindResult(circuit, scores, checks, tuple(search.curve), tuple(search.steps), summary, unseen)
 

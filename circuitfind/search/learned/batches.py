@@ -7,12 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from circuitfind.attribution.gradients import Pairs
-from circuitfind.engine.memory import batch_size_for
-from circuitfind.engine.prepare import Prepared, prepare
-from circuitfind.errors import TaskError
-
-KEPT_BYTES = 2 * 2**30  # of prepared runs kept between steps; beyond that they are computed anew
+from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.memory import KEPT_RUNS, batch_size_for, run_bytes
+from circuitfind.engine.prepare import Prepared
 
 
 class MiniBatches:
@@ -20,21 +17,18 @@ class MiniBatches:
 
     Args:
         per_step: pairs in a mini-batch.
-        batch_size: pairs that run at a time; it changes memory, not results beyond rounding.
     """
 
-    def __init__(self, pairs: Pairs, per_step: int, batch_size: int | None, seed: int) -> None:
-        adapter, length = pairs.adapter, pairs.batch.clean.ids.shape[1]
-        size = batch_size
+    def __init__(self, experiment: Experiment, per_step: int) -> None:
+        adapter, length = experiment.adapter, experiment.batch.clean.ids.shape[1]
+        size = experiment.setting.batch_size  # it changes memory, not results beyond rounding
         if size is None:  # both autograd's activations and every writer's output are held
             size = min(batch_size_for(adapter, per_step, length, streams) for streams in (False, True))
-        elif size < 1:
-            raise TaskError(f"batch_size must be at least 1, not {size}")
-        order = torch.randperm(len(pairs.batch), generator=torch.Generator().manual_seed(seed))
-        self.pairs, self.seed = pairs, seed
+        seed = experiment.setting.seed
+        order = torch.randperm(len(experiment), generator=torch.Generator().manual_seed(seed))
+        self.experiment, self.seed = experiment, seed
         self.batches = [[part.sort().values for part in rows.split(size)] for rows in order.split(per_step)]
-        per_token = 2 * 10 * adapter.graph.n_layers * adapter.graph.d_model * adapter.work.itemsize
-        self._keep = per_token * pairs.batch.clean.ids.numel() <= KEPT_BYTES
+        self._keep = run_bytes(adapter, experiment.batch.clean.ids.numel(), runs=2) <= KEPT_RUNS
         self._kept: dict[tuple[int, int], Prepared] = {}
 
     def at(self, step: int) -> Iterator[Prepared]:
@@ -47,21 +41,20 @@ class MiniBatches:
 
     def contrast(self) -> float:
         """The metric of the whole model minus that with every edge ablated, mean over all pairs."""
-        total, metric = 0.0, self.pairs.metric
+        total, metric = 0.0, self.experiment.metric
         for number, parts in enumerate(self.batches):
             for part, rows in enumerate(parts):
                 prepared = self._prepared((number, part), rows)
                 runs = prepared.clean, prepared.empty
                 full, empty = (metric(run.logits, prepared.batch).cpu().double() for run in runs)
                 total += float((full - empty).sum())
-        return total / len(self.pairs.batch)
+        return total / len(self.experiment)
 
     def _prepared(self, key: tuple[int, int], rows: Tensor) -> Prepared:
         if key in self._kept:
             return self._kept[key]
-        pairs = self.pairs
-        batch = pairs.batch.rows(rows.to(pairs.batch.answers.device)).trimmed()
-        prepared = prepare(pairs.adapter, batch, pairs.ablation, pairs.means)
+        batch = self.experiment.batch
+        prepared = self.experiment.prepare(batch.rows(rows.to(batch.answers.device)).trimmed())
         if self._keep:
             self._kept[key] = prepared
         return prepared

@@ -18,17 +18,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from numbers import Real
 from os import PathLike
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from circuitfind.attribution.gradients import Pairs
 from circuitfind.circuit import Circuit, connected
+from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError, check_count
 from circuitfind.graph import Graph
-from circuitfind.loading import bind
-from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.record import NO_EFFECT, Record
 from circuitfind.remote.call import remotable
@@ -38,6 +37,7 @@ from circuitfind.search.learned.batches import MiniBatches
 from circuitfind.search.learned.methods import START, method_of, pressure_of
 from circuitfind.search.learned.pressure import Price
 from circuitfind.search.learned.training import Logged, State, Training
+from circuitfind.setting import JudgeKeywords
 from circuitfind.tasks.task import BoundTask, Task
 
 SIGN = f"{NO_EFFECT}sigmoid of the learned logit, 0 to 1: a ranking of what to keep"
@@ -75,11 +75,8 @@ def learn_masks(
     pairs_per_step: int = 32,
     patience: int | None = 5,
     prune: bool = True,
-    metric: str | Metric | Function | None = "kl",
-    ablation: str = "corrupted",
-    batch_size: int | None = None,
-    seed: int = 0,
     checkpoint: str | PathLike[str] | None = None,
+    **asked: Unpack[JudgeKeywords],
 ) -> LearnedMasks:
     """Learns which edges or nodes to keep, with the model's weights frozen.
 
@@ -96,13 +93,10 @@ def learn_masks(
         pairs_per_step: pairs in a mini-batch.
         patience: stop early after so many rows of `history` without a new lowest loss; None never does.
         prune: keep only what is connected from `input` to `logits`.
-        metric: higher = better; None takes the task's own. With `kl` the circuit is to do what the model does; another
-            metric is maximised, even beyond the whole model's.
-        ablation: what a closed edge carries; see `circuitfind.attribute`.
-        batch_size: pairs that run at a time; by default as many of a mini-batch as a memory budget allows.
-        seed: of the mini-batches, the gates' noise and the "resample" ablation. On one processor the same seed gives
-            the same result to the bit.
         checkpoint: a file that a stopped run leaves and the same call continues from; removed at the end.
+        asked: metric ("kl" by default: the circuit is to do what the model does; None takes the task's own; another
+            metric is maximised, even beyond the whole model's), ablation, batch_size, seed (of the mini-batches and the
+            gates' noise; on one processor the same seed gives the same result to the bit); see `circuitfind.setting`.
 
     Raises:
         ScoreError: unknown method or impossible sizes; a metric that is NaN, or has no gradient.
@@ -117,9 +111,10 @@ def learn_masks(
     chosen = method_of(method, level, target, regularisation)
     _check_training(steps, lr, pairs_per_step, patience)
     lr = chosen.lr if lr is None else lr
-    bound = bind(model, task).with_metric(metric)
-    pairs = Pairs.of(model.adapter, bound.batch, bound.metric, ablation, seed, batch_size)
-    batches = MiniBatches(pairs, pairs_per_step, batch_size, seed)
+    own = "metric" in asked and asked["metric"] is None  # None asks for the task's own
+    experiment = Experiment.of(model, task, asked, metric=None if own else "kl", direction=False)
+    seed = experiment.setting.seed
+    batches = MiniBatches(experiment, pairs_per_step)
     pressure = pressure_of(chosen, batches, target, count, steps, regularisation)
     spread = _spread(graph, level, model.adapter.device)
     training = Training(batches, chosen.gates, spread, pressure, lr, seed)
@@ -128,7 +123,7 @@ def learn_masks(
     settings |= {"pairs_per_step": pairs_per_step, "patience": patience}
     start = State.start(torch.full((count,), START, dtype=model.adapter.work, device=model.adapter.device))
     state = saved.run(training, start, steps, patience, checkpoint, (method, sorted(settings.items()), seed))
-    record = replace(bound.record(method, ablation, "noising", seed, **settings), sign=SIGN)
+    record = replace(experiment.record(method, **settings), sign=SIGN)
     values = torch.sigmoid(state.logits.cpu().double()).float()
     history = state.history()
     facts = {"steps": state.step, "metric_of_masked_runs": history[-1].metric, "expected": history[-1].expected}

@@ -73,7 +73,7 @@ def pressure_of(
     """
     if price is not None:
         return Price(price)
-    contrast, name = batches.contrast(), batches.pairs.metric.name
+    contrast, name = batches.contrast(), batches.experiment.metric.name
     if math.isnan(contrast):
         raise ScoreError(f"metric '{name}' is NaN on these pairs: look for inf or NaN in the logits or in your metric")
     if contrast <= 0:

@@ -9,7 +9,6 @@ from os import PathLike
 import numpy as np
 import torch
 
-from circuitfind.attribution.exact import key_of_run
 from circuitfind.checkpoint import CheckpointFile, key_of
 from circuitfind.progress import progress
 from circuitfind.search.learned.training import State, Training
@@ -34,7 +33,7 @@ def run(
     Raises:
         FileError: the checkpoint belongs to another run.
     """
-    key = key_of(key_of_run(training.batches.pairs, np.zeros(0), "noising"), settings) if checkpoint else ""
+    key = key_of(training.batches.experiment.key(), settings) if checkpoint else ""
     file = CheckpointFile(checkpoint, key, PARTS)
     known = file.read()
     if known is not None:

@@ -138,7 +138,7 @@ class Training:
     def _metric(self, mask: Tensor, step: int) -> tuple[float, Tensor]:
         """The mean metric of a step's pairs, and its gradient at the mask."""
         total, count, gradient = 0.0, 0, torch.zeros_like(mask)
-        metric = self.batches.pairs.metric
+        metric = self.batches.experiment.metric
         for prepared in self.batches.at(step):
             values, part = mask_gradient(prepared, mask, metric)
             total, count, gradient = total + float(values.cpu().double().sum()), count + len(values), gradient + part

@@ -63,13 +63,16 @@ class AttentionReaders:
         """
         if self.norm is None:
             return torch.bmm(gradient, self.weight)
-        scale = self.norm.scale(x)
-        pulled = torch.bmm(gradient * scale, self.weight)
-        if self.norm.fixed_scale:
-            return pulled
-        y = self.norm.centre(x) * scale
-        along = torch.linalg.vecdot(pulled, y) / x.shape[-1]
-        return pulled.addcmul_(y, along.unsqueeze(-1), value=-1)
+        y, r = self.norm.normed(x)
+        return self.norm.less_scale(y, torch.bmm(gradient * r, self.weight))
+
+    def pull_back_together(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """The sum over readers of `pull_back`, `[..., d_model]`, from gradients `[..., readers, d_head]`."""
+        together = einsum(gradient, self.weight, "... r e, r e d -> ... d")
+        if self.norm is None:
+            return together
+        y, r = self.norm.normed(x)
+        return self.norm.less_scale(y, r * together)
 
     def _scale(self, streams: Tensor, centred: bool) -> Tensor:
         assert self.norm is not None

@@ -1,4 +1,4 @@
-"""Exact effects of single edges by replay, against one full forward pass an edge."""
+"""Exact effects of single edges by restarted runs, against one full forward pass an edge."""
 
 from __future__ import annotations
 
@@ -12,26 +12,33 @@ from torch import Tensor
 
 from circuitfind.batch import Batch, Inputs
 from circuitfind.engine.capture import capture
-from circuitfind.engine.replay import Replay
+from circuitfind.engine.restart import Restart
 from circuitfind.models.adapter import Adapter
 
 FOUR = ["gpt2", "llama", "gpt_neox", "gemma2"]
 OTHERS = ["falcon-new", "opt", "bloom", "olmo2", "gpt_oss", "granite"]  # own layouts, flattening, inner residuals, ...
 
 
-def replay_of(adapter: Adapter, base: Inputs, other: Inputs) -> Replay:
-    run, source = capture(adapter, base), capture(adapter, other)
-    return Replay(adapter, base, run, source.writers.minus(run.writers))
+class Edges:
+    """Patches edges of a base run with what the writers carry in another."""
+
+    def __init__(self, adapter: Adapter, base: Inputs, other: Inputs) -> None:
+        self.base = capture(adapter, base)
+        self.restart = Restart(adapter, base, self.base)
+        self.change = capture(adapter, other).writers.minus(self.base.writers)
+
+    def patch(self, reader: int, writers: list[int]) -> Tensor:
+        return self.restart.edges(reader, writers, self.change)
 
 
-def replayed_effects(adapter: Adapter, base: Inputs, other: Inputs) -> Tensor:
+def restarted_effects(adapter: Adapter, base: Inputs, other: Inputs) -> Tensor:
     """`[writers, readers]`: the metric of the base run minus that with the edge patched, summed over examples."""
-    graph, replay = adapter.graph, replay_of(adapter, base, other)
+    graph, patched = adapter.graph, Edges(adapter, base, other)
     effects = torch.zeros(graph.n_writers, graph.n_readers)
     for reader in range(graph.n_readers):
-        logits = replay.patch_edges(reader, list(range(graph.limits[reader])))
-        for writer, patched in enumerate(logits):
-            effects[writer, reader] = (surprise(replay.base.logits) - surprise(patched)).sum()
+        logits = patched.patch(reader, list(range(graph.limits[reader])))
+        for writer, changed in enumerate(logits):
+            effects[writer, reader] = (surprise(patched.base.logits) - surprise(changed)).sum()
     return effects
 
 
@@ -52,7 +59,7 @@ def test_every_edge_equals_a_forward_pass_of_its_own(
     expected = as_matrix(
         adapter.graph, literal_effects(adapter, pairs.clean, pairs.corrupted, Literal(adapter.model).edges())
     )
-    effects = replayed_effects(adapter, pairs.clean, pairs.corrupted)
+    effects = restarted_effects(adapter, pairs.clean, pairs.corrupted)
     assert off(effects, expected) < 1e-5
     assert off(edge_scores(adapter, pairs), expected) > 1e-2, "no first-order estimate is exact here"
 
@@ -63,27 +70,27 @@ def test_some_edges_of_other_families(name: str, adapter_of: Callable[..., Adapt
     adapter = adapter_of(name)
     edges = [edge for edge in Literal(adapter.model).edges() if edge[0] in ("input", "a0.h2", "m0")]
     edges = [edge for edge in edges if edge[1] in ("logits", "m1", "a0.h3<q>") or edge[1].startswith("a1.")]
-    literal, replay = Literal(adapter.model), replay_of(adapter, pairs.clean, pairs.corrupted)
+    literal, patched = Literal(adapter.model), Edges(adapter, pairs.clean, pairs.corrupted)
     with torch.no_grad():
         run, source = literal.run(pairs.clean), literal.run(pairs.corrupted)
     change = {name: source.writers[name] - value for name, value in run.writers.items()}
     for writer, reader in edges:
         u, r = adapter.graph.edge(f"{writer}->{reader}")
         expected = patch_edge(literal, pairs.clean, change, writer, reader)
-        assert off(replay.patch_edges(r, [u])[0], expected) < 1e-5, (writer, reader)
+        assert off(patched.patch(r, [u])[0], expected) < 1e-5, (writer, reader)
 
 
-def test_denoising_is_replay_from_the_corrupted_run(adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
+def test_denoising_restarts_from_the_corrupted_run(adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
     adapter = adapter_of("llama")
     edges = Literal(adapter.model).edges()
     expected = as_matrix(adapter.graph, literal_effects(adapter, pairs.corrupted, pairs.clean, edges))
-    assert off(replayed_effects(adapter, pairs.corrupted, pairs.clean), expected) < 1e-5
+    assert off(restarted_effects(adapter, pairs.corrupted, pairs.clean), expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "falcon"])
 def test_earlier_layers_are_not_run_again(name: str, adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
     adapter = adapter_of(name)
-    replay, called = replay_of(adapter, pairs.clean, pairs.corrupted), []
+    patched, called = Edges(adapter, pairs.clean, pairs.corrupted), []
     for layer, view in enumerate(adapter.layers):
         for part in ("qkv", "mlp_out"):
             module = view.module(getattr(view.family, part))
@@ -95,16 +102,16 @@ def test_earlier_layers_are_not_run_again(name: str, adapter_of: Callable[..., A
         ("logits", []),
     ):
         called.clear()
-        replay.patch_edges(adapter.graph.edge(f"input->{reader}")[1], [0])
+        patched.patch(adapter.graph.edge(f"input->{reader}")[1], [0])
         assert called == expected
 
 
 def test_many_writers_side_by_side_equal_one_by_one(adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
     adapter = adapter_of("gemma2")
-    replay = replay_of(adapter, pairs.clean, pairs.corrupted)
+    patched = Edges(adapter, pairs.clean, pairs.corrupted)
     reader = adapter.graph.readers(1, "mlp").start
     writers = [7, 0, 3, 5]
-    together = replay.patch_edges(reader, writers)
+    together = patched.patch(reader, writers)
     assert together.shape[:3] == (4, *pairs.clean.read.shape)
     for writer, logits in zip(writers, together, strict=True):
-        assert off(replay.patch_edges(reader, [writer])[0], logits) < 1e-5
+        assert off(patched.patch(reader, [writer])[0], logits) < 1e-5

@@ -1,4 +1,4 @@
-"""What one kind of site carries in a run, layer by layer, and what it carries when it is ablated.
+"""What one kind of site holds in a run, layer by layer, its means, and attention scores.
 
 1. `resid`, `middle`, `attn_out`, `mlp_out`, `q`, `k` and `v` are what a captured `Run` holds anyway.
 2. `z` (the heads before the output projection) and `hidden` (an MLP's neurons) are noted by a hook on the input of that
@@ -7,22 +7,34 @@
 3. A pattern is believed only if it is one: pattern x values must give the heads that the same pass computed.
 
 All values are `[batch, pos, ...]`; a pattern is `[batch, query, heads, key]`.
+
+`attention_scores`, as they enter the softmax, in a run whose queries or keys are replaced:
+
+1. The layer's attention runs from the base run with its projection's output replaced, and the pass ends where the
+   heads reach the output projection. Rotary positions, norms of queries and keys, windows, caps and sinks are the
+   model's own.
+2. It runs under the "eager" implementation, whose one softmax is watched: what enters it are the scores, a sink as one
+   more column.
+3. They are believed only if they are the scores: softmax(scores) x values must give the heads of the same pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from einops import einsum
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
 from circuitfind.batch import Batch, Inputs
+from circuitfind.engine.ablation import count_of, summed
 from circuitfind.engine.capture import Run, capture
-from circuitfind.engine.memory import in_batches
+from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.restart import Restart
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter
 
@@ -48,26 +60,20 @@ def capture_site(adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[i
     return _capture_inputs(adapter, inputs, site, layers)
 
 
-def site_means(
-    adapter: Adapter, batch: Batch, site: str, layers: Sequence[int], by_position: bool, batch_size: int | None
-) -> Values:
+def site_means(experiment: Experiment, site: str, layers: Sequence[int]) -> Values:
     """A site's means over the corrupted prompts and all their real positions, or at each position."""
+    adapter, by_position = experiment.adapter, experiment.ablation.mean == "position"
 
-    axes = 0 if by_position else (0, 1)
-
-    def summed(part: Batch, _: slice) -> Values:
+    def sums(part: Batch, _: slice) -> tuple[Values, int]:
         values = capture_site(adapter, part.corrupted, site, layers)[1]
-        weight = part.corrupted.mask.to(adapter.work)
+        mask = part.corrupted.mask
+        return {at: summed(x.to(adapter.work), mask, by_position) for at, x in values.items()}, count_of(
+            part, by_position
+        )
 
-        def total(value: Tensor) -> Tensor:
-            spread = weight.view(*weight.shape, *[1] * (value.ndim - 2))
-            return (value.to(adapter.work) * spread).sum(axes, keepdim=True)
-
-        return {layer: total(value) for layer, value in values.items()}
-
-    parts = [part for _, part in in_batches(adapter, batch, summed, batch_size, "mean activations")]
-    count = len(batch) if by_position else int(batch.corrupted.mask.sum())
-    return {layer: torch.stack([part[layer] for part in parts]).sum(0) / count for layer in layers}
+    parts = [part for _, part in experiment.in_batches(sums, "mean activations")]
+    count = sum(number for _, number in parts)
+    return {layer: torch.stack([values[layer] for values, _ in parts]).sum(0) / count for layer in layers}
 
 
 def _capture_inputs(adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[int]) -> tuple[Run, Values]:
@@ -171,3 +177,50 @@ def eager_attention(adapter: Adapter) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+# -------------------------------------------------------------------- attention scores
+SOFTMAX = (nn.functional.softmax, torch.softmax, Tensor.softmax)
+
+
+class _Watch(TorchFunctionMode):
+    """Notes what enters every softmax inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in SOFTMAX:
+            self.entered.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def attention_scores(restart: Restart, layer: int, kind: str, values: Tensor) -> Tensor:
+    """`[patches, batch, heads, query, key]`, with a sink one key more; masked scores are very low, but finite.
+
+    Args:
+        kind: "q" or "k".
+        values: `[patches, batch, pos, heads or kv_heads, d_head]`, as they are projected.
+
+    Raises:
+        ModelError: the model's attention does not show its scores.
+    """
+    adapter = restart.adapter
+    with eager_attention(adapter), _Watch() as watch:
+        z = restart.heads_from_projection(layer, kind, values)
+    scores = watch.entered[0].to(adapter.work) if len(watch.entered) == 1 else None
+    times, (examples, length) = len(values), restart.inputs.ids.shape
+    shown = scores is not None and scores.shape[:3] == (times * examples, adapter.graph.n_heads, length)
+    if scores is not None and shown:
+        pattern = scores.softmax(-1)[..., :length].transpose(1, 2)
+        v, mask = (x.repeat(times, *[1] * (x.ndim - 1)) for x in (restart.base.qkv[layer].v, restart.inputs.mask))
+        shown = makes_heads(adapter, pattern, v, z, mask)
+    if scores is None or not shown:
+        raise ModelError(
+            f"this model ('{getattr(adapter.config, 'model_type', '?')}') does not show its attention scores: load it"
+            " with attn_implementation='eager', or use method='atp'"
+        )
+    return scores.clamp(min=torch.finfo(adapter.dtype).min).unflatten(0, (times, -1))

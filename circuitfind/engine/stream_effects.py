@@ -1,6 +1,18 @@
-"""First-order effects of replacing a site's values, in the units that a sweep patches.
+"""First-order effects of whatever writes to the residual stream, from the gradients at its readers.
 
-1. The gradient at what attention or an MLP puts out is the one where that joins the residual stream, times the residual
+What adds to the stream is read by every later reader, so the gradient there is a sum over readers, from the top down:
+
+1. `s = gradient at the final norm's input`.
+2. For each layer, last first: what the MLP adds meets s. The gradient at the MLP's input, pulled back through its norm,
+   comes on top; what attention adds meets that sum (s alone in a parallel block). With the gradients at the layer's q,
+   k and v, pulled back through their weights and norm, s is the gradient where the block begins.
+
+`node_effects` (attribution patching): a node's effect is its difference, clean minus ablated, times the gradient where
+its output joins the stream, summed over d_model. Summing a node's edge scores gives the same number.
+
+`site_effects`, in the units that a sweep patches:
+
+1. The gradient at what attention or an MLP puts out is the one where that joins the stream, times the residual
    multiplier, pulled back through the post-norm where there is one.
 2. The gradient at the heads (`z`) or at an MLP's neurons (`hidden`) is that one through the output projection's rows;
    at queries, keys and values it is taken as autograd gives it; at the stream it is the stream's own, which in the
@@ -11,17 +23,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
+from typing import NamedTuple
 
 import torch
-from einops import einsum
+from einops import einsum, rearrange
 from torch import Tensor
 
 from circuitfind.engine.capture import ReaderGradients, Run
-from circuitfind.engine.site_values import Values, attended, input_rows
-from circuitfind.engine.stream_gradients import StreamGradients, stream_gradients
+from circuitfind.engine.readers import AttentionReaders
+from circuitfind.engine.sites import Values, attended, input_rows
+from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.norms import Norm
+
+
+class StreamGradients(NamedTuple):
+    """Of one layer, `[batch, pos, d_model]` each.
+
+    entering: at the stream where the block begins; attention, mlp: where what they write is added.
+    """
+
+    layer: int
+    entering: Tensor
+    attention: Tensor
+    mlp: Tensor
+
+
+def stream_gradients(adapter: Adapter, run: Run, gradients: ReaderGradients) -> Iterator[StreamGradients]:
+    """Gradients of every layer, last layer first.
+
+    Args:
+        run: the pass at which the readers' gradients were taken.
+    """
+    stream = gradients.final.to(adapter.work)
+    for layer in reversed(range(adapter.graph.n_layers)):
+        norm = adapter.layers[layer].mlp_norm
+        at_mlp = gradients.mlp[layer].to(adapter.work)
+        if norm is not None:
+            at_mlp = norm.pull_back(run.middle[layer].to(adapter.work), at_mlp)
+        entering = stream + at_mlp + _pulled_back_together(adapter, layer, run, gradients)
+        yield StreamGradients(layer, entering, stream if adapter.graph.parallel else stream + at_mlp, stream)
+        stream = entering
+
+
+def _pulled_back_together(adapter: Adapter, layer: int, run: Run, gradients: ReaderGradients) -> Tensor:
+    """`[batch, pos, d_model]`: the summed gradients of a layer's q, k and v readers at the stream."""
+    readers = AttentionReaders(adapter.layers[layer], with_bias=False)
+    at_values = torch.cat(gradients.qkv[layer], dim=-2).to(adapter.work)  # batch pos readers d_head
+    return readers.pull_back_together(run.resid[layer].to(adapter.work), at_values)
+
+
+def node_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
+    """`[writers, batch, pos]` first-order effects of every writer at every position.
+
+    Args:
+        delta: writers' clean values minus ablated values.
+        run: the pass at which the gradients were taken.
+    """
+    graph = adapter.graph
+    effects = delta.embed.new_empty(graph.n_writers, *delta.embed.shape[:2])
+    for layer, entering, at_heads, at_mlp in stream_gradients(adapter, run, gradients):
+        effects[graph.mlp(layer)] = torch.linalg.vecdot(delta.mlps[layer], at_mlp)
+        projected = einsum(at_heads, adapter.layers[layer].output_weight(), "b t d, h e d -> b t h e")
+        effects[graph.heads(layer)] = rearrange(torch.linalg.vecdot(delta.heads[layer], projected), "b t h -> h b t")
+        if layer == 0:
+            effects[0] = torch.linalg.vecdot(delta.embed, entering)
+    return effects
 
 
 def site_effects(adapter: Adapter, site: str, delta: Values, run: Run, gradients: ReaderGradients) -> Values:

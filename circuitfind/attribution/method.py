@@ -1,0 +1,106 @@
+"""What a method of attribution is: one record, from which everything else that names methods is read.
+
+A method scores edges, nodes or the places of a sweep. It is written in a file of its own that ends in its record, and
+listed in `circuitfind/attribution/methods.py`. A method of your own is a `Method`, too: pass it to `attribute`, `find`
+or `compare` in place of a name, or give it one with `register`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from circuitfind.engine.experiment import Experiment
+from circuitfind.record import SIGN
+
+LEVELS = ("edge", "node", "place")
+
+
+class Point(NamedTuple):
+    """A gradient's weight and place: alpha 1 is the clean prompt, 0 the corrupted one.
+
+    component: ("attn_out" or "mlp_out", layer), whose output alone is at alpha while the prompt is the clean one; None
+    for the residual entering layer 0.
+    relevance: what is taken is not the gradient, but goes back by RelP's rules (`engine/relevance.py`).
+    """
+
+    weight: float
+    alpha: float
+    component: tuple[str, int] | None = None
+    relevance: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    """What of a model is scored, and with which options of the method.
+
+    Attributes:
+        level: "edge", "node" or "place".
+        what: the kind of place at level "place".
+        options: every option of the method, its default where none was given.
+        checkpoint: a file that a stopped run leaves and a repeated call continues from.
+    """
+
+    level: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    what: str = ""
+    by_position: bool | None = None
+    by_span: bool = False
+    layers: int | Iterable[int] | None = None
+    checkpoint: str | PathLike[str] | None = None
+
+
+Scored = Any  # by level: `[writers, readers]`, `[writers]` or `[writers, pos]` (arrays or tensors), a `Sweep`
+Points = Callable[[str, int, Mapping[str, Any]], list[Point]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to score.
+
+    Attributes:
+        summary: what it is, in a few words; source: where it was published.
+        cost: passes through the model, in words.
+        levels: what it scores, of "edge", "node" and "place".
+        score: the scores `(experiment, request) -> ` edges `[writers, readers]`, nodes `[writers]` (or by position
+            `[writers, pos]`), places a `Sweep`; in units of the metric, positive = supports. None where `points` says
+            it all.
+        points: of methods that average gradients: `(direction, n_layers, options) ->` where gradients are taken.
+        options: names and defaults.
+        check: refuses values of the options that make no sense.
+        sign: what the scores are, by level and options; by default effects.
+        twin: it goes between the clean and the corrupted run: only ablation="corrupted".
+        at_clean: it takes one gradient at the clean run (noising), where some metrics are flat.
+        by_position: its node scores have a form by position, which adds up.
+        whats: the kinds of places that it scores; None for all.
+    """
+
+    name: str
+    summary: str
+    source: str
+    cost: str
+    levels: tuple[str, ...]
+    score: Callable[[Experiment, Request], Scored] | None = None
+    points: Points | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[Mapping[str, Any]], None] | None = None
+    sign: Callable[[str, Mapping[str, Any]], str] = lambda level, options: SIGN
+    twin: bool = False
+    at_clean: bool = False
+    by_position: bool = False
+    whats: tuple[str, ...] | None = None
+
+    @property
+    def by_example(self) -> bool:
+        """Whether edges have a score on every example, whose mean is the score."""
+        return "edge" in self.levels and (self.points is not None or self.name == "exact")
+
+
+def as_array(values: Tensor | np.ndarray) -> np.ndarray:
+    """In float32, on the processor."""
+    return values.astype(np.float32) if isinstance(values, np.ndarray) else values.float().cpu().numpy()

@@ -1,0 +1,255 @@
+"""A model, pairs in its tokens and a setting: what every measurement takes.
+
+1. `Experiment.of` binds a task to a model, fills in the setting (from keywords, then from the record of the circuit or
+   scores that are judged, then from the task and the defaults) and checks once that the three go together.
+2. Whatever depends on all pairs is computed once, when it is first needed: the means of the mean ablations, the other
+   pairing of "resample".
+3. Everything below runs batches of it: `in_batches`, `prepare`, `ablated`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from circuitfind.batch import Batch
+from circuitfind.checkpoint import key_of
+from circuitfind.engine.ablation import Ablation, ablation_of, mean_of, resampled, sum_writers
+from circuitfind.engine.capture import Run, capture
+from circuitfind.engine.memory import in_batches
+from circuitfind.engine.prepare import Prepared, ablated, prepare
+from circuitfind.engine.writers import Writers
+from circuitfind.errors import ModelError, ScoreError, TaskError
+from circuitfind.graph import Graph
+from circuitfind.metrics import METRICS, Metric
+from circuitfind.models.adapter import Adapter
+from circuitfind.models.load import Model
+from circuitfind.record import Record
+from circuitfind.setting import JudgeKeywords, Keywords, Setting
+from circuitfind.tasks.bound import BoundTask
+from circuitfind.tasks.task import Task
+
+R = TypeVar("R")
+FROM_EACH_WEIGHT = 64  # values of each weight that tell one run from another
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """What is measured, on what, and how.
+
+    Raises:
+        TaskError, ScoreError: the pairs do not allow the ablation or the direction.
+    """
+
+    model: Model
+    bound: BoundTask
+    setting: Setting
+
+    def __post_init__(self) -> None:
+        self.ablation.check(self.bound.batch, self.setting.direction)
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        task: Task | BoundTask,
+        asked: Keywords | JudgeKeywords | None = None,
+        *,
+        inherit: Record | None = None,
+        metric: str | Metric | None = None,
+        direction: bool = True,
+    ) -> Experiment:
+        """The experiment that a public call's keywords ask for.
+
+        Args:
+            asked: the call's keywords.
+            inherit: the record of what is judged: its metric, ablation and direction hold unless `asked` says
+                otherwise, which is warned of.
+            metric: the call's own default, in place of the task's.
+            direction: whether the call has one.
+
+        Raises:
+            TypeError: a keyword that the call does not have.
+        """
+        known = [name for name in Keywords.__annotations__ if direction or name != "direction"]
+        given: dict[str, Any] = {name: value for name, value in (asked or {}).items() if value is not None}
+        for name in asked or {}:
+            if name not in known:
+                raise TypeError(f"keyword '{name}' does not apply here: a run is set by {', '.join(known)}")
+        bound = bind(model, task)
+        made = {} if inherit is None else _inherited(inherit, known)
+        for name, value in made.items():
+            if name not in given:
+                given[name] = value
+            elif _name(given[name]) != value:
+                now = _name(given[name])
+                warnings.warn(f"made with {name}='{value}', judged with {name}='{now}', as asked", stacklevel=4)
+        chosen = given.pop("metric", metric)
+        if chosen != bound.metric.name:  # a task's own function has no other name to be found by
+            bound = bound.with_metric(_known(chosen, bound, made))
+        return cls(model, bound, Setting(bound.metric, **given))
+
+    # ---------------------------------------------------------------- what it is made of
+    @property
+    def adapter(self) -> Adapter:
+        return self.model.adapter
+
+    @property
+    def graph(self) -> Graph:
+        return self.model.graph
+
+    @property
+    def metric(self) -> Metric:
+        return self.setting.metric
+
+    @property
+    def ablation(self) -> Ablation:
+        return ablation_of(self.setting.ablation)
+
+    def __len__(self) -> int:
+        return len(self.bound)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """All pairs, as they are run: with other corrupted prompts where the ablation deals them out anew."""
+        batch = self.bound.batch
+        return resampled(batch, self.setting.seed) if self.ablation.redealt else batch
+
+    @property
+    def interchange(self) -> bool:
+        """In the run with every edge ablated each writer writes its ablated value."""
+        return self.ablation.interchange and self.batch.alignment is None
+
+    @cached_property
+    def means(self) -> Writers | None:
+        """What the mean ablations put in place of each writer; None for the others."""
+        by_position = self.ablation.mean == "position"
+        if self.ablation.mean is None:
+            return None
+        sums = self.in_batches(lambda part, _: sum_writers(self.adapter, part, by_position), "mean activations")
+        return mean_of(part for _, part in sums)
+
+    # ---------------------------------------------------------------- other experiments
+    def on(self, bound: BoundTask) -> Experiment:
+        """The same asked of other pairs."""
+        return replace(self, bound=bound.with_metric(self.metric))
+
+    def set(self, **changes: Any) -> Experiment:
+        """The same pairs under a setting that differs in these fields."""
+        setting = replace(self.setting, **changes)
+        return Experiment(self.model, self.bound.with_metric(setting.metric), setting)
+
+    # ---------------------------------------------------------------- running it
+    def in_batches(
+        self, function: Callable[[Batch, slice], R], label: str, batch_size: int | None = None
+    ) -> Iterator[tuple[slice, R]]:
+        """`engine.memory.in_batches` over all pairs; `batch_size` stands in for a setting that leaves it open."""
+        return in_batches(self.adapter, self.batch, function, self.setting.batch_size or batch_size, label)
+
+    def prepare(self, batch: Batch) -> Prepared:
+        """The clean, ablated and empty runs of some of the pairs."""
+        return prepare(self.adapter, batch, self.ablation, self.means)
+
+    def ablated(self, clean: Run, corrupted: Run | None) -> Writers:
+        """What the writers carry where they are ablated, of the clean run's shapes."""
+        return ablated(self.ablation, clean, corrupted, self.means)
+
+    # ---------------------------------------------------------------- saying what it is
+    def record(self, method: str, **settings: Any) -> Record:
+        """The record of a result."""
+        asked = self.setting
+        return self.bound.record(method, asked.ablation, asked.direction, asked.seed, **settings)
+
+    def key(self, *settings: object) -> str:
+        """A digest of everything that decides effects, so that a checkpoint serves only the run that left it.
+
+        The prompts and answers, a few values of every weight, the ablation and direction, and the metric by its name
+        and by its values on the first pair (a function of one's own has no other mark).
+
+        Args:
+            settings: whatever else decides them; arrays count by content, all else by its text.
+        """
+        batch, asked = self.batch, self.setting
+        first = batch.rows(slice(0, 1)).trimmed()
+        logits = [capture(self.adapter, side).logits for side in (first.clean, first.corrupted)]
+        first = first.with_reference(logits[0])
+        tensors = [*batch.clean, *batch.corrupted, batch.answers, batch.wrong]
+        tensors += [self.metric(one, first) for one in logits]
+        tensors += [] if batch.alignment is None else [batch.alignment]
+        tensors += map(_some, self.adapter.model.parameters())
+        arrays = (tensor.cpu().numpy() for tensor in tensors)
+        return key_of(*arrays, self.graph, self.metric.name, asked.ablation, asked.direction, *settings)
+
+
+def _some(weight: Tensor) -> Tensor:
+    """A few of a tensor's values, spread over it."""
+    flat = weight.detach().flatten()
+    return flat[:: max(1, len(flat) // FROM_EACH_WEIGHT)].float()
+
+
+def _name(value: Any) -> Any:
+    return getattr(value, "name", getattr(value, "__name__", value))
+
+
+def _inherited(record: Record, known: list[str]) -> dict[str, str]:
+    """What a record says of how it was made, as far as it says anything and the call has such a keyword."""
+    made = {name: getattr(record, name) for name in ("metric", "ablation", "direction") if name in known}
+    return {name: value for name, value in made.items() if value}
+
+
+def _known(metric: Any, bound: BoundTask, made: dict[str, str]) -> Any:
+    """A metric that can be found.
+
+    Raises:
+        ScoreError: it is named by a record, and only the maker of that has it.
+    """
+    if metric is not None and metric == made.get("metric") and metric not in METRICS:
+        raise ScoreError(
+            f"made with the metric '{metric}', which is not known by name here, and the task measures"
+            f" '{bound.metric.name}': pass metric="
+        )
+    return metric
+
+
+def bind(model: Model, task: Task | BoundTask) -> BoundTask:
+    """The task in the model's tokens, on its device; one that is bound to this model already stays as it is.
+
+    Raises:
+        ModelError: `model` did not come from `load` or `wrap`.
+        TaskError: `task` is no task, was bound to another model, or does not fit this one.
+    """
+    check_model(model)
+    if isinstance(task, Task):
+        return task.on(model)
+    if not isinstance(task, BoundTask):
+        what = f"the text '{task}'" if isinstance(task, str) else f"a {type(task).__name__}"
+        named = repr(task) if isinstance(task, str) else "'ioi'"
+        raise TaskError(f"task is {what}: make a task of it with cf.task({named}, model), cf.Task or cf.Task.from_file")
+    if (task.model, task.vocabulary) != (model.name, model.vocabulary):
+        raise TaskError(
+            f"task '{task.name}' was bound to model '{task.model}' ({task.vocabulary} token ids), this one is"
+            f" '{model.name}' ({model.vocabulary}): give the unbound task, or bind it with task.on(model)"
+        )
+    if task.batch.answers.device != model.device:  # bound to the model before it was moved, or to one on a server
+        return replace(task, batch=task.batch.to(model.device))
+    return task
+
+
+def check_model(model: Any) -> None:
+    """Refuses what did not come from `load` or `wrap`.
+
+    Raises:
+        ModelError: naming what it is.
+    """
+    if isinstance(model, Model):
+        return
+    if isinstance(model, str):
+        raise ModelError(f"model is the text '{model}': load it: cf.load('{model}')")
+    if isinstance(model, nn.Module):
+        raise ModelError(f"model is a bare {type(model).__name__}: wrap it: cf.wrap(hf_model, tokenizer)")
+    raise ModelError(f"model is a {type(model).__name__}: give what cf.load or cf.wrap returned")

@@ -1,0 +1,87 @@
+"""What the writers add to the residual stream, and sums and differences of it.
+
+Heads are kept *before* their output projection (already times a post-norm's scale), `d_head` wide: a GPT-2 small batch
+of 8 x 16 tokens takes 10 MB instead of 60. `output` and `total` project them when they are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import repeat
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitfind.models.adapter import Adapter
+
+
+class Writers(NamedTuple):
+    """A value for each writer, such as what it adds to the residual stream or a difference of two runs.
+
+    embed: `[batch, pos, d_model]`; heads: by layer `[batch, pos, heads, d_head]`, to be projected by the layer's
+    `output_weight`; mlps: by layer `[batch, pos, d_model]`, without output biases.
+    """
+
+    embed: Tensor
+    heads: list[Tensor]
+    mlps: list[Tensor]
+
+    @classmethod
+    def of_parts(cls, parts: Iterable[Tensor]) -> Writers:
+        """From the embedding, all layers' heads and all layers' MLPs."""
+        embed, *layers = parts
+        return cls(embed, layers[: len(layers) // 2], layers[len(layers) // 2 :])
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """As `of_parts` takes them."""
+        return [self.embed, *self.heads, *self.mlps]
+
+    def map(self, function: Callable[..., Tensor], *others: Writers | None) -> Writers:
+        """The same function of every part, and of the same part of others (None where there is no other)."""
+        rest = (repeat(None) if other is None else other.parts for other in others)
+        return Writers.of_parts(function(*values) for values in zip(self.parts, *rest, strict=False))
+
+    def minus(self, other: Writers) -> Writers:
+        """Part by part difference."""
+        return self.map(torch.sub, other)
+
+
+def output(adapter: Adapter, values: Writers, writer: int, less: Writers | None = None) -> Tensor:
+    """`[batch, pos, d_model]`: one writer's value at the residual stream, or (`less`) how far it is from another."""
+    graph = adapter.graph
+
+    def difference(pick: Callable[[Writers], Tensor]) -> Tensor:
+        return pick(values) if less is None else pick(values) - pick(less)
+
+    if writer == 0:
+        return difference(lambda side: side.embed)
+    layer = graph.layer_of(writer)
+    if writer == graph.mlp(layer):
+        return difference(lambda side: side.mlps[layer])
+    head = writer - graph.head(layer)
+    return difference(lambda side: side.heads[layer][..., head, :]) @ adapter.layers[layer].output_weight()[head]
+
+
+def total(adapter: Adapter, value: Writers, other: Writers, writers: np.ndarray, tokens: slice) -> Tensor:
+    """`[tokens, d_model]`: value minus other, summed over some writers (`[writers]` bool), at some of the tokens.
+
+    The heads of a layer are one matrix product, and nothing is formed of writers that are left out.
+    """
+    graph = adapter.graph
+
+    def difference(one: Tensor, two: Tensor) -> Tensor:
+        return one.flatten(0, 1)[tokens] - two.flatten(0, 1)[tokens]
+
+    start = other.embed.flatten(0, 1)[tokens]
+    result = difference(value.embed, other.embed) if writers[0] else torch.zeros_like(start)
+    for layer in sorted({graph.layer_of(u) for u in (np.flatnonzero(writers[1:]) + 1).tolist()}):
+        inside = torch.from_numpy(np.flatnonzero(writers[graph.heads(layer)])).to(result.device)
+        if len(inside):
+            change = difference(value.heads[layer][:, :, inside], other.heads[layer][:, :, inside])
+            result = result.addmm(change.flatten(1), adapter.layers[layer].output_weight()[inside].flatten(0, 1))
+        if writers[graph.mlp(layer)]:
+            result = result + difference(value.mlps[layer], other.mlps[layer])
+    return result
