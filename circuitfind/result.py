@@ -1,0 +1,251 @@
+"""What a call returns: data with one base, so that every result saves, opens, tabulates, draws and shows itself alike.
+
+A result is a frozen dataclass. Its fields are its content:
+
+1. `to_dict` gives them as JSON values, with the properties named in `DERIVED` beside them.
+2. `save` writes that under the result's format, `open` builds the fields from it again, by their type hints. Fields
+   with `metadata=UNSAVED` stay in memory.
+3. `rows` are named tuples, one for each thing that was measured (`ROWS` names the field that holds them); `to_frame`
+   makes columns of them, `save("x.csv")` a table.
+4. `repr` is one line and never lists prompts or arrays; `_repr_html_` is what a notebook shows.
+
+Figures and pages are made by rooms above this one. A result reaches them by name, as pandas reaches a plotting backend.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from functools import cache
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, ClassVar, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+from circuitfind.circuit import Circuit
+from circuitfind.errors import FileError
+from circuitfind.export import files, html
+from circuitfind.graph import Graph
+from circuitfind.record import Record
+from circuitfind.statistics import Interval
+
+UNSAVED: Mapping[str, Any] = {"saved": False}  # metadata of a field that files leave out
+DRAWING = "circuitfind.plots.plot"
+LONGEST = 60  # characters of a text that a `repr` shows
+
+
+class Result:
+    """Base of everything that a call returns.
+
+    Attributes:
+        FORMAT: what its files say they hold.
+        ROWS: the field whose entries are the rows.
+        DERIVED: properties that `to_dict` adds.
+        SHOWN: fields and properties that `repr` names; by default all numbers and short texts.
+    """
+
+    FORMAT: ClassVar[str] = ""
+    ROWS: ClassVar[str] = ""
+    DERIVED: ClassVar[tuple[str, ...]] = ()
+    SHOWN: ClassVar[tuple[str, ...]] = ()
+
+    # ---------------------------------------------------------------- as data
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values, per example too where the result holds examples."""
+        names = [one.name for one in _saved(self)]
+        return {name: as_json(getattr(self, name)) for name in (*names, *self.DERIVED)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """The result of which `to_dict` is this; what it does not know is passed over.
+
+        Raises:
+            KeyError, TypeError, ValueError: something is missing, or is of another type.
+        """
+        hints, given = _hints(cls), {}
+        for one in fields(cls):  # type: ignore[arg-type]  # subclasses are dataclasses
+            if one.name in content:
+                given[one.name] = build(hints[one.name], content[one.name])
+            elif one.default is MISSING and one.default_factory is MISSING:
+                raise KeyError(one.name)
+        return cls(**given)
+
+    def rows(self) -> Sequence[Any]:
+        """Named tuples, one for each thing that was measured."""
+        return tuple(getattr(self, self.ROWS)) if self.ROWS else ()
+
+    def columns(self) -> dict[str, list[Any]]:
+        """The rows by column; an interval is two columns, `low` and `high`."""
+        rows = [_flat(row) for row in self.rows()]
+        return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
+
+    def to_frame(self) -> Any:
+        """The rows as a pandas `DataFrame` where pandas is installed, else as columns by name (lists), which
+        `pyarrow.table` and `polars.DataFrame` take."""
+        columns = self.columns()
+        try:
+            pandas = import_module("pandas")
+        except ImportError:
+            return columns
+        return pandas.DataFrame(columns)
+
+    # ---------------------------------------------------------------- as a file
+    def save(self, path: str | PathLike[str], **more: Any) -> Path:
+        """Writes everything as `.json`, or the rows as `.csv`.
+
+        Args:
+            more: further entries of a `.json`, which reading passes over.
+
+        Raises:
+            FileError: another ending, or the place cannot be written to.
+        """
+        ending = Path(path).suffix.lower()
+        if ending == ".csv" and self.ROWS:
+            return files.write_text(path, _table(self.columns()))
+        if ending != ".json":
+            also = " or .csv (its rows)" if self.ROWS else ""
+            raise FileError(f"{path}: a {type(self).__name__} is saved as .json (everything){also}, not as '{ending}'")
+        return files.write(path, self.FORMAT, {**more, **self.to_dict()})
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> Self:
+        """Reads what `save` wrote as `.json`, without any model.
+
+        Raises:
+            FileError: the file is missing, or holds something else.
+        """
+        content = files.read(path, cls.FORMAT)
+        with files.reading(path):
+            return cls.from_dict(content)
+
+    # ---------------------------------------------------------------- as something to look at
+    def plot(self, what: str | None = None, **options: Any) -> Any:
+        """A plotly figure of the result; see `circuitfind.plot`."""
+        return import_module(DRAWING).plot(self, what, **options)
+
+    def shown(self) -> dict[str, Any]:
+        """What a line of text says of the result: names and values."""
+        names = self.SHOWN or (*(one.name for one in fields(self)), *self.DERIVED)  # type: ignore[arg-type]
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if _is_short(value)}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={_said(value)}' for name, value in self.shown().items())})"
+
+    def _repr_html_(self) -> str:
+        columns = self.columns()
+        table = html.table(list(columns), zip(*columns.values(), strict=True)) if columns else ""
+        return html.block(type(self).__name__, html.facts(self.shown()), table)
+
+
+def _saved(result: Any) -> list[Field[Any]]:
+    return [one for one in fields(result) if one.metadata.get("saved", True)]
+
+
+def _is_short(value: Any) -> bool:
+    number = isinstance(value, (bool, int, float, Interval))
+    return number or (isinstance(value, str) and 0 < len(value) <= LONGEST)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, Interval):
+        return f"({value.low:.3g}, {value.high:.3g})"
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
+
+
+def _flat(row: Any) -> dict[str, Any]:
+    """A row's columns."""
+    flat: dict[str, Any] = {}
+    for name, value in row._asdict().items():
+        flat |= value._asdict() if isinstance(value, Interval) else {name: value}
+    return flat
+
+
+def _table(columns: Mapping[str, Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue()
+
+
+# -------------------------------------------------------------------- fields as JSON, and back
+def as_json(value: Any) -> Any:
+    """A field as JSON values: arrays as lists, an interval as two numbers, named tuples as objects."""
+    if isinstance(value, Result):
+        return value.to_dict()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Circuit):
+        return {"graph": asdict(value.graph), "edges": value.edges, "record": asdict(value.record)}
+    if isinstance(value, Interval):
+        return list(value)
+    if hasattr(value, "_asdict"):
+        return {name: as_json(part) for name, part in value._asdict().items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {one.name: as_json(getattr(value, one.name)) for one in _saved(value)}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(part) for part in value]
+    return value
+
+
+def build(hint: Any, value: Any) -> Any:
+    """A field from its JSON values and its type."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in parts:
+            return None
+        return build(next(part for part in parts if part is not NoneType), value)
+    if origin is tuple and len(parts) == 2 and parts[1] is Ellipsis:
+        return tuple(build(parts[0], part) for part in value)
+    if origin is tuple:
+        return tuple(build(part, one) for part, one in zip(parts, value, strict=True))
+    if origin is list:
+        return [build(parts[0], part) for part in value]
+    if origin in (dict, Mapping):
+        return {parts[0](key): build(parts[1], part) for key, part in value.items()}
+    if hint is float:
+        return float("nan") if value is None else float(value)
+    if hint is np.ndarray:
+        return _array(value)
+    if not isinstance(hint, type):
+        return value
+    if hint is Circuit:
+        graph = Graph(**value["graph"])
+        return Circuit.of(graph, value["edges"], record=Record(**value["record"]))
+    if issubclass(hint, Result):
+        return hint.from_dict(value)
+    if issubclass(hint, tuple) and hasattr(hint, "_fields"):
+        return _named(hint, value)
+    if is_dataclass(hint):
+        hints = _hints(hint)
+        known = {one.name for one in fields(hint)}
+        return hint(**{name: build(hints[name], part) for name, part in value.items() if name in known})
+    return value
+
+
+def _named(hint: Any, value: Any) -> NamedTuple:
+    """A named tuple from an object or (intervals) from a list."""
+    hints = _hints(hint)
+    if not isinstance(value, Mapping):
+        value = dict(zip(hint._fields, value, strict=True))
+    made: NamedTuple = hint(**{name: build(hints[name], value[name]) for name in hint._fields if name in value})
+    return made
+
+
+def _array(value: Any) -> np.ndarray:
+    """Nested lists as an array; null is NaN."""
+    array = np.array(value)
+    return np.array(value, dtype=np.float64) if array.dtype == object else array
+
+
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)
