@@ -67,7 +67,7 @@ class Result:
         Raises:
             KeyError, TypeError, ValueError: something is missing, or is of another type.
         """
-        hints, given = _hints(cls), {}
+        hints, given = _hints(cls), {}  # type: ignore[arg-type]  # a class is hashable
         for one in fields(cls):  # type: ignore[arg-type]  # subclasses are dataclasses
             if one.name in content:
                 given[one.name] = build(hints[one.name], content[one.name])

@@ -1,0 +1,41 @@
+"""How a run of the model is made, and which runs there are.
+
+The model is never rewritten. A run is a forward pass of the user's own modules with a *visitor* at its sites
+(`models/backends.py`): it is shown each site's tensor in the order of computation, and returns a new tensor, nothing,
+or STOP. So every run is three things: where it **starts**, what it **edits**, and what is **remembered** of it.
+
+    residual stream   embed ──●────────────●──▶ ... ──●──▶ final norm ──▶ logits at the read positions
+                              │ norm       ▲ (+)      │
+    readers (edited)          ├▶ q k v     │          └▶ logits
+                              └▶ MLP in    │
+    writers (remembered)        heads z, MLP out
+                                  each reader sees    base + sum of m_uv (value_u - ablated_u)
+
+| run | starts | edits | remembers |
+|---|---|---|---|
+| `capture` | layer 0 | nothing, or the embedding | a `Run`: streams, writers, q/k/v, logits |
+| `capture_gradients` | layer 0, detached | a leaf at every reader | a `Run` and the gradients at readers |
+| `prepare` | layer 0 | every reader sees the ablated values | clean, ablated and empty run |
+| `run_circuits` | layer 0 | each reader sees what a 0/1 mask lets through | logits |
+| `run_without` | the first block with a missing edge | the same, from the clean run | logits |
+| `run_masked` | layer 0 | the same with a mask between 0 and 1 | logits, differentiable in the mask |
+| `Restart` | where a patch first changes anything | one reader, the stream, or q, k or v | logits |
+| `CircuitState` | the first reader that a removal reaches | the readers that it affects | the new current run |
+| `sites` | layer 0, or one layer's attention | nothing | patterns, attention scores, neurons |
+
+Each special path is held by a benchmark (`benchmarks/gpt2_small.py`, `benchmarks/acdc.py`, `benchmarks/patching.py`):
+a restart from the middle layer costs half a forward pass, a sparse circuit less than a full one, and a trial of ACDC what
+its removal changes.
+
+What the runs are about is said once, in an `Experiment` (`experiment.py`): the model, the pairs, and the setting. From
+the bottom up:
+
+1. `writers.py`, `readers.py`: what adds to the stream, and attention's readers as one affine map of it.
+2. `capture.py`, `ablation.py`, `prepare.py`, `experiment.py`: the runs that do not depend on a circuit.
+3. `contract.py`, `stream_effects.py`: first-order effects from one backward pass; `relevance.py`: other rules back.
+4. `plan.py`, `circuit_run.py`, `masked_run.py`: exact circuits, hard and soft.
+5. `restart.py`, `sites.py`, `measure.py`: patching, and the one loop that measures it.
+6. `reach.py`, `revision.py`: a circuit that loses edges.
+7. `identities.py`: what every model must pass before its numbers are believed; `unembedding.py`; `memory.py`: every byte
+   budget.
+"""

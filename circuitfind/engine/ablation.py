@@ -149,5 +149,5 @@ def sum_writers(adapter: Adapter, batch: Batch, by_position: bool) -> tuple[Writ
 def mean_of(parts: Iterable[tuple[Writers, int]]) -> Writers:
     """Means from the sums of all batches."""
     sums, counts = zip(*parts, strict=True)
-    total = functools.reduce(lambda a, b: a.map(torch.add, b), sums)
+    total: Writers = functools.reduce(lambda a, b: a.map(torch.add, b), sums)
     return total.map(lambda value: value / sum(counts))

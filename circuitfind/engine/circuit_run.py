@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from circuitfind.engine.memory import in_cache
@@ -47,7 +48,7 @@ def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = No
     inputs = prepared.batch.clean.repeat(len(masks))
     with torch.no_grad(), undisturbed(adapter.model):
         logits = through_hooks(adapter, inputs, visitor, skips=skippable(prepared, plan))
-    return logits.unflatten(0, (len(masks), -1))
+    return apart(logits, len(masks))
 
 
 def run_without(prepared: Prepared, removed: np.ndarray) -> Tensor:
@@ -70,7 +71,7 @@ def run_without(prepared: Prepared, removed: np.ndarray) -> Tensor:
     skips = {view.path: side_by_side(prepared.clean.resid[start], times) for view in adapter.layers[:start]}
     with torch.no_grad(), undisturbed(adapter.model):
         logits = through_hooks(adapter, prepared.batch.clean.repeat(times), visitor, skips)
-    return logits.unflatten(0, (times, -1))
+    return apart(logits, times)
 
 
 def skippable(prepared: Prepared, plan: Plan) -> dict[str, Tensor]:
@@ -95,6 +96,12 @@ def side_by_side(value: Tensor, times: int) -> Tensor:
     return value if times == 1 else value.repeat(times, *[1] * (value.ndim - 1))
 
 
+def apart(value: Tensor, times: int) -> Tensor:
+    """`[circuits, batch, ...]` from rows of circuits that ran side by side."""
+    rows: Tensor = rearrange(value, "(k b) ... -> k b ...", k=times)
+    return rows
+
+
 class CircuitVisitor:
     """Fills `D` as writers are computed and overwrites the active readers."""
 
@@ -110,6 +117,7 @@ class CircuitVisitor:
         self._values: dict[str, Tensor] = {}  # by kind, of the layer `_values_of`
         self._values_of = -1
         if plan.sparse:
+            # skipped modules never reach the sites at which D is written: what is known beforehand is written now
             self._write(0, prepared.clean.resid[0].to(embed) - embed)
             if not prepared.interchange:
                 self._write_unreached()
@@ -133,6 +141,7 @@ class CircuitVisitor:
             self.note_written(layer, "mlp", written)
             self._write(self.graph.mlp(layer), written - self.prepared.ablated.mlps[layer])
         elif site == "final":
+            # in the sparse form the running stream means nothing: skipped blocks have put anything there
             base = side_by_side(empty.resid[-1], self.times) if plan.sparse else value
             streams = self._streams(np.array([self.graph.n_readers - 1]), base)
             return base if streams is None else streams[0].view(value.shape).to(value.dtype)
@@ -175,16 +184,16 @@ class CircuitVisitor:
             values = self._as_circuits(view.scaled_heads(self._z, attn_out))
             self.note_written(layer, "heads", values)
             scaled = values - self.prepared.ablated.heads[layer]
-            weight = self._centre(view.output_weight())
+            weight = self._centre(view.output_weight())  # then the products are centred, too
             for head in heads:
                 slot = plan.slots[self.graph.head(layer, head)]
                 flat = scaled[..., head, :].flatten(1, 2)
                 torch.matmul(flat, weight[head], out=self.written[slot])
-        if not (self.graph.parallel or plan.sparse):
+        if not (self.graph.parallel or plan.sparse):  # in a sequential block the MLP reads what attention has added
             self._resid = self._resid + view.attn_written(attn_out).to(self._resid.dtype)
 
     def _as_circuits(self, value: Tensor) -> Tensor:
-        return value.to(self.adapter.work).unflatten(0, (self.times, self.batch))
+        return apart(value.to(self.adapter.work), self.times)
 
     def _centre(self, x: Tensor) -> Tensor:
         """Takes the mean off where every norm of the model does so anyway: then no stream's variance needs its mean."""
@@ -201,6 +210,7 @@ class CircuitVisitor:
     def slice_streams(self, readers: np.ndarray, flat: Tensor, rows: tuple[int, slice]) -> Tensor:
         """Streams of one slice of one circuit's tokens."""
         circuit, tokens = rows
+        # writers are numbered in order of computation, so those that these readers can see are a prefix of the rows of D
         count = int(np.searchsorted(self.plan.writers, self.graph.limits[readers[0]]))
         terms = self.plan.terms[circuit][np.ix_(self.plan.writers[:count], readers)].T
         coefficients = self.sign * torch.from_numpy(terms.astype(np.float32)).to(self.written)
@@ -218,7 +228,7 @@ class CircuitVisitor:
 
     def _projection(self, site: str, layer: int, value: Tensor) -> Tensor | None:
         """Overwrites the active heads in a projection's output; all three kinds are computed at the first of them."""
-        if self._values_of != layer:
+        if self._values_of != layer:  # the first of the layer's projections, whichever comes first in this family
             self._values, self._values_of = self._attention_values(layer), layer
         layout, empty = self.adapter.layers[layer].layout, self.prepared.empty.qkv[layer]._asdict()
         if self._values.keys().isdisjoint(site):  # a projection's name spells its kinds: "q" or "qkv"

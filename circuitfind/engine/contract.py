@@ -32,6 +32,9 @@ from circuitfind.models.adapter import Adapter
 from circuitfind.models.layout import Heads
 
 
+Parts = list[Tensor]
+
+
 def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
     """First-order effects of all edges, summed over examples and positions.
 
@@ -64,7 +67,7 @@ def _by_reader(heads: Heads, work: torch.dtype) -> Tensor:
 class _Slice:
     """What the contraction needs of a slice of tokens."""
 
-    def __init__(self, resid: list, middle: list, qkv: list, mlp: list, final: Tensor, tokens: slice) -> None:
+    def __init__(self, resid: Parts, middle: Parts, qkv: Parts, mlp: Parts, final: Tensor, tokens: slice) -> None:
         self.resid, self.middle, self.mlp = ([x[tokens] for x in part] for part in (resid, middle, mlp))
         self.qkv, self.final = [g[:, tokens] for g in qkv], final[tokens]
 

@@ -158,7 +158,8 @@ class MaskedVisitor:
             streams = flat.unflatten(1, (-1, self.width))
             return streams if after is None else after(streams)
 
-        return checkpoint(read, columns, base, *seen, use_reentrant=False, preserve_rng_state=False)
+        streams: Tensor = checkpoint(read, columns, base, *seen, use_reentrant=False, preserve_rng_state=False)
+        return streams
 
     def _attention_values(self, layer: int) -> Heads:
         """`[batch, pos, heads, d_head]` for q, k and v."""

@@ -43,7 +43,7 @@ class Plan:
     def readers(self, layer: int, kind: str) -> np.ndarray:
         """Indices of the active readers of a layer."""
         readers = self.graph.readers(layer, kind)
-        return readers.start + np.flatnonzero(self.active[readers])
+        return np.asarray(readers.start + np.flatnonzero(self.active[readers]))
 
     def runs(self, layer: int, kind: str) -> bool:
         """Whether any reader of this layer and kind is active."""

@@ -50,6 +50,11 @@ class _Return(torch.autograd.Function):
         return ctx.back(gradients[0]).to(gradients[0].dtype), None, None
 
 
+def _returned(x: Tensor, value: Tensor, back: Back) -> Tensor:
+    found: Tensor = _Return.apply(x, value, back)  # type: ignore[no-untyped-call]  # torch has no types for it
+    return found
+
+
 @contextmanager
 def relevance_rules(adapter: Adapter) -> Iterator[Adapter]:
     """Gradients of passes inside go back by the rules.
@@ -67,10 +72,10 @@ def relevance_rules(adapter: Adapter) -> Iterator[Adapter]:
     rules |= {activation: _identity_rule(adapter.work) for activation, _ in mlps}
     waiting = set(rules)  # until a pass meets them
 
-    def follow(path: str, rule: Rule) -> Callable:
+    def follow(path: str, rule: Rule) -> Callable[..., Any]:
         def after(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Any:
             waiting.discard(path)
-            return _Return.apply(args[0], output.detach(), rule(args[0].detach(), output.detach()))
+            return _returned(args[0], output.detach(), rule(args[0].detach(), output.detach()))
 
         return after
 
@@ -109,7 +114,7 @@ def _identity_rule(work: torch.dtype) -> Rule:
 
 
 def _halved(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    return _Return.apply(args[0], args[0].detach(), lambda gradient: gradient / 2), *args[1:]
+    return _returned(args[0], args[0].detach(), lambda gradient: gradient / 2), *args[1:]
 
 
 def _mlp(adapter: Adapter, view: LayerView) -> tuple[str, str | None]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from circuitfind.batch import Inputs
 from circuitfind.engine.capture import Run
+from circuitfind.engine.circuit_run import apart, side_by_side
 from circuitfind.engine.memory import PATCHES
 from circuitfind.engine.readers import AttentionReaders
 from circuitfind.engine.writers import Writers, output
@@ -138,7 +139,8 @@ class Restart:
 
     def heads_from_projection(self, layer: int, kind: str, values: Tensor) -> Tensor:
         """`[patches x batch, pos, heads, d_head]` of the layer before its output projection; nothing else is run."""
-        replace, found = self._projected(layer, kind, values.flatten(0, 1)), []
+        found: list[Tensor] = []
+        replace = self._projected(layer, kind, values.flatten(0, 1))
 
         def visit(site: str, at: int, value: Tensor) -> Tensor | Stop | None:
             if (site, at) != ("z", layer):
@@ -146,7 +148,7 @@ class Restart:
             found.append(value.unflatten(-1, (self.adapter.graph.n_heads, -1)))
             return STOP
 
-        start = self.base.resid[layer].repeat(len(values), 1, 1)
+        start = side_by_side(self.base.resid[layer], len(values))
         others = [view.path for index, view in enumerate(self.adapter.layers) if index != layer]
         self._run(len(values), visit, dict.fromkeys(others, start))
         return found[0]
@@ -172,7 +174,7 @@ class Restart:
         """Blocks before a layer, which need not run."""
         if not layer:
             return {}
-        start = self.base.resid[layer].repeat(times, 1, 1)
+        start = side_by_side(self.base.resid[layer], times)
         return {view.path: start for view in self.adapter.layers[:layer]}
 
     def _attention(self, layer: int, times: int) -> dict[str, Tensor]:
@@ -180,12 +182,12 @@ class Restart:
         if not self.adapter.family.attn:
             return {}
         path = f"{self.adapter.layers[layer].path}.{self.adapter.family.attn}"
-        return {path: self.base.attn_out[layer].repeat(times, 1, 1)}
+        return {path: side_by_side(self.base.attn_out[layer], times)}
 
     def _run(self, times: int, visit: Visit, skips: Skips) -> Tensor:
         with torch.no_grad(), undisturbed(self.adapter.model):
             logits = through_hooks(self.adapter, self.inputs.repeat(times), visit, skips)
-        return logits.unflatten(0, (times, -1)) if logits.numel() else logits
+        return apart(logits, times) if logits.numel() else logits
 
 
 def _shown(site: str, layer: int, new: Tensor) -> Visit:

@@ -25,7 +25,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from circuitfind.engine.circuit_run import CircuitVisitor, side_by_side, skippable
+from circuitfind.engine.circuit_run import CircuitVisitor, apart, side_by_side, skippable
 from circuitfind.engine.memory import STREAMS, row_bytes, run_bytes
 from circuitfind.engine.plan import Plan
 from circuitfind.engine.prepare import Prepared
@@ -171,7 +171,7 @@ class CircuitState:
         with torch.no_grad(), undisturbed(self.adapter.model):
             logits = through_hooks(self.adapter, inputs, visitor, skips=skips)
         self._trial = _Trial(removals, visitor, np.flatnonzero(readers))
-        return logits.unflatten(0, (len(masks), -1))
+        return apart(logits, len(masks))
 
     def _projections(self, plan: Plan) -> dict[str, Tensor]:
         """Projections of the attentions that run: what q, k and v give is overwritten, of o only the input is read.

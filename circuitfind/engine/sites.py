@@ -33,6 +33,7 @@ from transformers.pytorch_utils import Conv1D
 from circuitfind.batch import Batch, Inputs
 from circuitfind.engine.ablation import count_of, summed
 from circuitfind.engine.capture import Run, capture
+from circuitfind.engine.circuit_run import apart, side_by_side
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.restart import Restart
 from circuitfind.errors import ModelError
@@ -82,7 +83,7 @@ def _capture_inputs(adapter: Adapter, inputs: Inputs, site: str, layers: Sequenc
         for layer in layers:
             module = projection_of(adapter, site, layer)
 
-            def note(_: nn.Module, args: tuple, layer: int = layer) -> None:
+            def note(_: nn.Module, args: tuple[Any, ...], layer: int = layer) -> None:
                 values[layer] = args[0].detach()
 
             hooks.callback(module.register_forward_pre_hook(note).remove)
@@ -127,7 +128,7 @@ def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -
         for layer in layers:
             attention = adapter.layers[layer].module(adapter.family.o.rpartition(".")[0])
 
-            def note(_: nn.Module, __: tuple, output: Any, layer: int = layer) -> None:
+            def note(_: nn.Module, __: tuple[Any, ...], output: Any, layer: int = layer) -> None:
                 outputs[layer] = output
 
             stack.callback(attention.register_forward_hook(note).remove)
@@ -191,7 +192,7 @@ class _Watch(TorchFunctionMode):
         self.entered: list[Tensor] = []
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in SOFTMAX:
             self.entered.append(args[0])
@@ -216,11 +217,11 @@ def attention_scores(restart: Restart, layer: int, kind: str, values: Tensor) ->
     shown = scores is not None and scores.shape[:3] == (times * examples, adapter.graph.n_heads, length)
     if scores is not None and shown:
         pattern = scores.softmax(-1)[..., :length].transpose(1, 2)
-        v, mask = (x.repeat(times, *[1] * (x.ndim - 1)) for x in (restart.base.qkv[layer].v, restart.inputs.mask))
+        v, mask = (side_by_side(x, times) for x in (restart.base.qkv[layer].v, restart.inputs.mask))
         shown = makes_heads(adapter, pattern, v, z, mask)
     if scores is None or not shown:
         raise ModelError(
             f"this model ('{getattr(adapter.config, 'model_type', '?')}') does not show its attention scores: load it"
             " with attn_implementation='eager', or use method='atp'"
         )
-    return scores.clamp(min=torch.finfo(adapter.dtype).min).unflatten(0, (times, -1))
+    return apart(scores.clamp(min=torch.finfo(adapter.dtype).min), times)

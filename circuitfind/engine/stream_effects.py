@@ -116,21 +116,21 @@ def site_effects(adapter: Adapter, site: str, delta: Values, run: Run, gradients
 def _effects(adapter: Adapter, site: str, change: Tensor, run: Run, at: StreamGradients) -> Tensor:
     view, layer = adapter.layers[at.layer], at.layer
     if site == "resid":
-        return torch.linalg.vecdot(change, at.entering).unsqueeze(-1)
+        return _dot(change, at.entering).unsqueeze(-1)
     if site == "middle":
-        return torch.linalg.vecdot(change, at.attention).unsqueeze(-1)
+        return _dot(change, at.attention).unsqueeze(-1)
     if site in ("mlp_out", "hidden"):
         gradient = _before(view.post_mlp_norm, run.mlp_out[layer].view(at.mlp.shape), at.mlp * view.multiplier)
     else:
         gradient = _at_attention(adapter, run, at)
     if site in ("mlp_out", "attn_out"):
-        return torch.linalg.vecdot(change, gradient).unsqueeze(-1)
+        return _dot(change, gradient).unsqueeze(-1)
     rows = input_rows(adapter, "hidden" if site == "hidden" else "z", layer).to(gradient)
     if site == "hidden":
         return change * einsum(gradient, rows, "b t d, n d -> b t n")
     if site == "pattern":
         change = attended(adapter, change, run.qkv[layer].v, range(adapter.graph.n_heads))
-    return torch.linalg.vecdot(change, _at_heads(adapter, gradient, rows))
+    return _dot(change, _at_heads(adapter, gradient, rows))
 
 
 def head_gradients(adapter: Adapter, layers: Container[int], run: Run, gradients: ReaderGradients) -> Values:
@@ -151,7 +151,14 @@ def _at_attention(adapter: Adapter, run: Run, at: StreamGradients) -> Tensor:
 
 def _at_heads(adapter: Adapter, gradient: Tensor, rows: Tensor) -> Tensor:
     by_head = rows.unflatten(0, (adapter.graph.n_heads, -1))
-    return einsum(gradient, by_head, "b t d, h e d -> b t h e")
+    gradients: Tensor = einsum(gradient, by_head, "b t d, h e d -> b t h e")
+    return gradients
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product over the last axis."""
+    product: Tensor = torch.linalg.vecdot(a, b)
+    return product
 
 
 def _before(norm: Norm | None, output: Tensor, gradient: Tensor) -> Tensor:
