@@ -24,8 +24,8 @@ or STOP. So every run is three things: where it **starts**, what it **edits**, a
 | `sites` | layer 0, or one layer's attention | nothing | patterns, attention scores, neurons |
 
 Each special path is held by a benchmark (`benchmarks/gpt2_small.py`, `benchmarks/acdc.py`, `benchmarks/patching.py`):
-a restart from the middle layer costs half a forward pass, a sparse circuit less than a full one, and a trial of ACDC what
-its removal changes.
+a restart from the middle layer costs half a forward pass, a sparse circuit less than a full one, and a trial of ACDC
+what its removal changes.
 
 What the runs are about is said once, in an `Experiment` (`experiment.py`): the model, the pairs, and the setting. From
 the bottom up:
@@ -36,6 +36,6 @@ the bottom up:
 4. `plan.py`, `circuit_run.py`, `masked_run.py`: exact circuits, hard and soft.
 5. `restart.py`, `sites.py`, `measure.py`: patching, and the one loop that measures it.
 6. `reach.py`, `revision.py`: a circuit that loses edges.
-7. `identities.py`: what every model must pass before its numbers are believed; `unembedding.py`; `memory.py`: every byte
-   budget.
+7. `identities.py`: what every model must pass before its numbers are believed; `unembedding.py`; `memory.py`: every
+   byte budget.
 """
