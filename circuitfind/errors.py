@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from importlib import import_module
 from numbers import Integral
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _LISTED = 40  # names that a message lists at most
 
@@ -52,6 +56,22 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
     return f"{what} {name!r} is unknown{hint} Known: {', '.join(names[:_LISTED])}{more}"
 
 
+def imported(what: str, path: str, kind: type[T], error: type[CircuitfindError]) -> T:
+    """An object of the user's own, named by "package.module:name".
+
+    Raises:
+        CircuitfindError: of class `error`: it cannot be imported, or is of another kind.
+    """
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as fault:
+        raise error(f"{what} '{path}' cannot be imported: {fault}") from None
+    if not isinstance(found, kind):
+        raise error(f"{what} '{path}' is a {type(found).__name__}, not a circuitfind.{kind.__name__}")
+    return found
+
+
 def check_count(name: str, value: object, least: int = 0, most: int | None = None) -> None:
     """Checks that a value is a whole number within a range.
 
@@ -62,13 +82,3 @@ def check_count(name: str, value: object, least: int = 0, most: int | None = Non
     if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]
         limit = "or more" if most is None else f"to {most:,}"
         raise ScoreError(f"{name}={value!r}: give a whole number, {least} {limit}")
-
-
-def check_seed(seed: object) -> None:
-    """Checks a seed; some generators would take -1 for 1, and None for the time of day.
-
-    Raises:
-        TaskError: it is not a whole number, 0 or more.
-    """
-    if not isinstance(seed, Integral) or seed < 0:
-        raise TaskError(f"seed={seed!r} is no seed: give a whole number, 0 or more")

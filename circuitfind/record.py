@@ -15,6 +15,7 @@ from circuitfind.version import __version__
 SIGN = "effect: metric without ablation - metric with the edge ablated; positive = the edge supports the behaviour"
 NO_EFFECT = "not an effect: "  # how the sign of all other scores begins
 ONCE_NO_EFFECT = "no effect: "  # the same in older files
+ONCE_BOS = {"tokenizer's own: added": "added by the tokenizer", "tokenizer's own: none": "none"}  # in older files
 PAIR_DIGITS = 8
 LIBRARIES = ("torch", "transformers", "nnsight", "numpy")
 
@@ -63,6 +64,9 @@ class Record:
     pairs: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=library_versions)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bos", ONCE_BOS.get(self.bos, self.bos))
 
     @property
     def is_effect(self) -> bool:

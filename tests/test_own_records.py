@@ -107,6 +107,14 @@ def test_a_task_is_registered(tiny: cf.Model) -> None:
     assert cf.task("echo", tiny, n=4).metric == "prob_diff"
 
 
+def test_a_task_is_named_by_its_module(tiny: cf.Model) -> None:
+    task = cf.task(f"{__name__}:ECHO", tiny, n=4)
+    assert task.clean == cf.task(ECHO, tiny, n=4).clean
+    refused(lambda: cf.task(f"{__name__}:EHCO", tiny), "task '.*:EHCO' cannot be imported: .* no attribute 'EHCO'")
+    refused(lambda: cf.task(f"{__name__}:prepare", tiny), "is a function, not a circuitfind.TaskBuilder")
+    refused(lambda: cf.task("ioi:abc", tiny), "task 'ioi:abc': give the corruption on its own, as corruption='abc'")
+
+
 def test_tasks_that_are_none(tiny: cf.Model) -> None:
     refused(lambda: cf.TaskBuilder("echo", prepare, ()), r"echo: corruptions is \(\): name at least one")
     refused(lambda: cf.TaskBuilder("echo", prepare, "other"), "echo: corruptions is 'other'")  # type: ignore[arg-type]

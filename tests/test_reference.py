@@ -181,7 +181,7 @@ def test_unknown_names_and_missing_files(tmp_path: Path) -> None:
         cf.reference("greater-then")
     with pytest.raises(FileError, match="named by text or a path, not by a int"):
         cf.reference(3)  # type: ignore[arg-type]
-    with pytest.raises(FileError, match="there are ioi, greater-than, docstring"):
+    with pytest.raises(FileError, match="Known: ioi, greater-than, docstring"):
         cf.reference("pronouns")
     with pytest.raises(FileError, match="no such file"):
         cf.reference(str(tmp_path / "nowhere.json"))

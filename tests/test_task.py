@@ -58,7 +58,7 @@ def test_strings_become_padded_ids(tiny: cf.Model) -> None:
     assert bound.prompts == tuple(IOI) and bound.corrupted_prompts == tuple(TWINS)
     assert bound.answer_texts == ("Mary / John", "Aaron / Luke")
     assert ["".join(row) for row in bound.tokens] == IOI
-    assert bound.notes == ("answers spelled with a leading space", "BOS token: tokenizer's own: none")
+    assert bound.notes == ("answers spelled with a leading space", "BOS token: none")
 
 
 def test_answer_sets_of_unequal_size(tiny: cf.Model) -> None:
@@ -108,7 +108,7 @@ def test_sentencepiece_answers(shared: Path) -> None:
         bound = cf.Task(["Lily was happy."], ["Tim was happy."], *answers).on(model)
         found = torch.cat([bound.batch.answers, bound.batch.wrong]).flatten().tolist()
         assert model.tokenizer.convert_ids_to_tokens(found) == ["▁She", "▁He"]
-    assert bound.tokens[0][0] == "<s>" and task.on(model).bos == "tokenizer's own: added"
+    assert bound.tokens[0][0] == "<s>" and task.on(model).bos == "added by the tokenizer"
     with pytest.raises(TaskError, match=r"row 0, ' were' is 2 tokens \['▁we', 're'\]"):
         cf.Task(["They"], ["Lily"], ["were"], ["was"]).on(model)
 
@@ -121,7 +121,7 @@ def test_bos_is_forced_left_out_or_the_tokenizers_own(tiny: cf.Model) -> None:
     assert forced.batch.clean.ids[:, 0].tolist() == forced.batch.corrupted.ids[:, 0].tolist() == [first] * 2
     assert forced.batch.clean.ids[0, 1:].tolist() == own.batch.clean.ids[0].tolist()
     assert torch.equal(forced.batch.answers, own.batch.answers)
-    assert (own.bos, forced.bos, without.bos) == ("tokenizer's own: none", "forced", "left out")
+    assert (own.bos, forced.bos, without.bos) == ("none", "forced", "left out")
     assert cf.attribute(tiny, pairs_of_text(bos=True), "eap").record.bos == "forced"
 
 
@@ -146,7 +146,7 @@ def test_special_tokens_of_the_tokenizer() -> None:
     closing = PromptTokenizer(Stub(closes=True), None)
     assert closing(["a", "ab"]) == [[1, a], [1, a, b]]  # a prompt is continued: no EOS behind it
     assert closing.added("a", [1, a], ["b", "ab"]) == [[b], [a, b]]
-    assert PromptTokenizer(Stub(bos=None), None).describe([a]) == "tokenizer's own: none"
+    assert PromptTokenizer(Stub(bos=None), None).describe([a]) == "none"
     with pytest.raises(TaskError, match="bos=True, but the tokenizer has no BOS token"):
         PromptTokenizer(Stub(bos=None), True)
 

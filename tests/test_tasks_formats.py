@@ -304,7 +304,7 @@ def test_keywords_are_checked() -> None:
     refused(
         lambda: cf.Task.from_rows(OWN, metrik="kl"),
         TaskError,
-        "from_rows: keyword 'metrik' is unknown: did you mean 'metric'",
+        "keyword 'metrik' is unknown: did you mean 'metric'",
     )
 
 

@@ -65,7 +65,7 @@ class Adapter:
         self.graph, family = graph_of(model, family), self.family
         blocks = module_at(model, family.layers)
         self._check_covered(blocks)
-        self.dtype = next(model.parameters()).dtype
+        self.dtype: torch.dtype = next(model.parameters()).dtype
         self.work = torch.promote_types(self.dtype, torch.float32)
         n_heads, d_model = self.graph.n_heads, self.graph.d_model
         self.d_head = getattr(config, "head_dim", None) or d_model // n_heads
@@ -239,8 +239,8 @@ def _kv_heads(config: Any, n_heads: int) -> int:
     return n_heads
 
 
-def _path_of(model: Any, module: nn.Module | None) -> str:
+def _path_of(model: nn.Module, module: nn.Module | None) -> str:
     for name, candidate in model.named_modules():
         if candidate is module and name:
-            return name
+            return str(name)
     raise ModelError(f"{type(model).__name__} has no language modelling head: load it with AutoModelForCausalLM")

@@ -83,7 +83,8 @@ class LayerView:
     def output_weight(self) -> Tensor:
         """`[heads, d_head, d_model]`: W_O with the post-norm's weight and the residual multiplier folded in."""
         weight = self._written_by(self.module(self.family.o), self.post_attn_norm)
-        return weight.unflatten(0, (self.layout.n_heads, self.layout.d_head))
+        by_head: Tensor = weight.unflatten(0, (self.layout.n_heads, self.layout.d_head))
+        return by_head
 
     def mlp_weights(self) -> tuple[Tensor, Tensor]:
         """`[d_model, hidden]`, all projections of the MLP's input, and `[hidden, d_model]`, its output projection.
@@ -109,7 +110,7 @@ class LayerView:
 
     def scaled_heads(self, z: Tensor, attn_out: Tensor) -> Tensor:
         """`[batch, pos, heads, d_head]` heads times the post-norm's scale at this run, ready for `output_weight`."""
-        heads = z.to(self.work).unflatten(-1, (self.layout.n_heads, self.layout.d_head))
+        heads: Tensor = z.to(self.work).unflatten(-1, (self.layout.n_heads, self.layout.d_head))
         if self.post_attn_norm is None:
             return heads
         return heads * self.post_attn_norm.scale(attn_out.to(self.work)).unsqueeze(-1)

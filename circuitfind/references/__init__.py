@@ -1,1 +1,1 @@
-"""Published circuits as data, and circuits of one's own to compare with."""
+"""Published circuits as data, and circuits from files, to compare with."""

@@ -1,15 +1,15 @@
-"""A circuit that others are compared with: edges of a graph, and heads by what they are said to do.
+"""A reference circuit that others are compared with: edges of a graph, and heads by their function.
 
-1. It comes from this package (`circuitfind.references.published`) or from a file of one's own:
+1. It comes from this package (`circuitfind.references.published`), from any file that `Circuit.open` reads, or from a
+   file in this form, where everything but `graph` may be left out:
 
     {"graph": {"n_layers": 12, "n_heads": 12, "n_kv_heads": 12, "d_model": 768, "parallel": false},
      "heads": {"name mover": ["a9.h9", ...], ...}, "edges": ["a9.h9->logits", ...],
      "name": "...", "model": "...", "source": "...", "attention_only": false}
 
-   where all but `graph` may be left out; or from any file that `Circuit.open` reads.
-2. The published counts of ACDC's graph include edges inside a head, from its q, k and v input to its output. They are
-   no edges here; `direct` counts them: one for each q, k or v input that an edge of the circuit feeds.
-3. A model without MLPs has this package's graph all the same; with `attention_only` the edges of its MLPs are none.
+2. The published counts of ACDC's graph include edges inside a head, from its q, k and v inputs to its output. They are
+   not edges here; `direct` counts them: one for each q, k or v input that an edge of the circuit feeds.
+3. The graph of a model without MLPs has MLP nodes here, too; with `attention_only` no edge touches them.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class Reference:
 
     Attributes:
         mask: `[writers, readers]` bool, the circuit's edges; all false where only heads are known.
-        heads: names of heads by class, such as `{"name mover": ("a9.h9", ...)}`.
-        model: Hugging Face id of the model it is a circuit of.
-        source: where it is published.
+        heads: names of heads by class (function), such as `{"name mover": ("a9.h9", ...)}`.
+        model: Hugging Face id of the circuit's model.
+        source: where the circuit is published.
         attention_only: the model has no MLPs.
     """
 
@@ -64,9 +64,7 @@ class Reference:
     attention_only: bool = False
 
     def __post_init__(self) -> None:
-        all_heads = {
-            self.graph.writer_names[i] for layer in range(self.graph.n_layers) for i in _range(self.graph, layer)
-        }
+        all_heads = {name for name in self.graph.writer_names if name.startswith("a")}
         for kind, names in self.heads.items():
             if strange := [name for name in names if name not in all_heads]:
                 raise FileError(f"reference '{self.name}', {kind}: no head '{strange[0]}' in a model of {self.graph}")
@@ -91,7 +89,7 @@ class Reference:
 
     @property
     def head_mask(self) -> np.ndarray:
-        """`[writers]` bool: heads of a class, and heads that an edge touches."""
+        """`[writers]` bool: heads of a class, and heads with an edge."""
         graph = self.graph
         found = self.circuit.node_mask[: graph.n_writers].copy()
         found[[0, *(graph.mlp(layer) for layer in range(graph.n_layers))]] = False
@@ -104,7 +102,7 @@ class Reference:
 
     @property
     def direct(self) -> int:
-        """Edges inside heads that ACDC's graph has and this one has not: one a q, k or v input that is fed."""
+        """Edges inside heads, which only ACDC's graph has: one for each q, k or v input that an edge feeds."""
         columns = np.concatenate([np.r_[self.graph.readers(layer, "qkv")] for layer in range(self.graph.n_layers)])
         return int(self.mask[:, columns].any(axis=0).sum())
 
@@ -113,13 +111,13 @@ class Reference:
 
     @classmethod
     def from_file(cls, path: str | PathLike[str], graph: Graph | None = None) -> Reference:
-        """Reads a reference of one's own, a circuit.json, or a file of the EAP-IG library.
+        """Reads a reference file, a circuit.json, or a file of the EAP-IG library.
 
         Args:
             graph: for an EAP-IG file of a grouped-query model, see `Circuit.open`.
 
         Raises:
-            FileError: the file is missing, of no such kind, or names what its graph lacks.
+            FileError: the file is missing, has another format, or names something that its graph does not have.
         """
         path = Path(path)
         raw = _own(path)
@@ -140,13 +138,8 @@ class Reference:
             raise FileError(f"{path}: {error}") from None
 
 
-def _range(graph: Graph, layer: int) -> range:
-    heads = graph.heads(layer)
-    return range(heads.start, heads.stop)
-
-
 def _own(path: Path) -> dict[str, Any] | None:
-    """The file's JSON where it is a reference; None where it is for `Circuit.open` to read or refuse."""
+    """The file's JSON if it is a reference; None if `Circuit.open` is to read or refuse it."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

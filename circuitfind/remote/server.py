@@ -62,7 +62,7 @@ class Sources(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
         return self.texts[name]
 
 
-class Pickler(CustomCloudPickler):
+class Pickler(CustomCloudPickler):  # type: ignore[misc, unused-ignore]  # nnsight is not typed
     """Pickles the package's own objects by name, because both ends have its source, and a user's functions as source.
 
     The model is replaced by a reference, and tensors are moved to the CPU: the other end has neither.

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch, Inputs
-from circuitfind.errors import TaskError, check_seed
+from circuitfind.errors import TaskError
 from circuitfind.metrics import Function, Metric, metric_of
 from circuitfind.record import Record, fingerprints
+from circuitfind.setting import check_seed
 from circuitfind.tasks.given import Given, ModelLike, Prompts
 from circuitfind.tasks.spans import Span, counterparts, locate
 from circuitfind.tasks.tokens import (
@@ -169,7 +170,13 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
     length = max(map(len, (*tokens.clean, *tokens.corrupted)))
     clean, corrupted = (pad(rows, length, device) for rows in (tokens.clean, tokens.corrupted))
     read = task.read_positions(tokens.clean).to(device)
-    alignment = _alignment(task, tokens, tokenizer, length).to(device) if task.align else None
+    alignment = None
+    if task.align:
+        index, failed = _counterparts(task, tokens, tokenizer)
+        for number, why in failed.items():
+            raise TaskError(f"row {number}: {why}")
+        # padding corresponds to itself
+        alignment = torch.tensor([[*row, *range(len(row), length)] for row in index], device=device)
     answers, wrong = answer_tensor(tokens.answers, read), answer_tensor(tokens.wrong, read)
     if task.is_ids and read.shape[1] > 1:
         answers = by_read(task.answers, read, model.vocabulary, "answers")
@@ -182,7 +189,7 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
         notes.append(f"prompts aligned by spans: {differ} of {len(batch)} pairs differ in length")
 
     def as_text(ids: list[int]) -> str:
-        return " ".join(map(str, ids)) if model.tokenizer is None else model.tokenizer.decode(ids)  # type: ignore[no-any-return]
+        return " ".join(map(str, ids)) if model.tokenizer is None else str(model.tokenizer.decode(ids))
 
     def prompt_texts(given: Prompts, rows: list[list[int]]) -> tuple[str, ...]:
         return tuple(map(as_text, rows)) if isinstance(given, Tensor) else tuple(given)
@@ -249,11 +256,3 @@ def _counterparts(
         except ValueError as error:
             failed[number] = str(error)
     return rows, failed
-
-
-def _alignment(task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None, length: int) -> Tensor:
-    """`[batch, length]`; each padding position corresponds to itself."""
-    rows, failed = _counterparts(task, tokens, tokenizer)
-    for number, why in failed.items():
-        raise TaskError(f"row {number}: {why}")
-    return torch.tensor([[*row, *range(len(row), length)] for row in rows])

@@ -20,7 +20,8 @@ from string import Formatter
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from circuitfind.errors import TaskError, check_seed, plain, unknown
+from circuitfind.errors import TaskError, plain, unknown
+from circuitfind.setting import check_seed
 from circuitfind.tasks.spans import occurrences
 
 T = TypeVar("T")

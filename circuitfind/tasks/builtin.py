@@ -9,21 +9,9 @@ from __future__ import annotations
 
 import random
 
-from circuitfind.errors import TaskError, plain, unknown
-from circuitfind.tasks import docstring, ioi
+from circuitfind.errors import TaskError, imported, plain, unknown
+from circuitfind.tasks import docstring, ioi, lexicon
 from circuitfind.tasks.builder import Choice, Draw, Pair, SingleTokens, TaskBuilder, numbered
-from circuitfind.tasks.lexicon import (
-    ADJECTIVES,
-    CAPITALS,
-    EVENTS,
-    FEMALE_NAMES,
-    MALE_NAMES,
-    NOUNS,
-    OBJECTS,
-    PEOPLE,
-    PLACES,
-    STORY_NAMES,
-)
 
 CENTURIES: tuple[str, ...] = tuple(str(century) for century in range(10, 19))
 _YEARS = "The {event} lasted from the year {century}{start} to the year {century}"
@@ -38,7 +26,7 @@ def _greater_than(words: SingleTokens, choice: Choice) -> Draw:
     the noun. Corruptions: `01`, the start year ends in 01, after which nearly every ending is greater (the paper's
     corruption); `random-year`, another start year of the same century.
     """
-    events = words.need(EVENTS, 2, "greater-than", "nouns for events")
+    events = words.need(lexicon.EVENTS, 2, "greater-than", "nouns for events")
     endings = {century: words.century_endings(century) for century in CENTURIES}
     usable = [century for century, found in endings.items() if len(found) >= _LEAST_ENDINGS and "01" in found]
     if not usable:
@@ -73,9 +61,9 @@ def _gendered_pronoun(words: SingleTokens, choice: Choice) -> Draw:
         return words.need(listed, least, "gendered-pronoun", what)
 
     she, he = need(("she", "he"), 2, "pronouns (she, he)")
-    female, male = need(FEMALE_NAMES, 3, "female names"), need(MALE_NAMES, 3, "male names")
-    adjectives, people = need(ADJECTIVES, 2, "adjectives"), need(PEOPLE, 2, "nouns for people")
-    places = need(PLACES, 2, "places")
+    female, male = need(lexicon.FEMALE_NAMES, 3, "female names"), need(lexicon.MALE_NAMES, 3, "male names")
+    adjectives, people = need(lexicon.ADJECTIVES, 2, "adjectives"), need(lexicon.PEOPLE, 2, "nouns for people")
+    places = need(lexicon.PLACES, 2, "places")
 
     def draw(rng: random.Random, number: int) -> Pair:
         pattern = rng.choice(choice.patterns)
@@ -107,7 +95,7 @@ def _agreement(words: SingleTokens, choice: Choice) -> Draw:
     `attractor-number`, the attractor in the subject's number: the answer stays the same and becomes easier.
     """
     name, flips = "subject-verb-agreement", choice.corruption == "other-number"
-    nouns = words.need_pairs(NOUNS, 6, name, "nouns (singular and plural)")
+    nouns = words.need_pairs(lexicon.NOUNS, 6, name, "nouns (singular and plural)")
     tenses = words.need_pairs((_PRESENT, _PAST), 1, name, "verbs (is and are, was and were)")
     patterns = [pattern for pattern, verbs in _VERBS.items() if verbs in tenses and pattern in choice.patterns]
     if not patterns:
@@ -128,7 +116,9 @@ def _agreement(words: SingleTokens, choice: Choice) -> Draw:
     return draw
 
 
-LIST_WORDS: tuple[str, ...] = tuple(dict.fromkeys(OBJECTS + PLACES + ADJECTIVES + EVENTS))
+LIST_WORDS: tuple[str, ...] = tuple(
+    dict.fromkeys(lexicon.OBJECTS + lexicon.PLACES + lexicon.ADJECTIVES + lexicon.EVENTS)
+)
 LIST_PREFIX = "Words:"
 _SHORTEST, _LONGEST = 6, 10
 
@@ -163,7 +153,7 @@ def _induction(words: SingleTokens, choice: Choice) -> Draw:
 
 def _capital(words: SingleTokens, choice: Choice) -> Draw:
     """Recalling a fact about one word. Corruption `other-country`: another country, whose capital is right."""
-    pairs = words.need_pairs(CAPITALS, 5, "country-capital", "countries and capitals")
+    pairs = words.need_pairs(lexicon.CAPITALS, 5, "country-capital", "countries and capitals")
 
     def draw(rng: random.Random, number: int) -> Pair:
         pattern = rng.choice(choice.patterns)
@@ -179,7 +169,7 @@ def _copy(words: SingleTokens, choice: Choice) -> Draw:
 
     Corruption `other-name`: another name, which is then right.
     """
-    names = words.need(FEMALE_NAMES + MALE_NAMES + STORY_NAMES, 3, "copy", "names")
+    names = words.need(lexicon.FEMALE_NAMES + lexicon.MALE_NAMES + lexicon.STORY_NAMES, 3, "copy", "names")
 
     def draw(rng: random.Random, number: int) -> Pair:
         pattern = rng.choice(choice.patterns)
@@ -287,18 +277,22 @@ def register(builder: TaskBuilder) -> TaskBuilder:
 
 
 def builder_of(task: str | TaskBuilder) -> TaskBuilder:
-    """The task of this name (underscores count as hyphens); a `TaskBuilder` is returned as it is.
+    """The task of this name (underscores count as hyphens), or of "package.module:name"; a `TaskBuilder` as it is.
 
     Raises:
-        TaskError: there is no task of this name.
+        TaskError: there is none.
     """
     if isinstance(task, TaskBuilder):
         return task
     if not isinstance(task, str):
-        raise TaskError(
-            f"a task is named by text such as 'ioi' or given as a TaskBuilder, not as a {type(task).__name__}"
-        )
+        kind = type(task).__name__
+        raise TaskError(f"a task is named by text such as 'ioi' or given as a TaskBuilder, not as a {kind}")
     known = {plain(name): builder for name, builder in TASKS.items()}
+    name, _, corruption = task.partition(":")
+    if corruption and plain(name) in known:
+        raise TaskError(f"task '{task}': give the corruption on its own, as corruption='{corruption}'")
+    if corruption:
+        return imported("task", task, TaskBuilder, TaskError)
     if plain(task) not in known:
         raise TaskError(unknown("task", task, TASKS))
     return known[plain(task)]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from circuitfind.errors import FileError, TaskError
-from circuitfind.tasks.formats import NAMES, BadRow, Fields, Wanted, pairs_of
+from circuitfind.tasks.formats import NAMES, BadRow, Fields, pairs_of
 
 _PARQUET = b"PAR1"
 
@@ -34,9 +34,7 @@ class _Read(NamedTuple):
 def read_pairs(path: str | PathLike[str], *, counterfactual: str | None = None, split: str | None = None) -> Fields:
     """Fields of a `Task`: name, clean, corrupted, and answers, wrong_answers, spans, unusable where the file has them.
 
-    Args:
-        counterfactual: which of a MIB row's counterfactuals is the corrupted prompt.
-        split: only rows whose column `split` has this value.
+    `counterfactual` and `split` as in `pairs_of`.
 
     Raises:
         FileError: naming the file and the line.
@@ -52,7 +50,7 @@ def read_pairs(path: str | PathLike[str], *, counterfactual: str | None = None, 
     if not read.rows:
         raise FileError(f"{path}: holds no pairs; jsonl, json and csv with a header row are read")
     try:
-        fields = pairs_of(read.rows, Wanted(counterfactual, split))
+        fields = pairs_of(read.rows, counterfactual, split)
     except BadRow as bad:
         raise FileError(f"{path}, {read.where[bad.at]}: {bad}") from None
     spans = {"spans": [read.spans] * len(fields["clean"])} if read.spans else {}
@@ -74,7 +72,7 @@ def pairs_from_rows(rows: Iterable[Any], *, counterfactual: str | None = None, s
     if not listed:
         raise TaskError("rows: there are none")
     try:
-        return pairs_of(listed, Wanted(counterfactual, split))
+        return pairs_of(listed, counterfactual, split)
     except BadRow as bad:
         raise TaskError(f"row {bad.at}: {bad}") from None
 

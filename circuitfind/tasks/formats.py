@@ -42,27 +42,27 @@ class BadRow(Exception):
         self.at = at
 
 
-class Wanted(NamedTuple):
-    """What is taken from rows that hold more than one pair: MIB's counterfactual, Edge-Pruning's split."""
-
-    counterfactual: str | None = None
-    split: str | None = None
-
-
 class Format(NamedTuple):
-    """`fits` looks at the first row; `read` turns a row into a pair or raises ValueError.
+    """One kind of rows.
 
-    drops: rows that cannot be used are left out, as the tool that made the format does.
+    Attributes:
+        fits: whether the first row is of this kind.
+        read: a row (and, for MIB, which counterfactual is asked for) as a pair, or ValueError.
+        drops: rows that cannot be used are left out, as the format's own tool does.
     """
 
     name: str
     fits: Callable[[Columns], bool]
-    read: Callable[[Columns, Wanted], Fields]
+    read: Callable[[Columns, str | None], Fields]
     drops: bool = False
 
 
-def pairs_of(rows: Sequence[Any], wanted: Wanted) -> Fields:
+def pairs_of(rows: Sequence[Any], counterfactual: str | None, split: str | None) -> Fields:
     """Fields of a `Task`, each a list with one entry per pair.
+
+    Args:
+        counterfactual: which of a MIB row's counterfactuals is the corrupted prompt.
+        split: only rows whose column `split` has this value.
 
     Raises:
         BadRow: naming the column and the remedy.
@@ -71,13 +71,13 @@ def pairs_of(rows: Sequence[Any], wanted: Wanted) -> Fields:
         if not isinstance(row, Mapping):
             raise BadRow(at, f"a row is a mapping from column to value, not {str(row)[:40]!r}")
     form = next(form for form in FORMATS if form.fits(rows[0]))
-    if wanted.counterfactual is not None and form.name != "MIB":
-        raise BadRow(0, f"counterfactual={wanted.counterfactual!r} is for rows of MIB, these are of {form.name}")
-    chosen = _of_split(rows, wanted.split)
+    if counterfactual is not None and form.name != "MIB":
+        raise BadRow(0, f"counterfactual={counterfactual!r} is for rows of MIB, these are of {form.name}")
+    chosen = _of_split(rows, split)
     pairs: dict[int, Fields] = {}
     for at in chosen:
         try:
-            pairs[at] = form.read(rows[at], wanted)
+            pairs[at] = form.read(rows[at], counterfactual)
         except ValueError as error:
             raise BadRow(at, str(error)) from None
     columns = set(pairs[chosen[0]])
@@ -116,7 +116,7 @@ def _text(row: Columns, column: str) -> str:
     return value
 
 
-def _own(row: Columns, _: Wanted) -> Fields:
+def _own(row: Columns, _: str | None) -> Fields:
     pair: Fields = {}
     for key, value in row.items():
         if key not in NAMES or value is None or value == "":
@@ -141,11 +141,11 @@ def _own(row: Columns, _: Wanted) -> Fields:
     return pair
 
 
-def _auto_circuit(row: Columns, wanted: Wanted) -> Fields:
-    return _own({"corrupted" if key == "corrupt" else key: value for key, value in row.items()}, wanted)
+def _auto_circuit(row: Columns, _: str | None) -> Fields:
+    return _own({"corrupted" if key == "corrupt" else key: value for key, value in row.items()}, None)
 
 
-def _eap_ig(row: Columns, _: Wanted) -> Fields:
+def _eap_ig(row: Columns, _: str | None) -> Fields:
     pair: Fields = {side: _text(row, side) for side in ("clean", "corrupted")}
     for column, side in TOKEN_IDS.items():
         if row.get(column) not in (None, ""):
@@ -169,7 +169,7 @@ def _token_ids(column: str, value: Any) -> list[int]:
 _MARKED = re.compile(r"(?P<prompt>.*?)(?P<answer>\s*<predict>.*?)</predict>", re.DOTALL)
 
 
-def _edge_pruning(row: Columns, _: Wanted) -> Fields:
+def _edge_pruning(row: Columns, _: str | None) -> Fields:
     clean, answer = _marked(_text(row, "clean"))
     corrupted, wrong = _marked(_text(row, "corrupted"))
     if answer is None:
@@ -192,8 +192,8 @@ def _marked(text: str) -> tuple[str, str | None]:
 _DEFAULTS = ("s2_io_flip_counterfactual", "symbol_counterfactual", "random_counterfactual")
 
 
-def _mib(row: Columns, wanted: Wanted) -> Fields:
-    column = _counterfactual(row, wanted.counterfactual)
+def _mib(row: Columns, counterfactual: str | None) -> Fields:
+    column = _counterfactual(row, counterfactual)
     twin = row[column]
     if not isinstance(twin, Mapping) or not isinstance(twin.get("prompt"), str):
         raise ValueError(f"'{column}' must be an object with a 'prompt', not {str(twin)[:40]!r}")

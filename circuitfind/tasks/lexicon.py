@@ -18,69 +18,65 @@ def _pairs(text: str) -> tuple[tuple[str, str], ...]:
 
 FEMALE_NAMES: tuple[str, ...] = _words(
     """
-    Mary Anna Emma Sarah Alice Kate Amy Lisa Laura Susan Julia Helen Jane Karen Linda Nancy Emily
-    Jessica Rachel Rebecca Jennifer Michelle Nicole Elizabeth Victoria Diana Maria Lucy Ruth Carol
-    Martha Claire Anne Barbara Margaret Catherine Christine Stephanie Amanda Melissa Heather Angela
-    Andrea Samantha Hannah Olivia Sophie Molly Jenny Sally Betty Julie Katie Vanessa Natalie Erin
-    Caroline Ellen Charlotte Naomi
+    Mary Anna Emma Sarah Alice Kate Amy Lisa Laura Susan Julia Helen Jane Karen Linda Nancy Emily Jessica Rachel Rebecca
+    Jennifer Michelle Nicole Elizabeth Victoria Diana Maria Lucy Ruth Carol Martha Claire Anne Barbara Margaret
+    Catherine Christine Stephanie Amanda Melissa Heather Angela Andrea Samantha Hannah Olivia Sophie Molly Jenny Sally
+    Betty Julie Katie Vanessa Natalie Erin Caroline Ellen Charlotte Naomi
     """
 )
 
 MALE_NAMES: tuple[str, ...] = _words(
     """
-    John Tom James Paul Peter David Michael Robert William Richard Thomas George Charles Daniel
-    Matthew Andrew Steven Kevin Brian Edward Ryan Jason Eric Stephen Scott Adam Patrick Jack Henry
-    Simon Frank Joe Bob Jim Mike Dan Ben Luke Oliver Harry Arthur Albert Alan Philip Gary Keith
-    Roger Carl Bruce Fred Howard Martin Nathan Aaron Kyle Sean Anthony Joshua Nicholas Benjamin
+    John Tom James Paul Peter David Michael Robert William Richard Thomas George Charles Daniel Matthew Andrew Steven
+    Kevin Brian Edward Ryan Jason Eric Stephen Scott Adam Patrick Jack Henry Simon Frank Joe Bob Jim Mike Dan Ben Luke
+    Oliver Harry Arthur Albert Alan Philip Gary Keith Roger Carl Bruce Fred Howard Martin Nathan Aaron Kyle Sean Anthony
+    Joshua Nicholas Benjamin
     """
 )
 
 PLACES: tuple[str, ...] = _words(
     """
-    store park school garden station hospital restaurant office house library museum market beach
-    church airport hotel theater kitchen farm forest island bank bridge castle harbor village river
-    lake stadium factory palace temple gallery shop club tower
+    store park school garden station hospital restaurant office house library museum market beach church airport hotel
+    theater kitchen farm forest island bank bridge castle harbor village river lake stadium factory palace temple
+    gallery shop club tower
     """
 )
 
 OBJECTS: tuple[str, ...] = _words(
     """
-    ring book ball cup map key letter box bag hat gift phone camera ticket pen coin flower cake
-    bottle watch knife lamp guitar coat shirt chair card toy basket blanket picture message drum
-    drink snack basketball computer bone necklace sandwich
+    ring book ball cup map key letter box bag hat gift phone camera ticket pen coin flower cake bottle watch knife lamp
+    guitar coat shirt chair card toy basket blanket picture message drum drink snack basketball computer bone necklace
+    sandwich
     """
 )
 
 ADJECTIVES: tuple[str, ...] = _words(
     """
-    great good nice kind smart funny strong brave young old happy quiet serious clever famous rich
-    poor honest busy careful lovely special calm proud friendly gentle polite popular modest loyal
-    patient talented
+    great good nice kind smart funny strong brave young old happy quiet serious clever famous rich poor honest busy
+    careful lovely special calm proud friendly gentle polite popular modest loyal patient talented
     """
 )
 
 PEOPLE: tuple[str, ...] = _words(
     """
-    friend person student writer singer player artist worker neighbor leader speaker runner dancer
-    reader driver lawyer
+    friend person student writer singer player artist worker neighbor leader speaker runner dancer reader driver lawyer
     """
 )
 
 EVENTS: tuple[str, ...] = _words(
     """
-    war campaign siege conflict voyage expedition project reign journey trial battle crisis strike
-    debate rebellion revolution study construction partnership marriage friendship celebration tour
-    mission dispute treaty famine drought plague festival program raid search struggle truce feud
-    peace rule career contract
+    war campaign siege conflict voyage expedition project reign journey trial battle crisis strike debate rebellion
+    revolution study construction partnership marriage friendship celebration tour mission dispute treaty famine drought
+    plague festival program raid search struggle truce feud peace rule career contract
     """
 )
 
 _REGULAR_NOUNS = _words(
     """
-    key cabinet dog cat boy girl book car tree house teacher student doctor friend brother sister
-    player king queen bird horse picture letter river road window door table chair bottle ship boat
-    plane train truck artist author writer farmer soldier officer guard lawyer nurse pilot driver
-    singer actor parent flower garden machine computer phone camera lamp ball toy game song
+    key cabinet dog cat boy girl book car tree house teacher student doctor friend brother sister player king queen bird
+    horse picture letter river road window door table chair bottle ship boat plane train truck artist author writer
+    farmer soldier officer guard lawyer nurse pilot driver singer actor parent flower garden machine computer phone
+    camera lamp ball toy game song
     """
 )
 
@@ -107,10 +103,10 @@ CAPITALS: tuple[tuple[str, str], ...] = _pairs(
 
 IDENTIFIERS: tuple[str, ...] = _words(
     """
-    load size files last first name value data index count text path file key list node type model user group field
-    date time line word code test row column item state image page event target source label token output input
-    buffer client server host port method object string number result status message title body link tag style color
-    width height depth level order root parent query limit format mode scope version address session
+    load size files last first name value data index count text path file key list node type model user group field date
+    time line word code test row column item state image page event target source label token output input buffer client
+    server host port method object string number result status message title body link tag style color width height
+    depth level order root parent query limit format mode scope version address session
     """
 )
 """Names of arguments in code."""

@@ -68,7 +68,6 @@ class Task(Given):
         Raises:
             FileError: naming file and line.
         """
-        cls._check(keywords, "from_file")
         return cls._of(read_pairs(path, counterfactual=counterfactual, split=split), model, keywords)
 
     @classmethod
@@ -88,18 +87,14 @@ class Task(Given):
         Raises:
             TaskError: naming the row, counted from 0.
         """
-        cls._check(keywords, "from_rows")
         return cls._of(pairs_from_rows(rows, counterfactual=counterfactual, split=split), model, keywords)
 
     @classmethod
-    def _check(cls, keywords: dict[str, Any], what: str) -> None:
+    def _of(cls, pairs: dict[str, Any], model: ModelLike | None, keywords: dict[str, Any]) -> Task:
         known = [field.name for field in fields(cls)]
         for keyword in keywords:
             if keyword not in known:
-                raise TaskError(unknown(f"{what}: keyword", keyword, known))
-
-    @classmethod
-    def _of(cls, pairs: dict[str, Any], model: ModelLike | None, keywords: dict[str, Any]) -> Task:
+                raise TaskError(unknown("keyword", keyword, known))
         task = cls(**{**pairs, **keywords})
         if model is not None:
             task.on(model)

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +19,7 @@ from torch import Tensor
 
 from circuitfind.errors import TaskError
 
-_Spelling = Callable[[str], str]
-_SPELLINGS: dict[str, _Spelling] = {
+_SPELLINGS: dict[str, Callable[[str], str]] = {
     "as given": lambda answer: answer,
     "with a leading space": lambda answer: " " + answer.lstrip(),
     "without a leading space": lambda answer: answer.lstrip(),
@@ -61,20 +60,28 @@ class PromptTokenizer:
         return out
 
     def _ends_with_eos(self, text: str) -> bool:
-        return bool(self.tokenizer.eos_token) and text.endswith(self.tokenizer.eos_token)
+        return bool(self.tokenizer.eos_token and text.endswith(self.tokenizer.eos_token))
 
     def describe(self, ids: list[int]) -> str:
         """How the BOS token was handled, for records."""
         if self.bos is not None:
             return "forced" if self.bos else "left out"
         has = self.tokenizer.bos_token_id is not None and ids[:1] == [self.tokenizer.bos_token_id]
-        return "tokenizer's own: " + ("added" if has else "none")
+        return "added by the tokenizer" if has else "none"
 
     def added(self, prompt: str, prompt_ids: list[int], answers: Sequence[str]) -> list[list[int] | None]:
         """By answer, the ids that it adds after the prompt; None where the prompt's own ids change."""
         rows = self(list(map(prompt.__add__, answers)))
         size = len(prompt_ids)
         return [row[size:] if row[:size] == prompt_ids else None for row in rows]
+
+
+class _Attempt(NamedTuple):
+    """One spelling: by row, the id of each answer; and the rows for which it fails, with the reason."""
+
+    spelling: str
+    ids: list[dict[str, int]]
+    failed: dict[int, str]
 
 
 def tokenise(
@@ -89,17 +96,13 @@ def tokenise(
     Raises:
         TaskError: naming the row and the answer for which no spelling is one token.
     """
-    clean_ids, corrupted_ids = tokenizer(clean), tokenizer(corrupted)
-    sets = [list(dict.fromkeys([*a, *w])) for a, w in zip(answers, wrong, strict=True)]
     failures: list[str] = []
-    for name in _preference(clean, sets):
-        ids, failed = _try(tokenizer, _SPELLINGS[name], clean, clean_ids, sets)
+    for spelling, ids, failed in _attempts(tokenizer, clean, answers, wrong):
         if not failed:
-            found = zip(ids, answers, wrong, strict=True)
-            pairs = [(_ids(row, right), _ids(row, bad)) for row, right, bad in found]
-            return Tokens(clean_ids, corrupted_ids, [p[0] for p in pairs], [p[1] for p in pairs], name)
+            right, bad = ([_ids(*row) for row in zip(ids, side, strict=True)] for side in (answers, wrong))
+            return Tokens(tokenizer(clean), tokenizer(corrupted), right, bad, spelling)
         row, reason = next(iter(failed.items()))
-        failures.append(f"{name}: row {row}, {reason}")
+        failures.append(f"{spelling}: row {row}, {reason}")
     raise TaskError(
         "answers must be one token each. " + "; ".join(failures) + ". Choose answers that are one token after the"
         " prompt, or give token ids"
@@ -110,14 +113,35 @@ def not_one_token(
     tokenizer: PromptTokenizer, clean: Sequence[str], answers: Sequence[Sequence[str]], wrong: Sequence[Sequence[str]]
 ) -> dict[int, str]:
     """The rows with an answer that is not one token, and why, in the spelling that works for the most rows."""
+    return min((attempt.failed for attempt in _attempts(tokenizer, clean, answers, wrong)), key=len)
+
+
+def _attempts(
+    tokenizer: PromptTokenizer, clean: Sequence[str], answers: Sequence[Sequence[str]], wrong: Sequence[Sequence[str]]
+) -> Iterator[_Attempt]:
+    """The spellings, in the order in which they are tried."""
     clean_ids = tokenizer(clean)
     sets = [list(dict.fromkeys([*a, *w])) for a, w in zip(answers, wrong, strict=True)]
-    attempts = (_try(tokenizer, _SPELLINGS[name], clean, clean_ids, sets)[1] for name in _preference(clean, sets))
-    return min(attempts, key=len)
+    for spelling in _preference(clean, sets):
+        spell, rows, failed = _SPELLINGS[spelling], [], {}
+        for number, (prompt, ids, given) in enumerate(zip(clean, clean_ids, sets, strict=True)):
+            row: dict[str, int] = {}
+            added = tokenizer.added(prompt, ids, [spell(answer) for answer in given]) if given else []
+            for answer, extra in zip(given, added, strict=True):
+                if extra is not None and len(extra) == 1:
+                    row[answer] = extra[0]
+                    continue
+                failed[number] = f"{spell(answer)!r} merges with the prompt's last token"
+                if extra is not None:
+                    pieces = tokenizer.tokenizer.convert_ids_to_tokens(extra)
+                    failed[number] = f"{spell(answer)!r} is {len(extra)} tokens {pieces}"
+                break
+            rows.append(row)
+        yield _Attempt(spelling, rows, failed)
 
 
 def _ids(row: dict[str, int], answers: Sequence[str]) -> list[int]:
-    """Ids of these answers, each id once."""
+    """Ids of these answers; an id that two of them have counts once."""
     return list(dict.fromkeys(row[answer] for answer in answers))
 
 
@@ -131,32 +155,6 @@ def _preference(clean: Sequence[str], sets: list[list[str]]) -> list[str]:
     if continues or number:
         return ["as given", "with a leading space"]
     return ["with a leading space", "as given"]
-
-
-def _try(
-    tokenizer: PromptTokenizer,
-    spell: _Spelling,
-    clean: Sequence[str],
-    clean_ids: list[list[int]],
-    sets: list[list[str]],
-) -> tuple[list[dict[str, int]], dict[int, str]]:
-    """By row, the ids of the answers in one spelling; and the rows for which it fails, with the reason."""
-    rows, failed = [], {}
-    for number, (prompt, ids, answers) in enumerate(zip(clean, clean_ids, sets, strict=True)):
-        row: dict[str, int] = {}
-        added = tokenizer.added(prompt, ids, [spell(answer) for answer in answers]) if answers else []
-        for answer, extra in zip(answers, added, strict=True):
-            if extra is None:
-                failed[number] = f"{spell(answer)!r} merges with the prompt's last token"
-            elif len(extra) != 1:
-                pieces = tokenizer.tokenizer.convert_ids_to_tokens(extra)
-                failed[number] = f"{spell(answer)!r} is {len(extra)} tokens {pieces}"
-            else:
-                row[answer] = extra[0]
-                continue
-            break
-        rows.append(row)
-    return rows, failed
 
 
 # -------------------------------------------------------------------- rows of ids
@@ -199,15 +197,12 @@ def faults(tokens: Tokens, model: Any, aligned: bool = False) -> dict[int, str]:
     found: dict[int, str] = {}
     longest = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
     for number, row in enumerate(zip(tokens.clean, tokens.corrupted, tokens.answers, tokens.wrong, strict=True)):
-        unequal = not aligned and len(row[0]) != len(row[1])
-        fault = _unequal(*row[:2]) if unequal else _fault(*row, longest, model)
-        if fault is not None:
+        sizes = len(row[0]), len(row[1])
+        if not aligned and sizes[0] != sizes[1]:
+            found[number] = f"the clean prompt has {sizes[0]} tokens, the corrupted one {sizes[1]}"
+        elif fault := _fault(*row, longest, model):
             found[number] = fault
     return found
-
-
-def _unequal(clean: list[int], corrupted: list[int]) -> str:
-    return f"the clean prompt has {len(clean)} tokens, the corrupted one {len(corrupted)}"
 
 
 def _fault(

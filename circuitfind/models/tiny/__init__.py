@@ -1,4 +1,4 @@
-"""The embedded model: a GPT-2 class model of about a million parameters that does all built-in behaviours.
+"""The embedded model: a GPT-2 class model of about a million parameters, trained on five of the built-in tasks.
 
 Made by `training/train_tiny.py` of the repository; loads offline with transformers from the folder `PATH`.
 """
@@ -14,5 +14,6 @@ PATH: Path = Path(__file__).resolve().parent
 
 
 def figures() -> dict[str, Any]:
-    """Its score on held-out combinations of every behaviour (`behaviours`), and its making (`training`)."""
-    return json.loads((PATH / "figures.json").read_text(encoding="utf-8"))
+    """Its figures on held-out word combinations by task (`behaviours`), and how it was trained (`training`)."""
+    found: dict[str, Any] = json.loads((PATH / "figures.json").read_text(encoding="utf-8"))
+    return found
