@@ -9,7 +9,7 @@ import numpy as np
 from circuitfind.circuit import Circuit
 from circuitfind.graph import Graph
 from circuitfind.record import Record
-from circuitfind.report.data import Attention, ReportData
+from circuitfind.report.page import Attention, ReportData
 from circuitfind.report.sizes import Size, cuts
 from circuitfind.scores import Scores
 

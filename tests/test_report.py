@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from circuitfind.circuit import Circuit
+from circuitfind.evaluation.verify import EdgeCheck
 from circuitfind.graph import Graph
 from circuitfind.record import Record
-from circuitfind.report import axes, layout, plots
-from circuitfind.report.data import Attention
+from circuitfind.report import layout, plots
 from circuitfind.report.drawing import draw
-from circuitfind.report.page import ExampleRow, ReportData, html, write
+from circuitfind.report.page import Attention, ExampleRow, ReportData, html, write
 
 GRAPH = Graph(4, 4, 4, 16)
 EVIL = "<script>alert('x')</script> & \"$title\""
@@ -28,12 +28,6 @@ class Point(NamedTuple):
     n_edges: int
     faithfulness: float
     stage: str
-
-
-class Check(NamedTuple):
-    name: str
-    estimate: float | None
-    exact: float
 
 
 class Tags(HTMLParser):
@@ -80,14 +74,18 @@ def data(circuit: Circuit) -> ReportData:
     return ReportData(
         title="A circuit",
         model="tiny",
-        task={"behaviour": EVIL},
+        task={"task": EVIL},
         circuit=circuit,
         faithfulness=0.93,
         interval=(0.9, 0.96),
         metric=2.0,
         metric_full=2.2,
         metric_empty=-1.0,
-        checks=[Check("input->m1", 0.5, 0.4), Check("m1->logits", 0.02, -0.03), Check("m0->logits", None, 0.1)],
+        checks=[
+            EdgeCheck("input->m1", 0.5, 0.4),
+            EdgeCheck("m1->logits", 0.02, -0.03),
+            EdgeCheck("m0->logits", float("nan"), 0.1),
+        ],
         correlation=0.9,
         curve=[
             Point(10, 0.2, "grid"),
@@ -236,8 +234,8 @@ def test_strip_has_a_dot_for_each_random_circuit() -> None:
 
 
 def test_axes_have_round_ticks() -> None:
-    assert axes.Axis(0.0, 1.06, 0, 300).ticks() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    assert axes.Axis(4, 40_000, 0, 400, "log").ticks()[:2] == [10, 100]
-    root = axes.Axis(-0.3, 1.0, 0, 400, "root")
+    assert plots.ScaledAxis(0.0, 1.06, 0, 300).ticks() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    assert plots.ScaledAxis(4, 40_000, 0, 400, "log").ticks()[:2] == [10, 100]
+    root = plots.ScaledAxis(-0.3, 1.0, 0, 400, "root")
     assert 0.0 in root.ticks() and root.at(0.25) - root.at(0) == pytest.approx((root.at(1) - root.at(0)) / 2)
-    assert axes.around([2.0, 2.0]) == pytest.approx((1.8, 2.2))
+    assert plots.around([2.0, 2.0]) == pytest.approx((1.8, 2.2))

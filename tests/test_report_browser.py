@@ -20,9 +20,8 @@ from report_pages import GPT2_SMALL, GROUPED, SMALL, TOKENS, connected_circuit, 
 
 from circuitfind.circuit import Circuit
 from circuitfind.graph import Graph
-from circuitfind.report.data import ReportData
 from circuitfind.report.explorer import first_shown
-from circuitfind.report.page import html
+from circuitfind.report.page import ReportData, html
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,13 @@ from report_pages import GPT2_SMALL, GROUPED, SMALL, connected_circuit, explored
 
 import circuitfind as cf
 from circuitfind.circuit import Circuit, connected
-from circuitfind.cli import pages
 from circuitfind.evaluation.verify import EdgeCheck
 from circuitfind.graph import Graph
-from circuitfind.report import measure
-from circuitfind.report.data import Attention, ReportData
+from circuitfind.report import write
 from circuitfind.report.explorer import drawn_at, first_shown
-from circuitfind.report.measure import BUDGET, attention, measure_sizes, pack
-from circuitfind.report.page import html
+from circuitfind.report.page import Attention, ReportData, html
 from circuitfind.report.sizes import Size, cuts, say, sizes_of
+from circuitfind.report.write import BUDGET, attention, measure_sizes, pack, report_data, save_circuit
 
 
 def told_of(text: str) -> dict[str, Any]:
@@ -205,7 +204,7 @@ def test_patterns_are_of_prompts_that_can_be_read(tiny: cf.Model, monkeypatch: p
     circuit = Circuit.of(tiny.graph, ["input->a0.h0<q>", "a0.h0->logits"])
     lengths = sorted(map(len, task.tokens))
     assert lengths[0] < lengths[-1]
-    monkeypatch.setattr(measure, "LONGEST", lengths[-1] - 1)
+    monkeypatch.setattr(write, "LONGEST", lengths[-1] - 1)
     found = attention(tiny, task, circuit, prompts=6)
     assert [len(example.tokens) for example in found] == [len(t) for t in task.tokens if len(t) < lengths[-1]]
     assert all(set(example.heads) == {"a0.h0"} for example in found)
@@ -219,18 +218,20 @@ def test_pack_writes_query_after_query() -> None:
 def test_find_hands_its_page_what_it_measures(tiny: cf.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = cf.task("ioi", tiny, n=16)
     result = cf.find(tiny, task, method="eap", prune=False, top=0, random=1)
-    said = Said()
-    measured = pages.measured(tiny, result, None, 0, said)  # type: ignore[arg-type]
-    sizes = measured["sizes"]
+    known = {name: getattr(result, name) for name in ("scores", "checks", "curve", "steps", "summary")}
+    data = report_data(result.circuit, tiny, result.unseen, **known)
+    sizes = data.sizes
     assert sizes[-1].circuit == result.circuit and len(sizes) > 5
     assert sizes[-1].faithfulness == pytest.approx(result.checks.faithfulness, abs=1e-6)
     ranked = result.scores.ranked("absolute").tolist()
     worst = [max(ranked.index(edge) for edge in np.argwhere(size.circuit.mask).tolist()) for size in sizes]
     assert worst == sorted(worst)  # the order is that of the search's scores
-    assert [example.prompt for example in measured["attention"]] == list(result.unseen.prompts[:2])
-    paths = pages.write_all(tmp_path, result, measured, 0.15, "tiny", said)  # type: ignore[arg-type]
-    text = paths[-1].read_text(encoding="utf-8")
-    assert paths[-1].name == "report.html" and said.warnings == []
+    assert [example.prompt for example in data.attention] == list(result.unseen.prompts[:2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        path = write.write_report(tmp_path / "report.html", result.circuit, tiny, result.unseen, **known)
+    text = path.read_text(encoding="utf-8")
+    assert data.tolerance == 0.15 and data.task["held-out pairs"] == data.task["search pairs"] == "8"
     told = told_of(text)
     assert [size["edges"] for size in told["sizes"]] == [len(size.circuit) for size in sizes]
     for check, interval in zip(result.checks.edges, result.checks.intervals, strict=True):
@@ -240,20 +241,41 @@ def test_find_hands_its_page_what_it_measures(tiny: cf.Model, tmp_path: Path, mo
     def refused(*_: object) -> None:
         raise cf.ModelError("no patterns here")
 
-    monkeypatch.setattr(measure, "attention", refused)
-    without = pages.measured(tiny, result, None, 0, said)  # type: ignore[arg-type]
-    assert without["attention"] == [] and "does not hand out" in without["attention_note"]
-    assert said.warnings == ["report.html has no attention patterns: no patterns here"]
+    monkeypatch.setattr(write, "attention", refused)
+    with pytest.warns(UserWarning, match="the report has no attention patterns: no patterns here"):
+        without = report_data(result.circuit, tiny, result.unseen, **known)
+    assert without.attention == () and "does not hand out" in without.attention_note
 
 
-class Said:
-    """Stands for the command line's output."""
+def test_a_report_needs_no_more_than_a_circuit(tiny: cf.Model, tmp_path: Path) -> None:
+    task = cf.task("ioi", tiny, n=6)
+    result = cf.find(tiny, task, method="eap", prune=False, top=3, random=1)
+    opened = Circuit.open(result.circuit.save(tmp_path / "circuit.json"))
+    alone = report_data(opened)
+    assert (alone.faithfulness, alone.interval) == (result.checks.faithfulness, tuple(result.checks.interval))
+    assert alone.model == result.circuit.record.model and not alone.sizes and not alone.attention
+    measured = {edge.name: edge.exact for edge in result.checks.edges if edge.name in opened}
+    assert {edge.name: edge.exact for edge in alone.checks} == pytest.approx(measured)
+    run = report_data(opened, tiny, result.unseen)
+    assert run.faithfulness == pytest.approx(result.checks.faithfulness, abs=1e-6)
+    assert run.sizes[-1].circuit == opened and [row.prompt for row in run.examples] == list(result.unseen.prompts)
+    assert run.attention and "first pair" in run.task
+    bare = report_data(Circuit.of(tiny.graph, ["input->logits"]))
+    assert bare.title == "A circuit" and bare.faithfulness is None and "<h2>Record</h2>" in html(bare)
+    with pytest.raises(cf.TaskError, match=r"needs the model, too, or the task bound to it: task\.on\(model\)"):
+        report_data(opened, None, task)
 
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
 
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def command_line(self) -> str:
-        return "circuitfind find tiny"
+def test_a_circuit_is_left_as_files(tiny: cf.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    circuit = connected_circuit(tiny.graph, 30)
+    monkeypatch.setattr(write, "MOST_DRAWN", 10)
+    monkeypatch.setenv("PATH", "")
+    with pytest.warns(UserWarning) as said:
+        files = save_circuit(circuit, tmp_path, "found", "a title")
+    assert [path.name for path in files] == ["found.json", "found.dot"]
+    assert Circuit.open(files[0]) == circuit
+    title = f"a title: {len(circuit)} edges, the strongest 10"
+    assert title in files[1].read_text() and files[1].read_text().count("penwidth") >= 10
+    texts = [str(one.message) for one in said]
+    assert texts[0] == f"found.svg and found.dot show the strongest 10 of {len(circuit):,} edges"
+    assert "Install Graphviz" in texts[1]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from circuitfind.cli import inputs, pages, shown
+from circuitfind.cli import inputs, shown
 from circuitfind.cli.options import CheckedModelOptions, OutOptions, TaskOptions
 from circuitfind.cli.output import Output
 from circuitfind.cli.verbs import verb
@@ -117,7 +117,9 @@ def acdc(
         ]
     )
     title = f"ACDC at {pruning.threshold:g} on {bound.name} in {loaded.name}"
-    files = pages.write_circuit(circuit, folder, "acdc", title, out)
+    from circuitfind.report.write import save_circuit
+
+    files = save_circuit(circuit, folder, "acdc", title)
     out.say(f"\n{seconds:.1f} s. Written: {', '.join(map(str, files))}")
     found = {"seconds": round(seconds, 2), "files": [str(path) for path in files]}
     kept = {"edges": circuit.edges, **circuit.facts, "unseen": value.to_dict()}

@@ -12,7 +12,6 @@ import typer
 from circuitfind.cli import mib
 from circuitfind.cli.options import By, OutOptions
 from circuitfind.cli.output import Output
-from circuitfind.cli.pages import strongest
 from circuitfind.cli.verbs import verb
 from circuitfind.cli.words import count
 from circuitfind.errors import FileError
@@ -103,6 +102,8 @@ def _open(what: ExportOptions) -> Circuit | Scores:
     if what.circuit.suffix.lower() == ".safetensors":
         scores = Scores.open(what.circuit, what.sign.value)
         return scores if what.top is None else scores.top(what.top)
+    from circuitfind.report.sizes import strongest
+
     circuit = Circuit.open(what.circuit, what.sign.value)
     return circuit if what.top is None else strongest(circuit, what.top)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from circuitfind.cli import inputs, pages, shown
+from circuitfind.cli import inputs, shown
 from circuitfind.cli.options import (
     CheckedModelOptions,
     JudgeOptions,
@@ -95,10 +95,14 @@ def find(
         )
     seconds = time.monotonic() - started
     _show(result, search, seconds, out)
-    with out.progress():
-        measured = pages.measured(loaded, result, run.batch_size, task.seed, out)
+    from circuitfind.report.write import save_circuit, write_report
+
     with out.waiting("drawing"):
-        files = [saved, *pages.write_all(folder, result, measured, search.tolerance, loaded.name, out)]
+        files = [saved, *save_circuit(result.circuit, folder, title=f"{result.unseen.name} in {loaded.name}")]
+    with out.progress():
+        made_of = {name: getattr(result, name) for name in ("scores", "checks", "curve", "steps", "summary")}
+        more = {"command": out.command_line(), "batch_size": run.batch_size, "seed": task.seed}
+        files.append(write_report(folder / "report.html", result.circuit, loaded, result.unseen, **made_of, **more))
     out.say(f"\nWritten: {', '.join(map(str, files))}")
     found = {"seconds": round(seconds, 2), "files": [str(path) for path in files]}
     out.document({**inputs.described(loaded, bound, out), **found, **result.to_dict()})

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from circuitfind.cli import inputs, pages, shown
+from circuitfind.cli import inputs, shown
 from circuitfind.cli.options import CheckedModelOptions, Level, OutOptions, TaskOptions
 from circuitfind.cli.output import Output
 from circuitfind.cli.verbs import verb
@@ -109,7 +109,9 @@ def learn(
         ]
     )
     title = f"{learning.method} on {bound.name} in {loaded.name}"
-    files = pages.write_circuit(circuit, folder, "learned", title, out)
+    from circuitfind.report.write import save_circuit
+
+    files = save_circuit(circuit, folder, "learned", title)
     files.append(found.scores.save(folder / "learned.safetensors"))
     out.say(f"\n{seconds:.1f} s. Written: {', '.join(map(str, files))}")
     made = {"seconds": round(seconds, 2), "files": [str(path) for path in files]}

@@ -1,6 +1,6 @@
 """The circuit as an SVG picture made in Python: no Graphviz needed, coloured by the page's style sheet.
 
-The same boxes, arrows and pens as in `export.dot` (see `export.picture`), placed by `report.layout`. Colours, the dark
+The same boxes, arrows and pens as in Graphviz's drawing (`export.picture`), placed by `report.layout`. Colours, dark
 mode and what happens on hover belong to the page: the SVG carries classes (`arrow q opposes`, `box head`) and names
 (`data-edge`, `data-name`), strongest arrows last, and says every number in a tooltip.
 """
@@ -10,22 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import NamedTuple
 
 from circuitfind.export.graphs import EdgeRow, node_attributes
 from circuitfind.export.picture import Arrow, Rank, arrows, describe, joints, pen, ranks
 from circuitfind.graph import Graph
-from circuitfind.report.layout import BOX_HEIGHT, Layout, Point, curve, layout
+from circuitfind.report.layout import BOX_HEIGHT, XY, Placement, curve, layout
 
 MARGIN, LABELS = 14.0, 54.0  # around the drawing; the layer labels' column at its left
 KV_HEIGHT = 16.0
-
-
-class End(NamedTuple):
-    """Where an arrow touches a box: its index, and the x of the next point on its way, which sorts the ends."""
-
-    arrow: int
-    towards: float
 
 
 def draw(graph: Graph, rows: Sequence[EdgeRow], nodes: Sequence[str]) -> str:
@@ -33,8 +25,9 @@ def draw(graph: Graph, rows: Sequence[EdgeRow], nodes: Sequence[str]) -> str:
     drawn = arrows(graph, rows)
     levels = ranks(graph, nodes if drawn else ["input", "logits"], drawn)
     stubs = joints(graph, rows, nodes)
+    widths = {name: _width(name) for rank in levels for name in rank.names}
     lane = 6 + 10 * max(0.0, 1 - len(drawn) / 60)  # a small circuit has room
-    plan = layout([rank.names for rank in levels], _widths(levels), _links(drawn, stubs), lane)
+    plan = layout([rank.names for rank in levels], widths, _links(drawn, stubs), lane)
     width = max(plan.width, 120.0) + LABELS + 2 * MARGIN
     height = plan.height + 2 * MARGIN
     zoom = 1 + 0.4 * max(0.0, 1 - len(drawn) / 60)
@@ -58,10 +51,6 @@ def _kind(graph: Graph, name: str) -> str:
     return "kv" if ".kv" in name else str(node_attributes(graph, name)["kind"])
 
 
-def _widths(levels: Sequence[Rank]) -> dict[str, float]:
-    return {name: _width(name) for rank in levels for name in rank.names}
-
-
 def _width(name: str) -> float:
     return max(20 + 7.2 * len(name), 42.0)
 
@@ -75,7 +64,7 @@ def _links(drawn: Sequence[Arrow], stubs: Sequence[tuple[str, str]]) -> dict[tup
     return links
 
 
-def _bands(graph: Graph, levels: Sequence[Rank], plan: Layout, width: float) -> list[str]:
+def _bands(graph: Graph, levels: Sequence[Rank], plan: Placement, width: float) -> list[str]:
     """A strip behind each layer with its label."""
     by_layer: dict[int, list[float]] = {}
     for rank, y in zip(levels, plan.heights, strict=True):
@@ -91,7 +80,7 @@ def _bands(graph: Graph, levels: Sequence[Rank], plan: Layout, width: float) -> 
     return parts
 
 
-def _box(name: str, kind: str, at: Point) -> str:
+def _box(name: str, kind: str, at: XY) -> str:
     width, height = _width(name), _height(kind)
     radius = {"head": height / 2, "kv": 2.0}.get(kind, 6.0)
     return (
@@ -105,13 +94,13 @@ def _height(kind: str) -> float:
     return KV_HEIGHT if kind == "kv" else BOX_HEIGHT
 
 
-def _stub(plan: Layout, kinds: Mapping[str, str], pair: tuple[str, str]) -> str:
+def _stub(plan: Placement, kinds: Mapping[str, str], pair: tuple[str, str]) -> str:
     start, end = plan.boxes[pair[0]], plan.boxes[pair[1]]
-    points = [Point(start.x, start.y - KV_HEIGHT / 2), Point(end.x, end.y + _height(kinds[pair[1]]) / 2)]
+    points = [XY(start.x, start.y - KV_HEIGHT / 2), XY(end.x, end.y + _height(kinds[pair[1]]) / 2)]
     return f'<path class="stub" data-from="{pair[0]}" data-to="{pair[1]}" d="{curve(points)[0]}"/>'
 
 
-def _arrows(drawn: Sequence[Arrow], plan: Layout, kinds: Mapping[str, str], lane: float) -> list[str]:
+def _arrows(drawn: Sequence[Arrow], plan: Placement, kinds: Mapping[str, str], lane: float) -> list[str]:
     """Every arrow, weakest first."""
     paths = _lanes(drawn, plan, lane)
     leave = _ports(plan, kinds, {i: (arrow.source, paths[i][1].x) for i, arrow in enumerate(drawn)})
@@ -121,8 +110,8 @@ def _arrows(drawn: Sequence[Arrow], plan: Layout, kinds: Mapping[str, str], lane
         width, opacity = pen(arrow.share, len(drawn))
         long, half = 4.5 + 1.5 * width, 2.0 + 0.95 * width
         start, end = plan.boxes[arrow.source], plan.boxes[arrow.target]
-        foot = Point(enter[i], end.y + _height(kinds[arrow.target]) / 2 + long)
-        data, slope = curve([Point(leave[i], start.y - BOX_HEIGHT / 2), *paths[i][1:-1], foot])
+        foot = XY(enter[i], end.y + _height(kinds[arrow.target]) / 2 + long)
+        data, slope = curve([XY(leave[i], start.y - BOX_HEIGHT / 2), *paths[i][1:-1], foot])
         norm = math.hypot(slope, 1.0)
         dx, dy = -slope / norm, -1 / norm  # upwards: y falls
         corners = ((foot.x + dx * long, foot.y + dy * long), (foot.x - dy * half, foot.y + dx * half))
@@ -137,7 +126,7 @@ def _arrows(drawn: Sequence[Arrow], plan: Layout, kinds: Mapping[str, str], lane
     return parts
 
 
-def _lanes(drawn: Sequence[Arrow], plan: Layout, lane: float) -> list[list[Point]]:
+def _lanes(drawn: Sequence[Arrow], plan: Placement, lane: float) -> list[list[XY]]:
     """Each arrow's points; arrows between the same two boxes run side by side."""
     total: dict[tuple[str, str], int] = {}
     for arrow in drawn:
@@ -148,20 +137,19 @@ def _lanes(drawn: Sequence[Arrow], plan: Layout, lane: float) -> list[list[Point
         pair = (drawn[number].source, drawn[number].target)
         shift = (seen.get(pair, 0) - (total[pair] - 1) / 2) * lane
         seen[pair] = seen.get(pair, 0) + 1
-        paths.append((number, [Point(point.x + shift, point.y) for point in plan.paths[pair]]))
+        paths.append((number, [XY(point.x + shift, point.y) for point in plan.paths[pair]]))
     return [path for _, path in sorted(paths, key=lambda item: item[0])]
 
 
-def _ports(plan: Layout, kinds: Mapping[str, str], ends: Mapping[int, tuple[str, float]]) -> dict[int, float]:
+def _ports(plan: Placement, kinds: Mapping[str, str], ends: Mapping[int, tuple[str, float]]) -> dict[int, float]:
     """x where each arrow touches its box: spread over the box in the order of where the arrows come from."""
-    by_box: dict[str, list[End]] = {}
+    by_box: dict[str, list[tuple[float, int]]] = {}  # (x of the next point on its way, arrow)
     for arrow, (name, towards) in ends.items():
-        by_box.setdefault(name, []).append(End(arrow, towards))
+        by_box.setdefault(name, []).append((towards, arrow))
     result = {}
     for name, touching in by_box.items():
-        touching.sort(key=lambda end: (end.towards, end.arrow))
         room = _width(name) - (BOX_HEIGHT if kinds[name] == "head" else 14)
         step = min(7.0, room / max(len(touching) - 1, 1))
-        for i, end in enumerate(touching):
-            result[end.arrow] = plan.boxes[name].x + (i - (len(touching) - 1) / 2) * step
+        for i, (_, arrow) in enumerate(sorted(touching)):
+            result[arrow] = plan.boxes[name].x + (i - (len(touching) - 1) / 2) * step
     return result

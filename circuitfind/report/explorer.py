@@ -14,12 +14,15 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from circuitfind.circuit import Circuit
 from circuitfind.export.picture import joints, known
-from circuitfind.report.data import ReportData
 from circuitfind.report.drawing import draw
 from circuitfind.report.sizes import Size, say, sizes_of
+
+if TYPE_CHECKING:
+    from circuitfind.report.page import ReportData
 
 BANDS = (30, 120, 400)  # edges of a drawing of its own
 START = 120  # edges that are shown at first, if there are more

@@ -1,38 +1,46 @@
-"""Layered drawing, second half: coordinates of boxes and paths of arrows.
+"""Layered drawing: where the boxes of a circuit stand and how its arrows run.
 
-1. Every slot wants to stand at the weighted mean of its neighbours above and below; passing points pull on each other
+Order within each rank (Sugiyama et al. 1981, as in Graphviz's dot, Gansner et al. 1993):
+
+1. A *slot* is a place in a rank: a box, or a point where a long arrow passes through. Arrows between the same two boxes
+   share their slots.
+2. Sweeps up and down sort each rank by the mean position of its neighbours in the rank just sorted (barycentres). Of
+   all orders met, the one with the fewest crossings is kept.
+
+Coordinates:
+
+3. Every slot is drawn to the weighted mean of its neighbours above and below. Passing points pull on each other
    hardest, so that long arrows run straight. A rank keeps its order and its distances: the least-squares answer under
    these constraints is an isotonic regression (pool adjacent violators), repeated in sweeps.
-2. Arrows leave a box at its top and enter at its bottom, spread over its width in the order of where they come from.
-3. Between ranks an arrow is a monotone cubic (Fritsch and Carlson 1980) of x over y: smooth, and never past its points.
+4. Between ranks an arrow is a monotone cubic (Fritsch and Carlson 1980) of x over y: smooth, and never past its points.
 
 Coordinates are in pixels, y grows downwards as in SVG; `input` is at the bottom.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from circuitfind.report.ordering import Slots, slots
-
 BOX_HEIGHT = 24.0
-SWEEPS = 40
+SWEEPS, PULLS = 24, 40  # for the order, and for the coordinates
 PINCH = 0.6  # of a lane: distance of arrows squeezed past a box
 STIFFNESS = 0.4  # how much a long arrow keeps to its lane where nothing is in its way
 
 
-class Point(NamedTuple):
+class XY(NamedTuple):
     x: float
     y: float
 
 
-class Layout(NamedTuple):
+class Placement(NamedTuple):
     """Centres of the boxes, the points of every link from source to target, and the height of each rank's centre."""
 
-    boxes: dict[str, Point]
-    paths: dict[tuple[str, str], list[Point]]
+    boxes: dict[str, XY]
+    paths: dict[tuple[str, str], list[XY]]
     heights: list[float]
     width: float
     height: float
@@ -43,7 +51,7 @@ def layout(
     widths: Mapping[str, float],
     links: Mapping[tuple[str, str], tuple[int, float]],
     lane: float,
-) -> Layout:
+) -> Placement:
     """Places boxes and links.
 
     Args:
@@ -60,16 +68,11 @@ def layout(
     y = _heights(layers, x)
     _relax(layers, x, y, PINCH * lane)
     total = y[0] + BOX_HEIGHT / 2 if y else 0.0
-    boxes = {
-        name: Point(x[slot] - low, y[rank]) for rank, names in enumerate(levels) for name, slot in _in(names, layers)
-    }
+    places = ((name, layers.boxes[name], rank) for rank, names in enumerate(levels) for name in names)
+    boxes = {name: XY(x[slot] - low, y[rank]) for name, slot, rank in places}
     rank_of = {slot: rank for rank, row in enumerate(layers.rows) for slot in row}
-    paths = {pair: [Point(x[slot] - low, y[rank_of[slot]]) for slot in chain] for pair, chain in layers.chains.items()}
-    return Layout(boxes, paths, y, high - low, total)
-
-
-def _in(names: Sequence[str], layers: Slots) -> list[tuple[str, int]]:
-    return [(name, layers.boxes[name]) for name in names]
+    paths = {pair: [XY(x[slot] - low, y[rank_of[slot]]) for slot in chain] for pair, chain in layers.chains.items()}
+    return Placement(boxes, paths, y, high - low, total)
 
 
 def _columns(layers: Slots) -> list[float]:
@@ -78,7 +81,7 @@ def _columns(layers: Slots) -> list[float]:
     for row in layers.rows:
         _place(layers, row, [0.0] * len(row), x)
     pull = [_pull(layers, slot) for slot in range(len(x))]
-    for sweep in range(SWEEPS):
+    for sweep in range(PULLS):
         for row in layers.rows if sweep % 2 else reversed(layers.rows):
             wishes = []
             for slot in row:
@@ -89,7 +92,7 @@ def _columns(layers: Slots) -> list[float]:
 
 
 def _pull(layers: Slots, slot: int) -> list[tuple[int, float]]:
-    """Neighbours with how hard they pull: 8 between passing points, 2 between a point and a box, 1 between boxes."""
+    """Neighbours with how hard they pull: 6 between passing points, 2 between a point and a box, 1 between boxes."""
     return [
         (other, weight * (1, 2, 6)[(not layers.is_box[slot]) + (not layers.is_box[other])])
         for other, weight in (*layers.below[slot], *layers.above[slot])
@@ -125,7 +128,7 @@ def _relax(layers: Slots, x: list[float], y: Sequence[float], pinch: float) -> N
     """Pulls long arrows taut between the boxes that they pass, most of the way from their lanes: softer bends."""
     lanes, room = list(x), _rooms(layers, x, pinch)
     level = {slot: rank for rank, row in enumerate(layers.rows) for slot in row}
-    for _ in range(SWEEPS):
+    for _ in range(PULLS):
         for chain in layers.chains.values():
             for (before, slot), (_, after) in pairwise(pairwise(chain)):
                 rise = (y[level[slot]] - y[level[before]]) / (y[level[after]] - y[level[before]])
@@ -167,7 +170,7 @@ def _heights(layers: Slots, x: Sequence[float]) -> list[float]:
     return heights[::-1] if layers.rows else []
 
 
-def curve(points: Sequence[Point]) -> tuple[str, float]:
+def curve(points: Sequence[XY]) -> tuple[str, float]:
     """SVG path data through points of falling y, and the slope dx/dy with which it arrives."""
     slopes = [(b.x - a.x) / (b.y - a.y) for a, b in pairwise(points)]
     tangents = [_tilt(slopes[0])]
@@ -186,3 +189,98 @@ def curve(points: Sequence[Point]) -> tuple[str, float]:
 def _tilt(slope: float) -> float:
     """Arrows leave and arrive nearly upright, however far they have to go sideways."""
     return min(max(slope * 0.3, -0.9), 0.9)
+
+
+# -------------------------------------------------------------------- order within ranks
+@dataclass
+class Slots:
+    """Ranks of slots. `rows[rank]`: slot numbers from left to right; `chains[(source, target)]`: those of a link."""
+
+    rows: list[list[int]] = field(default_factory=list)
+    widths: list[float] = field(default_factory=list)
+    is_box: list[bool] = field(default_factory=list)
+    boxes: dict[str, int] = field(default_factory=dict)
+    chains: dict[tuple[str, str], list[int]] = field(default_factory=dict)
+    below: list[list[tuple[int, float]]] = field(default_factory=list)  # (neighbour, weight) one rank down
+    above: list[list[tuple[int, float]]] = field(default_factory=list)
+
+    def add(self, rank: int, width: float, is_box: bool) -> int:
+        """A new slot at the right end of a rank."""
+        number = len(self.widths)
+        self.widths.append(width)
+        self.is_box.append(is_box)
+        self.below.append([])
+        self.above.append([])
+        self.rows[rank].append(number)
+        return number
+
+
+def slots(
+    levels: Sequence[Sequence[str]], widths: Mapping[str, float], links: Mapping[tuple[str, str], tuple[float, float]]
+) -> Slots:
+    """Boxes and passing points of every rank, ordered.
+
+    Args:
+        levels: names of the boxes, rank by rank from the bottom.
+        widths: width of each box.
+        links: `{(source, target): (width it needs where it passes, weight)}`, source below target.
+    """
+    result = Slots(rows=[[] for _ in levels])
+    level = {name: rank for rank, names in enumerate(levels) for name in names}
+    for name, rank in level.items():
+        result.boxes[name] = result.add(rank, widths[name], True)
+    for (source, target), (width, weight) in links.items():
+        passing = [result.add(rank, width, False) for rank in range(level[source] + 1, level[target])]
+        chain = [result.boxes[source], *passing, result.boxes[target]]
+        result.chains[source, target] = chain
+        for lower, upper in pairwise(chain):
+            result.above[lower].append((upper, weight))
+            result.below[upper].append((lower, weight))
+    _order(result)
+    return result
+
+
+def _order(layers: Slots) -> None:
+    """Sweeps until the crossings stop falling; leaves the best order in `layers.rows`."""
+    place = [0.0] * len(layers.widths)
+    for row in layers.rows:
+        _number(row, place)
+    best, best_rows, since = _crossings(layers, place), [list(row) for row in layers.rows], 0
+    for sweep in range(SWEEPS):
+        upwards = sweep % 2 == 0
+        neighbours = layers.below if upwards else layers.above
+        for row in layers.rows if upwards else reversed(layers.rows):
+            wish = {slot: _mean(neighbours[slot], place, place[slot]) for slot in row}
+            row.sort(key=wish.__getitem__)
+            _number(row, place)
+        crossings = _crossings(layers, place)
+        since += 1
+        if crossings < best:
+            best, best_rows, since = crossings, [list(row) for row in layers.rows], 0
+        if since == 6:
+            break
+    layers.rows = best_rows
+
+
+def _number(row: Sequence[int], place: list[float]) -> None:
+    """Places in 0..1, so that ranks of different sizes compare."""
+    for i, slot in enumerate(row):
+        place[slot] = (i + 0.5) / len(row)
+
+
+def _mean(neighbours: Sequence[tuple[int, float]], place: Sequence[float], default: float) -> float:
+    total = sum(weight for _, weight in neighbours)
+    return sum(weight * place[slot] for slot, weight in neighbours) / total if total else default
+
+
+def _crossings(layers: Slots, place: Sequence[float]) -> int:
+    """Pairs of segments between neighbouring ranks that cross."""
+    total = 0
+    for row in layers.rows:
+        seen: list[float] = []
+        for slot in row:
+            ends = sorted(place[upper] for upper, _ in layers.above[slot])
+            total += sum(len(seen) - bisect_right(seen, end) for end in ends)
+            for end in ends:
+                insort(seen, end)
+    return total

@@ -1,58 +1,34 @@
-"""The page's three plots as SVG: faithfulness by size, exact against estimated effects, random circuits.
+"""The page's plots as SVG: faithfulness by size, exact against estimated effects, random circuits; and their axes.
 
-Every mark carries its numbers in a tooltip; colours come from the page's style sheet.
+Every mark says its numbers in a tooltip; colours come from the page's style sheet. An axis is `linear`, `log` (positive
+values only) or `root` (sign times square root, for effects that fall off steeply), with round ticks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from circuitfind.export.picture import signed
-from circuitfind.report.axes import Axis, around, frame
 
+if TYPE_CHECKING:
+    from circuitfind.evaluation.verify import EdgeCheck
+
+Scale = Literal["linear", "log", "root"]
+STEPS = (1.0, 2.0, 5.0)
 WIDTH, HEIGHT = 480, 320
 STAGES = ("grid", "bisection", "pruning")
 
 
-class CurvePoint(Protocol):
-    """A circuit that the search has tried."""
-
-    @property
-    def n_edges(self) -> int: ...
-    @property
-    def faithfulness(self) -> float: ...
-    @property
-    def stage(self) -> str: ...
-
-
-class Check(Protocol):
-    """An edge whose effect was measured: units of the metric, positive = supports."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def estimate(self) -> float | None: ...
-    @property
-    def exact(self) -> float: ...
-
-
-def sign_error(check: Check) -> bool:
-    """Whether the estimate has the wrong sign."""
-    return check.estimate is not None and check.estimate * check.exact < 0
-
-
-def estimated(check: Check) -> bool:
-    """Whether there is an estimate (baselines give none)."""
-    return check.estimate is not None and math.isfinite(check.estimate)
-
-
-def curve(points: Sequence[CurvePoint], chosen: tuple[int, float] | None, tolerance: float | None) -> str:
+# -------------------------------------------------------------------- the plots
+def curve(points: Sequence[Any], chosen: tuple[int, float] | None, tolerance: float | None) -> str:
     """Faithfulness by number of edges (log scale), a mark a circuit tried, by stage.
 
     Args:
+        points: the circuits tried, each with `n_edges`, `faithfulness` and `stage`.
         chosen: edges and faithfulness of the circuit that was chosen.
         tolerance: half the width of the band around 1 that counts as faithful.
     """
@@ -60,8 +36,8 @@ def curve(points: Sequence[CurvePoint], chosen: tuple[int, float] | None, tolera
     band = tolerance or 0.0
     sizes = [max(p.n_edges, 1) for p in known] + ([max(chosen[0], 1)] if chosen else [])
     values = [p.faithfulness for p in known] + [0.0, 1 - band, 1 + band] + ([chosen[1]] if chosen else [])
-    x = Axis(*around(sizes or [1, 10], "log"), 52, WIDTH - 12, "log")
-    y = Axis(*around(values), HEIGHT - 46, 12)
+    x = ScaledAxis(*around(sizes or [1, 10], "log"), 52, WIDTH - 12, "log")
+    y = ScaledAxis(*around(values), HEIGHT - 46, 12)
     parts = frame(x, y, "edges in the circuit", "faithfulness")
     if band:
         top, bottom = y.at(1 + band), y.at(1 - band)
@@ -80,27 +56,27 @@ def curve(points: Sequence[CurvePoint], chosen: tuple[int, float] | None, tolera
     return _svg(parts, HEIGHT, f"Faithfulness of {len(known)} circuits by their number of edges")
 
 
-def scatter(checks: Sequence[Check]) -> str:
+def scatter(checks: Sequence[EdgeCheck]) -> str:
     """Exact against estimated effect, on square-root scales; on the line the two agree, red crosses differ in sign."""
-    known = [c for c in checks if estimated(c) and math.isfinite(c.exact)]
-    values = [value for c in known for value in (c.estimate or 0.0, c.exact)]
+    known = [c for c in checks if math.isfinite(c.estimate) and math.isfinite(c.exact)]
+    values = [value for c in known for value in (c.estimate, c.exact)]
     low, high = around([0.0, *values])
-    x, y = Axis(low, high, 58, WIDTH - 12, "root"), Axis(low, high, HEIGHT - 46, 12, "root")
+    x, y = ScaledAxis(low, high, 58, WIDTH - 12, "root"), ScaledAxis(low, high, HEIGHT - 46, 12, "root")
     parts = frame(x, y, "estimated effect", "exact effect")
     ends = f'x1="{x.at(low):.1f}" y1="{y.at(low):.1f}" x2="{x.at(high):.1f}" y2="{y.at(high):.1f}"'
     parts.append(f'<line class="reference" {ends}/>')
     for c in known:
         said = f"{c.name}: estimate {signed(c.estimate)}, exact {signed(c.exact)}"
-        shape = "error" if sign_error(c) else "check"
-        parts.append(_mark(shape, x.at(c.estimate or 0.0), y.at(c.exact), said))
+        shape = "error" if c.wrong_sign else "check"
+        parts.append(_mark(shape, x.at(c.estimate), y.at(c.exact), said))
     return _svg(parts, HEIGHT, f"Exact against estimated effect of {len(known)} edges, square-root scales")
 
 
 def strip(random: Sequence[float], faithfulness: float, interval: tuple[float, float] | None) -> str:
     """Faithfulness of random circuits of the same size as dots, and of the circuit with its interval above them."""
     known = [value for value in random if math.isfinite(value)]
-    x = Axis(*around([0.0, 1.0, faithfulness, *known, *(interval or ())]), 16, WIDTH - 16)
-    y = Axis(0.0, 1.0, 112, 10)
+    x = ScaledAxis(*around([0.0, 1.0, faithfulness, *known, *(interval or ())]), 16, WIDTH - 16)
+    y = ScaledAxis(0.0, 1.0, 112, 10)
     parts = frame(x, y, "faithfulness")
     parts.append(f'<line class="reference" x1="{x.at(1):.1f}" x2="{x.at(1):.1f}" y1="{y.start}" y2="{y.end}"/>')
     for i, value in enumerate(known):
@@ -110,9 +86,8 @@ def strip(random: Sequence[float], faithfulness: float, interval: tuple[float, f
     if interval:
         said += f", interval {interval[0]:.3f} to {interval[1]:.3f}"
         ends = (x.at(interval[0]), x.at(interval[1]))
-        parts.append(
-            f'<line class="interval" x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y.at(0.75)}" y2="{y.at(0.75)}"/>'
-        )
+        line = f'x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y.at(0.75)}" y2="{y.at(0.75)}"'
+        parts.append(f'<line class="interval" {line}/>')
     parts.append(_mark("circuit", x.at(faithfulness), y.at(0.75), said))
     return _svg(parts, 152, f"{said}; {len(known)} random circuits of the same size")
 
@@ -139,3 +114,85 @@ def _mark(kind: str, x: float, y: float, said: str = "") -> str:
 def _svg(parts: Sequence[str], height: int, label: str) -> str:
     body = "\n".join(parts)
     return f'<svg class="plot" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">\n{body}\n</svg>'
+
+
+# -------------------------------------------------------------------- axes
+@dataclass(frozen=True)
+class ScaledAxis:
+    """Maps `low..high` to the pixels `start..end`."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    scale: Scale = "linear"
+
+    def at(self, value: float) -> float:
+        """The pixel of a value; a value beyond the axis lies at its end."""
+        low, high, here = (_warp(v, self.scale) for v in (self.low, self.high, min(max(value, self.low), self.high)))
+        return self.start + (here - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Round values on the axis, at least 40 pixels apart; 0 is one of them where it is on the axis."""
+        if self.scale == "linear":
+            step = next(s for s in _round_numbers() if s >= (self.high - self.low) / 6)
+            first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+            return [i * step for i in range(first, last + 1)]
+        largest = max(abs(self.low), abs(self.high))
+        wanted = [step for step in reversed(list(_round_numbers())) if step <= largest]
+        if self.scale == "root":
+            wanted += [-step for step in wanted]
+        else:
+            wanted.sort(key=lambda value: not math.log10(value).is_integer())  # powers of ten come first
+        chosen = [0.0] if self.low <= 0 <= self.high else []
+        for value in wanted:
+            inside = self.low <= value <= self.high
+            if inside and all(abs(self.at(value) - self.at(other)) >= 40 for other in chosen):
+                chosen.append(value)
+        return sorted(chosen)
+
+
+def around(values: Iterable[float], scale: Scale = "linear") -> tuple[float, float]:
+    """Lowest and highest value with a margin, never of zero width."""
+    known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    low, high = min(known), max(known)
+    if scale == "log":
+        return low / 1.3, high * 1.3
+    margin = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
+    return low - margin, high + margin
+
+
+def frame(x: ScaledAxis, y: ScaledAxis, x_label: str, y_label: str = "") -> list[str]:
+    """Grid lines, tick labels and titles of a pair of axes."""
+    parts = []
+    for value in x.ticks():
+        at, label = x.at(value), f'y="{y.start + 15:.1f}" text-anchor="middle">{short(value)}'
+        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{y.start:.1f}" y2="{y.end:.1f}"/>')
+        parts.append(f'<text class="tick" x="{at:.1f}" {label}</text>')
+    if y_label:
+        for value in y.ticks():
+            at, label = y.at(value), f'text-anchor="end">{short(value)}'
+            parts.append(f'<line class="grid" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>')
+            parts.append(f'<text class="tick" x="{x.start - 7:.1f}" y="{at + 4:.1f}" {label}</text>')
+        place = f'transform="translate(13 {(y.start + y.end) / 2:.1f}) rotate(-90)"'
+        parts.append(f'<text class="title" {place} text-anchor="middle">{escape(y_label)}</text>')
+    place = f'x="{(x.start + x.end) / 2:.1f}" y="{y.start + 34:.1f}"'
+    parts.append(f'<text class="title" {place} text-anchor="middle">{escape(x_label)}</text>')
+    return parts
+
+
+def short(value: float) -> str:
+    """A tick's label: `0.05`, `1,000`, `-2`."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if value else "0"
+
+
+def _warp(value: float, scale: Scale) -> float:
+    if scale == "log":
+        return math.log(value)
+    return math.copysign(math.sqrt(abs(value)), value) if scale == "root" else value
+
+
+def _round_numbers() -> list[float]:
+    return [float(f"{step:g}e{power}") for power in range(-9, 13) for step in STEPS]

@@ -1,16 +1,20 @@
-"""The sections of the page, each from the report's data to HTML; all text from outside is escaped here."""
+"""The sections of the page, each from the report's data to HTML; all text from outside is escaped here.
+
+Columns of tables sort when their header is clicked (see tables.js).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from circuitfind.export.picture import signed
 from circuitfind.report import plots
-from circuitfind.report.data import ReportData
-from circuitfind.report.tables import Cell, Column, table
+
+if TYPE_CHECKING:
+    from circuitfind.report.page import ReportData
 
 
 def head(data: ReportData) -> str:
@@ -23,8 +27,7 @@ def head(data: ReportData) -> str:
     if data.faithfulness is not None:
         tiles.append((_number(data.faithfulness), f"faithfulness{_interval(data)}"))
     if data.checks:
-        wrong = sum(map(plots.sign_error, data.checks))
-        judged = f", {wrong} with a wrong estimated sign" if any(map(plots.estimated, data.checks)) else ""
+        judged = f", {_wrong(data)} with a wrong estimated sign" if _estimated(data) else ""
         tiles.append((f"{len(data.checks):,}", f"edges measured exactly{judged}"))
     figures = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for value, label in tiles)
     title = f'<h1>{escape(data.title)}</h1><p class="model">{escape(data.model)}</p>'
@@ -62,7 +65,7 @@ def curve(data: ReportData) -> str:
     chosen = None if data.faithfulness is None else (len(data.circuit), data.faithfulness)
     stages = [stage for stage in plots.STAGES if any(point.stage == stage for point in data.curve)]
     marks = [(stage, stage) for stage in stages] + ([("chosen", "the circuit")] if chosen else [])
-    band = "" if data.tolerance is None else f" The band is the aim, 1 ± {data.tolerance:g}."
+    band = "" if data.tolerance is None else f" The band is the target, 1 ± {data.tolerance:g}."
     plot = plots.curve(data.curve, chosen, data.tolerance)
     hint = f"Faithfulness need not grow with size: edges that oppose the behaviour lower it.{band}"
     return f'<section><h2>Faithfulness by size</h2>{_legend(*marks)}{plot}<p class="hint">{hint}</p></section>'
@@ -72,29 +75,24 @@ def checks(data: ReportData) -> str:
     """Exact against estimated effects: a plot and a table."""
     if not data.checks:
         return ""
-    wrong = sum(map(plots.sign_error, data.checks))
-    correlation = "" if data.correlation is None else f" Their correlation is {data.correlation:.2f}."
-    rows = []
-    for check in data.checks:
-        error = plots.sign_error(check)
-        off = None if check.estimate is None else check.estimate - check.exact
-        mark = Cell("wrong sign" if error else "", style="warn")
-        rows.append([Cell(check.name, style="name"), _value(check.estimate), _value(check.exact), _value(off), mark])
-    columns = [
-        Column("edge"),
-        Column("estimate", True),
-        Column("exact", True),
-        Column("difference", True),
-        Column("sign"),
+    rows = [
+        [
+            _Cell(check.name, style="name"),
+            *map(_value, (check.estimate, check.exact, check.estimate - check.exact)),
+            _Cell("wrong sign" if check.wrong_sign else "", style="warn"),
+        ]
+        for check in data.checks
     ]
-    judged = f"; {wrong} of their estimates have the wrong sign" if any(map(plots.estimated, data.checks)) else ""
-    said = f"{len(data.checks)} edges were patched exactly{judged}."
-    legend = _legend(("check", "an edge"), *((("error", "wrong sign"),) if wrong else ()))
-    scatter = f"<div>{legend}{plots.scatter(data.checks)}</div>" if judged else ""
-    plot = f'<div class="beside">{scatter}'
-    found = table("Checked edges: estimated and exact effects", columns, rows)
-    title = f"<h2>Estimates against exact patching</h2><p>{said}{correlation}</p>"
-    return f'<section class="wide">{title}{plot}{found}</div></section>'
+    columns = {"edge": False, "estimate": True, "exact": True, "difference": True, "sign": False}
+    found = _table("Checked edges: estimated and exact effects", columns, rows)
+    said, scatter = f"{len(data.checks)} edges were patched exactly", ""
+    if _estimated(data):
+        said += f"; {_wrong(data)} of their estimates have the wrong sign"
+        marks = (("check", "an edge"), *((("error", "wrong sign"),) if _wrong(data) else ()))
+        scatter = f"<div>{_legend(*marks)}{plots.scatter(data.checks)}</div>"
+    correlation = "" if data.correlation is None else f" Their correlation is {data.correlation:.2f}."
+    title = f"<h2>Estimates against exact patching</h2><p>{said}.{correlation}</p>"
+    return f'<section class="wide">{title}<div class="beside">{scatter}{found}</div></section>'
 
 
 def examples(data: ReportData) -> str:
@@ -102,47 +100,80 @@ def examples(data: ReportData) -> str:
     if not data.examples:
         return ""
     rows = [
-        [Cell(row.prompt, style="prompt"), Cell(row.answer), _value(row.full), _value(row.circuit), _value(row.empty)]
+        [_Cell(row.prompt, style="prompt"), _Cell(row.answer), *map(_value, (row.full, row.circuit, row.empty))]
         for row in data.examples
     ]
-    columns = [Column("prompt"), Column("answer"), Column("full", True), Column("circuit", True), Column("empty", True)]
+    columns = {"prompt": False, "answer": False, "full": True, "circuit": True, "empty": True}
     name = data.circuit.record.metric or "metric"
-    found = table(f"Every example: {name} in the full model, the circuit and the empty circuit", columns, rows)
+    found = _table(f"Every example: {name} in the full model, the circuit and the empty circuit", columns, rows)
     return f'<section class="wide"><h2>Every example</h2><p>{escape(name)}, clean prompts.</p>{found}</section>'
 
 
 def steps(data: ReportData) -> str:
     """What the search did, in order."""
     items = "".join(f"<li><b>{escape(stage)}</b> {escape(text)}</li>" for stage, text in data.steps)
-    return (
-        f'<section class="wide"><h2>Steps of the search</h2><ol class="steps">{items}</ol></section>' if items else ""
-    )
+    section = f'<section class="wide"><h2>Steps of the search</h2><ol class="steps">{items}</ol></section>'
+    return section if items else ""
 
 
 def record(data: ReportData) -> str:
     """Where the numbers come from: the command, the task, the method, the versions."""
     made = data.circuit.record
-    settings = {
-        key: "; ".join(map(str, value)) if isinstance(value, list) else str(value)
-        for key, value in made.settings.items()
-    }
     known = {
         "method": made.method,
         "metric": made.metric,
         "ablation": made.ablation,
         "direction": made.direction,
-        "examples": str(made.n_examples or ""),
+        "examples": made.n_examples,
         "seed": str(made.seed),
         "start token": made.bos,
         "sign": made.sign,
-        "graph": str(data.circuit.graph),
+        "graph": data.circuit.graph,
     }
+    settings = {
+        key: "; ".join(map(str, value)) if isinstance(value, list) else value for key, value in made.settings.items()
+    }
+    method = {key: text for key, text in known.items() if text}
     command = f'<h3>Command</h3><pre tabindex="0"><code>{escape(data.command)}</code></pre>' if data.command else ""
-    return (
-        f'<section class="wide"><h2>Record</h2>{command}<div class="columns">{_list("Task", data.task)}'
-        f"{_list('Method', {key: text for key, text in known.items() if text})}{_list('Settings', settings)}"
-        f"{_list('Versions', made.versions)}</div></section>"
+    titles = {"Task": data.task, "Method": method, "Settings": settings, "Versions": made.versions}
+    lists = "".join(_list(title, items) for title, items in titles.items())
+    return f'<section class="wide"><h2>Record</h2>{command}<div class="columns">{lists}</div></section>'
+
+
+# -------------------------------------------------------------------- pieces
+class _Cell(NamedTuple):
+    """A cell's text, the number it is sorted by, and a class for its colour; `text` is not yet escaped."""
+
+    text: str
+    value: float | None = None
+    style: str = ""
+
+
+def _table(caption: str, columns: Mapping[str, bool], rows: Sequence[Sequence[_Cell]]) -> str:
+    """A table in a box that scrolls by itself and is reachable by keyboard; `columns` says which hold numbers."""
+    numeric = ' class="number"'
+    head = "".join(
+        f'<th scope="col"{numeric if number else ""}><button type="button">{escape(title)}</button></th>'
+        for title, number in columns.items()
     )
+    body = "\n".join("<tr>" + "".join(map(_html, cells, columns.values())) + "</tr>" for cells in rows)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
+        f'<caption class="hush">{escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _html(cell: _Cell, number: bool) -> str:
+    names = " ".join(name for name in ("number" if number else "", cell.style) if name)
+    style = f' class="{names}"' if names else ""
+    value = f' data-value="{float(cell.value)!r}"' if cell.value is not None else ""
+    return f"<td{style}{value}>{escape(cell.text)}</td>"
+
+
+def _value(value: float) -> _Cell:
+    known = value if math.isfinite(value) else None
+    return _Cell(signed(known), known, "minus" if (known or 0) < 0 else "")
 
 
 def _list(title: str, items: Mapping[str, Any]) -> str:
@@ -151,16 +182,17 @@ def _list(title: str, items: Mapping[str, Any]) -> str:
 
 
 def _legend(*marks: tuple[str, str]) -> str:
-    return (
-        '<div class="legend">' + "".join(f"<span>{plots.symbol(kind)}{name}</span>" for kind, name in marks) + "</div>"
-    )
+    return f'<div class="legend">{"".join(f"<span>{plots.symbol(kind)}{name}</span>" for kind, name in marks)}</div>'
 
 
-def _value(value: float | None) -> Cell:
-    known = value is not None and math.isfinite(value)
-    return Cell(
-        signed(value if known else None), value if known else None, "minus" if known and (value or 0) < 0 else ""
-    )
+def _wrong(data: ReportData) -> int:
+    """How many estimates have the wrong sign."""
+    return sum(check.wrong_sign for check in data.checks)
+
+
+def _estimated(data: ReportData) -> bool:
+    """Whether any check has an estimate: baselines give none."""
+    return any(math.isfinite(check.estimate) for check in data.checks)
 
 
 def _number(value: float) -> str:

@@ -57,6 +57,11 @@ def cuts(circuit: Circuit, order: np.ndarray | None = None, most: int = MOST, co
     return result or [_cut(circuit, ranked[:most])]
 
 
+def strongest(circuit: Circuit, n: int) -> Circuit:
+    """The n edges of largest |effect| (exact where measured); unknown effects come last."""
+    return _cut(circuit, _by_effect(circuit)[:n])
+
+
 def sizes_of(circuit: Circuit, faithfulness: float | None, interval: tuple[float, float] | None) -> list[Size]:
     """The cuts of a circuit of which nothing but the whole was run."""
     *smaller, last = cuts(circuit)

@@ -1,0 +1,282 @@
+"""The report of a circuit, from whatever is known of it; and the files that a circuit is left in.
+
+`write_report` makes the page:
+
+1. Faithfulness and the metric of every example come from a verification, if one is given. Otherwise the circuit is run
+   on the task's pairs; without a model, what the circuit's own file says of it is shown.
+2. Cuts of the circuit at growing sizes (`report.sizes`) are run exactly, with an interval over the pairs.
+3. The first clean prompts that are short enough are run once more, and the patterns of the circuit's heads kept:
+   `[query, key]` weights between 0 and 1 in steps of 1/255, one byte each, the keys up to the query only (models read
+   from left to right). Patterns share a budget of bytes, so that the page stays small: where it is short, the second
+   prompt goes first, then the heads of the weakest edges.
+
+Steps 2 and 3 need the model; without it the page has no measured sizes and no attention patterns.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from circuitfind.circuit import Circuit
+from circuitfind.engine.site_values import capture_site
+from circuitfind.errors import FileError, ModelError, TaskError
+from circuitfind.evaluation.curve import curve as run_curve
+from circuitfind.evaluation.faithfulness import evaluate
+from circuitfind.evaluation.outcome import Evaluation
+from circuitfind.evaluation.summary import TaskSummary
+from circuitfind.evaluation.verify import EdgeCheck, Verification
+from circuitfind.export.files import write_text
+from circuitfind.loading import bind
+from circuitfind.models.load import Model
+from circuitfind.remote.call import remotable
+from circuitfind.report.page import Attention, ExampleRow, ReportData, write
+from circuitfind.report.sizes import Size, cuts, strongest
+from circuitfind.scores import Scores
+from circuitfind.statistics import correlation
+from circuitfind.tasks.bound import BoundTask
+from circuitfind.tasks.task import Task
+
+PROMPTS = 2
+LONGEST = 192  # tokens; a longer prompt's pattern cannot be read on a page
+BUDGET = 900_000  # bytes of patterns
+MOST_DRAWN = 400  # edges; Graphviz takes minutes for more, and nobody can read them
+
+
+def write_report(
+    path: str | PathLike[str],
+    circuit: Circuit,
+    model: Model | None = None,
+    task: Task | BoundTask | None = None,
+    **more: Any,
+) -> Path:
+    """Writes the report of a circuit as one HTML page that needs no network; arguments as for `report_data`.
+
+    Raises:
+        FileError: the file cannot be written.
+        ScoreError: faithfulness is undefined on this task.
+        TaskError: a task that is not bound to a model, and no model.
+    """
+    return write(path, report_data(circuit, model, task, **more))
+
+
+def report_data(
+    circuit: Circuit,
+    model: Model | None = None,
+    task: Task | BoundTask | None = None,
+    *,
+    scores: Scores | None = None,
+    checks: Verification | None = None,
+    curve: Sequence[Any] = (),
+    steps: Sequence[tuple[str, str]] = (),
+    summary: TaskSummary | None = None,
+    command: str = "",
+    batch_size: int | None = None,
+    seed: int = 0,
+) -> ReportData:
+    """What the report of a circuit shows.
+
+    Args:
+        model: to measure the circuit at several sizes and its heads' attention; without it only what is given is shown.
+        task: preferably pairs that the circuit was not found on; bound to the model where no model is given.
+        scores: those that the circuit was cut from: they order the edges of smaller circuits (default: |effect|).
+        checks: the verification of this circuit on `task`; default: effects that the circuit holds, and a run of it.
+        curve, steps, summary: what `find` tried, did, and says of the search pairs.
+        command: the command that made the circuit.
+        batch_size, seed: as for `circuitfind.evaluate`.
+    """
+    bound = _bound(model, task)
+    same: dict[str, Any] = {"ablation": circuit.record.ablation, "batch_size": batch_size, "seed": seed}
+    known: dict[str, Any] = {"curve": curve, "steps": steps, "command": command}
+    value = None if checks is None else checks.evaluation
+    if model is not None and bound is not None:
+        value = evaluate(model, bound, circuit, **same) if value is None else value
+        order = None if scores is None else scores.ranked(circuit.record.settings.get("by", "absolute"))
+        inside = cuts(circuit, order)
+        known["sizes"] = measure_sizes(model, bound, inside, **same)
+        try:
+            known["attention"] = attention(model, bound, inside[-1])
+        except ModelError as error:
+            known["attention_note"] = "This model does not hand out its attention patterns."
+            warnings.warn(f"the report has no attention patterns: {error}", stacklevel=2)
+    name = bound.name if bound is not None else circuit.record.task
+    return ReportData(
+        f"A circuit for {name}" if name else "A circuit",
+        next(filter(None, (getattr(model, "name", ""), getattr(bound, "model", ""))), circuit.record.model),
+        _task(circuit, bound, summary),
+        circuit,
+        tolerance=circuit.record.settings.get("tolerance"),
+        **_measured(circuit, value, bound),
+        **_checked(circuit, checks),
+        **known,
+    )
+
+
+def save_circuit(circuit: Circuit, folder: str | PathLike[str], name: str = "circuit", title: str = "") -> list[Path]:
+    """Writes NAME.json, NAME.dot and NAME.svg, and returns those that were written.
+
+    A picture shows the strongest 400 edges at most, and needs Graphviz; what is not drawn is said in a warning.
+
+    Raises:
+        FileError: a file cannot be written.
+    """
+    folder, drawn = Path(folder), circuit
+    title = f"{title}: {len(circuit)} edges" if title else f"{len(circuit)} edges"
+    files = [circuit.save(folder / f"{name}.json")]
+    if len(circuit) > MOST_DRAWN:
+        drawn, title = strongest(circuit, MOST_DRAWN), f"{title}, the strongest {MOST_DRAWN}"
+        said = f"{name}.svg and {name}.dot show the strongest {MOST_DRAWN} of {len(circuit):,} edges"
+        warnings.warn(said, stacklevel=2)
+    files.append(write_text(folder / f"{name}.dot", drawn.to_dot(title=title)))
+    try:
+        files.append(drawn.render(folder / f"{name}.svg", title=title))
+    except FileError as error:
+        warnings.warn(str(error), stacklevel=2)
+    return files
+
+
+# -------------------------------------------------------------------- what is known already
+def _bound(model: Model | None, task: Task | BoundTask | None) -> BoundTask | None:
+    if task is None or (model is None and isinstance(task, BoundTask)):
+        return task
+    if model is None:
+        raise TaskError("a report on a task needs the model, too, or the task bound to it: task.on(model)")
+    return bind(model, task)
+
+
+def _measured(circuit: Circuit, value: Evaluation | None, pairs: BoundTask | None) -> dict[str, Any]:
+    """Of the circuit as a whole: from a run, or from the facts that the circuit holds."""
+    if value is None:
+        ends = circuit.facts.get("interval") or (math.nan,)
+        interval = tuple(ends) if all(end is not None and math.isfinite(end) for end in ends) else None
+        return {"faithfulness": circuit.facts.get("faithfulness"), "interval": interval}
+    found = {name: getattr(value, name) for name in ("faithfulness", "metric", "metric_full", "metric_empty")}
+    each = value.per_example
+    texts = (
+        ()
+        if pairs is None
+        else zip(pairs.prompts, pairs.answer_texts, each.full, each.circuit, each.empty, strict=True)
+    )
+    rows = [ExampleRow(prompt, answer, *map(float, values)) for prompt, answer, *values in texts]
+    return {**found, "interval": _finite(value.interval), "examples": rows}
+
+
+def _checked(circuit: Circuit, checks: Verification | None) -> dict[str, Any]:
+    """Edges with estimated and exact effects."""
+    if checks is not None:
+        between = {edge.name: _finite(ends) for edge, ends in zip(checks.edges, checks.intervals, strict=True)}
+        agree = checks.correlation if math.isfinite(checks.correlation) else None
+        intervals = {name: ends for name, ends in between.items() if ends is not None}
+        return {"checks": checks.edges, "effect_intervals": intervals, "correlation": agree, "random": checks.random}
+    rows = sorted((row for row in circuit.rows() if row.exact is not None), key=lambda row: -abs(row.exact or 0.0))
+    edges = [
+        EdgeCheck(
+            circuit.graph.edge_name(row.writer, row.reader),
+            math.nan if row.estimate is None else row.estimate,
+            row.exact or 0.0,
+        )
+        for row in rows
+    ]
+    both = np.array([(edge.estimate, edge.exact) for edge in edges if math.isfinite(edge.estimate)]).reshape(-1, 2)
+    agree = correlation(both[:, 0], both[:, 1]) if len(both) > 1 else math.nan
+    return {"checks": edges, "correlation": agree if math.isfinite(agree) else None}
+
+
+def _task(circuit: Circuit, pairs: BoundTask | None, summary: TaskSummary | None) -> Mapping[str, str]:
+    """Labels and texts of the section on the task."""
+    said = {"task": circuit.record.task, "metric": circuit.record.metric}
+    if pairs is not None:
+        said = {"task": pairs.name, "metric": pairs.metric.name, "pairs": str(len(pairs))}
+    if summary is not None:
+        accuracy = f"{summary.accuracy:.0%} on the search pairs" if math.isfinite(summary.accuracy) else ""
+        said = {
+            "task": summary.name,
+            "metric": summary.metric,
+            "search pairs": str(summary.n),
+            "held-out pairs": "" if pairs is None else str(len(pairs)),
+            "accuracy": accuracy,
+            "clean metric": f"{summary.clean:.4g}",
+            "corrupted metric": f"{summary.corrupted:.4g}",
+        }
+    first = "" if pairs is None else f"{pairs.prompts[0]} / {pairs.corrupted_prompts[0]}"
+    return {label: text for label, text in {**said, "first pair": first}.items() if text}
+
+
+def _finite(ends: Sequence[float]) -> tuple[float, float] | None:
+    return (ends[0], ends[1]) if all(map(math.isfinite, ends)) else None
+
+
+# -------------------------------------------------------------------- what is measured for the page
+def measure_sizes(model: Model, task: Task | BoundTask, circuits: Sequence[Circuit], **asked: Any) -> list[Size]:
+    """Runs every cut of a circuit exactly; `asked`: ablation, batch_size, seed as for `circuitfind.evaluate`.
+
+    Raises:
+        ScoreError: faithfulness is undefined on this task.
+    """
+    found = run_curve(model, task, circuits, **asked)
+    pairs = zip(found.circuits, found.points, strict=True)
+    return [Size(circuit, point.faithfulness, (point.interval.low, point.interval.high)) for circuit, point in pairs]
+
+
+@remotable
+def attention(
+    model: Model, task: Task | BoundTask, circuit: Circuit, *, prompts: int = PROMPTS, budget: int = BUDGET
+) -> list[Attention]:
+    """The attention patterns of a circuit's heads on the first clean prompts of at most `LONGEST` tokens.
+
+    Args:
+        budget: bytes that they may take in all.
+
+    Raises:
+        ModelError: the model does not hand out its attention patterns.
+    """
+    bound, graph = bind(model, task), circuit.graph
+    heads = _heads(circuit)
+    rows = [row for row, tokens in enumerate(bound.tokens) if len(tokens) <= LONGEST][:prompts]
+    lengths = [len(bound.tokens[row]) for row in rows]
+    while len(rows) > 1 and len(heads) * sum(map(_cells, lengths)) > budget:
+        rows, lengths = rows[:-1], lengths[:-1]
+    if not rows or not heads:
+        return []
+    heads = heads[: budget // sum(map(_cells, lengths))]
+    layers = sorted({graph.layer_of(head) for head in heads})
+    result = []
+    for row in rows:
+        inputs = bound.batch.clean.rows(slice(row, row + 1))
+        real = inputs.mask[0]
+        _, patterns = capture_site(model.adapter, inputs, "pattern", layers)
+        packed = {}
+        for head in heads:
+            layer = graph.layer_of(head)
+            weights = patterns[layer][0, :, head - graph.head(layer)].to(torch.float32)
+            packed[graph.writer_names[head]] = pack(weights[real.to(weights.device)][:, real.to(weights.device)])
+        result.append(Attention(bound.prompts[row], bound.tokens[row], packed))
+    return result
+
+
+def pack(weights: torch.Tensor) -> bytes:
+    """`[query, key]` weights in 0..1 as bytes, 255 = 1: query after query, its keys up to itself."""
+    whole = (weights.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    return bytes(whole[np.tril_indices(len(whole))].tobytes())
+
+
+def _cells(length: int) -> int:
+    return length * (length + 1) // 2
+
+
+def _heads(circuit: Circuit) -> list[int]:
+    """Writer indices of the circuit's heads, those of the largest summed |effect| of edges out first."""
+    graph = circuit.graph
+    strength = np.zeros(graph.n_writers)
+    for row in circuit.rows():
+        strength[row.writer] += abs(row.effect or 0.0)
+    inside = np.flatnonzero(circuit.node_mask[:-1]).tolist()
+    heads = [writer for writer in inside if writer and writer != graph.mlp(graph.layer_of(writer))]
+    return sorted(heads, key=lambda writer: -strength[writer])
