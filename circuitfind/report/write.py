@@ -24,9 +24,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from circuitfind.circuit import Circuit
-from circuitfind.engine.site_values import capture_site
+from circuitfind.engine.experiment import bind
+from circuitfind.engine.sites import capture_site
 from circuitfind.errors import FileError, ModelError, TaskError
 from circuitfind.evaluation.curve import curve as run_curve
 from circuitfind.evaluation.faithfulness import evaluate
@@ -34,12 +36,12 @@ from circuitfind.evaluation.outcome import Evaluation
 from circuitfind.evaluation.summary import TaskSummary
 from circuitfind.evaluation.verify import EdgeCheck, Verification
 from circuitfind.export.files import write_text
-from circuitfind.loading import bind
 from circuitfind.models.load import Model
 from circuitfind.remote.call import remotable
 from circuitfind.report.page import Attention, ExampleRow, ReportData, write
 from circuitfind.report.sizes import Size, cuts, strongest
 from circuitfind.scores import Scores
+from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import correlation
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
@@ -78,8 +80,7 @@ def report_data(
     steps: Sequence[tuple[str, str]] = (),
     summary: TaskSummary | None = None,
     command: str = "",
-    batch_size: int | None = None,
-    seed: int = 0,
+    **asked: Unpack[JudgeKeywords],
 ) -> ReportData:
     """What the report of a circuit shows.
 
@@ -90,17 +91,16 @@ def report_data(
         checks: the verification of this circuit on `task`; default: effects that the circuit holds, and a run of it.
         curve, steps, summary: what `find` tried, did, and says of the search pairs.
         command: the command that made the circuit.
-        batch_size, seed: as for `circuitfind.evaluate`.
+        asked: metric and ablation (by default the circuit's own), batch_size, seed; see `circuitfind.setting`.
     """
     bound = _bound(model, task)
-    same: dict[str, Any] = {"ablation": circuit.record.ablation, "batch_size": batch_size, "seed": seed}
     known: dict[str, Any] = {"curve": curve, "steps": steps, "command": command}
     value = None if checks is None else checks.evaluation
     if model is not None and bound is not None:
-        value = evaluate(model, bound, circuit, **same) if value is None else value
+        value = evaluate(model, bound, circuit, **asked) if value is None else value
         order = None if scores is None else scores.ranked(circuit.record.settings.get("by", "absolute"))
         inside = cuts(circuit, order)
-        known["sizes"] = measure_sizes(model, bound, inside, **same)
+        known["sizes"] = measure_sizes(model, bound, inside, **asked)
         try:
             known["attention"] = attention(model, bound, inside[-1])
         except ModelError as error:
@@ -214,8 +214,10 @@ def _finite(ends: Sequence[float]) -> tuple[float, float] | None:
 
 
 # -------------------------------------------------------------------- what is measured for the page
-def measure_sizes(model: Model, task: Task | BoundTask, circuits: Sequence[Circuit], **asked: Any) -> list[Size]:
-    """Runs every cut of a circuit exactly; `asked`: ablation, batch_size, seed as for `circuitfind.evaluate`.
+def measure_sizes(
+    model: Model, task: Task | BoundTask, circuits: Sequence[Circuit], **asked: Unpack[JudgeKeywords]
+) -> list[Size]:
+    """Runs every cut of a circuit exactly; `asked` as for `circuitfind.evaluate`.
 
     Raises:
         ScoreError: faithfulness is undefined on this task.
