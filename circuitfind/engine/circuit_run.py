@@ -210,7 +210,7 @@ class CircuitVisitor:
     def slice_streams(self, readers: np.ndarray, flat: Tensor, rows: tuple[int, slice]) -> Tensor:
         """Streams of one slice of one circuit's tokens."""
         circuit, tokens = rows
-        # writers are numbered in order of computation, so those that these readers can see are a prefix of the rows of D
+        # writers are numbered in order of computation: those that these readers can see are a prefix of the rows of D
         count = int(np.searchsorted(self.plan.writers, self.graph.limits[readers[0]]))
         terms = self.plan.terms[circuit][np.ix_(self.plan.writers[:count], readers)].T
         coefficients = self.sign * torch.from_numpy(terms.astype(np.float32)).to(self.written)

@@ -31,7 +31,6 @@ from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.layout import Heads
 
-
 Parts = list[Tensor]
 
 
