@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 from circuitfind.attribution.attribute import ScoreKeywords, score
-from circuitfind.attribution.method import Method
+from circuitfind.attribution.method import Method, Request
 from circuitfind.attribution.methods import method_of, request_of
 from circuitfind.circuit import Circuit
 from circuitfind.engine.experiment import Experiment
@@ -111,7 +111,7 @@ def find(
     if scores is not None and scores.graph != model.graph:
         raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
     chosen = method_of(method)
-    request, setting = request_of(chosen, "edge", None, asked)
+    request, setting = (Request("edge"), asked) if scores is not None else request_of(chosen, "edge", None, asked)
     whole = Experiment.of(model, task, setting, inherit=None if scores is None else scores.record)
     if len(whole) < 2:
         raise TaskError("one pair is too few to find a circuit and to judge it: give at least two, better thirty")
