@@ -111,8 +111,8 @@ def task(
     """A built-in task, made of words that the model's tokenizer has as single tokens.
 
     Args:
-        name: of a built-in task or of one that was registered (`circuitfind.tasks.builtin.register`); or a
-            `TaskBuilder`.
+        name: a built-in task, or one that you registered (`circuitfind.tasks.builtin.register`); a `TaskBuilder`, or
+            "package.module:name" of one.
         n: number of pairs.
         corruption: one of the task's named corruptions; the first by default.
         template: only sentences with this name or part of a name: "abba-3", "abba" or 3 for IOI; by default all.
@@ -126,23 +126,23 @@ def task(
     check_model(model)
     if model.tokenizer is None:
         raise TaskError(f"'{found.name}' is made of words, and this model has no tokenizer: give a Task of token ids")
-    rows = found.make(SingleTokens(model.tokenizer), n, seed, corruption, template)
-    distinct = len({row.clean for row in rows})
+    pairs = found.make(SingleTokens(model.tokenizer), n, seed, corruption, template)
+    clean = [pair.clean for pair in pairs]
+    distinct = len(set(clean))
     if distinct < n:
         warnings.warn(
             f"'{found.name}' has only {distinct} distinct prompts with this tokenizer; {n} were asked for", stacklevel=2
         )
-    clean = [row.clean for row in rows]
     return Task(
         clean=clean,
-        corrupted=[row.corrupted for row in rows],
-        answers=[list(row.answers) for row in rows],
-        wrong_answers=[list(row.wrong) for row in rows],
+        corrupted=[pair.corrupted for pair in pairs],
+        answers=[list(pair.answers) for pair in pairs],
+        wrong_answers=[list(pair.wrong) for pair in pairs],
         metric=metric or found.metric,
         bos=bos,
         name=_named(found, corruption, template),
-        flips=all(row.flips for row in rows),
-        spans=locatable([row.spans for row in rows], clean, PromptTokenizer(model.tokenizer, bos)),
+        flips=all(pair.flips for pair in pairs),
+        spans=locatable([pair.spans for pair in pairs], clean, PromptTokenizer(model.tokenizer, bos)),
     )
 
 

@@ -1,0 +1,1 @@
+"""Models on a server: a call on one is one job there."""
