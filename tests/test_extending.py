@@ -1,0 +1,111 @@
+"""One of each record added from outside the package: it is passed or registered, and works wherever a built-in one does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import circuitfind as cf
+from circuitfind.attribution.methods import METHODS
+from circuitfind.engine.ablation import ABLATIONS
+from circuitfind.metrics import METRICS
+
+SOURCE = '''
+import torch
+
+import circuitfind as cf
+from circuitfind.engine.capture import capture, capture_corrupted
+
+
+def squared(experiment, request):
+    """How much each writer's output changes, squared, the same for all its edges."""
+    graph = experiment.graph
+
+    def one(batch, _):
+        clean = capture(experiment.adapter, batch.clean, stop=True)
+        corrupted = capture_corrupted(experiment.adapter, batch, stop=True)
+        delta = clean.writers.minus(experiment.ablated(clean, corrupted))
+        sizes = [delta.embed.pow(2).sum()[None]]
+        for heads, mlp in zip(delta.heads, delta.mlps):
+            sizes += [heads.pow(2).sum((0, 1, 3)), mlp.pow(2).sum()[None]]
+        return torch.cat(sizes)
+
+    total = sum(part for _, part in experiment.in_batches(one, "squares")) * request.options["factor"]
+    return total[:, None].expand(graph.n_writers, graph.n_readers) if request.level == "edge" else total
+
+
+METHOD = cf.Method(
+    "squared-change", "squared change of a node's output", "this test", "2 forward", ("edge", "node"), score=squared,
+    options={"factor": 1.0}, sign=lambda level, options: "not an effect: a squared change",
+)
+'''
+
+
+@pytest.fixture(scope="module")
+def model() -> cf.Model:
+    return cf.load("tiny")
+
+
+@pytest.fixture(scope="module")
+def task(model: cf.Model) -> cf.Task:
+    return cf.task("ioi", model, n=8, template="abba-3")
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    (tmp_path / "own_circuitfind_method.py").write_text(SOURCE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_circuitfind_method"
+    sys.modules.pop("own_circuitfind_method", None)
+
+
+def test_a_method(model: cf.Model, task: cf.Task, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circuitfind.attribution.methods.METHODS", METHODS.copy())
+    path = f"{module}:METHOD"
+    named = cf.attribute(model, task, path)
+    record = sys.modules[module].METHOD
+    passed = cf.attribute(model, task, record, factor=2.0)
+    np.testing.assert_allclose(passed.values, 2 * named.values, rtol=1e-6)
+    assert named.record.method == "squared-change" and not named.record.is_effect
+    assert cf.attribute(model, task, record, level="node").top(1)
+    with pytest.raises(cf.ScoreError, match="steps"):
+        cf.attribute(model, task, record, steps=3)
+    assert {entry.method for entry in cf.compare(model, task, {"eap": None, "mine": record}).ranked} == {"eap", "mine"}
+    assert cf.find(model, task, method=path, tolerance=0.5, top=2, random=1, prune=False).scores.record.method
+
+
+def test_a_metric(model: cf.Model, task: cf.Task) -> None:
+    def entropy(logits: torch.Tensor, batch: object) -> torch.Tensor:
+        logprobs = logits.log_softmax(-1)
+        return (logprobs.exp() * logprobs).sum(-1)
+
+    scores = cf.attribute(model, task, "eap", metric=entropy)
+    assert scores.record.metric == "entropy"
+    circuit = scores.top(200)
+    with pytest.raises(cf.ScoreError, match="pass metric="):
+        cf.evaluate(model, task, circuit)
+    assert cf.evaluate(model, task, circuit, metric=entropy).record.metric == "entropy"
+    cf.register(cf.Metric("entropy-of-answers", entropy, answers=False))
+    try:
+        assert cf.attribute(model, task, "eap", metric="entropy-of-answers").record.metric == "entropy-of-answers"
+    finally:
+        del METRICS["entropy-of-answers"]
+
+
+def test_an_ablation(model: cf.Model, task: cf.Task) -> None:
+    half = cf.Ablation("half", lambda own, corrupted, mean: (own + corrupted) / 2, corrupted=True)
+    cf.register(half)
+    try:
+        whole = cf.attribute(model, task, "eap")
+        scores = cf.attribute(model, task, "eap", ablation="half")
+        np.testing.assert_allclose(scores.values, whole.values / 2, atol=1e-5)
+        assert cf.evaluate(model, task, scores.top(300)).record.ablation == "half"
+        sweep = cf.patch(model, task, "heads", ablation="half")
+        assert np.isfinite(sweep.effects).all() and sweep.record.ablation == "half"
+    finally:
+        del ABLATIONS["half"]
