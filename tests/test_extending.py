@@ -1,4 +1,4 @@
-"""One of each record added from outside the package: it is passed or registered, and works wherever a built-in one does."""
+"""One of each record added from outside the package: passed or registered, it works like a built-in one."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def request_of(
         TypeError: a keyword that no method has.
     """
     setting = {name: value for name, value in asked.items() if name in Keywords.__annotations__}
-    given = {name: value for name, value in asked.items() if name not in setting and value is not None}
+    given = {k: v for k, v in asked.items() if k not in setting and v is not None and v is not False}
     for name, value in given.items():
         if name not in method.options:
             owners = [other.name for other in METHODS.values() if name in other.options]

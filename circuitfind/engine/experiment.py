@@ -77,7 +77,8 @@ class Experiment:
             TypeError: a keyword that the call does not have.
         """
         known = [name for name in Keywords.__annotations__ if direction or name != "direction"]
-        given: dict[str, Any] = {name: value for name, value in (asked or {}).items() if value is not None}
+        # None asks for the default, except of a seed: some generators take it for the time of day
+        given: dict[str, Any] = {k: v for k, v in (asked or {}).items() if v is not None or k == "seed"}
         for name in asked or {}:
             if name not in known:
                 raise TypeError(f"keyword '{name}' does not apply here: a run is set by {', '.join(known)}")
