@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
 from importlib import import_module
@@ -11,6 +13,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _LISTED = 40  # names that a message lists at most
+_OWN = (__name__.partition(".")[0], "contextlib")  # a block's `with` enters the package through contextlib
 
 
 class CircuitfindError(Exception):
@@ -31,6 +34,14 @@ class FileError(CircuitfindError):
 
 class ScoreError(CircuitfindError):
     """Scores cannot be computed or used: NaN values, a vanishing gradient, a graph that does not fit."""
+
+
+def warn(text: str) -> None:
+    """Warns at the user's line: the nearest one outside of the package."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OWN:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, stacklevel=level)
 
 
 def plain(name: str) -> str:

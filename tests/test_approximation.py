@@ -158,7 +158,7 @@ def test_order_and_size_are_told_apart(factor: float, verdict: str) -> None:
     ],
 )
 def test_a_better_method_is_named(what: str, method: str, remedy: str) -> None:
-    one = cf.approximation(linear(), id_task((6, 6)), what).compared[what]
+    one = cf.approximation(linear(), id_task((6, 6)), "heads").compared["heads"]
     opposed = dataclasses.replace(one.exact, per_example=-one.exact.per_example)
     (said,) = remarks({what: one._replace(exact=opposed)}, method, "noising")
     assert said.endswith(remedy)

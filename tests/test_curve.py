@@ -15,7 +15,7 @@ from toys import FOUR, Twin, contrast, some_circuits, wrapped
 
 import circuitfind as cf
 from circuitfind.circuit import connected
-from circuitfind.errors import FileError, ScoreError
+from circuitfind.errors import FileError, ScoreError, TaskError
 from circuitfind.evaluation.curve import PERCENTAGES, area_from_one, area_under, curve_of
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.mib import mib_of
@@ -70,7 +70,7 @@ def test_points_equal_the_literal_runs(name: str) -> None:
     assert [point.asked for point in found.points] == [0, 12, 40, model.graph.n_edges]
     twin = Twin(model, bound)
     rows, answers = torch.arange(len(bound)), bound.batch.answers[:, 0, 0]
-    values, ranked = {}, sorted(scores.to_dict().items(), key=lambda item: -item[1])
+    values, ranked = {}, sorted(scores.to_dict().items(), key=lambda item: -abs(item[1]))
     for point in found.points:
         kept = {tuple(edge.split("->")) for edge, _ in ranked[: point.asked]}
         logits = run_circuit(twin.literal, twin.batch.clean, kept, twin.carried)
@@ -96,7 +96,7 @@ def test_mib_cuts_at_ten_fractions_and_prunes(evaluator: Evaluator, scores: cf.S
     assert [point.fraction for point in found.points] == list(PERCENTAGES)
     assert [point.asked for point in found.points] == [int(p * n) for p in PERCENTAGES]
     for point, circuit in zip(found.points, found.circuits, strict=True):
-        assert circuit == scores.top(point.asked, by="signed")
+        assert circuit == scores.top(point.asked)
         assert point.n_edges == len(circuit) == connected(evaluator.graph, circuit.mask).sum()
         alone = evaluator.evaluate(circuit)
         assert point.faithfulness == pytest.approx(alone.faithfulness, abs=1e-5)
@@ -157,16 +157,25 @@ def test_each_distinct_circuit_is_run_once(
 
 @pytest.mark.parametrize("ablation", ["zero", "mean"])
 def test_ends_of_the_scale_under_other_ablations(llama: cf.Model, scores: cf.Scores, ablation: str) -> None:
-    found = cf.curve(llama, contrast(2), scores, sizes=[0, 50, len(scores)], ablation=ablation)
-    alone = cf.evaluate(llama, contrast(2), scores.top(50, by="signed"), ablation=ablation)
+    with pytest.warns(
+        UserWarning, match=f"the scores were made with ablation='corrupted' and judged with ablation='{ablation}'"
+    ):
+        found = cf.curve(llama, contrast(2), scores, sizes=[0, 50, len(scores)], ablation=ablation)
+    with pytest.warns(
+        UserWarning, match=f"the circuit was made with ablation='corrupted' and judged with ablation='{ablation}'"
+    ):
+        alone = cf.evaluate(llama, contrast(2), scores.top(50), ablation=ablation)
     assert [point.faithfulness for point in found.points] == pytest.approx([0, alone.faithfulness, 1], abs=1e-5)
     assert found.record.ablation == ablation
 
 
 def test_without_answers_there_is_no_accuracy(llama: cf.Model, scores: cf.Scores) -> None:
     task = dataclasses.replace(contrast(2), answers=None, wrong_answers=None, metric="kl")
-    (point,) = cf.curve(llama, task, scores, sizes=[40]).points
-    alone = cf.evaluate(llama, task, scores.top(40, by="signed"))
+    with pytest.raises(TaskError, match=r"the scores were made with metric='logit_diff': .* needs answers"):
+        cf.curve(llama, task, scores, sizes=[40])
+    with pytest.warns(UserWarning, match="judged with metric='kl'"):
+        (point,) = cf.curve(llama, task, scores, sizes=[40], metric="kl").points
+        alone = cf.evaluate(llama, task, scores.top(40), metric="kl")
     for one in (point, alone):
         assert np.isnan([one.accuracy, one.top1]).all() and one.kl == pytest.approx(-one.metric) and one.kl > 1e-4
     assert np.isnan([alone.accuracy_full, alone.top1_full]).all()

@@ -224,7 +224,8 @@ def test_tables_and_document(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("wrong", "kind", "said"),
     [
-        ({"method": "acdc"}, ScoreError, "give search="),
+        ({"method": "acdc"}, ScoreError, "does not score edges"),
+        ({"method": "weights"}, ScoreError, "give search="),
         ({"ablation": "zero"}, ScoreError, "needs ablation='corrupted'"),
         ({"method": "eap", "ablation": "zero", "direction": "denoising"}, ScoreError, "denoising"),
         ({"n_edges": -1}, ScoreError, "n=-1"),

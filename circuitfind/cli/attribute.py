@@ -72,7 +72,7 @@ def attribute(
     behaviour, except for baselines and direct contributions (direct, atp-star, hisp, ifr, activation,
     weights, random), whose scores are no effects.
     """
-    scored = {"level": level.level.value, "normalise": level.normalise}
+    scored = {"level": level.level.value, "normalise": level.normalise or None}
     what = level.what and level.what.value
     inputs.check_scoring(scoring, run, what=what, by_position=places.by_position, **scored)
     folder, ways = inputs.folder(place.out), inputs.ways_of(places)

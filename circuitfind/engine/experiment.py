@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,9 +23,9 @@ from circuitfind.engine.capture import Run, capture
 from circuitfind.engine.memory import in_batches
 from circuitfind.engine.prepare import Prepared, ablated, prepare
 from circuitfind.engine.writers import Writers
-from circuitfind.errors import ModelError, ScoreError, TaskError
+from circuitfind.errors import ModelError, ScoreError, TaskError, warn
 from circuitfind.graph import Graph
-from circuitfind.metrics import METRICS, Metric
+from circuitfind.metrics import METRICS, Function, Metric
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
 from circuitfind.record import Record
@@ -61,6 +60,7 @@ class Experiment:
         asked: Keywords | JudgeKeywords | None = None,
         *,
         inherit: Record | None = None,
+        made: str = "the circuit was",
         metric: str | Metric | None = None,
         direction: bool = True,
     ) -> Experiment:
@@ -70,11 +70,13 @@ class Experiment:
             asked: the call's keywords.
             inherit: the record of what is judged: its metric, ablation and direction hold unless `asked` says
                 otherwise, which is warned of.
+            made: what that is, as the subject of messages: "the circuit was", "the scores were".
             metric: the call's own default, in place of the task's.
             direction: whether the call has one.
 
         Raises:
             TypeError: a keyword that the call does not have.
+            ScoreError, TaskError: the metric is not known here, or does not fit the task.
         """
         known = [name for name in Keywords.__annotations__ if direction or name != "direction"]
         # None asks for the default, except of a seed: some generators take it for the time of day
@@ -83,16 +85,15 @@ class Experiment:
             if name not in known:
                 raise TypeError(f"keyword '{name}' does not apply here: a run is set by {', '.join(known)}")
         bound = bind(model, task)
-        made = {} if inherit is None else _inherited(inherit, known)
-        for name, value in made.items():
+        inherited = {} if inherit is None else _inherited(inherit, known)
+        for name, value in inherited.items():
             if name not in given:
                 given[name] = value
             elif _name(given[name]) != value:
-                now = _name(given[name])
-                warnings.warn(f"made with {name}='{value}', judged with {name}='{now}', as asked", stacklevel=4)
+                warn(f"{made} made with {name}='{value}' and judged with {name}='{_name(given[name])}', as asked")
         chosen = given.pop("metric", metric)
-        if chosen != bound.metric.name:  # a task's own function has no other name to be found by
-            bound = bound.with_metric(_known(chosen, bound, made))
+        if chosen not in (None, bound.metric.name):  # a task's own function has no other name to be found by
+            bound = _measuring(bound, chosen, made if chosen == inherited.get("metric") else "")
         return cls(model, bound, Setting(bound.metric, **given))
 
     # ---------------------------------------------------------------- what it is made of
@@ -198,23 +199,27 @@ def _name(value: Any) -> Any:
 
 
 def _inherited(record: Record, known: list[str]) -> dict[str, str]:
-    """What a record says of how it was made, as far as it says anything and the call has such a keyword."""
+    """What a record says of how it was made, as far as the call has such a keyword; nothing where no run made it."""
     made = {name: getattr(record, name) for name in ("metric", "ablation", "direction") if name in known}
-    return {name: value for name, value in made.items() if value}
+    return {name: value for name, value in made.items() if value and record.n_examples}
 
 
-def _known(metric: Any, bound: BoundTask, made: dict[str, str]) -> Any:
-    """A metric that can be found.
+def _measuring(bound: BoundTask, metric: str | Metric | Function, made: str) -> BoundTask:
+    """The pairs under a metric; `made`: what the metric was inherited from, if it was.
 
     Raises:
-        ScoreError: it is named by a record, and only the maker of that has it.
+        ScoreError: only the maker of the record has its metric.
+        TaskError: the metric does not fit the task.
     """
-    if metric is not None and metric == made.get("metric") and metric not in METRICS:
+    if made and metric not in METRICS:
         raise ScoreError(
-            f"made with the metric '{metric}', which is not known by name here, and the task measures"
+            f"{made} made with the metric '{metric}', which is not known by name here, and the task measures"
             f" '{bound.metric.name}': pass metric="
         )
-    return metric
+    try:
+        return bound.with_metric(metric)
+    except TaskError as error:
+        raise TaskError(f"{made} made with metric='{metric}': {error}" if made else str(error)) from None
 
 
 def bind(model: Model, task: Task | BoundTask) -> BoundTask:

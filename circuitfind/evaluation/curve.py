@@ -158,7 +158,8 @@ def curve(
     """
     check_model(model)
     chosen = given if isinstance(given, Scores) else _circuits(model.graph, given)
-    evaluator = Evaluator.of(model, task, chosen.record if isinstance(chosen, Scores) else _made(chosen), **asked)
+    made = (chosen.record, "the scores were") if isinstance(chosen, Scores) else (_made(chosen), "the circuits were")
+    evaluator = Evaluator.of(model, task, *made, **asked)
     return curve_of(evaluator, chosen, sizes=sizes, percentages=percentages, by=by, prune=prune)
 
 
@@ -261,5 +262,6 @@ def _circuits(graph: Graph, given: Iterable[Circuit]) -> list[Circuit]:
 def _made(circuits: list[Circuit]) -> Record:
     """How the circuits were made, as far as they agree on it."""
     records = [circuit.record for circuit in circuits]
-    agreed = {name for name in ("metric", "ablation") if len({getattr(record, name) for record in records}) == 1}
-    return replace(Record(ablation=""), **{name: getattr(records[0], name) for name in agreed})
+    metrics, ablations = ({getattr(record, name) for record in records} for name in ("metric", "ablation"))
+    (metric, *more), (ablation, *others) = metrics, ablations
+    return replace(records[0], metric="" if more else metric, ablation="" if others else ablation)

@@ -63,10 +63,15 @@ class Evaluator:
 
     @classmethod
     def of(
-        cls, model: Model, task: Task | BoundTask, inherit: Record | None = None, **asked: Unpack[JudgeKeywords]
+        cls,
+        model: Model,
+        task: Task | BoundTask,
+        inherit: Record | None = None,
+        made: str = "the circuit was",
+        **asked: Unpack[JudgeKeywords],
     ) -> Evaluator:
         """The evaluator that a public call's keywords ask for; see `Experiment.of`."""
-        return cls(Experiment.of(model, task, asked, inherit=inherit, direction=False))
+        return cls(Experiment.of(model, task, asked, inherit=inherit, made=made, direction=False))
 
     @property
     def seed(self) -> int:

@@ -50,7 +50,7 @@ def mib(
 
     Args and errors as for `curve`.
     """
-    return mib_of(Evaluator.of(model, task, scores.record, **asked), scores)
+    return mib_of(Evaluator.of(model, task, scores.record, "the scores were", **asked), scores)
 
 
 def mib_of(evaluator: Evaluator, scores: Scores) -> Mib:

@@ -8,11 +8,11 @@ distribution. Without wrong answers the answer has to be the most likely of all 
 from __future__ import annotations
 
 import math
-import warnings
 from typing import NamedTuple
 
 import numpy as np
 
+from circuitfind import errors
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.models.load import Model
 from circuitfind.remote.call import remotable
@@ -85,7 +85,7 @@ def summary_of(evaluator: Evaluator, warn: bool = True) -> TaskSummary:
         float(chances(bound).mean()) if has_wrong else 0.0 if has_answers else float("nan"),
     )
     if warn and summary.warning():
-        warnings.warn(str(summary.warning()), stacklevel=4)
+        errors.warn(str(summary.warning()))
     return summary
 
 

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field
 from typing import NamedTuple, Unpack
 
@@ -17,7 +16,7 @@ import numpy as np
 from circuitfind.attribution.exact import exact_effects
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.experiment import Experiment
-from circuitfind.errors import ScoreError
+from circuitfind.errors import ScoreError, warn
 from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
 from circuitfind.evaluation.random_circuits import random_circuit
 from circuitfind.models.load import Model
@@ -130,16 +129,14 @@ def verify(
         raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
     if top < 0 or random < 0:
         raise ScoreError(f"top={top} and random={random} count edges and circuits: neither can be negative")
-    experiment = Experiment.of(model, task, asked, inherit=scores.record)
+    experiment = Experiment.of(model, task, asked, inherit=scores.record, made="the scores were")
     evaluator, seed = Evaluator(experiment), experiment.setting.seed
     candidates = scores.top(top, prune=False)
     mask = candidates.mask
     if circuit is None:
         circuit = candidates.connected()
         if not len(circuit):
-            warnings.warn(
-                f"the top {top} edges hold no path from input to logits: their circuit is empty", stacklevel=3
-            )
+            warn(f"the top {top} edges hold no path from input to logits: their circuit is empty")
     else:
         circuit = as_circuit(model.graph, circuit)
         mask = mask | circuit.mask

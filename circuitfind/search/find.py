@@ -112,7 +112,9 @@ def find(
         raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
     chosen = method_of(method)
     request, setting = (Request("edge"), asked) if scores is not None else request_of(chosen, "edge", None, asked)
-    whole = Experiment.of(model, task, setting, inherit=None if scores is None else scores.record)
+    whole = Experiment.of(
+        model, task, setting, inherit=None if scores is None else scores.record, made="the scores were"
+    )
     if len(whole) < 2:
         raise TaskError("one pair is too few to find a circuit and to judge it: give at least two, better thirty")
     seen, unseen = whole.bound.split(1 - holdout, whole.setting.seed)
