@@ -1,10 +1,10 @@
-"""All methods on the embedded model's five behaviours, and on a model and pairs of one's own: the tables of the docs.
+"""All methods on the embedded model's five tasks, and on a model and pairs of one's own: the tables of the docs.
 
     python benchmarks/comparison.py --out runs [--model FOLDER --data examples/pronouns.jsonl] [--methods eap,random]
 
-64 pairs of each behaviour (all of a file), half to rank the edges with, half to judge on; one thread. Each behaviour's
+64 pairs of each task (all of a file), half to rank the edges with, half to judge on; one thread. Each task's
 comparison is left in OUT as compare.json, .csv and .md, with every method's scores; a stopped run goes on from there.
-Printed are CPR and CMD by method and behaviour, how well scores rank the exact effects, the method nearest to 1 at each
+Printed are CPR and CMD by method and task, how well scores rank the exact effects, the method nearest to 1 at each
 size, and what the rankings cost.
 """
 
@@ -26,7 +26,7 @@ BEHAVIOURS = ("ioi", "greater-than", "gendered-pronoun", "subject-verb-agreement
 
 
 def run(out: Path, folder: str | None, data: str | None, methods: list[str] | None) -> dict[str, Comparison]:
-    """Comparisons by behaviour; those that are there already are read."""
+    """Comparisons by task; those that are there already are read."""
     tasks: dict[str, Callable[[], tuple[cf.Model, cf.Task]]] = {
         name: lambda name=name: ((model := cf.load("tiny", backend="hooks")), cf.task(name, model, n=64))
         for name in BEHAVIOURS
@@ -46,8 +46,8 @@ def run(out: Path, folder: str | None, data: str | None, methods: list[str] | No
     return found
 
 
-def by_behaviour(title: str, found: dict[str, Comparison], number: Callable[[Entry], float], best: Callable) -> None:
-    """One line a method, one column a behaviour, the mean at the end; best mean first."""
+def by_task(title: str, found: dict[str, Comparison], number: Callable[[Entry], float], best: Callable) -> None:
+    """One line a method, one column a task, the mean at the end; best mean first."""
     methods = [entry.method for entry in next(iter(found.values())).entries]
     values = {m: [number(one[m]) for one in found.values()] for m in methods}
     print(f"\n{title}\n\n| method | {' | '.join(found)} | mean |\n| --- |{' ---: |' * (len(found) + 1)}")
@@ -58,10 +58,10 @@ def by_behaviour(title: str, found: dict[str, Comparison], number: Callable[[Ent
 
 
 def nearest(found: dict[str, Comparison]) -> None:
-    """Which method's circuit is nearest to faithfulness 1, by size and behaviour."""
+    """Which method's circuit is nearest to faithfulness 1, by size and task."""
     first = next(iter(found.values()))
     heads = " | ".join(f"{point.fraction:.1%}" for point, _ in first.closest()[:-1])
-    print(f"\nNearest to faithfulness 1, by part of the edges\n\n| behaviour | {heads} |")
+    print(f"\nNearest to faithfulness 1, by part of the edges\n\n| task | {heads} |")
     print(f"| --- |{' --- |' * (len(first.closest()) - 1)}")
     for name, one in found.items():
         cells = [
@@ -71,10 +71,10 @@ def nearest(found: dict[str, Comparison]) -> None:
 
 
 def costs(found: dict[str, Comparison]) -> None:
-    """Passes and CPU seconds of the rankings: the first behaviour, and the range over all."""
+    """Passes and CPU seconds of the rankings: the first task, and the range over all."""
     name, first = next(iter(found.items()))
     print(f"\nCost of a ranking ({name}; {first.n_search} pairs)\n")
-    print("| method | forward passes | backward passes | CPU s | CPU s, all behaviours | MB |")
+    print("| method | forward passes | backward passes | CPU s | CPU s, all tasks | MB |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     for entry in sorted(first.entries, key=lambda entry: entry.costs.cpu_seconds):
         seconds = [one[entry.method].costs.cpu_seconds for one in found.values()]
@@ -94,9 +94,9 @@ if __name__ == "__main__":
     options = parser.parse_args()
     torch.set_num_threads(1)
     comparisons = run(options.out, options.model, options.data, options.methods)
-    by_behaviour("CPR (higher is better)", comparisons, lambda entry: entry.cpr, max)
-    by_behaviour("CMD (lower is better)", comparisons, lambda entry: entry.cmd, min)
+    by_task("CPR (higher is better)", comparisons, lambda entry: entry.cpr, max)
+    by_task("CMD (lower is better)", comparisons, lambda entry: entry.cmd, min)
     if all(entry.rank_correlation is not None for one in comparisons.values() for entry in one.ranked):
-        by_behaviour("Spearman's rho with exact effects", comparisons, lambda entry: entry.rank_correlation, max)
+        by_task("Spearman's rho with exact effects", comparisons, lambda entry: entry.rank_correlation, max)
     nearest(comparisons)
     costs(comparisons)
