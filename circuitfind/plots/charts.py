@@ -16,23 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from circuitfind.plots.style import (
-    GAP,
-    NEUTRAL,
-    OPPOSES,
-    SHARES,
-    SIGNED,
-    SUPPORTS,
-    Caption,
-    Side,
-    error_bars,
-    figure,
-    graph_objects,
-    hover,
-    limit,
-    safe,
-    ticks,
-)
+from circuitfind.plots import style
+from circuitfind.plots.style import Caption, Side, figure, graph_objects, hover, safe
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -65,7 +50,7 @@ def heat(
         signed: the diverging scale, symmetric about 0; else from 0 upwards.
         most: the scale's end; by default the largest magnitude shown.
     """
-    end = limit(values) if most is None else most
+    end = style.limit(values) if most is None else most
     wide, high = _cell(len(columns.labels), WIDE, 14, 46), _cell(len(rows.labels), HIGH, 13, 40)
     tall = max(high * len(rows.labels), 180)
     trace = cells(values, texts, end, signed, colorbar=colour_bar(unit, min(tall, HIGH)))
@@ -76,7 +61,7 @@ def heat(
         words,
         width,
         tall,
-        plot_bgcolor=GAP,
+        plot_bgcolor=style.GAP,
         xaxis=axis(columns, (width - left - 130) / max(len(columns.labels), 1), across=True),
         yaxis=axis(rows, high, across=False),
     )
@@ -90,7 +75,7 @@ def cells(
         z=np.asarray(values, dtype=np.float64),
         hovertext=[list(row) for row in texts],
         hoverinfo="text",
-        colorscale=SIGNED if signed else SHARES,
+        colorscale=style.SIGNED if signed else style.SHARES,
         zmin=-end if signed else 0,
         zmax=end,
         xgap=1,
@@ -114,7 +99,7 @@ def axis(side: Side, cell: float, across: bool) -> dict[str, Any]:
     """A side of the cells as plotly's axis, from left to right or from top to bottom, `cell` pixels each."""
     made = {
         "title": {"text": side.name},
-        **ticks(side.labels),
+        **style.ticks(side.labels),
         "tickfont": {"size": 11 if cell >= 15 else 9},
         "showgrid": False,
         "zeroline": False,
@@ -170,9 +155,8 @@ def _place(name: str) -> tuple[int, _Column] | None:
     if found["mlp"]:
         return int(found["mlp"]), _Column(SLOTS.index("MLP"), 0, "MLP")
     slot, shared = found["slot"] or "", "kv" if found["kind"] == "kv" else ""
-    return int(found["layer"]), _Column(
-        SLOTS.index(slot), int(found["unit"]), f"{slot} {shared}{found['unit']}".strip()
-    )
+    label = f"{slot} {shared}{found['unit']}".strip()
+    return int(found["layer"]), _Column(SLOTS.index(slot), int(found["unit"]), label)
 
 
 # -------------------------------------------------------------------- bars
@@ -203,15 +187,10 @@ def bars(
         orientation="h",
         hovertext=[hover(name, value, *between) + text for name, value, between, text in columns],
         hoverinfo="text",
-        marker={"color": [SUPPORTS if v >= 0 else OPPOSES for v in length] if signed else NEUTRAL},
-        error_x=error_bars(length, ends, color="#222", thickness=1, width=3),
+        marker={"color": [style.SUPPORTS if v >= 0 else style.OPPOSES for v in length] if signed else style.NEUTRAL},
+        error_x=style.error_bars(length, ends, color="#222", thickness=1, width=3),
     )
-    return figure(
-        trace,
-        words,
-        BARS_WIDE,
-        BAR * len(length) + 20,
-        bargap=0.25,
-        xaxis={"title": {"text": unit}, "zerolinecolor": "#999"},
-        yaxis={**ticks(names, LONGEST_NAME), "range": [len(length) - 0.5, -0.5], "automargin": True, "showgrid": False},
-    )
+    across = {"title": {"text": unit}, "zerolinecolor": "#999"}
+    down = {"range": [len(length) - 0.5, -0.5], "automargin": True, "showgrid": False}
+    down |= style.ticks(names, LONGEST_NAME)
+    return figure(trace, words, BARS_WIDE, BAR * len(length) + 20, bargap=0.25, xaxis=across, yaxis=down)

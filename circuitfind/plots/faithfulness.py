@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from circuitfind.plots.style import NEUTRAL, OPPOSES, PALETTE, Caption, caption, error_bars, figure, graph_objects, safe
+from circuitfind.plots.style import NEUTRAL, OPPOSES, PALETTE, Caption, caption, error_bars, figure, marks, safe
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -57,45 +57,24 @@ def search(tried: Sequence[Tried], circuit: Circuit) -> Figure:
     """Every circuit that a search ran, and the one that it chose."""
     known = sorted((point for point in tried if np.isfinite(point.faithfulness)), key=lambda point: point.n_edges)
     x, y = _sizes(point.n_edges for point in known), [point.faithfulness for point in known]
-    go = graph_objects()
-    marks = go.Scatter(
-        x=x,
-        y=y,
-        mode="lines+markers",
-        name="circuits run",
-        line={"color": "#bbb", "width": 1},
-        marker={"symbol": [STAGES.get(point.stage, "circle") for point in known], "size": 9, "color": PALETTE[0]},
-        hovertext=[f"{p.n_edges:,} edges: {p.faithfulness:.3f} ({safe(p.stage)})" for p in known],
-        hoverinfo="text",
-    )
+    look = {"symbol": [STAGES.get(point.stage, "circle") for point in known], "size": 9, "color": PALETTE[0]}
+    texts = [f"{p.n_edges:,} edges: {p.faithfulness:.3f} ({safe(p.stage)})" for p in known]
+    trail = {"color": "#bbb", "width": 1}
+    run = marks(x, y, texts, "circuits run", "lines+markers", line=trail, marker=look)
     found = circuit.facts.get("faithfulness_on_search_pairs")
-    chosen = go.Scatter(
-        x=_sizes([len(circuit)]),
-        y=[found],
-        mode="markers",
-        name="the circuit",
-        marker={"symbol": "star", "size": 16, "color": OPPOSES},
-        hovertext=[f"<b>the circuit</b>: {len(circuit):,} edges"],
-        hoverinfo="text",
-    )
+    star = {"symbol": "star", "size": 16, "color": OPPOSES}
+    said = [f"<b>the circuit</b>: {len(circuit):,} edges"]
+    chosen = marks(_sizes([len(circuit)]), [found], said, "the circuit", marker=star)
     words = measured("The search's circuits", circuit.record, "circles: grid, squares: bisection, triangles: pruning")
-    return _framed([marks, *([] if found is None else [chosen])], words, "edges in the circuit (log scale)")
+    return _framed([run, *([] if found is None else [chosen])], words, "edges in the circuit (log scale)")
 
 
 def _line(name: str, points: Sequence[CurvePoint], colour: str, symbol: str) -> Any:
     y = np.array([point.faithfulness for point in points])
     ends = np.array([point.interval for point in points], dtype=np.float64).reshape(-1, 2)
-    return graph_objects().Scatter(
-        x=_sizes(point.asked for point in points),
-        y=y,
-        mode="lines+markers",
-        name=safe(name),
-        line={"color": colour, "width": 1.6},
-        marker={"symbol": symbol, "size": 7},
-        error_y=error_bars(y, ends, thickness=0.8, width=3),
-        hovertext=[_said(name, point) for point in points],
-        hoverinfo="text",
-    )
+    x, texts = _sizes(point.asked for point in points), [_said(name, point) for point in points]
+    look: dict[str, Any] = {"line": {"color": colour, "width": 1.6}, "marker": {"symbol": symbol, "size": 7}}
+    return marks(x, y, texts, safe(name), "lines+markers", error_y=error_bars(y, ends, thickness=0.8, width=3), **look)
 
 
 def _said(name: str, point: CurvePoint) -> str:
@@ -107,15 +86,9 @@ def _said(name: str, point: CurvePoint) -> str:
 
 
 def _framed(traces: Sequence[Any], words: Caption, across: str) -> Figure:
-    made = figure(
-        traces,
-        words,
-        WIDTH,
-        HEIGHT,
-        showlegend=True,
-        xaxis={"title": {"text": across}, "type": "log", "dtick": 1, "minor": {"dtick": "D1", "ticks": "outside"}},
-        yaxis={"title": {"text": "faithfulness"}, "zerolinecolor": "#bbb"},
-    )
+    x = {"title": {"text": across}, "type": "log", "dtick": 1, "minor": {"dtick": "D1", "ticks": "outside"}}
+    y = {"title": {"text": "faithfulness"}, "zerolinecolor": "#bbb"}
+    made = figure(traces, words, WIDTH, HEIGHT, showlegend=True, xaxis=x, yaxis=y)
     made.add_hline(y=1, line={"color": NEUTRAL, "dash": "dash", "width": 1.2})
     return made
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from importlib.resources import files
 from os import PathLike
 from pathlib import Path
 from string import Template
@@ -18,41 +19,6 @@ from circuitfind.plots.style import graph_objects
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline';\
- script-src 'unsafe-inline'; img-src data: blob:">
-<meta name="generator" content="circuitfind">
-<link rel="icon" href="data:,">
-<title>$title</title>
-<style>
-body { margin: 0 auto; padding: 1rem; max-width: 75rem; font: 15px/1.45 "Open Sans", verdana, arial, sans-serif;
-  color: #2a3f5f; background: #fff; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; margin: 0 0 1.5rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-</style>
-<script>$library</script>
-</head>
-<body>
-<h1>$title</h1>
-$body
-<script>
-const BUTTONS = ["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"];
-for (const place of document.querySelectorAll("[data-figure]")) {
-  const {data, layout} = JSON.parse(document.getElementById(place.dataset.figure).textContent);
-  Plotly.newPlot(place, data, layout, {displaylogo: false, modeBarButtons: [BUTTONS]});
-}
-</script>
-</body>
-</html>
-""")
 
 
 def save_page(figures: Figure | Sequence[Figure], path: str | PathLike[str], title: str = "circuitfind") -> Path:
@@ -77,8 +43,9 @@ def page(parts: Sequence[Figure | str], title: str) -> str:
     graph_objects()
     from plotly.offline import get_plotlyjs
 
+    template = Template(files("circuitfind.plots").joinpath("page.html").read_text(encoding="utf-8"))
     body = "\n".join(part if isinstance(part, str) else _figure(part, at) for at, part in enumerate(parts))
-    return PAGE.substitute(title=escape(title), library=get_plotlyjs(), body=body)
+    return template.substitute(title=escape(title), library=get_plotlyjs(), body=body)
 
 
 def _figure(figure: Figure, at: int) -> str:

@@ -28,29 +28,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from circuitfind.errors import ScoreError
+from circuitfind.plots import style
 from circuitfind.plots.charts import LETTER, axis, bars, by_layer, cells, colour_bar, heat
-from circuitfind.plots.style import (
-    LONGEST,
-    NEUTRAL,
-    PALETTE,
-    Caption,
-    Side,
-    Subplot,
-    caption,
-    colours,
-    figure,
-    graph_objects,
-    heading,
-    hover,
-    largest,
-    left_out,
-    made_by,
-    safe,
-    strongest_first,
-    subplots,
-    tokens_at,
-    unit,
-)
+from circuitfind.plots.style import Caption, Side, Subplot, caption, figure, graph_objects, hover, safe, unit
 from circuitfind.statistics import bootstrap_mean
 
 if TYPE_CHECKING:
@@ -103,8 +83,8 @@ def sweep_effects(sweep: Sweep, *, normalised: bool = False, rows: int = ROWS) -
         return heat(values, axes[0], axes[1], texts, words, counted)
     names = sweep.names()[:: len(axes[-1].labels)]
     flat, texts = values.reshape(len(names), -1), texts.reshape(len(names), -1)
-    kept = largest(np.abs(flat).max(axis=1), rows)
-    words = words._replace(notes=(*words.notes, *left_out(len(kept), len(names), "rows")))
+    kept = style.largest(np.abs(flat).max(axis=1), rows)
+    words = words._replace(notes=(*words.notes, *style.left_out(len(kept), len(names), "rows")))
     side = Side(axes[1].name, [names[at] for at in kept])
     return heat(flat[kept], side, axes[-1], texts[kept], words, counted)
 
@@ -120,9 +100,9 @@ def strongest_places(sweep: Sweep, *, n: int = BARS, by: str = "absolute") -> Fi
 
 def _sweep_words(sweep: Sweep, *more: str) -> Caption:
     by = f" by {sweep.axes[-1].name}" if any(sweep.positions) else ""
-    what = f"{WORDS.get(sweep.what, sweep.what)}{by}, {made_by(sweep.record)}"
+    what = f"{WORDS.get(sweep.what, sweep.what)}{by}, {style.made_by(sweep.record)}"
     ends = f"{sweep.full.mean():.3g} in full, {sweep.empty.mean():.3g} ablated"
-    return caption(what, sweep.record, ends, *more, colours(sweep.record))
+    return caption(what, sweep.record, ends, *more, style.colours(sweep.record))
 
 
 def _hovers(sweep: Sweep) -> list[str]:
@@ -139,40 +119,28 @@ def _hovers(sweep: Sweep) -> list[str]:
 
 
 def _histogram(sweep: Sweep, values: np.ndarray, counted: str) -> Figure:
-    go, texts = graph_objects(), _hovers(sweep)
+    texts, flat = _hovers(sweep), values.ravel()
     low, high = float(values.min()), float(values.max())
     size = (high - low) / BINS or 1.0
+    bins = {"start": low - size / 2, "end": high + size, "size": size}
     traces = [
-        go.Histogram(
+        graph_objects().Histogram(
             x=layer.ravel(),
             name=f"layer {label}",
-            xbins={"start": low - size / 2, "end": high + size, "size": size},
-            marker={"color": PALETTE[at % len(PALETTE)]},
+            xbins=bins,
+            marker={"color": style.PALETTE[at % len(style.PALETTE)]},
             opacity=0.6,
         )
         for at, (label, layer) in enumerate(zip(sweep.axes[0].labels, values, strict=True))
     ]
-    flat = values.ravel()
-    best = strongest_first(flat, MARKED)
-    marks = go.Scatter(
-        x=flat[best],
-        y=np.full(len(best), 1.0),
-        mode="markers",
-        name=f"strongest {len(best)}",
-        marker={"symbol": "diamond", "size": 8, "color": NEUTRAL, "line": {"color": "white", "width": 1}},
-        hovertext=[texts[at] for at in best],
-        hoverinfo="text",
-    )
-    return figure(
-        [*traces, marks],
-        _sweep_words(sweep, f"{flat.size:,} places"),
-        800,
-        380,
-        barmode="overlay",
-        showlegend=True,
-        xaxis={"title": {"text": counted}},
-        yaxis={"title": {"text": "neurons (log scale)"}, "type": "log", "dtick": 1},
-    )
+    best = style.strongest_first(flat, MARKED)
+    look = {"symbol": "diamond", "size": 8, "color": style.NEUTRAL, "line": {"color": "white", "width": 1}}
+    said = [texts[at] for at in best]
+    marks = style.marks(flat[best], np.full(len(best), 1.0), said, f"strongest {len(best)}", marker=look)
+    words, across = _sweep_words(sweep, f"{flat.size:,} places"), {"title": {"text": counted}}
+    down = {"title": {"text": "neurons (log scale)"}, "type": "log", "dtick": 1}
+    shown = [*traces, marks]
+    return figure(shown, words, 800, 380, barmode="overlay", showlegend=True, xaxis=across, yaxis=down)
 
 
 # -------------------------------------------------------------------- paths
@@ -190,10 +158,10 @@ def path_effects(found: PathEffects, *, rows: int = ROWS) -> Figure:
     if len(found.senders) == 1:
         return _table(found, found.receivers, found.per_example[0])
     sizes = np.nan_to_num(np.abs(values))
-    down, across = (largest(sizes.max(axis=side), rows) for side in (1, 0))
+    down, across = (style.largest(sizes.max(axis=side), rows) for side in (1, 0))
     few = [
-        *left_out(len(down), len(found.senders), "senders"),
-        *left_out(len(across), len(found.receivers), "receivers"),
+        *style.left_out(len(down), len(found.senders), "senders"),
+        *style.left_out(len(across), len(found.receivers), "receivers"),
     ]
     texts = [[hover(f"{found.senders[u]} -> {found.receivers[r]}", values[u, r]) for r in across] for u in down]
     sides = Side("sender", [found.senders[u] for u in down]), Side("receiver", [found.receivers[r] for r in across])
@@ -210,7 +178,7 @@ def strongest_paths(found: PathEffects, *, n: int = BARS, by: str = "absolute") 
     rows, total = found.top(n, by), int(np.isfinite(found.effects).sum())
     names = [f"{row.sender} -> {_short(row.receiver)}" for row in rows]
     ends = [(row.low, row.high) for row in rows]
-    words = _path_words(found, *left_out(len(rows), total))
+    words = _path_words(found, *style.left_out(len(rows), total))
     return bars(names, [row.effect for row in rows], words, unit(found.record), intervals=ends)
 
 
@@ -229,7 +197,7 @@ def _path_words(found: PathEffects, *more: str) -> Caption:
     what = f" from {found.senders[0]}" if len(found.senders) == 1 else ""
     what += f" into {_short(found.receivers[0])}" if len(found.receivers) == 1 else ""
     ends = f"{found.full.mean():.3g} in full, {found.empty.mean():.3g} ablated"
-    return caption(f"Path patching{what}", found.record, ends, *more, colours(found.record))
+    return caption(f"Path patching{what}", found.record, ends, *more, style.colours(found.record))
 
 
 # -------------------------------------------------------------------- attention patterns
@@ -243,7 +211,7 @@ def attention(found: AttentionPattern | Sequence[AttentionPattern]) -> Figure:
         ScoreError: a pattern is not of its tokens.
     """
     several = list(found) if isinstance(found, Sequence) else [found]
-    sides = [tokens_at(one.tokens) for one in several]
+    sides = [style.tokens_at(one.tokens) for one in several]
     texts = [_pattern_hovers(one, labels) for one, labels in zip(several, sides, strict=True)]
     words = _pattern_words(several)
     if len(several) == 1:
@@ -255,9 +223,9 @@ def attention(found: AttentionPattern | Sequence[AttentionPattern]) -> Figure:
         bar = {"showscale": not parts, "colorbar": colour_bar(UNIT, size)}
         cell = size / max(len(labels), 1)
         axes = axis(Side("key", labels), cell, across=True), axis(Side("query", labels), cell, across=False)
-        parts.append(Subplot(heading(one.head), [cells(one.pattern, text, 1.0, signed=False, **bar)], *axes))
-    longest = LETTER * min(LONGEST, max((len(label) for labels in sides for label in labels), default=0))
-    return subplots(parts, words, size, size, (longest + 60, longest + 90), legend=90)
+        parts.append(Subplot(style.heading(one.head), [cells(one.pattern, text, 1.0, signed=False, **bar)], *axes))
+    longest = LETTER * min(style.LONGEST, max((len(label) for labels in sides for label in labels), default=0))
+    return style.subplots(parts, words, size, size, (longest + 60, longest + 90), legend=90)
 
 
 def _pattern_hovers(one: AttentionPattern, labels: Sequence[str]) -> list[list[str]]:

@@ -79,14 +79,10 @@ FIGURES: dict[str, Mapping[str, Drawing | If]] = {
         "scatter": lambda found: scatter.of_checks(found.checks),
         "layers": lambda found: _layers(found.circuit),
         "strongest": If(
-            lambda found: Edges.of(found.circuit).known,
-            lambda found, **options: _strongest(found.circuit, **options),
+            lambda found: Edges.of(found.circuit).known, lambda found, **options: _strongest(found.circuit, **options)
         ),
     },
-    "PathEffects": {
-        "effects": patching.path_effects,
-        "strongest": If(patching.many_paths, patching.strongest_paths),
-    },
+    "PathEffects": {"effects": patching.path_effects, "strongest": If(patching.many_paths, patching.strongest_paths)},
     "DirectEffects": {
         "effects": scores.direct_effects,
         "components": scores.components,

@@ -26,23 +26,9 @@ import numpy as np
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation.approximation_fit import wrong_signs
 from circuitfind.node_scores import NodeScores
+from circuitfind.plots import style
 from circuitfind.plots.charts import colour_bar, heat
-from circuitfind.plots.style import (
-    NEUTRAL,
-    PALETTE,
-    Caption,
-    Side,
-    Subplot,
-    caption,
-    error_bars,
-    figure,
-    graph_objects,
-    heading,
-    made_by,
-    safe,
-    subplots,
-    unit,
-)
+from circuitfind.plots.style import Caption, Side, Subplot, caption, figure, graph_objects, safe, unit
 from circuitfind.scores import Scores
 from circuitfind.statistics import correlation
 
@@ -120,7 +106,7 @@ def of_circuit(circuit: Circuit) -> Figure:
         if row.estimate is not None and row.exact is not None
     ]
     words = caption("The circuit's edges, estimated and exact", circuit.record)
-    return scatter(points, words, unit(circuit.record), made_by(circuit.record))
+    return scatter(points, words, unit(circuit.record), style.made_by(circuit.record))
 
 
 def of_pair(estimated: Sweep | NodeScores | Scores, exact: Sweep | NodeScores | Scores) -> Figure:
@@ -138,8 +124,8 @@ def of_pair(estimated: Sweep | NodeScores | Scores, exact: Sweep | NodeScores | 
     (names, x), (others, y) = _named(estimated), _named(exact)
     if names != others:
         raise ScoreError("the two are not of the same places: make both with the same what, layers and positions")
-    words = caption(f"{made_by(estimated.record)} against {made_by(exact.record)}".capitalize(), exact.record)
-    sides = made_by(estimated.record), made_by(exact.record)
+    sides = style.made_by(estimated.record), style.made_by(exact.record)
+    words = caption(" against ".join(sides).capitalize(), exact.record)
     return scatter([*map(EffectPair, names, x.tolist(), y.tolist())], words, unit(exact.record), *sides)
 
 
@@ -170,7 +156,7 @@ def scatter(
     lines = [line("y = x", ends, 1.0, "dash"), line(f"slope {slope:.3f}", ends, slope, "solid")]
     order = [kind for kind, _ in KINDS] + ["others"]
     kinds = sorted({point.kind for point in known}, key=order.index)
-    traces = [_of_kind([p for p in known if p.kind == kind], kind, PALETTE[at]) for at, kind in enumerate(kinds)]
+    traces = [_of_kind([p for p in known if p.kind == kind], kind, style.PALETTE[at]) for at, kind in enumerate(kinds)]
     return figure(
         [*lines, *traces],
         words._replace(notes=(*words.notes, said)),
@@ -197,23 +183,23 @@ def line(name: str, ends: np.ndarray, slope: float, dash: str) -> Any:
 def _of_kind(points: Sequence[EffectPair], kind: str, colour: str) -> Any:
     points = sorted(points, key=lambda point: point.wrong_sign)  # the first one's mark stands in the legend
     crosses = [point.wrong_sign for point in points]
-    return marks(points, f"{kind} ({len(points):,})", crosses, {"color": colour}, colour)
+    return effect_marks(points, f"{kind} ({len(points):,})", crosses, {"color": colour}, colour)
 
 
-def marks(points: Sequence[EffectPair], name: str, crosses: Sequence[bool], look: dict[str, Any], bars: str) -> Any:
+def effect_marks(
+    points: Sequence[EffectPair], name: str, crosses: Sequence[bool], look: dict[str, Any], bars: str
+) -> Any:
     """Points as plotly draws them, some of them as crosses; `look`: their colours; `bars`: that of their intervals."""
     ends = np.array([(point.low, point.high) for point in points])
     y = np.array([point.exact for point in points])
-    return graph_objects().Scatter(
-        x=[point.estimate for point in points],
-        y=y,
-        mode="markers",
-        name=name,
+    return style.marks(
+        [point.estimate for point in points],
+        y,
+        [f"<b>{safe(p.name)}</b><br>estimate {p.estimate:+.4g}<br>exact {p.exact:+.4g}" for p in points],
+        name,
         marker={"size": 7, "opacity": 0.75, "symbol": ["x" if cross else "circle" for cross in crosses], **look},
-        error_y=error_bars(y, ends, thickness=0.7, width=0, color=bars)
+        error_y=style.error_bars(y, ends, thickness=0.7, width=0, color=bars)
         | ({"visible": False} if len(points) > MOST_INTERVALS else {}),
-        hovertext=[f"<b>{safe(p.name)}</b><br>estimate {p.estimate:+.4g}<br>exact {p.exact:+.4g}" for p in points],
-        hoverinfo="text",
     )
 
 
@@ -250,15 +236,15 @@ def approximation_scatter(found: Approximation) -> Figure:
         crosses, across, up = wrong_signs(x, y).tolist(), room(x), room(y)
         ends = np.array([min(across[0], up[0]), max(across[1], up[1])])
         slope = [line("slope", ends, whole.slope, "solid")] if np.isfinite(whole.slope) else []
-        traces = [line("y = x", ends, 1.0, "dash"), *slope, marks(points, what, crosses, look, NEUTRAL)]
+        traces = [line("y = x", ends, 1.0, "dash"), *slope, effect_marks(points, what, crosses, look, style.NEUTRAL)]
         axes = (
             {"title": {"text": name}, "range": span, "zerolinecolor": "#ccc"}
             for name, span in (("estimate", across), ("exact", up))
         )
-        parts.append(Subplot(heading(f"{what}, {whole.n:,} places", _said(whole)), traces, *axes))
+        parts.append(Subplot(style.heading(f"{what}, {whole.n:,} places", _said(whole)), traces, *axes))
     words = _words(found, f"estimate and exact: {unit(found.record)}", "crosses: the wrong sign where it matters")
     words = words._replace(remarks=found.remarks)
-    return subplots(parts, words, WIDE, HIGH, SPACE, legend=90, showlegend=False)
+    return style.subplots(parts, words, WIDE, HIGH, SPACE, legend=90, showlegend=False)
 
 
 def approximation_layers(found: Approximation) -> Figure:
@@ -291,4 +277,4 @@ def _said(fit: Fit) -> str:
 
 
 def _words(found: Approximation, *more: str) -> Caption:
-    return caption(f"{made_by(found.record)} against exact patching".capitalize(), found.record, *more)
+    return caption(f"{style.made_by(found.record)} against exact patching".capitalize(), found.record, *more)

@@ -28,21 +28,9 @@ from circuitfind.circuit import Circuit
 from circuitfind.errors import ScoreError
 from circuitfind.graph import Graph
 from circuitfind.node_scores import NodeScores
+from circuitfind.plots import style
 from circuitfind.plots.charts import bars, by_layer, heat
-from circuitfind.plots.style import (
-    Caption,
-    Side,
-    caption,
-    colours,
-    hover,
-    largest,
-    left_out,
-    made_by,
-    safe,
-    strongest_first,
-    tokens_at,
-    unit,
-)
+from circuitfind.plots.style import Caption, Side, caption, hover, safe, unit
 from circuitfind.statistics import bootstrap_mean
 
 if TYPE_CHECKING:
@@ -77,14 +65,14 @@ class Edges(NamedTuple):
             return cls(found.graph, found.mask, values, found.record, what)
         real, record = found.graph.real, found.record
         values = np.where(real, found.values, np.nan).astype(np.float64)
-        return cls(found.graph, real, values, record, f"Edges, {made_by(record)}")
+        return cls(found.graph, real, values, record, f"Edges, {style.made_by(record)}")
 
     @property
     def known(self) -> bool:
         return bool(np.isfinite(self.values).any())
 
     def words(self, *more: str) -> Caption:
-        return caption(self.what, self.record, *more, *([colours(self.record)] if self.known else []))
+        return caption(self.what, self.record, *more, *([style.colours(self.record)] if self.known else []))
 
 
 def edge_layers(edges: Edges) -> Figure:
@@ -114,7 +102,7 @@ def strongest_edges(edges: Edges, *, n: int = EDGES) -> Figure:
         raise ScoreError("no effect is known of any of these edges: nothing to rank (verify measures them)")
     cells = np.argwhere(np.isfinite(edges.values).T)[:, ::-1]  # reader by reader, as everywhere
     found = edges.values[tuple(cells.T)]
-    order = strongest_first(found, n)
+    order = style.strongest_first(found, n)
     names = [edges.graph.edge_name(*cells[at].tolist()) for at in order]
     words = edges.words(f"the strongest {len(order)} of {int(edges.mask.sum()):,}")
     return bars(names, found[order], words, unit(edges.record))
@@ -172,20 +160,20 @@ def node_effects(scores: NodeScores, *, tokens: Sequence[str] | None = None, row
     if scores.values.ndim == 1:
         if tokens is not None:
             raise ScoreError("tokens label positions, and these scores are not by position: leave tokens out")
-        words = caption(f"Nodes, {made_by(record)}", record, colours(record))
+        words = caption(f"Nodes, {style.made_by(record)}", record, style.colours(record))
         return by_layer(names, scores.values, words, unit(record))
     values = np.asarray(scores.values, dtype=np.float64)
     count = values.shape[1]
     if tokens is not None and len(tokens) != count:
         raise ScoreError(f"{len(tokens)} tokens for scores by {count} positions: give those of one prompt of the task")
-    labels = list(scores.positions or map(str, range(count))) if tokens is None else tokens_at(tokens)
-    kept = largest(np.abs(values).max(axis=1), rows)
+    labels = list(scores.positions or map(str, range(count))) if tokens is None else style.tokens_at(tokens)
+    kept = style.largest(np.abs(values).max(axis=1), rows)
     texts = [
         [hover(f"{names[at]} at {label}", value) for label, value in zip(labels, values[at], strict=True)]
         for at in kept
     ]
-    few = left_out(len(kept), len(values), "rows")
-    words = caption(f"Nodes by position, {made_by(record)}", record, *few, colours(record))
+    few = style.left_out(len(kept), len(values), "rows")
+    words = caption(f"Nodes by position, {style.made_by(record)}", record, *few, style.colours(record))
     return heat(
         values[kept], Side("node", [names[at] for at in kept]), Side("position", labels), texts, words, unit(record)
     )
@@ -194,10 +182,10 @@ def node_effects(scores: NodeScores, *, tokens: Sequence[str] | None = None, row
 def strongest_nodes(scores: NodeScores, *, n: int = NODES) -> Figure:
     """The n nodes of largest magnitude; positions are summed."""
     totals = scores.values.reshape(scores.graph.n_writers, -1).sum(axis=1, dtype=np.float64)
-    order = strongest_first(totals, n)
+    order = style.strongest_first(totals, n)
     more = ["summed over positions"] if scores.values.ndim > 1 else []
     count = f"the strongest {len(order)} of {len(totals):,}"
-    words = caption(f"Nodes, {made_by(scores.record)}", scores.record, count, *more, colours(scores.record))
+    words = caption(f"Nodes, {style.made_by(scores.record)}", scores.record, count, *more, style.colours(scores.record))
     return bars([scores.graph.writer_names[at] for at in order], totals[order], words, unit(scores.record))
 
 
@@ -212,7 +200,7 @@ def direct_effects(found: DirectEffects) -> Figure:
 def strongest_direct(found: DirectEffects, *, n: int = NODES) -> Figure:
     """The n nodes that add or take the most, with 95% intervals."""
     means = found.per_example.mean(axis=-1)
-    order = strongest_first(means, n)
+    order = style.strongest_first(means, n)
     words = _words(found, "Nodes", f"the strongest {len(order)} of {len(means):,}")
     names = [found.graph.writer_names[at] for at in order]
     return bars(names, means[order], words, unit(found.record), intervals=bootstrap_mean(found.per_example[order]))
@@ -227,7 +215,7 @@ def components(found: DirectEffects | NodeScores) -> Figure:
     names = ["input", *chain.from_iterable((f"a{layer}", f"m{layer}") for layer in range(graph.n_layers))]
     what = "Layers"
     if isinstance(found, NodeScores):
-        words = caption(f"{what}, direct logit attribution", found.record, colours(found.record))
+        words = caption(f"{what}, direct logit attribution", found.record, style.colours(found.record))
     else:
         names, parts = [*names, "biases"], np.concatenate([parts, found.constant[None]])
         words = _words(found, what)
@@ -238,4 +226,4 @@ def components(found: DirectEffects | NodeScores) -> Figure:
 
 def _words(found: DirectEffects, what: str, *more: str) -> Caption:
     whole = f"{found.logit_diff.mean():.3g} in all" + (", soft-capped" if found.capped else "")
-    return caption(f"{what}, direct logit attribution", found.record, whole, *more, colours(found.record))
+    return caption(f"{what}, direct logit attribution", found.record, whole, *more, style.colours(found.record))

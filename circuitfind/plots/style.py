@@ -148,6 +148,11 @@ def error_bars(values: np.ndarray, ends: np.ndarray, **look: Any) -> dict[str, A
     return {"type": "data", **arms, "visible": bool(np.isfinite(ends).any()), **look}
 
 
+def marks(x: Any, y: Any, texts: Sequence[str], name: str, mode: str = "markers", **look: Any) -> Any:
+    """Points, or lines through them; `texts` is what each says when the mouse is over it, already escaped."""
+    return graph_objects().Scatter(x=x, y=y, mode=mode, name=name, hovertext=texts, hoverinfo="text", **look)
+
+
 # -------------------------------------------------------------------- figures
 def figure(data: Any, words: Caption, width: float, height: float, **layout: Any) -> Figure:
     """Traces under a caption; `height` is that of the plot alone, to which the caption's is added."""

@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Sequence
+from importlib.resources import files
+from string import Template
 from typing import TYPE_CHECKING
 
 from circuitfind.circuit import Circuit
@@ -43,14 +45,8 @@ def picture(data: ReportData) -> str:
         hint = f"{hint} Each size holds the strongest edges, as far as they are connected, and was run exactly."
     if len(circuit) < len(data.circuit):
         hint = f"The picture holds the strongest {len(circuit):,} of {len(data.circuit):,} edges. {hint}"
-    return (
-        f'<section class="explorer"><h2>The circuit</h2>{_controls(circuit, sizes, start)}'
-        f'<div class="stage"><div class="canvas" id="canvas">{_drawings(sizes, start)}</div>'
-        f'{_ZOOM}<aside class="panel" id="panel" aria-label="The chosen node" hidden></aside></div>'
-        f'<p class="hint" id="said" aria-live="polite">{hint}</p><p class="hint keys" hidden>{keys}</p>'
-        f'<div class="tip-box" id="tip" role="tooltip" hidden></div>'
-        f'<script type="application/json" id="data">{_json(_content(data, sizes))}</script></section>'
-    )
+    parts = {"controls": _controls(circuit, sizes, start), "drawings": _drawings(sizes, start)}
+    return _filled("explorer.html", **parts, hint=hint, keys=keys, data=_json(_content(data, sizes)))
 
 
 def first_shown(sizes: Sequence[Size]) -> int:
@@ -120,43 +116,16 @@ def _content(data: ReportData, sizes: Sequence[Size]) -> dict[str, object]:
 def _controls(circuit: Circuit, sizes: Sequence[Size], start: int) -> str:
     if not len(circuit):
         return ""
-    rows, graph = circuit.rows(), circuit.graph
-    used = {graph.reader(row.reader).kind for row in rows}
-    chips = [_chip("kind", kind, f'<i class="key {kind}"></i>{name}') for kind, name in KINDS.items() if kind in used]
-    signs = [
-        _chip("sign", "supports", '<i class="stroke"></i>supports'),
-        _chip("sign", "opposes", '<i class="stroke dashed"></i>opposes'),
-    ]
-    marks = f"{_tip(True, 'measured exactly')}{_tip(False, 'estimated only')}<span>width: √|effect|</span>"
-    slider = (
-        f'<div class="slider" hidden><label for="size">circuit size</label><input type="range" id="size" min="0"'
-        f' max="{len(sizes) - 1}" value="{start}"><output id="shown" for="size"></output></div>'
-    )
-    return (
-        f'{slider}<div class="chips"><fieldset><legend class="hush">Show edges into</legend>{"".join(chips)}</fieldset>'
-        f'<fieldset><legend class="hush">Show edges that</legend>{"".join(signs)}</fieldset>'
-        f'<div class="legend">{marks}</div></div>'
-    )
+    used = {circuit.graph.reader(row.reader).kind for row in circuit.rows()}
+    chip = '<label class="chip"><input type="checkbox" data-kind="{0}" checked><i class="key {0}"></i>{1}</label>'
+    kinds = "".join(chip.format(kind, name) for kind, name in KINDS.items() if kind in used)
+    return _filled("controls.html", kinds=kinds, last=len(sizes) - 1, start=start)
 
 
-_ZOOM = (
-    '<div class="zoom" role="group" aria-label="Zoom" hidden>'
-    '<button type="button" data-zoom="in" aria-label="Zoom in">+</button>'
-    '<button type="button" data-zoom="out" aria-label="Zoom out">−</button>'
-    '<button type="button" data-zoom="fit">fit</button></div>'
-)
-
-
-def _chip(group: str, value: str, label: str) -> str:
-    return f'<label class="chip"><input type="checkbox" data-{group}="{value}" checked>{label}</label>'
-
-
-def _tip(measured: bool, text: str) -> str:
-    kind = " measured" if measured else ""
-    return (
-        '<span><svg class="circuit" viewBox="0 0 12 12" width="12" height="12" aria-hidden="true">'
-        f'<g class="arrow{kind}" style="--w:1;--o:1"><path class="tip" d="M6 1L11 11L1 11Z"/></g></svg>{text}</span>'
-    )
+def _filled(name: str, **values: object) -> str:
+    """A template of this package with its values, which are HTML."""
+    text = files("circuitfind.report").joinpath(name).read_text(encoding="utf-8").strip()
+    return Template(text).substitute(values)
 
 
 def _short(value: float | None) -> float | None:
