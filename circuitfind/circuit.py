@@ -19,7 +19,7 @@ import numpy as np
 
 from circuitfind.errors import FileError
 from circuitfind.export import circuit_file, eap_ig, graphs, picture
-from circuitfind.export.eap_ig_forms import Content
+from circuitfind.export.eap_ig_forms import EapIgFile
 from circuitfind.export.graphs import EdgeRow
 from circuitfind.graph import Graph
 from circuitfind.record import Record
@@ -201,7 +201,7 @@ class Circuit:
         """
         if eap_ig.check_format(format) == "eap-ig":
             scores = None if self.graph.group > 1 else self.estimates
-            return eap_ig.write(path, Content(self.graph, self.mask, scores), self.node_mask)
+            return eap_ig.write(path, EapIgFile(self.graph, self.mask, scores), self.node_mask)
         return circuit_file.write(path, self.graph, self.rows(), self.nodes, self.record, self.facts)
 
     @classmethod

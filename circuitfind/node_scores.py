@@ -13,7 +13,7 @@ import numpy as np
 from circuitfind.circuit import Circuit
 from circuitfind.errors import FileError, ScoreError
 from circuitfind.export import eap_ig
-from circuitfind.export.eap_ig_forms import Content
+from circuitfind.export.eap_ig_forms import EapIgFile
 from circuitfind.graph import Graph
 from circuitfind.node_ranking import edge_values, edges_among
 from circuitfind.record import NO_EFFECT, Record
@@ -112,7 +112,7 @@ class NodeScores:
         if eap_ig.check_format(format) == "eap-ig":
             if self.values.ndim > 1:
                 raise FileError(f"{path}: the file holds one score a node: sum these over positions first")
-            return eap_ig.write(path, Content(self.graph, np.zeros_like(self.graph.real), node_scores=self.values))
+            return eap_ig.write(path, EapIgFile(self.graph, np.zeros_like(self.graph.real), node_scores=self.values))
         return save_scores(path, "node", self.graph, self.values, self.record, self.positions)
 
     @classmethod

@@ -24,7 +24,7 @@ FORMAT = "circuitfind.scores"
 VERSION = "1"
 
 
-class Content(NamedTuple):
+class StoredScores(NamedTuple):
     """What a file holds."""
 
     graph: Graph
@@ -48,7 +48,7 @@ def save_scores(
     return write_bytes(path, save({"values": np.ascontiguousarray(values, dtype=np.float32)}, metadata=header))
 
 
-def open_scores(path: str | PathLike[str], level: str) -> Content:
+def open_scores(path: str | PathLike[str], level: str) -> StoredScores:
     """Reads what `save_scores` wrote.
 
     Raises:
@@ -72,7 +72,7 @@ def open_scores(path: str | PathLike[str], level: str) -> Content:
     try:
         graph, record = Graph(**json.loads(header["graph"])), Record(**json.loads(header["record"]))
         positions = json.loads(header.get("positions", "null"))
-        return Content(graph, values, record, None if positions is None else tuple(map(str, positions)))
+        return StoredScores(graph, values, record, None if positions is None else tuple(map(str, positions)))
     except KeyError as error:
         raise FileError(f"{path}: its header has no {error}: save the scores again with Scores.save") from None
     except (TypeError, ValueError, FileError) as error:  # no JSON object, or not of these fields

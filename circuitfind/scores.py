@@ -25,7 +25,7 @@ import numpy as np
 from circuitfind.circuit import Circuit, connected
 from circuitfind.errors import ScoreError
 from circuitfind.export import eap_ig
-from circuitfind.export.eap_ig_forms import Content
+from circuitfind.export.eap_ig_forms import EapIgFile
 from circuitfind.graph import Graph
 from circuitfind.node_scores import NodeScores
 from circuitfind.record import Record
@@ -158,7 +158,7 @@ class Scores:
                 to be split over the query heads.
         """
         if eap_ig.check_format(format) == "eap-ig":
-            return eap_ig.write(path, Content(self.graph, np.zeros_like(self.graph.real), self.values))
+            return eap_ig.write(path, EapIgFile(self.graph, np.zeros_like(self.graph.real), self.values))
         return save_scores(path, "edge", self.graph, self.values, self.record)
 
     @classmethod

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def write(scores: Scores, root: Path, name: str | None, by: By, out: Output) -> None:
     """Writes `root/name`: the scores, or nine circuits where query heads share keys and values."""
     from circuitfind.export import mib
-    from circuitfind.export.eap_ig_forms import Content
+    from circuitfind.export.eap_ig_forms import EapIgFile
 
     if name is None:
         raise FileError("--to mib: give --entry TASK_MODEL, such as --entry ioi_gpt2")
@@ -25,7 +25,7 @@ def write(scores: Scores, root: Path, name: str | None, by: By, out: Output) -> 
     if graph.group > 1:
         files = mib.write_circuits(root, name, graph, scores.ranked(by))
     else:
-        files = mib.write_importances(root, name, Content(graph, graph.real & False, scores.values))
+        files = mib.write_importances(root, name, EapIgFile(graph, graph.real & False, scores.values))
     out.say(f"Written: {root / name} ({count(len(files), 'file')})")
     out.document({"folder": str(root / name), "files": [str(file) for file in files]})
 

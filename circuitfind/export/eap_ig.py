@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from circuitfind.errors import FileError
-from circuitfind.export.eap_ig_forms import PARTS, Content, as_json, as_pt, from_json, from_pt
+from circuitfind.export.eap_ig_forms import PARTS, EapIgFile, as_json, as_pt, from_json, from_pt
 from circuitfind.export.files import write_bytes, write_text
 from circuitfind.graph import Graph
 from circuitfind.record import Record
@@ -38,7 +38,7 @@ def check_format(format: str) -> str:
     return format
 
 
-def read(path: str | PathLike[str], sign: str = "effect", graph: Graph | None = None) -> Content | None:
+def read(path: str | PathLike[str], sign: str = "effect", graph: Graph | None = None) -> EapIgFile | None:
     """Reads a file of this kind; None where it is of another kind, or missing.
 
     Args:
@@ -86,7 +86,7 @@ def read_scores(
     return content.graph, values, content.record
 
 
-def _parse(path: Path) -> tuple[Callable[[Any], Content], Any] | None:
+def _parse(path: Path) -> tuple[Callable[[Any], EapIgFile], Any] | None:
     """The function that reads this form, and its argument; None for files of another kind."""
     if not path.is_file():
         return None
@@ -105,7 +105,7 @@ def _parse(path: Path) -> tuple[Callable[[Any], Content], Any] | None:
     return (from_json, raw) if raw.keys() >= PARTS else None
 
 
-def _over(graph: Graph | None, content: Content) -> Content:
+def _over(graph: Graph | None, content: EapIgFile) -> EapIgFile:
     """The content over the given graph, which may be grouped."""
     if graph is None or graph == content.graph:
         return content
@@ -113,10 +113,10 @@ def _over(graph: Graph | None, content: Content) -> Content:
         held, asked = (f"{g} (d_model {g.d_model})" for g in (content.graph, graph))
         raise FileError(f"this file is for {held}, the given graph has {asked}")
     scores = None if content.scores is None else regrouped(graph, content.scores)
-    return Content(graph, regrouped(graph, content.mask), scores, content.node_scores)
+    return EapIgFile(graph, regrouped(graph, content.mask), scores, content.node_scores)
 
 
-def write(path: str | PathLike[str], content: Content, nodes: np.ndarray | None = None) -> Path:
+def write(path: str | PathLike[str], content: EapIgFile, nodes: np.ndarray | None = None) -> Path:
     """Writes a file.
 
     Args:
@@ -140,7 +140,7 @@ def write(path: str | PathLike[str], content: Content, nodes: np.ndarray | None 
     graph = graph.ungrouped()
     filled = mask if scores is None else np.where(graph.real & ~np.isnan(scores), scores, 0)
     of_nodes = None if content.node_scores is None else content.node_scores.astype(np.float32)
-    whole = Content(graph, mask, filled.astype(np.float32), of_nodes)
+    whole = EapIgFile(graph, mask, filled.astype(np.float32), of_nodes)
     inside = np.zeros(graph.n_nodes, dtype=bool) if nodes is None else nodes
     if ending == ".pt":
         return write_bytes(path, as_pt(whole, inside))

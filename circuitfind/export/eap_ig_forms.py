@@ -34,7 +34,7 @@ from circuitfind.record import Record
 CONFIG = ("n_layers", "n_heads", "parallel_attn_mlp", "d_model")
 
 
-class Content(NamedTuple):
+class EapIgFile(NamedTuple):
     """A graph's circuit and scores.
 
     Attributes:
@@ -53,7 +53,7 @@ class Content(NamedTuple):
         """What is known of how the file was made. It does not name its ablation: the library's default is assumed."""
         return Record(settings={"file": "eap-ig", "assumed": "ablation and direction"}, versions={})
 
-    def negated(self) -> Content:
+    def negated(self) -> EapIgFile:
         """The same with changes of the metric turned into effects, or back."""
         scores, nodes = (None if values is None else 0 - values for values in (self.scores, self.node_scores))
         return self._replace(scores=scores, node_scores=nodes)
@@ -100,7 +100,7 @@ def refuse_neurons(name: str, inside: bool, neurons: Any) -> None:
 PARTS = {"cfg", "nodes", "edges"}
 
 
-def from_json(raw: dict[str, Any]) -> Content:
+def from_json(raw: dict[str, Any]) -> EapIgFile:
     """The content of a parsed file."""
     graph = graph_of(raw["cfg"])
     mask = np.zeros((graph.n_writers, graph.n_readers), dtype=bool)
@@ -116,7 +116,7 @@ def from_json(raw: dict[str, Any]) -> Content:
         if name != "logits":
             refuse_neurons(name, part["in_graph"], part.get("neurons", True))
             node_scores[graph.writer(name)] = number(name, part.get("score", math.nan))
-    return Content(graph, mask, scores if scored else None, if_any(node_scores))
+    return EapIgFile(graph, mask, scores if scored else None, if_any(node_scores))
 
 
 def _entries(raw: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
@@ -128,7 +128,7 @@ def _entries(raw: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
     return list(raw[key].items())
 
 
-def as_json(content: Content, inside: np.ndarray) -> dict[str, Any]:
+def as_json(content: EapIgFile, inside: np.ndarray) -> dict[str, Any]:
     """What to dump: `content` over an ungrouped graph, with scores; `inside` is `[nodes]` bool."""
     graph, scores = content.graph, content.scores
     assert scores is not None
@@ -174,7 +174,7 @@ def cells(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
 NEEDED = ("cfg", "src_nodes", "dst_nodes", "edges_in_graph", "nodes_in_graph")
 
 
-def from_pt(file: bytes) -> Content:
+def from_pt(file: bytes) -> EapIgFile:
     """The content of a file's bytes."""
     raw = _load(file)
     graph = graph_of(raw["cfg"])
@@ -193,7 +193,7 @@ def from_pt(file: bytes) -> Content:
         neurons = _array(raw, "neurons_in_graph", (graph.n_writers, graph.d_model))
         for name, inside, own in zip(graph.writer_names, nodes, neurons, strict=True):
             refuse_neurons(name, inside, own)
-    return Content(graph, mask, scores, node_scores)
+    return EapIgFile(graph, mask, scores, node_scores)
 
 
 def _load(file: bytes) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values), values, np.float32(np.nan))
 
 
-def as_pt(content: Content, inside: np.ndarray) -> bytes:
+def as_pt(content: EapIgFile, inside: np.ndarray) -> bytes:
     """The file's bytes: `content` over an ungrouped graph, with scores; `inside` is `[nodes]` bool."""
     import torch
 

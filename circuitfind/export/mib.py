@@ -19,7 +19,7 @@ import numpy as np
 
 from circuitfind.errors import FileError
 from circuitfind.export import eap_ig
-from circuitfind.export.eap_ig_forms import Content
+from circuitfind.export.eap_ig_forms import EapIgFile
 from circuitfind.graph import Graph
 
 PERCENT = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
@@ -63,7 +63,7 @@ def _check_graph(name: str, graph: Graph) -> None:
 
 
 # -------------------------------------------------------------------- writing
-def write_importances(root: str | PathLike[str], name: str, content: Content) -> list[Path]:
+def write_importances(root: str | PathLike[str], name: str, content: EapIgFile) -> list[Path]:
     """Writes scores: `root/name/importances.json`.
 
     Raises:
@@ -84,7 +84,7 @@ def write_circuits(root: str | PathLike[str], name: str, graph: Graph, ranked: n
     """
     _check_graph(name, graph)
     masks = zip(PERCENT, circuits(graph, ranked), strict=True)
-    return [eap_ig.write(Path(root, name, f"{percent:g}.pt"), Content(graph, mask)) for percent, mask in masks]
+    return [eap_ig.write(Path(root, name, f"{percent:g}.pt"), EapIgFile(graph, mask)) for percent, mask in masks]
 
 
 def circuits(graph: Graph, ranked: np.ndarray) -> Iterator[np.ndarray]:
@@ -136,7 +136,7 @@ def _checked(folder: Path) -> Folder:
         return Folder(folder.name, holds, str(error))
 
 
-def _open(name: str, path: Path) -> Content:
+def _open(name: str, path: Path) -> EapIgFile:
     content = eap_ig.read(path)
     if content is None:
         raise FileError(f"{path.name} is not a file of the EAP-IG library")
@@ -144,7 +144,7 @@ def _open(name: str, path: Path) -> Content:
     return content
 
 
-def _check_importances(content: Content) -> None:
+def _check_importances(content: EapIgFile) -> None:
     scores = content.scores
     if scores is not None and np.isnan(scores).any():
         raise FileError("some scores are not finite numbers")
@@ -152,7 +152,7 @@ def _check_importances(content: Content) -> None:
         raise FileError("one file that holds no scores, only membership: give its scores, or nine circuits")
 
 
-def _check_circuits(contents: list[Content]) -> None:
+def _check_circuits(contents: list[EapIgFile]) -> None:
     sizes = sorted(int(content.mask.sum()) for content in contents)
     if len(sizes) == len(PERCENT) + 1 and sizes[0] == 0:
         sizes = sizes[1:]
