@@ -17,9 +17,12 @@ from circuitfind.version import __version__
 if TYPE_CHECKING:
     from circuitfind.attribution.attribute import attribute
     from circuitfind.attribution.direct import DirectEffects, direct_effects
+    from circuitfind.attribution.method import Method
+    from circuitfind.attribution.methods import Methods, methods
     from circuitfind.circuit import Circuit
     from circuitfind.comparison.result import Comparison
     from circuitfind.comparison.run import compare
+    from circuitfind.engine.ablation import Ablation
     from circuitfind.errors import CircuitfindError, FileError, ModelError, ScoreError, TaskError
     from circuitfind.evaluation.agreement import Agreement, agreement
     from circuitfind.evaluation.approximation import Approximation, approximation
@@ -40,12 +43,11 @@ if TYPE_CHECKING:
     from circuitfind.metrics import METRICS, Metric
     from circuitfind.models.families import Family
     from circuitfind.models.load import Model
-    from circuitfind.node_scores import NodeScores
     from circuitfind.patching.attention import AttentionPattern, attention
     from circuitfind.patching.only import CircuitModel, only
     from circuitfind.patching.patch import patch
-    from circuitfind.patching.path import path_patch
-    from circuitfind.patching.path_effects import PathEffects
+    from circuitfind.patching.path import PathEffects, path_patch
+    from circuitfind.patching.places import Kind
     from circuitfind.patching.sweep import Sweep
     from circuitfind.plots.page import save_page
     from circuitfind.plots.plot import plot
@@ -53,7 +55,8 @@ if TYPE_CHECKING:
     from circuitfind.record import Record
     from circuitfind.references.published import reference
     from circuitfind.references.reference import Reference
-    from circuitfind.scores import Scores
+    from circuitfind.registry import register
+    from circuitfind.scores import NodeScores, Scores
     from circuitfind.search.acdc import acdc, acdc_scores
     from circuitfind.search.find import FindResult, find
     from circuitfind.search.learned.learn import LearnedMasks, learn_masks
@@ -64,9 +67,12 @@ else:
     _HOMES = {
         "attribution.attribute": "attribute",
         "attribution.direct": "DirectEffects direct_effects",
+        "attribution.method": "Method",
+        "attribution.methods": "Methods methods",
         "circuit": "Circuit",
         "comparison.result": "Comparison",
         "comparison.run": "compare",
+        "engine.ablation": "Ablation",
         "errors": "CircuitfindError FileError ModelError ScoreError TaskError",
         "evaluation.agreement": "Agreement agreement",
         "evaluation.approximation": "Approximation approximation",
@@ -87,12 +93,11 @@ else:
         "metrics": "METRICS Metric",
         "models.families": "Family",
         "models.load": "Model",
-        "node_scores": "NodeScores",
         "patching.attention": "AttentionPattern attention",
         "patching.only": "CircuitModel only",
         "patching.patch": "patch",
-        "patching.path": "path_patch",
-        "patching.path_effects": "PathEffects",
+        "patching.path": "PathEffects path_patch",
+        "patching.places": "Kind",
         "patching.sweep": "Sweep",
         "plots.page": "save_page",
         "plots.plot": "plot",
@@ -100,7 +105,8 @@ else:
         "record": "Record",
         "references.published": "reference",
         "references.reference": "Reference",
-        "scores": "Scores",
+        "registry": "register",
+        "scores": "NodeScores Scores",
         "search.acdc": "acdc acdc_scores",
         "search.find": "FindResult find",
         "search.learned.learn": "LearnedMasks learn_masks",
@@ -125,6 +131,7 @@ else:
 
 __all__ = [
     "METRICS",
+    "Ablation",
     "Agreement",
     "Approximation",
     "AttentionPattern",
@@ -142,7 +149,10 @@ __all__ = [
     "FindResult",
     "Graph",
     "HypothesisTests",
+    "Kind",
     "LearnedMasks",
+    "Method",
+    "Methods",
     "Metric",
     "Mib",
     "Minimality",
@@ -181,6 +191,7 @@ __all__ = [
     "hypotheses",
     "learn_masks",
     "load",
+    "methods",
     "mib",
     "minimality",
     "only",
@@ -188,6 +199,7 @@ __all__ = [
     "path_patch",
     "plot",
     "reference",
+    "register",
     "save_page",
     "show_progress",
     "stability",

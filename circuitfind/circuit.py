@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from circuitfind.errors import FileError
-from circuitfind.export import circuit_file, eap_ig, graphs, picture
+from circuitfind.export import circuit_file, eap_ig, graphs, html, picture
 from circuitfind.export.eap_ig_forms import EapIgFile
 from circuitfind.export.graphs import EdgeRow
 from circuitfind.graph import Graph
 from circuitfind.record import Record
+from circuitfind.result import Result
 
 if TYPE_CHECKING:
     import networkx
@@ -51,8 +52,11 @@ def connected(graph: Graph, mask: np.ndarray) -> np.ndarray:
     return mask & reached[: graph.n_writers, None] & read[None, :]
 
 
-@dataclass(frozen=True, eq=False)
-class Circuit:
+MOST_DRAWN = 150  # edges of the picture that a notebook shows
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Circuit(Result):
     """Edges of a graph, with estimated and exact effects where known.
 
     Attributes:
@@ -80,7 +84,7 @@ class Circuit:
         if self.mask.dtype != bool:
             raise FileError(f"circuit mask holds {self.mask.dtype}: give booleans, true inside the circuit")
         if (self.mask & ~self.graph.real).any():
-            raise FileError("the circuit's mask holds cells that are no edges (a writer computed after its reader)")
+            raise FileError("the circuit's mask holds cells that are not edges (a writer computed after its reader)")
 
     # ---------------------------------------------------------------- making
     @classmethod
@@ -137,7 +141,7 @@ class Circuit:
         return [self.graph.node_names[i] for i in np.flatnonzero(self.node_mask)]
 
     def rows(self) -> list[EdgeRow]:
-        """One plain row an edge, for files, tables and pictures."""
+        """One plain row an edge, for files and pictures; `columns` and `to_frame` give names in place of indices."""
         cells = self.mask.T
         readers, writers = np.nonzero(cells)
         known = [
@@ -147,6 +151,26 @@ class Circuit:
             for values in (self.estimates, self.exact)
         ]
         return list(map(EdgeRow, writers.tolist(), readers.tolist(), *known))
+
+    def columns(self) -> dict[str, list[Any]]:
+        """`edge`, `writer` and `reader` by name, `estimate` and `exact` (None where unknown)."""
+        rows, names = self.rows(), self.edges
+        return {
+            "edge": names,
+            "writer": [self.graph.writer_names[row.writer] for row in rows],
+            "reader": [self.graph.reader_names[row.reader] for row in rows],
+            "estimate": [row.estimate for row in rows],
+            "exact": [row.exact for row in rows],
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Graph, edge names and record as JSON values: how results hold a circuit. `save` writes all that is known."""
+        return {"graph": asdict(self.graph), "edges": self.edges, "record": asdict(self.record)}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Circuit:
+        """The circuit of which `to_dict` is this."""
+        return cls.of(Graph(**content["graph"]), content["edges"], record=Record(**content["record"]))
 
     def __len__(self) -> int:
         return int(self.mask.sum())
@@ -161,6 +185,18 @@ class Circuit:
 
     def __repr__(self) -> str:
         return f"Circuit({len(self)} of {self.graph.n_edges} edges, {int(self.node_mask.sum())} nodes; {self.graph})"
+
+    def _repr_html_(self) -> str:
+        columns = self.columns()
+        known = [
+            value if exact is None else exact
+            for value, exact in zip(columns["estimate"], columns["exact"], strict=True)
+        ]
+        order = sorted(range(len(known)), key=lambda at: -abs(known[at] or 0))
+        table = html.table(list(columns), ([column[at] for column in columns.values()] for at in order), most=20)
+        if 0 < len(self) <= MOST_DRAWN and (svg := picture.svg(self.to_dot())):
+            return html.block(repr(self), html.picture(svg, ""), table)
+        return html.block(repr(self), table)
 
     # ---------------------------------------------------------------- set operations
     def __or__(self, other: Circuit) -> Circuit:
@@ -188,7 +224,7 @@ class Circuit:
         return other
 
     # ---------------------------------------------------------------- files and pictures
-    def save(self, path: str | PathLike[str], format: eap_ig.Format = "circuitfind") -> Path:
+    def save(self, path: str | PathLike[str], format: eap_ig.Format = "circuitfind") -> Path:  # type: ignore[override]
         """Writes `circuit.json`, or the circuit for another tool.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from numbers import Integral
@@ -49,7 +49,7 @@ def plain(name: str) -> str:
     return "-".join(name.strip().lower().replace("_", " ").split())
 
 
-def unknown(what: str, name: object, known: Iterable[str]) -> str:
+def unknown(what: str, name: object, known: Iterable[str], spellings: Mapping[str, Iterable[str]] | None = None) -> str:
     """The message for a name that is not among the known ones.
 
     >>> unknown("method", "eap_ig", ["acdc", "eap-ig-inputs"])
@@ -58,9 +58,11 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
     Args:
         what: kind of thing, such as "method".
         known: all names, in the order in which they are listed.
+        spellings: of some known names, what they are called elsewhere.
     """
     names = list(known)
-    keys = {plain(other): other for other in names}
+    keys = {plain(other): own for own, others in (spellings or {}).items() for other in others}
+    keys |= {plain(other): other for other in names}
     close = get_close_matches(plain(str(name)), keys, n=1)
     hint = f": did you mean '{keys[close[0]]}'?" if close else "."
     more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""

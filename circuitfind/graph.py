@@ -27,6 +27,19 @@ from circuitfind.errors import FileError
 KINDS = "qkv"
 _WRITER = re.compile(r"input|a(\d+)\.h(\d+)|m(\d+)")
 _READER = re.compile(r"logits|a(\d+)\.(h|kv)(\d+)<([qkv])>|m(\d+)")
+_KIND = r"(?:[.\s_<(\[/-]*([qkv])(?:_input)?[>)\]]?)?"  # a name's end that says query, key or value
+_SPELLINGS = (  # of other tools: TransformerLens, ACDC, EAP, auto-circuit, papers; by what is meant
+    ("head", re.compile(rf"(?:head|h|a|l|attn|\()?[\s.]*(\d+)(?:[\s.,:_]+|[\s.]*(?:h|head)[\s.]*)(\d+)\)?{_KIND}")),
+    ("head", re.compile(rf"(?:blocks|layers?|l)[\s.]*(\d+)[\s.]*(?:(?:self_)?attn|h|heads?)[^\d]*?(\d+)\]?\)?{_KIND}")),
+    (
+        "mlp",
+        re.compile(
+            r"(?:mlp|m|l|layers?|blocks)[\s._]*(\d+)[\s._]*(?:(?:hook_)?mlp(?:[._](?:hook_)?(?:out|in|post))?)?"
+        ),
+    ),
+    ("input", re.compile(r"(?:hook_)?(?:embed(?:s|ding|dings)?|tok_embed|resid[\s_]start|wte|token embedding)")),
+    ("logits", re.compile(r"(?:un)embed(?:ding)?|resid[\s_]end|lm_head|output|logit")),
+)
 
 
 class Reader(NamedTuple):
@@ -253,9 +266,45 @@ class Graph:
             raise FileError(self._why_not(name, _WRITER, "writer", self.writer_names))
         return self._writer_index[name]
 
+    def meant(self, name: str) -> str | None:
+        """The name here of a node or reader that is spelt as other tools spell it.
+
+        >>> Graph(12, 12, 12, 768).meant("L9H9"), Graph(12, 12, 12, 768).meant("blocks.9.attn.9.q")
+        ('a9.h9', 'a9.h9<q>')
+
+        Returns:
+            A node's or reader's name of this graph; None where nothing is recognised.
+        """
+        text = name.strip().lower()
+        for what, pattern in _SPELLINGS:
+            found = pattern.fullmatch(text)
+            if found is None:
+                continue
+            parts = found.groups()
+            guess = f"a{int(parts[0])}.h{int(parts[1])}" if what == "head" else what
+            guess = f"m{int(parts[0])}" if what == "mlp" else guess
+            if what == "head" and parts[2]:
+                shared = self.group > 1 and parts[2] != "q"
+                guess = f"a{int(parts[0])}.kv{int(parts[1]) // self.group}" if shared else guess
+                guess += f"<{parts[2]}>"
+            if guess in self.node_names or guess in self.reader_names:
+                return guess
+        return None
+
+    def not_named(self, role: str, name: object, known: tuple[str, ...]) -> str:
+        """The message for a name that is not among `known`, with the one that may be meant."""
+        guess = self.meant(name) if isinstance(name, str) else None
+        if guess is not None and guess not in known:  # a head where a reader is wanted, or the other way round
+            guess = next((other for other in known if other.partition("<")[0] == guess.partition("<")[0]), None)
+        hint = f": did you mean '{guess}'?" if guess else "."
+        return f"this graph ({self}) has no {role} {name!r}{hint}"
+
     def _why_not(self, name: str, pattern: re.Pattern[str], role: str, known: tuple[str, ...]) -> str:
         if not pattern.fullmatch(name):
-            return f"'{name}' is no {role}'s name (such as {', '.join(known[-2:])})"
+            guess = self.not_named(role, name, known)
+            return (
+                guess if guess.endswith("?") else f"'{name}' is not a {role}'s name (such as {', '.join(known[-2:])})"
+            )
         hint = ""
         if role == "reader" and self.group > 1 and ".h" in name and not name.endswith("<q>"):
             hint = f"; its keys and values are grouped, name the key/value head (a0.kv0 to a0.kv{self.n_kv_heads - 1})"

@@ -1,4 +1,4 @@
-"""Behaviours as numbers: one value an example, higher = more of the behaviour.
+"""Metrics: one number per example that says how much of the task the model does; higher = more.
 
 With `A` the answers, `W` the wrong answers and `p` the softmax of the logits at the read position:
 
@@ -8,7 +8,16 @@ With `A` the answers, `W` the wrong answers and `p` the softmax of the logits at
 * `kl`: -KL(clean run || this run): 0 at the clean run, negative elsewhere. Its gradient at the clean run is zero.
 
 Several read positions of an example are averaged. A callable `(logits, batch) -> [batch]` is a metric too; it gets
-logits `[batch, vocab]` (`[batch, reads, vocab]` with several read positions).
+logits `[batch, vocab]` (`[batch, reads, vocab]` with several read positions), which carry gradients. `register` gives a
+`Metric` a name.
+
+Of `batch` (`circuitfind.batch.Batch`, the pairs of this pass) a metric may read:
+
+* `answers`, `wrong` `[batch, reads, answers]`: token ids, padded with -1; `[batch, reads, 0]` where the task has none.
+* `clean`, `corrupted`: the prompts of both sides, each with `ids [batch, pos]`, `mask [batch, pos]` (False at padding)
+  and `read [batch, reads]`, the positions of the logits that a metric is given.
+* `reference` `[batch, reads, vocab]`: log probabilities of the clean run, for a `Metric` with `reference=True`.
+* `len(batch)`: the number of pairs.
 """
 
 from __future__ import annotations
@@ -21,14 +30,21 @@ import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch, wide
-from circuitfind.errors import TaskError
+from circuitfind.errors import TaskError, unknown
 
 Function = Callable[[Tensor, Batch], Tensor]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A named metric. `flat_at_clean`: its gradient at the clean run is zero by construction."""
+    """A named metric.
+
+    Attributes:
+        function: `(logits [batch, reads, vocab], batch) -> [batch]`.
+        answers, wrong: the task must have answers, or wrong answers.
+        reference: it compares with the clean run, which the batch then holds.
+        flat_at_clean: its gradient at the clean run is zero by construction.
+    """
 
     name: str
     function: Function
@@ -99,6 +115,19 @@ METRICS = {
 }
 
 
+def register(metric: Metric) -> Metric:
+    """Gives a metric its name, in this process.
+
+    Raises:
+        TaskError: the name is taken, or it is not a `Metric`.
+    """
+    if not isinstance(metric, Metric):
+        raise TaskError(f"register: {metric!r} is not a circuitfind.Metric")
+    if METRICS.get(metric.name, metric) is not metric:
+        raise TaskError(f"metric '{metric.name}' exists: give yours another name")
+    return METRICS.setdefault(metric.name, metric)
+
+
 def metric_of(metric: str | Metric | Function) -> Metric:
     """A metric by name, or one made of a callable."""
     if isinstance(metric, Metric):
@@ -106,7 +135,7 @@ def metric_of(metric: str | Metric | Function) -> Metric:
     if callable(metric):
         return Metric(getattr(metric, "__name__", type(metric).__name__), _as_seen_by_user(metric), answers=False)
     if not isinstance(metric, str) or metric not in METRICS:
-        raise TaskError(f"metric {metric!r} is unknown: use one of {', '.join(METRICS)} or a callable (logits, batch)")
+        raise TaskError(f"{unknown('metric', metric, METRICS)}, or a callable (logits, batch)")
     return METRICS[metric]
 
 

@@ -17,26 +17,43 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from circuitfind.circuit import Circuit
-from circuitfind.errors import FileError
+from circuitfind.errors import FileError, ScoreError
 from circuitfind.export import files, html
-from circuitfind.graph import Graph
-from circuitfind.record import Record
 from circuitfind.statistics import Interval
 
 UNSAVED: Mapping[str, Any] = {"saved": False}  # metadata of a field that files leave out
 DRAWING = "circuitfind.plots.plot"
 LONGEST = 60  # characters of a text that a `repr` shows
+
+By = Literal["absolute", "signed"]
+
+
+def check_by(by: str) -> None:
+    """
+    Raises:
+        ScoreError: an unknown way to rank.
+    """
+    if by not in ("absolute", "signed"):
+        raise ScoreError(
+            f"by='{by}' is unknown: use 'absolute' (ranked by |effect|) or 'signed' (positive effects first)"
+        )
+
+
+def strongest(effects: np.ndarray, n: int, by: str = "absolute") -> np.ndarray:
+    """Indices of the n strongest of `[places]` effects, best first, ties in the given order; NaN is left out."""
+    check_by(by)
+    key = np.where(np.isnan(effects), -np.inf, np.abs(effects) if by == "absolute" else effects)
+    return np.argsort(-key, kind="stable")[: min(n, int((~np.isnan(effects)).sum()))]
 
 
 class Result:
@@ -181,8 +198,6 @@ def as_json(value: Any) -> Any:
         return value.to_dict()
     if isinstance(value, np.ndarray):
         return value.tolist()
-    if isinstance(value, Circuit):
-        return {"graph": asdict(value.graph), "edges": value.edges, "record": asdict(value.record)}
     if isinstance(value, Interval):
         return list(value)
     if hasattr(value, "_asdict"):
@@ -217,9 +232,6 @@ def build(hint: Any, value: Any) -> Any:
         return _array(value)
     if not isinstance(hint, type):
         return value
-    if hint is Circuit:
-        graph = Graph(**value["graph"])
-        return Circuit.of(graph, value["edges"], record=Record(**value["record"]))
     if issubclass(hint, Result):
         return hint.from_dict(value)
     if issubclass(hint, tuple) and hasattr(hint, "_fields"):

@@ -1,57 +1,80 @@
-"""Numbers over a graph, and the three ways to cut a circuit from them.
+"""Numbers over the edges or the nodes of a graph, and the ways to cut a circuit from them.
 
-1. `top(n)`: the n edges of highest score (`by="signed"`) or highest magnitude (`by="absolute"`, the default).
-2. `threshold(t)`: the edges whose score (or magnitude) is at least t.
+Of edges (`Scores`):
+
+1. `top(n)`: the n edges of highest magnitude (`by="absolute"`, the default) or highest score (`by="signed"`).
+2. `threshold(t)`: the edges whose magnitude (or score) is at least t.
 3. `greedy(n)`: grown from `logits`: of all edges into nodes that are already in, the best one comes next
    (Hanna et al. 2024); every edge has a path to the logits by construction.
 
 Each cut is pruned to what is connected from `input` to `logits` unless `prune=False`: it can hold fewer than n edges.
 Ties are broken by the graph's order, so a cut is the same on every machine.
+
+Of nodes (`NodeScores`): `circuit(n)` holds all edges among the n best nodes, `to_edges()` ranks edges by their nodes.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 from numbers import Real
 from os import PathLike
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from circuitfind.circuit import Circuit, connected
-from circuitfind.errors import ScoreError
-from circuitfind.export import eap_ig
+from circuitfind.errors import FileError, ScoreError, check_count
+from circuitfind.export import eap_ig, html
 from circuitfind.export.eap_ig_forms import EapIgFile
 from circuitfind.graph import Graph
-from circuitfind.node_scores import NodeScores
-from circuitfind.record import Record
-from circuitfind.score_checks import By, check_array, check_by, check_count, check_finite
-from circuitfind.score_files import open_scores, save_scores
+from circuitfind.record import NO_EFFECT, Record
+from circuitfind.result import By, check_by, strongest
+from circuitfind.score_base import Scored, edge_values, edges_among, open_scores
 
 __all__ = ["By", "NodeScores", "Scores"]
 
 
-@dataclass(frozen=True, eq=False)
-class Scores:
+class EdgeScore(NamedTuple):
+    """One edge and its score."""
+
+    edge: str
+    writer: str
+    reader: str
+    score: float
+
+
+class NodeScore(NamedTuple):
+    """One node, the position (its label or number; empty where positions are summed), and the score."""
+
+    node: str
+    position: str
+    score: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores(Scored):
     """Effects of every edge: `values [writers, readers]` float32 in units of the metric, positive = supports.
 
-    Baselines' scores are no effects (`record.is_effect`); `record.sign` says what they are.
+    Baselines' scores are not effects (`record.is_effect`); `record.sign` says what they are.
     """
+
+    LEVEL = "edge"
 
     graph: Graph
     values: np.ndarray
     record: Record = field(default_factory=Record)
 
     def __post_init__(self) -> None:
-        check_array(self.values)
+        self._check_array()
         shape = (self.graph.n_writers, self.graph.n_readers)
         if self.values.shape != shape:
             raise ScoreError(f"scores have shape {list(self.values.shape)}, the graph needs {list(shape)}")
-        check_finite(self.values[self.graph.real], self.graph.names(~np.isfinite(self.values) & self.graph.real))
+        self._check_finite(self.graph.names(~np.isfinite(self.values) & self.graph.real))
 
     def __getitem__(self, edge: str) -> float:
         return float(self.values[self.graph.edge(edge)])
@@ -67,6 +90,13 @@ class Scores:
         names = self.graph.names(self.graph.real)
         return dict(zip(names, self.values.T[self.graph.real.T].tolist(), strict=True))
 
+    def rows(self) -> tuple[EdgeScore, ...]:
+        """Every edge, in the graph's order."""
+        graph = self.graph
+        readers, writers = np.nonzero(graph.real.T)
+        cells = zip(self.to_dict().items(), writers.tolist(), readers.tolist(), strict=True)
+        return tuple(EdgeScore(n, graph.writer_names[u], graph.reader_names[r], score) for (n, score), u, r in cells)
+
     def key(self, by: By = "absolute") -> np.ndarray:
         """`[writers, readers]`: what edges are ranked by; -inf where there is no edge."""
         check_by(by)
@@ -80,10 +110,28 @@ class Scores:
         readers, writers = np.divmod(order, self.graph.n_writers)
         return np.stack([writers, readers], axis=1)
 
+    def layers(self) -> np.ndarray:
+        """`[writers' layers, readers' layers]`: edge scores summed, NaN where there is no edge.
+
+        Rows are `input` and the layers, columns the layers and `logits`.
+        """
+        graph = self.graph
+        rows = [slice(0, 1), *(slice(graph.head(at), graph.head(at + 1)) for at in range(graph.n_layers))]
+        columns = [*(graph.readers(at, "all") for at in range(graph.n_layers)), graph.readers(0, "logits")]
+        cells = [[(self.values[u, r], graph.real[u, r]) for r in columns] for u in rows]
+        return np.array([[value[real].sum() if real.any() else np.nan for value, real in row] for row in cells])
+
+    def _repr_html_(self) -> str:
+        best = self.ranked()[: html.MOST_ROWS // 4].tolist()
+        rows = [(self.graph.edge_name(u, r), float(self.values[u, r])) for u, r in best]
+        sides = [str(layer) for layer in range(self.graph.n_layers)]
+        layers = html.heat(self.layers(), ["input", *sides], [*sides, "logits"], "sums by layer (writer, reader)")
+        return html.block(repr(self), html.table(["edge", self.unit], rows, "strongest edges"), layers)
+
     # ---------------------------------------------------------------- cuts
     def top(self, n: int, by: By = "absolute", prune: bool = True) -> Circuit:
-        """The n highest edges."""
-        check_count(n)
+        """The n strongest edges."""
+        check_count("n", n)
         mask = np.zeros_like(self.graph.real)
         best = self.ranked(by)[:n]
         mask[best[:, 0], best[:, 1]] = True
@@ -92,12 +140,12 @@ class Scores:
     def threshold(self, t: float, by: By = "absolute", prune: bool = True) -> Circuit:
         """The edges that reach t (in units of the scores)."""
         if not isinstance(t, Real) or math.isnan(t):
-            raise ScoreError(f"t={t!r} is no threshold: give a number in units of the scores")
+            raise ScoreError(f"t={t!r} is not a threshold: give a number in units of the scores")
         return self.cut((self.key(by) >= t) & self.graph.real, prune, cut="threshold", t=t, by=by)
 
     def greedy(self, n: int, by: By = "absolute", prune: bool = True) -> Circuit:
         """n edges grown from the logits."""
-        check_count(n)
+        check_count("n", n)
         graph, key = self.graph, self.key(by)
         mask = np.zeros_like(graph.real)
         inside: set[int] = set()
@@ -129,9 +177,9 @@ class Scores:
         return self.cut(mask, prune, cut="greedy", n=n, by=by)
 
     def cut(self, mask: np.ndarray, prune: bool = True, **settings: object) -> Circuit:
-        """The circuit of `mask`, carrying these scores as its estimates and `settings` in its record.
+        """The circuit of `mask`, with these scores as its estimates and `settings` in its record.
 
-        Scores that are no effects are nobody's estimates: then the circuit carries none.
+        Scores that are not effects estimate none: then the circuit has no estimates.
         """
         mask = connected(self.graph, mask) if prune else mask
         estimates = self.values if self.record.is_effect else None
@@ -143,23 +191,23 @@ class Scores:
 
     @classmethod
     def of(cls, circuit: Circuit) -> Scores | None:
-        """The estimates that a circuit carries; None where it has none for some edge, as after a circuit.json."""
+        """The estimates of a circuit; None where some edge has none, as after a circuit.json."""
         values = circuit.estimates
         if values is None or not np.isfinite(values[circuit.graph.real]).all():
             return None
         return cls(circuit.graph, values, circuit.record)
 
     # ---------------------------------------------------------------- files
-    def save(self, path: str | PathLike[str], format: eap_ig.Format = "circuitfind") -> Path:
+    def save(self, path: str | PathLike[str], format: eap_ig.Format = "circuitfind") -> Path:  # type: ignore[override]
         """Writes safetensors, graph and record in the header; "eap-ig": the EAP-IG library's `.json` or `.pt`.
 
         Raises:
-            FileError: the place cannot be written to; or "eap-ig" for a grouped-query model, whose scores would have
-                to be split over the query heads.
+            FileError: the file cannot be written; or "eap-ig" for a grouped-query model, whose scores would have to be
+                split over the query heads.
         """
         if eap_ig.check_format(format) == "eap-ig":
             return eap_ig.write(path, EapIgFile(self.graph, np.zeros_like(self.graph.real), self.values))
-        return save_scores(path, "edge", self.graph, self.values, self.record)
+        return self._save(path)
 
     @classmethod
     def open(cls, path: str | PathLike[str], sign: eap_ig.Sign = "effect", graph: Graph | None = None) -> Scores:
@@ -169,3 +217,120 @@ class Scores:
             sign, graph: of an EAP-IG file; see `Circuit.open`. Scores of query heads are summed into a shared head's.
         """
         return cls(*(eap_ig.read_scores(path, "edge", sign, graph) or open_scores(path, "edge")[:3]))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class NodeScores(Scored):
+    """Effects of every writer: `values [writers]`, or `[writers, position]` when scored by position.
+
+    Baselines' scores are not effects (`record.is_effect`); `record.sign` says what they are.
+
+    Attributes:
+        positions: of scores by position, what each is called, such as "3 Mary": tokens of the first pair. None where
+            that is not known.
+    """
+
+    LEVEL = "node"
+
+    graph: Graph
+    values: np.ndarray
+    record: Record = field(default_factory=Record)
+    positions: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_array()
+        if self.values.shape[:1] != (self.graph.n_writers,):
+            given = len(np.atleast_1d(self.values))
+            raise ScoreError(f"node scores for {given} writers, the graph has {self.graph.n_writers}")
+        if self.positions is not None and self.values.shape[1:] != (len(self.positions),):
+            raise ScoreError(f"{len(self.positions)} positions for node scores of shape {list(self.values.shape)}")
+        bad = ~np.isfinite(self.values).reshape(self.graph.n_writers, -1).all(axis=1)
+        self._check_finite([self.graph.writer_names[i] for i in np.flatnonzero(bad)])
+
+    def __getitem__(self, node: str) -> float | np.ndarray:
+        value = self.values[self.graph.writer(node)]
+        return float(value) if value.ndim == 0 else value
+
+    def __repr__(self) -> str:
+        by = f", {self.values.shape[1]} positions" if self.values.ndim > 1 else ""
+        return f"NodeScores({self.graph.n_writers} nodes{by} by {self.record.method or '?'}; {self.graph})"
+
+    def to_dict(self) -> dict[str, float | list[float]]:
+        """`{node name: effect}`, or lists over positions."""
+        return dict(zip(self.graph.writer_names, self.values.tolist(), strict=True))
+
+    def rows(self) -> tuple[NodeScore, ...]:
+        """Every node, at each position where they go by position."""
+        values = self.values.reshape(self.graph.n_writers, -1)
+        labels = self.positions or (map(str, range(values.shape[1])) if self.values.ndim > 1 else [""])
+        cells = zip(self.graph.writer_names, values.tolist(), strict=True)
+        places = list(labels)
+        return tuple(NodeScore(node, *pair) for node, row in cells for pair in zip(places, row, strict=True))
+
+    def heads(self) -> np.ndarray:
+        """`[layer, head, ...]`: the heads' scores."""
+        return np.stack([self.values[self.graph.heads(layer)] for layer in range(self.graph.n_layers)])
+
+    def key(self, by: By = "absolute") -> np.ndarray:
+        """`[writers]`: what nodes are ranked by (positions summed)."""
+        check_by(by)
+        total = self.values.reshape(self.graph.n_writers, -1).sum(axis=1)
+        return np.asarray(np.abs(total) if by == "absolute" else total)
+
+    def top(self, n: int, by: By = "absolute") -> list[str]:
+        """Names of the n strongest nodes, best first."""
+        check_count("n", n)
+        return [self.graph.writer_names[i] for i in strongest(self.key(by), n, "signed")]
+
+    def _repr_html_(self) -> str:
+        graph, layers = self.graph, list(map(str, range(self.graph.n_layers)))
+        total = self.values.reshape(graph.n_writers, -1).sum(axis=1)
+        by_layer = total[1:].reshape(graph.n_layers, -1)
+        heat = html.heat(by_layer, layers, [*map(str, range(graph.n_heads)), "MLP"], f"{self.unit} by layer and head")
+        rows = [("input", float(total[0])), *((name, float(np.sum(self[name]))) for name in self.top(10))]
+        return html.block(repr(self), heat, html.table(["node", self.unit], rows, "input, and the strongest nodes"))
+
+    # ---------------------------------------------------------------- nodes as edges
+    def circuit(self, nodes: int | Iterable[str], by: By = "absolute") -> Circuit:
+        """All edges among some nodes, with `input` and `logits`.
+
+        Args:
+            nodes: names, or how many of the best besides `input`.
+
+        Raises:
+            FileError: the graph has no such node.
+        """
+        graph, kept = self.graph, np.zeros(self.graph.n_writers, dtype=bool)
+        if not isinstance(nodes, Iterable):
+            check_count("nodes", nodes)
+            best = [name for name in self.top(graph.n_writers, by) if name != "input"][:nodes]
+            settings: dict[str, Any] = {"cut": "nodes", "n": nodes, "by": by}
+        else:
+            best = [name for name in ([nodes] if isinstance(nodes, str) else nodes) if name != "logits"]
+            settings = {"cut": "nodes"}
+        kept[[graph.writer(name) for name in best]] = True
+        return Circuit(graph, edges_among(graph, kept), record=self.record.with_settings(**settings))
+
+    def to_edges(self, by: By = "absolute") -> Scores:
+        """The edges in the order in which they come in as nodes do, best first; see `circuitfind/score_base.py`.
+
+        An edge's score is that of its weaker end (`input` and `logits` are always in): the magnitude, or the signed
+        score (then rank the result by="signed", too). It is not an effect of the edge.
+        """
+        sign = f"{NO_EFFECT}the {'magnitude' if by == 'absolute' else 'score'} of the weaker of an edge's two nodes"
+        record = replace(self.record, sign=sign).with_settings(level="edge", nodes_by=by)
+        return Scores(self.graph, edge_values(self.graph, self.key(by)), record)
+
+    # ---------------------------------------------------------------- files
+    def save(self, path: str | PathLike[str], format: eap_ig.Format = "circuitfind") -> Path:  # type: ignore[override]
+        """Writes safetensors, graph and record in the header; "eap-ig": the EAP-IG library's `.json` or `.pt`."""
+        if eap_ig.check_format(format) == "eap-ig":
+            if self.values.ndim > 1:
+                raise FileError(f"{path}: the file holds one score a node: sum these over positions first")
+            return eap_ig.write(path, EapIgFile(self.graph, np.zeros_like(self.graph.real), node_scores=self.values))
+        return self._save(path)
+
+    @classmethod
+    def open(cls, path: str | PathLike[str], sign: eap_ig.Sign = "effect", graph: Graph | None = None) -> NodeScores:
+        """Reads what `save` wrote, in either format, without any model; `sign` and `graph`: see `Circuit.open`."""
+        return cls(*(eap_ig.read_scores(path, "node", sign, graph) or open_scores(path, "node")))

@@ -16,6 +16,7 @@ from toys import FOUR, Twin, id_task, linear, off_scores, wrapped
 
 import circuitfind as cf
 from circuitfind.attribution import eap_ig_inputs, gradients
+from circuitfind.attribution.method import Point
 from circuitfind.attribution.methods import names
 from circuitfind.engine.ablation import resampled
 from circuitfind.engine.capture import capture, capture_gradients
@@ -71,12 +72,12 @@ def test_other_metrics_equal_their_twins(metric: str) -> None:
     model = wrapped("llama")
     bound = id_task((6, 5), metric=metric).on(model)
     twin = Twin(model, bound)
-    for method, expected in (
-        ("eap-ig-inputs", twin.estimates([0, 0.5])),
-        ("clean-corrupted", twin.estimates([0, 1])),
-        ("exact", twin.exact()),
+    for method, options, expected in (
+        ("eap-ig-inputs", {"steps": 2}, twin.estimates([0, 0.5])),
+        ("clean-corrupted", {}, twin.estimates([0, 1])),
+        ("exact", {}, twin.exact()),
     ):
-        assert off_scores(cf.attribute(model, bound, method, steps=2), expected) < CLOSE, method
+        assert off_scores(cf.attribute(model, bound, method, **options), expected) < CLOSE, method
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "mean-position", "resample"])
@@ -321,7 +322,7 @@ def test_metrics_of_the_user_that_cannot_be_scored() -> None:
     nan = own_metric(lambda logits, batch: logits[:, 0] * float("nan"))
     with pytest.raises(ScoreError, match=r"score of input->a0.h0<q> is NaN"):
         cf.attribute(model, nan, "eap")
-    with pytest.raises(ScoreError, match=r"exact effect of input->a0.h0<q> is NaN"):
+    with pytest.raises(ScoreError, match=r"effect of input->a0.h0<q> is NaN"):
         cf.attribute(model, nan, "exact")
 
 
@@ -340,15 +341,17 @@ def test_nan_in_the_logits_is_named() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "saliency"}, "'saliency' does not score edges: use one of eap, eap-ig-inputs"),
+        ({"method": "saliency"}, "method 'saliency' is unknown. Known: eap, eap-ig-inputs"),
+        ({"method": "eap_ig"}, "method 'eap_ig' is unknown: did you mean 'eap-ig-inputs'"),
+        ({"method": "eap", "steps": 5}, "steps=5 is an option of eap-ig-inputs, eap-ig-activations: method 'eap' has"),
         ({"method": "eap", "level": "node"}, "'eap' does not score nodes: use one of atp, .* level='edge' for its"),
         ({"method": "atp"}, "'atp' does not score edges: .*, or level='node' for its scores of nodes"),
         ({"level": "layer"}, "level 'layer' is unknown: use 'edge' or 'node'"),
-        ({"rule": "trapezoid"}, "rule 'trapezoid' is unknown: use one of left, midpoint, right"),
-        ({"steps": 0}, "steps must be at least 1, not 0"),
+        ({"rule": "trapezoid"}, "rule 'trapezoid' is unknown. Known: left, midpoint, right"),
+        ({"steps": 0}, "steps=0: give a whole number, 1 or more"),
         ({"direction": "up"}, "direction 'up' is unknown: use 'noising' or 'denoising'"),
-        ({"ablation": "noise", "method": "eap"}, "ablation 'noise' is unknown: use one of corrupted, zero"),
-        ({"ablation": "zero"}, "'eap-ig-inputs' goes between the clean and the corrupted run"),
+        ({"ablation": "noise", "method": "eap"}, "ablation 'noise' is unknown. Known: corrupted, zero"),
+        ({"ablation": "zero"}, "'eap-ig-inputs' interpolates between the clean and the corrupted run"),
         (
             {"ablation": "mean", "method": "exact", "direction": "denoising"},
             "'denoising' starts from the corrupted run: it needs",
@@ -373,9 +376,12 @@ def test_positions_of_unequal_prompts_do_not_correspond() -> None:
 
 
 def test_the_points_of_integrated_gradients() -> None:
+    def points(steps: int, rule: str) -> list[Point]:
+        return eap_ig_inputs.points("noising", 2, {"steps": steps, "rule": rule})
+
     for rule, alphas in (("left", [0, 0.25, 0.5, 0.75]), ("right", [0.25, 0.5, 0.75, 1])):
-        assert [tuple(p) for p in eap_ig_inputs.points(4, rule)] == [(0.25, alpha, None, False) for alpha in alphas]
-    assert [p.alpha for p in eap_ig_inputs.points(2, "midpoint")] == [0.25, 0.75]
+        assert [tuple(p) for p in points(4, rule)] == [(0.25, alpha, None, False) for alpha in alphas]
+    assert [p.alpha for p in points(2, "midpoint")] == [0.25, 0.75]
 
 
 # -------------------------------------------------------------------- records, and the model as it was found

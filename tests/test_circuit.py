@@ -154,7 +154,7 @@ def test_impossible_circuits_are_refused() -> None:
         Circuit(PLAIN, np.zeros((2, 2), dtype=bool))
     with pytest.raises(FileError, match="circuit exact has shape"):
         Circuit(PLAIN, PLAIN.real, exact=np.zeros(3))
-    with pytest.raises(FileError, match="cells that are no edges"):
+    with pytest.raises(FileError, match="cells that are not edges"):
         Circuit(PLAIN, np.ones_like(PLAIN.real))
 
 

@@ -160,7 +160,7 @@ def test_exact_and_files(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"what": "tails"}, "what='tails' is unknown"),
+        ({"what": "tails"}, "kind of place 'tails' is unknown"),
         ({"what": "heads", "level": "edge"}, "use level='node'"),
         ({"what": "heads", "method": "eap-ig-activations"}, "does not score places of a sweep"),
         ({"what": "neurons"}, "name a layer"),

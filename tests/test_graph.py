@@ -131,10 +131,10 @@ def test_writers_by_index(graph: Graph) -> None:
     [
         (GPT2, "a0.h1", "'a0.h1' is not an edge: write it as WRITER->READER, such as 'a0.h1->m2'"),
         (GPT2, "a0.h1=>m2", "is not an edge: write it as"),
-        (GPT2, "head3->m2", "edge 'head3->m2': 'head3' is no writer's name (such as a11.h11, m11)"),
-        (GPT2, "a0.h1->x", "edge 'a0.h1->x': 'x' is no reader's name (such as m11, logits)"),
-        (GPT2, "logits->m2", "'logits' is no writer's name"),
-        (GPT2, "input->a0.h1", "'a0.h1' is no reader's name"),
+        (GPT2, "head3->m2", "edge 'head3->m2': 'head3' is not a writer's name (such as a11.h11, m11)"),
+        (GPT2, "a0.h1->x", "edge 'a0.h1->x': 'x' is not a reader's name (such as m11, logits)"),
+        (GPT2, "logits->m2", "'logits' is not a writer's name"),
+        (GPT2, "input->a0.h1", "has no reader 'a0.h1': did you mean 'a0.h1<q>'?"),
         (GPT2, "a0.h12->m2", "this graph (12 layers, 12 heads) has no writer 'a0.h12'"),
         (GPT2, "input->m12", "this graph (12 layers, 12 heads) has no reader 'm12'"),
         (GPT2, "input->a3.kv0<k>", "has no reader 'a3.kv0<k>'"),
@@ -143,7 +143,7 @@ def test_writers_by_index(graph: Graph) -> None:
         (SMALL["parallel"], "a1.h0->m1", "edge 'a1.h0->m1' runs backwards"),
         (SMALL["grouped"], "input->a1.h3<k>", "are grouped, name the key/value head (a0.kv0 to a0.kv1)"),
         (SMALL["grouped"], "input->a1.kv2<k>", "this graph (3 layers, 4 heads on 2 key/value heads) has no reader"),
-        (SMALL["grouped"], "a1.kv0->logits", "'a1.kv0' is no writer's name"),
+        (SMALL["grouped"], "a1.kv0->logits", "'a1.kv0' is not a writer's name"),
     ],
 )
 def test_errors_say_what_is_wrong(graph: Graph, name: str, message: str) -> None:
@@ -157,7 +157,7 @@ def test_errors_say_what_is_wrong(graph: Graph, name: str, message: str) -> None
 def test_unknown_writers_are_named() -> None:
     with pytest.raises(FileError, match="has no writer 'm12'"):
         GPT2.writer("m12")
-    with pytest.raises(FileError, match="'logits' is no writer's name"):
+    with pytest.raises(FileError, match="'logits' is not a writer's name"):
         GPT2.writer("logits")
 
 

@@ -133,7 +133,8 @@ def test_wrong_shapes_and_names_are_refused(batch: Batch, logits: Tensor) -> Non
         metric_of(summed)(logits, batch)
     with pytest.raises(TaskError, match=r"returned a float: one number per example is needed, a tensor \[4\]"):
         metric_of(lambda logits, batch: 1.0)(logits, batch)
-    with pytest.raises(TaskError, match="metric 'logitdiff' is unknown: use one of logit_diff, prob_diff, logprob, kl"):
+    message = r"metric 'logitdiff' is unknown: did you mean 'logit_diff'\? Known: logit_diff, prob_diff, logprob, kl"
+    with pytest.raises(TaskError, match=message):
         metric_of("logitdiff")
 
 

@@ -377,7 +377,7 @@ def test_a_sweep_survives_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("what", "options", "message"),
     [
-        ("tails", {}, "what='tails' is unknown: use one of resid, resid-mid"),
+        ("tails", {}, "kind of place 'tails' is unknown. Known: resid, resid-mid"),
         ("heads", {"direction": "sideways"}, "direction 'sideways'"),
         ("heads", {"direction": "denoising", "ablation": "zero"}, "needs ablation='corrupted'"),
         ("heads", {"layers": 2}, "0 to 1"),
@@ -387,8 +387,8 @@ def test_a_sweep_survives_a_file(tmp_path: Path) -> None:
         ("heads", {"layers": True}, "layers=True: give layers"),
         ("heads", {"layers": [0, True]}, "each of them once"),
         ("heads", {"layers": torch.tensor([0.0, 1.0])}, "0 to 1"),
-        (["heads"], {}, r"what=\['heads'\] is unknown: use one of resid, "),
-        (None, {}, "what=None is unknown"),
+        (["heads"], {}, r"kind of place \['heads'\] is unknown.* Known: resid, "),
+        (None, {}, "kind of place None is unknown"),
         ("heads", {"by_position": "yes"}, "by_position='yes': give True or False"),
         ("heads", {"by_span": "no"}, "by_span='no': give True or False"),
         ("neurons", {}, r"128 neurons: name a layer, such as layers=0 \(--layers 0\)"),

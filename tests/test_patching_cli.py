@@ -61,7 +61,7 @@ def test_one_line_for_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (("--what", "neurons"), "name a layer, such as layers=0 (--layers 0)"),
         (("--task", "ioi", "--n", "8", "--by-position"), "one length"),
         (("--task", "ioi", "--n", "8", "--what", "resid"), "together (by_position=False, --all-positions)"),
-        (("--task", "ioi", "--n", "8", "--what", "resid"), "one template of the behaviour (template=, --template)"),
+        (("--task", "ioi", "--n", "8", "--what", "resid"), "one template of the task (template=, --template)"),
         (("--seed", "-1"), "--seed"),
     ):
         code, _, err = said(capsys, "--out", tmp_path, *arguments)

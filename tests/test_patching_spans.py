@@ -1,4 +1,4 @@
-"""Sweeps by named spans against one plain forward pass a place, and the stretches written out by hand."""
+"""Sweeps by named spans against one plain forward pass a place, and the spans written out by hand."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def spanned(**more: Any) -> cf.Task:
 
 
 def off_by(sweep: cf.Sweep, expected: np.ndarray, each: int = 1) -> float:
-    """`expected [layers, units, stretches, examples]`, one unit in `each`."""
+    """`expected [layers, units, spans, examples]`, one unit in `each`."""
     found = sweep.per_example.reshape(expected.shape[0], -1, *expected.shape[2:])[:, ::each]
     return off(torch.from_numpy(found), torch.from_numpy(expected))
 
@@ -125,7 +125,7 @@ def test_an_approximation_by_span() -> None:
     assert found.remarks[0].startswith("The residual stream between attention and MLPs: ")
 
 
-# -------------------------------------------------------------------- which stretches there are
+# -------------------------------------------------------------------- which spans there are
 @pytest.mark.parametrize(
     ("spans", "more", "expected"),
     [

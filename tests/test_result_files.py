@@ -84,8 +84,8 @@ def test_what_tests_equality_can_fail(results: dict[str, Any]) -> None:
         ),
         (lambda content: {k: v for k, v in content.items() if k != "format"}, 'holds no "format" key'),
         (lambda content: content | {"version": 7}, "version 7 of circuitfind"),
-        (lambda content: {k: v for k, v in content.items() if k != "record"}, "'record'.*write it again"),
-        (lambda content: content | {"record": {"mdoel": 1}}, "mdoel"),
+        (lambda content: {k: v for k, v in content.items() if k in ("format", "version")}, "KeyError.*write it again"),
+        (lambda content: content | {"record": 3}, "write it again"),
     ],
 )
 def test_other_files_are_refused(
@@ -103,7 +103,7 @@ def test_shapes_and_endings_are_checked(results: dict[str, Any], tmp_path: Path)
     path = results["paths"].save(tmp_path / "result.json")
     content = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(content | {"receivers": content["receivers"][:1]}))
-    with pytest.raises(cf.FileError, match=r"effects of paths have shape .* write it again"):
+    with pytest.raises(cf.FileError, match=r"effects by example have shape .* write it again"):
         cf.PathEffects.open(path)
     with pytest.raises(cf.FileError, match="no such file"):
         cf.PathEffects.open(tmp_path / "absent.json")

@@ -259,7 +259,7 @@ def test_several_read_positions_with_answers_of_their_own(ids_only: cf.Model) ->
         ({"corrupted": torch.ones(2, 5, dtype=torch.long)}, "both be strings or both be id tensors"),
         ({"clean": [[1, 2], [3, 4]], "corrupted": [[1, 5], [3, 6]]}, r"row 0: prompts are strings, or all of them one"),
         ({"corrupted": [TWINS[0], None]}, "row 1: prompts are strings"),
-        ({"metric": "accuracy"}, "metric 'accuracy' is unknown: use one of logit_diff, prob_diff, logprob, kl"),
+        ({"metric": "accuracy"}, "metric 'accuracy' is unknown. Known: logit_diff, prob_diff, logprob, kl"),
     ],
 )
 def test_lists_that_do_not_fit_are_refused_at_once(changes: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Names for stretches of a prompt, located in tokens."""
+"""Named spans of a prompt, located in tokens."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Activation magnitude: how much a writer's output changes, without asking what the change does. No gradient.
+"""Activation magnitude: how much a writer's output changes, whatever the effect of that. No gradient.
 
     score(u)      = mean over examples of the sum over real tokens of ||D_u||
     score(u -> v) = mean over examples of the sum over real tokens of r_v ||D_u||
 
 1. `D_u` is u's clean value minus its ablated value at a token (with `ablation="zero"`, what u writes), without its mean
    over `d_model` in a model whose norms all take that off; the norm is the L2 norm over `d_model`.
-2. `r_v` is the scale of v's norm at the clean prompt, so an edge counts what the change amounts to in the normed stream
+2. `r_v` is the scale of v's norm at the clean prompt, so an edge measures the change in the normed stream
    that v reads (the norm's weight left out); 1 where v has no norm. The q, k and v readers of a layer share it.
 
-A baseline in the manner of magnitude pruning: all edges from a writer to one layer's attention score alike.
+A baseline in the manner of magnitude pruning: all edges from a writer to one layer's attention have the same score.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def _norms(experiment: Experiment, batch: Batch) -> tuple[Tensor, Run]:
     norms = delta.embed.new_empty(graph.n_writers, *delta.embed.shape[:2])
 
     def size(x: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(x - x.mean(-1, keepdim=True) if adapter.centred else x, dim=-1)
+        found: Tensor = torch.linalg.vector_norm(x - x.mean(-1, keepdim=True) if adapter.centred else x, dim=-1)
+        return found
 
     norms[0] = size(delta.embed)
     for layer in range(graph.n_layers):

@@ -23,7 +23,7 @@ from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
-from circuitfind.patching.stretches import stretches
+from circuitfind.patching.spans import spans_of
 from circuitfind.patching.sweep import Sweep
 from circuitfind.remote.call import remotable
 from circuitfind.scores import NodeScores, Scores
@@ -109,8 +109,8 @@ def score(experiment: Experiment, method: Method, request: Request) -> Scores | 
     record = replace(record, sign=method.sign(request.level, request.options))
     if request.level == "edge":
         return Scores(graph, np.where(graph.real, values, np.float32(0)), record)
-    positions = stretches(experiment.bound, bool(request.by_position), by_span=False)
-    return NodeScores(graph, values, record, positions and positions.axis.labels)
+    positions = spans_of(experiment.bound, bool(request.by_position), by_span=False)
+    return NodeScores(graph, values, record, positions and positions.labels)
 
 
 def _by_points(experiment: Experiment, request: Request, method: Method) -> Scored:

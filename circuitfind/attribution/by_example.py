@@ -1,7 +1,7 @@
-"""Edge scores of every example apart: any weighted mean of examples is a matrix product away.
+"""Edge scores of every example, from which any weighted mean over examples is one matrix product.
 
-A score is a mean over examples of `sum over points of weight * contraction(example)`, and examples do not see each
-other. So the gradients are taken in batches as for `attribute`, and only the contraction is done row by row:
+A score is a mean over examples of `sum over points of weight * contraction(example)`, and examples are
+independent. So the gradients are taken in batches as for `attribute`, and only the contraction is done row by row:
 
     scores of a resample with counts w  =  (w / sum w) @ effects,        effects [examples, edges]
 
@@ -11,13 +11,10 @@ mean keeps them, where `attribute` on a part of the pairs would compute them of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from circuitfind.attribution.exact import exact_effects
 from circuitfind.attribution.gradients import check_not_flat, point_effects
 from circuitfind.attribution.method import Method, Request
 from circuitfind.attribution.methods import METHODS
@@ -64,8 +61,9 @@ def example_effects(experiment: Experiment, method: Method, request: Request) ->
             f"scores of {len(experiment)} pairs x {graph.n_edges:,} edges take {size / 2**30:.0f} GiB: give at most"
             f" {BY_EXAMPLE // (graph.n_edges * 4)} pairs, task.on(model).subset(range(...)), or search="
         )
-    if method.points is None:
-        return exact_effects(experiment, graph.real).values.T.astype(np.float32)
+    if method.examples is not None:
+        return method.examples(experiment).T.astype(np.float32)
+    assert method.points is not None, "checked by check_by_example"
     cells = torch.from_numpy(graph.real.T)
     points = method.points(experiment.setting.direction, graph.n_layers, request.options)
 
@@ -86,7 +84,9 @@ def _row_by_row(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGra
     """`[batch, writers, readers]`."""
 
     def contracted(row: slice) -> Tensor:
-        pick: Callable[[Tensor], Tensor] = lambda value: value[row]  # noqa: E731
+        def pick(value: Tensor) -> Tensor:
+            return value[row]
+
         at = ReaderGradients(
             [Heads(*map(pick, heads)) for heads in gradients.qkv], [*map(pick, gradients.mlp)], pick(gradients.final)
         )

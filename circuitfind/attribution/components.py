@@ -1,15 +1,15 @@
-"""Attribution patching of whatever a sweep patches: an estimate for every place, from one backward pass.
+"""Attribution patching of the places of a sweep: an estimate for every place, from one backward pass.
 
     effect(place) ~ (its clean value - its ablated value) . gradient of the metric at it      (Nanda 2023)
 
-1. Both sides of the pairs are run, and the values noted of the site that the places are units of.
+1. Both sides of the pairs are run, and the values at the places' site are kept.
 2. Gradients are taken at the points of the method: the clean run for noising, the corrupted run for denoising ("atp"),
    both ("clean-corrupted"), or a line between them ("eap-ig-inputs"). `engine/site_effects.py` brings them to the site.
-3. Products are summed over each unit's features and over positions: all of them, or those of each stretch that the
+3. Products are summed over each unit's features and over positions: all of them, or those of each span that the
    sweep goes by.
-4. Two methods change that (`Estimate`, Kramár et al. 2024): "atp-qk" and "atp-star" take the change of the attention
-   pattern in place of that of queries and keys (`qk_fix.py`), and "atp-star" takes magnitudes with each layer's
-   gradient dropped (`grad_drop.py`), which are not effects.
+4. Two methods differ (`Estimate`, Kramár et al. 2024): for queries and keys "atp-qk" and "atp-star" use the change of
+   the attention pattern (`qk_fix.py`), and "atp-star" takes mean magnitudes with each layer's gradient dropped
+   (`grad_drop.py`), which are not effects.
 
 The same places, axes and signs as those of `circuitfind.patch`, which measures what this estimates.
 """
@@ -37,9 +37,7 @@ from circuitfind.engine.stream_effects import head_gradients, site_effects
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
-from circuitfind.patching.patch import SIGNS
-from circuitfind.patching.places import KINDS
-from circuitfind.patching.plan import SweepPlan, Where, planned
+from circuitfind.patching.patch import SIGNS, SweepPlan, Where, planned
 from circuitfind.patching.sweep import Sweep
 
 
@@ -56,20 +54,18 @@ Changes = Callable[[Restart, str, Values, Tensor, Tensor], Tensor]
 
 
 class Estimate(NamedTuple):
-    """What a method does otherwise than to sum first-order effects over its points.
+    """How a method differs from a sum of first-order effects over its points.
 
-    passes: effects of gradients taken in another way, and the metric's largest magnitude there.
-    changes: `[passes, layers, units, stretches, batch]`, how much replacing each place changes the metric, from what it
-        is replaced by and the gradients at the heads.
-    combine: from the effects of all passes to the scores; gets the plan's layers, -1 for the stream.
+    Attributes:
+        passes: effects from gradients that are taken in another way, and the metric's largest magnitude there.
+        changes: `[passes, layers, units, spans, batch]`, how much replacing each place changes the metric, from the
+            replacement and the gradients at the heads.
+        combine: from the effects of all passes to the scores; gets the plan's layers, -1 for the stream.
     """
 
     passes: Passes | None = None
     changes: Changes | None = None
     combine: Callable[[Tensor, list[int]], Tensor] = lambda total, layers: total.sum(0)
-
-
-STREAM = ("resid", "resid-mid")  # places that are in no layer's attention or MLP
 
 
 def place_effects(experiment: Experiment, method: Method, request: Request, estimate: Estimate | None = None) -> Sweep:
@@ -85,7 +81,7 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
     what, adapter, noising = request.what, experiment.adapter, experiment.setting.noising
     passes, changes, combine = estimate or Estimate()
     plan = planned(experiment, Where(what, request.by_position, request.by_span, request.layers))
-    own_layers = [-1 if what in STREAM else layer for layer in plan.layers]
+    own_layers = [-1 if plan.kind.in_stream else layer for layer in plan.layers]
     points = (
         method.points(experiment.setting.direction, adapter.graph.n_layers, request.options) if method.points else []
     )
@@ -94,7 +90,7 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
 
     def one(batch: Batch, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         sides = plan.capture(batch)
-        places = _places(plan, rows, batch)
+        places = _members(plan, rows, batch)
         delta = {at: sides.own[at].to(adapter.work) - sides.other[at].to(adapter.work) for at in plan.layers}
 
         def effects(adapter: Adapter, _: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
@@ -102,7 +98,7 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
             if changes is not None:  # a pattern's change serves all passes: their gradients wait for it
                 found = head_gradients(adapter, plan.layers, run, gradients)
                 return torch.stack([found[layer] for layer in plan.layers])
-            found = site_effects(adapter, KINDS[what].site, delta, run, gradients)
+            found = site_effects(adapter, plan.kind.site, delta, run, gradients)
             return einsum(torch.stack([found[layer] for layer in plan.layers]), places, "l b t u, b t s -> l u s b")
 
         base, other = Base(batch.clean, sides.clean, sides.batch), sides.other
@@ -135,10 +131,10 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
     return sweep
 
 
-def _places(plan: SweepPlan, rows: slice, batch: Batch) -> Tensor:
-    """`[batch, pos, stretches]`: 1 at the positions of each stretch; all positions are one stretch by default."""
+def _members(plan: SweepPlan, rows: slice, batch: Batch) -> Tensor:
+    """`[batch, pos, spans]`: 1 at the positions of each span; all positions are one span by default."""
     adapter, numbers = plan.experiment.adapter, plan.numbers(rows, batch)
-    if plan.stretches is None or numbers is None:
+    if plan.spans is None or numbers is None:
         return torch.ones(*batch.clean.ids.shape, 1, dtype=adapter.work, device=adapter.device)
-    labels = torch.arange(len(plan.stretches.axis.labels), device=numbers.device)
+    labels = torch.arange(len(plan.spans.labels), device=numbers.device)
     return (numbers.unsqueeze(-1) == labels).to(adapter.work)

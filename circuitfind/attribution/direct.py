@@ -16,10 +16,9 @@ takes part: a node's direct effect when it is replaced, norm and all, is `path_p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from os import PathLike
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,11 +30,12 @@ from circuitfind.batch import Batch
 from circuitfind.engine.capture import Run, capture
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.unembedding import Unembedding, unembedding
-from circuitfind.export import files as result_file
+from circuitfind.export import html
 from circuitfind.graph import Graph
 from circuitfind.metrics import METRICS
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
+from circuitfind.patching.sweep import Measured
 from circuitfind.record import NO_EFFECT, Record
 from circuitfind.remote.call import remotable
 from circuitfind.scores import NodeScores
@@ -44,11 +44,19 @@ from circuitfind.tasks.task import Task
 
 SIGN = f"{NO_EFFECT}direct contribution to the logit difference through the frozen final norm; positive = raises it"
 BEFORE_CAP = f"{SIGN}; before the model's soft-cap"
-FORMAT = "circuitfind.direct"
 
 
-@dataclass(frozen=True, eq=False)
-class DirectEffects:
+class NodeEffect(NamedTuple):
+    """What a node adds to the logit difference, and the 95% interval over examples."""
+
+    node: str
+    effect: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DirectEffects(Measured):
     """What each node adds to the clean prompts' logit difference directly.
 
     Attributes:
@@ -57,6 +65,8 @@ class DirectEffects:
         logit_diff: `[examples]` as the model computes it: `per_example.sum(0) + constant`, unless it is `capped`.
         capped: the model soft-caps its logits afterwards.
     """
+
+    FORMAT = "circuitfind.direct"
 
     graph: Graph
     per_example: np.ndarray
@@ -70,37 +80,32 @@ class DirectEffects:
         """Means over examples, as node scores: to rank, and to save without the examples."""
         return NodeScores(self.graph, self.per_example.mean(axis=-1).astype(np.float32), self.record)
 
+    def _row(self, at: int, effect: float, low: float, high: float) -> NodeEffect:
+        return NodeEffect(self.graph.writer_names[at], effect, low, high)
+
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """JSON values: means, and under "examples" the values of every example."""
         return {
             "effects": self.scores.to_dict(),
             "constant": float(self.constant.mean()),
             "logit_diff": float(self.logit_diff.mean()),
             "capped": self.capped,
             "record": asdict(self.record),
+            "graph": asdict(self.graph),
+            "examples": {name: getattr(self, name).tolist() for name in ("per_example", "constant", "logit_diff")},
         }
 
-    def save(self, path: str | PathLike[str]) -> Path:
-        """Writes `.json`: `to_dict` and the values of every example.
-
-        Raises:
-            FileError: another ending, or the place cannot be written to.
-        """
-        examples = {name: getattr(self, name) for name in ("per_example", "constant", "logit_diff")}
-        return result_file.write(path, FORMAT, {**self.to_dict(), "graph": asdict(self.graph), "examples": examples})
-
     @classmethod
-    def open(cls, path: str | PathLike[str]) -> DirectEffects:
-        """Reads what `save` wrote, without any model.
+    def from_dict(cls, content: Mapping[str, Any]) -> DirectEffects:
+        return super().from_dict({**content, **content["examples"]})
 
-        Raises:
-            FileError: the file is missing, or holds no direct effects.
-        """
-        content = result_file.read(path, FORMAT)
-        with result_file.reading(path):
-            graph, record = Graph(**content["graph"]), Record(**content["record"])
-            examples = {name: result_file.numbers(values) for name, values in content["examples"].items()}
-            return cls(graph, capped=bool(content["capped"]), record=record, **examples)
+    def shown(self) -> dict[str, Any]:
+        means = {"logit_diff": float(self.logit_diff.mean()), "constant": float(self.constant.mean())}
+        return {**means, "capped": self.capped}
+
+    def _repr_html_(self) -> str:
+        table = html.table(NodeEffect._fields, self.top(20), "strongest nodes")
+        return html.block(repr(self), table, self.scores._repr_html_())
 
 
 @remotable
@@ -192,4 +197,5 @@ METHOD = Method(
     "1 forward",
     ("node",),
     score=score,
+    spellings=("dla", "direct-logit-attribution", "logit-attribution"),
 )

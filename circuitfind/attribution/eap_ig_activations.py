@@ -37,4 +37,5 @@ METHOD = Method(
     check=check_steps,
     twin=True,
     by_position=True,
+    spellings=("eap-ig-activation", "eap-ig-acts"),
 )

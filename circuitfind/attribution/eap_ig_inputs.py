@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from circuitfind.attribution.method import Method, Point
-from circuitfind.errors import ScoreError
+from circuitfind.errors import ScoreError, check_count, unknown
 
 OFFSETS = {"left": 0.0, "midpoint": 0.5, "right": 1.0}
 
@@ -28,17 +28,16 @@ def check(options: Mapping[str, Any]) -> None:
         ScoreError: no steps, or an unknown rule.
     """
     if options["rule"] not in OFFSETS:
-        raise ScoreError(f"rule '{options['rule']}' is unknown: use one of {', '.join(OFFSETS)}")
+        raise ScoreError(unknown("rule", options["rule"], OFFSETS))
     check_steps(options)
 
 
 def check_steps(options: Mapping[str, Any]) -> None:
     """
     Raises:
-        ScoreError: no steps.
+        ScoreError: `steps` is not a whole number, 1 or more.
     """
-    if options["steps"] < 1:
-        raise ScoreError(f"steps must be at least 1, not {options['steps']}")
+    check_count("steps", options["steps"], 1)
 
 
 def points(direction: str, n_layers: int, options: Mapping[str, Any]) -> list[Point]:
@@ -58,4 +57,5 @@ METHOD = Method(
     check=check,
     twin=True,
     by_position=True,
+    spellings=("eap-ig", "ig", "integrated-gradients", "eap-ig-input"),
 )

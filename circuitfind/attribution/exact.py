@@ -1,4 +1,4 @@
-"""Exact effects, what attribution methods estimate: every edge or node patched on its own, and the metric measured.
+"""Exact effects, which attribution methods estimate: every edge or node patched on its own, and the metric measured.
 
 Noising: metric(clean) - metric(clean with the edge or node carrying its ablated value). Denoising: metric(corrupted
 with it carrying its clean value) - metric(corrupted).
@@ -10,8 +10,8 @@ with it carrying its clean value) - metric(corrupted).
    block begins, a head also what its own layer's MLP reads, the input the stream that enters layer 0: from there the
    model is restarted, several nodes side by side.
 
-Under a norm on what attention writes (Gemma 2) a head's values are taken as it wrote them, each at its own run's scale;
-`circuitfind.patch` replaces them before that norm.
+In a model with a norm after attention (Gemma 2) a head's output is taken behind that norm, each run's at its own scale;
+`circuitfind.patch` replaces heads before that norm.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.measure import Started, measure
 from circuitfind.engine.restart import Restart, at_position
 from circuitfind.engine.writers import Writers
-from circuitfind.patching.patch import swept
-from circuitfind.patching.plan import Where
+from circuitfind.patching.patch import Where, swept
 
 
 class EdgeEffects(NamedTuple):
@@ -108,7 +107,7 @@ def exact_node_effects(
         return started._replace(groups=groups, logits=lambda group: _nodes_patched(restart, change, *group))
 
     def name(place: int) -> str:
-        return graph.writer_names[places[place, 0]]
+        return str(graph.writer_names[places[place, 0]])
 
     values = measure(experiment, start, len(places), name, "exact node effects", checkpoint, [places]).effects
     return values.reshape(graph.n_writers, *([len(positions)] if by_position else []), -1)
@@ -187,5 +186,7 @@ METHOD = Method(
     "about half a forward an edge",
     ("edge", "node", "place"),
     score=score,
+    examples=lambda experiment: exact_effects(experiment, experiment.graph.real).values,
     by_position=True,
+    spellings=("patching", "activation-patching", "act-patch", "ap"),
 )

@@ -3,11 +3,12 @@
     score(n) = mean over examples of the mean over layers l without n of |I_l(n)|       (Kramár et al. 2024, 3.1.2)
 
 1. `I_l(n)` is the first-order effect of n where no gradient flows through layer l's attention and MLP, so that paths
-   through them do not count. The gradient is taken with what these two put out held as constants; the forward pass is
+   through them do not count. The gradient is taken with what these two put out held constant; the forward pass is
    the same.
 2. A node of layer l has no `I_l`: the mean is over the other layers (the residual stream's is over all of them).
 3. Magnitudes are taken of each example and each dropped layer, so nothing cancels: neither a node's direct effect with
-   what a later layer makes of it, nor one example with another. That ranks; it is no effect, and has no sign.
+   what a later layer makes of it, nor one example with another. The result ranks places; it is not an effect, and has
+   no sign.
 
 What one later layer cancels survives in the term that drops this layer, at a layers-th of its size. Costs one forward
 and one backward pass a layer.
@@ -127,4 +128,5 @@ METHOD = Method(
     score=score,
     sign=lambda level, options: SIGN,
     at_clean=True,
+    spellings=("atp*", "atpstar", "graddrop"),
 )

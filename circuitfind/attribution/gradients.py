@@ -1,13 +1,14 @@
-"""Gradients averaged over points between the corrupted and the clean embedding: what EAP and its descendants share.
+"""Gradients averaged over points between the corrupted and the clean embedding: shared by EAP and what builds on it.
 
     effect(u -> v) ~ (u's clean value - u's ablated value) . mean over points of the gradient at v's input
 
-A method is a list of `Point`s: where on the line `corrupted + alpha (clean - corrupted)` a gradient is taken, and with
-what weight. The line is that of the residual entering layer 0, or of one component's output. The clean point alone is
-EAP. Where prompts are aligned, the line's corrupted end is the clean prompt with the corrupted embedding laid on its
-positions (`engine/aligned.py`).
+A method is a list of `Point`s: where on the line `corrupted + alpha (clean - corrupted)` a gradient is taken, and its
+weight. The line is that of the residual entering layer 0, or of one component's output. EAP is the clean point alone.
+Where prompts are aligned, the line's corrupted end is the clean prompt with the corrupted embedding at its positions
+(`engine/capture.py`).
 
-What follows is shared by edges (`engine/contract.py`), nodes and places (`engine/stream_effects.py`).
+The contraction with the gradients differs for edges (`engine/contract.py`), nodes and places
+(`engine/stream_effects.py`).
 """
 
 from __future__ import annotations

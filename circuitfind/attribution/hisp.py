@@ -4,8 +4,8 @@
 
 1. One gradient, as for attribution patching: at the clean prompt, or the corrupted one when denoising.
 2. The magnitude is taken of each example's sum, *inside* the mean, so that a node which supports some examples and
-   opposes others still scores. That is all that sets it apart from `atp`. Michel et al. ablate with zeros; Conmy et al.
-   (2023) put in the corrupted prompt's value; here `ablation` decides.
+   opposes others still scores. This is the only difference from `atp`. Michel et al. ablate with zeros, Conmy et al.
+   (2023) with the corrupted prompt's value; here `ablation` decides.
 3. `normalised`: each layer's scores divided by the L2 norm of all of them, heads and MLP together (Conmy et al. 2023;
    Michel et al. have heads only). `input`, which is in no layer, becomes 1.
 """
@@ -61,4 +61,5 @@ METHOD = Method(
     options={"normalise": False},
     sign=lambda level, options: NORMALISED if options["normalise"] else SIGN,
     at_clean=True,
+    spellings=("head-importance", "head-importance-score"),
 )

@@ -5,14 +5,14 @@
 
 1. `y` is the clean run's residual stream that v reads, before its norm; `x_u` what u wrote to it. Both are taken
    without their mean over d_model in a model whose norms all take that off.
-2. y is the sum of the writers and of the output projections' biases so far. The biases are one summand more: they take
-   their share, but no edge gets it, so the shares of a reader's edges sum to 1 only in a model without biases.
+2. y is the sum of the writers and of the output projections' biases so far. The biases are one more summand, whose
+   share belongs to no edge: the shares of a reader's edges sum to 1 only in a model without biases.
 3. A score is the mean share over real tokens, of each example and then over examples; for `logits` over the positions
    that the metric reads. The q, k and v readers of a layer read one stream: their edges tie.
 
-A summand that turns away from y has closeness 0, as has one that overshoots it by more than y's own size. Readers are
-not weighed against each other: each hands out a share of 1, so a ranking of all edges prefers early readers, who have
-few writers. `Scores.greedy`, which grows a circuit from the logits, is how it is meant to be cut.
+A summand that points away from y has closeness 0, as has one that overshoots it by more than y's own size. Shares are
+not comparable between readers: those of each reader sum to 1, so a ranking of all edges prefers early readers, which
+have few writers. Cut circuits with `Scores.greedy`, which grows them from the logits, as the paper does.
 """
 
 from __future__ import annotations
@@ -106,4 +106,5 @@ METHOD = Method(
     ("edge",),
     score=score,
     sign=lambda level, options: SIGN,
+    spellings=("information-flow-routes",),
 )

@@ -2,7 +2,17 @@
 
 A method scores edges, nodes or the places of a sweep. It is written in a file of its own that ends in its record, and
 listed in `circuitfind/attribution/methods.py`. A method of your own is a `Method`, too: pass it to `attribute`, `find`
-or `compare` in place of a name, or give it one with `register`.
+or `compare` in place of a name, give it one with `circuitfind.register`, or name it as "package.module:name".
+
+    def score(experiment, request):                     # `[writers, readers]` in units of the metric
+        runs = experiment.in_batches(one_batch, "my scores")
+        ...
+
+    MINE = cf.Method("mine", "what it does", "where it is from", "2 forward", ("edge",), score=score)
+    scores = cf.attribute(model, task, MINE)
+
+`experiment` has the model, the pairs and the setting (`circuitfind.engine.experiment`); `request` what is scored and
+the options.
 """
 
 from __future__ import annotations
@@ -16,17 +26,19 @@ import numpy as np
 from torch import Tensor
 
 from circuitfind.engine.experiment import Experiment
-from circuitfind.record import SIGN
+from circuitfind.record import SIGN, Record
 
 LEVELS = ("edge", "node", "place")
 
 
 class Point(NamedTuple):
-    """A gradient's weight and place: alpha 1 is the clean prompt, 0 the corrupted one.
+    """Where a gradient is taken, and its weight.
 
-    component: ("attn_out" or "mlp_out", layer), whose output alone is at alpha while the prompt is the clean one; None
-    for the residual entering layer 0.
-    relevance: what is taken is not the gradient, but goes back by RelP's rules (`engine/relevance.py`).
+    Attributes:
+        alpha: where on the line from the corrupted (0) to the clean (1) prompt.
+        component: ("attn_out" or "mlp_out", layer): only this output is at alpha, the prompt is the clean one. None:
+            the residual entering layer 0 is at alpha.
+        relevance: a coefficient by RelP's rules (`engine/relevance.py`) is taken in place of the gradient.
     """
 
     weight: float
@@ -64,20 +76,24 @@ class Method:
     """A way to score.
 
     Attributes:
-        summary: what it is, in a few words; source: where it was published.
+        summary: what it is, in a few words.
+        source: where it was published.
         cost: passes through the model, in words.
         levels: what it scores, of "edge", "node" and "place".
         score: the scores `(experiment, request) -> ` edges `[writers, readers]`, nodes `[writers]` (or by position
-            `[writers, pos]`), places a `Sweep`; in units of the metric, positive = supports. None where `points` says
-            it all.
+            `[writers, pos]`), places a `Sweep`; in units of the metric, positive = supports. None where `points` is
+            enough.
         points: of methods that average gradients: `(direction, n_layers, options) ->` where gradients are taken.
-        options: names and defaults.
-        check: refuses values of the options that make no sense.
+        examples: `(experiment) ->` effects of every edge on every example, `[edges, examples]` in the graph's order;
+            not needed with `points`.
+        options: names and defaults; `attribute` takes them as keywords.
+        check: raises a `ScoreError` for values of the options that make no sense.
         sign: what the scores are, by level and options; by default effects.
-        twin: it goes between the clean and the corrupted run: only ablation="corrupted".
+        twin: it interpolates between the clean and the corrupted run: only ablation="corrupted".
         at_clean: it takes one gradient at the clean run (noising), where some metrics are flat.
         by_position: its node scores have a form by position, which adds up.
         whats: the kinds of places that it scores; None for all.
+        spellings: other names that it goes by, for "did you mean".
     """
 
     name: str
@@ -87,6 +103,7 @@ class Method:
     levels: tuple[str, ...]
     score: Callable[[Experiment, Request], Scored] | None = None
     points: Points | None = None
+    examples: Callable[[Experiment], np.ndarray] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[[Mapping[str, Any]], None] | None = None
     sign: Callable[[str, Mapping[str, Any]], str] = lambda level, options: SIGN
@@ -94,11 +111,16 @@ class Method:
     at_clean: bool = False
     by_position: bool = False
     whats: tuple[str, ...] | None = None
+    spellings: tuple[str, ...] = ()
 
     @property
     def by_example(self) -> bool:
         """Whether edges have a score on every example, whose mean is the score."""
-        return "edge" in self.levels and (self.points is not None or self.name == "exact")
+        return "edge" in self.levels and (self.points is not None or self.examples is not None)
+
+    def is_effect(self, level: str) -> bool:
+        """Whether its scores, under the default options, are effects in units of the metric."""
+        return Record(sign=self.sign(level, self.options)).is_effect
 
 
 def as_array(values: Tensor | np.ndarray) -> np.ndarray:

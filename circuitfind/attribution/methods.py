@@ -1,14 +1,14 @@
-"""The registry of methods: what there is, and what can be asked of each; known before a model is loaded."""
+"""The registry of methods: what there is (`methods`), and what can be asked of each, before a model is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from circuitfind.attribution import (
     activation,
-    clean_corrupted,
     direct,
     eap,
     eap_ig_activations,
@@ -24,7 +24,8 @@ from circuitfind.attribution import (
 )
 from circuitfind.attribution.method import LEVELS, Method, Request
 from circuitfind.engine.ablation import ablation_of
-from circuitfind.errors import ScoreError
+from circuitfind.errors import ScoreError, unknown
+from circuitfind.result import Result
 from circuitfind.setting import DIRECTIONS, Keywords
 
 DEFAULTS = {"edge": "eap-ig-inputs", "node": "atp", "place": "atp"}
@@ -36,7 +37,7 @@ METHODS: dict[str, Method] = {
         qk_fix.METHOD,
         eap_ig_inputs.METHOD,
         eap_ig_activations.METHOD,
-        clean_corrupted.METHOD,
+        eap.CLEAN_CORRUPTED,
         relp.METHOD,
         exact.METHOD,
         grad_drop.METHOD,
@@ -50,12 +51,71 @@ METHODS: dict[str, Method] = {
 }
 
 
+class MethodRow(NamedTuple):
+    """One method: the levels that it scores, whether its scores are effects (else they only rank), its options with
+    their defaults, and its cost in passes through the model."""
+
+    name: str
+    levels: str
+    effects: bool
+    options: str
+    cost: str
+    source: str
+    summary: str
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Methods(Result):
+    """The methods that there are."""
+
+    FORMAT, ROWS, SHOWN = "circuitfind.methods", "methods", ("names",)
+
+    methods: tuple[MethodRow, ...]
+
+    @property
+    def names(self) -> str:
+        return ", ".join(row.name for row in self.methods)
+
+    def __repr__(self) -> str:
+        return f"Methods({self.names})"
+
+
+def methods(level: str | None = None) -> Methods:
+    """The methods that `attribute` knows, those of your own that you registered too.
+
+    Args:
+        level: only those that score an "edge", a "node" or a "place"; default: all.
+
+    Raises:
+        ScoreError: an unknown level.
+    """
+    if level is not None and level not in LEVELS:
+        raise ScoreError(unknown("level", level, LEVELS))
+    known = [one for one in METHODS.values() if level is None or level in one.levels]
+    return Methods(
+        tuple(
+            MethodRow(
+                one.name,
+                ", ".join(one.levels),
+                one.is_effect(level or one.levels[0]),
+                ", ".join(f"{name}={value!r}" for name, value in one.options.items()),
+                one.cost,
+                one.source,
+                one.summary,
+            )
+            for one in known
+        )
+    )
+
+
 def register(method: Method) -> Method:
     """Gives a method of your own its name, in this process.
 
     Raises:
         ScoreError: the name is taken, or the method scores nothing.
     """
+    if not isinstance(method, Method):
+        raise ScoreError(f"register: {method!r} is not a circuitfind.Method")
     if METHODS.get(method.name, method) is not method:
         raise ScoreError(f"method '{method.name}' exists: give yours another name")
     if not set(method.levels) <= set(LEVELS) or (method.score is None and method.points is None):
@@ -82,15 +142,16 @@ def method_of(method: str | Method | None, level: str = "edge", what: str | None
     if isinstance(method, str) and ":" in method:
         method = _imported(method)
     found = method if isinstance(method, Method) else METHODS.get(method or DEFAULTS[kind])
-    if found is None or kind not in found.levels:
+    if found is None:
+        spellings = {one.name: one.spellings for one in METHODS.values() if kind in one.levels}
+        raise ScoreError(unknown("method", method, names(kind), spellings))
+    if kind not in found.levels:
         scored = f"{level}s" if what is None else f"places of a sweep (what='{what}')"
-        name = method.name if isinstance(method, Method) else method
-        raise ScoreError(
-            f"method '{name}' does not score {scored}: use one of {', '.join(names(kind))}{_elsewhere(found, kind)}"
-        )
+        known = f"{', '.join(names(kind))}{_elsewhere(found, kind)}"
+        raise ScoreError(f"method '{found.name}' does not score {scored}: use one of {known}")
     if what is not None and found.whats is not None and what not in found.whats:
         kinds = " and ".join(f"'{kind}'" for kind in found.whats)
-        raise ScoreError(f"method '{found.name}' mends the estimates of {kinds}: use method='atp' for what='{what}'")
+        raise ScoreError(f"method '{found.name}' scores only {kinds}: use method='atp' for what='{what}'")
     return found
 
 
@@ -105,10 +166,8 @@ def _imported(path: str) -> Method:
     return found
 
 
-def _elsewhere(method: Method | None, kind: str) -> str:
+def _elsewhere(method: Method, kind: str) -> str:
     """What else to ask of a method that has scores of another kind."""
-    if method is None:
-        return ""
     if kind != "place" and method.levels == ("place",):
         whats = " or ".join(f"'{what}'" for what in method.whats or ())
         return f", or ask it for places: level='node' and what={whats}"
@@ -131,12 +190,16 @@ def request_of(
         TypeError: a keyword that no method has.
     """
     setting = {name: value for name, value in asked.items() if name in Keywords.__annotations__}
-    given = {k: v for k, v in asked.items() if k not in setting and v is not None and v is not False}
-    for name, value in given.items():
+    given = {name: value for name, value in asked.items() if name not in setting and value is not None}
+    for name, value in given.copy().items():
         if name not in method.options:
             owners = [other.name for other in METHODS.values() if name in other.options]
             if not owners:
-                raise TypeError(f"keyword '{name}' is unknown to method '{method.name}'")
+                known = [*method.options, *Keywords.__annotations__]
+                raise TypeError(f"method '{method.name}': {unknown('keyword', name, known)}")
+            if value is False:  # asks for nothing
+                del given[name]
+                continue
             raise ScoreError(f"{name}={value!r} is an option of {', '.join(owners)}: method '{method.name}' has none")
     options = {**method.options, **given}
     if method.check is not None:
@@ -161,5 +224,6 @@ def _check_setting(method: Method, asked: Mapping[str, Any]) -> None:
         ablation.check_direction(direction)
     if method.twin and not ablation.twin:
         raise ScoreError(
-            f"method '{method.name}' goes between the clean and the corrupted run: it needs ablation='corrupted'"
+            f"method '{method.name}' interpolates between the clean and the corrupted run: it needs"
+            " ablation='corrupted'"
         )

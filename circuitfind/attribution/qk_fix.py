@@ -43,12 +43,12 @@ def query_key_changes(restart: Restart, kind: str, other: Values, places: Tensor
         restart: the base run.
         kind: "q" or "k".
         other: by layer, what queries or keys are replaced by; may broadcast over examples and positions.
-        places: `[batch, pos, stretches]`, 1 at the positions of each stretch that is a place of its own, else 0.
+        places: `[batch, pos, spans]`, 1 at the positions of each span that is a place of its own, else 0.
         at_heads: `[passes, layers, batch, pos, heads, d_head]` gradients before the output projection, from passes on
             the base run's inputs; layers in the order of `other`.
 
     Returns:
-        `[passes, layers, units, stretches, batch]`.
+        `[passes, layers, units, spans, batch]`.
 
     Raises:
         ModelError: the model's attention does not show its scores.
@@ -58,7 +58,7 @@ def query_key_changes(restart: Restart, kind: str, other: Values, places: Tensor
 
 
 def _of_layer(restart: Restart, layer: int, kind: str, other: Tensor, at_heads: Tensor, places: Tensor) -> Tensor:
-    """`[passes, units, stretches, batch]`."""
+    """`[passes, units, spans, batch]`."""
     graph, base = restart.adapter.graph, restart.base.qkv[layer]
     shared = base.v.to(at_heads).repeat_interleave(graph.group, dim=2)
     own: Tensor = getattr(base, kind)
@@ -66,14 +66,16 @@ def _of_layer(restart: Restart, layer: int, kind: str, other: Tensor, at_heads: 
     scores = attention_scores(restart, layer, kind, own[None])[0]
     held = max(1, HELD // (scores.numel() * scores.element_size()))  # of patterns
     found = []
-    for units in torch.arange(own.shape[2], device=own.device).split(min(restart.at_once, held)):
+    for units in torch.split(torch.arange(own.shape[2], device=own.device), min(restart.at_once, held)):
         replaced = own.expand(len(units), *own.shape).clone()
         for values, unit in zip(replaced, units, strict=True):
             values[:, :, unit] = other.expand_as(own)[:, :, unit].to(own)
         new = attention_scores(restart, layer, kind, replaced)
         if kind == "k" and scores.shape[-1] > length:  # no key moves a sink: what does is the model, with the whole row
             new = new + (scores - new)[..., length:]
-        some = [_changes(kind, scores, new, _at_pattern(at, shared, scores), places) for at in at_heads.split(held)]
+        some = [
+            _changes(kind, scores, new, _at_pattern(at, shared, scores), places) for at in torch.split(at_heads, held)
+        ]
         found.append(torch.cat(some))
     return torch.cat(found, dim=1)
 
@@ -85,7 +87,7 @@ def _at_pattern(at_heads: Tensor, values: Tensor, scores: Tensor) -> Tensor:
 
 
 def _changes(kind: str, scores: Tensor, new: Tensor, gradient: Tensor, places: Tensor) -> Tensor:
-    """`[passes, units, stretches, batch]`."""
+    """`[passes, units, spans, batch]`."""
     if kind == "q":
         moved = einsum(new.softmax(-1) - scores.softmax(-1), gradient, "u b h i j, p b h i j -> p u b i")
     elif bool((places.sum(1) <= 1).all()):
@@ -120,7 +122,7 @@ def single_keys(scores: Tensor, new: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _keys_together(scores: Tensor, new: Tensor, gradient: Tensor, places: Tensor) -> Tensor:
-    """`[passes, units, stretches, batch]`: what replacing a stretch's keys does."""
+    """`[passes, units, spans, batch]`: what replacing a span's keys does."""
     before, length = scores.softmax(-1), places.shape[1]
     found = []
     for place in places.bool().unbind(-1):

@@ -1,11 +1,11 @@
-"""RelP, relevance patching (Jafari et al. 2025): attribution patching with a propagated coefficient for the gradient.
+"""RelP, relevance patching (Jafari et al. 2025): attribution patching with relevance in place of gradients.
 
     effect(u -> v) ~ (u's clean value - u's ablated value) . coefficient of v's input
 
 The coefficient goes back through the model as a gradient does, but by the rules of `engine/relevance.py`: constant norm
 scales, activations as `act(x) / x`, half for either factor of a gated MLP. It is taken at the clean prompt for the
-noising effect and at the corrupted one for the denoising effect (the authors' choice). One pass forwards and backwards,
-as for `eap` and `atp`, of which everything else is the same.
+noising effect and at the corrupted one for the denoising effect (the authors' choice). All else, and the
+cost, is as for `eap` and `atp`.
 """
 
 from __future__ import annotations

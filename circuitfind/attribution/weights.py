@@ -11,8 +11,8 @@
 3. Only U^T U and V^T V matter. So a product A B counts as R B with A = Q R, which has `d_head` rows, and of a matrix
    with more than `d_model` rows its own R is enough.
 
-Blind to everything that is not a weight: norms' scales, rotary positions and q/k norms between query and key, biases,
-gates, and what the prompts make of it. For random weights the score is about 1 / sqrt(d_model), not 0.
+Only weights count: the scores ignore the norms' scales, rotary positions and q/k norms between query and key, biases,
+gates and the prompts. For random weights the score is about 1 / sqrt(d_model), not 0.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def composition_scores(adapter: Adapter) -> Tensor:
     """`[writers, readers]`, zero where there is no edge.
 
     Raises:
-        ScoreError: the model has MLPs, or embeddings, that are no single matrix.
+        ScoreError: the model's MLPs (or embeddings) are not single matrices.
     """
     graph = adapter.graph
     embedding, unembedding = _embeddings(adapter)
@@ -112,7 +112,8 @@ def _served(by_kv_head: Tensor, by_head: Tensor) -> Tensor:
 
 def _r(weight: Tensor) -> Tensor:
     """`[heads, d_head, d_head]`: R of every head's weight `[d_model, heads, d_head]`."""
-    return torch.linalg.qr(rearrange(weight, "d h e -> h d e"), mode="r").R
+    found: Tensor = torch.linalg.qr(rearrange(weight, "d h e -> h d e"), mode="r").R
+    return found
 
 
 def _few_rows(matrix: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ def _few_rows(matrix: Tensor) -> Tensor:
 
 def _unit(matrices: Tensor) -> Tensor:
     """`[n, rows, d_model]` divided by each one's norm; zeros stay zeros."""
-    norms = torch.linalg.matrix_norm(matrices, keepdim=True)
+    norms: Tensor = torch.linalg.matrix_norm(matrices, keepdim=True)
     return matrices / norms.where(norms > 0, 1)
 
 

@@ -151,7 +151,7 @@ def check_places(
 ) -> None:
     """Refuses places that the model or the pairs do not have, before anything runs (a server says so itself)."""
     from circuitfind.engine.experiment import Experiment
-    from circuitfind.patching.plan import Where, planned
+    from circuitfind.patching.patch import Where, planned
 
     if not model.remote:
         planned(Experiment.of(model, bound, {"ablation": ablation, "direction": direction}), Where(what, **ways))

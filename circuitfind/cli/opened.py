@@ -18,7 +18,7 @@ READS = (
 )
 HOMES = {  # by the format that a JSON file names: the module and the class that opens it
     "circuitfind.comparison": ("comparison.result", "Comparison"),
-    "circuitfind.paths": ("patching.path_effects", "PathEffects"),
+    "circuitfind.paths": ("patching.path", "PathEffects"),
     "circuitfind.direct": ("attribution.direct", "DirectEffects"),
     "circuitfind.approximation": ("evaluation.approximation", "Approximation"),
     "circuitfind.attention": ("patching.attention", "AttentionPattern"),

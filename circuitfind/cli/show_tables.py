@@ -17,10 +17,9 @@ if TYPE_CHECKING:
     from circuitfind.attribution.direct import DirectEffects
     from circuitfind.circuit import Circuit
     from circuitfind.comparison.result import Comparison
-    from circuitfind.node_scores import NodeScores
-    from circuitfind.patching.path_effects import PathEffects
+    from circuitfind.patching.path import PathEffects
     from circuitfind.patching.sweep import Sweep
-    from circuitfind.scores import Scores
+    from circuitfind.scores import NodeScores, Scores
 
 ROWS = 10
 

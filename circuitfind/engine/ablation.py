@@ -1,7 +1,7 @@
 """What an edge outside a circuit carries: one record for each ablation, in a registry that users can add to.
 
 * `corrupted` (interchange, the default): the writer's value in the corrupted run, on the clean prompt's positions where
-  the two are aligned (`engine/aligned.py`).
+  the two are aligned (`engine/capture.py`).
 * `zero`: nothing.
 * `mean`: the writer's mean over the corrupted prompts and all their real positions.
 * `mean-position`: its mean over the corrupted prompts at each position; prompts of one length only.
@@ -22,7 +22,7 @@ from torch import Tensor
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import capture, refuse_aligned
 from circuitfind.engine.writers import Writers
-from circuitfind.errors import ScoreError, TaskError
+from circuitfind.errors import ScoreError, TaskError, unknown
 from circuitfind.models.adapter import Adapter
 
 Carried = Callable[[Tensor, "Tensor | None", "Tensor | None"], Tensor]
@@ -103,6 +103,19 @@ _BUILT_IN = (
 ABLATIONS: dict[str, Ablation] = {ablation.name: ablation for ablation in _BUILT_IN}
 
 
+def register(ablation: Ablation) -> Ablation:
+    """Gives an ablation its name, in this process.
+
+    Raises:
+        TaskError: the name is taken, or it is not an `Ablation`.
+    """
+    if not isinstance(ablation, Ablation):
+        raise TaskError(f"register: {ablation!r} is not a circuitfind.Ablation")
+    if ABLATIONS.get(ablation.name, ablation) is not ablation:
+        raise TaskError(f"ablation '{ablation.name}' exists: give yours another name")
+    return ABLATIONS.setdefault(ablation.name, ablation)
+
+
 def ablation_of(name: str | Ablation) -> Ablation:
     """The ablation of this name.
 
@@ -112,7 +125,7 @@ def ablation_of(name: str | Ablation) -> Ablation:
     if isinstance(name, Ablation):
         return name
     if name not in ABLATIONS:
-        raise TaskError(f"ablation '{name}' is unknown: use one of {', '.join(ABLATIONS)}")
+        raise TaskError(unknown("ablation", name, ABLATIONS))
     return ABLATIONS[name]
 
 

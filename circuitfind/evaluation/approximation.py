@@ -30,8 +30,7 @@ from circuitfind.evaluation.approximation_fit import Fit, fit
 from circuitfind.evaluation.approximation_remarks import remarks
 from circuitfind.evaluation.approximation_sizes import change_sizes
 from circuitfind.models.load import Model
-from circuitfind.patching.patch import swept
-from circuitfind.patching.plan import SweepPlan, Where, planned
+from circuitfind.patching.patch import SweepPlan, Where, planned, swept
 from circuitfind.patching.sweep import Sweep
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable

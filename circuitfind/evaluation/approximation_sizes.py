@@ -16,7 +16,7 @@ from circuitfind.batch import Batch
 from circuitfind.engine.capture import capture_corrupted
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.writers import Writers
-from circuitfind.patching.plan import Sides, SweepPlan
+from circuitfind.patching.patch import Sides, SweepPlan
 
 
 def change_sizes(plan: SweepPlan) -> dict[int, float]:

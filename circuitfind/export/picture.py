@@ -222,6 +222,14 @@ def render(path: str | PathLike[str], source: str) -> Path:
     return write_bytes(path, picture)
 
 
+def svg(source: str) -> str | None:
+    """The drawing of Graphviz source as SVG text; None where `dot` is not installed or fails."""
+    try:
+        return str(graphviz.Source(source).pipe(format="svg", encoding="utf-8"))
+    except (graphviz.ExecutableNotFound, subprocess.CalledProcessError):
+        return None
+
+
 def quote(text: str) -> str:
     """A Graphviz string: quotes and backslashes escaped, control characters dropped, line ends kept as breaks."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

@@ -1,17 +1,15 @@
 """Attention patterns as the model computes them: how much each token of a prompt attends to each token before it.
 
 Read from the attention modules under transformers' "eager" implementation, to which the model is switched for the pass
-and back; a pattern is believed only if it makes the heads that the same pass computed (`engine/site_values.py`).
+and back; a pattern is accepted only if it makes the heads that the same pass computed (`engine/sites.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from numbers import Integral
-from os import PathLike
-from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -20,21 +18,29 @@ from circuitfind.batch import Inputs
 from circuitfind.engine.experiment import bind, check_model
 from circuitfind.engine.sites import capture_site
 from circuitfind.errors import ScoreError, TaskError
-from circuitfind.export import files as result_file
+from circuitfind.export import html
 from circuitfind.graph import Graph
 from circuitfind.models.load import Model
 from circuitfind.record import NO_EFFECT, Record
 from circuitfind.remote.call import remotable
+from circuitfind.result import Result
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 from circuitfind.tasks.tokens import PromptTokenizer
 
-FORMAT = "circuitfind.attention"
 RECORD = Record(method="attention", ablation="", direction="", sign=f"{NO_EFFECT}share of a query's attention, 0 to 1")
 
 
-@dataclass(frozen=True, eq=False)
-class AttentionPattern:
+class Attended(NamedTuple):
+    """How much one token of a prompt attends to another, each named as "position token"."""
+
+    query: str
+    key: str
+    weight: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionPattern(Result):
     """One head's attention on one prompt.
 
     Attributes:
@@ -43,38 +49,30 @@ class AttentionPattern:
         record: its settings say which of the prompts it is: `example`, and `side`, clean or corrupted, of a task.
     """
 
+    FORMAT = "circuitfind.attention"
+
     head: str
     tokens: tuple[str, ...]
     pattern: np.ndarray
     record: Record = field(default=RECORD)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        made = {"head": self.head, "tokens": list(self.tokens), "pattern": self.pattern.tolist()}
-        return {**made, "record": asdict(self.record)}
-
-    def save(self, path: str | PathLike[str], **more: Any) -> Path:
-        """Writes `to_dict` as `.json`.
-
-        Args:
-            more: further entries of the file, which reading passes over.
-
-        Raises:
-            FileError: another ending, or the place cannot be written to.
-        """
-        return result_file.write(path, FORMAT, {**more, **self.to_dict()})
+    def rows(self) -> tuple[Attended, ...]:
+        """Every query with itself and every key before it."""
+        names = self._names()
+        cells = ((query, key) for query in range(len(names)) for key in range(query + 1))
+        return tuple(Attended(names[query], names[key], float(self.pattern[query, key])) for query, key in cells)
 
     @classmethod
-    def open(cls, path: str | PathLike[str]) -> AttentionPattern:
-        """Reads what `save` wrote, without any model.
+    def from_dict(cls, content: Mapping[str, Any]) -> AttentionPattern:
+        found = super().from_dict(content)
+        return replace(found, pattern=found.pattern.astype(np.float32))
 
-        Raises:
-            FileError: the file is missing, or holds no attention pattern.
-        """
-        content = result_file.read(path, FORMAT)
-        with result_file.reading(path):
-            pattern = result_file.numbers(content["pattern"]).astype(np.float32)
-            return cls(content["head"], tuple(content["tokens"]), pattern, Record(**content["record"]))
+    def _names(self) -> list[str]:
+        return [f"{at} {token.strip() or repr(token)}" for at, token in enumerate(self.tokens)]
+
+    def _repr_html_(self) -> str:
+        names = self._names()
+        return html.block(repr(self), html.heat(self.pattern, names, names, "attention (query, key)", limit=1.0))
 
 
 Prompts = Task | BoundTask | str | Sequence[str]
@@ -130,7 +128,9 @@ def _head(graph: Graph, name: str) -> tuple[int, int]:
     """Layer and number of a head."""
     layer, _, unit = str(name).removeprefix("a").partition(".h")
     if name not in graph.writer_names or not unit:
-        raise ScoreError(f"{name!r} is no head of this model ({graph}): heads are a0.h0 to {graph.writer_names[-2]}")
+        heads = tuple(name for name in graph.writer_names if ".h" in name)
+        said = graph.not_named("head", name, heads)
+        raise ScoreError(f"{said} Heads are a0.h0 to {heads[-1]}")
     return int(layer), int(unit)
 
 

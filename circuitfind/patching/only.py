@@ -1,14 +1,14 @@
-"""`only`: the user's own model, run as a circuit, for probes of one's own.
+"""`only`: runs the user's own Hugging Face model as a circuit, for experiments with the user's own hooks and code.
 
-1. On entering, the task's pairs are run once on both sides; what every writer carries outside the circuit is kept.
-2. Inside, each forward pass of the Hugging Face model on clean prompts of the task is that of the circuit: readers see
-   what it lets through (`engine/circuit_run.py`), so heads, MLPs and logits are the circuit's, and so is what the
-   user's own hooks see of them. The residual stream between the blocks is the sum of what the writers now write; what a
-   reader sees of it is put in where it is projected.
-3. A prompt that the task does not hold is refused: what lies outside the circuit is unknown for it without a corrupted
-   twin. Give a task with both: `run`.
-4. circuitfind's own passes are refused meanwhile: their clean run would be the circuit's.
-5. On leaving, the model is as it was found.
+1. On entering, the task's pairs are run once on both sides, and every writer's ablated value is kept.
+2. Inside, each forward pass of the Hugging Face model on clean prompts of the task runs the circuit: edges outside the
+   circuit carry ablated values into their readers (`engine/circuit_run.py`). So heads, MLPs and logits are the
+   circuit's, for the user's hooks, too. The residual stream between the blocks is the sum of what the writers now
+   write; a reader's own input is set where it is projected.
+3. A prompt that is not in the task is an error, because its ablated values need a corrupted prompt. `run` takes a task
+   with other pairs.
+4. Other functions of circuitfind raise an error inside the block: their clean run would be the circuit's.
+5. On leaving, the model is restored.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from circuitfind.batch import Batch
@@ -51,13 +52,13 @@ def only(
     """Runs a model as a circuit inside a `with` block.
 
     Inside, `model.hf(...)` on any rows of the task's clean prompts gives the circuit's logits at every position, and
-    `model.hf.generate(..., max_new_tokens=1)` on prompts of one length its next token; no gradients are taken.
-    Functions of circuitfind that run the model itself belong outside the block. Hooks of your own may look at anything;
-    what they change does not reach every reader, because a reader sees what the writers wrote.
+    `model.hf.generate(..., max_new_tokens=1)` on prompts of one length its next token. There are no gradients.
+    Call functions of circuitfind that run the model outside the block. Your own hooks may read anything; a change that
+    they make to the residual stream does not reach every reader, because readers' inputs are set from the writers.
 
     Args:
         circuit: a `Circuit`, or names of edges; every other edge carries its ablated value.
-        task: the pairs to be asked about.
+        task: the pairs whose clean prompts can be run.
         asked: ablation (by default the circuit's own) and seed; see `circuitfind.setting.JudgeKeywords`.
 
     Raises:
@@ -77,7 +78,7 @@ class CircuitModel:
 
     Attributes:
         hf: the Hugging Face model itself.
-        circuit: what it runs as.
+        circuit: the circuit that it runs as.
         task: the pairs, in the model's tokens.
     """
 
@@ -110,7 +111,7 @@ class CircuitModel:
         batch = self._batch(rows)
         self._asked = list(range(len(self.task)) if rows is None else rows)
         try:
-            whole = self.hf(**self._model.adapter.keywords(batch.clean)).logits
+            whole: Tensor = self.hf(**self._model.adapter.keywords(batch.clean)).logits
         finally:
             self._asked = None  # a hook of the user's may have ended the pass before it was looked at
         return whole[torch.arange(len(batch), device=whole.device)[:, None], batch.clean.read.to(whole.device)]
@@ -154,7 +155,7 @@ class CircuitModel:
             raise TaskError("inside cf.only call the model itself, model.hf(...): a part of it is not the circuit's")
         return None
 
-    def _before(self, _: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         if self._model.adapter.held_by is not self:
             return
         ids = args[0] if args else kwargs.get("input_ids")
@@ -186,9 +187,9 @@ class CircuitModel:
             known = self._rows.get(prompt)
             if not known:
                 raise TaskError(
-                    f"row {number} is not among the task's clean prompts ({len(prompt)} tokens): what lies outside the"
-                    " circuit is unknown for it. Give prompts of the task padded on the right with their"
-                    " attention_mask (inputs() has them), or a task of pairs to run()"
+                    f"row {number} is not among the task's clean prompts ({len(prompt)} tokens), so its ablated values"
+                    " are unknown. Give prompts of the task padded on the right with their attention_mask (inputs() has"
+                    " them), or a task of pairs to run()"
                 )
             if asked.count(prompt) != len(known) and len({twins[row] for row in known}) > 1:
                 raise TaskError(
@@ -241,7 +242,7 @@ def _some(prepared: Prepared, rows: Tensor, length: int) -> Prepared:
 
     def pick(value: Tensor) -> Tensor:
         flat = value.ndim == 2  # OPT's MLPs see batch and position as one
-        value = (value.unflatten(0, (size, -1)) if flat else value)[rows][:, :length].contiguous()
+        value = (rearrange(value, "(b t) d -> b t d", b=size) if flat else value)[rows][:, :length].contiguous()
         return value.flatten(0, 1) if flat else value
 
     def of_run(run: Run) -> Run:

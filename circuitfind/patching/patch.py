@@ -2,29 +2,40 @@
 
 1. Noising (the default, as everywhere): the clean run with one place carrying its ablated value;
    effect = metric(clean) - metric(patched). Denoising: the corrupted run with one place carrying its clean value;
-   effect = metric(patched) - metric(corrupted). Positive = the place supports the behaviour, in both.
+   effect = metric(patched) - metric(corrupted). Positive = the place supports the task, in both.
 2. The base run is captured once. A patch restarts where it first changes anything (`engine/restart.py`), several
    patches run as rows of one batch, and logits are computed at the metric's positions only.
 
 Denoising is the causal tracing of Meng et al. 2022, with clean and corrupted prompts as in Wang et al. 2023; which of
 the two directions answers which question: Heimersheim and Nanda 2024.
+
+`planned` is what a sweep goes over, its arguments checked; estimates of the same places start from it, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
+from numbers import Integral
 from os import PathLike
-from typing import Unpack
+from typing import Any, NamedTuple, Unpack
+
+from torch import Tensor
 
 from circuitfind.batch import Batch
+from circuitfind.engine.capture import Run, moved
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.measure import Started, measure
+from circuitfind.engine.prepare import capture_empty
 from circuitfind.engine.restart import Restart
+from circuitfind.engine.sites import Values, capture_site, site_means
+from circuitfind.errors import ScoreError
+from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
-from circuitfind.patching.places import Patcher
-from circuitfind.patching.plan import SweepPlan, Where, planned
-from circuitfind.patching.sweep import Sweep
+from circuitfind.patching.places import Kind, Patcher, Place, kind_of
+from circuitfind.patching.spans import Spans, spans_of
+from circuitfind.patching.sweep import Axis, Sweep
 from circuitfind.remote.call import remotable
 from circuitfind.setting import Keywords
 from circuitfind.tasks.bound import BoundTask
@@ -55,12 +66,12 @@ def patch(
             its MLP), "attn", "mlp" (what a layer's attention or MLP puts out), "heads" (a head's output before the
             output projection), "q", "k", "v" (a head's queries, keys or values as they are projected; the model's own
             key/value heads where they are grouped), "pattern" (a head's attention pattern), "neurons" (of some layers'
-            MLPs, as their output projection reads them).
+            MLPs, as their output projection reads them), or a kind of your own (`circuitfind.register`).
         by_position: each position is a place of its own, for prompts of one length. Default: yes for "resid",
             "resid-mid", "attn" and "mlp"; no for the others, whose places are then patched at all positions together.
-        by_span: instead, each named stretch of the prompts (`Task.spans`) is a place of its own, wherever it stands in
-            each pair; the last read position ("end") and all other tokens ("rest") are two more.
-            `circuitfind.patching.stretches` has the details.
+        by_span: instead, each named span of the prompts (`Task.spans`) is a place of its own, wherever it stands in
+            each pair; the last read position ("end") and all other tokens ("rest") are two more. See
+            `circuitfind.patching.spans`.
         layers: a layer or several; "neurons" needs it. Default: all.
         checkpoint: a file that a stopped sweep leaves and the same call continues from; removed at the end.
         asked: metric, ablation, direction, batch_size, seed; see `circuitfind.setting.Keywords`.
@@ -79,10 +90,157 @@ def patch(
     return swept(Experiment.of(model, task, asked), Where(what, by_position, by_span, layers), checkpoint)
 
 
+# -------------------------------------------------------------------- what is patched
+class Where(NamedTuple):
+    """The places of a sweep, as `patch` is asked for them."""
+
+    what: str = "heads"
+    by_position: bool | None = None
+    by_span: bool = False
+    layers: int | Iterable[int] | None = None
+
+
+class Sides(NamedTuple):
+    """Both runs of a batch.
+
+    Attributes:
+        batch: with the clean run's logits for reference.
+        own, other: what the site holds in the clean run, and when it is ablated.
+        full, empty: logits `[batch, reads, vocab]` with nothing and with everything ablated.
+    """
+
+    batch: Batch
+    clean: Run
+    corrupted: Run
+    own: Values
+    other: Values
+    full: Tensor
+    empty: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SweepPlan:
+    """What a sweep goes over.
+
+    Attributes:
+        spans: of the prompts, each patched on its own; None patches all positions together.
+        axes: of the result.
+    """
+
+    experiment: Experiment
+    kind: Kind
+    layers: list[int]
+    spans: Spans | None
+    axes: tuple[Axis, ...]
+
+    @property
+    def what(self) -> str:
+        return self.kind.name
+
+    @property
+    def shape(self) -> list[int]:
+        """How many entries each axis has."""
+        return [len(axis.labels) for axis in self.axes]
+
+    @property
+    def units(self) -> int:
+        """Of each layer."""
+        return len(self.axes[1].labels) if self.kind.unit else 1
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """For the record."""
+        by = None if self.spans is None else self.spans.by
+        return {"what": self.what, "by_position": by == "position", "by_span": by == "span", "layers": self.layers}
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """Of one layer."""
+        spans = [None] if self.spans is None else range(len(self.spans.labels))
+        return [Place(unit, span) for unit in range(self.units) for span in spans]
+
+    def numbers(self, rows: slice, batch: Batch) -> Tensor | None:
+        """`[batch, pos]` which span each position belongs to, of a batch made of these rows of all pairs."""
+        return None if self.spans is None else self.spans.numbers[rows, : batch.clean.ids.shape[1]]
+
+    def name(self, place: int) -> str:
+        """Of a place by its number in the whole sweep, for errors."""
+        layer, at = divmod(place, len(self.places))
+        return f"{self.what} in layer {self.layers[layer]}, unit {self.places[at].unit}"
+
+    @cached_property
+    def means(self) -> Values | None:
+        """What mean ablation puts at the site; None for the others."""
+        return site_means(self.experiment, self.kind.site, self.layers) if self.experiment.ablation.mean else None
+
+    def capture(self, batch: Batch) -> Sides:
+        """Runs both sides of a batch."""
+        experiment, site = self.experiment, self.kind.site
+        clean, own = capture_site(experiment.adapter, batch.clean, site, self.layers)
+        corrupted, twin = capture_site(experiment.adapter, batch.corrupted, site, self.layers)
+        batch = batch.with_reference(clean.logits)
+        other = {
+            layer: experiment.ablation.carried(
+                own[layer], moved(value, batch), None if self.means is None else self.means[layer]
+            )
+            for layer, value in twin.items()
+        }
+        empty = corrupted.logits
+        if not experiment.ablation.interchange:
+            empty = capture_empty(experiment.adapter, batch.clean, experiment.ablated(clean, corrupted)).logits
+        return Sides(batch, clean, corrupted, own, other, clean.logits, empty)
+
+
+def planned(experiment: Experiment, where: Where) -> SweepPlan:
+    """What a sweep goes over, its arguments checked.
+
+    Raises:
+        ScoreError: an unknown kind of place or layer; prompts whose positions do not correspond, or without spans to go
+            by.
+        ModelError: the model has no such places.
+    """
+    kind, adapter = kind_of(where.what), experiment.adapter
+    for name, given in (("by_position", where.by_position), ("by_span", where.by_span)):
+        if given not in (None, True, False):
+            raise ScoreError(f"{name}={given!r}: give True or False")
+    if where.by_span and where.by_position is not None:
+        raise ScoreError("by_span=True and by_position= divide the positions in two ways: give one of them")
+    layers = _chosen(where.layers, kind, adapter)
+    kind.check(experiment)
+    by_position = kind.by_position if where.by_position is None else where.by_position
+    spans = spans_of(experiment.bound, by_position, where.by_span)
+    axes = [Axis("layer", tuple(map(str, layers)))]
+    if (units := kind.units(adapter, layers[0])) is not None:
+        axes.append(Axis(units[0], tuple(units[1])))
+    if spans is not None:
+        axes.append(Axis(spans.by, spans.labels))
+    return SweepPlan(experiment, kind, layers, spans, tuple(axes))
+
+
+def _chosen(layers: int | Iterable[int] | None, kind: Kind, adapter: Adapter) -> list[int]:
+    n_layers = adapter.graph.n_layers
+    if layers is None and kind.name_layers:
+        raise ScoreError(
+            f"each of the {n_layers} layers has {kind.count(adapter, 0):,} {kind.name}: name a layer, such as layers=0"
+            " (--layers 0)"
+        )
+    if layers is None:
+        return list(range(n_layers))
+    given: Any = layers.tolist() if hasattr(layers, "tolist") else layers  # of numpy or torch
+    chosen = list(given) if isinstance(given, Iterable) else [given]
+    known = all(
+        isinstance(layer, Integral) and not isinstance(layer, bool) and 0 <= int(layer) < n_layers for layer in chosen
+    )
+    if not chosen or not known or len(set(chosen)) < len(chosen):
+        raise ScoreError(f"layers={layers!r}: give layers of this model, 0 to {n_layers - 1}, each of them once")
+    return [int(layer) for layer in chosen]
+
+
+# -------------------------------------------------------------------- patching it
 def swept(experiment: Experiment, where: Where, checkpoint: str | PathLike[str] | None = None) -> Sweep:
     """`patch` of an experiment."""
     plan = planned(experiment, where)
-    numbers = None if plan.stretches is None else plan.stretches.numbers.cpu().numpy()
+    numbers = None if plan.spans is None else plan.spans.numbers.cpu().numpy()
     key = (numbers, plan.what, plan.layers, plan.units)
     count = len(plan.layers) * len(plan.places)
     found = measure(
@@ -105,7 +263,7 @@ def _started(plan: SweepPlan, part: Batch, rows: slice) -> Started:
     inputs, base = batch.clean, clean
     if not experiment.setting.noising:
         inputs, base, own, other = batch.corrupted, corrupted, other, own
-    patcher = Patcher(plan.what, Restart(experiment.adapter, inputs, base), own, other, plan.numbers(rows, batch))
+    patcher = Patcher(plan.kind, Restart(experiment.adapter, inputs, base), own, other, plan.numbers(rows, batch))
     places, at_once = plan.places, patcher.restart.at_once
     groups = []
     for index, layer in enumerate(plan.layers):

@@ -1,13 +1,13 @@
 """Path patching: a sender's output is replaced where some receivers read it, and nowhere else.
 
-1. Of the base run, only the edges from the sender into the receivers carry the sender's other value; whatever the
-   sender does for anyone else stays as it was.
+1. In the base run, only the edges from the sender into the receivers carry the sender's ablated value; every other
+   reader of the sender reads what it read before.
 2. The receivers are computed anew, and the run goes on from there by itself: so the effect is that of all paths that
    begin sender -> receiver. With `logits` as the receiver it is the direct effect on the logits.
 3. Runs restart at the first receiver (`engine/circuit_run.py`), those of one layer's receivers side by side.
 
 Noising: metric(clean) - metric(clean with these edges carrying ablated values). Denoising: metric(corrupted with these
-edges carrying clean values) - metric(corrupted). Positive = these paths support the behaviour.
+edges carrying clean values) - metric(corrupted). Positive = these paths support the task.
 
 This is the path patching of Goldowsky-Dill et al. 2023 for the set of all paths that begin with one of these edges.
 Wang et al. 2023 differ twice: they set each receiver to what it is with all other heads frozen, which hides one
@@ -18,9 +18,9 @@ and they let the MLPs between sender and receivers be computed anew, so that the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import NamedTuple, Unpack
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 from torch import Tensor
@@ -32,10 +32,12 @@ from circuitfind.engine.measure import Started, measure
 from circuitfind.engine.memory import PATCHES, budget, row_bytes
 from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import ScoreError
+from circuitfind.export import html
 from circuitfind.graph import Graph
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
-from circuitfind.patching.path_effects import PathEffects
+from circuitfind.patching.sweep import Patched
+from circuitfind.record import Record
 from circuitfind.remote.call import remotable
 from circuitfind.setting import Keywords
 from circuitfind.tasks.bound import BoundTask
@@ -47,8 +49,69 @@ SIGNS = {
 }
 
 
-class Cell(NamedTuple):
-    """One entry of the result: its place, and the edges from its sender to its receivers, in the graph's order."""
+class PathEffect(NamedTuple):
+    """The paths from a sender into its receivers, their effect and its 95% interval over examples."""
+
+    sender: str
+    receiver: str
+    effect: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PathEffects(Patched):
+    """Effects of paths.
+
+    Attributes:
+        senders, receivers: names of the rows and columns; receivers that were patched together share a column.
+        per_example: `[senders, receivers, examples]` float64 in units of the metric, positive = supports; NaN where the
+            receiver is computed before the sender.
+        full, empty: `[examples]` the metric with nothing and with everything ablated.
+    """
+
+    FORMAT = "circuitfind.paths"
+    DERIVED = ("effects", "metric_full", "metric_empty")
+    SHOWN = ("paths", "metric_full", "metric_empty")
+
+    senders: tuple[str, ...]
+    receivers: tuple[str, ...]
+    per_example: np.ndarray
+    full: np.ndarray
+    empty: np.ndarray
+    record: Record
+
+    def __post_init__(self) -> None:
+        self._check(len(self.senders), len(self.receivers))
+
+    @property
+    def paths(self) -> int:
+        """How many were measured."""
+        return int(np.isfinite(self.effects).sum())
+
+    def _row(self, at: int, effect: float, low: float, high: float) -> PathEffect:
+        row, column = divmod(at, len(self.receivers))
+        return PathEffect(self.senders[row], self.receivers[column], effect, low, high)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values; None where there is no path."""
+        cells = [[None if np.isnan(cell).all() else cell.tolist() for cell in row] for row in self.per_example]
+        effects = [[None if value != value else value for value in row] for row in self.effects.tolist()]
+        return {**super().to_dict(), "effects": effects, "per_example": cells}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> PathEffects:
+        nothing = [None] * len(content["full"])
+        cells = [[nothing if cell is None else cell for cell in row] for row in content["per_example"]]
+        return super().from_dict({**content, "per_example": cells})
+
+    def _repr_html_(self) -> str:
+        heat = html.heat(self.effects, self.senders, self.receivers, "effects (sender, receiver)")
+        return html.block(repr(self), heat, html.table(PathEffect._fields, self.top(10), "strongest paths"))
+
+
+class _Cell(NamedTuple):
+    """One entry of the result: its row and column, and the edges from its sender to its receivers, in graph order."""
 
     row: int
     column: int
@@ -138,9 +201,11 @@ def _readers(graph: Graph, name: str) -> list[int]:
     if name in graph.reader_names:
         return [graph.reader_names.index(name)]
     if name in graph.node_names[1:]:
-        return np.flatnonzero(graph.serves[:, graph.node_names.index(name)]).tolist()
+        found: list[int] = np.flatnonzero(graph.serves[:, graph.node_names.index(name)]).tolist()
+        return found
     examples = ", ".join(graph.reader_names[slot] for slot in (0, graph.n_heads, -2))
-    raise ScoreError(f"receiver '{name}' is no reader of this graph ({graph}): its readers are {examples}, logits, ...")
+    said = graph.not_named("receiver", name, (*graph.node_names[1:], *graph.reader_names))
+    raise ScoreError(f"{said} Its readers are {examples}, logits, ...")
 
 
 def _senders(graph: Graph, senders: str | Iterable[str] | None, columns: list[list[int]]) -> list[int]:
@@ -155,10 +220,8 @@ def _senders(graph: Graph, senders: str | Iterable[str] | None, columns: list[li
     names = _listed(senders, "senders")
     for name in names:
         if name not in graph.writer_names:
-            raise ScoreError(
-                f"sender '{name}' is no writer of this graph ({graph}): its writers are input, a0.h0 to"
-                f" {graph.writer_names[-1]}"
-            )
+            said = graph.not_named("sender", name, graph.writer_names)
+            raise ScoreError(f"{said} Its writers are input, a0.h0 to {graph.writer_names[-1]}")
     rows = [graph.writer(name) for name in names]
     if not rows:
         raise ScoreError("no senders: name writers such as 'input', 'a0.h1' or 'm2', or leave them out for all")
@@ -170,19 +233,19 @@ def _senders(graph: Graph, senders: str | Iterable[str] | None, columns: list[li
     return rows
 
 
-def _cells(graph: Graph, rows: list[int], columns: list[list[int]]) -> list[Cell]:
+def _cells(graph: Graph, rows: list[int], columns: list[list[int]]) -> list[_Cell]:
     """What there is to measure, by the first receiver's layer: like restarts follow each other."""
     cells = []
     for row, writer in enumerate(rows):
         for column, readers in enumerate(columns):
             after = [reader for reader in readers if writer < graph.limits[reader]]
             if after:
-                cells.append(Cell(row, column, writer, after))
+                cells.append(_Cell(row, column, writer, after))
     return sorted(cells, key=lambda cell: graph.reader(cell.readers[0]).layer)
 
 
 # -------------------------------------------------------------------- measuring
-def _started(experiment: Experiment, batch: Batch, cells: list[Cell]) -> Started:
+def _started(experiment: Experiment, batch: Batch, cells: list[_Cell]) -> Started:
     """A batch, ready to be patched. Denoising is noising of the exchanged sides."""
     noising = experiment.setting.noising
     turned = batch if noising else replace(batch, clean=batch.corrupted, corrupted=batch.clean)
@@ -196,7 +259,7 @@ def _started(experiment: Experiment, batch: Batch, cells: list[Cell]) -> Started
     return Started(batch.with_reference(full), full, empty, groups, lambda group: _logits(prepared, group))
 
 
-def _at_once(adapter: Adapter, batch: Batch, cells: list[Cell]) -> int:
+def _at_once(adapter: Adapter, batch: Batch, cells: list[_Cell]) -> int:
     """How many cells run side by side: no more than is worth it, and than memory has room for, because what each of
     their senders writes is held in each of their runs."""
     tokens, senders = batch.clean.ids.numel(), len({cell.writer for cell in cells})
@@ -205,7 +268,7 @@ def _at_once(adapter: Adapter, batch: Batch, cells: list[Cell]) -> int:
     return max(1, min(worth, max(room // senders, math.isqrt(room))))
 
 
-def _groups(graph: Graph, cells: list[Cell], at_once: int) -> list[list[Cell]]:
+def _groups(graph: Graph, cells: list[_Cell], at_once: int) -> list[list[_Cell]]:
     """A few cells at a time, whose first receivers are in one layer."""
     layers = np.array([graph.reader(cell.readers[0]).layer for cell in cells])
     groups = []
@@ -215,7 +278,7 @@ def _groups(graph: Graph, cells: list[Cell], at_once: int) -> list[list[Cell]]:
     return groups
 
 
-def _logits(prepared: Prepared, group: list[Cell]) -> Tensor:
+def _logits(prepared: Prepared, group: list[_Cell]) -> Tensor:
     """`[cells, batch, reads, vocab]`."""
     graph = prepared.adapter.graph
     removed = np.zeros((len(group), graph.n_writers, graph.n_readers), dtype=bool)

@@ -1,7 +1,6 @@
-"""What a sweep can patch: how many units a layer has, and how replacing one changes the run.
+"""What a sweep patches: kinds of places, as records in a registry, and how one place is replaced in a run.
 
-A *place* is one unit of one layer, at all positions or at one stretch of them. Every kind is brought to one of two
-forms:
+A *place* is one unit of one layer, at all positions or at one span of them. Every kind is brought to one of two forms:
 
 * a change of the residual stream where a block begins (`resid`, `resid-mid`, `attn`, `mlp`, `heads`, `pattern`,
   `neurons`): a head's or neuron's difference goes through its rows of the output projection, then through the post-norm
@@ -10,6 +9,9 @@ forms:
 * new queries, keys or values of a layer (`q`, `k`, `v`).
 
 A patched `pattern` is a patched head: the other run's pattern times this run's values.
+
+A new kind is one `Kind`, given a name with `register`: a site of `circuitfind.engine.sites`, how many units it has in a
+layer, and how a unit's difference reaches the stream.
 """
 
 from __future__ import annotations
@@ -19,42 +21,220 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from einops import einsum
+from einops import einsum, rearrange
 from torch import Tensor
 
+from circuitfind.engine.capture import refuse_aligned
+from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.restart import Restart
 from circuitfind.engine.sites import Values, attended, input_rows
+from circuitfind.errors import ModelError, ScoreError, unknown
+from circuitfind.models.adapter import Adapter
+
+Written = Callable[[Restart, int, Tensor, list[int]], Tensor]
+Reached = Callable[[Restart, int, Tensor], Tensor]
 
 
-class Kind(NamedTuple):
-    """One row of `KINDS`: the site that holds the values, the name of a layer's units (None: the layer is one unit),
-    how one is named, and whether a sweep goes by position when it is not told."""
+@dataclass(frozen=True)
+class Kind:
+    """A kind of place.
 
-    site: str
-    unit: str | None
+    Attributes:
+        name: what `circuitfind.patch` is asked for.
+        site: where the values are, as for `circuitfind.engine.sites.capture_site`.
+        label: how a place is named, from `{layer}`, `{unit}` and `{kv}` ("kv" where key/value heads are shared).
+        unit: what a layer's units are called; None: the layer is one unit.
+        count: `(adapter, layer) ->` how many units a layer has.
+        written: `(restart, layer, change [batch, pos, units, ...], units) -> [units, batch, pos, d_model]`, how much
+            more the unit's module puts out; by default the change itself.
+        reached: `(restart, layer, written) -> [units, batch, pos, d_model]`, the change of the stream where the block
+            after the layer begins. None: the values (of q, k or v) are replaced at their projection.
+        entering: the stream is changed where the layer's own block begins.
+        in_stream: it is part of no layer's attention or MLP, so GradDrop averages over all layers.
+        by_position: whether a sweep goes by position when it is not told.
+        parallel: parallel blocks have it; if not, the error names `instead`.
+        aligned: it has a corrupted value on the clean prompt's positions; if not, the error names `instead`.
+        mean: it has a mean over positions.
+        name_layers: a layer has so many that layers must be named.
+    """
+
     name: str
+    site: str
+    label: str
+    unit: str | None = None
+    count: Callable[[Adapter, int], int] = lambda adapter, layer: 1
+    written: Written = lambda restart, layer, change, units: change
+    reached: Reached | None = None
+    entering: bool = False
+    in_stream: bool = False
     by_position: bool = False
+    parallel: bool = True
+    aligned: bool = True
+    mean: bool = True
+    name_layers: bool = False
+    instead: str = ""
+
+    def check(self, experiment: Experiment) -> None:
+        """Refuses models, pairs and ablations for which there are no such places.
+
+        Raises:
+            ModelError, ScoreError: naming the kind and the remedy.
+        """
+        if not self.aligned:
+            refuse_aligned(experiment.bound.batch, f"a corrupted {self.name}", f"patch {self.instead} instead")
+        if not self.mean and experiment.ablation.mean == "all":
+            raise ScoreError(f"a {self.name} has no mean over positions: use ablation='mean-position' or 'corrupted'")
+        if not self.parallel and experiment.graph.parallel:
+            raise ModelError(
+                f"what='{self.name}': in this model attention and MLP of a block read the same stream (parallel"
+                f" blocks), and there is none between them: use {self.instead}"
+            )
+
+    def units(self, adapter: Adapter, layer: int) -> tuple[str, list[str]] | None:
+        """What the units of a layer are called, and their numbers; None where the layer is one unit."""
+        if self.unit is None:
+            return None
+        count = self.count(adapter, layer)
+        shared = self.unit == "head" and count < adapter.graph.n_heads
+        return "key/value head" if shared else self.unit, list(map(str, range(count)))
 
 
-KINDS = {
-    "resid": Kind("resid", None, "resid{layer}", by_position=True),
-    "resid-mid": Kind("middle", None, "resid-mid{layer}", by_position=True),
-    "attn": Kind("attn_out", None, "a{layer}", by_position=True),
-    "mlp": Kind("mlp_out", None, "m{layer}", by_position=True),
-    "heads": Kind("z", "head", "a{layer}.h{unit}"),
-    "q": Kind("q", "head", "a{layer}.h{unit}<q>"),
-    "k": Kind("k", "head", "a{layer}.{kv}{unit}<k>"),
-    "v": Kind("v", "head", "a{layer}.{kv}{unit}<v>"),
-    "pattern": Kind("pattern", "head", "a{layer}.h{unit}<pattern>"),
-    "neurons": Kind("hidden", "neuron", "m{layer}.n{unit}"),
+def _heads(adapter: Adapter, layer: int) -> int:
+    return adapter.graph.n_heads
+
+
+def _kv_heads(adapter: Adapter, layer: int) -> int:
+    return adapter.graph.n_kv_heads
+
+
+def _neurons(adapter: Adapter, layer: int) -> int:
+    return len(input_rows(adapter, "hidden", layer))
+
+
+# -------------------------------------------------------------------- from a unit to the stream
+def _projected(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Tensor:
+    """Heads through the output projection."""
+    weight = input_rows(restart.adapter, "z", layer)
+    rows = rearrange(weight, "(h e) d -> h e d", h=restart.adapter.graph.n_heads)[units]
+    found: Tensor = einsum(change, rows.to(change), "b t u e, u e d -> u b t d")
+    return found
+
+
+def _attended(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Tensor:
+    """Patterns times the base run's values, through the output projection."""
+    made = attended(restart.adapter, change, restart.base.qkv[layer].v, units)
+    return _projected(restart, layer, made, units)
+
+
+def _down(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Tensor:
+    """Neurons through the down projection."""
+    rows = input_rows(restart.adapter, "hidden", layer)[units]
+    found: Tensor = einsum(change, rows.to(change), "b t u, u d -> u b t d")
+    return found
+
+
+def _entering(restart: Restart, layer: int, written: Tensor) -> Tensor:
+    return written
+
+
+def _from_middle(restart: Restart, layer: int, written: Tensor) -> Tensor:
+    return restart.after_middle(layer, written)
+
+
+def _from_attention(restart: Restart, layer: int, written: Tensor) -> Tensor:
+    write, output = restart.adapter.layers[layer].attn_written, restart.base.attn_out[layer]
+    return restart.after_mlp(layer, _more(write, output, written))
+
+
+def _from_mlp(restart: Restart, layer: int, written: Tensor) -> Tensor:
+    output = restart.base.mlp_out[layer].view(restart.base.resid[layer].shape)
+    return _more(restart.adapter.layers[layer].mlp_written, output, written)
+
+
+def _more(write: Callable[[Tensor], Tensor], output: Tensor, difference: Tensor) -> Tensor:
+    """How much more reaches the stream when a module's output is so much larger."""
+    return write(output.to(difference) + difference) - write(output)
+
+
+# -------------------------------------------------------------------- registry
+_BUILT_IN = (
+    Kind("resid", "resid", "resid{layer}", reached=_entering, entering=True, in_stream=True, by_position=True),
+    Kind(
+        "resid-mid",
+        "middle",
+        "resid-mid{layer}",
+        reached=_from_middle,
+        in_stream=True,
+        by_position=True,
+        parallel=False,
+        instead="'resid', 'attn' or 'mlp'",
+    ),
+    Kind("attn", "attn_out", "a{layer}", reached=_from_attention, by_position=True),
+    Kind("mlp", "mlp_out", "m{layer}", reached=_from_mlp, by_position=True),
+    Kind("heads", "z", "a{layer}.h{unit}", "head", _heads, _projected, _from_attention),
+    Kind("q", "q", "a{layer}.h{unit}<q>", "head", _heads),
+    Kind("k", "k", "a{layer}.{kv}{unit}<k>", "head", _kv_heads),
+    Kind("v", "v", "a{layer}.{kv}{unit}<v>", "head", _kv_heads),
+    Kind(
+        "pattern",
+        "pattern",
+        "a{layer}.h{unit}<pattern>",
+        "head",
+        _heads,
+        _attended,
+        _from_attention,
+        aligned=False,
+        mean=False,
+        instead="'q', 'k' or 'v'",
+    ),
+    Kind("neurons", "hidden", "m{layer}.n{unit}", "neuron", _neurons, _down, _from_mlp, name_layers=True),
+)
+KINDS: dict[str, Kind] = {kind.name: kind for kind in _BUILT_IN}
+SPELLINGS = {  # of other tools, for "did you mean"
+    "resid": "resid_pre hook_resid_pre resid_post hook_resid_post residual stream",
+    "resid-mid": "resid_mid hook_resid_mid middle",
+    "attn": "attn_out hook_attn_out attention self_attn",
+    "mlp": "mlp_out hook_mlp_out mlps",
+    "heads": "z hook_z head result hook_result head_out",
+    "q": "hook_q query queries",
+    "k": "hook_k key keys",
+    "v": "hook_v value values",
+    "pattern": "hook_pattern attn_pattern attention_pattern patterns attn_weights",
+    "neurons": "neuron post hook_post mlp_post hidden",
 }
 
 
+def register(kind: Kind) -> Kind:
+    """Gives a kind of place its name, in this process.
+
+    Raises:
+        ScoreError: the name is taken, or it is not a `Kind`.
+    """
+    if not isinstance(kind, Kind):
+        raise ScoreError(f"register: {kind!r} is not a circuitfind.Kind")
+    if KINDS.get(kind.name, kind) is not kind:
+        raise ScoreError(f"kind of place '{kind.name}' exists: give yours another name")
+    return KINDS.setdefault(kind.name, kind)
+
+
+def kind_of(what: str) -> Kind:
+    """The kind of this name.
+
+    Raises:
+        ScoreError: there is none, with the one that may be meant.
+    """
+    if isinstance(what, str) and what in KINDS:
+        return KINDS[what]
+    name = what.rpartition(".")[2] if isinstance(what, str) else what  # "blocks.9.attn.hook_z"
+    raise ScoreError(unknown("kind of place", name, KINDS, {kind: names.split() for kind, names in SPELLINGS.items()}))
+
+
+# -------------------------------------------------------------------- replacing one
 class Place(NamedTuple):
-    """A unit of a layer, at one stretch of positions or (None) at all."""
+    """A unit of a layer, at one span of positions or (None) at all."""
 
     unit: int
-    stretch: int | None
+    span: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +244,10 @@ class Patcher:
     Attributes:
         own, other: the site's values by layer, in the base run and instead; `other` may broadcast over examples and
             positions.
-        numbers: `[batch, pos]` which stretch each position belongs to; None where all positions go together.
+        numbers: `[batch, pos]` which span each position belongs to; None where all positions go together.
     """
 
-    what: str
+    kind: Kind
     restart: Restart
     own: Values
     other: Values
@@ -76,12 +256,12 @@ class Patcher:
 
     def logits(self, layer: int, places: list[Place]) -> Tensor:
         """`[places, batch, reads, vocab]`: each place of this layer patched in a run of its own."""
-        if self.what in ("q", "k", "v"):
+        if self.kind.reached is None:
             values = torch.stack([self._replaced(layer, place) for place in places])
-            return self.restart.from_projection(layer, self.what, values)
-        self._prepare(layer, list(dict.fromkeys(place.unit for place in places)))
+            return self.restart.from_projection(layer, self.kind.site, values)
+        self._prepare(layer, list(dict.fromkeys(place.unit for place in places)), self.kind.reached)
         changes = torch.stack([self._placed(layer, place) for place in places])
-        return self.restart.from_stream(layer if self.what == "resid" else layer + 1, changes)
+        return self.restart.from_stream(layer if self.kind.entering else layer + 1, changes)
 
     def _placed(self, layer: int, place: Place) -> Tensor:
         change = self._latest[layer, place.unit]
@@ -97,47 +277,23 @@ class Patcher:
 
     def _at(self, place: Place) -> Tensor | None:
         """`[batch, pos]` where a place is; None for everywhere."""
-        return None if self.numbers is None or place.stretch is None else self.numbers == place.stretch
+        return None if self.numbers is None or place.span is None else self.numbers == place.span
 
-    def _prepare(self, layer: int, units: list[int]) -> None:
-        """Sees to the changes of these units; those of the last call are kept, because places come unit by unit."""
+    def _prepare(self, layer: int, units: list[int], reached: Reached) -> None:
+        """Computes the changes of these units; those of the last call are kept, because places come unit by unit."""
         known = {key: change for key, change in self._latest.items() if key[0] == layer and key[1] in units}
         missing = [unit for unit in units if (layer, unit) not in known]
         self._latest.clear()
         self._latest.update(known)
         if missing:
-            changes = self._changes(layer, missing)
+            changes = reached(self.restart, layer, self._written(layer, missing))
             self._latest.update({(layer, unit): change for unit, change in zip(missing, changes, strict=True)})
 
-    def _changes(self, layer: int, units: list[int]) -> Tensor:
-        """`[units, batch, pos, d_model]` where the stream is changed, with each unit replaced at all positions."""
-        base, view = self.restart.base, self.restart.adapter.layers[layer]
-        difference = self._difference(layer, units)
-        if self.what == "resid":
-            return difference
-        if self.what == "resid-mid":
-            return self.restart.after_middle(layer, difference)
-        if self.what in ("mlp", "neurons"):
-            return _written(view.mlp_written, base.mlp_out[layer].view(base.resid[layer].shape), difference)
-        return self.restart.after_mlp(layer, _written(view.attn_written, base.attn_out[layer], difference))
-
-    def _difference(self, layer: int, units: list[int]) -> Tensor:
+    def _written(self, layer: int, units: list[int]) -> Tensor:
         """`[units, batch, pos, d_model]`: how far the output of the unit's module (or the stream) is from the base."""
-        adapter = self.restart.adapter
-        own = self.own[layer].to(adapter.work)
-        other = self.other[layer].to(adapter.work).expand_as(own)
-        if KINDS[self.what].unit is None:
+        work = self.restart.adapter.work
+        own = self.own[layer].to(work)
+        other = self.other[layer].to(work).expand_as(own)
+        if self.kind.unit is None:
             return (other - own)[None]
-        change = other[:, :, units] - own[:, :, units]
-        if self.what == "neurons":
-            rows = input_rows(adapter, "hidden", layer)[units]
-            return einsum(change, rows.to(change), "b t u, u d -> u b t d")
-        if self.what == "pattern":
-            change = attended(adapter, change, self.restart.base.qkv[layer].v, units)
-        rows = input_rows(adapter, "z", layer).unflatten(0, (adapter.graph.n_heads, -1))[units]
-        return einsum(change, rows.to(change), "b t u e, u e d -> u b t d")
-
-
-def _written(write: Callable[[Tensor], Tensor], output: Tensor, difference: Tensor) -> Tensor:
-    """How much more reaches the stream when a module's output is so much larger."""
-    return write(output.to(difference) + difference) - write(output)
+        return self.kind.written(self.restart, layer, other[:, :, units] - own[:, :, units], units)

@@ -1,13 +1,15 @@
 """The result of an activation-patching sweep: an effect for every place, along named axes.
 
-Positive = the patched place supports the behaviour, in both directions. `normalised` divides by what there is to win or
-lose, metric(full) - metric(empty): 1 = patching this place alone undoes (noising) or restores (denoising) all of it.
+Positive = the patched place supports the task, in both directions. `normalised` divides by the total effect,
+metric(full) - metric(empty): 1 = patching this place alone undoes (noising) or restores (denoising) all of it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from circuitfind.errors import FileError, ScoreError
+from circuitfind.export import html
 from circuitfind.export.files import check_file, plain, write_bytes
 from circuitfind.graph import Graph
 from circuitfind.patching.places import KINDS
 from circuitfind.record import Record
+from circuitfind.result import Result, strongest
 from circuitfind.statistics import bootstrap_mean
 
 FORMAT, VERSION = "circuitfind.sweep", "1"
@@ -33,19 +37,95 @@ class Axis(NamedTuple):
     labels: tuple[str, ...]
 
 
-class Row(NamedTuple):
-    """One place of a sweep: its name, its position's or span's label (empty where all positions are patched), its
-    effect and interval."""
+class Measured(Result):
+    """Base of effects that are known for every example.
 
-    name: str
+    Attributes:
+        per_example: `[..., examples]` float64 effects in units of the metric; NaN where there is none.
+    """
+
+    per_example: np.ndarray
+
+    @property
+    def effects(self) -> np.ndarray:
+        """`[...]` means over examples, in units of the metric."""
+        return np.asarray(self.per_example.mean(axis=-1))
+
+    def rows(self) -> tuple[Any, ...]:
+        """Every effect with its name and its 95% interval over examples, in the order of `effects.ravel()`."""
+        return self._rows(np.flatnonzero(~np.isnan(self.effects.ravel())))
+
+    def top(self, n: int, by: str = "absolute") -> list[Any]:
+        """The rows of the n largest effects, or (by="signed") of the most positive ones, best first.
+
+        Raises:
+            ScoreError: an unknown way to rank.
+        """
+        return list(self._rows(strongest(self.effects.ravel(), n, by)))
+
+    def _rows(self, chosen: np.ndarray) -> tuple[Any, ...]:
+        effects = self.effects.ravel()
+        ends = bootstrap_mean(self.per_example.reshape(len(effects), -1)[chosen]).tolist()
+        return tuple(self._row(at, float(effects[at]), *pair) for at, pair in zip(chosen.tolist(), ends, strict=True))
+
+    def _row(self, at: int, effect: float, low: float, high: float) -> Any:
+        """The row of one of `effects.ravel()`."""
+        raise NotImplementedError
+
+
+class Patched(Measured):
+    """Base of effects of patching.
+
+    Attributes:
+        full, empty: `[examples]` the metric with nothing and with everything ablated.
+    """
+
+    full: np.ndarray
+    empty: np.ndarray
+
+    @property
+    def metric_full(self) -> float:
+        """The metric with nothing ablated, mean over examples."""
+        return float(self.full.mean())
+
+    @property
+    def metric_empty(self) -> float:
+        """The metric with everything ablated, mean over examples."""
+        return float(self.empty.mean())
+
+    def _check(self, *shape: int) -> None:
+        """
+        Args:
+            shape: what the names of the effects ask for.
+
+        Raises:
+            ScoreError: the values have another shape.
+        """
+        if self.per_example.shape != (*shape, len(self.full)) or len(self.empty) != len(self.full):
+            raise ScoreError(
+                f"effects by example have shape {list(self.per_example.shape)}, their names and the {len(self.full)}"
+                f" examples {[*shape, len(self.full)]}"
+            )
+
+
+class PlaceEffect(NamedTuple):
+    """One place of a sweep: its name, the label of its position or span (empty where all positions are patched
+    together), its effect and the 95% interval over examples."""
+
+    place: str
     position: str
     effect: float
     low: float
     high: float
 
+    @property
+    def name(self) -> str:
+        """The same as `place`."""
+        return self.place
 
-@dataclass(frozen=True, eq=False)
-class Sweep:
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sweep(Patched):
     """Effects of patching each place of a model, one at a time.
 
     Attributes:
@@ -57,6 +137,9 @@ class Sweep:
             corrupted run under the default ablation).
     """
 
+    FORMAT = FORMAT
+    SHOWN = ("what", "shape", "metric_full", "metric_empty")
+
     what: str
     graph: Graph
     axes: tuple[Axis, ...]
@@ -66,14 +149,7 @@ class Sweep:
     record: Record = field(default_factory=Record)
 
     def __post_init__(self) -> None:
-        shape = (*(len(axis.labels) for axis in self.axes), len(self.full))
-        if self.per_example.shape != shape or len(self.empty) != len(self.full):
-            raise ScoreError(f"a sweep's values have shape {list(self.per_example.shape)}, its axes {list(shape)}")
-
-    @property
-    def effects(self) -> np.ndarray:
-        """`[*axes]` mean effects, in units of the metric."""
-        return np.asarray(self.per_example.mean(axis=-1))
+        self._check(*(len(axis.labels) for axis in self.axes))
 
     @property
     def normalised(self) -> np.ndarray:
@@ -91,6 +167,11 @@ class Sweep:
                 f" {len(difference)} examples). Use the raw effects"
             )
         return np.asarray(self.effects / difference.mean())
+
+    @property
+    def shape(self) -> str:
+        """The axes in words, such as "4 layers x 8 heads"."""
+        return " x ".join(f"{len(axis.labels)} {axis.name}s" for axis in self.axes)
 
     @property
     def by_position(self) -> bool:
@@ -111,32 +192,24 @@ class Sweep:
 
     def names(self) -> list[str]:
         """A name for every place, in the order of `effects.ravel()`; the same one at each of its positions or spans."""
-        kind, kv = KINDS[self.what], "kv" if self.graph.group > 1 else "h"
-        units = self.axes[1].labels if kind.unit else ("",)
+        kv = "kv" if self.graph.group > 1 else "h"
+        by_unit = len(self.axes) - (self.by_position or self.by_span) > 1
+        known = KINDS.get(self.what)  # a file may hold a kind that is not registered here
+        label = known.label if known else f"{self.what}{{layer}}.{{unit}}" if by_unit else f"{self.what}{{layer}}"
+        units = self.axes[1].labels if by_unit else ("",)
         return [
-            kind.name.format(layer=layer, unit=unit, kv=kv)
+            label.format(layer=layer, unit=unit, kv=kv)
             for layer in self.axes[0].labels
             for unit in units
             for _ in self.positions
         ]
 
-    def top(self, n: int, by: str = "absolute") -> list[Row]:
-        """The n places of largest effect, or (by="signed") of most positive effect, best first.
+    @cached_property
+    def _names(self) -> list[str]:
+        return self.names()
 
-        Raises:
-            ScoreError: an unknown way to rank.
-        """
-        if by not in ("absolute", "signed"):
-            raise ScoreError(f"by='{by}' is unknown: use 'absolute' or 'signed'")
-        effects, names = self.effects.ravel(), self.names()
-        order = np.argsort(-(np.abs(effects) if by == "absolute" else effects), kind="stable")[:n]
-        examples = self.per_example.reshape(len(effects), -1)[order]
-        axes = (Axis("place", tuple(names[i] for i in order)),)
-        chosen = Sweep(self.what, self.graph, axes, examples, self.full, self.empty)
-        return [
-            Row(names[i], self.positions[i % len(self.positions)], float(effects[i]), float(low), float(high))
-            for i, (low, high) in zip(order.tolist(), chosen.intervals(), strict=True)
-        ]
+    def _row(self, at: int, effect: float, low: float, high: float) -> PlaceEffect:
+        return PlaceEffect(self._names[at], self.positions[at % len(self.positions)], effect, low, high)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values; `normalised` is None where it is undefined."""
@@ -149,13 +222,24 @@ class Sweep:
             "axes": [{"name": axis.name, "labels": list(axis.labels)} for axis in self.axes],
             "effects": self.effects.tolist(),
             "normalised": normalised,
-            "metric_full": float(self.full.mean()),
-            "metric_empty": float(self.empty.mean()),
+            "metric_full": self.metric_full,
+            "metric_empty": self.metric_empty,
             "record": asdict(self.record),
         }
 
+    def _repr_html_(self) -> str:
+        best = html.table(PlaceEffect._fields, self.top(10), "strongest places")
+        rows: Sequence[str] = self.axes[0].labels
+        values = self.effects.reshape(len(rows), -1)
+        columns: Sequence[str] = self.axes[-1].labels if len(self.axes) > 1 else ("effect",)
+        if len(self.axes) == 3:  # the places of largest effect, each at every position
+            rows, values = self.names()[:: len(columns)], self.effects.reshape(-1, len(columns))
+            kept = np.sort(strongest(np.abs(values).max(axis=1), html.MOST_ROWS // 2))
+            rows, values = [rows[at] for at in kept], values[kept]
+        return html.block(repr(self), html.heat(values, rows, columns, "effects"), best)
+
     # ---------------------------------------------------------------- files
-    def save(self, path: str | PathLike[str]) -> Path:
+    def save(self, path: str | PathLike[str]) -> Path:  # type: ignore[override]
         """Writes safetensors; axes, graph and record in the header."""
         header = {"format": FORMAT, "version": VERSION, "what": self.what}
         parts = {"axes": self.axes, "graph": asdict(self.graph), "record": asdict(self.record)}

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
     from circuitfind.patching.attention import AttentionPattern
-    from circuitfind.patching.path_effects import PathEffects
+    from circuitfind.patching.path import PathEffects
     from circuitfind.patching.sweep import Sweep
 
 ROWS, BARS, MARKED, BINS = 200, 30, 20, 80

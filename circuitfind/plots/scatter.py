@@ -25,11 +25,10 @@ import numpy as np
 
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation.approximation_fit import wrong_signs
-from circuitfind.node_scores import NodeScores
 from circuitfind.plots import style
 from circuitfind.plots.charts import colour_bar, heat
 from circuitfind.plots.style import Caption, Side, Subplot, caption, figure, graph_objects, safe, unit
-from circuitfind.scores import Scores
+from circuitfind.scores import NodeScores, Scores
 from circuitfind.statistics import correlation
 
 if TYPE_CHECKING:

@@ -27,10 +27,10 @@ from einops import einsum
 from circuitfind.circuit import Circuit
 from circuitfind.errors import ScoreError
 from circuitfind.graph import Graph
-from circuitfind.node_scores import NodeScores
 from circuitfind.plots import style
 from circuitfind.plots.charts import bars, by_layer, heat
 from circuitfind.plots.style import Caption, Side, caption, hover, safe, unit
+from circuitfind.scores import NodeScores
 from circuitfind.statistics import bootstrap_mean
 
 if TYPE_CHECKING:

@@ -1,11 +1,11 @@
 """How a sweep divides prompts: into their positions, or into named spans.
 
-A stretch is the positions of a prompt that are patched together; a prompt's stretches do not overlap.
+A span is the positions of a prompt that are patched together; a prompt's spans do not overlap.
 
-1. By position: every position is a stretch of its own, for prompts of one length.
-2. By span: one stretch for each name that every pair gives (`BoundTask.spans`), in the order of their mean first
-   positions. What these leave over is "end", the last position that the metric reads (by default the last token; only
-   where it lies outside the named spans in every pair), and "rest", all other tokens. So the stretches make the prompt.
+1. By position: every position is a span of its own, for prompts of one length.
+2. By span: one for each name that every pair gives (`BoundTask.spans`), in the order of their mean first positions.
+   What these leave over is "end", the last position that the metric reads (by default the last token; only where it
+   lies outside the named spans in every pair), and "rest", all other tokens. So the spans make up the prompt.
 
 Spans are counted in the clean prompt. Positions correspond in both prompts of a pair, or are made to by an alignment.
 """
@@ -19,31 +19,37 @@ import torch
 from torch import Tensor
 
 from circuitfind.errors import ScoreError
-from circuitfind.patching.sweep import Axis
 from circuitfind.tasks.bound import BoundTask
 
 END, REST = "end", "rest"
 
 
-class Stretches(NamedTuple):
-    """The stretches' axis; `numbers [pairs, pos]`, the entry of it that each position belongs to, -1 for padding."""
+class Spans(NamedTuple):
+    """The spans of a task's prompts.
 
-    axis: Axis
+    Attributes:
+        by: "position" or "span".
+        labels: of each span.
+        numbers: `[pairs, pos]`, the span that each position belongs to, -1 for padding.
+    """
+
+    by: str
+    labels: tuple[str, ...]
     numbers: Tensor
 
 
-def stretches(bound: BoundTask, by_position: bool, by_span: bool) -> Stretches | None:
+def spans_of(bound: BoundTask, by_position: bool, by_span: bool) -> Spans | None:
     """Of a task's prompts; None where all positions are patched together.
 
     Raises:
         ScoreError: prompts of unequal lengths by position; no span that every pair names, or overlapping ones.
     """
     if by_span:
-        return _of_spans(bound)
-    return _of_positions(bound) if by_position else None
+        return _by_name(bound)
+    return _by_position(bound) if by_position else None
 
 
-def _of_positions(bound: BoundTask) -> Stretches:
+def _by_position(bound: BoundTask) -> Spans:
     mask = bound.batch.clean.mask
     if bound.batch.clean.padded or bound.batch.corrupted.padded:
         lengths, names = mask.sum(1), _common(bound)
@@ -52,16 +58,16 @@ def _of_positions(bound: BoundTask) -> Stretches:
         )
         raise ScoreError(
             f"by_position=True needs prompts of one length, these have {int(lengths.min())} to {int(lengths.max())}"
-            f" tokens: divide them {spans} (by_span=True, --by-span), take one template of the behaviour (template=,"
+            f" tokens: divide them {spans} (by_span=True, --by-span), take one template of the task (template=,"
             " --template) or a subset of one length, or patch all positions of a place together (by_position=False,"
             " --all-positions)"
         )
     tokens = enumerate(bound.tokens[0])  # of the first pair: names differ, the template does not
-    labels = tuple(f"{place} {token.strip() or repr(token)}" for place, token in tokens)
-    return Stretches(Axis("position", labels), torch.arange(mask.shape[1], device=mask.device).expand(mask.shape))
+    labels = tuple(f"{position} {token.strip() or repr(token)}" for position, token in tokens)
+    return Spans("position", labels, torch.arange(mask.shape[1], device=mask.device).expand(mask.shape))
 
 
-def _of_spans(bound: BoundTask) -> Stretches:
+def _by_name(bound: BoundTask) -> Spans:
     labels, inputs = _common(bound), bound.batch.clean
     if not labels:
         given = sorted({name for row in bound.spans for name in row})
@@ -77,7 +83,7 @@ def _of_spans(bound: BoundTask) -> Stretches:
                 raise ScoreError(
                     f"by_span=True: row {row}: spans '{first}' and '{second}' overlap, at positions"
                     f" {spans[second][0]} to {min(spans[first][1], spans[second][1]) - 1}: each position belongs to one"
-                    " place, so give spans that do not overlap"
+                    " span, so give spans that do not overlap"
                 )
         for number, name in enumerate(labels):
             numbers[row, slice(*spans[name])] = number
@@ -88,10 +94,12 @@ def _of_spans(bound: BoundTask) -> Stretches:
     over = inputs.mask & (numbers < 0)
     if bool(over.any()):
         if REST in labels:
-            raise ScoreError(f"by_span=True: '{REST}' is the name of what spans leave over: name that span otherwise")
+            raise ScoreError(
+                f"by_span=True: '{REST}' is the name of what spans leave over: give that span another name"
+            )
         numbers[over] = len(labels)
         labels.append(REST)
-    return Stretches(Axis("span", tuple(labels)), numbers)
+    return Spans("span", tuple(labels), numbers)
 
 
 def _common(bound: BoundTask) -> list[str]:
