@@ -3,7 +3,7 @@
     python benchmarks/learned.py [--tasks greater-than ioi induction] [--edges 100]
 
 Embedded model, 64 pairs of a task: half to find a circuit with, half to judge it on. Each method names so many edges,
-of which what is connected is run: its size, faithfulness and KL from the whole model on the unseen pairs, and the CPU
+of which what is connected is run: its size, faithfulness and KL from the whole model on the held-out pairs, and the CPU
 seconds (one thread) that finding it took. The methods' defaults were chosen on greater-than. First, what a step costs:
 a masked run forwards and backwards of random-weight GPT-2 small, 8 prompts of 16 tokens, in bare forward passes.
 """
@@ -19,7 +19,7 @@ from common import bare_forward, bare_forward_backward, gpt2, pairs, ratio, take
 import circuitfind as cf
 from circuitfind.engine.masked_run import mask_gradient
 from circuitfind.engine.prepare import prepare
-from circuitfind.search.learned.methods import METHODS
+from circuitfind.search.learn import LEARNERS
 
 
 def one_step() -> None:
@@ -41,9 +41,9 @@ def one_step() -> None:
 def compare(task: str, n: int) -> None:
     """A table of all methods on a task."""
     model = cf.load("tiny", backend="hooks")
-    seen, unseen = cf.task(task, model, n=64).on(model).split(0.5)
+    seen, held_out = cf.task(task, model, n=64).on(model).split(0.5)
     finders = {method: lambda m=method: cf.attribute(model, seen, m).top(n) for method in ("eap", "eap-ig-inputs")}
-    for method in METHODS:
+    for method in LEARNERS:
         finders[method] = lambda m=method: cf.learn_masks(model, seen, m, n_edges=n).circuit
     print(f"\n{task}, {n} of {model.graph.n_edges:,} edges\n")
     print("| method | edges | faithfulness (95% interval) | KL | CPU s | steps |\n|---|--:|--:|--:|--:|--:|")
@@ -51,7 +51,7 @@ def compare(task: str, n: int) -> None:
         start = time.process_time()
         circuit = find()
         seconds = time.process_time() - start
-        value, kl = (cf.evaluate(model, unseen, circuit, metric=metric) for metric in (None, "kl"))
+        value, kl = (cf.evaluate(model, held_out, circuit, metric=metric) for metric in (None, "kl"))
         low, high = value.interval
         print(
             f"| {name} | {len(circuit)} | {value.faithfulness:.3f} ({low:.3f} to {high:.3f}) |"

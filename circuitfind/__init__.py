@@ -58,8 +58,9 @@ if TYPE_CHECKING:
     from circuitfind.registry import register
     from circuitfind.scores import NodeScores, Scores
     from circuitfind.search.acdc import acdc, acdc_scores
-    from circuitfind.search.find import FindResult, find
-    from circuitfind.search.learned.learn import LearnedMasks, learn_masks
+    from circuitfind.search.find import find
+    from circuitfind.search.found import FindResult
+    from circuitfind.search.learn import LearnedMasks, learn_masks
     from circuitfind.tasks.builder import Pair, TaskBuilder
     from circuitfind.tasks.task import Task
 else:
@@ -108,8 +109,9 @@ else:
         "registry": "register",
         "scores": "NodeScores Scores",
         "search.acdc": "acdc acdc_scores",
-        "search.find": "FindResult find",
-        "search.learned.learn": "LearnedMasks learn_masks",
+        "search.find": "find",
+        "search.found": "FindResult",
+        "search.learn": "LearnedMasks learn_masks",
         "tasks.builder": "Pair TaskBuilder",
         "tasks.task": "Task",
     }

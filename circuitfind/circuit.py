@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -286,6 +287,16 @@ class Circuit(Result):
             FileError: Graphviz is not installed, or the ending is unknown.
         """
         return picture.render(path, self.to_dot(**style))
+
+    def report(self, model: Any, task: Any, path: str | PathLike[str], **more: Any) -> Path:
+        """Writes the report page: the circuit measured on a task, at several sizes and with its heads' attention.
+
+        Args:
+            model, task: where and on what it is measured; with None for both the page shows what the circuit knows.
+            more: see `circuitfind.report.write.report_data`.
+        """
+        page: Path = import_module("circuitfind.report.write").write_report(path, self, model, task, **more)
+        return page
 
 
 def as_circuit(graph: Graph, edges: Circuit | Iterable[str] | Mapping[str, Any]) -> Circuit:

@@ -9,7 +9,7 @@ from families import build
 
 import circuitfind as cf
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.search.orders import ORDERS, edges_in_order
+from circuitfind.search.acdc_rule import ORDERS, edges_in_order
 
 FAMILIES = ("gpt2", "llama", "gpt_neox", "gemma2")
 

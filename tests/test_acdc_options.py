@@ -19,9 +19,7 @@ from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.graph import Graph
 from circuitfind.search import acdc as acdc_module
 from circuitfind.search.acdc import acdc_scores
-from circuitfind.search.acdc_rule import CUT_OFF, DANGLING, UNREACHED
-from circuitfind.search.acdc_screening import Check
-from circuitfind.search.orders import edges_in_order
+from circuitfind.search.acdc_rule import CUT_OFF, DANGLING, UNREACHED, SkipCheck, edges_in_order
 
 
 @pytest.fixture(scope="module")
@@ -263,17 +261,17 @@ def test_screening_is_off_by_default_and_needs_estimates_of_the_same_effects(mod
     with pytest.raises(cf.ScoreError, match="with ablation 'corrupted', the edges are tried with 'zero'"):
         cf.acdc(model, task, screen=0.1, scores=scores, metric=None, ablation="zero")
     for factor in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(cf.ScoreError, match="is no factor"):
+        with pytest.raises(cf.ScoreError, match="is not a factor"):
             cf.acdc(model, task, screen=factor, scores=scores, metric=None)
 
 
 def test_the_rate_of_wrong_skips_has_wilsons_interval():
     edges = [(0, reader) for reader in range(20)]
-    none, half = (Check(1000, dict.fromkeys(edges[:10], 0.0), tuple(edges[:k])) for k in (0, 5))
+    none, half = (SkipCheck(1000, dict.fromkeys(edges[:10], 0.0), tuple(edges[:k])) for k in (0, 5))
     assert none.interval == pytest.approx((0, 0.27754), abs=1e-4)
     assert half.interval == pytest.approx((0.23659, 0.76341), abs=1e-4)
-    assert Check(10, dict.fromkeys(edges[:10], 0.0), (edges[0],)).interval == (0.1, 0.1), "all were measured"
-    assert Check(0, {}, ()).facts(None) == {"skipped": 0, "checked": 0, "wrong": []}  # type: ignore[arg-type]
+    assert SkipCheck(10, dict.fromkeys(edges[:10], 0.0), (edges[0],)).interval == (0.1, 0.1), "all were measured"
+    assert SkipCheck(0, {}, ()).facts(None) == {"skipped": 0, "checked": 0, "wrong": []}  # type: ignore[arg-type]
 
 
 # -------------------------------------------------------------------- thresholds as scores
@@ -319,7 +317,7 @@ def test_grids_that_do_not_rise_are_refused(model_of):
 def test_no_threshold_and_no_number_of_trials_are_refused(model_of):
     model, task = model_of("gpt2"), some_pairs()
     for threshold in (float("nan"), "0.1", None):
-        with pytest.raises(cf.ScoreError, match=f"threshold={threshold!r} is no threshold"):
+        with pytest.raises(cf.ScoreError, match=f"threshold={threshold!r} is not a threshold"):
             cf.acdc(model, task, threshold)  # type: ignore[arg-type]
     with pytest.raises(cf.ScoreError, match="side_by_side=0: give a whole number, 1 or more"):
         cf.acdc(model, task, side_by_side=0)

@@ -13,10 +13,12 @@ from families import build
 from toys import contrast, wrapped
 
 import circuitfind as cf
+from circuitfind.attribution.eap import EAP
+from circuitfind.attribution.method import Method
 from circuitfind.cli.app import main
-from circuitfind.comparison.markdown import report
 from circuitfind.comparison.methods import METHODS
 from circuitfind.comparison.result import Comparison, difference
+from circuitfind.search.methods import SEARCHES
 
 FAST = ["eap", "exact", "hisp", "random"]
 
@@ -82,12 +84,12 @@ def test_the_method_nearest_to_one_is_named_at_each_size(found):
         assert point == found[method].absolute[at]
 
 
-def test_a_method_that_cannot_work_is_listed_and_the_others_go_on(tiny, bound):
+def test_a_method_that_cannot_work_is_listed_and_the_others_go_on(tiny, bound, tmp_path):
     found = cf.compare(tiny, bound, ["eap", "clean-corrupted"], metric="kl")
     assert "flat at the clean run" in found["eap"].refused
     assert not found["clean-corrupted"].refused
     assert [entry.method for entry in found.ranked] == ["clean-corrupted"]
-    assert "flat at the clean run" in report(found)
+    assert "flat at the clean run" in found.save(tmp_path / "x.md").read_text()
 
 
 def test_scores_and_functions_of_ones_own(tiny, bound, found):
@@ -134,6 +136,32 @@ def test_files_hold_everything(found, tmp_path):
         found.save(tmp_path / "compare.txt")
 
 
+def test_a_folder_holds_the_comparison_in_all_forms(found, tmp_path):
+    assert found.save(tmp_path / "compared") == tmp_path / "compared"
+    names = {path.name for path in (tmp_path / "compared").iterdir()}
+    assert names == {"compare.json", "compare.csv", "compare.md", "compare.html"}
+    content = json.loads((tmp_path / "compared" / "compare.json").read_text())
+    content["version"] = "1"  # as older files have it
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    assert Comparison.open(tmp_path / "old.json").entries == found.entries
+    assert set(found.to_frame()["method"]) == set(FAST) and "hisp" in found._repr_html_()
+
+
+def test_methods_of_ones_own(tiny, bound, found):
+    score = lambda experiment, request: cf.attribute(tiny, experiment.bound, "eap").values  # noqa: E731
+    mine = Method("mine", "a method of one's own", "", "", ("edge",), score=score)
+    nodes = Method("nodes", "over nodes", "", "", ("node",), score=lambda experiment, _: np.arange(37.0))
+    own = cf.compare(tiny, bound, [mine, "eap", "circuitfind.attribution.eap:EAP", nodes], seed=3)
+    assert own["mine"].cpr == own["circuitfind.attribution.eap:EAP"].cpr == own["eap"].cpr == found["eap"].cpr
+    assert own["mine"].summary == "a method of one's own" and not own["nodes"].refused
+    assert cf.compare(tiny, bound, {"other": mine, "same": "eap"}, percentages=[0.1])["other"].method == "other"
+
+
+def test_what_is_compared_is_read_from_the_registries():
+    assert METHODS["eap"].summary == EAP.summary and METHODS["exact-nodes"].summary == METHODS["exact"].summary
+    assert METHODS["ugs"].summary == SEARCHES["ugs"].summary and all(entrant.kept for entrant in METHODS.values())
+
+
 def test_a_number_that_is_undefined_survives_the_file(tiny, bound, tmp_path):
     """A constant ranking has no rank correlation with the exact effects."""
     constant = cf.Scores(tiny.graph, tiny.graph.real.astype(np.float32))
@@ -164,7 +192,7 @@ def test_difference_sees_any_number_that_moves(found):
 
 def test_a_stopped_comparison_goes_on_with_the_rankings_it_has(tiny, bound, tmp_path, monkeypatch):
     first = cf.compare(tiny, bound, ["eap", "random"], folder=tmp_path)
-    monkeypatch.setattr("circuitfind.comparison.methods.attribute", None)  # nothing can be made anew
+    monkeypatch.setattr("circuitfind.comparison.methods.score", None)  # nothing can be made anew
     again = cf.compare(tiny, bound, ["eap", "random"], folder=tmp_path)
     assert difference(first, again)[0] == 0
     assert again["eap"].costs == first["eap"].costs
@@ -184,7 +212,7 @@ def test_rankings_of_other_weights_are_made_anew(tmp_path):
 
 
 def test_wrong_input(tiny, bound, tmp_path):
-    with pytest.raises(cf.ScoreError, match="'nonsense' is unknown: use some of exact"):
+    with pytest.raises(cf.ScoreError, match=r"'nonsense' is unknown\. Known: exact"):
         cf.compare(tiny, bound, ["nonsense"])
     with pytest.raises(cf.ScoreError, match="no method"):
         cf.compare(tiny, bound, [])
@@ -208,10 +236,10 @@ def test_wrong_input(tiny, bound, tmp_path):
     with pytest.raises(cf.FileError, match="no such file"):
         Comparison.open(tmp_path / "none.json")
     (tmp_path / "old.json").write_text('{"format": "circuitfind.comparison"}')
-    with pytest.raises(cf.FileError, match="version None of the format"):
+    with pytest.raises(cf.FileError, match=r"version None of circuitfind\.comparison is unknown"):
         Comparison.open(tmp_path / "old.json")
     (tmp_path / "other.json").write_text('{"format": "something"}')
-    with pytest.raises(cf.FileError, match="is no comparison"):
+    with pytest.raises(cf.FileError, match=r"holds format 'something', expected 'circuitfind\.comparison'"):
         Comparison.open(tmp_path / "other.json")
 
 

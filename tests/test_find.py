@@ -41,22 +41,22 @@ def found(tiny: cf.Model, ioi: cf.Task) -> cf.FindResult:
 # -------------------------------------------------------------------- on the embedded model
 def test_the_circuit_is_on_target(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
     circuit, facts = found.circuit, found.circuit.facts
-    seen, unseen = ioi.on(tiny).split(0.5, seed=0)
+    seen, held_out = ioi.on(tiny).split(0.5, seed=0)
     assert 0 < len(circuit) < 150 and circuit == circuit.connected()
     on_search_pairs = cf.evaluate(tiny, seen, circuit).faithfulness
     assert abs(1 - on_search_pairs) <= 0.15
     assert facts["faithfulness_on_search_pairs"] == pytest.approx(on_search_pairs, abs=1e-6)
-    on_unseen_pairs = cf.evaluate(tiny, unseen, circuit)
-    assert facts["faithfulness"] == found.checks.faithfulness == pytest.approx(on_unseen_pairs.faithfulness, abs=1e-6)
-    assert facts["interval"] == list(found.checks.interval) == pytest.approx(list(on_unseen_pairs.interval), abs=1e-6)
+    on_held_out_pairs = cf.evaluate(tiny, held_out, circuit)
+    assert facts["faithfulness"] == found.checks.faithfulness == pytest.approx(on_held_out_pairs.faithfulness, abs=1e-6)
+    assert facts["interval"] == list(found.checks.interval) == pytest.approx(list(on_held_out_pairs.interval), abs=1e-6)
     assert (facts["n_edges"], facts["search_pairs"], facts["unseen_pairs"]) == (len(circuit), 16, 16)
     assert found.checks.beaten == facts["random_circuits_beaten"] == 5
 
 
 def test_the_search_and_its_judgement_share_no_pair(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
     bound = ioi.on(tiny)
-    seen, unseen = bound.split(0.5, seed=0)
-    assert found.unseen.prompts == unseen.prompts and not set(seen.prompts) & set(unseen.prompts)
+    seen, held_out = bound.split(0.5, seed=0)
+    assert found.held_out.prompts == held_out.prompts and not set(seen.prompts) & set(held_out.prompts)
     assert found.summary.n == found.scores.record.n_examples == 16
     expected = cf.attribute(tiny, seen)
     np.testing.assert_array_equal(found.scores.values, expected.values)
@@ -136,7 +136,7 @@ def test_the_same_seed_gives_the_same_bits(tiny: cf.Model, ioi: cf.Task, found: 
     np.testing.assert_array_equal(again.circuit.exact, found.circuit.exact)
     assert plain(again) == plain(found)
     other = cf.find(tiny, ioi, top=20, random=5, seed=1)
-    assert other.unseen.prompts != found.unseen.prompts and plain(other) != plain(found)
+    assert other.held_out.prompts != found.held_out.prompts and plain(other) != plain(found)
 
 
 def test_saved_scores_resume_to_the_same_result(
@@ -175,15 +175,17 @@ def test_other_metrics_ablations_and_directions(tiny: cf.Model) -> None:
     assert back.circuit.record.direction == "denoising"
     mean = cf.find(tiny, task, method="eap", ablation="mean", prune=False, tolerance=0.9, **QUICK)
     assert mean.checks.evaluation.record.ablation == mean.circuit.record.ablation == "mean"
-    seen, unseen = task.on(tiny).split(0.5, seed=0)
-    value = cf.evaluate(tiny, unseen, mean.circuit, ablation="mean").faithfulness
+    seen, held_out = task.on(tiny).split(0.5, seed=0)
+    value = cf.evaluate(tiny, held_out, mean.circuit, ablation="mean").faithfulness
     assert mean.checks.faithfulness == pytest.approx(value, abs=1e-6)
     # the summary is of the task's own corrupted prompts, whatever is ablated
     assert mean.summary == cf.summarise(tiny, seen) and mean.summary.corrupted < 0
 
 
 def test_verification_follows_the_search_not_the_scores(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
-    result = cf.find(tiny, ioi, scores=found.scores, ablation="mean", tolerance=0.95, prune=False, **QUICK)
+    with pytest.warns(UserWarning, match="ablation='corrupted' and judged with ablation='mean'") as heard:
+        result = cf.find(tiny, ioi, scores=found.scores, ablation="mean", tolerance=0.95, prune=False, **QUICK)
+    assert sum("judged" in str(one.message) for one in heard) == 1, "said once"
     assert result.checks.evaluation.record.ablation == "mean"
 
 
@@ -366,3 +368,48 @@ def test_one_sided_pruning_stays_on_its_side(scripted: Callable[..., SizeSearch]
     found = scripted(lambda mask: 1.4 - 0.1 * (20 - mask.sum()), one_sided=True, of_mask=True)
     kept = found.pruned(top_mask(20), 0.05)
     assert kept.sum() == 15 and found.faithfulness_of(kept) == pytest.approx(0.9)
+
+
+# -------------------------------------------------------------------- as a folder
+@pytest.fixture(scope="module")
+def small(tiny: cf.Model) -> cf.FindResult:
+    return cf.find(tiny, cf.task("ioi", tiny, n=8), method="eap", prune=False, top=3, random=2)
+
+
+def test_a_result_is_a_folder_of_what_the_verb_leaves(small: cf.FindResult, tmp_path: Path) -> None:
+    files = small.write(tmp_path / "found", command="circuitfind find tiny")
+    names = {path.name for path in files}
+    assert names == {path.name for path in (tmp_path / "found").iterdir()}
+    assert names >= {"circuit.json", "circuit.dot", "scores.safetensors", "find.json", "report.html"}
+    assert "circuitfind find tiny" in (tmp_path / "found" / "report.html").read_text(encoding="utf-8")
+    back = cf.FindResult.open(tmp_path / "found")  # no model takes part
+    assert plain(back) == plain(small) and back.circuit == small.circuit and back.summary == small.summary
+    np.testing.assert_array_equal(back.checks.exact, small.checks.exact)
+    np.testing.assert_array_equal(back.scores.values, small.scores.values)
+    assert back.held_out is back.model is None and repr(back) == repr(small) and "ioi" in repr(back)
+    np.testing.assert_array_equal(back.circuit.exact, small.circuit.exact)
+    assert back.report(tmp_path / "again.html").is_file()
+    assert back.circuit.report(None, None, tmp_path / "circuit.html").is_file()
+    table = small.save(tmp_path / "curve.csv").read_text(encoding="utf-8").splitlines()
+    assert table[0] == "stage,asked,n_edges,faithfulness" and len(table) == 1 + len(small.curve)
+    (tmp_path / "found" / "find.json").write_text('{"format": "circuitfind.find", "version": 1}', encoding="utf-8")
+    with pytest.raises(cf.FileError, match=r"find\.json: cannot be read"):
+        cf.FindResult.open(tmp_path / "found")
+
+
+def test_the_former_name_of_the_held_out_pairs_is_readable(small: cf.FindResult) -> None:
+    assert small.unseen is small.held_out and small.circuit.facts["unseen_pairs"] == len(small.held_out)
+
+
+def test_the_scores_may_come_from_a_search_of_another_kind(tiny: cf.Model) -> None:
+    task = cf.task("ioi", tiny, n=4)
+    result = cf.find(tiny, task, method="ugs", steps=2, regularisation=0.01, prune=False, top=1, random=1)
+    assert result.scores.record.method == "ugs" and result.scores.record.metric == "kl"
+    assert result.circuit.record.settings["steps"] == 2
+    assert result.summary.metric == result.circuit.record.metric == "logit_diff"
+    with pytest.raises(ScoreError, match="steps=3 is an option of"):
+        cf.find(tiny, task, method="eap", steps=3)
+    with pytest.raises(TypeError, match="'steps' does not apply here"):
+        cf.find(tiny, task, scores=result.scores, steps=3)
+    with pytest.raises(ScoreError, match="run circuits on the clean prompts"):
+        cf.find(tiny, task, method="acdc", direction="denoising")

@@ -20,12 +20,10 @@ from circuitfind.cli.app import main
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.masked_run import run_masked
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.search.learned import hard_concrete, saved, uniform
-from circuitfind.search.learned.batches import MiniBatches
-from circuitfind.search.learned.learn import LearnedMasks
-from circuitfind.search.learned.methods import METHODS
-from circuitfind.search.learned.pressure import WARM_UP, Price, Target
-from circuitfind.search.learned.training import EVERY, Gates, State, Training
+from circuitfind.search import training as trained
+from circuitfind.search.gates import HARD_CONCRETE, UNIFORM, WARM_UP, Price, Target
+from circuitfind.search.learn import LEARNERS, LearnedMasks
+from circuitfind.search.training import EVERY, MiniBatches, State, Training
 
 DRAWS = 200_000
 LOGITS = (-4.0, -1.0, 0.0, 2.0)
@@ -43,13 +41,13 @@ def within(found: float, expected: float, n: int = DRAWS) -> bool:
 # -------------------------------------------------------------------- gates
 @pytest.mark.parametrize("logit", LOGITS)
 def test_hard_concrete_gates_have_the_distribution_of_their_definition(logit: float) -> None:
-    masks = hard_concrete.sample(torch.full((DRAWS,), logit, dtype=torch.float64), noise())
+    masks = HARD_CONCRETE.sample(torch.full((DRAWS,), logit, dtype=torch.float64), noise())
     literal = []
     for u in noise()[:50].tolist():
         s = 1 / (1 + math.exp(-(math.log(u / (1 - u)) + logit) / (2 / 3)))
         literal.append(min(1.0, max(0.0, s * 1.2 - 0.1)))
     assert masks[:50].tolist() == pytest.approx(literal, abs=1e-9)
-    probability = float(hard_concrete.open_probability(torch.tensor(logit, dtype=torch.float64)))
+    probability = float(HARD_CONCRETE.open_probability(torch.tensor(logit, dtype=torch.float64)))
     assert within(float((masks > 0).double().mean()), probability)
     assert 0 < float((masks == 1).double().mean()) < 1 and 0 < float((masks == 0).double().mean()) < 1
 
@@ -57,10 +55,10 @@ def test_hard_concrete_gates_have_the_distribution_of_their_definition(logit: fl
 @pytest.mark.parametrize("logit", LOGITS)
 def test_uniform_gates_have_the_distribution_and_the_gradient_of_their_definition(logit: float) -> None:
     logits = torch.full((DRAWS,), logit, dtype=torch.float64, requires_grad=True)
-    masks = uniform.sample(logits, noise())
+    masks = UNIFORM.sample(logits, noise())
     p = 1 / (1 + math.exp(-logit))
     w = p * (1 - p)
-    assert float(uniform.open_probability(torch.tensor(logit, dtype=torch.float64))) == pytest.approx(p)
+    assert float(UNIFORM.open_probability(torch.tensor(logit, dtype=torch.float64))) == pytest.approx(p)
     assert within(float((masks == 1).double().mean()), p - w / 2)
     assert within(float((masks == 0).double().mean()), 1 - p - w / 2)
     inside = masks[(masks > 0) & (masks < 1)].detach()
@@ -89,8 +87,7 @@ def test_the_target_shrinks_and_its_multipliers_follow_the_gap() -> None:
 def training_of(model: cf.Model, bound, pressure, batch_size: int | None = None, seed: int = 3) -> Training:
     batches = MiniBatches(Experiment.of(model, bound, {"batch_size": batch_size, "seed": seed}), 2)
     shape = model.graph.n_writers, model.graph.n_readers
-    gates = Gates(hard_concrete.sample, hard_concrete.open_probability)
-    return Training(batches, gates, lambda gates: gates.view(shape), pressure, 0.1, seed)
+    return Training(batches, HARD_CONCRETE, lambda gates: gates.view(shape), pressure, 0.1)
 
 
 def test_training_is_adam_on_the_loss_of_masked_runs() -> None:
@@ -107,9 +104,9 @@ def test_training_is_adam_on_the_loss_of_masked_runs() -> None:
     for step in range(3):
         (rows,) = training.batches.at(step)
         u = torch.from_numpy(np.random.default_rng((3, step)).random(count))
-        mask = hard_concrete.sample(weights, u).view(model.graph.real.shape)
+        mask = HARD_CONCRETE.sample(weights, u).view(model.graph.real.shape)
         metric = bound.metric(run_masked(rows, mask), rows.batch).mean()
-        expected = hard_concrete.open_probability(weights).sum()
+        expected = HARD_CONCRETE.open_probability(weights).sum()
         gap = (expected - pressure.wanted(step)) / count
         loss = -metric + multipliers[0].item() * gap + multipliers[1].item() * gap**2
         optimiser.zero_grad()
@@ -162,7 +159,7 @@ def learn(model: cf.Model, method: str = "edge-pruning", **options) -> LearnedMa
     return cf.learn_masks(model, id_task((7, 6, 7, 7)), method, **settings)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LEARNERS)
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_every_method_learns_a_circuit_closer_to_the_model_than_random_ones(name: str, method: str) -> None:
     model = wrapped(name)
@@ -180,7 +177,7 @@ def test_every_method_learns_a_circuit_closer_to_the_model_than_random_ones(name
     assert evaluator.run(found.circuit.mask[None]).metric.mean() > random.max()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LEARNERS)
 def test_nodes_have_one_gate_for_all_their_edges(method: str) -> None:
     model = wrapped("llama")
     found = learn(model, method, level="node", n_nodes=5, prune=False)
@@ -200,7 +197,7 @@ def test_a_seed_decides_everything_and_batches_nothing() -> None:
     assert np.abs(parts.scores.values - learn(model, lr=0.01).scores.values).max() < 0.02
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", LEARNERS)
 def test_a_stopped_training_goes_on_to_the_same_end(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,14 +228,14 @@ def test_a_stopped_training_goes_on_to_the_same_end(
 def test_it_writes_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only when it is stopped in an orderly way: a killed run goes on from what was last written."""
     model, path, written = wrapped("gpt2"), tmp_path / "learned.ckpt", []
-    monkeypatch.setattr(saved, "SECONDS_BETWEEN_WRITES", -1.0)
-    write = saved.CheckpointFile.write
+    monkeypatch.setattr(trained, "SECONDS_BETWEEN_WRITES", -1.0)
+    write = trained.CheckpointFile.write
 
-    def noting(self: saved.CheckpointFile, arrays: dict) -> None:
+    def noting(self: trained.CheckpointFile, arrays: dict) -> None:
         written.append(len(arrays["trace"]))
         write(self, arrays)
 
-    monkeypatch.setattr(saved.CheckpointFile, "write", noting)
+    monkeypatch.setattr(trained.CheckpointFile, "write", noting)
     learn(model, steps=3, checkpoint=path)
     assert written == [1, 2, 3] and not path.exists()
 
@@ -360,3 +357,12 @@ def test_the_textbook_induction_circuit_is_learned(shared: Path) -> None:
     assert found.circuit.edges == ["input->a0.h0<v>", "a0.h0->a1.h0<k>", "a1.h0->logits"]
     values = np.sort(found.scores.values[model.graph.real])
     assert values[-3] > 0.5 > values[-4], "three gates are open, all others closed"
+
+
+@pytest.mark.parametrize("level", ["edge", "node"])
+def test_what_was_learned_is_a_folder(level: str, tmp_path: Path) -> None:
+    found = learn(wrapped("gpt2"), "ugs", level=level, steps=2)
+    found.save(tmp_path)
+    back = LearnedMasks.open(tmp_path)
+    assert back.circuit == found.circuit and back.history == found.history and type(back.scores) is type(found.scores)
+    assert np.array_equal(back.scores.values, found.scores.values) and repr(back) == repr(found)

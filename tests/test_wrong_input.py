@@ -105,8 +105,8 @@ def test_thresholds() -> None:
 
 def test_thresholds_of_acdc_are_several(embedded: cf.Model) -> None:
     task = cf.task("ioi", embedded, n=2)
-    refused(lambda: cf.acdc_scores(embedded, task, thresholds=0.1), ScoreError, "thresholds=0.1 are no grid")
-    refused(lambda: cf.acdc_scores(embedded, task, thresholds=[0.1, 0.1]), ScoreError, r"\[0.1, 0.1\] are no grid")
+    refused(lambda: cf.acdc_scores(embedded, task, thresholds=0.1), ScoreError, "thresholds=0.1 are not a grid")
+    refused(lambda: cf.acdc_scores(embedded, task, thresholds=[0.1, 0.1]), ScoreError, r"\[0.1, 0.1\] are not a grid")
 
 
 def test_seeds(embedded: cf.Model) -> None:

@@ -102,7 +102,7 @@ def score(experiment: Experiment, method: Method, request: Request) -> Scores | 
             " return noise: use method='eap-ig-inputs' or 'clean-corrupted', or direction='denoising'"
         )
     found = (method.score or partial(_by_points, method=method))(experiment, request)
-    if isinstance(found, (Sweep, NodeScores)):
+    if isinstance(found, (Scores, NodeScores, Sweep)):
         return found
     values = as_array(found)
     record = experiment.record(method.name, level=request.level, **request.options)

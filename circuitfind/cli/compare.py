@@ -157,7 +157,7 @@ def _rebuilt(kind: Any, values: dict[str, Any]) -> Any:
 
 
 def _show(found: Comparison, out: Output) -> None:
-    from circuitfind.comparison import tables
+    from circuitfind.comparison import result as tables
 
     found_in = (tables.faithfulness(found), tables.closest(found), tables.overlap(found))
     for table in (tables.summary(found, intervals=False), *found_in):

@@ -98,7 +98,7 @@ def find(
     from circuitfind.report.write import save_circuit, write_report
 
     with out.waiting("drawing"):
-        files = [saved, *save_circuit(result.circuit, folder, title=f"{result.unseen.name} in {loaded.name}")]
+        files = [saved, *save_circuit(result.circuit, folder, title=f"{bound.name} in {loaded.name}")]
     with out.progress():
         made_of = {name: getattr(result, name) for name in ("scores", "checks", "curve", "steps", "summary")}
         more = {"command": out.command_line(), "batch_size": run.batch_size, "seed": task.seed}

@@ -112,7 +112,7 @@ def _curve(found: SavedCurve, out: Output) -> None:
 
 
 def _comparison(found: Comparison, out: Output) -> None:
-    from circuitfind.comparison import tables
+    from circuitfind.comparison import result as tables
 
     summary = tables.summary(found, intervals=False)
     columns = [(heading, "right" if at else "left") for at, heading in enumerate(summary.headings)]

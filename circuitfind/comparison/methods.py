@@ -1,16 +1,10 @@
-"""The methods that can be compared: each turns a model and a task into a ranking of edges.
+"""The methods that can be compared: each ranks all edges, on the pairs of an experiment.
 
-* Attribution methods (`circuitfind.attribute`) give edges effects, or numbers that rank them.
-* Methods over nodes rank an edge by the lower of its two ends (`NodeScores.to_edges`).
-* ACDC gives an edge the smallest threshold at which it goes (`circuitfind.acdc_scores`).
-* Learned masks give an edge the probability with which it stays (`circuitfind.learn_masks`), trained once; Edge
-  Pruning, which needs a size to steer to, is given 5% of the edges.
-
-ACDC and learned masks prune by the divergence from the whole model, as in their papers, whatever the task's metric is.
-Nodes rank by magnitude.
-
-A method of one's own is any function `(model, task) -> Scores`, or the `Scores` themselves; None stands for the method
-of the name that it is given for.
+* A name is that of a method of attribution (`circuitfind.attribution.methods`) or of search
+  (`circuitfind.search.methods`: ACDC and learned masks, trained once).
+* A method that scores nodes ranks an edge by the lower of its two ends (`NodeScores.to_edges`), by magnitude. A name
+  that ends in "-nodes" is the method before it, scoring nodes.
+* A method of your own is a `Method`, "package.module:name" of one, a function `(model, task) -> Scores`, or `Scores`.
 """
 
 from __future__ import annotations
@@ -19,76 +13,72 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from circuitfind.attribution.attribute import attribute
-from circuitfind.errors import CircuitfindError, ScoreError
+from circuitfind.attribution import methods as attribution
+from circuitfind.attribution.attribute import score
+from circuitfind.attribution.method import Method
+from circuitfind.attribution.methods import request_of
+from circuitfind.engine.experiment import Experiment
+from circuitfind.errors import CircuitfindError, ScoreError, unknown
 from circuitfind.models.load import Model
 from circuitfind.scores import NodeScores, Scores
-from circuitfind.search.acdc import acdc_scores
-from circuitfind.search.learned.learn import learn_masks
+from circuitfind.search.methods import SEARCHES, method_of
 from circuitfind.tasks.task import BoundTask
 
-Asked = Mapping[str, Any]  # ablation, batch_size and seed of a comparison
-Given = Scores | Callable[[Model, BoundTask], Scores | NodeScores] | None
+Given = Method | str | Scores | Callable[[Model, BoundTask], Scores | NodeScores] | None
+NODES = "-nodes"
 
 
-class Method(NamedTuple):
-    """How a ranking is made, in a few words what it is, and whether its name says all: what is given does not."""
+class Entrant(NamedTuple):
+    """A method in a comparison.
 
-    rank: Callable[[Model, BoundTask, Asked], Scores]
+    Attributes:
+        rank: makes the ranking on an experiment's pairs.
+        summary: what it is, in a few words.
+        kept: whether a folder keeps the ranking under the method's name. A user's own method can change under its name.
+    """
+
+    rank: Callable[[Experiment], Scores]
     summary: str
-    named: bool = True
+    kept: bool = False
 
 
-def _edges(model: Model, task: BoundTask, asked: Asked, method: str, **settings: Any) -> Scores:
-    scores = attribute(model, task, method, **asked, **settings)
+def _by_method(experiment: Experiment, method: Method, level: str) -> Scores:
+    request, _ = request_of(method, level, None, {"ablation": experiment.setting.ablation})
+    scores = score(experiment, method, request)
     assert isinstance(scores, (Scores, NodeScores)), "no places of a sweep were asked for"
-    return _of_edges(scores)
-
-
-def _acdc(model: Model, task: BoundTask, asked: Asked) -> Scores:
-    return acdc_scores(model, task, **asked)
-
-
-def _learned(model: Model, task: BoundTask, asked: Asked, method: str, **settings: Any) -> Scores:
-    return _of_edges(learn_masks(model, task, method, **asked, **settings).scores)
-
-
-def _of_edges(scores: Scores | NodeScores) -> Scores:
     return scores.to_edges() if isinstance(scores, NodeScores) else scores
 
 
-def _attributed(method: str, summary: str, **settings: Any) -> Method:
-    return Method(partial(_edges, method=method, **settings), summary)
+def _as_given(experiment: Experiment, name: str, given: Any) -> Scores:
+    scores = given if isinstance(given, Scores) else given(experiment.model, experiment.bound)
+    if not isinstance(scores, (Scores, NodeScores)):
+        raise CircuitfindError(f"method '{name}' returned a {type(scores).__name__}, not Scores or NodeScores")
+    if scores.graph != experiment.graph:
+        raise ScoreError(f"its scores belong to another graph ({scores.graph}); this model has {experiment.graph}")
+    return scores.to_edges() if isinstance(scores, NodeScores) else scores
 
 
-METHODS: dict[str, Method] = {
-    "exact": _attributed("exact", "every edge patched on its own"),
-    "eap": _attributed("eap", "edge attribution patching"),
-    "eap-ig-inputs": _attributed("eap-ig-inputs", "gradients averaged between the prompts' embeddings"),
-    "eap-ig-activations": _attributed("eap-ig-activations", "gradients averaged between the nodes' outputs"),
-    "relp": _attributed("relp", "edge attribution patching by rules of relevance propagation"),
-    "clean-corrupted": _attributed("clean-corrupted", "gradients averaged over both prompts"),
-    "acdc": Method(_acdc, "greedy exact pruning at a grid of thresholds"),
-    "edge-pruning": Method(
-        partial(_learned, method="edge-pruning", sparsity=0.95), "hard-concrete masks with a target size"
-    ),
-    "subnetwork-probing": Method(partial(_learned, method="subnetwork-probing"), "hard-concrete masks with a penalty"),
-    "ugs": Method(partial(_learned, method="ugs"), "uniform gradient sampling of masks"),
-    "exact-nodes": _attributed("exact", "every node patched on its own", level="node"),
-    "atp": _attributed("atp", "attribution patching of nodes", level="node"),
-    "atp-star": _attributed("atp-star", "attribution patching of nodes, each layer's gradient dropped", level="node"),
-    "hisp": _attributed("hisp", "head importance scores", level="node"),
-    "subnetwork-probing-nodes": Method(
-        partial(_learned, method="subnetwork-probing", level="node"), "hard-concrete masks over nodes"
-    ),
-    "ifr": _attributed("ifr", "information flow routes: shares of what a reader reads"),
-    "activation": _attributed("activation", "how far apart clean and corrupted outputs are"),
-    "weights": _attributed("weights", "composition of weights, without data"),
-    "random": _attributed("random", "a random ranking"),
-}
+def _of_method(method: Method, level: str, kept: bool = False) -> Entrant:
+    return Entrant(partial(_by_method, method=method, level=level), method.summary, kept)
 
 
-def chosen(methods: Sequence[str] | Mapping[str, Given] | None) -> dict[str, Method]:
+def _named(name: str) -> Entrant:
+    base = name.removesuffix(NODES)
+    known = {**attribution.METHODS, **SEARCHES}
+    if base not in known and ":" not in base:
+        raise ScoreError(f"{unknown('method', name, NAMES)}, or {{name: scores, function or Method}}")
+    level = "node" if base != name or (base in known and "edge" not in known[base].levels) else "edge"
+    return _of_method(method_of(base, level), level, kept=name in NAMES)
+
+
+EFFECTS = ("exact", "eap", "eap-ig-inputs", "eap-ig-activations", "relp", "clean-corrupted")
+OF_NODES = ("exact-nodes", "atp", "atp-star", "hisp", "subnetwork-probing-nodes")
+WITHOUT_METRIC = ("ifr", "activation", "weights", "random")
+NAMES = (*EFFECTS, *SEARCHES, *OF_NODES, *WITHOUT_METRIC)
+METHODS: Mapping[str, Entrant] = {name: _named(name) for name in NAMES}
+
+
+def chosen(methods: Sequence[str | Method] | Mapping[str, Given] | None) -> Mapping[str, Entrant]:
     """The methods asked for, by name; all of `METHODS` where None is given.
 
     Raises:
@@ -96,27 +86,21 @@ def chosen(methods: Sequence[str] | Mapping[str, Given] | None) -> dict[str, Met
     """
     if methods is None:
         return METHODS
-    if isinstance(methods, Mapping):
-        own = {name: _own(name, given) for name, given in methods.items() if given is not None}
-    else:
-        own, methods = {}, [methods] if isinstance(methods, str) else methods
-    unknown = [name for name in methods if name not in METHODS and name not in own]
-    if unknown or not methods:
-        what = f"method '{unknown[0]}' is unknown" if unknown else "no method is named"
-        raise ScoreError(f"{what}: use some of {', '.join(METHODS)}, or {{name: scores or function}}")
-    return {name: own.get(name) or METHODS[name] for name in methods}
+    if not isinstance(methods, Mapping):
+        several = [methods] if isinstance(methods, (str, Method)) else methods
+        methods = {one.name if isinstance(one, Method) else one: one for one in several}
+    if not methods:
+        raise ScoreError(f"no method is named: use some of {', '.join(NAMES)}")
+    return {name: _entrant(name, given) for name, given in methods.items()}
 
 
-def _own(name: str, given: Given) -> Method:
+def _entrant(name: str, given: Given) -> Entrant:
+    if given is None or isinstance(given, str):
+        return _named(given or name)
+    if isinstance(given, Method):
+        return _of_method(given, "edge" if "edge" in given.levels else "node")
     if not isinstance(given, Scores) and not callable(given):
-        raise ScoreError(f"method '{name}' is a {type(given).__name__}: give Scores, or a function (model, task)")
-
-    def rank(model: Model, task: BoundTask, _: Asked) -> Scores:
-        scores = given if isinstance(given, Scores) else given(model, task)
-        if not isinstance(scores, (Scores, NodeScores)):
-            raise CircuitfindError(f"method '{name}' returned a {type(scores).__name__}, not Scores or NodeScores")
-        if scores.graph != model.graph:
-            raise ScoreError(f"its scores belong to another graph ({scores.graph}); this model has {model.graph}")
-        return _of_edges(scores)
-
-    return Method(rank, "given", named=False)
+        raise ScoreError(
+            f"method '{name}' is a {type(given).__name__}: give Scores, a Method, or a function (model, task)"
+        )
+    return Entrant(partial(_as_given, name=name, given=given), "given")

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from circuitfind.comparison import tables
-from circuitfind.comparison.result import Comparison, Entry
+from circuitfind.comparison.result import Comparison, Entry, TextTable, said_of, shown_overlap, summary
 from circuitfind.export.files import write_text
 from circuitfind.plots import faithfulness
 from circuitfind.plots.charts import bars, heat
@@ -44,13 +43,8 @@ def write_page(found: Comparison, path: str | PathLike[str]) -> Path:
 
 
 def _parts(found: Comparison) -> Iterator[Figure | str]:
-    record = found.record
-    yield (
-        f"<p>Rankings were made on {found.n_search} pairs and judged on {found.n_judge} others. Metric"
-        f" {escape(record.metric)}, ablation {escape(record.ablation)}, seed {record.seed}; the graph has"
-        f" {found.n_edges:,} edges.</p>"
-    )
-    yield _table(tables.summary(found))
+    yield f"<p>{escape(said_of(found))}</p>"
+    yield _table(summary(found))
     if found.ranked:
         yield "<h2>Faithfulness</h2>"
         yield faithfulness_by_size(found, "absolute")
@@ -97,7 +91,7 @@ def overlap(found: Comparison) -> Figure:
     """Jaccard similarity of every two methods' circuits, with a slider for the number of edges."""
     names = [entry.method for entry in found.ranked]
     sizes = sorted(found.overlap)
-    shown = min(sizes, key=lambda n: abs(math.log(max(n, 1) / (tables.SHOWN_OVERLAP * found.n_edges))))
+    shown = shown_overlap(found)
     words = Caption("Overlap of the circuits (Jaccard)", ("edges of highest magnitude; 1 = the same edges",))
     sides = Side("", names), Side("", names)
     hovers = {size: _shared(names, found.overlap[size]) for size in sizes}
@@ -164,7 +158,7 @@ def _range(ends: Interval) -> str:
     return f" (95% {ends.low:.3f} to {ends.high:.3f})" if math.isfinite(ends.low) else ""
 
 
-def _table(table: tables.Text) -> str:
+def _table(table: TextTable) -> str:
     head = "".join(f"<th>{escape(heading)}</th>" for heading in table.headings)
     rows = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'

@@ -1,30 +1,32 @@
-"""What a comparison found: one entry a method, and how far the methods' circuits overlap. Plain numbers, no models.
+"""What a comparison found: one entry a method, and how far the methods' circuits overlap; as tables of text, too.
 
-`save` writes JSON (everything), CSV (one line a method and size) or Markdown (the report); `Comparison.open` reads the
-JSON. `difference` says how far two comparisons are apart: the test of a reproduction.
+`save` writes JSON (everything), CSV (one line a method and size), Markdown (the report) or HTML (the page), or all four
+into a folder. `Comparison.open` reads the JSON. `difference` says how far two comparisons are apart: the test of a
+reproduction.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from circuitfind.costs import Costs
 from circuitfind.errors import FileError
 from circuitfind.evaluation.curve import CurvePoint
-from circuitfind.export.files import json_object as parsed
-from circuitfind.export.files import plain, write_text
+from circuitfind.export import files, html
 from circuitfind.record import Record
+from circuitfind.result import Result
 from circuitfind.statistics import UNKNOWN, Interval
 
-FORMAT, VERSION = "circuitfind.comparison", "1"
+PAGE = "circuitfind.comparison.page"
+SOME_EFFECT = 0.05  # of faithfulness
+SHOWN_OVERLAP = 0.05  # of all edges: the overlap at the size nearest to this part is shown
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,35 @@ class Entry:
     refused: str = ""
 
 
-@dataclass(frozen=True, eq=False)
-class Comparison:
+class SizeRow(NamedTuple):
+    """A method's circuit of one size, by one selection; see `CurvePoint`."""
+
+    method: str
+    by: str
+    asked: int
+    n_edges: int
+    fraction: float
+    faithfulness: float
+    metric: float
+    accuracy: float
+    top1: float
+    kl: float
+    interval: Interval
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Result):
     """Methods on one model and task.
 
     Attributes:
         entries: by method, in the order asked for.
         overlap: by number of edges, `[method][method]` Jaccard similarities of the absolute selections' circuits.
-        n_search, n_judge: pairs that the rankings were made on, and others that the circuits were run on.
+        n_search, n_judge: pairs that the rankings were made on, and held-out pairs that the circuits were run on.
         record: of the exact runs; its settings hold the comparison's.
         arguments: how to make it again, where the command line made it.
     """
+
+    FORMAT, ROWS = "circuitfind.comparison", "entries"
 
     entries: tuple[Entry, ...]
     overlap: dict[int, list[list[float]]]
@@ -96,7 +116,11 @@ class Comparison:
         """A copy that says how it was asked for."""
         return replace(self, arguments=arguments)
 
-    # ---------------------------------------------------------------- numbers and files
+    def rows(self) -> Sequence[SizeRow]:
+        """One row a method, selection and size."""
+        curves = [(entry.method, by, getattr(entry, by)) for entry in self.ranked for by in ("signed", "absolute")]
+        return [SizeRow(method, by, **point._asdict()) for method, by, points in curves for point in points]
+
     def numbers(self) -> Iterator[tuple[str, float]]:
         """Every number that a repetition should give again, by name; costs are left out, they are the machine's."""
         for entry in self.ranked:
@@ -112,59 +136,30 @@ class Comparison:
                 for column, value in enumerate(values[:row]):
                     yield f"overlap of {self.ranked[row].method} and {self.ranked[column].method} at {size}", value
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {"format": FORMAT, "version": VERSION, **asdict(self)}
-
-    def save(self, path: str | PathLike[str]) -> Path:
-        """Writes `.json`, `.csv` or `.md`.
+    def save(self, path: str | PathLike[str], **more: Any) -> Path:
+        """Writes `.json`, `.csv`, `.md`, `.html` (needs plotly), or compare.json and so on into a folder.
 
         Raises:
             FileError: another ending, or the place cannot be written to.
         """
-        from circuitfind.comparison.markdown import report
+        path = Path(path)
+        ending = path.suffix.lower()
+        if ending == ".md":
+            return files.write_text(path, "\n".join(_markdown(self)))
+        if ending == ".html":
+            page: Path = import_module(PAGE).write_page(self, path)
+            return page
+        if ending in (".json", ".csv"):
+            return super().save(path, **more)
+        if ending:
+            raise FileError(f"{path}: a comparison is saved as .json, .csv, .md or .html, not as '{ending}'")
+        for ending in ("json", "csv", "md", "html"):
+            self.save(path / f"compare.{ending}")
+        return path
 
-        forms = {".json": self._json, ".csv": self._csv, ".md": lambda: report(self)}
-        ending = Path(path).suffix
-        if ending not in forms:
-            raise FileError(f"{path}: a comparison is saved as {', '.join(forms)}, not as '{ending}'")
-        return write_text(path, forms[ending]())
-
-    def _json(self) -> str:
-        entries = [{**entry, **_points(entry)} for entry in asdict(self)["entries"]]
-        return json.dumps(plain({**self.to_dict(), "entries": entries}), ensure_ascii=False, indent=1) + "\n"
-
-    def _csv(self) -> str:
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        names = [name for name in CurvePoint._fields if name != "interval"]
-        table.writerow(["method", "by", *names, "low", "high"])
-        for entry in self.ranked:
-            for by in ("signed", "absolute"):
-                for point in getattr(entry, by):
-                    table.writerow([entry.method, by, *(getattr(point, name) for name in names), *point.interval])
-        return text.getvalue()
-
-    @classmethod
-    def open(cls, path: str | PathLike[str]) -> Comparison:
-        """Reads what `save` wrote as JSON.
-
-        Raises:
-            FileError: no such file, or no comparison.
-        """
-        content = parsed(path)
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise FileError(f"{path} is no comparison: give the compare.json that 'circuitfind compare' wrote")
-        if content.get("version") != VERSION:
-            raise FileError(f"{path}: version {content.get('version')} of the format, this circuitfind reads {VERSION}")
-        try:
-            known = {f.name: content[f.name] for f in fields(cls)}
-            known["entries"] = tuple(_entry(entry) for entry in known["entries"])
-            known["overlap"] = {int(size): matrix for size, matrix in known["overlap"].items()}
-            known["record"] = Record(**known["record"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileError(f"{path}: its comparison cannot be read ({type(error).__name__}: {error})") from None
-        return cls(**known)
+    def _repr_html_(self) -> str:
+        table = summary(self)
+        return html.block(type(self).__name__, html.facts(self.shown()), html.table(table.headings, table.rows))
 
 
 def difference(a: Comparison, b: Comparison) -> tuple[float, str]:
@@ -178,21 +173,135 @@ def difference(a: Comparison, b: Comparison) -> tuple[float, str]:
     return apart.get(worst, 0.0), worst
 
 
-def _points(entry: dict[str, Any]) -> dict[str, Any]:
-    return {
-        by: [dict(zip(CurvePoint._fields, point, strict=True)) for point in entry[by]] for by in ("signed", "absolute")
-    }
+# -------------------------------------------------------------------- tables
+class TextTable(NamedTuple):
+    """A table for the terminal and for Markdown; the first column is text, the others are numbers."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+
+    @property
+    def width(self) -> int:
+        """Characters of a line, with two between columns and two before the first."""
+        columns = zip(self.headings, *self.rows, strict=True)
+        return sum(2 + max(map(len, column)) for column in columns)
 
 
-def _entry(content: dict[str, Any]) -> Entry:
-    curves = {
-        by: tuple(CurvePoint(**{**point, "interval": _interval(point["interval"])}) for point in content[by])
-        for by in ("signed", "absolute")
-    }
-    intervals = {name: _interval(content[name]) for name in ("cpr_interval", "cmd_interval")}
-    numbers = {name: math.nan if content[name] is None else content[name] for name in ("cpr", "cmd")}
-    return Entry(**{**content, **curves, **intervals, **numbers, "costs": Costs(**content["costs"])})
+def summary(found: Comparison, intervals: bool = True) -> TextTable:
+    """One line a method: areas, agreement, costs; best CPR first, refused methods left out."""
+    headings = ["method", "CPR", "95%", "CMD", "95%"] if intervals else ["method", "CPR", "CMD"]
+    if found.reference:
+        headings += ["AUROC edges", "AUROC heads"]
+    with_exact = any(entry.rank_correlation is not None for entry in found.ranked)
+    headings += ["rho"] * with_exact + ["fwd", "bwd", "CPU s", "MB"]
+    rows = []
+    for entry in sorted(found.ranked, key=lambda entry: -entry.cpr):
+        row = [entry.method]
+        for value, ends in ((entry.cpr, entry.cpr_interval), (entry.cmd, entry.cmd_interval)):
+            row += [_number(value), _range(ends)] if intervals else [_number(value)]
+        if found.reference:
+            row += [_number(entry.auroc), _number(entry.auroc_heads)]
+        row += [_number(entry.rank_correlation)] * with_exact
+        rows.append([*row, *_costs(entry.costs)])
+    return TextTable("Methods", headings, rows)
 
 
-def _interval(ends: list[float | None]) -> Interval:
-    return Interval(*(math.nan if end is None else end for end in ends))
+def faithfulness(found: Comparison, by: str = "absolute") -> TextTable:
+    """One line a method: exact faithfulness at each size."""
+    sizes = [f"{point.asked:,}" for point in found.ranked[0].absolute] if found.ranked else []
+    rows = [
+        [entry.method, *(_number(point.faithfulness, 2) for point in getattr(entry, by))]
+        for entry in sorted(found.ranked, key=lambda entry: entry.cmd)
+    ]
+    how = "highest magnitude" if by == "absolute" else "highest score"
+    return TextTable(f"Faithfulness of the edges of {how}, by number of edges", ["method", *sizes], rows)
+
+
+def closest(found: Comparison) -> TextTable:
+    """One line a size: the method whose circuit is nearest to the whole model."""
+    rows = []
+    for point, method in found.closest():
+        who = method if point.faithfulness >= SOME_EFFECT else "none does anything"
+        rows.append([f"{point.asked:,}", f"{point.fraction:.1%}", who, _number(point.faithfulness, 2)])
+    return TextTable("Nearest to faithfulness 1", ["edges", "of all", "method", "faithfulness"], rows)
+
+
+def overlap(found: Comparison) -> TextTable:
+    """Jaccard similarities of the methods' circuits at one size."""
+    if not found.overlap:
+        return TextTable("Overlap", [], [])
+    size = shown_overlap(found)
+    names = [entry.method for entry in found.ranked]
+    rows = [[name, *(_number(value, 2) for value in row)] for name, row in zip(names, found.overlap[size], strict=True)]
+    return TextTable(f"Overlap (Jaccard) of the circuits of {size:,} edges", ["", *names], rows)
+
+
+def shown_overlap(found: Comparison) -> int:
+    """The number of edges at which the overlap is shown."""
+    return min(found.overlap, key=lambda n: abs(math.log(max(n, 1) / (SHOWN_OVERLAP * found.n_edges))))
+
+
+def _costs(costs: Costs) -> list[str]:
+    memory = "" if costs.memory is None else f"{costs.memory / 2**20:.0f}"
+    passes = [f"{n:,.0f}" if n >= 10 or n == int(n) else f"{n:.1f}" for n in (costs.forwards, costs.backwards)]
+    return [*passes, f"{costs.cpu_seconds:.1f}", memory]
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None or math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}"  # no -0.00
+
+
+def _range(ends: tuple[float, float]) -> str:
+    return "" if math.isnan(ends[0]) else f"{ends[0]:.2f} to {ends[1]:.2f}"
+
+
+# -------------------------------------------------------------------- Markdown
+def said_of(found: Comparison) -> str:
+    """What was compared, in a sentence."""
+    record = found.record
+    return (
+        f"Rankings were made on {found.n_search} pairs and judged on {found.n_judge} held-out pairs. Metric"
+        f" {record.metric}, ablation {record.ablation}, seed {record.seed}; the graph has {found.n_edges:,} edges."
+    )
+
+
+def _markdown(found: Comparison) -> Iterator[str]:
+    """The report: what was compared, the tables, and how to make them again."""
+    record = found.record
+    yield f"# {len(found.ranked)} methods on {record.task} in {record.model}\n"
+    yield f"{said_of(found)}\n"
+    if command := found.arguments.get("command"):
+        yield f"```sh\n{shlex.join(command)}\n```\n"
+    yield from _in_markdown(summary(found))
+    yield (
+        "CPR: area under the faithfulness of the edges of highest score, over the fraction of edges; CMD: area between"
+        " the faithfulness of the edges of highest magnitude and 1, lower is better."
+        " rho: Spearman's rank correlation of |score| with |exact effect|."
+        " fwd, bwd: forward and backward passes, counted in passes of all pairs that a ranking was made on;"
+        " MB is memory beyond the model.\n"
+    )
+    for table in (faithfulness(found), closest(found), overlap(found)):
+        yield from _in_markdown(table)
+    refused = [entry for entry in found.entries if entry.refused]
+    if refused:
+        yield "## Not compared\n"
+        yield from (f"* {entry.method}: {entry.refused}" for entry in refused)
+        yield ""
+    yield "## What they are\n"
+    yield from (f"* {entry.method}: {entry.summary}" for entry in found.ranked)
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    yield f"\nMade with {versions}."
+    if found.arguments:
+        yield "`circuitfind compare --again compare.json` makes it again and compares every number."
+    yield ""
+
+
+def _in_markdown(table: TextTable) -> Iterator[str]:
+    if not table.rows:
+        return
+    yield f"## {table.title}\n"
+    yield f"| {' | '.join(table.headings)} |"
+    yield f"|{'|'.join([' --- ', *[' ---: '] * (len(table.headings) - 1)])}|"
+    yield from (f"| {' | '.join(row)} |" for row in table.rows)
+    yield ""

@@ -1,7 +1,8 @@
-"""`compare`: many methods on one model and task, judged alike on pairs that none of them saw.
+"""`compare`: many methods on one model and task, judged alike on held-out pairs.
 
 1. The pairs are split: rankings are made on one part, circuits are run on the other.
-2. Each method makes its ranking; passes, seconds and memory are measured while it does.
+2. Each method makes its ranking; passes, seconds and memory are measured while it does. A folder keeps each method's
+   scores as `METHOD.safetensors`, so that a stopped comparison goes on where it was.
 3. The ten sizes of the benchmark MIB (or given ones) are cut from each ranking, signed and by magnitude, and run
    exactly: faithfulness curves with intervals, CPR and CMD.
 4. Rankings are held against a reference circuit (AUROC) and against the exact effects (rank correlation), circuits of
@@ -14,19 +15,20 @@ with its reason; the others go on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from os import PathLike
-from typing import Any, Unpack
+from pathlib import Path
+from typing import NamedTuple, Unpack
 
 import numpy as np
 
+from circuitfind.attribution.method import Method
 from circuitfind.checkpoint import key_of
-from circuitfind.comparison.methods import Given, Method, chosen
+from circuitfind.comparison.methods import Entrant, Given, chosen
 from circuitfind.comparison.result import Comparison, Entry
-from circuitfind.comparison.shelf import Ranking, Shelf
-from circuitfind.costs import measuring
+from circuitfind.costs import Costs, measuring
 from circuitfind.engine.experiment import Experiment
-from circuitfind.errors import ScoreError, TaskError
+from circuitfind.errors import FileError, ScoreError, TaskError
 from circuitfind.evaluation.agreement import Level, agreement, check_same_graph
 from circuitfind.evaluation.curve import PERCENTAGES, Curve, curve_of, sizes_of
 from circuitfind.evaluation.faithfulness import Evaluator
@@ -40,13 +42,16 @@ from circuitfind.scores import Scores
 from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import rank_correlation
 from circuitfind.tasks.task import BoundTask, Task
+from circuitfind.version import __version__
+
+KEY, COSTS = "comparison", "costs"  # in the settings of a kept ranking's record
 
 
 @remotable
 def compare(
     model: Model,
     task: Task | BoundTask,
-    methods: Sequence[str] | Mapping[str, Given] | None = None,
+    methods: Sequence[str | Method] | Mapping[str, Given] | None = None,
     *,
     reference: Reference | str | None = None,
     holdout: float = 0.5,
@@ -57,9 +62,10 @@ def compare(
     """Compares methods on one model and task.
 
     Args:
-        methods: names of `circuitfind.comparison.methods.METHODS` (default: all), or `{name: Scores or function}`.
+        methods: names of `circuitfind.comparison.methods.METHODS` (default: all), "package.module:name" of a method of
+            your own, `Method` records; or `{name: Scores, function or Method}`.
         reference: a circuit of this model that is known, or its name (`circuitfind.reference`).
-        holdout: part of the pairs that circuits are judged on; rankings do not see them.
+        holdout: the part of the pairs that is held out: circuits are judged on it, rankings do not see it.
         percentages: sizes, as fractions of all edges. CPR and CMD are MIB's at the default only.
         folder: keeps each method's scores (`METHOD.safetensors`); a repeated call takes them from there.
         asked: metric, ablation, batch_size, seed; see `circuitfind.setting`.
@@ -80,15 +86,14 @@ def compare(
     evaluator = Evaluator(experiment.on(judge))
     evaluator.check_contrast()
     # what the model makes of the pairs stands for its weights: both ends, because under `kl` one of them is always 0
-    setting = experiment.setting
-    asked_again = {"ablation": setting.ablation, "batch_size": setting.batch_size, "seed": setting.seed}
+    asked_again = {name: getattr(experiment.setting, name) for name in ("ablation", "batch_size", "seed")}
     made = (evaluator.full, evaluator.empty, experiment.metric.name)
-    shelf = Shelf(folder, key_of(model.name, search.prompts, search.corrupted_prompts, *made, asked_again))
-    rankings: dict[str, Ranking] = {}
+    shelf = _Shelf(folder, key_of(model.name, search.prompts, search.corrupted_prompts, *made, asked_again))
+    rankings: dict[str, _Ranking] = {}
     refused: dict[str, str] = {}
-    for name, method in track(list(entrants.items()), "methods"):
+    for name, entrant in track(list(entrants.items()), "methods"):
         try:
-            rankings[name] = _ranking(model, search, name, method, asked_again, shelf)
+            rankings[name] = _ranking(experiment.on(search), name, entrant, shelf)
         except (ScoreError, TaskError) as error:
             refused[name] = str(error)
     curves = {
@@ -100,10 +105,10 @@ def compare(
     }
     exact = rankings["exact"].scores if "exact" in rankings else None
     entries = (
-        Entry(name, method.summary, refused=refused[name])
+        Entry(name, entrant.summary, refused=refused[name])
         if name in refused
-        else _entry(name, method, rankings[name], curves[name], exact, target)
-        for name, method in entrants.items()
+        else _entry(name, entrant.summary, rankings[name], curves[name], exact, target)
+        for name, entrant in entrants.items()
     )
     return Comparison(
         entries=tuple(entries),
@@ -116,29 +121,67 @@ def compare(
     )
 
 
-def _ranking(
-    model: Model, search: BoundTask, name: str, method: Method, asked: dict[str, Any], shelf: Shelf
-) -> Ranking:
-    """A method's ranking, from the shelf if it is there; passes are counted per pair."""
-    if method.named and (kept := shelf.take(name)) is not None:
+class _Ranking(NamedTuple):
+    """A method's scores, and what it cost to make them; passes are counted in passes of all pairs."""
+
+    scores: Scores
+    costs: Costs
+
+
+class _Shelf:
+    """A folder of rankings; without a folder, nothing is kept.
+
+    The record of kept scores holds their costs and a key of everything that decides them: the pairs, what the model
+    makes of them, the ablation, the seed. A file with another key is replaced.
+    """
+
+    def __init__(self, folder: str | PathLike[str] | None, key: str) -> None:
+        self.folder, self.key = None if folder is None else Path(folder), f"{__version__} {key}"
+
+    def take(self, name: str) -> _Ranking | None:
+        """The ranking that an earlier, equal run left."""
+        if self.folder is None or not (path := self._path(self.folder, name)).is_file():
+            return None
+        try:
+            scores = Scores.open(path)
+        except FileError:
+            return None  # written by something else, or by another version: made anew
+        if scores.record.settings.get(KEY) != self.key:
+            return None
+        return _Ranking(scores, Costs(**scores.record.settings[COSTS]))
+
+    def put(self, name: str, ranking: _Ranking) -> None:
+        if self.folder is not None:
+            scores, costs = ranking
+            record = scores.record.with_settings(**{KEY: self.key, COSTS: asdict(costs)})
+            Scores(scores.graph, np.asarray(scores.values), record).save(self._path(self.folder, name))
+
+    @staticmethod
+    def _path(folder: Path, name: str) -> Path:
+        return folder / f"{name.replace('/', '_')}.safetensors"
+
+
+def _ranking(search: Experiment, name: str, entrant: Entrant, shelf: _Shelf) -> _Ranking:
+    """A method's ranking, from the shelf if it is there."""
+    if entrant.kept and (kept := shelf.take(name)) is not None:
         return kept
     with measuring() as costs:
-        scores = method.rank(model, search, asked)
+        scores = entrant.rank(search)
     per_pair = replace(costs, forwards=costs.forwards / len(search), backwards=costs.backwards / len(search))
-    ranking = Ranking(scores, per_pair)
-    if method.named:
+    ranking = _Ranking(scores, per_pair)
+    if entrant.kept:
         shelf.put(name, ranking)
     return ranking
 
 
 def _entry(
-    name: str, method: Method, ranking: Ranking, curves: Mib, exact: Scores | None, reference: Reference | None
+    name: str, summary: str, ranking: _Ranking, curves: Mib, exact: Scores | None, reference: Reference | None
 ) -> Entry:
     levels: tuple[Level, ...] = ("edge", "head")
     aurocs = [None if reference is None else agreement(ranking.scores, reference, level=at).auroc for at in levels]
     return Entry(
         method=name,
-        summary=method.summary,
+        summary=summary,
         cpr=curves.cpr,
         cpr_interval=curves.signed.cpr_interval,
         cmd=curves.cmd,
@@ -161,8 +204,5 @@ def _rank_correlation(scores: Scores, exact: Scores) -> float:
 def _overlap(curves: list[Curve]) -> dict[int, list[list[float]]]:
     """By size asked for, the Jaccard similarity of every two methods' circuits; of two empty ones it is 1."""
     sizes = [point.asked for point in curves[0].points] if curves else []
-    return {size: [[_jaccard(a, b, at) for b in curves] for a in curves] for at, size in enumerate(sizes)}
-
-
-def _jaccard(a: Curve, b: Curve, at: int) -> float:
-    return a.circuits[at].jaccard(b.circuits[at])
+    cuts = {size: [curve.circuits[at] for curve in curves] for at, size in enumerate(sizes)}
+    return {size: [[one.jaccard(other) for other in circuits] for one in circuits] for size, circuits in cuts.items()}

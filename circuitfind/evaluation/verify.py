@@ -130,6 +130,11 @@ def verify(
     if top < 0 or random < 0:
         raise ScoreError(f"top={top} and random={random} count edges and circuits: neither can be negative")
     experiment = Experiment.of(model, task, asked, inherit=scores.record, made="the scores were")
+    return verified(experiment, scores, top, circuit, random)
+
+
+def verified(experiment: Experiment, scores: Scores, top: int, circuit: Circuit | None, random: int) -> Verification:
+    """`verify` of an experiment."""
     evaluator, seed = Evaluator(experiment), experiment.setting.seed
     candidates = scores.top(top, prune=False)
     mask = candidates.mask
@@ -138,7 +143,7 @@ def verify(
         if not len(circuit):
             warn(f"the top {top} edges hold no path from input to logits: their circuit is empty")
     else:
-        circuit = as_circuit(model.graph, circuit)
+        circuit = as_circuit(experiment.graph, circuit)
         mask = mask | circuit.mask
     effects = exact_effects(experiment, mask)
     checks, intervals = _checks(scores, effects.edges, effects.values, seed)

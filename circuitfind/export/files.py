@@ -161,7 +161,7 @@ def read(path: str | PathLike[str], format: str) -> dict[str, Any]:
             f"{path}: written by a newer circuitfind (version {version} of {format}, this one reads {VERSION}):"
             " upgrade circuitfind"
         )
-    if version != VERSION or isinstance(version, bool):
+    if str(version) != str(VERSION):  # older comparisons wrote it as text
         raise FileError(f"{path}: version {version!r} of {format} is unknown, this circuitfind reads {VERSION}")
     return content
 

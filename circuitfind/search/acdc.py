@@ -1,14 +1,14 @@
 """ACDC, automatic circuit discovery (Conmy et al. 2023): the same decisions, with far fewer operations.
 
-1. Start from the full graph. Go through the edges in a given order (`orders.py`).
+1. Start from the full graph. Go through the edges in a given order (`acdc_rule.py`).
 2. Remove the edge on trial: its reader gets the ablated value of what the writer contributes. With
-   `r = metric(current) - metric(after removal)` (with `kl` the increase of the divergence), the edge stays out if
-   `r < threshold`, strictly, and the circuit without it is what the next edge is compared with; else it is put back.
+   `r = metric(current) - metric(after removal)` (with `kl` the increase of the KL divergence), the edge stays out if
+   `r < threshold`, strictly, and the next edge is compared with the circuit without it; else it is put back.
 3. What is left is the circuit; nothing is pruned afterwards.
 
-What makes it fast changes no decision: a trial computes only what the removal changes (`engine/revision.py`), edges
-without effect are decided without a run, and a few edges are tried side by side (`acdc_pruning.py`). Decisions within
-1e-6 of the threshold are listed: rounding may turn them on another machine.
+Nothing that makes it fast changes a decision: a trial computes only what the removal changes (`engine/revision.py`),
+edges without effect are decided without a run, and a few edges are tried side by side (`acdc_pruning.py`). Decisions
+within 1e-6 of the threshold are listed: rounding may turn them on another machine.
 
 A run at each threshold of a grid gives edges scores (`acdc_scores`), as in auto-circuit (Miller et al. 2024).
 """
@@ -16,7 +16,7 @@ A run at each threshold of a grid gives edges scores (`acdc_scores`), as in auto
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from numbers import Real
@@ -35,10 +35,8 @@ from circuitfind.models.load import Model
 from circuitfind.record import NO_EFFECT
 from circuitfind.remote.call import remotable
 from circuitfind.scores import Scores
-from circuitfind.search import acdc_checkpoint, acdc_screening
 from circuitfind.search.acdc_pruning import Pruning
-from circuitfind.search.acdc_rule import TESTED, Rule
-from circuitfind.search.orders import edges_in_order
+from circuitfind.search.acdc_rule import TESTED, Rule, SkipCheck, edges_in_order, screened
 from circuitfind.setting import JudgeKeywords
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -65,7 +63,7 @@ def acdc(
 
     Args:
         threshold: an edge is removed if removing it lowers the metric by less than this (units of the metric).
-        order: a name of `circuitfind.search.orders.ORDERS`, or edge names (other edges then stay in).
+        order: a name of `circuitfind.search.acdc_rule.ORDERS`, or edge names (other edges then stay in).
         scores: for order="scores" and for `screen`.
         absolute: compare |r| with the threshold, so that edges that oppose the behaviour stay, too.
         remove_dangling: when no edge into a node is left, its outgoing edges go, too, then those of the nodes that
@@ -73,7 +71,7 @@ def acdc(
             ("corrupted", "resample") such a node carries exactly its ablated value: the effect of its edges is 0 and
             takes no run. Under the other ablations, or with aligned pairs, it does not, and "untested" is refused.
         screen: edges with |score| < screen * threshold go without a test, and up to 100 of them, drawn with the seed,
-            are measured in the circuits in which they were skipped (`acdc_screening.py`); None tests every edge.
+            are measured in the circuits in which they were skipped (`acdc_rule.py`); None tests every edge.
         side_by_side: trials in one batch; by default as many as the device gains from.
         checkpoint: a file that a stopped run leaves and the same call continues from, with the same result; removed at
             the end. At most the last 128 trials are made again.
@@ -90,22 +88,21 @@ def acdc(
         FileError: the checkpoint belongs to another run.
         TaskError: the pairs do not fit in memory.
     """
-    evaluator, again = _evaluators(model, task, asked)
-    seed = evaluator.seed
-    mask = None if screen is None else acdc_screening.screened(scores, screen, threshold, evaluator)
+    evaluator = _evaluator(model, task, asked)
+    mask = None if screen is None else screened(scores, screen, threshold, evaluator)
     rule = Rule(threshold, absolute, _dangling(remove_dangling, evaluator), mask)
-    pruning = Pruning(evaluator, again, rule, edges_in_order(model.graph, order, seed, scores), side_by_side)
-    file = acdc_checkpoint.run(pruning, checkpoint)
+    pruning = Pruning(evaluator, rule, edges_in_order(model.graph, order, evaluator.seed, scores), side_by_side)
+    file = pruning.run(checkpoint)
     settings = {"threshold": threshold, "absolute": absolute, "remove_dangling": remove_dangling, "screen": screen}
     settings["order"] = order if isinstance(order, str) else "given"
-    record = evaluator.experiment.record("acdc", **settings)
     exact, facts = _effects(pruning), _facts(pruning)
     if screen is not None:
-        checked = acdc_screening.check(pruning.evaluator, rule, pruning.decisions, seed)
+        checked = SkipCheck.of(pruning.evaluator, rule, pruning.decisions)
         for edge, effect in checked.effects.items():
             exact[edge] = effect
-        facts["screening"] = {"runs": pruning.screening_runs, **checked.facts(evaluator)}
+        facts["screening"] = {"runs": pruning.screening_runs, **checked.facts(model.graph)}
     file.remove()
+    record = evaluator.experiment.record("acdc", **settings)
     return Circuit(model.graph, pruning.mask, exact=exact, record=record, facts=facts)
 
 
@@ -135,7 +132,7 @@ def acdc_scores(
         checkpoint: as for `acdc`; one file a threshold, its number appended to the name.
 
     Returns:
-        Scores in units of the metric, all positive; no effects. An edge that no threshold removes has the next value
+        Scores in units of the metric, all positive; not effects. An edge that no threshold removes has the next value
         beyond the grid (`settings["beyond"]`). The edges that the grid's thresholds up to t leave are
         `scores.threshold(the next one, prune=False)`.
 
@@ -143,14 +140,13 @@ def acdc_scores(
         ScoreError: thresholds that are not positive and rising; otherwise as `acdc`.
     """
     grid = _grid(GRID if thresholds is None else thresholds)
-    evaluator, again = _evaluators(model, task, asked)
-    seed = evaluator.seed
-    edges = edges_in_order(model.graph, order, seed, scores)
+    evaluator = _evaluator(model, task, asked)
+    edges = edges_in_order(model.graph, order, evaluator.seed, scores)
     dangling, masks, trials, files = _dangling(remove_dangling, evaluator), [], 0, []
     for number, threshold in enumerate(grid[:-1]):
-        pruning = Pruning(evaluator, again, Rule(threshold, absolute, dangling), edges, side_by_side)
+        pruning = Pruning(evaluator, Rule(threshold, absolute, dangling), edges, side_by_side)
         path = None if checkpoint is None else f"{fspath(checkpoint)}.{number}"
-        files.append(acdc_checkpoint.run(pruning, path, f"ACDC at {threshold:.3g}"))
+        files.append(pruning.run(path, f"ACDC at {threshold:.3g}"))
         masks.append(pruning.mask)
         trials += sum(decision.how == TESTED for decision in pruning.decisions)
         evaluator = pruning.evaluator  # of smaller batches, if memory ran out
@@ -169,10 +165,12 @@ def acdc_scores(
     return Scores(model.graph, values, replace(record, sign=SIGN))
 
 
-def _evaluators(
-    model: Model, task: Task | BoundTask, asked: JudgeKeywords
-) -> tuple[Evaluator, Callable[[int], Evaluator]]:
-    """An evaluator, and what makes it again with fewer pairs at a time."""
+def _evaluator(model: Model, task: Task | BoundTask, asked: JudgeKeywords) -> Evaluator:
+    """The pairs, ready to run; the metric is "kl" unless the call says otherwise.
+
+    Raises:
+        TaskError: their runs, which are all held, do not fit in memory.
+    """
     own = "metric" in asked and asked["metric"] is None  # None asks for the task's own
     experiment = Experiment.of(model, task, asked, metric=None if own else "kl", direction=False)
     needed, there = held_bytes(model.adapter, experiment.batch.clean.ids.numel()), obtainable(model.device)
@@ -181,7 +179,7 @@ def _evaluators(
             f"ACDC holds the runs of all {len(experiment)} pairs, about {needed / 2**30:.0f} GiB, and there are"
             f" {there / 2**30:.0f} on {model.device}: give fewer pairs, or shorter ones"
         )
-    return Evaluator(experiment), lambda size: Evaluator(experiment.set(batch_size=size))
+    return Evaluator(experiment)
 
 
 def _dangling(remove: str | None, evaluator: Evaluator) -> str | None:
@@ -191,8 +189,7 @@ def _dangling(remove: str | None, evaluator: Evaluator) -> str | None:
     if remove == "untested" and not evaluator.experiment.interchange:
         raise ScoreError(
             f"with ablation '{ablation.name}'{' of aligned pairs' * ablation.interchange} a node without"
-            " inputs does not carry its ablated value, so removing its edges untested would change the metric unseen:"
-            " use remove_dangling='tested'"
+            " inputs does not carry its ablated value, so its edges have effects: use remove_dangling='tested'"
         )
     return remove
 
@@ -200,11 +197,11 @@ def _dangling(remove: str | None, evaluator: Evaluator) -> str | None:
 def _grid(thresholds: Iterable[float]) -> list[float]:
     """The thresholds as float32 values, and the next beyond."""
     if not isinstance(thresholds, Iterable):
-        raise ScoreError(f"thresholds={thresholds!r} are no grid: give several, or run acdc(threshold=...) once")
+        raise ScoreError(f"thresholds={thresholds!r} are not a grid: give several, or run acdc(threshold=...) once")
     thresholds = list(thresholds)
     grid = [float(np.float32(t)) if isinstance(t, Real) else float("nan") for t in thresholds]
     if not grid or not all(0 < t < float("inf") for t in grid) or any(b <= a for a, b in pairwise(grid)):
-        raise ScoreError(f"thresholds={thresholds} are no grid: give positive numbers, each above the one before")
+        raise ScoreError(f"thresholds={thresholds} are not a grid: give positive numbers, each above the one before")
     return [*grid, float(np.float32(grid[-1] * (grid[-1] / grid[-2] if len(grid) > 1 else 10)))]
 
 

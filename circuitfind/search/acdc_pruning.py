@@ -8,26 +8,32 @@
    first that stays (or that leaves a node dangling, where such are removed). Their number doubles while that holds.
 5. What a node that has lost its last input writes goes, too, if the rule says so; then that of the nodes that lost
    their last input by it, and so on.
-6. Every so many runs the states are computed anew from the mask: rounding does not pile up, and a run that goes on
-   from such a point (`acdc_checkpoint.py`) is the same to the bit.
+6. Every 128 runs the states are computed anew from the mask, so rounding does not pile up. Up to such a point
+   decisions are kept in a file. A run that goes on from there computes the states in the same way and so repeats what
+   the stopped run did after it, to the bit; it repeats 128 trials at the most. The file's key holds everything that
+   decides an effect: model, prompts, metric, ablation, edges and their order, and the rule.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from os import PathLike
 
 import numpy as np
 import torch
 
+from circuitfind.checkpoint import CheckpointFile, key_of
 from circuitfind.engine.memory import MOST_TRIALS, TRIALS, budget, free_memory, out_of_memory
 from circuitfind.engine.revision import CircuitState, trial_bytes
 from circuitfind.errors import ScoreError, check_count
 from circuitfind.evaluation.faithfulness import Evaluator
+from circuitfind.progress import progress
 from circuitfind.search.acdc_rule import (
     CUT_OFF,
     DANGLING,
+    REASONS,
     SCREENED,
     TESTED,
     UNREACHED,
@@ -44,7 +50,6 @@ class Pruning:
     """A run of the loop.
 
     Args:
-        evaluator_of: makes the evaluator again with fewer pairs at a time, for when memory runs out.
         side_by_side: most trials in one batch; None: as many as the device gains from.
 
     Attributes:
@@ -55,17 +60,10 @@ class Pruning:
         screening_runs: runs that measured what screening left.
     """
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        evaluator_of: Callable[[int], Evaluator],
-        rule: Rule,
-        edges: list[Edge],
-        side_by_side: int | None = None,
-    ) -> None:
+    def __init__(self, evaluator: Evaluator, rule: Rule, edges: list[Edge], side_by_side: int | None = None) -> None:
         if side_by_side is not None:
             check_count("side_by_side", side_by_side, 1)
-        self.evaluator, self.evaluator_of, self.rule, self.edges = evaluator, evaluator_of, rule, edges
+        self.evaluator, self.rule, self.edges = evaluator, rule, edges
         self.decisions: list[Decision] = []
         self.position, self.hopeful, self.screening_runs = 0, 1, 0
         self.current = float(evaluator.full.mean())
@@ -78,15 +76,28 @@ class Pruning:
         """`[writers, readers]` bool: what is left."""
         return mask_after(self.evaluator.graph.real, self.decisions)
 
-    def steps(self) -> Iterator[bool]:
-        """Goes on to the end; yields whether the decisions so far are a point to go on from."""
-        self._renew()
-        while self.position < len(self.edges):
-            if self._runs >= RUNS_BETWEEN_STATES:
-                self._renew()
-                yield True
-            self._step()
-            yield False
+    def run(self, checkpoint: str | PathLike[str] | None, label: str = "ACDC") -> CheckpointFile:
+        """Runs to the end, from where the file left off; leaves the finished run in the file.
+
+        Raises:
+            FileError: the checkpoint belongs to another run.
+        """
+        parts = "model, prompts, metric, threshold, order or options"
+        file = CheckpointFile(checkpoint, self._key() if checkpoint else "", parts)
+        known = file.read()
+        if known is not None:
+            self._restore(known)
+        with progress(label, len(self.edges)) as advance:
+            advance(self.position)
+            self._renew()
+            while (at := self.position) < len(self.edges):
+                if self._runs >= RUNS_BETWEEN_STATES:
+                    self._renew()
+                    file.write(self._arrays())
+                self._step()
+                advance(self.position - at)
+        file.write(self._arrays())
+        return file
 
     # ---------------------------------------------------------------- decisions
     def _step(self) -> None:
@@ -97,7 +108,7 @@ class Pruning:
             return
         why = self._without_effect(edge)
         if why is not None:
-            self._follow(self._decide(edge, 0.0, why))
+            self._follow(self._decide(edge, why))
         elif self.rule.screens(edge):
             self._screen(self._alike(edge, len(self.edges)))
         else:
@@ -110,10 +121,10 @@ class Pruning:
             return CUT_OFF
         return UNREACHED if state.prepared.interchange and not state.reach.reached[writer] else None
 
-    def _decide(self, edge: Edge, effect: float, how: str, kept: bool | None = None) -> list[int]:
+    def _decide(self, edge: Edge, how: str, kept: bool | None = None) -> list[int]:
         """Decides an edge without effect; returns the nodes that have lost their last input by it."""
-        kept = not self.rule.goes(effect) if kept is None else kept
-        self.decisions.append(Decision(edge, effect, kept, how))
+        kept = not self.rule.goes(0.0) if kept is None else kept
+        self.decisions.append(Decision(edge, 0.0, kept, how))
         return [] if kept else self._all(lambda state: state.drop(edge))
 
     def _alike(self, edge: Edge, most: int) -> list[Edge]:
@@ -128,7 +139,7 @@ class Pruning:
         return list(group)[: None if place is None else place + 1]
 
     def _screen(self, group: list[Edge]) -> None:
-        """Removes edges unseen, and measures what is left."""
+        """Removes edges without a test, and measures what is left."""
         (self.current,) = self._measured([group])
         self._check(self.current, group[-1])
         self.screening_runs += 1
@@ -175,7 +186,7 @@ class Pruning:
     def _remove_dangling(self, edge: Edge) -> list[int]:
         """Decides an edge out of a dangling node; returns the nodes that have lost their last input by it."""
         if self._without_effect(edge) is not None:
-            return self._decide(edge, 0.0, DANGLING, kept=None if self.rule.dangling == "tested" else False)
+            return self._decide(edge, DANGLING, kept=None if self.rule.dangling == "tested" else False)
         (after,) = self._measured([[edge]])
         return self._commit(0) if self._test(edge, after) else []
 
@@ -220,7 +231,7 @@ class Pruning:
             self._states = []
             self._free()
             warnings.warn(f"out of memory: going on with batches of {smaller}", stacklevel=2)
-            self.evaluator = self.evaluator_of(smaller)
+            self.evaluator = Evaluator(self.evaluator.experiment.set(batch_size=smaller))
             self._renew()
 
     def _free(self) -> None:
@@ -233,3 +244,30 @@ class Pruning:
             values = torch.stack([self.evaluator.bound.metric(one, batch) for one in logits])
             total += values.cpu().double().sum(-1).numpy()
         return (total / len(self.evaluator.full)).tolist()
+
+    # ---------------------------------------------------------------- on disk
+    def _key(self) -> str:
+        """Digest of everything that decides the effects."""
+        rule, run = self.rule, self.evaluator.experiment.key(np.array(self.edges))
+        mask = np.zeros(0) if rule.screened is None else rule.screened
+        return key_of(run, mask, "acdc", rule.threshold, rule.absolute, rule.dangling, RUNS_BETWEEN_STATES)
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        edges, effects, kept, how = zip(*self.decisions, strict=True) if self.decisions else ([], [], [], [])
+        return {
+            "edges": np.array(edges, dtype=np.int32).reshape(-1, 2),
+            "effects": np.array(effects, dtype=np.float64),
+            "kept": np.array(kept, dtype=np.uint8),
+            "how": np.array([REASONS.index(one) for one in how], dtype=np.uint8),
+            "counts": np.array([self.position, self.hopeful, self.screening_runs], dtype=np.int64),
+            "current": np.array([self.current], dtype=np.float64),
+        }
+
+    def _restore(self, known: dict[str, np.ndarray]) -> None:
+        columns = (known[name].tolist() for name in ("edges", "effects", "kept", "how"))
+        self.decisions = [
+            Decision((edge[0], edge[1]), effect, bool(kept), REASONS[how])
+            for edge, effect, kept, how in zip(*columns, strict=True)
+        ]
+        self.position, self.hopeful, self.screening_runs = known["counts"].tolist()
+        self.current = float(known["current"][0])

@@ -8,7 +8,6 @@ run is on record, and every decision in words.
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
 
 import numpy as np
 
@@ -16,22 +15,7 @@ from circuitfind.circuit import connected
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.progress import progress, track
 from circuitfind.scores import By, Scores
-
-
-class CurvePoint(NamedTuple):
-    """A circuit that was run: stage ("grid", "bisection", "pruning"), edges asked for and kept, exact faithfulness."""
-
-    stage: str
-    asked: int
-    n_edges: int
-    faithfulness: float
-
-
-class Step(NamedTuple):
-    """One decision of the search, in words."""
-
-    stage: str
-    text: str
+from circuitfind.search.found import Step, TriedCircuit
 
 
 class SizeSearch:
@@ -40,7 +24,7 @@ class SizeSearch:
     def __init__(self, evaluator: Evaluator, scores: Scores, by: By, tolerance: float, one_sided: bool) -> None:
         self.evaluator, self.scores, self.graph, self.by = evaluator, scores, scores.graph, by
         self.tolerance, self.one_sided = tolerance, one_sided
-        self.curve: list[CurvePoint] = []
+        self.curve: list[TriedCircuit] = []
         self.steps: list[Step] = []
         self._known: dict[bytes, float] = {}
 
@@ -56,7 +40,7 @@ class SizeSearch:
     def _top(self, n: int, stage: str) -> tuple[np.ndarray, float]:
         mask = self.scores.top(n, self.by).mask
         value = self.faithfulness_of(mask)
-        self.curve.append(CurvePoint(stage, n, int(mask.sum()), value))
+        self.curve.append(TriedCircuit(stage, n, int(mask.sum()), value))
         return mask, value
 
     def meets(self, value: float) -> bool:
@@ -123,7 +107,7 @@ class SizeSearch:
                 goes = abs(1 - value) <= limit and (self.meets(value) or not self.meets(start))
                 if goes and trial.sum() < mask.sum():
                     mask = trial
-                    self.curve.append(CurvePoint("pruning", int(mask.sum()), int(mask.sum()), value))
+                    self.curve.append(TriedCircuit("pruning", int(mask.sum()), int(mask.sum()), value))
                 if run == 1 or goes:
                     advance(min(run, len(order) - at))
                     at += run

@@ -2,44 +2,89 @@
 
 At each step, on the next mini-batch of pairs:
 
-1. Draw a mask from the gates' logits (`hard_concrete.py`, `uniform.py`).
+1. Draw a mask from the gates' logits (`gates.py`).
 2. Run the model under it and take the gradient of the mean metric at the mask (`engine/masked_run.py`).
-3. `loss = -metric + pressure(expected number of open gates)` (`pressure.py`); one step of Adam on the logits alone,
-   the model's weights are frozen. The pressure's multipliers follow.
+3. `loss = -metric + pressure(expected number of open gates)`; one step of Adam on the logits alone. The model's weights
+   are frozen. The pressure's multipliers follow.
 
 Every `EVERY` steps the means over them are logged. Training stops early once what the pressure asks for has settled
 and the logged loss has found no new low (by 1%) for `patience` rows.
 
 A step is a function from one immutable state to the next, and its noise is seeded by its number: a training that is
-stopped anywhere goes on to the same end.
+stopped anywhere goes on to the same end, to the bit.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from circuitfind.checkpoint import SECONDS_BETWEEN_WRITES, CheckpointFile, key_of
+from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.masked_run import mask_gradient
+from circuitfind.engine.memory import KEPT_RUNS, batch_size_for, run_bytes
+from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import ScoreError
-from circuitfind.search.learned.batches import MiniBatches
-from circuitfind.search.learned.pressure import Pressure
+from circuitfind.progress import progress
+from circuitfind.search.gates import Gates, Pressure
 
 EVERY = 10
-NEW_LOW = 0.01  # a fall of the loss by a smaller part of it is no progress
+NEW_LOW = 0.01  # a loss that falls by less than this part of itself has found no new low
 MOMENTS = (0.9, 0.999)  # Adam's
 
 
-class Gates(NamedTuple):
-    """How logits (and uniform noise) become masks, and the probability that each gate is open."""
+class MiniBatches:
+    """A seeded partition of the pairs into mini-batches, gone through in a new random order each epoch.
 
-    sample: Callable[[Tensor, Tensor], Tensor]
-    open_probability: Callable[[Tensor], Tensor]
+    Args:
+        per_step: pairs in a mini-batch.
+    """
+
+    def __init__(self, experiment: Experiment, per_step: int) -> None:
+        adapter, length = experiment.adapter, experiment.batch.clean.ids.shape[1]
+        size = experiment.setting.batch_size  # it changes memory, not results beyond rounding
+        if size is None:  # both autograd's activations and every writer's output are held
+            size = min(batch_size_for(adapter, per_step, length, streams) for streams in (False, True))
+        seed = experiment.setting.seed
+        order = torch.randperm(len(experiment), generator=torch.Generator().manual_seed(seed))
+        self.experiment, self.seed = experiment, seed
+        self.batches = [[part.sort().values for part in rows.split(size)] for rows in order.split(per_step)]
+        self._keep = run_bytes(adapter, experiment.batch.clean.ids.numel(), runs=2) <= KEPT_RUNS
+        self._kept: dict[tuple[int, int], Prepared] = {}
+
+    def at(self, step: int) -> Iterator[Prepared]:
+        """The mini-batch of a step, in parts that fit in memory."""
+        epoch, place = divmod(step, len(self.batches))
+        generator = torch.Generator().manual_seed(self.seed + 1 + epoch)
+        return self._parts(int(torch.randperm(len(self.batches), generator=generator)[place]))
+
+    def contrast(self) -> float:
+        """The metric of the whole model minus that with every edge ablated, mean over all pairs."""
+        total, metric = 0.0, self.experiment.metric
+        for number in range(len(self.batches)):
+            for prepared in self._parts(number):
+                runs = prepared.clean, prepared.empty
+                full, empty = (metric(run.logits, prepared.batch).cpu().double() for run in runs)
+                total += float((full - empty).sum())
+        return total / len(self.experiment)
+
+    def _parts(self, number: int) -> Iterator[Prepared]:
+        batch = self.experiment.batch
+        for part, rows in enumerate(self.batches[number]):
+            prepared = self._kept.get((number, part))
+            if prepared is None:
+                prepared = self.experiment.prepare(batch.rows(rows.to(batch.answers.device)).trimmed())
+            if self._keep:
+                self._kept[number, part] = prepared
+            yield prepared
 
 
 class Logged(NamedTuple):
@@ -81,6 +126,15 @@ class State:
         rows = [part.mean(0).tolist() for part in self.trace.split(EVERY)] if self.step else []
         return tuple(Logged(min((i + 1) * EVERY, self.step), *row) for i, row in enumerate(rows))
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The fields, for a checkpoint."""
+        return {field.name: getattr(self, field.name).cpu().numpy() for field in fields(self)}
+
+    def of_arrays(self, known: dict[str, np.ndarray]) -> State:
+        """A state from `arrays`, on the devices of this one."""
+        on = {field.name: getattr(self, field.name).device for field in fields(self)}
+        return State(**{name: torch.from_numpy(known[name]).to(device) for name, device in on.items()})
+
 
 @dataclass(frozen=True)
 class Training:
@@ -94,7 +148,43 @@ class Training:
     spread: Callable[[Tensor], Tensor]
     pressure: Pressure
     lr: float
-    seed: int
+
+    def run(
+        self,
+        state: State,
+        steps: int,
+        patience: int | None,
+        checkpoint: str | PathLike[str] | None,
+        settings: object,
+    ) -> State:
+        """Trains for `steps` steps or until `finished`, from where a stopped run left off.
+
+        Args:
+            settings: everything, besides pairs, metric and ablation, that decides the result.
+
+        Raises:
+            FileError: the checkpoint belongs to another run.
+        """
+        key = key_of(self.batches.experiment.key(), settings) if checkpoint else ""
+        file = CheckpointFile(checkpoint, key, "model, prompts, metric or settings")
+        known = file.read()
+        if known is not None:
+            state = state.of_arrays(known)
+        written = time.monotonic()
+        with progress("learning masks", steps) as advance:
+            advance(state.step)
+            try:
+                while state.step < steps and not self.finished(state, patience):
+                    state = self.advance(state)
+                    advance(1)
+                    if time.monotonic() - written > SECONDS_BETWEEN_WRITES:
+                        file.write(state.arrays())
+                        written = time.monotonic()
+            except BaseException:  # Ctrl-C included: what was learned is kept
+                file.write(state.arrays())
+                raise
+        file.remove()
+        return state
 
     def advance(self, state: State) -> State:
         """One step.
@@ -104,7 +194,7 @@ class Training:
         """
         step = state.step
         logits = state.logits.clone().requires_grad_(True)
-        noise = np.random.default_rng((self.seed % 2**32, step)).random(len(logits))
+        noise = np.random.default_rng((self.batches.seed % 2**32, step)).random(len(logits))
         with torch.enable_grad():
             mask = self.spread(self.gates.sample(logits, torch.from_numpy(noise)))
             metric, at_mask = self._metric(mask, step)
@@ -131,8 +221,8 @@ class Training:
         losses = [row.loss for row in state.history() if self.pressure.settled(row.step - EVERY)]
         best, since = math.inf, 0
         for loss in losses:
-            progress = loss < best - NEW_LOW * abs(best) if math.isfinite(best) else True
-            best, since = (loss, 0) if progress else (best, since + 1)
+            new_low = loss < best - NEW_LOW * abs(best) if math.isfinite(best) else True
+            best, since = (loss, 0) if new_low else (best, since + 1)
         return since >= patience
 
     def _metric(self, mask: Tensor, step: int) -> tuple[float, Tensor]:

@@ -1,0 +1,151 @@
+"""Results of searches, in memory and as folders: what the verbs leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from circuitfind.circuit import Circuit
+from circuitfind.evaluation.summary import TaskSummary
+from circuitfind.evaluation.verify import Verification
+from circuitfind.export import files
+from circuitfind.models.load import Model
+from circuitfind.result import UNSAVED, Result, as_json, build
+from circuitfind.scores import Scores
+from circuitfind.tasks.task import BoundTask
+
+REPORT = "circuitfind.report.write"
+
+
+class TriedCircuit(NamedTuple):
+    """A circuit that was run: stage ("grid", "bisection", "pruning"), edges asked for and kept, exact faithfulness."""
+
+    stage: str
+    asked: int
+    n_edges: int
+    faithfulness: float
+
+
+class Step(NamedTuple):
+    """One decision of the search, in words."""
+
+    stage: str
+    text: str
+
+
+class FolderResult(Result):
+    """A result whose `save` writes a folder; a path that ends in .csv gets the rows as a table."""
+
+    def save(self, path: str | PathLike[str], **more: Any) -> Path:
+        """Writes the folder; see `write`.
+
+        Raises:
+            FileError: the place cannot be written to.
+        """
+        if Path(path).suffix.lower() == ".csv":
+            return super().save(path)
+        self.write(path, **more)
+        return Path(path)
+
+    def write(self, folder: str | PathLike[str], **more: Any) -> list[Path]:
+        """Writes the folder, and returns the files that were written."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FindResult(FolderResult):
+    """What `find` found.
+
+    Attributes:
+        circuit: the circuit, with estimates, exact effects and the facts measured of it.
+        scores: every edge's estimate, from the search pairs.
+        checks: the verification on the held-out pairs.
+        curve: every circuit that was run, in order.
+        steps: every decision, in words.
+        summary: how well the model does the task on the search pairs.
+        held_out: the pairs that the search did not see; None where the result was opened
+            (`circuitfind.unseen(model, task, result.circuit)` finds them again).
+        model: the model that was searched; None where the result was opened.
+    """
+
+    FORMAT, ROWS = "circuitfind.find", "curve"
+
+    circuit: Circuit
+    scores: Scores
+    checks: Verification
+    curve: tuple[TriedCircuit, ...]
+    steps: tuple[Step, ...]
+    summary: TaskSummary
+    held_out: BoundTask | None = field(default=None, metadata=UNSAVED)
+    model: Model | None = field(default=None, metadata=UNSAVED)
+
+    @property
+    def unseen(self) -> BoundTask | None:
+        """The former name of `held_out`."""
+        return self.held_out
+
+    def shown(self) -> dict[str, Any]:
+        """What a line of text says of the result."""
+        known = {"task": self.summary.name, "n_edges": len(self.circuit)}
+        return {**known, "faithfulness": self.checks.faithfulness, "interval": self.checks.interval}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values (scores are saved on their own)."""
+        return {
+            "circuit": {"edges": self.circuit.edges, "nodes": self.circuit.nodes, **self.circuit.facts},
+            "task": self.summary._asdict(),
+            "checks": self.checks.to_dict(),
+            "curve": [point._asdict() for point in self.curve],
+            "steps": [step._asdict() for step in self.steps],
+        }
+
+    # ---------------------------------------------------------------- as a folder
+    def write(self, folder: str | PathLike[str], **more: Any) -> list[Path]:
+        """circuit.json, circuit.dot, circuit.svg (with Graphviz), scores.safetensors, find.json and report.html.
+
+        Args:
+            more: `command`, the command that the report shows; `batch_size` and `seed` of what it measures.
+        """
+        folder = Path(folder)
+        kept = {name: as_json(getattr(self, name)) for name in ("checks", "curve", "steps", "summary")}
+        title = f"{self.summary.name} in {self.circuit.record.model}"
+        return [
+            self.scores.save(folder / "scores.safetensors"),
+            *save_circuit(self.circuit, folder, "circuit", title),
+            files.write(folder / "find.json", self.FORMAT, kept),
+            self.report(folder / "report.html", **more),
+        ]
+
+    @classmethod
+    def open(cls, path: str | PathLike[str]) -> Self:
+        """Reads the folder that `save` wrote, without any model.
+
+        Raises:
+            FileError: a file is missing, or holds something else.
+        """
+        folder = Path(path)
+        content = files.read(folder / "find.json", cls.FORMAT)
+        circuit, scores = Circuit.open(folder / "circuit.json"), Scores.open(folder / "scores.safetensors")
+        with files.reading(folder / "find.json"):
+            kinds: dict[str, Any] = {"checks": Verification, "summary": TaskSummary}
+            kinds |= {"curve": tuple[TriedCircuit, ...], "steps": tuple[Step, ...]}
+            known = {name: build(kind, content[name]) for name, kind in kinds.items()}
+        estimates = scores.values if scores.record.is_effect else None  # a circuit's file knows those of its own edges
+        return cls(replace(circuit, estimates=estimates, exact=known["checks"].exact), scores, **known)
+
+    def report(self, path: str | PathLike[str], **more: Any) -> Path:
+        """Writes the report page. Where the model is known, the circuit is also run at several sizes and its heads'
+        attention patterns are shown; arguments as for `save`.
+        """
+        known = {name: getattr(self, name) for name in ("scores", "checks", "curve", "steps", "summary")}
+        page: Path = import_module(REPORT).write_report(path, self.circuit, self.model, self.held_out, **known, **more)
+        return page
+
+
+def save_circuit(circuit: Circuit, folder: str | PathLike[str], name: str, title: str) -> list[Path]:
+    """`circuitfind.report.write.save_circuit`."""
+    written: list[Path] = import_module(REPORT).save_circuit(circuit, folder, name, title)
+    return written
