@@ -12,6 +12,7 @@ import torch
 
 import circuitfind as cf
 from circuitfind.attribution.methods import METHODS
+from circuitfind.batch import Batch
 from circuitfind.engine.ablation import ABLATIONS
 from circuitfind.metrics import METRICS
 
@@ -80,21 +81,20 @@ def test_a_method(model: cf.Model, task: cf.Task, module: str, monkeypatch: pyte
 
 
 def test_a_metric(model: cf.Model, task: cf.Task) -> None:
-    def entropy(logits: torch.Tensor, batch: object) -> torch.Tensor:
-        logprobs = logits.log_softmax(-1)
-        return (logprobs.exp() * logprobs).sum(-1)
+    def margin(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return logits.gather(-1, batch.answers[:, 0, :1]).squeeze(-1) - logits.mean(-1)
 
-    scores = cf.attribute(model, task, "eap", metric=entropy)
-    assert scores.record.metric == "entropy"
+    scores = cf.attribute(model, task, "eap", metric=margin)
+    assert scores.record.metric == "margin"
     circuit = scores.top(200)
     with pytest.raises(cf.ScoreError, match="pass metric="):
         cf.evaluate(model, task, circuit)
-    assert cf.evaluate(model, task, circuit, metric=entropy).record.metric == "entropy"
-    cf.register(cf.Metric("entropy-of-answers", entropy, answers=False))
+    assert cf.evaluate(model, task, circuit, metric=margin).record.metric == "margin"
+    cf.register(cf.Metric("margin-of-answers", lambda logits, batch: margin(logits[:, 0], batch)))
     try:
-        assert cf.attribute(model, task, "eap", metric="entropy-of-answers").record.metric == "entropy-of-answers"
+        assert cf.attribute(model, task, "eap", metric="margin-of-answers").record.metric == "margin-of-answers"
     finally:
-        del METRICS["entropy-of-answers"]
+        del METRICS["margin-of-answers"]
 
 
 def test_an_ablation(model: cf.Model, task: cf.Task) -> None:
