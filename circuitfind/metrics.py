@@ -44,6 +44,7 @@ class Metric:
         answers, wrong: the task must have answers, or wrong answers.
         reference: it compares with the clean run, which the batch then holds.
         flat_at_clean: its gradient at the clean run is zero by construction.
+        steepest: the sum of |d metric / d logit| over an example's logits is nowhere larger; None: not known.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Metric:
     wrong: bool = False
     reference: bool = False
     flat_at_clean: bool = False
+    steepest: float | None = None
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
         """`[batch]` values from logits `[batch, reads, vocab]`."""
@@ -108,10 +110,10 @@ def kl(logits: Tensor, batch: Batch) -> Tensor:
 
 
 METRICS = {
-    "logit_diff": Metric("logit_diff", logit_diff, wrong=True),
-    "prob_diff": Metric("prob_diff", prob_diff, wrong=True),
-    "logprob": Metric("logprob", logprob),
-    "kl": Metric("kl", kl, answers=False, reference=True, flat_at_clean=True),
+    "logit_diff": Metric("logit_diff", logit_diff, wrong=True, steepest=2),
+    "prob_diff": Metric("prob_diff", prob_diff, wrong=True, steepest=1),
+    "logprob": Metric("logprob", logprob, steepest=2),
+    "kl": Metric("kl", kl, answers=False, reference=True, flat_at_clean=True, steepest=2),
 }
 
 

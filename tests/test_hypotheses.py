@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from oracles import run_circuit
 from test_conformance import induction
 from toys import Twin, id_task, wrapped
@@ -20,7 +19,7 @@ from circuitfind.cli import trial as shown
 from circuitfind.cli.output import Output
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation import hypotheses_tests as tests
-from circuitfind.evaluation.faithfulness import ROUNDINGS, Evaluator
+from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.hypotheses import hypotheses_of
 from circuitfind.evaluation.hypotheses_tests import equivalence_p_values, inflated, random_path
 from circuitfind.evaluation.independence import hsic, independence
@@ -121,7 +120,6 @@ class Additive:
 
     def __init__(self, graph: Graph, worth: np.ndarray, seed: int = 0) -> None:
         self.graph, self.worth, self.seed = graph, worth, seed  # [examples, writers, readers]
-        self.pairs = SimpleNamespace(adapter=SimpleNamespace(dtype=torch.float64))
         self.bound = SimpleNamespace(metric=SimpleNamespace(reference=False))
         self.full, self.empty = self.of(graph.real), np.zeros(len(worth))
         self.record = cf.Record()
@@ -129,14 +127,19 @@ class Additive:
     def of(self, mask: np.ndarray) -> np.ndarray:
         return (self.worth * mask).sum((1, 2))
 
+    def rounding(self, mask: np.ndarray) -> np.ndarray:
+        return 8 * np.finfo(np.float64).eps * np.abs(self.worth).sum((1, 2))
+
     def run(self, masks: np.ndarray) -> SimpleNamespace:
         return SimpleNamespace(metric=np.stack([self.of(mask) for mask in masks]))
 
 
 def of_scores(circuit: np.ndarray, model: np.ndarray) -> SimpleNamespace:
     """A trial in which circuit and model score this on each example."""
-    exact = ROUNDINGS * np.finfo(np.float64).eps * np.abs(model).max()
-    return SimpleNamespace(of_circuit=circuit, of_model=model, epsilon=0.1, rounding=exact, compares_with_model=False)
+    rounding = 1e-13 * np.abs(model)
+    return SimpleNamespace(
+        of_circuit=circuit, of_model=model, epsilon=0.1, rounding_of_model=rounding, compares_with_model=False
+    )
 
 
 def test_equivalence_holds_its_rate_at_the_edge_and_finds_more() -> None:

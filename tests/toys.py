@@ -80,14 +80,18 @@ def off_scores(scores: cf.Scores, expected: Tensor) -> float:
 
 
 def contrast(
-    seed: int, lengths: tuple[int, ...] = (7, 5, 6, 7), metric: Any = "logit_diff", name: str = "llama"
+    seed: int,
+    lengths: tuple[int, ...] = (7, 5, 6, 7),
+    metric: Any = "logit_diff",
+    name: str = "llama",
+    model: cf.Model | None = None,
 ) -> cf.Task:
     """Random pairs whose answers are what the clean prompt makes likely: a behaviour that a random model does."""
     task = id_task(lengths, seed)
     with torch.no_grad():
-        model = wrapped(name).hf
+        hf = (model or wrapped(name)).hf
         clean, corrupted = (
-            torch.stack([model(row[keep].unsqueeze(0)).logits[0, -1] for row, keep in zip(ids, mask, strict=True)])
+            torch.stack([hf(row[keep].unsqueeze(0)).logits[0, -1] for row, keep in zip(ids, mask, strict=True)])
             for ids, mask in ((task.clean, task.attention_mask), (task.corrupted, task.attention_mask))
         )
     change = clean - corrupted

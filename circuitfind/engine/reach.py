@@ -17,6 +17,13 @@ import numpy as np
 from circuitfind.graph import Graph
 
 
+def without_effect(graph: Graph, mask: np.ndarray, coupled: bool, interchange: bool) -> np.ndarray:
+    """`[writers, readers]` bool: edges of a mask whose effect is known to be exactly 0."""
+    reach = Reach(graph, mask.copy(), coupled)
+    idle = ~reach.useful[None]
+    return mask & (idle | ~reach.reached[: graph.n_writers, None] if interchange else idle)
+
+
 class Reach:
     """Connectivity of a mask that only loses edges.
 

@@ -162,8 +162,10 @@ def makes_heads(adapter: Adapter, pattern: Tensor, value: Tensor, z: Tensor, mas
     """
     if pattern.shape[:3] != z.shape[:3]:
         return False
-    off = (attended(adapter, pattern, value, range(z.shape[2])) - z.to(adapter.work))[mask.to(z.device)].abs().max()
-    return bool(off <= PATTERN_TOLERANCE.get(adapter.dtype, HALF_TOLERANCE) * z.abs().max().clamp(min=1e-6))
+    heads, real = range(z.shape[2]), mask.to(z.device)
+    off = (attended(adapter, pattern, value, heads) - z.to(adapter.work))[real].abs().max()
+    summed = attended(adapter, pattern.abs(), value.abs(), heads)[real].abs().max()  # what a sum's rounding scales with
+    return bool(off <= PATTERN_TOLERANCE.get(adapter.dtype, HALF_TOLERANCE) * summed.clamp(min=1e-6))
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def _contrast(evaluator: Evaluator) -> list[Finding]:
         ask = ("does the corruption leave the answer as it is, or " if as_before else "") + "are the sides exchanged?"
         return [Finding("warning", f"the corrupted prompts do not lower the metric ({means}): {ask}")]
     noise = lost.std(ddof=1) / size**0.5 if size > 1 else 0.0
-    if lost.mean() <= 2 * noise:
+    if lost.mean() <= max(2 * noise, evaluator.rounding_of_contrast):
         text = f"the corrupted prompts do not lower the metric beyond noise ({means}, standard error {noise:.2g})"
         return [Finding("warning", f"{text}: make the pairs differ in what matters, or give more of them")]
     lowered = int((lost > 0).sum())

@@ -4,7 +4,7 @@
 
 1. An `Evaluator` prepares a task's pairs once (clean, ablated and empty runs) and then runs any number of circuits.
 2. Means over examples are taken first, then the ratio; the interval resamples examples and recomputes the ratio.
-3. Where full and empty do not differ beyond noise the ratio means nothing and is refused.
+3. Where full and empty do not differ beyond noise, or beyond rounding, the ratio means nothing and is refused.
 4. Beside the metric, whatever it is: accuracy, top-1, and KL(whole model || circuit) at the read positions.
 """
 
@@ -12,20 +12,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from circuitfind.batch import Batch
+from circuitfind.batch import Batch, wide
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.experiment import Experiment, check_model
 from circuitfind.engine.memory import CIRCUITS, KEPT_RUNS, batch_size_for, in_batches, run_bytes
 from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import ScoreError
+from circuitfind.evaluation import rounding
 from circuitfind.evaluation.outcome import Evaluation, Outcome, PerExample
 from circuitfind.metrics import METRICS, correctness
 from circuitfind.models.load import Model
@@ -37,7 +38,6 @@ from circuitfind.statistics import bootstrap_ratio
 from circuitfind.tasks.task import BoundTask, Task
 
 R = TypeVar("R")
-ROUNDINGS = 8  # differences of metrics within so many units in the last place are none
 
 
 class Evaluator:
@@ -118,13 +118,28 @@ class Evaluator:
         """Refuses a task on which ablating everything changes nothing."""
         difference = self.full - self.empty
         error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
-        if abs(difference.mean()) <= 2 * error or difference.mean() == 0:
+        if abs(difference.mean()) <= max(2 * error, self.rounding_of_contrast):
             raise ScoreError(
                 f"faithfulness is undefined: the metric is {self.full.mean():.4g} on the whole model and"
                 f" {self.empty.mean():.4g} with every edge ablated, which is within noise (standard error"
-                f" {error:.2g}, {len(difference)} examples). Does the model do this task,"
-                " and do the prompts differ in it?"
+                f" {error:.2g}, rounding {self.rounding_of_contrast:.1g}, {len(difference)} examples)."
+                " Does the model do this task, and do the prompts differ in it?"
             )
+
+    def rounding(self, mask: np.ndarray) -> np.ndarray:
+        """`[examples]`: how far apart two computations of this circuit may put the metric (`rounding.py`)."""
+
+        def one(prepared: Prepared) -> rounding.Parts:
+            logits, ends = run_circuits(prepared, mask[None])[0], (prepared.clean.logits, prepared.empty.logits)
+            return rounding.parts(self.bound.metric, logits, ends, prepared.batch, prepared.adapter.dtype)
+
+        found = list(self._in_batches(one))
+        return rounding.Parts(*map(np.concatenate, zip(*found, strict=True))).bound()
+
+    @cached_property
+    def rounding_of_contrast(self) -> float:
+        """Means over the examples that differ by no more do not differ."""
+        return rounding.of_mean(self.rounding(self.graph.real))
 
     def evaluate(self, circuit: Circuit | Iterable[str]) -> Evaluation:
         """One circuit, with its interval and examples."""
@@ -181,7 +196,8 @@ class Evaluator:
             times, flat = len(logits), logits.flatten(0, 1)
             rows = batch.repeat(times)
             right = correctness(flat, rows)
-            columns = (self.bound.metric(flat, rows), right.accurate, right.top1, -METRICS["kl"](flat, rows))
+            value = wide(self.bound.metric(flat, rows))
+            columns = (value, right.accurate, right.top1, -METRICS["kl"](flat, rows))
             return [column.cpu().view(times, -1).numpy() for column in columns]
 
         parts = list(self._in_batches(measured))
@@ -195,12 +211,6 @@ class Evaluator:
                 f"metric '{self.bound.metric.name}' is {found} on example {row}: {self.bound.prompts[row][:80]!r}"
             )
         return outcome
-
-
-def rounding(evaluator: Evaluator) -> float:
-    """Differences of the metric up to here are none: two computations of one circuit may be so far apart."""
-    largest = max(np.abs(evaluator.full).max(), np.abs(evaluator.empty).max())
-    return ROUNDINGS * torch.finfo(evaluator.experiment.adapter.dtype).eps * float(largest)
 
 
 def _key(mask: np.ndarray) -> bytes:

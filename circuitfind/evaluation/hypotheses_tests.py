@@ -28,7 +28,7 @@ from itertools import islice
 import numpy as np
 
 from circuitfind.circuit import Circuit
-from circuitfind.evaluation.faithfulness import Evaluator, rounding
+from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.independence import independence
 from circuitfind.evaluation.random_circuits import random_circuit
 from circuitfind.graph import Graph
@@ -104,10 +104,14 @@ class Trial:
         graph = self.circuit.graph
         return np.stack([random_circuit(graph, self.reference_size, rng).mask for _ in range(self.references)])
 
-    @property
-    def rounding(self) -> float:
-        """Differences of the metric up to here are none."""
-        return rounding(self.evaluator)
+    @cached_property
+    def rounding_of_model(self) -> np.ndarray:
+        """`[examples]`: s(M) is exact up to here."""
+        return self.evaluator.rounding(self.circuit.graph.real)
+
+    def rounding(self, mask: np.ndarray) -> float:
+        """Two circuits that do the same as this one differ, in the mean |change of s|, by no more."""
+        return float(self.evaluator.rounding(mask).mean())
 
     @property
     def compares_with_model(self) -> bool:
@@ -119,7 +123,7 @@ def equivalence(trial: Trial) -> Finding:
     if trial.compares_with_model:
         return untested("under this metric the model scores best on every example by definition")
     change = trial.of_circuit - trial.of_model
-    above, below = (int((side > trial.rounding).sum()) for side in (change, -change))
+    above, below = (int((side > trial.rounding_of_model).sum()) for side in (change, -change))
     n, better = len(change), (above + len(change) - below) / 2
     said = f"on {n} pairs the circuit scores above the model {above} times, below {below} times"
     chances = equivalence_p_values(n, trial.epsilon)
@@ -136,7 +140,7 @@ def equivalence_p_values(n: int, epsilon: float) -> np.ndarray:
 
 
 def independent(trial: Trial) -> Finding:
-    if np.ptp(trial.of_model) <= trial.rounding:
+    if np.ptp(trial.of_model) <= trial.rounding_of_model.max():
         return untested("the model scores the same on every example")
     found = independence(trial.of_rest, trial.of_model, trial.permutations, trial.evaluator.seed)
     said = f"HSIC of {len(trial.of_model)} pairs against {trial.permutations} permutations"
@@ -155,7 +159,7 @@ def minimality(trial: Trial) -> Finding:
     circuits = (one for _ in range(trial.references) for one in inflated(graph, mask, rng))
     scores = trial.scores(circuits, 2 * trial.references, "inflated circuits, and without an added edge")
     added = np.abs(scores[0::2] - scores[1::2]).mean(-1)
-    exceeded = (effects[:, None] > added + trial.rounding).sum(-1)
+    exceeded = (effects[:, None] > added + trial.rounding(mask)).sum(-1)
     chances = np.minimum(binomial(trial.references, trial.quantile).cumsum(), 1)
     shares = exceeded / trial.references
     said = f"{len(effects)} edges against {trial.references} random additions"
@@ -166,7 +170,7 @@ def sufficiency(trial: Trial) -> Finding:
     of_random = trial.scores(trial.random, trial.references, "random circuits")
     losses = np.abs(of_random - trial.of_model).mean(-1)
     loss = np.abs(trial.of_circuit - trial.of_model).mean()
-    return _against_random(trial, losses > loss + trial.rounding, "nearer to the model than")
+    return _against_random(trial, losses > loss + trial.rounding(trial.circuit.mask), "nearer to the model than")
 
 
 def partial_necessity(trial: Trial) -> Finding:
@@ -175,7 +179,9 @@ def partial_necessity(trial: Trial) -> Finding:
     )
     losses = np.abs(of_random - trial.of_model).mean(-1)
     loss = np.abs(trial.of_rest - trial.of_model).mean()
-    return _against_random(trial, loss > losses + trial.rounding, "a greater loss when ablated than")
+    return _against_random(
+        trial, loss > losses + trial.rounding(trial.circuit.complement().mask), "a greater loss when ablated than"
+    )
 
 
 def _against_random(trial: Trial, beaten: np.ndarray, how: str) -> Finding:

@@ -1,10 +1,11 @@
 """Minimality: which edges of a circuit it could do without.
 
 1. Each edge is taken out of the circuit alone, the rest stays: its effect is metric(C) - metric(C without it), exactly,
-   on every example. Positive = the circuit needs it.
+   on every example. Positive = the circuit needs it. An edge that is known to do nothing (`engine/reach.py`) takes
+   no run.
 2. An edge is called superfluous if the 95% interval of its effect over the examples includes 0, or if the effect is
-   smaller than a stated threshold, or no more than rounding. That no effect was shown is not proof of none: with few
-   pairs intervals are wide.
+   smaller than a stated threshold, or no more than rounding (`rounding.py`). That no effect was shown is not proof of
+   none: with few pairs intervals are wide.
 3. Edges that do nothing alone may do something together (one backs up the other). So all superfluous edges are taken
    out at once, and the faithfulness of what is left is measured beside the sum of their effects.
 """
@@ -20,9 +21,11 @@ import numpy as np
 
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.experiment import check_model
+from circuitfind.engine.reach import without_effect
 from circuitfind.errors import ScoreError
-from circuitfind.evaluation.faithfulness import Evaluator, rounding
+from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.outcome import Evaluation
+from circuitfind.evaluation.rounding import of_mean
 from circuitfind.models.load import Model
 from circuitfind.progress import progress
 from circuitfind.record import Record
@@ -128,10 +131,15 @@ def minimality_of(evaluator: Evaluator, circuit: Circuit | Iterable[str], *, thr
     circuit = as_circuit(evaluator.graph, circuit)
     evaluation = evaluator.evaluate(circuit)
     cells = np.argwhere(circuit.mask.T)[:, ::-1]  # in the order of circuit.edges
-    effects = evaluation.per_example.circuit - _metrics_without(evaluator, circuit.mask, cells)
+    adapter, interchange = evaluator.experiment.adapter, evaluator.experiment.interchange
+    coupled = adapter.family.post_attn_norm is not None
+    acts = ~without_effect(evaluator.graph, circuit.mask, coupled, interchange)[tuple(cells.T)]
+    effects = np.zeros((len(cells), len(evaluator.full)))
+    effects[acts] = evaluation.per_example.circuit - _metrics_without(evaluator, circuit.mask, cells[acts])
     means, intervals = effects.mean(-1), bootstrap_mean(effects, evaluator.seed)
     around_zero = (intervals[:, 0] <= 0) & (intervals[:, 1] >= 0)
-    superfluous = around_zero | (np.abs(means) < threshold) | (np.abs(means) <= rounding(evaluator))
+    rounding = of_mean(evaluator.rounding(circuit.mask))
+    superfluous = around_zero | (np.abs(means) < threshold) | (np.abs(means) <= rounding)
     order = np.argsort(-means, kind="stable")
     names = circuit.edges
     rows = [

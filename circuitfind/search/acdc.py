@@ -7,8 +7,8 @@
 3. What is left is the circuit; nothing is pruned afterwards.
 
 Nothing that makes it fast changes a decision: a trial computes only what the removal changes (`engine/revision.py`),
-edges without effect are decided without a run, and a few edges are tried side by side (`acdc_pruning.py`). Decisions
-within 1e-6 of the threshold are listed: rounding may turn them on another machine.
+edges without effect are decided without a run, and a few edges are tried side by side (`acdc_pruning.py`). Decisions so
+close to the threshold that rounding may turn them on another machine are listed (`evaluation/rounding.py`).
 
 A run at each threshold of a grid gives edges scores (`acdc_scores`), as in auto-circuit (Miller et al. 2024).
 """
@@ -31,6 +31,7 @@ from circuitfind.engine.memory import obtainable
 from circuitfind.engine.revision import held_bytes
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.evaluation.faithfulness import Evaluator
+from circuitfind.evaluation.rounding import of_mean
 from circuitfind.models.load import Model
 from circuitfind.record import NO_EFFECT
 from circuitfind.remote.call import remotable
@@ -216,7 +217,8 @@ def _effects(pruning: Pruning) -> np.ndarray:
 def _facts(pruning: Pruning) -> dict[str, Any]:
     """What is known of the run, JSON values."""
     graph, decisions, counts = pruning.evaluator.graph, pruning.decisions, Counter(d.how for d in pruning.decisions)
-    close = [d for d in decisions if pruning.rule.close(d.effect)]
+    rounding = max(of_mean(pruning.evaluator.rounding(mask)) for mask in (graph.real, pruning.mask))
+    close = [d for d in decisions if pruning.rule.close(d.effect, rounding)]
     without = {how: number for how, number in counts.items() if how != TESTED}
     return {
         "n_edges": int(pruning.mask.sum()),

@@ -45,7 +45,6 @@ DANGLING = "writer left dangling"
 SCREENED = "screened"
 REASONS = (TESTED, CUT_OFF, UNREACHED, DANGLING, SCREENED)
 
-CLOSE = 1e-6
 CHECKED = 100  # skipped edges that are measured, or all if there are fewer
 Z = 1.959964  # of the standard normal distribution, for 95%
 
@@ -84,9 +83,9 @@ class Rule:
         """Whether an edge of this effect is removed."""
         return self._size(effect) < self.threshold
 
-    def close(self, effect: float) -> bool:
-        """Whether rounding may turn the decision on another machine."""
-        return abs(self._size(effect) - self.threshold) <= CLOSE
+    def close(self, effect: float, rounding: float) -> bool:
+        """Whether rounding, of either of the two metrics that differ by the effect, may turn the decision."""
+        return abs(self._size(effect) - self.threshold) <= 2 * rounding
 
     def screens(self, edge: Edge) -> bool:
         """Whether the edge goes without a test."""

@@ -1,0 +1,92 @@
+"""How far apart two computations of one circuit may put a metric: what lies within is rounding and no effect.
+
+Run in another form, order or batch, or on another machine, a circuit has other last digits. For a metric m of an
+example's logits z:
+
+1. The logits are off by at most `d = UNITS * eps * max|z|`: units in the last place of the largest logit. The metric's
+   own size says nothing here: a difference of logits near 0 is one of large numbers.
+2. By Taylor's theorem the metric is then off by at most `slope * d + curvature * d^2 / 2`. `slope` is the sum of
+   |dm/dz| at the circuit's own logits. The second derivative along an error is, for metrics of a softmax, a variance of
+   it there, at most `d^2`, times the metric's scale: the steepest slope that it can have (2 for `logit_diff`, `logprob`
+   and `kl`, 1 for `prob_diff`; for a callable, the steepest at the circuit and at the task's ends). It is all that is
+   left where the slope is 0, as that of `kl` at the clean run.
+3. The metric's own arithmetic is off by `2 * eps * (scale * log(vocabulary) + |m|)`: of each log-probability, which is
+   no smaller on average, the distance from the largest logit, the log of the sum and their difference are rounded.
+   However near 0 the result (a KL near 0) is, their sizes stay. Here eps is float32's, for a callable the model's.
+
+A metric without gradient goes in steps: only the last term, without the scale, is left. Rounding of different examples
+is independent, so a mean over them is off by `sqrt(sum of squares) / examples`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from circuitfind.batch import Batch
+from circuitfind.engine.memory import out_of_memory
+from circuitfind.metrics import Metric
+
+# Four times the root mean square difference between logits of a circuit's two forms on trained models, in units in the
+# last place of the largest one: 2 in float32, half a unit in half precision, whose sums are wider than what is kept.
+UNITS, HALF_UNITS = 8, 2
+SINGLE = torch.finfo(torch.float32).eps
+
+
+class Parts(NamedTuple):
+    """What the bound is made of, `[examples]` each: d, the slope, the scale, eps * log(vocabulary) and eps * |m|."""
+
+    logits: np.ndarray
+    slope: np.ndarray
+    scale: np.ndarray
+    arithmetic: np.ndarray
+    value: np.ndarray
+
+    def bound(self) -> np.ndarray:
+        """`[examples]`: how far off the metric may be."""
+        scale = self.scale.max()
+        own = 2 * (scale * self.arithmetic + self.value)
+        return self.slope * self.logits + scale * self.logits**2 / 2 + own
+
+
+def parts(metric: Metric, logits: Tensor, ends: Sequence[Tensor], batch: Batch, dtype: torch.dtype) -> Parts:
+    """Measures a batch on which a circuit has these logits `[batch, reads, vocab]`.
+
+    Args:
+        ends: logits of the whole model and of the empty circuit; dtype: the model's.
+    """
+    eps = max(torch.finfo(dtype).eps, SINGLE)  # RMSNorms of a float64 model compute in float32
+    off = (HALF_UNITS if eps > SINGLE else UNITS) * eps * logits.abs().amax((1, 2))
+    slope, value = slopes(metric, logits, batch), metric(logits, batch).abs()
+    if metric.steepest is None:
+        scale = torch.stack([slope, *(slopes(metric, end, batch) for end in ends)]).amax(0)
+    else:
+        scale, eps = torch.full_like(slope, metric.steepest), SINGLE
+    columns = (off, slope, scale, torch.full_like(slope, eps * math.log(logits.shape[-1])), eps * value)
+    return Parts(*(column.cpu().double().numpy() for column in columns))
+
+
+def slopes(metric: Metric, logits: Tensor, batch: Batch) -> Tensor:
+    """`[batch]`: the sum of |dm/dz| over an example's logits; 0 where the metric has no gradient."""
+    with torch.inference_mode(False), torch.enable_grad():
+        logits = logits.detach().clone().requires_grad_()
+        try:
+            value = metric(logits, batch)
+            (gradient,) = (
+                torch.autograd.grad(value.sum(), logits) if value.requires_grad else (torch.zeros_like(logits),)
+            )
+        except RuntimeError as error:  # it leaves torch: a tensor that requires a gradient has no `.numpy()`
+            if out_of_memory(error):
+                raise
+            gradient = torch.zeros_like(logits)
+    return gradient.nan_to_num(0, 0, 0).abs().sum((1, 2))
+
+
+def of_mean(rounding: np.ndarray) -> float:
+    """How far off a mean over examples may be, each of them off by `[examples]`."""
+    return float(np.sqrt((rounding**2).sum()) / len(rounding))
