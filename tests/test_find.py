@@ -386,6 +386,7 @@ def test_a_result_is_a_folder_of_what_the_verb_leaves(small: cf.FindResult, tmp_
     assert plain(back) == plain(small) and back.circuit == small.circuit and back.summary == small.summary
     np.testing.assert_array_equal(back.checks.exact, small.checks.exact)
     np.testing.assert_array_equal(back.scores.values, small.scores.values)
+    assert small._repr_html_().count("<table") > 1 and small.on_target == (abs(1 - small.checks.faithfulness) <= 0.15)
     assert back.held_out is back.model is None and repr(back) == repr(small) and "ioi" in repr(back)
     np.testing.assert_array_equal(back.circuit.exact, small.circuit.exact)
     assert back.report(tmp_path / "again.html").is_file()

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 from circuitfind.circuit import Circuit
 from circuitfind.evaluation.summary import TaskSummary
 from circuitfind.evaluation.verify import Verification
-from circuitfind.export import files
+from circuitfind.export import files, html
 from circuitfind.models.load import Model
 from circuitfind.result import UNSAVED, Result, as_json, build
 from circuitfind.scores import Scores
@@ -87,10 +87,19 @@ class FindResult(FolderResult):
         """The former name of `held_out`."""
         return self.held_out
 
+    @property
+    def on_target(self) -> bool:
+        """Whether the faithfulness on the held-out pairs, too, is within the tolerance of the search."""
+        made, value = self.circuit.record.settings, self.checks.faithfulness
+        return bool(value >= 1 - made["tolerance"] and (made["one_sided"] or value <= 1 + made["tolerance"]))
+
     def shown(self) -> dict[str, Any]:
         """What a line of text says of the result."""
         known = {"task": self.summary.name, "n_edges": len(self.circuit)}
         return {**known, "faithfulness": self.checks.faithfulness, "interval": self.checks.interval}
+
+    def _repr_html_(self) -> str:
+        return html.block(type(self).__name__, html.facts(self.shown()), self.circuit._repr_html_())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values (scores are saved on their own)."""

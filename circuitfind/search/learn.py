@@ -162,10 +162,10 @@ def learn_masks(
             steers to it; the others are cut there, or, if none is given, at gates above 1/2.
         prune: keep only what is connected from `input` to `logits`.
         checkpoint: a file that a stopped run leaves and the same call continues from; removed at the end.
-        asked: steps, lr, regularisation, pairs_per_step, patience (`TrainingKeywords`); metric ("kl" by default: the
-            circuit is to do what the model does; None takes the task's own; another metric is maximised, even beyond
-            the whole model's), ablation, batch_size, seed (of the mini-batches and the gates' noise; on one processor
-            the same seed gives the same result to the bit), see `circuitfind.setting`.
+        asked: steps, lr, regularisation, pairs_per_step, patience (`circuitfind.search.learn.TrainingKeywords`); metric
+            ("kl" by default: the circuit is to do what the model does; None takes the task's own; another metric is
+            maximised, even beyond the whole model's), ablation, batch_size, seed (of the mini-batches and the gates'
+            noise; on one processor the same seed gives the same result to the bit), see `circuitfind.setting`.
 
     Raises:
         ScoreError: unknown method or impossible sizes; a metric that is NaN, or has no gradient.
