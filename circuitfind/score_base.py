@@ -36,7 +36,7 @@ FORMAT, VERSION = "circuitfind.scores", "1"
 SIGN_BIT = 0x80000000
 
 
-class Scored(Result):
+class ScoreTable(Result):
     """Base of `Scores` and `NodeScores`: one number per edge or node.
 
     Attributes:

@@ -34,7 +34,7 @@ from circuitfind.export.eap_ig_forms import EapIgFile
 from circuitfind.graph import Graph
 from circuitfind.record import NO_EFFECT, Record
 from circuitfind.result import By, check_by, strongest
-from circuitfind.score_base import Scored, edge_values, edges_among, open_scores
+from circuitfind.score_base import ScoreTable, edge_values, edges_among, open_scores
 
 __all__ = ["By", "NodeScores", "Scores"]
 
@@ -57,7 +57,7 @@ class NodeScore(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Scores(Scored):
+class Scores(ScoreTable):
     """Effects of every edge: `values [writers, readers]` float32 in units of the metric, positive = supports.
 
     Baselines' scores are not effects (`record.is_effect`); `record.sign` says what they are.
@@ -220,7 +220,7 @@ class Scores(Scored):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class NodeScores(Scored):
+class NodeScores(ScoreTable):
     """Effects of every writer: `values [writers]`, or `[writers, position]` when scored by position.
 
     Baselines' scores are not effects (`record.is_effect`); `record.sign` says what they are.

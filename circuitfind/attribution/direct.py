@@ -35,7 +35,7 @@ from circuitfind.graph import Graph
 from circuitfind.metrics import METRICS
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
-from circuitfind.patching.sweep import Measured
+from circuitfind.patching.sweep import EffectTable
 from circuitfind.record import NO_EFFECT, Record
 from circuitfind.remote.call import remotable
 from circuitfind.scores import NodeScores
@@ -56,7 +56,7 @@ class NodeEffect(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class DirectEffects(Measured):
+class DirectEffects(EffectTable):
     """What each node adds to the clean prompts' logit difference directly.
 
     Attributes:

@@ -36,7 +36,7 @@ from circuitfind.export import html
 from circuitfind.graph import Graph
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
-from circuitfind.patching.sweep import Patched
+from circuitfind.patching.sweep import PatchedEffects
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable
 from circuitfind.setting import Keywords
@@ -60,7 +60,7 @@ class PathEffect(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PathEffects(Patched):
+class PathEffects(PatchedEffects):
     """Effects of paths.
 
     Attributes:
@@ -110,7 +110,7 @@ class PathEffects(Patched):
         return html.block(repr(self), heat, html.table(PathEffect._fields, self.top(10), "strongest paths"))
 
 
-class _Cell(NamedTuple):
+class _PathCell(NamedTuple):
     """One entry of the result: its row and column, and the edges from its sender to its receivers, in graph order."""
 
     row: int
@@ -233,19 +233,19 @@ def _senders(graph: Graph, senders: str | Iterable[str] | None, columns: list[li
     return rows
 
 
-def _cells(graph: Graph, rows: list[int], columns: list[list[int]]) -> list[_Cell]:
+def _cells(graph: Graph, rows: list[int], columns: list[list[int]]) -> list[_PathCell]:
     """What there is to measure, by the first receiver's layer: like restarts follow each other."""
     cells = []
     for row, writer in enumerate(rows):
         for column, readers in enumerate(columns):
             after = [reader for reader in readers if writer < graph.limits[reader]]
             if after:
-                cells.append(_Cell(row, column, writer, after))
+                cells.append(_PathCell(row, column, writer, after))
     return sorted(cells, key=lambda cell: graph.reader(cell.readers[0]).layer)
 
 
 # -------------------------------------------------------------------- measuring
-def _started(experiment: Experiment, batch: Batch, cells: list[_Cell]) -> Started:
+def _started(experiment: Experiment, batch: Batch, cells: list[_PathCell]) -> Started:
     """A batch, ready to be patched. Denoising is noising of the exchanged sides."""
     noising = experiment.setting.noising
     turned = batch if noising else replace(batch, clean=batch.corrupted, corrupted=batch.clean)
@@ -259,7 +259,7 @@ def _started(experiment: Experiment, batch: Batch, cells: list[_Cell]) -> Starte
     return Started(batch.with_reference(full), full, empty, groups, lambda group: _logits(prepared, group))
 
 
-def _at_once(adapter: Adapter, batch: Batch, cells: list[_Cell]) -> int:
+def _at_once(adapter: Adapter, batch: Batch, cells: list[_PathCell]) -> int:
     """How many cells run side by side: no more than is worth it, and than memory has room for, because what each of
     their senders writes is held in each of their runs."""
     tokens, senders = batch.clean.ids.numel(), len({cell.writer for cell in cells})
@@ -268,7 +268,7 @@ def _at_once(adapter: Adapter, batch: Batch, cells: list[_Cell]) -> int:
     return max(1, min(worth, max(room // senders, math.isqrt(room))))
 
 
-def _groups(graph: Graph, cells: list[_Cell], at_once: int) -> list[list[_Cell]]:
+def _groups(graph: Graph, cells: list[_PathCell], at_once: int) -> list[list[_PathCell]]:
     """A few cells at a time, whose first receivers are in one layer."""
     layers = np.array([graph.reader(cell.readers[0]).layer for cell in cells])
     groups = []
@@ -278,7 +278,7 @@ def _groups(graph: Graph, cells: list[_Cell], at_once: int) -> list[list[_Cell]]
     return groups
 
 
-def _logits(prepared: Prepared, group: list[_Cell]) -> Tensor:
+def _logits(prepared: Prepared, group: list[_PathCell]) -> Tensor:
     """`[cells, batch, reads, vocab]`."""
     graph = prepared.adapter.graph
     removed = np.zeros((len(group), graph.n_writers, graph.n_readers), dtype=bool)

@@ -37,7 +37,7 @@ class Axis(NamedTuple):
     labels: tuple[str, ...]
 
 
-class Measured(Result):
+class EffectTable(Result):
     """Base of effects that are known for every example.
 
     Attributes:
@@ -73,7 +73,7 @@ class Measured(Result):
         raise NotImplementedError
 
 
-class Patched(Measured):
+class PatchedEffects(EffectTable):
     """Base of effects of patching.
 
     Attributes:
@@ -125,7 +125,7 @@ class PlaceEffect(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Sweep(Patched):
+class Sweep(PatchedEffects):
     """Effects of patching each place of a model, one at a time.
 
     Attributes:
