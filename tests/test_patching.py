@@ -419,8 +419,6 @@ def test_seeds_are_checked(seed: Any, ablation: str) -> None:
         cf.patch(model, task, seed=seed, ablation=ablation)
     with pytest.raises(cf.TaskError, match=f"seed={seed} is no seed"):
         cf.path_patch(model, task, "m0", seed=seed, ablation=ablation)
-    with pytest.raises(cf.TaskError, match=f"seed={seed} is no seed"):
-        resampled(task.on(model).batch, seed)
     for method, level in (("random", "edge"), ("random", "node"), ("eap", "edge")):
         with pytest.raises(cf.TaskError, match=f"seed={seed} is no seed"):
             cf.attribute(model, task, method, level=level, seed=seed, ablation=ablation)
