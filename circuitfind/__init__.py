@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from circuitfind.metrics import METRICS, Metric
     from circuitfind.models.families import Family
     from circuitfind.models.load import Model
+    from circuitfind.opening import open
     from circuitfind.patching.attention import AttentionPattern, attention
     from circuitfind.patching.only import CircuitModel, only
     from circuitfind.patching.patch import patch
@@ -94,6 +95,7 @@ else:
         "metrics": "METRICS Metric",
         "models.families": "Family",
         "models.load": "Model",
+        "opening": "open",
         "patching.attention": "AttentionPattern attention",
         "patching.only": "CircuitModel only",
         "patching.patch": "patch",
@@ -197,6 +199,7 @@ __all__ = [
     "mib",
     "minimality",
     "only",
+    "open",
     "patch",
     "path_patch",
     "plot",

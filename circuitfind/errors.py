@@ -36,12 +36,16 @@ class ScoreError(CircuitfindError):
     """Scores cannot be computed or used: NaN values, a vanishing gradient, a graph that does not fit."""
 
 
+class CircuitfindWarning(UserWarning):
+    """Something that may mislead; the command line prints it as one line."""
+
+
 def warn(text: str) -> None:
     """Warns at the user's line: the nearest one outside of the package."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OWN:
         level, frame = level + 1, frame.f_back
-    warnings.warn(text, stacklevel=level)
+    warnings.warn(text, CircuitfindWarning, stacklevel=level)
 
 
 def plain(name: str) -> str:

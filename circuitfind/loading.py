@@ -11,13 +11,13 @@ from torch import nn
 
 from circuitfind.engine.experiment import check_model
 from circuitfind.engine.identities import Identity, check_identities, require_identities
-from circuitfind.errors import ModelError, TaskError
+from circuitfind.errors import ModelError, TaskError, plain
 from circuitfind.models.families import Family
 from circuitfind.models.load import Model, adapt, fetch
 from circuitfind.remote.call import remotable
 from circuitfind.remote.model import remote_model
 from circuitfind.tasks.builder import SingleTokens, TaskBuilder
-from circuitfind.tasks.builtin import builder_of
+from circuitfind.tasks.builtin import TASKS, builder_of
 from circuitfind.tasks.spans import locatable
 from circuitfind.tasks.task import Task
 from circuitfind.tasks.tokens import PromptTokenizer
@@ -50,6 +50,8 @@ def load(
     Raises:
         ModelError: the model cannot be loaded, is not covered, or fails the check.
     """
+    if isinstance(name, str):
+        check_name(name)
     if not isinstance(name, (str, os.PathLike)):
         remedy = "; a model in memory goes to cf.wrap(hf_model, tokenizer)" if isinstance(name, nn.Module) else ""
         raise ModelError(f"a model is loaded by its name or folder, not by a {type(name).__name__}{remedy}")
@@ -60,6 +62,20 @@ def load(
         return remote_model(name, remote, check, family, **keywords)
     hf, tokenizer = fetch(name, dtype, device, family, **keywords)
     return wrap(hf, tokenizer, name=name, check=check, backend=backend, family=family)
+
+
+def check_name(name: str) -> None:
+    """Refuses a built-in task's name as a model's: the hub may take half a minute to answer that there is none.
+
+    Raises:
+        ModelError: naming how the task is given.
+    """
+    task = plain(name)
+    if task in TASKS and not os.path.exists(name):
+        raise ModelError(
+            f"'{name}' is a built-in task, not a model: cf.task('{task}', model); circuitfind find tiny --task {task},"
+            f" circuitfind tasks --show {task}"
+        )
 
 
 def wrap(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -13,20 +14,29 @@ import time
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args, get_type_hints
 
 import networkx
 import numpy as np
 import pytest
 
 import circuitfind as cf
+from circuitfind.attribution.methods import DEFAULTS, METHODS, names
+from circuitfind.cli import options
+from circuitfind.cli.app import VERBS as VERBS_OF_APP
 from circuitfind.cli.app import app, main
 from circuitfind.cli.output import Output
+from circuitfind.engine.ablation import ABLATIONS
 from circuitfind.engine.identities import Identity
 from circuitfind.engine.restart import Restart
+from circuitfind.patching.places import KINDS
+from circuitfind.record import NO_EFFECT
+from circuitfind.search.learn import LEARNERS
+from circuitfind.search.acdc_rule import ORDERS
+from circuitfind.setting import DIRECTIONS
 from circuitfind.tasks.builtin import TASKS
 
 VERBS = (
@@ -148,7 +158,15 @@ def test_find_says_what_it_did(found: Path) -> None:
     text = (found / "said.txt").read_text()
     for part in ("1,519 edges", "batches of 4", "4 to search with and 4 to judge with", "accuracy 100%", "BOS token"):
         assert part in text, part
-    for part in ("95% interval", "unseen pairs", "3 random circuits", "correlation", "wrong sign", "Target", "Written"):
+    for part in (
+        "95% interval",
+        "held-out pairs",
+        "3 random circuits",
+        "correlation",
+        "wrong sign",
+        "Target",
+        "Written",
+    ):
         assert part in text, part
     assert "Loading weights" not in text and "Traceback" not in text
     lines = [line for line in text.splitlines() if not line.startswith("warning: ")]
@@ -161,7 +179,6 @@ def test_search_from_saved_scores_finds_the_same(run: Run, found: Path) -> None:
     assert said.code == 0 and "warning: the scores" not in said.err
     first, again = (cf.Circuit.open(path) for path in (found / "circuitfind-out/circuit.json", "again/circuit.json"))
     assert first == again and first.facts == again.facts
-    assert not Path("again/scores.safetensors").exists()
 
 
 def test_scores_of_other_pairs_are_pointed_out(run: Run, found: Path) -> None:
@@ -180,8 +197,8 @@ def test_scores_of_other_pairs_are_pointed_out(run: Run, found: Path) -> None:
     said = run("verify", "--n", "6", "--seed", "1", *few, "--scores", "older.safetensors")
     assert said.code == 0 and "may have been scored on" in said.err
     said = run("verify", "--n", "4", "--task", "induction", "--holdout", "1", "--top", "3", "--scores", scores)
-    assert said.code == 0 and "made with behaviour 'ioi', this run has 'induction'" in said.err
-    assert "may have been scored on" not in said.err and "unseen" not in said.out
+    assert said.code == 0 and "made with task 'ioi', this run has 'induction'" in said.err
+    assert "may have been scored on" not in said.err and "held-out" not in said.out
 
 
 def test_ctrl_c_after_scoring_says_how_to_go_on(run: Run, found: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,6 +274,7 @@ def test_without_graphviz_the_rest_still_works(run: Run, monkeypatch: pytest.Mon
         "circuit.json",
         "scores.safetensors",
         "circuit.dot",
+        "find.json",
         "report.html",
     }
 
@@ -296,7 +314,7 @@ def test_evaluate_per_example_and_unknown_as_null(run: Run, found: Path) -> None
     said = run("evaluate", "--circuit", circuit, "--data", "one.jsonl", "--json")
     if said.code == 0:
         assert json.loads(said.out)["interval"] == [None, None]
-    assert "made with behaviour 'ioi', this run has 'one'" in said.err
+    assert "made with task 'ioi', this run has 'one'" in said.err
 
 
 @needs_dot
@@ -389,28 +407,41 @@ MISTAKES = {
     ),
     "unknown place": (
         ("patch", "--what", "headz"),
-        "--what 'headz' is unknown: did you mean 'heads'? Known: resid, resid-mid,",
+        "kind of place 'headz' is unknown: did you mean 'heads'? Known: resid, resid-mid,",
     ),
+    "another tool's place": (("patch", "--what", "resid_pre"), "did you mean 'resid'?"),
+    "another spelling of a method": (("find", "--method", "eap_ig"), "did you mean 'eap-ig"),
+    "another spelling of a head": (("attention", "--head", "9.9"), "did you mean 'a"),
+    "another spelling of a sender": (("patch", "--n", "4", "--path", "L0H3"), "did you mean 'a0.h3'?"),
     "unknown format": (("export", "x.json", "--to", "foo"), "--to 'foo' is unknown. Known: dot, svg, png"),
     "no number": (("learn", "--lr", "fast"), "--lr fast: give a number"),
     "a behaviour as a model": (("find", "greater_than"), "circuitfind find tiny --task greater-than"),
-    "a behaviour to list": (("tasks", "docstring"), "a built-in behaviour, not a model: circuitfind tasks --show docs"),
-    "steps of EAP": (("attribute", "--method", "eap", "--steps", "3"), "--steps 3: 'eap' has none, leave it out"),
-    "steps of an estimate": (("approximation", "--steps", "3"), "--steps 3: 'atp' has none, leave it out"),
-    "steps of nodes": (("attribute", "--level", "node", "--steps", "3"), "--steps 3: 'atp' has none, leave it out"),
-    "a rule": (("find", "--method", "eap-ig-activations", "--rule", "left"), "--rule left: 'eap-ig-activations' has"),
-    "scores with other steps": (("find", "--n", "4", "--scores", "mine.safetensors", "--steps", "3"), "--steps none"),
+    "a behaviour to list": (
+        ("tasks", "docstring"),
+        "'docstring' is a built-in task, not a model: cf.task('docstring', model)",
+    ),
+    "steps of EAP": (
+        ("attribute", "--method", "eap", "--steps", "3"),
+        "steps=3 is an option of eap-ig-inputs, eap-ig-activations: method 'eap' has none",
+    ),
+    "steps of an estimate": (("approximation", "--steps", "3"), "method 'atp' has none"),
+    "steps of nodes": (("attribute", "--level", "node", "--steps", "3"), "method 'atp' has none"),
+    "a rule": (("find", "--method", "eap-ig-activations", "--rule", "left"), "method 'eap-ig-activations' has none"),
+    "scores with other steps": (
+        ("find", "--n", "4", "--scores", "mine.safetensors", "--steps", "3"),
+        "steps=None, not 3",
+    ),
     "no steps": (("find", "--n", "4", "--steps", "0"), "at least 1, not 0"),
     "flat metric": (("find", "--n", "4", "--metric", "kl", "--method", "eap"), "metric 'kl' is flat"),
     "negative n": (("find", "--n", "-3"), "--n -3: give a whole number, 1 or more"),
     "n of letters": (("find", "--n", "four"), "--n four: give a whole number, 1 or more"),
     "no batch": (("find", "--batch-size", "0"), "--batch-size 0"),
-    "holdout": (("find", "--holdout", "2"), "--holdout 2"),
-    "no pairs left": (("find", "--holdout", "1"), "--holdout 1"),
+    "holdout": (("find", "--holdout", "2"), "holdout=2.0 (--holdout)"),
+    "no pairs left": (("find", "--holdout", "1"), "holdout=1.0 (--holdout)"),
     "task and data": (("find", "--task", "ioi", "--data", "one.jsonl"), "one of the two"),
     "corruption of data": (("find", "--data", "one.jsonl", "--corruption", "abc"), "--corruption abc"),
     "scores of another model": (("find", "--n", "4", "--scores", "other.safetensors"), "scores of another model"),
-    "scores by another method": (("find", "--n", "4", "--scores", "mine.safetensors", "--method", "eap"), "not eap"),
+    "scores by another method": (("find", "--n", "4", "--scores", "mine.safetensors", "--method", "eap"), "not 'eap'"),
     "no scores": (("find", "--n", "4", "--scores", "one.jsonl"), "one.jsonl: not a scores file"),
     "folder": (("find", "--out", "one.jsonl"), "--out one.jsonl"),
     "no circuit": (("evaluate",), "--circuit"),
@@ -446,6 +477,8 @@ BEFORE_LOADING = (
     ("find", "--rule", "top"),
     ("verify", "--steps", "0"),
     ("attribute", "--method", "eap", "--ablation", "zero", "--direction", "denoising"),
+    ("find", "--data", "nowhere.jsonl"),
+    ("evaluate", "--circuit", "c.json", "--data", "broken.jsonl"),
     ("attribute", "ioi"),
     ("tasks", "ioi"),
     ("tasks", "ioi", "--measure"),
@@ -488,7 +521,7 @@ def test_what_needs_no_run_is_said_before_one(
 def test_wrong_values_are_in_the_json_document(run: Run) -> None:
     said = run("patch", "--what", "headz", "--json")
     assert said.code == 2 and json.loads(said.out)["error"].startswith(
-        "--what 'headz' is unknown: did you mean 'heads'?"
+        "kind of place 'headz' is unknown: did you mean 'heads'?"
     )
 
 
@@ -595,3 +628,47 @@ def test_names_of_the_package_are_all_there() -> None:
     assert set(cf._MODULE_OF) | {"__version__"} == set(cf.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = cf.nonsense  # type: ignore[attr-defined]
+
+
+# -------------------------------------------------------------------- what help says is what the library does
+def test_names_in_help_are_those_of_the_registries() -> None:
+    def scored(level: str, effects: bool) -> set[str]:
+        found = (METHODS[name] for name in names(level))
+        return {one.name for one in found if one.sign(level, one.options).startswith(NO_EFFECT) != effects}
+
+    assert set(options.EFFECTS) == scored("edge", True) and set(options.RANKINGS) == scored("edge", False)
+    assert set(options.NODE_EFFECTS) == scored("node", True) and set(options.NODE_RANKINGS) == scored("node", False)
+    assert set(options.ESTIMATES) == scored("place", True) - {"exact"}
+    assert (options.EFFECTS[0], options.NODE_EFFECTS[0]) == (DEFAULTS["edge"], DEFAULTS["node"])
+    assert tuple(ABLATIONS) == options.ABLATIONS and tuple(cf.METRICS) == options.METRICS
+    assert tuple(KINDS) == options.KINDS and tuple(ORDERS) == options.ORDERS and options.LEARNED == tuple(LEARNERS)
+    assert options.DIRECTIONS == DIRECTIONS
+
+
+DEFAULT = re.compile(r"Default: ([\w.,-]+)\.$")
+
+
+@pytest.mark.parametrize(
+    ("verb", "function", "renamed"),
+    [
+        ("find", cf.find, {}),
+        ("compare", cf.compare, {}),
+        ("approximation", cf.approximation, {}),
+        ("acdc", cf.acdc, {}),
+        ("learn", cf.learn_masks, {"edges": "n_edges", "nodes": "n_nodes"}),
+        ("patch", cf.path_patch, {"to": "receivers"}),
+    ],
+)
+def test_defaults_in_help_are_the_librarys(verb: str, function: Callable, renamed: dict[str, str]) -> None:
+    known = inspect.signature(function).parameters
+    (called,) = (one for one in VERBS_OF_APP if one.__name__ == verb)
+    checked = 0
+    for group in get_type_hints(called).values():
+        for name, hint in get_type_hints(group, include_extras=True).items() if is_dataclass(group) else ():
+            said, keyword = DEFAULT.search(get_args(hint)[1].help), known.get(renamed.get(name, name))
+            if said and keyword and keyword.default not in (None, inspect.Parameter.empty):
+                default = keyword.default
+                default = ",".join(default) if isinstance(default, tuple) else default
+                assert said[1] == str(default), (name, said[1], keyword.default)
+                checked += 1
+    assert checked > 0

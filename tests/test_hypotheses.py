@@ -15,7 +15,7 @@ from toys import Twin, id_task, wrapped
 
 import circuitfind as cf
 from circuitfind.circuit import connected
-from circuitfind.cli import trial as shown
+from circuitfind.cli import tables
 from circuitfind.cli.output import Output
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation import hypotheses_tests as tests
@@ -284,7 +284,9 @@ def test_the_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert full["equivalence"].p_value == pytest.approx(1) and full["equivalence"].supports
     assert not full["sufficiency"].rejected and "every edge" in full["minimality"].reading
 
-    content = shown.tests(Output(False, ["circuitfind"]), model, bound, best, references=5, quantile=0.1)
+    shown = cf.hypotheses(model, bound, best, references=5, quantile=0.1)
+    tables.hypotheses(shown, Output(False, ["circuitfind"]))
+    content = shown.to_dict()
     json.dumps(content, allow_nan=False)
     said = capsys.readouterr().out
     assert "partial-necessity" in said and "for the circuit" in said

@@ -558,7 +558,7 @@ def test_show_prints_the_strongest_and_draws_what_the_file_holds(
     assert main(["show", str(tmp_path / "sweep.safetensors"), "--what", "strongest", "--out", str(page)]) == 0
     out = capsys.readouterr().out
     names = re.findall(r"^\s+(a\d\.h\d)\s", out, flags=re.MULTILINE)
-    assert names == [row.name for row in sweep("heads", LAYERS, HEADS).top(10)]
+    assert names == [row.name for row in sweep("heads", LAYERS, HEADS).top(15)]
     assert [figure["data"][0]["type"] for figure in figures_of(page)] == ["bar"]
     assert main(["show", str(tmp_path / "verify.json")]) == 0
     traces = figures_of(tmp_path / "verify.html")[0]["data"][2:]
@@ -574,12 +574,12 @@ def test_show_prints_the_strongest_and_draws_what_the_file_holds(
     ("name", "content", "said"),
     [
         ("none.json", None, "no such file"),
-        ("a.csv", "x,y", "nothing to show: give a sweep's or scores' .safetensors"),
+        ("a.csv", "x,y", "no result: give a sweep's or scores' .safetensors"),
         ("a.json", "[1, 2]", "a JSON list, not a result of circuitfind"),
         ("a.json", "{", "not JSON"),
-        ("a.json", '{"x": 1, "y": 2}', "holds a JSON object of x, y, nothing to show: give a sweep's"),
-        ("a.json", '{"format": "other.thing"}', "holds 'other.thing', nothing to show"),
-        ("a.json", '{"nodes": {}}', "To show: a sweep's"),
+        ("a.json", '{"x": 1, "y": 2}', "holds a JSON object of x, y, no result: give a sweep's"),
+        ("a.json", '{"format": "other.thing"}', "holds 'other.thing', no result"),
+        ("a.json", '{"nodes": {}}', "Read are: a sweep's"),
         ("a.json", '{"points": [{"n": 1}], "cpr": 1, "record": {}}', "write it again"),
         ("a.safetensors", "nonsense", "no safetensors file"),
     ],

@@ -216,10 +216,10 @@ def test_folders_are_not_shown(
     ("name", "content", "said"),
     [
         ("old.json", {"run": {}, "sent": ["m0"], "effects": [[1]]}, "holds a JSON object of run, sent, effects,"),
-        ("new.json", {"format": "circuitfind.tomorrow"}, "holds 'circuitfind.tomorrow', nothing to show"),
-        ("part.safetensors", {"key": "abc"}, "holds the checkpoint of a stopped run, nothing to show"),
-        ("model.safetensors", {"format": "pt"}, "holds tensors of something else, nothing to show"),
-        ("x.safetensors", {"format": "circuitfind.tomorrow"}, "holds circuitfind.tomorrow, nothing to show"),
+        ("new.json", {"format": "circuitfind.tomorrow"}, "holds 'circuitfind.tomorrow', no result"),
+        ("part.safetensors", {"key": "abc"}, "holds the checkpoint of a stopped run, no result"),
+        ("model.safetensors", {"format": "pt"}, "holds tensors of something else, no result"),
+        ("x.safetensors", {"format": "circuitfind.tomorrow"}, "holds circuitfind.tomorrow, no result"),
     ],
 )
 def test_show_names_what_it_found(

@@ -12,11 +12,11 @@ from toys import FOUR, id_task, wrapped
 import circuitfind as cf
 from circuitfind.attribution import by_example
 from circuitfind.attribution.methods import method_of, request_of
-from circuitfind.cli import trial as shown
-from circuitfind.cli.options import TaskOptions
+from circuitfind.cli import tables
 from circuitfind.cli.output import Output
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import FileError, ScoreError, TaskError
+from circuitfind.evaluation.variants import like, variants
 from circuitfind.scores import By
 from circuitfind.statistics import rank_correlation
 from circuitfind.tasks.bound import BoundTask
@@ -145,7 +145,7 @@ def test_tasks_that_differ_agree_less_than_their_pairs_shuffled(capsys: pytest.C
     drawn = cf.stability(model, same, method="eap", n_edges=50, resamples=30)
     assert drawn.labels == ("seed 0", "seed 1", "seed 2")
     assert drawn.shuffled == pytest.approx(drawn.jaccard, abs=0.1), "draws of one generator are as alike as any"
-    shown.show_stability(found, Output(False, ["circuitfind"]))
+    tables.stability(found, Output(False, ["circuitfind"]))
     assert "dealt out at random" in capsys.readouterr().out
 
 
@@ -194,7 +194,9 @@ def test_tables_and_document(capsys: pytest.CaptureFixture[str]) -> None:
     bound = cf.task("ioi", model, n=8).on(model)
     circuit = cf.attribute(model, bound, "eap").top(40, "signed")
     out = Output(False, ["circuitfind"])
-    content = shown.stability(out, model, bound, circuit, resamples=5)
+    found = cf.stability(model, bound, **like(circuit, resamples=5))
+    tables.stability(found, out)
+    content = found.to_dict()
     json.dumps(content, allow_nan=False)
     made = content["record"]
     assert (made["method"], made["settings"]["n_edges"], made["settings"]["by"]) == ("eap", len(circuit), "signed")
@@ -202,22 +204,27 @@ def test_tables_and_document(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     assert "Agreement by number of pairs" in said and "in at least 90% of the circuits" in said
 
-    zeroed = shown.stability(out, model, bound, circuit, resamples=2, ablation="zero")["record"]
-    assert (zeroed["method"], zeroed["ablation"]) == ("eap", "zero")
+    zeroed = cf.stability(model, bound, **like(circuit, resamples=2, ablation="zero")).record
+    assert (zeroed.method, zeroed.ablation) == ("eap", "zero")
     by_hand = cf.Circuit.of(model.graph, circuit.edges)
-    assert shown.stability(out, model, bound, by_hand, resamples=2, ablation="zero")["record"]["ablation"] == "zero"
+    assert cf.stability(model, bound, **like(by_hand, resamples=2, ablation="zero")).record.ablation == "zero"
 
-    options = TaskOptions("ioi", n=4, seed=3)
-    some = shown.variants(shown.Over.seeds, model, bound, TaskOptions("ioi", n=4, template="abba"))
+
+def test_what_stability_is_measured_over() -> None:
+    model = cf.load("tiny", check=False)
+    bound = cf.task("ioi", model, n=8).on(model)
+    some = variants(model, bound, "seeds", "ioi", n=4, template="abba")
     only = cf.task("ioi", model, n=4, seed=1, template="abba").on(model).prompts
     assert some["seed 1"].on(model).prompts == only != cf.task("ioi", model, n=4, seed=1).on(model).prompts
-    with pytest.raises(TaskError, match="leave --template out"):
-        shown.variants(shown.Over.templates, model, bound, TaskOptions("ioi", n=4, template="abba"))
-    assert shown.variants(shown.Over.pairs, model, bound, options) is bound
-    assert list(shown.variants(shown.Over.seeds, model, bound, options)) == [f"seed {k}" for k in range(3, 8)]
-    assert len(shown.variants(shown.Over.templates, model, bound, options)) > 4
-    with pytest.raises(TaskError, match=r"pairs\.csv is a file"):
-        shown.variants(shown.Over.seeds, model, bound, TaskOptions(data="pairs.csv"))
+    with pytest.raises(TaskError, match=r"leave template \(--template\) out"):
+        variants(model, bound, "templates", "ioi", n=4, template="abba")
+    assert variants(model, bound, "pairs", "ioi", seed=3, n=4) is bound
+    assert list(variants(model, bound, "seeds", "ioi", seed=3, n=4)) == [f"seed {k}" for k in range(3, 8)]
+    assert len(variants(model, bound, "templates", "ioi", seed=3, n=4)) > 4
+    with pytest.raises(TaskError, match="'ioi' is a file"):
+        variants(model, bound, "seeds", None)
+    with pytest.raises(TaskError, match="did you mean 'seeds'"):
+        variants(model, bound, "seed", "ioi")
 
 
 # -------------------------------------------------------------------- what cannot be asked

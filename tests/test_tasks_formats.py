@@ -389,5 +389,5 @@ def test_the_command_line_chooses_templates_and_counterfactuals(
     assert "data, logit_diff: 2 pairs" in read and "1 of 3 pairs left out, such as row 1: ' Xerxes' is" in read
     built_in = said("--template", "abba", "--corruption", "s1_io_flip", "--n", "4")
     assert "ioi:s1-io-flip [abba], logit_diff: 4 pairs" in built_in
-    assert "--counterfactual abc belongs to --data of MIB: use --corruption" in said("--counterfactual", "abc")
-    assert "--template abba belongs to built-in behaviours" in said("--data", path, "--template", "abba")
+    assert "--counterfactual abc belongs to pairs of a file (--data)" in said("--counterfactual", "abc")
+    assert "--template abba belongs to built-in tasks" in said("--data", path, "--template", "abba")

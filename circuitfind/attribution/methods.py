@@ -25,6 +25,7 @@ from circuitfind.attribution import (
 from circuitfind.attribution.method import LEVELS, Method, Request
 from circuitfind.engine.ablation import ablation_of
 from circuitfind.errors import ScoreError, unknown
+from circuitfind.record import Record
 from circuitfind.result import Result
 from circuitfind.setting import DIRECTIONS, Keywords
 
@@ -214,6 +215,23 @@ def request_of(
         raise ScoreError(f"method '{method.name}' has no scores by position that add up: use one of {', '.join(known)}")
     _check_setting(method, setting)
     return Request("place" if what is not None else level, options, what or "", **ways), Keywords(**setting)  # type: ignore[typeddict-item]
+
+
+def check_made(record: Record, asked: Mapping[str, Any]) -> None:
+    """Checks that scores were made by the method and with its options that are asked for.
+
+    Args:
+        asked: "method" and options of methods, as far as they are given; anything else is passed over.
+
+    Raises:
+        ScoreError: naming what differs.
+    """
+    options = {name for method in METHODS.values() for name in method.options}
+    for name, value in asked.items():
+        made = record.method if name == "method" else record.settings.get(name)
+        value = value.name if isinstance(value, Method) else value
+        if value not in (None, made) and (name == "method" or name in options):
+            raise ScoreError(f"these scores were made with {name}={made!r}, not {value!r}: leave one of them out")
 
 
 def _check_setting(method: Method, asked: Mapping[str, Any]) -> None:

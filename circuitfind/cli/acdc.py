@@ -1,4 +1,4 @@
-"""`circuitfind acdc`: the pruning baseline, judged like everything else on pairs that it did not see."""
+"""`circuitfind acdc`: the pruning baseline, judged like everything else on held-out pairs."""
 
 from __future__ import annotations
 
@@ -7,122 +7,112 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from circuitfind.cli import inputs, shown
-from circuitfind.cli.options import CheckedModelOptions, OutOptions, TaskOptions
-from circuitfind.cli.output import Output
-from circuitfind.cli.verbs import verb
-from circuitfind.cli.words import count, size
+from circuitfind.cli import inputs, tables
+from circuitfind.cli.options import (
+    ABLATION_HELP,
+    ORDERS,
+    CheckedModelOptions,
+    Option,
+    OutOptions,
+    TaskOptions,
+    given,
+    listed,
+)
+from circuitfind.cli.output import Output, count, size
 
 if TYPE_CHECKING:
-    from circuitfind import Model, Scores
+    from circuitfind import Model
     from circuitfind.tasks.bound import BoundTask
 
-CHECKPOINT = "acdc.part.safetensors"
 SCREENED_BY = "eap-ig-inputs"
+NOT_OF_RUN = (
+    *("threshold", "metric_of_pruning", "order", "absolute", "remove_dangling", "screen", "scores", "holdout"),
+)
+CHECKPOINT = "acdc.part.safetensors"
 
 
 @dataclass(frozen=True)
 class PruningOptions:
     """How ACDC prunes."""
 
-    threshold: Annotated[float, typer.Option(help="An edge goes if removing it lowers the metric by less.")] = 0.05
-    metric_of_pruning: Annotated[str, typer.Option("--prune-by", help="The metric that edges are tried by.")] = "kl"
+    threshold: Annotated[
+        float | None, Option("An edge goes if removing it lowers the metric by less. Default: 0.05.")
+    ] = None
+    metric_of_pruning: Annotated[
+        str | None, Option("The metric that edges are tried by. Default: kl.", names=("--prune-by",))
+    ] = None
     order: Annotated[
-        str,
-        typer.Option(
-            help="reverse-topological[-earliest|-shuffled], shuffled or scores: edges are tried in this order."
-        ),
-    ] = "reverse-topological"
-    absolute: Annotated[bool, typer.Option("--absolute", help="Keep edges that oppose the behaviour, too.")] = False
+        str | None, Option(f"The order in which edges are tried: {listed(ORDERS)}. Default: {ORDERS[0]}.")
+    ] = None
+    absolute: Annotated[bool, Option("Keep edges that oppose the task, too.", names=("--absolute",))] = False
     remove_dangling: Annotated[
         str | None,
-        typer.Option(help="tested or untested: what nodes without inputs write goes, too. Default: it stays."),
+        Option("tested or untested: what nodes without inputs write goes, too. Default: it stays."),
     ] = None
     screen: Annotated[
         float | None,
-        typer.Option(
-            help="Edges whose |score| is below so much of the threshold go without a test, such as 0.1; a sample is"
+        Option(
+            "Edges whose |score| is below this part of the threshold, such as 0.1, go without a test; a sample is"
             " checked. Default: every edge is tested."
         ),
     ] = None
     scores: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help=f"scores.safetensors for --screen (default: {SCREENED_BY}, computed) or --order scores.",
-        ),
+        Option("scores.safetensors for --screen (default: eap-ig-inputs, computed) or --order scores.", metavar="FILE"),
     ] = None
-    ablation: Annotated[
-        str, typer.Option(help="What a removed edge carries: corrupted, zero, mean, mean-position or resample.")
-    ] = "corrupted"
-    holdout: Annotated[float, typer.Option(help="Part of the pairs that is kept to judge the circuit with.")] = 0.5
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pairs at a time.")] = None
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the verb to the app."""
-    verb(app, "circuitfind acdc tiny --task ioi --threshold 0.05")(acdc)
+    ablation: Annotated[str | None, Option(f"{ABLATION_HELP} Default: corrupted.")] = None
+    holdout: Annotated[
+        float | None, Option("Part of the pairs that is held out to judge the circuit with. Default: 0.5.")
+    ] = None
+    batch_size: Annotated[int | None, Option("Pairs at a time. Default: what fits in memory.", least=1)] = None
 
 
 def acdc(
     model: CheckedModelOptions, task: TaskOptions, pruning: PruningOptions, place: OutOptions, out: Output
 ) -> None:
-    """Prune the full graph edge by edge (ACDC), and judge what is left on unseen pairs.
+    """Prune the full graph edge by edge (ACDC), and judge what is left on held-out pairs.
 
     Writes acdc.json, acdc.dot and acdc.svg.
+
+    Example: circuitfind acdc tiny --task ioi --threshold 0.05
     """
     folder = inputs.folder(place.out)
-    loaded = inputs.load_model(model, out, model.check)
+    loaded, bound = inputs.load(model, task, out, model.check)
     import circuitfind as cf
 
-    bound = inputs.load_task(task, loaded)
-    seen, unseen = bound.split(1 - pruning.holdout, task.seed)
-    out.facts(
-        [
-            ("model", inputs.model_line(loaded)),
-            ("behaviour", f"{bound.name}: {len(seen)} pairs to prune with and {len(unseen)} to judge with"),
-            ("memory", _memory(loaded, seen)),
-        ]
-    )
-    started, checkpoint = time.monotonic(), inputs.checkpoint_of(loaded, folder / CHECKPOINT, "decided", out)
+    seen, held_out = inputs.held_out(bound, pruning.holdout, task.seed)
+    about = f"{bound.name}: {len(seen)} pairs to prune with and {len(held_out)} to judge with"
+    out.facts([("model", inputs.model_line(loaded)), ("task", about), ("memory", _memory(loaded, seen))])
+    started = time.monotonic()
+    asked = given(pruning, metric_of_pruning="metric", scores="", holdout="")
+    if pruning.scores is not None:
+        asked["scores"] = cf.Scores.open(pruning.scores)
+    elif pruning.screen is not None:
+        same = {"metric": pruning.metric_of_pruning or "kl", **given(pruning, **dict.fromkeys(NOT_OF_RUN, ""))}
+        asked["scores"] = cf.attribute(loaded, seen, SCREENED_BY, seed=task.seed, **same)
+    checkpoint = inputs.checkpoint(loaded, folder / CHECKPOINT, "decided", out)
     with out.progress():
-        circuit = cf.acdc(
-            loaded,
-            seen,
-            pruning.threshold,
-            metric=pruning.metric_of_pruning,
-            order=pruning.order,
-            scores=_scores(pruning, loaded, seen, task.seed),
-            ablation=pruning.ablation,
-            absolute=pruning.absolute,
-            remove_dangling=pruning.remove_dangling,
-            screen=pruning.screen,
-            batch_size=pruning.batch_size,
-            seed=task.seed,
-            checkpoint=checkpoint,
-        )
+        circuit = cf.acdc(loaded, seen, **asked, seed=task.seed, checkpoint=checkpoint)
         seconds = time.monotonic() - started
-        same = {"ablation": pruning.ablation, "batch_size": pruning.batch_size, "seed": task.seed}
-        value = cf.evaluate(loaded, unseen, circuit, **same)  # type: ignore[arg-type]
-    facts = circuit.facts
+        value = inputs.judged(loaded, held_out, circuit, pruning.batch_size, task.seed)
+    facts, metric = circuit.facts, circuit.record.metric
     out.say()
     out.facts(
         [
             ("circuit", f"{count(len(circuit), 'edge')} of {loaded.graph.n_edges:,}, left unpruned"),
             *_trials(facts),
-            ("pruning", f"{pruning.metric_of_pruning} {facts['metric_full']:.4g} -> {facts['metric']:.4g}"),
-            *shown.unseen_lines(value, len(unseen)),
+            ("pruning", f"{metric} {facts['metric_full']:.4g} -> {facts['metric']:.4g}"),
+            *tables.evaluation(value, f"{len(held_out)} held-out pairs"),
         ]
     )
-    title = f"ACDC at {pruning.threshold:g} on {bound.name} in {loaded.name}"
     from circuitfind.report.write import save_circuit
 
+    title = f"ACDC at {circuit.record.settings['threshold']:g} on {bound.name} in {loaded.name}"
     files = save_circuit(circuit, folder, "acdc", title)
-    out.say(f"\n{seconds:.1f} s. Written: {', '.join(map(str, files))}")
+    out.say(f"\n{seconds:.1f} s.")
+    out.written(files)
     found = {"seconds": round(seconds, 2), "files": [str(path) for path in files]}
-    kept = {"edges": circuit.edges, **circuit.facts, "unseen": value.to_dict()}
+    kept = {"edges": circuit.edges, **facts, "unseen": value.to_dict()}
     out.document({**inputs.described(loaded, bound, out), **found, "circuit": kept})
 
 
@@ -133,18 +123,6 @@ def _memory(model: Model, pairs: BoundTask) -> str:
     if model.remote:
         return f"of {model.place}"
     return f"about {size(held_bytes(model.adapter, pairs.batch.clean.ids.numel()))} for their runs"
-
-
-def _scores(pruning: PruningOptions, model: Model, pairs: BoundTask, seed: int) -> Scores | None:
-    """The scores of a file, or those that screening needs."""
-    import circuitfind as cf
-
-    if pruning.scores is not None:
-        return cf.Scores.open(pruning.scores)
-    if pruning.screen is None:
-        return None
-    same = {"metric": pruning.metric_of_pruning, "ablation": pruning.ablation, "batch_size": pruning.batch_size}
-    return cf.attribute(model, pairs, SCREENED_BY, seed=seed, **same)  # type: ignore[arg-type,return-value]
 
 
 def _trials(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,35 +1,141 @@
 """The command line: `circuitfind VERB [MODEL] [--task NAME | --data FILE] [--out DIR]`.
 
-Exit codes: 0 done; 1 a check failed or nothing was found; 2 bad input; 130 Ctrl-C.
+1. A verb is a function in a file of its name. Its parameters are groups of options (`cli/options.py`) and one `Output`;
+   the last line of its docstring is an example.
+2. The groups' fields become the signature that typer reads (`_parameters`), and the groups are built again from what
+   typer parsed. Typer is told that numbers and words of a list are text: a wrong one is then reported like any other
+   bad input, in JSON too.
+3. Exit codes: 0 done; 1 a check failed or nothing was found; 2 bad input; 130 Ctrl-C. Bad input ends with one line;
+   `--debug` shows the traceback as well.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from circuitfind.cli import (
-    acdc,
-    agreement,
-    approximation,
-    attention,
-    attribute,
-    compare,
-    doctor,
-    evaluate,
-    export,
-    find,
-    judge,
-    learn,
-    lists,
-    patch,
-    show,
-)
-from circuitfind.cli.verbs import BAD_INPUT, INTERRUPTED
+from circuitfind.cli.acdc import acdc
+from circuitfind.cli.agree import agree
+from circuitfind.cli.approximation import approximation
+from circuitfind.cli.attention import attention
+from circuitfind.cli.attribute import attribute
+from circuitfind.cli.compare import compare
+from circuitfind.cli.doctor import doctor
+from circuitfind.cli.evaluate import evaluate
+from circuitfind.cli.export import export
+from circuitfind.cli.find import find
+from circuitfind.cli.learn import learn
+from circuitfind.cli.models import models
+from circuitfind.cli.options import Option, as_text, value_of
+from circuitfind.cli.output import BAD_INPUT, FAILED, INTERRUPTED, Output
+from circuitfind.cli.patch import patch
+from circuitfind.cli.show import show
+from circuitfind.cli.tasks import tasks
+from circuitfind.cli.verify import verify
+from circuitfind.errors import CircuitfindError
 
+Verb = Callable[..., int | None]
+VERBS: tuple[Verb, ...] = (
+    *(find, attribute, patch, approximation, attention, verify, evaluate, acdc, learn, compare),
+    *(export, show, agree, tasks, models, doctor),
+)
+EXAMPLE = "Example: "
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What a verb prints."""
+
+    as_json: Annotated[
+        bool, Option("One JSON document on standard output, everything else on standard error.", names=("--json",))
+    ] = False
+    debug: Annotated[
+        bool, Option("Show the traceback of an error.", names=("--debug",), variable="CIRCUITFIND_DEBUG")
+    ] = False
+
+
+def _register(app: typer.Typer, verb: Verb) -> None:
+    """Makes a function a verb of the app, under its own name."""
+    hints = get_type_hints(verb).items()
+    groups = {name: kind for name, kind in hints if isinstance(kind, type) and is_dataclass(kind)}
+
+    def run(ctx: typer.Context, **values: Any) -> None:
+        out = Output(values["as_json"], _command(ctx))
+
+        def call() -> int | None:
+            return verb(out=out, **{name: _built(kind, values) for name, kind in groups.items()})
+
+        raise typer.Exit(_guarded(call, out, values["debug"]))
+
+    parameters = [inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    parameters += [parameter for kind in (*groups.values(), OutputOptions) for parameter in _parameters(kind)]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__, _, example = (inspect.getdoc(verb) or "").rpartition(EXAMPLE)
+    app.command(verb.__name__, epilog=EXAMPLE + example)(run)
+
+
+def _parameters(kind: type) -> Iterator[inspect.Parameter]:
+    """A group's fields as parameters of a function."""
+    hints = get_type_hints(kind, include_extras=True)
+    for field in fields(kind):
+        default = inspect.Parameter.empty if field.default is MISSING else field.default
+        annotation, default = as_text(hints[field.name], default)
+        yield inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _built(kind: type, values: dict[str, Any]) -> Any:
+    """A group of options from what typer read."""
+    hints = get_type_hints(kind, include_extras=True)
+    return kind(**{field.name: value_of(field.name, hints[field.name], values[field.name]) for field in fields(kind)})
+
+
+def _guarded(call: Callable[[], int | None], out: Output, debug: bool) -> int:
+    """Runs a verb and returns the exit code; whatever goes wrong becomes one line."""
+    try:
+        with out.hearing_warnings():
+            return call() or 0
+    except KeyboardInterrupt:
+        out.fail(out.if_stopped, INTERRUPTED, label="stopped")
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            out.err.print(traceback.format_exc(), soft_wrap=True)
+        if isinstance(error, CircuitfindError):
+            out.fail(str(error), BAD_INPUT)
+            return BAD_INPUT
+        said = str(error).strip().partition("\n")[0]
+        text = f"unexpected {type(error).__name__}{': ' if said else ''}{said}"
+        out.fail(text if debug else f"{text} (this is a bug; --debug shows where)", FAILED)
+        return FAILED
+
+
+def _command(ctx: typer.Context) -> list[str]:
+    """The command line as it was given, rebuilt from what was parsed: arguments by name, options in long form."""
+    words = ["circuitfind", str(ctx.info_name)]
+    for parameter in ctx.command.params:
+        name = str(parameter.name)
+        source, value = ctx.get_parameter_source(name), ctx.params.get(name)
+        if parameter.param_type_name == "argument":
+            words += [str(value)] if value is not None else []
+        elif source is not None and source.name == "COMMANDLINE" and name not in ("as_json", "debug"):
+            words += _option(parameter, value)
+    return words
+
+
+def _option(parameter: Any, value: Any) -> list[str]:
+    if getattr(parameter, "is_flag", False):
+        return [parameter.opts[0] if value else parameter.secondary_opts[0]]
+    return [parameter.opts[0], str(value)]
+
+
+# -------------------------------------------------------------------- the app
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -37,24 +143,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Example: circuitfind find tiny --task ioi",
 )
-for part in (
-    find,
-    attribute,
-    patch,
-    approximation,
-    attention,
-    judge,
-    evaluate,
-    acdc,
-    learn,
-    compare,
-    export,
-    show,
-    agreement,
-    lists,
-    doctor,
-):
-    part.register(app)
+for each in VERBS:
+    _register(app, each)
 
 
 def _print_version(asked: bool) -> None:
@@ -72,9 +162,9 @@ def circuitfind(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Which heads, MLPs and connections of a language model do a behaviour, and how sure is that.
+    """Which heads, MLPs and connections of a language model do a task, and how sure that is.
 
-    Every verb takes the embedded model "tiny" and the behaviour "ioi" when none is named.
+    Every verb takes the embedded model "tiny" and the task "ioi" when none is named.
     """
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
@@ -85,11 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a prompt may hold what the terminal cannot show
+    words = None if arguments is None else list(arguments)
     try:
-        return (
-            app(args=None if arguments is None else list(arguments), prog_name="circuitfind", standalone_mode=False)
-            or 0
-        )
+        return app(args=words, prog_name="circuitfind", standalone_mode=False) or 0
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:

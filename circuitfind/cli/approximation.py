@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-import typer
-
-from circuitfind.cli import inputs, shown
-from circuitfind.cli.options import SCORING, CheckedModelOptions, OutOptions, PlacesOptions, RunOptions, TaskOptions
-from circuitfind.cli.output import Output
-from circuitfind.cli.verbs import verb
-from circuitfind.cli.words import count
+from circuitfind.cli import inputs, tables
+from circuitfind.cli.options import (
+    DIRECTIONS,
+    ESTIMATES,
+    KINDS,
+    OWN_METHOD,
+    SCORING,
+    CheckedModelOptions,
+    Option,
+    OutOptions,
+    PlacesOptions,
+    RunOptions,
+    TaskOptions,
+    given,
+    listed,
+)
+from circuitfind.cli.output import Output, count
 
 
 @dataclass(frozen=True)
@@ -19,29 +29,17 @@ class EstimateOptions:
     """What is estimated and measured."""
 
     what: Annotated[
-        str,
-        typer.Option(
-            metavar="KIND,KIND,...",
-            help="Kinds of place: resid, resid-mid, attn, mlp, heads, q, k, v, pattern, neurons.",
-            rich_help_panel=SCORING,
-        ),
-    ] = "resid,attn,mlp,heads"
+        str | None,
+        Option(f"Kinds of place: {', '.join(KINDS)}. Default: resid,attn,mlp,heads.", SCORING, metavar="KIND,KIND,..."),
+    ] = None
     method: Annotated[
-        str,
-        typer.Option(
-            help="Of the estimate: atp, relp, eap-ig-inputs, clean-corrupted, or atp-qk for q and k.",
-            rich_help_panel=SCORING,
+        str | None,
+        Option(
+            f"Of the estimate: {', '.join(ESTIMATES)} (for q and k), {OWN_METHOD}. Default: {ESTIMATES[0]}.", SCORING
         ),
-    ] = "atp"
-    steps: Annotated[int | None, typer.Option(help="Of integrated gradients. Default: 5.", rich_help_panel=SCORING)] = (
-        None
-    )
-    direction: Annotated[str, typer.Option(help="noising or denoising.", rich_help_panel=SCORING)] = "noising"
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the verb to the app."""
-    verb(app, "circuitfind approximation tiny --task greater_than --n 16")(approximation)
+    ] = None
+    steps: Annotated[int | None, Option("Of integrated gradients. Default: 5.", SCORING)] = None
+    direction: Annotated[str | None, Option(f"{listed(DIRECTIONS)}. Default: {DIRECTIONS[0]}.", SCORING)] = None
 
 
 def approximation(
@@ -53,33 +51,27 @@ def approximation(
     place: OutOptions,
     out: Output,
 ) -> None:
-    """Hold estimates against exact patching, place by place, and say where they fail.
+    """Compare estimates with exact patching, place by place, and say where they fail.
 
     Writes approximation.json. Change: how large what is replaced is beside what it is part of.
+
+    Example: circuitfind approximation tiny --task greater_than --n 16
     """
-    folder, ways = inputs.folder(place.out), inputs.ways_of(places)
-    loaded = inputs.load_model(model, out, model.check)
+    where, folder = inputs.where_of(places), inputs.folder(place.out)
+    asked: dict[str, Any] = {**where, **inputs.run_keywords(task, run), **given(estimate, what="")}
+    if estimate.what is not None:
+        asked["what"] = estimate.what.split(",")
+    loaded, bound = inputs.load(model, task, out, model.check)
     import circuitfind as cf
 
-    bound = inputs.load_task(task, loaded)
-    lines = inputs.task_lines(loaded, bound, count(len(bound), "pair"), run.batch_size, out)
-    out.facts([("model", inputs.model_line(loaded)), *lines])
+    about = inputs.task_lines(loaded, bound, count(len(bound), "pair"), run.batch_size, out)
+    out.facts([("model", inputs.model_line(loaded)), *about])
     with out.progress():
-        found = cf.approximation(
-            loaded,
-            bound,
-            estimate.what.split(","),
-            method=estimate.method,
-            steps=estimate.steps,
-            **ways,
-            ablation=run.ablation,
-            direction=estimate.direction,
-            batch_size=run.batch_size,
-            seed=task.seed,
-        )
+        found = cf.approximation(loaded, bound, **asked)
     described = inputs.described(loaded, bound, out)
     path = found.save(folder / "approximation.json", **described)
     out.say()
-    shown.approximation(found, out)
-    out.say(f"\n{shown.drawable(path)}")
+    tables.approximation(found, out)
+    out.say()
+    out.written([path], drawable=True)
     out.document({**described, **found.to_dict(), "files": [str(path)]})

@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import typer
-
-from circuitfind.cli import inputs, shown
-from circuitfind.cli.options import CheckedModelOptions, OutOptions, TaskOptions
+from circuitfind.cli import inputs, tables
+from circuitfind.cli.options import CheckedModelOptions, Option, OutOptions, TaskOptions
 from circuitfind.cli.output import Output
-from circuitfind.cli.verbs import verb
 from circuitfind.errors import FileError
 
 
@@ -18,29 +15,25 @@ from circuitfind.errors import FileError
 class HeadOptions:
     """Which heads, on which prompt."""
 
-    head: Annotated[str, typer.Option(metavar="NAME,NAME,...", help="Such as a0.h1.")]
-    example: Annotated[int, typer.Option(min=0, help="Which of the pairs, counted from 0.")] = 0
-    corrupted: Annotated[bool, typer.Option("--corrupted", help="The corrupted prompt, not the clean one.")] = False
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the verb to the app."""
-    verb(app, "circuitfind attention tiny --task ioi --head a0.h1,a3.h2")(attention)
+    head: Annotated[str, Option("Such as a0.h1.", metavar="NAME,NAME,...")]
+    example: Annotated[int, Option("Which of the pairs, counted from 0.", least=0)] = 0
+    corrupted: Annotated[bool, Option("The corrupted prompt, not the clean one.", names=("--corrupted",))] = False
 
 
 def attention(
     model: CheckedModelOptions, task: TaskOptions, given: HeadOptions, place: OutOptions, out: Output
 ) -> None:
-    """Show what heads attend to on one prompt of a behaviour.
+    """Show what heads attend to on one prompt of a task.
 
     Writes attention-HEAD.json with the whole pattern of each head (queries down, keys across), and a page that shows
     them: attention-HEAD.html, or of several heads attention.html.
+
+    Example: circuitfind attention tiny --task ioi --head a0.h1,a3.h2
     """
     folder = inputs.folder(place.out)
-    loaded = inputs.load_model(model, out, model.check)
+    loaded, bound = inputs.load(model, task, out, model.check)
     import circuitfind as cf
 
-    bound = inputs.load_task(task, loaded)
     heads = [name.strip() for name in given.head.split(",") if name.strip()]
     found = cf.attention(loaded, bound, heads, example=given.example, corrupted=given.corrupted)
     described = {**inputs.described(loaded, bound, out), "example": given.example}
@@ -51,6 +44,6 @@ def attention(
     except FileError as error:
         out.warn(str(error))
     for one in found:
-        shown.attention(one, out)
-    out.say(f"Written: {', '.join(map(str, files))}")
+        tables.attention(one, out)
+    out.written(files)
     out.document({**described, "patterns": [one.to_dict() for one in found], "files": [str(path) for path in files]})

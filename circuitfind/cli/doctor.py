@@ -6,13 +6,11 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.text import Text
 
 from circuitfind.cli import inputs
-from circuitfind.cli.options import ModelOptions
-from circuitfind.cli.output import Output
-from circuitfind.cli.verbs import FAILED, verb
+from circuitfind.cli.options import ModelOptions, Option
+from circuitfind.cli.output import FAILED, Output, Right
 
 if TYPE_CHECKING:
     from circuitfind import Model
@@ -22,19 +20,16 @@ if TYPE_CHECKING:
 class BatchOptions:
     """The batch whose memory is estimated."""
 
-    examples: Annotated[int, typer.Option(min=1, help="Pairs in the batch of the memory estimate.")] = 32
-    length: Annotated[int, typer.Option(min=1, help="Tokens in each of its prompts.")] = 16
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the verb to the app."""
-    verb(app, "circuitfind doctor tiny")(doctor)
+    examples: Annotated[int, Option("Pairs in the batch of the memory estimate.", least=1)] = 32
+    length: Annotated[int, Option("Tokens in each of its prompts.", least=1)] = 16
 
 
 def doctor(model: ModelOptions, batch: BatchOptions, out: Output) -> int:
     """Check a model: identities, size of its graph, memory, versions.
 
-    Three identities hold circuitfind's arithmetic against the model's own. Exit code 1 if one fails.
+    Three identities compare circuitfind's arithmetic with the model's own. Exit code 1 if one fails.
+
+    Example: circuitfind doctor tiny
     """
     loaded = inputs.load_model(model, out, check=False)
     from circuitfind.loading import identities as identities_of
@@ -43,7 +38,7 @@ def doctor(model: ModelOptions, batch: BatchOptions, out: Output) -> int:
     with out.waiting("checking identities"):
         identities = identities_of(loaded)
     found = _facts(loaded)
-    memory = inputs.memory_line(loaded, batch.examples, batch.length, None)
+    memory = inputs.memory_line(loaded, batch.examples, batch.length)
     dot = shutil.which("dot")
     versions = library_versions()
     out.facts(
@@ -58,9 +53,10 @@ def doctor(model: ModelOptions, batch: BatchOptions, out: Output) -> int:
         ]
     )
     out.say()
-    rows = [(one.name, f"{one.error:.1e}", f"{one.tolerance:.0e}", _verdict(one.holds)) for one in identities]
-    columns = (("identity", "left"), ("error", "right"), ("allowed", "right"), ("", "left"))
-    out.table("Identities, error relative to the largest value", columns, rows)
+    rows = [
+        (one.name, Right(f"{one.error:.1e}"), Right(f"{one.tolerance:.0e}"), _verdict(one.holds)) for one in identities
+    ]
+    out.table("Identities, error relative to the largest value", ("identity", "error", "allowed", ""), rows)
     fine = all(one.holds for one in identities)
     out.say("All hold: what circuitfind computes is this model." if fine else "Do not trust scores of this model here.")
     checks = [{**one._asdict(), "holds": one.holds} for one in identities]

@@ -1,23 +1,75 @@
-"""From options to a model, a bound task and scores, and the lines that describe them before a run."""
+"""From options to a model and a task, and the lines that describe them before a run."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuitfind.cli.options import JudgeOptions, ModelOptions, PlacesOptions, RunOptions, ScoringOptions, TaskOptions
-from circuitfind.cli.output import Output
-from circuitfind.cli.words import count, number, size
-from circuitfind.errors import FileError, ModelError, ScoreError, TaskError
+from circuitfind.cli.options import ModelOptions, PlacesOptions, RunOptions, ScoringOptions, TaskOptions, given
+from circuitfind.cli.output import Output, number, size
+from circuitfind.errors import FileError, ScoreError, TaskError
 
 if TYPE_CHECKING:
-    from circuitfind import Model, NodeScores, Scores, Sweep
-    from circuitfind.record import Record
-    from circuitfind.tasks.task import BoundTask
+    from circuitfind import Circuit, Evaluation, Model, Scores, Task
+    from circuitfind.tasks.bound import BoundTask
 
-DEFAULT_TASK, DEFAULT_PAIRS = "ioi", 64
+DEFAULT_TASK = "ioi"
+OF_FILES, BUILT_IN = ("counterfactual", "align"), ("corruption", "template")  # options of one kind of task only
 CHECKPOINT = "exact.part.safetensors"
+
+
+# -------------------------------------------------------------------- model and task
+def load(model: ModelOptions, task: TaskOptions, out: Output, check: bool = True) -> tuple[Model, BoundTask]:
+    """The model, and the task in its tokens; a file of pairs is read before the model is loaded."""
+    read = _read(task)
+    loaded = load_model(model, out, check)
+    if read is None:
+        import circuitfind as cf
+
+        words = {"align": "", "counterfactual": "", "data": "", "task": ""}
+        return loaded, cf.task(task.task or DEFAULT_TASK, loaded, **given(task, **words)).on(loaded)
+    try:
+        bound = read.on(loaded)
+    except TaskError as error:
+        raise TaskError(f"{task.data}: {error}") from None
+    return loaded, bound if task.n is None else bound.subset(range(min(task.n, len(bound))))
+
+
+def _read(options: TaskOptions) -> Task | None:
+    """The pairs of a file; None where the task is built in."""
+    for name in OF_FILES if options.data is None else BUILT_IN:
+        if (value := getattr(options, name)) is not None:
+            kind = "pairs of a file (--data)" if options.data is None else "built-in tasks (--task)"
+            raise TaskError(f"--{name} {value} belongs to {kind}: leave it out")
+    if options.data is None:
+        return None
+    if options.task is not None:
+        raise TaskError(f"--task {options.task} and --data {options.data}: give one of the two")
+    import circuitfind as cf
+
+    return cf.Task.from_file(options.data, **given(options, data="", task="", n="", seed=""))
+
+
+def load_model(options: ModelOptions, out: Output, check: bool) -> Model:
+    """The model, checked unless told otherwise."""
+    refuse_task(options.model)
+    with out.waiting(f"loading {options.model}"):
+        quiet()
+        import circuitfind as cf
+
+        where: dict[str, Any] = {"dtype": options.dtype, "device": options.device, "backend": options.backend}
+        where["remote"] = options.remote == "ndif" or options.remote or False
+        return cf.load(options.model, check=check, **where)
+
+
+def refuse_task(model: str) -> None:
+    """Refuses a task's name as a model's at once: the hub may take half a minute to answer."""
+    from circuitfind.loading import check_name
+
+    check_name(model)
 
 
 def quiet() -> None:
@@ -28,174 +80,62 @@ def quiet() -> None:
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     nnsight.CONFIG.APP.REMOTE_LOGGING = False
-    hub_logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
-def load_model(options: ModelOptions, out: Output, check: bool) -> Model:
-    """The model, checked unless told otherwise."""
-    refuse_behaviour(options.model, out)
-    with out.waiting(f"loading {options.model}"):
-        quiet()
-        import circuitfind as cf
-
-        where: dict[str, Any] = {"dtype": options.dtype, "device": options.device, "backend": options.backend}
-        where["remote"] = options.remote == "ndif" or options.remote or False
-        return cf.load(options.model, check=check, **where)
+# -------------------------------------------------------------------- what is asked of the library
+def run_keywords(task: TaskOptions, *groups: RunOptions | ScoringOptions) -> dict[str, Any]:
+    """Keywords of a run: metric and seed of the task, and what the groups hold."""
+    return {**given(*groups), **({} if task.metric is None else {"metric": task.metric}), "seed": task.seed}
 
 
-def refuse_behaviour(model: str, out: Output) -> None:
-    """Says at once that a behaviour's name is no model's: the hub may let one wait for half a minute to say so."""
-    from circuitfind.errors import plain
-    from circuitfind.tasks.builtin import TASKS
-
-    name, verb = plain(model), out.command[1]
-    if name in TASKS and not Path(model).exists():
-        instead = {"tasks": f"tasks --show {name}", "doctor": "doctor tiny"}.get(verb, f"{verb} tiny --task {name}")
-        raise ModelError(f"'{model}' is a built-in behaviour, not a model: circuitfind {instead}")
-
-
-def load_task(options: TaskOptions, model: Model) -> BoundTask:
-    """The behaviour in the model's tokens."""
-    import circuitfind as cf
-
-    given: dict[str, Any] = {"bos": options.bos}
-    if options.data is None:
-        if options.counterfactual is not None:
-            raise TaskError(f"--counterfactual {options.counterfactual} belongs to --data of MIB: use --corruption")
-        if options.align is not None:
-            raise TaskError(f"--align {options.align} belongs to --data: built-in pairs have equal length")
-        given |= {"corruption": options.corruption, "template": options.template}
-        given |= {"metric": options.metric, "seed": options.seed}
-        return cf.task(options.task or DEFAULT_TASK, model, n=options.n or DEFAULT_PAIRS, **given).on(model)
-    if options.task is not None:
-        raise TaskError(f"--task {options.task} and --data {options.data}: give one of the two")
-    for name in ("corruption", "template"):
-        if getattr(options, name) is not None:
-            asked = f"--{name} {getattr(options, name)}"
-            raise TaskError(f"{asked} belongs to built-in behaviours; pairs of a file are as they are")
-    given |= {"align": options.align} | ({} if options.metric is None else {"metric": options.metric})
-    try:
-        bound = cf.Task.from_file(options.data, counterfactual=options.counterfactual, **given).on(model)
-    except TaskError as error:
-        raise TaskError(f"{options.data}: {error}") from None
-    return bound.subset(range(min(options.n or len(bound), len(bound))))
-
-
-def split(bound: BoundTask, options: TaskOptions, judge: JudgeOptions) -> tuple[BoundTask | None, BoundTask]:
-    """Pairs to score on and pairs to judge on, the same for `find` and `verify`; with holdout 1 all are to judge on."""
-    if judge.holdout == 1:
-        return None, bound
-    if len(bound) < 2:
-        raise TaskError("one pair is too few to score on and to judge with: give at least two, better thirty")
-    if not 0 < judge.holdout < 1:
-        raise TaskError(f"--holdout {judge.holdout:g}: a part of the pairs is needed, between 0 and 1")
-    return bound.split(1 - judge.holdout, options.seed)
-
-
-def open_scores(path: Path, model: Model, scoring: ScoringOptions, run: RunOptions) -> Scores:
-    """Scores from a file, refused where they contradict the model or an option."""
-    import circuitfind as cf
-
-    scores = cf.Scores.open(path)
-    if scores.graph != model.graph:
-        raise ScoreError(f"{path}: scores of another model ({scores.graph}); {model.name} has {model.graph}")
-    record = scores.record
-    made_with = {"method": record.method, "direction": record.direction, "ablation": record.ablation}
-    asked = {"method": scoring.method, "direction": scoring.direction, "ablation": run.ablation}
-    for name, value in (asked | settings_of(scoring)).items():
-        made = made_with.get(name, record.settings.get(name, "none"))
-        if value is not None and value != made:
-            raise ScoreError(f"{path}: these scores were made with --{name} {made}, not {value}: leave one of them out")
-    return scores
-
-
-def warn_of_overlap(scores: Scores, seen: BoundTask | None, unseen: BoundTask, seed: int, out: Output) -> None:
-    """Says so where pairs to judge with were scored on; of scores that do not name their pairs, where they may be."""
-    made = scores.record
-    if seen is None:
-        return
-    overlap = made.seen(unseen.record("verify", made.ablation, made.direction, seed))
-    if overlap:
-        out.warn(
-            f"the scores were made on {overlap} of the {count(len(unseen), 'pair')} to judge with: leave --scores out,"
-            " or take another --seed"
-        )
-    elif overlap is None and (made.n_examples, made.seed) != (len(seen), seed):
-        out.warn(
-            f"the scores were made on {count(made.n_examples, 'pair')} with seed {made.seed}, this run keeps"
-            f" {len(seen)} with seed {seed} for that: some pairs to judge with may have been scored on"
-        )
-
-
-def check_scoring(scoring: ScoringOptions, run: RunOptions, **ways: Any) -> None:
-    """Refuses, before a model is loaded, what its scores could not be computed with; `ways` as for `scored`."""
+def check_scoring(asked: dict[str, Any], level: str = "edge", what: str | None = None, **where: Any) -> None:
+    """Refuses, before a model is loaded, what cannot be scored."""
     from circuitfind.attribution.methods import method_of, request_of
 
-    level, what = ways.pop("level", "edge"), ways.pop("what", None)
-    own = {name: value for name, value in ways.items() if name in ("by_position", "by_span", "layers")}
-    options = {name: value for name, value in ways.items() if name not in own and value}
-    asked = {"ablation": run.ablation, "direction": scoring.direction, **settings_of(scoring), **options}
-    request_of(method_of(scoring.method, level, what), level, what, asked, **own)
+    known = {name: value for name, value in asked.items() if name != "method"}
+    request_of(method_of(asked.get("method"), level, what), level, what, known, **where)
 
 
-def settings_of(scoring: ScoringOptions) -> dict[str, Any]:
-    """Steps and rule, as far as they are given."""
-    given = {"steps": scoring.steps, "rule": scoring.rule}
-    return {name: value for name, value in given.items() if value is not None}
+def search_keywords(task: TaskOptions, run: RunOptions, scoring: ScoringOptions) -> dict[str, Any]:
+    """`run_keywords` for scores of edges, checked; searches (acdc, learned masks) can make them, too."""
+    from circuitfind.search.methods import method_of
+
+    asked = run_keywords(task, run, scoring)
+    if scoring.method is not None:
+        asked["method"] = method_of(scoring.method)
+    check_scoring(asked)
+    return asked
 
 
-def check_places(
-    model: Model, bound: BoundTask, what: str, ablation: str | None, direction: str | None, **ways: Any
-) -> None:
+def of_the_run(asked: dict[str, Any]) -> Any:
+    """The keywords of a run, without the method and its options."""
+    from circuitfind.setting import Keywords
+
+    return {name: value for name, value in asked.items() if name in Keywords.__annotations__}
+
+
+def check_places(model: Model, bound: BoundTask, asked: dict[str, Any], where: dict[str, Any]) -> None:
     """Refuses places that the model or the pairs do not have, before anything runs (a server says so itself)."""
     from circuitfind.engine.experiment import Experiment
     from circuitfind.patching.patch import Where, planned
 
     if not model.remote:
-        planned(Experiment.of(model, bound, {"ablation": ablation, "direction": direction}), Where(what, **ways))
-
-
-def scored(
-    model: Model,
-    pairs: BoundTask,
-    seed: int,
-    scoring: ScoringOptions,
-    run: RunOptions,
-    folder: Path,
-    out: Output,
-    **level: Any,
-) -> Scores | NodeScores | Sweep:
-    """Scores as the options ask for them; a stopped exact run goes on from the file that it leaves."""
-    import circuitfind as cf
-
-    checkpoint = checkpoint_of(model, folder / CHECKPOINT, "measured", out) if scoring.method == "exact" else None
-    with out.progress():
-        return cf.attribute(
-            model,
-            pairs,
-            scoring.method,
-            ablation=run.ablation or "corrupted",
-            direction=scoring.direction or "noising",
-            batch_size=run.batch_size,
-            seed=seed,
-            checkpoint=checkpoint,
-            **settings_of(scoring),
-            **level,
+        planned(
+            Experiment.of(model, bound, of_the_run(asked)),
+            Where(**{name: value for name, value in where.items() if name != "level"}),
         )
 
 
-def checkpoint_of(model: Model, path: Path, what: str, out: Output) -> Path | None:
-    """Where a long run keeps what it has done, and the line that says so if it is stopped; a server keeps nothing."""
-    if model.remote:
-        return None
-    out.if_stopped = f"what was {what} is kept in {path}; go on with: {out.command_line()}"
-    return path
+def where_of(places: PlacesOptions, *whats: str | None) -> dict[str, Any]:
+    """Keywords of `cf.patch`, `cf.approximation` and `cf.attribute`, for these kinds of place."""
+    from circuitfind.patching.places import kind_of
 
-
-def ways_of(places: PlacesOptions) -> dict[str, Any]:
-    """Keywords of `cf.patch`, `cf.approximation` and `cf.attribute`."""
+    for what in whats:
+        if what is not None:
+            kind_of(what)
     try:
         layers = None if places.layers is None else [int(part) for part in places.layers.split(",")]
     except ValueError:
@@ -203,14 +143,74 @@ def ways_of(places: PlacesOptions) -> dict[str, Any]:
     return {"by_position": places.by_position, "by_span": places.by_span, "layers": layers}
 
 
-def warn_of_mismatch(what: str, record: Record, model: Model, bound: BoundTask, out: Output) -> None:
-    """Says so where a file comes from another model, behaviour or metric than the present run."""
-    now = {"model": model.name, "task": bound.name, "metric": bound.metric.name, "bos": bound.bos}
-    labels = {"model": "model", "task": "behaviour", "metric": "metric", "bos": "BOS rule"}
-    for name, value in now.items():
-        made = getattr(record, name)
-        if made and made != value:
-            out.warn(f"the {what} was made with {labels[name]} '{made}', this run has '{value}'")
+def open_scores(path: Path, model: Model, asked: Mapping[str, Any] = {}) -> Scores:
+    """Scores of a file.
+
+    Raises:
+        ScoreError: they are of another model, or were made in another way than is asked for.
+    """
+    import circuitfind as cf
+    from circuitfind.attribution.methods import check_made
+
+    scores = cf.Scores.open(path)
+    if scores.graph != model.graph:
+        raise ScoreError(f"{path}: scores of another model ({scores.graph}); {model.name} has {model.graph}")
+    check_made(scores.record, asked)
+    return scores
+
+
+def open_circuit(path: Path, model: Model) -> Circuit:
+    """A circuit of a file.
+
+    Raises:
+        FileError: it is of another model.
+    """
+    import circuitfind as cf
+
+    circuit = cf.Circuit.open(path)
+    if circuit.graph != model.graph:
+        raise FileError(f"{path}: a circuit of another model ({circuit.graph}); {model.name} has {model.graph}")
+    return circuit
+
+
+def scored(model: Model, pairs: BoundTask, asked: dict[str, Any], folder: Path, out: Output, **ways: Any) -> Any:
+    """`cf.attribute`; a stopped exact run goes on from the file that it leaves in the folder."""
+    import circuitfind as cf
+
+    if getattr(asked.get("method"), "name", asked.get("method")) == "exact":
+        ways["checkpoint"] = checkpoint(model, folder / CHECKPOINT, "measured", out)
+    with out.progress():
+        return cf.attribute(model, pairs, **asked, **ways)
+
+
+def checkpoint(model: Model, path: Path, what: str, out: Output) -> Path | None:
+    """Where a long run keeps what it has done, and the line that says so if it is stopped; a server keeps nothing."""
+    if model.remote:
+        return None
+    out.if_stopped = f"what was {what} is kept in {path}; go on with: {out.command_line()}"
+    return path
+
+
+def held_out(bound: BoundTask, part: float | None, seed: int) -> tuple[BoundTask, BoundTask]:
+    """Pairs to search with, and pairs to judge with."""
+    return bound.held_out(seed=seed) if part is None else bound.held_out(part, seed)
+
+
+def judged(model: Model, pairs: BoundTask, circuit: Circuit, batch_size: int | None, seed: int) -> Evaluation:
+    """A circuit on held-out pairs by the task's own metric, whatever metric it was found by."""
+    from dataclasses import replace
+
+    import circuitfind as cf
+
+    judged = replace(circuit, record=replace(circuit.record, metric=""))
+    return cf.evaluate(model, pairs, judged, batch_size=batch_size, seed=seed)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Writes a document as a file."""
+    from circuitfind.export.files import plain, write_text
+
+    return write_text(path, json.dumps(plain(content), ensure_ascii=False, allow_nan=False, indent=1) + "\n")
 
 
 def folder(path: Path) -> Path:
@@ -234,22 +234,20 @@ def model_line(model: Model) -> str:
     return f"{model.name}: {kind}, {graph}; {counts}; {dtype} on {model.place}"
 
 
-def memory_line(model: Model, examples: int, length: int, batch_size: int | None) -> str:
+def memory_line(model: Model, examples: int, length: int, batch_size: int | None = None) -> str:
     """Batch size and memory for scoring so many examples."""
     if model.remote:
         return f"batches as {model.place} has room for"
-    from circuitfind.engine.memory import batch_size_for, estimate_memory
+    from circuitfind.engine.memory import plan_memory
 
-    at_once = min(batch_size or batch_size_for(model.adapter, examples, length), examples)
-    weights = sum(value.numel() * value.element_size() for value in model.hf.parameters())
-    beside = estimate_memory(model.adapter, at_once, length).total
-    return f"batches of {at_once}; about {size(beside)} beside {size(weights)} of weights"
+    plan = plan_memory(model.adapter, examples, length, batch_size)
+    return f"batches of {plan.batch_size}; about {size(plan.beside)} beside {size(plan.weights)} of weights"
 
 
 def task_lines(
     model: Model, bound: BoundTask, pairs: str, batch_size: int | None, out: Output
 ) -> list[tuple[str, str]]:
-    """What the behaviour is and how well the model does it, for `Output.facts`; warns of what is wrong with it."""
+    """The task and how well the model does it, for `Output.facts`; warns of what is wrong with it."""
     import circuitfind as cf
 
     with out.progress():
@@ -263,7 +261,7 @@ def task_lines(
         measured = f"accuracy {summary.accuracy:.0%} (top token {summary.top1:.0%}); {measured}"
     notes = "; ".join([*summary.notes, *(text for severity, text in found.findings if severity == "note")])
     return [
-        ("behaviour", f"{summary.name}, {summary.metric}: {pairs}"),
+        ("task", f"{summary.name}, {summary.metric}: {pairs}"),
         ("the model", f"{measured}; lower in {summary.lowered:.0%} of pairs"),
         ("notes", notes),
     ]

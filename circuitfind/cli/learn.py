@@ -1,4 +1,4 @@
-"""`circuitfind learn`: a circuit by learned masks, judged like everything else on pairs that it did not see."""
+"""`circuitfind learn`: a circuit by learned masks, judged like everything else on held-out pairs."""
 
 from __future__ import annotations
 
@@ -7,113 +7,93 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from circuitfind.cli import inputs, shown
-from circuitfind.cli.options import CheckedModelOptions, Level, OutOptions, TaskOptions
-from circuitfind.cli.output import Output
-from circuitfind.cli.verbs import verb
-from circuitfind.cli.words import count, number
+from circuitfind.cli import inputs, tables
+from circuitfind.cli.options import (
+    ABLATION_HELP,
+    LEARNED,
+    LEVELS,
+    CheckedModelOptions,
+    Option,
+    OutOptions,
+    TaskOptions,
+    given,
+    listed,
+)
+from circuitfind.cli.output import Output, count, number
 
 
 @dataclass(frozen=True)
 class LearningOptions:
     """How masks are learned."""
 
-    method: Annotated[str, typer.Option(help="edge-pruning, subnetwork-probing or ugs.")] = "edge-pruning"
-    level: Annotated[Level, typer.Option(help="Gates of edges or of whole nodes.")] = Level.edge
-    edges: Annotated[int | None, typer.Option(help="How many edges to keep.")] = None
-    nodes: Annotated[int | None, typer.Option(help="How many nodes to keep, at level node.")] = None
-    sparsity: Annotated[
-        float | None, typer.Option(help="Part of the edges (or nodes) to leave out, instead. Default: 0.95.")
-    ] = None
-    steps: Annotated[int, typer.Option(help="Of Adam, at the most.")] = 200
-    lr: Annotated[float | None, typer.Option(help="Adam's learning rate. Default: the method's.")] = None
+    method: Annotated[str | None, Option(f"{listed(LEARNED)}. Default: {LEARNED[0]}.")] = None
+    level: Annotated[str, Option("Gates of edges or of whole nodes.", words=LEVELS)] = LEVELS[0]
+    edges: Annotated[int | None, Option("How many edges to keep.")] = None
+    nodes: Annotated[int | None, Option("How many nodes to keep, at level node.")] = None
+    sparsity: Annotated[float | None, Option("Part of the edges (or nodes) to leave out, instead. Default: 0.95.")] = (
+        None
+    )
+    steps: Annotated[int | None, Option("Of Adam, at the most. Default: 200.")] = None
+    lr: Annotated[float | None, Option("Adam's learning rate. Default: the method's.")] = None
     regularisation: Annotated[
-        float | None, typer.Option(help="Price of an open gate; not for edge-pruning. Default: from the behaviour.")
+        float | None, Option("Price of an open gate; not for edge-pruning. Default: from the task.")
     ] = None
-    metric_of_learning: Annotated[str, typer.Option("--learn-by", help="The metric that is kept high.")] = "kl"
-    ablation: Annotated[
-        str, typer.Option(help="What a closed edge carries: corrupted, zero, mean, mean-position or resample.")
-    ] = "corrupted"
-    holdout: Annotated[float, typer.Option(help="Part of the pairs that is kept to judge the circuit with.")] = 0.5
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pairs at a time.")] = None
+    metric_of_learning: Annotated[
+        str | None, Option("The metric that is kept high. Default: kl.", names=("--learn-by",))
+    ] = None
+    ablation: Annotated[str | None, Option(f"{ABLATION_HELP} Default: corrupted.")] = None
+    holdout: Annotated[
+        float | None, Option("Part of the pairs that is held out to judge the circuit with. Default: 0.5.")
+    ] = None
+    batch_size: Annotated[int | None, Option("Pairs at a time. Default: what fits in memory.", least=1)] = None
     checkpoint: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Kept when stopped; the same command goes on from it.")
+        Path | None, Option("Kept when stopped; the same command goes on from it.", metavar="FILE")
     ] = None
-
-
-DEFAULT_SPARSITY = 0.95
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the verb to the app."""
-    verb(app, "circuitfind learn tiny --task ioi --method edge-pruning --edges 50")(learn)
 
 
 def learn(
     model: CheckedModelOptions, task: TaskOptions, learning: LearningOptions, place: OutOptions, out: Output
 ) -> None:
-    """Learn which edges to keep by gradient descent, and judge them on unseen pairs.
+    """Learn which edges to keep by gradient descent, and judge them on held-out pairs.
 
     Writes learned.json, learned.dot, learned.svg and learned.safetensors (the ranking).
+
+    Example: circuitfind learn tiny --task ioi --method edge-pruning --edges 50
     """
     folder = inputs.folder(place.out)
-    loaded = inputs.load_model(model, out, model.check)
+    loaded, bound = inputs.load(model, task, out, model.check)
     import circuitfind as cf
+    from circuitfind.search.methods import SPARSITY
 
-    bound = inputs.load_task(task, loaded)
-    seen, unseen = bound.split(1 - learning.holdout, task.seed)
-    out.facts(
-        [
-            ("model", inputs.model_line(loaded)),
-            ("behaviour", f"{bound.name}: {len(seen)} pairs to learn with and {len(unseen)} to judge with"),
-        ]
-    )
+    seen, held_out = inputs.held_out(bound, learning.holdout, task.seed)
+    about = f"{bound.name}: {len(seen)} pairs to learn with and {len(held_out)} to judge with"
+    out.facts([("model", inputs.model_line(loaded)), ("task", about)])
     if learning.checkpoint is not None:
         out.if_stopped = f"what was learned is in {learning.checkpoint}; the same command goes on from it"
-    sparsity = learning.sparsity
-    if learning.edges is None and learning.nodes is None and sparsity is None:
-        sparsity = DEFAULT_SPARSITY
+    renamed = {"edges": "n_edges", "nodes": "n_nodes", "metric_of_learning": "metric", "holdout": ""}
+    asked = given(learning, **renamed)
+    if not asked.keys() & {"n_edges", "n_nodes", "sparsity"}:
+        asked["sparsity"] = SPARSITY
     started = time.monotonic()
     with out.progress():
-        found = cf.learn_masks(
-            loaded,
-            seen,
-            learning.method,
-            level=learning.level.value,
-            n_edges=learning.edges,
-            n_nodes=learning.nodes,
-            sparsity=sparsity,
-            steps=learning.steps,
-            lr=learning.lr,
-            regularisation=learning.regularisation,
-            metric=learning.metric_of_learning,
-            ablation=learning.ablation,
-            batch_size=learning.batch_size,
-            seed=task.seed,
-            checkpoint=learning.checkpoint,
-        )
+        found = cf.learn_masks(loaded, seen, **asked, seed=task.seed)
         seconds = time.monotonic() - started
         circuit, last = found.circuit, found.history[-1]
-        same = {"ablation": learning.ablation, "batch_size": learning.batch_size, "seed": task.seed}
-        value = cf.evaluate(loaded, unseen, circuit, **same)  # type: ignore[arg-type]
-    early = " (stopped early: no new lowest loss)" if last.step < learning.steps else ""
+        value = inputs.judged(loaded, held_out, circuit, learning.batch_size, task.seed)
+    record = circuit.record
+    early = " (stopped early: no new lowest loss)" if last.step < record.settings["steps"] else ""
     out.say()
     out.facts(
         [
             ("circuit", f"{count(len(circuit), 'edge')} of {loaded.graph.n_edges:,}, what is connected"),
-            ("learning", f"{learning.method}, {count(last.step, 'step')}{early}"),
-            ("last steps", f"{learning.metric_of_learning} {number(last.metric)}, {last.expected:.0f} gates open"),
-            *shown.unseen_lines(value, len(unseen)),
+            ("learning", f"{record.method}, {count(last.step, 'step')}{early}"),
+            ("last steps", f"{record.metric} {number(last.metric)}, {last.expected:.0f} gates open"),
+            *tables.evaluation(value, f"{len(held_out)} held-out pairs"),
         ]
     )
-    title = f"{learning.method} on {bound.name} in {loaded.name}"
-    from circuitfind.report.write import save_circuit
-
-    files = save_circuit(circuit, folder, "learned", title)
-    files.append(found.scores.save(folder / "learned.safetensors"))
-    out.say(f"\n{seconds:.1f} s. Written: {', '.join(map(str, files))}")
+    files = found.write(folder)
+    out.say(f"\n{seconds:.1f} s.")
+    out.written(files)
     made = {"seconds": round(seconds, 2), "files": [str(path) for path in files]}
     kept = {"edges": circuit.edges, **circuit.facts, "unseen": value.to_dict()}
     history = [row._asdict() for row in found.history]

@@ -1,78 +1,151 @@
-"""Every option of the command line, declared once, in groups that verbs pick from.
+"""Options that several verbs have, each declared once, in groups that verbs pick from.
 
-Meanings and defaults are those of the Python API. Values that the library checks itself are plain text here, so that
-its own one-line errors are what the user sees.
+1. A field of a group is `Annotated[type, Option(...)]`. Its name is that of the library's keyword wherever there is
+   one, so that `given` makes keywords of the options that were given; the library fills in the defaults.
+2. `as_text` and `value_of` stand between typer and the fields: numbers and words of a list are text to typer, and are
+   checked here. Everything else is checked by the library, with its own one-line errors.
+
+Names in help texts and lists of words stand below in full, so that help does not wait for torch; a test holds them
+against the registries.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
+import math
+from dataclasses import dataclass, fields
+from inspect import Parameter
 from pathlib import Path
-from typing import Annotated
+from types import NoneType, UnionType
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-MODEL, TASK, SCORING, SEARCH, JUDGING = "Model", "Behaviour", "Scoring", "Search", "Verification"
-PATHS = "Path patching"
+from circuitfind.errors import CircuitfindError, unknown
+
+MODEL, TASK, SCORING, SEARCH, JUDGING = "Model", "Task", "Scoring", "Search", "Verification"
 MODEL_HELP = 'The embedded model "tiny", a Hugging Face id, or a folder.'
+SCORES_OR_CIRCUIT = "A circuit.json, scores.safetensors, or EAP-IG's .json or .pt."
+
+EFFECTS = ("eap-ig-inputs", "eap-ig-activations", "eap", "relp", "clean-corrupted", "exact")
+RANKINGS = ("ifr", "activation", "weights", "random")  # their scores are not effects
+NODE_EFFECTS = ("atp", "relp", "eap-ig-inputs", "eap-ig-activations", "clean-corrupted", "exact", "direct")
+NODE_RANKINGS = ("atp-star", "hisp", "activation", "random")
+ESTIMATES = ("atp", "relp", "eap-ig-inputs", "clean-corrupted", "atp-qk")  # of places
+LEARNED = ("edge-pruning", "subnetwork-probing", "ugs")
+ABLATIONS = ("corrupted", "zero", "mean", "mean-position", "resample")
+KINDS = ("resid", "resid-mid", "attn", "mlp", "heads", "q", "k", "v", "pattern", "neurons")
+METRICS = ("logit_diff", "prob_diff", "logprob", "kl")
+ORDERS = (
+    *("reverse-topological", "reverse-topological-earliest", "reverse-topological-shuffled"),
+    *("shuffled", "scores"),
+)
+BY, LEVELS, DIRECTIONS = ("absolute", "signed"), ("edge", "node"), ("noising", "denoising")
 
 
-class By(StrEnum):
-    """How edges are ranked."""
-
-    absolute = "absolute"
-    signed = "signed"
+def listed(words: tuple[str, ...], last: str = "or") -> str:
+    """`a, b or c`."""
+    return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
-class Level(StrEnum):
-    """What is scored."""
-
-    edge = "edge"
-    node = "node"
+ABLATION_HELP = f"What an edge outside the circuit carries: {listed(ABLATIONS)}."
+OWN_METHOD = "or package.module:name of your own"
 
 
-class What(StrEnum):
-    """What is patched, or estimated: the places of a sweep."""
+@dataclass(frozen=True)
+class Option:
+    """How a field is given.
 
-    resid = "resid"
-    resid_mid = "resid-mid"
-    attn = "attn"
-    mlp = "mlp"
-    heads = "heads"
-    q = "q"
-    k = "k"
-    v = "v"
-    pattern = "pattern"
-    neurons = "neurons"
+    Attributes:
+        names: `--name`, where it is not the field's; a switch that is off has one name, `--yes/--no` are two.
+        least: the smallest number.
+        words: all that it can be.
+        variable: of the environment, which gives it, too.
+    """
+
+    help: str
+    panel: str | None = None
+    names: tuple[str, ...] = ()
+    metavar: str | None = None
+    least: int | None = None
+    words: tuple[str, ...] = ()
+    variable: str | None = None
+    argument: bool = False
 
 
+def as_text(hint: Any, default: Any) -> tuple[Any, Any]:
+    """An option's annotation and default as typer is told of them."""
+    declared, option = get_args(hint)
+    kind, metavar = _kind(declared), option.metavar
+    if metavar is None and (option.words or kind in (int, float)):
+        metavar = "|".join(option.words) or ("N" if kind is int else "X")
+        metavar += "" if option.least is None else f">={option.least}"
+    if option.argument:
+        return Annotated[declared, typer.Argument(metavar=metavar, help=option.help)], default
+    told = typer.Option(
+        *option.names, metavar=metavar, help=option.help, rich_help_panel=option.panel, envvar=option.variable
+    )
+    if kind in (int, float):
+        declared = str | None if get_origin(declared) is UnionType else str
+        default = default if default in (None, Parameter.empty) else str(default)
+    return Annotated[declared, told], default
+
+
+def value_of(name: str, hint: Any, text: Any) -> Any:
+    """What an option of this field and annotation holds, from what typer read.
+
+    Raises:
+        CircuitfindError: naming the option, what was given, and what may be.
+    """
+    declared, option = get_args(hint)
+    kind = _kind(declared)
+    spelled = (option.names or (f"--{name.replace('_', '-')}",))[0]
+    if text is None or (kind not in (int, float) and not option.words):
+        return text
+    if option.words:
+        if text not in option.words:
+            raise CircuitfindError(unknown(spelled, text, option.words))
+        return text
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or (option.least is not None and value < option.least):
+        limit = "" if option.least is None else f", {option.least} or more"
+        raise CircuitfindError(f"{spelled} {text}: give a {'whole ' if kind is int else ''}number{limit}")
+    return value
+
+
+def _kind(declared: Any) -> Any:
+    """The type of what is declared, without None."""
+    return next(one for one in (*get_args(declared), declared) if one is not NoneType)
+
+
+def given(*groups: Any, **renamed: str) -> dict[str, Any]:
+    """The options that were given, as keywords of the library.
+
+    Args:
+        renamed: of fields whose keyword has another name: `field="keyword"`; an empty name leaves the field out.
+    """
+    found: dict[str, Any] = {}
+    for group in groups:
+        found |= {renamed.get(one.name, one.name): getattr(group, one.name) for one in fields(group)}
+    return {name: value for name, value in found.items() if name and value is not None}
+
+
+# -------------------------------------------------------------------- groups
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model, and where it runs."""
 
-    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)] = "tiny"
+    model: Annotated[str, Option(MODEL_HELP, argument=True, metavar="MODEL")] = "tiny"
     dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Precision, such as float32 or bfloat16. By default what the weights are stored in.",
-            rich_help_panel=MODEL,
-        ),
+        str | None, Option("Precision, such as float32 or bfloat16. Default: the one of the stored weights.", MODEL)
     ] = None
-    device: Annotated[
-        str | None,
-        typer.Option(
-            help="Such as cpu or cuda:1. By default the accelerator if there is one.",
-            rich_help_panel=MODEL,
-        ),
-    ] = None
-    remote: Annotated[
-        str | None,
-        typer.Option(metavar="HOST", help='Run on an NDIF server: "ndif", or its URL.', rich_help_panel=MODEL),
-    ] = None
-    backend: Annotated[
-        str, typer.Option(help="What single passes run through: nnsight or hooks.", rich_help_panel=MODEL)
-    ] = "nnsight"
+    device: Annotated[str | None, Option("Such as cpu or cuda:1. Default: the accelerator if there is one.", MODEL)] = (
+        None
+    )
+    remote: Annotated[str | None, Option('Run on an NDIF server: "ndif", or its URL.', MODEL, metavar="HOST")] = None
+    backend: Annotated[str, Option("What single passes run through: nnsight or hooks.", MODEL)] = "nnsight"
 
 
 @dataclass(frozen=True)
@@ -80,56 +153,36 @@ class CheckedModelOptions(ModelOptions):
     """A model that is checked when it is loaded."""
 
     check: Annotated[
-        bool,
-        typer.Option("--check/--no-check", help="Check on loading that all is computed right.", rich_help_panel=MODEL),
+        bool, Option("Check on loading that circuitfind computes this model right.", MODEL, ("--check/--no-check",))
     ] = True
 
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """The behaviour: built in, or pairs from a file."""
+    """The task: built in, or pairs from a file."""
 
     task: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help='A built-in behaviour; see "circuitfind tasks". Default: ioi.', rich_help_panel=TASK
-        ),
+        str | None, Option('A built-in task; see "circuitfind tasks". Default: ioi.', TASK, metavar="NAME")
     ] = None
     data: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Your own pairs: jsonl, csv, or data of other tools.", rich_help_panel=TASK),
+        Path | None, Option("Your own pairs: jsonl, csv, or data of other tools.", TASK, metavar="FILE")
     ] = None
-    n: Annotated[
-        int | None,
-        typer.Option("--n", min=1, help="Number of pairs. Default: 64, or all of a file.", rich_help_panel=TASK),
-    ] = None
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of the pairs, the split, intervals, random circuits.", rich_help_panel=TASK)
-    ] = 0
-    corruption: Annotated[
-        str | None, typer.Option(help="One of the behaviour's named corruptions.", rich_help_panel=TASK)
-    ] = None
-    template: Annotated[
-        str | None,
-        typer.Option(help="Only sentences of this name, such as abba or abba-3 for ioi.", rich_help_panel=TASK),
-    ] = None
+    n: Annotated[int | None, Option("Number of pairs. Default: 64, or all of a file.", TASK, ("--n",), least=1)] = None
+    seed: Annotated[int, Option("Of the pairs, the split, intervals, random circuits.", TASK, least=0)] = 0
+    corruption: Annotated[str | None, Option("One of the task's named corruptions.", TASK)] = None
+    template: Annotated[str | None, Option("Only sentences of this name, such as abba or abba-3 for ioi.", TASK)] = None
     counterfactual: Annotated[
-        str | None,
-        typer.Option(help="Of MIB data: which counterfactual is the corrupted prompt.", rich_help_panel=TASK),
+        str | None, Option("Of MIB data: which counterfactual is the corrupted prompt.", TASK)
     ] = None
-    align: Annotated[
-        str | None,
-        typer.Option(help="spans: a file's pairs of unequal length, by its columns of spans.", rich_help_panel=TASK),
-    ] = None
+    align: Annotated[str | None, Option("spans: a file's pairs of unequal length, by its columns of spans.", TASK)] = (
+        None
+    )
     metric: Annotated[
         str | None,
-        typer.Option(help="logit_diff, prob_diff, logprob or kl. Default: the behaviour's own.", rich_help_panel=TASK),
+        Option(f"{listed(METRICS)}. Default: that of the given scores or circuit, else the task's.", TASK),
     ] = None
     bos: Annotated[
-        bool | None,
-        typer.Option(
-            "--bos/--no-bos", help="Force a BOS token or none. Default: the tokenizer's way.", rich_help_panel=TASK
-        ),
+        bool | None, Option("Force a BOS token or none. Default: as the tokenizer does.", TASK, ("--bos/--no-bos",))
     ] = None
 
 
@@ -139,16 +192,9 @@ class RunOptions:
 
     ablation: Annotated[
         str | None,
-        typer.Option(
-            help="What an edge outside carries: corrupted, zero, mean, mean-position or resample."
-            " Default: what the given scores or circuit were made with, else corrupted.",
-            rich_help_panel=SCORING,
-        ),
+        Option(f"{ABLATION_HELP} Default: that of the given scores or circuit, else corrupted.", SCORING),
     ] = None
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Pairs at a time. Default: what fits in memory.", rich_help_panel=SCORING),
-    ] = None
+    batch_size: Annotated[int | None, Option("Pairs at a time. Default: what fits in memory.", SCORING, least=1)] = None
 
 
 @dataclass(frozen=True)
@@ -157,24 +203,18 @@ class ScoringOptions:
 
     method: Annotated[
         str | None,
-        typer.Option(
-            help="eap-ig-inputs (default), eap-ig-activations, eap, relp, clean-corrupted or exact; nodes: atp"
-            " (default), relp, eap-ig-inputs, eap-ig-activations, clean-corrupted, exact; --what q or k: atp-qk, too."
-            " No effects: ifr, activation, weights, random; nodes: atp-star, direct (contribution to the logit"
-            " difference), hisp, activation, random.",
-            rich_help_panel=SCORING,
+        Option(
+            f"Effects of edges: {', '.join(EFFECTS)} (default: {EFFECTS[0]}); of nodes: {', '.join(NODE_EFFECTS)}"
+            f" (default: {NODE_EFFECTS[0]}); --what q or k: atp-qk, too. Not effects: {', '.join(RANKINGS)}; of nodes:"
+            f" {', '.join(NODE_RANKINGS)}; {OWN_METHOD}.",
+            SCORING,
         ),
     ] = None
-    steps: Annotated[int | None, typer.Option(help="Of integrated gradients. Default: 5.", rich_help_panel=SCORING)] = (
-        None
-    )
-    rule: Annotated[
-        str | None,
-        typer.Option(help="Of eap-ig-inputs: left (default), right or midpoint.", rich_help_panel=SCORING),
-    ] = None
+    steps: Annotated[int | None, Option("Of integrated gradients. Default: 5.", SCORING)] = None
+    rule: Annotated[str | None, Option("Of eap-ig-inputs: left (default), right or midpoint.", SCORING)] = None
     direction: Annotated[
         str | None,
-        typer.Option(help="noising or denoising. Default: the given scores', else noising.", rich_help_panel=SCORING),
+        Option(f"{listed(DIRECTIONS)}. Default: that of the given scores, else noising.", SCORING),
     ] = None
 
 
@@ -184,73 +224,60 @@ class PlacesOptions:
 
     by_position: Annotated[
         bool | None,
-        typer.Option(
-            "--by-position/--all-positions",
-            help="Each position on its own; equal lengths only. Default: for resid, resid-mid, attn, mlp.",
-            rich_help_panel=SCORING,
+        Option(
+            "Each position on its own; equal lengths only. Default: for resid, resid-mid, attn, mlp.",
+            SCORING,
+            ("--by-position/--all-positions",),
         ),
     ] = None
-    by_span: Annotated[
-        bool,
-        typer.Option("--by-span", help="By the named spans of the prompts, of any lengths.", rich_help_panel=SCORING),
-    ] = False
-    layers: Annotated[
-        str | None,
-        typer.Option(metavar="N,N,...", help="Only these; neurons need it. Default: all.", rich_help_panel=SCORING),
-    ] = None
+    by_span: Annotated[bool, Option("By the named spans of the prompts, of any lengths.", SCORING, ("--by-span",))] = (
+        False
+    )
+    layers: Annotated[str | None, Option("Only these; neurons need it. Default: all.", SCORING, metavar="N,N,...")] = (
+        None
+    )
 
 
 @dataclass(frozen=True)
 class RankOptions:
     """How edges are ranked."""
 
-    by: Annotated[By, typer.Option(help="Rank by |effect|, or positive effects first.", rich_help_panel=SEARCH)] = (
-        By.absolute
-    )
+    by: Annotated[str, Option("Rank by |effect|, or positive effects first.", SEARCH, words=BY)] = BY[0]
 
 
 @dataclass(frozen=True)
-class SearchOptions(RankOptions):
-    """What the search aims at."""
-
-    tolerance: Annotated[
-        float, typer.Option(min=0, help="How far from 1 the faithfulness may be.", rich_help_panel=SEARCH)
-    ] = 0.15
-    one_sided: Annotated[
-        bool, typer.Option("--one-sided", help="Only below 1 counts as too far.", rich_help_panel=SEARCH)
-    ] = False
-    prune: Annotated[
-        bool, typer.Option("--prune/--no-prune", help="Drop single edges at the end.", rich_help_panel=SEARCH)
-    ] = True
-    prune_tolerance: Annotated[
-        float,
-        typer.Option(min=0, help="How much |1 - faithfulness| may grow by dropping edges.", rich_help_panel=SEARCH),
-    ] = 0.05
-
-
-@dataclass(frozen=True)
-class JudgeOptions:
-    """What is verified, on which pairs."""
+class ScoresOptions:
+    """Scores of a file in place of new ones, and the part of the pairs that is held out."""
 
     scores: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Take these scores (scores.safetensors) instead of computing.", rich_help_panel=JUDGING
-        ),
+        Path | None, Option("Take these scores (scores.safetensors) instead of computing.", JUDGING, metavar="FILE")
     ] = None
     holdout: Annotated[
-        float, typer.Option(help="Part of the pairs that the search does not see.", rich_help_panel=JUDGING)
-    ] = 0.5
+        float | None, Option("Part of the pairs that is held out to judge with. Default: 0.5.", JUDGING)
+    ] = None
     top: Annotated[
-        int, typer.Option(min=0, help="How many of the strongest edges to measure exactly.", rich_help_panel=JUDGING)
-    ] = 50
+        int | None, Option("How many of the strongest edges to measure exactly. Default: 50.", JUDGING, least=0)
+    ] = None
     random: Annotated[
-        int, typer.Option(min=0, help="How many random circuits to compare with.", rich_help_panel=JUDGING)
-    ] = 20
+        int | None, Option("How many random circuits to compare with. Default: 20.", JUDGING, least=0)
+    ] = None
 
 
 @dataclass(frozen=True)
 class OutOptions:
     """Where files go."""
 
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")] = Path("circuitfind-out")
+    out: Annotated[Path, Option("Folder for the files.", metavar="DIR")] = Path("circuitfind-out")
+
+
+@dataclass(frozen=True)
+class SignOptions:
+    """What the scores of an EAP-IG file are."""
+
+    sign: Annotated[
+        str,
+        Option(
+            'Of an EAP-IG file: "effect", positive = keep, or "change" of the metric when ablated.',
+            words=("effect", "change"),
+        ),
+    ] = "effect"

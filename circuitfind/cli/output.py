@@ -1,13 +1,17 @@
-"""Where a verb speaks: text and tables for people, one JSON document for machines, progress and warnings beside it."""
+"""Where a verb writes: text and tables for people, one JSON document for machines, progress and warnings beside it.
+
+Numbers become text here, too: short, with a dash for what is not known.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shlex
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,22 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from circuitfind.errors import CircuitfindWarning
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
 PACKAGE = Path(__file__).resolve().parents[1]
 PATIENCE = 3.0  # seconds that may pass without a word
+Cell = str | Text
+
+
+class Right(str):
+    """A cell of a table that is aligned to the right, as numbers are."""
+
+    __slots__ = ()
 
 
 class Output:
-    """A verb's voice.
+    """The streams that a verb writes to.
 
     Attributes:
         text: where people read: standard output, or standard error when JSON goes to standard output.
@@ -47,8 +61,13 @@ class Output:
         """A line (or lines, wrapped at words)."""
         self.text.print(text, style=style)
 
+    def written(self, files: Sequence[Path], drawable: bool = False) -> None:
+        """Names the files that were written, and how to see the figures of the first."""
+        figures = f" (figures: circuitfind show {shlex.quote(str(files[0]))})" if drawable else ""
+        self.say(f"Written: {', '.join(map(str, files))}{figures}")
+
     def facts(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Labels and what they say, in two columns; what says nothing is left out."""
+        """Labels and texts in two columns; empty texts are left out."""
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_column(style="bold", no_wrap=True)
         grid.add_column(overflow="fold")
@@ -57,13 +76,15 @@ class Output:
                 grid.add_row(Text(label), Text(said))
         self.text.print(grid)
 
-    def table(self, title: str, columns: Iterable[tuple[str, str]], rows: Iterable[Iterable[str | Text]]) -> None:
-        """A table; each column is its heading and "left" or "right"."""
+    def table(self, title: str, headings: Iterable[str], rows: Iterable[Iterable[Cell]]) -> None:
+        """A table; a column of numbers is aligned to the right."""
         self.text.print(Text(title, style="bold"))
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
-        for heading, side in columns:
-            table.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
-        for row in rows:
+        cells = [list(row) for row in rows]
+        for at, heading in enumerate(headings):
+            right = any(isinstance(row[at], Right) or getattr(row[at], "justify", "") == "right" for row in cells)
+            table.add_column(heading, justify="right" if right else "left", overflow="fold")
+        for row in cells:
             table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
         self.text.print(Padding(table, (0, 0, 1, 2), expand=False))
 
@@ -92,7 +113,8 @@ class Output:
         """Python warnings raised in this package become lines; other libraries' are for their developers."""
 
         def show(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
-            if issubclass(category, UserWarning) and PACKAGE in Path(filename).resolve().parents:
+            inside = issubclass(category, UserWarning) and PACKAGE in Path(filename).resolve().parents
+            if inside or issubclass(category, CircuitfindWarning):
                 self.warn(str(message).partition("\n")[0])
 
         with warnings.catch_warnings():
@@ -125,3 +147,72 @@ class Output:
             yield
         finally:
             late.cancel()
+
+
+# -------------------------------------------------------------------- numbers as text
+DASH = Right("–")
+
+
+def number(value: float | None) -> Right:
+    """Three significant digits, never in exponents where a plain number is as short."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 2
+        return Right(f"{value:.{min(digits, 4)}f}")
+    return Right(f"{value:.1e}" if abs(value) < 1 else f"{value:,.0f}")
+
+
+def fixed(value: float | None, digits: int = 3) -> Right:
+    """A fixed number of decimals, for faithfulness and correlations."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    text = f"{value:.{digits}f}"
+    return Right(text.removeprefix("-") if not float(text) else text)  # no -0.000
+
+
+def whole(value: int) -> Right:
+    """`12,345`."""
+    return Right(f"{value:,}")
+
+
+def percent(value: float, digits: int = 0) -> Right:
+    """A share, without decimals by default."""
+    return Right(f"{value:.{digits}%}") if math.isfinite(value) else DASH
+
+
+def interval(ends: Sequence[float], digits: int = 3) -> Right:
+    """`0.771 to 0.879`."""
+    return DASH if not all(map(math.isfinite, ends)) else Right(" to ".join(fixed(end, digits) for end in ends))
+
+
+def chance(value: float) -> Right:
+    """A p-value."""
+    return DASH if math.isnan(value) else Right(f"{value:.3f}" if value >= 1e-3 else f"{value:.1e}")
+
+
+def effect(value: float, digits: int) -> Text:
+    """An effect with its sign; negative ones in red."""
+    text = fixed(value, digits)
+    signed = text if text.startswith(("-", DASH)) else f"+{text}"
+    return Text(signed, style="red" if value < 0 else "", justify="right")
+
+
+def digits_for(values: Iterable[float]) -> int:
+    """Decimals that show four digits of the largest value, so that the points of a column line up."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    return min(max(3 - math.floor(math.log10(largest)), 0), 8) if largest else 3
+
+
+def size(n_bytes: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit in ("bytes", "kB", "MB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} GB"
+
+
+def count(n: int, what: str) -> str:
+    """`1 pair`, `2,000 pairs`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"

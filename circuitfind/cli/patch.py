@@ -3,44 +3,39 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
-import typer
-
-from circuitfind.cli import inputs, shown, sweep_tables
+from circuitfind.cli import inputs, tables
 from circuitfind.cli.options import (
-    PATHS,
+    DIRECTIONS,
+    KINDS,
     SCORING,
     CheckedModelOptions,
+    Option,
     OutOptions,
     PlacesOptions,
     RankOptions,
     RunOptions,
     TaskOptions,
-    What,
+    listed,
 )
-from circuitfind.cli.output import Output
-from circuitfind.cli.verbs import verb
-from circuitfind.cli.words import count
+from circuitfind.cli.output import Output, count
 from circuitfind.errors import ScoreError
 
-if TYPE_CHECKING:
-    from circuitfind import Model
-    from circuitfind.tasks.task import BoundTask
-
 CHECKPOINT = "patch.part.safetensors"
+PATHS = "Path patching"
 
 
 @dataclass(frozen=True)
 class SweepOptions:
     """What is patched, and how."""
 
-    what: Annotated[What, typer.Option(help="Which places, one at a time.", rich_help_panel=SCORING)] = What.heads
+    what: Annotated[str, Option("Which places, one at a time.", SCORING, metavar="|".join(KINDS))] = "heads"
     direction: Annotated[
-        str, typer.Option(help="noising or denoising (clean values into corrupted runs).", rich_help_panel=SCORING)
-    ] = "noising"
-    show: Annotated[int, typer.Option(min=0, help="How many of the strongest to print.")] = 15
+        str | None,
+        Option(f"{listed(DIRECTIONS)} (clean values into corrupted runs). Default: {DIRECTIONS[0]}.", SCORING),
+    ] = None
+    show: Annotated[int, Option("How many of the strongest to print.", least=0)] = 15
 
 
 @dataclass(frozen=True)
@@ -49,28 +44,21 @@ class PathOptions:
 
     path: Annotated[
         str | None,
-        typer.Option(
+        Option(
+            'Patch paths instead of places: the senders, such as a1.h5 or input, one at a time, or "all".',
+            PATHS,
             metavar="NAME,NAME,...",
-            help='Patch paths instead of places: the senders, such as a1.h5 or input, one at a time, or "all".',
-            rich_help_panel=PATHS,
         ),
     ] = None
     to: Annotated[
         str | None,
-        typer.Option(
+        Option(
+            "The receivers, patched together: such as 'a2.h6<v>', a2.h6 (its q, k and v), m3. Default: logits.",
+            PATHS,
             metavar="NAME,NAME,...",
-            help="The receivers, patched together: such as 'a2.h6<v>', a2.h6 (its q, k and v), m3. Default: logits.",
-            rich_help_panel=PATHS,
         ),
     ] = None
-    separate: Annotated[bool, typer.Option("--separate", help="Each receiver on its own.", rich_help_panel=PATHS)] = (
-        False
-    )
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the verb to the app."""
-    verb(app, "circuitfind patch tiny --task ioi --what heads --direction denoising")(patch)
+    separate: Annotated[bool, Option("Each receiver on its own.", PATHS, ("--separate",))] = False
 
 
 def patch(
@@ -84,76 +72,42 @@ def patch(
     place: OutOptions,
     out: Output,
 ) -> None:
-    """Patch every head, layer, position, ... one at a time, and measure the behaviour.
+    """Patch every head, layer, position, ... one at a time, and measure the metric.
 
-    Writes patch-WHAT.safetensors, or paths.json with --path. Positive = supports the behaviour, in both directions.
+    Writes patch-WHAT.safetensors, or paths.json with --path. Positive = supports the task, in both directions.
+
+    Example: circuitfind patch tiny --task ioi --what heads --direction denoising
     """
     if paths.path is None and (paths.to is not None or paths.separate):
         raise ScoreError("--to and --separate belong to path patching: name the senders with --path, or --path all")
-    folder, ways = inputs.folder(place.out), inputs.ways_of(places)
-    loaded = inputs.load_model(model, out, model.check)
+    folder, where = inputs.folder(place.out), {"what": sweep.what, **inputs.where_of(places, sweep.what)}
+    asked = inputs.run_keywords(task, run) | {"direction": sweep.direction}
+    loaded, bound = inputs.load(model, task, out, model.check)
     import circuitfind as cf
 
-    bound = inputs.load_task(task, loaded)
     if paths.path is None:
-        inputs.check_places(loaded, bound, sweep.what.value, run.ablation, sweep.direction, **ways)
-    lines = inputs.task_lines(loaded, bound, count(len(bound), "pair"), run.batch_size, out)
-    out.facts([("model", inputs.model_line(loaded)), *lines])
+        inputs.check_places(loaded, bound, asked, where)
+    about = inputs.task_lines(loaded, bound, count(len(bound), "pair"), run.batch_size, out)
+    out.facts([("model", inputs.model_line(loaded)), *about])
+    described = inputs.described(loaded, bound, out)
+    found: Any
+    if paths.path is None:
+        checkpoint = inputs.checkpoint(loaded, folder / CHECKPOINT, "measured", out)
+        with out.progress():
+            found = cf.patch(loaded, bound, **where, **asked, checkpoint=checkpoint)
+        path = found.save(folder / f"patch-{sweep.what}.safetensors")
+    else:
+        senders = None if paths.path == "all" else paths.path.split(",")
+        asked |= {"separate": paths.separate} | ({} if paths.to is None else {"receivers": paths.to.split(",")})
+        with out.progress():
+            found = cf.path_patch(loaded, bound, senders, **asked)
+        path = found.save(folder / "paths.json", **described)
+    out.say()
+    tables.show(found, out, sweep.show, rank.by)
+    out.written([path], drawable=True)
     if paths.path is not None:
-        _paths(loaded, bound, task.seed, sweep, paths, run, rank, folder, out)
+        out.document({**described, **found.to_dict(), "files": [str(path)]})
         return
-    checkpoint = inputs.checkpoint_of(loaded, folder / CHECKPOINT, "measured", out)
-    with out.progress():
-        found = cf.patch(
-            loaded,
-            bound,
-            sweep.what.value,
-            **ways,
-            ablation=run.ablation or "corrupted",
-            direction=sweep.direction,
-            batch_size=run.batch_size,
-            seed=task.seed,
-            checkpoint=checkpoint,
-        )
-    path = found.save(folder / f"patch-{sweep.what.value}.safetensors")
-    out.say()
-    sweep_tables.strongest(found, rank.by.value, sweep.show, out)
-    sweep_tables.heat(found, out)
-    out.say(shown.drawable(path))
-    rows = [row._asdict() for row in found.top(sweep.show, rank.by.value)]
-    made = {"files": [str(path)], "strongest": rows}
-    out.document({**inputs.described(loaded, bound, out), **made, "sweep": found.to_dict() if out.as_json else {}})
-
-
-def _paths(
-    model: Model,
-    bound: BoundTask,
-    seed: int,
-    sweep: SweepOptions,
-    paths: PathOptions,
-    run: RunOptions,
-    rank: RankOptions,
-    folder: Path,
-    out: Output,
-) -> None:
-    """Patches paths, and shows the strongest."""
-    import circuitfind as cf
-
-    with out.progress():
-        found = cf.path_patch(
-            model,
-            bound,
-            None if paths.path == "all" else str(paths.path).split(","),
-            (paths.to or "logits").split(","),
-            separate=paths.separate,
-            ablation=run.ablation or "corrupted",
-            direction=sweep.direction,
-            batch_size=run.batch_size,
-            seed=seed,
-        )
-    described = inputs.described(model, bound, out)
-    path = found.save(folder / "paths.json", **described)
-    out.say()
-    shown.paths(found, sweep.show, rank.by.value, out)
-    out.say(shown.drawable(path))
-    out.document({**described, **found.to_dict(), "files": [str(path)]})
+    rows = [row._asdict() for row in found.top(sweep.show, rank.by)]
+    whole = found.to_dict() if out.as_json else {}
+    out.document({**described, "files": [str(path)], "strongest": rows, "sweep": whole})

@@ -4,63 +4,55 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import typer
-
-from circuitfind.cli import show_tables
-from circuitfind.cli.opened import READS, SavedChecks, SavedCurve, opened
-from circuitfind.cli.output import Output
-from circuitfind.cli.verbs import verb
-from circuitfind.cli.words import count
+from circuitfind.cli import tables
+from circuitfind.cli.options import Option
+from circuitfind.cli.output import Output, count
 from circuitfind.errors import FileError
-from circuitfind.export.files import check_file
 
-if TYPE_CHECKING:
-    from circuitfind.plots.plot import Drawing
+READS = (
+    "A circuit.json, a .safetensors of scores or a sweep, or the .json of any result: verify.json, compare.json,"
+    " paths.json, a curve, ..."
+)
 
 
 @dataclass(frozen=True)
 class ShowOptions:
     """What is shown."""
 
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=f"{READS[0].upper()}{READS[1:]}.")]
+    file: Annotated[Path, Option(READS, argument=True, metavar="FILE")]
     what: Annotated[
-        str | None,
-        typer.Option(metavar="FIGURE", help="Only this figure, such as effects, strongest, layers or scatter."),
+        str | None, Option("Only this figure, such as effects, strongest, layers or scatter.", metavar="FIGURE")
     ] = None
-    out: Annotated[
-        Path | None, typer.Option(metavar="PAGE.html", help="Default: the file's name with .html, beside it.")
-    ] = None
-
-
-def register(app: typer.Typer) -> None:
-    """Adds the verb to the app."""
-    verb(app, "circuitfind show circuitfind-out/circuit.json")(show)
+    out: Annotated[Path | None, Option("Default: the file's name with .html, beside it.", metavar="PAGE.html")] = None
 
 
 def show(given: ShowOptions, out: Output) -> None:
     """Show a file: a page of figures that opens without a network, and the strongest rows.
 
-    Blue supports the behaviour, red opposes it, white is 0. Needs plotly, which the extra "plots" brings.
+    Blue supports the task, red opposes it, white is 0. Needs plotly, which the extra "plots" brings.
+
+    Example: circuitfind show circuitfind-out/circuit.json
     """
-    check_file(given.file)
+    import circuitfind as cf
+
+    found = cf.open(given.file)
     path = given.out or given.file.with_suffix(".html")
     if path.suffix.lower() not in (".html", ".htm"):
         raise FileError(f"--out {path}: a page's name ends in .html")
     with out.waiting("drawing"):
-        found = opened(given.file)
         names = _write(found, given, path)
-    show_tables.table(found, out)
+    kind = tables.of(found, out)
     out.say(f"Written: {path} ({count(len(names), 'figure')}: {', '.join(names)})")
-    out.document({"file": str(given.file), "holds": show_tables.kind(found).name, "page": str(path), "figures": names})
+    out.document({"file": str(given.file), "holds": kind, "page": str(path), "figures": names})
 
 
 def _write(found: Any, given: ShowOptions, path: Path) -> list[str]:
     """Writes the page, and returns the names of its figures."""
     from circuitfind.plots.page import save_page
 
-    if show_tables.kind(found).name == "comparison":
+    if type(found).__name__ == "Comparison":
         from circuitfind.comparison.page import write_page
 
         if given.what is not None:
@@ -75,7 +67,8 @@ def _write(found: Any, given: ShowOptions, path: Path) -> list[str]:
     return names
 
 
-def _drawings(found: Any) -> dict[str, Drawing]:
+def _drawings(found: Any) -> Any:
+    from circuitfind.opening import SavedChecks, SavedCurve
     from circuitfind.plots import faithfulness, scatter
     from circuitfind.plots.plot import drawings
 

@@ -34,6 +34,7 @@ from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 
 R = TypeVar("R")
+OLD_BOS = {"tokenizer's own: none": "none", "tokenizer's own: added": "added by the tokenizer"}  # of older records
 FROM_EACH_WEIGHT = 64  # values of each weight that tell one run from another
 
 
@@ -86,6 +87,8 @@ class Experiment:
                 raise TypeError(f"keyword '{name}' does not apply here: a run is set by {', '.join(known)}")
         bound = bind(model, task)
         inherited = {} if inherit is None else _inherited(inherit, known)
+        if inherit is not None:
+            _warn_of_others(inherit, bound, made)
         for name, value in inherited.items():
             if name not in given:
                 given[name] = value
@@ -202,6 +205,18 @@ def _inherited(record: Record, known: list[str]) -> dict[str, str]:
     """What a record says of how it was made, as far as the call has such a keyword; nothing where no run made it."""
     made = {name: getattr(record, name) for name in ("metric", "ablation", "direction") if name in known}
     return {name: value for name, value in made.items() if value and record.n_examples}
+
+
+def _warn_of_others(record: Record, bound: BoundTask, made: str) -> None:
+    """Warns where what is judged was made on another model or task, or under another rule for BOS tokens."""
+    bos = OLD_BOS.get(record.bos, record.bos)
+    for what, then, now in (
+        ("model", record.model, bound.model),
+        ("task", record.task, bound.name),
+        ("BOS rule", bos, bound.bos),
+    ):
+        if then and then != now:
+            warn(f"{made} made with {what} '{then}', this run has '{now}'")
 
 
 def _measuring(bound: BoundTask, metric: str | Metric | Function, made: str) -> BoundTask:

@@ -79,6 +79,21 @@ def estimate_memory(adapter: Adapter, examples: int, length: int) -> MemoryEstim
     return MemoryEstimate(activations, graph.n_writers * (held.stop - held.start) * row_bytes(adapter))
 
 
+class MemoryPlan(NamedTuple):
+    """How pairs will be scored: so many at a time, with so many bytes beside the bytes of the weights."""
+
+    batch_size: int
+    beside: int
+    weights: int
+
+
+def plan_memory(adapter: Adapter, examples: int, length: int, batch_size: int | None = None) -> MemoryPlan:
+    """What scoring so many examples of this length takes; `batch_size` as it was asked for."""
+    at_once = min(batch_size or batch_size_for(adapter, examples, length), examples)
+    weights = sum(value.numel() * value.element_size() for value in adapter.model.parameters())
+    return MemoryPlan(at_once, estimate_memory(adapter, at_once, length).total, weights)
+
+
 def row_bytes(adapter: Adapter) -> int:
     """Bytes of one `[d_model]` in circuitfind's own precision."""
     return int(adapter.graph.d_model * adapter.work.itemsize)

@@ -1,25 +1,29 @@
-"""A built-in behaviour several times over, by sentence pattern or by seed: what `stability` compares."""
+"""A built-in task several times over, by sentence pattern or by seed: what `stability` compares."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from circuitfind.errors import TaskError
+from circuitfind.attribution.methods import METHODS
+from circuitfind.circuit import Circuit
+from circuitfind.errors import TaskError, unknown
 from circuitfind.loading import task
 from circuitfind.models.load import Model
 from circuitfind.tasks.builtin import builder_of
-from circuitfind.tasks.task import Task
+from circuitfind.tasks.task import BoundTask, Task
+
+OVER = ("pairs", "templates", "seeds")
 
 
 def by_template(name: str, model: Model, **keywords: Any) -> dict[str, Task]:
-    """A built-in behaviour in each of its sentence patterns, for `stability`.
+    """A built-in task in each of its sentence patterns, for `stability`.
 
     Args:
         keywords: of `circuitfind.task`: n pairs of each, seed, corruption, ...
 
     Raises:
-        TaskError: the behaviour has one pattern only.
+        TaskError: the task has one pattern only.
     """
     templates = builder_of(name).templates
     if len(templates) < 2:
@@ -28,9 +32,51 @@ def by_template(name: str, model: Model, **keywords: Any) -> dict[str, Task]:
 
 
 def by_seed(name: str, model: Model, seeds: Iterable[int] = range(5), **keywords: Any) -> dict[str, Task]:
-    """A built-in behaviour in several draws of its generator, for `stability`.
+    """A built-in task in several draws of its generator, for `stability`.
 
     Args:
         keywords: of `circuitfind.task`: n pairs of each, corruption, template, ...
     """
     return {f"seed {seed}": task(name, model, seed=seed, **keywords) for seed in seeds}
+
+
+def variants(
+    model: Model, bound: BoundTask, over: str, name: str | None, *, seed: int = 0, **keywords: Any
+) -> BoundTask | dict[str, Task]:
+    """What stability is measured over: the pairs themselves, or the task that they come from in each template or in
+    five seeds, `seed` the first.
+
+    Args:
+        over: "pairs", "templates" or "seeds".
+        name: of the built-in task; None where the pairs are of a file.
+        keywords: of `circuitfind.task`.
+
+    Raises:
+        TaskError: the pairs cannot be drawn anew, or templates are compared of one template.
+    """
+    if over not in OVER:
+        raise TaskError(unknown("over", over, OVER))
+    if over == "pairs":
+        return bound
+    if name is None:
+        raise TaskError(
+            f"stability over {over} needs a built-in task, whose pairs can be drawn anew: '{bound.name}' is a file"
+        )
+    if over == "templates":
+        if keywords.get("template") is not None:
+            raise TaskError("stability over templates takes every template: leave template (--template) out")
+        return by_template(name, model, seed=seed, **keywords)
+    return by_seed(name, model, range(seed, seed + 5), **keywords)
+
+
+def like(circuit: Circuit, **asked: Any) -> dict[str, Any]:
+    """Keywords of `stability` for circuits of this one's size, ranking and method, with what is asked for besides."""
+    made = circuit.record
+    own: dict[str, Any] = {"n_edges": max(1, len(circuit)), "by": made.settings.get("by", "absolute")}
+    method = METHODS.get(made.method)
+    if method is not None and method.by_example:
+        own |= {"method": made.method, "direction": made.direction}
+        own |= {name: made.settings[name] for name in ("steps", "rule") if name in made.settings}
+    elif asked.get("ablation", "corrupted") != "corrupted":
+        own["method"] = "eap"  # the default one knows no other ablation
+    return {**own, **asked}

@@ -21,6 +21,7 @@ from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
 from circuitfind.evaluation.random_circuits import random_circuit
 from circuitfind.models.load import Model
 from circuitfind.progress import track
+from circuitfind.record import Record
 from circuitfind.remote.call import remotable
 from circuitfind.scores import Scores
 from circuitfind.setting import Keywords
@@ -136,6 +137,7 @@ def verify(
 def verified(experiment: Experiment, scores: Scores, top: int, circuit: Circuit | None, random: int) -> Verification:
     """`verify` of an experiment."""
     evaluator, seed = Evaluator(experiment), experiment.setting.seed
+    _warn_of_overlap(scores.record, evaluator.record)
     candidates = scores.top(top, prune=False)
     mask = candidates.mask
     if circuit is None:
@@ -159,6 +161,15 @@ def verified(experiment: Experiment, scores: Scores, top: int, circuit: Circuit 
         evaluator.evaluate(circuit),
         _random_faithfulness(evaluator, len(circuit), random, seed),
     )
+
+
+def _warn_of_overlap(made: Record, judged: Record) -> None:
+    """Warns where effects are measured on pairs that the scores were made on."""
+    overlap, pairs = made.seen(judged), f"{judged.n_examples} pair{'' if judged.n_examples == 1 else 's'} to judge with"
+    if overlap:
+        warn(f"the scores were made on {overlap} of the {pairs}: leave these out, or compute scores on others")
+    elif overlap is None and made.n_examples:
+        warn(f"the scores do not say which pairs they were made on: some of the {pairs} may have been scored on")
 
 
 def _checks(

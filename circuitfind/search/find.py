@@ -25,7 +25,7 @@ from circuitfind.attribution.method import Method, Request
 from circuitfind.attribution.methods import request_of
 from circuitfind.circuit import Circuit
 from circuitfind.engine.experiment import Experiment
-from circuitfind.errors import ScoreError, TaskError
+from circuitfind.errors import ScoreError
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.summary import summarise, summary_of
 from circuitfind.evaluation.verify import Verification, verified
@@ -86,9 +86,7 @@ def find(
     request, setting = (Request("edge"), asked) if scores is not None else request_of(chosen, "edge", None, asked)
     made = None if scores is None else scores.record
     whole = Experiment.of(model, task, setting, inherit=made, made="the scores were")
-    if len(whole) < 2:
-        raise TaskError("one pair is too few to find a circuit and to judge it: give at least two, better thirty")
-    seen, held_out = whole.bound.split(1 - holdout, whole.setting.seed)
+    seen, held_out = whole.bound.held_out(holdout, whole.setting.seed)
     experiment = whole.on(seen)
     evaluator = Evaluator(experiment)
     # the empty circuit is the corrupted run under this ablation only

@@ -104,6 +104,18 @@ class BoundTask:
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
         return self.subset(sorted(order[:size])), self.subset(sorted(order[size:]))
 
+    def held_out(self, holdout: float = 0.5, seed: int = 0) -> tuple[BoundTask, BoundTask]:
+        """Pairs to search with, and the part of the pairs (`holdout`) that is held out to judge with.
+
+        Raises:
+            TaskError: there is one pair, or `holdout` leaves a side empty.
+        """
+        if len(self) < 2:
+            raise TaskError("one pair is too few to search with and to judge with: give at least two, better thirty")
+        if not isinstance(holdout, Real) or not 0 < holdout < 1:
+            raise TaskError(f"holdout={holdout} (--holdout): a part of the pairs is needed, between 0 and 1")
+        return self.split(1 - holdout, seed)
+
     def with_metric(self, metric: str | Metric | Function | None) -> BoundTask:
         """The same pairs with another metric; None changes nothing."""
         if metric is None:

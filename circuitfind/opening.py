@@ -1,20 +1,29 @@
-"""What a file that circuitfind wrote holds, found out from the file itself; needs no model."""
+"""`open`: whatever circuitfind or a supported tool wrote, found out from the file itself; needs no model.
+
+1. A `.safetensors` file names its format in its header: scores of edges or nodes, a sweep.
+2. A `.json` result names its format, which `HOMES` leads to the class that reads it.
+3. Files of before results named their format are told by their keys.
+4. Anything else is a circuit: circuit.json, or EAP-IG's `.json` and `.pt`; a folder is an entry of MIB's circuit track.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
+from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from safetensors import SafetensorError, safe_open
+
+from circuitfind.circuit import Circuit
 from circuitfind.errors import FileError
-
-if TYPE_CHECKING:
-    from circuitfind.evaluation.curve import CurvePoint
-    from circuitfind.record import Record
+from circuitfind.export.files import check_file, json_object, reading
+from circuitfind.record import Record
+from circuitfind.scores import NodeScores, Scores
 
 READS = (
     "a sweep's or scores' .safetensors, circuit.json, verify.json, compare.json, paths.json, approximation.json,"
-    " attention-HEAD.json, or the .json of a curve or of direct effects"
+    " attention-HEAD.json, the .json of any other result, or EAP-IG's .json or .pt"
 )
 HOMES = {  # by the format that a JSON file names: the module and the class that opens it
     "circuitfind.comparison": ("comparison.result", "Comparison"),
@@ -34,7 +43,7 @@ MOST_KEYS = 6  # of an unknown object, to name it by
 class SavedCurve(NamedTuple):
     """The points of a curve, and where they come from."""
 
-    points: tuple[CurvePoint, ...]
+    points: tuple[Any, ...]
     record: Record
 
 
@@ -45,24 +54,22 @@ class SavedChecks(NamedTuple):
     record: Record
 
 
-def opened(path: Path) -> Any:
-    """The result that a file holds.
+def open(path: str | PathLike[str]) -> Any:
+    """The result that a file holds: scores, a circuit, a sweep, a comparison, a verification, ...
 
     Raises:
-        FileError: it holds nothing of these.
+        FileError: there is no such file, or it holds nothing that is read here; the error says what it holds.
     """
+    path = Path(path)
+    check_file(path)
     if path.suffix.lower() == ".safetensors":
         return _tensors(path)
     if path.suffix.lower() not in (".json", ".pt"):
-        raise FileError(f"{path}: nothing to show: give {READS}")
+        raise FileError(f"{path}: no result: give {READS}")
     return _json(path)
 
 
 def _tensors(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    from circuitfind.scores import NodeScores, Scores
-
     try:
         with safe_open(str(path), framework="numpy") as file:
             header = file.metadata() or {}
@@ -73,7 +80,7 @@ def _tensors(path: Path) -> Any:
 
         return Sweep.open(path)
     if header.get("format") != "circuitfind.scores":
-        raise FileError(f"{path}: holds {_named(header)}, nothing to show: give {READS}")
+        raise FileError(f"{path}: holds {_named(header)}, no result: give {READS}")
     return NodeScores.open(path) if header.get("level") == "node" else Scores.open(path)
 
 
@@ -85,9 +92,6 @@ def _named(header: dict[str, str]) -> str:
 
 
 def _json(path: Path) -> Any:
-    from circuitfind.circuit import Circuit
-    from circuitfind.export.files import json_object, reading
-
     content = json_object(path) if path.suffix.lower() == ".json" else {}
     name = content.get("format")
     if isinstance(name, str) and name in HOMES:
@@ -103,18 +107,17 @@ def _json(path: Path) -> Any:
             return _checks(content)
     if content and not content.keys() & {"edges", "nodes"}:  # no circuit either, of this package or another
         found = f"'{name}'" if name else f"a JSON object of {', '.join(list(content)[:MOST_KEYS])}"
-        raise FileError(f"{path}: holds {found}, nothing to show: give {READS}")
+        raise FileError(f"{path}: holds {found}, no result: give {READS}")
     try:
         return Circuit.open(path)
     except FileError as error:
         if "format" in content:  # it says what it is: the reader's own words fit
             raise
-        raise FileError(f"{error}. To show: {READS}") from None
+        raise FileError(f"{error}. Read are: {READS}") from None
 
 
 def _curve(content: dict[str, Any]) -> SavedCurve:
     from circuitfind.evaluation.curve import CurvePoint
-    from circuitfind.record import Record
     from circuitfind.statistics import Interval
 
     points = [
@@ -126,8 +129,6 @@ def _curve(content: dict[str, Any]) -> SavedCurve:
 
 
 def _checks(content: dict[str, Any]) -> SavedChecks:
-    from circuitfind.record import Record
-
     rows = [
         (edge["name"], *(_number(value) for value in (edge["estimate"], edge["exact"], *edge["interval"])))
         for edge in content["edges"]

@@ -1,51 +1,41 @@
-"""`circuitfind tasks` and `circuitfind models`: what is built in, and how good it is."""
+"""`circuitfind tasks`: the built-in tasks, what a tokenizer can express, and how well a model does them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.text import Text
 
 from circuitfind.cli import inputs
-from circuitfind.cli.options import MODEL_HELP
-from circuitfind.cli.output import Output
-from circuitfind.cli.verbs import verb
-from circuitfind.cli.words import number
+from circuitfind.cli.options import MODEL_HELP, ModelOptions, Option
+from circuitfind.cli.output import Output, number
 from circuitfind.errors import CircuitfindError, ModelError
 
 if TYPE_CHECKING:
-    from circuitfind import Model
     from circuitfind.tasks.builder import SingleTokens, TaskBuilder
 
 MEASURED_ON = 64
 EXAMPLES = 4
-LEGEND = (
-    "clean, corrupted: mean metric; lowered: pairs whose corrupted prompt has the lower metric; flipped: below zero,"
-    " where the corruption makes the other answer right"
-)
 
 
 @dataclass(frozen=True)
 class TaskListOptions:
     """Which model's tokenizer is asked, and what is shown."""
 
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=f"Say what it can express. {MODEL_HELP}")] = None
-    measure: Annotated[bool, typer.Option("--measure", help="Also how well the model does each behaviour.")] = False
-    show: Annotated[str | None, typer.Option(metavar="NAME", help="Print example pairs of one behaviour.")] = None
-    seed: Annotated[int, typer.Option(help="Of the example pairs.")] = 0
+    model: Annotated[str | None, Option(f"Say what it can express. {MODEL_HELP}", argument=True, metavar="MODEL")] = (
+        None
+    )
+    measure: Annotated[bool, Option("Also how well the model does each task.", names=("--measure",))] = False
+    show: Annotated[str | None, Option("Print example pairs of one task.", metavar="NAME")] = None
+    seed: Annotated[int, Option("Of the example pairs.")] = 0
 
 
-def register(app: typer.Typer) -> None:
-    """Adds the verbs to the app."""
-    verb(app, "circuitfind tasks tiny --measure")(tasks)
-    verb(app, "circuitfind models")(models)
-
-
-# -------------------------------------------------------------------- tasks
 def tasks(what: TaskListOptions, out: Output) -> None:
-    """List the built-in behaviours; with MODEL, which of them its tokenizer can express."""
+    """List the built-in tasks; with MODEL, which of them its tokenizer can express.
+
+    Example: circuitfind tasks tiny --measure
+    """
     from circuitfind.tasks.builtin import TASKS, builder_of
 
     if what.show is not None:
@@ -58,7 +48,7 @@ def tasks(what: TaskListOptions, out: Output) -> None:
         for task, more in said.items():
             found[task] |= more
     rows = [(Text(name, style="bold"), _description(one)) for name, one in found.items()]
-    out.table("Built-in behaviours", (("name", "left"), ("what, and from where", "left")), rows)
+    out.table("Built-in tasks", ("name", "what, and from where"), rows)
     out.document({"model": what.model, "tasks": found})
 
 
@@ -79,7 +69,7 @@ def _description(one: dict[str, Any]) -> Text:
         Text(one["source"], style="dim"),
     ]
     if "refused" in one:
-        reason = one["refused"].partition(": ")[2].partition(";")[0]  # without the behaviour's name and the remedy
+        reason = one["refused"].partition(": ")[2].partition(";")[0]  # without the task's name and the remedy
         lines.append(Text(f"not with this model: {reason}", style="yellow"))
     elif "accuracy" in one:
         clean, corrupted = number(one["clean"]), number(one["corrupted"])
@@ -96,7 +86,7 @@ def _templates(one: dict[str, Any]) -> str:
 
 
 def _expressed(name: str, out: Output) -> dict[str, dict[str, Any]]:
-    """Whether the tokenizer alone can say each behaviour's words; the weights are not loaded."""
+    """Whether the tokenizer alone has each task's words; the weights are not loaded."""
     from circuitfind.tasks.builtin import TASKS
 
     words = _words(name, out)
@@ -111,11 +101,10 @@ def _expressed(name: str, out: Output) -> dict[str, dict[str, Any]]:
 
 
 def _measured(name: str, seed: int, out: Output) -> dict[str, dict[str, Any]]:
-    """Accuracy and metrics of the model on each behaviour."""
-    from circuitfind.cli.options import ModelOptions
+    """Accuracy and metrics of the model on each task."""
     from circuitfind.tasks.builtin import TASKS
 
-    loaded: Model = inputs.load_model(ModelOptions(model=name), out, check=False)
+    loaded = inputs.load_model(ModelOptions(model=name), out, check=False)
     import circuitfind as cf
 
     found: dict[str, dict[str, Any]] = {}
@@ -131,7 +120,7 @@ def _measured(name: str, seed: int, out: Output) -> dict[str, dict[str, Any]]:
 
 
 def _words(name: str, out: Output) -> SingleTokens:
-    inputs.refuse_behaviour(name, out)
+    inputs.refuse_task(name)
     with out.waiting(f"loading the tokenizer of {name}"):
         inputs.quiet()
         from circuitfind.models.load import fetch_tokenizer
@@ -139,7 +128,7 @@ def _words(name: str, out: Output) -> SingleTokens:
 
         tokenizer = fetch_tokenizer(name)
     if tokenizer is None:
-        raise ModelError(f"'{name}' has no tokenizer that can be loaded: behaviours are made of words")
+        raise ModelError(f"'{name}' has no tokenizer that can be loaded: tasks are made of words")
     return SingleTokens(tokenizer)
 
 
@@ -155,47 +144,3 @@ def _examples(one: TaskBuilder, what: TaskListOptions, out: Output) -> None:
 
 def _few(answers: tuple[str, ...], most: int = 6) -> str:
     return ", ".join(answers[:most]) + (f", ... ({len(answers)})" if len(answers) > most else "")
-
-
-# -------------------------------------------------------------------- models
-def models(out: Output) -> None:
-    """Say how good the embedded model is, and which model families are covered."""
-    from circuitfind.models import tiny
-    from circuitfind.models.families import FAMILIES
-
-    figures = tiny.figures()
-    made = figures["training"]
-    pairs = {one["n"] for corruptions in figures["behaviours"].values() for one in corruptions.values()}
-    out.facts(
-        [
-            ("tiny", f"GPT-2 class, {made['parameters']:,} parameters, in the package, works offline"),
-            ("training", f"{made['steps']:,} steps, seed {made['seed']}, {made['seconds'] / 60:.0f} minutes"),
-            (
-                "measured",
-                f"on {min(pairs):,} pairs each, held out from training ({made['held_out']})",
-            ),
-        ]
-    )
-    out.say()
-    columns = [("behaviour, corruption", "left")]
-    columns += [(name, "right") for name in ("accuracy", "clean", "corrupted", "lowered", "flipped")]
-    rows: list[list[str | Text]] = []
-    for task, corruptions in figures["behaviours"].items():
-        rows.append([Text(task, style="bold"), *[""] * 5])
-        rows += [_figures(corruption, one) for corruption, one in corruptions.items()]
-    out.table("How well it does the built-in behaviours", columns, rows)
-    out.say(LEGEND, style="dim")
-    out.say()
-    out.facts([("covered", f"{len(FAMILIES)} families: {', '.join(sorted(FAMILIES))}")])
-    out.document({"embedded": {"tiny": figures}, "families": sorted(FAMILIES)})
-
-
-def _figures(corruption: str, one: dict[str, Any]) -> list[str | Text]:
-    return [
-        f"  {corruption}",
-        f"{one['accuracy']:.1%}",
-        number(one["metric_clean"]),
-        number(one["metric_corrupted"]),
-        f"{one['lowered']:.1%}",
-        f"{one['flipped']:.1%}" if one["flips"] else "",
-    ]
