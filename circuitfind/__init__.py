@@ -27,16 +27,13 @@ if TYPE_CHECKING:
     from circuitfind.evaluation.agreement import Agreement, agreement
     from circuitfind.evaluation.approximation import Approximation, approximation
     from circuitfind.evaluation.completeness import Completeness, completeness
-    from circuitfind.evaluation.curve import Curve, curve
-    from circuitfind.evaluation.diagnosis import Diagnosis, diagnose
+    from circuitfind.evaluation.curve import Curve, Mib, curve, mib
+    from circuitfind.evaluation.diagnosis import Diagnosis, TaskSummary, diagnose, summarise
     from circuitfind.evaluation.faithfulness import Evaluation, evaluate
     from circuitfind.evaluation.hypotheses import HypothesisTests, hypotheses
-    from circuitfind.evaluation.mib import Mib, mib
     from circuitfind.evaluation.minimality import Minimality, minimality
     from circuitfind.evaluation.stability import Stability, stability
-    from circuitfind.evaluation.summary import TaskSummary, summarise
-    from circuitfind.evaluation.unseen import unseen
-    from circuitfind.evaluation.variants import by_seed, by_template
+    from circuitfind.evaluation.variants import by_seed, by_template, unseen
     from circuitfind.evaluation.verify import Verification, verify
     from circuitfind.graph import Graph
     from circuitfind.loading import load, task, wrap
@@ -79,16 +76,13 @@ else:
         "evaluation.agreement": "Agreement agreement",
         "evaluation.approximation": "Approximation approximation",
         "evaluation.completeness": "Completeness completeness",
-        "evaluation.curve": "Curve curve",
-        "evaluation.diagnosis": "Diagnosis diagnose",
+        "evaluation.curve": "Curve Mib curve mib",
+        "evaluation.diagnosis": "Diagnosis TaskSummary diagnose summarise",
         "evaluation.faithfulness": "Evaluation evaluate",
         "evaluation.hypotheses": "HypothesisTests hypotheses",
-        "evaluation.mib": "Mib mib",
         "evaluation.minimality": "Minimality minimality",
         "evaluation.stability": "Stability stability",
-        "evaluation.summary": "TaskSummary summarise",
-        "evaluation.unseen": "unseen",
-        "evaluation.variants": "by_seed by_template",
+        "evaluation.variants": "by_seed by_template unseen",
         "evaluation.verify": "Verification verify",
         "graph": "Graph",
         "loading": "load task wrap",

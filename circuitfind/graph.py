@@ -50,6 +50,12 @@ class Reader(NamedTuple):
     head: int
 
 
+def ends_of(edge: str) -> tuple[str, str]:
+    """The names of an edge's writer and of its reader."""
+    writer, _, reader = edge.partition("->")
+    return writer, reader
+
+
 @dataclass(frozen=True)
 class Graph:
     """Writers, readers and edges of a decoder-only transformer.

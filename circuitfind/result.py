@@ -2,9 +2,10 @@
 
 A result is a frozen dataclass. Its fields are its content:
 
-1. `to_dict` gives them as JSON values, with the properties named in `DERIVED` beside them.
+1. `to_dict` gives them as JSON values, with the properties named in `DERIVED` beside them, and with all properties of
+   named tuples.
 2. `save` writes that under the result's format, `open` builds the fields from it again, by their type hints. Fields
-   with `metadata=UNSAVED` stay in memory.
+   with `metadata=UNSAVED` stay in memory, `metadata=saved_as(...)` gives a field another name there.
 3. `rows` are named tuples, one for each thing that was measured (`ROWS` names the field that holds them); `to_frame`
    makes columns of them, `save("x.csv")` a table.
 4. `repr` is one line and never lists prompts or arrays; `_repr_html_` is what a notebook shows.
@@ -56,6 +57,11 @@ def strongest(effects: np.ndarray, n: int, by: str = "absolute") -> np.ndarray:
     return np.argsort(-key, kind="stable")[: min(n, int((~np.isnan(effects)).sum()))]
 
 
+def saved_as(key: str) -> Mapping[str, Any]:
+    """Metadata of a field that has another name in `to_dict` and in files."""
+    return {"key": key}
+
+
 class Result:
     """Base of everything that a call returns.
 
@@ -63,19 +69,21 @@ class Result:
         FORMAT: what its files say they hold.
         ROWS: the field whose entries are the rows.
         DERIVED: properties that `to_dict` adds.
+        OLD_KEYS: keys by which files written before they named their format are known.
         SHOWN: fields and properties that `repr` names; by default all numbers and short texts.
     """
 
     FORMAT: ClassVar[str] = ""
     ROWS: ClassVar[str] = ""
     DERIVED: ClassVar[tuple[str, ...]] = ()
+    OLD_KEYS: ClassVar[tuple[str, ...]] = ()
     SHOWN: ClassVar[tuple[str, ...]] = ()
 
     # ---------------------------------------------------------------- as data
     def to_dict(self) -> dict[str, Any]:
         """JSON values, per example too where the result holds examples."""
-        names = [one.name for one in _saved(self)]
-        return {name: as_json(getattr(self, name)) for name in (*names, *self.DERIVED)}
+        names = {_key(one): one.name for one in _saved(self)} | {name: name for name in self.DERIVED}
+        return {key: as_json(getattr(self, name)) for key, name in names.items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
@@ -86,10 +94,10 @@ class Result:
         """
         hints, given = _hints(cls), {}  # type: ignore[arg-type]  # a class is hashable
         for one in fields(cls):  # type: ignore[arg-type]  # subclasses are dataclasses
-            if one.name in content:
-                given[one.name] = build(hints[one.name], content[one.name])
+            if _key(one) in content:
+                given[one.name] = build(hints[one.name], content[_key(one)])
             elif one.default is MISSING and one.default_factory is MISSING:
-                raise KeyError(one.name)
+                raise KeyError(_key(one))
         return cls(**given)
 
     def rows(self) -> Sequence[Any]:
@@ -136,7 +144,7 @@ class Result:
         Raises:
             FileError: the file is missing, or holds something else.
         """
-        content = files.read(path, cls.FORMAT)
+        content = files.read(path, cls.FORMAT, cls.OLD_KEYS)
         with files.reading(path):
             return cls.from_dict(content)
 
@@ -162,6 +170,11 @@ class Result:
 
 def _saved(result: Any) -> list[Field[Any]]:
     return [one for one in fields(result) if one.metadata.get("saved", True)]
+
+
+def _key(one: Field[Any]) -> str:
+    """A field's name in `to_dict` and in files."""
+    return str(one.metadata.get("key", one.name))
 
 
 def _is_short(value: Any) -> bool:
@@ -201,7 +214,9 @@ def as_json(value: Any) -> Any:
     if isinstance(value, Interval):
         return list(value)
     if hasattr(value, "_asdict"):
-        return {name: as_json(part) for name, part in value._asdict().items()}
+        derived = (name for name, one in vars(type(value)).items() if isinstance(one, property))
+        parts = value._asdict() | {name: getattr(value, name) for name in derived}
+        return {name: as_json(part) for name, part in parts.items()}
     if is_dataclass(value) and not isinstance(value, type):
         return {one.name: as_json(getattr(value, one.name)) for one in _saved(value)}
     if isinstance(value, Mapping):

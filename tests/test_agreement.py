@@ -14,8 +14,7 @@ import pytest
 import circuitfind as cf
 from circuitfind.cli.app import main
 from circuitfind.errors import ScoreError
-from circuitfind.evaluation.agreement import MIB_SIZES
-from circuitfind.evaluation.roc import roc
+from circuitfind.evaluation.agreement import MIB_SIZES, roc
 from circuitfind.graph import Graph
 from circuitfind.references.reference import Reference
 

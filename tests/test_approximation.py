@@ -12,8 +12,7 @@ import torch
 from toys import id_task, linear, wrapped
 
 import circuitfind as cf
-from circuitfind.evaluation.approximation_fit import Fit, fit
-from circuitfind.evaluation.approximation_remarks import remarks, well
+from circuitfind.evaluation.approximation_fit import Fit, fit, remarks, well
 
 
 def test_a_fit_by_hand() -> None:

@@ -16,9 +16,8 @@ from toys import FOUR, Twin, contrast, some_circuits, wrapped
 import circuitfind as cf
 from circuitfind.circuit import connected
 from circuitfind.errors import FileError, ScoreError, TaskError
-from circuitfind.evaluation.curve import PERCENTAGES, area_from_one, area_under, curve_of
+from circuitfind.evaluation.curve import PERCENTAGES, area_from_one, area_under, curve_of, mib_of
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.mib import mib_of
 from circuitfind.statistics import RESAMPLES
 
 
@@ -118,7 +117,7 @@ def test_pruning_may_leave_nothing(evaluator: Evaluator, llama: cf.Model) -> Non
 
 def test_signed_selection_gives_cpr_and_magnitude_cmd(evaluator: Evaluator, scores: cf.Scores) -> None:
     both = mib_of(evaluator, scores)
-    for how, one in both._asdict().items():
+    for how, one in (("signed", both.signed), ("absolute", both.absolute)):
         f = [evaluator.evaluate(scores.top(int(p * len(scores)), by=how)).faithfulness for p in PERCENTAGES]
         assert one.cpr == pytest.approx(area_under(PERCENTAGES, f), abs=1e-5)
         assert one.cmd == pytest.approx(area_from_one(PERCENTAGES, f), abs=1e-5)
@@ -216,7 +215,7 @@ def test_a_curve_is_saved(evaluator: Evaluator, scores: cf.Scores, tmp_path: Pat
     content = json.loads(found.save(tmp_path / "curve.json").read_text())
     assert content["cpr"] == found.cpr and content["points"][1]["metric"] == found.points[1].metric
     assert content["per_example"]["kl"] == found.per_example.kl.tolist()
-    with pytest.raises(FileError, match=r"saved as \.csv .* not as '\.txt'"):
+    with pytest.raises(FileError, match=r"saved as \.json .* not as '\.txt'"):
         found.save(tmp_path / "curve.txt")
 
 

@@ -363,10 +363,10 @@ def test_the_warning_lists_a_few_rows() -> None:
     summary = cf.TaskSummary("t", 20, "logit_diff", 0.65, 0.6, 1.0, 0.0, 1.0, tuple(range(3, 10)), ())
     text = "the model does not prefer the answer on 7 of 20 clean prompts (rows 3, 4, 5, 6, 7, ...)."
     assert summary.warning() == text
-    assert summary._replace(failing=()).warning() is None
-    at_chance = summary._replace(chance=0.6).warning()
-    expected = f"{text} An accuracy of 65% is no better than guessing (60%): the model may not have this behaviour."
-    assert at_chance == expected and summary._replace(chance=0.3).warning() == text
+    assert dataclasses.replace(summary, failing=()).warning() is None
+    at_chance = dataclasses.replace(summary, chance=0.6).warning()
+    expected = f"{text} An accuracy of 65% is no better than guessing (60%): the model may not do this task."
+    assert at_chance == expected and dataclasses.replace(summary, chance=0.3).warning() == text
 
 
 def test_a_task_without_answers_has_no_accuracy(llama: cf.Model) -> None:

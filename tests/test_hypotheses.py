@@ -21,8 +21,7 @@ from circuitfind.errors import ScoreError
 from circuitfind.evaluation import hypotheses_tests as tests
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.hypotheses import hypotheses_of
-from circuitfind.evaluation.hypotheses_tests import equivalence_p_values, inflated, random_path
-from circuitfind.evaluation.independence import hsic, independence
+from circuitfind.evaluation.hypotheses_tests import equivalence_p_values, hsic, independence, inflated, random_path
 from circuitfind.evaluation.random_circuits import random_circuit
 from circuitfind.graph import Graph
 from circuitfind.statistics import adjusted, binomial
@@ -222,9 +221,9 @@ def test_tests_of_an_additive_model_equal_their_statements() -> None:
         tail = float(sum(chance(30, Fraction(6, 10), k) for k in range(wins, 31)))
         assert found[name].statistic == wins / 30 and found[name].p_value == pytest.approx(tail)
         assert 0 < wins < 30, "else this says little"
-    rows = np.array([row.p_value for row in found.rows])
-    np.testing.assert_allclose([row.adjusted for row in found.rows], adjusted(rows))
-    assert [row.rejected for row in found.rows] == [bool(row.adjusted <= 0.2) for row in found.rows]
+    rows = np.array([row.p_value for row in found.tests])
+    np.testing.assert_allclose([row.adjusted for row in found.tests], adjusted(rows))
+    assert [row.rejected for row in found.tests] == [bool(row.adjusted <= 0.2) for row in found.tests]
 
 
 @pytest.mark.parametrize(("n", "quantile"), [(100, Fraction(9, 10)), (30, Fraction(1, 2))])
@@ -299,14 +298,14 @@ def test_the_textbook_circuit_passes(shared) -> None:
     model, task = cf.load(str(shared / "models/induction_2x1"), check=False), induction(24)
     asked = ("equivalence", "minimality", "sufficiency")
     found = cf.hypotheses(model, task, TEXTBOOK, tests=asked, references=50)
-    passed = {row.name: row.supports for row in found.rows}
+    passed = {row.name: row.supports for row in found.tests}
     assert passed == dict.fromkeys(asked, True)
     assert [edge.share for edge in found["minimality"].edges] == [1, 1, 1]
     padded = cf.hypotheses(model, task, [*TEXTBOOK, "input->m0"], tests=["minimality"], references=30)
     assert [edge.name for edge in padded["minimality"].edges if edge.rejected] == ["input->m0"]
     assert padded["minimality"].supports is False
     broken = cf.hypotheses(model, task, TEXTBOOK[1:], tests=["equivalence", "sufficiency"], references=30)
-    assert [row.supports for row in broken.rows] == [False, False]
+    assert [row.supports for row in broken.tests] == [False, False]
 
 
 # -------------------------------------------------------------------- edges of what can be asked
@@ -314,11 +313,11 @@ def test_experiments_too_small_say_so() -> None:
     model = wrapped("gpt2")
     circuit = random_circuit(model.graph, 5, np.random.default_rng(0))
     found = cf.hypotheses(model, id_task((6,) * 4), circuit, references=5, permutations=10)
-    assert not any(row.rejected for row in found.rows if row.name != "minimality")
+    assert not any(row.rejected for row in found.tests if row.name != "minimality")
     for name in ("equivalence", "independence", "sufficiency", "partial-necessity"):
         assert "too few to reject anything" in found[name].reading, name
     again = cf.hypotheses(model, id_task((6,) * 4), circuit, references=5, permutations=10)
-    assert again.rows == found.rows
+    assert again.tests == found.tests
     other = cf.hypotheses(model, id_task((6,) * 4), circuit, references=5, permutations=10, seed=1)
     assert other["minimality"] != found["minimality"]
     larger = cf.hypotheses(model, id_task((6,) * 4), circuit, references=5, reference_size=30, tests=["sufficiency"])

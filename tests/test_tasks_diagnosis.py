@@ -18,8 +18,8 @@ from toys import id_task, wrapped
 import circuitfind as cf
 from circuitfind.cli.app import main
 from circuitfind.errors import ModelError
+from circuitfind.evaluation.diagnosis import at_least, chances
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.summary import at_least, chances
 
 PROMPT = "If a company's revenue {} and expenses stay flat, profit will likely"
 OTHERS = ("When sales {} and costs do not, the profit will", "If prices {} while wages stay, revenue will likely")
@@ -109,8 +109,7 @@ def test_a_model_without_the_behaviour(model: cf.Model) -> None:
     summary = cf.summarise(model, finance(), warn=False)
     assert summary.n == 18 and 0.3 < summary.accuracy < 0.7, "the test needs a model that guesses"
     expected = (
-        f"). An accuracy of {summary.accuracy:.0%} is no better than guessing (50%): the model may not have this"
-        " behaviour."
+        f"). An accuracy of {summary.accuracy:.0%} is no better than guessing (50%): the model may not do this task."
     )
     assert summary.chance == 0.5 and summary.warning().endswith(expected)
     assert summary.warning() in found.warnings and found.summary == summary and not found.ok
@@ -242,7 +241,7 @@ def test_the_command_line_warns_before_it_scores(
         size = ("--method", "eap") if verb == "attribute" else ("--method", "eap", "--top", "2", "--random", "0")
         main((verb, "reader", "--data", str(path), "--out", verb, *size))
         said = " ".join(capsys.readouterr().err.split())
-        assert "no better than guessing (50%): the model may not have" in said, verb
+        assert "no better than guessing (50%): the model may not do" in said, verb
 
 
 def test_ids_are_diagnosed_without_a_tokenizer() -> None:

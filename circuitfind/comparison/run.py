@@ -30,9 +30,8 @@ from circuitfind.costs import Costs, measuring
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import FileError, ScoreError, TaskError
 from circuitfind.evaluation.agreement import Level, agreement, check_same_graph
-from circuitfind.evaluation.curve import PERCENTAGES, Curve, curve_of, sizes_of
+from circuitfind.evaluation.curve import PERCENTAGES, Curve, Mib, curve_of, sizes_of
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.mib import Mib
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.references.published import reference as named

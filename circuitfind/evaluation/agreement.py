@@ -4,7 +4,11 @@
    or all heads ("head"). Those of the reference are the true ones. Nothing is pruned: circuits are taken as they are.
 2. Edges rank by |effect| or by effect (`by=`). A node ranks by its best edge, in or out (one into a shared key/value
    head counts for each query head of the group), or by its own score where node scores are given.
-3. From the ranking: ROC, its area and average precision, over all thresholds (`circuitfind.evaluation.roc`).
+3. From the ranking, over all thresholds: ROC, its area and average precision. Each distinct score is a threshold that
+   takes all items reaching it: one point (false positive rate, true positive rate), from (0, 0) to (1, 1). The area is
+   the Mann-Whitney statistic: the chance that a random item of the set scores above a random other one, ties counting
+   half; 0.5 for a random ranking. Average precision: the mean over the set's items of the precision at their threshold;
+   about the set's share of all items for a random ranking.
 4. MIB's area (Mueller et al. 2025) for edges: circuits of ten sizes, 0.1% to 100% of all edges, are grown greedily from
    the logits and pruned; trapezoids between their points, with no point at (0, 0), over the last false positive rate.
 5. From a circuit: precision, recall, F1, its point in the ROC plane, and which heads of each class it has.
@@ -15,16 +19,16 @@ A circuit that holds estimates for every edge is a ranking as well.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from circuitfind.circuit import Circuit
 from circuitfind.errors import ScoreError
-from circuitfind.evaluation.roc import Counts, Roc, roc, trapezoid
 from circuitfind.graph import Graph
 from circuitfind.references.published import reference as named
 from circuitfind.references.reference import Reference
+from circuitfind.result import UNSAVED, Result, saved_as
 from circuitfind.scores import By, NodeScores, Scores
 
 Level = Literal["edge", "node", "head"]
@@ -32,63 +36,104 @@ LEVELS: tuple[Level, ...] = ("edge", "node", "head")
 MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-class Heads(NamedTuple):
+class Counts(NamedTuple):
+    """A set of items against the true set."""
+
+    true_positives: int
+    false_positives: int
+    false_negatives: int
+    true_negatives: int
+
+    @classmethod
+    def of(cls, found: np.ndarray, truth: np.ndarray) -> Counts:
+        """From `[items]` bool each."""
+        pairs = ((found, truth), (found, ~truth), (~found, truth), (~found, ~truth))
+        return cls(*(int((one & other).sum()) for one, other in pairs))
+
+    @property
+    def precision(self) -> float:
+        """Part of what was found that is true; NaN where nothing was found."""
+        return _ratio(self.true_positives, self.true_positives + self.false_positives)
+
+    @property
+    def recall(self) -> float:
+        """Part of what is true that was found: the true positive rate."""
+        return _ratio(self.true_positives, self.true_positives + self.false_negatives)
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall; 0 where nothing that is true was found."""
+        return _ratio(2 * self.true_positives, 2 * self.true_positives + self.false_positives + self.false_negatives)
+
+    @property
+    def fall_out(self) -> float:
+        """Part of what is not true that was found: the false positive rate."""
+        return _ratio(self.false_positives, self.false_positives + self.true_negatives)
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class Roc:
+    """Points of the curve, `[thresholds + 1]` each, from (0, 0) to (1, 1); the first threshold is infinite.
+
+    Attributes:
+        fpr, tpr: false and true positive rate of the items that reach the threshold.
+        precision: part of them that is true; NaN at the first point, where there are none.
+    """
+
+    thresholds: np.ndarray
+    fpr: np.ndarray
+    tpr: np.ndarray
+    precision: np.ndarray
+
+    @property
+    def area(self) -> float:
+        """AUROC: 1 for a perfect ranking, 0.5 for a random one."""
+        return trapezoid(self.fpr, self.tpr)
+
+    @property
+    def average_precision(self) -> float:
+        """1 for a perfect ranking, about the true items' share for a random one."""
+        return float(np.sum(np.diff(self.tpr) * self.precision[1:]))
+
+
+class ClassHeads(NamedTuple):
     """Heads of one class of the reference: those that the circuit has, and those that it lacks."""
 
     recovered: tuple[str, ...]
     missed: tuple[str, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Agreement:
+@dataclass(frozen=True, eq=False, repr=False)
+class Agreement(Result):
     """Scores or a circuit against a reference.
 
     Attributes:
         n_items, n_true: items, and how many of them are in the reference.
-        roc: of the ranking; None without one (a circuit without estimates for every edge), or if all items are true.
+        auroc, average_precision: of the ranking; NaN without one (a circuit without estimates for every edge), or if
+            all items are true.
         mib_auroc: by MIB's ten greedy circuits; NaN without a ranking of edges.
         found: the circuit's counts, with its point in the ROC plane (`fall_out`, `recall`); None without a circuit.
         heads: by class of the reference; empty without a circuit.
+        roc: of the ranking; None without one. Files do not hold it.
     """
+
+    FORMAT = "circuitfind.agreement"
 
     reference: str
     level: Level
     by: By
-    n_items: int
-    n_true: int
-    roc: Roc | None = None
+    n_items: int = field(metadata=saved_as("items"))
+    n_true: int = field(metadata=saved_as("true"))
+    auroc: float = float("nan")
     mib_auroc: float = float("nan")
-    found: Counts | None = None
-    heads: dict[str, Heads] = field(default_factory=dict)
-
-    @property
-    def auroc(self) -> float:
-        """Area under the ROC; NaN without a ranking."""
-        return self.roc.area if self.roc else float("nan")
-
-    @property
-    def average_precision(self) -> float:
-        """NaN without a ranking."""
-        return self.roc.average_precision if self.roc else float("nan")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values, without the curve's points."""
-        counts = self.found._asdict() if self.found else {}
-        rates = (
-            {name: getattr(self.found, name) for name in ("precision", "recall", "f1", "fall_out")} if counts else {}
-        )
-        return {
-            "reference": self.reference,
-            "level": self.level,
-            "by": self.by,
-            "items": self.n_items,
-            "true": self.n_true,
-            "auroc": self.auroc,
-            "mib_auroc": self.mib_auroc,
-            "average_precision": self.average_precision,
-            "circuit": {**counts, **rates} or None,
-            "heads": {kind: heads._asdict() for kind, heads in self.heads.items()},
-        }
+    average_precision: float = float("nan")
+    found: Counts | None = field(default=None, metadata=saved_as("circuit"))
+    heads: dict[str, ClassHeads] = field(default_factory=dict)
+    roc: Roc | None = field(default=None, metadata=UNSAVED)
 
 
 def agreement(
@@ -120,6 +165,7 @@ def agreement(
     circuit = result if isinstance(result, Circuit) else None
     ranking = Scores.of(result) if isinstance(result, Circuit) else result
     key = None if ranking is None else _key(ranking, target, by, level)
+    curve = None if key is None or truth.all() else roc(key[items], truth)
     found = None
     if circuit is not None:
         cells = circuit.mask if level == "edge" else circuit.node_mask[:-1]
@@ -130,10 +176,12 @@ def agreement(
         by,
         n_items=int(items.sum()),
         n_true=int(truth.sum()),
-        roc=None if key is None or truth.all() else roc(key[items], truth),
+        auroc=curve.area if curve else float("nan"),
+        average_precision=curve.average_precision if curve else float("nan"),
         mib_auroc=_mib(ranking, target, by) if level == "edge" and isinstance(ranking, Scores) else float("nan"),
         found=found,
         heads=_by_class(circuit, target) if circuit is not None else {},
+        roc=curve,
     )
 
 
@@ -203,11 +251,45 @@ def _mib(scores: Scores, target: Reference, by: By) -> float:
     return trapezoid(fpr / fpr[-1], tpr)
 
 
-def _by_class(circuit: Circuit, target: Reference) -> dict[str, Heads]:
+def _by_class(circuit: Circuit, target: Reference) -> dict[str, ClassHeads]:
     """Which heads of each class the circuit has."""
     inside = set(circuit.nodes)
     classes = target.heads or {"heads": tuple(np.array(target.graph.writer_names)[target.head_mask].tolist())}
     return {
-        kind: Heads(tuple(h for h in names if h in inside), tuple(h for h in names if h not in inside))
+        kind: ClassHeads(tuple(h for h in names if h in inside), tuple(h for h in names if h not in inside))
         for kind, names in classes.items()
     }
+
+
+# -------------------------------------------------------------------- rankings
+def roc(scores: np.ndarray, truth: np.ndarray) -> Roc:
+    """The curve of a ranking.
+
+    Args:
+        scores: `[items]`, highest first.
+        truth: `[items]` bool.
+
+    Raises:
+        ScoreError: all items are true, or none: no curve.
+    """
+    positives = int(truth.sum())
+    if not 0 < positives < len(truth):
+        raise ScoreError(
+            f"no ROC: {positives} of {len(truth)} items are in the reference, some in and some out are needed"
+        )
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of each run of equal scores
+    correct, found = np.cumsum(truth[order])[last], last + 1
+    start = np.zeros(1)
+    return Roc(
+        np.append(np.inf, ranked[last]),
+        np.append(start, (found - correct) / (len(truth) - positives)),
+        np.append(start, correct / positives),
+        np.append(np.nan, correct / found),
+    )
+
+
+def trapezoid(x: np.ndarray, y: np.ndarray) -> float:
+    """Area under the straight lines between points."""
+    return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))

@@ -1,45 +1,56 @@
-"""How well attribution patching estimates what patching measures, place by place, and where it does not.
+"""How well attribution patching estimates what patching measures, place by place, and where it fails.
 
 1. Each kind of place is swept twice: estimated (`circuitfind.attribute`) and patched exactly (`circuitfind.patch`).
-2. Estimates are held against exact effects over all places of a kind and over each of its layers: Pearson's r, slopes,
+2. Estimates are compared with exact effects over all places of a kind and over each of its layers: Pearson's r, slopes,
    wrong signs, relative error (`Fit`).
-3. Where they fail, two measurements say why (`evaluation/approximation_remarks.py`): how large the replaced change is
-   beside what it is part of, and how much smaller the gradient is at the end where it was taken than at the other one.
+3. Where they fail, two measurements say why (`approximation_fit.py`): how much smaller the gradient is at the end where
+   it was taken than at the other one, and how large the replaced change is, relative to what it is part of:
 
-That the approximation is good for heads and poor for the residual stream is Nanda 2023; first-order terms reach as far
+       size = root of (sum of |change|^2 over tokens and units) / (sum of |whole|^2 over the same tokens and units)
+
+   over the real tokens at which anything changes. The whole is the residual stream that the change is added to
+   (`attn`, `mlp`, `heads`, `neurons`), or the replaced value itself (`resid`, `resid-mid`, `q`, `k`, `v`, `pattern`),
+   in the run that is patched: clean in noising, corrupted in denoising.
+
+That the approximation is good for heads and poor for the residual stream is Nanda 2023; first-order terms hold as long
 as the change is small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple, Self, Unpack
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from circuitfind.attribution.attribute import ScoreKeywords, score
 from circuitfind.attribution.method import Method, Request
 from circuitfind.attribution.methods import method_of, request_of
+from circuitfind.batch import Batch
+from circuitfind.engine.capture import capture_corrupted
 from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError
-from circuitfind.evaluation import approximation_file
-from circuitfind.evaluation.approximation_fit import Fit, fit
-from circuitfind.evaluation.approximation_remarks import remarks
-from circuitfind.evaluation.approximation_sizes import change_sizes
+from circuitfind.evaluation.approximation_fit import Fit, fit, remarks
+from circuitfind.export import files
+from circuitfind.graph import Graph
 from circuitfind.models.load import Model
-from circuitfind.patching.patch import SweepPlan, Where, planned, swept
-from circuitfind.patching.sweep import Sweep
+from circuitfind.patching.patch import Sides, SweepPlan, Where, planned, swept
+from circuitfind.patching.sweep import Axis, Sweep
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable
+from circuitfind.result import Result, as_json
 from circuitfind.tasks.task import BoundTask, Task
 
 KINDS = ("resid", "attn", "mlp", "heads")
 
 
-class Place(NamedTuple):
+class EstimatedPlace(NamedTuple):
     """A place: its kind, layer, name, position's or span's label (empty where all positions are patched), estimate,
     exact effect and the 95% interval of the latter over examples."""
 
@@ -57,7 +68,7 @@ class Compared(NamedTuple):
     """One kind of place.
 
     Attributes:
-        sizes: by layer, how large the replaced change is beside what it is part of; see `change_sizes`.
+        sizes: by layer, how large the replaced change is relative to what it is part of.
         other_end: sum of the estimates' magnitudes with the gradient at the other run, over that of the estimates; None
             where the estimate is no single gradient between two runs.
     """
@@ -76,16 +87,46 @@ class Compared(NamedTuple):
         at = slice(None) if layer is None else self.layers.index(layer)
         return fit(self.estimated.effects[at], self.exact.effects[at])
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fits, over all places and by layer."""
+        layers = {str(layer): {**self.fit(layer)._asdict(), "change": self.sizes[layer]} for layer in self.layers}
+        return {**self.fit()._asdict(), "other_end": self.other_end, "layers": layers}
 
-@dataclass(frozen=True, eq=False)
-class Approximation:
-    """Estimates beside exact effects.
+    def sweeps(self) -> dict[str, Any]:
+        """Both sweeps by example, as files hold them."""
+        kept = ("per_example", "full", "empty", "record")
+        sides = {
+            side: {name: as_json(getattr(sweep, name)) for name in kept}
+            for side, sweep in (("estimated", self.estimated), ("exact", self.exact))
+        }
+        return {"axes": self.exact.axes, "sizes": self.sizes, "other_end": self.other_end, **sides}
+
+    @classmethod
+    def of(cls, what: str, graph: Graph, content: dict[str, Any]) -> Compared:
+        """One kind of place from what `sweeps` kept."""
+        axes = tuple(Axis(name, tuple(labels)) for name, labels in content["axes"])
+
+        def sweep(side: dict[str, Any]) -> Sweep:
+            values, full, empty = (files.numbers(side[name]) for name in ("per_example", "full", "empty"))
+            return Sweep(what, graph, axes, values, full, empty, Record(**side["record"]))
+
+        sizes = {int(layer): float("nan") if size is None else size for layer, size in content["sizes"].items()}
+        return cls(sweep(content["estimated"]), sweep(content["exact"]), sizes, content["other_end"])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Approximation(Result):
+    """Estimates beside exact effects; rows are the places.
+
+    Files hold, besides `to_dict`, both sweeps of each kind by example.
 
     Attributes:
         compared: by kind of place.
         remarks: in words, what can be relied on and where the estimates fail, with the measured reason.
         record: of the estimates; in its settings `what` lists the kinds, `by_position` those swept by position.
     """
+
+    FORMAT, ROWS = "circuitfind.approximation", "places"
 
     compared: dict[str, Compared]
     remarks: tuple[str, ...]
@@ -101,7 +142,7 @@ class Approximation:
         """Over the places of each kind in each layer."""
         return {(what, layer): one.fit(layer) for what, one in self.compared.items() for layer in one.layers}
 
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[EstimatedPlace]:
         """Every place with both of its effects."""
         for what, (estimated, exact, _, _) in self.compared.items():
             labels = exact.positions
@@ -110,42 +151,34 @@ class Approximation:
             values = zip(estimated.effects.ravel().tolist(), exact.effects.ravel().tolist(), ends, strict=True)
             for at, (estimate, effect, (low, high)) in enumerate(values):
                 layer = int(exact.axes[0].labels[at // each])
-                yield Place(what, layer, names[at], labels[at % len(labels)], estimate, effect, low, high)
+                yield EstimatedPlace(what, layer, names[at], labels[at % len(labels)], estimate, effect, low, high)
+
+    def shown(self) -> dict[str, Any]:
+        fits = {f"r_{what.replace('-', '_')}": one.r for what, one in self.by_kind.items()}
+        return {"method": self.record.method, "direction": self.record.direction, **fits}
+
+    def rows(self) -> tuple[EstimatedPlace, ...]:
+        return tuple(self.places())
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-
-        def plain(one: Compared) -> dict[str, Any]:
-            layers = {str(layer): {**one.fit(layer)._asdict(), "change": one.sizes[layer]} for layer in one.layers}
-            return {**one.fit()._asdict(), "other_end": one.other_end, "layers": layers}
-
         return {
-            "kinds": {what: plain(one) for what, one in self.compared.items()},
+            "kinds": {what: one.to_dict() for what, one in self.compared.items()},
             "remarks": list(self.remarks),
             "places": [place._asdict() for place in self.places()],
             "record": asdict(self.record),
         }
 
-    def save(self, path: str | PathLike[str], **more: Any) -> Path:
-        """Writes `.json`: `to_dict` and, by example, the sweeps.
-
-        Args:
-            more: further entries of the file, which reading passes over.
-
-        Raises:
-            FileError: another ending, or the place cannot be written to.
-        """
-        return approximation_file.write(path, self, more)
-
     @classmethod
-    def open(cls, path: str | PathLike[str]) -> Approximation:
-        """Reads what `save` wrote, without any model.
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        graph = Graph(**content["graph"])
+        compared = {what: Compared.of(what, graph, one) for what, one in content["sweeps"].items()}
+        return cls(compared, tuple(content["remarks"]), Record(**content["record"]))
 
-        Raises:
-            FileError: the file is missing, or holds no approximation.
-        """
-        fields = approximation_file.read(path)
-        return cls(**{**fields, "compared": {what: Compared(**one) for what, one in fields["compared"].items()}})
+    def save(self, path: str | PathLike[str], **more: Any) -> Path:
+        """Writes everything as `.json`, or the places as `.csv`; see `Result.save`."""
+        graph = asdict(next(iter(self.compared.values())).exact.graph)
+        sweeps = {what: one.sweeps() for what, one in self.compared.items()}
+        return super().save(path, **more, graph=graph, sweeps=sweeps)
 
 
 @remotable
@@ -217,3 +250,56 @@ def _compared(experiment: Experiment, method: Method, request: Request, plan: Sw
 def _ratio(other: np.ndarray, estimates: np.ndarray) -> float | None:
     size = float(np.abs(estimates).sum())
     return float(np.abs(other).sum()) / size if size else None
+
+
+# -------------------------------------------------------------------- how large the changes are
+def change_sizes(plan: SweepPlan) -> dict[int, float]:
+    """By layer of a sweep; see the module."""
+
+    def one(part: Batch, _: slice) -> Tensor:
+        sides = plan.capture(part)
+        delta = _writers(plan.experiment, sides)
+        return torch.stack([_sums(plan, layer, sides, delta) for layer in plan.layers])
+
+    totals = torch.stack([sums for _, sums in plan.experiment.in_batches(one, "sizes of changes")]).sum(0)
+    change, whole = totals.double().cpu().unbind(1)
+    return dict(zip(plan.layers, (change / whole.clamp(min=1e-30)).sqrt().tolist(), strict=True))
+
+
+def _writers(experiment: Experiment, sides: Sides) -> Writers:
+    """The writers' clean values minus ablated values."""
+    corrupted = sides.corrupted
+    if sides.batch.alignment is not None:
+        corrupted = capture_corrupted(experiment.adapter, sides.batch, stop=True)
+    return sides.clean.writers.minus(experiment.ablated(sides.clean, corrupted))
+
+
+def _sums(plan: SweepPlan, layer: int, sides: Sides, delta: Writers) -> Tensor:
+    """`[2]`: squares of the change and of the whole, summed."""
+    adapter, noising = plan.experiment.adapter, plan.experiment.setting.noising
+    what, work = plan.what, adapter.work
+    base, base_batch = (sides.clean, sides.batch.clean) if noising else (sides.corrupted, sides.batch.corrupted)
+    own, other = sides.own[layer].to(work), sides.other[layer].to(work)
+    own, other = (own, other) if noising else (other, own)
+    difference = own - other
+    if what == "heads":
+        change = adapter.head_outputs(layer, delta.heads[layer]).pow(2).sum(-1).movedim(0, -1)
+    elif what == "attn":
+        change = adapter.head_outputs(layer, delta.heads[layer]).sum(0).pow(2).sum(-1, keepdim=True)
+    elif what == "mlp":
+        change = delta.mlps[layer].pow(2).sum(-1, keepdim=True)
+    elif what == "neurons":
+        view = adapter.layers[layer]
+        change = difference.pow(2) * view.mlp_weights()[1].pow(2).sum(-1)
+        if view.post_mlp_norm is not None:
+            change = change * view.post_mlp_norm.scale(base.mlp_out[layer].to(work)).pow(2)
+    else:  # one unit, or one a head
+        change = difference.pow(2).sum(-1)
+        change = change.unsqueeze(-1) if what in ("resid", "resid-mid") else change
+    if what in ("q", "k", "v", "pattern"):
+        whole = own.pow(2).sum(-1)
+    else:
+        stream = own if what in ("resid", "resid-mid") else base.resid[layer + 1].to(work)
+        whole = stream.pow(2).sum(-1, keepdim=True)
+    changed = (change.sum(-1) > 0) & base_batch.mask.to(change.device)
+    return torch.stack([change[changed].sum(), whole.expand_as(change)[changed].sum()])

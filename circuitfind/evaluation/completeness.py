@@ -1,22 +1,22 @@
-"""Completeness: whether a circuit holds everything that the model uses for the behaviour.
+"""Completeness: whether a circuit holds everything that the model uses for the task.
 
 1. **The complement.** The model is run on all edges outside the circuit. What it still does, the circuit lacks; a
    complete circuit's complement does nothing (faithfulness 0).
 2. **Knock-outs** (Wang et al. 2022, "Interpretability in the wild", section 4.1). A set K is ablated inside the circuit
    and inside the whole model: a complete circuit breaks as the model breaks, |F(C \\ K) - F(M \\ K)| is small for every
-   K. Backups that the circuit misses show here and nowhere else. F is the mean metric.
+   K. Only this test shows backups that the circuit misses. F is the mean metric.
    K is a set of the circuit's nodes (heads and MLPs, never `input`; all edges out of them are ablated, in the model
    also those that the circuit does not hold), or of its edges. Its size is drawn evenly from 1 to all, then the set
    evenly among those of that size. Sets drawn twice count once.
-3. **Greedy search for the worst K** (the same paper): from the empty set, of at most ten candidates drawn at each step
-   the one comes in that makes the gap largest, until all are in; the worst set on the way is kept. As it is chosen on
-   the pairs that it is measured on, its gap is biased upwards, and its interval does not know of the choice.
+3. **Greedy search for the worst K** (the same paper). From the empty set, each step draws at most ten candidates and
+   adds the one that makes the gap largest, until all are in. The worst set on the way is kept. It is chosen on the
+   pairs that it is measured on, so its gap is biased upwards, and its interval does not account for the choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, Unpack
 
 import numpy as np
@@ -24,12 +24,12 @@ import numpy as np
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.experiment import check_model
 from circuitfind.errors import ScoreError, check_count
-from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.outcome import Evaluation, Outcome
+from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable
+from circuitfind.result import Result
 from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import UNKNOWN, Interval, percentiles, resampled_means
 from circuitfind.tasks.task import BoundTask, Task
@@ -57,9 +57,9 @@ class KnockOut(NamedTuple):
         return abs(self.difference)
 
 
-@dataclass(frozen=True, eq=False)
-class Completeness:
-    """What was measured of a circuit's completeness.
+@dataclass(frozen=True, eq=False, repr=False)
+class Completeness(Result):
+    """What was measured of a circuit's completeness; rows are the knock-outs.
 
     Attributes:
         level: "node" or "edge", what was knocked out.
@@ -68,8 +68,10 @@ class Completeness:
         knockouts: random ones first.
         mean_gap: of |F(C \\ K) - F(M \\ K)| over the random K, with its interval over examples (magnitudes of noisy
             differences: biased upwards near 0); NaN where the circuit has nothing to knock out.
-        contrast: metric of the whole model minus metric with every edge ablated, to hold the gaps against.
+        contrast: metric of the whole model minus metric with every edge ablated: what the gaps are compared with.
     """
+
+    FORMAT, ROWS, DERIVED = "circuitfind.completeness", "knockouts", ("worst",)
 
     level: str
     complement: Evaluation
@@ -79,31 +81,12 @@ class Completeness:
     mean_gap_interval: Interval
     contrast: float
     seen_pairs: int | None
-    record: Record = field(repr=False)
+    record: Record
 
     @property
     def worst(self) -> KnockOut:
         """The set with the largest gap; the empty set where nothing was knocked out."""
         return max(self.knockouts, key=lambda one: one.gap, default=self.whole)
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON values."""
-        return {
-            "level": self.level,
-            "complement": self.complement.to_dict(),
-            "whole": _plain(self.whole),
-            "knockouts": [_plain(one) for one in self.knockouts],
-            "worst": _plain(self.worst),
-            "mean_gap": self.mean_gap,
-            "mean_gap_interval": list(self.mean_gap_interval),
-            "contrast": self.contrast,
-            "seen_pairs": self.seen_pairs,
-            "record": asdict(self.record),
-        }
-
-
-def _plain(one: KnockOut) -> dict[str, object]:
-    return {**one._asdict(), "removed": list(one.removed), "interval": list(one.interval), "gap": one.gap}
 
 
 @remotable
@@ -120,6 +103,7 @@ def completeness(
     """Measures what a circuit lacks: by its complement, and by knock-outs inside circuit and model.
 
     Args:
+        circuit: a `Circuit`, or names of edges.
         knockouts: how many random sets to draw.
         level: "node" or "edge", what the sets are made of.
         greedy: how many greedy searches for the worst set to make.
@@ -150,7 +134,7 @@ def completeness_of(
     check_count("greedy", greedy)
     circuit = as_circuit(evaluator.graph, circuit)
     complement = circuit.complement()
-    evaluation = evaluator.evaluation(complement, _first(evaluator.run_distinct([complement.mask])))
+    evaluation = evaluator.evaluation(complement, evaluator.run_distinct([complement.mask]).of(0))
     trials = _Trials(evaluator, circuit, level)
     drawn = trials.draw(knockouts)
     differences = trials.differences([(), *drawn])
@@ -168,10 +152,6 @@ def completeness_of(
         seen_pairs=circuit.record.seen(evaluator.record),
         record=evaluator.record.with_settings(level=level, knockouts=knockouts, greedy=greedy),
     )
-
-
-def _first(outcome: Outcome) -> Outcome:
-    return Outcome(*(values[0] for values in outcome))
 
 
 class _Trials:

@@ -1,4 +1,4 @@
-"""Faithfulness over sizes, and the area under it: which scores rank edges better, whatever size is asked for.
+"""Faithfulness over sizes, and the area under it: which scores rank edges better, whatever the size.
 
 1. The best edges of the scores at each size (or circuits that are given) make one circuit a size, pruned to what is
    connected: fewer edges may be left than were asked for, and both numbers are reported.
@@ -8,33 +8,30 @@
 4. The areas of the benchmark MIB (Mueller et al. 2025), by trapezoids, linear in the fraction of edges and not divided
    by the range: CPR = area under f, CMD = area of |1 - f|. Over its ten fractions, `PERCENTAGES`, scores whose circuits
    are right at every size have CPR 0.999 and CMD 0; where only the complete graph works, 0.25 and 0.749.
+5. `mib` follows MIB's rules. CPR takes the edges of highest *signed* score: edges that oppose are left out, and it can
+   exceed 1. CMD takes those of highest *magnitude*. Mixing up the two selections moves the numbers by a factor, so both
+   curves are kept and each number comes from its own.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from numbers import Integral, Real
-from os import PathLike
-from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.experiment import check_model
-from circuitfind.errors import FileError, ScoreError
+from circuitfind.errors import ScoreError
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.outcome import Outcome
-from circuitfind.export.files import plain, write_text
 from circuitfind.graph import Graph
 from circuitfind.models.load import Model
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable
+from circuitfind.result import UNSAVED, Result
 from circuitfind.scores import By, Scores
 from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import Interval, percentiles, resampled_means
@@ -72,63 +69,87 @@ class CurvePoint(NamedTuple):
     kl: float
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """Circuits of many sizes, measured.
+class CurveExamples(NamedTuple):
+    """What was measured on each example: `[points, examples]` as in `Outcome`, and the metric's ends `[examples]`."""
+
+    metric: np.ndarray
+    accurate: np.ndarray
+    top1: np.ndarray
+    kl: np.ndarray
+    full: np.ndarray
+    empty: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Curve(Result):
+    """Circuits of many sizes, measured; rows are the points.
 
     Attributes:
-        points: smallest fraction first; circuits: the circuit of each point.
+        points: smallest fraction first.
         cpr, cmd: areas under faithfulness and under |1 - faithfulness| over the fractions measured, with intervals.
-            They are MIB's numbers at MIB's fractions only, and over other fractions compare with nothing else. An
+            They are MIB's numbers at MIB's fractions only, and cannot be compared with areas over other fractions. An
             average of magnitudes is biased upwards by noise: the interval of a CMD near 0 may lie above it.
-        per_example: `[points, examples]` of each thing measured; full, empty: `[examples]` the metric's two ends.
+        per_example: what was measured, by point and example.
         seen_pairs: how many of the pairs were used to find the circuits; None where that is not known.
+        circuits: the circuit of each point; files do not hold them.
     """
+
+    FORMAT, ROWS, OLD_KEYS = "circuitfind.curve", "points", ("points", "cpr", "per_example")
 
     points: tuple[CurvePoint, ...]
     cpr: float
     cpr_interval: Interval
     cmd: float
     cmd_interval: Interval
-    circuits: tuple[Circuit, ...] = field(repr=False)
-    per_example: Outcome = field(repr=False)
-    full: np.ndarray = field(repr=False)
-    empty: np.ndarray = field(repr=False)
     seen_pairs: int | None
-    record: Record = field(repr=False)
+    per_example: CurveExamples
+    record: Record
+    circuits: tuple[Circuit, ...] = field(default=(), metadata=UNSAVED)
 
-    def to_dict(self) -> dict[str, object]:
-        """JSON values, per example too."""
-        examples = {name: values.tolist() for name, values in self.per_example._asdict().items()}
-        return {
-            "points": [{**point._asdict(), "interval": list(point.interval)} for point in self.points],
-            "cpr": self.cpr,
-            "cpr_interval": list(self.cpr_interval),
-            "cmd": self.cmd,
-            "cmd_interval": list(self.cmd_interval),
-            "seen_pairs": self.seen_pairs,
-            "per_example": {**examples, "full": self.full.tolist(), "empty": self.empty.tolist()},
-            "record": asdict(self.record),
-        }
+    @property
+    def full(self) -> np.ndarray:
+        """`[examples]`: the metric of the whole model."""
+        return self.per_example.full
 
-    def save(self, path: str | PathLike[str]) -> Path:
-        """Writes the points as `.csv`, or everything as `.json`.
+    @property
+    def empty(self) -> np.ndarray:
+        """`[examples]`: the metric with every edge ablated."""
+        return self.per_example.empty
 
-        Raises:
-            FileError: another ending, or the place cannot be written to.
-        """
-        ending = Path(path).suffix
-        if ending == ".json":
-            return write_text(path, json.dumps(plain(self.to_dict()), ensure_ascii=False, allow_nan=False) + "\n")
-        if ending != ".csv":
-            raise FileError(f"{path}: a curve is saved as .csv (its points) or .json (everything), not as '{ending}'")
-        text = io.StringIO()
-        table = csv.writer(text, lineterminator="\n")
-        names = list(CurvePoint._fields)
-        at = names.index("interval")
-        table.writerow([*names[:at], "low", "high", *names[at + 1 :]])
-        table.writerows([*point[:at], *point.interval, *point[at + 1 :]] for point in self.points)
-        return write_text(path, text.getvalue())
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Mib(Result):
+    """Both selections of MIB: its CPR is that of the signed curve, its CMD that of the absolute one."""
+
+    FORMAT, DERIVED = "circuitfind.mib", ("cpr", "cmd")
+    SHOWN = ("cpr", "cpr_interval", "cmd", "cmd_interval")
+
+    signed: Curve
+    absolute: Curve
+
+    @property
+    def cpr(self) -> float:
+        return self.signed.cpr
+
+    @property
+    def cpr_interval(self) -> Interval:
+        return self.signed.cpr_interval
+
+    @property
+    def cmd(self) -> float:
+        return self.absolute.cmd
+
+    @property
+    def cmd_interval(self) -> Interval:
+        return self.absolute.cmd_interval
+
+    def rows(self) -> tuple[CurvePoint, ...]:
+        """The points of both curves, the signed one's first."""
+        return self.signed.points + self.absolute.points
+
+    def columns(self) -> dict[str, list[Any]]:
+        by = [how for how in ("signed", "absolute") for _ in getattr(self, how).points]
+        return {"by": by, **super().columns()}
 
 
 @remotable
@@ -201,13 +222,25 @@ def curve_of(
         cpr_interval=_intervals(area_under(fractions, resampled.T)[None])[0],
         cmd=float(area_from_one(fractions, f)),
         cmd_interval=_intervals(area_from_one(fractions, resampled.T)[None])[0],
-        circuits=tuple(circuits),
-        per_example=outcome,
-        full=evaluator.full,
-        empty=evaluator.empty,
         seen_pairs=found.seen(evaluator.record),
+        per_example=CurveExamples(*outcome, evaluator.full, evaluator.empty),
         record=record,
+        circuits=tuple(circuits),
     )
+
+
+@remotable
+def mib(model: Model, task: Task | BoundTask, scores: Scores, **asked: Unpack[JudgeKeywords]) -> Mib:
+    """CPR and CMD as the benchmark MIB defines them: ten fractions, pruned, signed and absolute selection.
+
+    Args and errors as for `curve`.
+    """
+    return mib_of(Evaluator.of(model, task, scores.record, "the scores were", **asked), scores)
+
+
+def mib_of(evaluator: Evaluator, scores: Scores) -> Mib:
+    """`mib` on pairs that an evaluator holds ready."""
+    return Mib(curve_of(evaluator, scores, by="signed"), curve_of(evaluator, scores, by="absolute"))
 
 
 def _resampled_faithfulness(evaluator: Evaluator, metric: np.ndarray) -> np.ndarray:

@@ -1,41 +1,139 @@
-"""What is wrong with a task, in words, before anything expensive runs on it.
+"""How well a model does a task, and what is wrong with the task, in words, before anything expensive runs on it.
 
 1. The task meets the model. What cannot be used (an answer of several tokens, a pair of unequal length) is an error.
-2. Both sides of the pairs run once. Does the model do the behaviour more often than by guessing
-   (`circuitfind.evaluation.summary`)?
-3. Does the corrupted prompt take the behaviour away: is the metric lower there, on average beyond noise, and in more
-   pairs than by a throw of a coin?
+2. Both sides of the pairs run once (`TaskSummary`). Is the model right more often than by guessing? A model that knows
+   nothing gets a row right with chance 1 / (1 + wrong answers) for one answer, and for sets of answers where the larger
+   set is the right one; accuracy is compared with it by the binomial distribution. Without wrong answers the answer has
+   to be the most likely of all tokens, and guessing counts as 0.
+3. Does the corruption matter: is the metric lower on corrupted prompts, on average beyond noise, and in more pairs than
+   a toss of a coin would give?
 4. What may mislead without being wrong: an answer that continues the prompt's last word, one answer for all pairs.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from circuitfind import errors
 from circuitfind.engine.experiment import Experiment
-from circuitfind.errors import TaskError
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.summary import DOUBT, TaskSummary, at_least, summary_of
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.remote.call import remotable
+from circuitfind.result import Result
 from circuitfind.tasks.task import BoundTask, Task
 
+DOUBT = 0.05  # a result that guessing gives as often as this is no evidence
 
-class Finding(NamedTuple):
+
+@dataclass(frozen=True, repr=False)
+class TaskSummary(Result):
+    """How well a model does a task.
+
+    `accuracy`: share of clean prompts whose answers beat the wrong ones; `lowered`: share of pairs in which the
+    corrupted prompt has the lower metric. `clean` and `corrupted` are mean metrics. `failing` are rows answered wrong;
+    `chance` is the accuracy of guessing (0 without wrong answers, NaN without answers).
+    """
+
+    FORMAT = "circuitfind.task-summary"
+
+    name: str
+    n: int
+    metric: str
+    accuracy: float
+    top1: float
+    clean: float
+    corrupted: float
+    lowered: float
+    failing: tuple[int, ...]
+    notes: tuple[str, ...]
+    chance: float = math.nan
+
+    def warning(self) -> str | None:
+        """One line when the model does not do the task on some pairs; None when it does on all."""
+        if not self.failing:
+            return None
+        rows = ", ".join(map(str, self.failing[:5])) + (", ..." if len(self.failing) > 5 else "")
+        failing = f"{len(self.failing)} of {self.n} clean prompts (rows {rows})"
+        return f"the model does not prefer the answer on {failing}.{self._doubt()}"
+
+    def _doubt(self) -> str:
+        """A second sentence where the accuracy is no better than guessing, or worse."""
+        wrong = len(self.failing)
+        if math.isnan(self.chance) or at_least(self.n - wrong, self.n, self.chance) <= DOUBT:
+            return ""
+        than = f"than guessing ({self.chance:.0%}):"
+        if self.chance < 1 and at_least(wrong, self.n, 1 - self.chance) <= DOUBT:
+            ask = "are answers and wrong answers, or the two sides, exchanged?"
+            return f" An accuracy of {self.accuracy:.0%} is worse {than} {ask}"
+        return f" An accuracy of {self.accuracy:.0%} is no better {than} the model may not do this task."
+
+
+@remotable
+def summarise(model: Model, task: Task | BoundTask, *, warn: bool = True, batch_size: int | None = None) -> TaskSummary:
+    """Runs both sides of a task's pairs once."""
+    return summary_of(Evaluator.of(model, task, batch_size=batch_size), warn=warn)
+
+
+def summary_of(evaluator: Evaluator, warn: bool = True) -> TaskSummary:
+    """The summary of pairs that an evaluator has already run."""
+    bound = evaluator.bound
+    has_answers, has_wrong = (bool(side.shape[-1]) for side in (bound.batch.answers, bound.batch.wrong))
+    right, top1 = evaluator.full_accurate, evaluator.full_top1
+    failing = tuple(np.flatnonzero(~right).tolist()) if has_answers else ()
+    summary = TaskSummary(
+        bound.name,
+        len(bound),
+        bound.metric.name,
+        float(right.mean()) if has_answers else float("nan"),
+        float(top1.mean()) if has_answers else float("nan"),
+        float(evaluator.full.mean()),
+        float(evaluator.empty.mean()),
+        float((evaluator.empty < evaluator.full).mean()),
+        failing,
+        bound.notes,
+        float(chances(bound).mean()) if has_wrong else 0.0 if has_answers else float("nan"),
+    )
+    if warn and summary.warning():
+        errors.warn(str(summary.warning()))
+    return summary
+
+
+def chances(bound: BoundTask) -> np.ndarray:
+    """`[pairs]`: how likely a model that knows nothing is to be counted right."""
+    right, wrong = ((ids[:, 0] >= 0).sum(-1).double().cpu() for ids in (bound.batch.answers, bound.batch.wrong))
+    single = 1 / (1 + wrong)
+    return np.where(right == 1, single, (right > wrong).double()) ** bound.batch.answers.shape[1]
+
+
+def at_least(count: int, size: int, chance: float) -> float:
+    """Probability of so many successes or more in `size` tries."""
+    if chance in (0.0, 1.0):
+        return float(count == 0 or chance == 1)
+    ways = (math.lgamma(size + 1) - math.lgamma(k + 1) - math.lgamma(size - k + 1) for k in range(count, size + 1))
+    odds = (k * math.log(chance) + (size - k) * math.log1p(-chance) for k in range(count, size + 1))
+    return math.fsum(math.exp(way + odd) for way, odd in zip(ways, odds, strict=True))
+
+
+class Remark(NamedTuple):
     """`severity`: "error" (nothing can be run), "warning" (results would mean little), "note" (know this)."""
 
     severity: str
     text: str
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """What was found, gravest first; `summary` is None where nothing could be run."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Diagnosis(Result):
+    """What was found, gravest first; `summary` is None where nothing could be run. Rows are the findings."""
+
+    FORMAT, ROWS, SHOWN = "circuitfind.diagnosis", "findings", ("name", "ok")
 
     name: str
-    findings: tuple[Finding, ...]
+    findings: tuple[Remark, ...]
     summary: TaskSummary | None
 
     @property
@@ -47,11 +145,6 @@ class Diagnosis:
     def warnings(self) -> tuple[str, ...]:
         """Errors and warnings as lines."""
         return tuple(finding.text for finding in self.findings if finding.severity != "note")
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON values."""
-        summary = None if self.summary is None else self.summary._asdict()
-        return {**asdict(self), "findings": [finding._asdict() for finding in self.findings], "summary": summary}
 
     def __str__(self) -> str:
         lines = [f"{finding.severity}: {finding.text}" for finding in self.findings]
@@ -79,54 +172,54 @@ def diagnose(
     """
     try:
         experiment = Experiment.of(model, task, {"metric": metric, "batch_size": batch_size})
-    except TaskError as error:
-        return Diagnosis(getattr(task, "name", "task"), (Finding("error", str(error)),), None)
+    except errors.TaskError as error:
+        return Diagnosis(getattr(task, "name", "task"), (Remark("error", str(error)),), None)
     evaluator, bound = Evaluator(experiment), experiment.bound
     summary = summary_of(evaluator, warn=False)
-    found = [*_behaviour(summary), *_contrast(evaluator), *_answers(bound, model.tokenizer)]
+    found = [*_ability(summary), *_contrast(evaluator), *_answers(bound, model.tokenizer)]
     found.sort(key=lambda finding: finding.severity == "note")
     return Diagnosis(bound.name, tuple(found), summary)
 
 
 # -------------------------------------------------------------------- does the model do it?
-def _behaviour(summary: TaskSummary) -> list[Finding]:
+def _ability(summary: TaskSummary) -> list[Remark]:
     if failing := summary.warning():
-        return [Finding("warning", failing)]
+        return [Remark("warning", failing)]
     if at_least(summary.n, summary.n, summary.chance) > DOUBT:
         text = f"{summary.n} pairs are too few to tell 100% accuracy from guessing ({summary.chance:.0%})"
-        return [Finding("note", text)]
+        return [Remark("note", text)]
     return []
 
 
 # -------------------------------------------------------------------- does the corrupted prompt take it away?
-def _contrast(evaluator: Evaluator) -> list[Finding]:
+def _contrast(evaluator: Evaluator) -> list[Remark]:
     clean, corrupted = evaluator.full, evaluator.empty
     lost, size = clean - corrupted, len(clean)
     means = f"mean metric {clean.mean():.4g} on clean, {corrupted.mean():.4g} on corrupted prompts"
     if lost.mean() <= 0:
         as_before = evaluator.ends.accurate[1].mean() <= evaluator.ends.accurate[0].mean()
         ask = ("does the corruption leave the answer as it is, or " if as_before else "") + "are the sides exchanged?"
-        return [Finding("warning", f"the corrupted prompts do not lower the metric ({means}): {ask}")]
+        return [Remark("warning", f"the corrupted prompts do not lower the metric ({means}): {ask}")]
     noise = lost.std(ddof=1) / size**0.5 if size > 1 else 0.0
     if lost.mean() <= max(2 * noise, evaluator.rounding_of_contrast):
         text = f"the corrupted prompts do not lower the metric beyond noise ({means}, standard error {noise:.2g})"
-        return [Finding("warning", f"{text}: make the pairs differ in what matters, or give more of them")]
+        return [Remark("warning", f"{text}: make the pairs differ in what matters, or give more of them")]
     lowered = int((lost > 0).sum())
     if at_least(lowered, size, 0.5) > DOUBT and lowered < size:
         text = f"the corrupted prompt lowers the metric in only {lowered} of {size} pairs: a few pairs make the mean"
-        return [Finding("warning", f"{text} ({means})")]
+        return [Remark("warning", f"{text} ({means})")]
     if evaluator.bound.flips and evaluator.bound.metric.wrong and corrupted.mean() >= 0:
-        return [Finding("note", f"the corrupted prompts make the other answer right, but not for this model ({means})")]
+        return [Remark("note", f"the corrupted prompts make the other answer right, but not for this model ({means})")]
     return []
 
 
 # -------------------------------------------------------------------- are the answers what they seem?
-def _answers(bound: BoundTask, tokenizer: Any) -> list[Finding]:
+def _answers(bound: BoundTask, tokenizer: Any) -> list[Remark]:
     found = []
     answers, wrong = bound.batch.answers, bound.batch.wrong
     if len(bound) > 1 and wrong.shape[-1] and bool((answers == answers[:1]).all() & (wrong == wrong[:1]).all()):
         text = f"all pairs have the same answers ({bound.answer_texts[0]}), so a constant preference passes for the"
-        found.append(Finding("note", f"{text} behaviour: add pairs with the answers exchanged"))
+        found.append(Remark("note", f"{text} task: add pairs with the answers exchanged"))
     if tokenizer is None or bound.bos == "ids given" or not answers.shape[-1]:
         return found
     ids, read = bound.batch.clean.ids.tolist(), bound.batch.clean.read[:, -1].tolist()
@@ -138,5 +231,5 @@ def _answers(bound: BoundTask, tokenizer: Any) -> list[Finding]:
                 word = bound.prompts[row].split()[-1]
                 text = f"row {row}: the answer {glued!r} has no space before it and continues the word {word!r}"
                 remedy = "choose answers that are one token after a space, or end the prompt before the word"
-                return [*found, Finding("warning", f"{text}: {remedy}")]
+                return [*found, Remark("warning", f"{text}: {remedy}")]
     return found

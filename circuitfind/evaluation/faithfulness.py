@@ -1,4 +1,4 @@
-"""How much of the behaviour a circuit does: exact runs, and faithfulness with an interval.
+"""How much of the task a circuit does: exact runs, and faithfulness with an interval.
 
     faithfulness(C) = (metric(C) - metric(empty)) / (metric(full) - metric(empty))
 
@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TypeVar, Unpack
+from typing import NamedTuple, TypeVar, Unpack
 
 import numpy as np
 import torch
@@ -27,17 +28,99 @@ from circuitfind.engine.memory import CIRCUITS, KEPT_RUNS, batch_size_for, in_ba
 from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation import rounding
-from circuitfind.evaluation.outcome import Evaluation, Outcome, PerExample
 from circuitfind.metrics import METRICS, correctness
 from circuitfind.models.load import Model
 from circuitfind.progress import progress
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable
+from circuitfind.result import Result
 from circuitfind.setting import JudgeKeywords
-from circuitfind.statistics import bootstrap_ratio
+from circuitfind.statistics import Interval, bootstrap_ratio
 from circuitfind.tasks.task import BoundTask, Task
 
 R = TypeVar("R")
+
+
+class Outcome(NamedTuple):
+    """`[circuits, examples]` each: the metric; the answers beat the wrong ones; the top token is an answer;
+    KL(whole model || circuit) in nats.
+    """
+
+    metric: np.ndarray
+    accurate: np.ndarray
+    top1: np.ndarray
+    kl: np.ndarray
+
+    def of(self, circuit: int) -> Outcome:
+        """`[examples]` each: those of one of the circuits."""
+        return Outcome(*(values[circuit] for values in self))
+
+
+class PerExample(NamedTuple):
+    """What was measured on each example, `[examples]` each.
+
+    The metric of the circuit, of the whole model, with every edge ablated; then of the circuit: whether the answers
+    beat the wrong ones, whether the top token is an answer, KL(whole model || circuit) in nats.
+    """
+
+    circuit: np.ndarray
+    full: np.ndarray
+    empty: np.ndarray
+    accurate: np.ndarray
+    top1: np.ndarray
+    kl: np.ndarray
+
+
+class ExampleRow(NamedTuple):
+    """The same of one example; `pair` counts from 0."""
+
+    pair: int
+    circuit: float
+    full: float
+    empty: float
+    accurate: bool
+    top1: bool
+    kl: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(Result):
+    """A circuit measured on a task.
+
+    Metrics are means over examples; `interval` is of the faithfulness, at 95%; `kl` is KL(whole model || circuit) in
+    nats. Shares of right answers (accuracy, top1) are NaN on a task without answers. `seen_pairs`: how many of the
+    pairs measured on were used to find the circuit; None where it does not say. Rows are the examples.
+    """
+
+    FORMAT, ROWS, DERIVED = "circuitfind.evaluation", "per_example", ("metric_name", "ablation")
+    SHOWN = ("n_edges", "faithfulness", "interval", "metric_name", "metric", "metric_full", "metric_empty", "ablation")
+
+    n_edges: int
+    faithfulness: float
+    interval: Interval
+    metric: float
+    metric_full: float
+    metric_empty: float
+    accuracy: float
+    accuracy_full: float
+    top1: float
+    top1_full: float
+    kl: float
+    seen_pairs: int | None
+    per_example: PerExample
+    record: Record
+
+    @property
+    def metric_name(self) -> str:
+        return self.record.metric
+
+    @property
+    def ablation(self) -> str:
+        return self.record.ablation
+
+    def rows(self) -> tuple[ExampleRow, ...]:
+        columns = (values.tolist() for values in self.per_example)
+        return tuple(ExampleRow(*row) for row in zip(range(len(self.per_example.full)), *columns, strict=True))
 
 
 class Evaluator:
@@ -144,7 +227,7 @@ class Evaluator:
     def evaluate(self, circuit: Circuit | Iterable[str]) -> Evaluation:
         """One circuit, with its interval and examples."""
         circuit = as_circuit(self.graph, circuit)
-        return self.evaluation(circuit, Outcome(*(values[0] for values in self.run(circuit.mask[None]))))
+        return self.evaluation(circuit, self.run(circuit.mask[None]).of(0))
 
     def evaluation(self, circuit: Circuit, outcome: Outcome) -> Evaluation:
         """What a circuit's outcome, `[examples]`, amounts to."""
@@ -224,7 +307,7 @@ def evaluate(
     circuit: Circuit | Iterable[str],
     **asked: Unpack[JudgeKeywords],
 ) -> Evaluation:
-    """Runs a model as a circuit, exactly, and says how much of the behaviour is left.
+    """Runs a model as a circuit, exactly, and says how much of the task it still does.
 
     Args:
         circuit: a `Circuit`, or names of edges; everything else carries its ablated value.

@@ -6,29 +6,178 @@
 3. The tests' p-values are corrected over the tests that were made (Holm by default), and compared with alpha.
 4. Each row says what was found in words, and where the experiment was too small to reject anything.
 
-A null that is kept is not proven: equivalence and independence are kept on few pairs whatever the circuit. And a
-dependence may have another cause than the behaviour: an ablated model still reads a corrupted prompt that shares words
-with the clean one, so that under `ablation="corrupted"` independence is often rejected even of the whole model.
+A null that is kept is not proven: on few pairs, equivalence and independence are kept whatever the circuit. And a
+dependence may have another cause than the task: an ablated model still reads a corrupted prompt that shares words with
+the clean one, so under `ablation="corrupted"` independence is often rejected even for the whole model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Real
-from typing import Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
 from circuitfind.circuit import Circuit, as_circuit
+from circuitfind.engine.experiment import check_model
 from circuitfind.errors import ScoreError, check_count
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.hypotheses_rows import STATEMENTS, EdgeTest, HypothesisTest, HypothesisTests, Statement
 from circuitfind.evaluation.hypotheses_tests import TESTS, Finding, Trial
+from circuitfind.graph import ends_of
 from circuitfind.models.load import Model
+from circuitfind.record import Record
 from circuitfind.remote.call import remotable
+from circuitfind.result import Result
 from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import adjusted
 from circuitfind.tasks.task import BoundTask, Task
+
+
+class Statement(NamedTuple):
+    """A null hypothesis, and what rejecting and keeping it means; `ideal`: an ideal circuit fulfils it."""
+
+    null: str
+    ideal: bool
+    rejected: str
+    kept: str
+
+
+STATEMENTS = {
+    "equivalence": Statement(
+        "|P(s(C) > s(M)) + P(s(C) = s(M))/2 - 1/2| < {epsilon:g}",
+        True,
+        "the circuit does not perform like the model",
+        "no sign that circuit or model does better",
+    ),
+    "independence": Statement(
+        "s(M - C) is independent of s(M)",
+        True,
+        "without the circuit, scores still go with the model's",
+        "no sign that scores without the circuit go with the model's",
+    ),
+    "minimality": Statement(
+        "for every edge e of C: P(effect of e > effect of a random added edge) >= {quantile:g}",
+        True,
+        "the circuit has edges that count for no more than random ones",
+        "no edge is shown to be needless",
+    ),
+    "sufficiency": Statement(
+        "P(C is nearer to M than a random circuit) <= {quantile:g}",
+        False,
+        "the circuit does the task better than random circuits",
+        "not shown to be better than random circuits",
+    ),
+    "partial-necessity": Statement(
+        "P(M loses more without C than without a random circuit) <= {quantile:g}",
+        False,
+        "the model needs the circuit more than random circuits",
+        "not shown to be needed more than random circuits",
+    ),
+}
+
+
+class EdgeTest(NamedTuple):
+    """Minimality of an edge: `effect` is the mean |change of the metric| without it, `share` of the random additions
+    have a smaller one. `rejected`: it counts for no more than they do."""
+
+    edge: str
+    writer: str
+    reader: str
+    effect: float
+    share: float
+    p_value: float
+    adjusted: float
+    rejected: bool
+
+    @property
+    def name(self) -> str:
+        return self.edge
+
+
+class HypothesisTest(NamedTuple):
+    """One test.
+
+    Attributes:
+        null: the null hypothesis.
+        statistic: the share of examples (equivalence) or of references (the smallest of all edges' for minimality), or
+            HSIC.
+        p_value, adjusted: NaN where there was nothing to test.
+        supports: whether the outcome speaks for the circuit; None where there was nothing to test.
+        reading: the outcome in words.
+        edges: of minimality, in the circuit's order.
+    """
+
+    name: str
+    null: str
+    statistic: float
+    p_value: float
+    adjusted: float
+    rejected: bool
+    supports: bool | None
+    reading: str
+    edges: tuple[EdgeTest, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HypothesisTests(Result):
+    """The tests of a circuit, in the order asked for; rows are the tests."""
+
+    FORMAT, ROWS = "circuitfind.hypotheses", "tests"
+
+    tests: tuple[HypothesisTest, ...]
+    n_edges: int
+    record: Record
+
+    def __getitem__(self, name: str) -> HypothesisTest:
+        for row in self.tests:
+            if row.name == name:
+                return row
+        raise ScoreError(f"no test '{name}' was made; there are {', '.join(row.name for row in self.tests)}")
+
+    def columns(self) -> dict[str, list[Any]]:
+        return {name: values for name, values in super().columns().items() if name != "edges"}
+
+    def shown(self) -> dict[str, Any]:
+        verdicts = {True: "for the circuit", False: "against it", None: "not tested"}
+        return {"n_edges": self.n_edges, **{row.name.replace("-", "_"): verdicts[row.supports] for row in self.tests}}
+
+
+@dataclass(frozen=True)
+class HypothesisOptions:
+    """What is tested and how; see `hypotheses`.
+
+    Raises:
+        ScoreError: a test, correction or number that makes no sense.
+    """
+
+    tests: Sequence[str] = tuple(TESTS)
+    epsilon: float = 0.1
+    alpha: float = 0.05
+    permutations: int = 1000
+    references: int = 100
+    reference_size: int | None = None
+    quantile: float = 0.9
+    correction: str = "holm"
+
+    def __post_init__(self) -> None:
+        tests = self.tests
+        unknown = [name for name in tests if name not in TESTS]
+        if isinstance(tests, str) or unknown or not tests or len(set(tests)) < len(tests):
+            raise ScoreError(f"tests={tests!r}: give a list of some of {', '.join(TESTS)}, each once")
+        for name, value, high in (
+            ("epsilon", self.epsilon, 0.5),
+            ("alpha", self.alpha, 1),
+            ("quantile", self.quantile, 1),
+        ):
+            if not isinstance(value, Real) or not 0 < value < high:
+                raise ScoreError(f"{name}={value!r}: give a number between 0 and {high}")
+        check_count("permutations", self.permutations, 1)
+        check_count("references", self.references, 1)
+        if self.reference_size is not None:
+            check_count("reference_size", self.reference_size, 1)
+        adjusted(np.empty(0), self.correction)  # raises for an unknown one
 
 
 @remotable
@@ -47,9 +196,9 @@ def hypotheses(
     correction: str = "holm",
     **asked: Unpack[JudgeKeywords],
 ) -> HypothesisTests:
-    """Tests what a circuit is hypothesised to be: as good as the model, all there is, minimal, better than chance.
+    """Tests what a circuit is hypothesised to be: as good as the model, complete, minimal, better than chance.
 
-    Runs as many circuits as the circuit has edges, and four times `references`.
+    Runs one circuit per edge, and four times `references`.
 
     Args:
         circuit: a `Circuit`, or names of edges.
@@ -68,64 +217,45 @@ def hypotheses(
     Raises:
         ScoreError: a test, correction or number that makes no sense.
     """
-    _check(tests, epsilon, alpha, permutations, references, reference_size, quantile)
-    adjusted(np.empty(0), correction)  # an unknown one is refused before anything runs
-    circuit = as_circuit(model.graph, circuit)
-    evaluator = Evaluator.of(model, task, circuit.record, **asked)
-    return hypotheses_of(
-        evaluator,
-        circuit,
-        tests=tests,
-        epsilon=epsilon,
-        alpha=alpha,
-        permutations=permutations,
-        references=references,
-        reference_size=reference_size,
-        quantile=quantile,
-        correction=correction,
-    )
+    options = HypothesisOptions(tests, epsilon, alpha, permutations, references, reference_size, quantile, correction)
+    check_model(model)
+    chosen = as_circuit(model.graph, circuit)
+    return hypotheses_of(Evaluator.of(model, task, chosen.record, **asked), chosen, **vars(options))
 
 
-def hypotheses_of(
-    evaluator: Evaluator,
-    circuit: Circuit,
-    *,
-    tests: Sequence[str] = tuple(TESTS),
-    epsilon: float = 0.1,
-    alpha: float = 0.05,
-    permutations: int = 1000,
-    references: int = 100,
-    reference_size: int | None = None,
-    quantile: float = 0.9,
-    correction: str = "holm",
-) -> HypothesisTests:
-    """`hypotheses` on pairs that are prepared already; the seed is the evaluator's."""
-    _check(tests, epsilon, alpha, permutations, references, reference_size, quantile)
-    size = len(circuit) if reference_size is None else reference_size
-    trial = Trial(evaluator, circuit, epsilon, permutations, references, size, quantile)
-    found = {name: TESTS[name](trial) for name in tests}
-    settings = {"epsilon": epsilon, "quantile": quantile, "alpha": alpha, "correction": correction}
-    settings |= {"permutations": permutations, "references": references, "reference_size": size}
-    within = [adjusted(finding.p_values, correction) for finding in found.values()]  # over the edges of minimality
-    across = adjusted(np.array([values.min() for values in within]), correction)
+def hypotheses_of(evaluator: Evaluator, circuit: Circuit, **options: Any) -> HypothesisTests:
+    """`hypotheses` on pairs that are prepared already; the seed is the evaluator's.
+
+    Args:
+        options: fields of `HypothesisOptions`.
+    """
+    asked = HypothesisOptions(**options)
+    size = len(circuit) if asked.reference_size is None else asked.reference_size
+    trial = Trial(evaluator, circuit, asked.epsilon, asked.permutations, asked.references, size, asked.quantile)
+    found = {name: TESTS[name](trial) for name in asked.tests}
+    within = [adjusted(finding.p_values, asked.correction) for finding in found.values()]  # over minimality's edges
+    across = adjusted(np.array([values.min() for values in within]), asked.correction)
     rows = []
     for (name, finding), inner, outer in zip(found.items(), within, across, strict=True):
-        rejected = bool(outer <= alpha)
-        others = 1 if correction == "none" else len(inner) * int((~np.isnan(across)).sum())
+        statement, rejected = STATEMENTS[name], bool(outer <= asked.alpha)
+        others = 1 if asked.correction == "none" else len(inner) * int((~np.isnan(across)).sum())
         rows.append(
             HypothesisTest(
                 name,
-                STATEMENTS[name].null.format(epsilon=epsilon, quantile=quantile),
+                statement.null.format(epsilon=asked.epsilon, quantile=asked.quantile),
                 finding.statistic,
                 float(inner.min()),
                 float(outer),
                 rejected,
-                None if np.isnan(outer) else rejected != STATEMENTS[name].ideal,
-                _reading(STATEMENTS[name], finding, rejected, too_small=finding.smallest * others > alpha),
-                _edges(circuit, finding, inner, rejected & (inner <= alpha)),
+                None if np.isnan(outer) else rejected != statement.ideal,
+                _reading(statement, finding, rejected, too_small=finding.smallest * others > asked.alpha),
+                _edges(circuit, finding, inner, rejected & (inner <= asked.alpha)),
             )
         )
-    return HypothesisTests(tuple(rows), len(circuit), evaluator.record.with_settings(**settings))
+    names = ("epsilon", "quantile", "alpha", "correction", "permutations", "references")
+    settings = {name: getattr(asked, name) for name in names}
+    record = evaluator.record.with_settings(**settings, reference_size=size)
+    return HypothesisTests(tuple(rows), len(circuit), record)
 
 
 def _reading(statement: Statement, finding: Finding, rejected: bool, too_small: bool) -> str:
@@ -141,25 +271,5 @@ def _edges(circuit: Circuit, finding: Finding, corrected: np.ndarray, rejected: 
     if not len(finding.effects):
         return ()
     columns = (finding.effects, finding.shares, finding.p_values, corrected, rejected)
-    return tuple(map(EdgeTest._make, zip(circuit.edges, *(column.tolist() for column in columns), strict=True)))
-
-
-def _check(
-    tests: Sequence[str],
-    epsilon: float,
-    alpha: float,
-    permutations: int,
-    references: int,
-    reference_size: int | None,
-    quantile: float,
-) -> None:
-    unknown = [name for name in tests if name not in TESTS]
-    if isinstance(tests, str) or unknown or not tests or len(set(tests)) < len(tests):
-        raise ScoreError(f"tests={tests!r}: give a list of some of {', '.join(TESTS)}, each once")
-    for name, value, low, high in (("epsilon", epsilon, 0, 0.5), ("alpha", alpha, 0, 1), ("quantile", quantile, 0, 1)):
-        if not isinstance(value, Real) or not low < value < high:
-            raise ScoreError(f"{name}={value!r}: give a number between {low} and {high}")
-    check_count("permutations", permutations, 1)
-    check_count("references", references, 1)
-    if reference_size is not None:
-        check_count("reference_size", reference_size, 1)
+    values = zip(*(column.tolist() for column in columns), strict=True)
+    return tuple(EdgeTest(name, *ends_of(name), *row) for name, row in zip(circuit.edges, values, strict=True))

@@ -6,7 +6,12 @@ number of successes:
 * equivalence. Let D = s(C) - s(M). Null: `|P(D > 0) + P(D = 0)/2 - 1/2| < epsilon`, neither is better much more often
   than the other. Statistic: the share of examples with D > 0, ties counting half. p: the chance that K ~ Binomial(n,
   1/2 + epsilon), the null's edge, is as far from n/2 as what was seen.
-* independence. Null: s(M - C) is independent of s(M), all of the behaviour is in C. HSIC (`independence.py`).
+* independence. Null: s(M - C) is independent of s(M), all of the task is in C. HSIC with a permutation test (Gretton et
+  al. 2007, "A Kernel Statistical Test of Independence"): Gaussian kernels `K_ij = exp(-(x_i - x_j)^2 / (2 w^2))`,
+  likewise `L` for y, where w is the median distance of two different values (the median heuristic), each side its own.
+  `HSIC = trace(K H L H) / n^2` with `H = 1 - 1/n`: in the limit 0 for independent x and y, and only for them. Under
+  independence every pairing of x with y is as likely as the one seen: y is permuted, and
+  `p = (1 + permutations with at least this HSIC) / (1 + permutations)`, which is valid whatever the sample size.
 * minimality, of each edge e of C. The effect of an edge is the mean |change of s| when it is ablated. C is inflated by
   a random path, and a random new edge f of it is ablated again. Null: `P(effect(e) > effect(f)) >= quantile`, e counts
   for more than edges that nobody chose. p: the chance of K ~ Binomial(references, quantile) at most as large as seen.
@@ -14,8 +19,8 @@ number of successes:
   same size. p: the chance of K ~ Binomial(references, quantile) at least as large as seen.
 * partial necessity. Null: `P(mean |s(M - C) - s(M)| > mean |s(M - R) - s(M)|) <= quantile`. p as for sufficiency.
 
-The first three nulls say what an ideal circuit is like (rejection speaks against it), the last two what a random one is
-like (rejection speaks for it). Differences within rounding are ties, and ties never count as successes.
+The first three nulls say what an ideal circuit is like (rejection speaks against the circuit), the last two what a
+random one is like (rejection speaks for it). Differences within rounding are ties, and ties never count as successes.
 """
 
 from __future__ import annotations
@@ -24,17 +29,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
 from circuitfind.circuit import Circuit
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.independence import independence
 from circuitfind.evaluation.random_circuits import random_circuit
 from circuitfind.graph import Graph
 from circuitfind.progress import progress
 from circuitfind.statistics import binomial
 
+ROUNDING = 1e-12  # of HSIC, whose kernels lie between 0 and 1: permutations this near are as large
 AT_A_TIME = 64  # circuits handed to the evaluator between two reports of progress
 
 
@@ -63,7 +69,7 @@ def untested(why: str) -> Finding:
 
 @dataclass(frozen=True)
 class Trial:
-    """A circuit before its judges."""
+    """A circuit to be tested."""
 
     evaluator: Evaluator
     circuit: Circuit
@@ -231,3 +237,40 @@ def random_path(graph: Graph, through: np.ndarray, rng: np.random.Generator) -> 
         reader = rng.choice(np.flatnonzero(graph.real[after]))
         path[after, reader] = True
     return path
+
+
+# -------------------------------------------------------------------- independence
+class Independence(NamedTuple):
+    """HSIC and its p-value under independence."""
+
+    statistic: float
+    p_value: float
+
+
+def hsic(x: np.ndarray, y: np.ndarray) -> float:
+    """The biased estimate of HSIC from `[examples]` each."""
+    return float((_centred(gaussian_kernel(x)) * gaussian_kernel(y)).mean())
+
+
+def independence(x: np.ndarray, y: np.ndarray, permutations: int = 1000, seed: int = 0) -> Independence:
+    """Tests `[examples]` against `[examples]`. Where one side is constant the p-value is 1."""
+    centred, kernel, rng = _centred(gaussian_kernel(x)), gaussian_kernel(y), np.random.default_rng(seed)
+    seen = float((centred * kernel).mean())
+    reached = 0
+    for _ in range(permutations):
+        order = rng.permutation(len(y))
+        reached += float((centred * kernel[np.ix_(order, order)]).mean()) >= seen - ROUNDING
+    return Independence(seen, (1 + reached) / (1 + permutations))
+
+
+def gaussian_kernel(values: np.ndarray) -> np.ndarray:
+    """`[examples, examples]`; all ones for a constant."""
+    distance = np.abs(np.subtract.outer(values, values))
+    different = distance[distance > 0]
+    width = float(np.median(different)) if len(different) else 1.0
+    return np.exp(-0.5 * (distance / width) ** 2)
+
+
+def _centred(kernel: np.ndarray) -> np.ndarray:
+    """`H K H`."""
+    return kernel - kernel.mean(0) - kernel.mean(1, keepdims=True) + kernel.mean()

@@ -1,4 +1,4 @@
-"""Minimality: which edges of a circuit it could do without.
+"""Minimality: which edges a circuit could do without.
 
 1. Each edge is taken out of the circuit alone, the rest stays: its effect is metric(C) - metric(C without it), exactly,
    on every example. Positive = the circuit needs it. An edge that is known to do nothing (`engine/reach.py`) takes
@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import NamedTuple, Unpack
 
@@ -23,13 +23,14 @@ from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.experiment import check_model
 from circuitfind.engine.reach import without_effect
 from circuitfind.errors import ScoreError
-from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.outcome import Evaluation
+from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
 from circuitfind.evaluation.rounding import of_mean
+from circuitfind.graph import ends_of
 from circuitfind.models.load import Model
 from circuitfind.progress import progress
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable
+from circuitfind.result import Result, saved_as
 from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import Interval, bootstrap_mean
 from circuitfind.tasks.task import BoundTask, Task
@@ -40,15 +41,21 @@ AT_ONCE = 64  # circuits whose masks are held together
 class EdgeNeed(NamedTuple):
     """What a circuit loses with one of its edges, in units of the metric, with its 95% interval over examples."""
 
-    name: str
+    edge: str
+    writer: str
+    reader: str
     effect: float
     interval: Interval
     superfluous: bool
 
+    @property
+    def name(self) -> str:
+        return self.edge
 
-@dataclass(frozen=True, eq=False)
-class Minimality:
-    """What was measured of a circuit's minimality.
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Minimality(Result):
+    """What was measured of a circuit's minimality; rows are its edges.
 
     Attributes:
         edges: largest effect first.
@@ -59,20 +66,31 @@ class Minimality:
         seen_pairs: how many of the pairs were used to find the circuit; None where that is not known.
     """
 
+    FORMAT, ROWS, DERIVED = "circuitfind.minimality", "edges", ("superfluous", "joint_effect", "summed_effect")
+    SHOWN = ("n_edges", "n_superfluous", "joint_effect", "summed_effect", "threshold")
+
     edges: tuple[EdgeNeed, ...]
-    circuit: Circuit = field(repr=False)
-    reduced: Circuit
-    evaluation: Evaluation = field(repr=False)
-    reduced_evaluation: Evaluation = field(repr=False)
+    circuit: Circuit = field(metadata=saved_as("whole_circuit"))
+    reduced: Circuit = field(metadata=saved_as("reduced_circuit"))
+    evaluation: Evaluation = field(metadata=saved_as("circuit"))
+    reduced_evaluation: Evaluation = field(metadata=saved_as("reduced"))
     threshold: float
-    per_example: np.ndarray = field(repr=False)
+    per_example: np.ndarray
     seen_pairs: int | None
-    record: Record = field(repr=False)
+    record: Record
+
+    @property
+    def n_edges(self) -> int:
+        return len(self.edges)
+
+    @property
+    def n_superfluous(self) -> int:
+        return len(self.superfluous)
 
     @property
     def superfluous(self) -> tuple[str, ...]:
         """Names of the edges that the circuit could do without, one at a time."""
-        return tuple(edge.name for edge in self.edges if edge.superfluous)
+        return tuple(row.edge for row in self.edges if row.superfluous)
 
     @property
     def joint_effect(self) -> float:
@@ -83,21 +101,6 @@ class Minimality:
     def summed_effect(self) -> float:
         """What they do alone, added up; the difference to `joint_effect` is their interaction."""
         return sum(edge.effect for edge in self.edges if edge.superfluous)
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON values, per example too."""
-        return {
-            "edges": [{**edge._asdict(), "interval": list(edge.interval)} for edge in self.edges],
-            "superfluous": list(self.superfluous),
-            "joint_effect": self.joint_effect,
-            "summed_effect": self.summed_effect,
-            "threshold": self.threshold,
-            "circuit": self.evaluation.to_dict(),
-            "reduced": self.reduced_evaluation.to_dict(),
-            "seen_pairs": self.seen_pairs,
-            "per_example": self.per_example.tolist(),
-            "record": asdict(self.record),
-        }
 
 
 @remotable
@@ -112,6 +115,7 @@ def minimality(
     """Measures what a circuit loses with each of its edges: one exact run an edge.
 
     Args:
+        circuit: a `Circuit`, or names of edges.
         threshold: effects of a smaller magnitude count as none, in units of the metric.
         asked: metric, ablation (by default the circuit's own), batch_size, seed; see `circuitfind.setting`.
 
@@ -143,7 +147,7 @@ def minimality_of(evaluator: Evaluator, circuit: Circuit | Iterable[str], *, thr
     order = np.argsort(-means, kind="stable")
     names = circuit.edges
     rows = [
-        EdgeNeed(names[i], float(means[i]), Interval(*intervals[i].tolist()), bool(superfluous[i]))
+        EdgeNeed(names[i], *ends_of(names[i]), float(means[i]), Interval(*intervals[i].tolist()), bool(superfluous[i]))
         for i in order.tolist()
     ]
     left = circuit.mask.copy()

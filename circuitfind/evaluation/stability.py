@@ -1,11 +1,13 @@
-"""Stability: how much of a circuit is the behaviour's, and how much belongs to the pairs that it was found on.
+"""Stability: how much of a circuit belongs to the task, and how much to the pairs that it was found on.
 
-1. Samples. Of one task: its pairs drawn with replacement (the bootstrap). Of several tasks (templates, seeds of the
-   generator, anything): each task is a sample.
-2. A circuit of each sample (`samples.py`): cut from its scores, or found by a search.
+1. Samples: lists of row numbers, with repeats, into the pairs of one or several tasks put one after the other. Of one
+   task, its pairs drawn with replacement (the bootstrap). Of several tasks (templates, seeds of the generator,
+   anything), each task is a sample.
+2. A circuit of each sample. `Scored`: each pair's edge scores are computed once; a sample's scores are their mean over
+   its rows, its circuit the top of them. `Searched`: a function from a task to a circuit is run on each sample.
 3. Agreement: the Jaccard index of each pair of circuits, the rank correlation of each pair of scores, how often each
    edge is in, and which edges are in at least 90%.
-4. What to hold that against. Of one task, the same at smaller samples: the curve says whether more pairs would help.
+4. What to compare that with. Of one task, the same at smaller samples: the curve says whether more pairs would help.
    Of several, the same with all their pairs dealt out anew at random: what is lost below that is due to the tasks.
 
 Bootstrap samples share pairs (each holds 63% of them on average), so they agree more than independent samples would;
@@ -14,25 +16,30 @@ a bar of 0.8 with 100 resamples has been proposed for a circuit to count as stab
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
 from circuitfind.attribution.attribute import ScoreKeywords
+from circuitfind.attribution.by_example import check_by_example, example_effects
+from circuitfind.attribution.method import Method, Request
 from circuitfind.attribution.methods import method_of, request_of
-from circuitfind.circuit import Circuit
+from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError, TaskError, check_count
-from circuitfind.evaluation.samples import Samples, Scored, Search, Searched, Source
 from circuitfind.models.load import Model
+from circuitfind.progress import track
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable
-from circuitfind.scores import By
-from circuitfind.statistics import Interval
+from circuitfind.result import Result
+from circuitfind.scores import By, Scores
+from circuitfind.statistics import Interval, ranks
 from circuitfind.tasks.task import BoundTask, Task
 
+Search = Callable[[BoundTask], Circuit]
 STABLE = 0.9
 SMALLEST_SAMPLE = 4
 
@@ -45,9 +52,24 @@ class SizePoint(NamedTuple):
     interval: Interval
 
 
-@dataclass(frozen=True, eq=False)
-class Stability:
-    """How circuits of several samples agree.
+class EdgeFrequency(NamedTuple):
+    """The share of the circuits that an edge is in."""
+
+    edge: str
+    frequency: float
+
+
+class Sample(NamedTuple):
+    """A sample: its name, how many pairs it holds, and how many edges its circuit."""
+
+    name: str
+    pairs: int
+    edges: int
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Stability(Result):
+    """How circuits of several samples agree; rows are the stable edges.
 
     Attributes:
         labels, sizes, circuits: of each sample its name, its number of pairs and its circuit.
@@ -58,14 +80,17 @@ class Stability:
         shuffled: of several tasks, the mean Jaccard index when their pairs are dealt out anew at random; else None.
     """
 
+    FORMAT, ROWS = "circuitfind.stability", "stable"
+    DERIVED = ("samples", "jaccard", "interval", "rank_correlation", "stable")
+
     labels: tuple[str, ...]
     sizes: tuple[int, ...]
-    circuits: tuple[Circuit, ...] = field(repr=False)
-    jaccards: np.ndarray = field(repr=False)
-    rank_correlations: np.ndarray | None = field(repr=False)
+    circuits: tuple[Circuit, ...]
+    jaccards: np.ndarray
+    rank_correlations: np.ndarray | None
     curve: tuple[SizePoint, ...]
     shuffled: float | None
-    record: Record = field(repr=False)
+    record: Record
 
     @property
     def jaccard(self) -> float:
@@ -91,32 +116,23 @@ class Stability:
         return counts / len(self.circuits)
 
     @property
-    def stable(self) -> list[tuple[str, float]]:
+    def stable(self) -> list[EdgeFrequency]:
         """Edges in at least 90% of the circuits with their frequency, most frequent first."""
         core, frequency = self.core(), self.frequency
-        return sorted(((name, float(frequency[core.graph.edge(name)])) for name in core.edges), key=lambda e: -e[1])
+        rows = (EdgeFrequency(name, float(frequency[core.graph.edge(name)])) for name in core.edges)
+        return sorted(rows, key=lambda row: -row.frequency)
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        return tuple(map(Sample, self.labels, self.sizes, map(len, self.circuits)))
+
+    def shown(self) -> dict[str, Any]:
+        return {"n_circuits": len(self.circuits), **super().shown(), "n_stable": len(self.stable)}
 
     def core(self, share: float = STABLE) -> Circuit:
         """The edges in at least this share of the circuits (they need not be connected)."""
         graph = self.circuits[0].graph
         return Circuit(graph, (self.frequency >= share) & graph.real, record=self.record.with_settings(share=share))
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON values."""
-        samples = zip(self.labels, self.sizes, map(len, self.circuits), strict=True)
-        correlations = self.rank_correlations
-        return {
-            "samples": [dict(zip(("name", "pairs", "edges"), sample, strict=True)) for sample in samples],
-            "jaccard": self.jaccard,
-            "interval": list(self.interval),
-            "rank_correlation": self.rank_correlation,
-            "shuffled": self.shuffled,
-            "jaccards": self.jaccards.tolist(),
-            "rank_correlations": None if correlations is None else correlations.tolist(),
-            "curve": [{**point._asdict(), "interval": list(point.interval)} for point in self.curve],
-            "stable": [{"edge": name, "frequency": share} for name, share in self.stable],
-            "record": asdict(self.record),
-        }
 
 
 @remotable
@@ -132,7 +148,7 @@ def stability(
     search: Search | None = None,
     **asked: Unpack[ScoreKeywords],
 ) -> Stability:
-    """Finds a circuit on many samples of a behaviour, and says how far they agree.
+    """Finds a circuit on many samples of a task, and says how far they agree.
 
     Args:
         task: one task, whose pairs are resampled; or several by name, each of them a sample
@@ -163,7 +179,7 @@ def stability(
         raise ScoreError("sizes are of samples of one task's pairs: give one task, or leave sizes out")
     if not several:
         sizes = _sizes(sizes, len(bounds[0]), search is None)
-    source: Source
+    source: Scored | Searched
     if search is not None:
         source = Searched(model, bounds, search)
     else:
@@ -186,7 +202,9 @@ def stability(
     return Stability(labels, counts, samples.circuits, jaccards, correlations, tuple(curve), shuffled, record)
 
 
-def _size_point(source: Source, size: int, resamples: int, whole: Samples, rng: np.random.Generator) -> SizePoint:
+def _size_point(
+    source: Scored | Searched, size: int, resamples: int, whole: Samples, rng: np.random.Generator
+) -> SizePoint:
     n = source.ends[-1]
     if size < n:
         whole = source.draw([rng.integers(n, size=size) for _ in range(resamples)], f"samples of {size} pairs")
@@ -194,7 +212,7 @@ def _size_point(source: Source, size: int, resamples: int, whole: Samples, rng: 
     return SizePoint(size, float(_between(jaccards).mean()), _spread(jaccards))
 
 
-def _shuffled(source: Source, times: int, rng: np.random.Generator) -> float:
+def _shuffled(source: Scored | Searched, times: int, rng: np.random.Generator) -> float:
     n, cuts = source.ends[-1], source.ends[:-1]
     deals = [source.draw(np.split(rng.permutation(n), cuts), "shuffled pairs").jaccards() for _ in range(times)]
     return float(np.mean([_between(jaccards) for jaccards in deals]))
@@ -218,3 +236,70 @@ def _sizes(given: Sequence[int] | None, n: int, by_default: bool) -> list[int]:
     for size in given:
         check_count("sizes", size, 1, n)
     return sorted(set(given))
+
+
+# -------------------------------------------------------------------- circuits of samples
+class Samples(NamedTuple):
+    """By sample, its circuit, and what edges were ranked by, `[samples, edges]`; None after a search."""
+
+    circuits: tuple[Circuit, ...]
+    keys: np.ndarray | None = None
+
+    def jaccards(self) -> np.ndarray:
+        """`[samples, samples]`: shared edges over all edges of the two; 1 for two empty circuits."""
+        masks = np.stack([circuit.mask[circuit.graph.real] for circuit in self.circuits]).astype(np.float32)
+        shared, size = (masks @ masks.T).astype(np.float64), masks.sum(axis=1, dtype=np.float64)
+        union = size[:, None] + size[None, :] - shared
+        return np.divide(shared, union, out=np.ones_like(shared), where=union > 0)
+
+    def rank_correlations(self) -> np.ndarray | None:
+        """`[samples, samples]`: Spearman's, over all edges."""
+        return None if self.keys is None else np.corrcoef(np.stack([ranks(key) for key in self.keys]))
+
+
+class Scored:
+    """Circuits cut from scores that are means over pairs."""
+
+    def __init__(
+        self, experiments: Sequence[Experiment], method: Method, request: Request, n_edges: int, by: By
+    ) -> None:
+        self.graph, self.n_edges, self.by, self.method = experiments[0].graph, n_edges, by, method.name
+        check_by_example(method)
+        self.settings = {"n_edges": n_edges, "by": by}
+        self._record = Record(method=method.name)
+        self._cut(np.zeros(self.graph.n_edges))  # refuses an n_edges or by that makes no sense, before anything runs
+        self.ends = list(accumulate(map(len, experiments)))
+        self.effects = np.concatenate([example_effects(one, method, request) for one in experiments])
+
+    def draw(self, samples: Sequence[np.ndarray], label: str) -> Samples:
+        circuits, keys = [], []
+        for rows in track(samples, label):
+            weights = np.bincount(rows, minlength=len(self.effects)) / len(rows)
+            scores = weights.astype(np.float32) @ self.effects
+            circuits.append(self._cut(scores))
+            keys.append(np.abs(scores) if self.by == "absolute" else scores)
+        return Samples(tuple(circuits), np.stack(keys))
+
+    def _cut(self, scores: np.ndarray) -> Circuit:
+        values = np.zeros(self.graph.real.shape, dtype=np.float32)
+        values.T[self.graph.real.T] = scores
+        cut = Scores(self.graph, values, self._record).top(self.n_edges, self.by)
+        return replace(cut, estimates=None)  # thousands of circuits need not carry their scores
+
+
+class Searched:
+    """Circuits found by a search on each sample."""
+
+    def __init__(self, model: Model, tasks: Sequence[BoundTask], search: Search) -> None:
+        self.graph, self.tasks, self.search = model.graph, tasks, search
+        self.method = getattr(search, "__name__", type(search).__name__)
+        self.settings: dict[str, Any] = {"search": self.method}
+        self.ends = list(accumulate(map(len, tasks)))
+
+    def draw(self, samples: Sequence[np.ndarray], label: str) -> Samples:
+        return Samples(tuple(self._found(rows) for rows in track(samples, label)))
+
+    def _found(self, rows: np.ndarray) -> Circuit:
+        which = int(np.searchsorted(self.ends, rows[0], side="right"))
+        start = self.ends[which] - len(self.tasks[which])
+        return as_circuit(self.graph, self.search(self.tasks[which].subset((rows - start).tolist())))

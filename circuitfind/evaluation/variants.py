@@ -1,4 +1,4 @@
-"""A built-in task several times over, by sentence pattern or by seed: what `stability` compares."""
+"""Which pairs to judge on: held-out ones, or a built-in task several times over, by sentence pattern or by seed."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 
 from circuitfind.attribution.methods import METHODS
 from circuitfind.circuit import Circuit
+from circuitfind.engine.experiment import bind
 from circuitfind.errors import TaskError, unknown
 from circuitfind.loading import task
 from circuitfind.models.load import Model
+from circuitfind.record import fingerprints
+from circuitfind.scores import NodeScores, Scores
 from circuitfind.tasks.builtin import builder_of
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -80,3 +83,22 @@ def like(circuit: Circuit, **asked: Any) -> dict[str, Any]:
     elif asked.get("ablation", "corrupted") != "corrupted":
         own["method"] = "eap"  # the default one knows no other ablation
     return {**own, **asked}
+
+
+def unseen(model: Model, task: Task | BoundTask, found: Circuit | Scores | NodeScores) -> BoundTask:
+    """The held-out pairs: the task without the pairs that `found` was found on, told by their prompts' texts.
+
+    Raises:
+        TaskError: all pairs were seen, or `found` does not say which (files of early versions, circuits made by hand).
+    """
+    bound, seen = bind(model, task), found.record.each_pair()
+    if not seen:
+        raise TaskError(f"this {type(found).__name__} does not say which pairs it was found on: none can be left out")
+    now = fingerprints(bound.prompts, bound.corrupted_prompts)
+    rows = [row for row, pair in enumerate(now) if pair not in seen]
+    if not rows:
+        raise TaskError(
+            f"all {len(bound)} pairs were used to find this {type(found).__name__}: judge it with others (another seed,"
+            " more pairs)"
+        )
+    return bound.subset(rows)

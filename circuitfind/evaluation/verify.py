@@ -1,15 +1,16 @@
 """Verification: what attribution estimated, measured.
 
-1. The top candidates (and, if given, a circuit's own edges) are patched exactly, one at a time, beside their estimates,
-   with intervals over the examples: correlation, slope, and how many estimates have the wrong sign.
+1. The top candidates (and, if given, a circuit's own edges) are patched exactly, one at a time, and compared with their
+   estimates, with intervals over the examples: correlation, slope, and how many estimates have the wrong sign.
 2. The circuit as a whole is run exactly: faithfulness with its interval.
 3. The same for random connected circuits of the same size: what chance would have given.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Self, Unpack
 
 import numpy as np
 
@@ -19,10 +20,12 @@ from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError, warn
 from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
 from circuitfind.evaluation.random_circuits import random_circuit
+from circuitfind.graph import Graph, ends_of
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable
+from circuitfind.result import Result, saved_as
 from circuitfind.scores import Scores
 from circuitfind.setting import Keywords
 from circuitfind.statistics import Interval, bootstrap_mean, correlation, rank_correlation
@@ -30,7 +33,7 @@ from circuitfind.tasks.task import BoundTask, Task
 
 
 class EdgeCheck(NamedTuple):
-    """An edge's estimated and its exact effect, in units of the metric; NaN for scores that are no estimates of it."""
+    """An edge's estimated and its exact effect, in units of the metric; NaN for scores that are not estimates of it."""
 
     name: str
     estimate: float
@@ -42,28 +45,58 @@ class EdgeCheck(NamedTuple):
         return self.estimate * self.exact < 0
 
 
-@dataclass(frozen=True, eq=False)
-class Verification:
-    """What verification measured.
+class CheckedEdge(NamedTuple):
+    """The same with the edge's ends and the 95% interval of the exact effect over examples."""
+
+    edge: str
+    writer: str
+    reader: str
+    estimate: float
+    exact: float
+    interval: Interval
+    wrong_sign: bool
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Verification(Result):
+    """What verification measured; rows are the checked edges.
 
     Attributes:
         edges: checked edges, largest |score| first.
         intervals: of each of these edges' exact effects, 95% over examples.
         correlation, rank_correlation: of estimates and exact effects over them.
         slope: of exact effects on estimates (1 = unbiased, above 1 = underestimated).
-        exact: `[writers, readers]` float32 exact effects, NaN where not measured.
         evaluation: the circuit as a whole.
         random: faithfulness of random connected circuits of the same size.
+        graph: None in files of early versions.
     """
+
+    FORMAT, ROWS, OLD_KEYS = "circuitfind.verification", "edges", ("edges", "correlation", "circuit")
+    DERIVED = ("sign_errors", "checked")
+    SHOWN = ("faithfulness", "interval", "beaten", "checked", "correlation", "slope", "sign_errors")
 
     edges: tuple[EdgeCheck, ...]
     intervals: tuple[Interval, ...]
     correlation: float
     rank_correlation: float
     slope: float
-    exact: np.ndarray = field(repr=False)
-    evaluation: Evaluation
+    evaluation: Evaluation = field(metadata=saved_as("circuit"))
     random: tuple[float, ...]
+    graph: Graph | None = None
+
+    @property
+    def checked(self) -> int:
+        return len(self.edges)
+
+    @property
+    def exact(self) -> np.ndarray:
+        """`[writers, readers]` float32 exact effects, NaN where not measured."""
+        if self.graph is None:
+            raise ScoreError("this verification does not say its graph (an early version wrote it): verify again")
+        matrix = np.full(self.graph.real.shape, np.nan, dtype=np.float32)
+        for edge in self.edges:
+            matrix[self.graph.edge(edge.name)] = edge.exact
+        return matrix
 
     @property
     def sign_errors(self) -> int:
@@ -83,21 +116,22 @@ class Verification:
         """How many of the random circuits are further from faithfulness 1 than this circuit."""
         return sum(abs(1 - value) > abs(1 - self.faithfulness) for value in self.random)
 
-    def to_dict(self) -> dict[str, object]:
-        """JSON values."""
-        return {
-            "correlation": self.correlation,
-            "rank_correlation": self.rank_correlation,
-            "slope": self.slope,
-            "sign_errors": self.sign_errors,
-            "checked": len(self.edges),
-            "edges": [
-                {**edge._asdict(), "wrong_sign": edge.wrong_sign, "interval": list(interval)}
-                for edge, interval in zip(self.edges, self.intervals, strict=True)
-            ],
-            "circuit": self.evaluation.to_dict(),
-            "random": list(self.random),
-        }
+    def rows(self) -> tuple[CheckedEdge, ...]:
+        both = zip(self.edges, self.intervals, strict=True)
+        return tuple(
+            CheckedEdge(edge.name, *ends_of(edge.name), edge.estimate, edge.exact, interval, edge.wrong_sign)
+            for edge, interval in both
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        content = super().to_dict()
+        ends = content.pop("intervals")
+        edges = [{**edge, "interval": pair} for edge, pair in zip(content["edges"], ends, strict=True)]
+        return {**content, "edges": edges}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        return super().from_dict({**content, "intervals": [edge["interval"] for edge in content["edges"]]})
 
 
 @remotable
@@ -157,9 +191,9 @@ def verified(experiment: Experiment, scores: Scores, top: int, circuit: Circuit 
         correlation(estimates, exact),
         rank_correlation(estimates, exact),
         float((estimates * exact).sum() / power) if power else float("nan"),
-        effects.matrix(mask.shape),
         evaluator.evaluate(circuit),
         _random_faithfulness(evaluator, len(circuit), random, seed),
+        experiment.graph,
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -145,13 +145,18 @@ def write(path: str | PathLike[str], format: str, content: Mapping[str, Any]) ->
     return write_text(path, json.dumps(whole, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read(path: str | PathLike[str], format: str) -> dict[str, Any]:
+def read(path: str | PathLike[str], format: str, old_keys: Iterable[str] = ()) -> dict[str, Any]:
     """The JSON object of a file of this format.
+
+    Args:
+        old_keys: keys by which such files are known that were written before they named their format.
 
     Raises:
         FileError: there is no such file, or it holds another format, or a version that is not read here.
     """
     content = json_object(path)
+    if "format" not in content and old_keys and content.keys() >= set(old_keys):
+        return content
     if content.get("format") != format:
         found = f"format '{content['format']}'" if "format" in content else 'no "format" key'
         raise FileError(f"{path}: holds {found}, expected '{format}'")

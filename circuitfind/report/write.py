@@ -31,9 +31,8 @@ from circuitfind.engine.experiment import bind
 from circuitfind.engine.sites import capture_site
 from circuitfind.errors import FileError, ModelError, TaskError
 from circuitfind.evaluation.curve import curve as run_curve
-from circuitfind.evaluation.faithfulness import evaluate
-from circuitfind.evaluation.outcome import Evaluation
-from circuitfind.evaluation.summary import TaskSummary
+from circuitfind.evaluation.diagnosis import TaskSummary
+from circuitfind.evaluation.faithfulness import Evaluation, evaluate
 from circuitfind.evaluation.verify import EdgeCheck, Verification
 from circuitfind.export.files import write_text
 from circuitfind.models.load import Model

@@ -26,8 +26,8 @@ from circuitfind.attribution.methods import request_of
 from circuitfind.circuit import Circuit
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError
+from circuitfind.evaluation.diagnosis import summarise, summary_of
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.summary import summarise, summary_of
 from circuitfind.evaluation.verify import Verification, verified
 from circuitfind.models.load import Model
 from circuitfind.remote.call import remotable

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from circuitfind.circuit import Circuit
-from circuitfind.evaluation.summary import TaskSummary
+from circuitfind.evaluation.diagnosis import TaskSummary
 from circuitfind.evaluation.verify import Verification
 from circuitfind.export import files, html
 from circuitfind.models.load import Model
@@ -105,7 +105,7 @@ class FindResult(FolderResult):
         """JSON values (scores are saved on their own)."""
         return {
             "circuit": {"edges": self.circuit.edges, "nodes": self.circuit.nodes, **self.circuit.facts},
-            "task": self.summary._asdict(),
+            "task": self.summary.to_dict(),
             "checks": self.checks.to_dict(),
             "curve": [point._asdict() for point in self.curve],
             "steps": [step._asdict() for step in self.steps],
