@@ -268,7 +268,7 @@ def test_what_has_no_meaning_is_refused() -> None:
             cf.attribute(model, bound, "exact", level=level, direction="denoising")
     with pytest.raises(TaskError, match=refused):
         cf.patch(model, bound, what="heads", by_position=False, direction="denoising")
-    with pytest.raises(TaskError, match="a corrupted attention pattern is not defined between"):
+    with pytest.raises(TaskError, match="a corrupted pattern is not defined between"):
         cf.patch(model, bound, what="pattern", by_position=False)
     with pytest.raises(ScoreError, match="by_position=True needs prompts of one length"):
         cf.attribute(model, bound, "atp", level="node", by_position=True)
@@ -343,4 +343,4 @@ def test_the_command_line_takes_a_file_of_unequal_pairs(run: Run, tmp_path: Path
     refused = run("attribute", "--data", path, "--method", "eap")
     assert refused.code != 0 and "align='spans'" in " ".join(refused.err.split())
     refused = run("attribute", "--align", "spans")
-    assert refused.code != 0 and "--align spans belongs to --data" in " ".join(refused.err.split())
+    assert refused.code != 0 and "--align spans belongs to pairs of a file (--data)" in " ".join(refused.err.split())

@@ -196,7 +196,7 @@ def test_a_flat_end_is_not_asked_for_a_gradient() -> None:
         ([["heads"]], {}, "names no kind of place"),
         ("heads", {"method": "exact"}, "held against"),
         ("heads", {"method": "eap"}, "does not score places"),
-        (["heads", "tails"], {}, "what='tails'"),
+        (["heads", "tails"], {}, "kind of place 'tails' is unknown"),
         (["q", "heads"], {"method": "atp-qk"}, "use method='atp' for what='heads'"),
     ],
 )

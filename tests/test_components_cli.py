@@ -109,8 +109,8 @@ def test_an_attention_pattern(
         ("patch", ("--to", "m3"), "name the senders with --path"),
         ("patch", ("--path", "m3", "--to", "m1"), "sender 'm3' is computed after"),
         ("attribute", ("--what", "heads"), "use level='node'"),
-        ("approximation", ("--what", "tails"), "what='tails' is unknown"),
-        ("attention", ("--head", "m3"), "'m3' is no head"),
+        ("approximation", ("--what", "tails"), "kind of place 'tails' is unknown"),
+        ("attention", ("--head", "m3"), "has no head 'm3'"),
     ],
 )
 def test_one_line_for_a_mistake(

@@ -101,7 +101,7 @@ def test_one_step_holds_every_component_at_its_clean_value() -> None:
 
 
 def test_the_points_cover_every_component() -> None:
-    points = eap_ig_activations.points(3, n_layers=2)
+    points = eap_ig_activations.points("noising", 2, {"steps": 3})
     assert len(points) == 3 * 5 and sum(point.weight for point in points) == pytest.approx(1)
     components = [None, ("attn_out", 0), ("mlp_out", 0), ("attn_out", 1), ("mlp_out", 1)]
     assert [(p.component, p.alpha) for p in points] == [(c, k / 3) for c in components for k in (1, 2, 3)]

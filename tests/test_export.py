@@ -99,7 +99,7 @@ def valid() -> dict:
     [
         ({"format": "other.thing"}, "format 'other.thing', expected 'circuitfind.circuit'"),
         ({"version": 2}, "newer circuitfind (version 2"),
-        ({"version": "1"}, "version '1' of circuitfind.circuit is unknown"),
+        ({"version": "1"}, "version: input should be a valid integer, not '1'"),
         ({"version": True}, "version True of circuitfind.circuit is unknown"),
         ({"edges": [{"edge": "a9.h0->m2"}]}, "no writer 'a9.h0'"),
         ({"edges": [{"edge": "m2->a0.h0<q>"}]}, "runs backwards"),

@@ -200,7 +200,7 @@ def test_very_few_pairs(tiny: cf.Model, n: int, tmp_path: Path) -> None:
 
 
 def test_tasks_that_cannot_be_searched(tiny: cf.Model, ioi: cf.Task) -> None:
-    with pytest.raises(TaskError, match="one pair is too few to find a circuit and to judge it"):
+    with pytest.raises(TaskError, match="one pair is too few to search with and to judge with"):
         cf.find(tiny, ioi.on(tiny).subset([0]))
     for holdout in (0.0, 1.0):
         with pytest.raises(TaskError, match="32 pairs cannot be split at"):

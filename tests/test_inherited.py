@@ -51,7 +51,7 @@ def record_of(found: Any) -> cf.Record:
 @pytest.mark.parametrize("call", CALLS)
 def test_judged_as_made_by_default(model: cf.Model, scores: cf.Scores, call: str) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message=".*judged with.*")
         found = CALLS[call](model, contrast(2), given(call, scores))
         again = CALLS[call](model, contrast(2), given(call, scores), **MADE)
     for one in (found, again):
@@ -82,7 +82,7 @@ def test_the_number_is_that_of_the_ablation_it_was_found_with(model: cf.Model, s
 
 def test_what_no_run_made_is_judged_as_asked_without_a_word(model: cf.Model, scores: cf.Scores) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message=".*judged with.*")
         found = cf.evaluate(model, contrast(2), scores.top(15).edges, ablation="zero")
     assert found.record.ablation == "zero"
 

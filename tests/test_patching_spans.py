@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         [[float(x) for x in rows[label]] for label in labels], 100 * sweep.normalised.T, atol=0.51
     )
     code, (out, _) = main(["show", str(tmp_path / "patch-resid.safetensors")]), capsys.readouterr()
-    assert code == 0 and f"{sweep.top(1)[0].name} {sweep.top(1)[0].position}" in out
+    assert code == 0 and re.search(rf"{sweep.top(1)[0].place}\s+{sweep.top(1)[0].position}", out)
     code, (out, _) = main(["patch", *ioi, "--by-span"]), capsys.readouterr()
     assert code == 0 and "each at its strongest span" in out
     options = ("--level", "node", "--what", "resid-mid", "--by-span", "--json")

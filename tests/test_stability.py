@@ -231,7 +231,7 @@ def test_what_stability_is_measured_over() -> None:
 @pytest.mark.parametrize(
     ("wrong", "kind", "said"),
     [
-        ({"method": "acdc"}, ScoreError, "does not score edges"),
+        ({"method": "acdc"}, ScoreError, "method 'acdc' is unknown"),
         ({"method": "weights"}, ScoreError, "give search="),
         ({"ablation": "zero"}, ScoreError, "needs ablation='corrupted'"),
         ({"method": "eap", "ablation": "zero", "direction": "denoising"}, ScoreError, "denoising"),

@@ -98,7 +98,7 @@ def test_counts_of_edges(n: Any) -> None:
 def test_thresholds() -> None:
     scores = random_scores(PLAIN)
     for t in (float("nan"), "0.1", None):
-        refused(lambda t=t: scores.threshold(t), ScoreError, "is no threshold: give a number")
+        refused(lambda t=t: scores.threshold(t), ScoreError, "is not a threshold: give a number")
     assert scores.threshold(-np.inf, prune=False) == cf.Circuit.full(PLAIN)  # not the cells that are no edges
     assert len(scores.threshold(np.float32(np.inf))) == 0
 
@@ -173,7 +173,7 @@ def test_infinite_effects_are_named() -> None:
     refused(lambda: cf.patch(model, bound, "resid"), ScoreError, f"the effect of resid in layer 0, unit 0 {after}")
     refused(lambda: cf.path_patch(model, bound, "m0"), ScoreError, f"the effect of a path from m0 {after}")
     for level, name in (("edge", "input->a0.h0<q>"), ("node", "input")):
-        message = f"the exact effect of {name} {after}"
+        message = f"the effect of {name} {after}"
         refused(lambda level=level: cf.attribute(model, bound, "exact", level=level), ScoreError, message)
     refused(lambda: cf.evaluate(model, bound, []), ScoreError, "metric 'steep' is infinite on example 1: ")
 

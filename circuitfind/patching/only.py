@@ -29,7 +29,7 @@ from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.ablation import Ablation
 from circuitfind.engine.capture import Run
 from circuitfind.engine.circuit_run import CircuitVisitor, run_circuits
-from circuitfind.engine.experiment import Experiment, bind
+from circuitfind.engine.experiment import Experiment, bind, check_model
 from circuitfind.engine.memory import KEPT_RUNS, run_bytes
 from circuitfind.engine.plan import Plan, prefers_sparse
 from circuitfind.engine.prepare import Prepared
@@ -66,6 +66,7 @@ def only(
         ModelError: inside, another function of circuitfind runs the model.
         FileError: the circuit belongs to another model.
     """
+    check_model(model)
     chosen = as_circuit(model.graph, circuit)
     experiment = Experiment.of(model, task, asked, inherit=replace(chosen.record, metric=""), direction=False)
     held = CircuitModel(experiment, chosen)

@@ -16,15 +16,14 @@ import io
 import pickle
 import sys
 import sysconfig
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints
 
 import nnsight
 
 import circuitfind.errors
-from circuitfind.errors import ModelError
+from circuitfind.errors import ModelError, warn
 from circuitfind.progress import progress
 from circuitfind.remote.model import RemoteModel
 from circuitfind.remote.server import Pickler, Unpickler, run
@@ -61,6 +60,7 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
         inspect.signature(function).bind(model, *arguments, **keywords)
     except TypeError as error:
         raise TypeError(f"{function.__name__}() {error}") from None
+    _check_keywords(function, arguments, keywords)
     for name in ("checkpoint", "folder"):
         if keywords.get(name) is not None:
             raise ModelError(
@@ -77,7 +77,7 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
         answer = _sent(model, request)
     outcome = Unpickler(answer, model).load()
     for text in outcome["warnings"]:
-        warnings.warn(text, stacklevel=3)
+        warn(text)
     if "error" in outcome:
         kind, text = outcome["error"]
         raise getattr(circuitfind.errors, kind)(text)
@@ -93,6 +93,24 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
         )
     result: R = outcome["result"]
     return result
+
+
+def _check_keywords(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    """Refuses keywords that the function's `**asked` does not have, before anything is sent.
+
+    Raises:
+        TypeError: naming it.
+    """
+    parameters = inspect.signature(function).parameters
+    for parameter in parameters.values():
+        if parameter.kind is not parameter.VAR_KEYWORD:
+            continue
+        (asked,) = get_args(get_type_hints(function)[parameter.name])  # Unpack[a TypedDict]
+        own = [getattr(value, "options", ()) for value in (*arguments, *keywords.values())]  # of methods of the user's
+        known = {*parameters, *asked.__annotations__, *(name for options in own for name in options)}
+        for name in keywords:
+            if name not in known:
+                raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{name}'")
 
 
 def _sent(model: RemoteModel, request: bytes) -> bytes:

@@ -126,6 +126,6 @@ def run(envoy: Any, package: str, texts: dict[str, str], wrapped: dict[str, Any]
             outcome["error"] = (next(kinds), str(error))  # for a user's subclass, circuitfind's base class
         except Exception as error:  # in a user's function, or of a library that is missing
             outcome["failed"] = (traceback.format_exception_only(error)[-1].strip(), traceback.format_exc())
-        outcome["warnings"] = [str(note.message) for note in heard if note.category is UserWarning]
+        outcome["warnings"] = [str(note.message) for note in heard if issubclass(note.category, UserWarning)]
         Pickler(answer, package, model).dump(outcome)
     return answer.getvalue()
