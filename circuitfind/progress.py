@@ -81,7 +81,7 @@ class _Rich:
         self.display = display
 
     def start(self, label: str, total: int) -> int:
-        return self.display.add_task(label, total=total)  # type: ignore[attr-defined]
+        return int(self.display.add_task(label, total=total))  # type: ignore[attr-defined]
 
     def advance(self, task: int, steps: int) -> None:
         self.display.advance(task, steps)  # type: ignore[attr-defined]

@@ -50,7 +50,7 @@ def resampled_means(values: np.ndarray, seed: int = 0) -> np.ndarray:
     size = values.shape[-1]
     if size < 2:
         return np.full((*values.shape[:-1], RESAMPLES), np.nan)
-    return values @ _weights(size, seed)
+    return np.asarray(values @ _weights(size, seed))
 
 
 def percentiles(resampled: np.ndarray, level: float = 0.95) -> np.ndarray:
@@ -95,7 +95,7 @@ def binomial(n: int, p: float) -> np.ndarray:
     k = np.arange(n + 1)
     factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
     choices = factorials[n] - factorials - factorials[::-1]
-    return np.exp(choices + k * math.log(p) + (n - k) * math.log1p(-p))
+    return np.asarray(np.exp(choices + k * math.log(p) + (n - k) * math.log1p(-p)))
 
 
 def adjusted(p_values: np.ndarray, correction: str = "holm") -> np.ndarray:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: a test that needs the network must fail
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # of processes that tests start, too: small models gain nothing by threads
 
 import pytest
 import torch
@@ -25,12 +28,17 @@ transformers.logging.set_verbosity_error()
 SHARED = Path(os.environ.get("CIRCUITFIND_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 N_LEFT_OUT = pytest.StashKey[int]()
 
+# The files that take longest, longest first: they start first, so that no worker is left alone with one at the end.
+LONGEST = ("attribute", "acdc", "compare", "cli", "examples", "acdc_options", "circuit_run", "find", "patching", "docs")
+
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"shared folder: {SHARED if SHARED.is_dir() else 'absent, the tests marked `shared` are left out'}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
     if SHARED.is_dir():
         return
     left_out = [item for item in items if item.get_closest_marker("shared")]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from families import build
-from test_acdc import equal, literal, some_pairs, telling
+from test_acdc import equal, literal, literal_masks, some_pairs, telling
 from test_aligned_spans import unequal_task
 
 import circuitfind as cf
@@ -282,7 +282,7 @@ def test_scores_are_the_smallest_thresholds_at_which_edges_go(name, absolute, fa
     grid = [float(np.float32(middle * factor)) for factor in factors]
     scores = acdc_scores(model, task, grid, metric=None, absolute=absolute)
     edges = edges_in_order(model.graph, "reverse-topological")
-    masks = [literal(model, task, threshold, edges, absolute)[0] for threshold in grid]
+    masks = literal_masks(model, task, grid, edges, absolute)
     beyond = scores.record.settings["beyond"]
     assert beyond == pytest.approx(16 * middle) and 0 < masks[-1].sum() < masks[0].sum() < model.graph.n_edges
     for edge in edges:

@@ -117,8 +117,9 @@ def test_integrated_gradients_are_complete(name: str) -> None:
         scores = cf.attribute(model, bound, "eap-ig-inputs", steps=steps, rule=rule)
         return abs(float(scores.values[0].astype(np.float64).sum()) - total)
 
-    assert 1.7 < error(48, "left") / error(96, "left") < 2.3  # O(1/steps)
-    assert error(96, "midpoint") < error(96, "left") / 10
+    at_half, at_all = error(32, "left"), error(64, "left")
+    assert 1.7 < at_half / at_all < 2.3  # O(1/steps)
+    assert error(64, "midpoint") < at_all / 10
 
 
 @pytest.mark.parametrize("method", ["eap-ig-inputs", "eap-ig-activations", "clean-corrupted"])
@@ -182,9 +183,9 @@ def test_on_a_linear_model_every_estimate_is_exact() -> None:
 @pytest.mark.parametrize("name", FOUR)
 def test_a_padded_batch_scores_as_its_rows_one_by_one(name: str) -> None:
     model = wrapped(name)
-    bound = id_task((7, 4, 6, 5)).on(model)
+    bound = id_task((7, 4, 6)).on(model)
     rows = [bound.subset([row]) for row in range(len(bound))]
-    assert [row.batch.clean.ids.shape[1] for row in rows] == [7, 4, 6, 5]
+    assert [row.batch.clean.ids.shape[1] for row in rows] == [7, 4, 6]
     for method in ("eap", "eap-ig-inputs", "exact"):
         alone = [cf.attribute(model, row, method).values for row in rows]
         together = cf.attribute(model, bound, method)
@@ -194,10 +195,10 @@ def test_a_padded_batch_scores_as_its_rows_one_by_one(name: str) -> None:
 @pytest.mark.parametrize("name", FOUR)
 def test_the_batch_size_changes_nothing(name: str) -> None:
     model = wrapped(name)
-    bound = id_task((7, 4, 6, 5, 7)).on(model)
+    bound = id_task((7, 4, 6)).on(model)
     for method, ablation in (("eap", "mean"), ("eap-ig-inputs", "corrupted"), ("exact", "corrupted")):
         whole = torch.from_numpy(cf.attribute(model, bound, method, ablation=ablation).values)
-        for size in (1, 2, 5):
+        for size in (1, 2, 3):
             scores = cf.attribute(model, bound, method, ablation=ablation, batch_size=size)
             assert off_scores(scores, whole) < CLOSE, (method, size)
 

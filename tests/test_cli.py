@@ -34,6 +34,7 @@ from circuitfind.engine.identities import Identity
 from circuitfind.engine.restart import Restart
 from circuitfind.patching.places import KINDS
 from circuitfind.record import NO_EFFECT
+from circuitfind.search.acdc import GRID
 from circuitfind.search.acdc_rule import ORDERS
 from circuitfind.search.learn import LEARNERS
 from circuitfind.setting import DIRECTIONS
@@ -590,11 +591,12 @@ def test_help_of_every_verb_ends_with_an_example(run: Run) -> None:
         assert example_of(said).startswith(f"circuitfind {verb}")
 
 
-def test_examples_work(run: Run) -> None:
+def test_examples_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circuitfind.search.acdc.GRID", GRID[::4])  # of the thresholds that `compare` runs ACDC at
     for verb in VERBS:  # in this order: later ones read what `find` leaves
         example = example_of(run(verb, "--help"))
         words = shlex.split(example)[1:]
-        if verb in ("find", "attribute", "patch", "verify", "evaluate", "acdc", "learn", "compare"):
+        if verb in ("find", "attribute", "patch", "approximation", "verify", "evaluate", "acdc", "learn", "compare"):
             words += ["--n", "4"]
         if verb == "learn":
             words += ["--steps", "5"]

@@ -18,6 +18,7 @@ from circuitfind.attribution.method import Method
 from circuitfind.cli.app import main
 from circuitfind.comparison.methods import METHODS
 from circuitfind.comparison.result import Comparison, difference
+from circuitfind.search.learn import learn_masks
 from circuitfind.search.methods import SEARCHES
 
 FAST = ["eap", "exact", "hisp", "random"]
@@ -34,8 +35,20 @@ def bound(tiny):
 
 
 @pytest.fixture(scope="module")
-def found(tiny, bound):
-    return cf.compare(tiny, bound, FAST, seed=3)
+def kept(tmp_path_factory):
+    """A folder of rankings: what a comparison has made, those after it take from there."""
+    return tmp_path_factory.mktemp("rankings")
+
+
+@pytest.fixture(scope="module")
+def found(tiny, bound, kept):
+    return cf.compare(tiny, bound, FAST, seed=3, folder=kept)
+
+
+@pytest.fixture(scope="module")
+def exact(tiny, bound):
+    """The exact effects on the pairs of `found`, measured by themselves."""
+    return cf.attribute(tiny, bound.split(0.5, 3)[0], "exact")
 
 
 def test_areas_and_curves_are_those_of_the_separate_functions(tiny, bound, found):
@@ -55,12 +68,12 @@ def test_node_rankings_are_compared_as_edge_rankings(tiny, bound, found):
     assert found["hisp"].cpr == cf.mib(tiny, judge, scores, seed=3).cpr
 
 
-def test_overlap_is_that_of_the_sets_of_edges(tiny, bound, found):
+def test_overlap_is_that_of_the_sets_of_edges(tiny, bound, found, exact):
     search, _ = bound.split(0.5, 3)
     size = int(0.05 * tiny.graph.n_edges)
     eap = set(cf.attribute(tiny, search, "eap").top(size).edges)
-    exact = set(cf.attribute(tiny, search, "exact").top(size).edges)
-    assert found.overlap[size][0][1] == pytest.approx(len(eap & exact) / len(eap | exact))
+    measured = set(exact.top(size).edges)
+    assert found.overlap[size][0][1] == pytest.approx(len(eap & measured) / len(eap | measured))
     matrix = np.array(found.overlap[size])
     assert np.array_equal(matrix, matrix.T)
     assert (np.diag(matrix) == 1).all()
@@ -104,18 +117,21 @@ def test_scores_and_functions_of_ones_own(tiny, bound, found):
     assert own["nodes"].cpr == found["hisp"].cpr
 
 
-def test_a_reference_gives_agreement(tiny, bound):
-    search, _ = bound.split(0.5, 0)
-    exact = cf.attribute(tiny, search, "exact")
+def test_a_reference_gives_agreement(tiny, bound, found, exact, kept):
     reference = cf.Reference("strongest", tiny.graph, exact.top(40).mask)
-    found = cf.compare(tiny, bound, {"exact": None, "random": None}, reference=reference)
+    methods = {"exact": None, "random": None}
+    found = cf.compare(tiny, bound, methods, reference=reference, seed=3, folder=kept)
     assert found.reference == "strongest"
     assert found["exact"].auroc > 0.99
     assert 0.2 < found["random"].auroc < 0.8
     assert found["exact"].auroc_heads is not None
 
 
-def test_every_method_gives_a_ranking():
+def test_every_method_gives_a_ranking(monkeypatch):
+    def shortly(*given, **asked):
+        return learn_masks(*given, **{**asked, "steps": 30})
+
+    monkeypatch.setattr("circuitfind.search.methods.learn_masks", shortly)
     found = cf.compare(wrapped("llama"), contrast(0, lengths=(7, 6) * 6))
     assert {entry.method: entry.refused for entry in found.entries} == dict.fromkeys(METHODS, "")
     assert all(math.isfinite(entry.cpr) and entry.costs.cpu_seconds > 0 for entry in found.entries)
@@ -162,10 +178,11 @@ def test_what_is_compared_is_read_from_the_registries():
     assert METHODS["ugs"].summary == SEARCHES["ugs"].summary and all(entrant.kept for entrant in METHODS.values())
 
 
-def test_a_number_that_is_undefined_survives_the_file(tiny, bound, tmp_path):
+def test_a_number_that_is_undefined_survives_the_file(tiny, bound, found, kept, tmp_path):
     """A constant ranking has no rank correlation with the exact effects."""
     constant = cf.Scores(tiny.graph, tiny.graph.real.astype(np.float32))
-    found = cf.compare(tiny, bound, {"exact": None, "constant": constant}, percentages=[0.05])
+    methods = {"exact": None, "constant": constant}
+    found = cf.compare(tiny, bound, methods, percentages=[0.05], seed=3, folder=kept)
     assert math.isnan(found["constant"].rank_correlation)
     found.save(tmp_path / "compare.json")
     assert difference(found, Comparison.open(tmp_path / "compare.json")) == (0.0, "exact cpr")

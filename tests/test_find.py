@@ -30,7 +30,7 @@ def tiny() -> cf.Model:
 
 @pytest.fixture(scope="module")
 def ioi(tiny: cf.Model) -> cf.Task:
-    return cf.task("ioi", tiny, n=32)
+    return cf.task("ioi", tiny, n=16)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_the_circuit_is_on_target(tiny: cf.Model, ioi: cf.Task, found: cf.FindRe
     on_held_out_pairs = cf.evaluate(tiny, held_out, circuit)
     assert facts["faithfulness"] == found.checks.faithfulness == pytest.approx(on_held_out_pairs.faithfulness, abs=1e-6)
     assert facts["interval"] == list(found.checks.interval) == pytest.approx(list(on_held_out_pairs.interval), abs=1e-6)
-    assert (facts["n_edges"], facts["search_pairs"], facts["unseen_pairs"]) == (len(circuit), 16, 16)
+    assert (facts["n_edges"], facts["search_pairs"], facts["unseen_pairs"]) == (len(circuit), 8, 8)
     assert found.checks.beaten == facts["random_circuits_beaten"] == 5
 
 
@@ -57,11 +57,11 @@ def test_the_search_and_its_judgement_share_no_pair(tiny: cf.Model, ioi: cf.Task
     bound = ioi.on(tiny)
     seen, held_out = bound.split(0.5, seed=0)
     assert found.held_out.prompts == held_out.prompts and not set(seen.prompts) & set(held_out.prompts)
-    assert found.summary.n == found.scores.record.n_examples == 16
+    assert found.summary.n == found.scores.record.n_examples == 8
     expected = cf.attribute(tiny, seen)
     np.testing.assert_array_equal(found.scores.values, expected.values)
     held = cf.find(tiny, ioi, holdout=0.25, prune=False, **QUICK)
-    assert (held.circuit.facts["search_pairs"], held.circuit.facts["unseen_pairs"]) == (24, 8)
+    assert (held.circuit.facts["search_pairs"], held.circuit.facts["unseen_pairs"]) == (12, 4)
 
 
 def test_every_point_of_the_curve_reproduces(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
@@ -135,8 +135,9 @@ def test_the_same_seed_gives_the_same_bits(tiny: cf.Model, ioi: cf.Task, found: 
     np.testing.assert_array_equal(again.circuit.mask, found.circuit.mask)
     np.testing.assert_array_equal(again.circuit.exact, found.circuit.exact)
     assert plain(again) == plain(found)
-    other = cf.find(tiny, ioi, top=20, random=5, seed=1)
-    assert other.held_out.prompts != found.held_out.prompts and plain(other) != plain(found)
+    other = cf.find(tiny, ioi, prune=False, seed=1, **QUICK)
+    assert other.held_out.prompts != found.held_out.prompts
+    assert not np.array_equal(other.scores.values, found.scores.values)
 
 
 def test_saved_scores_resume_to_the_same_result(
@@ -203,7 +204,7 @@ def test_tasks_that_cannot_be_searched(tiny: cf.Model, ioi: cf.Task) -> None:
     with pytest.raises(TaskError, match="one pair is too few to search with and to judge with"):
         cf.find(tiny, ioi.on(tiny).subset([0]))
     for holdout in (0.0, 1.0):
-        with pytest.raises(TaskError, match="32 pairs cannot be split at"):
+        with pytest.raises(TaskError, match=r"holdout=.*a part of the pairs is needed, between 0 and 1"):
             cf.find(tiny, ioi, holdout=holdout)
     both_ways = dataclasses.replace(
         ioi,

@@ -385,12 +385,14 @@ def hypotheses(found: HypothesisTests, out: Output) -> None:
     made = found.record.settings
     rows = [
         (row.name, fixed(row.statistic), chance(row.p_value), chance(row.adjusted), _verdict(row.supports))
-        for row in found.rows
+        for row in found.tests
     ]
     title = f"Hypothesis tests (alpha {made['alpha']:g}, correction: {made['correction']})"
     out.table(title, ("test", "statistic", "p", "corrected", "speaks"), rows)
-    out.facts(line for row in found.rows for line in ((row.name, row.reading), ("", f"null: {row.null}")))
-    needless = sorted((edge for row in found.rows for edge in row.edges if edge.rejected), key=lambda edge: edge.effect)
+    out.facts(line for row in found.tests for line in ((row.name, row.reading), ("", f"null: {row.null}")))
+    needless = sorted(
+        (edge for row in found.tests for edge in row.edges if edge.rejected), key=lambda edge: edge.effect
+    )
     if needless:
         edges = [
             (edge.name, number(edge.effect), fixed(edge.share, 2), chance(edge.adjusted)) for edge in needless[:ROWS]

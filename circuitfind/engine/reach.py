@@ -21,7 +21,7 @@ def without_effect(graph: Graph, mask: np.ndarray, coupled: bool, interchange: b
     """`[writers, readers]` bool: edges of a mask whose effect is known to be exactly 0."""
     reach = Reach(graph, mask.copy(), coupled)
     idle = ~reach.useful[None]
-    return mask & (idle | ~reach.reached[: graph.n_writers, None] if interchange else idle)
+    return np.asarray(mask & (idle | ~reach.reached[: graph.n_writers, None] if interchange else idle))
 
 
 class Reach:

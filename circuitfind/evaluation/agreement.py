@@ -237,7 +237,7 @@ def _key(ranking: Scores | NodeScores, target: Reference, by: By, level: Level) 
 def best_edge(graph: Graph, key: np.ndarray) -> np.ndarray:
     """`[writers]`: the highest key, `[writers, readers]`, of the edges out of a node and into it."""
     into = np.where(graph.serves, key.max(axis=0)[:, None], -np.inf).max(axis=0)
-    return np.maximum(key.max(axis=1), into[:-1])
+    return np.asarray(np.maximum(key.max(axis=1), into[:-1]))
 
 
 def _mib(scores: Scores, target: Reference, by: By) -> float:

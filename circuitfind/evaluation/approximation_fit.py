@@ -83,12 +83,12 @@ def fit(estimates: np.ndarray, exact: np.ndarray) -> Fit:
 
 def matters(exact: np.ndarray) -> np.ndarray:
     """Which places are large enough for their sign to mean something."""
-    return (np.abs(exact) >= MATTERS * np.abs(exact).max()) & (exact != 0)
+    return np.asarray((np.abs(exact) >= MATTERS * np.abs(exact).max()) & (exact != 0))
 
 
 def wrong_signs(estimates: np.ndarray, exact: np.ndarray) -> np.ndarray:
     """Which places that matter are estimated with the wrong sign."""
-    return (estimates * exact < 0) & matters(exact)
+    return np.asarray((estimates * exact < 0) & matters(exact))
 
 
 # -------------------------------------------------------------------- in words

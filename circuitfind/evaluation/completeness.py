@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
@@ -161,7 +161,7 @@ class _Trials:
         graph = evaluator.graph
         self.evaluator, self.circuit, self.by_node = evaluator, circuit, level == "node"
         if self.by_node:
-            self.cells: Sequence = (np.flatnonzero(circuit.mask[1:].any(axis=1)) + 1).tolist()  # 0 is `input`
+            self.cells: Sequence[Any] = (np.flatnonzero(circuit.mask[1:].any(axis=1)) + 1).tolist()  # 0 is `input`
             self.names = [graph.writer_names[u] for u in self.cells]
         else:
             readers, writers = np.nonzero(circuit.mask.T)

@@ -43,7 +43,7 @@ PERCENTAGES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 def area_under(fractions: np.ndarray | Sequence[float], f: np.ndarray | Sequence[float]) -> np.ndarray:
     """Area under f `[..., points]` over `fractions [points]` by trapezoids, not divided by the range (MIB's CPR)."""
     f = np.asarray(f, dtype=np.float64)
-    return ((f[..., 1:] + f[..., :-1]) / 2 * np.diff(np.asarray(fractions, dtype=np.float64))).sum(-1)
+    return np.asarray(((f[..., 1:] + f[..., :-1]) / 2 * np.diff(np.asarray(fractions, dtype=np.float64))).sum(-1))
 
 
 def area_from_one(fractions: np.ndarray | Sequence[float], f: np.ndarray | Sequence[float]) -> np.ndarray:
@@ -247,7 +247,7 @@ def _resampled_faithfulness(evaluator: Evaluator, metric: np.ndarray) -> np.ndar
     """`[points, resamples]`, every point on the same resamples."""
     means = resampled_means(np.stack([*metric, evaluator.full, evaluator.empty]), evaluator.seed)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (means[:-2] - means[-1]) / (means[-2] - means[-1])
+        return np.asarray((means[:-2] - means[-1]) / (means[-2] - means[-1]))
 
 
 def _intervals(resampled: np.ndarray) -> list[Interval]:

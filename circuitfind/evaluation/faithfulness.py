@@ -191,7 +191,7 @@ class Evaluator:
             ScoreError: full and empty do not differ beyond noise.
         """
         self.check_contrast()
-        return (metric.mean(-1) - self.empty.mean()) / (self.full.mean() - self.empty.mean())
+        return np.asarray((metric.mean(-1) - self.empty.mean()) / (self.full.mean() - self.empty.mean()))
 
     def share(self, right: np.ndarray) -> np.ndarray:
         """Share of examples that are right, of `[..., examples]`; NaN on a task without answers."""

@@ -91,17 +91,17 @@ class Trial:
     @cached_property
     def of_model(self) -> np.ndarray:
         """`[examples]`: s(M)."""
-        return self.evaluator.full
+        return np.asarray(self.evaluator.full)
 
     @cached_property
     def of_circuit(self) -> np.ndarray:
         """`[examples]`: s(C)."""
-        return self.scores([self.circuit.mask], 1, "the circuit")[0]
+        return np.asarray(self.scores([self.circuit.mask], 1, "the circuit")[0])
 
     @cached_property
     def of_rest(self) -> np.ndarray:
         """`[examples]`: s(M - C)."""
-        return self.scores([self.circuit.complement().mask], 1, "the circuit's complement")[0]
+        return np.asarray(self.scores([self.circuit.complement().mask], 1, "the circuit's complement")[0])
 
     @cached_property
     def random(self) -> np.ndarray:
@@ -142,7 +142,7 @@ def equivalence_p_values(n: int, epsilon: float) -> np.ndarray:
     """`[n + 1]`: by `d = |times above - times below|`, the chance of at least this d at the null's edge."""
     distance = np.abs(2 * np.arange(n + 1) - n)
     chances = np.bincount(distance, weights=binomial(n, 0.5 + epsilon), minlength=n + 1)
-    return np.minimum(chances[::-1].cumsum()[::-1], 1)
+    return np.asarray(np.minimum(chances[::-1].cumsum()[::-1], 1))
 
 
 def independent(trial: Trial) -> Finding:
@@ -268,9 +268,9 @@ def gaussian_kernel(values: np.ndarray) -> np.ndarray:
     distance = np.abs(np.subtract.outer(values, values))
     different = distance[distance > 0]
     width = float(np.median(different)) if len(different) else 1.0
-    return np.exp(-0.5 * (distance / width) ** 2)
+    return np.asarray(np.exp(-0.5 * (distance / width) ** 2))
 
 
 def _centred(kernel: np.ndarray) -> np.ndarray:
     """`H K H`."""
-    return kernel - kernel.mean(0) - kernel.mean(1, keepdims=True) + kernel.mean()
+    return np.asarray(kernel - kernel.mean(0) - kernel.mean(1, keepdims=True) + kernel.mean())

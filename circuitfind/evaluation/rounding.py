@@ -51,7 +51,7 @@ class Parts(NamedTuple):
         """`[examples]`: how far off the metric may be."""
         scale = self.scale.max()
         own = 2 * (scale * self.arithmetic + self.value)
-        return self.slope * self.logits + scale * self.logits**2 / 2 + own
+        return np.asarray(self.slope * self.logits + scale * self.logits**2 / 2 + own)
 
 
 def parts(metric: Metric, logits: Tensor, ends: Sequence[Tensor], batch: Batch, dtype: torch.dtype) -> Parts:

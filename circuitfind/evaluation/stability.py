@@ -250,7 +250,7 @@ class Samples(NamedTuple):
         masks = np.stack([circuit.mask[circuit.graph.real] for circuit in self.circuits]).astype(np.float32)
         shared, size = (masks @ masks.T).astype(np.float64), masks.sum(axis=1, dtype=np.float64)
         union = size[:, None] + size[None, :] - shared
-        return np.divide(shared, union, out=np.ones_like(shared), where=union > 0)
+        return np.asarray(np.divide(shared, union, out=np.ones_like(shared), where=union > 0))
 
     def rank_correlations(self) -> np.ndarray | None:
         """`[samples, samples]`: Spearman's, over all edges."""

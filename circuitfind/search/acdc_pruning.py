@@ -243,7 +243,8 @@ class Pruning:
             logits, batch = state.attempt(groups), state.prepared.batch
             values = torch.stack([self.evaluator.bound.metric(one, batch) for one in logits])
             total += values.cpu().double().sum(-1).numpy()
-        return (total / len(self.evaluator.full)).tolist()
+        means: list[float] = (total / len(self.evaluator.full)).tolist()
+        return means
 
     # ---------------------------------------------------------------- on disk
     def _key(self) -> str:

@@ -112,7 +112,8 @@ class Target:
     def loss(self, expected: Tensor, step: int, multipliers: Tensor) -> Tensor:
         gap = (expected - self.wanted(step)) / self.gates
         linear, square = multipliers.tolist()
-        return linear * gap + square * gap**2
+        pressed: Tensor = linear * gap + square * gap**2
+        return pressed
 
     def ascended(self, multipliers: Tensor, expected: float, step: int) -> Tensor:
         gap = (expected - self.wanted(step)) / self.gates
