@@ -84,3 +84,7 @@ def test_a_picture_goes_in_without_its_head_or_says_why_not():
 def test_nothing_of_it_waits_for_torch():
     code = "import sys, circuitfind.export.html; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_interval_is_two_rounded_numbers() -> None:
+    assert "0.942 to 0.9812" in facts({"interval": (0.94199, 0.98123)})

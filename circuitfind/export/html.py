@@ -164,6 +164,8 @@ def _said(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return f"{value:,}"
+    if isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value)):  # an interval
+        return " to ".join(map(_said, value))
     return str(value)
 
 
