@@ -44,7 +44,7 @@ class Sources(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
         sys.modules.update(self.shadowed)
 
     def _forget(self) -> dict[str, Any]:
-        names = [name for name in sys.modules if name == self.package or name.startswith(f"{self.package}.")]
+        names = [name for name in list(sys.modules) if name == self.package or name.startswith(f"{self.package}.")]
         return {name: sys.modules.pop(name) for name in names}
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
