@@ -11,14 +11,13 @@ from __future__ import annotations
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from circuitfind.circuit import Circuit
 from circuitfind.errors import FileError
-from circuitfind.export.files import check_file, json_object, reading
-from circuitfind.record import Record
+from circuitfind.export.files import check_file, json_object
 from circuitfind.scores import NodeScores, Scores
 
 READS = (
@@ -29,29 +28,30 @@ HOMES = {  # by the format that a JSON file names: the module and the class that
     "circuitfind.comparison": ("comparison.result", "Comparison"),
     "circuitfind.paths": ("patching.path", "PathEffects"),
     "circuitfind.direct": ("attribution.direct", "DirectEffects"),
-    "circuitfind.approximation": ("evaluation.approximation", "Approximation"),
     "circuitfind.attention": ("patching.attention", "AttentionPattern"),
+    "circuitfind.evaluation": ("evaluation.faithfulness", "Evaluation"),
+    "circuitfind.curve": ("evaluation.curve", "Curve"),
+    "circuitfind.mib": ("evaluation.curve", "Mib"),
+    "circuitfind.verification": ("evaluation.verify", "Verification"),
+    "circuitfind.completeness": ("evaluation.completeness", "Completeness"),
+    "circuitfind.minimality": ("evaluation.minimality", "Minimality"),
+    "circuitfind.hypotheses": ("evaluation.hypotheses", "HypothesisTests"),
+    "circuitfind.stability": ("evaluation.stability", "Stability"),
+    "circuitfind.approximation": ("evaluation.approximation", "Approximation"),
+    "circuitfind.agreement": ("evaluation.agreement", "Agreement"),
+    "circuitfind.diagnosis": ("evaluation.diagnosis", "Diagnosis"),
+    "circuitfind.task-summary": ("evaluation.diagnosis", "TaskSummary"),
 }
-OLDER = (  # by the keys of files written before they named their format: which verb makes them again
+UNNAMED = (  # by the keys of files written before they named their format: the format
+    ({"points", "cpr"}, "circuitfind.curve"),
+    ({"edges", "correlation", "circuit"}, "circuitfind.verification"),
+)
+OLDER = (  # of other such files: which verb makes them again
     ({"senders", "effects"}, "circuitfind patch --path"),
     ({"kinds", "places"}, "circuitfind approximation"),
     ({"head", "tokens", "pattern"}, "circuitfind attention"),
 )
 MOST_KEYS = 6  # of an unknown object, to name it by
-
-
-class SavedCurve(NamedTuple):
-    """The points of a curve, and where they come from."""
-
-    points: tuple[Any, ...]
-    record: Record
-
-
-class SavedChecks(NamedTuple):
-    """The measured edges of a verification: `(name, estimate, exact, low, high)`, and the words of the run."""
-
-    points: list[tuple[str, float, float, float, float]]
-    record: Record
 
 
 def open(path: str | PathLike[str]) -> Any:
@@ -94,17 +94,14 @@ def _named(header: dict[str, str]) -> str:
 def _json(path: Path) -> Any:
     content = json_object(path) if path.suffix.lower() == ".json" else {}
     name = content.get("format")
+    if name is None:
+        name = next((format for keys, format in UNNAMED if keys <= content.keys()), None)
     if isinstance(name, str) and name in HOMES:
         home, result = HOMES[name]
         return getattr(import_module(f"circuitfind.{home}"), result).open(path)
     for keys, command in OLDER if name is None else ():
         if keys <= content.keys():
             raise FileError(f"{path}: written by an older version of circuitfind: make it again with '{command}'")
-    with reading(path):
-        if {"points", "cpr"} <= content.keys():
-            return _curve(content)
-        if {"edges", "correlation", "circuit"} <= content.keys():
-            return _checks(content)
     if content and not content.keys() & {"edges", "nodes"}:  # no circuit either, of this package or another
         found = f"'{name}'" if name else f"a JSON object of {', '.join(list(content)[:MOST_KEYS])}"
         raise FileError(f"{path}: holds {found}, no result: give {READS}")
@@ -114,27 +111,3 @@ def _json(path: Path) -> Any:
         if "format" in content:  # it says what it is: the reader's own words fit
             raise
         raise FileError(f"{error}. Read are: {READS}") from None
-
-
-def _curve(content: dict[str, Any]) -> SavedCurve:
-    from circuitfind.evaluation.curve import CurvePoint
-    from circuitfind.statistics import Interval
-
-    points = [
-        {name: _number(value) for name, value in point.items() if name != "interval"} for point in content["points"]
-    ]
-    ends = [Interval(*map(_number, point["interval"])) for point in content["points"]]
-    made = tuple(CurvePoint(**point, interval=each) for point, each in zip(points, ends, strict=True))
-    return SavedCurve(made, Record(**content["record"]))
-
-
-def _checks(content: dict[str, Any]) -> SavedChecks:
-    rows = [
-        (edge["name"], *(_number(value) for value in (edge["estimate"], edge["exact"], *edge["interval"])))
-        for edge in content["edges"]
-    ]
-    return SavedChecks(rows, Record(**content["circuit"]["record"]))
-
-
-def _number(value: float | None) -> Any:
-    return float("nan") if value is None else value

@@ -194,7 +194,7 @@ def test_a_flat_end_is_not_asked_for_a_gradient() -> None:
         ([], {}, "names no kind of place"),
         (None, {}, "what=None names no kind of place: give one or several, such as resid, "),
         ([["heads"]], {}, "names no kind of place"),
-        ("heads", {"method": "exact"}, "held against"),
+        ("heads", {"method": "exact"}, "compared with"),
         ("heads", {"method": "eap"}, "does not score places"),
         (["heads", "tails"], {}, "kind of place 'tails' is unknown"),
         (["q", "heads"], {"method": "atp-qk"}, "use method='atp' for what='heads'"),

@@ -302,6 +302,7 @@ def test_verify_writes_what_it_measured(run: Run, found: Path) -> None:
     # the same split, scores and seed as the search: the same verdict
     assert content["circuit"]["faithfulness"] == cf.Circuit.open(circuit).facts["faithfulness"]
     written = json.loads(Path("circuitfind-out/verify.json").read_text())
+    assert written.pop("format") == "circuitfind.verification" and written.pop("version") == 1
     assert written == {key: value for key, value in content.items() if key != "files"}
 
 

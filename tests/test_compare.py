@@ -247,7 +247,7 @@ def test_wrong_input(tiny, bound, tmp_path):
         cf.compare(tiny, bound, late, reference="ioi")
     with pytest.raises(cf.ScoreError, match="between 0 and 1, not 2"):
         cf.compare(tiny, bound, late, percentages=[2])
-    with pytest.raises(cf.ScoreError, match=r"percentages=0\.5 are no list"):
+    with pytest.raises(cf.ScoreError, match=r"percentages=0\.5 is not a list"):
         cf.compare(tiny, bound, late, percentages=0.5)  # type: ignore[arg-type]
     assert not asked, "nothing is ranked before all that was asked for is known to make sense"
     with pytest.raises(cf.FileError, match="no such file"):

@@ -222,12 +222,12 @@ def test_a_curve_is_saved(evaluator: Evaluator, scores: cf.Scores, tmp_path: Pat
 def test_what_makes_no_curve_is_named(evaluator: Evaluator, scores: cf.Scores, llama: cf.Model) -> None:
     nodes = cf.attribute(llama, contrast(2), level="node")
     for given, options, named in (
-        (scores, {"sizes": [10, -1]}, "size -1 is no number of edges"),
-        (scores, {"sizes": [len(scores) + 1]}, f"size {len(scores) + 1} is no number"),
+        (scores, {"sizes": [10, -1]}, "size -1 is not a number of edges"),
+        (scores, {"sizes": [len(scores) + 1]}, f"size {len(scores) + 1} is not a number"),
         (scores, {"sizes": []}, "at least one size"),
         (scores, {"percentages": (0.1, 20)}, "between 0 and 1, not 20"),
-        (scores, {"percentages": 0.5}, r"percentages=0.5 are no list: give several, such as percentages=\[0.5\]"),
-        (scores, {"sizes": 5}, "sizes=5 are no list"),
+        (scores, {"percentages": 0.5}, r"percentages=0.5 is not a list: give several, such as percentages=\[0.5\]"),
+        (scores, {"sizes": 5}, "sizes=5 is not a list"),
         (scores, {"by": "size"}, "by='size' is unknown"),
         ([], {}, "the list is empty"),
         (scores.top(5), {}, "not from a Circuit"),

@@ -83,7 +83,8 @@ def test_a_file_opens_as_the_same(results: dict[str, Result], call: str, tmp_pat
     found = results[call]
     assert isinstance(found, Result) and found.to_dict().keys() >= KEYS[call]
     path = found.save(tmp_path / "it.json", command="passed over")
-    again = type(found).open(path)
+    again = cf.open(path)
+    assert type(again) is type(found)
     assert plain(again.to_dict()) == plain(found.to_dict()) and repr(again) == repr(found)
     assert plain(list(again.rows())) == plain(list(found.rows())) and again.columns().keys() == found.columns().keys()
     assert json.loads(path.read_text())["format"] == found.FORMAT
@@ -137,6 +138,7 @@ def test_files_of_before_open(
     old = {name: value for name, value in content.items() if name in KEYS[call]}
     (tmp_path / "old.json").write_text(json.dumps(old))
     again = open_it(tmp_path / "old.json")
+    assert type(cf.open(tmp_path / "old.json")) is type(again)
     assert {name: value for name, value in again.to_dict().items() if name in old}.keys() == old.keys()
     assert repr(again) == repr(results[call]) and plain(list(again.rows())) == plain(list(results[call].rows()))
     if isinstance(again, cf.Verification):

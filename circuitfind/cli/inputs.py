@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -204,13 +203,6 @@ def judged(model: Model, pairs: BoundTask, circuit: Circuit, batch_size: int | N
 
     judged = replace(circuit, record=replace(circuit.record, metric=""))
     return cf.evaluate(model, pairs, judged, batch_size=batch_size, seed=seed)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    """Writes a document as a file."""
-    from circuitfind.export.files import plain, write_text
-
-    return write_text(path, json.dumps(plain(content), ensure_ascii=False, allow_nan=False, indent=1) + "\n")
 
 
 def folder(path: Path) -> Path:

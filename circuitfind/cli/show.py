@@ -51,6 +51,7 @@ def show(given: ShowOptions, out: Output) -> None:
 def _write(found: Any, given: ShowOptions, path: Path) -> list[str]:
     """Writes the page, and returns the names of its figures."""
     from circuitfind.plots.page import save_page
+    from circuitfind.plots.plot import drawings
 
     if type(found).__name__ == "Comparison":
         from circuitfind.comparison.page import write_page
@@ -59,23 +60,9 @@ def _write(found: Any, given: ShowOptions, path: Path) -> list[str]:
             raise FileError(f"--what {given.what}: a comparison is one page, leave it out")
         write_page(found, path)
         return ["comparison"]
-    known = _drawings(found)
+    known = drawings(found)
     if given.what is not None and given.what not in known:
         raise FileError(f"--what {given.what}: {given.file} has the figures {', '.join(known)}")
     names = [given.what] if given.what else list(known)
     save_page([known[name]() for name in names], path, given.file.name)
     return names
-
-
-def _drawings(found: Any) -> Any:
-    from circuitfind.opening import SavedChecks, SavedCurve
-    from circuitfind.plots import faithfulness, scatter
-    from circuitfind.plots.plot import drawings
-
-    if isinstance(found, SavedCurve):
-        words = faithfulness.measured("Faithfulness by size", found.record)
-        return {"faithfulness": lambda: faithfulness.curves({"faithfulness": found.points}, words)}
-    if isinstance(found, SavedChecks):
-        points = [scatter.EffectPair(*row) for row in found.points]
-        return {"scatter": lambda: scatter.checked(points, found.record)}
-    return drawings(found)

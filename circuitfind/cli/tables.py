@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -278,11 +279,6 @@ def overshoot(faithfulness: float) -> Facts:
     return [("overshoot", f"{faithfulness - 1:.3f} above 1: edges that oppose the task are left out")]
 
 
-def saved_checks(found: Any, out: Output) -> None:
-    """Those of a file: names, estimates, exact effects."""
-    _both([row[:3] for row in found.points], "Edges measured exactly", out)
-
-
 def circuit(found: Circuit, out: Output) -> None:
     """The edges whose effects are known, the strongest first."""
     rows = [(found.graph.edge_name(row.writer, row.reader), row.estimate, row.exact) for row in found.rows()]
@@ -471,8 +467,9 @@ KINDS: dict[str, tuple[str, Callable[..., None]]] = {  # by type: what it is, an
     "DirectEffects": ("direct effects", lambda found, out: node_scores(found.scores, out)),
     "Approximation": ("approximation", approximation),
     "AttentionPattern": ("attention pattern", attention),
-    "SavedChecks": ("verification", saved_checks),
-    "SavedCurve": ("curve", curve),
+    "Verification": ("verification", partial(checks, "Edges measured exactly")),
+    "Curve": ("curve", curve),
+    "Mib": ("curves of both selections", mib),
     "Comparison": ("comparison", summary),
 }
 

@@ -75,8 +75,8 @@ def verify(
     judged = circuit or scores.top(len(checks.edges))
     tables.checks(f"Edges measured exactly ({checks.evaluation.record.metric})", checks, out)
     out.facts(tables.as_a_whole(judged, checks, pairs))
-    content = {**inputs.described(loaded, bound, out), **checks.to_dict()}
-    path = inputs.write_json(folder / "verify.json", content)
+    described = inputs.described(loaded, bound, out)
+    path = checks.save(folder / "verify.json", **described)
     out.say()
     out.written([path])
-    out.document({**content, "files": [str(path)]})
+    out.document({**described, **checks.to_dict(), "files": [str(path)]})

@@ -70,7 +70,7 @@ class Compared(NamedTuple):
     Attributes:
         sizes: by layer, how large the replaced change is relative to what it is part of.
         other_end: sum of the estimates' magnitudes with the gradient at the other run, over that of the estimates; None
-            where the estimate is no single gradient between two runs.
+            where the estimate is not a single gradient between two runs.
     """
 
     estimated: Sweep
@@ -116,7 +116,7 @@ class Compared(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Approximation(Result):
-    """Estimates beside exact effects; rows are the places.
+    """Estimates and exact effects of places; rows are the places.
 
     Files hold, besides `to_dict`, both sweeps of each kind by example.
 
@@ -193,7 +193,7 @@ def approximation(
     layers: int | Iterable[int] | None = None,
     **asked: Unpack[ScoreKeywords],
 ) -> Approximation:
-    """Estimates and measures every place of some kinds, and says where the two part.
+    """Estimates and measures every place of some kinds, and says where the two disagree.
 
     Args:
         what: one or several kinds of place, as for `circuitfind.patch`.
@@ -209,10 +209,10 @@ def approximation(
         raise ScoreError(f"what={what!r} names no kind of place: give one or several, such as {', '.join(KINDS)}")
     if method == "atp-star":
         raise ScoreError(
-            "method='atp-star': its scores rank and have no sign: hold 'atp', or 'atp-qk', against exact effects"
+            "method='atp-star': its scores rank and have no sign: compare 'atp', or 'atp-qk', with exact effects"
         )
     if method == "exact":
-        raise ScoreError("method='exact' is what estimates are held against: name a method that estimates")
+        raise ScoreError("method='exact' is what estimates are compared with: name a method that estimates")
     layers = list(layers) if isinstance(layers, Iterator) else layers  # every kind goes through them
     ways = {"by_position": by_position, "by_span": by_span, "layers": layers}
     experiment, requests = None, {}

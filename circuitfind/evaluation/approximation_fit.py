@@ -138,7 +138,7 @@ def _better(what: str, method: str) -> list[str]:
 
 
 def _that_matter(one: Compared) -> list[int]:
-    """Layers whose mean |effect| is not small beside the largest layer's."""
+    """Layers whose mean |effect| is not small compared with the largest layer's."""
     sizes = np.abs(one.exact.effects).reshape(len(one.layers), -1).mean(axis=1)
     return [layer for layer, size in zip(one.layers, sizes, strict=True) if size >= LAYER_MATTERS * sizes.max()]
 

@@ -21,8 +21,7 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
-from circuitfind.circuit import Circuit, as_circuit
-from circuitfind.engine.experiment import check_model
+from circuitfind.circuit import Circuit
 from circuitfind.errors import ScoreError, check_count
 from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
 from circuitfind.models.load import Model
@@ -113,26 +112,15 @@ def completeness(
     Raises:
         ScoreError: faithfulness is undefined on this task, or an argument makes no sense.
     """
-    check_model(model)
-    circuit = as_circuit(model.graph, circuit)
-    evaluator = Evaluator.of(model, task, circuit.record, **asked)
-    return completeness_of(evaluator, circuit, knockouts=knockouts, level=level, greedy=greedy)
+    return completeness_of(*Evaluator.judging(model, task, circuit, **asked), knockouts, level, greedy)
 
 
-def completeness_of(
-    evaluator: Evaluator,
-    circuit: Circuit | Iterable[str],
-    *,
-    knockouts: int = 20,
-    level: str = "node",
-    greedy: int = 0,
-) -> Completeness:
+def completeness_of(evaluator: Evaluator, circuit: Circuit, knockouts: int, level: str, greedy: int) -> Completeness:
     """`completeness` on pairs that an evaluator holds ready."""
     if level not in ("node", "edge"):
         raise ScoreError(f"level '{level}' is unknown: knock out 'node's or 'edge's")
     check_count("knockouts", knockouts)
     check_count("greedy", greedy)
-    circuit = as_circuit(evaluator.graph, circuit)
     complement = circuit.complement()
     evaluation = evaluator.evaluation(complement, evaluator.run_distinct([complement.mask]).of(0))
     trials = _Trials(evaluator, circuit, level)

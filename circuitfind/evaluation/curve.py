@@ -94,7 +94,7 @@ class Curve(Result):
         circuits: the circuit of each point; files do not hold them.
     """
 
-    FORMAT, ROWS, OLD_KEYS = "circuitfind.curve", "points", ("points", "cpr", "per_example")
+    FORMAT, ROWS, OLD_KEYS = "circuitfind.curve", "points", ("points", "cpr")
 
     points: tuple[CurvePoint, ...]
     cpr: float
@@ -142,6 +142,10 @@ class Mib(Result):
     @property
     def cmd_interval(self) -> Interval:
         return self.absolute.cmd_interval
+
+    @property
+    def record(self) -> Record:
+        return self.signed.record
 
     def rows(self) -> tuple[CurvePoint, ...]:
         """The points of both curves, the signed one's first."""
@@ -262,7 +266,7 @@ def sizes_of(n_edges: int, sizes: Iterable[int] | None, percentages: Iterable[fl
     """
     for name, given in (("sizes", sizes), ("percentages", percentages)):
         if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
-            raise ScoreError(f"{name}={given!r} are no list: give several, such as {name}=[{given!r}]")
+            raise ScoreError(f"{name}={given!r} is not a list: give several, such as {name}=[{given!r}]")
     if sizes is None:
         fractions = sorted(set(percentages))
         for p in fractions:
@@ -273,7 +277,7 @@ def sizes_of(n_edges: int, sizes: Iterable[int] | None, percentages: Iterable[fl
         asked = sorted(set(sizes))
         for n in asked:
             if isinstance(n, bool) or not isinstance(n, Integral) or not 0 <= n <= n_edges:
-                raise ScoreError(f"size {n!r} is no number of edges: this graph has {n_edges:,}")
+                raise ScoreError(f"size {n!r} is not a number of edges: this graph has {n_edges:,}")
         fractions = [n / n_edges for n in asked]
     if not asked:
         raise ScoreError("a curve has at least one size: none is given")

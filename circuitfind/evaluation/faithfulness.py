@@ -71,7 +71,7 @@ class PerExample(NamedTuple):
     kl: np.ndarray
 
 
-class ExampleRow(NamedTuple):
+class MeasuredExample(NamedTuple):
     """The same of one example; `pair` counts from 0."""
 
     pair: int
@@ -118,9 +118,9 @@ class Evaluation(Result):
     def ablation(self) -> str:
         return self.record.ablation
 
-    def rows(self) -> tuple[ExampleRow, ...]:
+    def rows(self) -> tuple[MeasuredExample, ...]:
         columns = (values.tolist() for values in self.per_example)
-        return tuple(ExampleRow(*row) for row in zip(range(len(self.per_example.full)), *columns, strict=True))
+        return tuple(MeasuredExample(*row) for row in zip(range(len(self.per_example.full)), *columns, strict=True))
 
 
 class Evaluator:
@@ -155,6 +155,15 @@ class Evaluator:
     ) -> Evaluator:
         """The evaluator that a public call's keywords ask for; see `Experiment.of`."""
         return cls(Experiment.of(model, task, asked, inherit=inherit, made=made, direction=False))
+
+    @classmethod
+    def judging(
+        cls, model: Model, task: Task | BoundTask, circuit: Circuit | Iterable[str], **asked: Unpack[JudgeKeywords]
+    ) -> tuple[Evaluator, Circuit]:
+        """The evaluator of a public call that judges a circuit, and the circuit."""
+        check_model(model)
+        chosen = as_circuit(model.graph, circuit)
+        return cls.of(model, task, chosen.record, **asked), chosen
 
     @property
     def seed(self) -> int:
@@ -319,6 +328,5 @@ def evaluate(
     Raises:
         ScoreError: faithfulness is undefined on this task.
     """
-    check_model(model)
-    chosen = as_circuit(model.graph, circuit)
-    return Evaluator.of(model, task, chosen.record, **asked).evaluate(chosen)
+    evaluator, chosen = Evaluator.judging(model, task, circuit, **asked)
+    return evaluator.evaluate(chosen)

@@ -20,8 +20,7 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
-from circuitfind.circuit import Circuit, as_circuit
-from circuitfind.engine.experiment import check_model
+from circuitfind.circuit import Circuit
 from circuitfind.errors import ScoreError, check_count
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.hypotheses_tests import TESTS, Finding, Trial
@@ -218,9 +217,7 @@ def hypotheses(
         ScoreError: a test, correction or number that makes no sense.
     """
     options = HypothesisOptions(tests, epsilon, alpha, permutations, references, reference_size, quantile, correction)
-    check_model(model)
-    chosen = as_circuit(model.graph, circuit)
-    return hypotheses_of(Evaluator.of(model, task, chosen.record, **asked), chosen, **vars(options))
+    return hypotheses_of(*Evaluator.judging(model, task, circuit, **asked), **vars(options))
 
 
 def hypotheses_of(evaluator: Evaluator, circuit: Circuit, **options: Any) -> HypothesisTests:

@@ -4,10 +4,11 @@
    on every example. Positive = the circuit needs it. An edge that is known to do nothing (`engine/reach.py`) takes
    no run.
 2. An edge is called superfluous if the 95% interval of its effect over the examples includes 0, or if the effect is
-   smaller than a stated threshold, or no more than rounding (`rounding.py`). That no effect was shown is not proof of
-   none: with few pairs intervals are wide.
+   smaller than a stated threshold, or no more than rounding (`rounding.py`). With few pairs intervals are wide: an
+   effect that was not shown may still be there.
 3. Edges that do nothing alone may do something together (one backs up the other). So all superfluous edges are taken
-   out at once, and the faithfulness of what is left is measured beside the sum of their effects.
+   out at once: their joint effect is compared with the sum of their effects, and the faithfulness of what is left is
+   measured.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from typing import NamedTuple, Unpack
 
 import numpy as np
 
-from circuitfind.circuit import Circuit, as_circuit
-from circuitfind.engine.experiment import check_model
+from circuitfind.circuit import Circuit
 from circuitfind.engine.reach import without_effect
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
@@ -122,17 +122,13 @@ def minimality(
     Raises:
         ScoreError: faithfulness is undefined on this task, or the threshold is negative.
     """
-    check_model(model)
-    circuit = as_circuit(model.graph, circuit)
-    evaluator = Evaluator.of(model, task, circuit.record, **asked)
-    return minimality_of(evaluator, circuit, threshold=threshold)
+    return minimality_of(*Evaluator.judging(model, task, circuit, **asked), threshold)
 
 
-def minimality_of(evaluator: Evaluator, circuit: Circuit | Iterable[str], *, threshold: float = 0.0) -> Minimality:
+def minimality_of(evaluator: Evaluator, circuit: Circuit, threshold: float) -> Minimality:
     """`minimality` on pairs that an evaluator holds ready."""
     if not isinstance(threshold, Real) or not threshold >= 0:
         raise ScoreError(f"threshold={threshold!r} is compared with magnitudes: give a number, 0 or more")
-    circuit = as_circuit(evaluator.graph, circuit)
     evaluation = evaluator.evaluate(circuit)
     cells = np.argwhere(circuit.mask.T)[:, ::-1]  # in the order of circuit.edges
     adapter, interchange = evaluator.experiment.adapter, evaluator.experiment.interchange

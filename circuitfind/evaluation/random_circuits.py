@@ -1,11 +1,11 @@
-"""Random circuits to hold a found one against: connected, of exactly the same number of edges.
+"""Random circuits to compare a found one with: connected, of exactly the same number of edges.
 
 1. Start from a random path: from `logits`, edges are drawn backwards until `input` is reached.
 2. While edges are missing, draw a random edge that is out; if its ends are not on paths yet, complete it by random
    edges forwards to a node inside and backwards to one, as long as that fits in what is missing.
 3. Where nothing drawn fits (one edge is missing, and every edge between the nodes inside is in), take a detour of two
    edges, if need be for `input->logits`.
-Every edge is on a path from `input` to `logits`, so nothing is lost to pruning and the comparison is of equals.
+Every edge is on a path from `input` to `logits`, so pruning removes nothing and both circuits have the same size.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 1. Samples: lists of row numbers, with repeats, into the pairs of one or several tasks put one after the other. Of one
    task, its pairs drawn with replacement (the bootstrap). Of several tasks (templates, seeds of the generator,
    anything), each task is a sample.
-2. A circuit of each sample. `Scored`: each pair's edge scores are computed once; a sample's scores are their mean over
-   its rows, its circuit the top of them. `Searched`: a function from a task to a circuit is run on each sample.
+2. A circuit of each sample. From scores: each pair's edge scores are computed once; a sample's scores are their mean
+   over its rows, its circuit the top of them. From a search: a function from a task to a circuit runs on each sample.
 3. Agreement: the Jaccard index of each pair of circuits, the rank correlation of each pair of scores, how often each
    edge is in, and which edges are in at least 90%.
 4. What to compare that with. Of one task, the same at smaller samples: the curve says whether more pairs would help.
@@ -179,11 +179,11 @@ def stability(
         raise ScoreError("sizes are of samples of one task's pairs: give one task, or leave sizes out")
     if not several:
         sizes = _sizes(sizes, len(bounds[0]), search is None)
-    source: Scored | Searched
+    source: _FromScores | _FromSearch
     if search is not None:
-        source = Searched(model, bounds, search)
+        source = _FromSearch(model, bounds, search)
     else:
-        source = Scored(list(experiments.values()), chosen, request, n_edges, by)
+        source = _FromScores(list(experiments.values()), chosen, request, n_edges, by)
     first = next(iter(experiments.values()))
     rng, n = np.random.default_rng(first.setting.seed), source.ends[-1]
     curve, shuffled = [], None
@@ -203,7 +203,7 @@ def stability(
 
 
 def _size_point(
-    source: Scored | Searched, size: int, resamples: int, whole: Samples, rng: np.random.Generator
+    source: _FromScores | _FromSearch, size: int, resamples: int, whole: _Drawn, rng: np.random.Generator
 ) -> SizePoint:
     n = source.ends[-1]
     if size < n:
@@ -212,7 +212,7 @@ def _size_point(
     return SizePoint(size, float(_between(jaccards).mean()), _spread(jaccards))
 
 
-def _shuffled(source: Scored | Searched, times: int, rng: np.random.Generator) -> float:
+def _shuffled(source: _FromScores | _FromSearch, times: int, rng: np.random.Generator) -> float:
     n, cuts = source.ends[-1], source.ends[:-1]
     deals = [source.draw(np.split(rng.permutation(n), cuts), "shuffled pairs").jaccards() for _ in range(times)]
     return float(np.mean([_between(jaccards) for jaccards in deals]))
@@ -239,7 +239,7 @@ def _sizes(given: Sequence[int] | None, n: int, by_default: bool) -> list[int]:
 
 
 # -------------------------------------------------------------------- circuits of samples
-class Samples(NamedTuple):
+class _Drawn(NamedTuple):
     """By sample, its circuit, and what edges were ranked by, `[samples, edges]`; None after a search."""
 
     circuits: tuple[Circuit, ...]
@@ -257,7 +257,7 @@ class Samples(NamedTuple):
         return None if self.keys is None else np.corrcoef(np.stack([ranks(key) for key in self.keys]))
 
 
-class Scored:
+class _FromScores:
     """Circuits cut from scores that are means over pairs."""
 
     def __init__(
@@ -271,14 +271,14 @@ class Scored:
         self.ends = list(accumulate(map(len, experiments)))
         self.effects = np.concatenate([example_effects(one, method, request) for one in experiments])
 
-    def draw(self, samples: Sequence[np.ndarray], label: str) -> Samples:
+    def draw(self, samples: Sequence[np.ndarray], label: str) -> _Drawn:
         circuits, keys = [], []
         for rows in track(samples, label):
             weights = np.bincount(rows, minlength=len(self.effects)) / len(rows)
             scores = weights.astype(np.float32) @ self.effects
             circuits.append(self._cut(scores))
             keys.append(np.abs(scores) if self.by == "absolute" else scores)
-        return Samples(tuple(circuits), np.stack(keys))
+        return _Drawn(tuple(circuits), np.stack(keys))
 
     def _cut(self, scores: np.ndarray) -> Circuit:
         values = np.zeros(self.graph.real.shape, dtype=np.float32)
@@ -287,7 +287,7 @@ class Scored:
         return replace(cut, estimates=None)  # thousands of circuits need not carry their scores
 
 
-class Searched:
+class _FromSearch:
     """Circuits found by a search on each sample."""
 
     def __init__(self, model: Model, tasks: Sequence[BoundTask], search: Search) -> None:
@@ -296,8 +296,8 @@ class Searched:
         self.settings: dict[str, Any] = {"search": self.method}
         self.ends = list(accumulate(map(len, tasks)))
 
-    def draw(self, samples: Sequence[np.ndarray], label: str) -> Samples:
-        return Samples(tuple(self._found(rows) for rows in track(samples, label)))
+    def draw(self, samples: Sequence[np.ndarray], label: str) -> _Drawn:
+        return _Drawn(tuple(self._found(rows) for rows in track(samples, label)))
 
     def _found(self, rows: np.ndarray) -> Circuit:
         which = int(np.searchsorted(self.ends, rows[0], side="right"))

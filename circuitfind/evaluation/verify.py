@@ -108,6 +108,10 @@ class Verification(Result):
         return self.evaluation.faithfulness
 
     @property
+    def record(self) -> Record:
+        return self.evaluation.record
+
+    @property
     def interval(self) -> Interval:
         return self.evaluation.interval
 

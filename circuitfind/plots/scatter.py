@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from circuitfind.evaluation.approximation_fit import Fit
     from circuitfind.evaluation.verify import Verification
     from circuitfind.patching.sweep import Sweep
-    from circuitfind.record import Record
 
 NAN = float("nan")
 MOST_INTERVALS = 400  # error bars; more hide the points
@@ -83,11 +82,7 @@ class EffectPair(NamedTuple):
 def of_checks(found: Verification) -> Figure:
     """The edges that a verification measured."""
     points = [EffectPair(*edge, *ends) for edge, ends in zip(found.edges, found.intervals, strict=True)]
-    return checked(points, found.evaluation.record)
-
-
-def checked(points: Sequence[EffectPair], record: Record) -> Figure:
-    """Edges beside their estimates; `record` is that of the circuit's run, which has no direction."""
+    record = found.evaluation.record
     words = caption("Edges, estimated and exact", replace(record, direction=""))
     return scatter(points, words, unit(record))
 
