@@ -60,6 +60,11 @@ def percentiles(resampled: np.ndarray, level: float = 0.95) -> np.ndarray:
     return np.moveaxis(np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=-1), 0, -1)
 
 
+def intervals_of(resampled: np.ndarray) -> list[Interval]:
+    """The 95% interval of each row of `[rows, resamples]`."""
+    return [Interval(*ends) for ends in percentiles(resampled).tolist()]
+
+
 def bootstrap_ratio(top: np.ndarray, bottom: np.ndarray, seed: int = 0, level: float = 0.95) -> Interval:
     """Interval of mean(top) / mean(bottom) over paired examples: examples are resampled, the ratio recomputed."""
     if len(top) < 2:

@@ -30,7 +30,7 @@ from circuitfind.record import Record
 from circuitfind.remote.call import remotable
 from circuitfind.result import Result
 from circuitfind.setting import JudgeKeywords
-from circuitfind.statistics import UNKNOWN, Interval, percentiles, resampled_means
+from circuitfind.statistics import UNKNOWN, Interval, intervals_of, resampled_means
 from circuitfind.tasks.task import BoundTask, Task
 
 CANDIDATES = 10  # tried at each step of the greedy search
@@ -135,7 +135,7 @@ def completeness_of(evaluator: Evaluator, circuit: Circuit, knockouts: int, leve
         whole=trials.row((), "none"),
         knockouts=tuple(rows),
         mean_gap=float(np.abs(differences[1:].mean(-1)).mean()) if drawn else float("nan"),
-        mean_gap_interval=Interval(*percentiles(np.abs(gaps).mean(0)).tolist()) if drawn else UNKNOWN,
+        mean_gap_interval=intervals_of(np.abs(gaps).mean(0)[None])[0] if drawn else UNKNOWN,
         contrast=evaluation.metric_full - evaluation.metric_empty,
         seen_pairs=circuit.record.seen(evaluator.record),
         record=evaluator.record.with_settings(level=level, knockouts=knockouts, greedy=greedy),
@@ -202,6 +202,6 @@ class _Trials:
         """A set that was run, as it is reported."""
         (difference,) = self.differences([removed])
         circuit, model = (float(values.mean()) for values in self._known[removed])
-        interval = Interval(*percentiles(resampled_means(difference, self.evaluator.seed)).tolist())
+        (interval,) = intervals_of(resampled_means(difference, self.evaluator.seed)[None])
         names = tuple(self.names[place] for place in removed)
         return KnockOut(names, circuit, model, float(difference.mean()), interval, how)

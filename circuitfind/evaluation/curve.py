@@ -34,7 +34,7 @@ from circuitfind.remote.call import remotable
 from circuitfind.result import UNSAVED, Result
 from circuitfind.scores import By, Scores
 from circuitfind.setting import JudgeKeywords
-from circuitfind.statistics import Interval, percentiles, resampled_means
+from circuitfind.statistics import Interval, intervals_of, resampled_means
 from circuitfind.tasks.task import BoundTask, Task
 
 PERCENTAGES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -122,7 +122,7 @@ class Mib(Result):
     """Both selections of MIB: its CPR is that of the signed curve, its CMD that of the absolute one."""
 
     FORMAT, DERIVED = "circuitfind.mib", ("cpr", "cmd")
-    SHOWN = ("cpr", "cpr_interval", "cmd", "cmd_interval")
+    SHOWN = ("cpr", "cmd")
 
     signed: Curve
     absolute: Curve
@@ -132,16 +132,8 @@ class Mib(Result):
         return self.signed.cpr
 
     @property
-    def cpr_interval(self) -> Interval:
-        return self.signed.cpr_interval
-
-    @property
     def cmd(self) -> float:
         return self.absolute.cmd
-
-    @property
-    def cmd_interval(self) -> Interval:
-        return self.absolute.cmd_interval
 
     @property
     def record(self) -> Record:
@@ -219,13 +211,13 @@ def curve_of(
     resampled = _resampled_faithfulness(evaluator, outcome.metric)
     right = [evaluator.share(values).tolist() for values in (outcome.accurate, outcome.top1)]
     means = [outcome.metric.mean(-1).tolist(), *right, outcome.kl.mean(-1).tolist()]
-    kept, intervals = [len(circuit) for circuit in circuits], _intervals(resampled)
+    kept, intervals = [len(circuit) for circuit in circuits], intervals_of(resampled)
     return Curve(
         points=tuple(map(CurvePoint, asked, kept, fractions, f.tolist(), intervals, *means)),
         cpr=float(area_under(fractions, f)),
-        cpr_interval=_intervals(area_under(fractions, resampled.T)[None])[0],
+        cpr_interval=intervals_of(area_under(fractions, resampled.T)[None])[0],
         cmd=float(area_from_one(fractions, f)),
-        cmd_interval=_intervals(area_from_one(fractions, resampled.T)[None])[0],
+        cmd_interval=intervals_of(area_from_one(fractions, resampled.T)[None])[0],
         seen_pairs=found.seen(evaluator.record),
         per_example=CurveExamples(*outcome, evaluator.full, evaluator.empty),
         record=record,
@@ -252,10 +244,6 @@ def _resampled_faithfulness(evaluator: Evaluator, metric: np.ndarray) -> np.ndar
     means = resampled_means(np.stack([*metric, evaluator.full, evaluator.empty]), evaluator.seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray((means[:-2] - means[-1]) / (means[-2] - means[-1]))
-
-
-def _intervals(resampled: np.ndarray) -> list[Interval]:
-    return [Interval(*ends) for ends in percentiles(resampled).tolist()]
 
 
 def sizes_of(n_edges: int, sizes: Iterable[int] | None, percentages: Iterable[float]) -> tuple[list[int], list[float]]:
