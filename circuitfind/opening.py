@@ -1,9 +1,11 @@
 """`open`: whatever circuitfind or a supported tool wrote, found out from the file itself; needs no model.
 
 1. A `.safetensors` file names its format in its header: scores of edges or nodes, a sweep.
-2. A `.json` result names its format, which `HOMES` leads to the class that reads it.
-3. Files of before results named their format are told by their keys.
-4. Anything else is a circuit: circuit.json, or EAP-IG's `.json` and `.pt`; a folder is an entry of MIB's circuit track.
+2. A `.json` result names its format, which leads to the class that reads it (`HOMES`); a file of before that is told by
+   its keys.
+3. A folder that a search or a comparison left is known by the `.json` in it; one of MIB's circuit track holds EAP-IG's
+   files: one of scores, or circuits of several sizes.
+4. Anything else is a circuit or scores: circuit.json, or EAP-IG's `.json` and `.pt`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from circuitfind.circuit import Circuit
 from circuitfind.errors import FileError
+from circuitfind.export import eap_ig
 from circuitfind.export.files import check_file, json_object
 from circuitfind.scores import NodeScores, Scores
 
@@ -25,28 +28,32 @@ READS = (
     " attention-HEAD.json, the .json of any other result, or EAP-IG's .json or .pt"
 )
 HOMES = {  # by the format that a JSON file names: the module and the class that opens it
-    "circuitfind.comparison": ("comparison.result", "Comparison"),
-    "circuitfind.paths": ("patching.path", "PathEffects"),
-    "circuitfind.direct": ("attribution.direct", "DirectEffects"),
-    "circuitfind.attention": ("patching.attention", "AttentionPattern"),
-    "circuitfind.evaluation": ("evaluation.faithfulness", "Evaluation"),
-    "circuitfind.curve": ("evaluation.curve", "Curve"),
-    "circuitfind.mib": ("evaluation.curve", "Mib"),
-    "circuitfind.verification": ("evaluation.verify", "Verification"),
-    "circuitfind.completeness": ("evaluation.completeness", "Completeness"),
-    "circuitfind.minimality": ("evaluation.minimality", "Minimality"),
-    "circuitfind.hypotheses": ("evaluation.hypotheses", "HypothesisTests"),
-    "circuitfind.stability": ("evaluation.stability", "Stability"),
-    "circuitfind.approximation": ("evaluation.approximation", "Approximation"),
-    "circuitfind.agreement": ("evaluation.agreement", "Agreement"),
-    "circuitfind.diagnosis": ("evaluation.diagnosis", "Diagnosis"),
-    "circuitfind.task-summary": ("evaluation.diagnosis", "TaskSummary"),
+    "circuitfind.agreement": "evaluation.agreement:Agreement",
+    "circuitfind.approximation": "evaluation.approximation:Approximation",
+    "circuitfind.attention": "patching.attention:AttentionPattern",
+    "circuitfind.comparison": "comparison.result:Comparison",
+    "circuitfind.completeness": "evaluation.completeness:Completeness",
+    "circuitfind.curve": "evaluation.curve:Curve",
+    "circuitfind.diagnosis": "evaluation.diagnosis:Diagnosis",
+    "circuitfind.direct": "attribution.direct:DirectEffects",
+    "circuitfind.evaluation": "evaluation.faithfulness:Evaluation",
+    "circuitfind.find": "search.found:FindResult",
+    "circuitfind.hypotheses": "evaluation.hypotheses:HypothesisTests",
+    "circuitfind.learned": "search.learn:LearnedMasks",
+    "circuitfind.methods": "attribution.methods:Methods",
+    "circuitfind.mib": "evaluation.curve:Mib",
+    "circuitfind.minimality": "evaluation.minimality:Minimality",
+    "circuitfind.paths": "patching.path:PathEffects",
+    "circuitfind.stability": "evaluation.stability:Stability",
+    "circuitfind.task-summary": "evaluation.diagnosis:TaskSummary",
+    "circuitfind.verification": "evaluation.verify:Verification",
 }
-UNNAMED = (  # by the keys of files written before they named their format: the format
+FOLDERS = {"find.json": True, "learning.json": True, "compare.json": False}  # whether its class opens the folder
+OLDER = (  # by the keys of files written before they named their format
     ({"points", "cpr"}, "circuitfind.curve"),
     ({"edges", "correlation", "circuit"}, "circuitfind.verification"),
 )
-OLDER = (  # of other such files: which verb makes them again
+UNREAD = (  # the same, no longer read: which verb makes them again
     ({"senders", "effects"}, "circuitfind patch --path"),
     ({"kinds", "places"}, "circuitfind approximation"),
     ({"head", "tokens", "pattern"}, "circuitfind attention"),
@@ -55,18 +62,42 @@ MOST_KEYS = 6  # of an unknown object, to name it by
 
 
 def open(path: str | PathLike[str]) -> Any:
-    """The result that a file holds: scores, a circuit, a sweep, a comparison, a verification, ...
+    """The result that a file or folder holds: scores, a circuit, a sweep, a comparison, what `find` found, ...
+
+    Returns:
+        The result; of a folder of circuits (MIB's circuit track) a list of them, smallest first.
 
     Raises:
         FileError: there is no such file, or it holds nothing that is read here; the error says what it holds.
     """
     path = Path(path)
+    if path.is_dir():
+        return _folder(path)
     check_file(path)
     if path.suffix.lower() == ".safetensors":
         return _tensors(path)
     if path.suffix.lower() not in (".json", ".pt"):
         raise FileError(f"{path}: no result: give {READS}")
     return _json(path)
+
+
+def _folder(path: Path) -> Any:
+    for name, whole in FOLDERS.items():
+        if (path / name).is_file():
+            return _class(json_object(path / name).get("format"), path / name).open(path if whole else path / name)
+    inside = sorted(one for one in path.iterdir() if one.suffix.lower() in eap_ig.ENDINGS)
+    if len(inside) == 1:
+        return _json(inside[0])
+    if not inside or any(one.suffix.lower() == ".json" for one in inside):
+        check_file(path)  # says that it is a folder
+    return sorted(map(Circuit.open, inside), key=len)
+
+
+def _class(name: Any, path: Path) -> Any:
+    home, _, kind = HOMES.get(name, "").partition(":")
+    if not home:
+        raise FileError(f"{path}: holds '{name}', no result: give {READS}")
+    return getattr(import_module(f"circuitfind.{home}"), kind)
 
 
 def _tensors(path: Path) -> Any:
@@ -94,17 +125,20 @@ def _named(header: dict[str, str]) -> str:
 def _json(path: Path) -> Any:
     content = json_object(path) if path.suffix.lower() == ".json" else {}
     name = content.get("format")
-    if name is None:
-        name = next((format for keys, format in UNNAMED if keys <= content.keys()), None)
-    if isinstance(name, str) and name in HOMES:
-        home, result = HOMES[name]
-        return getattr(import_module(f"circuitfind.{home}"), result).open(path)
-    for keys, command in OLDER if name is None else ():
+    for keys, command in UNREAD if name is None else ():
         if keys <= content.keys():
             raise FileError(f"{path}: written by an older version of circuitfind: make it again with '{command}'")
+    if name is None:
+        name = next((format for keys, format in OLDER if keys <= content.keys()), None)
+    if name in HOMES:
+        kind = _class(name, path)
+        return kind.open(path.parent if FOLDERS.get(path.name) else path)
     if content and not content.keys() & {"edges", "nodes"}:  # no circuit either, of this package or another
         found = f"'{name}'" if name else f"a JSON object of {', '.join(list(content)[:MOST_KEYS])}"
         raise FileError(f"{path}: holds {found}, no result: give {READS}")
+    file = None if "format" in content else eap_ig.read(path)
+    if file is not None and file.scores is not None and not file.mask.any():
+        return Scores.open(path)
     try:
         return Circuit.open(path)
     except FileError as error:

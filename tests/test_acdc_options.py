@@ -249,13 +249,17 @@ def test_screened_edges_go_untested_and_are_checked_exactly(model_of):
     assert facts["interval"][0] <= facts["rate"] <= facts["interval"][1]
 
 
-def test_screening_is_off_by_default_and_needs_estimates_of_the_same_effects(model_of):
+def test_screening_is_off_by_default_and_compares_estimates_of_the_same_effects(model_of):
     model, task = model_of("gpt2"), some_pairs()
     scores = cf.attribute(model, task, "eap-ig-inputs")
     plain = cf.acdc(model, task, 0.01, scores=scores)
     assert plain.record.settings["screen"] is None and "screening" not in plain.facts
+    given = cf.acdc(model, task, screen=0.1, scores=cf.attribute(model, task, "eap-ig-inputs", metric="kl"))
+    assert cf.acdc(model, task, screen=0.1) == given
     with pytest.raises(cf.ScoreError, match="screen= needs scores="):
-        cf.acdc(model, task, screen=0.1)
+        cf.acdc(model, task, screen=0.1, scores=cf.attribute(model, task, "weights"))
+    with pytest.raises(cf.ScoreError, match="needs ablation='corrupted'"):
+        cf.acdc(model, task, screen=0.1, ablation="zero")
     with pytest.raises(cf.ScoreError, match="with metric 'logit_diff', the edges are tried with 'kl'"):
         cf.acdc(model, task, screen=0.1, scores=scores)
     with pytest.raises(cf.ScoreError, match="with ablation 'corrupted', the edges are tried with 'zero'"):

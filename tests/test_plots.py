@@ -580,7 +580,7 @@ def test_show_prints_the_strongest_and_draws_what_the_file_holds(
         ("a.json", '{"x": 1, "y": 2}', "holds a JSON object of x, y, no result: give a sweep's"),
         ("a.json", '{"format": "other.thing"}', "holds 'other.thing', no result"),
         ("a.json", '{"nodes": {}}', "Read are: a sweep's"),
-        ("a.json", '{"points": [{"n": 1}], "cpr": 1, "record": {}}', "write it again"),
+        ("a.json", '{"points": [{"n": 1}], "cpr": 1, "per_example": {}, "record": {}}', "write it again"),
         ("a.safetensors", "nonsense", "no safetensors file"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 from collections.abc import Callable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from toys import id_task, wrapped
 import circuitfind as cf
 from circuitfind.cli.app import main
 from circuitfind.export.files import plain
+from circuitfind.opening import HOMES
+from circuitfind.result import Result
 
 TASK = ("tiny", "--task", "greater_than", "--n", "4", "--no-check")
 
@@ -201,6 +205,36 @@ def test_files_of_older_versions_are_to_be_made_again(
     error = capsys.readouterr().err
     assert f"written by an older version of circuitfind: make it again with 'circuitfind {command}'" in error
     assert "paths.json" not in error and error.count("\n") == 1
+
+
+def test_every_format_is_opened_by_the_class_that_writes_it() -> None:
+    modules = [name for _, name, _ in pkgutil.walk_packages(cf.__path__, "circuitfind.")]
+    for name in modules:
+        if "__main__" not in name:
+            importlib.import_module(name)
+    unread = {"circuitfind.scores", "circuitfind.sweep", ""}  # safetensors, told by their headers
+    kinds, written = [Result], {}
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        if kind.__module__.startswith("circuitfind."):
+            written[kind.FORMAT] = f"{kind.__module__.removeprefix('circuitfind.')}:{kind.__name__}"
+    assert {name: home for name, home in written.items() if name not in unread} == HOMES
+
+
+def test_folders_are_opened(tmp_path: Path) -> None:
+    model = cf.load("tiny", check=False)
+    task = cf.task("ioi", model, n=8)
+    found = cf.find(model, task, top=3, random=2, batch_size=8)
+    again = cf.open(found.save(tmp_path / "found"))
+    assert again.circuit == found.circuit and again.checks.to_dict() == found.checks.to_dict()
+    assert type(cf.open(tmp_path / "found" / "find.json")) is cf.FindResult
+    cf.Scores.open(tmp_path / "found" / "scores.safetensors").save(tmp_path / "mib" / "importances.json", "eap-ig")
+    np.testing.assert_allclose(cf.open(tmp_path / "mib").values, found.scores.values, rtol=1e-6)
+    for n in (20, 5):
+        found.scores.top(n).save(tmp_path / "several" / f"{n}.pt", "eap-ig")
+    sizes = [len(circuit) for circuit in cf.open(tmp_path / "several")]
+    assert sizes == sorted(sizes) and len(sizes) == 2
 
 
 def test_folders_are_not_shown(

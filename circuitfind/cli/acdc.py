@@ -7,27 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from circuitfind.cli import inputs, tables
-from circuitfind.cli.options import (
-    ABLATION_HELP,
-    ORDERS,
-    CheckedModelOptions,
-    Option,
-    OutOptions,
-    TaskOptions,
-    given,
-    listed,
-)
+from circuitfind.cli import inputs, options, tables
+from circuitfind.cli.options import Option, given, listed
 from circuitfind.cli.output import Output, count, size
 
 if TYPE_CHECKING:
     from circuitfind import Model
     from circuitfind.tasks.bound import BoundTask
 
-SCREENED_BY = "eap-ig-inputs"
-NOT_OF_RUN = (
-    *("threshold", "metric_of_pruning", "order", "absolute", "remove_dangling", "screen", "scores", "holdout"),
-)
 CHECKPOINT = "acdc.part.safetensors"
 
 
@@ -42,9 +29,10 @@ class PruningOptions:
         str | None, Option("The metric that edges are tried by. Default: kl.", names=("--prune-by",))
     ] = None
     order: Annotated[
-        str | None, Option(f"The order in which edges are tried: {listed(ORDERS)}. Default: {ORDERS[0]}.")
+        str | None,
+        Option(f"The order in which edges are tried: {listed(options.ORDERS)}. Default: {options.ORDERS[0]}."),
     ] = None
-    absolute: Annotated[bool, Option("Keep edges that oppose the task, too.", names=("--absolute",))] = False
+    absolute: Annotated[bool, Option("Keep edges that oppose the task, too.")] = False
     remove_dangling: Annotated[
         str | None,
         Option("tested or untested: what nodes without inputs write goes, too. Default: it stays."),
@@ -60,7 +48,7 @@ class PruningOptions:
         Path | None,
         Option("scores.safetensors for --screen (default: eap-ig-inputs, computed) or --order scores.", metavar="FILE"),
     ] = None
-    ablation: Annotated[str | None, Option(f"{ABLATION_HELP} Default: corrupted.")] = None
+    ablation: Annotated[str | None, Option(f"{options.ABLATION_HELP} Default: corrupted.")] = None
     holdout: Annotated[
         float | None, Option("Part of the pairs that is held out to judge the circuit with. Default: 0.5.")
     ] = None
@@ -68,7 +56,11 @@ class PruningOptions:
 
 
 def acdc(
-    model: CheckedModelOptions, task: TaskOptions, pruning: PruningOptions, place: OutOptions, out: Output
+    model: options.CheckedModelOptions,
+    task: options.TaskOptions,
+    pruning: PruningOptions,
+    place: options.OutOptions,
+    out: Output,
 ) -> None:
     """Prune the full graph edge by edge (ACDC), and judge what is left on held-out pairs.
 
@@ -87,9 +79,6 @@ def acdc(
     asked = given(pruning, metric_of_pruning="metric", scores="", holdout="")
     if pruning.scores is not None:
         asked["scores"] = cf.Scores.open(pruning.scores)
-    elif pruning.screen is not None:
-        same = {"metric": pruning.metric_of_pruning or "kl", **given(pruning, **dict.fromkeys(NOT_OF_RUN, ""))}
-        asked["scores"] = cf.attribute(loaded, seen, SCREENED_BY, seed=task.seed, **same)
     checkpoint = inputs.checkpoint(loaded, folder / CHECKPOINT, "decided", out)
     with out.progress():
         circuit = cf.acdc(loaded, seen, **asked, seed=task.seed, checkpoint=checkpoint)

@@ -55,9 +55,7 @@ class OutputOptions:
     as_json: Annotated[
         bool, Option("One JSON document on standard output, everything else on standard error.", names=("--json",))
     ] = False
-    debug: Annotated[
-        bool, Option("Show the traceback of an error.", names=("--debug",), variable="CIRCUITFIND_DEBUG")
-    ] = False
+    debug: Annotated[bool, Option("Show the traceback of an error.", variable="CIRCUITFIND_DEBUG")] = False
 
 
 def _register(app: typer.Typer, verb: Verb) -> None:
@@ -86,7 +84,7 @@ def _parameters(kind: type) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(kind, include_extras=True)
     for field in fields(kind):
         default = inspect.Parameter.empty if field.default is MISSING else field.default
-        annotation, default = as_text(hints[field.name], default)
+        annotation, default = as_text(field.name, hints[field.name], default, getattr(kind, "PANEL", None))
         yield inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

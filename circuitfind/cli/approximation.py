@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from circuitfind.cli import inputs, tables
-from circuitfind.cli.options import (
-    DIRECTIONS,
-    ESTIMATES,
-    KINDS,
-    OWN_METHOD,
-    SCORING,
-    CheckedModelOptions,
-    Option,
-    OutOptions,
-    PlacesOptions,
-    RunOptions,
-    TaskOptions,
-    given,
-    listed,
-)
+from circuitfind.cli import inputs, options, tables
+from circuitfind.cli.options import Option, given, listed
 from circuitfind.cli.output import Output, count
 
 
@@ -28,27 +14,30 @@ from circuitfind.cli.output import Output, count
 class EstimateOptions:
     """What is estimated and measured."""
 
+    PANEL: ClassVar[str] = options.SCORING
+
     what: Annotated[
         str | None,
-        Option(f"Kinds of place: {', '.join(KINDS)}. Default: resid,attn,mlp,heads.", SCORING, metavar="KIND,KIND,..."),
+        Option(
+            f"Kinds of place: {', '.join(options.KINDS)}. Default: resid,attn,mlp,heads.",
+            metavar="KIND,KIND,...",
+        ),
     ] = None
     method: Annotated[
         str | None,
-        Option(
-            f"Of the estimate: {', '.join(ESTIMATES)} (for q and k), {OWN_METHOD}. Default: {ESTIMATES[0]}.", SCORING
-        ),
+        Option(f"Of the estimate: {listed(options.ESTIMATES)} (for q and k), {options.OWN_METHOD}. Default: atp."),
     ] = None
-    steps: Annotated[int | None, Option("Of integrated gradients. Default: 5.", SCORING)] = None
-    direction: Annotated[str | None, Option(f"{listed(DIRECTIONS)}. Default: {DIRECTIONS[0]}.", SCORING)] = None
+    steps: Annotated[int | None, Option("Of integrated gradients. Default: 5.")] = None
+    direction: Annotated[str | None, Option(f"{listed(options.DIRECTIONS)}. Default: {options.DIRECTIONS[0]}.")] = None
 
 
 def approximation(
-    model: CheckedModelOptions,
-    task: TaskOptions,
+    model: options.CheckedModelOptions,
+    task: options.TaskOptions,
     estimate: EstimateOptions,
-    places: PlacesOptions,
-    run: RunOptions,
-    place: OutOptions,
+    places: options.PlacesOptions,
+    run: options.RunOptions,
+    place: options.OutOptions,
     out: Output,
 ) -> None:
     """Compare estimates with exact patching, place by place, and say where they fail.

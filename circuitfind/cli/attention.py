@@ -17,7 +17,7 @@ class HeadOptions:
 
     head: Annotated[str, Option("Such as a0.h1.", metavar="NAME,NAME,...")]
     example: Annotated[int, Option("Which of the pairs, counted from 0.", least=0)] = 0
-    corrupted: Annotated[bool, Option("The corrupted prompt, not the clean one.", names=("--corrupted",))] = False
+    corrupted: Annotated[bool, Option("The corrupted prompt, not the clean one.")] = False
 
 
 def attention(

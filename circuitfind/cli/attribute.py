@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from circuitfind.cli import inputs, tables
-from circuitfind.cli.options import (
-    KINDS,
-    LEVELS,
-    SCORING,
-    CheckedModelOptions,
-    Option,
-    OutOptions,
-    PlacesOptions,
-    RankOptions,
-    RunOptions,
-    ScoringOptions,
-    TaskOptions,
-)
+from circuitfind.cli import inputs, options, tables
+from circuitfind.cli.options import Option
 from circuitfind.cli.output import Output, count
 
 FILES = {"Scores": "scores", "NodeScores": "node-scores"}
@@ -28,30 +16,29 @@ FILES = {"Scores": "scores", "NodeScores": "node-scores"}
 class LevelOptions:
     """What is scored and shown."""
 
-    level: Annotated[str, Option("Score edges or nodes.", SCORING, words=LEVELS)] = LEVELS[0]
+    PANEL: ClassVar[str] = options.SCORING
+
+    level: Annotated[str, Option("Score edges or nodes.", words=options.LEVELS)] = options.LEVELS[0]
     what: Annotated[
         str | None,
         Option(
             'With --level node: the places that "circuitfind patch" measures, instead of the nodes.',
-            SCORING,
-            metavar="|".join(KINDS),
+            metavar="|".join(options.KINDS),
         ),
     ] = None
-    normalise: Annotated[
-        bool, Option("hisp: divided by the norm of each layer's scores.", SCORING, ("--normalise",))
-    ] = False
+    normalise: Annotated[bool, Option("hisp: divided by the norm of each layer's scores.")] = False
     show: Annotated[int, Option("How many of the strongest to print.", least=0)] = 15
 
 
 def attribute(
-    model: CheckedModelOptions,
-    task: TaskOptions,
-    scoring: ScoringOptions,
-    run: RunOptions,
-    rank: RankOptions,
+    model: options.CheckedModelOptions,
+    task: options.TaskOptions,
+    scoring: options.ScoringOptions,
+    run: options.RunOptions,
+    rank: options.RankOptions,
     level: LevelOptions,
-    places: PlacesOptions,
-    place: OutOptions,
+    places: options.PlacesOptions,
+    place: options.OutOptions,
     out: Output,
 ) -> None:
     """Score every edge, node, or place of a sweep on a task.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from circuitfind.cli import inputs, tables
 from circuitfind.cli.options import JUDGING, CheckedModelOptions, Option, OutOptions, RunOptions, TaskOptions, given
@@ -21,21 +21,20 @@ SAME = 1e-5  # numbers of a repetition on another machine; on the same one they 
 class CompareOptions:
     """What is compared."""
 
+    PANEL: ClassVar[str] = JUDGING
+
     methods: Annotated[
-        str | None, Option("Methods, by name, separated by commas. Default: all.", JUDGING, metavar="A,B,...")
+        str | None, Option("Methods, by name, separated by commas. Default: all.", metavar="A,B,...")
     ] = None
     reference: Annotated[
         str | None,
-        Option("A known circuit of this model: ioi, greater-than, docstring, or a file.", JUDGING, metavar="NAME|FILE"),
+        Option("A known circuit of this model: ioi, greater-than, docstring, or a file.", metavar="NAME|FILE"),
     ] = None
-    holdout: Annotated[
-        float | None, Option("Part of the pairs that circuits are judged on. Default: 0.5.", JUDGING)
-    ] = None
+    holdout: Annotated[float | None, Option("Part of the pairs that circuits are judged on. Default: 0.5.")] = None
     again: Annotated[
         Path | None,
         Option(
             "Make the comparison of this compare.json again, and compare every number with it.",
-            JUDGING,
             metavar="FILE",
         ),
     ] = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from circuitfind.cli import inputs, tables
 from circuitfind.cli.options import JUDGING, CheckedModelOptions, Option, RunOptions, TaskOptions, given
@@ -24,12 +24,13 @@ OF_A_CIRCUIT = ("completeness", "minimality", "tests", "stability", "per_example
 class EvaluateOptions:
     """What to run, and what else to measure of it."""
 
-    circuit: Annotated[Path | None, Option("A circuit.json.", JUDGING, metavar="FILE")] = None
+    PANEL: ClassVar[str] = JUDGING
+
+    circuit: Annotated[Path | None, Option("A circuit.json.", metavar="FILE")] = None
     curve: Annotated[
         Path | None,
         Option(
             "Scores (scores.safetensors): faithfulness of their strongest edges over ten sizes, CPR and CMD.",
-            JUDGING,
             metavar="FILE",
         ),
     ] = None
@@ -37,19 +38,15 @@ class EvaluateOptions:
         bool,
         Option(
             "Run the rest of the model, and knock out random sets of nodes in circuit and model.",
-            JUDGING,
-            ("--completeness",),
         ),
     ] = False
-    minimality: Annotated[
-        bool, Option("Measure what the circuit loses with each of its edges.", JUDGING, ("--minimality",))
-    ] = False
-    tests: Annotated[bool, Option("Hypothesis tests of the circuit.", JUDGING, ("--tests",))] = False
-    stability: Annotated[
-        str | None, Option("How far circuits agree over pairs, templates or seeds.", JUDGING, words=OVER)
-    ] = None
-    unseen: Annotated[bool, Option("Leave out the pairs that the search used.", JUDGING, ("--unseen",))] = False
-    per_example: Annotated[bool, Option("List the metric of every example.", JUDGING, ("--per-example",))] = False
+    minimality: Annotated[bool, Option("Measure what the circuit loses with each of its edges.")] = False
+    tests: Annotated[bool, Option("Hypothesis tests of the circuit.")] = False
+    stability: Annotated[str | None, Option("How far circuits agree over pairs, templates or seeds.", words=OVER)] = (
+        None
+    )
+    unseen: Annotated[bool, Option("Leave out the pairs that the search used.")] = False
+    per_example: Annotated[bool, Option("List the metric of every example.")] = False
 
 
 def evaluate(

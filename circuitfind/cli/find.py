@@ -6,19 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
-from circuitfind.cli import inputs, tables
-from circuitfind.cli.options import (
-    SEARCH,
-    CheckedModelOptions,
-    Option,
-    OutOptions,
-    RankOptions,
-    RunOptions,
-    ScoresOptions,
-    ScoringOptions,
-    TaskOptions,
-    given,
-)
+from circuitfind.cli import inputs, options, tables
+from circuitfind.cli.options import Option, given
 from circuitfind.cli.output import FAILED, Output, count, fixed
 
 if TYPE_CHECKING:
@@ -26,28 +15,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SearchOptions(RankOptions):
+class SearchOptions(options.RankOptions):
     """What the search aims at."""
 
-    tolerance: Annotated[
-        float | None, Option("How far from 1 the faithfulness may be. Default: 0.15.", SEARCH, least=0)
-    ] = None
-    one_sided: Annotated[bool, Option("Only below 1 counts as too far.", SEARCH, ("--one-sided",))] = False
-    prune: Annotated[bool, Option("Drop single edges at the end.", SEARCH, ("--prune/--no-prune",))] = True
+    tolerance: Annotated[float | None, Option("How far from 1 the faithfulness may be. Default: 0.15.", least=0)] = None
+    one_sided: Annotated[bool, Option("Only below 1 counts as too far.")] = False
+    prune: Annotated[bool, Option("Drop single edges at the end.")] = True
     prune_tolerance: Annotated[
         float | None,
-        Option("How much |1 - faithfulness| may grow by dropping edges. Default: 0.05.", SEARCH, least=0),
+        Option("How much |1 - faithfulness| may grow by dropping edges. Default: 0.05.", least=0),
     ] = None
 
 
 def find(
-    model: CheckedModelOptions,
-    task: TaskOptions,
-    scoring: ScoringOptions,
-    run: RunOptions,
+    model: options.CheckedModelOptions,
+    task: options.TaskOptions,
+    scoring: options.ScoringOptions,
+    run: options.RunOptions,
     search: SearchOptions,
-    judge: ScoresOptions,
-    place: OutOptions,
+    judge: options.ScoresOptions,
+    place: options.OutOptions,
     out: Output,
 ) -> int:
     """Find the smallest circuit that does a task, verify it exactly, draw it.

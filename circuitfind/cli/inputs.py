@@ -54,7 +54,9 @@ def _read(options: TaskOptions) -> Task | None:
 
 def load_model(options: ModelOptions, out: Output, check: bool) -> Model:
     """The model, checked unless told otherwise."""
-    refuse_task(options.model)
+    from circuitfind.loading import check_name
+
+    check_name(options.model)
     with out.waiting(f"loading {options.model}"):
         quiet()
         import circuitfind as cf
@@ -62,13 +64,6 @@ def load_model(options: ModelOptions, out: Output, check: bool) -> Model:
         where: dict[str, Any] = {"dtype": options.dtype, "device": options.device, "backend": options.backend}
         where["remote"] = options.remote == "ndif" or options.remote or False
         return cf.load(options.model, check=check, **where)
-
-
-def refuse_task(model: str) -> None:
-    """Refuses a task's name as a model's at once: the hub may take half a minute to answer."""
-    from circuitfind.loading import check_name
-
-    check_name(model)
 
 
 def quiet() -> None:

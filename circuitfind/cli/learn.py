@@ -7,18 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from circuitfind.cli import inputs, tables
-from circuitfind.cli.options import (
-    ABLATION_HELP,
-    LEARNED,
-    LEVELS,
-    CheckedModelOptions,
-    Option,
-    OutOptions,
-    TaskOptions,
-    given,
-    listed,
-)
+from circuitfind.cli import inputs, options, tables
+from circuitfind.cli.options import Option, given, listed
 from circuitfind.cli.output import Output, count, number
 
 
@@ -26,8 +16,8 @@ from circuitfind.cli.output import Output, count, number
 class LearningOptions:
     """How masks are learned."""
 
-    method: Annotated[str | None, Option(f"{listed(LEARNED)}. Default: {LEARNED[0]}.")] = None
-    level: Annotated[str, Option("Gates of edges or of whole nodes.", words=LEVELS)] = LEVELS[0]
+    method: Annotated[str | None, Option(f"{listed(options.LEARNED)}. Default: {options.LEARNED[0]}.")] = None
+    level: Annotated[str, Option("Gates of edges or of whole nodes.", words=options.LEVELS)] = options.LEVELS[0]
     edges: Annotated[int | None, Option("How many edges to keep.")] = None
     nodes: Annotated[int | None, Option("How many nodes to keep, at level node.")] = None
     sparsity: Annotated[float | None, Option("Part of the edges (or nodes) to leave out, instead. Default: 0.95.")] = (
@@ -41,7 +31,7 @@ class LearningOptions:
     metric_of_learning: Annotated[
         str | None, Option("The metric that is kept high. Default: kl.", names=("--learn-by",))
     ] = None
-    ablation: Annotated[str | None, Option(f"{ABLATION_HELP} Default: corrupted.")] = None
+    ablation: Annotated[str | None, Option(f"{options.ABLATION_HELP} Default: corrupted.")] = None
     holdout: Annotated[
         float | None, Option("Part of the pairs that is held out to judge the circuit with. Default: 0.5.")
     ] = None
@@ -52,7 +42,11 @@ class LearningOptions:
 
 
 def learn(
-    model: CheckedModelOptions, task: TaskOptions, learning: LearningOptions, place: OutOptions, out: Output
+    model: options.CheckedModelOptions,
+    task: options.TaskOptions,
+    learning: LearningOptions,
+    place: options.OutOptions,
+    out: Output,
 ) -> None:
     """Learn which edges to keep by gradient descent, and judge them on held-out pairs.
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from inspect import Parameter
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, ClassVar, get_args, get_origin
 
 import typer
 
@@ -56,14 +56,13 @@ class Option:
     """How a field is given.
 
     Attributes:
-        names: `--name`, where it is not the field's; a switch that is off has one name, `--yes/--no` are two.
+        names: `--name`, where it is not the field's; a switch that is off by default has one, others `--yes/--no`.
         least: the smallest number.
         words: all that it can be.
         variable: of the environment, which gives it, too.
     """
 
     help: str
-    panel: str | None = None
     names: tuple[str, ...] = ()
     metavar: str | None = None
     least: int | None = None
@@ -72,8 +71,8 @@ class Option:
     argument: bool = False
 
 
-def as_text(hint: Any, default: Any) -> tuple[Any, Any]:
-    """An option's annotation and default as typer is told of them."""
+def as_text(name: str, hint: Any, default: Any, panel: str | None) -> tuple[Any, Any]:
+    """An option's annotation and default as typer is told of them; `panel`: the heading of its group in the help."""
     declared, option = get_args(hint)
     kind, metavar = _kind(declared), option.metavar
     if metavar is None and (option.words or kind in (int, float)):
@@ -81,9 +80,10 @@ def as_text(hint: Any, default: Any) -> tuple[Any, Any]:
         metavar += "" if option.least is None else f">={option.least}"
     if option.argument:
         return Annotated[declared, typer.Argument(metavar=metavar, help=option.help)], default
-    told = typer.Option(
-        *option.names, metavar=metavar, help=option.help, rich_help_panel=option.panel, envvar=option.variable
-    )
+    spelled = name.replace("_", "-")
+    two = kind is bool and default is not False
+    names = option.names or (f"--{spelled}/--no-{spelled}" if two else f"--{spelled}",)
+    told = typer.Option(*names, metavar=metavar, help=option.help, rich_help_panel=panel, envvar=option.variable)
     if kind in (int, float):
         declared = str | None if get_origin(declared) is UnionType else str
         default = default if default in (None, Parameter.empty) else str(default)
@@ -137,69 +137,65 @@ def given(*groups: Any, **renamed: str) -> dict[str, Any]:
 class ModelOptions:
     """Which model, and where it runs."""
 
+    PANEL: ClassVar[str] = MODEL
+
     model: Annotated[str, Option(MODEL_HELP, argument=True, metavar="MODEL")] = "tiny"
     dtype: Annotated[
-        str | None, Option("Precision, such as float32 or bfloat16. Default: the one of the stored weights.", MODEL)
+        str | None, Option("Precision, such as float32 or bfloat16. Default: the one of the stored weights.")
     ] = None
-    device: Annotated[str | None, Option("Such as cpu or cuda:1. Default: the accelerator if there is one.", MODEL)] = (
-        None
-    )
-    remote: Annotated[str | None, Option('Run on an NDIF server: "ndif", or its URL.', MODEL, metavar="HOST")] = None
-    backend: Annotated[str, Option("What single passes run through: nnsight or hooks.", MODEL)] = "nnsight"
+    device: Annotated[str | None, Option("Such as cpu or cuda:1. Default: the accelerator if there is one.")] = None
+    remote: Annotated[str | None, Option('Run on an NDIF server: "ndif", or its URL.', metavar="HOST")] = None
+    backend: Annotated[str, Option("What single passes run through: nnsight or hooks.")] = "nnsight"
 
 
 @dataclass(frozen=True)
 class CheckedModelOptions(ModelOptions):
     """A model that is checked when it is loaded."""
 
-    check: Annotated[
-        bool, Option("Check on loading that circuitfind computes this model right.", MODEL, ("--check/--no-check",))
-    ] = True
+    check: Annotated[bool, Option("Check on loading that circuitfind computes this model right.")] = True
 
 
 @dataclass(frozen=True)
 class TaskOptions:
     """The task: built in, or pairs from a file."""
 
-    task: Annotated[
-        str | None, Option('A built-in task; see "circuitfind tasks". Default: ioi.', TASK, metavar="NAME")
-    ] = None
-    data: Annotated[
-        Path | None, Option("Your own pairs: jsonl, csv, or data of other tools.", TASK, metavar="FILE")
-    ] = None
-    n: Annotated[int | None, Option("Number of pairs. Default: 64, or all of a file.", TASK, ("--n",), least=1)] = None
-    seed: Annotated[int, Option("Of the pairs, the split, intervals, random circuits.", TASK, least=0)] = 0
-    corruption: Annotated[str | None, Option("One of the task's named corruptions.", TASK)] = None
-    template: Annotated[str | None, Option("Only sentences of this name, such as abba or abba-3 for ioi.", TASK)] = None
-    counterfactual: Annotated[
-        str | None, Option("Of MIB data: which counterfactual is the corrupted prompt.", TASK)
-    ] = None
-    align: Annotated[str | None, Option("spans: a file's pairs of unequal length, by its columns of spans.", TASK)] = (
+    PANEL: ClassVar[str] = TASK
+
+    task: Annotated[str | None, Option('A built-in task; see "circuitfind tasks". Default: ioi.', metavar="NAME")] = (
         None
     )
+    data: Annotated[Path | None, Option("Your own pairs: jsonl, csv, or data of other tools.", metavar="FILE")] = None
+    n: Annotated[int | None, Option("Number of pairs. Default: 64, or all of a file.", least=1)] = None
+    seed: Annotated[int, Option("Of the pairs, the split, intervals, random circuits.", least=0)] = 0
+    corruption: Annotated[str | None, Option("One of the task's named corruptions.")] = None
+    template: Annotated[str | None, Option("Only sentences of this name, such as abba or abba-3 for ioi.")] = None
+    counterfactual: Annotated[str | None, Option("Of MIB data: which counterfactual is the corrupted prompt.")] = None
+    align: Annotated[str | None, Option("spans: a file's pairs of unequal length, by its columns of spans.")] = None
     metric: Annotated[
         str | None,
-        Option(f"{listed(METRICS)}. Default: that of the given scores or circuit, else the task's.", TASK),
+        Option(f"{listed(METRICS)}. Default: that of the given scores or circuit, else the task's."),
     ] = None
-    bos: Annotated[
-        bool | None, Option("Force a BOS token or none. Default: as the tokenizer does.", TASK, ("--bos/--no-bos",))
-    ] = None
+    bos: Annotated[bool | None, Option("Force a BOS token or none. Default: as the tokenizer does.")] = None
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """How circuits and scores are computed."""
 
+    PANEL: ClassVar[str] = SCORING
+
     ablation: Annotated[
         str | None,
-        Option(f"{ABLATION_HELP} Default: that of the given scores or circuit, else corrupted.", SCORING),
+        Option(f"{ABLATION_HELP} Default: that of the given scores or circuit, else corrupted."),
     ] = None
-    batch_size: Annotated[int | None, Option("Pairs at a time. Default: what fits in memory.", SCORING, least=1)] = None
+    batch_size: Annotated[int | None, Option("Pairs at a time. Default: what fits in memory.", least=1)] = None
 
 
 @dataclass(frozen=True)
 class ScoringOptions:
     """How edges are scored."""
+
+    PANEL: ClassVar[str] = SCORING
 
     method: Annotated[
         str | None,
@@ -207,14 +203,13 @@ class ScoringOptions:
             f"Effects of edges: {', '.join(EFFECTS)} (default: {EFFECTS[0]}); of nodes: {', '.join(NODE_EFFECTS)}"
             f" (default: {NODE_EFFECTS[0]}); --what q or k: atp-qk, too. Not effects: {', '.join(RANKINGS)}; of nodes:"
             f" {', '.join(NODE_RANKINGS)}; {OWN_METHOD}.",
-            SCORING,
         ),
     ] = None
-    steps: Annotated[int | None, Option("Of integrated gradients. Default: 5.", SCORING)] = None
-    rule: Annotated[str | None, Option("Of eap-ig-inputs: left (default), right or midpoint.", SCORING)] = None
+    steps: Annotated[int | None, Option("Of integrated gradients. Default: 5.")] = None
+    rule: Annotated[str | None, Option("Of eap-ig-inputs: left (default), right or midpoint.")] = None
     direction: Annotated[
         str | None,
-        Option(f"{listed(DIRECTIONS)}. Default: that of the given scores, else noising.", SCORING),
+        Option(f"{listed(DIRECTIONS)}. Default: that of the given scores, else noising."),
     ] = None
 
 
@@ -222,45 +217,42 @@ class ScoringOptions:
 class PlacesOptions:
     """Which places of a kind."""
 
+    PANEL: ClassVar[str] = SCORING
+
     by_position: Annotated[
         bool | None,
         Option(
             "Each position on its own; equal lengths only. Default: for resid, resid-mid, attn, mlp.",
-            SCORING,
-            ("--by-position/--all-positions",),
+            names=("--by-position/--all-positions",),
         ),
     ] = None
-    by_span: Annotated[bool, Option("By the named spans of the prompts, of any lengths.", SCORING, ("--by-span",))] = (
-        False
-    )
-    layers: Annotated[str | None, Option("Only these; neurons need it. Default: all.", SCORING, metavar="N,N,...")] = (
-        None
-    )
+    by_span: Annotated[bool, Option("By the named spans of the prompts, of any lengths.")] = False
+    layers: Annotated[str | None, Option("Only these; neurons need it. Default: all.", metavar="N,N,...")] = None
 
 
 @dataclass(frozen=True)
 class RankOptions:
     """How edges are ranked."""
 
-    by: Annotated[str, Option("Rank by |effect|, or positive effects first.", SEARCH, words=BY)] = BY[0]
+    PANEL: ClassVar[str] = SEARCH
+
+    by: Annotated[str, Option("Rank by |effect|, or positive effects first.", words=BY)] = BY[0]
 
 
 @dataclass(frozen=True)
 class ScoresOptions:
     """Scores of a file in place of new ones, and the part of the pairs that is held out."""
 
+    PANEL: ClassVar[str] = JUDGING
+
     scores: Annotated[
-        Path | None, Option("Take these scores (scores.safetensors) instead of computing.", JUDGING, metavar="FILE")
+        Path | None, Option("Take these scores (scores.safetensors) instead of computing.", metavar="FILE")
     ] = None
-    holdout: Annotated[
-        float | None, Option("Part of the pairs that is held out to judge with. Default: 0.5.", JUDGING)
-    ] = None
-    top: Annotated[
-        int | None, Option("How many of the strongest edges to measure exactly. Default: 50.", JUDGING, least=0)
-    ] = None
-    random: Annotated[
-        int | None, Option("How many random circuits to compare with. Default: 20.", JUDGING, least=0)
-    ] = None
+    holdout: Annotated[float | None, Option("Part of the pairs that is held out to judge with. Default: 0.5.")] = None
+    top: Annotated[int | None, Option("How many of the strongest edges to measure exactly. Default: 50.", least=0)] = (
+        None
+    )
+    random: Annotated[int | None, Option("How many random circuits to compare with. Default: 20.", least=0)] = None
 
 
 @dataclass(frozen=True)

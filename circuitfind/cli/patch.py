@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from circuitfind.cli import inputs, tables
-from circuitfind.cli.options import (
-    DIRECTIONS,
-    KINDS,
-    SCORING,
-    CheckedModelOptions,
-    Option,
-    OutOptions,
-    PlacesOptions,
-    RankOptions,
-    RunOptions,
-    TaskOptions,
-    listed,
-)
+from circuitfind.cli import inputs, options, tables
+from circuitfind.cli.options import Option, listed
 from circuitfind.cli.output import Output, count
 from circuitfind.errors import ScoreError
 
@@ -30,10 +18,14 @@ PATHS = "Path patching"
 class SweepOptions:
     """What is patched, and how."""
 
-    what: Annotated[str, Option("Which places, one at a time.", SCORING, metavar="|".join(KINDS))] = "heads"
+    PANEL: ClassVar[str] = options.SCORING
+
+    what: Annotated[str, Option("Which places, one at a time.", metavar="|".join(options.KINDS))] = "heads"
     direction: Annotated[
         str | None,
-        Option(f"{listed(DIRECTIONS)} (clean values into corrupted runs). Default: {DIRECTIONS[0]}.", SCORING),
+        Option(
+            f"{listed(options.DIRECTIONS)} (clean values into corrupted runs). Default: {options.DIRECTIONS[0]}.",
+        ),
     ] = None
     show: Annotated[int, Option("How many of the strongest to print.", least=0)] = 15
 
@@ -42,11 +34,12 @@ class SweepOptions:
 class PathOptions:
     """Path patching instead of a sweep."""
 
+    PANEL: ClassVar[str] = PATHS
+
     path: Annotated[
         str | None,
         Option(
             'Patch paths instead of places: the senders, such as a1.h5 or input, one at a time, or "all".',
-            PATHS,
             metavar="NAME,NAME,...",
         ),
     ] = None
@@ -54,22 +47,21 @@ class PathOptions:
         str | None,
         Option(
             "The receivers, patched together: such as 'a2.h6<v>', a2.h6 (its q, k and v), m3. Default: logits.",
-            PATHS,
             metavar="NAME,NAME,...",
         ),
     ] = None
-    separate: Annotated[bool, Option("Each receiver on its own.", PATHS, ("--separate",))] = False
+    separate: Annotated[bool, Option("Each receiver on its own.")] = False
 
 
 def patch(
-    model: CheckedModelOptions,
-    task: TaskOptions,
+    model: options.CheckedModelOptions,
+    task: options.TaskOptions,
     sweep: SweepOptions,
-    places: PlacesOptions,
+    places: options.PlacesOptions,
     paths: PathOptions,
-    run: RunOptions,
-    rank: RankOptions,
-    place: OutOptions,
+    run: options.RunOptions,
+    rank: options.RankOptions,
+    place: options.OutOptions,
     out: Output,
 ) -> None:
     """Patch every head, layer, position, ... one at a time, and measure the metric.

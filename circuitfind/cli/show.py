@@ -44,25 +44,26 @@ def show(given: ShowOptions, out: Output) -> None:
     with out.waiting("drawing"):
         names = _write(found, given, path)
     kind = tables.of(found, out)
-    out.say(f"Written: {path} ({count(len(names), 'figure')}: {', '.join(names)})")
-    out.document({"file": str(given.file), "holds": kind, "page": str(path), "figures": names})
+    if names:
+        out.say(f"Written: {path} ({count(len(names), 'figure')}: {', '.join(names)})")
+    page = str(path) if names else None
+    out.document({"file": str(given.file), "holds": kind, "page": page, "figures": names})
 
 
 def _write(found: Any, given: ShowOptions, path: Path) -> list[str]:
-    """Writes the page, and returns the names of its figures."""
+    """Writes the page, and returns the names of its figures; none of results that have no figures."""
     from circuitfind.plots.page import save_page
-    from circuitfind.plots.plot import drawings
+    from circuitfind.plots.plot import FIGURES, drawings
 
-    if type(found).__name__ == "Comparison":
-        from circuitfind.comparison.page import write_page
-
-        if given.what is not None:
-            raise FileError(f"--what {given.what}: a comparison is one page, leave it out")
-        write_page(found, path)
+    kind = type(found).__name__
+    if kind == "Comparison" and given.what is None:
+        found.save(path.with_suffix(".html"))
         return ["comparison"]
-    known = drawings(found)
+    known = drawings(found) if kind in FIGURES else {}
     if given.what is not None and given.what not in known:
-        raise FileError(f"--what {given.what}: {given.file} has the figures {', '.join(known)}")
+        whole = ", which is one page" if kind == "Comparison" else ""
+        raise FileError(f"--what {given.what}: {given.file} has the figures {', '.join(known) or '(none)'}{whole}")
     names = [given.what] if given.what else list(known)
-    save_page([known[name]() for name in names], path, given.file.name)
+    if names:
+        save_page([known[name]() for name in names], path, given.file.name)
     return names

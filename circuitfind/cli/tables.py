@@ -6,8 +6,8 @@ Effects have a sign, opposing ones are red. The decimals of a table follow its l
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,24 +30,7 @@ from circuitfind.cli.output import (
 from circuitfind.errors import ScoreError
 
 if TYPE_CHECKING:
-    from circuitfind import (
-        Approximation,
-        AttentionPattern,
-        Circuit,
-        Comparison,
-        Completeness,
-        Curve,
-        Evaluation,
-        HypothesisTests,
-        Mib,
-        Minimality,
-        NodeScores,
-        PathEffects,
-        Scores,
-        Stability,
-        Sweep,
-        Verification,
-    )
+    import circuitfind as cf
     from circuitfind.record import Record
 
 ROWS = 15  # of a table, where nothing else is asked for
@@ -65,7 +48,7 @@ def _some(shown: int, total: int) -> str:
 
 
 # -------------------------------------------------------------------- scores and sweeps
-def scores(found: Scores, out: Output, n: int = ROWS, by: Any = "absolute") -> None:
+def scores(found: cf.Scores, out: Output, n: int = ROWS, by: Any = "absolute") -> None:
     """The strongest edges."""
     best = [(found.graph.edge_name(u, r), float(found.values[u, r])) for u, r in found.ranked(by)[:n].tolist()]
     digits = digits_for(value for _, value in best)
@@ -73,7 +56,7 @@ def scores(found: Scores, out: Output, n: int = ROWS, by: Any = "absolute") -> N
     _strongest(found.record, "edge", len(found), (), rows, out)
 
 
-def node_scores(found: NodeScores, out: Output, n: int = ROWS, by: Any = "absolute") -> None:
+def node_scores(found: cf.NodeScores, out: Output, n: int = ROWS, by: Any = "absolute") -> None:
     """The strongest nodes, and of scores by position where each is strongest."""
     rows, record = [], found.record
     digits = digits_for(np.ravel(found.values).tolist())
@@ -111,7 +94,7 @@ def _positions(out: Output) -> None:
     out.say("Positions are named by the tokens of the first clean prompt.", style="dim")
 
 
-def sweep(found: Sweep, out: Output, n: int = ROWS, by: str = "absolute") -> None:
+def sweep(found: cf.Sweep, out: Output, n: int = ROWS, by: str = "absolute") -> None:
     """The strongest places, and a heat table where it fits the width."""
     best, parts, record = found.top(n, by), _parts(found), found.record
     total = None if parts is None else float(found.full.mean() - found.empty.mean())
@@ -135,7 +118,7 @@ def sweep(found: Sweep, out: Output, n: int = ROWS, by: str = "absolute") -> Non
     _heat(found, parts, out)
 
 
-def _parts(found: Sweep) -> np.ndarray | None:
+def _parts(found: cf.Sweep) -> np.ndarray | None:
     """Normalised effects; None where they are undefined, or the values are not effects."""
     try:
         return found.normalised if found.record.is_effect else None
@@ -143,7 +126,7 @@ def _parts(found: Sweep) -> np.ndarray | None:
         return None
 
 
-def _heat(found: Sweep, parts: np.ndarray | None, out: Output) -> None:
+def _heat(found: cf.Sweep, parts: np.ndarray | None, out: Output) -> None:
     """Layers across and positions or spans down, or layers down and heads across."""
     values, unit = (found.effects, "metric") if parts is None else (100 * parts, "% of full - ablated")
     axes, note = list(found.axes), ""
@@ -176,7 +159,7 @@ def _shaded(value: float, largest: float, digits: int) -> Text:
     return Text(fixed(value, digits), style=f"{weight} {'red' if value < 0 else ''}".strip(), justify="right")
 
 
-def paths(found: PathEffects, out: Output, n: int = ROWS, by: str = "absolute") -> None:
+def paths(found: cf.PathEffects, out: Output, n: int = ROWS, by: str = "absolute") -> None:
     """The strongest paths."""
     best, record = found.top(n, by), found.record
     digits = digits_for(row.effect for row in best)
@@ -189,7 +172,7 @@ def paths(found: PathEffects, out: Output, n: int = ROWS, by: str = "absolute") 
     out.table(title, ("sender", "receivers", "effect", BETWEEN), rows)
 
 
-def approximation(found: Approximation, out: Output) -> None:
+def approximation(found: cf.Approximation, out: Output) -> None:
     """How well each kind of place is estimated, in numbers and in words."""
     rows: list[list[Cell]] = []
     for what, one in found.compared.items():
@@ -205,7 +188,7 @@ def approximation(found: Approximation, out: Output) -> None:
         out.say(remark)
 
 
-def attention(found: AttentionPattern, out: Output) -> None:
+def attention(found: cf.AttentionPattern, out: Output) -> None:
     """What each token of a prompt attends to most."""
     names, rows = [token.strip() for token in found.tokens], []
     for query, weights in enumerate(found.pattern):
@@ -220,7 +203,7 @@ def attention(found: AttentionPattern, out: Output) -> None:
 
 
 # -------------------------------------------------------------------- circuits
-def checks(title: str, found: Verification, out: Output, inside: Collection[str] | None = None, n: int = 25) -> None:
+def checks(title: str, found: cf.Verification, out: Output, inside: Collection[str] | None = None, n: int = 25) -> None:
     """The edges of largest exact effect, among those inside a circuit where one is given."""
     pairs = zip(found.edges, found.intervals, strict=True)
     chosen = [(edge, ends) for edge, ends in pairs if inside is None or edge.name in inside]
@@ -236,7 +219,7 @@ def checks(title: str, found: Verification, out: Output, inside: Collection[str]
     out.table(f"{title}{_some(n, len(chosen))}", ("edge", "estimate", "exact", BETWEEN, ""), rows)
 
 
-def as_a_whole(circuit: Circuit, found: Verification, pairs: str) -> Facts:
+def as_a_whole(circuit: cf.Circuit, found: cf.Verification, pairs: str) -> Facts:
     """What verification says of the circuit; `pairs` says what it was judged with."""
     graph, value = circuit.graph, found.evaluation
     share = f"{count(len(circuit), 'edge')} of {graph.n_edges:,} ({len(circuit) / graph.n_edges:.2%})"
@@ -255,7 +238,7 @@ def as_a_whole(circuit: Circuit, found: Verification, pairs: str) -> Facts:
     return [*lines, *overshoot(found.faithfulness)]
 
 
-def evaluation(value: Evaluation, pairs: str = "") -> Facts:
+def evaluation(value: cf.Evaluation, pairs: str = "") -> Facts:
     """Faithfulness, metric, accuracy and KL divergence."""
     metric, full, empty = (number(mean) for mean in (value.metric, value.metric_full, value.metric_empty))
     accuracy, top1 = (
@@ -279,23 +262,18 @@ def overshoot(faithfulness: float) -> Facts:
     return [("overshoot", f"{faithfulness - 1:.3f} above 1: edges that oppose the task are left out")]
 
 
-def circuit(found: Circuit, out: Output) -> None:
+def circuit(found: cf.Circuit, out: Output) -> None:
     """The edges whose effects are known, the strongest first."""
-    rows = [(found.graph.edge_name(row.writer, row.reader), row.estimate, row.exact) for row in found.rows()]
-    if known := [row for row in rows if row[1] is not None or row[2] is not None]:
-        _both(known, "The strongest edges", out)
+    known = sorted((row for row in found.rows() if row.effect is not None), key=lambda row: -abs(row.effect or 0))
+    both = [[math.nan if value is None else value for value in (row.estimate, row.exact)] for row in known[:ROWS]]
+    digits = digits_for(value for values in both for value in values)
+    names = [found.graph.edge_name(row.writer, row.reader) for row in known[:ROWS]]
+    rows = [(name, effect(a, digits), effect(b, digits)) for name, (a, b) in zip(names, both, strict=True)]
+    if rows:
+        out.table(f"The strongest edges{_some(ROWS, len(known))}", ("edge", "estimate", "exact"), rows)
 
 
-def _both(rows: Sequence[tuple[str, float | None, float | None]], title: str, out: Output) -> None:
-    """Edges with estimated and exact effects, the strongest first (by the exact one where it is known)."""
-    values = [(name, math.nan if a is None else a, math.nan if b is None else b) for name, a, b in rows]
-    best = sorted(values, key=lambda row: -abs(row[1] if math.isnan(row[2]) else row[2]))[:ROWS]
-    digits = digits_for(value for row in best for value in (row[1], row[2]))
-    cells = [(name, effect(estimate, digits), effect(exact, digits)) for name, estimate, exact in best]
-    out.table(f"{title}{_some(len(best), len(rows))}", ("edge", "estimate", "exact"), cells)
-
-
-def curve(found: Curve, out: Output, title: str = "Faithfulness by number of edges") -> None:
+def curve(found: cf.Curve, out: Output, title: str = "Faithfulness by number of edges") -> None:
     """One row a size."""
     rows = [
         (
@@ -307,7 +285,7 @@ def curve(found: Curve, out: Output, title: str = "Faithfulness by number of edg
     out.table(title, POINTS, rows)
 
 
-def mib(found: Mib, out: Output) -> None:
+def mib(found: cf.Mib, out: Output) -> None:
     """Faithfulness by size for both selections, and their areas."""
     signed, absolute = found.signed, found.absolute
     for how, one in (("highest signed score", signed), ("highest magnitude", absolute)):
@@ -319,7 +297,7 @@ def mib(found: Mib, out: Output) -> None:
 
 
 # -------------------------------------------------------------------- tests of a circuit
-def completeness(found: Completeness, out: Output) -> None:
+def completeness(found: cf.Completeness, out: Output) -> None:
     """The complement and the knock-outs with the largest gaps."""
     ordered = sorted(found.knockouts, key=lambda one: -one.gap)
     digits = digits_for(value for one in ordered for value in (one.circuit, one.model))
@@ -351,7 +329,7 @@ def _named(names: tuple[str, ...]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def minimality(found: Minimality, out: Output) -> None:
+def minimality(found: cf.Minimality, out: Output) -> None:
     """The edges that matter least, and what is left without the superfluous ones."""
     weakest, total = sorted(found.edges, key=lambda edge: abs(edge.effect))[:WEAKEST], len(found.edges)
     digits = digits_for(edge.effect for edge in weakest)
@@ -376,7 +354,7 @@ def minimality(found: Minimality, out: Output) -> None:
     out.facts([("superfluous", superfluous), ("without them", without if found.superfluous else "")])
 
 
-def hypotheses(found: HypothesisTests, out: Output) -> None:
+def hypotheses(found: cf.HypothesisTests, out: Output) -> None:
     """One row a test, what each means, and the edges that count for no more than random ones."""
     made = found.record.settings
     rows = [
@@ -404,7 +382,7 @@ def _verdict(supports: bool | None) -> Text:
     return Text("for the circuit", style="green") if supports else Text("against it", style="red")
 
 
-def stability(found: Stability, out: Output) -> None:
+def stability(found: cf.Stability, out: Output) -> None:
     """Agreement, what to compare it with, the curve, and the edges that stay."""
     sizes, stable = sorted({len(circuit) for circuit in found.circuits}), found.stable
     edges = f"{sizes[0]:,} to {sizes[-1]:,} edges" if len(sizes) > 1 else count(sizes[0], "edge")
@@ -429,14 +407,14 @@ def stability(found: Stability, out: Output) -> None:
 
 
 # -------------------------------------------------------------------- methods beside each other
-def summary(found: Comparison, out: Output) -> None:
+def summary(found: cf.Comparison, out: Output) -> None:
     """One row a method."""
     from circuitfind.comparison import result as tables
 
     _text(tables.summary(found, intervals=False), out)
 
 
-def comparison(found: Comparison, out: Output) -> None:
+def comparison(found: cf.Comparison, out: Output) -> None:
     """The summary, faithfulness by size, the nearest circuit of each size, overlap; and which methods are left out."""
     from circuitfind.comparison import result as tables
 
@@ -458,32 +436,49 @@ def _text(table: Any, out: Output) -> None:
 
 
 # -------------------------------------------------------------------- any result
-KINDS: dict[str, tuple[str, Callable[..., None]]] = {  # by type: what it is, and its table
-    "Sweep": ("sweep", sweep),
-    "Scores": ("edge scores", scores),
-    "NodeScores": ("node scores", node_scores),
-    "Circuit": ("circuit", circuit),
-    "PathEffects": ("effects of paths", paths),
-    "DirectEffects": ("direct effects", lambda found, out: node_scores(found.scores, out)),
-    "Approximation": ("approximation", approximation),
-    "AttentionPattern": ("attention pattern", attention),
-    "Verification": ("verification", partial(checks, "Edges measured exactly")),
-    "Curve": ("curve", curve),
-    "Mib": ("curves of both selections", mib),
-    "Comparison": ("comparison", summary),
+TABLES: dict[str, Callable[..., None]] = {
+    "Sweep": sweep,
+    "Scores": scores,
+    "NodeScores": node_scores,
+    "Circuit": circuit,
+    "PathEffects": paths,
+    "DirectEffects": lambda found, out: node_scores(found.scores, out),
+    "Approximation": approximation,
+    "AttentionPattern": attention,
+    "Verification": lambda found, out: checks("Edges measured exactly", found, out),
+    "Curve": curve,
+    "Mib": mib,
+    "Completeness": completeness,
+    "Minimality": minimality,
+    "HypothesisTests": hypotheses,
+    "Stability": stability,
+    "Comparison": summary,
 }
+NAMES = {"Scores": "edge scores", "PathEffects": "effects of paths"}
 
 
 def show(found: Any, out: Output, *options: Any) -> None:
-    """The table of a result; `options` as for its kind: how many rows, ranked by what."""
-    KINDS[type(found).__name__][1](found, out, *options)
+    """The table of a result, of its rows where it has none of its own; `options`: how many rows, ranked by what."""
+    name = type(found).__name__
+    if name in TABLES:
+        TABLES[name](found, out, *options)
+    elif columns := found.columns():
+        rows = [[_cell(value) for value in row] for row in zip(*columns.values(), strict=True)]
+        out.table(f"Rows{_some(ROWS, len(rows))}", columns, rows[:ROWS])
+
+
+def _cell(value: Any) -> Cell:
+    return number(value) if isinstance(value, float) else Right(value) if isinstance(value, int) else str(value)
 
 
 def of(found: Any, out: Output) -> str:
     """What a result is, and its first rows; returns the name of its kind."""
-    kind, record = KINDS[type(found).__name__][0], found.record
+    name = type(found).__name__
+    kind = NAMES.get(name, re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    record = getattr(found, "record", None)
+    made = [] if record is None else [("model", record.model), ("task", record.task)]
     edges = f"{count(len(found), 'edge')} of {found.graph.n_edges:,}" if kind == "circuit" else ""
-    out.facts([("holds", kind), ("model", record.model), ("task", record.task), ("edges", edges)])
+    out.facts([("holds", kind), *made, ("edges", edges)])
     out.say()
     show(found, out)
     return kind

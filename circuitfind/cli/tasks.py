@@ -26,7 +26,7 @@ class TaskListOptions:
     model: Annotated[str | None, Option(f"Say what it can express. {MODEL_HELP}", argument=True, metavar="MODEL")] = (
         None
     )
-    measure: Annotated[bool, Option("Also how well the model does each task.", names=("--measure",))] = False
+    measure: Annotated[bool, Option("Also how well the model does each task.")] = False
     show: Annotated[str | None, Option("Print example pairs of one task.", metavar="NAME")] = None
     seed: Annotated[int, Option("Of the example pairs.")] = 0
 
@@ -120,7 +120,9 @@ def _measured(name: str, seed: int, out: Output) -> dict[str, dict[str, Any]]:
 
 
 def _words(name: str, out: Output) -> SingleTokens:
-    inputs.refuse_task(name)
+    from circuitfind.loading import check_name
+
+    check_name(name)
     with out.waiting(f"loading the tokenizer of {name}"):
         inputs.quiet()
         from circuitfind.models.load import fetch_tokenizer

@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from circuitfind.cli import inputs, tables
-from circuitfind.cli.options import (
-    JUDGING,
-    CheckedModelOptions,
-    Option,
-    OutOptions,
-    RunOptions,
-    ScoresOptions,
-    ScoringOptions,
-    TaskOptions,
-    given,
-)
+from circuitfind.cli import inputs, options, tables
+from circuitfind.cli.options import Option, given
 from circuitfind.cli.output import Output, count
 from circuitfind.errors import TaskError
 
@@ -26,20 +16,22 @@ from circuitfind.errors import TaskError
 class WholeOptions:
     """A circuit to judge as a whole."""
 
+    PANEL: ClassVar[str] = options.JUDGING
+
     circuit: Annotated[
         Path | None,
-        Option("A circuit.json. Default: the circuit of the strongest edges.", JUDGING, metavar="FILE"),
+        Option("A circuit.json. Default: the circuit of the strongest edges.", metavar="FILE"),
     ] = None
 
 
 def verify(
-    model: CheckedModelOptions,
-    task: TaskOptions,
-    scoring: ScoringOptions,
-    run: RunOptions,
-    judge: ScoresOptions,
+    model: options.CheckedModelOptions,
+    task: options.TaskOptions,
+    scoring: options.ScoringOptions,
+    run: options.RunOptions,
+    judge: options.ScoresOptions,
     whole: WholeOptions,
-    place: OutOptions,
+    place: options.OutOptions,
     out: Output,
 ) -> None:
     """Measure the strongest edges, and a circuit as a whole, beside their estimates.

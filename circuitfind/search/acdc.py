@@ -25,6 +25,8 @@ from typing import Any, Unpack
 
 import numpy as np
 
+from circuitfind.attribution.attribute import score
+from circuitfind.attribution.methods import method_of, request_of
 from circuitfind.circuit import Circuit
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory import obtainable
@@ -65,7 +67,7 @@ def acdc(
     Args:
         threshold: an edge is removed if removing it lowers the metric by less than this (units of the metric).
         order: a name of `circuitfind.search.acdc_rule.ORDERS`, or edge names (other edges then stay in).
-        scores: for order="scores" and for `screen`.
+        scores: for order="scores" and for `screen` (by default computed there, by "eap-ig-inputs").
         absolute: compare |r| with the threshold, so that edges that oppose the behaviour stay, too.
         remove_dangling: when no edge into a node is left, its outgoing edges go, too, then those of the nodes that
             have lost their last input by it, and so on: "untested", or "tested" by the rule each. Under interchange
@@ -90,6 +92,8 @@ def acdc(
         TaskError: the pairs do not fit in memory.
     """
     evaluator = _evaluator(model, task, asked)
+    if scores is None and screen is not None:
+        scores = _estimated(evaluator.experiment)
     mask = None if screen is None else screened(scores, screen, threshold, evaluator)
     rule = Rule(threshold, absolute, _dangling(remove_dangling, evaluator), mask)
     pruning = Pruning(evaluator, rule, edges_in_order(model.graph, order, evaluator.seed, scores), side_by_side)
@@ -105,6 +109,15 @@ def acdc(
     file.remove()
     record = evaluator.experiment.record("acdc", **settings)
     return Circuit(model.graph, pruning.mask, exact=exact, record=record, facts=facts)
+
+
+def _estimated(experiment: Experiment) -> Scores:
+    """Estimates of the effects that edges are tried by."""
+    method = method_of(None)
+    request, _ = request_of(method, "edge", None, {"ablation": experiment.setting.ablation})
+    found = score(experiment, method, request)
+    assert isinstance(found, Scores), "edges are scored"
+    return found
 
 
 @remotable
