@@ -63,13 +63,7 @@ def compare(
         return _again(what.again, out)
     folder = inputs.folder(place.out)
     found = _compared({"model": model, "task": task, "run": run, "what": what}, folder / "scores", out)
-    files = [found.save(folder / f"compare.{ending}") for ending in ("json", "csv", "md")]
-    try:
-        from circuitfind.comparison.page import write_page
-
-        files.append(write_page(found, folder / "compare.html"))
-    except FileError as error:
-        out.warn(str(error))
+    files = found.write(folder)
     tables.comparison(found, out)
     out.written(files)
     out.document({**found.to_dict(), "files": [str(path) for path in files]})

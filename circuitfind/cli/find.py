@@ -39,7 +39,7 @@ def find(
 ) -> int:
     """Find the smallest circuit that does a task, verify it exactly, draw it.
 
-    Writes circuit.json, scores.safetensors, circuit.dot, circuit.svg and report.html.
+    Writes circuit.json, scores.safetensors, find.json, circuit.dot, circuit.svg and report.html.
     Exit code 1: no circuit smaller than the whole model is on target.
 
     Example: circuitfind find tiny --task ioi --n 64

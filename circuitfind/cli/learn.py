@@ -50,7 +50,7 @@ def learn(
 ) -> None:
     """Learn which edges to keep by gradient descent, and judge them on held-out pairs.
 
-    Writes learned.json, learned.dot, learned.svg and learned.safetensors (the ranking).
+    Writes learned.json, learned.dot, learned.svg, learned.safetensors (the ranking) and learning.json (the training).
 
     Example: circuitfind learn tiny --task ioi --method edge-pruning --edges 50
     """

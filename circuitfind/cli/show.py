@@ -57,7 +57,7 @@ def _write(found: Any, given: ShowOptions, path: Path) -> list[str]:
 
     kind = type(found).__name__
     if kind == "Comparison" and given.what is None:
-        found.save(path.with_suffix(".html"))
+        found.save(path)
         return ["comparison"]
     known = drawings(found) if kind in FIGURES else {}
     if given.what is not None and given.what not in known:

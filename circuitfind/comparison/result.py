@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from circuitfind.costs import Costs
-from circuitfind.errors import FileError
+from circuitfind.errors import FileError, warn
 from circuitfind.evaluation.curve import CurvePoint
 from circuitfind.export import files, html
 from circuitfind.record import Record
@@ -146,16 +146,24 @@ class Comparison(Result):
         ending = path.suffix.lower()
         if ending == ".md":
             return files.write_text(path, "\n".join(_markdown(self)))
-        if ending == ".html":
+        if ending in (".html", ".htm"):
             page: Path = import_module(PAGE).write_page(self, path)
             return page
         if ending in (".json", ".csv"):
             return super().save(path, **more)
         if ending:
             raise FileError(f"{path}: a comparison is saved as .json, .csv, .md or .html, not as '{ending}'")
-        for ending in ("json", "csv", "md", "html"):
-            self.save(path / f"compare.{ending}")
+        self.write(path)
         return path
+
+    def write(self, folder: str | PathLike[str]) -> list[Path]:
+        """Writes compare.json, .csv, .md and, with plotly installed, .html; returns the files that were written."""
+        written = [self.save(Path(folder) / f"compare.{ending}") for ending in ("json", "csv", "md")]
+        try:
+            return [*written, self.save(Path(folder) / "compare.html")]
+        except FileError as error:
+            warn(str(error))
+            return written
 
     def _repr_html_(self) -> str:
         table = summary(self)
