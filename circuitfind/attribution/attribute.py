@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from circuitfind.attribution.components import place_effects
-from circuitfind.attribution.gradients import mean_effects
+from circuitfind.attribution.gradients import check_slope, mean_effects
 from circuitfind.attribution.method import Method, Request, Scored, as_array
 from circuitfind.attribution.methods import method_of, request_of
 from circuitfind.engine.capture import ReaderGradients, Run
@@ -91,16 +91,12 @@ def attribute(
 
 def score(experiment: Experiment, method: Method, request: Request) -> Scores | NodeScores | Sweep:
     """`attribute` of an experiment."""
-    batch, metric, graph = experiment.batch, experiment.metric, experiment.graph
+    batch, graph = experiment.batch, experiment.graph
     if request.by_position and request.level == "node" and (batch.clean.padded or batch.corrupted.padded):
         raise ScoreError(
             "by_position=True needs prompts of one length, these differ: their positions do not correspond"
         )
-    if metric.flat_at_clean and method.at_clean and experiment.setting.noising:
-        raise ScoreError(
-            f"metric '{metric.name}' is flat at the clean run (its gradient is zero there), so '{method.name}' would"
-            " return noise: use method='eap-ig-inputs' or 'clean-corrupted', or direction='denoising'"
-        )
+    check_slope(experiment, method)
     found = (method.score or partial(_by_points, method=method))(experiment, request)
     if isinstance(found, (Scores, NodeScores, Sweep)):
         return found

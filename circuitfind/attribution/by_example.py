@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuitfind.attribution.gradients import check_not_flat, point_effects
+from circuitfind.attribution.gradients import check_not_flat, check_slope, point_effects
 from circuitfind.attribution.method import Method, Request
 from circuitfind.attribution.methods import METHODS
 from circuitfind.batch import Batch
@@ -50,11 +50,7 @@ def example_effects(experiment: Experiment, method: Method, request: Request) ->
         ScoreError: the metric is flat, the gradient vanishes on all examples, or the result would not fit in memory.
     """
     graph = experiment.graph
-    if experiment.metric.flat_at_clean and method.at_clean and experiment.setting.noising:
-        raise ScoreError(
-            f"metric '{experiment.metric.name}' is flat at the clean run, so '{method.name}' would return noise:"
-            " use method='eap-ig-inputs' or 'clean-corrupted', or direction='denoising'"
-        )
+    check_slope(experiment, method)
     size = len(experiment) * graph.n_edges * 4
     if size > BY_EXAMPLE:
         raise ScoreError(

@@ -19,7 +19,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from circuitfind.attribution.method import Point
+from circuitfind.attribution.method import Method, Point
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import ReaderGradients, Run, capture, capture_corrupted, capture_gradients
 from circuitfind.engine.experiment import Experiment
@@ -83,6 +83,19 @@ def point_effects(
         delta = clean.writers.minus(experiment.ablated(clean, corrupted))
         with torch.no_grad():
             yield weight * effects(ruled, delta, run, gradients), float(values.abs().max())
+
+
+def check_slope(experiment: Experiment, method: Method) -> None:
+    """
+    Raises:
+        ScoreError: the method takes one gradient at the clean run, where the metric's is zero by definition.
+    """
+    if experiment.metric.flat_at_clean and method.at_clean and experiment.setting.noising:
+        raise ScoreError(
+            f"metric '{experiment.metric.name}' is flat at the clean run (its gradient is zero there), so"
+            f" '{method.name}' would return noise: use method='eap-ig-inputs' or 'clean-corrupted', or"
+            " direction='denoising'"
+        )
 
 
 def check_not_flat(metric: Metric, total: Tensor, largest: float) -> None:
