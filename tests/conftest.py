@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: a test that needs the network must fail
 os.environ.setdefault(
@@ -18,15 +19,23 @@ from families import build
 from helpers import random_pairs
 from torch import nn
 
+from circuitfind import metrics
+from circuitfind.attribution.methods import METHODS
 from circuitfind.batch import Batch
+from circuitfind.engine.ablation import ABLATIONS
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import observe
+from circuitfind.models.families import FAMILIES
+from circuitfind.patching.places import KINDS
+from circuitfind.tasks import builtin
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
 
 SHARED = Path(os.environ.get("CIRCUITFIND_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 N_LEFT_OUT = pytest.StashKey[int]()
+
+REGISTRIES: tuple[dict[str, Any], ...] = (METHODS, ABLATIONS, KINDS, FAMILIES, metrics.METRICS, builtin.TASKS)
 
 # The files that take longest, longest first: they start first, so that no worker is left alone with one at the end.
 LONGEST = ("attribute", "acdc", "compare", "cli", "examples", "acdc_options", "circuit_run", "find", "patching", "docs")
@@ -50,6 +59,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.stash.get(N_LEFT_OUT, 0):
         terminalreporter.write_line(f"{config.stash[N_LEFT_OUT]} tests left out: no folder {SHARED}")
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """Take out again what a test registers: the other tests of its process must not see it."""
+    before = [dict(registry) for registry in REGISTRIES]
+    yield
+    for registry, content in zip(REGISTRIES, before, strict=True):
+        registry.clear()
+        registry.update(content)
 
 
 @pytest.fixture(scope="session")

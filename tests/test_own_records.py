@@ -17,13 +17,6 @@ from circuitfind.tasks import builtin
 from circuitfind.tasks.builder import Choice, Draw, SingleTokens
 
 
-@pytest.fixture(autouse=True)
-def registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone after it."""
-    monkeypatch.setattr(families, "FAMILIES", dict(FAMILIES))
-    monkeypatch.setattr(builtin, "TASKS", dict(builtin.TASKS))
-
-
 def refused(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(cf.CircuitfindError, match=message) as caught:
         call()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -12,24 +11,11 @@ import pytest
 
 import circuitfind as cf
 from circuitfind import metrics
-from circuitfind.attribution.methods import METHODS
 from circuitfind.engine.ablation import ABLATIONS
 from circuitfind.graph import Graph
 from circuitfind.models.families import FAMILIES
 from circuitfind.patching.places import KINDS
 from circuitfind.tasks import builtin
-
-TABLES = (METHODS, ABLATIONS, KINDS, FAMILIES, metrics.METRICS, builtin.TASKS)
-
-
-@pytest.fixture(autouse=True)
-def tables() -> Iterator[None]:
-    """Every registry as it was found."""
-    before = [dict(table) for table in TABLES]
-    yield
-    for table, content in zip(TABLES, before, strict=True):
-        table.clear()
-        table.update(content)
 
 
 @pytest.fixture(scope="module")
