@@ -17,6 +17,7 @@ import torch
 import transformers
 from families import build
 from helpers import random_pairs
+from hypothesis import settings
 from torch import nn
 
 from circuitfind import metrics
@@ -31,6 +32,9 @@ from circuitfind.tasks import builtin
 
 torch.set_num_threads(1)
 transformers.logging.set_verbosity_error()
+settings.register_profile("short", max_examples=12, derandomize=True, deadline=None, database=None)
+settings.register_profile("long", max_examples=300, deadline=None, print_blob=True)
+settings.load_profile("short")
 
 SHARED = Path(os.environ.get("CIRCUITFIND_SHARED") or Path(__file__).resolve().parents[2] / "shared")
 N_LEFT_OUT = pytest.StashKey[int]()
