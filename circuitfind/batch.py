@@ -83,9 +83,13 @@ class Batch:
         """Some examples of the batch."""
         return self.map(lambda side: side.rows(index), lambda value: value[index])
 
+    def each(self, tensor: Callable[[Tensor], Tensor]) -> Batch:
+        """The same function of every tensor."""
+        return self.map(lambda side: Inputs(*map(tensor, side)), tensor)
+
     def to(self, device: torch.device | str) -> Batch:
         """The same pairs on a device."""
-        return self.map(lambda side: Inputs(*(value.to(device) for value in side)), lambda value: value.to(device))
+        return self.each(lambda value: value.to(device))
 
     def repeat(self, times: int) -> Batch:
         """The whole batch several times over, batch after batch."""

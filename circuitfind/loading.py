@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from circuitfind.calls import model_call, own_arithmetic, ready
 from circuitfind.engine.experiment import check_model
-from circuitfind.engine.identities import Identity, check_identities, require_identities
+from circuitfind.engine.identities import Identity, check_identities
 from circuitfind.errors import ModelError, TaskError, plain
 from circuitfind.models.families import Family
 from circuitfind.models.load import Model, adapt, fetch
-from circuitfind.remote.call import remotable
 from circuitfind.remote.model import remote_model
 from circuitfind.tasks.builder import SingleTokens, TaskBuilder
 from circuitfind.tasks.builtin import TASKS, builder_of
@@ -23,6 +23,7 @@ from circuitfind.tasks.task import Task
 from circuitfind.tasks.tokens import PromptTokenizer
 
 
+@own_arithmetic()
 def load(
     name: str | os.PathLike[str],
     *,
@@ -78,6 +79,7 @@ def check_name(name: str) -> None:
         )
 
 
+@own_arithmetic()
 def wrap(
     hf: nn.Module,
     tokenizer: Any = None,
@@ -102,12 +104,13 @@ def wrap(
         check_model(hf)
     name = name or getattr(getattr(hf, "config", None), "name_or_path", "") or type(hf).__name__
     model = adapt(name, hf, tokenizer, backend, family)
-    if check:
-        require_identities(model.adapter)
-    return model
+    if not check:
+        model.adapter.unproven = None
+    with ready(model):
+        return model
 
 
-@remotable
+@model_call
 def identities(model: Model) -> list[Identity]:
     """The three identities of `circuitfind.engine.identities`, computed where the model is."""
     return check_identities(model.adapter)

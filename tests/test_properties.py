@@ -105,9 +105,7 @@ def test_what_comes_after_the_last_read_position_changes_nothing(
             ids[row, end : end + 3], real[row, end : end + 3] = more[row], True
         return Inputs(ids, real, side.read)
 
-    extended = Batch(
-        longer(batch.clean, later[0]), longer(batch.corrupted, later[1]), batch.answers, batch.wrong
-    )
+    extended = Batch(longer(batch.clean, later[0]), longer(batch.corrupted, later[1]), batch.answers, batch.wrong)
     short, long = (run_circuits(prepared_for(adapter, some, "corrupted"), mask)[0] for some in (batch, extended))
     assert off(long, short) < CLOSE
     assert off(edge_scores(adapter, extended), edge_scores(adapter, batch)) < CLOSE

@@ -15,6 +15,7 @@ from circuitfind.attribution.components import place_effects
 from circuitfind.attribution.gradients import check_slope, mean_effects
 from circuitfind.attribution.method import Method, Request, Scored, as_array
 from circuitfind.attribution.methods import method_of, request_of
+from circuitfind.calls import model_call
 from circuitfind.engine.capture import ReaderGradients, Run
 from circuitfind.engine.contract import edge_effects
 from circuitfind.engine.experiment import Experiment
@@ -25,7 +26,6 @@ from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
 from circuitfind.patching.spans import spans_of
 from circuitfind.patching.sweep import Sweep
-from circuitfind.remote.call import remotable
 from circuitfind.scores import NodeScores, Scores
 from circuitfind.setting import Keywords
 from circuitfind.tasks.task import BoundTask, Task
@@ -43,7 +43,7 @@ class ScoreKeywords(Keywords, total=False):
     normalise: bool
 
 
-@remotable
+@model_call
 def attribute(
     model: Model,
     task: Task | BoundTask,

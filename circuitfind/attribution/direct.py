@@ -27,6 +27,7 @@ from torch import Tensor
 
 from circuitfind.attribution.method import Method, Request, Scored
 from circuitfind.batch import Batch
+from circuitfind.calls import model_call
 from circuitfind.engine.capture import Run, capture
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.unembedding import Unembedding, unembedding
@@ -37,7 +38,6 @@ from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
 from circuitfind.patching.sweep import EffectTable
 from circuitfind.record import NO_EFFECT, Record
-from circuitfind.remote.call import remotable
 from circuitfind.scores import NodeScores
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
@@ -108,7 +108,7 @@ class DirectEffects(EffectTable):
         return html.block(repr(self), table, self.scores._repr_html_())
 
 
-@remotable
+@model_call
 def direct_effects(model: Model, task: Task | BoundTask, *, batch_size: int | None = None) -> DirectEffects:
     """Direct logit attribution of every node on a task's clean prompts.
 

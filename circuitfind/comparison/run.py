@@ -23,6 +23,7 @@ from typing import NamedTuple, Unpack
 import numpy as np
 
 from circuitfind.attribution.method import Method
+from circuitfind.calls import model_call
 from circuitfind.checkpoint import key_of
 from circuitfind.comparison.methods import Entrant, Given, chosen
 from circuitfind.comparison.result import Comparison, Entry
@@ -36,7 +37,6 @@ from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.references.published import reference as named
 from circuitfind.references.reference import Reference
-from circuitfind.remote.call import remotable
 from circuitfind.scores import Scores
 from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import rank_correlation
@@ -46,7 +46,7 @@ from circuitfind.version import __version__
 KEY, COSTS = "comparison", "costs"  # in the settings of a kept ranking's record
 
 
-@remotable
+@model_call
 def compare(
     model: Model,
     task: Task | BoundTask,

@@ -256,6 +256,8 @@ def bind(model: Model, task: Task | BoundTask) -> BoundTask:
             f"task '{task.name}' was bound to model '{task.model}' ({task.vocabulary} token ids), this one is"
             f" '{model.name}' ({model.vocabulary}): give the unbound task, or bind it with task.on(model)"
         )
+    if task.batch.answers.is_inference():  # bound inside torch.inference_mode(): autograd refuses such tensors
+        task = replace(task, batch=task.batch.each(Tensor.clone))
     if task.batch.answers.device != model.device:  # bound to the model before it was moved, or to one on a server
         return replace(task, batch=task.batch.to(model.device))
     return task

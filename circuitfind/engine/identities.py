@@ -7,11 +7,13 @@ On a short random prompt and another one as its corrupted twin:
 3. the circuit of no edge = the corrupted run.
 
 Each circuit is evaluated in both of its forms. A small circuit through every MLP has no identity to meet, but its two
-forms must agree: most of its modules are skipped in the sparse one. Errors are relative to the largest value compared.
+forms must agree: most of its modules are skipped in the sparse one. Errors are relative to the largest value compared;
+logits that are all near zero count as a hundredth of the largest that the stream and the unembedding could make.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -47,12 +49,12 @@ def check_identities(adapter: Adapter, seed: int = 0) -> list[Identity]:
     """Runs the identities, and the comparison of forms."""
     prepared = prepare(adapter, _random_pairs(adapter, seed))
     full, empty = (make(adapter.graph).mask[None] for make in (Circuit.full, Circuit.empty))
-    clean, corrupted = prepared.clean.logits, prepared.empty.logits
+    clean, corrupted, least = prepared.clean.logits, prepared.empty.logits, _least_logit(prepared)
     errors = {
         "writers + output biases = residual stream": _stream_error(prepared),
-        "all edges in = clean run": _circuit_error(prepared, full, clean),
-        "no edge in = corrupted run": _circuit_error(prepared, empty, corrupted),
-        "both forms of a small circuit agree": _forms_error(prepared),
+        "all edges in = clean run": _circuit_error(prepared, full, clean, least),
+        "no edge in = corrupted run": _circuit_error(prepared, empty, corrupted, least),
+        "both forms of a small circuit agree": _forms_error(prepared, least),
     }
     return [Identity(name, error, TOLERANCE.get(adapter.dtype, 1e-4)) for name, error in errors.items()]
 
@@ -66,10 +68,17 @@ def require_identities(adapter: Adapter) -> list[Identity]:
     identities = check_identities(adapter)
     for name, error, tolerance in identities:
         if not error <= tolerance:
+            hooked = [path or type(adapter.model).__name__ for path in adapter.state.hooks]
+            why = "Its weights may hold NaN, its code may have been modified, or its family's row does not fit"
+            if hooked:
+                more = f" and {len(hooked) - 5} more modules" if len(hooked) > 5 else ""
+                why = (
+                    f"Hooks run on {', '.join(hooked[:5])}{more}: remove those that change what a module gives, or make"
+                    " the change in the module itself"
+                )
             raise ModelError(
-                f"the model's self-check failed: '{name}' is off by {error:.2g} (allowed {tolerance:.0e})."
-                " Its weights may hold NaN, its code may have been modified, or its family's row does not fit;"
-                " check=False loads it all the same, but its scores cannot be trusted"
+                f"the model's self-check failed: '{name}' is off by {error:.2g} (allowed {tolerance:.0e}). {why};"
+                " check=False in cf.load or cf.wrap leaves the check out, but scores then cannot be trusted"
             )
     return identities
 
@@ -95,20 +104,29 @@ def _stream_error(prepared: Prepared) -> float:
     return _error(stream, run.resid[-1])
 
 
-def _circuit_error(prepared: Prepared, mask: np.ndarray, expected: Tensor) -> float:
+def _least_logit(prepared: Prepared) -> float:
+    """What errors of logits are at least relative to: they have the rounding of the stream that they are made of."""
+    adapter = prepared.adapter
+    stream = adapter.final_norm(prepared.clean.resid[-1])
+    unembedding = adapter.model.get_output_embeddings().weight.detach()
+    largest = (torch.linalg.vector_norm(rows.float(), dim=-1).max() for rows in (stream, unembedding))
+    return 0.01 * math.prod(map(float, largest))
+
+
+def _circuit_error(prepared: Prepared, mask: np.ndarray, expected: Tensor, least: float) -> float:
     """The larger error of a circuit's two forms; NaN if either is (Python's `max` would lose it)."""
-    errors = [_error(run_circuits(prepared, mask, sparse)[0], expected) for sparse in (False, True)]
+    errors = [_error(run_circuits(prepared, mask, sparse)[0], expected, least) for sparse in (False, True)]
     return float(torch.tensor(errors).max())
 
 
-def _forms_error(prepared: Prepared) -> float:
+def _forms_error(prepared: Prepared, least: float) -> float:
     """How far the sparse and the dense run of `input->m{l}->logits`, for all layers l, are apart."""
     graph = prepared.adapter.graph
     names = [name for layer in range(graph.n_layers) for name in (f"input->m{layer}", f"m{layer}->logits")]
     sparse, dense = (run_circuits(prepared, graph.mask(names)[None], form) for form in (True, False))
-    return _error(sparse, dense)
+    return _error(sparse, dense, least)
 
 
-def _error(value: Tensor, expected: Tensor) -> float:
+def _error(value: Tensor, expected: Tensor, least: float = 1e-30) -> float:
     value, expected = value.cpu().double(), expected.cpu().double()  # not every accelerator has float64
-    return float((value - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
+    return float((value - expected).abs().max()) / max(float(expected.abs().max()), least)

@@ -32,6 +32,7 @@ from circuitfind.attribution.attribute import ScoreKeywords, score
 from circuitfind.attribution.method import Method, Request
 from circuitfind.attribution.methods import method_of, request_of
 from circuitfind.batch import Batch
+from circuitfind.calls import model_call
 from circuitfind.engine.capture import capture_corrupted
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.writers import Writers
@@ -43,7 +44,6 @@ from circuitfind.models.load import Model
 from circuitfind.patching.patch import Sides, SweepPlan, Where, planned, swept
 from circuitfind.patching.sweep import Axis, Sweep
 from circuitfind.record import Record
-from circuitfind.remote.call import remotable
 from circuitfind.result import Result, as_json
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -181,7 +181,7 @@ class Approximation(Result):
         return super().save(path, **more, graph=graph, sweeps=sweeps)
 
 
-@remotable
+@model_call
 def approximation(
     model: Model,
     task: Task | BoundTask,

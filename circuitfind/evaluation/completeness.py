@@ -21,13 +21,13 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
+from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit
 from circuitfind.errors import ScoreError, check_count
 from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.record import Record
-from circuitfind.remote.call import remotable
 from circuitfind.result import Result
 from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import UNKNOWN, Interval, intervals_of, resampled_means
@@ -88,7 +88,7 @@ class Completeness(Result):
         return max(self.knockouts, key=lambda one: one.gap, default=self.whole)
 
 
-@remotable
+@model_call
 def completeness(
     model: Model,
     task: Task | BoundTask,

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
+from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.experiment import check_model
 from circuitfind.errors import ScoreError
@@ -30,7 +31,6 @@ from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.graph import Graph
 from circuitfind.models.load import Model
 from circuitfind.record import Record
-from circuitfind.remote.call import remotable
 from circuitfind.result import UNSAVED, Result
 from circuitfind.scores import By, Scores
 from circuitfind.setting import JudgeKeywords
@@ -148,7 +148,7 @@ class Mib(Result):
         return {"by": by, **super().columns()}
 
 
-@remotable
+@model_call
 def curve(
     model: Model,
     task: Task | BoundTask,
@@ -225,7 +225,7 @@ def curve_of(
     )
 
 
-@remotable
+@model_call
 def mib(model: Model, task: Task | BoundTask, scores: Scores, **asked: Unpack[JudgeKeywords]) -> Mib:
     """CPR and CMD as the benchmark MIB defines them: ten fractions, pruned, signed and absolute selection.
 

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from circuitfind import errors
+from circuitfind.calls import model_call
 from circuitfind.engine.experiment import Experiment
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
-from circuitfind.remote.call import remotable
 from circuitfind.result import Result
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -73,7 +73,7 @@ class TaskSummary(Result):
         return f" An accuracy of {self.accuracy:.0%} is no better {than} the model may not do this task."
 
 
-@remotable
+@model_call
 def summarise(model: Model, task: Task | BoundTask, *, warn: bool = True, batch_size: int | None = None) -> TaskSummary:
     """Runs both sides of a task's pairs once."""
     return summary_of(Evaluator.of(model, task, batch_size=batch_size), warn=warn)
@@ -151,7 +151,7 @@ class Diagnosis(Result):
         return "\n".join([f"{self.name}: {'nothing to warn of' if self.ok else 'look at this first'}", *lines])
 
 
-@remotable
+@model_call
 def diagnose(
     model: Model,
     task: Task | BoundTask,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch, wide
+from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.experiment import Experiment, check_model
@@ -32,7 +33,6 @@ from circuitfind.metrics import METRICS, correctness
 from circuitfind.models.load import Model
 from circuitfind.progress import progress
 from circuitfind.record import Record
-from circuitfind.remote.call import remotable
 from circuitfind.result import Result
 from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import Interval, bootstrap_ratio
@@ -309,7 +309,7 @@ def _key(mask: np.ndarray) -> bytes:
     return np.packbits(mask).tobytes()
 
 
-@remotable
+@model_call
 def evaluate(
     model: Model,
     task: Task | BoundTask,

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 
+from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit
 from circuitfind.errors import ScoreError, check_count
 from circuitfind.evaluation.faithfulness import Evaluator
@@ -27,7 +28,6 @@ from circuitfind.evaluation.hypotheses_tests import TESTS, Finding, Trial
 from circuitfind.graph import ends_of
 from circuitfind.models.load import Model
 from circuitfind.record import Record
-from circuitfind.remote.call import remotable
 from circuitfind.result import Result
 from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import adjusted
@@ -179,7 +179,7 @@ class HypothesisOptions:
         adjusted(np.empty(0), self.correction)  # raises for an unknown one
 
 
-@remotable
+@model_call
 def hypotheses(
     model: Model,
     task: Task | BoundTask,

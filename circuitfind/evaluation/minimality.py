@@ -20,6 +20,7 @@ from typing import NamedTuple, Unpack
 
 import numpy as np
 
+from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit
 from circuitfind.engine.reach import without_effect
 from circuitfind.errors import ScoreError
@@ -29,7 +30,6 @@ from circuitfind.graph import ends_of
 from circuitfind.models.load import Model
 from circuitfind.progress import progress
 from circuitfind.record import Record
-from circuitfind.remote.call import remotable
 from circuitfind.result import Result, saved_as
 from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import Interval, bootstrap_mean
@@ -103,7 +103,7 @@ class Minimality(Result):
         return sum(edge.effect for edge in self.edges if edge.superfluous)
 
 
-@remotable
+@model_call
 def minimality(
     model: Model,
     task: Task | BoundTask,

@@ -27,13 +27,13 @@ from circuitfind.attribution.attribute import ScoreKeywords
 from circuitfind.attribution.by_example import check_by_example, example_effects
 from circuitfind.attribution.method import Method, Request
 from circuitfind.attribution.methods import method_of, request_of
+from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError, TaskError, check_count
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.record import Record
-from circuitfind.remote.call import remotable
 from circuitfind.result import Result
 from circuitfind.scores import By, Scores
 from circuitfind.statistics import Interval, ranks
@@ -135,7 +135,7 @@ class Stability(Result):
         return Circuit(graph, (self.frequency >= share) & graph.real, record=self.record.with_settings(share=share))
 
 
-@remotable
+@model_call
 def stability(
     model: Model,
     task: Task | BoundTask | Mapping[str, Task | BoundTask],

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Self, Unpack
 import numpy as np
 
 from circuitfind.attribution.exact import exact_effects
+from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError, warn
@@ -24,7 +25,6 @@ from circuitfind.graph import Graph, ends_of
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.record import Record
-from circuitfind.remote.call import remotable
 from circuitfind.result import Result, saved_as
 from circuitfind.scores import Scores
 from circuitfind.setting import Keywords
@@ -138,7 +138,7 @@ class Verification(Result):
         return super().from_dict({**content, "intervals": [edge["interval"] for edge in content["edges"]]})
 
 
-@remotable
+@model_call
 def verify(
     model: Model,
     task: Task | BoundTask,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from circuitfind.models.families import Family, family_of
 from circuitfind.models.layer import LayerView, module_at
 from circuitfind.models.layout import Layout
 from circuitfind.models.norms import Norm
+from circuitfind.models.state import State
 
 __all__ = ["Adapter", "LayerView", "Site", "graph_of", "module_at"]
 
@@ -53,6 +55,9 @@ class Adapter:
             tensor.
         centred: every norm that reads the stream subtracts its mean, so the mean never matters.
         backend: "nnsight" or "hooks", what single passes run through.
+        lock: held by the call that runs the model: runs put hooks on its modules.
+        state: the model as it was when it was last read.
+        unproven: its identities are still to be proved; None: the user does not want them to be.
         held_by: the `circuitfind.only` that runs the model as a circuit at the moment; no other pass may run then.
         work: precision of circuitfind's own arithmetic: the model's, but at least float32.
     """
@@ -62,35 +67,67 @@ class Adapter:
         self.model, self.config = model, config
         self.family = _within(model, family_of(config, family))
         self.head_path = _path_of(model, model.get_output_embeddings())
-        self.graph, family = graph_of(model, family), self.family
-        blocks = module_at(model, family.layers)
-        self._check_covered(blocks)
-        self.dtype: torch.dtype = next(model.parameters()).dtype
-        self.work = torch.promote_types(self.dtype, torch.float32)
-        n_heads, d_model = self.graph.n_heads, self.graph.d_model
-        self.d_head = getattr(config, "head_dim", None) or d_model // n_heads
-        layout = Layout(family.layout, n_heads, self.graph.n_kv_heads, self.d_head)
-        multiplier = float(getattr(config, family.residual_multiplier)) if family.residual_multiplier else 1.0
-        self.layers = []
-        for index, block in enumerate(blocks):
-            path, device = f"{family.layers}.{index}", next(block.parameters()).device
-
-            def norm(name: str | None, block: nn.Module = block, path: str = path, device: Any = device) -> Norm | None:
-                return None if name is None else Norm.of(module_at(block, name), d_model, f"{path}.{name}", device)
-
-            names = family.attn_norm, family.mlp_norm, family.post_attn_norm, family.post_mlp_norm
-            attn, mlp, post_attn, post_mlp = (norm(name) for name in names)
-            view = LayerView(path, family, layout, block, attn, mlp, post_attn, post_mlp, multiplier, self.work)
-            self.layers.append(view)
-        self.final_norm = Norm.of(module_at(model, family.final_norm), d_model, family.final_norm, self.device)
-        self.centred = self.final_norm.centred and all(
-            norm is not None and norm.centred for view in self.layers for norm in (view.attn_norm, view.mlp_norm)
-        )
+        self.graph = graph_of(model, family)
+        self._read()
         self.sites = self._sites()
         self.backend = "nnsight"
         self.held_by: object | None = None
         self.output_forms: dict[str, Any] = {}
         self._accepts = set(inspect.signature(model.forward).parameters)
+        self.lock = threading.RLock()
+        self.unproven: bool | None = True
+        self.state = self._state()
+
+    def _read(self) -> None:
+        """Reads what is kept of the modules and weights: the precision, and the blocks with their norms as formulas."""
+        model, family, graph = self.model, self.family, self.graph
+        blocks = module_at(model, family.layers)
+        self._check_covered(blocks)
+        self.dtype: torch.dtype = next(model.parameters()).dtype
+        self.work = torch.promote_types(self.dtype, torch.float32)
+        self.d_head = getattr(self.config, "head_dim", None) or graph.d_model // graph.n_heads
+        layout = Layout(family.layout, graph.n_heads, graph.n_kv_heads, self.d_head)
+        multiplier = float(getattr(self.config, family.residual_multiplier)) if family.residual_multiplier else 1.0
+        self.layers = []
+        for index, block in enumerate(blocks):
+            path, device = f"{family.layers}.{index}", next(block.parameters()).device
+
+            def norm(name: str | None, block: nn.Module = block, path: str = path, device: Any = device) -> Norm | None:
+                return (
+                    None if name is None else Norm.of(module_at(block, name), graph.d_model, f"{path}.{name}", device)
+                )
+
+            attn, mlp, post_attn, post_mlp = map(norm, self._norm_names())
+            view = LayerView(path, family, layout, block, attn, mlp, post_attn, post_mlp, multiplier, self.work)
+            self.layers.append(view)
+        self.final_norm = Norm.of(module_at(model, family.final_norm), graph.d_model, family.final_norm, self.device)
+        self.centred = self.final_norm.centred and all(
+            norm is not None and norm.centred for view in self.layers for norm in (view.attn_norm, view.mlp_norm)
+        )
+
+    def _norm_names(self) -> tuple[str | None, ...]:
+        family = self.family
+        return family.attn_norm, family.mlp_norm, family.post_attn_norm, family.post_mlp_norm
+
+    def _state(self) -> State:
+        blocks, names = module_at(self.model, self.family.layers), list(filter(None, self._norm_names()))
+        norms = [module_at(block, name) for block in blocks for name in names]
+        return State.of(self.model, [*norms, module_at(self.model, self.family.final_norm)])
+
+    def refresh(self) -> bool:
+        """Reads again what is kept of the model, where it has changed since.
+
+        Returns:
+            Whether modules or hooks are new, so that the identities must be proved again.
+        """
+        before, now = self.state, self._state()
+        same_form = now.form == before.form
+        if not (same_form and now.same_norms(before)):
+            self._read()
+        if not same_form:
+            vars(self).pop("envoy", None)  # it holds the modules
+        self.state = now
+        return not same_form or now.adds_hooks_to(before)
 
     @property
     def device(self) -> torch.device:
@@ -149,8 +186,6 @@ class Adapter:
     def _check_covered(self, blocks: nn.ModuleList) -> None:
         if getattr(self.config, "quantization_config", None):
             raise ModelError("quantised models are not covered: load the model in float32, bfloat16 or float16")
-        if hasattr(self.model, "peft_config"):
-            raise ModelError("the model carries adapters: merge them first (model.merge_and_unload())")
         for name, parameter in self.model.named_parameters():
             if parameter.is_meta:
                 raise ModelError(f"weight '{name}' is on the meta device: load the weights onto a real device")
@@ -221,11 +256,17 @@ def _check_paths(model: nn.Module, family: Family) -> None:
 
 
 def _within(model: Any, family: Family) -> Family:
-    """The family's paths in a multimodal class (Gemma 3), whose text model is one level deeper."""
-    if not hasattr(getattr(model, "model", None), "language_model"):
+    """The family's paths in a class that holds the text model deeper inside (Gemma 3, SmolVLM)."""
+    try:
+        module_at(model, family.layers)
         return family
-    deeper = {
-        name: getattr(family, name).replace("model.", "model.language_model.", 1) for name in ("layers", "final_norm")
+    except AttributeError:
+        decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    path = next((path for path, module in model.named_modules() if module is decoder), "")
+    if not path:
+        return family
+    deeper: dict[str, Any] = {
+        name: f"{path}.{getattr(family, name).partition('.')[2]}" for name in ("layers", "final_norm")
     }
     return replace(family, **deeper)
 

@@ -82,10 +82,19 @@ def adapt(
     Raises:
         ModelError: its family, or this form of it, is not covered.
     """
+    hf = getattr(hf, "_orig_mod", hf)  # of torch.compile
+    if hasattr(hf, "peft_config"):
+        raise ModelError("the model carries adapters: merge them first: hf = hf.merge_and_unload()")
     if not hasattr(hf, "config"):
         raise ModelError(f"{type(hf).__name__} is not a Hugging Face model: it has no config")
     if backend not in BACKENDS:
         raise ModelError(unknown("backend", backend, BACKENDS))
+    for weight_name, weight in hf.named_parameters():
+        if weight.is_inference():
+            raise ModelError(
+                f"weight '{weight_name}' was made inside torch.inference_mode(), so it allows no gradients: load the"
+                " model outside that block"
+            )
     adapter = Adapter(hf, family)
     adapter.backend = backend
     observe(adapter)

@@ -43,15 +43,17 @@ class Norm:
         parameter = next(module.parameters(), None)
         dtype = torch.float64 if parameter is not None and parameter.dtype == torch.float64 else torch.float32
         probe = copy.deepcopy(module).to(dtype)
-        alternating = torch.ones(width, dtype=dtype, device=device)
-        alternating[1::2] = -1  # mean 0 and mean square 1: the same for both kinds of norm
+        pattern = torch.ones(width, dtype=dtype, device=device)  # mean 0, mean square 1: the same for both kinds
+        pattern[1::2] = -1
+        if width % 2:
+            pattern[-3:] = torch.tensor([1.0, 1.0, -2.0], dtype=dtype, device=device) / 2**0.5
         with torch.no_grad():
-            bias = probe(torch.zeros_like(alternating))
+            bias = probe(torch.zeros_like(pattern))
             if eps is None:  # OLMo's is not an attribute: compare a small input with a large one
                 small, large = 1e-3, 1e3
-                ratio = (probe(alternating * small) - bias)[0] ** 2 / (probe(alternating * large) - bias)[0] ** 2
+                ratio = (probe(pattern * small) - bias)[0] ** 2 / (probe(pattern * large) - bias)[0] ** 2
                 eps = float(small**2 * large**2 * (1 - ratio) / (ratio * large**2 - small**2))
-            weight = (probe(alternating) - bias) * alternating * (1 + eps) ** 0.5
+            weight = (probe(pattern) - bias) / pattern * (1 + eps) ** 0.5
             ramp = torch.linspace(-1, 2, width, dtype=dtype, device=device)
             for centred in (True, False):
                 norm = cls(weight, bias if bias.any() else None, float(eps), centred)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from circuitfind.batch import Inputs
+from circuitfind.calls import model_call
 from circuitfind.engine.experiment import bind, check_model
 from circuitfind.engine.sites import capture_site
 from circuitfind.errors import ScoreError, TaskError
@@ -22,7 +23,6 @@ from circuitfind.export import html
 from circuitfind.graph import Graph
 from circuitfind.models.load import Model
 from circuitfind.record import NO_EFFECT, Record
-from circuitfind.remote.call import remotable
 from circuitfind.result import Result
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
@@ -86,7 +86,7 @@ def attention(  # type: ignore[overload-overlap]  # a string is an iterable of s
 def attention(
     model: Model, prompts: Prompts, head: Iterable[str], *, example: int = 0, corrupted: bool = False
 ) -> list[AttentionPattern]: ...
-@remotable
+@model_call
 def attention(
     model: Model, prompts: Prompts, head: str | Iterable[str], *, example: int = 0, corrupted: bool = False
 ) -> AttentionPattern | list[AttentionPattern]:

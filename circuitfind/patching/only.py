@@ -25,6 +25,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from circuitfind.batch import Batch
+from circuitfind.calls import ready
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.ablation import Ablation
 from circuitfind.engine.capture import Run
@@ -68,8 +69,9 @@ def only(
     """
     check_model(model)
     chosen = as_circuit(model.graph, circuit)
-    experiment = Experiment.of(model, task, asked, inherit=replace(chosen.record, metric=""), direction=False)
-    held = CircuitModel(experiment, chosen)
+    with ready(model):
+        experiment = Experiment.of(model, task, asked, inherit=replace(chosen.record, metric=""), direction=False)
+        held = CircuitModel(experiment, chosen)
     with held._in_force():
         yield held
 

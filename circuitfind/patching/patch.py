@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Unpack
 from torch import Tensor
 
 from circuitfind.batch import Batch
+from circuitfind.calls import model_call
 from circuitfind.engine.capture import Run, moved
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.measure import Started, measure
@@ -36,7 +37,6 @@ from circuitfind.models.load import Model
 from circuitfind.patching.places import Kind, Patcher, Place, kind_of
 from circuitfind.patching.spans import Spans, spans_of
 from circuitfind.patching.sweep import Axis, Sweep
-from circuitfind.remote.call import remotable
 from circuitfind.setting import Keywords
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
@@ -47,7 +47,7 @@ SIGNS = {
 }
 
 
-@remotable
+@model_call
 def patch(
     model: Model,
     task: Task | BoundTask,

@@ -26,6 +26,7 @@ import numpy as np
 from torch import Tensor
 
 from circuitfind.batch import Batch
+from circuitfind.calls import model_call
 from circuitfind.engine.circuit_run import run_without
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.measure import Started, measure
@@ -38,7 +39,6 @@ from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
 from circuitfind.patching.sweep import PatchedEffects
 from circuitfind.record import Record
-from circuitfind.remote.call import remotable
 from circuitfind.setting import Keywords
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
@@ -119,7 +119,7 @@ class _PathCell(NamedTuple):
     readers: list[int]
 
 
-@remotable
+@model_call
 def path_patch(
     model: Model,
     task: Task | BoundTask,

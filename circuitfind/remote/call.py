@@ -1,8 +1,8 @@
-"""`remotable`: a decorator for functions of a model, which then run where the model is.
+"""`call`: a function of a model as one job on the server that holds the weights.
 
-1. With a `Model` the function runs here. With a `RemoteModel` the call becomes one nnsight session on the server: the
-   package's source, the arguments and the function's name are sent there, and the result comes back
-   (`circuitfind.remote.server`). A search of thousands of passes is one job, and no activations cross the network.
+1. The call becomes one nnsight session there: the package's source, the arguments and the function's name are sent, and
+   the result comes back (`circuitfind.remote.server`). A search of thousands of passes is one job, and no activations
+   cross the network.
 2. The user's own functions (metrics, methods) are sent, too, including those from modules that are not installed.
 3. circuitfind's errors and warnings on the server are raised here.
 """
@@ -18,7 +18,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import nnsight
 
@@ -29,22 +29,7 @@ from circuitfind.remote.model import RemoteModel
 from circuitfind.remote.server import Pickler, Unpickler, run
 
 _PACKAGE = __name__.partition(".")[0]
-P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def remotable(function: Callable[P, R]) -> Callable[P, R]:
-    """Makes a public function, whose first argument is the model, accept a `RemoteModel`."""
-
-    @functools.wraps(function)
-    def anywhere(*arguments: P.args, **keywords: P.kwargs) -> R:
-        model = arguments[0] if arguments else keywords.get("model")
-        if not isinstance(model, RemoteModel):
-            return function(*arguments, **keywords)
-        others = {name: value for name, value in keywords.items() if name != "model"}
-        return call(model, function, arguments[1:], others)
-
-    return anywhere
 
 
 def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> R:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
+from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit
 from circuitfind.engine.experiment import bind
 from circuitfind.engine.sites import capture_site
@@ -36,7 +37,6 @@ from circuitfind.evaluation.faithfulness import Evaluation, evaluate
 from circuitfind.evaluation.verify import EdgeCheck, Verification
 from circuitfind.export.files import write_text
 from circuitfind.models.load import Model
-from circuitfind.remote.call import remotable
 from circuitfind.report.page import Attention, ExampleRow, ReportData, write
 from circuitfind.report.sizes import Size, cuts, strongest
 from circuitfind.scores import Scores
@@ -226,7 +226,7 @@ def measure_sizes(
     return [Size(circuit, point.faithfulness, (point.interval.low, point.interval.high)) for circuit, point in pairs]
 
 
-@remotable
+@model_call
 def attention(
     model: Model, task: Task | BoundTask, circuit: Circuit, *, prompts: int = PROMPTS, budget: int = BUDGET
 ) -> list[Attention]:

@@ -27,6 +27,7 @@ import numpy as np
 
 from circuitfind.attribution.attribute import score
 from circuitfind.attribution.methods import method_of, request_of
+from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory import obtainable
@@ -36,7 +37,6 @@ from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.rounding import of_mean
 from circuitfind.models.load import Model
 from circuitfind.record import NO_EFFECT
-from circuitfind.remote.call import remotable
 from circuitfind.scores import Scores
 from circuitfind.search.acdc_pruning import Pruning
 from circuitfind.search.acdc_rule import TESTED, Rule, SkipCheck, edges_in_order, screened
@@ -47,7 +47,7 @@ GRID = tuple(float(np.float32(10 ** (exponent / 2))) for exponent in range(-8, 1
 SIGN = f"{NO_EFFECT}the smallest threshold of a grid at which ACDC removes the edge"
 
 
-@remotable
+@model_call
 def acdc(
     model: Model,
     task: Task | BoundTask,
@@ -120,7 +120,7 @@ def _estimated(experiment: Experiment) -> Scores:
     return found
 
 
-@remotable
+@model_call
 def acdc_scores(
     model: Model,
     task: Task | BoundTask,

@@ -23,6 +23,7 @@ from typing import Any, Unpack
 from circuitfind.attribution.attribute import ScoreKeywords, score
 from circuitfind.attribution.method import Method, Request
 from circuitfind.attribution.methods import request_of
+from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError
@@ -30,7 +31,6 @@ from circuitfind.evaluation.diagnosis import summarise, summary_of
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.verify import Verification, verified
 from circuitfind.models.load import Model
-from circuitfind.remote.call import remotable
 from circuitfind.scores import By, Scores
 from circuitfind.search.found import FindResult
 from circuitfind.search.methods import method_of
@@ -38,7 +38,7 @@ from circuitfind.search.sizes import SizeSearch
 from circuitfind.tasks.task import BoundTask, Task
 
 
-@remotable
+@model_call
 def find(
     model: Model,
     task: Task | BoundTask,

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, connected
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError, check_count
@@ -41,7 +42,6 @@ from circuitfind.export import files
 from circuitfind.graph import Graph
 from circuitfind.models.load import Model
 from circuitfind.record import NO_EFFECT, Record
-from circuitfind.remote.call import remotable
 from circuitfind.result import as_json, build
 from circuitfind.scores import NodeScores, Scores
 from circuitfind.search.found import FolderResult, save_circuit
@@ -138,7 +138,7 @@ class LearnedMasks(FolderResult):
         return cls(kind.open(folder / "learned.safetensors"), circuit, history, circuit.record)
 
 
-@remotable
+@model_call
 def learn_masks(
     model: Model,
     task: Task | BoundTask,

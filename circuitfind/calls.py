@@ -1,0 +1,86 @@
+"""`model_call`: what every public function of a model does before it runs.
+
+1. A call with a `RemoteModel` is sent to its server (`remote/call.py`), where the same function is called.
+2. A model runs one call at a time, because runs put hooks on its modules; other threads wait.
+3. The user's contexts do not change the numbers: autocast, inference mode, a default dtype and compiled code are
+   switched off inside, so the model runs as it is, in its own precision.
+4. What is kept of the weights is read again where they have changed since the last call. Where modules or hooks are
+   new, the identities are proved again with them in place (`engine/identities.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from circuitfind.engine.identities import require_identities
+from circuitfind.errors import ModelError
+from circuitfind.models.backends import observe
+from circuitfind.models.load import Model
+from circuitfind.remote.call import call
+from circuitfind.remote.model import RemoteModel
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def model_call(function: Callable[P, R]) -> Callable[P, R]:
+    """Makes the model, a public function's first argument, ready for the call, or sends the call to its server."""
+
+    @functools.wraps(function)
+    def called(*arguments: P.args, **keywords: P.kwargs) -> R:
+        model = arguments[0] if arguments else keywords.get("model")
+        if isinstance(model, RemoteModel):
+            others = {name: value for name, value in keywords.items() if name != "model"}
+            return call(model, function, arguments[1:], others)
+        if not isinstance(model, Model):
+            return function(*arguments, **keywords)  # which says what it is instead
+        with ready(model):
+            return function(*arguments, **keywords)
+
+    return called
+
+
+@contextmanager
+def ready(model: Model) -> Iterator[None]:
+    """Inside, the model is this thread's alone, and what is known of it is true.
+
+    Raises:
+        ModelError: torch's default device is "meta"; or new modules or hooks break an identity.
+    """
+    adapter = model.adapter
+    with adapter.lock, own_arithmetic():
+        if adapter.held_by is None:
+            if adapter.refresh():
+                observe(adapter)
+                adapter.unproven = None if adapter.unproven is None else True
+            if adapter.unproven:
+                require_identities(adapter)
+                adapter.unproven = False
+        yield
+
+
+@contextmanager
+def own_arithmetic() -> Iterator[None]:
+    """Switches off the contexts of the user's that would change what is computed.
+
+    Raises:
+        ModelError: torch's default device is "meta", on which nothing has a value.
+    """
+    if torch.get_default_device().type == "meta":
+        raise ModelError("torch's default device is 'meta', where nothing has a value: call this outside that context")
+    accelerator = torch.accelerator.current_accelerator()
+    kinds = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
+    dtype = torch.get_default_dtype()
+    with ExitStack() as contexts:
+        contexts.enter_context(torch.inference_mode(False))
+        for kind in kinds:
+            contexts.enter_context(torch.autocast(kind, enabled=False))
+        contexts.enter_context(torch.compiler.set_stance("force_eager"))
+        torch.set_default_dtype(torch.float32)
+        contexts.callback(torch.set_default_dtype, dtype)
+        yield

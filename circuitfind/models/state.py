@@ -1,0 +1,58 @@
+"""What a model was like when it was last read, so that a change between two calls is noticed.
+
+Projections are read from the modules at each use. Norms are kept as formulas, and hooks make modules give something
+else than their weights say. A state therefore holds:
+
+1. `form`: the module at each path with its class's forward, the precision and device of each weight.
+2. `norms`: the values of every norm's parameters, and its epsilon.
+3. `hooks`: by path, the hooks and replaced forwards that run there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class State(NamedTuple):
+    """A model as it was; objects are held, not their ids, which Python uses again."""
+
+    form: tuple[Any, ...]
+    norms: tuple[Tensor, ...]
+    epsilons: tuple[Any, ...]
+    hooks: dict[str, tuple[Any, ...]]
+
+    @classmethod
+    def of(cls, model: nn.Module, norms: Iterable[nn.Module]) -> State:
+        """The state now; `norms`: the modules that are kept as formulas."""
+        modules, norms = dict(model.named_modules()), list(norms)
+        form = [(path, module, type(module).forward) for path, module in modules.items()]
+        weights = [(weight.dtype, weight.device) for weight in model.parameters()]
+        return cls(
+            (*form, *weights),
+            tuple(weight.detach().clone() for norm in norms for weight in norm.parameters()),
+            tuple(getattr(norm, name, None) for norm in norms for name in ("eps", "variance_epsilon")),
+            {path: hooks for path, module in modules.items() if (hooks := tuple(_hooks(module)))},
+        )
+
+    def same_norms(self, other: State) -> bool:
+        """Whether the formulas of the norms still hold; the form is the same."""
+        return self.epsilons == other.epsilons and all(map(torch.equal, self.norms, other.norms))
+
+    def adds_hooks_to(self, before: State) -> bool:
+        """Whether a hook runs that did not run before."""
+        return any(hooks != before.hooks.get(path) for path, hooks in self.hooks.items())
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    """What runs beside the module's own forward; nnsight's wrapper of it only listens."""
+    yield from module._forward_pre_hooks.values()
+    yield from module._forward_hooks.values()
+    yield from module._backward_pre_hooks.values()
+    yield from module._backward_hooks.values()
+    forward = vars(module).get("forward")
+    if forward is not None and not type(forward).__module__.startswith("nnsight."):
+        yield forward
