@@ -33,6 +33,7 @@ def load(
     backend: str = "nnsight",
     remote: bool | str = False,
     family: Family | None = None,
+    allow_missing: bool = False,
     **keywords: Any,
 ) -> Model:
     """Loads an unmodified Hugging Face model and checks that circuitfind decomposes it exactly.
@@ -46,6 +47,7 @@ def load(
         remote: run on an NDIF server, which has the weights: True for the host that nnsight is configured for, a URL
             for another one, "local" to simulate a server here. Every call is one job there; see `circuitfind.remote`.
         family: names of the architecture's modules, used in place of the built-in row for its model type.
+        allow_missing: take a checkpoint that lacks weights, which transformers fills in at random, with a warning.
         keywords: passed on to `from_pretrained` (revision, token, attn_implementation, ...).
 
     Raises:
@@ -61,7 +63,7 @@ def load(
         if dtype is not None or device is not None:
             raise ModelError("with remote= the server chooses dtype= and device=: leave them out")
         return remote_model(name, remote, check, family, **keywords)
-    hf, tokenizer = fetch(name, dtype, device, family, **keywords)
+    hf, tokenizer = fetch(name, dtype, device, family, allow_missing, **keywords)
     return wrap(hf, tokenizer, name=name, check=check, backend=backend, family=family)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 import torch
 import transformers as hf
 from families import LLAMA, VOCAB, build
+from safetensors.torch import save_file
 from torch import nn
 
 import circuitfind as cf
+from circuitfind.errors import CircuitfindWarning
 
 FOUR = ["gpt2", "llama", "gpt_neox", "gemma2"]
 
@@ -244,3 +247,41 @@ def test_logits_near_zero_are_no_fault() -> None:
             layer.mlp.down_proj.weight[0] = 1e-9
         model.lm_head.weight.copy_(torch.randn(VOCAB, 1) * direction)
     assert cf.wrap(model).graph.n_edges
+
+
+# -------------------------------------------------------------------- checkpoints
+@pytest.fixture()
+def checkpoint(tmp_path: Path) -> Callable[[dict[str, torch.Tensor | None]], Path]:
+    """Writes a folder whose weights differ from a small Llama's by these; None takes one out."""
+
+    def write(changes: dict[str, torch.Tensor | None]) -> Path:
+        model = build("llama")
+        weights = {**{name: value.contiguous() for name, value in model.state_dict().items()}, **changes}
+        model.config.save_pretrained(tmp_path)
+        save_file(
+            {name: value for name, value in weights.items() if value is not None},
+            tmp_path / "model.safetensors",
+            metadata={"format": "pt"},
+        )
+        return tmp_path
+
+    return write
+
+
+def test_missing_weights_are_refused(checkpoint: Any) -> None:
+    folder = checkpoint({f"model.layers.1.mlp.{part}_proj.weight": None for part in ("up", "down", "gate")})
+    lacks = "lacks weights, or has them in another shape: model.layers.1.mlp.down_proj.weight, .*gate_proj"
+    with pytest.raises(cf.ModelError, match=f"{lacks}.*allow_missing=True"):
+        cf.load(folder)
+    with pytest.warns(CircuitfindWarning, match="they are random numbers"):
+        assert cf.load(folder, allow_missing=True).graph.n_layers == 2
+
+
+def test_weights_of_another_shape_are_refused(checkpoint: Any) -> None:
+    with pytest.raises(cf.ModelError, match=r"another shape: model.norm.weight\. transformers fills in"):
+        cf.load(checkpoint({"model.norm.weight": torch.ones(3)}))
+
+
+def test_unused_weights_are_told(checkpoint: Any) -> None:
+    with pytest.warns(CircuitfindWarning, match="holds weights that LlamaForCausalLM does not use: extra.weight"):
+        cf.load(checkpoint({"extra.weight": torch.zeros(3)}))

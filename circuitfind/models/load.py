@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from circuitfind.errors import ModelError, unknown
+from circuitfind.errors import ModelError, unknown, warn
 from circuitfind.graph import Graph
 from circuitfind.models import tiny
 from circuitfind.models.adapter import Adapter
@@ -106,6 +106,7 @@ def fetch(
     dtype: str | torch.dtype | None = None,
     device: Any = None,
     family: Family | None = None,
+    allow_missing: bool = False,
     **keywords: Any,
 ) -> tuple[Any, Any]:
     """A Hugging Face model in evaluation mode, and its tokenizer or None.
@@ -115,14 +116,21 @@ def fetch(
         dtype: as in `from_pretrained`; by default the one in which the weights are stored.
         device: by default the accelerator if there is one.
         family: used in place of the table's row.
+        allow_missing: take a checkpoint that lacks weights, with a warning; transformers fills in random ones.
         keywords: passed on to `from_pretrained`.
     """
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype not in (None, "auto") and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
         raise ModelError(unknown("dtype", dtype, ("float32", "bfloat16", "float16", "float64")))
     family_of(config_of(name, **keywords).get_text_config(), family)  # refused before the weights are read
+    hf: Any
     try:
-        hf: Any = AutoModelForCausalLM.from_pretrained(source_of(name), dtype=dtype or "auto", **keywords)
+        hf, report = AutoModelForCausalLM.from_pretrained(
+            source_of(name),
+            dtype=dtype or "auto",
+            output_loading_info=True,
+            **{"ignore_mismatched_sizes": True, **keywords},  # refused below, by name
+        )
     except TypeError as error:
         for keyword in keywords:
             if f"'{keyword}'" in str(error):
@@ -130,12 +138,36 @@ def fetch(
         raise ModelError(_why_not(name, error)) from None
     except (OSError, ValueError, SafetensorError, UnpicklingError, RuntimeError) as error:  # the weights themselves
         raise ModelError(_why_not(name, error)) from None
+    _check_loaded(name, type(hf).__name__, report, allow_missing)
     device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         hf = hf.to(device)
     except (RuntimeError, AssertionError) as error:  # no such device, or its memory is full
         raise ModelError(f"cannot put '{name}' on device '{device}': {str(error).splitlines()[0]}") from None
     return hf.eval(), _tokenizer(source_of(name), keywords)
+
+
+def _check_loaded(name: str, kind: str, report: dict[str, Any], allow_missing: bool) -> None:
+    """Says what transformers' report holds: weights that it made up, and weights that it did not use.
+
+    Raises:
+        ModelError: weights are missing, or have other shapes than the config says.
+    """
+
+    def some(found: Any) -> str:
+        names = sorted(entry if isinstance(entry, str) else entry[0] for entry in found)
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+    if absent := {*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])}:
+        text = f"the checkpoint '{name}' lacks weights, or has them in another shape: {some(absent)}"
+        if not allow_missing:
+            raise ModelError(
+                f"{text}. transformers fills in random numbers, so nothing measured would be of this model: complete"
+                " the checkpoint, or take it as it is with allow_missing=True (--allow-missing)"
+            )
+        warn(f"{text}; they are random numbers, other ones in every run")
+    if unused := report["unexpected_keys"]:
+        warn(f"the checkpoint '{name}' holds weights that {kind} does not use: {some(unused)}")
 
 
 def source_of(name: str) -> str:
