@@ -193,7 +193,7 @@ def test_modified_code_fails_the_self_check() -> None:
     model = build("llama")
     layer = model.model.layers[0]
     layer.register_forward_hook(lambda module, args, output: output + 1)
-    refused(lambda: cf.wrap(model), "'writers .* residual stream' is off by .*code may have been modified")
+    refused(lambda: cf.wrap(model), "'writers .* residual stream' is off by .*Hooks run on model.layers.0: remove")
     assert cf.wrap(model, check=False)
 
 

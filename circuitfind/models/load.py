@@ -123,9 +123,8 @@ def fetch(
     if dtype not in (None, "auto") and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
         raise ModelError(unknown("dtype", dtype, ("float32", "bfloat16", "float16", "float64")))
     family_of(config_of(name, **keywords).get_text_config(), family)  # refused before the weights are read
-    hf: Any
     try:
-        hf, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source_of(name),
             dtype=dtype or "auto",
             output_loading_info=True,
@@ -138,6 +137,7 @@ def fetch(
         raise ModelError(_why_not(name, error)) from None
     except (OSError, ValueError, SafetensorError, UnpicklingError, RuntimeError) as error:  # the weights themselves
         raise ModelError(_why_not(name, error)) from None
+    hf, report = loaded
     _check_loaded(name, type(hf).__name__, report, allow_missing)
     device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
