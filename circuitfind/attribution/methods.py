@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, NamedTuple
 
 from circuitfind.attribution import (
@@ -24,7 +23,7 @@ from circuitfind.attribution import (
 )
 from circuitfind.attribution.method import LEVELS, Method, Request
 from circuitfind.engine.ablation import ablation_of
-from circuitfind.errors import ScoreError, unknown
+from circuitfind.errors import ScoreError, imported, unknown
 from circuitfind.record import Record
 from circuitfind.result import Result
 from circuitfind.setting import DIRECTIONS, Keywords
@@ -141,7 +140,7 @@ def method_of(method: str | Method | None, level: str = "edge", what: str | None
         raise ScoreError(f"what='{what}' scores places of a sweep: use level='node'")
     kind = "place" if what is not None else level
     if isinstance(method, str) and ":" in method:
-        method = _imported(method)
+        method = imported("method", method, Method, ScoreError)
     found = method if isinstance(method, Method) else METHODS.get(method or DEFAULTS[kind])
     if found is None:
         spellings = {one.name: one.spellings for one in METHODS.values() if kind in one.levels}
@@ -153,17 +152,6 @@ def method_of(method: str | Method | None, level: str = "edge", what: str | None
     if what is not None and found.whats is not None and what not in found.whats:
         kinds = " and ".join(f"'{kind}'" for kind in found.whats)
         raise ScoreError(f"method '{found.name}' scores only {kinds}: use method='atp' for what='{what}'")
-    return found
-
-
-def _imported(path: str) -> Method:
-    home, _, name = path.partition(":")
-    try:
-        found = getattr(import_module(home), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ScoreError(f"method '{path}' cannot be imported: {error}") from None
-    if not isinstance(found, Method):
-        raise ScoreError(f"method '{path}' is a {type(found).__name__}, not a circuitfind.Method")
     return found
 
 
