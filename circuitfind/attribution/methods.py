@@ -23,7 +23,7 @@ from circuitfind.attribution import (
 )
 from circuitfind.attribution.method import LEVELS, Method, Request
 from circuitfind.engine.ablation import ablation_of
-from circuitfind.errors import ScoreError, imported, unknown
+from circuitfind.errors import ScoreError, entered, imported, unknown
 from circuitfind.record import Record
 from circuitfind.result import Result
 from circuitfind.setting import DIRECTIONS, Keywords
@@ -114,13 +114,9 @@ def register(method: Method) -> Method:
     Raises:
         ScoreError: the name is taken, or the method scores nothing.
     """
-    if not isinstance(method, Method):
-        raise ScoreError(f"register: {method!r} is not a circuitfind.Method")
-    if METHODS.get(method.name, method) is not method:
-        raise ScoreError(f"method '{method.name}' exists: give yours another name")
-    if not set(method.levels) <= set(LEVELS) or (method.score is None and method.points is None):
+    if isinstance(method, Method) and not (set(method.levels) <= set(LEVELS) and (method.score or method.points)):
         raise ScoreError(f"method '{method.name}': levels are of {', '.join(LEVELS)}, and it needs score= or points=")
-    return METHODS.setdefault(method.name, method)
+    return entered(method, Method, METHODS, ScoreError, "method '{}' exists: give yours another name")
 
 
 def names(level: str) -> list[str]:

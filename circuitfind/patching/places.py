@@ -28,7 +28,7 @@ from circuitfind.engine.capture import refuse_aligned
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.restart import Restart
 from circuitfind.engine.sites import Values, attended, input_rows
-from circuitfind.errors import ModelError, ScoreError, unknown
+from circuitfind.errors import ModelError, ScoreError, entered, unknown
 from circuitfind.models.adapter import Adapter
 
 Written = Callable[[Restart, int, Tensor, list[int]], Tensor]
@@ -210,11 +210,7 @@ def register(kind: Kind) -> Kind:
     Raises:
         ScoreError: the name is taken, or it is not a `Kind`.
     """
-    if not isinstance(kind, Kind):
-        raise ScoreError(f"register: {kind!r} is not a circuitfind.Kind")
-    if KINDS.get(kind.name, kind) is not kind:
-        raise ScoreError(f"kind of place '{kind.name}' exists: give yours another name")
-    return KINDS.setdefault(kind.name, kind)
+    return entered(kind, Kind, KINDS, ScoreError, "kind of place '{}' exists: give yours another name")
 
 
 def kind_of(what: str) -> Kind:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 
-from circuitfind.errors import TaskError, imported, plain, unknown
+from circuitfind.errors import TaskError, entered, imported, plain, unknown
 from circuitfind.tasks import docstring, ioi, lexicon
 from circuitfind.tasks.builder import Choice, Draw, Pair, SingleTokens, TaskBuilder, numbered
 
@@ -180,7 +180,7 @@ def _copy(words: SingleTokens, choice: Choice) -> Draw:
     return draw
 
 
-_BUILT_IN = (
+_TASKS = (
     ioi.TASK,
     TaskBuilder(
         "greater-than",
@@ -259,7 +259,8 @@ _BUILT_IN = (
         source="Olsson et al. 2022, In-context Learning and Induction Heads (arXiv:2209.11895)",
     ),
 )
-TASKS: dict[str, TaskBuilder] = {builder.name: builder for builder in _BUILT_IN}
+TASKS: dict[str, TaskBuilder] = {builder.name: builder for builder in _TASKS}
+_BUILT_IN = frozenset(TASKS)
 
 
 def register(builder: TaskBuilder) -> TaskBuilder:
@@ -268,12 +269,8 @@ def register(builder: TaskBuilder) -> TaskBuilder:
     Raises:
         TaskError: it is not a `TaskBuilder`, or has a built-in task's name.
     """
-    if not isinstance(builder, TaskBuilder):
-        raise TaskError(f"register: {builder!r} is not a circuitfind.TaskBuilder")
-    if builder.name in {own.name for own in _BUILT_IN}:
-        raise TaskError(f"'{builder.name}' is a built-in task: give yours another name")
-    TASKS[builder.name] = builder
-    return builder
+    taken = "'{}' is a built-in task: give yours another name"
+    return entered(builder, TaskBuilder, TASKS, TaskError, taken, fixed=_BUILT_IN)
 
 
 def builder_of(task: str | TaskBuilder) -> TaskBuilder:
