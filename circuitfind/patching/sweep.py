@@ -7,6 +7,7 @@ metric(full) - metric(empty): 1 = patching this place alone undoes (noising) or 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -37,7 +38,7 @@ class Axis(NamedTuple):
     labels: tuple[str, ...]
 
 
-class EffectTable(Result):
+class EffectTable(Result, ABC):
     """Base of effects that are known for every example.
 
     Attributes:
@@ -68,9 +69,9 @@ class EffectTable(Result):
         ends = bootstrap_mean(self.per_example.reshape(len(effects), -1)[chosen]).tolist()
         return tuple(self._row(at, float(effects[at]), *pair) for at, pair in zip(chosen.tolist(), ends, strict=True))
 
+    @abstractmethod
     def _row(self, at: int, effect: float, low: float, high: float) -> Any:
         """The row of one of `effects.ravel()`."""
-        raise NotImplementedError
 
 
 class PatchedEffects(EffectTable):
