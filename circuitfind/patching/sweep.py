@@ -26,7 +26,7 @@ from circuitfind.graph import Graph
 from circuitfind.patching.places import KINDS
 from circuitfind.record import Record
 from circuitfind.result import Result, strongest
-from circuitfind.statistics import bootstrap_mean
+from circuitfind.statistics import bootstrap_mean, standard_error
 
 FORMAT, VERSION = "circuitfind.sweep", "1"
 
@@ -160,8 +160,8 @@ class Sweep(PatchedEffects):
             ScoreError: the two do not differ beyond noise.
         """
         difference = self.full - self.empty
-        error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
-        if abs(difference.mean()) <= 2 * error or difference.mean() == 0:
+        error = standard_error(difference)
+        if abs(difference.mean()) <= 2 * error:
             raise ScoreError(
                 f"a normalised effect is undefined: the metric is {self.full.mean():.4g} on the whole model and"
                 f" {self.empty.mean():.4g} with everything ablated, which is within noise (standard error {error:.2g},"
