@@ -113,9 +113,7 @@ def single_keys(scores: Tensor, new: Tensor, gradient: Tensor) -> Tensor:
     others = torch.where(is_top, without.logsumexp(-1, True), scores.logsumexp(-1, True) + torch.log1p(-left))
     total = (pattern * gradient).sum(-1, keepdim=True)
     mean = torch.where(
-        is_top,
-        (without.softmax(-1) * gradient).sum(-1, keepdim=True),
-        (total - left * gradient) / (1 - left),
+        is_top, (without.softmax(-1) * gradient).sum(-1, keepdim=True), (total - left * gradient) / (1 - left)
     )
     change = torch.sigmoid(new - others) - torch.sigmoid(scores - others)
     return einsum(change, gradient - mean, "u b h i t, p b h i t -> p u b t")

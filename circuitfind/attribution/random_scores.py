@@ -23,11 +23,5 @@ def score(experiment: Experiment, request: Request) -> Scored:
 
 
 METHOD = Method(
-    "random",
-    "a random ranking",
-    "",
-    "none",
-    ("edge", "node"),
-    score=score,
-    sign=lambda level, options: SIGN,
+    "random", "a random ranking", "", "none", ("edge", "node"), score=score, sign=lambda level, options: SIGN
 )

@@ -44,10 +44,7 @@ from circuitfind.tasks.task import Task
 
 @contextmanager
 def only(
-    model: Model,
-    circuit: Circuit | Iterable[str],
-    task: Task | BoundTask,
-    **asked: Unpack[JudgeKeywords],
+    model: Model, circuit: Circuit | Iterable[str], task: Task | BoundTask, **asked: Unpack[JudgeKeywords]
 ) -> Iterator[CircuitModel]:
     """Runs a model as a circuit inside a `with` block.
 
