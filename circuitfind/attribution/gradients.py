@@ -31,8 +31,13 @@ from circuitfind.models.adapter import Adapter
 
 SMALLEST = 1e-6  # scores below this part of the metric are rounding noise around a vanishing gradient
 
-
 Effects = Callable[[Adapter, Writers, Run, ReaderGradients], Tensor]
+
+
+def mean_over(experiment: Experiment, one: Callable[[Batch, slice], Tensor], label: str) -> Tensor:
+    """The mean over examples of what is summed over each batch of them."""
+    parts = [part for _, part in experiment.in_batches(one, label)]
+    return torch.stack(parts).sum(0) / len(experiment)
 
 
 def mean_effects(experiment: Experiment, points: list[Point], effects: Effects, label: str) -> Tensor:
@@ -44,13 +49,14 @@ def mean_effects(experiment: Experiment, points: list[Point], effects: Effects, 
     Raises:
         ScoreError: the gradient vanishes.
     """
+    sizes: list[float] = []
 
-    def one(batch: Batch, _: slice) -> tuple[Tensor, float]:
-        passes = list(point_effects(experiment, batch, points, effects))
-        return torch.stack([found for found, _ in passes]).sum(0), max(size for _, size in passes)
+    def one(batch: Batch, _: slice) -> Tensor:
+        found, largest = zip(*point_effects(experiment, batch, points, effects), strict=True)
+        sizes.extend(largest)
+        return torch.stack(found).sum(0)
 
-    parts, sizes = zip(*(part for _, part in experiment.in_batches(one, label)), strict=True)
-    total = torch.stack(parts).sum(0) / len(experiment)
+    total = mean_over(experiment, one, label)
     check_not_flat(experiment.metric, total, max(sizes))
     return total
 
@@ -99,10 +105,13 @@ def check_slope(experiment: Experiment, method: Method) -> None:
 
 
 def check_not_flat(metric: Metric, total: Tensor, largest: float) -> None:
-    """Refuses scores that are rounding noise around a vanishing gradient.
-
+    """
     Args:
-        total: the scores; largest: the metric's largest magnitude where the gradients were taken.
+        total: the scores.
+        largest: the metric's largest magnitude where the gradients were taken.
+
+    Raises:
+        ScoreError: the scores are rounding noise around a vanishing gradient.
     """
     size = float(total.abs().max())
     if size <= SMALLEST * largest or size == 0:

@@ -46,7 +46,7 @@ def normalised(graph: Graph, values: np.ndarray) -> np.ndarray:
 
 def score(experiment: Experiment, request: Request) -> Scored:
     """Nodes."""
-    points = eap.points(experiment.setting.direction)
+    points = eap.one_end(experiment.setting.direction, experiment.graph.n_layers, request.options)
     values = as_array(mean_effects(experiment, points, magnitudes, "node scores"))
     return normalised(experiment.graph, values) if request.options["normalise"] else values
 

@@ -6,21 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from circuitfind.attribution import (
-    activation,
-    direct,
-    eap,
-    eap_ig_activations,
-    eap_ig_inputs,
-    exact,
-    grad_drop,
-    hisp,
-    ifr,
-    qk_fix,
-    random_scores,
-    relp,
-    weights,
-)
+from circuitfind.attribution import atp_star, baselines, direct, eap, exact, hisp, ifr, weights
 from circuitfind.attribution.method import LEVELS, Method, Request
 from circuitfind.engine.ablation import ablation_of
 from circuitfind.errors import ScoreError, entered, imported, unknown
@@ -34,19 +20,19 @@ METHODS: dict[str, Method] = {
     for method in (
         eap.EAP,
         eap.ATP,
-        qk_fix.METHOD,
-        eap_ig_inputs.METHOD,
-        eap_ig_activations.METHOD,
+        atp_star.QK,
+        eap.INPUTS,
+        eap.ACTIVATIONS,
         eap.CLEAN_CORRUPTED,
-        relp.METHOD,
+        eap.RELP,
         exact.METHOD,
-        grad_drop.METHOD,
+        atp_star.STAR,
         direct.METHOD,
         hisp.METHOD,
         ifr.METHOD,
-        activation.METHOD,
+        baselines.ACTIVATION,
         weights.METHOD,
-        random_scores.METHOD,
+        baselines.RANDOM,
     )
 }
 

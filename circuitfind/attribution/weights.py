@@ -21,7 +21,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from circuitfind.attribution.method import Method, Request, Scored
+from circuitfind.attribution.method import Method, Request, Scored, centred
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ModelError, ScoreError
 from circuitfind.models.adapter import Adapter
@@ -45,7 +45,7 @@ def composition_scores(adapter: Adapter) -> Tensor:
     written: list[tuple[slice, Tensor]] = []  # (writers, their normalised U: `[writers, rows, d_model]`)
 
     def write(writers: slice, matrix: Tensor) -> None:
-        written.append((writers, _unit(matrix - matrix.mean(-1, keepdim=True) if adapter.centred else matrix)))
+        written.append((writers, _unit(centred(adapter, matrix))))
 
     def read(layer: int, kind: str, matrix: Tensor) -> None:
         unit, limit = _unit(matrix), graph.reads(layer, kind)

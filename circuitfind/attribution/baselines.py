@@ -1,25 +1,28 @@
-"""Activation magnitude: how much a writer's output changes, whatever the effect of that. No gradient.
+"""Baselines: `activation` ranks by how much a writer's output changes, whatever the effect of that; `random` at random.
 
     score(u)      = mean over examples of the sum over real tokens of ||D_u||
     score(u -> v) = mean over examples of the sum over real tokens of r_v ||D_u||
 
 1. `D_u` is u's clean value minus its ablated value at a token (with `ablation="zero"`, what u writes), without its mean
    over `d_model` in a model whose norms all take that off; the norm is the L2 norm over `d_model`.
-2. `r_v` is the scale of v's norm at the clean prompt, so an edge measures the change in the normed stream
-   that v reads (the norm's weight left out); 1 where v has no norm. The q, k and v readers of a layer share it.
+2. `r_v` is the scale of v's norm at the clean prompt, so an edge measures the change in the normed stream that v reads
+   (the norm's weight left out); 1 where v has no norm. The q, k and v readers of a layer share it.
 
-A baseline in the manner of magnitude pruning: all edges from a writer to one layer's attention have the same score.
+`activation` takes no gradient, in the manner of magnitude pruning: all edges from a writer to one layer's attention
+have the same score. `random` is uniform in [0, 1), the same for the same seed on every machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+import numpy as np
 import torch
 from einops import einsum
 from torch import Tensor
 
-from circuitfind.attribution.method import Method, Request, Scored
+from circuitfind.attribution.gradients import mean_over
+from circuitfind.attribution.method import Method, Request, Scored, centred
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import Run, capture, capture_corrupted
 from circuitfind.engine.experiment import Experiment
@@ -27,25 +30,22 @@ from circuitfind.models.adapter import Adapter
 from circuitfind.models.norms import Norm
 from circuitfind.record import NO_EFFECT
 
-NODE_SIGN = f"{NO_EFFECT}L2 norm of how a node's output changes, summed over tokens, never negative"
-EDGE_SIGN = f"{NO_EFFECT}L2 norm of how a writer's output changes, times the scale of the reader's norm, never negative"
+RANDOM_SIGN = f"{NO_EFFECT}random numbers, uniform in 0 to 1, in no unit"
+SIGNS = {
+    "node": f"{NO_EFFECT}L2 norm of how a node's output changes, summed over tokens, never negative",
+    "edge": f"{NO_EFFECT}L2 norm of how a writer's output changes, times the scale of the reader's norm, never"
+    " negative",
+}
 
 
-def node_norms(experiment: Experiment, by_position: bool) -> Tensor:
-    """`[writers]`, or `[writers, pos]` whose sum over positions that is."""
-
-    def one(batch: Batch, _: slice) -> Tensor:
-        norms, _run = _norms(experiment, batch)
-        return norms.sum(1) if by_position else norms.sum((1, 2))
-
-    return _mean(experiment, one, "node scores")
-
-
-def edge_norms(experiment: Experiment) -> Tensor:
-    """`[writers, readers]`, zero where there is no edge."""
+def norms_of_changes(experiment: Experiment, request: Request) -> Tensor:
+    """`[writers, readers]`, zero where there is no edge; of nodes `[writers]` or, by position, `[writers, pos]`."""
     graph = experiment.graph
 
-    def one(batch: Batch, _: slice) -> Tensor:
+    def nodes(batch: Batch, _: slice) -> Tensor:
+        return _norms(experiment, batch)[0].sum(1 if request.by_position else (1, 2))
+
+    def edges(batch: Batch, _: slice) -> Tensor:
         norms, clean = _norms(experiment, batch)
         scores = norms.new_zeros(graph.n_writers, graph.n_readers)
         for layer, kind, scale in _scales(experiment.adapter, clean, norms):
@@ -53,13 +53,7 @@ def edge_norms(experiment: Experiment) -> Tensor:
             scores[: len(seen), graph.readers(layer, kind)] = einsum(seen, scale, "u b t, b t -> u").unsqueeze(1)
         return scores
 
-    return _mean(experiment, one, "edge scores")
-
-
-def _mean(experiment: Experiment, one: Callable[[Batch, slice], Tensor], label: str) -> Tensor:
-    """From sums over a batch's examples to the mean over all."""
-    parts = [part for _, part in experiment.in_batches(one, label)]
-    return torch.stack(parts).sum(0) / len(experiment)
+    return mean_over(experiment, edges if request.level == "edge" else nodes, f"{request.level} scores")
 
 
 def _norms(experiment: Experiment, batch: Batch) -> tuple[Tensor, Run]:
@@ -71,7 +65,7 @@ def _norms(experiment: Experiment, batch: Batch) -> tuple[Tensor, Run]:
     norms = delta.embed.new_empty(graph.n_writers, *delta.embed.shape[:2])
 
     def size(x: Tensor) -> Tensor:
-        found: Tensor = torch.linalg.vector_norm(x - x.mean(-1, keepdim=True) if adapter.centred else x, dim=-1)
+        found: Tensor = torch.linalg.vector_norm(centred(adapter, x), dim=-1)
         return found
 
     norms[0] = size(delta.embed)
@@ -93,18 +87,23 @@ def _scales(adapter: Adapter, clean: Run, like: Tensor) -> Iterator[tuple[int, s
     yield adapter.graph.n_layers, "logits", scale(adapter.final_norm, clean.resid[-1])
 
 
-def score(experiment: Experiment, request: Request) -> Scored:
-    """Edges or nodes."""
-    return edge_norms(experiment) if request.level == "edge" else node_norms(experiment, bool(request.by_position))
+def random_numbers(experiment: Experiment, request: Request) -> Scored:
+    """Of edges or nodes."""
+    graph = experiment.graph
+    shape = graph.real.shape if request.level == "edge" else (graph.n_writers,)
+    return np.random.default_rng(experiment.setting.seed).random(shape, dtype=np.float32)
 
 
-METHOD = Method(
+ACTIVATION = Method(
     "activation",
     "how far apart clean and corrupted outputs are",
     "magnitude pruning",
     "2 forward",
     ("edge", "node"),
-    score=score,
-    sign=lambda level, options: EDGE_SIGN if level == "edge" else NODE_SIGN,
+    score=norms_of_changes,
+    sign=lambda level, options: SIGNS[level],
     by_position=True,
+)
+RANDOM = Method(
+    "random", "a random ranking", "", "none", ("edge", "node"), random_numbers, sign=lambda level, options: RANDOM_SIGN
 )
