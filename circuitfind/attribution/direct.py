@@ -110,13 +110,10 @@ class DirectEffects(EffectTable):
 
 @remotable
 def direct_effects(model: Model, task: Task | BoundTask, *, batch_size: int | None = None) -> DirectEffects:
-    """Direct logit attribution of every node on a task's clean prompts.
+    """Direct logit attribution of every node on a task's clean prompts: of the logit difference, whatever the metric.
 
     Args:
         batch_size: pairs at a time; by default as many as a memory budget allows.
-
-    Returns:
-        `DirectEffects`, whatever the task's metric is, of the logit difference.
 
     Raises:
         TaskError: the task has no answers or no wrong answers.
@@ -178,15 +175,12 @@ def _difference(values: Tensor | None, batch: Batch) -> Tensor | None:
     for ids in (batch.answers, batch.wrong):
         real = (ids >= 0).to(torch.promote_types(values.dtype, torch.float32))
         chosen = values[ids.clamp(min=0)].to(real)
-        means.append(
-            einsum(chosen, real, "b r a ..., b r a -> b r ...")
-            / real.sum(-1).view(*real.shape[:2], *[1] * (values.ndim - 1))
-        )
+        counts = real.sum(-1).view(*real.shape[:2], *[1] * (values.ndim - 1))
+        means.append(einsum(chosen, real, "b r a ..., b r a -> b r ...") / counts)
     return means[0] - means[1]
 
 
 def score(experiment: Experiment, request: Request) -> Scored:
-    """Nodes."""
     return effects_of(experiment.set(metric=METRICS["logit_diff"])).scores
 
 

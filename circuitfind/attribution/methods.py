@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from circuitfind.attribution import atp_star, baselines, direct, eap, exact, hisp, ifr, weights
+from circuitfind.attribution import atp_star, baselines, direct, eap, exact, ifr, weights
 from circuitfind.attribution.method import LEVELS, Method, Request
 from circuitfind.engine.ablation import ablation_of
 from circuitfind.errors import ScoreError, entered, imported, unknown
@@ -15,31 +15,14 @@ from circuitfind.result import Result
 from circuitfind.setting import DIRECTIONS, Keywords
 
 DEFAULTS = {"edge": "eap-ig-inputs", "node": "atp", "place": "atp"}
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        eap.EAP,
-        eap.ATP,
-        atp_star.QK,
-        eap.INPUTS,
-        eap.ACTIVATIONS,
-        eap.CLEAN_CORRUPTED,
-        eap.RELP,
-        exact.METHOD,
-        atp_star.STAR,
-        direct.METHOD,
-        hisp.METHOD,
-        ifr.METHOD,
-        baselines.ACTIVATION,
-        weights.METHOD,
-        baselines.RANDOM,
-    )
-}
+_EFFECTS = (eap.EAP, eap.ATP, atp_star.QK, eap.INPUTS, eap.ACTIVATIONS, eap.CLEAN_CORRUPTED, eap.RELP, exact.METHOD)
+_RANKINGS = (atp_star.STAR, direct.METHOD, baselines.HISP, ifr.METHOD)
+_BASELINES = (baselines.ACTIVATION, weights.METHOD, baselines.RANDOM)
+METHODS: dict[str, Method] = {method.name: method for method in (*_EFFECTS, *_RANKINGS, *_BASELINES)}
 
 
 class MethodRow(NamedTuple):
-    """One method: the levels that it scores, whether its scores are effects (else they only rank), its options with
-    their defaults, and its cost in passes through the model."""
+    """One method; `effects`: its scores are effects (else they only rank); `cost`: in passes through the model."""
 
     name: str
     levels: str
@@ -67,7 +50,7 @@ class Methods(Result):
 
 
 def methods(level: str | None = None) -> Methods:
-    """The methods that `attribute` knows, those of your own that you registered too.
+    """The methods that `attribute` knows, with those that you registered.
 
     Args:
         level: only those that score an "edge", a "node" or a "place"; default: all.
@@ -78,20 +61,12 @@ def methods(level: str | None = None) -> Methods:
     if level is not None and level not in LEVELS:
         raise ScoreError(unknown("level", level, LEVELS))
     known = [one for one in METHODS.values() if level is None or level in one.levels]
-    return Methods(
-        tuple(
-            MethodRow(
-                one.name,
-                ", ".join(one.levels),
-                one.is_effect(level or one.levels[0]),
-                ", ".join(f"{name}={value!r}" for name, value in one.options.items()),
-                one.cost,
-                one.source,
-                one.summary,
-            )
-            for one in known
-        )
-    )
+    rows = []
+    for one in known:
+        options = ", ".join(f"{name}={value!r}" for name, value in one.options.items())
+        effects = one.is_effect(level or one.levels[0])
+        rows.append(MethodRow(one.name, ", ".join(one.levels), effects, options, one.cost, one.source, one.summary))
+    return Methods(tuple(rows))
 
 
 def register(method: Method) -> Method:
@@ -153,8 +128,7 @@ def request_of(
     """What is asked of a method, checked as far as it can be without a model, and the keywords of the run.
 
     Args:
-        asked: keywords of the run and options of the method.
-        ways: further fields of `Request`.
+        asked: keywords of the run and options of the method; ways: further fields of `Request`.
 
     Raises:
         ScoreError: naming what the method cannot do.
@@ -188,10 +162,7 @@ def request_of(
 
 
 def check_made(record: Record, asked: Mapping[str, Any]) -> None:
-    """Checks that scores were made by the method and with its options that are asked for.
-
-    Args:
-        asked: "method" and options of methods, as far as they are given; anything else is passed over.
+    """Checks that scores were made with the "method" and the options of methods that are asked for, if any.
 
     Raises:
         ScoreError: naming what differs.
@@ -211,7 +182,5 @@ def _check_setting(method: Method, asked: Mapping[str, Any]) -> None:
     if direction in DIRECTIONS:
         ablation.check_direction(direction)
     if method.twin and not ablation.twin:
-        raise ScoreError(
-            f"method '{method.name}' interpolates between the clean and the corrupted run: it needs"
-            " ablation='corrupted'"
-        )
+        between = "interpolates between the clean and the corrupted run"
+        raise ScoreError(f"method '{method.name}' {between}: it needs ablation='corrupted'")

@@ -17,10 +17,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from numbers import Integral
 from os import PathLike
 from typing import Any, NamedTuple, Unpack
 
+import numpy as np
 from torch import Tensor
 
 from circuitfind.batch import Batch
@@ -254,6 +256,13 @@ def swept(experiment: Experiment, where: Where, checkpoint: str | PathLike[str] 
     )
     effects = found.effects.reshape(*plan.shape, -1)
     return Sweep(plan.what, experiment.graph, plan.axes, effects, found.full, found.empty, record)
+
+
+def runs_of(keys: np.ndarray, at_once: int) -> list[slice]:
+    """Neighbours that have one key, a few at a time."""
+    starts = np.flatnonzero(np.diff(keys, prepend=keys[:1] - 1)).tolist()
+    spans = pairwise([*starts, len(keys)])
+    return [slice(at, min(at + at_once, stop)) for start, stop in spans for at in range(start, stop, at_once)]
 
 
 def _started(plan: SweepPlan, part: Batch, rows: slice) -> Started:

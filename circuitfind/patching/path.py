@@ -36,6 +36,7 @@ from circuitfind.export import html
 from circuitfind.graph import Graph
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
+from circuitfind.patching.patch import runs_of
 from circuitfind.patching.sweep import PatchedEffects
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable
@@ -252,10 +253,8 @@ def _started(experiment: Experiment, batch: Batch, cells: list[_PathCell]) -> St
     prepared = experiment.prepare(turned)
     ends = prepared.clean.logits, prepared.empty.logits
     full, empty = ends if noising else ends[::-1]
-    groups, at = [], 0
-    for group in _groups(experiment.graph, cells, _at_once(experiment.adapter, batch, cells)):
-        groups.append((slice(at, at + len(group)), group))
-        at += len(group)
+    layers = np.array([experiment.graph.reader(cell.readers[0]).layer for cell in cells])
+    groups = [(rows, cells[rows]) for rows in runs_of(layers, _at_once(experiment.adapter, batch, cells))]
     return Started(batch.with_reference(full), full, empty, groups, lambda group: _logits(prepared, group))
 
 
@@ -266,16 +265,6 @@ def _at_once(adapter: Adapter, batch: Batch, cells: list[_PathCell]) -> int:
     worth = PATCHES.runs(adapter.device, tokens)
     room = budget(adapter.device) // (tokens * row_bytes(adapter))  # senders x runs
     return max(1, min(worth, max(room // senders, math.isqrt(room))))
-
-
-def _groups(graph: Graph, cells: list[_PathCell], at_once: int) -> list[list[_PathCell]]:
-    """A few cells at a time, whose first receivers are in one layer."""
-    layers = np.array([graph.reader(cell.readers[0]).layer for cell in cells])
-    groups = []
-    for layer in np.unique(layers).tolist():
-        first, last = np.searchsorted(layers, [layer, layer + 1]).tolist()
-        groups += [cells[start : min(start + at_once, last)] for start in range(first, last, at_once)]
-    return groups
 
 
 def _logits(prepared: Prepared, group: list[_PathCell]) -> Tensor:
