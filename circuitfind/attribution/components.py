@@ -37,7 +37,7 @@ from circuitfind.engine.stream_effects import head_gradients, site_effects
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
-from circuitfind.patching.patch import SIGNS, SweepPlan, Where, planned
+from circuitfind.patching.patch import SweepPlan, Where, planned
 from circuitfind.patching.sweep import Sweep
 
 
@@ -115,7 +115,7 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
     effects, full, empty = (np.concatenate(values, axis=-1) for values in zip(*parts, strict=True))
     sign = method.sign("place", request.options)
     if sign.startswith("effect"):
-        sign = f"effect: {SIGNS[experiment.setting.direction]}; positive = the place supports the behaviour"
+        sign = plan.sign
     record = experiment.record(method.name, level="node", **plan.settings, **request.options)
     shaped = effects.reshape(*plan.shape, -1)
     sweep = Sweep(what, experiment.graph, plan.axes, shaped, full, empty, replace(record, sign=sign))

@@ -58,8 +58,7 @@ class AttentionPattern(Result):
 
     def rows(self) -> tuple[Attended, ...]:
         """Every query with itself and every key before it."""
-        names = self._names()
-        cells = ((query, key) for query in range(len(names)) for key in range(query + 1))
+        names, cells = self._names(), zip(*np.tril_indices(len(self.tokens)), strict=True)
         return tuple(Attended(names[query], names[key], float(self.pattern[query, key])) for query, key in cells)
 
     @classmethod
@@ -99,7 +98,7 @@ def attention(
         corrupted: of a task: the corrupted prompt instead of the clean one.
 
     Returns:
-        The pattern; of several heads a list, in the order given.
+        The pattern; of several heads a list.
 
     Raises:
         ScoreError: no such head or example.
@@ -117,10 +116,8 @@ def attention(
     _, patterns = capture_site(model.adapter, inputs, "pattern", sorted({layer for layer, _ in places}))
     decode = str if model.tokenizer is None else lambda token: model.tokenizer.decode([token])
     tokens = tuple(decode(token) for token in ids[0].tolist())
-    found = [
-        AttentionPattern(name, tokens, patterns[layer][0, :, unit].to(torch.float32).cpu().numpy(), record)
-        for name, (layer, unit) in zip(names, places, strict=True)
-    ]
+    values = [patterns[layer][0, :, unit].float().cpu().numpy() for layer, unit in places]
+    found = [AttentionPattern(name, tokens, each, record) for name, each in zip(names, values, strict=True)]
     return found[0] if isinstance(head, str) else found
 
 
@@ -129,19 +126,17 @@ def _head(graph: Graph, name: str) -> tuple[int, int]:
     layer, _, unit = str(name).removeprefix("a").partition(".h")
     if name not in graph.writer_names or not unit:
         heads = tuple(name for name in graph.writer_names if ".h" in name)
-        said = graph.not_named("head", name, heads)
-        raise ScoreError(f"{said} Heads are a0.h0 to {heads[-1]}")
+        raise ScoreError(f"{graph.not_named('head', name, heads)} Heads are a0.h0 to {heads[-1]}")
     return int(layer), int(unit)
 
 
 def _prompt(model: Model, prompts: Prompts, example: int, corrupted: bool) -> tuple[torch.Tensor, Record]:
     """The ids of the prompt, without padding, and where it comes from."""
     if isinstance(prompts, (Task, BoundTask)):
-        bound = bind(model, prompts)
+        bound, name = bind(model, prompts), "corrupted" if corrupted else "clean"
         _check_example(example, len(bound))
-        side = bound.batch.corrupted if corrupted else bound.batch.clean
-        settings = {"example": example, "side": "corrupted" if corrupted else "clean"}
-        record = bound.subset([example]).record(RECORD.method, "", "", 0, **settings)
+        side = getattr(bound.batch, name)
+        record = bound.subset([example]).record(RECORD.method, "", "", 0, example=example, side=name)
         return side.ids[example][side.mask[example]], replace(record, sign=RECORD.sign, metric="")
     if corrupted:
         raise ScoreError("corrupted=True asks for the corrupted side of a task: prompts as text have none")
@@ -155,8 +150,7 @@ def _prompt(model: Model, prompts: Prompts, example: int, corrupted: bool) -> tu
     ids = PromptTokenizer(model.tokenizer, None)([texts[example]])[0]
     if not len(ids):
         raise TaskError(f"prompt {texts[example]!r} has no tokens: there is nothing to attend to")
-    record = replace(RECORD, model=model.name, n_examples=1, settings={"example": example})
-    return torch.tensor(ids), record
+    return torch.tensor(ids), replace(RECORD, model=model.name, n_examples=1, settings={"example": example})
 
 
 def _check_example(example: int, count: int) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import pairwise
 from numbers import Integral
 from os import PathLike
@@ -92,7 +92,6 @@ def patch(
     return swept(Experiment.of(model, task, asked), Where(what, by_position, by_span, layers), checkpoint)
 
 
-# -------------------------------------------------------------------- what is patched
 class Where(NamedTuple):
     """The places of a sweep, as `patch` is asked for them."""
 
@@ -161,12 +160,17 @@ class SweepPlan:
         spans = [None] if self.spans is None else range(len(self.spans.labels))
         return [Place(unit, span) for unit in range(self.units) for span in spans]
 
+    @property
+    def sign(self) -> str:
+        """What its effects are."""
+        return f"effect: {SIGNS[self.experiment.setting.direction]}; positive = the place supports the behaviour"
+
     def numbers(self, rows: slice, batch: Batch) -> Tensor | None:
         """`[batch, pos]` which span each position belongs to, of a batch made of these rows of all pairs."""
         return None if self.spans is None else self.spans.numbers[rows, : batch.clean.ids.shape[1]]
 
     def name(self, place: int) -> str:
-        """Of a place by its number in the whole sweep, for errors."""
+        """Of a place by its number in the whole sweep."""
         layer, at = divmod(place, len(self.places))
         return f"{self.what} in layer {self.layers[layer]}, unit {self.places[at].unit}"
 
@@ -180,13 +184,8 @@ class SweepPlan:
         experiment, site = self.experiment, self.kind.site
         clean, own = capture_site(experiment.adapter, batch.clean, site, self.layers)
         corrupted, twin = capture_site(experiment.adapter, batch.corrupted, site, self.layers)
-        batch = batch.with_reference(clean.logits)
-        other = {
-            layer: experiment.ablation.carried(
-                own[layer], moved(value, batch), None if self.means is None else self.means[layer]
-            )
-            for layer, value in twin.items()
-        }
+        batch, means, carried = batch.with_reference(clean.logits), self.means or {}, experiment.ablation.carried
+        other = {at: carried(own[at], moved(value, batch), means.get(at)) for at, value in twin.items()}
         empty = corrupted.logits
         if not experiment.ablation.interchange:
             empty = capture_empty(experiment.adapter, batch.clean, experiment.ablated(clean, corrupted)).logits
@@ -222,40 +221,28 @@ def planned(experiment: Experiment, where: Where) -> SweepPlan:
 def _chosen(layers: int | Iterable[int] | None, kind: Kind, adapter: Adapter) -> list[int]:
     n_layers = adapter.graph.n_layers
     if layers is None and kind.name_layers:
-        raise ScoreError(
-            f"each of the {n_layers} layers has {kind.count(adapter, 0):,} {kind.name}: name a layer, such as layers=0"
-            " (--layers 0)"
-        )
+        each = f"each of the {n_layers} layers has {kind.count(adapter, 0):,} {kind.name}"
+        raise ScoreError(f"{each}: name a layer, such as layers=0 (--layers 0)")
     if layers is None:
         return list(range(n_layers))
     given: Any = layers.tolist() if hasattr(layers, "tolist") else layers  # of numpy or torch
     chosen = list(given) if isinstance(given, Iterable) else [given]
-    known = all(
-        isinstance(layer, Integral) and not isinstance(layer, bool) and 0 <= int(layer) < n_layers for layer in chosen
-    )
-    if not chosen or not known or len(set(chosen)) < len(chosen):
+    whole = all(isinstance(layer, Integral) and not isinstance(layer, bool) for layer in chosen)
+    if not chosen or not whole or not set(chosen) <= set(range(n_layers)) or len(set(chosen)) < len(chosen):
         raise ScoreError(f"layers={layers!r}: give layers of this model, 0 to {n_layers - 1}, each of them once")
     return [int(layer) for layer in chosen]
 
 
-# -------------------------------------------------------------------- patching it
 def swept(experiment: Experiment, where: Where, checkpoint: str | PathLike[str] | None = None) -> Sweep:
     """`patch` of an experiment."""
     plan = planned(experiment, where)
     numbers = None if plan.spans is None else plan.spans.numbers.cpu().numpy()
-    key = (numbers, plan.what, plan.layers, plan.units)
-    count = len(plan.layers) * len(plan.places)
-    found = measure(
-        experiment, lambda part, rows: _started(plan, part, rows), count, plan.name, "patches", checkpoint, key
-    )
-    assert found.full is not None and found.empty is not None, "a sweep runs both ends"
-    direction = experiment.setting.direction
-    record = replace(
-        experiment.record("patch", **plan.settings),
-        sign=f"effect: {SIGNS[direction]}; positive = the place supports the behaviour",
-    )
-    effects = found.effects.reshape(*plan.shape, -1)
-    return Sweep(plan.what, experiment.graph, plan.axes, effects, found.full, found.empty, record)
+    key, count = (numbers, plan.what, plan.layers, plan.units), len(plan.layers) * len(plan.places)
+    start = partial(_started, plan)
+    effects, full, empty = measure(experiment, start, count, plan.name, "patches", checkpoint, key)
+    assert full is not None and empty is not None, "a sweep runs both ends"
+    record = replace(experiment.record("patch", **plan.settings), sign=plan.sign)
+    return Sweep(plan.what, experiment.graph, plan.axes, effects.reshape(*plan.shape, -1), full, empty, record)
 
 
 def runs_of(keys: np.ndarray, at_once: int) -> list[slice]:
@@ -275,9 +262,7 @@ def _started(plan: SweepPlan, part: Batch, rows: slice) -> Started:
     patcher = Patcher(plan.kind, Restart(experiment.adapter, inputs, base), own, other, plan.numbers(rows, batch))
     places, at_once = plan.places, patcher.restart.at_once
     groups = []
-    for index, layer in enumerate(plan.layers):
-        for start in range(0, len(places), at_once):
-            some = places[start : start + at_once]
-            first = index * len(places) + start
-            groups.append((slice(first, first + len(some)), (layer, some)))
+    for rows in runs_of(np.arange(len(plan.layers)).repeat(len(places)), at_once):
+        layer, first = divmod(rows.start, len(places))
+        groups.append((rows, (plan.layers[layer], places[first : first + rows.stop - rows.start])))
     return Started(batch, full, empty, groups, lambda group: patcher.logits(*group))

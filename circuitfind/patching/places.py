@@ -2,16 +2,12 @@
 
 A *place* is one unit of one layer, at all positions or at one span of them. Every kind is brought to one of two forms:
 
-* a change of the residual stream where a block begins (`resid`, `resid-mid`, `attn`, `mlp`, `heads`, `pattern`,
-  `neurons`): a head's or neuron's difference goes through its rows of the output projection, then through the post-norm
-  as the model applies it (the whole attention or MLP output is normed again, as it would be in a pass with that one
-  replaced); what changes between attention and MLP changes what the MLP writes, too;
-* new queries, keys or values of a layer (`q`, `k`, `v`).
+* new queries, keys or values of a layer (`q`, `k`, `v`);
+* a change of the residual stream where a block begins (all others): a head's or neuron's difference goes through its
+  rows of the output projection, then through the post-norm as the model applies it (to the whole attention or MLP
+  output, as in a pass with that one replaced); what changes between attention and MLP changes what the MLP writes, too.
 
 A patched `pattern` is a patched head: the other run's pattern times this run's values.
-
-A new kind is one `Kind`, given a name with `register`: a site of `circuitfind.engine.sites`, how many units it has in a
-layer, and how a unit's difference reaches the stream.
 """
 
 from __future__ import annotations
@@ -75,10 +71,9 @@ class Kind:
     instead: str = ""
 
     def check(self, experiment: Experiment) -> None:
-        """Refuses models, pairs and ablations for which there are no such places.
-
+        """
         Raises:
-            ModelError, ScoreError: naming the kind and the remedy.
+            ModelError, ScoreError: the model, pairs or ablation have no such places; with the remedy.
         """
         if not self.aligned:
             refuse_aligned(experiment.bound.batch, f"a corrupted {self.name}", f"patch {self.instead} instead")
@@ -122,8 +117,7 @@ def _projected(restart: Restart, layer: int, change: Tensor, units: list[int]) -
 
 def _attended(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Tensor:
     """Patterns times the base run's values, through the output projection."""
-    made = attended(restart.adapter, change, restart.base.qkv[layer].v, units)
-    return _projected(restart, layer, made, units)
+    return _projected(restart, layer, attended(restart.adapter, change, restart.base.qkv[layer].v, units), units)
 
 
 def _down(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Tensor:
@@ -135,10 +129,6 @@ def _down(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Ten
 
 def _entering(restart: Restart, layer: int, written: Tensor) -> Tensor:
     return written
-
-
-def _from_middle(restart: Restart, layer: int, written: Tensor) -> Tensor:
-    return restart.after_middle(layer, written)
 
 
 def _from_attention(restart: Restart, layer: int, written: Tensor) -> Tensor:
@@ -157,13 +147,13 @@ def _more(write: Callable[[Tensor], Tensor], output: Tensor, difference: Tensor)
 
 
 # -------------------------------------------------------------------- registry
-_BUILT_IN = (
+_KINDS = (
     Kind("resid", "resid", "resid{layer}", reached=_entering, entering=True, in_stream=True, by_position=True),
     Kind(
         "resid-mid",
         "middle",
         "resid-mid{layer}",
-        reached=_from_middle,
+        reached=Restart.after_middle,
         in_stream=True,
         by_position=True,
         parallel=False,
@@ -189,7 +179,7 @@ _BUILT_IN = (
     ),
     Kind("neurons", "hidden", "m{layer}.n{unit}", "neuron", _neurons, _down, _from_mlp, name_layers=True),
 )
-KINDS: dict[str, Kind] = {kind.name: kind for kind in _BUILT_IN}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in _KINDS}
 SPELLINGS = {  # of other tools, for "did you mean"
     "resid": "resid_pre hook_resid_pre resid_post hook_resid_post residual stream",
     "resid-mid": "resid_mid hook_resid_mid middle",
@@ -256,24 +246,23 @@ class Patcher:
             values = torch.stack([self._replaced(layer, place) for place in places])
             return self.restart.from_projection(layer, self.kind.site, values)
         self._prepare(layer, list(dict.fromkeys(place.unit for place in places)), self.kind.reached)
-        changes = torch.stack([self._placed(layer, place) for place in places])
-        return self.restart.from_stream(layer if self.kind.entering else layer + 1, changes)
-
-    def _placed(self, layer: int, place: Place) -> Tensor:
-        change = self._latest[layer, place.unit]
-        at = self._at(place)
-        return change if at is None else torch.where(at.unsqueeze(-1), change, 0)
+        changes = [self._latest[layer, place.unit] for place in places]
+        where = [self._at(place) for place in places]
+        placed = [
+            change if at is None else torch.where(at, change, 0) for change, at in zip(changes, where, strict=True)
+        ]
+        return self.restart.from_stream(layer if self.kind.entering else layer + 1, torch.stack(placed))
 
     def _replaced(self, layer: int, place: Place) -> Tensor:
         """`[batch, pos, heads, d_head]` with one head's values replaced."""
         values, at = self.own[layer].clone(), self._at(place)
         own, other = (side[:, :, place.unit] for side in (values, self.other[layer].expand_as(values).to(values.dtype)))
-        values[:, :, place.unit] = other if at is None else torch.where(at.unsqueeze(-1), other, own)
+        values[:, :, place.unit] = other if at is None else torch.where(at, other, own)
         return values
 
     def _at(self, place: Place) -> Tensor | None:
-        """`[batch, pos]` where a place is; None for everywhere."""
-        return None if self.numbers is None or place.span is None else self.numbers == place.span
+        """`[batch, pos, 1]` where a place is; None for everywhere."""
+        return None if self.numbers is None or place.span is None else (self.numbers == place.span).unsqueeze(-1)
 
     def _prepare(self, layer: int, units: list[int], reached: Reached) -> None:
         """Computes the changes of these units; those of the last call are kept, because places come unit by unit."""
@@ -287,9 +276,8 @@ class Patcher:
 
     def _written(self, layer: int, units: list[int]) -> Tensor:
         """`[units, batch, pos, d_model]`: how far the output of the unit's module (or the stream) is from the base."""
-        work = self.restart.adapter.work
-        own = self.own[layer].to(work)
-        other = self.other[layer].to(work).expand_as(own)
+        own = self.own[layer].to(self.restart.adapter.work)
+        other = self.other[layer].to(own).expand_as(own)
         if self.kind.unit is None:
             return (other - own)[None]
         return self.kind.written(self.restart, layer, other[:, :, units] - own[:, :, units], units)

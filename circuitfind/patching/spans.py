@@ -39,7 +39,7 @@ class Spans(NamedTuple):
 
 
 def spans_of(bound: BoundTask, by_position: bool, by_span: bool) -> Spans | None:
-    """Of a task's prompts; None where all positions are patched together.
+    """None where all positions are patched together.
 
     Raises:
         ScoreError: prompts of unequal lengths by position; no span that every pair names, or overlapping ones.
@@ -53,12 +53,10 @@ def _by_position(bound: BoundTask) -> Spans:
     mask = bound.batch.clean.mask
     if bound.batch.clean.padded or bound.batch.corrupted.padded:
         lengths, names = mask.sum(1), _common(bound)
-        spans = (
-            f"by the spans that they name, {', '.join(names)}" if names else "by spans that you name in them (spans=)"
-        )
+        spans = f"the spans that they name, {', '.join(names)}" if names else "spans that you name in them (spans=)"
         raise ScoreError(
             f"by_position=True needs prompts of one length, these have {int(lengths.min())} to {int(lengths.max())}"
-            f" tokens: divide them {spans} (by_span=True, --by-span), take one template of the task (template=,"
+            f" tokens: divide them by {spans} (by_span=True, --by-span), take one template of the task (template=,"
             " --template) or a subset of one length, or patch all positions of a place together (by_position=False,"
             " --all-positions)"
         )
@@ -80,10 +78,10 @@ def _by_name(bound: BoundTask) -> Spans:
     for row, spans in enumerate(bound.spans):
         for first, second in pairwise(sorted(labels, key=lambda name: spans[name])):
             if spans[second][0] < spans[first][1]:
+                both = f"{spans[second][0]} to {min(spans[first][1], spans[second][1]) - 1}"
                 raise ScoreError(
-                    f"by_span=True: row {row}: spans '{first}' and '{second}' overlap, at positions"
-                    f" {spans[second][0]} to {min(spans[first][1], spans[second][1]) - 1}: each position belongs to one"
-                    " span, so give spans that do not overlap"
+                    f"by_span=True: row {row}: spans '{first}' and '{second}' overlap, at positions {both}: each"
+                    " position belongs to one span, so give spans that do not overlap"
                 )
         for number, name in enumerate(labels):
             numbers[row, slice(*spans[name])] = number
@@ -94,9 +92,7 @@ def _by_name(bound: BoundTask) -> Spans:
     over = inputs.mask & (numbers < 0)
     if bool(over.any()):
         if REST in labels:
-            raise ScoreError(
-                f"by_span=True: '{REST}' is the name of what spans leave over: give that span another name"
-            )
+            raise ScoreError(f"by_span=True: '{REST}' is the name of what spans leave over: give it another")
         numbers[over] = len(labels)
         labels.append(REST)
     return Spans("span", tuple(labels), numbers)

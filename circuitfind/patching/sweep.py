@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import product
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from circuitfind.export.files import check_file, plain, write_bytes
 from circuitfind.graph import Graph
 from circuitfind.patching.places import KINDS
 from circuitfind.record import Record
-from circuitfind.result import Result, strongest
+from circuitfind.result import Result, as_json, strongest
 from circuitfind.statistics import bootstrap_mean, standard_error
 
 FORMAT, VERSION = "circuitfind.sweep", "1"
@@ -75,32 +76,25 @@ class EffectTable(Result, ABC):
 
 
 class PatchedEffects(EffectTable):
-    """Base of effects of patching.
-
-    Attributes:
-        full, empty: `[examples]` the metric with nothing and with everything ablated.
-    """
+    """Base of effects of patching; `full`, `empty`: `[examples]` the metric with nothing and everything ablated."""
 
     full: np.ndarray
     empty: np.ndarray
 
     @property
     def metric_full(self) -> float:
-        """The metric with nothing ablated, mean over examples."""
+        """Mean over examples."""
         return float(self.full.mean())
 
     @property
     def metric_empty(self) -> float:
-        """The metric with everything ablated, mean over examples."""
+        """Mean over examples."""
         return float(self.empty.mean())
 
     def _check(self, *shape: int) -> None:
         """
-        Args:
-            shape: what the names of the effects ask for.
-
         Raises:
-            ScoreError: the values have another shape.
+            ScoreError: the values have another shape than their names ask for.
         """
         if self.per_example.shape != (*shape, len(self.full)) or len(self.empty) != len(self.full):
             raise ScoreError(
@@ -110,8 +104,10 @@ class PatchedEffects(EffectTable):
 
 
 class PlaceEffect(NamedTuple):
-    """One place of a sweep: its name, the label of its position or span (empty where all positions are patched
-    together), its effect and the 95% interval over examples."""
+    """One place of a sweep, its effect and the 95% interval over examples.
+
+    position: the label of its position or span; empty where all positions are patched together.
+    """
 
     place: str
     position: str
@@ -121,7 +117,6 @@ class PlaceEffect(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The same as `place`."""
         return self.place
 
 
@@ -198,12 +193,8 @@ class Sweep(PatchedEffects):
         known = KINDS.get(self.what)  # a file may hold a kind that is not registered here
         label = known.label if known else f"{self.what}{{layer}}.{{unit}}" if by_unit else f"{self.what}{{layer}}"
         units = self.axes[1].labels if by_unit else ("",)
-        return [
-            label.format(layer=layer, unit=unit, kv=kv)
-            for layer in self.axes[0].labels
-            for unit in units
-            for _ in self.positions
-        ]
+        cells = product(self.axes[0].labels, units, self.positions)
+        return [label.format(layer=layer, unit=unit, kv=kv) for layer, unit, _ in cells]
 
     @cached_property
     def _names(self) -> list[str]:
@@ -220,7 +211,7 @@ class Sweep(PatchedEffects):
             normalised = None
         return {
             "what": self.what,
-            "axes": [{"name": axis.name, "labels": list(axis.labels)} for axis in self.axes],
+            "axes": as_json(self.axes),
             "effects": self.effects.tolist(),
             "normalised": normalised,
             "metric_full": self.metric_full,
