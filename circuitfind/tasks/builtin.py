@@ -13,7 +13,7 @@ from circuitfind.errors import TaskError, entered, imported, plain, unknown
 from circuitfind.tasks import docstring, ioi, lexicon
 from circuitfind.tasks.builder import Choice, Draw, Pair, SingleTokens, TaskBuilder, numbered
 
-CENTURIES: tuple[str, ...] = tuple(str(century) for century in range(10, 19))
+CENTURIES = tuple(str(century) for century in range(10, 19))
 _YEARS = "The {event} lasted from the year {century}{start} to the year {century}"
 _LEAST_ENDINGS = 60
 
@@ -77,7 +77,7 @@ def _gendered_pronoun(words: SingleTokens, choice: Choice) -> Draw:
 
 
 _PRESENT, _PAST = ("is", "are"), ("was", "were")
-_VERBS: dict[str, tuple[str, str]] = {
+_VERBS = {
     "The {subject} near the {attractor}": _PRESENT,
     "The {subject} next to the {attractor}": _PRESENT,
     "Today the {subject} behind the {attractor}": _PRESENT,
@@ -99,10 +99,8 @@ def _agreement(words: SingleTokens, choice: Choice) -> Draw:
     tenses = words.need_pairs((_PRESENT, _PAST), 1, name, "verbs (is and are, was and were)")
     patterns = [pattern for pattern, verbs in _VERBS.items() if verbs in tenses and pattern in choice.patterns]
     if not patterns:
-        raise TaskError(
-            f"{name}: the verbs of template {', '.join(choice.templates)} are not one token each with this tokenizer;"
-            " choose another template"
-        )
+        chosen = f"the verbs of template {', '.join(choice.templates)}"
+        raise TaskError(f"{name}: {chosen} are not one token each with this tokenizer; choose another template")
 
     def draw(rng: random.Random, number: int) -> Pair:
         pattern = rng.choice(patterns)
@@ -116,9 +114,7 @@ def _agreement(words: SingleTokens, choice: Choice) -> Draw:
     return draw
 
 
-LIST_WORDS: tuple[str, ...] = tuple(
-    dict.fromkeys(lexicon.OBJECTS + lexicon.PLACES + lexicon.ADJECTIVES + lexicon.EVENTS)
-)
+LIST_WORDS = tuple(dict.fromkeys(lexicon.OBJECTS + lexicon.PLACES + lexicon.ADJECTIVES + lexicon.EVENTS))
 LIST_PREFIX = "Words:"
 _SHORTEST, _LONGEST = 6, 10
 
@@ -187,7 +183,7 @@ _TASKS = (
         _greater_than,
         ("01", "random-year"),
         metric="prob_diff",
-        templates=numbered([_YEARS]),
+        templates=numbered(_YEARS),
         summary="a period ends after it starts: The war lasted from the year 1732 to the year 17 -> 33 to 99",
         source="Hanna et al. 2023, How does GPT-2 compute greater-than? (arXiv:2305.00586)",
     ),
@@ -196,14 +192,12 @@ _TASKS = (
         _gendered_pronoun,
         ("other-gender",),
         templates=numbered(
-            (
-                "So {name} is a really {adjective} {person}, isn't",
-                "Everyone knows that {name} is a very {adjective} {person}, because",
-                "Yesterday {name} went to the {place} with a {adjective} {person} because",
-                "When {name} came home from the {place},",
-                "I think {name} was at the {place} when",
-                "The {adjective} {person} said that {name} would come if",
-            )
+            "So {name} is a really {adjective} {person}, isn't",
+            "Everyone knows that {name} is a very {adjective} {person}, because",
+            "Yesterday {name} went to the {place} with a {adjective} {person} because",
+            "When {name} came home from the {place},",
+            "I think {name} was at the {place} when",
+            "The {adjective} {person} said that {name} would come if",
         ),
         summary="the pronoun agrees with the name: So Mary is a really great friend, isn't -> she",
         source="Mathwin, Corlouer et al. 2023, A Preliminary Circuit for Predicting Gendered Pronouns in GPT-2",
@@ -212,7 +206,7 @@ _TASKS = (
         "subject-verb-agreement",
         _agreement,
         ("other-number", "attractor-number"),
-        templates=numbered(_VERBS),
+        templates=numbered(*_VERBS),
         summary="the verb agrees with its subject, not with the nearer noun: The keys near the cabinet -> are",
         source="Linzen et al. 2016, Assessing the Ability of LSTMs ... (arXiv:1611.01368); Finlayson et al. 2021",
     ),
@@ -229,12 +223,10 @@ _TASKS = (
         _capital,
         ("other-country",),
         templates=numbered(
-            (
-                "The capital of {country} is the city of",
-                "Everyone knows that the capital of {country} is",
-                "When you travel to {country}, you will visit its capital,",
-                "The government of {country} sits in its capital city,",
-            )
+            "The capital of {country} is the city of",
+            "Everyone knows that the capital of {country} is",
+            "When you travel to {country}, you will visit its capital,",
+            "The government of {country} sits in its capital city,",
         ),
         summary="recall a country's capital: The capital of France is the city of -> Paris",
         source="Meng et al. 2022, Locating and Editing Factual Associations in GPT (arXiv:2202.05262)",
@@ -244,16 +236,14 @@ _TASKS = (
         _copy,
         ("other-name",),
         templates=numbered(
-            (
-                "There was a little child named {name}. One day,",
-                "Once upon a time, there was a child named {name}. {name} was happy. One day,",
-                "His friend was named {name}. His friend was named",
-                "The friends said: {name}, {name}, {name},",
-                "The child was named {name}. Everyone said: {name}, {name},",
-                "One day, {name} saw a cat. The cat saw {name}. Then,",
-                "So {name} was happy. {name} was big. {name} was little.",
-                "Once upon a time, there was a child named {name}.",
-            )
+            "There was a little child named {name}. One day,",
+            "Once upon a time, there was a child named {name}. {name} was happy. One day,",
+            "His friend was named {name}. His friend was named",
+            "The friends said: {name}, {name}, {name},",
+            "The child was named {name}. Everyone said: {name}, {name},",
+            "One day, {name} saw a cat. The cat saw {name}. Then,",
+            "So {name} was happy. {name} was big. {name} was little.",
+            "Once upon a time, there was a child named {name}.",
         ),
         summary="a name from earlier in the text is repeated: There was a little child named Lily. One day, -> Lily",
         source="Olsson et al. 2022, In-context Learning and Induction Heads (arXiv:2209.11895)",
@@ -274,11 +264,7 @@ def register(builder: TaskBuilder) -> TaskBuilder:
 
 
 def builder_of(task: str | TaskBuilder) -> TaskBuilder:
-    """The task of this name (underscores count as hyphens), or of "package.module:name"; a `TaskBuilder` as it is.
-
-    Raises:
-        TaskError: there is none.
-    """
+    """The task of this name (underscores count as hyphens), or of "package.module:name"; a TaskError without any."""
     if isinstance(task, TaskBuilder):
         return task
     if not isinstance(task, str):

@@ -67,7 +67,7 @@ TASK = TaskBuilder(
     "docstring",
     _prepare,
     ("random-random", "random-def", "random-doc", "random-answer"),
-    templates=numbered([TEMPLATE]),
+    templates=numbered(TEMPLATE),
     summary="the next argument to describe: def f(self, size, files, last): ... :param size: ... :param -> files",
     source="Heimersheim & Janiak 2023, A circuit for Python docstrings in a 4-layer attention-only transformer",
 )

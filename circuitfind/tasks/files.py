@@ -13,6 +13,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,16 +84,13 @@ def write_pairs(path: str | PathLike[str], columns: Mapping[str, Sequence[Any] |
     Raises:
         FileError: the file cannot be written.
     """
-    path = Path(path)
     given = {name: values for name, values in columns.items() if values is not None}
-    lines = [
-        json.dumps(dict(zip(given, row, strict=True)), ensure_ascii=False) for row in zip(*given.values(), strict=True)
-    ]
+    rows = (dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True))
     try:
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     except OSError as error:
         raise FileError(f"{path}: cannot be written: {error.strerror or error}") from None
-    return path
+    return Path(path)
 
 
 def _rows(path: Path) -> _Read:
@@ -103,10 +101,9 @@ def _rows(path: Path) -> _Read:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise FileError(f"{path}: not a text file in UTF-8") from None
-    first = text.lstrip()[:1]
-    if not first:
+    if not text.strip():
         return _Read([], [])
-    if first in ("{", "[") or path.suffix.lower() in (".json", ".jsonl"):
+    if text.lstrip()[0] in "{[" or path.suffix.lower() in (".json", ".jsonl"):
         return _document(path, text) or _jsonl(path, text)
     return _csv(path, text)
 
@@ -170,9 +167,7 @@ def _csv(path: Path, text: str) -> _Read:
 
 
 def _cell(key: str, value: str | None) -> Any:
-    if value and key in NAMES and NAMES[key].endswith("answers") and value.startswith("["):
-        try:
+    if value and value.startswith("[") and NAMES.get(key, "").endswith("answers"):
+        with suppress(json.JSONDecodeError):
             return json.loads(value)
-        except json.JSONDecodeError:
-            return value
     return value

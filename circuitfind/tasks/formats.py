@@ -23,15 +23,12 @@ from typing import Any, NamedTuple
 
 from circuitfind.errors import unknown
 
-NAMES = {"clean": "clean", "corrupted": "corrupted", "answer": "answers", "answers": "answers"}
-NAMES |= {"wrong": "wrong_answers", "wrong_answers": "wrong_answers", "wrong_answer": "wrong_answers"}
-NAMES |= {"spans": "spans", "corrupted_spans": "corrupted_spans"}
+NAMES = {name: name for name in ("clean", "corrupted", "answers", "wrong_answers", "spans", "corrupted_spans")}
+NAMES |= {"answer": "answers", "wrong": "wrong_answers", "wrong_answer": "wrong_answers"}
 TOKEN_IDS = {"correct_idx": "answers", "incorrect_idx": "wrong_answers"}
 
-Columns = Mapping[str, Any]
-"""One row of data."""
-Fields = dict[str, Any]
-"""Fields of a `Task` for one pair: clean, corrupted, and answers, wrong_answers, spans where the row has them."""
+Columns = Mapping[str, Any]  # one row of data
+Fields = dict[str, Any]  # of a `Task` for one pair: clean, corrupted, and what else the row has
 
 
 class BadRow(Exception):
@@ -100,10 +97,10 @@ def _of_split(rows: Sequence[Columns], split: str | None) -> list[int]:
     if split is None:
         return list(range(len(rows)))
     there = {str(row.get("split")): None for row in rows if row.get("split") is not None}
+    if not there:
+        raise BadRow(0, f"split={split!r}, but no row has a column 'split'")
     if split not in there:
-        raise BadRow(
-            0, unknown("split", split, there) if there else f"split={split!r}, but no row has a column 'split'"
-        )
+        raise BadRow(0, unknown("split", split, there))
     return [at for at, row in enumerate(rows) if row.get("split") == split]
 
 
@@ -119,18 +116,16 @@ def _text(row: Columns, column: str) -> str:
 def _own(row: Columns, _: str | None) -> Fields:
     pair: Fields = {}
     for key, value in row.items():
-        if key not in NAMES or value is None or value == "":
+        name = NAMES.get(key)
+        if name is None or value is None or value == "":
             continue
-        name = NAMES[key]
         if name in pair:
             raise ValueError(f"'{name}' is given twice")
-        if name.endswith("spans"):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"'{name}' must be an object, name -> text, not {value!r}")
-        else:
-            strings = value if isinstance(value, list) and name.endswith("answers") else [value]
-            if not strings or not all(isinstance(text, str) for text in strings):
-                raise ValueError(f"'{key}' must be text, not {value!r}")
+        texts = value if isinstance(value, list) and name.endswith("answers") else [value]
+        if name.endswith("spans") and not isinstance(value, Mapping):
+            raise ValueError(f"'{name}' must be an object, name -> text, not {value!r}")
+        if not name.endswith("spans") and not (texts and all(isinstance(text, str) for text in texts)):
+            raise ValueError(f"'{key}' must be text, not {value!r}")
         pair[name] = value
     for needed in ("clean", "corrupted"):
         if needed not in pair:

@@ -75,9 +75,7 @@ class Given:
             raise TaskError("bos is for prompts as text: put the BOS token's id into the prompts yourself")
         for number, prompts in enumerate([] if self.is_ids else zip(self.clean, self.corrupted, strict=True)):
             if not all(isinstance(prompt, str) for prompt in prompts):
-                raise TaskError(
-                    f"row {number}: prompts are strings, or all of them one [batch, pos] tensor of token ids"
-                )
+                raise TaskError(f"row {number}: prompts are strings, or all of them one [batch, pos] tensor of ids")
         masks = (self.attention_mask, self.corrupted_attention_mask)
         if not self.is_ids and any(mask is not None for mask in masks):
             raise TaskError("attention_mask is for prompts as token ids: strings are padded and masked by the task")
@@ -125,35 +123,21 @@ class Given:
 
     # ---------------------------------------------------------------- as ids
     def tokenizer(self, model: ModelLike) -> PromptTokenizer | None:
-        """What turns the prompts into ids; None for prompts as ids.
-
-        Raises:
-            TaskError: the prompts are text and the model has no tokenizer.
-        """
+        """What turns the prompts into ids, None for prompts as ids; a TaskError for text without a tokenizer."""
         if self.is_ids:
             return None
         if model.tokenizer is None:
-            raise TaskError(
-                "this model has no tokenizer: give token ids, or wrap it with one: cf.wrap(model, tokenizer)"
-            )
+            remedy = "give token ids, or wrap it with one: cf.wrap(model, tokenizer)"
+            raise TaskError(f"this model has no tokenizer: {remedy}")
         return PromptTokenizer(model.tokenizer, self.bos)
 
     def answer_texts(self) -> tuple[list[list[str]], list[list[str]]]:
-        """The answers and the wrong answers as text, by row.
-
-        Raises:
-            TaskError: one is not text, or empty.
-        """
-        return self._checked(
-            lambda one: isinstance(one, str) and bool(one), "must be a non-empty string or a list of them"
-        )
+        """The answers and the wrong answers as text, by row; a TaskError where one is not, or empty."""
+        wanted = "must be a non-empty string or a list of them"
+        return self._checked(lambda one: isinstance(one, str) and one != "", wanted)
 
     def answer_ids(self) -> tuple[list[list[int]], list[list[int]]]:
-        """The answers and the wrong answers as ids, by row, each id once.
-
-        Raises:
-            TaskError: one is not an id.
-        """
+        """The answers and the wrong answers as ids, by row, each id once; a TaskError where one is no id."""
         return self._checked(_is_id, "must be token ids, as the prompts are")
 
     def _checked(self, fits: Callable[[Any], bool], wanted: str) -> tuple[list[list[Any]], list[list[Any]]]:
@@ -189,10 +173,8 @@ class Given:
         if self.positions is None:
             return torch.tensor([[len(row) - 1] for row in rows])
         given = _positions(self.positions)
-        if given.ndim == 0:
-            given = given.expand(len(rows))
-        if given.ndim == 1:
-            given = given.unsqueeze(1)
+        given = given.expand(len(rows)) if given.ndim == 0 else given
+        given = given.unsqueeze(1) if given.ndim == 1 else given
         if given.ndim != 2 or given.shape[0] != len(rows):
             raise TaskError(f"positions have shape {list(given.shape)}: one number, one an example, or [batch, reads]")
         read = []
@@ -229,8 +211,7 @@ def _kind(given: Any) -> str:
 
 def _answer_lists(answers: Any, size: int) -> list[list[Any]]:
     """By row, the answers as a list."""
-    as_list = getattr(answers, "tolist", None)  # of a tensor or an array
-    rows = list(answers) if as_list is None else as_list()
+    rows = answers.tolist() if hasattr(answers, "tolist") else answers  # of a tensor or an array
     return [list(row) if isinstance(row, (list, tuple)) else [row] for row in rows]
 
 
