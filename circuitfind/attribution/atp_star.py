@@ -177,11 +177,7 @@ def mean_magnitude(effects: Tensor, layers: list[int]) -> Tensor:
 
 
 def node_magnitudes(experiment: Experiment) -> Tensor:
-    """`[writers]` scores, never negative.
-
-    Raises:
-        ScoreError: the gradient vanishes.
-    """
+    """`[writers]` scores, never negative; raises ScoreError where the gradient vanishes."""
     adapter, metric, graph = experiment.adapter, experiment.metric, experiment.graph
     layers = [NO_LAYER, *(graph.layer_of(writer) for writer in range(1, graph.n_writers))]
     sizes: list[float] = []
@@ -216,11 +212,7 @@ def score_queries_and_keys(experiment: Experiment, request: Request) -> Scored:
 
 
 def score(experiment: Experiment, request: Request) -> Scored:
-    """Nodes, or places: queries and keys by the QK fix, too.
-
-    Raises:
-        ScoreError: a model of one layer, which cannot be dropped for its own nodes.
-    """
+    """Nodes, or places: queries and keys by the QK fix, too. Refuses a model of one layer."""
     if experiment.graph.n_layers < 2:
         raise ScoreError("'atp-star' drops the gradient of every other layer, and this model has one: use 'atp'")
     if request.level == "node":

@@ -30,10 +30,7 @@ from circuitfind.models.layout import Heads
 
 
 def check_by_example(method: Method) -> None:
-    """
-    Raises:
-        ScoreError: the method's scores are not means over examples; naming those that are.
-    """
+    """Raises ScoreError, naming other methods, where scores are not means over examples."""
     if not method.by_example:
         known = ", ".join(name for name, one in METHODS.items() if one.by_example)
         raise ScoreError(

@@ -59,10 +59,7 @@ def between_outputs(direction: str, n_layers: int, options: Options) -> list[Poi
 
 
 def check(options: Options) -> None:
-    """
-    Raises:
-        ScoreError: an unknown rule, or `steps` is not a whole number, 1 or more.
-    """
+    """Raises ScoreError for an unknown rule, or for steps that are not a whole number, 1 or more."""
     if options.get("rule", "left") not in OFFSETS:
         raise ScoreError(unknown("rule", options["rule"], OFFSETS))
     check_count("steps", options["steps"], 1)

@@ -92,10 +92,7 @@ def point_effects(
 
 
 def check_slope(experiment: Experiment, method: Method) -> None:
-    """
-    Raises:
-        ScoreError: the method takes one gradient at the clean run, where the metric's is zero by definition.
-    """
+    """Raises ScoreError for one gradient at the clean run where that of the metric is zero by definition."""
     if experiment.metric.flat_at_clean and method.at_clean and experiment.setting.noising:
         raise ScoreError(
             f"metric '{experiment.metric.name}' is flat at the clean run (its gradient is zero there), so"
@@ -105,14 +102,7 @@ def check_slope(experiment: Experiment, method: Method) -> None:
 
 
 def check_not_flat(metric: Metric, total: Tensor, largest: float) -> None:
-    """
-    Args:
-        total: the scores.
-        largest: the metric's largest magnitude where the gradients were taken.
-
-    Raises:
-        ScoreError: the scores are rounding noise around a vanishing gradient.
-    """
+    """Raises ScoreError where the scores `total` are noise: `largest` is the metric's size at the gradients."""
     size = float(total.abs().max())
     if size <= SMALLEST * largest or size == 0:
         raise ScoreError(

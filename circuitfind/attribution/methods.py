@@ -70,11 +70,7 @@ def methods(level: str | None = None) -> Methods:
 
 
 def register(method: Method) -> Method:
-    """Gives a method of your own its name, in this process.
-
-    Raises:
-        ScoreError: the name is taken, or the method scores nothing.
-    """
+    """Gives a method of your own its name; raises ScoreError where it is taken, or the method scores nothing."""
     if isinstance(method, Method) and not (set(method.levels) <= set(LEVELS) and (method.score or method.points)):
         raise ScoreError(f"method '{method.name}': levels are of {', '.join(LEVELS)}, and it needs score= or points=")
     return entered(method, Method, METHODS, ScoreError, "method '{}' exists: give yours another name")
@@ -86,7 +82,7 @@ def names(level: str) -> list[str]:
 
 
 def method_of(method: str | Method | None, level: str = "edge", what: str | None = None) -> Method:
-    """The method of a name, or of "package.module:name" in code of your own; the default one where none is named.
+    """By name, or by "package.module:name" in code of your own; the default one where none is named.
 
     Raises:
         ScoreError: there is none, or it has no scores at this level.
@@ -162,11 +158,7 @@ def request_of(
 
 
 def check_made(record: Record, asked: Mapping[str, Any]) -> None:
-    """Checks that scores were made with the "method" and the options of methods that are asked for, if any.
-
-    Raises:
-        ScoreError: naming what differs.
-    """
+    """Raises ScoreError unless scores were made with the "method" and options of methods that are asked for."""
     options = {name for method in METHODS.values() for name in method.options}
     for name, value in asked.items():
         made = record.method if name == "method" else record.settings.get(name)

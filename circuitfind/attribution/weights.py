@@ -34,11 +34,7 @@ SIGN = f"{NO_EFFECT}composition of the weights, 0 to 1, the same for every promp
 
 
 def composition_scores(experiment: Experiment, _: Request) -> Tensor:
-    """`[writers, readers]`, zero where there is no edge.
-
-    Raises:
-        ScoreError: the model's MLPs (or embeddings) are not single matrices.
-    """
+    """`[writers, readers]`, zero where there is no edge; refuses MLPs or embeddings that are not single matrices."""
     adapter, graph = experiment.adapter, experiment.graph
     embedding, unembedding = _embeddings(adapter)
     scores = torch.zeros(graph.n_writers, graph.n_readers, dtype=adapter.work, device=unembedding.device)

@@ -172,11 +172,7 @@ class CircuitModel:
         self._visitor = None
 
     def _rows_of(self, ids: Tensor, mask: Tensor) -> list[int]:
-        """Which row of the task each prompt is.
-
-        Raises:
-            TaskError: none, or one of several that differ in their corrupted twins.
-        """
+        """Which row of the task each prompt is; refuses others, and one of several with different twins."""
         asked, twins = _prompts(ids, mask), self._twins
         found, left = [], {prompt: list(self._rows.get(prompt, ())) for prompt in asked}
         for number, prompt in enumerate(asked):
@@ -197,11 +193,7 @@ class CircuitModel:
 
 
 def _prepared(experiment: Experiment) -> Prepared:
-    """The runs of all pairs, held at once.
-
-    Raises:
-        TaskError: they take too much memory.
-    """
+    """The runs of all pairs, held at once; raises TaskError where they take too much memory."""
     batch = experiment.batch
     most = max(1, KEPT_RUNS // run_bytes(experiment.adapter, batch.clean.ids.shape[1], runs=2))
     if len(batch) > most:

@@ -209,11 +209,7 @@ def _readers(graph: Graph, name: str) -> list[int]:
 
 
 def _senders(graph: Graph, senders: str | Iterable[str] | None, columns: list[list[int]]) -> list[int]:
-    """Writer indices.
-
-    Raises:
-        ScoreError: one that this graph does not have, or that no receiver reads.
-    """
+    """Writer indices; refuses those that this graph does not have, or that no receiver reads."""
     last = max(int(graph.limits[reader]) for readers in columns for reader in readers)
     if senders is None:
         return list(range(last))

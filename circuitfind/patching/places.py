@@ -71,10 +71,7 @@ class Kind:
     instead: str = ""
 
     def check(self, experiment: Experiment) -> None:
-        """
-        Raises:
-            ModelError, ScoreError: the model, pairs or ablation have no such places; with the remedy.
-        """
+        """Raises ModelError or ScoreError, with the remedy, where model, pairs or ablation have no such places."""
         if not self.aligned:
             refuse_aligned(experiment.bound.batch, f"a corrupted {self.name}", f"patch {self.instead} instead")
         if not self.mean and experiment.ablation.mean == "all":
@@ -195,20 +192,12 @@ SPELLINGS = {  # of other tools, for "did you mean"
 
 
 def register(kind: Kind) -> Kind:
-    """Gives a kind of place its name, in this process.
-
-    Raises:
-        ScoreError: the name is taken, or it is not a `Kind`.
-    """
+    """Gives a kind of place its name; raises ScoreError where it is taken."""
     return entered(kind, Kind, KINDS, ScoreError, "kind of place '{}' exists: give yours another name")
 
 
 def kind_of(what: str) -> Kind:
-    """The kind of this name.
-
-    Raises:
-        ScoreError: there is none, with the one that may be meant.
-    """
+    """The kind of this name; raises ScoreError where there is none, with the one that may be meant."""
     if isinstance(what, str) and what in KINDS:
         return KINDS[what]
     name = what.rpartition(".")[2] if isinstance(what, str) else what  # "blocks.9.attn.hook_z"

@@ -39,11 +39,7 @@ class Spans(NamedTuple):
 
 
 def spans_of(bound: BoundTask, by_position: bool, by_span: bool) -> Spans | None:
-    """None where all positions are patched together.
-
-    Raises:
-        ScoreError: prompts of unequal lengths by position; no span that every pair names, or overlapping ones.
-    """
+    """None where all positions are patched together; raises ScoreError where the prompts cannot be divided so."""
     if by_span:
         return _by_name(bound)
     return _by_position(bound) if by_position else None

@@ -92,10 +92,7 @@ class PatchedEffects(EffectTable):
         return float(self.empty.mean())
 
     def _check(self, *shape: int) -> None:
-        """
-        Raises:
-            ScoreError: the values have another shape than their names ask for.
-        """
+        """Raises ScoreError where the values have another shape than their names ask for."""
         if self.per_example.shape != (*shape, len(self.full)) or len(self.empty) != len(self.full):
             raise ScoreError(
                 f"effects by example have shape {list(self.per_example.shape)}, their names and the {len(self.full)}"

@@ -134,11 +134,7 @@ def _usable(metric: Metric, batch: Batch) -> Metric:
 
 
 def bind_pairs(task: Given, model: ModelLike) -> BoundTask:
-    """The task in the model's tokens.
-
-    Raises:
-        TaskError: a row cannot be used, or, with `unusable="drop"`, none can.
-    """
+    """In the model's tokens; raises TaskError where a row (with `unusable="drop"`: every row) cannot be used."""
     left_out = _unusable(task, model) if task.unusable == "drop" else {}
     if not left_out:
         return _bound(task, model)

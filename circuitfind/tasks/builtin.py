@@ -254,11 +254,7 @@ _BUILT_IN = frozenset(TASKS)
 
 
 def register(builder: TaskBuilder) -> TaskBuilder:
-    """Adds a task, so that it is found by its name; a task registered earlier under this name is replaced.
-
-    Raises:
-        TaskError: it is not a `TaskBuilder`, or has a built-in task's name.
-    """
+    """Adds a task by its name in place of an earlier one; raises TaskError for a built-in task's name."""
     taken = "'{}' is a built-in task: give yours another name"
     return entered(builder, TaskBuilder, TASKS, TaskError, taken, fixed=_BUILT_IN)
 

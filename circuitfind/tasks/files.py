@@ -35,8 +35,6 @@ class _Read(NamedTuple):
 def read_pairs(path: str | PathLike[str], *, counterfactual: str | None = None, split: str | None = None) -> Fields:
     """Fields of a `Task`: name, clean, corrupted, and answers, wrong_answers, spans, unusable where the file has them.
 
-    `counterfactual` and `split` as in `pairs_of`.
-
     Raises:
         FileError: naming the file and the line.
     """
@@ -59,11 +57,7 @@ def read_pairs(path: str | PathLike[str], *, counterfactual: str | None = None, 
 
 
 def pairs_from_rows(rows: Iterable[Any], *, counterfactual: str | None = None, split: str | None = None) -> Fields:
-    """The same from rows in memory: mappings from column to value, as a `datasets.Dataset` yields them.
-
-    Raises:
-        TaskError: naming the row, counted from 0.
-    """
+    """The same from rows in memory, as a `datasets.Dataset` yields them; a TaskError names the row, counted from 0."""
     if isinstance(rows, (str, Mapping)) or not hasattr(rows, "__iter__") or hasattr(rows, "iloc"):
         kind = "a table by columns" if hasattr(rows, "iloc") else f"a {type(rows).__name__}"
         splits = ", ".join(map(str, rows)) if isinstance(rows, Mapping) else ""
@@ -79,11 +73,7 @@ def pairs_from_rows(rows: Iterable[Any], *, counterfactual: str | None = None, s
 
 
 def write_pairs(path: str | PathLike[str], columns: Mapping[str, Sequence[Any] | None]) -> Path:
-    """Writes columns of text (or answers as ids) as jsonl that `read_pairs` opens; returns the path.
-
-    Raises:
-        FileError: the file cannot be written.
-    """
+    """Writes columns of text (or answers as ids) as jsonl that `read_pairs` opens."""
     given = {name: values for name, values in columns.items() if values is not None}
     rows = (dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True))
     try:

@@ -164,12 +164,7 @@ class Given:
         return tokenise(tokenizer, clean, corrupted, *self.answer_texts())
 
     def read_positions(self, rows: list[list[int]]) -> Tensor:
-        """`[batch, reads]` positions in the clean prompts, checked against each row's length; by default the last
-        token.
-
-        Raises:
-            TaskError: they have another shape, are not whole numbers, or lie outside a prompt.
-        """
+        """`[batch, reads]` positions in the clean prompts, checked against their lengths; by default the last token."""
         if self.positions is None:
             return torch.tensor([[len(row) - 1] for row in rows])
         given = _positions(self.positions)

@@ -86,11 +86,7 @@ def tokenise(
     answers: Sequence[Sequence[str]],
     wrong: Sequence[Sequence[str]],
 ) -> Tokens:
-    """Ids of a task given as text.
-
-    Raises:
-        TaskError: naming the row and the answer for which no spelling is one token.
-    """
+    """Ids of a task given as text; a TaskError names the row and the answer for which no spelling is one token."""
     failures: list[str] = []
     for spelling, ids, failed in _attempts(tokenizer, clean, answers, wrong):
         if not failed:
@@ -173,11 +169,7 @@ def unpadded(ids: Tensor, mask: Any) -> list[list[int]]:
 
 
 def validate(tokens: Tokens, model: Any, aligned: bool = False) -> None:
-    """Checks that methods can use every row; prompts of one pair have equal length unless they are aligned.
-
-    Raises:
-        TaskError: naming the first row that fails, and the reason.
-    """
+    """Raises TaskError naming the first row that no method can use; pairs have equal length unless aligned."""
     for number, fault in faults(tokens, model, aligned).items():
         unequal = not aligned and len(tokens.clean[number]) != len(tokens.corrupted[number])
         raise TaskError(f"row {number}: {fault}{_EQUAL_LENGTH if unequal else ''}")
@@ -230,11 +222,7 @@ def answer_tensor(rows: list[list[int]], read: Tensor) -> Tensor:
 
 
 def by_read(answers: Any, wrong: Any, read: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """`[batch, reads, answers]` of either side from ids given by read position, padded with -1.
-
-    Raises:
-        TaskError: another shape, an id that does not exist, or one that is right and wrong at the same position.
-    """
+    """`[batch, reads, answers]` of either side from ids given by read position, padded with -1; both are checked."""
     right, other = _by_read(answers, read, vocabulary, "answers"), _by_read(wrong, read, vocabulary, "wrong_answers")
     same = (right.unsqueeze(-1) == other.unsqueeze(-2)) & (right >= 0).unsqueeze(-1)
     for number in same.flatten(1).any(-1).nonzero().flatten().tolist()[:1]:
