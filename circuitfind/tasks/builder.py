@@ -108,10 +108,7 @@ class SingleTokens:
         return self._enough(kept, len(pairs), least, task, f"{what} are one token each (both of a pair)")
 
     def century_endings(self, century: str) -> tuple[str, ...]:
-        """The endings "00" to "99" with which a year of this century is a century token and a two-digit token.
-
-        GPT-2 has some years as one token (" 1800", " 1945"); their endings are left out.
-        """
+        """The endings "00" to "99" with which a year is a century token and two digits (not so GPT-2's " 1800")."""
         if century not in self._endings:
             before = f"{_BEFORE} {century}"
             endings = [f"{i:02d}" for i in range(100)] if self._is_single(century) else []
@@ -156,8 +153,7 @@ class Choice(NamedTuple):
         return tuple(self.templates.values())
 
 
-Draw = Callable[[random.Random, int], Pair]
-"""Draws one pair; the number counts the pairs before it, to alternate between orders or answers."""
+Draw = Callable[[random.Random, int], Pair]  # one pair; the number counts those before it, to alternate
 
 
 @dataclass(frozen=True)
@@ -165,8 +161,7 @@ class TaskBuilder:
     """A task that makes its own pairs; `circuitfind.task` takes it, or its name once it is registered.
 
     Attributes:
-        prepare: see the module; called with the tokenizer's words and what was asked for, returns the function that
-            draws.
+        prepare: from the tokenizer's words and what was asked for to the function that draws; see the module.
         corruptions: names of the ways to make the corrupted prompt, the default first.
         metric: the default metric.
         templates: the task's sentence patterns by name.

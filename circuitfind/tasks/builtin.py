@@ -1,16 +1,16 @@
-"""The registry of tasks, and the built-in ones whose generator is short.
+"""The registry of tasks, and the built-in ones; one with a longer generator has a file of its own, as `ioi.py`.
 
-`TASKS` holds a `TaskBuilder` by name. A new built-in task is a record in the list at the end of this file; one with a
-longer generator has a file of its own, as `ioi.py`. A task from outside the package is passed to `circuitfind.task`, or
-added with `register`.
+`TASKS` holds a `TaskBuilder` by name. A new built-in task is a record in the list at the end of this file. A task from
+outside the package is passed to `circuitfind.task`, or added with `register`.
 """
 
 from __future__ import annotations
 
 import random
+from functools import partial
 
 from circuitfind.errors import TaskError, entered, imported, plain, unknown
-from circuitfind.tasks import docstring, ioi, lexicon
+from circuitfind.tasks import ioi, lexicon
 from circuitfind.tasks.builder import Choice, Draw, Pair, SingleTokens, TaskBuilder, numbered
 
 CENTURIES = tuple(str(century) for century in range(10, 19))
@@ -57,13 +57,11 @@ def _gendered_pronoun(words: SingleTokens, choice: Choice) -> Draw:
     Corruption `other-gender`: a name of the other gender, after which the other pronoun is right.
     """
 
-    def need(listed: tuple[str, ...], least: int, what: str) -> list[str]:
-        return words.need(listed, least, "gendered-pronoun", what)
-
-    she, he = need(("she", "he"), 2, "pronouns (she, he)")
-    female, male = need(lexicon.FEMALE_NAMES, 3, "female names"), need(lexicon.MALE_NAMES, 3, "male names")
-    adjectives, people = need(lexicon.ADJECTIVES, 2, "adjectives"), need(lexicon.PEOPLE, 2, "nouns for people")
-    places = need(lexicon.PLACES, 2, "places")
+    need = partial(words.need, task="gendered-pronoun")
+    she, he = need(("she", "he"), 2, what="pronouns (she, he)")
+    female, male = need(lexicon.FEMALE_NAMES, 3, what="female names"), need(lexicon.MALE_NAMES, 3, what="male names")
+    adjectives = need(lexicon.ADJECTIVES, 2, what="adjectives")
+    people, places = need(lexicon.PEOPLE, 2, what="nouns for people"), need(lexicon.PLACES, 2, what="places")
 
     def draw(rng: random.Random, number: int) -> Pair:
         pattern = rng.choice(choice.patterns)
@@ -110,6 +108,53 @@ def _agreement(words: SingleTokens, choice: Choice) -> Draw:
         corrupted = {"subject": subject[other]} if flips else {"attractor": attractor[own]}
         verbs, spans = _VERBS[pattern], {field: [field] for field in said}
         return Pair.filled(pattern, said, corrupted, [verbs[own]], [verbs[other]], flips=flips, spans=spans)
+
+    return draw
+
+
+DOCSTRING = '''def {method}(self, {before}, {a}, {b}, {c}, {after}):
+    """{about}
+
+    :param {a_doc}: {of_a}
+    :param {b_doc}: {of_b}
+    :param'''
+_ARGUMENTS = {"a": ["A_def"], "b": ["B_def"], "c": ["C_def"], "a_doc": ["A_doc"], "b_doc": ["B_doc"]}
+
+
+def _docstring(words: SingleTokens, choice: Choice) -> Draw:
+    """An argument of a Python method that its docstring has not described yet.
+
+    The docstring describes the third and fourth of six arguments, so the fifth comes next; all others are wrong
+    answers. Spans, with the paper's names: A_def, B_def and C_def, these three arguments in the definition, A_doc and
+    B_doc in the docstring. Corruptions, with ACDC's names (Conmy et al. 2023): `random-random`, other arguments in the
+    definition (in place of the three that matter) and in the docstring; `random-def`, the two arguments before the
+    answer are others in the definition: nothing links it to the docstring; `random-doc`, the docstring describes two
+    arguments that the definition does not have; `random-answer`, another argument takes the answer's place: it is the
+    wrong answer, and the metric's sign flips.
+    """
+    identifiers = words.need(lexicon.IDENTIFIERS, 16, "docstring", "names of arguments")
+    nouns = words.need(lexicon.DESCRIPTIONS, 8, "docstring", "nouns")
+    if not words.keeps(DOCSTRING):
+        raise TaskError(
+            "docstring: this tokenizer loses line breaks, spaces or punctuation of code; choose another task or model,"
+            " or bring your own pairs in a file"
+        )
+    flips = choice.corruption == "random-answer"
+
+    def draw(rng: random.Random, number: int) -> Pair:
+        method, *names = rng.sample(identifiers, 14)
+        before, (a, b, answer), after, others = names[:2], names[2:5], names[5], names[6:]
+        about, of_a, of_b = (" ".join(rng.sample(nouns, size)) for size in (3, 2, 2))
+        said = {"method": method, "before": ", ".join(before), "a": a, "b": b, "c": answer, "after": after}
+        said |= {"about": about, "a_doc": a, "of_a": of_a, "b_doc": b, "of_b": of_b}
+        corrupted = {
+            "random-random": dict(zip(("a", "b", "c", "a_doc", "b_doc"), others, strict=False)),
+            "random-def": {"a": others[0], "b": others[1]},
+            "random-doc": {"a_doc": others[0], "b_doc": others[1]},
+            "random-answer": {"c": others[0]},
+        }[choice.corruption]
+        wrong = others[:1] if flips else [*before, a, b, after]
+        return Pair.filled(DOCSTRING, said, corrupted, [answer], wrong, flips=flips, spans=_ARGUMENTS)
 
     return draw
 
@@ -217,7 +262,14 @@ _TASKS = (
         summary="continue a list of random words that starts again: Words: cup river old map cup river -> old",
         source="Olsson et al. 2022, In-context Learning and Induction Heads (arXiv:2209.11895)",
     ),
-    docstring.TASK,
+    TaskBuilder(
+        "docstring",
+        _docstring,
+        ("random-random", "random-def", "random-doc", "random-answer"),
+        templates=numbered(DOCSTRING),
+        summary="the next argument to describe: def f(self, size, files, last): ... :param size: ... :param -> files",
+        source="Heimersheim & Janiak 2023, A circuit for Python docstrings in a 4-layer attention-only transformer",
+    ),
     TaskBuilder(
         "country-capital",
         _capital,

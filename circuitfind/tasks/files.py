@@ -127,19 +127,16 @@ def _spans(path: Path, whole: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _jsonl(path: Path, text: str) -> _Read:
-    rows, where = [], []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    lines = {f"line {number}": line for number, line in enumerate(text.split("\n"), start=1) if line.strip()}
+    rows = []
+    for where, line in lines.items():
         try:
-            fields = json.loads(line)
+            rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise FileError(f"{path}, line {number}: not JSON ({error.msg})") from None
-        if not isinstance(fields, dict):
-            raise FileError(f"{path}, line {number}: each line is one object, not {line.strip()[:40]}")
-        rows.append(fields)
-        where.append(f"line {number}")
-    return _Read(rows, where)
+            raise FileError(f"{path}, {where}: not JSON ({error.msg})") from None
+        if not isinstance(rows[-1], dict):
+            raise FileError(f"{path}, {where}: each line is one object, not {line.strip()[:40]}")
+    return _Read(rows, list(lines))
 
 
 def _csv(path: Path, text: str) -> _Read:

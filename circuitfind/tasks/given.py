@@ -141,13 +141,13 @@ class Given:
         return self._checked(_is_id, "must be token ids, as the prompts are")
 
     def _checked(self, fits: Callable[[Any], bool], wanted: str) -> tuple[list[list[Any]], list[list[Any]]]:
-        sides = []
-        for side, lists in zip(("answers", "wrong_answers"), self.answer_lists(), strict=True):
+        right, wrong = self.answer_lists()
+        for side, lists in (("answers", right), ("wrong_answers", wrong)):
             for number, row in enumerate(lists or []):
                 if not row or not all(map(fits, row)):
                     raise TaskError(f"row {number}: {side} {wanted}, not {row!r}")
-            sides.append([list(dict.fromkeys(row)) for row in lists or [[]] * len(self)])
-        return sides[0], sides[1]
+        first, second = ([list(dict.fromkeys(row)) for row in lists or [[]] * len(self)] for lists in (right, wrong))
+        return first, second
 
     def tokens(self, tokenizer: PromptTokenizer | None) -> Tokens:
         """All ids by row; those of answers by read position are left to `circuitfind.tasks.tokens.by_read`."""

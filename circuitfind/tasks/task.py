@@ -123,9 +123,9 @@ class Task(Given):
         return bind_pairs(self, model)
 
     def exchanged(self) -> Task:
-        """The pairs with their sides exchanged: corrupted prompts become clean ones, wrong answers become right.
+        """The pairs with their sides exchanged, spans included: corrupted becomes clean, and wrong answers right.
 
-        Denoising of a task is noising of the exchanged one. Spans stay with their prompts.
+        Denoising of a task is noising of the exchanged one.
 
         Raises:
             TaskError: there are answers but no wrong ones, or positions in pairs of unequal length.
