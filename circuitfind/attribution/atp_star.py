@@ -207,10 +207,6 @@ def _passes(experiment: Experiment, base: Base, effects: Effects) -> Iterator[tu
         yield effects(experiment.adapter, base.run.writers, run, gradients), float(values.abs().max())
 
 
-def score_queries_and_keys(experiment: Experiment, request: Request) -> Scored:
-    return place_effects(experiment, QK, request, Estimate(changes=query_key_changes))
-
-
 def score(experiment: Experiment, request: Request) -> Scored:
     """Nodes, or places: queries and keys by the QK fix, too. Refuses a model of one layer."""
     if experiment.graph.n_layers < 2:
@@ -221,13 +217,13 @@ def score(experiment: Experiment, request: Request) -> Scored:
     return place_effects(experiment, STAR, request, Estimate(_passes, changes, mean_magnitude))
 
 
-QK = Method(
+QK: Method = Method(
     "atp-qk",
     "attribution patching of queries and keys with the softmax computed",
     "Kramár et al. 2024",
     "2 forward, 1 backward, and 1 attention of the layer a head",
     ("place",),
-    score=score_queries_and_keys,
+    score=lambda experiment, request: place_effects(experiment, QK, request, Estimate(changes=query_key_changes)),
     points=eap.one_end,
     at_clean=True,
     whats=KINDS,

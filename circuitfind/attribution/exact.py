@@ -49,14 +49,11 @@ class EdgeEffects(NamedTuple):
 def exact_effects(
     experiment: Experiment, mask: np.ndarray, checkpoint: str | PathLike[str] | None = None
 ) -> EdgeEffects:
-    """Exact effects of the edges in a mask.
+    """Exact effects of the edges in a mask, reader by reader, in units of the metric, positive = supports.
 
     Args:
         mask: `[writers, readers]` bool.
         checkpoint: a file that a stopped run leaves and a repeated call continues from; removed at the end.
-
-    Returns:
-        Effects by edge (reader by reader) and example, in units of the metric, positive = supports.
 
     Raises:
         ScoreError: an effect is NaN or infinite.
@@ -81,16 +78,10 @@ def exact_effects(
 def exact_node_effects(
     experiment: Experiment, by_position: bool = False, checkpoint: str | PathLike[str] | None = None
 ) -> np.ndarray:
-    """Exact effects of every writer.
+    """`[writers, (positions,) examples]` exact effects of every writer, otherwise as `exact_effects`.
 
     Args:
         by_position: each position on its own; prompts of one length only.
-        checkpoint: as for `exact_effects`.
-
-    Returns:
-        `[writers, (positions,) examples]` in units of the metric, positive = supports.
-
-    Raises: as `exact_effects`.
     """
     graph = experiment.graph
     positions = np.arange(experiment.batch.clean.ids.shape[1]) if by_position else np.array([-1])

@@ -75,7 +75,8 @@ def point_effects(
         embed, outputs = None, None
         if clean is not None and corrupted is not None:
             if component is not None:
-                low, high = _output(corrupted, component), _output(clean, component)
+                site, layer = component
+                low, high = getattr(corrupted, site)[layer], getattr(clean, site)[layer]
                 outputs = {component: low + alpha * (high - low)}
             elif 0 < alpha < 1 or (alpha == 0 and batch.alignment is not None):
                 embed = corrupted.resid[0] + alpha * (clean.resid[0] - corrupted.resid[0])
@@ -110,8 +111,3 @@ def check_not_flat(metric: Metric, total: Tensor, largest: float) -> None:
             f" is {largest:.3g}. Scores would be rounding noise: use method='eap-ig-inputs', 'clean-corrupted' or"
             " 'exact', or another metric"
         )
-
-
-def _output(run: Run, component: tuple[str, int]) -> Tensor:
-    site, layer = component
-    return (run.attn_out if site == "attn_out" else run.mlp_out)[layer]

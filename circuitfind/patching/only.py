@@ -91,7 +91,6 @@ class CircuitModel:
         self._visitor: CircuitVisitor | None = None
         self._asked: list[int] | None = None  # the rows of the next pass, where they are known
 
-    # ---------------------------------------------------------------- for the user
     def inputs(self, rows: Sequence[int] | None = None) -> dict[str, Any]:
         """Keywords of the model's forward for the clean prompts of some rows (default: all)."""
         return self._model.adapter.keywords(self._batch(rows).clean)
@@ -130,7 +129,6 @@ class CircuitModel:
     def _batch(self, rows: Sequence[int] | None) -> Batch:
         return self._prepared.batch if rows is None else self.task.subset(rows).batch
 
-    # ---------------------------------------------------------------- in force
     @contextmanager
     def _in_force(self) -> Iterator[None]:
         with ExitStack() as stack:
@@ -160,10 +158,8 @@ class CircuitModel:
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         if kwargs.get("logits_to_keep") == 1 and not mask[:, -1].all():
-            raise TaskError(
-                "generate() continues the last column, which is padding in some rows: give it prompts of one length, or"
-                " use next_token()"
-            )
+            remedy = "give it prompts of one length, or use next_token()"
+            raise TaskError(f"generate() continues the last column, which is padding in some rows: {remedy}")
         index = torch.tensor(self._asked or self._rows_of(ids, mask), device=self._prepared.batch.clean.ids.device)
         self._asked = None
         self._visitor = CircuitVisitor(_some(self._prepared, index, ids.shape[1]), self._plan)

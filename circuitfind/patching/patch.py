@@ -102,12 +102,10 @@ class Where(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """Both runs of a batch.
+    """Both runs of a batch, which has the clean run's logits for reference.
 
-    Attributes:
-        batch: with the clean run's logits for reference.
-        own, other: what the site holds in the clean run, and when it is ablated.
-        full, empty: logits `[batch, reads, vocab]` with nothing and with everything ablated.
+    own, other: what the site holds in the clean run, and when it is ablated.
+    full, empty: logits `[batch, reads, vocab]` with nothing and with everything ablated.
     """
 
     batch: Batch
@@ -123,9 +121,7 @@ class Sides(NamedTuple):
 class SweepPlan:
     """What a sweep goes over.
 
-    Attributes:
-        spans: of the prompts, each patched on its own; None patches all positions together.
-        axes: of the result.
+    spans: of the prompts, each patched on its own; None patches all positions together. axes: of the result.
     """
 
     experiment: Experiment
@@ -140,7 +136,6 @@ class SweepPlan:
 
     @property
     def shape(self) -> list[int]:
-        """How many entries each axis has."""
         return [len(axis.labels) for axis in self.axes]
 
     @property
@@ -150,7 +145,6 @@ class SweepPlan:
 
     @property
     def settings(self) -> dict[str, object]:
-        """For the record."""
         by = None if self.spans is None else self.spans.by
         return {"what": self.what, "by_position": by == "position", "by_span": by == "span", "layers": self.layers}
 
@@ -162,7 +156,6 @@ class SweepPlan:
 
     @property
     def sign(self) -> str:
-        """What its effects are."""
         return f"effect: {SIGNS[self.experiment.setting.direction]}; positive = the place supports the behaviour"
 
     def numbers(self, rows: slice, batch: Batch) -> Tensor | None:
@@ -193,13 +186,7 @@ class SweepPlan:
 
 
 def planned(experiment: Experiment, where: Where) -> SweepPlan:
-    """What a sweep goes over, its arguments checked.
-
-    Raises:
-        ScoreError: an unknown kind of place or layer; prompts whose positions do not correspond, or without spans to go
-            by.
-        ModelError: the model has no such places.
-    """
+    """What a sweep goes over, its arguments checked; raises ScoreError or ModelError as `patch`."""
     kind, adapter = kind_of(where.what), experiment.adapter
     for name, given in (("by_position", where.by_position), ("by_span", where.by_span)):
         if given not in (None, True, False):
@@ -262,7 +249,7 @@ def _started(plan: SweepPlan, part: Batch, rows: slice) -> Started:
     patcher = Patcher(plan.kind, Restart(experiment.adapter, inputs, base), own, other, plan.numbers(rows, batch))
     places, at_once = plan.places, patcher.restart.at_once
     groups = []
-    for rows in runs_of(np.arange(len(plan.layers)).repeat(len(places)), at_once):
-        layer, first = divmod(rows.start, len(places))
-        groups.append((rows, (plan.layers[layer], places[first : first + rows.stop - rows.start])))
+    for run in runs_of(np.arange(len(plan.layers)).repeat(len(places)), at_once):
+        layer, first = divmod(run.start, len(places))
+        groups.append((run, (plan.layers[layer], places[first : first + run.stop - run.start])))
     return Started(batch, full, empty, groups, lambda group: patcher.logits(*group))

@@ -174,7 +174,6 @@ def path_patch(
     return PathEffects(tuple(graph.writer_names[row] for row in rows), names, effects, full, empty, record)
 
 
-# -------------------------------------------------------------------- names
 def _columns(
     graph: Graph, receivers: str | Iterable[str] | None, separate: bool
 ) -> tuple[tuple[str, ...], list[list[int]]]:
@@ -237,7 +236,6 @@ def _cells(graph: Graph, rows: list[int], columns: list[list[int]]) -> list[_Pat
     return sorted(cells, key=lambda cell: graph.reader(cell.readers[0]).layer)
 
 
-# -------------------------------------------------------------------- measuring
 def _started(experiment: Experiment, cells: list[_PathCell], batch: Batch, _: slice) -> Started:
     """A batch, ready to be patched. Denoising is noising of the exchanged sides."""
     noising = experiment.setting.noising

@@ -103,7 +103,6 @@ def _neurons(adapter: Adapter, layer: int) -> int:
     return len(input_rows(adapter, "hidden", layer))
 
 
-# -------------------------------------------------------------------- from a unit to the stream
 def _projected(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Tensor:
     """Heads through the output projection."""
     weight = input_rows(restart.adapter, "z", layer)
@@ -143,7 +142,6 @@ def _more(write: Callable[[Tensor], Tensor], output: Tensor, difference: Tensor)
     return write(output.to(difference) + difference) - write(output)
 
 
-# -------------------------------------------------------------------- registry
 _KINDS = (
     Kind("resid", "resid", "resid{layer}", reached=_entering, entering=True, in_stream=True, by_position=True),
     Kind(
@@ -204,7 +202,6 @@ def kind_of(what: str) -> Kind:
     raise ScoreError(unknown("kind of place", name, KINDS, {kind: names.split() for kind, names in SPELLINGS.items()}))
 
 
-# -------------------------------------------------------------------- replacing one
 class Place(NamedTuple):
     """A unit of a layer, at one span of positions or (None) at all."""
 

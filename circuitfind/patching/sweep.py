@@ -227,7 +227,6 @@ class Sweep(PatchedEffects):
             rows, values = [rows[at] for at in kept], values[kept]
         return html.block(repr(self), html.heat(values, rows, columns, "effects"), best)
 
-    # ---------------------------------------------------------------- files
     def save(self, path: str | PathLike[str]) -> Path:  # type: ignore[override]
         """Writes safetensors; axes, graph and record in the header."""
         header = {"format": FORMAT, "version": VERSION, "what": self.what}
