@@ -6,13 +6,11 @@
    begin sender -> receiver. With `logits` as the receiver it is the direct effect on the logits.
 3. Runs restart at the first receiver (`engine/circuit_run.py`), those of one layer's receivers side by side.
 
-Noising: metric(clean) - metric(clean with these edges carrying ablated values). Denoising: metric(corrupted with these
-edges carrying clean values) - metric(corrupted). Positive = these paths support the task.
-
-This is the path patching of Goldowsky-Dill et al. 2023 for the set of all paths that begin with one of these edges.
-Wang et al. 2023 differ twice: they set each receiver to what it is with all other heads frozen, which hides one
-receiver's change from another downstream of it (here it is seen, as in any run of a circuit that lacks these edges);
-and they let the MLPs between sender and receivers be computed anew, so that their paths lead through these, too.
+`SIGNS` are the effects in both directions; positive = these paths support the task. This is the path patching of
+Goldowsky-Dill et al. 2023 for the set of all paths that begin with one of these edges. Wang et al. 2023 differ twice:
+they set each receiver to what it is with all other heads frozen, which hides one receiver's change from another
+downstream of it (here it is seen, as in any run of a circuit that lacks these edges); and they let the MLPs between
+sender and receivers be computed anew, so that their paths lead through these, too.
 """
 
 from __future__ import annotations

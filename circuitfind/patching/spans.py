@@ -1,6 +1,4 @@
-"""How a sweep divides prompts: into their positions, or into named spans.
-
-A span is the positions of a prompt that are patched together; a prompt's spans do not overlap.
+"""How a sweep divides prompts into spans, positions that are patched together and do not overlap.
 
 1. By position: every position is a span of its own, for prompts of one length.
 2. By span: one for each name that every pair gives (`BoundTask.spans`), in the order of their mean first positions.
@@ -25,12 +23,9 @@ END, REST = "end", "rest"
 
 
 class Spans(NamedTuple):
-    """The spans of a task's prompts.
+    """The spans of a task's prompts by "position" or "span".
 
-    Attributes:
-        by: "position" or "span".
-        labels: of each span.
-        numbers: `[pairs, pos]`, the span that each position belongs to, -1 for padding.
+    numbers: `[pairs, pos]`, the span that each position belongs to, -1 for padding.
     """
 
     by: str

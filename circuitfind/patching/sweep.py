@@ -40,11 +40,7 @@ class Axis(NamedTuple):
 
 
 class EffectTable(Result, ABC):
-    """Base of effects that are known for every example.
-
-    Attributes:
-        per_example: `[..., examples]` float64 effects in units of the metric; NaN where there is none.
-    """
+    """Base of effects `per_example` `[..., examples]` (float64, in units of the metric; NaN where there is none)."""
 
     per_example: np.ndarray
 

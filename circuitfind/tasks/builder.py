@@ -33,8 +33,7 @@ class Pair(NamedTuple):
     """One example of a task as text.
 
     Attributes:
-        clean, corrupted: the prompt that shows the behaviour, and its minimally different twin of the same token
-            length.
+        clean, corrupted: the prompt that shows the behaviour, and its minimally different twin, as long in tokens.
         answers, wrong: right and wrong continuations of the clean prompt, at least one each.
         flips: the wrong answers are right after the corrupted prompt, so the metric should change its sign there.
         spans: named words of the clean prompt: name -> (word, which of its occurrences, from 1).

@@ -42,10 +42,8 @@ class BadRow(Exception):
 class Format(NamedTuple):
     """One kind of rows.
 
-    Attributes:
-        fits: whether the first row is of this kind.
-        read: a row (and, for MIB, which counterfactual is asked for) as a pair, or ValueError.
-        drops: rows that cannot be used are left out, as the format's own tool does.
+    fits: whether the first row is of this kind. read: a row (and, for MIB, which counterfactual is asked for) as a
+    pair, or ValueError. drops: rows that cannot be used are left out, as the format's own tool does.
     """
 
     name: str
@@ -55,14 +53,9 @@ class Format(NamedTuple):
 
 
 def pairs_of(rows: Sequence[Any], counterfactual: str | None, split: str | None) -> Fields:
-    """Fields of a `Task`, each a list with one entry per pair.
+    """Fields of a `Task`, each a list with one entry per pair; a `BadRow` names the column and the remedy.
 
-    Args:
-        counterfactual: which of a MIB row's counterfactuals is the corrupted prompt.
-        split: only rows whose column `split` has this value.
-
-    Raises:
-        BadRow: naming the column and the remedy.
+    counterfactual: which of a MIB row's is the corrupted prompt. split: only rows whose column `split` has this value.
     """
     for at, row in enumerate(rows):
         if not isinstance(row, Mapping):
@@ -129,10 +122,8 @@ def _own(row: Columns, _: str | None) -> Fields:
         pair[name] = value
     for needed in ("clean", "corrupted"):
         if needed not in pair:
-            raise ValueError(
-                f"no '{needed}'; columns are clean, corrupted, answer(s), wrong or wrong_answers"
-                " (or those of auto-circuit, Edge-Pruning, EAP-IG or MIB)"
-            )
+            others = "(or those of auto-circuit, Edge-Pruning, EAP-IG or MIB)"
+            raise ValueError(f"no '{needed}'; columns are clean, corrupted, answer(s), wrong or wrong_answers {others}")
     return pair
 
 

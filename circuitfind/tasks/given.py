@@ -1,7 +1,4 @@
-"""What a user gave, checked: pairs of prompts, answers, read positions. Every error names the row.
-
-`Given` holds the fields of a `circuitfind.Task`; `Given.tokens` turns them into token ids.
-"""
+"""`Given`: the fields of a `circuitfind.Task`, checked, and their token ids. Every error names the row."""
 
 from __future__ import annotations
 
@@ -97,7 +94,6 @@ class Given:
 
     @property
     def is_ids(self) -> bool:
-        """Whether the prompts are token ids."""
         return isinstance(self.clean, Tensor)
 
     def answer_lists(self) -> list[list[list[Any]] | None]:
@@ -121,7 +117,6 @@ class Given:
         masks = ("attention_mask", "corrupted_attention_mask")
         return replace(self, **{name: pick(getattr(self, name)) for name in (*names, *masks)})
 
-    # ---------------------------------------------------------------- as ids
     def tokenizer(self, model: ModelLike) -> PromptTokenizer | None:
         """What turns the prompts into ids, None for prompts as ids; a TaskError for text without a tokenizer."""
         if self.is_ids:

@@ -79,7 +79,7 @@ def occurrences(prompt: str, text: str) -> list[int]:
 
 
 class _Prompt(NamedTuple):
-    """One prompt, in which spans are located: its text, its ids, and how many tokens come before the text's own."""
+    """One prompt, in which spans are located; `before`: how many tokens come before the text's own."""
 
     text: str | None
     ids: list[int]

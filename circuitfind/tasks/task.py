@@ -80,9 +80,7 @@ class Task(Given):
         split: str | None = None,
         **keywords: Any,
     ) -> Task:
-        """Pairs from mappings of column to value: dictionaries, or one split of a `datasets` dataset.
-
-        Arguments as in `from_file`.
+        """As `from_file`, from mappings of column to value: dictionaries, or one split of a `datasets` dataset.
 
         Raises:
             TaskError: naming the row, counted from 0.

@@ -144,7 +144,6 @@ def _preference(clean: Sequence[str], sets: list[list[str]]) -> list[str]:
     return ["as given", "with a leading space"] if continues or number else ["with a leading space", "as given"]
 
 
-# -------------------------------------------------------------------- rows of ids
 _EQUAL_LENGTH = (
     "; a pair must have equal length: replace words by others of as many tokens, or leave such pairs out with"
     " unusable='drop', or name what differs in spans and corrupted_spans and give align='spans'"
