@@ -98,8 +98,9 @@ class Given:
 
     def answer_lists(self) -> list[list[list[Any]] | None]:
         """The answers and the wrong answers, by row; None where there are none."""
-        sides = (self.answers, self.wrong_answers)
-        return [None if side is None else _answer_lists(side, len(self)) for side in sides]
+        sides: list[Any] = [self.answers, self.wrong_answers]
+        given = [side.tolist() if hasattr(side, "tolist") else side for side in sides]  # of a tensor or an array
+        return [None if rows is None else [*map(_listed, rows)] for rows in given]
 
     def answers_are_ids(self) -> bool:
         """Whether there are answers, and all of them, right and wrong, are token ids."""
@@ -199,10 +200,8 @@ def _kind(given: Any) -> str:
     return f"a {type(given).__name__}" + (" of no dimension" if getattr(given, "ndim", 1) == 0 else "")
 
 
-def _answer_lists(answers: Any, size: int) -> list[list[Any]]:
-    """By row, the answers as a list."""
-    rows = answers.tolist() if hasattr(answers, "tolist") else answers  # of a tensor or an array
-    return [list(row) if isinstance(row, (list, tuple)) else [row] for row in rows]
+def _listed(answer: Any) -> list[Any]:
+    return list(answer) if isinstance(answer, (list, tuple)) else [answer]
 
 
 def _is_id(answer: Any) -> bool:

@@ -49,12 +49,11 @@ TEMPLATES: dict[str, str] = {
 }
 
 
+Words = Sequence[str]
+
+
 def drawer(
-    names: Sequence[str],
-    places: Sequence[str],
-    objects: Sequence[str],
-    corruption: str,
-    templates: Mapping[str, str] = TEMPLATES,
+    names: Words, places: Words, objects: Words, corruption: str, templates: Mapping[str, str] = TEMPLATES
 ) -> Draw:
     """Draws pairs with the given words (at least five names), alternating between the orders among the templates."""
     by_order = [[text for name, text in templates.items() if name.startswith(order)] for order in ORDERS]

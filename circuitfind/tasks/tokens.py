@@ -19,6 +19,7 @@ from torch import Tensor
 
 from circuitfind.errors import TaskError
 
+Lists = Sequence[Sequence[str]]  # by row
 _SPELLINGS: dict[str, Callable[[str], str]] = {
     "as given": str,
     "with a leading space": lambda answer: " " + answer.lstrip(),
@@ -80,11 +81,7 @@ class _Attempt(NamedTuple):
 
 
 def tokenise(
-    tokenizer: PromptTokenizer,
-    clean: Sequence[str],
-    corrupted: Sequence[str],
-    answers: Sequence[Sequence[str]],
-    wrong: Sequence[Sequence[str]],
+    tokenizer: PromptTokenizer, clean: Sequence[str], corrupted: Sequence[str], answers: Lists, wrong: Lists
 ) -> Tokens:
     """Ids of a task given as text; a TaskError names the row and the answer for which no spelling is one token."""
     failures: list[str] = []
@@ -98,16 +95,12 @@ def tokenise(
     raise TaskError(f"answers must be one token each. {'; '.join(failures)}. {remedy}")
 
 
-def unspellable(
-    tokenizer: PromptTokenizer, clean: Sequence[str], answers: Sequence[Sequence[str]], wrong: Sequence[Sequence[str]]
-) -> dict[int, str]:
+def unspellable(tokenizer: PromptTokenizer, clean: Sequence[str], answers: Lists, wrong: Lists) -> dict[int, str]:
     """The rows with an answer that is not one token, and why, in the spelling that works for the most rows."""
     return min((attempt.failed for attempt in _attempts(tokenizer, clean, answers, wrong)), key=len)
 
 
-def _attempts(
-    tokenizer: PromptTokenizer, clean: Sequence[str], answers: Sequence[Sequence[str]], wrong: Sequence[Sequence[str]]
-) -> Iterator[_Attempt]:
+def _attempts(tokenizer: PromptTokenizer, clean: Sequence[str], answers: Lists, wrong: Lists) -> Iterator[_Attempt]:
     """The spellings, in the order in which they are tried."""
     clean_ids = tokenizer(clean)
     sets = [list(dict.fromkeys([*a, *w])) for a, w in zip(answers, wrong, strict=True)]
