@@ -21,6 +21,7 @@ from circuitfind.errors import ScoreError, TaskError
 from circuitfind.export import html
 from circuitfind.graph import Graph
 from circuitfind.models.load import Model
+from circuitfind.patching.spans import position_labels
 from circuitfind.record import NO_EFFECT, Record
 from circuitfind.remote.call import remotable
 from circuitfind.result import Result
@@ -58,7 +59,7 @@ class AttentionPattern(Result):
 
     def rows(self) -> tuple[Attended, ...]:
         """Every query with itself and every key before it."""
-        names, cells = self._names(), zip(*np.tril_indices(len(self.tokens)), strict=True)
+        names, cells = position_labels(self.tokens), zip(*np.tril_indices(len(self.tokens)), strict=True)
         return tuple(Attended(names[query], names[key], float(self.pattern[query, key])) for query, key in cells)
 
     @classmethod
@@ -66,11 +67,8 @@ class AttentionPattern(Result):
         found = super().from_dict(content)
         return replace(found, pattern=found.pattern.astype(np.float32))
 
-    def _names(self) -> list[str]:
-        return [f"{at} {token.strip() or repr(token)}" for at, token in enumerate(self.tokens)]
-
     def _repr_html_(self) -> str:
-        names = self._names()
+        names = position_labels(self.tokens)
         return html.block(repr(self), html.heat(self.pattern, names, names, "attention (query, key)", limit=1.0))
 
 

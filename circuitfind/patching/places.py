@@ -213,10 +213,8 @@ class Place(NamedTuple):
 class Patcher:
     """Replaces units of a base run by another run's.
 
-    Attributes:
-        own, other: the site's values by layer, in the base run and instead; `other` may broadcast over examples and
-            positions.
-        numbers: `[batch, pos]` which span each position belongs to; None where all positions go together.
+    own, other: the site's values by layer, in the base run and instead; `other` may broadcast over batch and positions.
+    numbers: `[batch, pos]` which span each position belongs to; None where all positions go together.
     """
 
     kind: Kind
@@ -232,12 +230,12 @@ class Patcher:
             values = torch.stack([self._replaced(layer, place) for place in places])
             return self.restart.from_projection(layer, self.kind.site, values)
         self._prepare(layer, list(dict.fromkeys(place.unit for place in places)), self.kind.reached)
-        changes = [self._latest[layer, place.unit] for place in places]
-        where = [self._at(place) for place in places]
-        placed = [
-            change if at is None else torch.where(at, change, 0) for change, at in zip(changes, where, strict=True)
-        ]
-        return self.restart.from_stream(layer if self.kind.entering else layer + 1, torch.stack(placed))
+        changes = torch.stack([self._placed(layer, place) for place in places])
+        return self.restart.from_stream(layer if self.kind.entering else layer + 1, changes)
+
+    def _placed(self, layer: int, place: Place) -> Tensor:
+        change, at = self._latest[layer, place.unit], self._at(place)
+        return change if at is None else torch.where(at, change, 0)
 
     def _replaced(self, layer: int, place: Place) -> Tensor:
         """`[batch, pos, heads, d_head]` with one head's values replaced."""
@@ -252,11 +250,10 @@ class Patcher:
 
     def _prepare(self, layer: int, units: list[int], reached: Reached) -> None:
         """Computes the changes of these units; those of the last call are kept, because places come unit by unit."""
-        known = {key: change for key, change in self._latest.items() if key[0] == layer and key[1] in units}
-        missing = [unit for unit in units if (layer, unit) not in known]
-        self._latest.clear()
-        self._latest.update(known)
-        if missing:
+        for at, unit in list(self._latest):
+            if at != layer or unit not in units:
+                del self._latest[at, unit]
+        if missing := [unit for unit in units if (layer, unit) not in self._latest]:
             changes = reached(self.restart, layer, self._written(layer, missing))
             self._latest.update({(layer, unit): change for unit, change in zip(missing, changes, strict=True)})
 

@@ -10,6 +10,7 @@ Spans are counted in the clean prompt. Positions correspond in both prompts of a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -40,6 +41,11 @@ def spans_of(bound: BoundTask, by_position: bool, by_span: bool) -> Spans | None
     return _by_position(bound) if by_position else None
 
 
+def position_labels(tokens: Sequence[str]) -> tuple[str, ...]:
+    """Such as "3 Mary"."""
+    return tuple(f"{position} {token.strip() or repr(token)}" for position, token in enumerate(tokens))
+
+
 def _by_position(bound: BoundTask) -> Spans:
     mask = bound.batch.clean.mask
     if bound.batch.clean.padded or bound.batch.corrupted.padded:
@@ -51,8 +57,7 @@ def _by_position(bound: BoundTask) -> Spans:
             " --template) or a subset of one length, or patch all positions of a place together (by_position=False,"
             " --all-positions)"
         )
-    tokens = enumerate(bound.tokens[0])  # of the first pair: names differ, the template does not
-    labels = tuple(f"{position} {token.strip() or repr(token)}" for position, token in tokens)
+    labels = position_labels(bound.tokens[0])  # of the first pair: names differ, the template does not
     return Spans("position", labels, torch.arange(mask.shape[1], device=mask.device).expand(mask.shape))
 
 
