@@ -8,8 +8,8 @@
 3. Products are summed over each unit's features and over positions: all of them, or those of each span that the
    sweep goes by.
 4. Two methods differ (`Estimate`, Kramár et al. 2024): for queries and keys "atp-qk" and "atp-star" use the change of
-   the attention pattern (`qk_fix.py`), and "atp-star" takes mean magnitudes with each layer's gradient dropped
-   (`grad_drop.py`), which are not effects.
+   the attention pattern, and "atp-star" takes mean magnitudes with each layer's gradient dropped, which are not
+   effects (`atp_star.py`).
 
 The same places, axes and signs as those of `circuitfind.patch`, which measures what this estimates.
 """
