@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from numbers import Integral
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -87,6 +87,35 @@ def imported(what: str, path: str, kind: type[T], error: type[CircuitfindError])
     if not isinstance(found, kind):
         raise error(f"{what} '{path}' is a {type(found).__name__}, not a circuitfind.{kind.__name__}")
     return found
+
+
+def entered(
+    record: Any,
+    kind: type[T],
+    registry: dict[str, T],
+    error: type[CircuitfindError],
+    taken: str,
+    name: str | None = None,
+    fixed: Collection[str] | None = None,
+) -> T:
+    """A record of the user's own, put into a registry.
+
+    Args:
+        taken: the message for a taken name, with `{}` for the name.
+        name: by default the record's own.
+        fixed: names that are taken, all others are replaced; by default those of all other records are taken.
+
+    Raises:
+        CircuitfindError: of class `error`: another kind of record, or its name is taken.
+    """
+    if not isinstance(record, kind):
+        raise error(f"register: {record!r} is not a circuitfind.{kind.__name__}")
+    name = getattr(record, "name", "") if name is None else name
+    other_has_it = registry.get(name, record) is not record
+    if other_has_it if fixed is None else name in fixed:
+        raise error(taken.format(name))
+    registry[name] = record
+    return record
 
 
 def check_count(name: str, value: object, least: int = 0, most: int | None = None) -> None:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch, wide
-from circuitfind.errors import TaskError, unknown
+from circuitfind.errors import TaskError, entered, unknown
 
 Function = Callable[[Tensor, Batch], Tensor]
 
@@ -123,11 +123,7 @@ def register(metric: Metric) -> Metric:
     Raises:
         TaskError: the name is taken, or it is not a `Metric`.
     """
-    if not isinstance(metric, Metric):
-        raise TaskError(f"register: {metric!r} is not a circuitfind.Metric")
-    if METRICS.get(metric.name, metric) is not metric:
-        raise TaskError(f"metric '{metric.name}' exists: give yours another name")
-    return METRICS.setdefault(metric.name, metric)
+    return entered(metric, Metric, METRICS, TaskError, "metric '{}' exists: give yours another name")
 
 
 def metric_of(metric: str | Metric | Function) -> Metric:

@@ -76,6 +76,11 @@ def bootstrap_ratio(top: np.ndarray, bottom: np.ndarray, seed: int = 0, level: f
     return Interval(float(low), float(high))
 
 
+def standard_error(values: np.ndarray) -> float:
+    """Of the mean over examples; 0 where a single one leaves it unknown. A mean within twice it is noise."""
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+
+
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
     """Pearson's r; NaN when either side is constant or shorter than two."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:

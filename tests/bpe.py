@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import circuitfind as cf
-from circuitfind.tasks import docstring, lexicon
-from circuitfind.tasks.builtin import TASKS
+from circuitfind.tasks import lexicon
+from circuitfind.tasks.builtin import DOCSTRING, TASKS
 
 
 def trained(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
@@ -36,7 +36,7 @@ def english() -> PreTrainedTokenizerFast:
     words += ["she", "he", "is", "are", "was", "were", *FINANCE]
     sentences = ["When Mary and John went to the store, John gave a drink to"] * 20
     texts = [" " + word for word in words for _ in range(20)]
-    return trained([*texts, *sentences, *TASKS["country-capital"].templates.values(), docstring.TEMPLATE], 12_000)
+    return trained([*texts, *sentences, *TASKS["country-capital"].templates.values(), DOCSTRING], 12_000)
 
 
 FINANCE = ("increase", "decrease", "grow", "shrink", "profit", "revenue", "rise", "fall", "grows", "shrinks")

@@ -15,7 +15,7 @@ from helpers import off
 from toys import FOUR, Twin, id_task, linear, off_scores, wrapped
 
 import circuitfind as cf
-from circuitfind.attribution import eap_ig_inputs, gradients
+from circuitfind.attribution import eap, gradients
 from circuitfind.attribution.method import Point
 from circuitfind.attribution.methods import names
 from circuitfind.engine.ablation import resampled
@@ -378,7 +378,7 @@ def test_positions_of_unequal_prompts_do_not_correspond() -> None:
 
 def test_the_points_of_integrated_gradients() -> None:
     def points(steps: int, rule: str) -> list[Point]:
-        return eap_ig_inputs.points("noising", 2, {"steps": steps, "rule": rule})
+        return eap.between_embeddings("noising", 2, {"steps": steps, "rule": rule})
 
     for rule, alphas in (("left", [0, 0.25, 0.5, 0.75]), ("right", [0.25, 0.5, 0.75, 1])):
         assert [tuple(p) for p in points(4, rule)] == [(0.25, alpha, None, False) for alpha in alphas]

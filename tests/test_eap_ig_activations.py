@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from toys import FOUR, Twin, gradients_at, id_task, off_scores, wrapped
 
 import circuitfind as cf
-from circuitfind.attribution import eap_ig_activations
+from circuitfind.attribution import eap
 from circuitfind.batch import Inputs
 
 CLOSE = 1e-5
@@ -101,7 +101,7 @@ def test_one_step_holds_every_component_at_its_clean_value() -> None:
 
 
 def test_the_points_cover_every_component() -> None:
-    points = eap_ig_activations.points("noising", 2, {"steps": 3})
+    points = eap.between_outputs("noising", 2, {"steps": 3})
     assert len(points) == 3 * 5 and sum(point.weight for point in points) == pytest.approx(1)
     components = [None, ("attn_out", 0), ("mlp_out", 0), ("attn_out", 1), ("mlp_out", 1)]
     assert [(p.component, p.alpha) for p in points] == [(c, k / 3) for c in components for k in (1, 2, 3)]

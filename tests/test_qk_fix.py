@@ -17,8 +17,8 @@ from toys import FOUR, id_task, wrapped
 from transformers import FalconConfig, FalconForCausalLM
 
 import circuitfind as cf
-from circuitfind.attribution import qk_fix
-from circuitfind.attribution.qk_fix import single_keys
+from circuitfind.attribution import atp_star
+from circuitfind.attribution.atp_star import single_keys
 from circuitfind.batch import Inputs
 from circuitfind.engine.capture import capture
 from circuitfind.engine.restart import Restart
@@ -133,14 +133,14 @@ def test_one_pattern_at_a_time_where_no_more_may_be_held(method: str, monkeypatc
     places = [(what, by) for what in ("q", "k") for by in ("by_position", "by_span")]
     task = id_task((6, 6), spans=SPANS)
     together = [estimate(model, task, what, method, **{by: True}) for what, by in places]
-    monkeypatch.setattr(qk_fix, "HELD", 1)
-    changes, held = qk_fix._changes, []
+    monkeypatch.setattr(atp_star, "HELD", 1)
+    changes, held = atp_star._changes, []
 
     def noted(kind: str, scores: Tensor, new: Tensor, gradient: Tensor, places: Tensor) -> Tensor:
         held.append((len(new), len(gradient)))
         return changes(kind, scores, new, gradient, places)
 
-    monkeypatch.setattr(qk_fix, "_changes", noted)
+    monkeypatch.setattr(atp_star, "_changes", noted)
     for (what, by), expected in zip(places, together, strict=True):
         assert off_sweep(estimate(model, task, what, method, **{by: True}), expected.per_example) < 1e-6
     assert set(held) == {(1, 1)}

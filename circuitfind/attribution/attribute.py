@@ -32,7 +32,7 @@ from circuitfind.tasks.task import BoundTask, Task
 
 
 class ScoreKeywords(Keywords, total=False):
-    """The keywords of a run, and options of the methods (a method of your own may have others).
+    """The keywords of a run, and options of the methods (one of your own may have others).
 
     steps: points of integrated gradients (5); rule: where they lie, "left", "right" or "midpoint", of "eap-ig-inputs".
     normalise: "hisp" as a share of each layer's L2 norm.
@@ -93,9 +93,7 @@ def score(experiment: Experiment, method: Method, request: Request) -> Scores | 
     """`attribute` of an experiment."""
     batch, graph = experiment.batch, experiment.graph
     if request.by_position and request.level == "node" and (batch.clean.padded or batch.corrupted.padded):
-        raise ScoreError(
-            "by_position=True needs prompts of one length, these differ: their positions do not correspond"
-        )
+        raise ScoreError("by_position=True needs prompts of one length: the positions of these do not correspond")
     check_slope(experiment, method)
     found = (method.score or partial(_by_points, method=method))(experiment, request)
     if isinstance(found, (Scores, NodeScores, Sweep)):
@@ -117,13 +115,9 @@ def _by_points(experiment: Experiment, request: Request, method: Method) -> Scor
     points = method.points(experiment.setting.direction, experiment.graph.n_layers, request.options)
     if request.level == "edge":
         return mean_effects(experiment, points, edge_effects, "edge scores")
-    kernel = partial(_summed_node_effects, by_position=bool(request.by_position))
-    return mean_effects(experiment, points, kernel, "node scores")
 
+    def effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
+        found = node_effects(adapter, delta, run, gradients).sum(1)  # writers pos
+        return found if request.by_position else found.sum(-1)
 
-def _summed_node_effects(
-    adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients, by_position: bool
-) -> Tensor:
-    """`[writers]`, or `[writers, pos]`."""
-    effects = node_effects(adapter, delta, run, gradients).sum(1)
-    return effects if by_position else effects.sum(-1)
+    return mean_effects(experiment, points, effects, "node scores")

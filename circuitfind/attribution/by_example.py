@@ -30,11 +30,7 @@ from circuitfind.models.layout import Heads
 
 
 def check_by_example(method: Method) -> None:
-    """Refuses a method whose scores are not means over examples.
-
-    Raises:
-        ScoreError: naming those that are.
-    """
+    """Raises ScoreError, naming other methods, where scores are not means over examples."""
     if not method.by_example:
         known = ", ".join(name for name, one in METHODS.items() if one.by_example)
         raise ScoreError(
@@ -64,13 +60,12 @@ def example_effects(experiment: Experiment, method: Method, request: Request) ->
     points = method.points(experiment.setting.direction, graph.n_layers, request.options)
 
     def one(batch: Batch, _: slice) -> tuple[np.ndarray, float]:
-        passes = list(point_effects(experiment, batch, points, _row_by_row))
-        effects = torch.stack([found for found, _ in passes]).sum(0)
-        found = effects.transpose(1, 2)[:, cells.to(effects.device)]
-        return found.to(torch.float32).cpu().numpy(), max(size for _, size in passes)
+        passes, sizes = zip(*point_effects(experiment, batch, points, _row_by_row), strict=True)
+        effects = torch.stack(passes).sum(0)
+        return effects.transpose(1, 2)[:, cells.to(effects.device)].float().cpu().numpy(), max(sizes)
 
-    batches = experiment.in_batches(one, "edge scores by example")
-    parts, sizes = zip(*(part for _, part in batches), strict=True)
+    found = experiment.in_batches(one, "edge scores by example")
+    parts, sizes = zip(*(part for _, part in found), strict=True)
     effects = np.concatenate(parts)
     check_not_flat(experiment.metric, torch.from_numpy(effects.mean(0)), max(sizes))
     return effects

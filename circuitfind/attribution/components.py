@@ -8,8 +8,8 @@
 3. Products are summed over each unit's features and over positions: all of them, or those of each span that the
    sweep goes by.
 4. Two methods differ (`Estimate`, Kramár et al. 2024): for queries and keys "atp-qk" and "atp-star" use the change of
-   the attention pattern (`qk_fix.py`), and "atp-star" takes mean magnitudes with each layer's gradient dropped
-   (`grad_drop.py`), which are not effects.
+   the attention pattern, and "atp-star" takes mean magnitudes with each layer's gradient dropped, which are not
+   effects (`atp_star.py`).
 
 The same places, axes and signs as those of `circuitfind.patch`, which measures what this estimates.
 """
@@ -37,7 +37,7 @@ from circuitfind.engine.stream_effects import head_gradients, site_effects
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
-from circuitfind.patching.patch import SIGNS, SweepPlan, Where, planned
+from circuitfind.patching.patch import SweepPlan, Where, planned
 from circuitfind.patching.sweep import Sweep
 
 
@@ -69,10 +69,7 @@ class Estimate(NamedTuple):
 
 
 def place_effects(experiment: Experiment, method: Method, request: Request, estimate: Estimate | None = None) -> Sweep:
-    """Estimates for every place of one kind.
-
-    Returns:
-        A `Sweep` in units of the metric, per example too.
+    """Estimates for every place of one kind, per example too.
 
     Raises:
         ScoreError: as for `circuitfind.patch`; or the gradient vanishes.
@@ -82,9 +79,8 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
     passes, changes, combine = estimate or Estimate()
     plan = planned(experiment, Where(what, request.by_position, request.by_span, request.layers))
     own_layers = [-1 if plan.kind.in_stream else layer for layer in plan.layers]
-    points = (
-        method.points(experiment.setting.direction, adapter.graph.n_layers, request.options) if method.points else []
-    )
+    at = (experiment.setting.direction, adapter.graph.n_layers, request.options)
+    points = method.points(*at) if method.points else []
     reach: list[float] = []  # how much the stream's end could move the metric, and the metric itself
     values: list[float] = []
 
@@ -104,12 +100,10 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
         base, other = Base(batch.clean, sides.clean, sides.batch), sides.other
         if not noising:
             base, other = Base(batch.corrupted, sides.corrupted, sides.batch), sides.own
-        if passes is None:
-            found = list(point_effects(experiment, batch, points, effects))
-        else:
-            found = list(passes(experiment, base, effects))
-        values.extend(size for _, size in found)
-        total = torch.stack([effect for effect, _ in found])
+        own = point_effects(experiment, batch, points, effects) if passes is None else passes(experiment, base, effects)
+        found, sizes = zip(*own, strict=True)
+        values.extend(sizes)
+        total = torch.stack(found)
         if changes is not None:
             changed = changes(Restart(adapter, base.inputs, base.run), what, other, places, total)
             total = -changed if noising else changed
@@ -121,7 +115,7 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
     effects, full, empty = (np.concatenate(values, axis=-1) for values in zip(*parts, strict=True))
     sign = method.sign("place", request.options)
     if sign.startswith("effect"):
-        sign = f"effect: {SIGNS[experiment.setting.direction]}; positive = the place supports the behaviour"
+        sign = plan.sign
     record = experiment.record(method.name, level="node", **plan.settings, **request.options)
     shaped = effects.reshape(*plan.shape, -1)
     sweep = Sweep(what, experiment.graph, plan.axes, shaped, full, empty, replace(record, sign=sign))

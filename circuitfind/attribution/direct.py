@@ -25,7 +25,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from circuitfind.attribution.method import Method, Request, Scored
+from circuitfind.attribution.method import Method
 from circuitfind.batch import Batch
 from circuitfind.calls import model_call
 from circuitfind.engine.capture import Run, capture
@@ -84,7 +84,7 @@ class DirectEffects(EffectTable):
         return NodeEffect(self.graph.writer_names[at], effect, low, high)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values: means, and under "examples" the values of every example."""
+        """JSON values: means, and under "examples" those of every example."""
         return {
             "effects": self.scores.to_dict(),
             "constant": float(self.constant.mean()),
@@ -110,13 +110,10 @@ class DirectEffects(EffectTable):
 
 @model_call
 def direct_effects(model: Model, task: Task | BoundTask, *, batch_size: int | None = None) -> DirectEffects:
-    """Direct logit attribution of every node on a task's clean prompts.
+    """Direct logit attribution of every node on a task's clean prompts: of the logit difference, whatever the metric.
 
     Args:
         batch_size: pairs at a time; by default as many as a memory budget allows.
-
-    Returns:
-        `DirectEffects`, whatever the task's metric is, of the logit difference.
 
     Raises:
         TaskError: the task has no answers or no wrong answers.
@@ -148,9 +145,7 @@ def _contributions(adapter: Adapter, head: Unembedding, batch: Batch, run: Run) 
     def read(value: Tensor) -> Tensor:
         return value[rows, reads].to(work)  # batch reads ...
 
-    direction, bias = (_difference(part, batch) for part in (head.weight, head.bias))
-    assert direction is not None, "a head has weights"
-    direction = direction.to(work) * head.slope / reads.shape[1]
+    direction = _difference(head.weight, batch).to(work) * head.slope / reads.shape[1]
     at_stream = rearrange(norm.fold(rearrange(direction, "b r d -> d b r")), "d b r -> b r d")
     at_stream = at_stream * norm.scale(read(run.resid[-1]))
     nodes = direction.new_empty(graph.n_writers, len(batch))
@@ -165,29 +160,20 @@ def _contributions(adapter: Adapter, head: Unembedding, batch: Batch, run: Run) 
     total = einsum(constants, at_stream, "d, b r d -> b")
     if norm.bias is not None:
         total = total + einsum(norm.bias, direction, "d, b r d -> b")
-    if bias is not None:
-        total = total + (bias.to(work) * head.slope / reads.shape[1]).sum(-1)
+    if head.bias is not None:
+        total = total + (_difference(head.bias, batch).to(work) * head.slope / reads.shape[1]).sum(-1)
     return nodes, total
 
 
-def _difference(values: Tensor | None, batch: Batch) -> Tensor | None:
+def _difference(values: Tensor, batch: Batch) -> Tensor:
     """`[batch, reads, ...]`: mean over the answers minus mean over the wrong answers of values `[vocab, ...]`."""
-    if values is None:
-        return None
     means = []
     for ids in (batch.answers, batch.wrong):
         real = (ids >= 0).to(torch.promote_types(values.dtype, torch.float32))
         chosen = values[ids.clamp(min=0)].to(real)
-        means.append(
-            einsum(chosen, real, "b r a ..., b r a -> b r ...")
-            / real.sum(-1).view(*real.shape[:2], *[1] * (values.ndim - 1))
-        )
+        counts = real.sum(-1).view(*real.shape[:2], *[1] * (values.ndim - 1))
+        means.append(einsum(chosen, real, "b r a ..., b r a -> b r ...") / counts)
     return means[0] - means[1]
-
-
-def score(experiment: Experiment, request: Request) -> Scored:
-    """Nodes."""
-    return effects_of(experiment.set(metric=METRICS["logit_diff"])).scores
 
 
 METHOD = Method(
@@ -196,6 +182,6 @@ METHOD = Method(
     "nostalgebraist 2020, Elhage et al. 2021",
     "1 forward",
     ("node",),
-    score=score,
+    score=lambda experiment, request: effects_of(experiment.set(metric=METRICS["logit_diff"])).scores,
     spellings=("dla", "direct-logit-attribution", "logit-attribution"),
 )

@@ -16,7 +16,6 @@ In a model with a norm after attention (Gemma 2) a head's output is taken behind
 
 from __future__ import annotations
 
-from itertools import pairwise
 from os import PathLike
 from typing import NamedTuple
 
@@ -31,7 +30,7 @@ from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.measure import Started, measure
 from circuitfind.engine.restart import Restart, at_position
 from circuitfind.engine.writers import Writers
-from circuitfind.patching.patch import Where, swept
+from circuitfind.patching.patch import Where, runs_of, swept
 
 
 class EdgeEffects(NamedTuple):
@@ -50,14 +49,11 @@ class EdgeEffects(NamedTuple):
 def exact_effects(
     experiment: Experiment, mask: np.ndarray, checkpoint: str | PathLike[str] | None = None
 ) -> EdgeEffects:
-    """Exact effects of the edges in a mask.
+    """Exact effects of the edges in a mask, reader by reader, in units of the metric, positive = supports.
 
     Args:
         mask: `[writers, readers]` bool.
         checkpoint: a file that a stopped run leaves and a repeated call continues from; removed at the end.
-
-    Returns:
-        Effects by edge (reader by reader) and example, in units of the metric, positive = supports.
 
     Raises:
         ScoreError: an effect is NaN or infinite.
@@ -68,42 +64,33 @@ def exact_effects(
 
     def start(batch: Batch, _: slice) -> Started:
         restart, change, started = _started(experiment, batch)
-        groups = _by_reader(edges, restart.at_once)
+        runs = runs_of(edges[:, 1], restart.at_once)
+        groups = [(rows, (int(edges[rows.start, 1]), edges[rows, 0].tolist())) for rows in runs]
         return started._replace(groups=groups, logits=lambda group: restart.edges(group[0], group[1], change))
 
     def name(place: int) -> str:
         return graph.edge_name(*edges[place])
 
-    return EdgeEffects(
-        edges, measure(experiment, start, len(edges), name, "exact effects", checkpoint, [edges]).effects
-    )
+    found = measure(experiment, start, len(edges), name, "exact effects", checkpoint, [edges])
+    return EdgeEffects(edges, found.effects)
 
 
 def exact_node_effects(
     experiment: Experiment, by_position: bool = False, checkpoint: str | PathLike[str] | None = None
 ) -> np.ndarray:
-    """Exact effects of every writer.
+    """`[writers, (positions,) examples]` exact effects of every writer, otherwise as `exact_effects`.
 
     Args:
         by_position: each position on its own; prompts of one length only.
-        checkpoint: as for `exact_effects`.
-
-    Returns:
-        `[writers, (positions,) examples]` in units of the metric, positive = supports.
-
-    Raises:
-        ScoreError: an effect is NaN or infinite.
-        FileError: the checkpoint belongs to another run.
     """
     graph = experiment.graph
     positions = np.arange(experiment.batch.clean.ids.shape[1]) if by_position else np.array([-1])
     places = np.stack(np.meshgrid(np.arange(graph.n_writers), positions, indexing="ij"), axis=-1).reshape(-1, 2)
+    layers = (places[:, 0] - 1) // (graph.n_heads + 1)  # -1 is the input's
 
     def start(batch: Batch, _: slice) -> Started:
         restart, change, started = _started(experiment, batch)
-        groups = [
-            (rows, (layer, places[rows].tolist())) for layer, rows in _by_layer(graph.n_heads, places, restart.at_once)
-        ]
+        groups = [(rows, (int(layers[rows.start]), places[rows].tolist())) for rows in runs_of(layers, restart.at_once)]
         return started._replace(groups=groups, logits=lambda group: _nodes_patched(restart, change, *group))
 
     def name(place: int) -> str:
@@ -126,27 +113,6 @@ def _started(experiment: Experiment, batch: Batch) -> tuple[Restart, Writers, St
     return restart, other.minus(restart.base.writers), started
 
 
-def _by_reader(edges: np.ndarray, at_once: int) -> list[tuple[slice, tuple[int, list[int]]]]:
-    """Edges of one reader, a few at a time, in the order given: (rows of `edges`, (reader, writers))."""
-    groups: list[tuple[slice, tuple[int, list[int]]]] = []
-    starts = np.flatnonzero(np.diff(edges[:, 1], prepend=-1)).tolist()
-    for start, stop in pairwise([*starts, len(edges)]):
-        for first in range(start, stop, at_once):
-            rows = slice(first, min(first + at_once, stop))
-            groups.append((rows, (int(edges[start, 1]), edges[rows, 0].tolist())))
-    return groups
-
-
-def _by_layer(n_heads: int, places: np.ndarray, at_once: int) -> list[tuple[int, slice]]:
-    """(layer, rows of `places`): nodes of one layer, a few at a time; -1 is the input's."""
-    layers = (places[:, 0] - 1) // (n_heads + 1)
-    groups = []
-    for layer in range(layers[0], layers[-1] + 1):
-        start, stop = np.searchsorted(layers, [layer, layer + 1]).tolist()
-        groups += [(layer, slice(first, min(first + at_once, stop))) for first in range(start, stop, at_once)]
-    return groups
-
-
 def _nodes_patched(restart: Restart, change: Writers, layer: int, places: list[list[int]]) -> Tensor:
     """Logits `[places, batch, reads, vocab]` with each (writer, position or -1) replaced in a run of its own."""
     graph = restart.adapter.graph
@@ -162,9 +128,7 @@ def _nodes_patched(restart: Restart, change: Writers, layer: int, places: list[l
             moved = restart.after_mlp(layer, written)
             changes |= {graph.head(layer, h): one for h, one in zip(heads, moved, strict=True)}
         changes[graph.mlp(layer)] = change.mlps[layer]
-    single = [
-        changes[writer] if position < 0 else at_position(changes[writer], position) for writer, position in places
-    ]
+    single = [changes[writer] if at < 0 else at_position(changes[writer], at) for writer, at in places]
     return restart.from_stream(layer + 1, torch.stack(single))
 
 

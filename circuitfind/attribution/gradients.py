@@ -31,8 +31,13 @@ from circuitfind.models.adapter import Adapter
 
 SMALLEST = 1e-6  # scores below this part of the metric are rounding noise around a vanishing gradient
 
-
 Effects = Callable[[Adapter, Writers, Run, ReaderGradients], Tensor]
+
+
+def mean_over(experiment: Experiment, one: Callable[[Batch, slice], Tensor], label: str) -> Tensor:
+    """The mean over examples of what is summed over each batch of them."""
+    parts = [part for _, part in experiment.in_batches(one, label)]
+    return torch.stack(parts).sum(0) / len(experiment)
 
 
 def mean_effects(experiment: Experiment, points: list[Point], effects: Effects, label: str) -> Tensor:
@@ -44,13 +49,14 @@ def mean_effects(experiment: Experiment, points: list[Point], effects: Effects, 
     Raises:
         ScoreError: the gradient vanishes.
     """
+    sizes: list[float] = []
 
-    def one(batch: Batch, _: slice) -> tuple[Tensor, float]:
-        passes = list(point_effects(experiment, batch, points, effects))
-        return torch.stack([found for found, _ in passes]).sum(0), max(size for _, size in passes)
+    def one(batch: Batch, _: slice) -> Tensor:
+        found, largest = zip(*point_effects(experiment, batch, points, effects), strict=True)
+        sizes.extend(largest)
+        return torch.stack(found).sum(0)
 
-    parts, sizes = zip(*(part for _, part in experiment.in_batches(one, label)), strict=True)
-    total = torch.stack(parts).sum(0) / len(experiment)
+    total = mean_over(experiment, one, label)
     check_not_flat(experiment.metric, total, max(sizes))
     return total
 
@@ -69,7 +75,8 @@ def point_effects(
         embed, outputs = None, None
         if clean is not None and corrupted is not None:
             if component is not None:
-                low, high = _output(corrupted, component), _output(clean, component)
+                site, layer = component
+                low, high = getattr(corrupted, site)[layer], getattr(clean, site)[layer]
                 outputs = {component: low + alpha * (high - low)}
             elif 0 < alpha < 1 or (alpha == 0 and batch.alignment is not None):
                 embed = corrupted.resid[0] + alpha * (clean.resid[0] - corrupted.resid[0])
@@ -86,10 +93,7 @@ def point_effects(
 
 
 def check_slope(experiment: Experiment, method: Method) -> None:
-    """
-    Raises:
-        ScoreError: the method takes one gradient at the clean run, where the metric's is zero by definition.
-    """
+    """Raises ScoreError for one gradient at the clean run where that of the metric is zero by definition."""
     if experiment.metric.flat_at_clean and method.at_clean and experiment.setting.noising:
         raise ScoreError(
             f"metric '{experiment.metric.name}' is flat at the clean run (its gradient is zero there), so"
@@ -99,11 +103,7 @@ def check_slope(experiment: Experiment, method: Method) -> None:
 
 
 def check_not_flat(metric: Metric, total: Tensor, largest: float) -> None:
-    """Refuses scores that are rounding noise around a vanishing gradient.
-
-    Args:
-        total: the scores; largest: the metric's largest magnitude where the gradients were taken.
-    """
+    """Raises ScoreError where the scores `total` are noise: `largest` is the metric's size at the gradients."""
     size = float(total.abs().max())
     if size <= SMALLEST * largest or size == 0:
         raise ScoreError(
@@ -111,8 +111,3 @@ def check_not_flat(metric: Metric, total: Tensor, largest: float) -> None:
             f" is {largest:.3g}. Scores would be rounding noise: use method='eap-ig-inputs', 'clean-corrupted' or"
             " 'exact', or another metric"
         )
-
-
-def _output(run: Run, component: tuple[str, int]) -> Tensor:
-    site, layer = component
-    return (run.attn_out if site == "attn_out" else run.mlp_out)[layer]

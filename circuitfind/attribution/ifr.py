@@ -20,7 +20,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from circuitfind.attribution.method import Method, Request, Scored
+from circuitfind.attribution.gradients import mean_over
+from circuitfind.attribution.method import Method, Request, centred
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import Run, capture
 from circuitfind.engine.experiment import Experiment
@@ -31,18 +32,17 @@ from circuitfind.record import NO_EFFECT
 SIGN = f"{NO_EFFECT}share of what a reader reads, mean over tokens, 0 to 1"
 
 
-def flow_shares(experiment: Experiment) -> Tensor:
+def flow_shares(experiment: Experiment, _: Request) -> Tensor:
     """`[writers, readers]` shares, zero where there is no edge; of the clean prompts alone."""
     adapter = experiment.adapter
 
-    def one(part: Batch, _: slice) -> Tensor:
+    def one(part: Batch, rows: slice) -> Tensor:
         run = capture(adapter, part.clean, stop=True)
         mask = part.clean.mask.to(adapter.work)
         reads = torch.zeros_like(mask).scatter(1, part.clean.read, 1)
         return _shares(adapter, run, mask / mask.sum(1, keepdim=True), reads / reads.sum(1, keepdim=True))
 
-    parts = [part for _, part in experiment.in_batches(one, "edge scores")]
-    return torch.stack(parts).sum(0) / len(experiment)
+    return mean_over(experiment, one, "edge scores")
 
 
 def _shares(adapter: Adapter, run: Run, real: Tensor, read: Tensor) -> Tensor:
@@ -54,19 +54,19 @@ def _shares(adapter: Adapter, run: Run, real: Tensor, read: Tensor) -> Tensor:
     weights = {"qkv": real.flatten(), "mlp": real.flatten(), "logits": read.flatten()}
     for tokens in token_slices(len(delta.embed), 2 * graph.n_writers, adapter, HELD):
         written = delta.embed.new_empty(graph.n_writers, *delta.embed[tokens].shape)
-        written[0] = _seen(adapter, delta.embed[tokens])
+        written[0] = centred(adapter, delta.embed[tokens])
 
         def add(layer: int, kind: str, stream: Tensor, tokens: slice = tokens, written: Tensor = written) -> None:
             parts = written[: graph.reads(layer, kind)]
-            found = shares_of(_seen(adapter, stream[tokens]), parts)[:-1] @ weights[kind][tokens]
+            found = shares_of(centred(adapter, stream[tokens]), parts)[:-1] @ weights[kind][tokens]
             shares[: len(parts), graph.readers(layer, kind)] += found.unsqueeze(1)
 
         for layer, view in enumerate(adapter.layers):
             add(layer, "qkv", resid[layer])
             heads = torch.bmm(delta.heads[layer][tokens].transpose(0, 1), view.output_weight())
-            written[graph.heads(layer)] = _seen(adapter, heads)
+            written[graph.heads(layer)] = centred(adapter, heads)
             add(layer, "mlp", middle[layer])
-            written[graph.mlp(layer)] = _seen(adapter, delta.mlps[layer][tokens])
+            written[graph.mlp(layer)] = centred(adapter, delta.mlps[layer][tokens])
         add(graph.n_layers, "logits", resid[-1])
     return shares
 
@@ -88,23 +88,13 @@ def shares_of(stream: Tensor, parts: Tensor) -> Tensor:
     return closeness / closeness.sum(0).clamp(min=torch.finfo(closeness.dtype).tiny)
 
 
-def _seen(adapter: Adapter, value: Tensor) -> Tensor:
-    """What the readers' norms leave of it."""
-    return value - value.mean(-1, keepdim=True) if adapter.centred else value
-
-
-def score(experiment: Experiment, request: Request) -> Scored:
-    """Edges."""
-    return flow_shares(experiment)
-
-
 METHOD = Method(
     "ifr",
     "information flow routes: shares of what a reader reads",
     "Ferrando and Voita 2024",
     "1 forward",
     ("edge",),
-    score=score,
+    score=flow_shares,
     sign=lambda level, options: SIGN,
     spellings=("information-flow-routes",),
 )

@@ -1,7 +1,7 @@
 """What a method of attribution is: one record, from which everything else that names methods is read.
 
-A method scores edges, nodes or the places of a sweep. It is written in a file of its own that ends in its record, and
-listed in `circuitfind/attribution/methods.py`. A method of your own is a `Method`, too: pass it to `attribute`, `find`
+A method scores edges, nodes or the places of a sweep. It is written in a file that ends in its record, and listed
+in `circuitfind/attribution/methods.py`. A method of your own is a `Method`, too: pass it to `attribute`, `find`
 or `compare` in place of a name, give it one with `circuitfind.register`, or name it as "package.module:name".
 
     def score(experiment, request):                     # `[writers, readers]` in units of the metric
@@ -26,6 +26,7 @@ import numpy as np
 from torch import Tensor
 
 from circuitfind.engine.experiment import Experiment
+from circuitfind.models.adapter import Adapter
 from circuitfind.record import SIGN, Record
 
 LEVELS = ("edge", "node", "place")
@@ -121,6 +122,11 @@ class Method:
     def is_effect(self, level: str) -> bool:
         """Whether its scores, under the default options, are effects in units of the metric."""
         return Record(sign=self.sign(level, self.options)).is_effect
+
+
+def centred(adapter: Adapter, value: Tensor) -> Tensor:
+    """What the readers' norms leave of it: without its mean over d_model in a model whose norms all take that off."""
+    return value - value.mean(-1, keepdim=True) if adapter.centred else value
 
 
 def as_array(values: Tensor | np.ndarray) -> np.ndarray:

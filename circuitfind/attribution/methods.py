@@ -4,57 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, NamedTuple
 
-from circuitfind.attribution import (
-    activation,
-    direct,
-    eap,
-    eap_ig_activations,
-    eap_ig_inputs,
-    exact,
-    grad_drop,
-    hisp,
-    ifr,
-    qk_fix,
-    random_scores,
-    relp,
-    weights,
-)
+from circuitfind.attribution import atp_star, baselines, direct, eap, exact, ifr, weights
 from circuitfind.attribution.method import LEVELS, Method, Request
 from circuitfind.engine.ablation import ablation_of
-from circuitfind.errors import ScoreError, unknown
+from circuitfind.errors import ScoreError, entered, imported, unknown
 from circuitfind.record import Record
 from circuitfind.result import Result
 from circuitfind.setting import DIRECTIONS, Keywords
 
 DEFAULTS = {"edge": "eap-ig-inputs", "node": "atp", "place": "atp"}
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        eap.EAP,
-        eap.ATP,
-        qk_fix.METHOD,
-        eap_ig_inputs.METHOD,
-        eap_ig_activations.METHOD,
-        eap.CLEAN_CORRUPTED,
-        relp.METHOD,
-        exact.METHOD,
-        grad_drop.METHOD,
-        direct.METHOD,
-        hisp.METHOD,
-        ifr.METHOD,
-        activation.METHOD,
-        weights.METHOD,
-        random_scores.METHOD,
-    )
-}
+_EFFECTS = (eap.EAP, eap.ATP, atp_star.QK, eap.INPUTS, eap.ACTIVATIONS, eap.CLEAN_CORRUPTED, eap.RELP, exact.METHOD)
+_RANKINGS = (atp_star.STAR, direct.METHOD, baselines.HISP, ifr.METHOD)
+_BASELINES = (baselines.ACTIVATION, weights.METHOD, baselines.RANDOM)
+METHODS: dict[str, Method] = {method.name: method for method in (*_EFFECTS, *_RANKINGS, *_BASELINES)}
 
 
 class MethodRow(NamedTuple):
-    """One method: the levels that it scores, whether its scores are effects (else they only rank), its options with
-    their defaults, and its cost in passes through the model."""
+    """One method; `effects`: its scores are effects (else they only rank); `cost`: in passes through the model."""
 
     name: str
     levels: str
@@ -82,7 +50,7 @@ class Methods(Result):
 
 
 def methods(level: str | None = None) -> Methods:
-    """The methods that `attribute` knows, those of your own that you registered too.
+    """The methods that `attribute` knows, with those that you registered.
 
     Args:
         level: only those that score an "edge", a "node" or a "place"; default: all.
@@ -93,35 +61,19 @@ def methods(level: str | None = None) -> Methods:
     if level is not None and level not in LEVELS:
         raise ScoreError(unknown("level", level, LEVELS))
     known = [one for one in METHODS.values() if level is None or level in one.levels]
-    return Methods(
-        tuple(
-            MethodRow(
-                one.name,
-                ", ".join(one.levels),
-                one.is_effect(level or one.levels[0]),
-                ", ".join(f"{name}={value!r}" for name, value in one.options.items()),
-                one.cost,
-                one.source,
-                one.summary,
-            )
-            for one in known
-        )
-    )
+    rows = []
+    for one in known:
+        options = ", ".join(f"{name}={value!r}" for name, value in one.options.items())
+        effects = one.is_effect(level or one.levels[0])
+        rows.append(MethodRow(one.name, ", ".join(one.levels), effects, options, one.cost, one.source, one.summary))
+    return Methods(tuple(rows))
 
 
 def register(method: Method) -> Method:
-    """Gives a method of your own its name, in this process.
-
-    Raises:
-        ScoreError: the name is taken, or the method scores nothing.
-    """
-    if not isinstance(method, Method):
-        raise ScoreError(f"register: {method!r} is not a circuitfind.Method")
-    if METHODS.get(method.name, method) is not method:
-        raise ScoreError(f"method '{method.name}' exists: give yours another name")
-    if not set(method.levels) <= set(LEVELS) or (method.score is None and method.points is None):
+    """Gives a method of your own its name; raises ScoreError where it is taken, or the method scores nothing."""
+    if isinstance(method, Method) and not (set(method.levels) <= set(LEVELS) and (method.score or method.points)):
         raise ScoreError(f"method '{method.name}': levels are of {', '.join(LEVELS)}, and it needs score= or points=")
-    return METHODS.setdefault(method.name, method)
+    return entered(method, Method, METHODS, ScoreError, "method '{}' exists: give yours another name")
 
 
 def names(level: str) -> list[str]:
@@ -130,7 +82,7 @@ def names(level: str) -> list[str]:
 
 
 def method_of(method: str | Method | None, level: str = "edge", what: str | None = None) -> Method:
-    """The method of a name, or of "package.module:name" in code of your own; the default one where none is named.
+    """By name, or by "package.module:name" in code of your own; the default one where none is named.
 
     Raises:
         ScoreError: there is none, or it has no scores at this level.
@@ -141,7 +93,7 @@ def method_of(method: str | Method | None, level: str = "edge", what: str | None
         raise ScoreError(f"what='{what}' scores places of a sweep: use level='node'")
     kind = "place" if what is not None else level
     if isinstance(method, str) and ":" in method:
-        method = _imported(method)
+        method = imported("method", method, Method, ScoreError)
     found = method if isinstance(method, Method) else METHODS.get(method or DEFAULTS[kind])
     if found is None:
         spellings = {one.name: one.spellings for one in METHODS.values() if kind in one.levels}
@@ -153,17 +105,6 @@ def method_of(method: str | Method | None, level: str = "edge", what: str | None
     if what is not None and found.whats is not None and what not in found.whats:
         kinds = " and ".join(f"'{kind}'" for kind in found.whats)
         raise ScoreError(f"method '{found.name}' scores only {kinds}: use method='atp' for what='{what}'")
-    return found
-
-
-def _imported(path: str) -> Method:
-    home, _, name = path.partition(":")
-    try:
-        found = getattr(import_module(home), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ScoreError(f"method '{path}' cannot be imported: {error}") from None
-    if not isinstance(found, Method):
-        raise ScoreError(f"method '{path}' is a {type(found).__name__}, not a circuitfind.Method")
     return found
 
 
@@ -183,8 +124,7 @@ def request_of(
     """What is asked of a method, checked as far as it can be without a model, and the keywords of the run.
 
     Args:
-        asked: keywords of the run and options of the method.
-        ways: further fields of `Request`.
+        asked: keywords of the run and options of the method; ways: further fields of `Request`.
 
     Raises:
         ScoreError: naming what the method cannot do.
@@ -218,14 +158,7 @@ def request_of(
 
 
 def check_made(record: Record, asked: Mapping[str, Any]) -> None:
-    """Checks that scores were made by the method and with its options that are asked for.
-
-    Args:
-        asked: "method" and options of methods, as far as they are given; anything else is passed over.
-
-    Raises:
-        ScoreError: naming what differs.
-    """
+    """Raises ScoreError unless scores were made with the "method" and options of methods that are asked for."""
     options = {name for method in METHODS.values() for name in method.options}
     for name, value in asked.items():
         made = record.method if name == "method" else record.settings.get(name)
@@ -241,7 +174,5 @@ def _check_setting(method: Method, asked: Mapping[str, Any]) -> None:
     if direction in DIRECTIONS:
         ablation.check_direction(direction)
     if method.twin and not ablation.twin:
-        raise ScoreError(
-            f"method '{method.name}' interpolates between the clean and the corrupted run: it needs"
-            " ablation='corrupted'"
-        )
+        between = "interpolates between the clean and the corrupted run"
+        raise ScoreError(f"method '{method.name}' {between}: it needs ablation='corrupted'")

@@ -21,7 +21,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from circuitfind.attribution.method import Method, Request, Scored
+from circuitfind.attribution.method import Method, Request, centred
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ModelError, ScoreError
 from circuitfind.models.adapter import Adapter
@@ -33,19 +33,15 @@ from circuitfind.record import NO_EFFECT
 SIGN = f"{NO_EFFECT}composition of the weights, 0 to 1, the same for every prompt"
 
 
-def composition_scores(adapter: Adapter) -> Tensor:
-    """`[writers, readers]`, zero where there is no edge.
-
-    Raises:
-        ScoreError: the model's MLPs (or embeddings) are not single matrices.
-    """
-    graph = adapter.graph
+def composition_scores(experiment: Experiment, _: Request) -> Tensor:
+    """`[writers, readers]`, zero where there is no edge; refuses MLPs or embeddings that are not single matrices."""
+    adapter, graph = experiment.adapter, experiment.graph
     embedding, unembedding = _embeddings(adapter)
     scores = torch.zeros(graph.n_writers, graph.n_readers, dtype=adapter.work, device=unembedding.device)
     written: list[tuple[slice, Tensor]] = []  # (writers, their normalised U: `[writers, rows, d_model]`)
 
     def write(writers: slice, matrix: Tensor) -> None:
-        written.append((writers, _unit(matrix - matrix.mean(-1, keepdim=True) if adapter.centred else matrix)))
+        written.append((writers, _unit(centred(adapter, matrix))))
 
     def read(layer: int, kind: str, matrix: Tensor) -> None:
         unit, limit = _unit(matrix), graph.reads(layer, kind)
@@ -98,10 +94,8 @@ def _embeddings(adapter: Adapter) -> tuple[Tensor, Tensor]:
     first, last = (module.weight.detach().to(adapter.work) for module in modules)
     for matrix in (first, last):
         if matrix.shape[1] != adapter.graph.d_model:
-            raise ScoreError(
-                f"method 'weights' cannot score this model: an embedding is {matrix.shape[1]} wide, the residual"
-                f" stream {adapter.graph.d_model}"
-            )
+            widths = f"an embedding is {matrix.shape[1]} wide, the residual stream {adapter.graph.d_model}"
+            raise ScoreError(f"method 'weights' cannot score this model: {widths}")
     return first, last
 
 
@@ -127,17 +121,12 @@ def _unit(matrices: Tensor) -> Tensor:
     return matrices / norms.where(norms > 0, 1)
 
 
-def score(experiment: Experiment, request: Request) -> Scored:
-    """Edges."""
-    return composition_scores(experiment.adapter)
-
-
 METHOD = Method(
     "weights",
     "composition of weights, without data",
     "Elhage et al. 2021",
     "none",
     ("edge",),
-    score=score,
+    score=composition_scores,
     sign=lambda level, options: SIGN,
 )

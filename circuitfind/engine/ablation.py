@@ -22,7 +22,7 @@ from torch import Tensor
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import capture, refuse_aligned
 from circuitfind.engine.writers import Writers
-from circuitfind.errors import ScoreError, TaskError, unknown
+from circuitfind.errors import ScoreError, TaskError, entered, unknown
 from circuitfind.models.adapter import Adapter
 
 Carried = Callable[[Tensor, "Tensor | None", "Tensor | None"], Tensor]
@@ -109,11 +109,7 @@ def register(ablation: Ablation) -> Ablation:
     Raises:
         TaskError: the name is taken, or it is not an `Ablation`.
     """
-    if not isinstance(ablation, Ablation):
-        raise TaskError(f"register: {ablation!r} is not a circuitfind.Ablation")
-    if ABLATIONS.get(ablation.name, ablation) is not ablation:
-        raise TaskError(f"ablation '{ablation.name}' exists: give yours another name")
-    return ABLATIONS.setdefault(ablation.name, ablation)
+    return entered(ablation, Ablation, ABLATIONS, TaskError, "ablation '{}' exists: give yours another name")
 
 
 def ablation_of(name: str | Ablation) -> Ablation:

@@ -25,6 +25,7 @@ from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.result import Result
+from circuitfind.statistics import standard_error
 from circuitfind.tasks.task import BoundTask, Task
 
 DOUBT = 0.05  # a result that guessing gives as often as this is no evidence
@@ -200,7 +201,7 @@ def _contrast(evaluator: Evaluator) -> list[Remark]:
         as_before = evaluator.ends.accurate[1].mean() <= evaluator.ends.accurate[0].mean()
         ask = ("does the corruption leave the answer as it is, or " if as_before else "") + "are the sides exchanged?"
         return [Remark("warning", f"the corrupted prompts do not lower the metric ({means}): {ask}")]
-    noise = lost.std(ddof=1) / size**0.5 if size > 1 else 0.0
+    noise = standard_error(lost)
     if lost.mean() <= max(2 * noise, evaluator.rounding_of_contrast):
         text = f"the corrupted prompts do not lower the metric beyond noise ({means}, standard error {noise:.2g})"
         return [Remark("warning", f"{text}: make the pairs differ in what matters, or give more of them")]

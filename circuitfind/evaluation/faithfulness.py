@@ -35,7 +35,7 @@ from circuitfind.progress import progress
 from circuitfind.record import Record
 from circuitfind.result import Result
 from circuitfind.setting import JudgeKeywords
-from circuitfind.statistics import Interval, bootstrap_ratio
+from circuitfind.statistics import Interval, bootstrap_ratio, standard_error
 from circuitfind.tasks.task import BoundTask, Task
 
 R = TypeVar("R")
@@ -209,7 +209,7 @@ class Evaluator:
     def check_contrast(self) -> None:
         """Refuses a task on which ablating everything changes nothing."""
         difference = self.full - self.empty
-        error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+        error = standard_error(difference)
         if abs(difference.mean()) <= max(2 * error, self.rounding_of_contrast):
             raise ScoreError(
                 f"faithfulness is undefined: the metric is {self.full.mean():.4g} on the whole model and"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from circuitfind.errors import ModelError
+from circuitfind.errors import ModelError, entered
 
 
 @dataclass(frozen=True)
@@ -193,12 +193,8 @@ def register(model_type: str, family: Family) -> Family:
     Raises:
         ModelError: it is not a `Family`, or the type is in the table: then pass it with `family=`.
     """
-    if not isinstance(family, Family):
-        raise ModelError(f"register: {family!r} is not a circuitfind.Family")
-    if model_type in _BUILT_IN:
-        raise ModelError(f"family '{model_type}' is built in: pass yours with family= to circuitfind.wrap or load")
-    FAMILIES[model_type] = family
-    return family
+    taken = "family '{}' is built in: pass yours with family= to circuitfind.wrap or load"
+    return entered(family, Family, FAMILIES, ModelError, taken, model_type, fixed=_BUILT_IN)
 
 
 def family_of(config: Any, family: Family | None = None) -> Family:

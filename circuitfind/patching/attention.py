@@ -22,6 +22,7 @@ from circuitfind.errors import ScoreError, TaskError
 from circuitfind.export import html
 from circuitfind.graph import Graph
 from circuitfind.models.load import Model
+from circuitfind.patching.spans import position_labels
 from circuitfind.record import NO_EFFECT, Record
 from circuitfind.result import Result
 from circuitfind.tasks.bound import BoundTask
@@ -58,8 +59,7 @@ class AttentionPattern(Result):
 
     def rows(self) -> tuple[Attended, ...]:
         """Every query with itself and every key before it."""
-        names = self._names()
-        cells = ((query, key) for query in range(len(names)) for key in range(query + 1))
+        names, cells = position_labels(self.tokens), zip(*np.tril_indices(len(self.tokens)), strict=True)
         return tuple(Attended(names[query], names[key], float(self.pattern[query, key])) for query, key in cells)
 
     @classmethod
@@ -67,11 +67,8 @@ class AttentionPattern(Result):
         found = super().from_dict(content)
         return replace(found, pattern=found.pattern.astype(np.float32))
 
-    def _names(self) -> list[str]:
-        return [f"{at} {token.strip() or repr(token)}" for at, token in enumerate(self.tokens)]
-
     def _repr_html_(self) -> str:
-        names = self._names()
+        names = position_labels(self.tokens)
         return html.block(repr(self), html.heat(self.pattern, names, names, "attention (query, key)", limit=1.0))
 
 
@@ -99,7 +96,7 @@ def attention(
         corrupted: of a task: the corrupted prompt instead of the clean one.
 
     Returns:
-        The pattern; of several heads a list, in the order given.
+        The pattern; of several heads a list.
 
     Raises:
         ScoreError: no such head or example.
@@ -117,10 +114,8 @@ def attention(
     _, patterns = capture_site(model.adapter, inputs, "pattern", sorted({layer for layer, _ in places}))
     decode = str if model.tokenizer is None else lambda token: model.tokenizer.decode([token])
     tokens = tuple(decode(token) for token in ids[0].tolist())
-    found = [
-        AttentionPattern(name, tokens, patterns[layer][0, :, unit].to(torch.float32).cpu().numpy(), record)
-        for name, (layer, unit) in zip(names, places, strict=True)
-    ]
+    values = [patterns[layer][0, :, unit].float().cpu().numpy() for layer, unit in places]
+    found = [AttentionPattern(name, tokens, each, record) for name, each in zip(names, values, strict=True)]
     return found[0] if isinstance(head, str) else found
 
 
@@ -129,19 +124,17 @@ def _head(graph: Graph, name: str) -> tuple[int, int]:
     layer, _, unit = str(name).removeprefix("a").partition(".h")
     if name not in graph.writer_names or not unit:
         heads = tuple(name for name in graph.writer_names if ".h" in name)
-        said = graph.not_named("head", name, heads)
-        raise ScoreError(f"{said} Heads are a0.h0 to {heads[-1]}")
+        raise ScoreError(f"{graph.not_named('head', name, heads)} Heads are a0.h0 to {heads[-1]}")
     return int(layer), int(unit)
 
 
 def _prompt(model: Model, prompts: Prompts, example: int, corrupted: bool) -> tuple[torch.Tensor, Record]:
     """The ids of the prompt, without padding, and where it comes from."""
     if isinstance(prompts, (Task, BoundTask)):
-        bound = bind(model, prompts)
+        bound, name = bind(model, prompts), "corrupted" if corrupted else "clean"
         _check_example(example, len(bound))
-        side = bound.batch.corrupted if corrupted else bound.batch.clean
-        settings = {"example": example, "side": "corrupted" if corrupted else "clean"}
-        record = bound.subset([example]).record(RECORD.method, "", "", 0, **settings)
+        side = getattr(bound.batch, name)
+        record = bound.subset([example]).record(RECORD.method, "", "", 0, example=example, side=name)
         return side.ids[example][side.mask[example]], replace(record, sign=RECORD.sign, metric="")
     if corrupted:
         raise ScoreError("corrupted=True asks for the corrupted side of a task: prompts as text have none")
@@ -155,8 +148,7 @@ def _prompt(model: Model, prompts: Prompts, example: int, corrupted: bool) -> tu
     ids = PromptTokenizer(model.tokenizer, None)([texts[example]])[0]
     if not len(ids):
         raise TaskError(f"prompt {texts[example]!r} has no tokens: there is nothing to attend to")
-    record = replace(RECORD, model=model.name, n_examples=1, settings={"example": example})
-    return torch.tensor(ids), record
+    return torch.tensor(ids), replace(RECORD, model=model.name, n_examples=1, settings={"example": example})
 
 
 def _check_example(example: int, count: int) -> None:

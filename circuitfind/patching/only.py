@@ -1,23 +1,21 @@
 """`only`: runs the user's own Hugging Face model as a circuit, for experiments with the user's own hooks and code.
 
 1. On entering, the task's pairs are run once on both sides, and every writer's ablated value is kept.
-2. Inside, each forward pass of the Hugging Face model on clean prompts of the task runs the circuit: edges outside the
-   circuit carry ablated values into their readers (`engine/circuit_run.py`). So heads, MLPs and logits are the
-   circuit's, for the user's hooks, too. The residual stream between the blocks is the sum of what the writers now
-   write; a reader's own input is set where it is projected.
-3. A prompt that is not in the task is an error, because its ablated values need a corrupted prompt. `run` takes a task
-   with other pairs.
-4. Other functions of circuitfind raise an error inside the block: their clean run would be the circuit's.
+2. Inside, each forward pass of the Hugging Face model on clean prompts of the task runs the circuit: edges outside it
+   carry ablated values into their readers (`engine/circuit_run.py`). So heads, MLPs and logits are the circuit's, for
+   the user's hooks, too. The residual stream between the blocks is the sum of what the writers now write; a reader's
+   own input is set where it is projected.
+3. Any other prompt is an error: its ablated values need a corrupted prompt. `run` takes a task with other pairs.
+4. Other functions of circuitfind raise an error inside: their clean run would be the circuit's.
 5. On leaving, the model is restored.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Unpack
 
 import torch
@@ -45,17 +43,14 @@ from circuitfind.tasks.task import Task
 
 @contextmanager
 def only(
-    model: Model,
-    circuit: Circuit | Iterable[str],
-    task: Task | BoundTask,
-    **asked: Unpack[JudgeKeywords],
+    model: Model, circuit: Circuit | Iterable[str], task: Task | BoundTask, **asked: Unpack[JudgeKeywords]
 ) -> Iterator[CircuitModel]:
     """Runs a model as a circuit inside a `with` block.
 
     Inside, `model.hf(...)` on any rows of the task's clean prompts gives the circuit's logits at every position, and
-    `model.hf.generate(..., max_new_tokens=1)` on prompts of one length its next token. There are no gradients.
-    Call functions of circuitfind that run the model outside the block. Your own hooks may read anything; a change that
-    they make to the residual stream does not reach every reader, because readers' inputs are set from the writers.
+    `model.hf.generate(..., max_new_tokens=1)` on prompts of one length its next token. There are no gradients. Call
+    functions of circuitfind outside the block. Your own hooks may read anything; a change that they make to the
+    residual stream does not reach every reader, because readers' inputs are set from the writers.
 
     Args:
         circuit: a `Circuit`, or names of edges; every other edge carries its ablated value.
@@ -98,7 +93,6 @@ class CircuitModel:
         self._visitor: CircuitVisitor | None = None
         self._asked: list[int] | None = None  # the rows of the next pass, where they are known
 
-    # ---------------------------------------------------------------- for the user
     def inputs(self, rows: Sequence[int] | None = None) -> dict[str, Any]:
         """Keywords of the model's forward for the clean prompts of some rows (default: all)."""
         return self._model.adapter.keywords(self._batch(rows).clean)
@@ -137,7 +131,6 @@ class CircuitModel:
     def _batch(self, rows: Sequence[int] | None) -> Batch:
         return self._prepared.batch if rows is None else self.task.subset(rows).batch
 
-    # ---------------------------------------------------------------- in force
     @contextmanager
     def _in_force(self) -> Iterator[None]:
         with ExitStack() as stack:
@@ -167,23 +160,17 @@ class CircuitModel:
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         if kwargs.get("logits_to_keep") == 1 and not mask[:, -1].all():
-            raise TaskError(
-                "generate() continues the last column, which is padding in some rows: give it prompts of one length, or"
-                " use next_token()"
-            )
-        rows, self._asked = self._asked or self._rows_of(ids, mask), None
-        index = torch.tensor(rows, device=self._prepared.batch.clean.ids.device)
+            remedy = "give it prompts of one length, or use next_token()"
+            raise TaskError(f"generate() continues the last column, which is padding in some rows: {remedy}")
+        index = torch.tensor(self._asked or self._rows_of(ids, mask), device=self._prepared.batch.clean.ids.device)
+        self._asked = None
         self._visitor = CircuitVisitor(_some(self._prepared, index, ids.shape[1]), self._plan)
 
     def _after(self, *_: Any) -> None:
         self._visitor = None
 
     def _rows_of(self, ids: Tensor, mask: Tensor) -> list[int]:
-        """Which row of the task each prompt is.
-
-        Raises:
-            TaskError: none, or one of several that differ in their corrupted twins.
-        """
+        """Which row of the task each prompt is; refuses others, and one of several with different twins."""
         asked, twins = _prompts(ids, mask), self._twins
         found, left = [], {prompt: list(self._rows.get(prompt, ())) for prompt in asked}
         for number, prompt in enumerate(asked):
@@ -204,18 +191,12 @@ class CircuitModel:
 
 
 def _prepared(experiment: Experiment) -> Prepared:
-    """The runs of all pairs, held at once.
-
-    Raises:
-        TaskError: they take too much memory.
-    """
+    """The runs of all pairs, held at once; raises TaskError where they take too much memory."""
     batch = experiment.batch
     most = max(1, KEPT_RUNS // run_bytes(experiment.adapter, batch.clean.ids.shape[1], runs=2))
     if len(batch) > most:
-        raise TaskError(
-            f"{len(batch)} pairs take more memory than may be held at once: give at most {most},"
-            f" task.on(model).subset(range({most}))"
-        )
+        remedy = f"give at most {most}, task.on(model).subset(range({most}))"
+        raise TaskError(f"{len(batch)} pairs take more memory than may be held at once: {remedy}")
     return experiment.prepare(batch)
 
 
@@ -231,12 +212,10 @@ def _twins(batch: Batch, ablation: Ablation) -> list[Any]:
     if not ablation.corrupted:
         return [None] * len(batch)
     twins = _prompts(*batch.corrupted[:2])
-    if batch.alignment is None:
-        return twins
-    return list(zip(twins, _prompts(batch.alignment, batch.clean.mask), strict=True))
+    aligned = [None] * len(batch) if batch.alignment is None else _prompts(batch.alignment, batch.clean.mask)
+    return list(zip(twins, aligned, strict=True))
 
 
-# -------------------------------------------------------------------- some rows of what was prepared
 def _some(prepared: Prepared, rows: Tensor, length: int) -> Prepared:
     """The runs of some rows, up to a length that holds all that is real of them."""
     whole, size = prepared.batch.clean.ids.shape[1], len(prepared.batch)
@@ -248,19 +227,12 @@ def _some(prepared: Prepared, rows: Tensor, length: int) -> Prepared:
         value = (rearrange(value, "(b t) d -> b t d", b=size) if flat else value)[rows][:, :length].contiguous()
         return value.flatten(0, 1) if flat else value
 
+    def each(value: Tensor | Heads) -> Any:
+        return Heads(*map(pick, value)) if isinstance(value, Heads) else pick(value)
+
     def of_run(run: Run) -> Run:
-        fields = {name: getattr(run, name) for name in (field.name for field in dataclasses.fields(Run))}
-        lists = {name: [_each(pick, one) for one in value] for name, value in fields.items() if name != "logits"}
+        lists = {field.name: [*map(each, getattr(run, field.name))] for field in fields(Run) if field.name != "logits"}
         return Run(**lists, logits=run.logits[rows])
 
-    return replace(
-        prepared,
-        batch=prepared.batch.rows(rows),
-        clean=of_run(prepared.clean),
-        ablated=prepared.ablated.map(pick),
-        empty=of_run(prepared.empty),
-    )
-
-
-def _each(pick: Any, value: Tensor | Heads) -> Any:
-    return Heads(*map(pick, value)) if isinstance(value, Heads) else pick(value)
+    clean, empty, ablated = of_run(prepared.clean), of_run(prepared.empty), prepared.ablated.map(pick)
+    return replace(prepared, batch=prepared.batch.rows(rows), clean=clean, ablated=ablated, empty=empty)

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import pairwise
 from numbers import Integral
 from os import PathLike
 from typing import Any, NamedTuple, Unpack
 
+import numpy as np
 from torch import Tensor
 
 from circuitfind.batch import Batch
@@ -90,7 +92,6 @@ def patch(
     return swept(Experiment.of(model, task, asked), Where(what, by_position, by_span, layers), checkpoint)
 
 
-# -------------------------------------------------------------------- what is patched
 class Where(NamedTuple):
     """The places of a sweep, as `patch` is asked for them."""
 
@@ -101,12 +102,10 @@ class Where(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """Both runs of a batch.
+    """Both runs of a batch, which has the clean run's logits for reference.
 
-    Attributes:
-        batch: with the clean run's logits for reference.
-        own, other: what the site holds in the clean run, and when it is ablated.
-        full, empty: logits `[batch, reads, vocab]` with nothing and with everything ablated.
+    own, other: what the site holds in the clean run, and when it is ablated.
+    full, empty: logits `[batch, reads, vocab]` with nothing and with everything ablated.
     """
 
     batch: Batch
@@ -122,9 +121,7 @@ class Sides(NamedTuple):
 class SweepPlan:
     """What a sweep goes over.
 
-    Attributes:
-        spans: of the prompts, each patched on its own; None patches all positions together.
-        axes: of the result.
+    spans: of the prompts, each patched on its own; None patches all positions together. axes: of the result.
     """
 
     experiment: Experiment
@@ -139,7 +136,6 @@ class SweepPlan:
 
     @property
     def shape(self) -> list[int]:
-        """How many entries each axis has."""
         return [len(axis.labels) for axis in self.axes]
 
     @property
@@ -149,7 +145,6 @@ class SweepPlan:
 
     @property
     def settings(self) -> dict[str, object]:
-        """For the record."""
         by = None if self.spans is None else self.spans.by
         return {"what": self.what, "by_position": by == "position", "by_span": by == "span", "layers": self.layers}
 
@@ -159,12 +154,16 @@ class SweepPlan:
         spans = [None] if self.spans is None else range(len(self.spans.labels))
         return [Place(unit, span) for unit in range(self.units) for span in spans]
 
+    @property
+    def sign(self) -> str:
+        return f"effect: {SIGNS[self.experiment.setting.direction]}; positive = the place supports the behaviour"
+
     def numbers(self, rows: slice, batch: Batch) -> Tensor | None:
         """`[batch, pos]` which span each position belongs to, of a batch made of these rows of all pairs."""
         return None if self.spans is None else self.spans.numbers[rows, : batch.clean.ids.shape[1]]
 
     def name(self, place: int) -> str:
-        """Of a place by its number in the whole sweep, for errors."""
+        """Of a place by its number in the whole sweep."""
         layer, at = divmod(place, len(self.places))
         return f"{self.what} in layer {self.layers[layer]}, unit {self.places[at].unit}"
 
@@ -178,13 +177,8 @@ class SweepPlan:
         experiment, site = self.experiment, self.kind.site
         clean, own = capture_site(experiment.adapter, batch.clean, site, self.layers)
         corrupted, twin = capture_site(experiment.adapter, batch.corrupted, site, self.layers)
-        batch = batch.with_reference(clean.logits)
-        other = {
-            layer: experiment.ablation.carried(
-                own[layer], moved(value, batch), None if self.means is None else self.means[layer]
-            )
-            for layer, value in twin.items()
-        }
+        batch, means, carried = batch.with_reference(clean.logits), self.means or {}, experiment.ablation.carried
+        other = {at: carried(own[at], moved(value, batch), means.get(at)) for at, value in twin.items()}
         empty = corrupted.logits
         if not experiment.ablation.interchange:
             empty = capture_empty(experiment.adapter, batch.clean, experiment.ablated(clean, corrupted)).logits
@@ -192,13 +186,7 @@ class SweepPlan:
 
 
 def planned(experiment: Experiment, where: Where) -> SweepPlan:
-    """What a sweep goes over, its arguments checked.
-
-    Raises:
-        ScoreError: an unknown kind of place or layer; prompts whose positions do not correspond, or without spans to go
-            by.
-        ModelError: the model has no such places.
-    """
+    """What a sweep goes over, its arguments checked; raises ScoreError or ModelError as `patch`."""
     kind, adapter = kind_of(where.what), experiment.adapter
     for name, given in (("by_position", where.by_position), ("by_span", where.by_span)):
         if given not in (None, True, False):
@@ -220,40 +208,35 @@ def planned(experiment: Experiment, where: Where) -> SweepPlan:
 def _chosen(layers: int | Iterable[int] | None, kind: Kind, adapter: Adapter) -> list[int]:
     n_layers = adapter.graph.n_layers
     if layers is None and kind.name_layers:
-        raise ScoreError(
-            f"each of the {n_layers} layers has {kind.count(adapter, 0):,} {kind.name}: name a layer, such as layers=0"
-            " (--layers 0)"
-        )
+        each = f"each of the {n_layers} layers has {kind.count(adapter, 0):,} {kind.name}"
+        raise ScoreError(f"{each}: name a layer, such as layers=0 (--layers 0)")
     if layers is None:
         return list(range(n_layers))
     given: Any = layers.tolist() if hasattr(layers, "tolist") else layers  # of numpy or torch
     chosen = list(given) if isinstance(given, Iterable) else [given]
-    known = all(
-        isinstance(layer, Integral) and not isinstance(layer, bool) and 0 <= int(layer) < n_layers for layer in chosen
-    )
-    if not chosen or not known or len(set(chosen)) < len(chosen):
+    whole = all(isinstance(layer, Integral) and not isinstance(layer, bool) for layer in chosen)
+    if not chosen or not whole or not set(chosen) <= set(range(n_layers)) or len(set(chosen)) < len(chosen):
         raise ScoreError(f"layers={layers!r}: give layers of this model, 0 to {n_layers - 1}, each of them once")
     return [int(layer) for layer in chosen]
 
 
-# -------------------------------------------------------------------- patching it
 def swept(experiment: Experiment, where: Where, checkpoint: str | PathLike[str] | None = None) -> Sweep:
     """`patch` of an experiment."""
     plan = planned(experiment, where)
     numbers = None if plan.spans is None else plan.spans.numbers.cpu().numpy()
-    key = (numbers, plan.what, plan.layers, plan.units)
-    count = len(plan.layers) * len(plan.places)
-    found = measure(
-        experiment, lambda part, rows: _started(plan, part, rows), count, plan.name, "patches", checkpoint, key
-    )
-    assert found.full is not None and found.empty is not None, "a sweep runs both ends"
-    direction = experiment.setting.direction
-    record = replace(
-        experiment.record("patch", **plan.settings),
-        sign=f"effect: {SIGNS[direction]}; positive = the place supports the behaviour",
-    )
-    effects = found.effects.reshape(*plan.shape, -1)
-    return Sweep(plan.what, experiment.graph, plan.axes, effects, found.full, found.empty, record)
+    key, count = (numbers, plan.what, plan.layers, plan.units), len(plan.layers) * len(plan.places)
+    start = partial(_started, plan)
+    effects, full, empty = measure(experiment, start, count, plan.name, "patches", checkpoint, key)
+    assert full is not None and empty is not None, "a sweep runs both ends"
+    record = replace(experiment.record("patch", **plan.settings), sign=plan.sign)
+    return Sweep(plan.what, experiment.graph, plan.axes, effects.reshape(*plan.shape, -1), full, empty, record)
+
+
+def runs_of(keys: np.ndarray, at_once: int) -> list[slice]:
+    """Neighbours that have one key, a few at a time."""
+    starts = np.flatnonzero(np.diff(keys, prepend=keys[:1] - 1)).tolist()
+    spans = pairwise([*starts, len(keys)])
+    return [slice(at, min(at + at_once, stop)) for start, stop in spans for at in range(start, stop, at_once)]
 
 
 def _started(plan: SweepPlan, part: Batch, rows: slice) -> Started:
@@ -266,9 +249,7 @@ def _started(plan: SweepPlan, part: Batch, rows: slice) -> Started:
     patcher = Patcher(plan.kind, Restart(experiment.adapter, inputs, base), own, other, plan.numbers(rows, batch))
     places, at_once = plan.places, patcher.restart.at_once
     groups = []
-    for index, layer in enumerate(plan.layers):
-        for start in range(0, len(places), at_once):
-            some = places[start : start + at_once]
-            first = index * len(places) + start
-            groups.append((slice(first, first + len(some)), (layer, some)))
+    for run in runs_of(np.arange(len(plan.layers)).repeat(len(places)), at_once):
+        layer, first = divmod(run.start, len(places))
+        groups.append((run, (plan.layers[layer], places[first : first + run.stop - run.start])))
     return Started(batch, full, empty, groups, lambda group: patcher.logits(*group))

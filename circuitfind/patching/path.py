@@ -6,13 +6,11 @@
    begin sender -> receiver. With `logits` as the receiver it is the direct effect on the logits.
 3. Runs restart at the first receiver (`engine/circuit_run.py`), those of one layer's receivers side by side.
 
-Noising: metric(clean) - metric(clean with these edges carrying ablated values). Denoising: metric(corrupted with these
-edges carrying clean values) - metric(corrupted). Positive = these paths support the task.
-
-This is the path patching of Goldowsky-Dill et al. 2023 for the set of all paths that begin with one of these edges.
-Wang et al. 2023 differ twice: they set each receiver to what it is with all other heads frozen, which hides one
-receiver's change from another downstream of it (here it is seen, as in any run of a circuit that lacks these edges);
-and they let the MLPs between sender and receivers be computed anew, so that their paths lead through these, too.
+`SIGNS` are the effects in both directions; positive = these paths support the task. This is the path patching of
+Goldowsky-Dill et al. 2023 for the set of all paths that begin with one of these edges. Wang et al. 2023 differ twice:
+they set each receiver to what it is with all other heads frozen, which hides one receiver's change from another
+downstream of it (here it is seen, as in any run of a circuit that lacks these edges); and they let the MLPs between
+sender and receivers be computed anew, so that their paths lead through these, too.
 """
 
 from __future__ import annotations
@@ -20,6 +18,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
@@ -37,6 +37,7 @@ from circuitfind.export import html
 from circuitfind.graph import Graph
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
+from circuitfind.patching.patch import runs_of
 from circuitfind.patching.sweep import PatchedEffects
 from circuitfind.record import Record
 from circuitfind.setting import Keywords
@@ -96,7 +97,7 @@ class PathEffects(PatchedEffects):
     def to_dict(self) -> dict[str, Any]:
         """JSON values; None where there is no path."""
         cells = [[None if np.isnan(cell).all() else cell.tolist() for cell in row] for row in self.per_example]
-        effects = [[None if value != value else value for value in row] for row in self.effects.tolist()]
+        effects = [[None if np.isnan(value) else value for value in row] for row in self.effects.tolist()]
         return {**super().to_dict(), "effects": effects, "per_example": cells}
 
     @classmethod
@@ -111,7 +112,7 @@ class PathEffects(PatchedEffects):
 
 
 class _PathCell(NamedTuple):
-    """One entry of the result: its row and column, and the edges from its sender to its receivers, in graph order."""
+    """One entry of the result, and the edges from its sender to its receivers, in graph order."""
 
     row: int
     column: int
@@ -156,25 +157,21 @@ def path_patch(
     names, columns = _columns(graph, receivers, separate)
     rows = _senders(graph, senders, columns)
     cells = _cells(graph, rows, columns)
-    found = measure(
-        experiment,
-        lambda part, _: _started(experiment, part, cells),
-        len(cells),
-        lambda place: f"a path from {graph.writer_names[cells[place].writer]}",
-        "paths",
-    )
-    assert found.full is not None and found.empty is not None, "both ends are run"
+
+    def name(place: int) -> str:
+        return f"a path from {graph.writer_names[cells[place].writer]}"
+
+    start = partial(_started, experiment, cells)
+    measured, full, empty = measure(experiment, start, len(cells), name, "paths")
+    assert full is not None and empty is not None, "both ends are run"
     effects = np.full((len(rows), len(columns), len(experiment)), np.nan)
-    for cell, values in zip(cells, found.effects, strict=True):
+    for cell, values in zip(cells, measured, strict=True):
         effects[cell.row, cell.column] = values
-    record = replace(
-        experiment.record("path patching", separate=separate),
-        sign=f"effect: {SIGNS[experiment.setting.direction]}; positive = the paths support the behaviour",
-    )
-    return PathEffects(tuple(graph.writer_names[row] for row in rows), names, effects, found.full, found.empty, record)
+    sign = f"effect: {SIGNS[experiment.setting.direction]}; positive = the paths support the behaviour"
+    record = replace(experiment.record("path patching", separate=separate), sign=sign)
+    return PathEffects(tuple(graph.writer_names[row] for row in rows), names, effects, full, empty, record)
 
 
-# -------------------------------------------------------------------- names
 def _columns(
     graph: Graph, receivers: str | Iterable[str] | None, separate: bool
 ) -> tuple[tuple[str, ...], list[list[int]]]:
@@ -200,20 +197,16 @@ def _readers(graph: Graph, name: str) -> list[int]:
     """A reader by its name; by a node's name all that feed it."""
     if name in graph.reader_names:
         return [graph.reader_names.index(name)]
-    if name in graph.node_names[1:]:
-        found: list[int] = np.flatnonzero(graph.serves[:, graph.node_names.index(name)]).tolist()
-        return found
+    nodes = graph.node_names[1:]
+    if name in nodes:
+        return [int(reader) for reader in np.flatnonzero(graph.serves[:, 1 + nodes.index(name)])]
     examples = ", ".join(graph.reader_names[slot] for slot in (0, graph.n_heads, -2))
-    said = graph.not_named("receiver", name, (*graph.node_names[1:], *graph.reader_names))
+    said = graph.not_named("receiver", name, (*nodes, *graph.reader_names))
     raise ScoreError(f"{said} Its readers are {examples}, logits, ...")
 
 
 def _senders(graph: Graph, senders: str | Iterable[str] | None, columns: list[list[int]]) -> list[int]:
-    """Writer indices.
-
-    Raises:
-        ScoreError: one that this graph does not have, or that no receiver reads.
-    """
+    """Writer indices; refuses those that this graph does not have, or that no receiver reads."""
     last = max(int(graph.limits[reader]) for readers in columns for reader in readers)
     if senders is None:
         return list(range(last))
@@ -227,55 +220,38 @@ def _senders(graph: Graph, senders: str | Iterable[str] | None, columns: list[li
         raise ScoreError("no senders: name writers such as 'input', 'a0.h1' or 'm2', or leave them out for all")
     for row in rows:
         if row >= last:
-            raise ScoreError(
-                f"sender '{graph.writer_names[row]}' is computed after all of these receivers: it has no path into them"
-            )
+            sender = graph.writer_names[row]
+            raise ScoreError(f"sender '{sender}' is computed after all of these receivers: it has no path into them")
     return rows
 
 
 def _cells(graph: Graph, rows: list[int], columns: list[list[int]]) -> list[_PathCell]:
     """What there is to measure, by the first receiver's layer: like restarts follow each other."""
     cells = []
-    for row, writer in enumerate(rows):
-        for column, readers in enumerate(columns):
-            after = [reader for reader in readers if writer < graph.limits[reader]]
-            if after:
-                cells.append(_PathCell(row, column, writer, after))
+    for (row, writer), (column, readers) in product(enumerate(rows), enumerate(columns)):
+        if after := [reader for reader in readers if writer < graph.limits[reader]]:
+            cells.append(_PathCell(row, column, writer, after))
     return sorted(cells, key=lambda cell: graph.reader(cell.readers[0]).layer)
 
 
-# -------------------------------------------------------------------- measuring
-def _started(experiment: Experiment, batch: Batch, cells: list[_PathCell]) -> Started:
+def _started(experiment: Experiment, cells: list[_PathCell], batch: Batch, _: slice) -> Started:
     """A batch, ready to be patched. Denoising is noising of the exchanged sides."""
     noising = experiment.setting.noising
     turned = batch if noising else replace(batch, clean=batch.corrupted, corrupted=batch.clean)
     prepared = experiment.prepare(turned)
     ends = prepared.clean.logits, prepared.empty.logits
     full, empty = ends if noising else ends[::-1]
-    groups, at = [], 0
-    for group in _groups(experiment.graph, cells, _at_once(experiment.adapter, batch, cells)):
-        groups.append((slice(at, at + len(group)), group))
-        at += len(group)
+    layers = np.array([experiment.graph.reader(cell.readers[0]).layer for cell in cells])
+    groups = [(rows, cells[rows]) for rows in runs_of(layers, _at_once(experiment.adapter, batch, cells))]
     return Started(batch.with_reference(full), full, empty, groups, lambda group: _logits(prepared, group))
 
 
 def _at_once(adapter: Adapter, batch: Batch, cells: list[_PathCell]) -> int:
-    """How many cells run side by side: no more than is worth it, and than memory has room for, because what each of
-    their senders writes is held in each of their runs."""
+    """How many cells run side by side: in each of their runs, what each of their senders writes is held."""
     tokens, senders = batch.clean.ids.numel(), len({cell.writer for cell in cells})
     worth = PATCHES.runs(adapter.device, tokens)
     room = budget(adapter.device) // (tokens * row_bytes(adapter))  # senders x runs
     return max(1, min(worth, max(room // senders, math.isqrt(room))))
-
-
-def _groups(graph: Graph, cells: list[_PathCell], at_once: int) -> list[list[_PathCell]]:
-    """A few cells at a time, whose first receivers are in one layer."""
-    layers = np.array([graph.reader(cell.readers[0]).layer for cell in cells])
-    groups = []
-    for layer in np.unique(layers).tolist():
-        first, last = np.searchsorted(layers, [layer, layer + 1]).tolist()
-        groups += [cells[start : min(start + at_once, last)] for start in range(first, last, at_once)]
-    return groups
 
 
 def _logits(prepared: Prepared, group: list[_PathCell]) -> Tensor:

@@ -2,16 +2,12 @@
 
 A *place* is one unit of one layer, at all positions or at one span of them. Every kind is brought to one of two forms:
 
-* a change of the residual stream where a block begins (`resid`, `resid-mid`, `attn`, `mlp`, `heads`, `pattern`,
-  `neurons`): a head's or neuron's difference goes through its rows of the output projection, then through the post-norm
-  as the model applies it (the whole attention or MLP output is normed again, as it would be in a pass with that one
-  replaced); what changes between attention and MLP changes what the MLP writes, too;
-* new queries, keys or values of a layer (`q`, `k`, `v`).
+* new queries, keys or values of a layer (`q`, `k`, `v`);
+* a change of the residual stream where a block begins (all others): a head's or neuron's difference goes through its
+  rows of the output projection, then through the post-norm as the model applies it (to the whole attention or MLP
+  output, as in a pass with that one replaced); what changes between attention and MLP changes what the MLP writes, too.
 
 A patched `pattern` is a patched head: the other run's pattern times this run's values.
-
-A new kind is one `Kind`, given a name with `register`: a site of `circuitfind.engine.sites`, how many units it has in a
-layer, and how a unit's difference reaches the stream.
 """
 
 from __future__ import annotations
@@ -28,7 +24,7 @@ from circuitfind.engine.capture import refuse_aligned
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.restart import Restart
 from circuitfind.engine.sites import Values, attended, input_rows
-from circuitfind.errors import ModelError, ScoreError, unknown
+from circuitfind.errors import ModelError, ScoreError, entered, unknown
 from circuitfind.models.adapter import Adapter
 
 Written = Callable[[Restart, int, Tensor, list[int]], Tensor]
@@ -75,11 +71,7 @@ class Kind:
     instead: str = ""
 
     def check(self, experiment: Experiment) -> None:
-        """Refuses models, pairs and ablations for which there are no such places.
-
-        Raises:
-            ModelError, ScoreError: naming the kind and the remedy.
-        """
+        """Raises ModelError or ScoreError, with the remedy, where model, pairs or ablation have no such places."""
         if not self.aligned:
             refuse_aligned(experiment.bound.batch, f"a corrupted {self.name}", f"patch {self.instead} instead")
         if not self.mean and experiment.ablation.mean == "all":
@@ -111,7 +103,6 @@ def _neurons(adapter: Adapter, layer: int) -> int:
     return len(input_rows(adapter, "hidden", layer))
 
 
-# -------------------------------------------------------------------- from a unit to the stream
 def _projected(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Tensor:
     """Heads through the output projection."""
     weight = input_rows(restart.adapter, "z", layer)
@@ -122,8 +113,7 @@ def _projected(restart: Restart, layer: int, change: Tensor, units: list[int]) -
 
 def _attended(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Tensor:
     """Patterns times the base run's values, through the output projection."""
-    made = attended(restart.adapter, change, restart.base.qkv[layer].v, units)
-    return _projected(restart, layer, made, units)
+    return _projected(restart, layer, attended(restart.adapter, change, restart.base.qkv[layer].v, units), units)
 
 
 def _down(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Tensor:
@@ -135,10 +125,6 @@ def _down(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Ten
 
 def _entering(restart: Restart, layer: int, written: Tensor) -> Tensor:
     return written
-
-
-def _from_middle(restart: Restart, layer: int, written: Tensor) -> Tensor:
-    return restart.after_middle(layer, written)
 
 
 def _from_attention(restart: Restart, layer: int, written: Tensor) -> Tensor:
@@ -156,14 +142,13 @@ def _more(write: Callable[[Tensor], Tensor], output: Tensor, difference: Tensor)
     return write(output.to(difference) + difference) - write(output)
 
 
-# -------------------------------------------------------------------- registry
-_BUILT_IN = (
+_KINDS = (
     Kind("resid", "resid", "resid{layer}", reached=_entering, entering=True, in_stream=True, by_position=True),
     Kind(
         "resid-mid",
         "middle",
         "resid-mid{layer}",
-        reached=_from_middle,
+        reached=Restart.after_middle,
         in_stream=True,
         by_position=True,
         parallel=False,
@@ -189,7 +174,7 @@ _BUILT_IN = (
     ),
     Kind("neurons", "hidden", "m{layer}.n{unit}", "neuron", _neurons, _down, _from_mlp, name_layers=True),
 )
-KINDS: dict[str, Kind] = {kind.name: kind for kind in _BUILT_IN}
+KINDS: dict[str, Kind] = {kind.name: kind for kind in _KINDS}
 SPELLINGS = {  # of other tools, for "did you mean"
     "resid": "resid_pre hook_resid_pre resid_post hook_resid_post residual stream",
     "resid-mid": "resid_mid hook_resid_mid middle",
@@ -205,31 +190,18 @@ SPELLINGS = {  # of other tools, for "did you mean"
 
 
 def register(kind: Kind) -> Kind:
-    """Gives a kind of place its name, in this process.
-
-    Raises:
-        ScoreError: the name is taken, or it is not a `Kind`.
-    """
-    if not isinstance(kind, Kind):
-        raise ScoreError(f"register: {kind!r} is not a circuitfind.Kind")
-    if KINDS.get(kind.name, kind) is not kind:
-        raise ScoreError(f"kind of place '{kind.name}' exists: give yours another name")
-    return KINDS.setdefault(kind.name, kind)
+    """Gives a kind of place its name; raises ScoreError where it is taken."""
+    return entered(kind, Kind, KINDS, ScoreError, "kind of place '{}' exists: give yours another name")
 
 
 def kind_of(what: str) -> Kind:
-    """The kind of this name.
-
-    Raises:
-        ScoreError: there is none, with the one that may be meant.
-    """
+    """The kind of this name; raises ScoreError where there is none, with the one that may be meant."""
     if isinstance(what, str) and what in KINDS:
         return KINDS[what]
     name = what.rpartition(".")[2] if isinstance(what, str) else what  # "blocks.9.attn.hook_z"
     raise ScoreError(unknown("kind of place", name, KINDS, {kind: names.split() for kind, names in SPELLINGS.items()}))
 
 
-# -------------------------------------------------------------------- replacing one
 class Place(NamedTuple):
     """A unit of a layer, at one span of positions or (None) at all."""
 
@@ -241,10 +213,8 @@ class Place(NamedTuple):
 class Patcher:
     """Replaces units of a base run by another run's.
 
-    Attributes:
-        own, other: the site's values by layer, in the base run and instead; `other` may broadcast over examples and
-            positions.
-        numbers: `[batch, pos]` which span each position belongs to; None where all positions go together.
+    own, other: the site's values by layer, in the base run and instead; `other` may broadcast over batch and positions.
+    numbers: `[batch, pos]` which span each position belongs to; None where all positions go together.
     """
 
     kind: Kind
@@ -264,36 +234,33 @@ class Patcher:
         return self.restart.from_stream(layer if self.kind.entering else layer + 1, changes)
 
     def _placed(self, layer: int, place: Place) -> Tensor:
-        change = self._latest[layer, place.unit]
-        at = self._at(place)
-        return change if at is None else torch.where(at.unsqueeze(-1), change, 0)
+        change, at = self._latest[layer, place.unit], self._at(place)
+        return change if at is None else torch.where(at, change, 0)
 
     def _replaced(self, layer: int, place: Place) -> Tensor:
         """`[batch, pos, heads, d_head]` with one head's values replaced."""
         values, at = self.own[layer].clone(), self._at(place)
         own, other = (side[:, :, place.unit] for side in (values, self.other[layer].expand_as(values).to(values.dtype)))
-        values[:, :, place.unit] = other if at is None else torch.where(at.unsqueeze(-1), other, own)
+        values[:, :, place.unit] = other if at is None else torch.where(at, other, own)
         return values
 
     def _at(self, place: Place) -> Tensor | None:
-        """`[batch, pos]` where a place is; None for everywhere."""
-        return None if self.numbers is None or place.span is None else self.numbers == place.span
+        """`[batch, pos, 1]` where a place is; None for everywhere."""
+        return None if self.numbers is None or place.span is None else (self.numbers == place.span).unsqueeze(-1)
 
     def _prepare(self, layer: int, units: list[int], reached: Reached) -> None:
         """Computes the changes of these units; those of the last call are kept, because places come unit by unit."""
-        known = {key: change for key, change in self._latest.items() if key[0] == layer and key[1] in units}
-        missing = [unit for unit in units if (layer, unit) not in known]
-        self._latest.clear()
-        self._latest.update(known)
-        if missing:
+        for at, unit in list(self._latest):
+            if at != layer or unit not in units:
+                del self._latest[at, unit]
+        if missing := [unit for unit in units if (layer, unit) not in self._latest]:
             changes = reached(self.restart, layer, self._written(layer, missing))
             self._latest.update({(layer, unit): change for unit, change in zip(missing, changes, strict=True)})
 
     def _written(self, layer: int, units: list[int]) -> Tensor:
         """`[units, batch, pos, d_model]`: how far the output of the unit's module (or the stream) is from the base."""
-        work = self.restart.adapter.work
-        own = self.own[layer].to(work)
-        other = self.other[layer].to(work).expand_as(own)
+        own = self.own[layer].to(self.restart.adapter.work)
+        other = self.other[layer].to(own).expand_as(own)
         if self.kind.unit is None:
             return (other - own)[None]
         return self.kind.written(self.restart, layer, other[:, :, units] - own[:, :, units], units)

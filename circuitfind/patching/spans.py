@@ -1,6 +1,4 @@
-"""How a sweep divides prompts: into their positions, or into named spans.
-
-A span is the positions of a prompt that are patched together; a prompt's spans do not overlap.
+"""How a sweep divides prompts into spans, positions that are patched together and do not overlap.
 
 1. By position: every position is a span of its own, for prompts of one length.
 2. By span: one for each name that every pair gives (`BoundTask.spans`), in the order of their mean first positions.
@@ -12,6 +10,7 @@ Spans are counted in the clean prompt. Positions correspond in both prompts of a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -25,12 +24,9 @@ END, REST = "end", "rest"
 
 
 class Spans(NamedTuple):
-    """The spans of a task's prompts.
+    """The spans of a task's prompts by "position" or "span".
 
-    Attributes:
-        by: "position" or "span".
-        labels: of each span.
-        numbers: `[pairs, pos]`, the span that each position belongs to, -1 for padding.
+    numbers: `[pairs, pos]`, the span that each position belongs to, -1 for padding.
     """
 
     by: str
@@ -39,31 +35,29 @@ class Spans(NamedTuple):
 
 
 def spans_of(bound: BoundTask, by_position: bool, by_span: bool) -> Spans | None:
-    """Of a task's prompts; None where all positions are patched together.
-
-    Raises:
-        ScoreError: prompts of unequal lengths by position; no span that every pair names, or overlapping ones.
-    """
+    """None where all positions are patched together; raises ScoreError where the prompts cannot be divided so."""
     if by_span:
         return _by_name(bound)
     return _by_position(bound) if by_position else None
+
+
+def position_labels(tokens: Sequence[str]) -> tuple[str, ...]:
+    """Such as "3 Mary"."""
+    return tuple(f"{position} {token.strip() or repr(token)}" for position, token in enumerate(tokens))
 
 
 def _by_position(bound: BoundTask) -> Spans:
     mask = bound.batch.clean.mask
     if bound.batch.clean.padded or bound.batch.corrupted.padded:
         lengths, names = mask.sum(1), _common(bound)
-        spans = (
-            f"by the spans that they name, {', '.join(names)}" if names else "by spans that you name in them (spans=)"
-        )
+        spans = f"the spans that they name, {', '.join(names)}" if names else "spans that you name in them (spans=)"
         raise ScoreError(
             f"by_position=True needs prompts of one length, these have {int(lengths.min())} to {int(lengths.max())}"
-            f" tokens: divide them {spans} (by_span=True, --by-span), take one template of the task (template=,"
+            f" tokens: divide them by {spans} (by_span=True, --by-span), take one template of the task (template=,"
             " --template) or a subset of one length, or patch all positions of a place together (by_position=False,"
             " --all-positions)"
         )
-    tokens = enumerate(bound.tokens[0])  # of the first pair: names differ, the template does not
-    labels = tuple(f"{position} {token.strip() or repr(token)}" for position, token in tokens)
+    labels = position_labels(bound.tokens[0])  # of the first pair: names differ, the template does not
     return Spans("position", labels, torch.arange(mask.shape[1], device=mask.device).expand(mask.shape))
 
 
@@ -80,10 +74,10 @@ def _by_name(bound: BoundTask) -> Spans:
     for row, spans in enumerate(bound.spans):
         for first, second in pairwise(sorted(labels, key=lambda name: spans[name])):
             if spans[second][0] < spans[first][1]:
+                both = f"{spans[second][0]} to {min(spans[first][1], spans[second][1]) - 1}"
                 raise ScoreError(
-                    f"by_span=True: row {row}: spans '{first}' and '{second}' overlap, at positions"
-                    f" {spans[second][0]} to {min(spans[first][1], spans[second][1]) - 1}: each position belongs to one"
-                    " span, so give spans that do not overlap"
+                    f"by_span=True: row {row}: spans '{first}' and '{second}' overlap, at positions {both}: each"
+                    " position belongs to one span, so give spans that do not overlap"
                 )
         for number, name in enumerate(labels):
             numbers[row, slice(*spans[name])] = number
@@ -94,9 +88,7 @@ def _by_name(bound: BoundTask) -> Spans:
     over = inputs.mask & (numbers < 0)
     if bool(over.any()):
         if REST in labels:
-            raise ScoreError(
-                f"by_span=True: '{REST}' is the name of what spans leave over: give that span another name"
-            )
+            raise ScoreError(f"by_span=True: '{REST}' is the name of what spans leave over: give it another")
         numbers[over] = len(labels)
         labels.append(REST)
     return Spans("span", tuple(labels), numbers)

@@ -7,9 +7,11 @@ metric(full) - metric(empty): 1 = patching this place alone undoes (noising) or 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import product
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +26,8 @@ from circuitfind.export.files import check_file, plain, write_bytes
 from circuitfind.graph import Graph
 from circuitfind.patching.places import KINDS
 from circuitfind.record import Record
-from circuitfind.result import Result, strongest
-from circuitfind.statistics import bootstrap_mean
+from circuitfind.result import Result, as_json, strongest
+from circuitfind.statistics import bootstrap_mean, standard_error
 
 FORMAT, VERSION = "circuitfind.sweep", "1"
 
@@ -37,12 +39,8 @@ class Axis(NamedTuple):
     labels: tuple[str, ...]
 
 
-class EffectTable(Result):
-    """Base of effects that are known for every example.
-
-    Attributes:
-        per_example: `[..., examples]` float64 effects in units of the metric; NaN where there is none.
-    """
+class EffectTable(Result, ABC):
+    """Base of effects `per_example` `[..., examples]` (float64, in units of the metric; NaN where there is none)."""
 
     per_example: np.ndarray
 
@@ -68,39 +66,29 @@ class EffectTable(Result):
         ends = bootstrap_mean(self.per_example.reshape(len(effects), -1)[chosen]).tolist()
         return tuple(self._row(at, float(effects[at]), *pair) for at, pair in zip(chosen.tolist(), ends, strict=True))
 
+    @abstractmethod
     def _row(self, at: int, effect: float, low: float, high: float) -> Any:
         """The row of one of `effects.ravel()`."""
-        raise NotImplementedError
 
 
 class PatchedEffects(EffectTable):
-    """Base of effects of patching.
-
-    Attributes:
-        full, empty: `[examples]` the metric with nothing and with everything ablated.
-    """
+    """Base of effects of patching; `full`, `empty`: `[examples]` the metric with nothing and everything ablated."""
 
     full: np.ndarray
     empty: np.ndarray
 
     @property
     def metric_full(self) -> float:
-        """The metric with nothing ablated, mean over examples."""
+        """Mean over examples."""
         return float(self.full.mean())
 
     @property
     def metric_empty(self) -> float:
-        """The metric with everything ablated, mean over examples."""
+        """Mean over examples."""
         return float(self.empty.mean())
 
     def _check(self, *shape: int) -> None:
-        """
-        Args:
-            shape: what the names of the effects ask for.
-
-        Raises:
-            ScoreError: the values have another shape.
-        """
+        """Raises ScoreError where the values have another shape than their names ask for."""
         if self.per_example.shape != (*shape, len(self.full)) or len(self.empty) != len(self.full):
             raise ScoreError(
                 f"effects by example have shape {list(self.per_example.shape)}, their names and the {len(self.full)}"
@@ -109,8 +97,10 @@ class PatchedEffects(EffectTable):
 
 
 class PlaceEffect(NamedTuple):
-    """One place of a sweep: its name, the label of its position or span (empty where all positions are patched
-    together), its effect and the 95% interval over examples."""
+    """One place of a sweep, its effect and the 95% interval over examples.
+
+    position: the label of its position or span; empty where all positions are patched together.
+    """
 
     place: str
     position: str
@@ -120,7 +110,6 @@ class PlaceEffect(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The same as `place`."""
         return self.place
 
 
@@ -159,8 +148,8 @@ class Sweep(PatchedEffects):
             ScoreError: the two do not differ beyond noise.
         """
         difference = self.full - self.empty
-        error = difference.std(ddof=1) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
-        if abs(difference.mean()) <= 2 * error or difference.mean() == 0:
+        error = standard_error(difference)
+        if abs(difference.mean()) <= 2 * error:
             raise ScoreError(
                 f"a normalised effect is undefined: the metric is {self.full.mean():.4g} on the whole model and"
                 f" {self.empty.mean():.4g} with everything ablated, which is within noise (standard error {error:.2g},"
@@ -197,12 +186,8 @@ class Sweep(PatchedEffects):
         known = KINDS.get(self.what)  # a file may hold a kind that is not registered here
         label = known.label if known else f"{self.what}{{layer}}.{{unit}}" if by_unit else f"{self.what}{{layer}}"
         units = self.axes[1].labels if by_unit else ("",)
-        return [
-            label.format(layer=layer, unit=unit, kv=kv)
-            for layer in self.axes[0].labels
-            for unit in units
-            for _ in self.positions
-        ]
+        cells = product(self.axes[0].labels, units, self.positions)
+        return [label.format(layer=layer, unit=unit, kv=kv) for layer, unit, _ in cells]
 
     @cached_property
     def _names(self) -> list[str]:
@@ -219,7 +204,7 @@ class Sweep(PatchedEffects):
             normalised = None
         return {
             "what": self.what,
-            "axes": [{"name": axis.name, "labels": list(axis.labels)} for axis in self.axes],
+            "axes": as_json(self.axes),
             "effects": self.effects.tolist(),
             "normalised": normalised,
             "metric_full": self.metric_full,
@@ -238,7 +223,6 @@ class Sweep(PatchedEffects):
             rows, values = [rows[at] for at in kept], values[kept]
         return html.block(repr(self), html.heat(values, rows, columns, "effects"), best)
 
-    # ---------------------------------------------------------------- files
     def save(self, path: str | PathLike[str]) -> Path:  # type: ignore[override]
         """Writes safetensors; axes, graph and record in the header."""
         header = {"format": FORMAT, "version": VERSION, "what": self.what}

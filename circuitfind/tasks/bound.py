@@ -24,17 +24,7 @@ from circuitfind.record import Record, fingerprints
 from circuitfind.setting import check_seed
 from circuitfind.tasks.given import Given, ModelLike, Prompts
 from circuitfind.tasks.spans import Span, counterparts, locate
-from circuitfind.tasks.tokens import (
-    PromptTokenizer,
-    Tokens,
-    answer_tensor,
-    by_read,
-    faults,
-    not_one_token,
-    pad,
-    validate,
-    validate_disjoint,
-)
+from circuitfind.tasks.tokens import PromptTokenizer, Tokens, answer_tensor, by_read, faults, pad, unspellable, validate
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,8 +68,7 @@ class BoundTask:
         """
         if not isinstance(rows, Iterable):
             raise TaskError(f"subset: rows are a list, such as [0], not {rows!r}")
-        rows = list(rows)
-        if not rows:
+        if not (rows := list(rows)):
             raise TaskError(f"subset: no rows are given; there are {len(self)}, counted from 0")
         for row in rows:
             if isinstance(row, bool) or not isinstance(row, Integral) or not -len(self) <= row < len(self):
@@ -98,9 +87,7 @@ class BoundTask:
         check_seed(seed)
         size = round(len(self) * fraction) if isinstance(fraction, Real) and 0 < fraction < 1 else 0
         if not 0 < size < len(self):
-            raise TaskError(
-                f"{len(self)} pairs cannot be split at {fraction}: at least one pair on each side is needed"
-            )
+            raise TaskError(f"{len(self)} pairs cannot be split at {fraction}: each side needs at least one pair")
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
         return self.subset(sorted(order[:size])), self.subset(sorted(order[size:]))
 
@@ -118,9 +105,7 @@ class BoundTask:
 
     def with_metric(self, metric: str | Metric | Function | None) -> BoundTask:
         """The same pairs with another metric; None changes nothing."""
-        if metric is None:
-            return self
-        return replace(self, metric=_usable(metric_of(metric), self.batch))
+        return self if metric is None else replace(self, metric=_usable(metric_of(metric), self.batch))
 
     def record(self, method: str, ablation: str, direction: str, seed: int, **settings: Any) -> Record:
         """The record of a result on this task."""
@@ -149,11 +134,7 @@ def _usable(metric: Metric, batch: Batch) -> Metric:
 
 
 def bind_pairs(task: Given, model: ModelLike) -> BoundTask:
-    """The task in the model's tokens.
-
-    Raises:
-        TaskError: a row cannot be used, or, with `unusable="drop"`, none can.
-    """
+    """In the model's tokens; raises TaskError where a row (with `unusable="drop"`: every row) cannot be used."""
     left_out = _unusable(task, model) if task.unusable == "drop" else {}
     if not left_out:
         return _bound(task, model)
@@ -169,16 +150,14 @@ def bind_pairs(task: Given, model: ModelLike) -> BoundTask:
 
 def _bound(task: Given, model: ModelLike) -> BoundTask:
     tokenizer = task.tokenizer(model)
-    tokens = task.tokens(tokenizer)
+    tokens, device, bos = task.tokens(tokenizer), model.device, "ids given"
     notes: list[str] = []
-    bos = "ids given"
     if tokenizer is not None:
         bos = tokenizer.describe(tokens.clean[0])
         if task.answers is not None:
             notes.append(f"answers spelled {tokens.spelling}")
         notes.append(f"BOS token: {bos}")
     validate(tokens, model, aligned=task.align is not None)
-    device = model.device
     length = max(map(len, (*tokens.clean, *tokens.corrupted)))
     clean, corrupted = (pad(rows, length, device) for rows in (tokens.clean, tokens.corrupted))
     read = task.read_positions(tokens.clean).to(device)
@@ -191,9 +170,7 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
         alignment = torch.tensor([[*row, *range(len(row), length)] for row in index], device=device)
     answers, wrong = answer_tensor(tokens.answers, read), answer_tensor(tokens.wrong, read)
     if task.is_ids and read.shape[1] > 1:
-        answers = by_read(task.answers, read, model.vocabulary, "answers")
-        wrong = by_read(task.wrong_answers, read, model.vocabulary, "wrong_answers")
-        validate_disjoint(answers, wrong)
+        answers, wrong = by_read(task.answers, task.wrong_answers, read, model.vocabulary)
     sides = Inputs(*clean, read), Inputs(*corrupted, read if alignment is None else alignment.gather(1, read))
     batch = Batch(*sides, answers.to(device), wrong.to(device), alignment=alignment).plain()
     if batch.alignment is not None:
@@ -233,7 +210,7 @@ def _unusable(task: Given, model: ModelLike) -> dict[int, str]:
     left_out: dict[int, str] = {}
     tokenizer = task.tokenizer(model)
     if tokenizer is not None and not task.answers_are_ids():
-        left_out |= not_one_token(tokenizer, list(task.clean), *task.answer_texts())
+        left_out = unspellable(tokenizer, list(task.clean), *task.answer_texts())
     rows = [row for row in range(len(task)) if row not in left_out]
     if not rows:
         return left_out
@@ -245,14 +222,11 @@ def _unusable(task: Given, model: ModelLike) -> dict[int, str]:
     return left_out | {rows[at]: fault for at, fault in found.items()}
 
 
-# -------------------------------------------------------------------- spans
 def _spans(task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None, side: str) -> tuple[dict[str, Span], ...]:
     """By row, one side's spans in tokens; empty where the task names none."""
-    prompts, ids = getattr(task, side), getattr(tokens, side)
     given = task.spans if side == "clean" else task.corrupted_spans
-    if given is None:
-        return ()
-    return locate(given, None if task.is_ids else prompts, ids, tokenizer, side)
+    prompts = None if task.is_ids else getattr(task, side)
+    return () if given is None else locate(given, prompts, getattr(tokens, side), tokenizer, side)
 
 
 def _counterparts(
@@ -261,10 +235,9 @@ def _counterparts(
     """By row, the corrupted position for each clean one; and the rows that cannot be aligned, with the reason."""
     rows, failed = [], {}
     clean, corrupted = (_spans(task, tokens, tokenizer, side) for side in ("clean", "corrupted"))
-    for number, spans in enumerate(zip(clean, corrupted, strict=True)):
-        lengths = len(tokens.clean[number]), len(tokens.corrupted[number])
+    for number, (own, twin) in enumerate(zip(clean, corrupted, strict=True)):
         try:
-            rows.append(counterparts(spans[0], spans[1], lengths))
+            rows.append(counterparts(own, twin, (len(tokens.clean[number]), len(tokens.corrupted[number]))))
         except ValueError as error:
             failed[number] = str(error)
     return rows, failed

@@ -1,5 +1,4 @@
-"""How a built-in task, or a user's own, makes its pairs: a record with a name, a source, a metric and a seeded
-generator.
+"""`TaskBuilder`: how a built-in task, or a user's own, makes its pairs.
 
 1. `prepare(words, choice)` looks up which of the task's words are one token in the model's tokenizer, so that a clean
    prompt and its corrupted twin have equal length, and returns a function that draws one pair.
@@ -34,8 +33,7 @@ class Pair(NamedTuple):
     """One example of a task as text.
 
     Attributes:
-        clean, corrupted: the prompt that shows the behaviour, and its minimally different twin of the same token
-            length.
+        clean, corrupted: the prompt that shows the behaviour, and its minimally different twin, as long in tokens.
         answers, wrong: right and wrong continuations of the clean prompt, at least one each.
         flips: the wrong answers are right after the corrupted prompt, so the metric should change its sign there.
         spans: named words of the clean prompt: name -> (word, which of its occurrences, from 1).
@@ -100,33 +98,20 @@ class SingleTokens:
         return [word for word in words if self._is_single(word)]
 
     def need(self, words: Sequence[str], least: int, task: str, what: str) -> list[str]:
-        """As `keep`.
-
-        Raises:
-            TaskError: fewer than `least` words are one token.
-        """
+        """As `keep`, or a TaskError where fewer than `least` words are one token."""
         return self._enough(self.keep(words), len(words), least, task, f"{what} are one token each")
 
     def need_pairs(self, pairs: Sequence[tuple[str, str]], least: int, task: str, what: str) -> list[tuple[str, str]]:
-        """The pairs of which both words are one token.
-
-        Raises:
-            TaskError: there are fewer than `least`.
-        """
+        """The pairs of which both words are one token, or a TaskError where there are fewer than `least`."""
         kept = [pair for pair in pairs if len(self.keep(pair)) == 2]
         return self._enough(kept, len(pairs), least, task, f"{what} are one token each (both of a pair)")
 
     def century_endings(self, century: str) -> tuple[str, ...]:
-        """The endings "00" to "99" with which a year of this century is a century token and a two-digit token.
-
-        GPT-2 has some years as one token (" 1800", " 1945"); their endings are left out.
-        """
+        """The endings "00" to "99" with which a year is a century token and two digits (not so GPT-2's " 1800")."""
         if century not in self._endings:
-            head = self._ids(f"{_BEFORE} {century}")
-            found: tuple[str, ...] = ()
-            if self._is_single(century):
-                found = tuple(e for e in (f"{i:02d}" for i in range(100)) if self._splits(head, century, e))
-            self._endings[century] = found
+            before = f"{_BEFORE} {century}"
+            endings = [f"{i:02d}" for i in range(100)] if self._is_single(century) else []
+            self._endings[century] = tuple(ending for ending in endings if self._adds_one(before, ending))
         return self._endings[century]
 
     def keeps(self, text: str) -> bool:
@@ -141,16 +126,15 @@ class SingleTokens:
             raise TaskError(f"{task}: {len(kept)} of {there} {what} with this tokenizer, {least} are needed; {_REMEDY}")
         return kept
 
-    def _splits(self, head: list[int], century: str, ending: str) -> bool:
-        year = self._ids(f"{_BEFORE} {century}{ending}")
-        return len(year) == len(head) + 1 and year[:-1] == head and year[-1] != self._unknown
-
     def _is_single(self, word: str) -> bool:
         if word not in self._known:
-            before, ids = self._ids(_BEFORE), self._ids(f"{_BEFORE} {word}")
-            one_more = len(ids) == len(before) + 1 and ids[:-1] == before
-            self._known[word] = one_more and ids[-1] != self._unknown
+            self._known[word] = self._adds_one(_BEFORE, f" {word}")
         return self._known[word]
+
+    def _adds_one(self, before: str, more: str) -> bool:
+        """Whether a text's ids are, with more text, the same and a known one."""
+        head, ids = self._ids(before), self._ids(before + more)
+        return len(ids) == len(head) + 1 and ids[:-1] == head and ids[-1] != self._unknown
 
     def _ids(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
@@ -168,8 +152,7 @@ class Choice(NamedTuple):
         return tuple(self.templates.values())
 
 
-Draw = Callable[[random.Random, int], Pair]
-"""Draws one pair; the number counts the pairs before it, to alternate between orders or answers."""
+Draw = Callable[[random.Random, int], Pair]  # one pair; the number counts those before it, to alternate
 
 
 @dataclass(frozen=True)
@@ -177,8 +160,7 @@ class TaskBuilder:
     """A task that makes its own pairs; `circuitfind.task` takes it, or its name once it is registered.
 
     Attributes:
-        prepare: see the module; called with the tokenizer's words and what was asked for, returns the function that
-            draws.
+        prepare: from the tokenizer's words and what was asked for to the function that draws; see the module.
         corruptions: names of the ways to make the corrupted prompt, the default first.
         metric: the default metric.
         templates: the task's sentence patterns by name.
@@ -197,9 +179,8 @@ class TaskBuilder:
         if not isinstance(self.name, str) or not self.name:
             raise TaskError(f"TaskBuilder: name is {self.name!r}: give a text such as 'opposites'")
         if not self.corruptions or isinstance(self.corruptions, str):
-            raise TaskError(
-                f"{self.name}: corruptions is {self.corruptions!r}: name at least one, as in ('other-name',)"
-            )
+            named = "name at least one, as in ('other-name',)"
+            raise TaskError(f"{self.name}: corruptions is {self.corruptions!r}: {named}")
 
     def make(
         self,
@@ -218,30 +199,23 @@ class TaskBuilder:
         if not isinstance(n, Integral) or n < 1:
             raise TaskError(f"{self.name}: n must be a whole number, at least 1, not {n!r}")
         check_seed(seed)
-        draw = self.prepare(words, choice)
-        rng = random.Random(seed)
+        draw, rng = self.prepare(words, choice), random.Random(seed)
         pairs: list[Pair] = []
         seen: set[str] = set()
         for number in range(n):
-            pair = draw(rng, number)
-            if not isinstance(pair, Pair):
-                raise TaskError(
-                    f"{self.name}: its generator returned a {type(pair).__name__}: return a circuitfind.Pair"
-                )
-            for _ in range(_TRIES_FOR_A_NEW_PAIR):
+            for _ in range(1 + _TRIES_FOR_A_NEW_PAIR):
+                pair = draw(rng, number)
+                if not isinstance(pair, Pair):
+                    made = type(pair).__name__
+                    raise TaskError(f"{self.name}: its generator returned a {made}: return a circuitfind.Pair")
                 if pair.clean not in seen:
                     break
-                pair = draw(rng, number)
             seen.add(pair.clean)
             pairs.append(pair)
         return pairs
 
     def corruption(self, name: str | None) -> str:
-        """The corruption of this name, or the default.
-
-        Raises:
-            TaskError: there is none of this name.
-        """
+        """The corruption of this name, or the default; a TaskError where there is none."""
         if name is None:
             return self.corruptions[0]
         known = {plain(own): own for own in self.corruptions}
@@ -256,13 +230,13 @@ class TaskBuilder:
             return self.templates
         key = plain(str(template))
         found = {name: text for name, text in self.templates.items() if key in (plain(name), *plain(name).split("-"))}
-        if not found and not self.templates:
+        if not self.templates:
             raise TaskError(f"{self.name}: template {template!r} is unknown: it has no templates, leave template out")
         if not found:
             raise TaskError(unknown(f"{self.name}: template", template, self.templates))
         return found
 
 
-def numbered(patterns: Iterable[str], prefix: str = "") -> dict[str, str]:
+def numbered(*patterns: str, prefix: str = "") -> dict[str, str]:
     """Names for sentence patterns: their numbers, from 1."""
     return {f"{prefix}{number}": pattern for number, pattern in enumerate(patterns, start=1)}

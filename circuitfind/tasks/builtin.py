@@ -1,19 +1,19 @@
-"""The registry of tasks, and the built-in ones whose generator is short.
+"""The registry of tasks, and the built-in ones; one with a longer generator has a file of its own, as `ioi.py`.
 
-`TASKS` holds a `TaskBuilder` by name. A new built-in task is a record in the list at the end of this file; one with a
-longer generator has a file of its own, as `ioi.py`. A task from outside the package is passed to `circuitfind.task`, or
-added with `register`.
+`TASKS` holds a `TaskBuilder` by name. A new built-in task is a record in the list at the end of this file. A task from
+outside the package is passed to `circuitfind.task`, or added with `register`.
 """
 
 from __future__ import annotations
 
 import random
+from functools import partial
 
-from circuitfind.errors import TaskError, imported, plain, unknown
-from circuitfind.tasks import docstring, ioi, lexicon
+from circuitfind.errors import TaskError, entered, imported, plain, unknown
+from circuitfind.tasks import ioi, lexicon
 from circuitfind.tasks.builder import Choice, Draw, Pair, SingleTokens, TaskBuilder, numbered
 
-CENTURIES: tuple[str, ...] = tuple(str(century) for century in range(10, 19))
+CENTURIES = tuple(str(century) for century in range(10, 19))
 _YEARS = "The {event} lasted from the year {century}{start} to the year {century}"
 _LEAST_ENDINGS = 60
 
@@ -57,13 +57,11 @@ def _gendered_pronoun(words: SingleTokens, choice: Choice) -> Draw:
     Corruption `other-gender`: a name of the other gender, after which the other pronoun is right.
     """
 
-    def need(listed: tuple[str, ...], least: int, what: str) -> list[str]:
-        return words.need(listed, least, "gendered-pronoun", what)
-
-    she, he = need(("she", "he"), 2, "pronouns (she, he)")
-    female, male = need(lexicon.FEMALE_NAMES, 3, "female names"), need(lexicon.MALE_NAMES, 3, "male names")
-    adjectives, people = need(lexicon.ADJECTIVES, 2, "adjectives"), need(lexicon.PEOPLE, 2, "nouns for people")
-    places = need(lexicon.PLACES, 2, "places")
+    need = partial(words.need, task="gendered-pronoun")
+    she, he = need(("she", "he"), 2, what="pronouns (she, he)")
+    female, male = need(lexicon.FEMALE_NAMES, 3, what="female names"), need(lexicon.MALE_NAMES, 3, what="male names")
+    adjectives = need(lexicon.ADJECTIVES, 2, what="adjectives")
+    people, places = need(lexicon.PEOPLE, 2, what="nouns for people"), need(lexicon.PLACES, 2, what="places")
 
     def draw(rng: random.Random, number: int) -> Pair:
         pattern = rng.choice(choice.patterns)
@@ -77,7 +75,7 @@ def _gendered_pronoun(words: SingleTokens, choice: Choice) -> Draw:
 
 
 _PRESENT, _PAST = ("is", "are"), ("was", "were")
-_VERBS: dict[str, tuple[str, str]] = {
+_VERBS = {
     "The {subject} near the {attractor}": _PRESENT,
     "The {subject} next to the {attractor}": _PRESENT,
     "Today the {subject} behind the {attractor}": _PRESENT,
@@ -99,10 +97,8 @@ def _agreement(words: SingleTokens, choice: Choice) -> Draw:
     tenses = words.need_pairs((_PRESENT, _PAST), 1, name, "verbs (is and are, was and were)")
     patterns = [pattern for pattern, verbs in _VERBS.items() if verbs in tenses and pattern in choice.patterns]
     if not patterns:
-        raise TaskError(
-            f"{name}: the verbs of template {', '.join(choice.templates)} are not one token each with this tokenizer;"
-            " choose another template"
-        )
+        chosen = f"the verbs of template {', '.join(choice.templates)}"
+        raise TaskError(f"{name}: {chosen} are not one token each with this tokenizer; choose another template")
 
     def draw(rng: random.Random, number: int) -> Pair:
         pattern = rng.choice(patterns)
@@ -116,9 +112,54 @@ def _agreement(words: SingleTokens, choice: Choice) -> Draw:
     return draw
 
 
-LIST_WORDS: tuple[str, ...] = tuple(
-    dict.fromkeys(lexicon.OBJECTS + lexicon.PLACES + lexicon.ADJECTIVES + lexicon.EVENTS)
-)
+DOCSTRING = '''def {method}(self, {before}, {a}, {b}, {c}, {after}):
+    """{about}
+
+    :param {a_doc}: {of_a}
+    :param {b_doc}: {of_b}
+    :param'''
+_ARGUMENTS = {"a": ["A_def"], "b": ["B_def"], "c": ["C_def"], "a_doc": ["A_doc"], "b_doc": ["B_doc"]}
+
+
+def _docstring(words: SingleTokens, choice: Choice) -> Draw:
+    """An argument of a Python method that its docstring has not described yet.
+
+    The docstring describes the third and fourth of six arguments, so the fifth comes next; all others are wrong
+    answers. Spans, with the paper's names: A_def, B_def and C_def, these three arguments in the definition, A_doc and
+    B_doc in the docstring. Corruptions, with ACDC's names (Conmy et al. 2023): `random-random`, other arguments in the
+    definition (in place of the three that matter) and in the docstring; `random-def`, the two arguments before the
+    answer are others in the definition: nothing links it to the docstring; `random-doc`, the docstring describes two
+    arguments that the definition does not have; `random-answer`, another argument takes the answer's place: it is the
+    wrong answer, and the metric's sign flips.
+    """
+    identifiers = words.need(lexicon.IDENTIFIERS, 16, "docstring", "names of arguments")
+    nouns = words.need(lexicon.DESCRIPTIONS, 8, "docstring", "nouns")
+    if not words.keeps(DOCSTRING):
+        raise TaskError(
+            "docstring: this tokenizer loses line breaks, spaces or punctuation of code; choose another task or model,"
+            " or bring your own pairs in a file"
+        )
+    flips = choice.corruption == "random-answer"
+
+    def draw(rng: random.Random, number: int) -> Pair:
+        method, *names = rng.sample(identifiers, 14)
+        before, (a, b, answer), after, others = names[:2], names[2:5], names[5], names[6:]
+        about, of_a, of_b = (" ".join(rng.sample(nouns, size)) for size in (3, 2, 2))
+        said = {"method": method, "before": ", ".join(before), "a": a, "b": b, "c": answer, "after": after}
+        said |= {"about": about, "a_doc": a, "of_a": of_a, "b_doc": b, "of_b": of_b}
+        corrupted = {
+            "random-random": dict(zip(("a", "b", "c", "a_doc", "b_doc"), others, strict=False)),
+            "random-def": {"a": others[0], "b": others[1]},
+            "random-doc": {"a_doc": others[0], "b_doc": others[1]},
+            "random-answer": {"c": others[0]},
+        }[choice.corruption]
+        wrong = others[:1] if flips else [*before, a, b, after]
+        return Pair.filled(DOCSTRING, said, corrupted, [answer], wrong, flips=flips, spans=_ARGUMENTS)
+
+    return draw
+
+
+LIST_WORDS = tuple(dict.fromkeys(lexicon.OBJECTS + lexicon.PLACES + lexicon.ADJECTIVES + lexicon.EVENTS))
 LIST_PREFIX = "Words:"
 _SHORTEST, _LONGEST = 6, 10
 
@@ -180,14 +221,14 @@ def _copy(words: SingleTokens, choice: Choice) -> Draw:
     return draw
 
 
-_BUILT_IN = (
+_TASKS = (
     ioi.TASK,
     TaskBuilder(
         "greater-than",
         _greater_than,
         ("01", "random-year"),
         metric="prob_diff",
-        templates=numbered([_YEARS]),
+        templates=numbered(_YEARS),
         summary="a period ends after it starts: The war lasted from the year 1732 to the year 17 -> 33 to 99",
         source="Hanna et al. 2023, How does GPT-2 compute greater-than? (arXiv:2305.00586)",
     ),
@@ -196,14 +237,12 @@ _BUILT_IN = (
         _gendered_pronoun,
         ("other-gender",),
         templates=numbered(
-            (
-                "So {name} is a really {adjective} {person}, isn't",
-                "Everyone knows that {name} is a very {adjective} {person}, because",
-                "Yesterday {name} went to the {place} with a {adjective} {person} because",
-                "When {name} came home from the {place},",
-                "I think {name} was at the {place} when",
-                "The {adjective} {person} said that {name} would come if",
-            )
+            "So {name} is a really {adjective} {person}, isn't",
+            "Everyone knows that {name} is a very {adjective} {person}, because",
+            "Yesterday {name} went to the {place} with a {adjective} {person} because",
+            "When {name} came home from the {place},",
+            "I think {name} was at the {place} when",
+            "The {adjective} {person} said that {name} would come if",
         ),
         summary="the pronoun agrees with the name: So Mary is a really great friend, isn't -> she",
         source="Mathwin, Corlouer et al. 2023, A Preliminary Circuit for Predicting Gendered Pronouns in GPT-2",
@@ -212,7 +251,7 @@ _BUILT_IN = (
         "subject-verb-agreement",
         _agreement,
         ("other-number", "attractor-number"),
-        templates=numbered(_VERBS),
+        templates=numbered(*_VERBS),
         summary="the verb agrees with its subject, not with the nearer noun: The keys near the cabinet -> are",
         source="Linzen et al. 2016, Assessing the Ability of LSTMs ... (arXiv:1611.01368); Finlayson et al. 2021",
     ),
@@ -223,18 +262,23 @@ _BUILT_IN = (
         summary="continue a list of random words that starts again: Words: cup river old map cup river -> old",
         source="Olsson et al. 2022, In-context Learning and Induction Heads (arXiv:2209.11895)",
     ),
-    docstring.TASK,
+    TaskBuilder(
+        "docstring",
+        _docstring,
+        ("random-random", "random-def", "random-doc", "random-answer"),
+        templates=numbered(DOCSTRING),
+        summary="the next argument to describe: def f(self, size, files, last): ... :param size: ... :param -> files",
+        source="Heimersheim & Janiak 2023, A circuit for Python docstrings in a 4-layer attention-only transformer",
+    ),
     TaskBuilder(
         "country-capital",
         _capital,
         ("other-country",),
         templates=numbered(
-            (
-                "The capital of {country} is the city of",
-                "Everyone knows that the capital of {country} is",
-                "When you travel to {country}, you will visit its capital,",
-                "The government of {country} sits in its capital city,",
-            )
+            "The capital of {country} is the city of",
+            "Everyone knows that the capital of {country} is",
+            "When you travel to {country}, you will visit its capital,",
+            "The government of {country} sits in its capital city,",
         ),
         summary="recall a country's capital: The capital of France is the city of -> Paris",
         source="Meng et al. 2022, Locating and Editing Factual Associations in GPT (arXiv:2202.05262)",
@@ -244,44 +288,31 @@ _BUILT_IN = (
         _copy,
         ("other-name",),
         templates=numbered(
-            (
-                "There was a little child named {name}. One day,",
-                "Once upon a time, there was a child named {name}. {name} was happy. One day,",
-                "His friend was named {name}. His friend was named",
-                "The friends said: {name}, {name}, {name},",
-                "The child was named {name}. Everyone said: {name}, {name},",
-                "One day, {name} saw a cat. The cat saw {name}. Then,",
-                "So {name} was happy. {name} was big. {name} was little.",
-                "Once upon a time, there was a child named {name}.",
-            )
+            "There was a little child named {name}. One day,",
+            "Once upon a time, there was a child named {name}. {name} was happy. One day,",
+            "His friend was named {name}. His friend was named",
+            "The friends said: {name}, {name}, {name},",
+            "The child was named {name}. Everyone said: {name}, {name},",
+            "One day, {name} saw a cat. The cat saw {name}. Then,",
+            "So {name} was happy. {name} was big. {name} was little.",
+            "Once upon a time, there was a child named {name}.",
         ),
         summary="a name from earlier in the text is repeated: There was a little child named Lily. One day, -> Lily",
         source="Olsson et al. 2022, In-context Learning and Induction Heads (arXiv:2209.11895)",
     ),
 )
-TASKS: dict[str, TaskBuilder] = {builder.name: builder for builder in _BUILT_IN}
+TASKS: dict[str, TaskBuilder] = {builder.name: builder for builder in _TASKS}
+_BUILT_IN = frozenset(TASKS)
 
 
 def register(builder: TaskBuilder) -> TaskBuilder:
-    """Adds a task, so that it is found by its name; a task registered earlier under this name is replaced.
-
-    Raises:
-        TaskError: it is not a `TaskBuilder`, or has a built-in task's name.
-    """
-    if not isinstance(builder, TaskBuilder):
-        raise TaskError(f"register: {builder!r} is not a circuitfind.TaskBuilder")
-    if builder.name in {own.name for own in _BUILT_IN}:
-        raise TaskError(f"'{builder.name}' is a built-in task: give yours another name")
-    TASKS[builder.name] = builder
-    return builder
+    """Adds a task by its name in place of an earlier one; raises TaskError for a built-in task's name."""
+    taken = "'{}' is a built-in task: give yours another name"
+    return entered(builder, TaskBuilder, TASKS, TaskError, taken, fixed=_BUILT_IN)
 
 
 def builder_of(task: str | TaskBuilder) -> TaskBuilder:
-    """The task of this name (underscores count as hyphens), or of "package.module:name"; a `TaskBuilder` as it is.
-
-    Raises:
-        TaskError: there is none.
-    """
+    """The task of this name (underscores count as hyphens), or of "package.module:name"; a TaskError without any."""
     if isinstance(task, TaskBuilder):
         return task
     if not isinstance(task, str):

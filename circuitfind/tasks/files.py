@@ -13,6 +13,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,8 +34,6 @@ class _Read(NamedTuple):
 
 def read_pairs(path: str | PathLike[str], *, counterfactual: str | None = None, split: str | None = None) -> Fields:
     """Fields of a `Task`: name, clean, corrupted, and answers, wrong_answers, spans, unusable where the file has them.
-
-    `counterfactual` and `split` as in `pairs_of`.
 
     Raises:
         FileError: naming the file and the line.
@@ -58,11 +57,7 @@ def read_pairs(path: str | PathLike[str], *, counterfactual: str | None = None, 
 
 
 def pairs_from_rows(rows: Iterable[Any], *, counterfactual: str | None = None, split: str | None = None) -> Fields:
-    """The same from rows in memory: mappings from column to value, as a `datasets.Dataset` yields them.
-
-    Raises:
-        TaskError: naming the row, counted from 0.
-    """
+    """The same from rows in memory, as a `datasets.Dataset` yields them; a TaskError names the row, counted from 0."""
     if isinstance(rows, (str, Mapping)) or not hasattr(rows, "__iter__") or hasattr(rows, "iloc"):
         kind = "a table by columns" if hasattr(rows, "iloc") else f"a {type(rows).__name__}"
         splits = ", ".join(map(str, rows)) if isinstance(rows, Mapping) else ""
@@ -78,21 +73,14 @@ def pairs_from_rows(rows: Iterable[Any], *, counterfactual: str | None = None, s
 
 
 def write_pairs(path: str | PathLike[str], columns: Mapping[str, Sequence[Any] | None]) -> Path:
-    """Writes columns of text (or answers as ids) as jsonl that `read_pairs` opens; returns the path.
-
-    Raises:
-        FileError: the file cannot be written.
-    """
-    path = Path(path)
+    """Writes columns of text (or answers as ids) as jsonl that `read_pairs` opens."""
     given = {name: values for name, values in columns.items() if values is not None}
-    lines = [
-        json.dumps(dict(zip(given, row, strict=True)), ensure_ascii=False) for row in zip(*given.values(), strict=True)
-    ]
+    rows = (dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True))
     try:
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     except OSError as error:
         raise FileError(f"{path}: cannot be written: {error.strerror or error}") from None
-    return path
+    return Path(path)
 
 
 def _rows(path: Path) -> _Read:
@@ -103,10 +91,9 @@ def _rows(path: Path) -> _Read:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise FileError(f"{path}: not a text file in UTF-8") from None
-    first = text.lstrip()[:1]
-    if not first:
+    if not text.strip():
         return _Read([], [])
-    if first in ("{", "[") or path.suffix.lower() in (".json", ".jsonl"):
+    if text.lstrip()[0] in "{[" or path.suffix.lower() in (".json", ".jsonl"):
         return _document(path, text) or _jsonl(path, text)
     return _csv(path, text)
 
@@ -140,19 +127,16 @@ def _spans(path: Path, whole: dict[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _jsonl(path: Path, text: str) -> _Read:
-    rows, where = [], []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    lines = {f"line {number}": line for number, line in enumerate(text.split("\n"), start=1) if line.strip()}
+    rows = []
+    for where, line in lines.items():
         try:
-            fields = json.loads(line)
+            rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise FileError(f"{path}, line {number}: not JSON ({error.msg})") from None
-        if not isinstance(fields, dict):
-            raise FileError(f"{path}, line {number}: each line is one object, not {line.strip()[:40]}")
-        rows.append(fields)
-        where.append(f"line {number}")
-    return _Read(rows, where)
+            raise FileError(f"{path}, {where}: not JSON ({error.msg})") from None
+        if not isinstance(rows[-1], dict):
+            raise FileError(f"{path}, {where}: each line is one object, not {line.strip()[:40]}")
+    return _Read(rows, list(lines))
 
 
 def _csv(path: Path, text: str) -> _Read:
@@ -170,9 +154,7 @@ def _csv(path: Path, text: str) -> _Read:
 
 
 def _cell(key: str, value: str | None) -> Any:
-    if value and key in NAMES and NAMES[key].endswith("answers") and value.startswith("["):
-        try:
+    if value and value.startswith("[") and NAMES.get(key, "").endswith("answers"):
+        with suppress(json.JSONDecodeError):
             return json.loads(value)
-        except json.JSONDecodeError:
-            return value
     return value

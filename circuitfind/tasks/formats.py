@@ -23,15 +23,12 @@ from typing import Any, NamedTuple
 
 from circuitfind.errors import unknown
 
-NAMES = {"clean": "clean", "corrupted": "corrupted", "answer": "answers", "answers": "answers"}
-NAMES |= {"wrong": "wrong_answers", "wrong_answers": "wrong_answers", "wrong_answer": "wrong_answers"}
-NAMES |= {"spans": "spans", "corrupted_spans": "corrupted_spans"}
+NAMES = {name: name for name in ("clean", "corrupted", "answers", "wrong_answers", "spans", "corrupted_spans")}
+NAMES |= {"answer": "answers", "wrong": "wrong_answers", "wrong_answer": "wrong_answers"}
 TOKEN_IDS = {"correct_idx": "answers", "incorrect_idx": "wrong_answers"}
 
-Columns = Mapping[str, Any]
-"""One row of data."""
-Fields = dict[str, Any]
-"""Fields of a `Task` for one pair: clean, corrupted, and answers, wrong_answers, spans where the row has them."""
+Columns = Mapping[str, Any]  # one row of data
+Fields = dict[str, Any]  # of a `Task` for one pair: clean, corrupted, and what else the row has
 
 
 class BadRow(Exception):
@@ -45,10 +42,8 @@ class BadRow(Exception):
 class Format(NamedTuple):
     """One kind of rows.
 
-    Attributes:
-        fits: whether the first row is of this kind.
-        read: a row (and, for MIB, which counterfactual is asked for) as a pair, or ValueError.
-        drops: rows that cannot be used are left out, as the format's own tool does.
+    fits: whether the first row is of this kind. read: a row (and, for MIB, which counterfactual is asked for) as a
+    pair, or ValueError. drops: rows that cannot be used are left out, as the format's own tool does.
     """
 
     name: str
@@ -58,14 +53,9 @@ class Format(NamedTuple):
 
 
 def pairs_of(rows: Sequence[Any], counterfactual: str | None, split: str | None) -> Fields:
-    """Fields of a `Task`, each a list with one entry per pair.
+    """Fields of a `Task`, each a list with one entry per pair; a `BadRow` names the column and the remedy.
 
-    Args:
-        counterfactual: which of a MIB row's counterfactuals is the corrupted prompt.
-        split: only rows whose column `split` has this value.
-
-    Raises:
-        BadRow: naming the column and the remedy.
+    counterfactual: which of a MIB row's is the corrupted prompt. split: only rows whose column `split` has this value.
     """
     for at, row in enumerate(rows):
         if not isinstance(row, Mapping):
@@ -100,10 +90,10 @@ def _of_split(rows: Sequence[Columns], split: str | None) -> list[int]:
     if split is None:
         return list(range(len(rows)))
     there = {str(row.get("split")): None for row in rows if row.get("split") is not None}
+    if not there:
+        raise BadRow(0, f"split={split!r}, but no row has a column 'split'")
     if split not in there:
-        raise BadRow(
-            0, unknown("split", split, there) if there else f"split={split!r}, but no row has a column 'split'"
-        )
+        raise BadRow(0, unknown("split", split, there))
     return [at for at, row in enumerate(rows) if row.get("split") == split]
 
 
@@ -119,25 +109,21 @@ def _text(row: Columns, column: str) -> str:
 def _own(row: Columns, _: str | None) -> Fields:
     pair: Fields = {}
     for key, value in row.items():
-        if key not in NAMES or value is None or value == "":
+        name = NAMES.get(key)
+        if name is None or value is None or value == "":
             continue
-        name = NAMES[key]
         if name in pair:
             raise ValueError(f"'{name}' is given twice")
-        if name.endswith("spans"):
-            if not isinstance(value, Mapping):
-                raise ValueError(f"'{name}' must be an object, name -> text, not {value!r}")
-        else:
-            strings = value if isinstance(value, list) and name.endswith("answers") else [value]
-            if not strings or not all(isinstance(text, str) for text in strings):
-                raise ValueError(f"'{key}' must be text, not {value!r}")
+        texts = value if isinstance(value, list) and name.endswith("answers") else [value]
+        if name.endswith("spans") and not isinstance(value, Mapping):
+            raise ValueError(f"'{name}' must be an object, name -> text, not {value!r}")
+        if not name.endswith("spans") and not (texts and all(isinstance(text, str) for text in texts)):
+            raise ValueError(f"'{key}' must be text, not {value!r}")
         pair[name] = value
     for needed in ("clean", "corrupted"):
         if needed not in pair:
-            raise ValueError(
-                f"no '{needed}'; columns are clean, corrupted, answer(s), wrong or wrong_answers"
-                " (or those of auto-circuit, Edge-Pruning, EAP-IG or MIB)"
-            )
+            others = "(or those of auto-circuit, Edge-Pruning, EAP-IG or MIB)"
+            raise ValueError(f"no '{needed}'; columns are clean, corrupted, answer(s), wrong or wrong_answers {others}")
     return pair
 
 

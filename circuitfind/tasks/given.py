@@ -1,7 +1,4 @@
-"""What a user gave, checked: pairs of prompts, answers, read positions. Every error names the row.
-
-`Given` holds the fields of a `circuitfind.Task`; `Given.tokens` turns them into token ids.
-"""
+"""`Given`: the fields of a `circuitfind.Task`, checked, and their token ids. Every error names the row."""
 
 from __future__ import annotations
 
@@ -75,9 +72,7 @@ class Given:
             raise TaskError("bos is for prompts as text: put the BOS token's id into the prompts yourself")
         for number, prompts in enumerate([] if self.is_ids else zip(self.clean, self.corrupted, strict=True)):
             if not all(isinstance(prompt, str) for prompt in prompts):
-                raise TaskError(
-                    f"row {number}: prompts are strings, or all of them one [batch, pos] tensor of token ids"
-                )
+                raise TaskError(f"row {number}: prompts are strings, or all of them one [batch, pos] tensor of ids")
         masks = (self.attention_mask, self.corrupted_attention_mask)
         if not self.is_ids and any(mask is not None for mask in masks):
             raise TaskError("attention_mask is for prompts as token ids: strings are padded and masked by the task")
@@ -99,13 +94,13 @@ class Given:
 
     @property
     def is_ids(self) -> bool:
-        """Whether the prompts are token ids."""
         return isinstance(self.clean, Tensor)
 
     def answer_lists(self) -> list[list[list[Any]] | None]:
         """The answers and the wrong answers, by row; None where there are none."""
-        sides = (self.answers, self.wrong_answers)
-        return [None if side is None else _answer_lists(side, len(self)) for side in sides]
+        sides: list[Any] = [self.answers, self.wrong_answers]
+        given = [side.tolist() if hasattr(side, "tolist") else side for side in sides]  # of a tensor or an array
+        return [None if rows is None else [*map(_listed, rows)] for rows in given]
 
     def answers_are_ids(self) -> bool:
         """Whether there are answers, and all of them, right and wrong, are token ids."""
@@ -123,47 +118,32 @@ class Given:
         masks = ("attention_mask", "corrupted_attention_mask")
         return replace(self, **{name: pick(getattr(self, name)) for name in (*names, *masks)})
 
-    # ---------------------------------------------------------------- as ids
     def tokenizer(self, model: ModelLike) -> PromptTokenizer | None:
-        """What turns the prompts into ids; None for prompts as ids.
-
-        Raises:
-            TaskError: the prompts are text and the model has no tokenizer.
-        """
+        """What turns the prompts into ids, None for prompts as ids; a TaskError for text without a tokenizer."""
         if self.is_ids:
             return None
         if model.tokenizer is None:
-            raise TaskError(
-                "this model has no tokenizer: give token ids, or wrap it with one: cf.wrap(model, tokenizer)"
-            )
+            remedy = "give token ids, or wrap it with one: cf.wrap(model, tokenizer)"
+            raise TaskError(f"this model has no tokenizer: {remedy}")
         return PromptTokenizer(model.tokenizer, self.bos)
 
     def answer_texts(self) -> tuple[list[list[str]], list[list[str]]]:
-        """The answers and the wrong answers as text, by row.
-
-        Raises:
-            TaskError: one is not text, or empty.
-        """
-        return self._checked(
-            lambda one: isinstance(one, str) and bool(one), "must be a non-empty string or a list of them"
-        )
+        """The answers and the wrong answers as text, by row; a TaskError where one is not, or empty."""
+        wanted = "must be a non-empty string or a list of them"
+        return self._checked(lambda one: isinstance(one, str) and one != "", wanted)
 
     def answer_ids(self) -> tuple[list[list[int]], list[list[int]]]:
-        """The answers and the wrong answers as ids, by row, each id once.
-
-        Raises:
-            TaskError: one is not an id.
-        """
+        """The answers and the wrong answers as ids, by row, each id once; a TaskError where one is no id."""
         return self._checked(_is_id, "must be token ids, as the prompts are")
 
     def _checked(self, fits: Callable[[Any], bool], wanted: str) -> tuple[list[list[Any]], list[list[Any]]]:
-        sides = []
-        for side, lists in zip(("answers", "wrong_answers"), self.answer_lists(), strict=True):
+        right, wrong = self.answer_lists()
+        for side, lists in (("answers", right), ("wrong_answers", wrong)):
             for number, row in enumerate(lists or []):
                 if not row or not all(map(fits, row)):
                     raise TaskError(f"row {number}: {side} {wanted}, not {row!r}")
-            sides.append([list(dict.fromkeys(row)) for row in lists or [[]] * len(self)])
-        return sides[0], sides[1]
+        first, second = ([list(dict.fromkeys(row)) for row in lists or [[]] * len(self)] for lists in (right, wrong))
+        return first, second
 
     def tokens(self, tokenizer: PromptTokenizer | None) -> Tokens:
         """All ids by row; those of answers by read position are left to `circuitfind.tasks.tokens.by_read`."""
@@ -180,19 +160,12 @@ class Given:
         return tokenise(tokenizer, clean, corrupted, *self.answer_texts())
 
     def read_positions(self, rows: list[list[int]]) -> Tensor:
-        """`[batch, reads]` positions in the clean prompts, checked against each row's length; by default the last
-        token.
-
-        Raises:
-            TaskError: they have another shape, are not whole numbers, or lie outside a prompt.
-        """
+        """`[batch, reads]` positions in the clean prompts, checked against their lengths; by default the last token."""
         if self.positions is None:
             return torch.tensor([[len(row) - 1] for row in rows])
         given = _positions(self.positions)
-        if given.ndim == 0:
-            given = given.expand(len(rows))
-        if given.ndim == 1:
-            given = given.unsqueeze(1)
+        given = given.expand(len(rows)) if given.ndim == 0 else given
+        given = given.unsqueeze(1) if given.ndim == 1 else given
         if given.ndim != 2 or given.shape[0] != len(rows):
             raise TaskError(f"positions have shape {list(given.shape)}: one number, one an example, or [batch, reads]")
         read = []
@@ -227,11 +200,8 @@ def _kind(given: Any) -> str:
     return f"a {type(given).__name__}" + (" of no dimension" if getattr(given, "ndim", 1) == 0 else "")
 
 
-def _answer_lists(answers: Any, size: int) -> list[list[Any]]:
-    """By row, the answers as a list."""
-    as_list = getattr(answers, "tolist", None)  # of a tensor or an array
-    rows = list(answers) if as_list is None else as_list()
-    return [list(row) if isinstance(row, (list, tuple)) else [row] for row in rows]
+def _listed(answer: Any) -> list[Any]:
+    return list(answer) if isinstance(answer, (list, tuple)) else [answer]
 
 
 def _is_id(answer: Any) -> bool:

@@ -23,16 +23,8 @@ from collections.abc import Mapping, Sequence
 from circuitfind.tasks.builder import Choice, Draw, Pair, SingleTokens, TaskBuilder, numbered
 from circuitfind.tasks.lexicon import FEMALE_NAMES, MALE_NAMES, OBJECTS, PLACES
 
-CORRUPTIONS = (
-    "s2-io-flip",
-    "s1-io-flip",
-    "abc",
-    "random-names",
-    "s1-io-flip-s2-io-flip",
-    "random-names-s1-io-flip",
-    "random-names-s2-io-flip",
-    "random-names-s1-io-flip-s2-io-flip",
-)
+_FLIPS = ("s1-io-flip", "s2-io-flip", "s1-io-flip-s2-io-flip")
+CORRUPTIONS = ("s2-io-flip", "s1-io-flip", "abc", "random-names", _FLIPS[2], *(f"random-names-{one}" for one in _FLIPS))
 
 SENTENCES: tuple[str, ...] = (
     "When {a} and {b} went to the {place}, {s} gave a {object} to",
@@ -53,19 +45,18 @@ _KEPT = {"s": "{second}", "place": "{place}", "object": "{object}"}
 TEMPLATES: dict[str, str] = {
     name: pattern
     for order, letters in ORDERS.items()
-    for name, pattern in numbered((text.format(**letters, **_KEPT) for text in SENTENCES), f"{order}-").items()
+    for name, pattern in numbered(*(text.format(**letters, **_KEPT) for text in SENTENCES), prefix=f"{order}-").items()
 }
 
 
+Words = Sequence[str]
+
+
 def drawer(
-    names: Sequence[str],
-    places: Sequence[str],
-    objects: Sequence[str],
-    corruption: str,
-    templates: Mapping[str, str] = TEMPLATES,
+    names: Words, places: Words, objects: Words, corruption: str, templates: Mapping[str, str] = TEMPLATES
 ) -> Draw:
     """Draws pairs with the given words (at least five names), alternating between the orders among the templates."""
-    by_order = [[p for name, p in templates.items() if name.startswith(order)] for order in ORDERS]
+    by_order = [[text for name, text in templates.items() if name.startswith(order)] for order in ORDERS]
     by_order = [patterns for patterns in by_order if patterns]
 
     def draw(rng: random.Random, number: int) -> Pair:

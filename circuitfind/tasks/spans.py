@@ -24,8 +24,7 @@ from typing import Any, NamedTuple
 from circuitfind.errors import TaskError
 from circuitfind.tasks.tokens import PromptTokenizer
 
-Span = tuple[int, int]
-"""First position, and the one after the last."""
+Span = tuple[int, int]  # first position, and the one after the last
 
 
 def locate(
@@ -39,21 +38,17 @@ def locate(
 
     Args:
         prompts: one side's prompts as text; None for prompts as ids.
-        ids: by row, the prompt's ids without padding.
+        ids: by row, without padding.
         tokenizer: a `PromptTokenizer`, for prompts as text.
-        side: "clean" or "corrupted", for errors.
-
-    Raises:
-        TaskError: naming the row and the span.
+        side: "clean" or "corrupted", for errors, which name the row and the span.
     """
     texts = [None] * len(ids) if prompts is None else prompts
     before = 0 if prompts is None else len(tokenizer([""])[0])  # a BOS token
     found: list[dict[str, Span]] = []
     for number, (named, text, own) in enumerate(zip(spans, texts, ids, strict=True)):
         if not isinstance(named, Mapping):
-            raise TaskError(
-                f"row {number}: spans are a mapping, name -> text, (text, n) or (start, stop), not {named!r}"
-            )
+            wanted = "name -> text, (text, n) or (start, stop)"
+            raise TaskError(f"row {number}: spans are a mapping, {wanted}, not {named!r}")
         prompt = _Prompt(text, own, before, tokenizer, side)
         found.append({})
         for name, given in named.items():
@@ -84,7 +79,7 @@ def occurrences(prompt: str, text: str) -> list[int]:
 
 
 class _Prompt(NamedTuple):
-    """One prompt, in which spans are located: its text, its ids, and how many tokens come before the text's own."""
+    """One prompt, in which spans are located; `before`: how many tokens come before the text's own."""
 
     text: str | None
     ids: list[int]
@@ -124,16 +119,12 @@ class _Prompt(NamedTuple):
         return len(head), len(whole)
 
 
-# -------------------------------------------------------------------- alignment
 def counterparts(clean: Mapping[str, Span], corrupted: Mapping[str, Span], lengths: tuple[int, int]) -> list[int]:
-    """By position of the clean prompt, the corresponding position of the corrupted prompt.
+    """By position of the clean prompt, the corresponding one of the corrupted prompt; a ValueError says why not.
 
     Args:
         clean, corrupted: spans by name; those that only the clean prompt has are ignored.
         lengths: of the two prompts, in tokens.
-
-    Raises:
-        ValueError: a name that only the corrupted prompt has, spans out of order, or unequal lengths between them.
     """
     if only := sorted(set(corrupted) - set(clean)):
         raise ValueError(f"span '{only[0]}' is named in the corrupted prompt only: name it in the clean one, too")

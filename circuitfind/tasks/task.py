@@ -80,9 +80,7 @@ class Task(Given):
         split: str | None = None,
         **keywords: Any,
     ) -> Task:
-        """Pairs from mappings of column to value: dictionaries, or one split of a `datasets` dataset.
-
-        Arguments as in `from_file`.
+        """As `from_file`, from mappings of column to value: dictionaries, or one split of a `datasets` dataset.
 
         Raises:
             TaskError: naming the row, counted from 0.
@@ -123,9 +121,9 @@ class Task(Given):
         return bind_pairs(self, model)
 
     def exchanged(self) -> Task:
-        """The pairs with their sides exchanged: corrupted prompts become clean ones, wrong answers become right.
+        """The pairs with their sides exchanged, spans included: corrupted becomes clean, and wrong answers right.
 
-        Denoising of a task is noising of the exchanged one. Spans stay with their prompts.
+        Denoising of a task is noising of the exchanged one.
 
         Raises:
             TaskError: there are answers but no wrong ones, or positions in pairs of unequal length.

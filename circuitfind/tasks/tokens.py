@@ -19,10 +19,11 @@ from torch import Tensor
 
 from circuitfind.errors import TaskError
 
+Lists = Sequence[Sequence[str]]  # by row
 _SPELLINGS: dict[str, Callable[[str], str]] = {
-    "as given": lambda answer: answer,
+    "as given": str,
     "with a leading space": lambda answer: " " + answer.lstrip(),
-    "without a leading space": lambda answer: answer.lstrip(),
+    "without a leading space": str.lstrip,
 }
 
 
@@ -51,16 +52,11 @@ class PromptTokenizer:
         first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         out = []
         for text, ids in zip(texts, rows, strict=True):
-            ids = list(ids)
-            if special and last is not None and len(ids) > 1 and ids[-1] == last and not self._ends_with_eos(text):
-                ids = ids[:-1]
-            if self.bos and ids[:1] != [first]:
-                ids = [first, *ids]
-            out.append(ids)
+            own = bool(self.tokenizer.eos_token) and text.endswith(self.tokenizer.eos_token)
+            closed = special and last is not None and len(ids) > 1 and ids[-1] == last and not own
+            ids = list(ids[:-1] if closed else ids)
+            out.append([first, *ids] if self.bos and ids[:1] != [first] else ids)
         return out
-
-    def _ends_with_eos(self, text: str) -> bool:
-        return bool(self.tokenizer.eos_token and text.endswith(self.tokenizer.eos_token))
 
     def describe(self, ids: list[int]) -> str:
         """How the BOS token was handled, for records."""
@@ -71,8 +67,8 @@ class PromptTokenizer:
 
     def added(self, prompt: str, prompt_ids: list[int], answers: Sequence[str]) -> list[list[int] | None]:
         """By answer, the ids that it adds after the prompt; None where the prompt's own ids change."""
-        rows = self(list(map(prompt.__add__, answers)))
         size = len(prompt_ids)
+        rows = self([prompt + answer for answer in answers])
         return [row[size:] if row[:size] == prompt_ids else None for row in rows]
 
 
@@ -85,17 +81,9 @@ class _Attempt(NamedTuple):
 
 
 def tokenise(
-    tokenizer: PromptTokenizer,
-    clean: Sequence[str],
-    corrupted: Sequence[str],
-    answers: Sequence[Sequence[str]],
-    wrong: Sequence[Sequence[str]],
+    tokenizer: PromptTokenizer, clean: Sequence[str], corrupted: Sequence[str], answers: Lists, wrong: Lists
 ) -> Tokens:
-    """Ids of a task given as text.
-
-    Raises:
-        TaskError: naming the row and the answer for which no spelling is one token.
-    """
+    """Ids of a task given as text; a TaskError names the row and the answer for which no spelling is one token."""
     failures: list[str] = []
     for spelling, ids, failed in _attempts(tokenizer, clean, answers, wrong):
         if not failed:
@@ -103,22 +91,16 @@ def tokenise(
             return Tokens(tokenizer(clean), tokenizer(corrupted), right, bad, spelling)
         row, reason = next(iter(failed.items()))
         failures.append(f"{spelling}: row {row}, {reason}")
-    raise TaskError(
-        "answers must be one token each. " + "; ".join(failures) + ". Choose answers that are one token after the"
-        " prompt, or give token ids"
-    )
+    remedy = "Choose answers that are one token after the prompt, or give token ids"
+    raise TaskError(f"answers must be one token each. {'; '.join(failures)}. {remedy}")
 
 
-def not_one_token(
-    tokenizer: PromptTokenizer, clean: Sequence[str], answers: Sequence[Sequence[str]], wrong: Sequence[Sequence[str]]
-) -> dict[int, str]:
+def unspellable(tokenizer: PromptTokenizer, clean: Sequence[str], answers: Lists, wrong: Lists) -> dict[int, str]:
     """The rows with an answer that is not one token, and why, in the spelling that works for the most rows."""
     return min((attempt.failed for attempt in _attempts(tokenizer, clean, answers, wrong)), key=len)
 
 
-def _attempts(
-    tokenizer: PromptTokenizer, clean: Sequence[str], answers: Sequence[Sequence[str]], wrong: Sequence[Sequence[str]]
-) -> Iterator[_Attempt]:
+def _attempts(tokenizer: PromptTokenizer, clean: Sequence[str], answers: Lists, wrong: Lists) -> Iterator[_Attempt]:
     """The spellings, in the order in which they are tried."""
     clean_ids = tokenizer(clean)
     sets = [list(dict.fromkeys([*a, *w])) for a, w in zip(answers, wrong, strict=True)]
@@ -128,14 +110,14 @@ def _attempts(
             row: dict[str, int] = {}
             added = tokenizer.added(prompt, ids, [spell(answer) for answer in given]) if given else []
             for answer, extra in zip(given, added, strict=True):
-                if extra is not None and len(extra) == 1:
-                    row[answer] = extra[0]
-                    continue
-                failed[number] = f"{spell(answer)!r} merges with the prompt's last token"
-                if extra is not None:
+                if extra is None:
+                    failed[number] = f"{spell(answer)!r} merges with the prompt's last token"
+                    break
+                if len(extra) != 1:
                     pieces = tokenizer.tokenizer.convert_ids_to_tokens(extra)
                     failed[number] = f"{spell(answer)!r} is {len(extra)} tokens {pieces}"
-                break
+                    break
+                row[answer] = extra[0]
             rows.append(row)
         yield _Attempt(spelling, rows, failed)
 
@@ -152,12 +134,9 @@ def _preference(clean: Sequence[str], sets: list[list[str]]) -> list[str]:
         return ["as given", "without a leading space"]
     continues = any(prompt[-1:].isspace() or prompt[-1:] in "([{'\"-/" for prompt in clean)
     number = all(prompt[-1:].isdigit() for prompt in clean) and all(answer[:1].isdigit() for answer in given)
-    if continues or number:
-        return ["as given", "with a leading space"]
-    return ["with a leading space", "as given"]
+    return ["as given", "with a leading space"] if continues or number else ["with a leading space", "as given"]
 
 
-# -------------------------------------------------------------------- rows of ids
 _EQUAL_LENGTH = (
     "; a pair must have equal length: replace words by others of as many tokens, or leave such pairs out with"
     " unusable='drop', or name what differs in spans and corrupted_spans and give align='spans'"
@@ -182,11 +161,7 @@ def unpadded(ids: Tensor, mask: Any) -> list[list[int]]:
 
 
 def validate(tokens: Tokens, model: Any, aligned: bool = False) -> None:
-    """Checks that methods can use every row; prompts of one pair have equal length unless they are aligned.
-
-    Raises:
-        TaskError: naming the first row that fails, and the reason.
-    """
+    """Raises TaskError naming the first row that no method can use; pairs have equal length unless aligned."""
     for number, fault in faults(tokens, model, aligned).items():
         unequal = not aligned and len(tokens.clean[number]) != len(tokens.corrupted[number])
         raise TaskError(f"row {number}: {fault}{_EQUAL_LENGTH if unequal else ''}")
@@ -215,12 +190,10 @@ def _fault(
     length = max(len(clean), len(corrupted))
     if longest and length > longest:
         return f"the prompt has {length} tokens, the model's context holds {longest}"
-    vocabulary = model.vocabulary
     for token in (*clean, *corrupted, *answers, *wrong):
-        if not 0 <= token < vocabulary:
-            return f"token id {token} is outside the model's vocabulary of {vocabulary}"
-    both = set(answers) & set(wrong)
-    if both:
+        if not 0 <= token < model.vocabulary:
+            return f"token id {token} is outside the model's vocabulary of {model.vocabulary}"
+    if both := set(answers) & set(wrong):
         text = "" if model.tokenizer is None else f" ({model.tokenizer.decode([min(both)])!r})"
         return f"token {min(both)}{text} is among both the answers and the wrong answers"
     return None
@@ -240,8 +213,16 @@ def answer_tensor(rows: list[list[int]], read: Tensor) -> Tensor:
     return padded.unsqueeze(1).expand(-1, read.shape[1], -1)
 
 
-def by_read(answers: Any, read: Tensor, vocabulary: int, side: str) -> Tensor:
-    """`[batch, reads, answers]` from ids given by read position, padded with -1."""
+def by_read(answers: Any, wrong: Any, read: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """`[batch, reads, answers]` of either side from ids given by read position, padded with -1; both are checked."""
+    right, other = _by_read(answers, read, vocabulary, "answers"), _by_read(wrong, read, vocabulary, "wrong_answers")
+    same = (right.unsqueeze(-1) == other.unsqueeze(-2)) & (right >= 0).unsqueeze(-1)
+    for number in same.flatten(1).any(-1).nonzero().flatten().tolist()[:1]:
+        raise TaskError(f"row {number}: a token is among both the answers and the wrong answers of a position")
+    return right, other
+
+
+def _by_read(answers: Any, read: Tensor, vocabulary: int, side: str) -> Tensor:
     if answers is None:
         return read.new_zeros(*read.shape, 0)
     try:
@@ -263,10 +244,3 @@ def by_read(answers: Any, read: Tensor, vocabulary: int, side: str) -> Tensor:
             once = list(dict.fromkeys(real))
             row[at] = [*once, *[-1] * (len(ids) - len(once))]
     return torch.tensor(rows, device=read.device)
-
-
-def validate_disjoint(answers: Tensor, wrong: Tensor) -> None:
-    """Checks that no token is right and wrong at the same read position."""
-    same = (answers.unsqueeze(-1) == wrong.unsqueeze(-2)) & (answers >= 0).unsqueeze(-1)
-    for number in same.flatten(1).any(-1).nonzero().flatten().tolist()[:1]:
-        raise TaskError(f"row {number}: a token is among both the answers and the wrong answers of a position")

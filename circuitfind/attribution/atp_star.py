@@ -1,6 +1,8 @@
-"""The QK fix of AtP*: attribution patching of queries and keys with the softmax computed, not linearised.
+"""AtP* (Kramár et al. 2024): attribution patching of queries and keys with the softmax computed, and GradDrop.
 
-    effect(place) ~ - sum over heads, queries i and keys j of (a'_ij - a_ij) da_ij       (Kramár et al. 2024, 3.1.1)
+**The QK fix** (3.1.1; `atp-qk`, and within `atp-star`):
+
+    effect(place) ~ - sum over heads, queries i and keys j of (a'_ij - a_ij) da_ij
 
 `a` is the attention pattern of the run at which the gradient was taken, `a'` the one with this place's queries or keys
 replaced, and `da` the gradient of the metric at the pattern: that at the head, times the values.
@@ -17,25 +19,50 @@ replaced, and `da` the gradient of the metric at the pattern: that at the head, 
 
 A shared key's effect takes in all heads that it serves. When denoising, the base run is the corrupted one and the sign
 is turned. Costs one run of a layer's attention for each of its heads or key/value heads, several side by side.
+
+**GradDrop** (3.1.2; `atp-star`): the mean magnitude of first-order effects with each layer's gradient dropped in turn.
+
+    score(n) = mean over examples of the mean over layers l without n of |I_l(n)|
+
+1. `I_l(n)` is the first-order effect of n where no gradient flows through layer l's attention and MLP: what these two
+   put out is held constant when the gradient is taken; the forward pass is the same.
+2. A node of layer l has no `I_l`: the mean is over the other layers (the residual stream's is over all of them).
+3. Magnitudes are taken of each example and each dropped layer, so nothing cancels: neither a node's direct effect with
+   what a later layer makes of it, nor one example with another. The result ranks places; it is not an effect, and has
+   no sign.
+
+What one later layer cancels survives in the term that drops this layer, at a layers-th of its size. Costs one forward
+and one backward pass a layer.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from einops import einsum
 from torch import Tensor
 
 from circuitfind.attribution import eap
-from circuitfind.attribution.components import Estimate, place_effects
+from circuitfind.attribution.components import Base, Estimate, place_effects
+from circuitfind.attribution.gradients import Effects, check_not_flat, mean_over
 from circuitfind.attribution.method import Method, Request, Scored
+from circuitfind.batch import Batch
+from circuitfind.engine.capture import Gradients, capture, capture_corrupted, capture_gradients
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory import HELD
 from circuitfind.engine.restart import Restart
 from circuitfind.engine.sites import Values, attention_scores
+from circuitfind.engine.stream_effects import node_effects
+from circuitfind.errors import ScoreError
+from circuitfind.record import NO_EFFECT
 
 KINDS = ("q", "k")
+SIGN = f"{NO_EFFECT}mean magnitude of first-order effects with one layer's gradient dropped, in units of the metric"
+NO_LAYER = -1  # of what is no part of a layer's attention or MLP: the embedding, the residual stream
 
 
+# -------------------------------------------------------------------- queries and keys
 def query_key_changes(restart: Restart, kind: str, other: Values, places: Tensor, at_heads: Tensor) -> Tensor:
     """How much replacing each place changes the metric, to first order in the pattern.
 
@@ -73,10 +100,8 @@ def _of_layer(restart: Restart, layer: int, kind: str, other: Tensor, at_heads: 
         new = attention_scores(restart, layer, kind, replaced)
         if kind == "k" and scores.shape[-1] > length:  # no key moves a sink: what does is the model, with the whole row
             new = new + (scores - new)[..., length:]
-        some = [
-            _changes(kind, scores, new, _at_pattern(at, shared, scores), places) for at in torch.split(at_heads, held)
-        ]
-        found.append(torch.cat(some))
+        some = torch.split(at_heads, held)
+        found.append(torch.cat([_changes(kind, scores, new, _at_pattern(at, shared, scores), places) for at in some]))
     return torch.cat(found, dim=1)
 
 
@@ -112,11 +137,8 @@ def single_keys(scores: Tensor, new: Tensor, gradient: Tensor) -> Tensor:
     left = torch.where(is_top, 0, pattern)
     others = torch.where(is_top, without.logsumexp(-1, True), scores.logsumexp(-1, True) + torch.log1p(-left))
     total = (pattern * gradient).sum(-1, keepdim=True)
-    mean = torch.where(
-        is_top,
-        (without.softmax(-1) * gradient).sum(-1, keepdim=True),
-        (total - left * gradient) / (1 - left),
-    )
+    of_rest = (without.softmax(-1) * gradient).sum(-1, keepdim=True)
+    mean = torch.where(is_top, of_rest, (total - left * gradient) / (1 - left))
     change = torch.sigmoid(new - others) - torch.sigmoid(scores - others)
     return einsum(change, gradient - mean, "u b h i t, p b h i t -> p u b t")
 
@@ -132,19 +154,88 @@ def _keys_together(scores: Tensor, new: Tensor, gradient: Tensor, places: Tensor
     return torch.stack(found, dim=2)
 
 
+# -------------------------------------------------------------------- GradDrop
+def dropped(experiment: Experiment, base: Base) -> Iterator[Gradients]:
+    """Gradients on a run's inputs with layer 0 dropped, then layer 1, and so on."""
+    for layer in range(experiment.graph.n_layers):
+        held = {("attn_out", layer): base.run.attn_out[layer], ("mlp_out", layer): base.run.mlp_out[layer]}
+        yield capture_gradients(
+            experiment.adapter, base.inputs, lambda logits: experiment.metric(logits, base.batch), outputs=held
+        )
+
+
+def mean_magnitude(effects: Tensor, layers: list[int]) -> Tensor:
+    """`[places, ...]` from effects `[dropped layer, places, ...]`.
+
+    Args:
+        layers: of each place; `NO_LAYER` for one of the residual stream.
+    """
+    at = torch.arange(len(effects), device=effects.device).unsqueeze(1)
+    counts = (at != torch.tensor(layers, device=effects.device)).to(effects)
+    counts = counts.view(*counts.shape, *[1] * (effects.ndim - 2))
+    return (effects.abs() * counts).sum(0) / counts.sum(0)
+
+
+def node_magnitudes(experiment: Experiment) -> Tensor:
+    """`[writers]` scores, never negative; raises ScoreError where the gradient vanishes."""
+    adapter, metric, graph = experiment.adapter, experiment.metric, experiment.graph
+    layers = [NO_LAYER, *(graph.layer_of(writer) for writer in range(1, graph.n_writers))]
+    sizes: list[float] = []
+
+    def one(batch: Batch, _: slice) -> Tensor:
+        clean = capture(adapter, batch.clean, stop=not metric.reference)
+        batch = batch.with_reference(clean.logits) if metric.reference else batch
+        corrupted = capture_corrupted(adapter, batch, stop=True) if experiment.ablation.corrupted else None
+        delta = clean.writers.minus(experiment.ablated(clean, corrupted))
+        base = Base(batch.clean, clean, batch)
+        if not experiment.setting.noising:
+            assert corrupted is not None, "denoising is checked to interchange"
+            base = Base(batch.corrupted, corrupted, batch)
+        found = []
+        for run, gradients, values in dropped(experiment, base):
+            found.append(node_effects(adapter, delta, run, gradients).sum(-1))
+            sizes.append(float(values.abs().max()))
+        return mean_magnitude(torch.stack(found), layers).sum(-1)
+
+    total = mean_over(experiment, one, "node scores")
+    check_not_flat(metric, total, max(sizes))
+    return total
+
+
+def _passes(experiment: Experiment, base: Base, effects: Effects) -> Iterator[tuple[Tensor, float]]:
+    for run, gradients, values in dropped(experiment, base):
+        yield effects(experiment.adapter, base.run.writers, run, gradients), float(values.abs().max())
+
+
 def score(experiment: Experiment, request: Request) -> Scored:
-    """Places: queries or keys."""
-    return place_effects(experiment, METHOD, request, Estimate(changes=query_key_changes))
+    """Nodes, or places: queries and keys by the QK fix, too. Refuses a model of one layer."""
+    if experiment.graph.n_layers < 2:
+        raise ScoreError("'atp-star' drops the gradient of every other layer, and this model has one: use 'atp'")
+    if request.level == "node":
+        return node_magnitudes(experiment)
+    changes = query_key_changes if request.what in KINDS else None
+    return place_effects(experiment, STAR, request, Estimate(_passes, changes, mean_magnitude))
 
 
-METHOD = Method(
+QK: Method = Method(
     "atp-qk",
     "attribution patching of queries and keys with the softmax computed",
     "Kramár et al. 2024",
     "2 forward, 1 backward, and 1 attention of the layer a head",
     ("place",),
-    score=score,
-    points=eap.points,
+    score=lambda experiment, request: place_effects(experiment, QK, request, Estimate(changes=query_key_changes)),
+    points=eap.one_end,
     at_clean=True,
     whats=KINDS,
+)
+STAR = Method(
+    "atp-star",
+    "attribution patching of nodes, each layer's gradient dropped",
+    "Kramár et al. 2024",
+    "2 forward, and 1 forward and backward a layer",
+    ("node", "place"),
+    score=score,
+    sign=lambda level, options: SIGN,
+    at_clean=True,
+    spellings=("atp*", "atpstar", "graddrop"),
 )
