@@ -68,7 +68,7 @@ class ReportData:
         attention: what the circuit's heads attend to on a prompt or two; attention_note: why there is nothing.
         curve: circuits that the search tried, each with `n_edges`, `faithfulness` and `stage`; `tolerance` is half the
             width of the target, a band around 1.
-        random: faithfulness of random circuits of the same size.
+        random: faithfulness of random circuits of the same size; `beaten` of them are further from 1 than the circuit.
         steps: `(stage, text)` of the search, in order.
         command: the exact command, to be run again.
     """
@@ -92,6 +92,7 @@ class ReportData:
     curve: Sequence[Any] = ()
     tolerance: float | None = None
     random: Sequence[float] = ()
+    beaten: int = 0
     examples: Sequence[ExampleRow] = ()
     steps: Sequence[tuple[str, str]] = ()
     command: str = ""

@@ -46,9 +46,8 @@ def whole(data: ReportData) -> str:
             f" the full model, {_number(data.metric_empty)} with every edge ablated.</p>"
         )
     if data.random:
-        better = sum(value < data.faithfulness for value in data.random)
         parts.append(
-            f"<p>{better} of {len(data.random)} random circuits with as many edges are less faithful.</p>"
+            f"<p>{data.beaten} of {len(data.random)} random circuits with as many edges are further from 1.</p>"
             + _legend(("circuit", f"the circuit{' with its interval' if data.interval else ''}"), ("random", "random"))
         )
     plot = plots.strip(data.random, data.faithfulness, data.interval)
@@ -67,7 +66,7 @@ def curve(data: ReportData) -> str:
     marks = [(stage, stage) for stage in stages] + ([("chosen", "the circuit")] if chosen else [])
     band = "" if data.tolerance is None else f" The band is the target, 1 ± {data.tolerance:g}."
     plot = plots.curve(data.curve, chosen, data.tolerance)
-    hint = f"Faithfulness need not grow with size: edges that oppose the behaviour lower it.{band}"
+    hint = f"Faithfulness need not grow with size: edges that oppose the task lower it.{band}"
     return f'<section><h2>Faithfulness by size</h2>{_legend(*marks)}{plot}<p class="hint">{hint}</p></section>'
 
 

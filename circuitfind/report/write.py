@@ -173,7 +173,8 @@ def _checked(circuit: Circuit, checks: Verification | None) -> dict[str, Any]:
         between = {edge.name: _finite(ends) for edge, ends in zip(checks.edges, checks.intervals, strict=True)}
         agree = checks.correlation if math.isfinite(checks.correlation) else None
         intervals = {name: ends for name, ends in between.items() if ends is not None}
-        return {"checks": checks.edges, "effect_intervals": intervals, "correlation": agree, "random": checks.random}
+        against = {"random": checks.random, "beaten": checks.beaten}
+        return {"checks": checks.edges, "effect_intervals": intervals, "correlation": agree, **against}
     rows = sorted((row for row in circuit.rows() if row.exact is not None), key=lambda row: -abs(row.exact or 0.0))
     edges = [
         EdgeCheck(
