@@ -16,7 +16,8 @@ from toys import FOUR, Twin, contrast, some_circuits, wrapped
 import circuitfind as cf
 from circuitfind.circuit import connected
 from circuitfind.errors import FileError, ScoreError, TaskError
-from circuitfind.evaluation.curve import PERCENTAGES, area_from_one, area_under, curve_of, mib_of
+from circuitfind.evaluation.agreement import PERCENTAGES, area_under
+from circuitfind.evaluation.curve import area_from_one, curve_of, mib_of
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.statistics import RESAMPLES
 

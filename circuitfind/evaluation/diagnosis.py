@@ -1,12 +1,11 @@
 """How well a model does a task, and what is wrong with the task, in words, before anything expensive runs on it.
 
-1. The task meets the model. What cannot be used (an answer of several tokens, a pair of unequal length) is an error.
-2. Both sides of the pairs run once (`TaskSummary`). Is the model right more often than by guessing? A model that knows
-   nothing gets a row right with chance 1 / (1 + wrong answers) for one answer, and for sets of answers where the larger
-   set is the right one; accuracy is compared with it by the binomial distribution. Without wrong answers the answer has
-   to be the most likely of all tokens, and guessing counts as 0.
-3. Does the corruption matter: is the metric lower on corrupted prompts, on average beyond noise, and in more pairs than
-   a toss of a coin would give?
+1. The task is bound to the model. What cannot be used (an answer of several tokens, a pair of unequal length) is an
+   error.
+2. Is the model right more often than by guessing, by the binomial distribution? A model that knows nothing is right
+   with chance 1 / (1 + wrong answers) where there is one answer, and with sets of answers where the right set is the
+   larger one. Without wrong answers the answer has to be the most likely token, and guessing counts as 0.
+3. Is the metric lower on corrupted prompts, on average beyond noise, and in more pairs than a coin would give?
 4. What may mislead without being wrong: an answer that continues the prompt's last word, one answer for all pairs.
 """
 
@@ -25,18 +24,19 @@ from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.remote.call import remotable
 from circuitfind.result import Result
+from circuitfind.statistics import binomial
 from circuitfind.tasks.task import BoundTask, Task
 
-DOUBT = 0.05  # a result that guessing gives as often as this is no evidence
+DOUBT = 0.05  # what guessing gives as often as this is no evidence
 
 
 @dataclass(frozen=True, repr=False)
 class TaskSummary(Result):
     """How well a model does a task.
 
-    `accuracy`: share of clean prompts whose answers beat the wrong ones; `lowered`: share of pairs in which the
-    corrupted prompt has the lower metric. `clean` and `corrupted` are mean metrics. `failing` are rows answered wrong;
-    `chance` is the accuracy of guessing (0 without wrong answers, NaN without answers).
+    `accuracy`: share of clean prompts whose answers beat the wrong ones; `chance`: that of guessing (0 without wrong
+    answers, NaN without answers); `clean` and `corrupted`: mean metrics; `lowered`: share of pairs whose corrupted
+    prompt has the lower metric; `failing`: rows answered wrong.
     """
 
     FORMAT = "circuitfind.task-summary"
@@ -62,7 +62,7 @@ class TaskSummary(Result):
         return f"the model does not prefer the answer on {failing}.{self._doubt()}"
 
     def _doubt(self) -> str:
-        """A second sentence where the accuracy is no better than guessing, or worse."""
+        """A second sentence where the accuracy is not better than guessing."""
         wrong = len(self.failing)
         if math.isnan(self.chance) or at_least(self.n - wrong, self.n, self.chance) <= DOUBT:
             return ""
@@ -83,23 +83,23 @@ def summary_of(evaluator: Evaluator, warn: bool = True) -> TaskSummary:
     """The summary of pairs that an evaluator has already run."""
     bound = evaluator.bound
     has_answers, has_wrong = (bool(side.shape[-1]) for side in (bound.batch.answers, bound.batch.wrong))
-    right, top1 = evaluator.full_accurate, evaluator.full_top1
-    failing = tuple(np.flatnonzero(~right).tolist()) if has_answers else ()
+    right, full, empty = evaluator.full_accurate, evaluator.full, evaluator.empty
+    guessing = float(chances(bound).mean()) if has_wrong else 0.0
     summary = TaskSummary(
         bound.name,
         len(bound),
         bound.metric.name,
-        float(right.mean()) if has_answers else float("nan"),
-        float(top1.mean()) if has_answers else float("nan"),
-        float(evaluator.full.mean()),
-        float(evaluator.empty.mean()),
-        float((evaluator.empty < evaluator.full).mean()),
-        failing,
+        float(right.mean()) if has_answers else math.nan,
+        float(evaluator.full_top1.mean()) if has_answers else math.nan,
+        float(full.mean()),
+        float(empty.mean()),
+        float((empty < full).mean()),
+        tuple(np.flatnonzero(~right).tolist()) if has_answers else (),
         bound.notes,
-        float(chances(bound).mean()) if has_wrong else 0.0 if has_answers else float("nan"),
+        guessing if has_answers or has_wrong else math.nan,
     )
-    if warn and summary.warning():
-        errors.warn(str(summary.warning()))
+    if warn and (warning := summary.warning()):
+        errors.warn(warning)
     return summary
 
 
@@ -114,9 +114,7 @@ def at_least(count: int, size: int, chance: float) -> float:
     """Probability of so many successes or more in `size` tries."""
     if chance in (0.0, 1.0):
         return float(count == 0 or chance == 1)
-    ways = (math.lgamma(size + 1) - math.lgamma(k + 1) - math.lgamma(size - k + 1) for k in range(count, size + 1))
-    odds = (k * math.log(chance) + (size - k) * math.log1p(-chance) for k in range(count, size + 1))
-    return math.fsum(math.exp(way + odd) for way, odd in zip(ways, odds, strict=True))
+    return float(binomial(size, chance)[count:].sum())
 
 
 class Remark(NamedTuple):
@@ -161,11 +159,10 @@ def diagnose(
 ) -> Diagnosis:
     """Says in words whether a model does a task, and whether the task's pairs can show how.
 
-    Args:
-        metric, batch_size: as everywhere; see `circuitfind.attribute`.
+    A task that does not fit the model is an error among the findings, and is not raised.
 
-    Returns:
-        A `Diagnosis`; a task that the model cannot be given is its one error and is not raised.
+    Args:
+        metric, batch_size: as for `circuitfind.attribute`.
 
     Raises:
         ModelError: `model` did not come from `load` or `wrap`.
@@ -181,7 +178,6 @@ def diagnose(
     return Diagnosis(bound.name, tuple(found), summary)
 
 
-# -------------------------------------------------------------------- does the model do it?
 def _ability(summary: TaskSummary) -> list[Remark]:
     if failing := summary.warning():
         return [Remark("warning", failing)]
@@ -191,8 +187,8 @@ def _ability(summary: TaskSummary) -> list[Remark]:
     return []
 
 
-# -------------------------------------------------------------------- does the corrupted prompt take it away?
 def _contrast(evaluator: Evaluator) -> list[Remark]:
+    """Whether the corrupted prompts lower the metric."""
     clean, corrupted = evaluator.full, evaluator.empty
     lost, size = clean - corrupted, len(clean)
     means = f"mean metric {clean.mean():.4g} on clean, {corrupted.mean():.4g} on corrupted prompts"
@@ -213,8 +209,8 @@ def _contrast(evaluator: Evaluator) -> list[Remark]:
     return []
 
 
-# -------------------------------------------------------------------- are the answers what they seem?
 def _answers(bound: BoundTask, tokenizer: Any) -> list[Remark]:
+    """Whether the answers are what they seem."""
     found = []
     answers, wrong = bound.batch.answers, bound.batch.wrong
     if len(bound) > 1 and wrong.shape[-1] and bool((answers == answers[:1]).all() & (wrong == wrong[:1]).all()):
