@@ -157,11 +157,9 @@ def agreement(
     if not isinstance(result, (Scores, NodeScores, Circuit)):
         raise ScoreError(f"scores or a circuit are compared with a reference, not a {type(result).__name__}")
     check_same_graph(result.graph, target)
-    items = _items(target, level)
-    truth = _truth(target, level)[items]
+    items, truth = _items(target, level)
     if not truth.any():
         raise ScoreError(f"reference '{target.name}' holds no {level}s to agree with: compare at another level")
-    circuit = result if isinstance(result, Circuit) else None
     ranking = Scores.of(result) if isinstance(result, Circuit) else result
     key = None if ranking is None else _key(ranking, target, by, level)
     known: dict[str, Any] = {}
@@ -170,15 +168,15 @@ def agreement(
         known = {"auroc": curve.area, "average_precision": curve.average_precision, "roc": curve}
     if level == "edge" and isinstance(ranking, Scores):
         known["mib_auroc"] = _mib(ranking, target, by)
-    if circuit is not None:
-        cells = circuit.mask if level == "edge" else circuit.node_mask[:-1]
-        known |= {"found": Counts.of(cells[items], truth), "heads": _by_class(circuit, target)}
+    if isinstance(result, Circuit):
+        cells = result.mask if level == "edge" else result.node_mask[:-1]
+        known |= {"found": Counts.of(cells[items], truth), "heads": _by_class(result, target)}
     return Agreement(target.name, level, by, int(items.sum()), int(truth.sum()), **known)
 
 
 def levels_of(target: Reference) -> list[Level]:
     """The levels at which a reference holds something to agree with."""
-    return [level for level in LEVELS if _truth(target, level)[_items(target, level)].any()]
+    return [level for level in LEVELS if _items(target, level)[1].any()]
 
 
 def check_same_graph(graph: Graph, target: Reference) -> None:
@@ -191,23 +189,16 @@ def check_same_graph(graph: Graph, target: Reference) -> None:
     raise ScoreError(f"these belong to {mine}, the reference '{target.name}' to {other}{hint}")
 
 
-def _items(target: Reference, level: Level) -> np.ndarray:
-    """`[writers, readers]` or `[writers]` bool: what is compared."""
+def _items(target: Reference, level: Level) -> tuple[np.ndarray, np.ndarray]:
+    """`[writers, readers]` or `[writers]` bool, what is compared; `[items]` bool, which of that is in the reference."""
     graph = target.graph
     if level == "edge":
-        return target.possible
+        return target.possible, target.mask[target.possible]
     items = np.zeros(graph.n_writers, dtype=bool)
     for layer in range(graph.n_layers):
         items[graph.heads(layer)] = True
         items[graph.mlp(layer)] = level == "node" and not target.attention_only
-    return items
-
-
-def _truth(target: Reference, level: Level) -> np.ndarray:
-    """`[writers, readers]` or `[writers]` bool: what is in the reference."""
-    if level == "edge":
-        return target.mask
-    return target.head_mask | (target.circuit.node_mask[:-1] & (level == "node"))
+    return items, (target.head_mask | (target.circuit.node_mask[:-1] & (level == "node")))[items]
 
 
 def _key(ranking: Scores | NodeScores, target: Reference, by: By, level: Level) -> np.ndarray:

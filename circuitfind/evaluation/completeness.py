@@ -108,18 +108,14 @@ def completeness(
     Raises:
         ScoreError: faithfulness is undefined on this task, or an argument makes no sense.
     """
-    return completeness_of(*Evaluator.judging(model, task, circuit, **asked), knockouts, level, greedy)
-
-
-def completeness_of(evaluator: Evaluator, circuit: Circuit, knockouts: int, level: str, greedy: int) -> Completeness:
-    """`completeness` on pairs that an evaluator holds ready."""
     if level not in ("node", "edge"):
         raise ScoreError(f"level '{level}' is unknown: knock out 'node's or 'edge's")
     check_count("knockouts", knockouts)
     check_count("greedy", greedy)
-    complement = circuit.complement()
+    evaluator, chosen = Evaluator.judging(model, task, circuit, **asked)
+    complement = chosen.complement()
     evaluation = evaluator.evaluation(complement, evaluator.run_distinct([complement.mask]).of(0))
-    trials = _Trials(evaluator, circuit, level)
+    trials = _Trials(evaluator, chosen, level)
     drawn = trials.draw(knockouts)
     differences = trials.differences([(), *drawn])
     gaps = resampled_means(differences[1:], evaluator.seed)

@@ -216,11 +216,7 @@ def curve_of(
 @remotable
 def mib(model: Model, task: Task | BoundTask, scores: Scores, **asked: Unpack[JudgeKeywords]) -> Mib:
     """CPR and CMD as the benchmark MIB defines them; arguments and errors as for `curve`."""
-    return mib_of(Evaluator.of(model, task, scores.record, "the scores were", **asked), scores)
-
-
-def mib_of(evaluator: Evaluator, scores: Scores) -> Mib:
-    """`mib` on pairs that an evaluator holds ready."""
+    evaluator = Evaluator.of(model, task, scores.record, "the scores were", **asked)
     return Mib(curve_of(evaluator, scores, by="signed"), curve_of(evaluator, scores, by="absolute"))
 
 

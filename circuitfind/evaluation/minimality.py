@@ -117,36 +117,34 @@ def minimality(
     Raises:
         ScoreError: faithfulness is undefined on this task, or the threshold is negative.
     """
-    return minimality_of(*Evaluator.judging(model, task, circuit, **asked), threshold)
-
-
-def minimality_of(evaluator: Evaluator, circuit: Circuit, threshold: float) -> Minimality:
-    """`minimality` on pairs that an evaluator holds ready."""
     if not isinstance(threshold, Real) or not threshold >= 0:
         raise ScoreError(f"threshold={threshold!r} is compared with magnitudes: give a number, 0 or more")
-    evaluation = evaluator.evaluate(circuit)
-    cells = np.argwhere(circuit.mask.T)[:, ::-1]  # in the order of circuit.edges
-    adapter, interchange = evaluator.experiment.adapter, evaluator.experiment.interchange
-    coupled = adapter.family.post_attn_norm is not None
-    acts = ~without_effect(evaluator.graph, circuit.mask, coupled, interchange)[tuple(cells.T)]
+    evaluator, chosen = Evaluator.judging(model, task, circuit, **asked)
+    evaluation, mask, experiment = evaluator.evaluate(chosen), chosen.mask, evaluator.experiment
+    cells = np.argwhere(mask.T)[:, ::-1]  # in the order of `Circuit.edges`
+    coupled = experiment.adapter.family.post_attn_norm is not None
+    acts = ~without_effect(evaluator.graph, mask, coupled, experiment.interchange)[tuple(cells.T)]
     effects = np.zeros((len(cells), len(evaluator.full)))
-    without = evaluator.metrics(without_each(circuit.mask, cells[acts]), int(acts.sum()), "edges")
+    without = evaluator.metrics(without_each(mask, cells[acts]), int(acts.sum()), "edges")
     effects[acts] = evaluation.per_example.circuit - without
     means, intervals = effects.mean(-1), bootstrap_mean(effects, evaluator.seed)
     around_zero = (intervals[:, 0] <= 0) & (intervals[:, 1] >= 0)
-    rounding = of_mean(evaluator.rounding(circuit.mask))
+    rounding = of_mean(evaluator.rounding(mask))
     superfluous = around_zero | (np.abs(means) < threshold) | (np.abs(means) <= rounding)
+    columns = zip(chosen.edges, means.tolist(), intervals.tolist(), superfluous.tolist(), strict=True)
+    rows = [EdgeNeed(name, *ends_of(name), mean, Interval(*ends), flag) for name, mean, ends, flag in columns]
     order = np.argsort(-means, kind="stable")
-    names = circuit.edges
-    rows = [
-        EdgeNeed(names[i], *ends_of(names[i]), float(means[i]), Interval(*intervals[i].tolist()), bool(superfluous[i]))
-        for i in order.tolist()
-    ]
-    left = circuit.mask.copy()
+    left = mask.copy()
     left[tuple(cells[superfluous].T)] = False
-    reduced = circuit.with_mask(left)
-    record = evaluator.record.with_settings(threshold=threshold)
-    measured = evaluation, evaluator.evaluate(reduced)
+    reduced = chosen.with_mask(left)
     return Minimality(
-        tuple(rows), circuit, reduced, *measured, threshold, effects[order], evaluation.seen_pairs, record
+        tuple(rows[i] for i in order),
+        chosen,
+        reduced,
+        evaluation,
+        evaluator.evaluate(reduced),
+        threshold,
+        effects[order],
+        evaluation.seen_pairs,
+        evaluator.record.with_settings(threshold=threshold),
     )
