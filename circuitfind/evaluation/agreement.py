@@ -208,13 +208,10 @@ def _key(ranking: Scores | NodeScores, target: Reference, by: By, level: Level) 
             raise ScoreError("node scores rank no edges: compare them at level='node' or 'head'")
         return ranking.key(by)
     key = np.where(target.possible, ranking.key(by), -np.inf)
-    return key if level == "edge" else best_edge(target.graph, key)
-
-
-def best_edge(graph: Graph, key: np.ndarray) -> np.ndarray:
-    """`[writers]`: the highest key, `[writers, readers]`, of the edges out of a node and into it."""
-    into = np.where(graph.serves, key.max(axis=0)[:, None], -np.inf).max(axis=0)
-    return np.asarray(np.maximum(key.max(axis=1), into[:-1]))
+    if level == "edge":
+        return key
+    into = np.where(target.graph.serves, key.max(axis=0)[:, None], -np.inf).max(axis=0)
+    return np.asarray(np.maximum(key.max(axis=1), into[:-1]))  # a node's best edge, out or in
 
 
 def _mib(scores: Scores, target: Reference, by: By) -> float:

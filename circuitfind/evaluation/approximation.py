@@ -241,26 +241,22 @@ def _compared(experiment: Experiment, method: Method, request: Request, plan: Sw
 def change_sizes(plan: SweepPlan) -> dict[int, float]:
     """How large the changes are, by layer of a sweep; see the module."""
 
+    experiment = plan.experiment
+
     def one(part: Batch, _: slice) -> Tensor:
         sides = plan.capture(part)
-        delta = _writers(plan.experiment, sides)
+        aligned, corrupted = sides.batch.alignment is not None, sides.corrupted
+        corrupted = capture_corrupted(experiment.adapter, sides.batch, stop=True) if aligned else corrupted
+        delta = sides.clean.writers.minus(experiment.ablated(sides.clean, corrupted))
         return torch.stack([_sums(plan, layer, sides, delta) for layer in plan.layers])
 
-    totals = torch.stack([sums for _, sums in plan.experiment.in_batches(one, "sizes of changes")]).sum(0)
+    totals = torch.stack([sums for _, sums in experiment.in_batches(one, "sizes of changes")]).sum(0)
     change, whole = totals.double().cpu().unbind(1)
     return dict(zip(plan.layers, (change / whole.clamp(min=1e-30)).sqrt().tolist(), strict=True))
 
 
-def _writers(experiment: Experiment, sides: Sides) -> Writers:
-    """The writers' clean values minus ablated values."""
-    corrupted = sides.corrupted
-    if sides.batch.alignment is not None:
-        corrupted = capture_corrupted(experiment.adapter, sides.batch, stop=True)
-    return sides.clean.writers.minus(experiment.ablated(sides.clean, corrupted))
-
-
 def _sums(plan: SweepPlan, layer: int, sides: Sides, delta: Writers) -> Tensor:
-    """`[2]`: squares of the change and of the whole, summed."""
+    """`[2]`: squares of the change and of the whole, summed; `delta`: the writers' clean minus ablated values."""
     adapter, noising = plan.experiment.adapter, plan.experiment.setting.noising
     what, work = plan.what, adapter.work
     base, base_batch = (sides.clean, sides.batch.clean) if noising else (sides.corrupted, sides.batch.corrupted)

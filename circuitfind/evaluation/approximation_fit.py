@@ -109,7 +109,9 @@ def _remark(what: str, one: Compared, method: str, direction: str) -> str:
     whole, name = one.fit(), _capital(WORDS[what])
     if not one.exact.effects.any():
         return f"{name}: no place has any effect, there is nothing to estimate"
-    failing = [layer for layer in _that_matter(one) if not well(one.fit(layer))]
+    sizes = np.abs(one.exact.effects).reshape(len(one.layers), -1).mean(axis=1)
+    large = np.array(one.layers)[sizes >= LAYER_MATTERS * sizes.max()].tolist()
+    failing = [layer for layer in large if not well(one.fit(layer))]
     counts = f"r {whole.r:.2f}, slope {whole.slope:.2f}, error {whole.error:.0%} of the mean effect, "
     counts += f"{whole.wrong_signs} of {whole.matter} that matter with the wrong sign"
     if well(whole) and not failing:
@@ -132,12 +134,6 @@ def _better(what: str, method: str) -> list[str]:
     if method == "atp":
         return ["atp-qk" if what in ("q", "k") else "relp", "eap-ig-inputs"]
     return ["eap-ig-inputs"] if method == "relp" else []
-
-
-def _that_matter(one: Compared) -> list[int]:
-    """Layers whose mean |effect| is not small beside the largest layer's."""
-    sizes = np.abs(one.exact.effects).reshape(len(one.layers), -1).mean(axis=1)
-    return [layer for layer, size in zip(one.layers, sizes, strict=True) if size >= LAYER_MATTERS * sizes.max()]
 
 
 def _reasons(what: str, one: Compared, layers: list[int], direction: str) -> list[str]:

@@ -153,22 +153,18 @@ class _Trials:
         draws = (rng.choice(size, rng.integers(1, size + 1), replace=False) for _ in range(count if size else 0))
         return list(dict.fromkeys(tuple(sorted(draw.tolist())) for draw in draws))
 
-    def without(self, mask: np.ndarray, removed: tuple[int, ...]) -> np.ndarray:
-        mask = mask.copy()
-        for place in removed:
-            mask[self.cells[place]] = False
-        return mask
-
     def differences(self, sets: Sequence[tuple[int, ...]]) -> np.ndarray:
         """`[sets, examples]`: metric of the circuit minus metric of the model, both without the set."""
         new = [removed for removed in sets if removed not in self._known]
         chunks = [new[start : start + AT_ONCE] for start in range(0, len(new), AT_ONCE)]
         for chunk in track(chunks, "knock-outs"):
-            # apart, because circuits side by side take the arithmetic of the largest
-            both = [
-                self.evaluator.run_distinct([self.without(mask, removed) for removed in chunk]).metric
-                for mask in (self.circuit.mask, self.evaluator.graph.real)
-            ]
+            both = []  # run apart, because circuits side by side take the arithmetic of the largest
+            for whole in (self.circuit.mask, self.evaluator.graph.real):
+                masks = [whole.copy() for _ in chunk]
+                for mask, removed in zip(masks, chunk, strict=True):
+                    for place in removed:
+                        mask[self.cells[place]] = False
+                both.append(self.evaluator.run_distinct(masks).metric)
             self._known.update(zip(chunk, zip(*both, strict=True), strict=True))
         return np.stack([np.subtract(*self._known[removed]) for removed in sets])
 

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -84,20 +85,12 @@ def summary_of(evaluator: Evaluator, warn: bool = True) -> TaskSummary:
     bound = evaluator.bound
     has_answers, has_wrong = (bool(side.shape[-1]) for side in (bound.batch.answers, bound.batch.wrong))
     right, full, empty = evaluator.full_accurate, evaluator.full, evaluator.empty
-    guessing = float(chances(bound).mean()) if has_wrong else 0.0
-    summary = TaskSummary(
-        bound.name,
-        len(bound),
-        bound.metric.name,
-        float(right.mean()) if has_answers else math.nan,
-        float(evaluator.full_top1.mean()) if has_answers else math.nan,
-        float(full.mean()),
-        float(empty.mean()),
-        float((empty < full).mean()),
-        tuple(np.flatnonzero(~right).tolist()) if has_answers else (),
-        bound.notes,
-        guessing if has_answers or has_wrong else math.nan,
-    )
+    accuracy, top1 = (float(each.mean()) if has_answers else math.nan for each in (right, evaluator.full_top1))
+    clean, corrupted, lowered = (float(each.mean()) for each in (full, empty, empty < full))
+    failing = tuple(np.flatnonzero(~right).tolist()) if has_answers else ()
+    guessing = float(chances(bound).mean()) if has_wrong else 0.0 if has_answers else math.nan
+    values = (accuracy, top1, clean, corrupted, lowered, failing, bound.notes, guessing)
+    summary = TaskSummary(bound.name, len(bound), bound.metric.name, *values)
     if warn and (warning := summary.warning()):
         errors.warn(warning)
     return summary
@@ -173,51 +166,44 @@ def diagnose(
         return Diagnosis(getattr(task, "name", "task"), (Remark("error", str(error)),), None)
     evaluator, bound = Evaluator(experiment), experiment.bound
     summary = summary_of(evaluator, warn=False)
-    found = [*_ability(summary), *_contrast(evaluator), *_answers(bound, model.tokenizer)]
+    found = [*_doing(evaluator, summary), *_answers(bound, model.tokenizer)]
     found.sort(key=lambda finding: finding.severity == "note")
     return Diagnosis(bound.name, tuple(found), summary)
 
 
-def _ability(summary: TaskSummary) -> list[Remark]:
+def _doing(evaluator: Evaluator, summary: TaskSummary) -> Iterator[Remark]:
+    """Whether the model does the task, and whether the corrupted prompts take it away."""
     if failing := summary.warning():
-        return [Remark("warning", failing)]
-    if at_least(summary.n, summary.n, summary.chance) > DOUBT:
+        yield Remark("warning", failing)
+    elif at_least(summary.n, summary.n, summary.chance) > DOUBT:
         text = f"{summary.n} pairs are too few to tell 100% accuracy from guessing ({summary.chance:.0%})"
-        return [Remark("note", text)]
-    return []
-
-
-def _contrast(evaluator: Evaluator) -> list[Remark]:
-    """Whether the corrupted prompts lower the metric."""
+        yield Remark("note", text)
     clean, corrupted = evaluator.full, evaluator.empty
     lost, size = clean - corrupted, len(clean)
+    lowered, noise = int((lost > 0).sum()), lost.std(ddof=1) / size**0.5 if size > 1 else 0.0
     means = f"mean metric {clean.mean():.4g} on clean, {corrupted.mean():.4g} on corrupted prompts"
     if lost.mean() <= 0:
         as_before = evaluator.ends.accurate[1].mean() <= evaluator.ends.accurate[0].mean()
         ask = ("does the corruption leave the answer as it is, or " if as_before else "") + "are the sides exchanged?"
-        return [Remark("warning", f"the corrupted prompts do not lower the metric ({means}): {ask}")]
-    noise = lost.std(ddof=1) / size**0.5 if size > 1 else 0.0
-    if lost.mean() <= max(2 * noise, evaluator.rounding_of_contrast):
+        yield Remark("warning", f"the corrupted prompts do not lower the metric ({means}): {ask}")
+    elif lost.mean() <= max(2 * noise, evaluator.rounding_of_contrast):
         text = f"the corrupted prompts do not lower the metric beyond noise ({means}, standard error {noise:.2g})"
-        return [Remark("warning", f"{text}: make the pairs differ in what matters, or give more of them")]
-    lowered = int((lost > 0).sum())
-    if at_least(lowered, size, 0.5) > DOUBT and lowered < size:
+        yield Remark("warning", f"{text}: make the pairs differ in what matters, or give more of them")
+    elif at_least(lowered, size, 0.5) > DOUBT and lowered < size:
         text = f"the corrupted prompt lowers the metric in only {lowered} of {size} pairs: a few pairs make the mean"
-        return [Remark("warning", f"{text} ({means})")]
-    if evaluator.bound.flips and evaluator.bound.metric.wrong and corrupted.mean() >= 0:
-        return [Remark("note", f"the corrupted prompts make the other answer right, but not for this model ({means})")]
-    return []
+        yield Remark("warning", f"{text} ({means})")
+    elif evaluator.bound.flips and evaluator.bound.metric.wrong and corrupted.mean() >= 0:
+        yield Remark("note", f"the corrupted prompts make the other answer right, but not for this model ({means})")
 
 
-def _answers(bound: BoundTask, tokenizer: Any) -> list[Remark]:
+def _answers(bound: BoundTask, tokenizer: Any) -> Iterator[Remark]:
     """Whether the answers are what they seem."""
-    found = []
     answers, wrong = bound.batch.answers, bound.batch.wrong
     if len(bound) > 1 and wrong.shape[-1] and bool((answers == answers[:1]).all() & (wrong == wrong[:1]).all()):
         text = f"all pairs have the same answers ({bound.answer_texts[0]}), so a constant preference passes for the"
-        found.append(Remark("note", f"{text} task: add pairs with the answers exchanged"))
+        yield Remark("note", f"{text} task: add pairs with the answers exchanged")
     if tokenizer is None or bound.bos == "ids given" or not answers.shape[-1]:
-        return found
+        return
     ids, read = bound.batch.clean.ids.tolist(), bound.batch.clean.read[:, -1].tolist()
     for row, (tokens, at) in enumerate(zip(ids, read, strict=True)):
         for answer in (int(token) for side in (answers, wrong) for token in side[row, -1] if token >= 0):
@@ -227,5 +213,5 @@ def _answers(bound: BoundTask, tokenizer: Any) -> list[Remark]:
                 word = bound.prompts[row].split()[-1]
                 text = f"row {row}: the answer {glued!r} has no space before it and continues the word {word!r}"
                 remedy = "choose answers that are one token after a space, or end the prompt before the word"
-                return [*found, Remark("warning", f"{text}: {remedy}")]
-    return found
+                yield Remark("warning", f"{text}: {remedy}")
+                return

@@ -185,15 +185,18 @@ def verified(experiment: Experiment, scores: Scores, top: int, given: Circuit | 
     exact = effects.values.mean(axis=1)[order].astype(np.float64)
     names = [experiment.graph.edge_name(*edge) for edge in effects.edges[order]]
     intervals = [Interval(*ends) for ends in bootstrap_mean(effects.values, seed)[order].tolist()]
-    power = float((estimates**2).sum())
+    evaluation = evaluator.evaluate(circuit)
+    power, rng = float((estimates**2).sum()), np.random.default_rng(seed)
+    masks = [random_circuit(experiment.graph, len(circuit), rng).mask for _ in range(random)]
+    metrics = [evaluator.run(mask[None]).metric[0] for mask in track(masks, "random circuits")]
     return Verification(
         tuple(map(EdgeCheck, names, estimates.tolist(), exact.tolist())),
         tuple(intervals),
         correlation(estimates, exact),
         rank_correlation(estimates, exact),
         float((estimates * exact).sum() / power) if power else float("nan"),
-        evaluator.evaluate(circuit),
-        _random_faithfulness(evaluator, len(circuit), random, seed),
+        evaluation,
+        tuple(evaluator.faithfulness(np.stack(metrics)).tolist()) if metrics else (),
         experiment.graph,
     )
 
@@ -204,10 +207,3 @@ def _warn_of_overlap(made: Record, judged: Record) -> None:
         warn(f"the scores were made on {overlap} of the {pairs}: leave these out, or compute scores on others")
     elif overlap is None and made.n_examples:
         warn(f"the scores do not say which pairs they were made on: some of the {pairs} may have been scored on")
-
-
-def _random_faithfulness(evaluator: Evaluator, n_edges: int, count: int, seed: int) -> tuple[float, ...]:
-    rng = np.random.default_rng(seed)
-    masks = [random_circuit(evaluator.graph, n_edges, rng).mask for _ in range(count)]
-    values = [evaluator.run(mask[None]).metric[0] for mask in track(masks, "random circuits")]
-    return tuple(evaluator.faithfulness(np.stack(values)).tolist()) if values else ()

@@ -45,7 +45,7 @@ def picture(data: ReportData) -> str:
     if len(circuit) < len(data.circuit):
         hint = f"The picture holds the strongest {len(circuit):,} of {len(data.circuit):,} edges. {hint}"
     parts = {"controls": _controls(circuit, sizes, start), "drawings": _drawings(sizes, start)}
-    return _filled("explorer.html", **parts, hint=hint, keys=keys, data=_json(_content(data, sizes)))
+    return filled("explorer.html", **parts, hint=hint, keys=keys, data=_json(_content(data, sizes)))
 
 
 def first_shown(sizes: Sequence[Size]) -> int:
@@ -104,13 +104,18 @@ def _controls(circuit: Circuit, sizes: Sequence[Size], start: int) -> str:
     used = {circuit.graph.reader(row.reader).kind for row in circuit.rows()}
     chip = '<label class="chip"><input type="checkbox" data-kind="{0}" checked><i class="key {0}"></i>{1}</label>'
     kinds = "".join(chip.format(kind, name) for kind, name in KINDS.items() if kind in used)
-    return _filled("controls.html", kinds=kinds, last=len(sizes) - 1, start=start)
+    return filled("controls.html", kinds=kinds, last=len(sizes) - 1, start=start)
 
 
-def _filled(name: str, **values: object) -> str:
+def filled(name: str, **values: object) -> str:
     """A template of this package with its values, which are HTML."""
-    text = files("circuitfind.report").joinpath(name).read_text(encoding="utf-8").strip()
-    return Template(text).substitute(values)
+    return Template(pieces(name)).substitute(values)
+
+
+def pieces(*names: str) -> str:
+    """Files of this package, one after the other."""
+    folder = files("circuitfind.report")
+    return "\n\n".join(folder.joinpath(name).read_text(encoding="utf-8").strip() for name in names)
 
 
 def _short(value: float | None) -> float | None:

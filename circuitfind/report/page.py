@@ -13,10 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib.resources import files
 from os import PathLike
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from circuitfind.circuit import Circuit
@@ -282,8 +280,8 @@ SECTIONS = (head, explorer.picture, whole, curve, checks, examples, steps, recor
 def html(data: ReportData) -> str:
     """The page as text."""
     body = "\n".join(filter(None, (section(data) for section in SECTIONS)))
-    page = Template(_pieces(["page.html"]))
-    return page.substitute(title=escape(data.title), style=_pieces(STYLES), script=_pieces(SCRIPTS), body=body)
+    style, script = explorer.pieces(*STYLES), explorer.pieces(*SCRIPTS)
+    return explorer.filled("page.html", title=escape(data.title), style=style, script=script, body=body)
 
 
 def write(path: str | PathLike[str], data: ReportData) -> Path:
@@ -293,9 +291,3 @@ def write(path: str | PathLike[str], data: ReportData) -> Path:
         FileError: the file cannot be written.
     """
     return write_text(path, html(data))
-
-
-def _pieces(names: Sequence[str]) -> str:
-    """Files of this package, one after the other."""
-    folder = files("circuitfind.report")
-    return "\n\n".join(folder.joinpath(name).read_text(encoding="utf-8").strip() for name in names)
