@@ -219,8 +219,6 @@ def approximation(
 
 
 def _compared(experiment: Experiment, method: Method, request: Request, plan: SweepPlan) -> Compared:
-    """One kind of place, estimated and measured."""
-
     def estimate(experiment: Experiment) -> Sweep:
         found = score(experiment, method, request)
         assert isinstance(found, Sweep), "places are asked for"
@@ -245,8 +243,9 @@ def change_sizes(plan: SweepPlan) -> dict[int, float]:
 
     def one(part: Batch, _: slice) -> Tensor:
         sides = plan.capture(part)
-        aligned, corrupted = sides.batch.alignment is not None, sides.corrupted
-        corrupted = capture_corrupted(experiment.adapter, sides.batch, stop=True) if aligned else corrupted
+        corrupted = sides.corrupted
+        if sides.batch.alignment is not None:
+            corrupted = capture_corrupted(experiment.adapter, sides.batch, stop=True)
         delta = sides.clean.writers.minus(experiment.ablated(sides.clean, corrupted))
         return torch.stack([_sums(plan, layer, sides, delta) for layer in plan.layers])
 
@@ -260,8 +259,9 @@ def _sums(plan: SweepPlan, layer: int, sides: Sides, delta: Writers) -> Tensor:
     adapter, noising = plan.experiment.adapter, plan.experiment.setting.noising
     what, work = plan.what, adapter.work
     base, base_batch = (sides.clean, sides.batch.clean) if noising else (sides.corrupted, sides.batch.corrupted)
-    own, other = (side[layer].to(work) for side in (sides.own, sides.other)[:: 1 if noising else -1])
-    difference, stream = own - other, what in ("resid", "resid-mid")
+    here, there = (sides.own, sides.other) if noising else (sides.other, sides.own)
+    own, stream = here[layer].to(work), what in ("resid", "resid-mid")
+    difference = own - there[layer].to(work)
     if what == "heads":
         change = adapter.head_outputs(layer, delta.heads[layer]).pow(2).sum(-1).movedim(0, -1)
     elif what == "attn":

@@ -98,8 +98,7 @@ class HypothesisTest(NamedTuple):
     """One test.
 
     Attributes:
-        statistic: the share of examples (equivalence) or of references (for minimality, the smallest over edges), or
-            HSIC.
+        statistic: HSIC, or the share of examples (equivalence) or of references (minimality: the smallest over edges).
         p_value, adjusted: NaN where there was nothing to test.
         supports: whether the outcome speaks for the circuit; None where there was nothing to test.
         reading: the outcome in words.
@@ -162,9 +161,10 @@ class HypothesisOptions:
             value = getattr(self, name)
             if not (isinstance(value, Real) and 0 < float(value) < high):
                 raise ScoreError(f"{name}={value!r}: give a number between 0 and {high}")
-        for name in ("permutations", "references", "reference_size"):
-            if (count := getattr(self, name)) is not None or name != "reference_size":
-                check_count(name, count, 1)
+        size = 1 if self.reference_size is None else self.reference_size
+        counts = {"permutations": self.permutations, "references": self.references, "reference_size": size}
+        for name, count in counts.items():
+            check_count(name, count, 1)
         adjusted(np.empty(0), self.correction)  # raises for an unknown one
 
 

@@ -108,8 +108,7 @@ class Stability(Result):
     @property
     def frequency(self) -> np.ndarray:
         """`[writers, readers]`: the share of the circuits that an edge is in."""
-        counts = sum((circuit.mask for circuit in self.circuits), start=np.zeros((), dtype=np.int64))
-        return np.asarray(counts / len(self.circuits))
+        return np.asarray(np.mean([circuit.mask for circuit in self.circuits], axis=0))
 
     @property
     def stable(self) -> list[EdgeFrequency]:
@@ -161,23 +160,21 @@ def stability(
         TaskError: fewer than two pairs or tasks.
     """
     check_count("resamples", resamples, 2)
-    several = isinstance(task, Mapping)
+    several, chosen = isinstance(task, Mapping), method_of(method)
     named = task if isinstance(task, Mapping) else {"pairs": task}
-    chosen = method_of(method)
     request, setting = request_of(chosen, "edge", None, asked)
-    experiments = {str(name): Experiment.of(model, one, setting) for name, one in named.items()}
-    tasks = {name: one.bound for name, one in experiments.items()}
+    tasks, each = list(map(str, named)), [Experiment.of(model, one, setting) for one in named.values()]
     if several and len(tasks) < 2:
         raise TaskError(f"{len(tasks)} tasks cannot be compared: give two or more, or one alone to resample its pairs")
-    bounds = list(tasks.values())
     if several and sizes is not None:
         raise ScoreError("sizes are of samples of one task's pairs: give one task, or leave sizes out")
     if not several:
-        sizes = _sizes(sizes, len(bounds[0]), search is None)
-    each = list(experiments.values())
-    source: _Source = (
-        _FromScores(each, chosen, request, n_edges, by) if search is None else _FromSearch(model, bounds, search)
-    )
+        sizes = _sizes(sizes, len(each[0]), search is None)
+    source: _FromScores | _FromSearch
+    if search is None:
+        source = _FromScores(each, chosen, request, n_edges, by)
+    else:
+        source = _FromSearch(model, [one.bound for one in each], search)
     rng, n, cuts = np.random.default_rng(each[0].setting.seed), source.ends[-1], source.ends[:-1]
     curve, shuffled = [], None
     if several:
@@ -196,7 +193,7 @@ def stability(
                 drawn = source.draw(smaller, f"samples of {size} pairs")
             jaccards = drawn.jaccards()
             curve.append(SizePoint(size, float(_between(jaccards).mean()), _spread(jaccards)))
-    settings: dict[str, Any] = {**source.settings, "resamples": resamples, "tasks": list(tasks)}
+    settings: dict[str, Any] = {**source.settings, "resamples": resamples, "tasks": tasks}
     agreement = samples.jaccards(), samples.rank_correlations()
     record = each[0].record(source.method, **settings)
     return Stability(labels, tuple(map(len, parts)), samples.circuits, *agreement, tuple(curve), shuffled, record)
@@ -285,6 +282,3 @@ class _FromSearch:
         which = int(np.searchsorted(self.ends, rows[0], side="right"))
         start = self.ends[which] - len(self.tasks[which])
         return as_circuit(self.graph, self.search(self.tasks[which].subset((rows - start).tolist())))
-
-
-_Source = _FromScores | _FromSearch
