@@ -42,7 +42,7 @@ from circuitfind.patching.patch import Sides, SweepPlan, Where, planned, swept
 from circuitfind.patching.sweep import Axis, Sweep
 from circuitfind.record import Record
 from circuitfind.remote.call import remotable
-from circuitfind.result import Result, as_json
+from circuitfind.result import Result, as_json, build
 from circuitfind.tasks.task import BoundTask, Task
 
 KINDS = ("resid", "attn", "mlp", "heads")
@@ -99,13 +99,12 @@ class Compared(NamedTuple):
     @classmethod
     def of(cls, what: str, graph: Graph, content: dict[str, Any]) -> Compared:
         """One kind of place from what `sweeps` kept."""
-        axes = tuple(Axis(name, tuple(labels)) for name, labels in content["axes"])
+        axes, sizes = build(tuple[Axis, ...], content["axes"]), build(dict[int, float], content["sizes"])
 
         def sweep(side: dict[str, Any]) -> Sweep:
             values, full, empty = (files.numbers(side[name]) for name in ("per_example", "full", "empty"))
             return Sweep(what, graph, axes, values, full, empty, Record(**side["record"]))
 
-        sizes = {int(layer): float("nan") if size is None else size for layer, size in content["sizes"].items()}
         return cls(sweep(content["estimated"]), sweep(content["exact"]), sizes, content["other_end"])
 
 

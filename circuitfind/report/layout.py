@@ -52,13 +52,12 @@ def layout(
     links: Mapping[tuple[str, str], tuple[int, float]],
     lane: float,
 ) -> Placement:
-    """Places boxes and links.
+    """Places boxes and links; widths and distances are in pixels.
 
     Args:
         levels: names of the boxes, rank by rank from the bottom.
-        widths: width of each box in pixels.
         links: `{(source, target): (arrows side by side, weight)}`, source in a lower rank than target.
-        lane: distance of arrows that run side by side, in pixels.
+        lane: distance of arrows that run side by side.
     """
     lanes = {pair: (lane * count, weight) for pair, (count, weight) in links.items()}
     layers = slots(levels, widths, lanes)
@@ -79,19 +78,15 @@ def _columns(layers: Slots) -> list[float]:
     x = [0.0] * len(layers.widths)
     for row in layers.rows:
         _place(layers, row, [0.0] * len(row), x)
-    pull = [_pull(layers, slot) for slot in range(len(x))]
+    force = (1, 2, 6)  # between boxes, between a passing point and a box, between points
+    pull = [
+        [(other, weight * force[(not box) + (not layers.is_box[other])]) for other, weight in (*below, *above)]
+        for box, below, above in zip(layers.is_box, layers.below, layers.above, strict=True)
+    ]
     for sweep in range(PULLS):
         for row in layers.rows if sweep % 2 else reversed(layers.rows):
             _place(layers, row, [_mean(pull[slot], x, x[slot]) for slot in row], x)
     return x
-
-
-def _pull(layers: Slots, slot: int) -> list[tuple[int, float]]:
-    """Neighbours with how hard they pull: 6 between passing points, 2 between a point and a box, 1 between boxes."""
-    return [
-        (other, weight * (1, 2, 6)[(not layers.is_box[slot]) + (not layers.is_box[other])])
-        for other, weight in (*layers.below[slot], *layers.above[slot])
-    ]
 
 
 def _place(layers: Slots, row: Sequence[int], wishes: Sequence[float], x: list[float]) -> None:
@@ -118,10 +113,7 @@ def _place(layers: Slots, row: Sequence[int], wishes: Sequence[float], x: list[f
 
 
 def _relax(layers: Slots, x: list[float], y: Sequence[float], pinch: float) -> None:
-    """Pulls long arrows taut between the boxes that they pass, most of the way from their lanes: softer bends.
-
-    `x`, `y`: of every slot.
-    """
+    """Pulls long arrows taut between the boxes that they pass, most of the way from their lanes (x and y by slot)."""
     lanes, room = list(x), _rooms(layers, x, pinch)
     for _ in range(PULLS):
         for chain in layers.chains.values():
