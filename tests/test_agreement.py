@@ -14,7 +14,7 @@ import pytest
 import circuitfind as cf
 from circuitfind.cli.app import main
 from circuitfind.errors import ScoreError
-from circuitfind.evaluation.agreement import MIB_SIZES, roc
+from circuitfind.evaluation.agreement import PERCENTAGES, roc
 from circuitfind.graph import Graph
 from circuitfind.references.reference import Reference
 
@@ -145,7 +145,7 @@ def test_mib_area_by_hand() -> None:
     scores, reference = random_scores(graph, steps=10**6), random_reference(graph, part=0.1)
     everything, true = set(graph.names(graph.real)), set(reference.circuit.edges)
     points = []
-    for part in MIB_SIZES:
+    for part in PERCENTAGES:
         mine = set(scores.greedy(int(part * len(everything))).edges)
         points.append((len(mine - true) / len(everything - true), len(mine & true) / len(true)))
     area = 0.0

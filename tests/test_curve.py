@@ -16,7 +16,8 @@ from toys import FOUR, Twin, contrast, some_circuits, wrapped
 import circuitfind as cf
 from circuitfind.circuit import connected
 from circuitfind.errors import FileError, ScoreError, TaskError
-from circuitfind.evaluation.curve import PERCENTAGES, area_from_one, area_under, curve_of, mib_of
+from circuitfind.evaluation.agreement import PERCENTAGES, area_under
+from circuitfind.evaluation.curve import Mib, area_from_one, curve_of
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.statistics import RESAMPLES
 
@@ -116,7 +117,7 @@ def test_pruning_may_leave_nothing(evaluator: Evaluator, llama: cf.Model) -> Non
 
 
 def test_signed_selection_gives_cpr_and_magnitude_cmd(evaluator: Evaluator, scores: cf.Scores) -> None:
-    both = mib_of(evaluator, scores)
+    both = Mib(*(curve_of(evaluator, scores, by=how) for how in ("signed", "absolute")))
     for how, one in (("signed", both.signed), ("absolute", both.absolute)):
         f = [evaluator.evaluate(scores.top(int(p * len(scores)), by=how)).faithfulness for p in PERCENTAGES]
         assert one.cpr == pytest.approx(area_under(PERCENTAGES, f), abs=1e-5)

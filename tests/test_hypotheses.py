@@ -21,8 +21,8 @@ from circuitfind.errors import ScoreError
 from circuitfind.evaluation import hypotheses_tests as tests
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.hypotheses import hypotheses_of
-from circuitfind.evaluation.hypotheses_tests import equivalence_p_values, hsic, independence, inflated, random_path
-from circuitfind.evaluation.random_circuits import random_circuit
+from circuitfind.evaluation.hypotheses_tests import equivalence_p_values, hsic, independence
+from circuitfind.evaluation.random_circuits import inflated, random_circuit, random_path
 from circuitfind.graph import Graph
 from circuitfind.statistics import adjusted, binomial
 
@@ -131,6 +131,8 @@ class Additive:
 
     def run(self, masks: np.ndarray) -> SimpleNamespace:
         return SimpleNamespace(metric=np.stack([self.of(mask) for mask in masks]))
+
+    metrics = Evaluator.metrics
 
 
 def of_scores(circuit: np.ndarray, model: np.ndarray) -> SimpleNamespace:

@@ -13,7 +13,7 @@ from toys import FOUR, Twin, contrast, id_task, linear, wrapped
 
 import circuitfind as cf
 from circuitfind.errors import ScoreError
-from circuitfind.evaluation import minimality
+from circuitfind.evaluation import faithfulness
 from circuitfind.statistics import RESAMPLES
 
 
@@ -33,7 +33,7 @@ def small_circuit(graph: cf.Graph, n: int = 12) -> cf.Circuit:
 
 @pytest.mark.parametrize("name", FOUR)
 def test_effects_equal_the_literal_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minimality, "AT_ONCE", 5)
+    monkeypatch.setattr(faithfulness, "AT_ONCE", 5)
     model, task = wrapped(name), contrast(2, name=name)
     circuit = small_circuit(model.graph)
     found = cf.minimality(model, task, circuit)

@@ -95,6 +95,7 @@ def data(circuit: Circuit) -> ReportData:
         ],
         tolerance=0.05,
         random=[0.0, 0.1, 0.95],
+        beaten=2,
         examples=[ExampleRow(EVIL, " Mary", 3.0, np.float64(2.5), float("nan"))],
         steps=[("score", EVIL)],
         command="circuitfind find --task 'a<b'",

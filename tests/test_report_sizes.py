@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,10 @@ def test_find_hands_its_page_what_it_measures(tiny: cf.Model, tmp_path: Path, mo
     for check, interval in zip(result.checks.edges, result.checks.intervals, strict=True):
         if check.name in told["edges"]:
             assert told["edges"][check.name][4:7] == pytest.approx([check.exact, *interval], rel=1e-3)
+    drawn = replace(result.checks, random=(5.0, -5.0, 1.0))  # 5 is more than the circuit's, and less faithful
+    assert "2 of 3 random circuits with as many edges are further from 1" in html(
+        report_data(result.circuit, checks=drawn)
+    )
 
     def refused(*_: object) -> None:
         raise cf.ModelError("no patterns here")

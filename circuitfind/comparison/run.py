@@ -30,8 +30,8 @@ from circuitfind.comparison.result import Comparison, Entry
 from circuitfind.costs import Costs, measuring
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import FileError, ScoreError, TaskError
-from circuitfind.evaluation.agreement import Level, agreement, check_same_graph
-from circuitfind.evaluation.curve import PERCENTAGES, Curve, Mib, curve_of, sizes_of
+from circuitfind.evaluation.agreement import PERCENTAGES, Level, agreement, check_same_graph
+from circuitfind.evaluation.curve import Curve, Mib, curve_of, sizes_of
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.models.load import Model
 from circuitfind.progress import track

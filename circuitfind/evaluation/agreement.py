@@ -1,25 +1,23 @@
-"""Agreement with a reference circuit: how well scores rank what is in it, and what a circuit has of it.
+"""Agreement with a reference circuit: how well scores rank its items, and how many of them a circuit has.
 
-1. Items are all edges that the model has (`level="edge"`), all heads and MLPs ("node"; `input` is in every circuit),
-   or all heads ("head"). Those of the reference are the true ones. Nothing is pruned: circuits are taken as they are.
-2. Edges rank by |effect| or by effect (`by=`). A node ranks by its best edge, in or out (one into a shared key/value
-   head counts for each query head of the group), or by its own score where node scores are given.
-3. From the ranking, over all thresholds: ROC, its area and average precision. Each distinct score is a threshold that
-   takes all items reaching it: one point (false positive rate, true positive rate), from (0, 0) to (1, 1). The area is
-   the Mann-Whitney statistic: the chance that a random item of the set scores above a random other one, ties counting
-   half; 0.5 for a random ranking. Average precision: the mean over the set's items of the precision at their threshold;
-   about the set's share of all items for a random ranking.
+1. Items are all edges (`level="edge"`), all heads and MLPs ("node"), or all heads ("head") of the model; those in the
+   reference are true. Nothing is pruned.
+2. Edges rank by |effect| or by effect (`by=`). A node ranks by its own score, or by its best edge in or out (one into a
+   shared key/value head counts for each query head of the group).
+3. A ranking gives an ROC over all thresholds. Each distinct score is a threshold, reached by all items of at least that
+   score. Its area is the Mann-Whitney statistic: the chance that a random true item scores above a random other one,
+   ties counting half. Average precision is the mean over true items of the precision at their threshold.
 4. MIB's area (Mueller et al. 2025) for edges: circuits of ten sizes, 0.1% to 100% of all edges, are grown greedily from
-   the logits and pruned; trapezoids between their points, with no point at (0, 0), over the last false positive rate.
-5. From a circuit: precision, recall, F1, its point in the ROC plane, and which heads of each class it has.
-
-A circuit that holds estimates for every edge is a ranking as well.
+   the logits and pruned; trapezoids between their points, without (0, 0), divided by the last false positive rate.
+5. A circuit gives precision, recall, F1, its point in the ROC plane, and the heads of each class that it has. One that
+   holds estimates for every edge is a ranking as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -33,11 +31,21 @@ from circuitfind.scores import By, NodeScores, Scores
 
 Level = Literal["edge", "node", "head"]
 LEVELS: tuple[Level, ...] = ("edge", "node", "head")
-MIB_SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+PERCENTAGES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # MIB's fractions of all edges
+
+
+def area_under(x: np.ndarray | Sequence[float], y: np.ndarray | Sequence[float]) -> np.ndarray:
+    """Area under y `[..., points]` over `x [points]` by trapezoids, not divided by the range (MIB's CPR)."""
+    y = np.asarray(y, dtype=np.float64)
+    return np.asarray(((y[..., 1:] + y[..., :-1]) / 2 * np.diff(np.asarray(x, dtype=np.float64))).sum(-1))
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
 
 
 class Counts(NamedTuple):
-    """A set of items against the true set."""
+    """Items found against the true ones."""
 
     true_positives: int
     false_positives: int
@@ -46,18 +54,17 @@ class Counts(NamedTuple):
 
     @classmethod
     def of(cls, found: np.ndarray, truth: np.ndarray) -> Counts:
-        """From `[items]` bool each."""
         pairs = ((found, truth), (found, ~truth), (~found, truth), (~found, ~truth))
         return cls(*(int((one & other).sum()) for one, other in pairs))
 
     @property
     def precision(self) -> float:
-        """Part of what was found that is true; NaN where nothing was found."""
+        """True share of what was found; NaN where nothing was found."""
         return _ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
     def recall(self) -> float:
-        """Part of what is true that was found: the true positive rate."""
+        """Found share of what is true: the true positive rate."""
         return _ratio(self.true_positives, self.true_positives + self.false_negatives)
 
     @property
@@ -67,21 +74,15 @@ class Counts(NamedTuple):
 
     @property
     def fall_out(self) -> float:
-        """Part of what is not true that was found: the false positive rate."""
+        """Found share of what is not true: the false positive rate."""
         return _ratio(self.false_positives, self.false_positives + self.true_negatives)
-
-
-def _ratio(part: int, whole: int) -> float:
-    return part / whole if whole else float("nan")
 
 
 @dataclass(frozen=True, eq=False)
 class Roc:
-    """Points of the curve, `[thresholds + 1]` each, from (0, 0) to (1, 1); the first threshold is infinite.
+    """Rates and precision of the items that reach each threshold, `[thresholds + 1]`, from (0, 0) to (1, 1).
 
-    Attributes:
-        fpr, tpr: false and true positive rate of the items that reach the threshold.
-        precision: part of them that is true; NaN at the first point, where there are none.
+    The first threshold is infinite: no item reaches it, and its precision is NaN.
     """
 
     thresholds: np.ndarray
@@ -92,16 +93,16 @@ class Roc:
     @property
     def area(self) -> float:
         """AUROC: 1 for a perfect ranking, 0.5 for a random one."""
-        return trapezoid(self.fpr, self.tpr)
+        return float(area_under(self.fpr, self.tpr))
 
     @property
     def average_precision(self) -> float:
-        """1 for a perfect ranking, about the true items' share for a random one."""
+        """1 for a perfect ranking, about the share of true items for a random one."""
         return float(np.sum(np.diff(self.tpr) * self.precision[1:]))
 
 
 class ClassHeads(NamedTuple):
-    """Heads of one class of the reference: those that the circuit has, and those that it lacks."""
+    """Heads of one class of the reference that the circuit has, and that it lacks."""
 
     recovered: tuple[str, ...]
     missed: tuple[str, ...]
@@ -113,12 +114,11 @@ class Agreement(Result):
 
     Attributes:
         n_items, n_true: items, and how many of them are in the reference.
-        auroc, average_precision: of the ranking; NaN without one (a circuit without estimates for every edge), or if
-            all items are true.
+        auroc, average_precision: of the ranking; NaN without one, or if all items are true.
         mib_auroc: by MIB's ten greedy circuits; NaN without a ranking of edges.
         found: the circuit's counts, with its point in the ROC plane (`fall_out`, `recall`); None without a circuit.
         heads: by class of the reference; empty without a circuit.
-        roc: of the ranking; None without one. Files do not hold it.
+        roc: of the ranking; None without one. Not in files.
     """
 
     FORMAT = "circuitfind.agreement"
@@ -142,14 +142,13 @@ def agreement(
     """Compares scores or a circuit with a reference circuit.
 
     Args:
-        result: what is compared. Node scores by position are summed over positions.
+        result: node scores by position are summed over positions.
         reference: a `Reference`, or what `circuitfind.reference` takes.
         by: what items rank by, "absolute" or "signed" (positive = supports) effects.
-        level: what is compared: "edge", "node" (heads and MLPs) or "head".
+        level: "edge", "node" (heads and MLPs) or "head".
 
     Raises:
-        ScoreError: the two belong to different graphs; node scores at the level of edges; a level where the reference
-            holds nothing.
+        ScoreError: another graph; node scores at the level of edges; a level where the reference holds nothing.
         FileError: no such reference.
     """
     target = reference if isinstance(reference, Reference) else named(reference)
@@ -158,70 +157,48 @@ def agreement(
     if not isinstance(result, (Scores, NodeScores, Circuit)):
         raise ScoreError(f"scores or a circuit are compared with a reference, not a {type(result).__name__}")
     check_same_graph(result.graph, target)
-    items = _items(target, level)
-    truth = _truth(target, level)[items]
+    items, truth = _items(target, level)
     if not truth.any():
         raise ScoreError(f"reference '{target.name}' holds no {level}s to agree with: compare at another level")
-    circuit = result if isinstance(result, Circuit) else None
     ranking = Scores.of(result) if isinstance(result, Circuit) else result
     key = None if ranking is None else _key(ranking, target, by, level)
-    curve = None if key is None or truth.all() else roc(key[items], truth)
-    found = None
-    if circuit is not None:
-        cells = circuit.mask if level == "edge" else circuit.node_mask[:-1]
-        found = Counts.of(cells[items], truth)
-    return Agreement(
-        target.name,
-        level,
-        by,
-        n_items=int(items.sum()),
-        n_true=int(truth.sum()),
-        auroc=curve.area if curve else float("nan"),
-        average_precision=curve.average_precision if curve else float("nan"),
-        mib_auroc=_mib(ranking, target, by) if level == "edge" and isinstance(ranking, Scores) else float("nan"),
-        found=found,
-        heads=_by_class(circuit, target) if circuit is not None else {},
-        roc=curve,
-    )
+    known: dict[str, Any] = {}
+    if key is not None and not truth.all():
+        curve = roc(key[items], truth)
+        known = {"auroc": curve.area, "average_precision": curve.average_precision, "roc": curve}
+    if level == "edge" and isinstance(ranking, Scores):
+        known["mib_auroc"] = _mib(ranking, target, by)
+    if isinstance(result, Circuit):
+        cells = result.mask if level == "edge" else result.node_mask[:-1]
+        known |= {"found": Counts.of(cells[items], truth), "heads": _by_class(result, target)}
+    return Agreement(target.name, level, by, int(items.sum()), int(truth.sum()), **known)
 
 
 def levels_of(target: Reference) -> list[Level]:
     """The levels at which a reference holds something to agree with."""
-    return [level for level in LEVELS if _truth(target, level)[_items(target, level)].any()]
+    return [level for level in LEVELS if _items(target, level)[1].any()]
 
 
 def check_same_graph(graph: Graph, target: Reference) -> None:
-    """Refuses a reference circuit of another graph.
-
-    Raises:
-        ScoreError: naming both.
-    """
+    """Raises a `ScoreError` for a reference circuit of another graph."""
     if graph == target.graph:
         return
     mine, other = (f"{one} (d_model {one.d_model})" for one in (graph, target.graph))
-    hint = ""
-    if graph.ungrouped() == target.graph:
-        hint = "; open the reference's file with graph=model.graph, which groups its keys and values"
+    grouped = "; open the reference's file with graph=model.graph, which groups its keys and values"
+    hint = grouped if graph.ungrouped() == target.graph else ""
     raise ScoreError(f"these belong to {mine}, the reference '{target.name}' to {other}{hint}")
 
 
-def _items(target: Reference, level: Level) -> np.ndarray:
-    """`[writers, readers]` or `[writers]` bool: what is compared."""
+def _items(target: Reference, level: Level) -> tuple[np.ndarray, np.ndarray]:
+    """`[writers, readers]` or `[writers]` bool, what is compared; `[items]` bool, which of that is in the reference."""
     graph = target.graph
     if level == "edge":
-        return target.possible
+        return target.possible, target.mask[target.possible]
     items = np.zeros(graph.n_writers, dtype=bool)
     for layer in range(graph.n_layers):
         items[graph.heads(layer)] = True
         items[graph.mlp(layer)] = level == "node" and not target.attention_only
-    return items
-
-
-def _truth(target: Reference, level: Level) -> np.ndarray:
-    """`[writers, readers]` or `[writers]` bool: what is in the reference."""
-    if level == "edge":
-        return target.mask
-    return target.head_mask | (target.circuit.node_mask[:-1] & (level == "node"))
+    return items, (target.head_mask | (target.circuit.node_mask[:-1] & (level == "node")))[items]
 
 
 def _key(ranking: Scores | NodeScores, target: Reference, by: By, level: Level) -> np.ndarray:
@@ -231,24 +208,18 @@ def _key(ranking: Scores | NodeScores, target: Reference, by: By, level: Level) 
             raise ScoreError("node scores rank no edges: compare them at level='node' or 'head'")
         return ranking.key(by)
     key = np.where(target.possible, ranking.key(by), -np.inf)
-    return key if level == "edge" else best_edge(target.graph, key)
-
-
-def best_edge(graph: Graph, key: np.ndarray) -> np.ndarray:
-    """`[writers]`: the highest key, `[writers, readers]`, of the edges out of a node and into it."""
-    into = np.where(graph.serves, key.max(axis=0)[:, None], -np.inf).max(axis=0)
-    return np.asarray(np.maximum(key.max(axis=1), into[:-1]))
+    if level == "edge":
+        return key
+    into = np.where(target.graph.serves, key.max(axis=0)[:, None], -np.inf).max(axis=0)
+    return np.asarray(np.maximum(key.max(axis=1), into[:-1]))  # a node's best edge, out or in
 
 
 def _mib(scores: Scores, target: Reference, by: By) -> float:
     """MIB's area under the ROC."""
-    items = target.possible
-    counts = [
-        Counts.of(scores.greedy(int(part * scores.graph.n_edges), by).mask[items], target.mask[items])
-        for part in MIB_SIZES
-    ]
+    items, sizes = target.possible, [int(part * scores.graph.n_edges) for part in PERCENTAGES]
+    counts = [Counts.of(scores.greedy(size, by).mask[items], target.mask[items]) for size in sizes]
     fpr, tpr = (np.array([getattr(count, rate) for count in counts]) for rate in ("fall_out", "recall"))
-    return trapezoid(fpr / fpr[-1], tpr)
+    return float(area_under(fpr / fpr[-1], tpr))
 
 
 def _by_class(circuit: Circuit, target: Reference) -> dict[str, ClassHeads]:
@@ -261,16 +232,11 @@ def _by_class(circuit: Circuit, target: Reference) -> dict[str, ClassHeads]:
     }
 
 
-# -------------------------------------------------------------------- rankings
 def roc(scores: np.ndarray, truth: np.ndarray) -> Roc:
-    """The curve of a ranking.
-
-    Args:
-        scores: `[items]`, highest first.
-        truth: `[items]` bool.
+    """The curve of `[items]` scores (higher = more likely in) and `[items]` bool.
 
     Raises:
-        ScoreError: all items are true, or none: no curve.
+        ScoreError: all items are true, or none.
     """
     positives = int(truth.sum())
     if not 0 < positives < len(truth):
@@ -281,15 +247,7 @@ def roc(scores: np.ndarray, truth: np.ndarray) -> Roc:
     ranked = scores[order]
     last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of each run of equal scores
     correct, found = np.cumsum(truth[order])[last], last + 1
-    start = np.zeros(1)
+    fpr, tpr = (found - correct) / (len(truth) - positives), correct / positives
     return Roc(
-        np.append(np.inf, ranked[last]),
-        np.append(start, (found - correct) / (len(truth) - positives)),
-        np.append(start, correct / positives),
-        np.append(np.nan, correct / found),
+        np.append(np.inf, ranked[last]), np.append(0.0, fpr), np.append(0.0, tpr), np.append(np.nan, correct / found)
     )
-
-
-def trapezoid(x: np.ndarray, y: np.ndarray) -> float:
-    """Area under the straight lines between points."""
-    return float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))

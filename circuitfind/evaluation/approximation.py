@@ -1,10 +1,9 @@
 """How well attribution patching estimates what patching measures, place by place, and where it fails.
 
 1. Each kind of place is swept twice: estimated (`circuitfind.attribute`) and patched exactly (`circuitfind.patch`).
-2. Estimates are compared with exact effects over all places of a kind and over each of its layers: Pearson's r, slopes,
-   wrong signs, relative error (`Fit`).
-3. Where they fail, two measurements say why (`approximation_fit.py`): how much smaller the gradient is at the end where
-   it was taken than at the other one, and how large the replaced change is, relative to what it is part of:
+2. Both are compared over all places of a kind and over each of its layers (`Fit`).
+3. Where estimates fail, two measurements say why (`approximation_fit.py`): how much flatter the gradient is at the run
+   where it was taken than at the other one, and how large the replaced change is relative to what it is part of:
 
        size = root of (sum of |change|^2 over tokens and units) / (sum of |whole|^2 over the same tokens and units)
 
@@ -12,8 +11,7 @@
    (`attn`, `mlp`, `heads`, `neurons`), or the replaced value itself (`resid`, `resid-mid`, `q`, `k`, `v`, `pattern`),
    in the run that is patched: clean in noising, corrupted in denoising.
 
-That the approximation is good for heads and poor for the residual stream is Nanda 2023; first-order terms hold as long
-as the change is small.
+Nanda 2023: the approximation is good for heads and poor for the residual stream.
 """
 
 from __future__ import annotations
@@ -44,15 +42,15 @@ from circuitfind.models.load import Model
 from circuitfind.patching.patch import Sides, SweepPlan, Where, planned, swept
 from circuitfind.patching.sweep import Axis, Sweep
 from circuitfind.record import Record
-from circuitfind.result import Result, as_json
+from circuitfind.result import Result, as_json, build
 from circuitfind.tasks.task import BoundTask, Task
 
 KINDS = ("resid", "attn", "mlp", "heads")
 
 
 class EstimatedPlace(NamedTuple):
-    """A place: its kind, layer, name, position's or span's label (empty where all positions are patched), estimate,
-    exact effect and the 95% interval of the latter over examples."""
+    """A place: its kind, layer, name, position or span (empty where all positions are patched), estimate, and exact
+    effect with its 95% interval over examples."""
 
     kind: str
     layer: int
@@ -69,8 +67,8 @@ class Compared(NamedTuple):
 
     Attributes:
         sizes: by layer, how large the replaced change is relative to what it is part of.
-        other_end: sum of the estimates' magnitudes with the gradient at the other run, over that of the estimates; None
-            where the estimate is not a single gradient between two runs.
+        other_end: sum of |estimates| with the gradient at the other run, over that of the estimates; None where these
+            do not come from a single gradient between two runs.
     """
 
     estimated: Sweep
@@ -88,37 +86,31 @@ class Compared(NamedTuple):
         return fit(self.estimated.effects[at], self.exact.effects[at])
 
     def to_dict(self) -> dict[str, Any]:
-        """The fits, over all places and by layer."""
         layers = {str(layer): {**self.fit(layer)._asdict(), "change": self.sizes[layer]} for layer in self.layers}
         return {**self.fit()._asdict(), "other_end": self.other_end, "layers": layers}
 
     def sweeps(self) -> dict[str, Any]:
         """Both sweeps by example, as files hold them."""
         kept = ("per_example", "full", "empty", "record")
-        sides = {
-            side: {name: as_json(getattr(sweep, name)) for name in kept}
-            for side, sweep in (("estimated", self.estimated), ("exact", self.exact))
-        }
+        each = {"estimated": self.estimated, "exact": self.exact}
+        sides = {side: {name: as_json(getattr(sweep, name)) for name in kept} for side, sweep in each.items()}
         return {"axes": self.exact.axes, "sizes": self.sizes, "other_end": self.other_end, **sides}
 
     @classmethod
     def of(cls, what: str, graph: Graph, content: dict[str, Any]) -> Compared:
         """One kind of place from what `sweeps` kept."""
-        axes = tuple(Axis(name, tuple(labels)) for name, labels in content["axes"])
+        axes, sizes = build(tuple[Axis, ...], content["axes"]), build(dict[int, float], content["sizes"])
 
         def sweep(side: dict[str, Any]) -> Sweep:
             values, full, empty = (files.numbers(side[name]) for name in ("per_example", "full", "empty"))
             return Sweep(what, graph, axes, values, full, empty, Record(**side["record"]))
 
-        sizes = {int(layer): float("nan") if size is None else size for layer, size in content["sizes"].items()}
         return cls(sweep(content["estimated"]), sweep(content["exact"]), sizes, content["other_end"])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Approximation(Result):
-    """Estimates and exact effects of places; rows are the places.
-
-    Files hold, besides `to_dict`, both sweeps of each kind by example.
+    """Estimates and exact effects of places; rows are the places. Files also hold both sweeps by example.
 
     Attributes:
         compared: by kind of place.
@@ -145,8 +137,7 @@ class Approximation(Result):
     def places(self) -> Iterator[EstimatedPlace]:
         """Every place with both of its effects."""
         for what, (estimated, exact, _, _) in self.compared.items():
-            labels = exact.positions
-            names, each = exact.names(), exact.effects[0].size
+            labels, names, each = exact.positions, exact.names(), exact.effects[0].size
             ends = exact.intervals().reshape(-1, 2).tolist()
             values = zip(estimated.effects.ravel().tolist(), exact.effects.ravel().tolist(), ends, strict=True)
             for at, (estimate, effect, (low, high)) in enumerate(values):
@@ -196,9 +187,8 @@ def approximation(
     """Estimates and measures every place of some kinds, and says where the two disagree.
 
     Args:
-        what: one or several kinds of place, as for `circuitfind.patch`.
+        what: one or several kinds of place; it, by_position, by_span and layers are as for `circuitfind.patch`.
         method: of the estimate, as for `circuitfind.attribute(level="node", what=...)`.
-        by_position, by_span, layers: as for `circuitfind.patch`.
         asked: keywords of the run and options of the method, as for `circuitfind.attribute`.
 
     Raises:
@@ -208,9 +198,7 @@ def approximation(
     if not given or not all(isinstance(kind, str) for kind in given):
         raise ScoreError(f"what={what!r} names no kind of place: give one or several, such as {', '.join(KINDS)}")
     if method == "atp-star":
-        raise ScoreError(
-            "method='atp-star': its scores rank and have no sign: compare 'atp', or 'atp-qk', with exact effects"
-        )
+        raise ScoreError("method='atp-star': its scores have no sign: compare 'atp', or 'atp-qk', with exact effects")
     if method == "exact":
         raise ScoreError("method='exact' is what estimates are compared with: name a method that estimates")
     layers = list(layers) if isinstance(layers, Iterator) else layers  # every kind goes through them
@@ -230,58 +218,49 @@ def approximation(
 
 
 def _compared(experiment: Experiment, method: Method, request: Request, plan: SweepPlan) -> Compared:
-    """One kind of place, estimated and measured."""
-
     def estimate(experiment: Experiment) -> Sweep:
         found = score(experiment, method, request)
         assert isinstance(found, Sweep), "places are asked for"
         return found
 
-    estimated = estimate(experiment)
+    def size(estimates: Sweep) -> float:
+        return float(np.abs(estimates.effects).sum())
+
+    estimated, other_end = estimate(experiment), None
     exact = swept(experiment, Where(request.what, request.by_position, request.by_span, request.layers))
-    other_end = None
     has_other = experiment.interchange and experiment.ablation.twin and not experiment.metric.flat_at_clean
-    if method.name == "atp" and has_other:
+    if method.name == "atp" and has_other and size(estimated):
         turned = "denoising" if experiment.setting.noising else "noising"
-        other_end = _ratio(estimate(experiment.set(direction=turned)).effects, estimated.effects)
+        other_end = size(estimate(experiment.set(direction=turned))) / size(estimated)
     return Compared(estimated, exact, change_sizes(plan), other_end)
 
 
-def _ratio(other: np.ndarray, estimates: np.ndarray) -> float | None:
-    size = float(np.abs(estimates).sum())
-    return float(np.abs(other).sum()) / size if size else None
-
-
-# -------------------------------------------------------------------- how large the changes are
 def change_sizes(plan: SweepPlan) -> dict[int, float]:
-    """By layer of a sweep; see the module."""
+    """How large the changes are, by layer of a sweep; see the module."""
+
+    experiment = plan.experiment
 
     def one(part: Batch, _: slice) -> Tensor:
         sides = plan.capture(part)
-        delta = _writers(plan.experiment, sides)
+        corrupted = sides.corrupted
+        if sides.batch.alignment is not None:
+            corrupted = capture_corrupted(experiment.adapter, sides.batch, stop=True)
+        delta = sides.clean.writers.minus(experiment.ablated(sides.clean, corrupted))
         return torch.stack([_sums(plan, layer, sides, delta) for layer in plan.layers])
 
-    totals = torch.stack([sums for _, sums in plan.experiment.in_batches(one, "sizes of changes")]).sum(0)
+    totals = torch.stack([sums for _, sums in experiment.in_batches(one, "sizes of changes")]).sum(0)
     change, whole = totals.double().cpu().unbind(1)
     return dict(zip(plan.layers, (change / whole.clamp(min=1e-30)).sqrt().tolist(), strict=True))
 
 
-def _writers(experiment: Experiment, sides: Sides) -> Writers:
-    """The writers' clean values minus ablated values."""
-    corrupted = sides.corrupted
-    if sides.batch.alignment is not None:
-        corrupted = capture_corrupted(experiment.adapter, sides.batch, stop=True)
-    return sides.clean.writers.minus(experiment.ablated(sides.clean, corrupted))
-
-
 def _sums(plan: SweepPlan, layer: int, sides: Sides, delta: Writers) -> Tensor:
-    """`[2]`: squares of the change and of the whole, summed."""
+    """`[2]`: squares of the change and of the whole, summed; `delta`: the writers' clean minus ablated values."""
     adapter, noising = plan.experiment.adapter, plan.experiment.setting.noising
     what, work = plan.what, adapter.work
     base, base_batch = (sides.clean, sides.batch.clean) if noising else (sides.corrupted, sides.batch.corrupted)
-    own, other = sides.own[layer].to(work), sides.other[layer].to(work)
-    own, other = (own, other) if noising else (other, own)
-    difference = own - other
+    here, there = (sides.own, sides.other) if noising else (sides.other, sides.own)
+    own, stream = here[layer].to(work), what in ("resid", "resid-mid")
+    difference = own - there[layer].to(work)
     if what == "heads":
         change = adapter.head_outputs(layer, delta.heads[layer]).pow(2).sum(-1).movedim(0, -1)
     elif what == "attn":
@@ -293,13 +272,11 @@ def _sums(plan: SweepPlan, layer: int, sides: Sides, delta: Writers) -> Tensor:
         change = difference.pow(2) * view.mlp_weights()[1].pow(2).sum(-1)
         if view.post_mlp_norm is not None:
             change = change * view.post_mlp_norm.scale(base.mlp_out[layer].to(work)).pow(2)
-    else:  # one unit, or one a head
-        change = difference.pow(2).sum(-1)
-        change = change.unsqueeze(-1) if what in ("resid", "resid-mid") else change
+    else:  # one unit, or one per head
+        change = difference.pow(2).sum(-1, keepdim=stream)
     if what in ("q", "k", "v", "pattern"):
         whole = own.pow(2).sum(-1)
     else:
-        stream = own if what in ("resid", "resid-mid") else base.resid[layer + 1].to(work)
-        whole = stream.pow(2).sum(-1, keepdim=True)
+        whole = (own if stream else base.resid[layer + 1].to(work)).pow(2).sum(-1, keepdim=True)
     changed = (change.sum(-1) > 0) & base_batch.mask.to(change.device)
     return torch.stack([change[changed].sum(), whole.expand_as(change)[changed].sum()])

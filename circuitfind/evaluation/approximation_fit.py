@@ -1,17 +1,17 @@
 """Estimates against exact effects: in numbers (`Fit`), and in words (`remarks`).
 
-Only places that matter can have a wrong sign: those whose exact effect is at least a twentieth of the largest one. The
-rest of a sweep is mostly rounding noise around zero, and its signs mean nothing.
+Only places that matter can have a wrong sign: those whose |exact effect| is at least a twentieth of the largest. The
+rest is mostly rounding noise.
 
 A kind of place, or a layer of it, is estimated *well* when r >= 0.9, the mean error is at most half of the mean effect,
 and at most one, or one in ten, of the places that matter has the wrong sign. Where only the error is larger, the places
-are in the right order but their sizes are wrong. Layers are named only if they matter: a mean |effect| of at least a
-tenth of the kind's largest layer. For what is not estimated well, a reason is given if it was measured:
+are in the right order but their sizes are wrong. Layers are named if their mean |effect| is at least a tenth of the
+largest layer's. For what is not estimated well, a reason is given if it was measured:
 
 * a large change: what is replaced is at least half as large as what it is part of. A first-order estimate is a straight
-  line through one point; norms, attention and MLPs bend within such a distance.
-* a flatter gradient: that at the other run would have given estimates at least twice as large in all, and the exact
-  effects are larger than the estimates (a slope above 1).
+  line; norms, attention and MLPs bend within such a distance.
+* a flatter gradient: that at the other run gives estimates at least twice as large in all, and the exact effects are
+  larger than the estimates (a slope above 1).
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from circuitfind.statistics import correlation
 if TYPE_CHECKING:
     from circuitfind.evaluation.approximation import Compared
 
-MATTERS = 0.05  # of the largest |exact effect|
-NAN = float("nan")
+MATTERS, LAYER_MATTERS = 0.05, 0.1  # of the largest |exact effect|; of the largest layer's mean
 HIGH_R, LARGE_ERROR, MANY_WRONG = 0.9, 0.5, 0.1
-LAYER_MATTERS = 0.1  # of the largest layer's mean |effect|
 LARGE_CHANGE, FLATTER = 0.5, 2.0
+NAN = float("nan")
 WORDS = {
     "resid": "the residual stream",
     "resid-mid": "the residual stream between attention and MLPs",
@@ -46,12 +45,11 @@ OF = {"q": "queries", "k": "keys", "v": "values", "pattern": "pattern"}
 
 
 class Fit(NamedTuple):
-    """How estimates agree with exact effects.
+    """How estimates agree with exact effects; what is undefined (no spread, no effect at all) is NaN.
 
     n: places. r: Pearson's correlation. slope: of exact effects on estimates through the origin (1 = unbiased, above 1
     = underestimated). free_slope, intercept: of the least-squares line. error: mean |estimate - exact| / mean |exact|.
-    matter: places with at least `MATTERS` of the largest |exact|; wrong_signs: how many of these are estimated with the
-    wrong sign. What is undefined (no spread, no effect at all) is NaN.
+    matter: places with at least `MATTERS` of the largest |exact|; wrong_signs: those of them with a wrong sign.
     """
 
     n: int
@@ -91,14 +89,13 @@ def wrong_signs(estimates: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return np.asarray((estimates * exact < 0) & matters(exact))
 
 
-# -------------------------------------------------------------------- in words
 def well(found: Fit) -> bool:
     """Whether estimates can be relied on."""
     return in_line(found) and found.error <= LARGE_ERROR
 
 
 def in_line(found: Fit) -> bool:
-    """Whether estimates are at least proportional to the effects: they rank the places, whatever their size."""
+    """Whether estimates rank the places, whatever their size."""
     aligned = found.r >= HIGH_R or found.n < 3  # through two places there is always a line
     return aligned and found.wrong_signs <= max(1, MANY_WRONG * found.matter)
 
@@ -109,23 +106,25 @@ def remarks(compared: dict[str, Compared], method: str, direction: str) -> tuple
 
 
 def _remark(what: str, one: Compared, method: str, direction: str) -> str:
-    whole = one.fit()
+    whole, name = one.fit(), _capital(WORDS[what])
     if not one.exact.effects.any():
-        return f"{_capital(WORDS[what])}: no place has any effect, there is nothing to estimate"
-    failing = [layer for layer in _that_matter(one) if not well(one.fit(layer))]
+        return f"{name}: no place has any effect, there is nothing to estimate"
+    sizes = np.abs(one.exact.effects).reshape(len(one.layers), -1).mean(axis=1)
+    large = np.array(one.layers)[sizes >= LAYER_MATTERS * sizes.max()].tolist()
+    failing = [layer for layer in large if not well(one.fit(layer))]
     counts = f"r {whole.r:.2f}, slope {whole.slope:.2f}, error {whole.error:.0%} of the mean effect, "
     counts += f"{whole.wrong_signs} of {whole.matter} that matter with the wrong sign"
     if well(whole) and not failing:
-        return f"{_capital(WORDS[what])}: '{method}' is a good estimate ({counts})"
+        return f"{name}: '{method}' is a good estimate ({counts})"
     verdict = "no reliable estimate"
     if in_line(whole):
         verdict = "good on the whole but not everywhere" if well(whole) else "right in order but not in size"
-    said = [f"{_capital(WORDS[what])}: '{method}' is {verdict} ({counts})"]
+    said = [f"{name}: '{method}' is {verdict} ({counts})"]
     if failing:
         said.append(f"it fails in layer{'s' if len(failing) > 1 else ''} {', '.join(map(str, failing))}")
     reasons = _reasons(what, one, failing or one.layers, direction)
     said.append("; ".join(reasons) if reasons else "neither the size of the change nor a flatter gradient explains it")
-    better = " or ".join(f"method='{name}'" for name in _better(what, method))
+    better = " or ".join(f"method='{other}'" for other in _better(what, method))
     remedy = f"try {better}, or measure with cf.patch" if better else "measure these with cf.patch"
     return ". ".join(map(_capital, [*said, remedy]))
 
@@ -137,20 +136,12 @@ def _better(what: str, method: str) -> list[str]:
     return ["eap-ig-inputs"] if method == "relp" else []
 
 
-def _that_matter(one: Compared) -> list[int]:
-    """Layers whose mean |effect| is not small compared with the largest layer's."""
-    sizes = np.abs(one.exact.effects).reshape(len(one.layers), -1).mean(axis=1)
-    return [layer for layer, size in zip(one.layers, sizes, strict=True) if size >= LAYER_MATTERS * sizes.max()]
-
-
 def _reasons(what: str, one: Compared, layers: list[int], direction: str) -> list[str]:
     reasons = []
     size = float(np.mean([one.sizes[layer] for layer in layers]))
     if size >= LARGE_CHANGE:
-        whole = OF.get(what, "stream")
-        reasons.append(
-            f"what is replaced there is large, {size:.2g} times the {whole} it changes: too far for a straight line"
-        )
+        times = f"{size:.2g} times the {OF.get(what, 'stream')} it changes"
+        reasons.append(f"what is replaced there is large, {times}: too far for a straight line")
     slope = one.fit().slope
     if one.other_end is not None and one.other_end >= FLATTER and slope > 1:
         taken, other = ("clean", "corrupted") if direction == "noising" else ("corrupted", "clean")

@@ -1,22 +1,22 @@
 """Completeness: whether a circuit holds everything that the model uses for the task.
 
-1. **The complement.** The model is run on all edges outside the circuit. What it still does, the circuit lacks; a
-   complete circuit's complement does nothing (faithfulness 0).
+1. **The complement.** The model runs on all edges outside the circuit; that of a complete circuit does nothing
+   (faithfulness 0).
 2. **Knock-outs** (Wang et al. 2022, "Interpretability in the wild", section 4.1). A set K is ablated inside the circuit
-   and inside the whole model: a complete circuit breaks as the model breaks, |F(C \\ K) - F(M \\ K)| is small for every
-   K. Only this test shows backups that the circuit misses. F is the mean metric.
-   K is a set of the circuit's nodes (heads and MLPs, never `input`; all edges out of them are ablated, in the model
-   also those that the circuit does not hold), or of its edges. Its size is drawn evenly from 1 to all, then the set
-   evenly among those of that size. Sets drawn twice count once.
+   and inside the whole model. A complete circuit breaks as the model does: |F(C \\ K) - F(M \\ K)|, F the mean metric,
+   is small for every K. Only this test shows backups that the circuit misses. K is a set of the circuit's edges, or of
+   its nodes (heads and MLPs, never `input`; all edges out of them are ablated, in the model also those outside the
+   circuit). Its size is drawn evenly from 1 to all, then the set evenly among those of that size; repeats count once.
 3. **Greedy search for the worst K** (the same paper). From the empty set, each step draws at most ten candidates and
-   adds the one that makes the gap largest, until all are in. The worst set on the way is kept. It is chosen on the
-   pairs that it is measured on, so its gap is biased upwards, and its interval does not account for the choice.
+   adds the one that makes the gap largest, until all are in; the worst set met is kept. It is chosen on the pairs that
+   it is measured on: its gap is biased upwards, and its interval does not account for the choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
@@ -24,7 +24,7 @@ import numpy as np
 from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit
 from circuitfind.errors import ScoreError, check_count
-from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
+from circuitfind.evaluation.faithfulness import AT_ONCE, Evaluation, Evaluator
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.record import Record
@@ -34,15 +34,11 @@ from circuitfind.statistics import UNKNOWN, Interval, intervals_of, resampled_me
 from circuitfind.tasks.task import BoundTask, Task
 
 CANDIDATES = 10  # tried at each step of the greedy search
-AT_ONCE = 64  # circuits whose masks are held together
 
 
 class KnockOut(NamedTuple):
-    """A set K, ablated inside the circuit and inside the model, in units of the metric (means over examples).
-
-    `difference` = F(C \\ K) - F(M \\ K), with its 95% interval over examples; `how` it was chosen: "random", "greedy"
-    or "none" for the empty set.
-    """
+    """A set K ablated inside the circuit and inside the model: mean metrics, their difference with its 95% interval,
+    and how K was chosen ("random", "greedy", or "none" for the empty set)."""
 
     removed: tuple[str, ...]
     circuit: float
@@ -63,11 +59,11 @@ class Completeness(Result):
     Attributes:
         level: "node" or "edge", what was knocked out.
         complement: the model without the circuit's edges; its faithfulness is 0 for a complete circuit.
-        whole: nothing knocked out, F(C) - F(M): the gap that the circuit has to begin with.
+        whole: nothing knocked out: the gap F(C) - F(M) to begin with.
         knockouts: random ones first.
-        mean_gap: of |F(C \\ K) - F(M \\ K)| over the random K, with its interval over examples (magnitudes of noisy
-            differences: biased upwards near 0); NaN where the circuit has nothing to knock out.
-        contrast: metric of the whole model minus metric with every edge ablated: what the gaps are compared with.
+        mean_gap: mean |difference| over the random K, with its interval over examples (noise biases it upwards near 0);
+            NaN where the circuit has nothing to knock out.
+        contrast: metric of the whole model minus metric with every edge ablated, the scale of the gaps.
     """
 
     FORMAT, ROWS, DERIVED = "circuitfind.completeness", "knockouts", ("worst",)
@@ -99,61 +95,55 @@ def completeness(
     greedy: int = 0,
     **asked: Unpack[JudgeKeywords],
 ) -> Completeness:
-    """Measures what a circuit lacks: by its complement, and by knock-outs inside circuit and model.
+    """Measures what a circuit lacks, by its complement and by knock-outs inside circuit and model.
 
     Args:
         circuit: a `Circuit`, or names of edges.
-        knockouts: how many random sets to draw.
+        knockouts: random sets to draw.
         level: "node" or "edge", what the sets are made of.
-        greedy: how many greedy searches for the worst set to make.
+        greedy: greedy searches for the worst set.
         asked: metric, ablation (by default the circuit's own), batch_size, seed (of the sets, too); see
             `circuitfind.setting`.
 
     Raises:
         ScoreError: faithfulness is undefined on this task, or an argument makes no sense.
     """
-    return completeness_of(*Evaluator.judging(model, task, circuit, **asked), knockouts, level, greedy)
-
-
-def completeness_of(evaluator: Evaluator, circuit: Circuit, knockouts: int, level: str, greedy: int) -> Completeness:
-    """`completeness` on pairs that an evaluator holds ready."""
     if level not in ("node", "edge"):
         raise ScoreError(f"level '{level}' is unknown: knock out 'node's or 'edge's")
     check_count("knockouts", knockouts)
     check_count("greedy", greedy)
-    complement = circuit.complement()
+    evaluator, chosen = Evaluator.judging(model, task, circuit, **asked)
+    complement = chosen.complement()
     evaluation = evaluator.evaluation(complement, evaluator.run_distinct([complement.mask]).of(0))
-    trials = _Trials(evaluator, circuit, level)
+    trials = _Trials(evaluator, chosen, level)
     drawn = trials.draw(knockouts)
     differences = trials.differences([(), *drawn])
     gaps = resampled_means(differences[1:], evaluator.seed)
     rows = [trials.row(removed, "random") for removed in drawn]
     rows += [trials.row(trials.search(number), "greedy") for number in range(greedy if len(trials.names) else 0)]
     return Completeness(
-        level=level,
-        complement=evaluation,
-        whole=trials.row((), "none"),
-        knockouts=tuple(rows),
+        level,
+        evaluation,
+        trials.row((), "none"),
+        tuple(rows),
         mean_gap=float(np.abs(differences[1:].mean(-1)).mean()) if drawn else float("nan"),
         mean_gap_interval=intervals_of(np.abs(gaps).mean(0)[None])[0] if drawn else UNKNOWN,
         contrast=evaluation.metric_full - evaluation.metric_empty,
-        seen_pairs=circuit.record.seen(evaluator.record),
+        seen_pairs=evaluation.seen_pairs,
         record=evaluator.record.with_settings(level=level, knockouts=knockouts, greedy=greedy),
     )
 
 
 class _Trials:
-    """Knock-outs of one circuit; what has been run is remembered. A set is a sorted tuple of places in `names`."""
+    """Knock-outs of one circuit, each run once. A set is a sorted tuple of places in `names`."""
 
     def __init__(self, evaluator: Evaluator, circuit: Circuit, level: str) -> None:
-        graph = evaluator.graph
-        self.evaluator, self.circuit, self.by_node = evaluator, circuit, level == "node"
-        if self.by_node:
+        self.evaluator, self.circuit = evaluator, circuit
+        if level == "node":
             self.cells: Sequence[Any] = (np.flatnonzero(circuit.mask[1:].any(axis=1)) + 1).tolist()  # 0 is `input`
-            self.names = [graph.writer_names[u] for u in self.cells]
+            self.names = [evaluator.graph.writer_names[u] for u in self.cells]
         else:
-            readers, writers = np.nonzero(circuit.mask.T)
-            self.cells = list(zip(writers.tolist(), readers.tolist(), strict=True))
+            self.cells = [(writer, reader) for reader, writer in np.argwhere(circuit.mask.T).tolist()]
             self.names = circuit.edges
         self._known: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
 
@@ -163,23 +153,18 @@ class _Trials:
         draws = (rng.choice(size, rng.integers(1, size + 1), replace=False) for _ in range(count if size else 0))
         return list(dict.fromkeys(tuple(sorted(draw.tolist())) for draw in draws))
 
-    def without(self, mask: np.ndarray, removed: tuple[int, ...]) -> np.ndarray:
-        """A mask without the edges of a set, or out of the nodes of a set."""
-        mask = mask.copy()
-        for place in removed:
-            mask[self.cells[place]] = False
-        return mask
-
     def differences(self, sets: Sequence[tuple[int, ...]]) -> np.ndarray:
         """`[sets, examples]`: metric of the circuit minus metric of the model, both without the set."""
         new = [removed for removed in sets if removed not in self._known]
         chunks = [new[start : start + AT_ONCE] for start in range(0, len(new), AT_ONCE)]
         for chunk in track(chunks, "knock-outs"):
-            # apart, because circuits side by side take the arithmetic of the largest
-            both = [
-                self.evaluator.run_distinct([self.without(mask, removed) for removed in chunk]).metric
-                for mask in (self.circuit.mask, self.evaluator.graph.real)
-            ]
+            both = []  # run apart, because circuits side by side take the arithmetic of the largest
+            for whole in (self.circuit.mask, self.evaluator.graph.real):
+                masks = [whole.copy() for _ in chunk]
+                for mask, removed in zip(masks, chunk, strict=True):
+                    for place in removed:
+                        mask[self.cells[place]] = False
+                both.append(self.evaluator.run_distinct(masks).metric)
             self._known.update(zip(chunk, zip(*both, strict=True), strict=True))
         return np.stack([np.subtract(*self._known[removed]) for removed in sets])
 
@@ -187,19 +172,17 @@ class _Trials:
         """The worst set that a greedy search meets."""
         rng = np.random.default_rng([self.evaluator.seed, number + 1])
         inside: tuple[int, ...] = ()
-        worst, largest = inside, -1.0
+        met: list[tuple[float, tuple[int, ...]]] = []
         for _ in track(range(len(self.cells)), "greedy search"):
             left = np.setdiff1d(np.arange(len(self.cells)), inside)
             tried = rng.choice(left, min(CANDIDATES, len(left)), replace=False).tolist()
             sets = [tuple(sorted((*inside, place))) for place in tried]
             gaps = np.abs(self.differences(sets).mean(-1))
             inside = sets[int(gaps.argmax())]
-            if gaps.max() > largest:
-                worst, largest = inside, float(gaps.max())
-        return worst
+            met.append((float(gaps.max()), inside))
+        return max(met, key=itemgetter(0))[1]
 
     def row(self, removed: tuple[int, ...], how: str) -> KnockOut:
-        """A set that was run, as it is reported."""
         (difference,) = self.differences([removed])
         circuit, model = (float(values.mean()) for values in self._known[removed])
         (interval,) = intervals_of(resampled_means(difference, self.evaluator.seed)[None])

@@ -1,16 +1,15 @@
 """Faithfulness over sizes, and the area under it: which scores rank edges better, whatever the size.
 
-1. The best edges of the scores at each size (or circuits that are given) make one circuit a size, pruned to what is
-   connected: fewer edges may be left than were asked for, and both numbers are reported.
-2. Every distinct circuit is run exactly, once. The whole model and the empty circuit need no run.
-3. Faithfulness takes means over examples first, then the ratio. Intervals resample the examples, the same resamples for
-   every size, so that the areas have intervals, too.
-4. The areas of the benchmark MIB (Mueller et al. 2025), by trapezoids, linear in the fraction of edges and not divided
+1. The best edges of the scores at each size make a circuit, pruned to what is connected: fewer edges may be left than
+   were asked for, and both numbers are reported. Circuits that are given are taken as they are.
+2. Every distinct circuit is run exactly, once; the whole model and the empty circuit need no run.
+3. Faithfulness is a ratio of means over examples. Every size takes the same resamples of the examples, so that the
+   areas have intervals, too.
+4. The areas of the benchmark MIB (Mueller et al. 2025) are trapezoids, linear in the fraction of edges and not divided
    by the range: CPR = area under f, CMD = area of |1 - f|. Over its ten fractions, `PERCENTAGES`, scores whose circuits
    are right at every size have CPR 0.999 and CMD 0; where only the complete graph works, 0.25 and 0.749.
-5. `mib` follows MIB's rules. CPR takes the edges of highest *signed* score: edges that oppose are left out, and it can
-   exceed 1. CMD takes those of highest *magnitude*. Mixing up the two selections moves the numbers by a factor, so both
-   curves are kept and each number comes from its own.
+5. `mib` follows MIB's rules: CPR takes the edges of highest *signed* score (edges that oppose are left out, and it can
+   exceed 1), CMD those of highest *magnitude*. The selections differ by a factor, so each number has its own curve.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.experiment import check_model
 from circuitfind.errors import ScoreError
+from circuitfind.evaluation.agreement import PERCENTAGES, area_under
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.graph import Graph
 from circuitfind.models.load import Model
@@ -37,14 +37,6 @@ from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import Interval, intervals_of, resampled_means
 from circuitfind.tasks.task import BoundTask, Task
 
-PERCENTAGES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-
-
-def area_under(fractions: np.ndarray | Sequence[float], f: np.ndarray | Sequence[float]) -> np.ndarray:
-    """Area under f `[..., points]` over `fractions [points]` by trapezoids, not divided by the range (MIB's CPR)."""
-    f = np.asarray(f, dtype=np.float64)
-    return np.asarray(((f[..., 1:] + f[..., :-1]) / 2 * np.diff(np.asarray(fractions, dtype=np.float64))).sum(-1))
-
 
 def area_from_one(fractions: np.ndarray | Sequence[float], f: np.ndarray | Sequence[float]) -> np.ndarray:
     """Area between f `[..., points]` and 1, wherever f lies (MIB's CMD)."""
@@ -52,11 +44,8 @@ def area_from_one(fractions: np.ndarray | Sequence[float], f: np.ndarray | Seque
 
 
 class CurvePoint(NamedTuple):
-    """One size: `asked` edges, `n_edges` left after pruning, `fraction` of the graph's edges that was asked for.
-
-    `interval` is of the faithfulness, at 95%; `metric`, `accuracy`, `top1` and `kl` (of whole model || circuit, in
-    nats) are means over examples.
-    """
+    """One size: edges asked for, left after pruning, and asked for as a fraction of the graph's; faithfulness with its
+    95% interval; means over examples of the rest (`kl` of whole model || circuit, in nats)."""
 
     asked: int
     n_edges: int
@@ -70,7 +59,7 @@ class CurvePoint(NamedTuple):
 
 
 class CurveExamples(NamedTuple):
-    """What was measured on each example: `[points, examples]` as in `Outcome`, and the metric's ends `[examples]`."""
+    """`[points, examples]` as in `Outcome`, and the metric of the whole model and of the empty circuit `[examples]`."""
 
     metric: np.ndarray
     accurate: np.ndarray
@@ -86,12 +75,10 @@ class Curve(Result):
 
     Attributes:
         points: smallest fraction first.
-        cpr, cmd: areas under faithfulness and under |1 - faithfulness| over the fractions measured, with intervals.
-            They are MIB's numbers at MIB's fractions only, and cannot be compared with areas over other fractions. An
-            average of magnitudes is biased upwards by noise: the interval of a CMD near 0 may lie above it.
-        per_example: what was measured, by point and example.
+        cpr, cmd: areas under faithfulness and under |1 - faithfulness| over the fractions measured, comparable over the
+            same fractions only. Noise biases magnitudes upwards: the interval of a CMD near 0 may lie above it.
         seen_pairs: how many of the pairs were used to find the circuits; None where that is not known.
-        circuits: the circuit of each point; files do not hold them.
+        circuits: the circuit of each point. Not in files.
     """
 
     FORMAT, ROWS, OLD_KEYS = "circuitfind.curve", "points", ("points", "cpr")
@@ -163,15 +150,14 @@ def curve(
     """Exact faithfulness of circuits of many sizes.
 
     Args:
-        task: preferably pairs that the scores were not computed on (`task.on(model).split()`).
+        task: preferably held-out pairs (`task.on(model).split()`).
         given: edge scores, or circuits (ACDC at several thresholds, learned masks), which are taken as they are.
         sizes: numbers of edges to cut the scores at; by default `percentages` of all edges, n = int(p x edges).
         by, prune: of the cuts, as for `Scores.top`.
         asked: metric, ablation (by default those of what is given), batch_size, seed; see `circuitfind.setting`.
 
     Raises:
-        ScoreError: the scores are of another graph or no edge scores, a size makes no sense, or faithfulness is
-            undefined on this task.
+        ScoreError: scores of another graph, no edge scores, a wrong size, or faithfulness is undefined on this task.
     """
     check_model(model)
     chosen = given if isinstance(given, Scores) else _circuits(model.graph, given)
@@ -207,17 +193,19 @@ def curve_of(
         fractions = [n / n_edges for n in asked]
         found = reduce(Record.seeing, (circuit.record for circuit in circuits))
     outcome = evaluator.run_distinct([circuit.mask for circuit in circuits])
-    f = evaluator.faithfulness(outcome.metric)
-    resampled = _resampled_faithfulness(evaluator, outcome.metric)
-    right = [evaluator.share(values).tolist() for values in (outcome.accurate, outcome.top1)]
-    means = [outcome.metric.mean(-1).tolist(), *right, outcome.kl.mean(-1).tolist()]
-    kept, intervals = [len(circuit) for circuit in circuits], intervals_of(resampled)
+    f, share = evaluator.faithfulness(outcome.metric), evaluator.share
+    means = (outcome.metric.mean(-1), share(outcome.accurate), share(outcome.top1), outcome.kl.mean(-1))
+    metrics = resampled_means(np.stack([*outcome.metric, evaluator.full, evaluator.empty]), evaluator.seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        resampled = (metrics[:-2] - metrics[-1]) / (metrics[-2] - metrics[-1])  # [points, resamples]
+    areas: dict[str, Any] = {}
+    for name, area in (("cpr", area_under), ("cmd", area_from_one)):
+        (areas[f"{name}_interval"],) = intervals_of(area(fractions, resampled.T)[None])
+        areas[name] = float(area(fractions, f))
+    columns = (f.tolist(), intervals_of(resampled), *(values.tolist() for values in means))
     return Curve(
-        points=tuple(map(CurvePoint, asked, kept, fractions, f.tolist(), intervals, *means)),
-        cpr=float(area_under(fractions, f)),
-        cpr_interval=intervals_of(area_under(fractions, resampled.T)[None])[0],
-        cmd=float(area_from_one(fractions, f)),
-        cmd_interval=intervals_of(area_from_one(fractions, resampled.T)[None])[0],
+        tuple(map(CurvePoint, asked, map(len, circuits), fractions, *columns)),
+        **areas,
         seen_pairs=found.seen(evaluator.record),
         per_example=CurveExamples(*outcome, evaluator.full, evaluator.empty),
         record=record,
@@ -227,31 +215,13 @@ def curve_of(
 
 @model_call
 def mib(model: Model, task: Task | BoundTask, scores: Scores, **asked: Unpack[JudgeKeywords]) -> Mib:
-    """CPR and CMD as the benchmark MIB defines them: ten fractions, pruned, signed and absolute selection.
-
-    Args and errors as for `curve`.
-    """
-    return mib_of(Evaluator.of(model, task, scores.record, "the scores were", **asked), scores)
-
-
-def mib_of(evaluator: Evaluator, scores: Scores) -> Mib:
-    """`mib` on pairs that an evaluator holds ready."""
+    """CPR and CMD as the benchmark MIB defines them; arguments and errors as for `curve`."""
+    evaluator = Evaluator.of(model, task, scores.record, "the scores were", **asked)
     return Mib(curve_of(evaluator, scores, by="signed"), curve_of(evaluator, scores, by="absolute"))
 
 
-def _resampled_faithfulness(evaluator: Evaluator, metric: np.ndarray) -> np.ndarray:
-    """`[points, resamples]`, every point on the same resamples."""
-    means = resampled_means(np.stack([*metric, evaluator.full, evaluator.empty]), evaluator.seed)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((means[:-2] - means[-1]) / (means[-2] - means[-1]))
-
-
 def sizes_of(n_edges: int, sizes: Iterable[int] | None, percentages: Iterable[float]) -> tuple[list[int], list[float]]:
-    """Numbers of edges and fractions of all edges, ascending.
-
-    Raises:
-        ScoreError: one of them makes no sense, or there is none.
-    """
+    """Numbers of edges and fractions of all edges, ascending; raises a `ScoreError` for none, or a wrong one."""
     for name, given in (("sizes", sizes), ("percentages", percentages)):
         if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
             raise ScoreError(f"{name}={given!r} is not a list: give several, such as {name}=[{given!r}]")
@@ -275,9 +245,8 @@ def sizes_of(n_edges: int, sizes: Iterable[int] | None, percentages: Iterable[fl
 def _circuits(graph: Graph, given: Iterable[Circuit]) -> list[Circuit]:
     """The circuits, smallest first."""
     if not isinstance(given, Iterable) or isinstance(given, (str, Circuit)):
-        raise ScoreError(
-            f"a curve is drawn from edge scores or from a list of circuits, not from a {type(given).__name__}"
-        )
+        kind = type(given).__name__
+        raise ScoreError(f"a curve is drawn from edge scores or from a list of circuits, not from a {kind}")
     circuits = sorted((as_circuit(graph, circuit) for circuit in given), key=len)
     if not circuits:
         raise ScoreError("a curve has at least one circuit: the list is empty")
@@ -287,6 +256,6 @@ def _circuits(graph: Graph, given: Iterable[Circuit]) -> list[Circuit]:
 def _made(circuits: list[Circuit]) -> Record:
     """How the circuits were made, as far as they agree on it."""
     records = [circuit.record for circuit in circuits]
-    metrics, ablations = ({getattr(record, name) for record in records} for name in ("metric", "ablation"))
-    (metric, *more), (ablation, *others) = metrics, ablations
-    return replace(records[0], metric="" if more else metric, ablation="" if others else ablation)
+    differ = (name for name in ("metric", "ablation") if len({getattr(record, name) for record in records}) > 1)
+    unknown: dict[str, Any] = dict.fromkeys(differ, "")
+    return replace(records[0], **unknown)

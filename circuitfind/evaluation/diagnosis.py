@@ -1,18 +1,18 @@
 """How well a model does a task, and what is wrong with the task, in words, before anything expensive runs on it.
 
-1. The task meets the model. What cannot be used (an answer of several tokens, a pair of unequal length) is an error.
-2. Both sides of the pairs run once (`TaskSummary`). Is the model right more often than by guessing? A model that knows
-   nothing gets a row right with chance 1 / (1 + wrong answers) for one answer, and for sets of answers where the larger
-   set is the right one; accuracy is compared with it by the binomial distribution. Without wrong answers the answer has
-   to be the most likely of all tokens, and guessing counts as 0.
-3. Does the corruption matter: is the metric lower on corrupted prompts, on average beyond noise, and in more pairs than
-   a toss of a coin would give?
+1. The task is bound to the model. What cannot be used (an answer of several tokens, a pair of unequal length) is an
+   error.
+2. Is the model right more often than by guessing, by the binomial distribution? A model that knows nothing is right
+   with chance 1 / (1 + wrong answers) where there is one answer, and with sets of answers where the right set is the
+   larger one. Without wrong answers the answer has to be the most likely token, and guessing counts as 0.
+3. Is the metric lower on corrupted prompts, on average beyond noise, and in more pairs than a coin would give?
 4. What may mislead without being wrong: an answer that continues the prompt's last word, one answer for all pairs.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,19 +25,19 @@ from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.result import Result
-from circuitfind.statistics import standard_error
+from circuitfind.statistics import binomial, standard_error
 from circuitfind.tasks.task import BoundTask, Task
 
-DOUBT = 0.05  # a result that guessing gives as often as this is no evidence
+DOUBT = 0.05  # what guessing gives as often as this is no evidence
 
 
 @dataclass(frozen=True, repr=False)
 class TaskSummary(Result):
     """How well a model does a task.
 
-    `accuracy`: share of clean prompts whose answers beat the wrong ones; `lowered`: share of pairs in which the
-    corrupted prompt has the lower metric. `clean` and `corrupted` are mean metrics. `failing` are rows answered wrong;
-    `chance` is the accuracy of guessing (0 without wrong answers, NaN without answers).
+    `accuracy`: share of clean prompts whose answers beat the wrong ones; `chance`: that of guessing (0 without wrong
+    answers, NaN without answers); `clean` and `corrupted`: mean metrics; `lowered`: share of pairs whose corrupted
+    prompt has the lower metric; `failing`: rows answered wrong.
     """
 
     FORMAT = "circuitfind.task-summary"
@@ -63,7 +63,7 @@ class TaskSummary(Result):
         return f"the model does not prefer the answer on {failing}.{self._doubt()}"
 
     def _doubt(self) -> str:
-        """A second sentence where the accuracy is no better than guessing, or worse."""
+        """A second sentence where the accuracy is not better than guessing."""
         wrong = len(self.failing)
         if math.isnan(self.chance) or at_least(self.n - wrong, self.n, self.chance) <= DOUBT:
             return ""
@@ -84,23 +84,15 @@ def summary_of(evaluator: Evaluator, warn: bool = True) -> TaskSummary:
     """The summary of pairs that an evaluator has already run."""
     bound = evaluator.bound
     has_answers, has_wrong = (bool(side.shape[-1]) for side in (bound.batch.answers, bound.batch.wrong))
-    right, top1 = evaluator.full_accurate, evaluator.full_top1
+    right, full, empty = evaluator.full_accurate, evaluator.full, evaluator.empty
+    accuracy, top1 = (float(each.mean()) if has_answers else math.nan for each in (right, evaluator.full_top1))
+    clean, corrupted, lowered = (float(each.mean()) for each in (full, empty, empty < full))
     failing = tuple(np.flatnonzero(~right).tolist()) if has_answers else ()
-    summary = TaskSummary(
-        bound.name,
-        len(bound),
-        bound.metric.name,
-        float(right.mean()) if has_answers else float("nan"),
-        float(top1.mean()) if has_answers else float("nan"),
-        float(evaluator.full.mean()),
-        float(evaluator.empty.mean()),
-        float((evaluator.empty < evaluator.full).mean()),
-        failing,
-        bound.notes,
-        float(chances(bound).mean()) if has_wrong else 0.0 if has_answers else float("nan"),
-    )
-    if warn and summary.warning():
-        errors.warn(str(summary.warning()))
+    guessing = float(chances(bound).mean()) if has_wrong else 0.0 if has_answers else math.nan
+    values = (accuracy, top1, clean, corrupted, lowered, failing, bound.notes, guessing)
+    summary = TaskSummary(bound.name, len(bound), bound.metric.name, *values)
+    if warn and (warning := summary.warning()):
+        errors.warn(warning)
     return summary
 
 
@@ -115,9 +107,7 @@ def at_least(count: int, size: int, chance: float) -> float:
     """Probability of so many successes or more in `size` tries."""
     if chance in (0.0, 1.0):
         return float(count == 0 or chance == 1)
-    ways = (math.lgamma(size + 1) - math.lgamma(k + 1) - math.lgamma(size - k + 1) for k in range(count, size + 1))
-    odds = (k * math.log(chance) + (size - k) * math.log1p(-chance) for k in range(count, size + 1))
-    return math.fsum(math.exp(way + odd) for way, odd in zip(ways, odds, strict=True))
+    return float(binomial(size, chance)[count:].sum())
 
 
 class Remark(NamedTuple):
@@ -162,11 +152,10 @@ def diagnose(
 ) -> Diagnosis:
     """Says in words whether a model does a task, and whether the task's pairs can show how.
 
-    Args:
-        metric, batch_size: as everywhere; see `circuitfind.attribute`.
+    A task that does not fit the model is an error among the findings, and is not raised.
 
-    Returns:
-        A `Diagnosis`; a task that the model cannot be given is its one error and is not raised.
+    Args:
+        metric, batch_size: as for `circuitfind.attribute`.
 
     Raises:
         ModelError: `model` did not come from `load` or `wrap`.
@@ -177,52 +166,44 @@ def diagnose(
         return Diagnosis(getattr(task, "name", "task"), (Remark("error", str(error)),), None)
     evaluator, bound = Evaluator(experiment), experiment.bound
     summary = summary_of(evaluator, warn=False)
-    found = [*_ability(summary), *_contrast(evaluator), *_answers(bound, model.tokenizer)]
+    found = [*_doing(evaluator, summary), *_answers(bound, model.tokenizer)]
     found.sort(key=lambda finding: finding.severity == "note")
     return Diagnosis(bound.name, tuple(found), summary)
 
 
-# -------------------------------------------------------------------- does the model do it?
-def _ability(summary: TaskSummary) -> list[Remark]:
+def _doing(evaluator: Evaluator, summary: TaskSummary) -> Iterator[Remark]:
+    """Whether the model does the task, and whether the corrupted prompts take it away."""
     if failing := summary.warning():
-        return [Remark("warning", failing)]
-    if at_least(summary.n, summary.n, summary.chance) > DOUBT:
+        yield Remark("warning", failing)
+    elif at_least(summary.n, summary.n, summary.chance) > DOUBT:
         text = f"{summary.n} pairs are too few to tell 100% accuracy from guessing ({summary.chance:.0%})"
-        return [Remark("note", text)]
-    return []
-
-
-# -------------------------------------------------------------------- does the corrupted prompt take it away?
-def _contrast(evaluator: Evaluator) -> list[Remark]:
+        yield Remark("note", text)
     clean, corrupted = evaluator.full, evaluator.empty
     lost, size = clean - corrupted, len(clean)
+    lowered, noise = int((lost > 0).sum()), standard_error(lost)
     means = f"mean metric {clean.mean():.4g} on clean, {corrupted.mean():.4g} on corrupted prompts"
     if lost.mean() <= 0:
         as_before = evaluator.ends.accurate[1].mean() <= evaluator.ends.accurate[0].mean()
         ask = ("does the corruption leave the answer as it is, or " if as_before else "") + "are the sides exchanged?"
-        return [Remark("warning", f"the corrupted prompts do not lower the metric ({means}): {ask}")]
-    noise = standard_error(lost)
-    if lost.mean() <= max(2 * noise, evaluator.rounding_of_contrast):
+        yield Remark("warning", f"the corrupted prompts do not lower the metric ({means}): {ask}")
+    elif lost.mean() <= max(2 * noise, evaluator.rounding_of_contrast):
         text = f"the corrupted prompts do not lower the metric beyond noise ({means}, standard error {noise:.2g})"
-        return [Remark("warning", f"{text}: make the pairs differ in what matters, or give more of them")]
-    lowered = int((lost > 0).sum())
-    if at_least(lowered, size, 0.5) > DOUBT and lowered < size:
+        yield Remark("warning", f"{text}: make the pairs differ in what matters, or give more of them")
+    elif at_least(lowered, size, 0.5) > DOUBT and lowered < size:
         text = f"the corrupted prompt lowers the metric in only {lowered} of {size} pairs: a few pairs make the mean"
-        return [Remark("warning", f"{text} ({means})")]
-    if evaluator.bound.flips and evaluator.bound.metric.wrong and corrupted.mean() >= 0:
-        return [Remark("note", f"the corrupted prompts make the other answer right, but not for this model ({means})")]
-    return []
+        yield Remark("warning", f"{text} ({means})")
+    elif evaluator.bound.flips and evaluator.bound.metric.wrong and corrupted.mean() >= 0:
+        yield Remark("note", f"the corrupted prompts make the other answer right, but not for this model ({means})")
 
 
-# -------------------------------------------------------------------- are the answers what they seem?
-def _answers(bound: BoundTask, tokenizer: Any) -> list[Remark]:
-    found = []
+def _answers(bound: BoundTask, tokenizer: Any) -> Iterator[Remark]:
+    """Whether the answers are what they seem."""
     answers, wrong = bound.batch.answers, bound.batch.wrong
     if len(bound) > 1 and wrong.shape[-1] and bool((answers == answers[:1]).all() & (wrong == wrong[:1]).all()):
         text = f"all pairs have the same answers ({bound.answer_texts[0]}), so a constant preference passes for the"
-        found.append(Remark("note", f"{text} task: add pairs with the answers exchanged"))
+        yield Remark("note", f"{text} task: add pairs with the answers exchanged")
     if tokenizer is None or bound.bos == "ids given" or not answers.shape[-1]:
-        return found
+        return
     ids, read = bound.batch.clean.ids.tolist(), bound.batch.clean.read[:, -1].tolist()
     for row, (tokens, at) in enumerate(zip(ids, read, strict=True)):
         for answer in (int(token) for side in (answers, wrong) for token in side[row, -1] if token >= 0):
@@ -232,5 +213,5 @@ def _answers(bound: BoundTask, tokenizer: Any) -> list[Remark]:
                 word = bound.prompts[row].split()[-1]
                 text = f"row {row}: the answer {glued!r} has no space before it and continues the word {word!r}"
                 remedy = "choose answers that are one token after a space, or end the prompt before the word"
-                return [*found, Remark("warning", f"{text}: {remedy}")]
-    return found
+                yield Remark("warning", f"{text}: {remedy}")
+                return

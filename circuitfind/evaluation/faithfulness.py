@@ -3,9 +3,9 @@
     faithfulness(C) = (metric(C) - metric(empty)) / (metric(full) - metric(empty))
 
 1. An `Evaluator` prepares a task's pairs once (clean, ablated and empty runs) and then runs any number of circuits.
-2. Means over examples are taken first, then the ratio; the interval resamples examples and recomputes the ratio.
-3. Where full and empty do not differ beyond noise, or beyond rounding, the ratio means nothing and is refused.
-4. Beside the metric, whatever it is: accuracy, top-1, and KL(whole model || circuit) at the read positions.
+2. The ratio is one of means over examples; its interval resamples the examples.
+3. Where full and empty do not differ beyond noise or rounding, the ratio is refused.
+4. Beside the metric: accuracy, top-1, and KL(whole model || circuit) at the read positions.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from typing import NamedTuple, TypeVar, Unpack
 
 import numpy as np
@@ -39,11 +40,12 @@ from circuitfind.statistics import Interval, bootstrap_ratio, standard_error
 from circuitfind.tasks.task import BoundTask, Task
 
 R = TypeVar("R")
+AT_ONCE = 64  # circuits whose masks are held together
 
 
 class Outcome(NamedTuple):
-    """`[circuits, examples]` each: the metric; the answers beat the wrong ones; the top token is an answer;
-    KL(whole model || circuit) in nats.
+    """`[circuits, examples]` each: the metric; whether the answers beat the wrong ones; whether the top token is an
+    answer; KL(whole model || circuit) in nats.
     """
 
     metric: np.ndarray
@@ -52,15 +54,13 @@ class Outcome(NamedTuple):
     kl: np.ndarray
 
     def of(self, circuit: int) -> Outcome:
-        """`[examples]` each: those of one of the circuits."""
+        """`[examples]` each, of one circuit."""
         return Outcome(*(values[circuit] for values in self))
 
 
 class PerExample(NamedTuple):
-    """What was measured on each example, `[examples]` each.
-
-    The metric of the circuit, of the whole model, with every edge ablated; then of the circuit: whether the answers
-    beat the wrong ones, whether the top token is an answer, KL(whole model || circuit) in nats.
+    """`[examples]` each: the metric in the circuit, in the whole model, and with every edge ablated; the rest, of the
+    circuit, as in `Outcome`.
     """
 
     circuit: np.ndarray
@@ -85,11 +85,11 @@ class MeasuredExample(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation(Result):
-    """A circuit measured on a task.
+    """A circuit measured on a task; rows are the examples.
 
-    Metrics are means over examples; `interval` is of the faithfulness, at 95%; `kl` is KL(whole model || circuit) in
+    Metrics are means over examples, `interval` is of the faithfulness, at 95%, `kl` is KL(whole model || circuit) in
     nats. Shares of right answers (accuracy, top1) are NaN on a task without answers. `seen_pairs`: how many of the
-    pairs measured on were used to find the circuit; None where it does not say. Rows are the examples.
+    pairs were used to find the circuit; None where that is not known.
     """
 
     FORMAT, ROWS, DERIVED = "circuitfind.evaluation", "per_example", ("metric_name", "ablation")
@@ -120,7 +120,7 @@ class Evaluation(Result):
 
     def rows(self) -> tuple[MeasuredExample, ...]:
         columns = (values.tolist() for values in self.per_example)
-        return tuple(MeasuredExample(*row) for row in zip(range(len(self.per_example.full)), *columns, strict=True))
+        return tuple(map(MeasuredExample, range(len(self.per_example.full)), *columns))
 
 
 class Evaluator:
@@ -180,8 +180,17 @@ class Evaluator:
                 advance(len(some))
         return Outcome(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
+    def metrics(self, masks: Iterable[np.ndarray], count: int, label: str) -> np.ndarray:
+        """`[circuits, examples]`: the metric of `count` circuits whose masks are made as they are run."""
+        masks, parts = iter(masks), [np.empty((0, len(self.full)))]
+        with progress(label, count) as advance:
+            while some := list(islice(masks, AT_ONCE)):
+                parts.append(self.run(np.stack(some)).metric)
+                advance(len(some))
+        return np.concatenate(parts)
+
     def run_distinct(self, masks: Sequence[np.ndarray]) -> Outcome:
-        """As `run`, but each distinct circuit once, like sizes side by side, and the two ends not at all."""
+        """As `run`, but each distinct circuit once, similar sizes side by side, and the two ends not at all."""
         rows = {_key(self.graph.real): 0, _key(np.zeros_like(self.graph.real)): 1}  # of `ends`
         new: list[np.ndarray] = []
         for mask in sorted(masks, key=np.count_nonzero):
@@ -194,11 +203,7 @@ class Evaluator:
         return Outcome(*(values[[rows[_key(mask)] for mask in masks]] for values in outcome))
 
     def faithfulness(self, metric: np.ndarray) -> np.ndarray:
-        """`[circuits]` from the metric `[circuits, examples]`.
-
-        Raises:
-            ScoreError: full and empty do not differ beyond noise.
-        """
+        """`[circuits]` from the metric `[circuits, examples]`; raises as `check_contrast` does."""
         self.check_contrast()
         return np.asarray((metric.mean(-1) - self.empty.mean()) / (self.full.mean() - self.empty.mean()))
 
@@ -207,7 +212,7 @@ class Evaluator:
         return right.mean(-1) if self.bound.batch.answers.shape[-1] else np.full(right.shape[:-1], np.nan)
 
     def check_contrast(self) -> None:
-        """Refuses a task on which ablating everything changes nothing."""
+        """Raises a `ScoreError` where full and empty do not differ beyond noise."""
         difference = self.full - self.empty
         error = standard_error(difference)
         if abs(difference.mean()) <= max(2 * error, self.rounding_of_contrast):
@@ -219,7 +224,7 @@ class Evaluator:
             )
 
     def rounding(self, mask: np.ndarray) -> np.ndarray:
-        """`[examples]`: how far apart two computations of this circuit may put the metric (`rounding.py`)."""
+        """`[examples]`: how far two computations of this circuit's metric may differ (`rounding.py`)."""
 
         def one(prepared: Prepared) -> rounding.Parts:
             logits, ends = run_circuits(prepared, mask[None])[0], (prepared.clean.logits, prepared.empty.logits)
@@ -234,7 +239,6 @@ class Evaluator:
         return rounding.of_mean(self.rounding(self.graph.real))
 
     def evaluate(self, circuit: Circuit | Iterable[str]) -> Evaluation:
-        """One circuit, with its interval and examples."""
         circuit = as_circuit(self.graph, circuit)
         return self.evaluation(circuit, self.run(circuit.mask[None]).of(0))
 
@@ -258,13 +262,12 @@ class Evaluator:
             record=self.record,
         )
 
-    # ---------------------------------------------------------------- running
     def prepared(self) -> Iterator[Prepared]:
         """The pairs in batches, with their clean, ablated and empty runs."""
         return self._in_batches(lambda prepared: prepared)
 
     def _in_batches(self, function: Callable[[Prepared], R]) -> Iterator[R]:
-        """A function of each prepared batch, inside the loop that halves a batch when memory runs out."""
+        """A function of each prepared batch; batches are halved where memory runs out."""
         experiment = self.experiment
 
         def one(batch: Batch, rows: slice) -> R:
@@ -281,28 +284,24 @@ class Evaluator:
             yield result
 
     def _outcome(self, logits_of: Callable[[Prepared], Tensor]) -> Outcome:
-        """What is measured of the logits that a function of each prepared batch computes."""
+        """What is measured of the logits `[circuits, batch, reads, vocab]` that a function of each batch computes."""
 
         def measured(prepared: Prepared) -> list[np.ndarray]:
-            logits, batch = logits_of(prepared), prepared.batch
-            times, flat = len(logits), logits.flatten(0, 1)
-            rows = batch.repeat(times)
-            right = correctness(flat, rows)
-            value = wide(self.bound.metric(flat, rows))
+            logits = logits_of(prepared)
+            flat, rows = logits.flatten(0, 1), prepared.batch.repeat(len(logits))
+            right, value = correctness(flat, rows), wide(self.bound.metric(flat, rows))
             columns = (value, right.accurate, right.top1, -METRICS["kl"](flat, rows))
-            return [column.cpu().view(times, -1).numpy() for column in columns]
+            return [column.cpu().view(len(logits), -1).numpy() for column in columns]
 
-        parts = list(self._in_batches(measured))
-        outcome = Outcome(*(np.concatenate(columns, axis=1) for columns in zip(*parts, strict=True)))
-        outcome = outcome._replace(metric=outcome.metric.astype(np.float64), kl=outcome.kl.astype(np.float64))
-        bad = ~np.isfinite(outcome.metric)
-        if bad.any():
-            row = int(bad.any(axis=0).argmax())
-            found = "NaN" if np.isnan(outcome.metric[:, row]).any() else "infinite"
+        parts = zip(*self._in_batches(measured), strict=True)
+        metric, accurate, top1, kl = (np.concatenate(columns, axis=1) for columns in parts)
+        if (bad := ~np.isfinite(metric).all(axis=0)).any():
+            row = int(bad.argmax())
+            found = "NaN" if np.isnan(metric[:, row]).any() else "infinite"
             raise ScoreError(
                 f"metric '{self.bound.metric.name}' is {found} on example {row}: {self.bound.prompts[row][:80]!r}"
             )
-        return outcome
+        return Outcome(metric.astype(np.float64), accurate, top1, kl.astype(np.float64))
 
 
 def _key(mask: np.ndarray) -> bytes:
@@ -311,10 +310,7 @@ def _key(mask: np.ndarray) -> bytes:
 
 @model_call
 def evaluate(
-    model: Model,
-    task: Task | BoundTask,
-    circuit: Circuit | Iterable[str],
-    **asked: Unpack[JudgeKeywords],
+    model: Model, task: Task | BoundTask, circuit: Circuit | Iterable[str], **asked: Unpack[JudgeKeywords]
 ) -> Evaluation:
     """Runs a model as a circuit, exactly, and says how much of the task it still does.
 

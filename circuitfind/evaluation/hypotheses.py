@@ -1,8 +1,7 @@
 """Hypothesis tests of a circuit (Shi et al. 2024, "Hypothesis Testing the Circuit Hypothesis in LLMs").
 
-1. Each test asked for is made with exact runs on one prepared set of pairs (`hypotheses_tests.py` states them).
-2. Minimality tests every edge of the circuit: its p-values are corrected over the edges, and the smallest is the
-   p-value of "every edge counts".
+1. Each test (`hypotheses_tests.py` states them) is made with exact runs on the same pairs.
+2. Minimality tests every edge of the circuit: its p-values are corrected over the edges, and the smallest counts.
 3. The tests' p-values are corrected over the tests that were made (Holm by default), and compared with alpha.
 4. Each row says what was found in words, and where the experiment was too small to reject anything.
 
@@ -35,7 +34,7 @@ from circuitfind.tasks.task import BoundTask, Task
 
 
 class Statement(NamedTuple):
-    """A null hypothesis, and what rejecting and keeping it means; `ideal`: an ideal circuit fulfils it."""
+    """A null hypothesis, whether an ideal circuit fulfils it, and what rejecting and keeping it means."""
 
     null: str
     ideal: bool
@@ -78,8 +77,8 @@ STATEMENTS = {
 
 
 class EdgeTest(NamedTuple):
-    """Minimality of an edge: `effect` is the mean |change of the metric| without it, `share` of the random additions
-    have a smaller one. `rejected`: it counts for no more than they do."""
+    """Minimality of an edge: its mean |effect| on the metric, the share of random additions whose effect is smaller,
+    and whether it counts for no more than they do (`rejected`)."""
 
     edge: str
     writer: str
@@ -99,9 +98,7 @@ class HypothesisTest(NamedTuple):
     """One test.
 
     Attributes:
-        null: the null hypothesis.
-        statistic: the share of examples (equivalence) or of references (the smallest of all edges' for minimality), or
-            HSIC.
+        statistic: HSIC, or the share of examples (equivalence) or of references (minimality: the smallest over edges).
         p_value, adjusted: NaN where there was nothing to test.
         supports: whether the outcome speaks for the circuit; None where there was nothing to test.
         reading: the outcome in words.
@@ -130,10 +127,10 @@ class HypothesisTests(Result):
     record: Record
 
     def __getitem__(self, name: str) -> HypothesisTest:
-        for row in self.tests:
-            if row.name == name:
-                return row
-        raise ScoreError(f"no test '{name}' was made; there are {', '.join(row.name for row in self.tests)}")
+        made = {row.name: row for row in self.tests}
+        if name not in made:
+            raise ScoreError(f"no test '{name}' was made; there are {', '.join(made)}")
+        return made[name]
 
     def columns(self) -> dict[str, list[Any]]:
         return {name: values for name, values in super().columns().items() if name != "edges"}
@@ -145,11 +142,7 @@ class HypothesisTests(Result):
 
 @dataclass(frozen=True)
 class HypothesisOptions:
-    """What is tested and how; see `hypotheses`.
-
-    Raises:
-        ScoreError: a test, correction or number that makes no sense.
-    """
+    """What is tested and how, checked; see `hypotheses`."""
 
     tests: Sequence[str] = tuple(TESTS)
     epsilon: float = 0.1
@@ -162,20 +155,16 @@ class HypothesisOptions:
 
     def __post_init__(self) -> None:
         tests = self.tests
-        unknown = [name for name in tests if name not in TESTS]
-        if isinstance(tests, str) or unknown or not tests or len(set(tests)) < len(tests):
+        if isinstance(tests, str) or not tests or len(set(tests) & set(TESTS)) < len(tests):
             raise ScoreError(f"tests={tests!r}: give a list of some of {', '.join(TESTS)}, each once")
-        for name, value, high in (
-            ("epsilon", self.epsilon, 0.5),
-            ("alpha", self.alpha, 1),
-            ("quantile", self.quantile, 1),
-        ):
-            if not isinstance(value, Real) or not 0 < value < high:
+        for name, high in (("epsilon", 0.5), ("alpha", 1), ("quantile", 1)):
+            value = getattr(self, name)
+            if not (isinstance(value, Real) and 0 < float(value) < high):
                 raise ScoreError(f"{name}={value!r}: give a number between 0 and {high}")
-        check_count("permutations", self.permutations, 1)
-        check_count("references", self.references, 1)
-        if self.reference_size is not None:
-            check_count("reference_size", self.reference_size, 1)
+        size = 1 if self.reference_size is None else self.reference_size
+        counts = {"permutations": self.permutations, "references": self.references, "reference_size": size}
+        for name, count in counts.items():
+            check_count(name, count, 1)
         adjusted(np.empty(0), self.correction)  # raises for an unknown one
 
 
@@ -195,21 +184,21 @@ def hypotheses(
     correction: str = "holm",
     **asked: Unpack[JudgeKeywords],
 ) -> HypothesisTests:
-    """Tests what a circuit is hypothesised to be: as good as the model, complete, minimal, better than chance.
+    """Tests whether a circuit is as good as the model, complete, minimal, and better than chance.
 
     Runs one circuit per edge, and four times `references`.
 
     Args:
         circuit: a `Circuit`, or names of edges.
         tests: of "equivalence", "independence", "minimality", "sufficiency", "partial-necessity".
-        epsilon: of equivalence, how far from 1/2 the chance to outperform may be; 0.1 is the paper's.
+        epsilon: of equivalence, how far from 1/2 the chance to outperform may be (0.1 in the paper).
         alpha: bound on the chance of any false rejection, over all tests.
         permutations: of independence.
         references: random circuits, or random additions, to compare with.
         reference_size: edges of the random circuits; by default as many as the circuit has.
         quantile: the share of the references that the circuit, or an edge, is to exceed.
-        correction: for several tests, and for the edges: "holm", "bonferroni" or "none" (then any one edge's p-value
-            below alpha is enough to call the circuit not minimal).
+        correction: over the tests, and over the edges: "holm", "bonferroni" or "none" (then one edge's p-value below
+            alpha makes the circuit not minimal).
         asked: metric, ablation (by default the circuit's own), batch_size, seed (of permutations and random circuits,
             too); see `circuitfind.setting`.
 
@@ -221,11 +210,7 @@ def hypotheses(
 
 
 def hypotheses_of(evaluator: Evaluator, circuit: Circuit, **options: Any) -> HypothesisTests:
-    """`hypotheses` on pairs that are prepared already; the seed is the evaluator's.
-
-    Args:
-        options: fields of `HypothesisOptions`.
-    """
+    """`hypotheses` on pairs that an evaluator holds ready; `options` are fields of `HypothesisOptions`."""
     asked = HypothesisOptions(**options)
     size = len(circuit) if asked.reference_size is None else asked.reference_size
     trial = Trial(evaluator, circuit, asked.epsilon, asked.permutations, asked.references, size, asked.quantile)
@@ -236,22 +221,14 @@ def hypotheses_of(evaluator: Evaluator, circuit: Circuit, **options: Any) -> Hyp
     for (name, finding), inner, outer in zip(found.items(), within, across, strict=True):
         statement, rejected = STATEMENTS[name], bool(outer <= asked.alpha)
         others = 1 if asked.correction == "none" else len(inner) * int((~np.isnan(across)).sum())
-        rows.append(
-            HypothesisTest(
-                name,
-                statement.null.format(epsilon=asked.epsilon, quantile=asked.quantile),
-                finding.statistic,
-                float(inner.min()),
-                float(outer),
-                rejected,
-                None if np.isnan(outer) else rejected != statement.ideal,
-                _reading(statement, finding, rejected, too_small=finding.smallest * others > asked.alpha),
-                _edges(circuit, finding, inner, rejected & (inner <= asked.alpha)),
-            )
-        )
+        null = statement.null.format(epsilon=asked.epsilon, quantile=asked.quantile)
+        supports = None if np.isnan(outer) else rejected != statement.ideal
+        reading = _reading(statement, finding, rejected, too_small=finding.smallest * others > asked.alpha)
+        edges = _edges(circuit, finding, inner, rejected & (inner <= asked.alpha))
+        values = finding.statistic, float(inner.min()), float(outer)
+        rows.append(HypothesisTest(name, null, *values, rejected, supports, reading, edges))
     names = ("epsilon", "quantile", "alpha", "correction", "permutations", "references")
-    settings = {name: getattr(asked, name) for name in names}
-    record = evaluator.record.with_settings(**settings, reference_size=size)
+    record = evaluator.record.with_settings(**{name: getattr(asked, name) for name in names}, reference_size=size)
     return HypothesisTests(tuple(rows), len(circuit), record)
 
 
@@ -264,9 +241,9 @@ def _reading(statement: Statement, finding: Finding, rejected: bool, too_small: 
 
 
 def _edges(circuit: Circuit, finding: Finding, corrected: np.ndarray, rejected: np.ndarray) -> tuple[EdgeTest, ...]:
-    """One row an edge; none is rejected where the hypothesis that all are needed is kept."""
+    """One row per edge; none is rejected where the hypothesis that all are needed is kept."""
     if not len(finding.effects):
         return ()
     columns = (finding.effects, finding.shares, finding.p_values, corrected, rejected)
-    values = zip(*(column.tolist() for column in columns), strict=True)
-    return tuple(EdgeTest(name, *ends_of(name), *row) for name, row in zip(circuit.edges, values, strict=True))
+    rows = zip(circuit.edges, *(column.tolist() for column in columns), strict=True)
+    return tuple(EdgeTest(name, *ends_of(name), *values) for name, *values in rows)

@@ -1,14 +1,11 @@
 """Minimality: which edges a circuit could do without.
 
-1. Each edge is taken out of the circuit alone, the rest stays: its effect is metric(C) - metric(C without it), exactly,
-   on every example. Positive = the circuit needs it. An edge that is known to do nothing (`engine/reach.py`) takes
-   no run.
-2. An edge is called superfluous if the 95% interval of its effect over the examples includes 0, or if the effect is
-   smaller than a stated threshold, or no more than rounding (`rounding.py`). With few pairs intervals are wide: an
-   effect that was not shown may still be there.
-3. Edges that do nothing alone may do something together (one backs up the other). So all superfluous edges are taken
-   out at once: their joint effect is compared with the sum of their effects, and the faithfulness of what is left is
-   measured.
+1. An edge's effect is metric(C) - metric(C without it), exactly, on every example; positive = the circuit needs it. An
+   edge that is known to do nothing (`engine/reach.py`) takes no run.
+2. An edge is superfluous if the 95% interval of its effect over the examples includes 0, or if the effect is below a
+   threshold or no more than rounding (`rounding.py`). With few pairs intervals are wide: an effect may be missed.
+3. Edges that do nothing alone may do something together, where one backs up the other. So the joint effect of all
+   superfluous edges is compared with the sum of their effects, and the faithfulness of what is left is measured.
 """
 
 from __future__ import annotations
@@ -25,17 +22,15 @@ from circuitfind.circuit import Circuit
 from circuitfind.engine.reach import without_effect
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
+from circuitfind.evaluation.random_circuits import without_each
 from circuitfind.evaluation.rounding import of_mean
 from circuitfind.graph import ends_of
 from circuitfind.models.load import Model
-from circuitfind.progress import progress
 from circuitfind.record import Record
 from circuitfind.result import Result, saved_as
 from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import Interval, bootstrap_mean
 from circuitfind.tasks.task import BoundTask, Task
-
-AT_ONCE = 64  # circuits whose masks are held together
 
 
 class EdgeNeed(NamedTuple):
@@ -59,8 +54,8 @@ class Minimality(Result):
 
     Attributes:
         edges: largest effect first.
-        circuit: the circuit as a whole; reduced: what is left without all its superfluous edges.
-        evaluation, reduced_evaluation: these two, measured.
+        circuit, evaluation: the circuit as a whole, measured.
+        reduced, reduced_evaluation: what is left without all its superfluous edges, measured.
         threshold: in units of the metric.
         per_example: `[edges, examples]` effects, in the order of `edges`.
         seen_pairs: how many of the pairs were used to find the circuit; None where that is not known.
@@ -89,7 +84,7 @@ class Minimality(Result):
 
     @property
     def superfluous(self) -> tuple[str, ...]:
-        """Names of the edges that the circuit could do without, one at a time."""
+        """Names of the edges that the circuit can do without, one at a time."""
         return tuple(row.edge for row in self.edges if row.superfluous)
 
     @property
@@ -99,7 +94,7 @@ class Minimality(Result):
 
     @property
     def summed_effect(self) -> float:
-        """What they do alone, added up; the difference to `joint_effect` is their interaction."""
+        """The sum of what they do alone; the difference from `joint_effect` is their interaction."""
         return sum(edge.effect for edge in self.edges if edge.superfluous)
 
 
@@ -112,64 +107,44 @@ def minimality(
     threshold: float = 0.0,
     **asked: Unpack[JudgeKeywords],
 ) -> Minimality:
-    """Measures what a circuit loses with each of its edges: one exact run an edge.
+    """Measures what a circuit loses with each of its edges, in one exact run per edge.
 
     Args:
         circuit: a `Circuit`, or names of edges.
-        threshold: effects of a smaller magnitude count as none, in units of the metric.
+        threshold: smaller |effects| count as none, in units of the metric.
         asked: metric, ablation (by default the circuit's own), batch_size, seed; see `circuitfind.setting`.
 
     Raises:
         ScoreError: faithfulness is undefined on this task, or the threshold is negative.
     """
-    return minimality_of(*Evaluator.judging(model, task, circuit, **asked), threshold)
-
-
-def minimality_of(evaluator: Evaluator, circuit: Circuit, threshold: float) -> Minimality:
-    """`minimality` on pairs that an evaluator holds ready."""
     if not isinstance(threshold, Real) or not threshold >= 0:
         raise ScoreError(f"threshold={threshold!r} is compared with magnitudes: give a number, 0 or more")
-    evaluation = evaluator.evaluate(circuit)
-    cells = np.argwhere(circuit.mask.T)[:, ::-1]  # in the order of circuit.edges
-    adapter, interchange = evaluator.experiment.adapter, evaluator.experiment.interchange
-    coupled = adapter.family.post_attn_norm is not None
-    acts = ~without_effect(evaluator.graph, circuit.mask, coupled, interchange)[tuple(cells.T)]
+    evaluator, chosen = Evaluator.judging(model, task, circuit, **asked)
+    evaluation, mask, experiment = evaluator.evaluate(chosen), chosen.mask, evaluator.experiment
+    cells = np.argwhere(mask.T)[:, ::-1]  # in the order of `Circuit.edges`
+    coupled = experiment.adapter.family.post_attn_norm is not None
+    acts = ~without_effect(evaluator.graph, mask, coupled, experiment.interchange)[tuple(cells.T)]
     effects = np.zeros((len(cells), len(evaluator.full)))
-    effects[acts] = evaluation.per_example.circuit - _metrics_without(evaluator, circuit.mask, cells[acts])
+    without = evaluator.metrics(without_each(mask, cells[acts]), int(acts.sum()), "edges")
+    effects[acts] = evaluation.per_example.circuit - without
     means, intervals = effects.mean(-1), bootstrap_mean(effects, evaluator.seed)
     around_zero = (intervals[:, 0] <= 0) & (intervals[:, 1] >= 0)
-    rounding = of_mean(evaluator.rounding(circuit.mask))
+    rounding = of_mean(evaluator.rounding(mask))
     superfluous = around_zero | (np.abs(means) < threshold) | (np.abs(means) <= rounding)
+    columns = zip(chosen.edges, means.tolist(), intervals.tolist(), superfluous.tolist(), strict=True)
+    rows = [EdgeNeed(name, *ends_of(name), mean, Interval(*ends), flag) for name, mean, ends, flag in columns]
     order = np.argsort(-means, kind="stable")
-    names = circuit.edges
-    rows = [
-        EdgeNeed(names[i], *ends_of(names[i]), float(means[i]), Interval(*intervals[i].tolist()), bool(superfluous[i]))
-        for i in order.tolist()
-    ]
-    left = circuit.mask.copy()
+    left = mask.copy()
     left[tuple(cells[superfluous].T)] = False
-    reduced = circuit.with_mask(left)
+    reduced = chosen.with_mask(left)
     return Minimality(
-        edges=tuple(rows),
-        circuit=circuit,
-        reduced=reduced,
-        evaluation=evaluation,
-        reduced_evaluation=evaluator.evaluate(reduced),
-        threshold=threshold,
-        per_example=effects[order],
-        seen_pairs=evaluation.seen_pairs,
-        record=evaluator.record.with_settings(threshold=threshold),
+        tuple(rows[i] for i in order),
+        chosen,
+        reduced,
+        evaluation,
+        evaluator.evaluate(reduced),
+        threshold,
+        effects[order],
+        evaluation.seen_pairs,
+        evaluator.record.with_settings(threshold=threshold),
     )
-
-
-def _metrics_without(evaluator: Evaluator, mask: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """`[edges, examples]`: the metric of a circuit without each of its edges."""
-    parts = [np.empty((0, len(evaluator.full)))]
-    with progress("edges", len(cells)) as advance:
-        for start in range(0, len(cells), AT_ONCE):
-            some = cells[start : start + AT_ONCE]
-            masks = np.repeat(mask[None], len(some), axis=0)
-            masks[np.arange(len(some)), some[:, 0], some[:, 1]] = False
-            parts.append(evaluator.run(masks).metric)
-            advance(len(some))
-    return np.concatenate(parts)

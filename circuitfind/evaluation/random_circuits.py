@@ -1,33 +1,35 @@
-"""Random circuits to compare a found one with: connected, of exactly the same number of edges.
+"""Circuits to compare a found one with: random connected ones of the same size, and itself with small changes.
 
-1. Start from a random path: from `logits`, edges are drawn backwards until `input` is reached.
-2. While edges are missing, draw a random edge that is out; if its ends are not on paths yet, complete it by random
-   edges forwards to a node inside and backwards to one, as long as that fits in what is missing.
-3. Where nothing drawn fits (one edge is missing, and every edge between the nodes inside is in), take a detour of two
-   edges, if need be for `input->logits`.
-Every edge is on a path from `input` to `logits`, so pruning removes nothing and both circuits have the same size.
+A random circuit of n edges:
+
+1. `input` and `logits` are inside to begin with. While edges are missing, draw a random edge that is out; if its ends
+   are not on paths yet, complete it by random edges forwards to a node inside and backwards to one, as long as that
+   fits in what is missing.
+2. Where nothing drawn fits (one edge is missing, and every edge between the nodes inside is in), take a detour of two
+   edges, if need be in place of `input->logits`.
+
+Every edge is on a path from `input` to `logits`, so pruning removes none.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
 from circuitfind.circuit import Circuit
 from circuitfind.graph import Graph
 
-PATIENCE = 200
-DRAWS = 256
+PATIENCE, DRAWS = 200, 256
 
 
 def random_circuit(graph: Graph, n_edges: int, rng: np.random.Generator) -> Circuit:
     """A connected circuit of `n_edges` edges (all edges if there are not that many)."""
     if n_edges >= graph.n_edges:
         return Circuit.full(graph)
-    growth = _Growth(graph, rng)
-    refused = 0
+    growth, refused = _Growth(graph, rng), 0
     while growth.size < n_edges:
-        room = n_edges - growth.size
-        # after many proposals that do not fit, only edges between nodes that are already inside are drawn
+        room = n_edges - growth.size  # after many proposals that do not fit, only edges between nodes inside are drawn
         if growth.propose(room, inside_only=refused >= PATIENCE):
             refused = 0
         elif refused < PATIENCE:
@@ -35,6 +37,37 @@ def random_circuit(graph: Graph, n_edges: int, rng: np.random.Generator) -> Circ
         else:
             growth.detour(room)  # there was no such edge left
     return Circuit(graph, growth.mask)
+
+
+def random_path(graph: Graph, through: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random path from `input` to `logits` through an edge (writer, reader), as a `[writers, readers]` mask."""
+    path = np.zeros_like(graph.real)
+    before, reader = map(int, through)
+    path[before, reader] = True
+    while before:
+        into = rng.choice(np.flatnonzero(graph.serves[:, before]))
+        before = rng.integers(graph.limits[into])
+        path[before, into] = True
+    while (after := rng.choice(np.flatnonzero(graph.serves[reader]))) < graph.n_writers:
+        reader = rng.choice(np.flatnonzero(graph.real[after]))
+        path[after, reader] = True
+    return path
+
+
+def inflated(graph: Graph, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A circuit with a random path added, and the same without one random edge of what was added."""
+    larger = mask | random_path(graph, rng.choice(np.argwhere(graph.real & ~mask)), rng)
+    smaller = larger.copy()
+    smaller[tuple(rng.choice(np.argwhere(larger & ~mask)))] = False
+    return larger, smaller
+
+
+def without_each(mask: np.ndarray, edges: np.ndarray) -> Iterator[np.ndarray]:
+    """A circuit without each of some edges `[edges, 2]` (writer, reader)."""
+    for edge in edges:
+        smaller = mask.copy()
+        smaller[tuple(edge)] = False
+        yield smaller
 
 
 class _Growth:
@@ -46,7 +79,7 @@ class _Growth:
         self.size = 0
 
     def propose(self, room: int, inside_only: bool) -> bool:
-        """Adds a random edge with what it takes to connect it; false if that needs more than `room` edges."""
+        """Adds a random edge with what connects it; false if that needs more than `room` edges."""
         cell = self._free_inside() if inside_only else self._free()
         if cell is None:
             return False
@@ -91,18 +124,15 @@ class _Growth:
         edges = []
         while not self.inside[node]:
             reader = int(self.rng.choice(np.flatnonzero(self.graph.serves[:, node])))
-            node_before = int(self.rng.integers(self.graph.limits[reader]))
-            edges.append((node_before, reader))
-            node = node_before
+            node = int(self.rng.integers(self.graph.limits[reader]))
+            edges.append((node, reader))
         return edges
 
     def _forwards(self, reader: int) -> list[tuple[int, int]]:
         """Random edges from this reader's node to one inside."""
         edges = []
-        nodes = self.graph.serves[reader]
-        while not (nodes & self.inside).any():
-            node = int(self.rng.choice(np.flatnonzero(nodes)))
+        while not (self.graph.serves[reader] & self.inside).any():
+            node = int(self.rng.choice(np.flatnonzero(self.graph.serves[reader])))
             reader = int(self.rng.choice(np.flatnonzero(self.graph.real[node])))
             edges.append((node, reader))
-            nodes = self.graph.serves[reader]
         return edges

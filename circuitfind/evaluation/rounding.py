@@ -3,16 +3,14 @@
 Run in another form, order or batch, or on another machine, a circuit has other last digits. For a metric m of an
 example's logits z:
 
-1. The logits are off by at most `d = UNITS * eps * max|z|`: units in the last place of the largest logit. The metric's
-   own size says nothing here: a difference of logits near 0 is one of large numbers.
+1. The logits are off by at most `d = UNITS * eps * max|z|`, units in the last place of the largest logit.
 2. By Taylor's theorem the metric is then off by at most `slope * d + curvature * d^2 / 2`. `slope` is the sum of
-   |dm/dz| at the circuit's own logits. The second derivative along an error is, for metrics of a softmax, a variance of
-   it there, at most `d^2`, times the metric's scale: the steepest slope that it can have (2 for `logit_diff`, `logprob`
-   and `kl`, 1 for `prob_diff`; for a callable, the steepest at the circuit and at the task's ends). It is all that is
-   left where the slope is 0, as that of `kl` at the clean run.
-3. The metric's own arithmetic is off by `2 * eps * (scale * log(vocabulary) + |m|)`: of each log-probability, which is
-   no smaller on average, the distance from the largest logit, the log of the sum and their difference are rounded.
-   However near 0 the result (a KL near 0) is, their sizes stay. Here eps is float32's, for a callable the model's.
+   |dm/dz| at the circuit's logits. The second derivative along an error is, for metrics of a softmax, a variance, at
+   most `d^2`, times the metric's scale: the steepest slope that it can have (2 for `logit_diff`, `logprob` and `kl`, 1
+   for `prob_diff`; for a callable, the steepest at the circuit and at the task's ends). It is all that is left where
+   the slope is 0, as that of `kl` (the KL divergence) at the clean run.
+3. The metric's own arithmetic is off by `2 * eps * (scale * log(vocabulary) + |m|)`: rounding of log-probabilities
+   keeps its size however near 0 the result is. Here eps is float32's, for a callable the model's.
 
 A metric without gradient goes in steps: only the last term, without the scale, is left. Rounding of different examples
 is independent, so a mean over them is off by `sqrt(sum of squares) / examples`.
@@ -39,7 +37,7 @@ SINGLE = torch.finfo(torch.float32).eps
 
 
 class Parts(NamedTuple):
-    """What the bound is made of, `[examples]` each: d, the slope, the scale, eps * log(vocabulary) and eps * |m|."""
+    """Parts of the bound, `[examples]` each: d, the slope, the scale, eps * log(vocabulary) and eps * |m|."""
 
     logits: np.ndarray
     slope: np.ndarray

@@ -1,14 +1,13 @@
 """Stability: how much of a circuit belongs to the task, and how much to the pairs that it was found on.
 
-1. Samples: lists of row numbers, with repeats, into the pairs of one or several tasks put one after the other. Of one
-   task, its pairs drawn with replacement (the bootstrap). Of several tasks (templates, seeds of the generator,
-   anything), each task is a sample.
-2. A circuit of each sample. From scores: each pair's edge scores are computed once; a sample's scores are their mean
+1. A sample is a list of row numbers, with repeats, into the pairs of all tasks. One task's pairs are drawn with
+   replacement (the bootstrap); of several tasks (templates, seeds of the generator, anything), each is a sample.
+2. Each sample gives a circuit. From scores: each pair's edge scores are computed once, a sample's scores are their mean
    over its rows, its circuit the top of them. From a search: a function from a task to a circuit runs on each sample.
-3. Agreement: the Jaccard index of each pair of circuits, the rank correlation of each pair of scores, how often each
+3. Agreement: the Jaccard index of each two circuits, the rank correlation of each two score matrices, how often each
    edge is in, and which edges are in at least 90%.
-4. What to compare that with. Of one task, the same at smaller samples: the curve says whether more pairs would help.
-   Of several, the same with all their pairs dealt out anew at random: what is lost below that is due to the tasks.
+4. Baselines: of one task, the same at smaller samples, which says whether more pairs would help; of several, the same
+   with their pairs dealt out anew at random: what is lost below that is due to the tasks.
 
 Bootstrap samples share pairs (each holds 63% of them on average), so they agree more than independent samples would;
 a bar of 0.8 with 100 resamples has been proposed for a circuit to count as stable.
@@ -45,7 +44,7 @@ SMALLEST_SAMPLE = 4
 
 
 class SizePoint(NamedTuple):
-    """Agreement of samples of so many pairs: the mean Jaccard index, and what 95% of the values lie between."""
+    """Samples of one size: their mean Jaccard index, and what 95% of the values lie between."""
 
     n_pairs: int
     jaccard: float
@@ -60,7 +59,7 @@ class EdgeFrequency(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """A sample: its name, how many pairs it holds, and how many edges its circuit."""
+    """A sample's name, number of pairs, and number of edges of its circuit."""
 
     name: str
     pairs: int
@@ -72,10 +71,9 @@ class Stability(Result):
     """How circuits of several samples agree; rows are the stable edges.
 
     Attributes:
-        labels, sizes, circuits: of each sample its name, its number of pairs and its circuit.
+        labels, sizes, circuits: of each sample its name, number of pairs and circuit.
         jaccards: `[samples, samples]`, shared edges over all edges of the two.
-        rank_correlations: `[samples, samples]`, Spearman's, of what edges are ranked by, over all edges; None where a
-            search gave circuits without scores.
+        rank_correlations: `[samples, samples]`, Spearman's, of what edges are ranked by; None after a search.
         curve: by size of the sample, ascending; empty for several tasks.
         shuffled: of several tasks, the mean Jaccard index when their pairs are dealt out anew at random; else None.
     """
@@ -110,10 +108,7 @@ class Stability(Result):
     @property
     def frequency(self) -> np.ndarray:
         """`[writers, readers]`: the share of the circuits that an edge is in."""
-        counts = np.zeros(self.circuits[0].mask.shape, dtype=np.int64)
-        for circuit in self.circuits:
-            counts += circuit.mask
-        return counts / len(self.circuits)
+        return np.asarray(np.mean([circuit.mask for circuit in self.circuits], axis=0))
 
     @property
     def stable(self) -> list[EdgeFrequency]:
@@ -157,69 +152,55 @@ def stability(
         n_edges, by: a circuit is `scores.top(n_edges, by)`.
         resamples: bootstrap samples at each size; of several tasks, about how many circuits of shuffled pairs.
         sizes: of the samples for the curve, in pairs; by default 4, 8, 16, ... and all, or none with `search`.
-        search: a function from a bound task to a circuit, run anew on each sample, in place of method, n_edges and by.
-        asked: keywords of the run (seed: of the samples, too) and options of the method, as for
-            `circuitfind.attribute`.
+        search: a function from a bound task to a circuit, run on each sample in place of method, n_edges and by.
+        asked: keywords (seed: of the samples, too) and options of the method, as for `circuitfind.attribute`.
 
     Raises:
         ScoreError: the method cannot score this example by example, or a number makes no sense.
         TaskError: fewer than two pairs or tasks.
     """
     check_count("resamples", resamples, 2)
-    several = isinstance(task, Mapping)
+    several, chosen = isinstance(task, Mapping), method_of(method)
     named = task if isinstance(task, Mapping) else {"pairs": task}
-    chosen = method_of(method)
     request, setting = request_of(chosen, "edge", None, asked)
-    experiments = {str(name): Experiment.of(model, one, setting) for name, one in named.items()}
-    tasks = {name: one.bound for name, one in experiments.items()}
+    tasks, each = list(map(str, named)), [Experiment.of(model, one, setting) for one in named.values()]
     if several and len(tasks) < 2:
         raise TaskError(f"{len(tasks)} tasks cannot be compared: give two or more, or one alone to resample its pairs")
-    bounds = list(tasks.values())
     if several and sizes is not None:
         raise ScoreError("sizes are of samples of one task's pairs: give one task, or leave sizes out")
     if not several:
-        sizes = _sizes(sizes, len(bounds[0]), search is None)
+        sizes = _sizes(sizes, len(each[0]), search is None)
     source: _FromScores | _FromSearch
-    if search is not None:
-        source = _FromSearch(model, bounds, search)
+    if search is None:
+        source = _FromScores(each, chosen, request, n_edges, by)
     else:
-        source = _FromScores(list(experiments.values()), chosen, request, n_edges, by)
-    first = next(iter(experiments.values()))
-    rng, n = np.random.default_rng(first.setting.seed), source.ends[-1]
+        source = _FromSearch(model, [one.bound for one in each], search)
+    rng, n, cuts = np.random.default_rng(each[0].setting.seed), source.ends[-1], source.ends[:-1]
     curve, shuffled = [], None
     if several:
-        parts = np.split(np.arange(n), source.ends[:-1])
+        parts = np.split(np.arange(n), cuts)
         samples, labels = source.draw(parts, "tasks"), tuple(tasks)
-        shuffled = _shuffled(source, max(1, resamples // len(parts)), rng) if search is None else None
+        if search is None:
+            deals = (np.split(rng.permutation(n), cuts) for _ in range(max(1, resamples // len(parts))))
+            shuffled = float(np.mean([_between(source.draw(deal, "shuffled pairs").jaccards()) for deal in deals]))
     else:
         parts = [rng.integers(n, size=n) for _ in range(resamples)]
         samples, labels = source.draw(parts, "samples"), tuple(f"sample {k}" for k in range(1, resamples + 1))
-        curve = [_size_point(source, size, resamples, samples, rng) for size in sizes or ()]
-    settings: dict[str, Any] = {**source.settings, "resamples": resamples, "tasks": list(tasks)}
-    record = first.record(source.method, **settings)
-    counts = tuple(map(len, parts))
-    jaccards, correlations = samples.jaccards(), samples.rank_correlations()
-    return Stability(labels, counts, samples.circuits, jaccards, correlations, tuple(curve), shuffled, record)
-
-
-def _size_point(
-    source: _FromScores | _FromSearch, size: int, resamples: int, whole: _Drawn, rng: np.random.Generator
-) -> SizePoint:
-    n = source.ends[-1]
-    if size < n:
-        whole = source.draw([rng.integers(n, size=size) for _ in range(resamples)], f"samples of {size} pairs")
-    jaccards = whole.jaccards()
-    return SizePoint(size, float(_between(jaccards).mean()), _spread(jaccards))
-
-
-def _shuffled(source: _FromScores | _FromSearch, times: int, rng: np.random.Generator) -> float:
-    n, cuts = source.ends[-1], source.ends[:-1]
-    deals = [source.draw(np.split(rng.permutation(n), cuts), "shuffled pairs").jaccards() for _ in range(times)]
-    return float(np.mean([_between(jaccards) for jaccards in deals]))
+        for size in sizes or ():
+            drawn = samples
+            if size < n:
+                smaller = [rng.integers(n, size=size) for _ in range(resamples)]
+                drawn = source.draw(smaller, f"samples of {size} pairs")
+            jaccards = drawn.jaccards()
+            curve.append(SizePoint(size, float(_between(jaccards).mean()), _spread(jaccards)))
+    settings: dict[str, Any] = {**source.settings, "resamples": resamples, "tasks": tasks}
+    agreement = samples.jaccards(), samples.rank_correlations()
+    record = each[0].record(source.method, **settings)
+    return Stability(labels, tuple(map(len, parts)), samples.circuits, *agreement, tuple(curve), shuffled, record)
 
 
 def _between(matrix: np.ndarray) -> np.ndarray:
-    """The values of each two different samples."""
+    """The values of each two samples."""
     return matrix[np.triu_indices(len(matrix), k=1)]
 
 
@@ -238,9 +219,8 @@ def _sizes(given: Sequence[int] | None, n: int, by_default: bool) -> list[int]:
     return sorted(set(given))
 
 
-# -------------------------------------------------------------------- circuits of samples
 class _Drawn(NamedTuple):
-    """By sample, its circuit, and what edges were ranked by, `[samples, edges]`; None after a search."""
+    """The samples' circuits, and what edges were ranked by, `[samples, edges]`; None after a search."""
 
     circuits: tuple[Circuit, ...]
     keys: np.ndarray | None = None
@@ -249,7 +229,7 @@ class _Drawn(NamedTuple):
         """`[samples, samples]`: shared edges over all edges of the two; 1 for two empty circuits."""
         masks = np.stack([circuit.mask[circuit.graph.real] for circuit in self.circuits]).astype(np.float32)
         shared, size = (masks @ masks.T).astype(np.float64), masks.sum(axis=1, dtype=np.float64)
-        union = size[:, None] + size[None, :] - shared
+        union = np.add.outer(size, size) - shared
         return np.asarray(np.divide(shared, union, out=np.ones_like(shared), where=union > 0))
 
     def rank_correlations(self) -> np.ndarray | None:
@@ -265,8 +245,7 @@ class _FromScores:
     ) -> None:
         self.graph, self.n_edges, self.by, self.method = experiments[0].graph, n_edges, by, method.name
         check_by_example(method)
-        self.settings = {"n_edges": n_edges, "by": by}
-        self._record = Record(method=method.name)
+        self.settings: dict[str, Any] = {"n_edges": n_edges, "by": by}
         self._cut(np.zeros(self.graph.n_edges))  # refuses an n_edges or by that makes no sense, before anything runs
         self.ends = list(accumulate(map(len, experiments)))
         self.effects = np.concatenate([example_effects(one, method, request) for one in experiments])
@@ -283,7 +262,7 @@ class _FromScores:
     def _cut(self, scores: np.ndarray) -> Circuit:
         values = np.zeros(self.graph.real.shape, dtype=np.float32)
         values.T[self.graph.real.T] = scores
-        cut = Scores(self.graph, values, self._record).top(self.n_edges, self.by)
+        cut = Scores(self.graph, values, Record(method=self.method)).top(self.n_edges, self.by)
         return replace(cut, estimates=None)  # thousands of circuits need not carry their scores
 
 

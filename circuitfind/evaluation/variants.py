@@ -20,10 +20,7 @@ OVER = ("pairs", "templates", "seeds")
 
 
 def by_template(name: str, model: Model, **keywords: Any) -> dict[str, Task]:
-    """A built-in task in each of its sentence patterns, for `stability`.
-
-    Args:
-        keywords: of `circuitfind.task`: n pairs of each, seed, corruption, ...
+    """A built-in task in each of its sentence patterns, for `stability`; keywords as for `circuitfind.task`.
 
     Raises:
         TaskError: the task has one pattern only.
@@ -35,24 +32,15 @@ def by_template(name: str, model: Model, **keywords: Any) -> dict[str, Task]:
 
 
 def by_seed(name: str, model: Model, seeds: Iterable[int] = range(5), **keywords: Any) -> dict[str, Task]:
-    """A built-in task in several draws of its generator, for `stability`.
-
-    Args:
-        keywords: of `circuitfind.task`: n pairs of each, corruption, template, ...
-    """
+    """A built-in task in several draws of its generator, for `stability`; keywords as for `circuitfind.task`."""
     return {f"seed {seed}": task(name, model, seed=seed, **keywords) for seed in seeds}
 
 
 def variants(
     model: Model, bound: BoundTask, over: str, name: str | None, *, seed: int = 0, **keywords: Any
 ) -> BoundTask | dict[str, Task]:
-    """What stability is measured over: the pairs themselves, or the task that they come from in each template or in
-    five seeds, `seed` the first.
-
-    Args:
-        over: "pairs", "templates" or "seeds".
-        name: of the built-in task; None where the pairs are of a file.
-        keywords: of `circuitfind.task`.
+    """What stability is measured over: the "pairs" themselves, or the built-in task `name` (None: a file) in each of
+    its "templates" or in five "seeds", `seed` the first.
 
     Raises:
         TaskError: the pairs cannot be drawn anew, or templates are compared of one template.
@@ -62,9 +50,8 @@ def variants(
     if over == "pairs":
         return bound
     if name is None:
-        raise TaskError(
-            f"stability over {over} needs a built-in task, whose pairs can be drawn anew: '{bound.name}' is a file"
-        )
+        remedy = f"needs a built-in task, whose pairs can be drawn anew: '{bound.name}' is a file"
+        raise TaskError(f"stability over {over} {remedy}")
     if over == "templates":
         if keywords.get("template") is not None:
             raise TaskError("stability over templates takes every template: leave template (--template) out")
@@ -73,20 +60,20 @@ def variants(
 
 
 def like(circuit: Circuit, **asked: Any) -> dict[str, Any]:
-    """Keywords of `stability` for circuits of this one's size, ranking and method, with what is asked for besides."""
+    """Keywords of `stability` for circuits of this one's size, ranking and method, and what is asked for besides."""
     made = circuit.record
     own: dict[str, Any] = {"n_edges": max(1, len(circuit)), "by": made.settings.get("by", "absolute")}
     method = METHODS.get(made.method)
     if method is not None and method.by_example:
-        own |= {"method": made.method, "direction": made.direction}
-        own |= {name: made.settings[name] for name in ("steps", "rule") if name in made.settings}
+        steps: dict[str, Any] = {name: made.settings[name] for name in ("steps", "rule") if name in made.settings}
+        own |= {"method": made.method, "direction": made.direction, **steps}
     elif asked.get("ablation", "corrupted") != "corrupted":
         own["method"] = "eap"  # the default one knows no other ablation
     return {**own, **asked}
 
 
 def unseen(model: Model, task: Task | BoundTask, found: Circuit | Scores | NodeScores) -> BoundTask:
-    """The held-out pairs: the task without the pairs that `found` was found on, told by their prompts' texts.
+    """The held-out pairs: the task without those that `found` was found on, told by their prompts' texts.
 
     Raises:
         TaskError: all pairs were seen, or `found` does not say which (files of early versions, circuits made by hand).
@@ -94,11 +81,8 @@ def unseen(model: Model, task: Task | BoundTask, found: Circuit | Scores | NodeS
     bound, seen = bind(model, task), found.record.each_pair()
     if not seen:
         raise TaskError(f"this {type(found).__name__} does not say which pairs it was found on: none can be left out")
-    now = fingerprints(bound.prompts, bound.corrupted_prompts)
-    rows = [row for row, pair in enumerate(now) if pair not in seen]
+    rows = [row for row, pair in enumerate(fingerprints(bound.prompts, bound.corrupted_prompts)) if pair not in seen]
     if not rows:
-        raise TaskError(
-            f"all {len(bound)} pairs were used to find this {type(found).__name__}: judge it with others (another seed,"
-            " more pairs)"
-        )
+        used = f"all {len(bound)} pairs were used to find this {type(found).__name__}"
+        raise TaskError(f"{used}: judge it with others (another seed, more pairs)")
     return bound.subset(rows)

@@ -1,9 +1,8 @@
 """Verification: what attribution estimated, measured.
 
-1. The top candidates (and, if given, a circuit's own edges) are patched exactly, one at a time, and compared with their
-   estimates, with intervals over the examples: correlation, slope, and how many estimates have the wrong sign.
-2. The circuit as a whole is run exactly: faithfulness with its interval.
-3. The same for random connected circuits of the same size: what chance would have given.
+1. The top candidates (and a given circuit's own edges) are patched exactly, one at a time, and compared with their
+   estimates: correlation, slope, and how many estimates have the wrong sign.
+2. The circuit as a whole, and random connected circuits of the same size, are run exactly.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from circuitfind.tasks.task import BoundTask, Task
 
 
 class EdgeCheck(NamedTuple):
-    """An edge's estimated and its exact effect, in units of the metric; NaN for scores that are not estimates of it."""
+    """An edge's estimated effect (NaN where scores do not estimate it) and exact effect, in units of the metric."""
 
     name: str
     estimate: float
@@ -46,7 +45,7 @@ class EdgeCheck(NamedTuple):
 
 
 class CheckedEdge(NamedTuple):
-    """The same with the edge's ends and the 95% interval of the exact effect over examples."""
+    """A row: the same with the edge's ends and the 95% interval of the exact effect over examples."""
 
     edge: str
     writer: str
@@ -63,8 +62,8 @@ class Verification(Result):
 
     Attributes:
         edges: checked edges, largest |score| first.
-        intervals: of each of these edges' exact effects, 95% over examples.
-        correlation, rank_correlation: of estimates and exact effects over them.
+        intervals: of their exact effects, 95% over examples.
+        correlation, rank_correlation: of their estimates and exact effects.
         slope: of exact effects on estimates (1 = unbiased, above 1 = underestimated).
         evaluation: the circuit as a whole.
         random: faithfulness of random connected circuits of the same size.
@@ -121,10 +120,9 @@ class Verification(Result):
         return sum(abs(1 - value) > abs(1 - self.faithfulness) for value in self.random)
 
     def rows(self) -> tuple[CheckedEdge, ...]:
-        both = zip(self.edges, self.intervals, strict=True)
         return tuple(
             CheckedEdge(edge.name, *ends_of(edge.name), edge.estimate, edge.exact, interval, edge.wrong_sign)
-            for edge, interval in both
+            for edge, interval in zip(self.edges, self.intervals, strict=True)
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,10 +150,10 @@ def verify(
     """Measures the top candidates' effects, and a circuit as a whole.
 
     Args:
-        task: preferably pairs that the scores were not computed on (`task.on(model).split()`).
-        top: how many edges of largest |estimate| to patch; a given circuit's edges are patched too.
+        task: preferably held-out pairs (`task.on(model).split()`).
+        top: edges of largest |estimate| to patch; a given circuit's edges are patched, too.
         circuit: by default the connected circuit of the top candidates.
-        random: how many random circuits to compare with.
+        random: random circuits to compare with.
         asked: metric, ablation, direction (by default those of the scores), batch_size, seed; see
             `circuitfind.setting`.
 
@@ -172,58 +170,40 @@ def verify(
     return verified(experiment, scores, top, circuit, random)
 
 
-def verified(experiment: Experiment, scores: Scores, top: int, circuit: Circuit | None, random: int) -> Verification:
+def verified(experiment: Experiment, scores: Scores, top: int, given: Circuit | None, random: int) -> Verification:
     """`verify` of an experiment."""
     evaluator, seed = Evaluator(experiment), experiment.setting.seed
     _warn_of_overlap(scores.record, evaluator.record)
     candidates = scores.top(top, prune=False)
-    mask = candidates.mask
-    if circuit is None:
-        circuit = candidates.connected()
-        if not len(circuit):
-            warn(f"the top {top} edges hold no path from input to logits: their circuit is empty")
-    else:
-        circuit = as_circuit(experiment.graph, circuit)
-        mask = mask | circuit.mask
-    effects = exact_effects(experiment, mask)
-    checks, intervals = _checks(scores, effects.edges, effects.values, seed)
-    estimates, exact = (np.array([getattr(c, side) for c in checks]) for side in ("estimate", "exact"))
-    power = float((estimates**2).sum())
+    circuit = candidates.connected() if given is None else as_circuit(experiment.graph, given)
+    if not len(circuit) and given is None:
+        warn(f"the top {top} edges hold no path from input to logits: their circuit is empty")
+    effects = exact_effects(experiment, candidates.mask | circuit.mask)
+    values = scores.values[effects.edges[:, 0], effects.edges[:, 1]]
+    order = np.argsort(-np.abs(values), kind="stable")
+    estimates = (values if scores.record.is_effect else np.full_like(values, np.nan))[order].astype(np.float64)
+    exact = effects.values.mean(axis=1)[order].astype(np.float64)
+    names = [experiment.graph.edge_name(*edge) for edge in effects.edges[order]]
+    intervals = [Interval(*ends) for ends in bootstrap_mean(effects.values, seed)[order].tolist()]
+    evaluation = evaluator.evaluate(circuit)
+    power, rng = float((estimates**2).sum()), np.random.default_rng(seed)
+    masks = [random_circuit(experiment.graph, len(circuit), rng).mask for _ in range(random)]
+    metrics = [evaluator.run(mask[None]).metric[0] for mask in track(masks, "random circuits")]
     return Verification(
-        checks,
-        intervals,
+        tuple(map(EdgeCheck, names, estimates.tolist(), exact.tolist())),
+        tuple(intervals),
         correlation(estimates, exact),
         rank_correlation(estimates, exact),
         float((estimates * exact).sum() / power) if power else float("nan"),
-        evaluator.evaluate(circuit),
-        _random_faithfulness(evaluator, len(circuit), random, seed),
+        evaluation,
+        tuple(evaluator.faithfulness(np.stack(metrics)).tolist()) if metrics else (),
         experiment.graph,
     )
 
 
 def _warn_of_overlap(made: Record, judged: Record) -> None:
-    """Warns where effects are measured on pairs that the scores were made on."""
     overlap, pairs = made.seen(judged), f"{judged.n_examples} pair{'' if judged.n_examples == 1 else 's'} to judge with"
     if overlap:
         warn(f"the scores were made on {overlap} of the {pairs}: leave these out, or compute scores on others")
     elif overlap is None and made.n_examples:
         warn(f"the scores do not say which pairs they were made on: some of the {pairs} may have been scored on")
-
-
-def _checks(
-    scores: Scores, edges: np.ndarray, values: np.ndarray, seed: int
-) -> tuple[tuple[EdgeCheck, ...], tuple[Interval, ...]]:
-    """Rows and intervals, largest |score| first."""
-    estimates = scores.values[edges[:, 0], edges[:, 1]]
-    means, intervals = values.mean(axis=1), bootstrap_mean(values, seed)
-    order = np.argsort(-np.abs(estimates), kind="stable").tolist()
-    shown = estimates if scores.record.is_effect else np.full_like(estimates, np.nan)
-    rows = [EdgeCheck(scores.graph.edge_name(*edges[i]), float(shown[i]), float(means[i])) for i in order]
-    return tuple(rows), tuple(Interval(*intervals[i].tolist()) for i in order)
-
-
-def _random_faithfulness(evaluator: Evaluator, n_edges: int, count: int, seed: int) -> tuple[float, ...]:
-    rng = np.random.default_rng(seed)
-    masks = [random_circuit(evaluator.graph, n_edges, rng).mask for _ in range(count)]
-    values = [evaluator.run(mask[None]).metric[0] for mask in track(masks, "random circuits")]
-    return tuple(evaluator.faithfulness(np.stack(values)).tolist()) if values else ()

@@ -1,13 +1,14 @@
-"""The circuit as an SVG picture made in Python: no Graphviz needed, coloured by the page's style sheet.
+"""The circuit as an SVG picture made in Python, without Graphviz.
 
 The same boxes, arrows and pens as in Graphviz's drawing (`export.picture`), placed by `report.layout`. Colours, dark
-mode and what happens on hover belong to the page: the SVG carries classes (`arrow q opposes`, `box head`) and names
-(`data-edge`, `data-name`), strongest arrows last, and says every number in a tooltip.
+mode and hovering belong to the page: the SVG carries classes (`arrow q opposes`, `box head`), names (`data-edge`,
+`data-name`) and every number in a tooltip; the strongest arrows come last.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -23,15 +24,12 @@ KV_HEIGHT = 16.0
 def draw(graph: Graph, rows: Sequence[EdgeRow], nodes: Sequence[str]) -> str:
     """SVG text of the circuit; of an empty one, `input` and `logits` with a line that says so."""
     drawn = arrows(graph, rows)
-    levels = ranks(graph, nodes if drawn else ["input", "logits"], drawn)
-    stubs = joints(graph, rows, nodes)
-    widths = {name: _width(name) for rank in levels for name in rank.names}
-    lane = 6 + 10 * max(0.0, 1 - len(drawn) / 60)  # a small circuit has room
-    plan = layout([rank.names for rank in levels], widths, _links(drawn, stubs), lane)
-    width = max(plan.width, 120.0) + LABELS + 2 * MARGIN
-    height = plan.height + 2 * MARGIN
-    zoom = 1 + 0.4 * max(0.0, 1 - len(drawn) / 60)
+    levels, stubs = ranks(graph, nodes if drawn else ["input", "logits"], drawn), joints(graph, rows, nodes)
     kinds = {name: _kind(graph, name) for rank in levels for name in rank.names}
+    small = max(0.0, 1 - len(drawn) / 60)  # a small circuit has room
+    lane, zoom = 6 + 10 * small, 1 + 0.4 * small
+    plan = layout([rank.names for rank in levels], {name: _width(name) for name in kinds}, _links(drawn, stubs), lane)
+    width, height = max(plan.width, 120.0) + LABELS + 2 * MARGIN, plan.height + 2 * MARGIN
     size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width * zoom:.0f}" height="{height * zoom:.0f}"'
     parts = [
         f'<svg class="circuit" {size} role="group" aria-label="Circuit of {len(drawn)} edges">',
@@ -39,7 +37,7 @@ def draw(graph: Graph, rows: Sequence[EdgeRow], nodes: Sequence[str]) -> str:
         f'<g transform="translate({MARGIN + LABELS:.0f} {MARGIN:.0f})">',
         *(_stub(plan, kinds, pair) for pair in stubs),
         *_arrows(drawn, plan, kinds, lane),
-        *(_box(name, kinds[name], plan.boxes[name]) for rank in levels for name in rank.names),
+        *(_box(name, kind, plan.boxes[name]) for name, kind in kinds.items()),
         "</g>",
     ]
     if not drawn:
@@ -66,11 +64,10 @@ def _links(drawn: Sequence[Arrow], stubs: Sequence[tuple[str, str]]) -> dict[tup
 
 def _bands(graph: Graph, levels: Sequence[Rank], plan: Placement, width: float) -> list[str]:
     """A strip behind each layer with its label."""
-    by_layer: dict[int, list[float]] = {}
+    by_layer, parts = defaultdict(list), []
     for rank, y in zip(levels, plan.heights, strict=True):
         if 0 <= rank.layer < graph.n_layers:
-            by_layer.setdefault(rank.layer, []).append(y + MARGIN)
-    parts = []
+            by_layer[rank.layer].append(y + MARGIN)
     for layer, heights in sorted(by_layer.items()):
         top, bottom = min(heights) - BOX_HEIGHT / 2 - 6, max(heights) + BOX_HEIGHT / 2 + 6
         parts.append(
@@ -101,7 +98,6 @@ def _stub(plan: Placement, kinds: Mapping[str, str], pair: tuple[str, str]) -> s
 
 
 def _arrows(drawn: Sequence[Arrow], plan: Placement, kinds: Mapping[str, str], lane: float) -> list[str]:
-    """Every arrow, weakest first."""
     paths = _lanes(drawn, plan, lane)
     leave = _ports(plan, kinds, {i: (arrow.source, paths[i][1].x) for i, arrow in enumerate(drawn)})
     enter = _ports(plan, kinds, {i: (arrow.target, paths[i][-2].x) for i, arrow in enumerate(drawn)})
@@ -114,9 +110,8 @@ def _arrows(drawn: Sequence[Arrow], plan: Placement, kinds: Mapping[str, str], l
         data, slope = curve([XY(leave[i], start.y - BOX_HEIGHT / 2), *paths[i][1:-1], foot])
         norm = math.hypot(slope, 1.0)
         dx, dy = -slope / norm, -1 / norm  # upwards: y falls
-        corners = ((foot.x + dx * long, foot.y + dy * long), (foot.x - dy * half, foot.y + dx * half))
-        last = (foot.x + dy * half, foot.y - dx * half)
-        head = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in (*corners, last)) + "Z"
+        steps = ((dx * long, dy * long), (-dy * half, dx * half), (dy * half, -dx * half))
+        head = "M" + "L".join(f"{foot.x + x:.1f} {foot.y + y:.1f}" for x, y in steps) + "Z"
         classes = f"arrow {arrow.kind}{' opposes' if arrow.opposes else ''}{' measured' if arrow.measured else ''}"
         parts.append(
             f'<g class="{classes}" data-edge="{escape(arrow.edge)}"'
@@ -128,25 +123,21 @@ def _arrows(drawn: Sequence[Arrow], plan: Placement, kinds: Mapping[str, str], l
 
 def _lanes(drawn: Sequence[Arrow], plan: Placement, lane: float) -> list[list[XY]]:
     """Each arrow's points; arrows between the same two boxes run side by side."""
-    total: dict[tuple[str, str], int] = {}
-    for arrow in drawn:
-        total[arrow.source, arrow.target] = total.get((arrow.source, arrow.target), 0) + 1
-    seen: dict[tuple[str, str], int] = {}
-    paths = []
+    pairs = [(arrow.source, arrow.target) for arrow in drawn]
+    total, seen, paths = Counter(pairs), Counter[tuple[str, str]](), {}
     for number in sorted(range(len(drawn)), key=lambda i: "qkv".find(drawn[i].kind)):
-        pair = (drawn[number].source, drawn[number].target)
-        shift = (seen.get(pair, 0) - (total[pair] - 1) / 2) * lane
-        seen[pair] = seen.get(pair, 0) + 1
-        paths.append((number, [XY(point.x + shift, point.y) for point in plan.paths[pair]]))
-    return [path for _, path in sorted(paths, key=lambda item: item[0])]
+        pair = pairs[number]
+        shift = (seen[pair] - (total[pair] - 1) / 2) * lane
+        seen[pair] += 1
+        paths[number] = [XY(point.x + shift, point.y) for point in plan.paths[pair]]
+    return [paths[number] for number in range(len(drawn))]
 
 
 def _ports(plan: Placement, kinds: Mapping[str, str], ends: Mapping[int, tuple[str, float]]) -> dict[int, float]:
     """x where each arrow touches its box: spread over the box in the order of where the arrows come from."""
-    by_box: dict[str, list[tuple[float, int]]] = {}  # (x of the next point on its way, arrow)
+    by_box, result = defaultdict(list), {}
     for arrow, (name, towards) in ends.items():
-        by_box.setdefault(name, []).append((towards, arrow))
-    result = {}
+        by_box[name].append((towards, arrow))
     for name, touching in by_box.items():
         room = _width(name) - (BOX_HEIGHT if kinds[name] == "head" else 14)
         step = min(7.0, room / max(len(touching) - 1, 1))

@@ -4,15 +4,15 @@ Order within each rank (Sugiyama et al. 1981, as in Graphviz's dot, Gansner et a
 
 1. A *slot* is a place in a rank: a box, or a point where a long arrow passes through. Arrows between the same two boxes
    share their slots.
-2. Sweeps up and down sort each rank by the mean position of its neighbours in the rank just sorted (barycentres). Of
-   all orders met, the one with the fewest crossings is kept.
+2. Sweeps up and down sort each rank by the mean position of its neighbours in the rank just sorted (barycentres). The
+   order with the fewest crossings is kept.
 
 Coordinates:
 
-3. Every slot is drawn to the weighted mean of its neighbours above and below. Passing points pull on each other
-   hardest, so that long arrows run straight. A rank keeps its order and its distances: the least-squares answer under
-   these constraints is an isotonic regression (pool adjacent violators), repeated in sweeps.
-4. Between ranks an arrow is a monotone cubic (Fritsch and Carlson 1980) of x over y: smooth, and never past its points.
+3. Every slot is drawn to the weighted mean of its neighbours. Passing points pull on each other hardest, so that long
+   arrows run straight. A rank keeps its order and its distances: least squares under these constraints is an isotonic
+   regression (pool adjacent violators), repeated in sweeps.
+4. Between ranks an arrow is a monotone cubic (Fritsch and Carlson 1980) of x over y.
 
 Coordinates are in pixels, y grows downwards as in SVG; `input` is at the bottom.
 """
@@ -52,27 +52,25 @@ def layout(
     links: Mapping[tuple[str, str], tuple[int, float]],
     lane: float,
 ) -> Placement:
-    """Places boxes and links.
+    """Places boxes and links; widths and distances are in pixels.
 
     Args:
         levels: names of the boxes, rank by rank from the bottom.
-        widths: width of each box in pixels.
         links: `{(source, target): (arrows side by side, weight)}`, source in a lower rank than target.
-        lane: distance of arrows that run side by side, in pixels.
+        lane: distance of arrows that run side by side.
     """
     lanes = {pair: (lane * count, weight) for pair, (count, weight) in links.items()}
     layers = slots(levels, widths, lanes)
     x = _columns(layers)
-    low = min((x[slot] - layers.widths[slot] / 2 for row in layers.rows for slot in row), default=0.0)
-    high = max((x[slot] + layers.widths[slot] / 2 for row in layers.rows for slot in row), default=0.0)
+    low = min((here - width / 2 for here, width in zip(x, layers.widths, strict=True)), default=0.0)
+    high = max((here + width / 2 for here, width in zip(x, layers.widths, strict=True)), default=0.0)
     y = _heights(layers, x)
-    _relax(layers, x, y, PINCH * lane)
-    total = y[0] + BOX_HEIGHT / 2 if y else 0.0
-    places = ((name, layers.boxes[name], rank) for rank, names in enumerate(levels) for name in names)
-    boxes = {name: XY(x[slot] - low, y[rank]) for name, slot, rank in places}
-    rank_of = {slot: rank for rank, row in enumerate(layers.rows) for slot in row}
-    paths = {pair: [XY(x[slot] - low, y[rank_of[slot]]) for slot in chain] for pair, chain in layers.chains.items()}
-    return Placement(boxes, paths, y, high - low, total)
+    level = {slot: rank for rank, row in enumerate(layers.rows) for slot in row}
+    _relax(layers, x, [y[level[slot]] for slot in range(len(x))], PINCH * lane)
+    points = [XY(here - low, y[level[slot]]) for slot, here in enumerate(x)]
+    boxes = {name: points[slot] for name, slot in layers.boxes.items()}
+    paths = {pair: [points[slot] for slot in chain] for pair, chain in layers.chains.items()}
+    return Placement(boxes, paths, y, high - low, y[0] + BOX_HEIGHT / 2 if y else 0.0)
 
 
 def _columns(layers: Slots) -> list[float]:
@@ -80,23 +78,15 @@ def _columns(layers: Slots) -> list[float]:
     x = [0.0] * len(layers.widths)
     for row in layers.rows:
         _place(layers, row, [0.0] * len(row), x)
-    pull = [_pull(layers, slot) for slot in range(len(x))]
+    force = (1, 2, 6)  # between boxes, between a passing point and a box, between points
+    pull = [
+        [(other, weight * force[(not box) + (not layers.is_box[other])]) for other, weight in (*below, *above)]
+        for box, below, above in zip(layers.is_box, layers.below, layers.above, strict=True)
+    ]
     for sweep in range(PULLS):
         for row in layers.rows if sweep % 2 else reversed(layers.rows):
-            wishes = []
-            for slot in row:
-                total = sum(weight for _, weight in pull[slot])
-                wishes.append(sum(weight * x[other] for other, weight in pull[slot]) / total if total else x[slot])
-            _place(layers, row, wishes, x)
+            _place(layers, row, [_mean(pull[slot], x, x[slot]) for slot in row], x)
     return x
-
-
-def _pull(layers: Slots, slot: int) -> list[tuple[int, float]]:
-    """Neighbours with how hard they pull: 6 between passing points, 2 between a point and a box, 1 between boxes."""
-    return [
-        (other, weight * (1, 2, 6)[(not layers.is_box[slot]) + (not layers.is_box[other])])
-        for other, weight in (*layers.below[slot], *layers.above[slot])
-    ]
 
 
 def _place(layers: Slots, row: Sequence[int], wishes: Sequence[float], x: list[float]) -> None:
@@ -115,23 +105,20 @@ def _place(layers: Slots, row: Sequence[int], wishes: Sequence[float], x: list[f
         pools.append([wish - here, weight, 1])
         while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
             mean, heavy, count = pools.pop()
-            last = pools[-1]
-            last[0] = (last[0] * last[1] + mean * heavy) / (last[1] + heavy)
-            last[1] += heavy
-            last[2] += count
+            before, light, others = pools.pop()
+            pools.append([(before * light + mean * heavy) / (light + heavy), light + heavy, others + count])
     means = [pool[0] for pool in pools for _ in range(int(pool[2]))]
     for slot, mean, here in zip(row, means, offsets, strict=True):
         x[slot] = mean + here
 
 
 def _relax(layers: Slots, x: list[float], y: Sequence[float], pinch: float) -> None:
-    """Pulls long arrows taut between the boxes that they pass, most of the way from their lanes: softer bends."""
+    """Pulls long arrows taut between the boxes that they pass, most of the way from their lanes (x and y by slot)."""
     lanes, room = list(x), _rooms(layers, x, pinch)
-    level = {slot: rank for rank, row in enumerate(layers.rows) for slot in row}
     for _ in range(PULLS):
         for chain in layers.chains.values():
-            for (before, slot), (_, after) in pairwise(pairwise(chain)):
-                rise = (y[level[slot]] - y[level[before]]) / (y[level[after]] - y[level[before]])
+            for before, slot, after in zip(chain, chain[1:], chain[2:], strict=False):
+                rise = (y[slot] - y[before]) / (y[after] - y[before])
                 straight = x[before] + (x[after] - x[before]) * rise
                 low, high = room[slot]
                 x[slot] = min(max((straight + STIFFNESS * lanes[slot]) / (1 + STIFFNESS), low), high)
@@ -139,7 +126,7 @@ def _relax(layers: Slots, x: list[float], y: Sequence[float], pinch: float) -> N
 
 def _rooms(layers: Slots, x: Sequence[float], pinch: float) -> dict[int, tuple[float, float]]:
     """How far a passing point may move towards the boxes beside it: one lane further off for each point in between."""
-    rooms: dict[int, tuple[float, float]] = {}
+    rooms = {}
     for row in layers.rows:
         lows, highs = _bounds(layers, row, x, pinch), _bounds(layers, row[::-1], x, -pinch)
         for slot, low, high in zip(row, lows, reversed(highs), strict=True):
@@ -159,25 +146,19 @@ def _bounds(layers: Slots, row: Sequence[int], x: Sequence[float], pinch: float)
 
 def _heights(layers: Slots, x: Sequence[float]) -> list[float]:
     """y of every rank: the further arrows move sideways between two ranks, the further the ranks are apart."""
-    gaps = []
-    for row in layers.rows[:-1]:
+    heights = [BOX_HEIGHT / 2]
+    for row in reversed(layers.rows[:-1]):
         moves = sorted(abs(x[slot] - x[upper]) for slot in row for upper, _ in layers.above[slot])
         sideways = moves[int(0.8 * len(moves))] if moves else 0.0
-        gaps.append(BOX_HEIGHT + min(34 + 0.14 * sideways + 0.05 * len(moves), 84))
-    heights = [BOX_HEIGHT / 2]
-    for gap in reversed(gaps):
-        heights.append(heights[-1] + gap)
+        heights.append(heights[-1] + (BOX_HEIGHT + min(34 + 0.14 * sideways + 0.05 * len(moves), 84)))
     return heights[::-1] if layers.rows else []
 
 
 def curve(points: Sequence[XY]) -> tuple[str, float]:
     """SVG path data through points of falling y, and the slope dx/dy with which it arrives."""
     slopes = [(b.x - a.x) / (b.y - a.y) for a, b in pairwise(points)]
-    tangents = [_tilt(slopes[0])]
-    for before, after in pairwise(slopes):
-        product = before * after
-        tangents.append(2 * product / (before + after) if product > 0 else 0.0)
-    tangents.append(_tilt(slopes[-1]))
+    inner = [2 * (a * b) / (a + b) if a * b > 0 else 0.0 for a, b in pairwise(slopes)]
+    tangents = [_tilt(slopes[0]), *inner, _tilt(slopes[-1])]
     text = [f"M{points[0].x:.1f} {points[0].y:.1f}"]
     for (a, b), (leave, arrive) in zip(pairwise(points), pairwise(tangents), strict=True):
         third = (b.y - a.y) / 3
@@ -191,7 +172,6 @@ def _tilt(slope: float) -> float:
     return min(max(slope * 0.3, -0.9), 0.9)
 
 
-# -------------------------------------------------------------------- order within ranks
 @dataclass
 class Slots:
     """Ranks of slots. `rows[rank]`: slot numbers from left to right; `chains[(source, target)]`: those of a link."""
@@ -205,7 +185,6 @@ class Slots:
     above: list[list[tuple[int, float]]] = field(default_factory=list)
 
     def add(self, rank: int, width: float, is_box: bool) -> int:
-        """A new slot at the right end of a rank."""
         number = len(self.widths)
         self.widths.append(width)
         self.is_box.append(is_box)
@@ -218,13 +197,7 @@ class Slots:
 def slots(
     levels: Sequence[Sequence[str]], widths: Mapping[str, float], links: Mapping[tuple[str, str], tuple[float, float]]
 ) -> Slots:
-    """Boxes and passing points of every rank, ordered.
-
-    Args:
-        levels: names of the boxes, rank by rank from the bottom.
-        widths: width of each box.
-        links: `{(source, target): (width it needs where it passes, weight)}`, source below target.
-    """
+    """Boxes and passing points of every rank, ordered; as for `layout`, but `links` say the width where they pass."""
     result = Slots(rows=[[] for _ in levels])
     level = {name: rank for rank, names in enumerate(levels) for name in names}
     for name, rank in level.items():
@@ -253,9 +226,8 @@ def _order(layers: Slots) -> None:
             wish = {slot: _mean(neighbours[slot], place, place[slot]) for slot in row}
             row.sort(key=wish.__getitem__)
             _number(row, place)
-        crossings = _crossings(layers, place)
         since += 1
-        if crossings < best:
+        if (crossings := _crossings(layers, place)) < best:
             best, best_rows, since = crossings, [list(row) for row in layers.rows], 0
         if since == 6:
             break
@@ -269,6 +241,7 @@ def _number(row: Sequence[int], place: list[float]) -> None:
 
 
 def _mean(neighbours: Sequence[tuple[int, float]], place: Sequence[float], default: float) -> float:
+    """The weighted mean place of neighbours; the default without any."""
     total = sum(weight for _, weight in neighbours)
     return sum(weight * place[slot] for slot, weight in neighbours) / total if total else default
 

@@ -1,26 +1,26 @@
 """report.html: one self-contained page about a circuit and the search that found it.
 
 1. `ReportData` holds what the page shows: plain data, nothing that needs a model. `report.write` makes it.
-2. The sections come from `report.sections`, the circuit with its controls from `report.explorer`, the drawings from
-   `report.drawing`, the plots from `report.plots`.
+2. Each section is a function from that to HTML, which escapes all text from outside. The circuit with its controls
+   comes from `report.explorer`, the plots from `report.plots`. Columns of tables sort when clicked (`tables.js`).
 3. Style and script stand in the page itself. Nothing is loaded from anywhere, which a content security policy in the
    page's head enforces. The page reads on paper, on a phone, in the dark, and without the script.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from importlib.resources import files
 from os import PathLike
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from circuitfind.circuit import Circuit
 from circuitfind.export.files import write_text
-from circuitfind.report import explorer, sections
+from circuitfind.export.picture import signed
+from circuitfind.report import explorer, plots
 from circuitfind.report.sizes import Size
 
 if TYPE_CHECKING:
@@ -59,16 +59,15 @@ class ReportData:
 
     Attributes:
         task: label -> text, such as `{"task": "ioi", "held-out pairs": "64"}`.
-        sizes: circuits inside the circuit, each inside the next, the picture's slider goes through; by default its cuts
-            by |effect|, of which only the whole was measured.
+        sizes: the slider's circuits, each inside the next; by default cuts by |effect|, only the whole measured.
         faithfulness, interval: of the circuit as a whole, and its interval over the examples (`level`, 0.95 = 95%).
         metric, metric_full, metric_empty: means over examples of circuit, full model and empty circuit.
         checks: edges with estimated and exact effect; `correlation` of the two.
         effect_intervals: by edge, the interval of its exact effect.
         attention: what the circuit's heads attend to on a prompt or two; attention_note: why there is nothing.
-        curve: circuits that the search tried, each with `n_edges`, `faithfulness` and `stage`; `tolerance` is half the
-            width of the target, a band around 1.
-        random: faithfulness of random circuits of the same size.
+        curve: circuits that the search tried, each with `n_edges`, `faithfulness` and `stage`.
+        tolerance: half the width of the target, a band around 1.
+        random: faithfulness of random circuits of the same size; `beaten` of them are further from 1 than the circuit.
         steps: `(stage, text)` of the search, in order.
         command: the exact command, to be run again.
     """
@@ -92,28 +91,197 @@ class ReportData:
     curve: Sequence[Any] = ()
     tolerance: float | None = None
     random: Sequence[float] = ()
+    beaten: int = 0
     examples: Sequence[ExampleRow] = ()
     steps: Sequence[tuple[str, str]] = ()
     command: str = ""
 
 
-SECTIONS = (
-    sections.head,
-    explorer.picture,
-    sections.whole,
-    sections.curve,
-    sections.checks,
-    sections.examples,
-    sections.steps,
-    sections.record,
-)
+def head(data: ReportData) -> str:
+    """Title, model, and the numbers that matter most."""
+    circuit, graph = data.circuit, data.circuit.graph
+    tiles = [
+        (f"{len(circuit):,}", f"edges of {graph.n_edges:,} ({_percent(len(circuit), graph.n_edges)})"),
+        (f"{len(circuit.nodes):,}", f"nodes of {graph.n_nodes:,}"),
+    ]
+    if data.faithfulness is not None:
+        tiles.append((_number(data.faithfulness), f"faithfulness{_interval(data)}"))
+    if data.checks:
+        judged = f", {_wrong(data)} with a wrong estimated sign" if _estimated(data) else ""
+        tiles.append((f"{len(data.checks):,}", f"edges measured exactly{judged}"))
+    figures = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for value, label in tiles)
+    title = f'<h1>{escape(data.title)}</h1><p class="model">{escape(data.model)}</p>'
+    return f'<header>{title}<dl class="tiles">{figures}</dl></header>'
+
+
+def whole(data: ReportData) -> str:
+    """Faithfulness of the circuit as a whole, beside random circuits of its size."""
+    if data.faithfulness is None:
+        return ""
+    parts = []
+    if data.metric is not None and data.metric_full is not None and data.metric_empty is not None:
+        name = data.circuit.record.metric or "metric"
+        parts.append(
+            f"<p>Mean {escape(name)}: <b>{_number(data.metric)}</b> in the circuit, {_number(data.metric_full)} in"
+            f" the full model, {_number(data.metric_empty)} with every edge ablated.</p>"
+        )
+    if data.random:
+        parts.append(
+            f"<p>{data.beaten} of {len(data.random)} random circuits with as many edges are further from 1.</p>"
+            + _legend(("circuit", f"the circuit{' with its interval' if data.interval else ''}"), ("random", "random"))
+        )
+    plot = plots.strip(data.random, data.faithfulness, data.interval)
+    meaning = "Faithfulness 1: the circuit does what the full model does; 0: no more than with every edge ablated."
+    return f'<section><h2>As a whole</h2>{"".join(parts)}{plot}<p class="hint">{meaning}</p></section>'
+
+
+def curve(data: ReportData) -> str:
+    """Every circuit that the search has tried."""
+    if not data.curve:
+        return ""
+    chosen = None if data.faithfulness is None else (len(data.circuit), data.faithfulness)
+    stages = [stage for stage in plots.STAGES if any(point.stage == stage for point in data.curve)]
+    marks = [(stage, stage) for stage in stages] + ([("chosen", "the circuit")] if chosen else [])
+    band = "" if data.tolerance is None else f" The band is the target, 1 ± {data.tolerance:g}."
+    plot = plots.curve(data.curve, chosen, data.tolerance)
+    hint = f"Faithfulness need not grow with size: edges that oppose the task lower it.{band}"
+    return f'<section><h2>Faithfulness by size</h2>{_legend(*marks)}{plot}<p class="hint">{hint}</p></section>'
+
+
+def checks(data: ReportData) -> str:
+    """Exact against estimated effects: a plot and a table."""
+    if not data.checks:
+        return ""
+    rows = [
+        [
+            _Cell(check.name, style="name"),
+            *map(_value, (check.estimate, check.exact, check.estimate - check.exact)),
+            _Cell("wrong sign" if check.wrong_sign else "", style="warn"),
+        ]
+        for check in data.checks
+    ]
+    columns = {"edge": False, **dict.fromkeys(("estimate", "exact", "difference"), True), "sign": False}
+    found = _table("Checked edges: estimated and exact effects", columns, rows)
+    said, scatter = f"{len(data.checks)} edges were patched exactly", ""
+    if _estimated(data):
+        said += f"; {_wrong(data)} of their estimates have the wrong sign"
+        marks = (("check", "an edge"), *((("error", "wrong sign"),) if _wrong(data) else ()))
+        scatter = f"<div>{_legend(*marks)}{plots.scatter(data.checks)}</div>"
+    correlation = "" if data.correlation is None else f" Their correlation is {data.correlation:.2f}."
+    title = f"<h2>Estimates against exact patching</h2><p>{said}.{correlation}</p>"
+    return f'<section class="wide">{title}<div class="beside">{scatter}{found}</div></section>'
+
+
+def examples(data: ReportData) -> str:
+    """The metric of every example in the full model, the circuit and the empty circuit."""
+    if not data.examples:
+        return ""
+    rows = [
+        [_Cell(row.prompt, style="prompt"), _Cell(row.answer), *map(_value, (row.full, row.circuit, row.empty))]
+        for row in data.examples
+    ]
+    columns = {"prompt": False, "answer": False, "full": True, "circuit": True, "empty": True}
+    name = data.circuit.record.metric or "metric"
+    found = _table(f"Every example: {name} in the full model, the circuit and the empty circuit", columns, rows)
+    return f'<section class="wide"><h2>Every example</h2><p>{escape(name)}, clean prompts.</p>{found}</section>'
+
+
+def steps(data: ReportData) -> str:
+    """What the search did, in order."""
+    items = "".join(f"<li><b>{escape(stage)}</b> {escape(text)}</li>" for stage, text in data.steps)
+    section = f'<section class="wide"><h2>Steps of the search</h2><ol class="steps">{items}</ol></section>'
+    return section if items else ""
+
+
+def record(data: ReportData) -> str:
+    """Where the numbers come from: the command, the task, the method, the versions."""
+    made = data.circuit.record
+    known: dict[str, Any] = {key: getattr(made, key) for key in ("method", "metric", "ablation", "direction")}
+    known |= {"examples": made.n_examples, "seed": str(made.seed), "start token": made.bos, "sign": made.sign}
+    method = {key: text for key, text in {**known, "graph": data.circuit.graph}.items() if text}
+    listed = {key: "; ".join(map(str, value)) for key, value in made.settings.items() if isinstance(value, list)}
+    settings = made.settings | listed
+    command = f'<h3>Command</h3><pre tabindex="0"><code>{escape(data.command)}</code></pre>' if data.command else ""
+    titles = {"Task": data.task, "Method": method, "Settings": settings, "Versions": made.versions}
+    lists = "".join(_list(title, items) for title, items in titles.items())
+    return f'<section class="wide"><h2>Record</h2>{command}<div class="columns">{lists}</div></section>'
+
+
+class _Cell(NamedTuple):
+    """A cell's text, the number it is sorted by, and a class for its colour; `text` is not yet escaped."""
+
+    text: str
+    value: float | None = None
+    style: str = ""
+
+
+def _table(caption: str, columns: Mapping[str, bool], rows: Sequence[Sequence[_Cell]]) -> str:
+    """A table in a box that scrolls by itself and is reachable by keyboard; `columns` says which hold numbers."""
+    style = {True: ' class="number"', False: ""}
+    head = "".join(
+        f'<th scope="col"{style[number]}><button type="button">{escape(title)}</button></th>'
+        for title, number in columns.items()
+    )
+    body = "\n".join("<tr>" + "".join(map(_html, cells, columns.values())) + "</tr>" for cells in rows)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
+        f'<caption class="hush">{escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+    )
+
+
+def _html(cell: _Cell, number: bool) -> str:
+    names = " ".join(filter(None, ("number" if number else "", cell.style)))
+    style = f' class="{names}"' if names else ""
+    value = f' data-value="{float(cell.value)!r}"' if cell.value is not None else ""
+    return f"<td{style}{value}>{escape(cell.text)}</td>"
+
+
+def _value(value: float) -> _Cell:
+    known = value if math.isfinite(value) else None
+    return _Cell(signed(known), known, "minus" if (known or 0) < 0 else "")
+
+
+def _list(title: str, items: Mapping[str, Any]) -> str:
+    rows = "".join(f"<div><dt>{escape(str(key))}</dt><dd>{escape(str(text))}</dd></div>" for key, text in items.items())
+    return f'<div><h3>{title}</h3><dl class="facts">{rows}</dl></div>' if rows else ""
+
+
+def _legend(*marks: tuple[str, str]) -> str:
+    return f'<div class="legend">{"".join(f"<span>{plots.symbol(kind)}{name}</span>" for kind, name in marks)}</div>'
+
+
+def _wrong(data: ReportData) -> int:
+    return sum(check.wrong_sign for check in data.checks)
+
+
+def _estimated(data: ReportData) -> bool:
+    """Whether any check has an estimate: baselines give none."""
+    return any(math.isfinite(check.estimate) for check in data.checks)
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "–"
+
+
+def _interval(data: ReportData) -> str:
+    if data.interval is None:
+        return ""
+    return f", {data.level:.0%} interval {_number(data.interval[0])} to {_number(data.interval[1])}"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.2%}" if part / whole < 0.1 else f"{part / whole:.0%}"
+
+
+SECTIONS = (head, explorer.picture, whole, curve, checks, examples, steps, record)
 
 
 def html(data: ReportData) -> str:
     """The page as text."""
-    body = "\n".join(text for text in (section(data) for section in SECTIONS) if text)
-    page = Template(_pieces(["page.html"]))
-    return page.substitute(title=escape(data.title), style=_pieces(STYLES), script=_pieces(SCRIPTS), body=body)
+    body = "\n".join(filter(None, (section(data) for section in SECTIONS)))
+    style, script = explorer.pieces(*STYLES), explorer.pieces(*SCRIPTS)
+    return explorer.filled("page.html", title=escape(data.title), style=style, script=script, body=body)
 
 
 def write(path: str | PathLike[str], data: ReportData) -> Path:
@@ -123,9 +291,3 @@ def write(path: str | PathLike[str], data: ReportData) -> Path:
         FileError: the file cannot be written.
     """
     return write_text(path, html(data))
-
-
-def _pieces(names: Sequence[str]) -> str:
-    """Files of this package, one after the other."""
-    folder = files("circuitfind.report")
-    return "\n\n".join(folder.joinpath(name).read_text(encoding="utf-8").strip() for name in names)

@@ -23,19 +23,17 @@ WIDTH, HEIGHT = 480, 320
 STAGES = ("grid", "bisection", "pruning")
 
 
-# -------------------------------------------------------------------- the plots
 def curve(points: Sequence[Any], chosen: tuple[int, float] | None, tolerance: float | None) -> str:
-    """Faithfulness by number of edges (log scale), a mark a circuit tried, by stage.
+    """Faithfulness by number of edges (log scale), a mark for each circuit tried (`n_edges`, `faithfulness`, `stage`).
 
     Args:
-        points: the circuits tried, each with `n_edges`, `faithfulness` and `stage`.
         chosen: edges and faithfulness of the circuit that was chosen.
         tolerance: half the width of the band around 1 that counts as faithful.
     """
     known = sorted((p for p in points if math.isfinite(p.faithfulness)), key=lambda p: (p.n_edges, p.faithfulness))
-    band = tolerance or 0.0
-    sizes = [max(p.n_edges, 1) for p in known] + ([max(chosen[0], 1)] if chosen else [])
-    values = [p.faithfulness for p in known] + [0.0, 1 - band, 1 + band] + ([chosen[1]] if chosen else [])
+    band, all_tried = tolerance or 0.0, [(p.n_edges, p.faithfulness) for p in known] + ([chosen] if chosen else [])
+    sizes = [max(n_edges, 1) for n_edges, _ in all_tried]
+    values = [faithfulness for _, faithfulness in all_tried] + [0.0, 1 - band, 1 + band]
     x = ScaledAxis(*around(sizes or [1, 10], "log"), 52, WIDTH - 12, "log")
     y = ScaledAxis(*around(values), HEIGHT - 46, 12)
     parts = frame(x, y, "edges in the circuit", "faithfulness")
@@ -43,7 +41,7 @@ def curve(points: Sequence[Any], chosen: tuple[int, float] | None, tolerance: fl
         top, bottom = y.at(1 + band), y.at(1 - band)
         size = f'width="{x.end - x.start}" height="{bottom - top:.1f}"'
         parts.append(f'<rect class="tolerance" x="{x.start}" y="{top:.1f}" {size}/>')
-    parts.append(f'<line class="reference" x1="{x.start}" x2="{x.end}" y1="{y.at(1):.1f}" y2="{y.at(1):.1f}"/>')
+    parts.append(_line("reference", (x.start, y.at(1)), (x.end, y.at(1))))
     trail = " ".join(f"{x.at(max(p.n_edges, 1)):.1f},{y.at(p.faithfulness):.1f}" for p in known)
     parts.append(f'<polyline class="trail" points="{trail}"/>')
     for p in known:
@@ -51,51 +49,52 @@ def curve(points: Sequence[Any], chosen: tuple[int, float] | None, tolerance: fl
         parts.append(_mark(p.stage, x.at(max(p.n_edges, 1)), y.at(p.faithfulness), said))
     if chosen:
         said = f"the circuit: {chosen[0]:,} edges, faithfulness {chosen[1]:.3f}"
-        at = (x.at(max(chosen[0], 1)), y.at(chosen[1]))
-        parts.append(f'<circle class="chosen" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="8"><title>{said}</title></circle>')
+        at = f'cx="{x.at(max(chosen[0], 1)):.1f}" cy="{y.at(chosen[1]):.1f}"'
+        parts.append(f'<circle class="chosen" {at} r="8"><title>{said}</title></circle>')
     return _svg(parts, HEIGHT, f"Faithfulness of {len(known)} circuits by their number of edges")
 
 
 def scatter(checks: Sequence[EdgeCheck]) -> str:
-    """Exact against estimated effect, on square-root scales; on the line the two agree, red crosses differ in sign."""
+    """Exact against estimated effect on square-root scales; red crosses differ in sign."""
     known = [c for c in checks if math.isfinite(c.estimate) and math.isfinite(c.exact)]
     values = [value for c in known for value in (c.estimate, c.exact)]
     low, high = around([0.0, *values])
     x, y = ScaledAxis(low, high, 58, WIDTH - 12, "root"), ScaledAxis(low, high, HEIGHT - 46, 12, "root")
     parts = frame(x, y, "estimated effect", "exact effect")
-    ends = f'x1="{x.at(low):.1f}" y1="{y.at(low):.1f}" x2="{x.at(high):.1f}" y2="{y.at(high):.1f}"'
-    parts.append(f'<line class="reference" {ends}/>')
+    parts.append(_line("reference", (x.at(low), y.at(low)), (x.at(high), y.at(high))))
     for c in known:
         said = f"{c.name}: estimate {signed(c.estimate)}, exact {signed(c.exact)}"
-        shape = "error" if c.wrong_sign else "check"
-        parts.append(_mark(shape, x.at(c.estimate), y.at(c.exact), said))
+        parts.append(_mark("error" if c.wrong_sign else "check", x.at(c.estimate), y.at(c.exact), said))
     return _svg(parts, HEIGHT, f"Exact against estimated effect of {len(known)} edges, square-root scales")
 
 
 def strip(random: Sequence[float], faithfulness: float, interval: tuple[float, float] | None) -> str:
-    """Faithfulness of random circuits of the same size as dots, and of the circuit with its interval above them."""
+    """Faithfulness of random circuits of the same size as dots, that of the circuit with its interval above them."""
     known = [value for value in random if math.isfinite(value)]
     x = ScaledAxis(*around([0.0, 1.0, faithfulness, *known, *(interval or ())]), 16, WIDTH - 16)
     y = ScaledAxis(0.0, 1.0, 112, 10)
     parts = frame(x, y, "faithfulness")
-    parts.append(f'<line class="reference" x1="{x.at(1):.1f}" x2="{x.at(1):.1f}" y1="{y.start}" y2="{y.end}"/>')
+    parts.append(_line("reference", (x.at(1), y.start), (x.at(1), y.end)))
     for i, value in enumerate(known):
         height = y.at(0.12 + 0.3 * (i * 0.618034 % 1))  # spread evenly, the same in every run
         parts.append(_mark("random", x.at(value), height, f"random circuit {i + 1}: faithfulness {value:.3f}"))
     said = f"the circuit: faithfulness {faithfulness:.3f}"
     if interval:
         said += f", interval {interval[0]:.3f} to {interval[1]:.3f}"
-        ends = (x.at(interval[0]), x.at(interval[1]))
-        line = f'x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y.at(0.75)}" y2="{y.at(0.75)}"'
-        parts.append(f'<line class="interval" {line}/>')
+        parts.append(_line("interval", (x.at(interval[0]), y.at(0.75)), (x.at(interval[1]), y.at(0.75))))
     parts.append(_mark("circuit", x.at(faithfulness), y.at(0.75), said))
     return _svg(parts, 152, f"{said}; {len(known)} random circuits of the same size")
 
 
 def symbol(kind: str) -> str:
     """A mark by itself, for a legend."""
-    shape = _mark(kind, 7, 7)
-    return f'<svg class="plot symbol" viewBox="0 0 14 14" width="14" height="14" aria-hidden="true">{shape}</svg>'
+    size = 'viewBox="0 0 14 14" width="14" height="14"'
+    return f'<svg class="plot symbol" {size} aria-hidden="true">{_mark(kind, 7, 7)}</svg>'
+
+
+def _line(kind: str, start: tuple[float, float], end: tuple[float, float]) -> str:
+    ends = f'x1="{start[0]:.1f}" x2="{end[0]:.1f}" y1="{start[1]:.1f}" y2="{end[1]:.1f}"'
+    return f'<line class="{kind}" {ends}/>'
 
 
 def _mark(kind: str, x: float, y: float, said: str = "") -> str:
@@ -112,11 +111,10 @@ def _mark(kind: str, x: float, y: float, said: str = "") -> str:
 
 
 def _svg(parts: Sequence[str], height: int, label: str) -> str:
-    body = "\n".join(parts)
-    return f'<svg class="plot" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">\n{body}\n</svg>'
+    start = f'<svg class="plot" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
+    return "\n".join([start, *parts, "</svg>"])
 
 
-# -------------------------------------------------------------------- axes
 @dataclass(frozen=True)
 class ScaledAxis:
     """Maps `low..high` to the pixels `start..end`."""
@@ -167,12 +165,12 @@ def frame(x: ScaledAxis, y: ScaledAxis, x_label: str, y_label: str = "") -> list
     parts = []
     for value in x.ticks():
         at, label = x.at(value), f'y="{y.start + 15:.1f}" text-anchor="middle">{short(value)}'
-        parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{y.start:.1f}" y2="{y.end:.1f}"/>')
+        parts.append(_line("grid", (at, y.start), (at, y.end)))
         parts.append(f'<text class="tick" x="{at:.1f}" {label}</text>')
     if y_label:
         for value in y.ticks():
             at, label = y.at(value), f'text-anchor="end">{short(value)}'
-            parts.append(f'<line class="grid" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>')
+            parts.append(_line("grid", (x.start, at), (x.end, at)))
             parts.append(f'<text class="tick" x="{x.start - 7:.1f}" y="{at + 4:.1f}" {label}</text>')
         place = f'transform="translate(13 {(y.start + y.end) / 2:.1f}) rotate(-90)"'
         parts.append(f'<text class="title" {place} text-anchor="middle">{escape(y_label)}</text>')
@@ -183,9 +181,7 @@ def frame(x: ScaledAxis, y: ScaledAxis, x_label: str, y_label: str = "") -> list
 
 def short(value: float) -> str:
     """A tick's label: `0.05`, `1,000`, `-2`."""
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.4g}" if value else "0"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value or 0:.4g}"
 
 
 def _warp(value: float, scale: Scale) -> float:

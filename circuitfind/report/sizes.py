@@ -1,12 +1,11 @@
 """The positions of the page's slider: circuits of growing size inside the whole one.
 
-1. The circuit's edges are ranked: in the order that is given (`find` gives that of its scores, which never saw the
-   pairs that faithfulness is measured on), else by |effect|.
-2. A cut is the strongest n edges, pruned to what is connected from `input` to `logits`. Each lies inside the next one,
-   so an edge has one *entry*: the n from which on it is drawn. It needs its own rank and, on some path through it,
-   every other edge's: entry = max(rank, first n that reaches its writer, first n that leads on from its reader), both
-   by one sweep over the nodes in order of computation. So all possible cuts are known at once.
-3. Of these, sizes evenly spread on a logarithmic scale are taken. The last cut is the circuit itself, or its strongest
+1. The circuit's edges are ranked: in the order given (`find` gives that of its scores; faithfulness is measured on
+   held-out pairs), else by |effect|.
+2. A cut is the strongest n edges, pruned to what is connected from `input` to `logits`. Each lies inside the next, so
+   an edge has one *entry*, the n from which on it is drawn: max(its rank, the first n that reaches its writer, the
+   first n that leads on from its reader), by one sweep over the nodes in each direction. So all cuts are known at once.
+3. Of these, sizes evenly spread on a logarithmic scale are taken. The last is the circuit itself, or its strongest
    `MOST` edges where it is too large to be drawn.
 """
 
@@ -37,10 +36,10 @@ def cuts(circuit: Circuit, order: np.ndarray | None = None, most: int = MOST, co
     """The circuit at growing sizes, each inside the next, the circuit itself last.
 
     Args:
-        order: `[edges, 2]` (writer, reader), best first, as `Scores.ranked` gives it: it holds every edge of the
-            circuit and may hold others. By default the circuit's edges by |effect|, unknown effects last.
-        most: edges that a picture can hold; of a larger circuit its strongest ones are the last cut.
-        count: how many sizes to try.
+        order: `[edges, 2]` (writer, reader), best first, as from `Scores.ranked`, with every edge of the circuit. By
+            default its edges by |effect|, unknown effects last.
+        most: edges that a picture can hold.
+        count: sizes to try.
     """
     ranked = _by_effect(circuit) if order is None else order[circuit.mask[order[:, 0], order[:, 1]]]
     entries = _entries(circuit.graph, ranked)
@@ -76,14 +75,11 @@ def say(sizes: Sequence[Size], position: int, level: float = 0.95) -> str:
         if here.interval is not None and all(map(math.isfinite, here.interval)):
             between = f" ({level:.0%} interval {here.interval[0]:.3g} to {here.interval[1]:.3g})"
         return f"faithfulness {here.faithfulness:.3g}{between}"
-    measured = [
-        (abs(i - position), i, size)
-        for i, size in enumerate(sizes)
-        if size.faithfulness is not None and math.isfinite(size.faithfulness)
-    ]
-    below = [size for _, i, size in sorted(measured) if i < position][:1]
-    above = [size for _, i, size in sorted(measured) if i > position][:1]
-    near = ", ".join(f"{len(size.circuit):,} edges: {size.faithfulness:.3g}" for size in (*below, *above))
+    below, above = (
+        [size for size in side if size.faithfulness is not None and math.isfinite(size.faithfulness)]
+        for side in (sizes[:position], sizes[position + 1 :])
+    )
+    near = ", ".join(f"{len(size.circuit):,} edges: {size.faithfulness:.3g}" for size in (*below[-1:], *above[:1]))
     return f"faithfulness not measured{f'; nearest measured, {near}' if near else ''}"
 
 
@@ -99,7 +95,8 @@ def _entries(graph: Graph, ranked: np.ndarray) -> np.ndarray:
     served = {reader: np.flatnonzero(graph.serves[reader]).tolist() for reader in set(ranked[:, 1].tolist())}
     reached, leads = [never] * graph.n_nodes, [never] * graph.n_nodes  # by node: from `input`, to `logits`
     reached[0] = leads[-1] = 0
-    by_writer = sorted((writer, reader, rank) for rank, (writer, reader) in enumerate(ranked.tolist(), start=1))
+    by_rank = [(writer, reader, rank) for rank, (writer, reader) in enumerate(ranked.tolist(), start=1)]
+    by_writer = sorted(by_rank)
     for writer, reader, rank in by_writer:  # writers are numbered in order of computation
         for node in served[reader]:
             reached[node] = min(reached[node], max(rank, reached[writer]))
@@ -107,10 +104,7 @@ def _entries(graph: Graph, ranked: np.ndarray) -> np.ndarray:
     for writer, reader, rank in reversed(by_writer):
         onward[reader] = min(leads[node] for node in served[reader])
         leads[writer] = min(leads[writer], max(rank, onward[reader]))
-    return np.array(
-        [max(rank, reached[writer], onward[reader]) for rank, (writer, reader) in enumerate(ranked.tolist(), start=1)],
-        dtype=int,
-    )
+    return np.array([max(rank, reached[writer], onward[reader]) for writer, reader, rank in by_rank], dtype=int)
 
 
 def _by_effect(circuit: Circuit) -> np.ndarray:

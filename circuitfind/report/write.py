@@ -2,15 +2,12 @@
 
 `write_report` makes the page:
 
-1. Faithfulness and the metric of every example come from a verification, if one is given. Otherwise the circuit is run
-   on the task's pairs; without a model, what the circuit's own file says of it is shown.
-2. Cuts of the circuit at growing sizes (`report.sizes`) are run exactly, with an interval over the pairs.
-3. The first clean prompts that are short enough are run once more, and the patterns of the circuit's heads kept:
-   `[query, key]` weights between 0 and 1 in steps of 1/255, one byte each, the keys up to the query only (models read
-   from left to right). Patterns share a budget of bytes, so that the page stays small: where it is short, the second
-   prompt goes first, then the heads of the weakest edges.
-
-Steps 2 and 3 need the model; without it the page has no measured sizes and no attention patterns.
+1. Faithfulness and the metric of every example come from a verification or from a run on the task's pairs; without
+   either, what the circuit's own file says is shown.
+2. With a model, cuts of the circuit at growing sizes (`report.sizes`) are run exactly, with an interval over the pairs.
+3. With a model, the attention patterns of the circuit's heads on the first short clean prompts are kept: `[query, key]`
+   weights in steps of 1/255, one byte each, the keys up to the query only. They share a budget of bytes: where it is
+   short, the second prompt goes first, then the heads of the weakest edges.
 """
 
 from __future__ import annotations
@@ -63,7 +60,7 @@ def write_report(
     Raises:
         FileError: the file cannot be written.
         ScoreError: faithfulness is undefined on this task.
-        TaskError: a task that is not bound to a model, and no model.
+        TaskError: no model, and a task that is not bound to one.
     """
     return write(path, report_data(circuit, model, task, **more))
 
@@ -85,8 +82,8 @@ def report_data(
 
     Args:
         model: to measure the circuit at several sizes and its heads' attention; without it only what is given is shown.
-        task: preferably pairs that the circuit was not found on; bound to the model where no model is given.
-        scores: those that the circuit was cut from: they order the edges of smaller circuits (default: |effect|).
+        task: preferably held-out pairs; bound to the model where no model is given.
+        scores: those that the circuit was cut from, which order the edges of smaller ones (default: |effect|).
         checks: the verification of this circuit on `task`; default: effects that the circuit holds, and a run of it.
         curve, steps, summary: what `find` tried, did, and says of the search pairs.
         command: the command that made the circuit.
@@ -141,7 +138,6 @@ def save_circuit(circuit: Circuit, folder: str | PathLike[str], name: str = "cir
     return files
 
 
-# -------------------------------------------------------------------- what is known already
 def _bound(model: Model | None, task: Task | BoundTask | None) -> BoundTask | None:
     if task is None or (model is None and isinstance(task, BoundTask)):
         return task
@@ -153,39 +149,36 @@ def _bound(model: Model | None, task: Task | BoundTask | None) -> BoundTask | No
 def _measured(circuit: Circuit, value: Evaluation | None, pairs: BoundTask | None) -> dict[str, Any]:
     """Of the circuit as a whole: from a run, or from the facts that the circuit holds."""
     if value is None:
-        ends = circuit.facts.get("interval") or (math.nan,)
-        interval = tuple(ends) if all(end is not None and math.isfinite(end) for end in ends) else None
+        ends: Sequence[Any] = circuit.facts.get("interval") or (None,)
+        interval = None if None in ends else _finite(ends)
         return {"faithfulness": circuit.facts.get("faithfulness"), "interval": interval}
     found = {name: getattr(value, name) for name in ("faithfulness", "metric", "metric_full", "metric_empty")}
-    each = value.per_example
-    texts = (
-        ()
-        if pairs is None
-        else zip(pairs.prompts, pairs.answer_texts, each.full, each.circuit, each.empty, strict=True)
-    )
-    rows = [ExampleRow(prompt, answer, *map(float, values)) for prompt, answer, *values in texts]
-    return {**found, "interval": _finite(value.interval), "examples": rows}
+    if pairs is not None:
+        each = value.per_example
+        values = (side.tolist() for side in (each.full, each.circuit, each.empty))
+        rows = zip(pairs.prompts, pairs.answer_texts, *values, strict=True)
+        found["examples"] = [ExampleRow(*row) for row in rows]
+    return {**found, "interval": _finite(value.interval)}
 
 
 def _checked(circuit: Circuit, checks: Verification | None) -> dict[str, Any]:
     """Edges with estimated and exact effects."""
     if checks is not None:
-        between = {edge.name: _finite(ends) for edge, ends in zip(checks.edges, checks.intervals, strict=True)}
-        agree = checks.correlation if math.isfinite(checks.correlation) else None
-        intervals = {name: ends for name, ends in between.items() if ends is not None}
-        return {"checks": checks.edges, "effect_intervals": intervals, "correlation": agree, "random": checks.random}
-    rows = sorted((row for row in circuit.rows() if row.exact is not None), key=lambda row: -abs(row.exact or 0.0))
-    edges = [
-        EdgeCheck(
-            circuit.graph.edge_name(row.writer, row.reader),
-            math.nan if row.estimate is None else row.estimate,
-            row.exact or 0.0,
-        )
-        for row in rows
-    ]
-    both = np.array([(edge.estimate, edge.exact) for edge in edges if math.isfinite(edge.estimate)]).reshape(-1, 2)
-    agree = correlation(both[:, 0], both[:, 1]) if len(both) > 1 else math.nan
-    return {"checks": edges, "correlation": agree if math.isfinite(agree) else None}
+        pairs = zip(checks.edges, checks.intervals, strict=True)
+        intervals = {edge.name: ends for edge, ends in pairs if _finite(ends)}
+        known: dict[str, Any] = {"checks": checks.edges, "effect_intervals": intervals}
+        known |= {"random": checks.random, "beaten": checks.beaten}
+        agree = checks.correlation
+    else:
+        edges = [
+            EdgeCheck(name, math.nan if row.estimate is None else row.estimate, row.exact)
+            for name, row in zip(circuit.edges, circuit.rows(), strict=True)
+            if row.exact is not None
+        ]
+        known = {"checks": sorted(edges, key=lambda edge: -abs(edge.exact))}
+        both = [edge[1:] for edge in known["checks"] if math.isfinite(edge.estimate)]
+        agree = correlation(*np.array(both).reshape(-1, 2).T)
+    return {**known, "correlation": agree if math.isfinite(agree) else None}
 
 
 def _task(circuit: Circuit, pairs: BoundTask | None, summary: TaskSummary | None) -> Mapping[str, str]:
@@ -212,18 +205,13 @@ def _finite(ends: Sequence[float]) -> tuple[float, float] | None:
     return (ends[0], ends[1]) if all(map(math.isfinite, ends)) else None
 
 
-# -------------------------------------------------------------------- what is measured for the page
 def measure_sizes(
     model: Model, task: Task | BoundTask, circuits: Sequence[Circuit], **asked: Unpack[JudgeKeywords]
 ) -> list[Size]:
-    """Runs every cut of a circuit exactly; `asked` as for `circuitfind.evaluate`.
-
-    Raises:
-        ScoreError: faithfulness is undefined on this task.
-    """
+    """Runs every cut of a circuit exactly; `asked` and errors as for `circuitfind.evaluate`."""
     found = run_curve(model, task, circuits, **asked)
     pairs = zip(found.circuits, found.points, strict=True)
-    return [Size(circuit, point.faithfulness, (point.interval.low, point.interval.high)) for circuit, point in pairs]
+    return [Size(circuit, point.faithfulness, point.interval) for circuit, point in pairs]
 
 
 @model_call
@@ -251,13 +239,13 @@ def attention(
     result = []
     for row in rows:
         inputs = bound.batch.clean.rows(slice(row, row + 1))
-        real = inputs.mask[0]
         _, patterns = capture_site(model.adapter, inputs, "pattern", layers)
         packed = {}
         for head in heads:
             layer = graph.layer_of(head)
             weights = patterns[layer][0, :, head - graph.head(layer)].to(torch.float32)
-            packed[graph.writer_names[head]] = pack(weights[real.to(weights.device)][:, real.to(weights.device)])
+            real = inputs.mask[0].to(weights.device)
+            packed[graph.writer_names[head]] = pack(weights[real][:, real])
         result.append(Attention(bound.prompts[row], bound.tokens[row], packed))
     return result
 
@@ -274,8 +262,7 @@ def _cells(length: int) -> int:
 
 def _heads(circuit: Circuit) -> list[int]:
     """Writer indices of the circuit's heads, those of the largest summed |effect| of edges out first."""
-    graph = circuit.graph
-    strength = np.zeros(graph.n_writers)
+    graph, strength = circuit.graph, np.zeros(circuit.graph.n_writers)
     for row in circuit.rows():
         strength[row.writer] += abs(row.effect or 0.0)
     inside = np.flatnonzero(circuit.node_mask[:-1]).tolist()
