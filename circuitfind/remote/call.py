@@ -41,21 +41,13 @@ def remotable(function: Callable[P, R]) -> Callable[P, R]:
         model = arguments[0] if arguments else keywords.get("model")
         if not isinstance(model, RemoteModel):
             return function(*arguments, **keywords)
-        others = {name: value for name, value in keywords.items() if name != "model"}
-        return call(model, function, arguments[1:], others)
+        return call(model, function, arguments[1:], {name: keywords[name] for name in keywords if name != "model"})
 
     return anywhere
 
 
 def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> R:
-    """Calls the function on the server.
-
-    Raises:
-        ModelError: an argument cannot be sent; the server cannot be reached, refuses the job, or keeps the weights in
-            another process.
-        CircuitfindError: what the function itself raises.
-        TypeError: the function does not take these arguments.
-    """
+    """Calls the function on the server; raises what it raises, or a `ModelError` if the job could not be done there."""
     try:
         inspect.signature(function).bind(model, *arguments, **keywords)
     except TypeError as error:
@@ -63,16 +55,10 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
     _check_keywords(function, arguments, keywords)
     for name in ("checkpoint", "folder"):
         if keywords.get(name) is not None:
-            raise ModelError(
-                f"{function.__name__}: {name}= is a place for files, and a job on a server writes none: leave it out"
-            )
-    asked = {
-        "home": function.__module__,
-        "function": function.__name__,
-        "arguments": [_plain(value) for value in arguments],
-        "keywords": {name: _plain(value) for name, value in keywords.items()},
-    }
-    request = _pickled(asked, model)
+            why = "is a place for files, and a job on a server writes none"
+            raise ModelError(f"{function.__name__}: {name}= {why}: leave it out")
+    given = {"arguments": list(map(_plain, arguments)), "keywords": {name: _plain(keywords[name]) for name in keywords}}
+    request = _pickled({"home": function.__module__, "function": function.__name__, **given}, model)
     with progress(f"{function.__name__} on {model.place}", 1):
         answer = _sent(model, request)
     outcome = Unpickler(answer, model).load()
@@ -83,9 +69,7 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
         raise getattr(circuitfind.errors, kind)(text)
     if "failed" in outcome:
         text, trace = outcome["failed"]
-        failed = ModelError(f"{function.__name__} failed on {model.place}: {text}")
-        failed.add_note(trace)
-        raise failed
+        raise _noted(f"{function.__name__} failed on {model.place}: {text}", trace)
     if "weightless" in outcome:
         raise ModelError(
             f"the server keeps the weights of '{model.name}' in another process than this job (NDIF's sandbox), and"
@@ -96,11 +80,7 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
 
 
 def _check_keywords(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-    """Refuses keywords that the function's `**asked` does not have, before anything is sent.
-
-    Raises:
-        TypeError: naming it.
-    """
+    """Refuses keywords that the function's `**asked` does not have, before anything is sent."""
     parameters = inspect.signature(function).parameters
     for parameter in parameters.values():
         if parameter.kind is not parameter.VAR_KEYWORD:
@@ -108,17 +88,18 @@ def _check_keywords(function: Callable[..., Any], arguments: tuple[Any, ...], ke
         (asked,) = get_args(get_type_hints(function)[parameter.name])  # Unpack[a TypedDict]
         own = [getattr(value, "options", ()) for value in (*arguments, *keywords.values())]  # of methods of the user's
         known = {*parameters, *asked.__annotations__, *(name for options in own for name in options)}
-        for name in keywords:
-            if name not in known:
-                raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{name}'")
+        if strange := [name for name in keywords if name not in known]:
+            raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{strange[0]}'")
+
+
+def _noted(text: str, note: str) -> ModelError:
+    error = ModelError(text)
+    error.add_note(note)
+    return error
 
 
 def _sent(model: RemoteModel, request: bytes) -> bytes:
-    """One session on the server.
-
-    Raises:
-        ModelError: the last line of any error on the way or on the server; the whole text is a note.
-    """
+    """One session on the server; of any error on the way or there the last line, with the whole text as a note."""
     envoy, package, texts, wrapped = model.envoy, _PACKAGE, _texts(), model.wrapping
     nnsight.register(f"{_PACKAGE}.remote.server")
     try:
@@ -126,12 +107,11 @@ def _sent(model: RemoteModel, request: bytes) -> bytes:
             answer: bytes = nnsight.save(run(envoy, package, texts, wrapped, request))
     except Exception as error:  # of the network, the hub, the server or nnsight, each with its own classes
         said = str(error).strip() or type(error).__name__
-        refused = ModelError(
+        raise _noted(
             f"the job for '{model.name}' on {model.place} failed: {said.splitlines()[-1]}. NDIF needs a key in"
-            " NDIF_API_KEY and a model that it runs: see nnsight.ndif_status()"
-        )
-        refused.add_note(said)
-        raise refused from None
+            " NDIF_API_KEY and a model that it runs: see nnsight.ndif_status()",
+            said,
+        ) from None
     return answer
 
 
@@ -157,11 +137,6 @@ def _plain(value: Any) -> Any:
 
 
 def _pickled(value: Any, model: RemoteModel) -> bytes:
-    """The value as bytes.
-
-    Raises:
-        ModelError: a part of it cannot be pickled.
-    """
     buffer = io.BytesIO()
     try:
         _Pickler(buffer, _PACKAGE, model).dump(value)
@@ -179,10 +154,9 @@ def _texts() -> dict[str, str]:
         for entry in folder.iterdir():
             if entry.is_dir() and entry.joinpath("__init__.py").is_file():
                 collect(entry, f"{name}.{entry.name}")
-            elif entry.name == "__init__.py":
-                texts[name] = entry.read_text(encoding="utf-8")
             elif entry.name.endswith(".py"):
-                texts[f"{name}.{entry.name.removesuffix('.py')}"] = entry.read_text(encoding="utf-8")
+                module = f"{name}.{entry.name.removesuffix('.py')}".removesuffix(".__init__")
+                texts[module] = entry.read_text(encoding="utf-8")
 
     collect(importlib.resources.files(_PACKAGE), _PACKAGE)
     return texts

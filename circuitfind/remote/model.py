@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import nnsight
 import torch
-from torch import nn
 
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter, graph_of
@@ -56,16 +55,12 @@ class _Outline:
     """The part of an `Adapter` that needs no weights; everything else raises an error that says where they are."""
 
     def __init__(self, name: str, hf: Any, family: Family) -> None:
-        self.name = name
-        self.config = hf.config.get_text_config()
-        self.graph = graph_of(hf, family)
-        self.device = torch.device("cpu")
-        self.dtype = next(hf.parameters()).dtype
+        self.name, self.config, self.graph = name, hf.config.get_text_config(), graph_of(hf, family)
+        self.device, self.dtype = torch.device("cpu"), next(hf.parameters()).dtype
 
     def __getattr__(self, attribute: str) -> Any:
-        raise ModelError(
-            f"this needs the weights of '{self.name}' here, and they are on a server: load it without remote="
-        )
+        where = f"the weights of '{self.name}' here, and they are on a server"
+        raise ModelError(f"this needs {where}: load it without remote=")
 
 
 def remote_model(
@@ -78,14 +73,10 @@ def remote_model(
             loaded here, and everything else works as with a server.
         family: used in place of the table's row.
         keywords: passed on to nnsight (revision, ...).
-
-    Raises:
-        ModelError: the model is unknown or not covered; `where` is none of the three.
     """
     if where is not True and where != _SIMULATED and not (isinstance(where, str) and "://" in where):
-        raise ModelError(
-            f"remote={where!r}: give True (NDIF), the URL of a server such as http://host:8001, or 'local'"
-        )
+        remedy = "give True (NDIF), the URL of a server such as http://host:8001, or 'local'"
+        raise ModelError(f"remote={where!r}: {remedy}")
     config = config_of(name, **keywords).get_text_config()
     family_of(config, family)
     tokenizer = fetch_tokenizer(name, **keywords)
@@ -96,7 +87,6 @@ def remote_model(
         envoy.dispatch()
     for secret in _SECRETS:  # nnsight would send them with every job
         envoy.kwargs.pop(secret, None)
-    hf: nn.Module = envoy._module
     family = family or FAMILIES[config.model_type]
-    outline = cast(Adapter, _Outline(name, hf, family))
-    return RemoteModel(name, hf, tokenizer, outline, envoy, where, check, family)
+    outline = cast(Adapter, _Outline(name, envoy._module, family))
+    return RemoteModel(name, envoy._module, tokenizer, outline, envoy, where, check, family)
