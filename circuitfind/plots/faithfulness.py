@@ -48,8 +48,9 @@ def measured(what: str, record: Record, *more: str) -> Caption:
 
 def curves(points: Mapping[str, Sequence[CurvePoint]], words: Caption) -> Figure:
     """One line a method: `{name: points}`, smallest size first."""
-    looks = zip(cycle(PALETTE), _slowly(SYMBOLS, len(PALETTE)), strict=False)
-    lines = [_line(name, found, *look) for (name, found), look in zip(points.items(), looks, strict=False)]
+    slowly = cycle(symbol for symbol in SYMBOLS for _ in PALETTE)  # another after each round of colours
+    looks = zip(cycle(PALETTE), slowly, strict=False)
+    lines = [_line(*curve, *look) for curve, look in zip(points.items(), looks, strict=False)]
     return _framed(lines, words, "edges asked for (log scale)")
 
 
@@ -66,7 +67,7 @@ def search(tried: Sequence[Tried], circuit: Circuit) -> Figure:
     said = [f"<b>the circuit</b>: {len(circuit):,} edges"]
     chosen = marks(_sizes([len(circuit)]), [found], said, "the circuit", marker=star)
     words = measured("The search's circuits", circuit.record, "circles: grid, squares: bisection, triangles: pruning")
-    return _framed([run, *([] if found is None else [chosen])], words, "edges in the circuit (log scale)")
+    return _framed([run] if found is None else [run, chosen], words, "edges in the circuit (log scale)")
 
 
 def _line(name: str, points: Sequence[CurvePoint], colour: str, symbol: str) -> Any:
@@ -79,10 +80,8 @@ def _line(name: str, points: Sequence[CurvePoint], colour: str, symbol: str) -> 
 
 def _said(name: str, point: CurvePoint) -> str:
     ends = f" (95% {point.interval[0]:.3f} to {point.interval[1]:.3f})" if np.isfinite(point.interval).all() else ""
-    return (
-        f"<b>{safe(name)}</b><br>{point.asked:,} edges asked for, {point.fraction:.2%}; {point.n_edges:,} left"
-        f"<br>faithfulness {point.faithfulness:.3f}{ends}"
-    )
+    size = f"{point.asked:,} edges asked for, {point.fraction:.2%}; {point.n_edges:,} left"
+    return f"<b>{safe(name)}</b><br>{size}<br>faithfulness {point.faithfulness:.3f}{ends}"
 
 
 def _framed(traces: Sequence[Any], words: Caption, across: str) -> Figure:
@@ -95,8 +94,3 @@ def _framed(traces: Sequence[Any], words: Caption, across: str) -> Figure:
 
 def _sizes(counts: Iterable[int]) -> list[int]:
     return [max(count, 1) for count in counts]
-
-
-def _slowly(symbols: Sequence[str], times: int) -> Iterable[str]:
-    """Another symbol after each round of colours, so that more methods than colours stay apart."""
-    return cycle(symbol for symbol in symbols for _ in range(times))
