@@ -27,8 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from typing_extensions import TypedDict
 
 from circuitfind.errors import FileError
-from circuitfind.export.files import VERSION, plain, write_text
-from circuitfind.export.files import read as read_object
+from circuitfind.export.files import VERSION, plain, read as read_object, write_text
 from circuitfind.export.graphs import EdgeRow
 from circuitfind.graph import Graph
 from circuitfind.record import Record

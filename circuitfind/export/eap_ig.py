@@ -44,9 +44,6 @@ def read(path: str | PathLike[str], sign: str = "effect", graph: Graph | None = 
     Args:
         sign: what the file's scores are: "effect" (positive = keep), or "change" of the metric on ablation.
         graph: the model's own graph, needed where key/value heads are grouped: the files do not say so.
-
-    Raises:
-        FileError: the file is of this kind, but broken or of another graph; or `sign` is given for another kind.
     """
     if sign not in ("effect", "change"):
         raise FileError(f"sign='{sign}' is unknown: use 'effect' (positive = keep) or 'change' (of the metric)")
@@ -66,11 +63,7 @@ def read(path: str | PathLike[str], sign: str = "effect", graph: Graph | None = 
 def read_scores(
     path: str | PathLike[str], level: str, sign: str = "effect", graph: Graph | None = None
 ) -> tuple[Graph, np.ndarray, Record] | None:
-    """The "edge" or "node" scores of a file of this kind, as `read` gives them; None where it is of another kind.
-
-    Raises:
-        FileError: as `read`; or the file has no such scores, or one of them is not a number.
-    """
+    """The "edge" or "node" scores of a file of this kind, as `read` gives them; None where it is of another kind."""
     content = read(path, sign, graph)
     if content is None:
         return None
@@ -79,10 +72,8 @@ def read_scores(
         raise FileError(f"{path}: holds no {level} scores")
     missing = np.isnan(values)
     if missing.any():
-        names = content.graph.names(missing) if level == "edge" else [content.graph.writer_names[missing.argmax()]]
-        raise FileError(
-            f"{path}: '{names[0]}' has no score that is a number ({missing.sum()} of {values.size} have none)"
-        )
+        name = content.graph.names(missing)[0] if level == "edge" else content.graph.writer_names[missing.argmax()]
+        raise FileError(f"{path}: '{name}' has no score that is a number ({missing.sum()} of {values.size} have none)")
     return content.graph, values, content.record
 
 
@@ -122,9 +113,6 @@ def write(path: str | PathLike[str], content: EapIgFile, nodes: np.ndarray | Non
     Args:
         content: without scores, membership stands for them: 1 inside, 0 outside. Unknown scores (NaN) are written as 0.
         nodes: `[nodes]` bool, the nodes inside, by default none; `logits` always is.
-
-    Raises:
-        FileError: scores of a grouped model, an unknown ending, or the file cannot be written.
     """
     ending = Path(path).suffix.lower()
     if ending not in ENDINGS:
@@ -150,16 +138,13 @@ def write(path: str | PathLike[str], content: EapIgFile, nodes: np.ndarray | Non
 # -------------------------------------------------------------------- grouped-query models
 def columns(graph: Graph) -> np.ndarray:
     """`[readers of graph.ungrouped()]`: the reader of `graph` that each of them is a copy of."""
-    wide, found = graph.ungrouped(), []
-    for index in range(wide.n_readers):
-        layer, kind, head = wide.reader(index)
-        found.append(graph.readers(layer, kind).start + (head // graph.group if kind in ("k", "v") else head))
-    return np.array(found)
+    readers = map(graph.ungrouped().reader, range(graph.ungrouped().n_readers))
+    copied = ((layer, kind, head // graph.group if kind in ("k", "v") else head) for layer, kind, head in readers)
+    return np.array([graph.readers(layer, kind).start + head for layer, kind, head in copied])
 
 
 def regrouped(graph: Graph, values: np.ndarray) -> np.ndarray:
     """`[writers, readers]` of `graph` from the same over `graph.ungrouped()`: any for booleans, sums for numbers."""
     narrow = np.zeros((graph.n_readers, graph.n_writers), dtype=values.dtype)
-    gather = np.logical_or if values.dtype == bool else np.add
-    gather.at(narrow, columns(graph), values.T)
+    (np.logical_or if values.dtype == bool else np.add).at(narrow, columns(graph), values.T)
     return np.ascontiguousarray(narrow.T)
