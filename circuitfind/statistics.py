@@ -110,9 +110,6 @@ def adjusted(p_values: np.ndarray, correction: str = "holm") -> np.ndarray:
         p_values: `[tests]`; NaN where a test could not be made, which is then no member of the family.
         correction: "bonferroni" multiplies by the number of tests; "holm" (1979) multiplies the smallest by it, the
             next by one less, and so on, never below the one before: it rejects all that Bonferroni does; or "none".
-
-    Raises:
-        ScoreError: another correction.
     """
     if correction not in CORRECTIONS:
         raise ScoreError(f"correction '{correction}' is unknown: use one of {', '.join(CORRECTIONS)}")
@@ -120,10 +117,8 @@ def adjusted(p_values: np.ndarray, correction: str = "holm") -> np.ndarray:
     made = np.flatnonzero(~np.isnan(p_values))
     if correction == "none" or not len(made):
         return p_values.copy()
-    factors = np.full(len(made), float(len(made)))
     order = made[np.argsort(p_values[made], kind="stable")]
-    if correction == "holm":
-        factors -= np.arange(len(made))
+    factors = len(made) - (np.arange(len(made)) if correction == "holm" else np.zeros(len(made)))
     result = p_values.copy()
     result[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1)
     return result
