@@ -65,11 +65,7 @@ def load(
 
 
 def check_name(name: str) -> None:
-    """Refuses a built-in task's name as a model's: the hub may take half a minute to answer that there is none.
-
-    Raises:
-        ModelError: naming how the task is given.
-    """
+    """Refuses a built-in task's name as a model's: the hub may take half a minute to answer that there is none."""
     task = plain(name)
     if task in TASKS and not os.path.exists(name):
         raise ModelError(
@@ -144,11 +140,10 @@ def task(
         raise TaskError(f"'{found.name}' is made of words, and this model has no tokenizer: give a Task of token ids")
     pairs = found.make(SingleTokens(model.tokenizer), n, seed, corruption, template)
     clean = [pair.clean for pair in pairs]
-    distinct = len(set(clean))
-    if distinct < n:
-        warnings.warn(
-            f"'{found.name}' has only {distinct} distinct prompts with this tokenizer; {n} were asked for", stacklevel=2
-        )
+    if (distinct := len(set(clean))) < n:
+        few = f"'{found.name}' has only {distinct} distinct prompts with this tokenizer; {n} were asked for"
+        warnings.warn(few, stacklevel=2)
+    name = found.name if corruption is None else f"{found.name}:{found.corruption(corruption)}"
     return Task(
         clean=clean,
         corrupted=[pair.corrupted for pair in pairs],
@@ -156,13 +151,7 @@ def task(
         wrong_answers=[list(pair.wrong) for pair in pairs],
         metric=metric or found.metric,
         bos=bos,
-        name=_named(found, corruption, template),
+        name=name if template is None else f"{name} [{template}]",  # "ioi", "ioi:abc", "ioi:abc [abba]"
         flips=all(pair.flips for pair in pairs),
         spans=locatable([pair.spans for pair in pairs], clean, PromptTokenizer(model.tokenizer, bos)),
     )
-
-
-def _named(found: TaskBuilder, corruption: str | None, template: str | int | None) -> str:
-    """The task's name with what was chosen: "ioi", "ioi:abc", "ioi:abc [abba]"."""
-    name = found.name if corruption is None else f"{found.name}:{found.corruption(corruption)}"
-    return name if template is None else f"{name} [{template}]"
