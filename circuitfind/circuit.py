@@ -174,7 +174,7 @@ class Circuit(Result):
         order = sorted(range(len(rows)), key=lambda at: -abs(rows[at].effect or 0))
         table = html.table(list(columns), ([column[at] for column in columns.values()] for at in order), most=20)
         svg = picture.svg(self.to_dot()) if 0 < len(self) <= MOST_DRAWN else None
-        return html.block(repr(self), *([html.picture(svg, "")] if svg else []), table)
+        return html.block(repr(self), *([html.picture(svg)] if svg else []), table)
 
     # ---------------------------------------------------------------- set operations
     def __or__(self, other: Circuit) -> Circuit:

@@ -47,10 +47,9 @@ def resampled_means(values: np.ndarray, seed: int = 0) -> np.ndarray:
 
     NaN where there are too few examples for an interval.
     """
-    size = values.shape[-1]
-    if size < 2:
+    if values.shape[-1] < 2:
         return np.full((*values.shape[:-1], RESAMPLES), np.nan)
-    return np.asarray(values @ _weights(size, seed))
+    return np.asarray(values @ _weights(values.shape[-1], seed))
 
 
 def percentiles(resampled: np.ndarray, level: float = 0.95) -> np.ndarray:
@@ -72,8 +71,7 @@ def bootstrap_ratio(top: np.ndarray, bottom: np.ndarray, seed: int = 0, level: f
     rows = _resamples(len(top), seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = top[rows].mean(axis=1) / bottom[rows].mean(axis=1)
-    low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
+    return Interval(*percentiles(ratios, level).tolist())
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:

@@ -22,7 +22,7 @@ import numpy as np
 
 from circuitfind.errors import FileError
 from circuitfind.export.eap_ig_forms import PARTS, EapIgFile, as_json, as_pt, from_json, from_pt
-from circuitfind.export.files import write_bytes, write_text
+from circuitfind.export.files import write_bytes
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 
@@ -118,21 +118,17 @@ def write(path: str | PathLike[str], content: EapIgFile, nodes: np.ndarray | Non
     if ending not in ENDINGS:
         raise FileError(f"{path}: EAP-IG's files end in {' or '.join(ENDINGS)}")
     graph, mask, scores = content.graph, content.mask, content.scores
-    if graph.group > 1:
-        if scores is not None:
-            raise FileError(
-                f"{path}: the file holds a score per query head, but {graph.group} heads share each key and value here,"
-                " and how their score splits is not computed: save a circuit, scores.top(n), instead"
-            )
-        mask = mask[:, columns(graph)]
-    graph = graph.ungrouped()
+    if graph.group > 1 and scores is not None:
+        raise FileError(
+            f"{path}: the file holds a score per query head, but {graph.group} heads share each key and value here,"
+            " and how their score splits is not computed: save a circuit, scores.top(n), instead"
+        )
+    mask, graph = mask if graph.group == 1 else mask[:, columns(graph)], graph.ungrouped()
     filled = mask if scores is None else np.where(graph.real & ~np.isnan(scores), scores, 0)
     of_nodes = None if content.node_scores is None else content.node_scores.astype(np.float32)
     whole = EapIgFile(graph, mask, filled.astype(np.float32), of_nodes)
     inside = np.zeros(graph.n_nodes, dtype=bool) if nodes is None else nodes
-    if ending == ".pt":
-        return write_bytes(path, as_pt(whole, inside))
-    return write_text(path, json.dumps(as_json(whole, inside)))
+    return write_bytes(path, as_pt(whole, inside) if ending == ".pt" else json.dumps(as_json(whole, inside)).encode())
 
 
 # -------------------------------------------------------------------- grouped-query models

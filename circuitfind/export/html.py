@@ -102,12 +102,9 @@ def heat(
     )
 
 
-def picture(svg: str | None, fallback: str) -> str:
-    """An SVG document of Graphviz's or circuitfind's own, without its XML head, on white; else the plain `fallback`."""
-    start = -1 if svg is None else svg.find("<svg")
-    if svg is None or start < 0:
-        return f'<div style="{_NOTE}">{escape(fallback)}</div>'
-    return f'<div style="overflow:auto;max-height:640px;background:#fff;padding:4px">{svg[start:]}</div>'
+def picture(svg: str) -> str:
+    """An SVG document of Graphviz's or circuitfind's own, without its XML head, on white."""
+    return f'<div style="overflow:auto;max-height:640px;background:#fff;padding:4px">{svg[svg.index("<svg") :]}</div>'
 
 
 def block(title: str, *parts: str) -> str:
@@ -120,8 +117,7 @@ def colour(value: float, end: float) -> tuple[str, str]:
     if not math.isfinite(value):
         return GAP, "#222222"
     share = min(abs(value) / end, 1.0)
-    ends = SUPPORTS if value >= 0 else OPPOSES
-    red, green, blue = (round(255 + share * (part - 255)) for part in ends)
+    red, green, blue = (round(255 + share * (part - 255)) for part in (SUPPORTS if value >= 0 else OPPOSES))
     return f"#{red:02x}{green:02x}{blue:02x}", "#ffffff" if share > 0.6 else "#222222"
 
 
@@ -151,8 +147,8 @@ def _said(value: Any) -> str:
 
 
 def _cell(tag: str, text: str, right: bool) -> str:
-    side = "right" if right else "left"
-    return f'<{tag} style="text-align:{side};padding:2px 10px 2px 0;vertical-align:top">{escape(text)}</{tag}>'
+    look = f"text-align:{'right' if right else 'left'};padding:2px 10px 2px 0;vertical-align:top"
+    return f'<{tag} style="{look}">{escape(text)}</{tag}>'
 
 
 def _caption(text: str) -> str:

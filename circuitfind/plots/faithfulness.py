@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,17 +30,6 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
 STAGES = {"grid": "circle", "bisection": "square", "pruning": "triangle-up"}
 
 
-class Tried(Protocol):
-    """A circuit that a search has run."""
-
-    @property
-    def n_edges(self) -> int: ...
-    @property
-    def faithfulness(self) -> float: ...
-    @property
-    def stage(self) -> str: ...
-
-
 def measured(what: str, record: Record, *more: str) -> Caption:
     """A caption for what was run exactly: it has an ablation, and no direction."""
     return caption(what, replace(record, direction=""), *more)
@@ -54,8 +43,8 @@ def curves(points: Mapping[str, Sequence[CurvePoint]], words: Caption) -> Figure
     return _framed(lines, words, "edges asked for (log scale)")
 
 
-def search(tried: Sequence[Tried], circuit: Circuit) -> Figure:
-    """Every circuit that a search ran, and the one that it chose."""
+def search(tried: Sequence[Any], circuit: Circuit) -> Figure:
+    """Every circuit that a search ran, each with `n_edges`, `faithfulness` and `stage`, and the one that it chose."""
     known = sorted((point for point in tried if np.isfinite(point.faithfulness)), key=lambda point: point.n_edges)
     x, y = _sizes(point.n_edges for point in known), [point.faithfulness for point in known]
     look = {"symbol": [STAGES.get(point.stage, "circle") for point in known], "size": 9, "color": PALETTE[0]}

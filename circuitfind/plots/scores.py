@@ -84,10 +84,8 @@ def edge_layers(edges: Edges) -> Figure:
     counts = einsum(down, edges.mask.astype(np.float64), across, "u i, u r, r j -> i j")
     totals = einsum(down, np.nan_to_num(edges.values), across, "u i, u r, r j -> i j")
     values = np.where(counts > 0, totals if edges.known else counts, np.nan)
-    texts = [
-        [_cell(edges, row, *column) for column in zip(columns, counts[i], totals[i], strict=True)]
-        for i, row in enumerate(rows)
-    ]
+    cells = zip(rows, counts, totals, strict=True)
+    texts = [[_cell(edges, row, *one) for one in zip(columns, *sums, strict=True)] for row, *sums in cells]
     counted = f"sum of {unit(edges.record)}" if edges.known else "edges"
     sides = Side("writers", [name for name, _ in rows]), Side("readers", [name for name, _ in columns])
     return heat(values, *sides, texts, edges.words("summed by layer"), counted, signed=edges.known)
@@ -107,8 +105,7 @@ def strongest_edges(edges: Edges, *, n: int = EDGES) -> Figure:
 
 def _writers(graph: Graph) -> Groups:
     groups = [("input", slice(0, 1))]
-    for layer in range(graph.n_layers):
-        mlp = graph.mlp(layer)
+    for layer, mlp in enumerate(map(graph.mlp, range(graph.n_layers))):
         groups += [(f"a{layer}", graph.heads(layer)), (f"m{layer}", slice(mlp, mlp + 1))]
     return groups
 
@@ -161,10 +158,8 @@ def node_effects(scores: NodeScores, *, tokens: Sequence[str] | None = None, row
         raise ScoreError(f"{len(tokens)} tokens for scores by {count} positions: give those of one prompt of the task")
     labels = list(scores.positions or map(str, range(count))) if tokens is None else style.tokens_at(tokens)
     kept = style.largest(np.abs(values).max(axis=1), rows)
-    texts = [
-        [hover(f"{names[at]} at {label}", value) for label, value in zip(labels, values[at], strict=True)]
-        for at in kept
-    ]
+    cells = ((names[at], zip(labels, values[at], strict=True)) for at in kept)
+    texts = [[hover(f"{name} at {label}", value) for label, value in row] for name, row in cells]
     few = style.left_out(len(kept), len(values), "rows")
     words = caption(f"Nodes by position, {style.made_by(record)}", record, *few, style.colours(record))
     sides = Side("node", [names[at] for at in kept]), Side("position", labels)
@@ -173,12 +168,12 @@ def node_effects(scores: NodeScores, *, tokens: Sequence[str] | None = None, row
 
 def strongest_nodes(scores: NodeScores, *, n: int = NODES) -> Figure:
     """The n nodes of largest magnitude; positions are summed."""
-    totals = scores.values.reshape(scores.graph.n_writers, -1).sum(axis=1, dtype=np.float64)
+    record, totals = scores.record, scores.values.reshape(scores.graph.n_writers, -1).sum(axis=1, dtype=np.float64)
     order = strongest(totals, n)
-    more = ["summed over positions"] if scores.values.ndim > 1 else []
     count = f"the strongest {len(order)} of {len(totals):,}"
-    words = caption(f"Nodes, {style.made_by(scores.record)}", scores.record, count, *more, style.colours(scores.record))
-    return bars([scores.graph.writer_names[at] for at in order], totals[order], words, unit(scores.record))
+    more = ["summed over positions"] if scores.values.ndim > 1 else []
+    words = caption(f"Nodes, {style.made_by(record)}", record, count, *more, style.colours(record))
+    return bars([scores.graph.writer_names[at] for at in order], totals[order], words, unit(record))
 
 
 # -------------------------------------------------------------------- direct logit attribution
