@@ -66,13 +66,13 @@ class Circuit(Result):
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        shape = (self.graph.n_writers, self.graph.n_readers)
+        shape = [self.graph.n_writers, self.graph.n_readers]
         for name in ("mask", "estimates", "exact"):
             value = getattr(self, name)
             if not isinstance(value, np.ndarray) and (value is not None or name == "mask"):
-                raise FileError(f"circuit {name} is a {type(value).__name__}: give a numpy array {list(shape)}")
-            if value is not None and value.shape != shape:
-                raise FileError(f"circuit {name} has shape {list(value.shape)}, its graph needs {list(shape)}")
+                raise FileError(f"circuit {name} is a {type(value).__name__}: give a numpy array {shape}")
+            if value is not None and list(value.shape) != shape:
+                raise FileError(f"circuit {name} has shape {list(value.shape)}, its graph needs {shape}")
         if self.mask.dtype != bool:
             raise FileError(f"circuit mask holds {self.mask.dtype}: give booleans, true inside the circuit")
         if (self.mask & ~self.graph.real).any():
@@ -228,8 +228,7 @@ class Circuit(Result):
         Raises:
             FileError: the file is missing, of another kind or version, or names edges that its graph lacks.
         """
-        foreign = eap_ig.read(path, sign, graph)
-        if foreign is not None:
+        if (foreign := eap_ig.read(path, sign, graph)) is not None:
             return cls(foreign.graph, foreign.mask, estimates=foreign.scores, record=foreign.record)
         content = circuit_file.read(path)
         graph = content.graph

@@ -185,12 +185,10 @@ class Graph:
 
     @cached_property
     def reader_names(self) -> tuple[str, ...]:
-        kv = "h" if self.n_kv_heads == self.n_heads else "kv"
-        names = []
+        kv, names = "h" if self.group == 1 else "kv", []
         for layer in range(self.n_layers):
             names += [f"a{layer}.h{head}<q>" for head in range(self.n_heads)]
-            names += [f"a{layer}.{kv}{g}<{kind}>" for kind in "kv" for g in range(self.n_kv_heads)]
-            names.append(f"m{layer}")
+            names += [f"a{layer}.{kv}{g}<{kind}>" for kind in "kv" for g in range(self.n_kv_heads)] + [f"m{layer}"]
         return (*names, "logits")
 
     @cached_property
@@ -231,10 +229,8 @@ class Graph:
     def mask(self, edges: Iterable[str]) -> np.ndarray:
         """`[writers, readers]` bool mask of the named edges; one name alone is that edge."""
         if not isinstance(edges, Iterable):
-            raise FileError(
-                f"edges are given as a circuit or as a list of names, not as a {type(edges).__name__}"
-                " (from scores cut a circuit first: scores.top(200))"
-            )
+            given = f"not as a {type(edges).__name__} (from scores cut a circuit first: scores.top(200))"
+            raise FileError(f"edges are given as a circuit or as a list of names, {given}")
         mask = np.zeros((self.n_writers, self.n_readers), dtype=bool)
         for name in [edges] if isinstance(edges, str) else edges:
             mask[self.edge(name)] = True
@@ -247,17 +243,13 @@ class Graph:
         return self._writer_index[name]
 
     def meant(self, name: str) -> str | None:
-        """The name here of a node or reader that is spelt as other tools spell it.
+        """The name here of a node or reader that is spelt as other tools spell it; None where none is recognised.
 
         >>> Graph(12, 12, 12, 768).meant("L9H9"), Graph(12, 12, 12, 768).meant("blocks.9.attn.9.q")
         ('a9.h9', 'a9.h9<q>')
-
-        Returns:
-            A node's or reader's name of this graph; None where nothing is recognised.
         """
-        text = name.strip().lower()
         for what, pattern in _SPELLINGS:
-            found = pattern.fullmatch(text)
+            found = pattern.fullmatch(name.strip().lower())
             if found is None:
                 continue
             guess = f"m{int(found[1])}" if what == "mlp" else what
@@ -283,9 +275,9 @@ class Graph:
         if not pattern.fullmatch(name):
             guess = self.not_named(role, name, known)
             return guess if guess[-1] == "?" else f"'{name}' is not a {role}'s name (such as {', '.join(known[-2:])})"
-        hint = ""
-        if role == "reader" and self.group > 1 and ".h" in name and not name.endswith("<q>"):
-            hint = f"; its keys and values are grouped, name the key/value head (a0.kv0 to a0.kv{self.n_kv_heads - 1})"
+        grouped = role == "reader" and self.group > 1 and ".h" in name and not name.endswith("<q>")
+        heads = f"name the key/value head (a0.kv0 to a0.kv{self.n_kv_heads - 1})"
+        hint = f"; its keys and values are grouped, {heads}" if grouped else ""
         return f"this graph ({self}) has no {role} '{name}'{hint}"
 
     def __str__(self) -> str:

@@ -14,8 +14,7 @@ from circuitfind.engine.identities import Identity, check_identities, require_id
 from circuitfind.errors import ModelError, TaskError, plain
 from circuitfind.models.families import Family
 from circuitfind.models.load import Model, adapt, fetch
-from circuitfind.remote.call import remotable
-from circuitfind.remote.model import remote_model
+from circuitfind.remote.call import remotable, remote_model
 from circuitfind.tasks.builder import SingleTokens, TaskBuilder
 from circuitfind.tasks.builtin import TASKS, builder_of
 from circuitfind.tasks.spans import locatable

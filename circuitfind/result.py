@@ -97,7 +97,7 @@ class Result:
 
     def columns(self) -> dict[str, list[Any]]:
         """The rows by column; an interval is two columns, `low` and `high`."""
-        rows = [_flat(row) for row in self.rows()]
+        rows = list(map(_flat, self.rows()))
         return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
     def to_frame(self) -> Any:
@@ -147,8 +147,7 @@ class Result:
     def shown(self) -> dict[str, Any]:
         """What a line of text says of the result: names and values."""
         names = self.SHOWN or (*(one.name for one in fields(self)), *self.DERIVED)  # type: ignore[arg-type]
-        values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in values.items() if _is_short(value)}
+        return {name: value for name in names if _is_short(value := getattr(self, name))}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={_said(value)}' for name, value in self.shown().items())})"
@@ -169,8 +168,7 @@ def _key(one: Field[Any]) -> str:
 
 
 def _is_short(value: Any) -> bool:
-    number = isinstance(value, (bool, int, float, Interval))
-    return number or (isinstance(value, str) and 0 < len(value) <= LONGEST)
+    return isinstance(value, (int, float, Interval)) or (isinstance(value, str) and 0 < len(value) <= LONGEST)
 
 
 def _said(value: Any) -> str:
