@@ -24,14 +24,13 @@ SECONDS_BETWEEN_WRITES = 20.0
 
 
 class CheckpointFile:
-    """The file of one run; with no path, nothing is kept. `key` (see `key_of`) identifies the run.
+    """The file of the run that `key` (see `key_of`) identifies; with no path, nothing is kept.
 
     `parts`: what another key differs in, for the error.
     """
 
     def __init__(self, path: str | PathLike[str] | None, key: str, parts: str) -> None:
-        self.path = None if path is None else Path(path)
-        self.key, self.parts = key, parts
+        self.path, self.key, self.parts = None if path is None else Path(path), key, parts
 
     def read(self) -> dict[str, np.ndarray] | None:
         """What was written last; None where there is no file yet. Files of other runs are refused."""

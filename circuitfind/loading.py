@@ -55,9 +55,9 @@ def load(
         remedy = "; a model in memory goes to cf.wrap(hf_model, tokenizer)" if isinstance(name, nn.Module) else ""
         raise ModelError(f"a model is loaded by its name or folder, not by a {type(name).__name__}{remedy}")
     name = os.fspath(name)
+    if remote and (dtype is not None or device is not None):
+        raise ModelError("with remote= the server chooses dtype= and device=: leave them out")
     if remote:
-        if dtype is not None or device is not None:
-            raise ModelError("with remote= the server chooses dtype= and device=: leave them out")
         return remote_model(name, remote, check, family, **keywords)
     hf, tokenizer = fetch(name, dtype, device, family, **keywords)
     return wrap(hf, tokenizer, name=name, check=check, backend=backend, family=family)
@@ -67,10 +67,8 @@ def check_name(name: str) -> None:
     """Refuses a built-in task's name as a model's: the hub may take half a minute to answer that there is none."""
     task = plain(name)
     if task in TASKS and not os.path.exists(name):
-        raise ModelError(
-            f"'{name}' is a built-in task, not a model: cf.task('{task}', model); circuitfind find tiny --task {task},"
-            f" circuitfind tasks --show {task}"
-        )
+        verbs = f"circuitfind find tiny --task {task}, circuitfind tasks --show {task}"
+        raise ModelError(f"'{name}' is a built-in task, not a model: cf.task('{task}', model); {verbs}")
 
 
 def wrap(

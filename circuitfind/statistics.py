@@ -89,8 +89,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 def ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 1 (the smallest), ties sharing their average."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def binomial(n: int, p: float) -> np.ndarray:

@@ -41,9 +41,8 @@ def check_format(format: str) -> str:
 def read(path: str | PathLike[str], sign: str = "effect", graph: Graph | None = None) -> EapIgFile | None:
     """Reads a file of this kind; None where it is of another kind, or missing.
 
-    Args:
-        sign: what the file's scores are: "effect" (positive = keep), or "change" of the metric on ablation.
-        graph: the model's own graph, needed where key/value heads are grouped: the files do not say so.
+    `sign`: what the file's scores are: "effect" (positive = keep), or "change" of the metric on ablation. `graph`: the
+    model's own, needed where key/value heads are grouped: the files do not say so.
     """
     if sign not in ("effect", "change"):
         raise FileError(f"sign='{sign}' is unknown: use 'effect' (positive = keep) or 'change' (of the metric)")
@@ -108,11 +107,9 @@ def _over(graph: Graph | None, content: EapIgFile) -> EapIgFile:
 
 
 def write(path: str | PathLike[str], content: EapIgFile, nodes: np.ndarray | None = None) -> Path:
-    """Writes a file.
+    """Writes a file. `nodes`: `[nodes]` bool, the nodes inside, by default none; `logits` always is.
 
-    Args:
-        content: without scores, membership stands for them: 1 inside, 0 outside. Unknown scores (NaN) are written as 0.
-        nodes: `[nodes]` bool, the nodes inside, by default none; `logits` always is.
+    Without scores, membership stands for them: 1 inside, 0 outside. Unknown scores (NaN) are written as 0.
     """
     ending = Path(path).suffix.lower()
     if ending not in ENDINGS:

@@ -25,11 +25,9 @@ from safetensors import SafetensorError, safe_open
 from circuitfind.errors import FileError, ScoreError
 
 VERSION = 1
+_CUT = "'circuitfind export --top N --to json' or Scores.open(path).top(n) cuts a circuit from them"
 TENSORS = {  # by the format and level that a safetensors file names: what opens it
-    ("circuitfind.scores", "edge"): (
-        "edge scores: 'circuitfind find --scores' searches them, 'circuitfind export --top N --to json' or"
-        " Scores.open(path).top(n) cuts a circuit from them"
-    ),
+    ("circuitfind.scores", "edge"): f"edge scores: 'circuitfind find --scores' searches them, {_CUT}",
     ("circuitfind.scores", "node"): (
         "node scores: 'circuitfind show' draws them, NodeScores.open(path).circuit(n) makes a circuit of them"
     ),
@@ -132,11 +130,7 @@ def write(path: str | PathLike[str], format: str, content: Mapping[str, Any]) ->
 
 
 def read(path: str | PathLike[str], format: str, old_keys: Iterable[str] = ()) -> dict[str, Any]:
-    """The JSON object of a file of this format.
-
-    Args:
-        old_keys: keys by which such files are known that were written before they named their format.
-    """
+    """The JSON object of a file of this format; `old_keys` tell such files that do not name their format yet."""
     content = json_object(path)
     if "format" not in content and old_keys and content.keys() >= set(old_keys):
         return content

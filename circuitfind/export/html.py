@@ -30,9 +30,7 @@ def table(
 ) -> str:
     """A table; numbers are right-aligned and shown to four digits, None and NaN as a dash.
 
-    Args:
-        rows: each with one value per column.
-        most: how many rows are shown; a line says how many more there are. None: all.
+    At most `most` rows are shown (None: all), each of one value per column; a line says how many more there are.
     """
     iterator = iter(rows)
     shown = [list(row) for row in islice(iterator, most)]

@@ -68,8 +68,7 @@ def write_importances(root: str | PathLike[str], name: str, content: EapIgFile) 
 def write_circuits(root: str | PathLike[str], name: str, graph: Graph, ranked: np.ndarray) -> list[Path]:
     """Writes nine circuits cut from a ranking: `root/name/0.1.pt` to `50.pt` (a tenth of the size of JSON).
 
-    Args:
-        ranked: `[edges, 2]` (writer, reader), best first.
+    `ranked`: `[edges, 2]` (writer, reader), best first.
     """
     _check_graph(name, graph)
     masks = zip(PERCENT, circuits(graph, ranked), strict=True)
@@ -110,7 +109,12 @@ def _checked(folder: Path) -> Folder:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in eap_ig.ENDINGS)
     try:
         task_and_model(folder.name)
-        contents = [_open(folder.name, path) for path in files]
+        contents = []
+        for path in files:
+            if (content := eap_ig.read(path)) is None:
+                raise FileError(f"{path.name} is not a file of the EAP-IG library")
+            _check_graph(folder.name, content.graph)
+            contents.append(content)
         if len(contents) == 1:
             _check_importances(contents[0])
             return Folder(folder.name, "importances", "")
@@ -118,14 +122,6 @@ def _checked(folder: Path) -> Folder:
         return Folder(folder.name, f"{len(contents)} circuits", "")
     except FileError as error:
         return Folder(folder.name, f"{len(files)} file{'' if len(files) == 1 else 's'}", str(error))
-
-
-def _open(name: str, path: Path) -> EapIgFile:
-    content = eap_ig.read(path)
-    if content is None:
-        raise FileError(f"{path.name} is not a file of the EAP-IG library")
-    _check_graph(name, content.graph)
-    return content
 
 
 def _check_importances(content: EapIgFile) -> None:

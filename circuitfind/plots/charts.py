@@ -104,12 +104,7 @@ class _Column(NamedTuple):
 def by_layer(
     names: Sequence[str], values: np.ndarray, words: Caption, unit: str, ends: np.ndarray | None = None
 ) -> Figure:
-    """The table of named values.
-
-    Args:
-        values: `[names]`; NaN where there is none.
-        ends: `[names, 2]`, the ends of their intervals.
-    """
+    """The table of named values `[names]`, NaN where there is none; `ends` [names, 2] are those of their intervals."""
     between = np.full((len(names), 2), np.nan) if ends is None else ends
     known = {name: (float(value), *pair) for name, value, pair in zip(names, values, between.tolist(), strict=True)}
     placed = {name: at for name in names if (at := _place(name)) is not None}
@@ -152,10 +147,8 @@ def bars(
 ) -> Figure:
     """Horizontal bars, one a name; names may repeat.
 
-    Args:
-        intervals: (low, high) of each value; NaN where there is none.
-        signed: blue for positive values, red for negative; else all grey.
-        more: what else each says when the mouse is over it.
+    `intervals`: (low, high) of each value; NaN where there is none. `signed`: blue for positive values, red for
+    negative; else all grey. `more`: what else each says when the mouse is over it.
     """
     length = np.asarray(values, dtype=np.float64)
     ends = np.full((len(length), 2), np.nan) if intervals is None else np.asarray(intervals, dtype=np.float64)

@@ -62,12 +62,7 @@ WORDS = {
 
 # -------------------------------------------------------------------- sweeps
 def sweep_effects(sweep: Sweep, *, normalised: bool = False, rows: int = ROWS) -> Figure:
-    """Every place of a sweep.
-
-    Args:
-        normalised: divided by metric(full) - metric(empty).
-        rows: how many heads are shown at most where each has a row.
-    """
+    """Every place of a sweep; `normalised`: divided by metric(full) - metric(empty); `rows`: most heads with a row."""
     values = sweep.normalised if normalised else sweep.effects
     counted = "effect / (full - ablated)" if normalised else unit(sweep.record)
     axes = [Side(*axis) for axis in sweep.axes]
@@ -144,11 +139,7 @@ def _histogram(sweep: Sweep, values: np.ndarray, counted: str) -> Figure:
 
 # -------------------------------------------------------------------- paths
 def path_effects(found: PathEffects, *, rows: int = ROWS) -> Figure:
-    """Every path.
-
-    Args:
-        rows: how many senders, and how many receivers, are shown at most where each has a row or column.
-    """
+    """Every path; `rows`: how many senders, and how many receivers, are shown at most where there are many."""
     values = found.effects
     if not many_paths(found):
         return strongest_paths(found, n=FEW)

@@ -120,10 +120,7 @@ def _readers(graph: Graph) -> Groups:
 
 def _indicator(groups: Groups) -> np.ndarray:
     """`[members, groups]`: 1 where a writer or reader belongs to a group."""
-    member = np.zeros((groups[-1][1].stop, len(groups)))
-    for at, (_, part) in enumerate(groups):
-        member[part, at] = 1
-    return member
+    return np.repeat(np.eye(len(groups)), [part.stop - part.start for _, part in groups], axis=0)
 
 
 def _cell(edges: Edges, row: tuple[str, slice], column: tuple[str, slice], count: float, total: float) -> str:
@@ -141,11 +138,9 @@ def _cell(edges: Edges, row: tuple[str, slice], column: tuple[str, slice], count
 
 # -------------------------------------------------------------------- nodes
 def node_effects(scores: NodeScores, *, tokens: Sequence[str] | None = None, rows: int = ROWS) -> Figure:
-    """Every node's score: layers by heads with the MLPs beside them, or nodes by positions.
+    """Every node's score: layers by heads with the MLPs beside them, or nodes by positions, at most `rows` of them.
 
-    Args:
-        tokens: of one prompt, for scores by position: the positions' labels, instead of those that the scores have.
-        rows: how many nodes are shown at most where each has a row.
+    `tokens` of one prompt, for scores by position: the positions' labels, instead of those that the scores have.
     """
     record, names = scores.record, scores.graph.writer_names
     if scores.values.ndim == 1:

@@ -184,13 +184,8 @@ def subplots(
     legend: float,
     **layout: Any,
 ) -> Figure:
-    """Lays plots out row by row.
-
-    Args:
-        wide, high: pixels of each plot.
-        gap: pixels between them, across and down, for labels and titles.
-        legend: pixels beside them, for a colour bar.
-    """
+    """Lays plots out row by row. In pixels: `wide` and `high` of each, the `gap` between them, across and down, for
+    labels and titles, and `legend` beside them, for a colour bar."""
     columns = max(1, min(len(parts), int((WIDEST - MARGINS - legend + gap[0]) // (wide + gap[0]))))
     rows = -(-len(parts) // columns)
     across, down = columns * wide + (columns - 1) * gap[0], rows * high + (rows - 1) * gap[1]

@@ -97,10 +97,9 @@ def _greater_than() -> Reference:
     }
     writers: Mapping[str, tuple[str, ...]] = {"input": ("input",), **heads, **mlps}
     readers = {kind: _inputs(names) for kind, names in heads.items()} | mlps
-    before = _mlps(range(9))
     edges = [(writers[one], readers[other]) for one, others in rules.items() for other in others]
-    edges.append(((*heads["middle"], *mlps["late MLPs"]), ("logits",)))
-    edges.append((before, (*before, *_inputs(heads["middle"], "q"))))
+    edges.append(((*middle, *mlps["late MLPs"]), ("logits",)))
+    edges.append((_mlps(range(9)), (*_mlps(range(9)), *_inputs(middle, "q"))))
     source = f"Hanna et al. 2023, arXiv:2305.00586; {_ACDC} (acdc/greaterthan/utils.py)"
     return Reference("greater-than", _GPT2, _union(_GPT2, edges), heads, model="openai-community/gpt2", source=source)
 
@@ -139,7 +138,6 @@ def _mlps(layers: Iterable[int]) -> tuple[str, ...]:
 
 
 def _inputs(heads: Iterable[str], kinds: str = "qkv") -> tuple[str, ...]:
-    """Reader names of these inputs of the heads."""
     return tuple(f"{head}<{kind}>" for head in heads for kind in kinds)
 
 
