@@ -12,57 +12,68 @@ Names are imported when they are first used: reading a circuit or asking for hel
 
 from typing import TYPE_CHECKING
 
-from circuitfind.version import __version__
+from circuitfind.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from circuitfind.attribution.attribute import attribute
-    from circuitfind.attribution.direct import DirectEffects, direct_effects
-    from circuitfind.attribution.method import Method
-    from circuitfind.attribution.methods import Methods, methods
-    from circuitfind.circuit import Circuit
-    from circuitfind.comparison.result import Comparison
-    from circuitfind.comparison.run import compare
-    from circuitfind.engine.ablation import Ablation
-    from circuitfind.errors import CircuitfindError, FileError, ModelError, ScoreError, TaskError
-    from circuitfind.evaluation.agreement import Agreement, agreement
-    from circuitfind.evaluation.approximation import Approximation, approximation
-    from circuitfind.evaluation.completeness import Completeness, completeness
-    from circuitfind.evaluation.curve import Curve, Mib, curve, mib
-    from circuitfind.evaluation.diagnosis import Diagnosis, TaskSummary, diagnose, summarise
-    from circuitfind.evaluation.faithfulness import Evaluation, evaluate
-    from circuitfind.evaluation.hypotheses import HypothesisTests, hypotheses
-    from circuitfind.evaluation.minimality import Minimality, minimality
-    from circuitfind.evaluation.stability import Stability, stability
-    from circuitfind.evaluation.variants import by_seed, by_template, unseen
-    from circuitfind.evaluation.verify import Verification, verify
-    from circuitfind.graph import Graph
-    from circuitfind.loading import load, task, wrap
-    from circuitfind.metrics import METRICS, Metric
-    from circuitfind.models.families import Family
-    from circuitfind.models.load import Model
-    from circuitfind.opening import open
-    from circuitfind.patching.attention import AttentionPattern, attention
-    from circuitfind.patching.only import CircuitModel, only
-    from circuitfind.patching.patch import patch
-    from circuitfind.patching.path import PathEffects, path_patch
-    from circuitfind.patching.places import Kind
-    from circuitfind.patching.sweep import Sweep
-    from circuitfind.plots.page import save_page
-    from circuitfind.plots.plot import plot
-    from circuitfind.progress import show_progress
-    from circuitfind.record import Record
-    from circuitfind.references.published import reference
-    from circuitfind.references.reference import Reference
-    from circuitfind.registry import register
-    from circuitfind.scores import NodeScores, Scores
-    from circuitfind.search.acdc import acdc, acdc_scores
-    from circuitfind.search.find import find
-    from circuitfind.search.found import FindResult
-    from circuitfind.search.learn import LearnedMasks, learn_masks
-    from circuitfind.tasks.builder import Pair, TaskBuilder
-    from circuitfind.tasks.task import Task
+    from circuitfind.attribution.attribute import attribute as attribute
+    from circuitfind.attribution.direct import DirectEffects as DirectEffects, direct_effects as direct_effects
+    from circuitfind.attribution.method import Method as Method
+    from circuitfind.attribution.methods import Methods as Methods, methods as methods
+    from circuitfind.circuit import Circuit as Circuit
+    from circuitfind.comparison.result import Comparison as Comparison
+    from circuitfind.comparison.run import compare as compare
+    from circuitfind.engine.ablation import Ablation as Ablation
+    from circuitfind.errors import (
+        CircuitfindError as CircuitfindError,
+        FileError as FileError,
+        ModelError as ModelError,
+        ScoreError as ScoreError,
+        TaskError as TaskError,
+    )
+    from circuitfind.evaluation.agreement import Agreement as Agreement, agreement as agreement
+    from circuitfind.evaluation.approximation import Approximation as Approximation, approximation as approximation
+    from circuitfind.evaluation.completeness import Completeness as Completeness, completeness as completeness
+    from circuitfind.evaluation.curve import Curve as Curve, Mib as Mib, curve as curve, mib as mib
+    from circuitfind.evaluation.diagnosis import (
+        Diagnosis as Diagnosis,
+        TaskSummary as TaskSummary,
+        diagnose as diagnose,
+        summarise as summarise,
+    )
+    from circuitfind.evaluation.faithfulness import Evaluation as Evaluation, evaluate as evaluate
+    from circuitfind.evaluation.hypotheses import HypothesisTests as HypothesisTests, hypotheses as hypotheses
+    from circuitfind.evaluation.minimality import Minimality as Minimality, minimality as minimality
+    from circuitfind.evaluation.stability import Stability as Stability, stability as stability
+    from circuitfind.evaluation.variants import by_seed as by_seed, by_template as by_template, unseen as unseen
+    from circuitfind.evaluation.verify import Verification as Verification, verify as verify
+    from circuitfind.graph import Graph as Graph
+    from circuitfind.loading import load as load, task as task, wrap as wrap
+    from circuitfind.metrics import METRICS as METRICS, Metric as Metric
+    from circuitfind.models.families import Family as Family
+    from circuitfind.models.load import Model as Model
+    from circuitfind.opening import open as open
+    from circuitfind.patching.attention import AttentionPattern as AttentionPattern, attention as attention
+    from circuitfind.patching.only import CircuitModel as CircuitModel, only as only
+    from circuitfind.patching.patch import patch as patch
+    from circuitfind.patching.path import PathEffects as PathEffects, path_patch as path_patch
+    from circuitfind.patching.places import Kind as Kind
+    from circuitfind.patching.sweep import Sweep as Sweep
+    from circuitfind.plots.page import save_page as save_page
+    from circuitfind.plots.plot import plot as plot
+    from circuitfind.progress import show_progress as show_progress
+    from circuitfind.record import Record as Record
+    from circuitfind.references.published import reference as reference
+    from circuitfind.references.reference import Reference as Reference
+    from circuitfind.registry import register as register
+    from circuitfind.scores import NodeScores as NodeScores, Scores as Scores
+    from circuitfind.search.acdc import acdc as acdc, acdc_scores as acdc_scores
+    from circuitfind.search.find import find as find
+    from circuitfind.search.found import FindResult as FindResult
+    from circuitfind.search.learn import LearnedMasks as LearnedMasks, learn_masks as learn_masks
+    from circuitfind.tasks.builder import Pair as Pair, TaskBuilder as TaskBuilder
+    from circuitfind.tasks.task import Task as Task
 else:
-    # The same list as above, by module; type checkers see only the imports.
+    # The same names as above, by module; type checkers see only the imports.
     _HOMES = {
         "attribution.attribute": "attribute",
         "attribution.direct": "DirectEffects direct_effects",
@@ -112,6 +123,7 @@ else:
         "tasks.task": "Task",
     }
     _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+    __all__ = sorted([*_MODULE_OF, "__version__"])
 
     def __getattr__(name):
         """PEP 562: imports what is asked for, once."""
@@ -124,87 +136,4 @@ else:
         return value
 
     def __dir__():
-        return sorted(__all__)
-
-
-__all__ = [
-    "METRICS",
-    "Ablation",
-    "Agreement",
-    "Approximation",
-    "AttentionPattern",
-    "Circuit",
-    "CircuitModel",
-    "CircuitfindError",
-    "Comparison",
-    "Completeness",
-    "Curve",
-    "Diagnosis",
-    "DirectEffects",
-    "Evaluation",
-    "Family",
-    "FileError",
-    "FindResult",
-    "Graph",
-    "HypothesisTests",
-    "Kind",
-    "LearnedMasks",
-    "Method",
-    "Methods",
-    "Metric",
-    "Mib",
-    "Minimality",
-    "Model",
-    "ModelError",
-    "NodeScores",
-    "Pair",
-    "PathEffects",
-    "Record",
-    "Reference",
-    "ScoreError",
-    "Scores",
-    "Stability",
-    "Sweep",
-    "Task",
-    "TaskBuilder",
-    "TaskError",
-    "TaskSummary",
-    "Verification",
-    "__version__",
-    "acdc",
-    "acdc_scores",
-    "agreement",
-    "approximation",
-    "attention",
-    "attribute",
-    "by_seed",
-    "by_template",
-    "compare",
-    "completeness",
-    "curve",
-    "diagnose",
-    "direct_effects",
-    "evaluate",
-    "find",
-    "hypotheses",
-    "learn_masks",
-    "load",
-    "methods",
-    "mib",
-    "minimality",
-    "only",
-    "open",
-    "patch",
-    "path_patch",
-    "plot",
-    "reference",
-    "register",
-    "save_page",
-    "show_progress",
-    "stability",
-    "summarise",
-    "task",
-    "unseen",
-    "verify",
-    "wrap",
-]
+        return __all__

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,14 +70,9 @@ class Batch:
 
     def map(self, inputs: Callable[[Inputs], Inputs], tensor: Callable[[Tensor], Tensor]) -> Batch:
         """The same function of both sides, and of everything else."""
-        return Batch(
-            inputs(self.clean),
-            inputs(self.corrupted),
-            tensor(self.answers),
-            tensor(self.wrong),
-            None if self.reference is None else tensor(self.reference),
-            None if self.alignment is None else tensor(self.alignment),
-        )
+        others = (self.answers, self.wrong, self.reference, self.alignment)
+        made: list[Any] = [None if value is None else tensor(value) for value in others]
+        return Batch(inputs(self.clean), inputs(self.corrupted), *made)
 
     def rows(self, index: Tensor | slice) -> Batch:
         """Some examples of the batch."""
@@ -97,13 +92,12 @@ class Batch:
 
     def trimmed(self) -> Batch:
         """Without the columns at the end that are padding in every row."""
-        real = (self.clean.mask | self.corrupted.mask).any(0)
-        length = int(real.nonzero().max()) + 1
-        sides = [
-            Inputs(side.ids[:, :length], side.mask[:, :length], side.read) for side in (self.clean, self.corrupted)
-        ]
+        length = int((self.clean.mask | self.corrupted.mask).any(0).nonzero().max()) + 1
+        clean, corrupted = (
+            side._replace(ids=side.ids[:, :length], mask=side.mask[:, :length]) for side in (self.clean, self.corrupted)
+        )
         alignment = None if self.alignment is None else self.alignment[:, :length]
-        return replace(self, clean=sides[0], corrupted=sides[1], alignment=alignment)
+        return replace(self, clean=clean, corrupted=corrupted, alignment=alignment)
 
     def plain(self) -> Batch:
         """Without an alignment by which every position stands for itself."""

@@ -21,8 +21,7 @@ from circuitfind.engine.identities import require_identities
 from circuitfind.errors import ModelError
 from circuitfind.models.backends import observe
 from circuitfind.models.load import Model
-from circuitfind.remote.call import call
-from circuitfind.remote.model import RemoteModel
+from circuitfind.remote.call import RemoteModel, call
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -24,42 +24,29 @@ SECONDS_BETWEEN_WRITES = 20.0
 
 
 class CheckpointFile:
-    """The file of one run; with no path, nothing is kept.
+    """The file of the run that `key` (see `key_of`) identifies; with no path, nothing is kept.
 
-    Args:
-        key: identifies the run; see `key_of`.
-        parts: what another key differs in, for the error.
+    `parts`: what another key differs in, for the error.
     """
 
     def __init__(self, path: str | PathLike[str] | None, key: str, parts: str) -> None:
-        self.path = None if path is None else Path(path)
-        self.key, self.parts = key, parts
+        self.path, self.key, self.parts = None if path is None else Path(path), key, parts
 
     def read(self) -> dict[str, np.ndarray] | None:
-        """What was written last; None where there is no file yet.
-
-        Raises:
-            FileError: the file belongs to another run, or is no checkpoint.
-        """
+        """What was written last; None where there is no file yet. Files of other runs are refused."""
         if self.path is None or not self.path.exists():
             return None
+        remedy = "remove it, or name another file"
         try:
             with safe_open(str(self.path), framework="numpy") as file:
                 if (file.metadata() or {}).get("key") != self.key:
-                    raise FileError(
-                        f"{self.path} is the checkpoint of another run (other {self.parts}): remove it, or name"
-                        " another file"
-                    )
+                    raise FileError(f"{self.path} is the checkpoint of another run (other {self.parts}): {remedy}")
                 return {name: file.get_tensor(name).copy() for name in file.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError):
-            raise FileError(f"{self.path} is no checkpoint of circuitfind: remove it, or name another file") from None
+            raise FileError(f"{self.path} is no checkpoint of circuitfind: {remedy}") from None
 
     def write(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replaces what was written, whole or not at all.
-
-        Raises:
-            FileError: the place cannot be written to.
-        """
+        """Replaces what was written, whole or not at all."""
         if self.path is None:
             return
         part = self.path.with_name(self.path.name + ".part")
@@ -77,16 +64,7 @@ class CheckpointFile:
 
 
 class Measurements:
-    """What a long run measured, kept in a file when there is a path and in memory otherwise.
-
-    Args:
-        path: None keeps nothing on disk.
-        key, parts: as for `CheckpointFile`.
-        shape: (places, examples).
-
-    Raises:
-        FileError: the file belongs to another run, or is no checkpoint.
-    """
+    """What a long run measured, `shape` (places, examples), kept in a `CheckpointFile`."""
 
     def __init__(self, path: str | PathLike[str] | None, key: str, parts: str, shape: tuple[int, int]) -> None:
         self.file, self._written = CheckpointFile(path, key, parts), time.monotonic()

@@ -31,19 +31,10 @@ if TYPE_CHECKING:
 
 
 def connected(graph: Graph, mask: np.ndarray) -> np.ndarray:
-    """The edges of `mask` that lie on a path from `input` to `logits`.
-
-    Args:
-        mask: `[writers, readers]` bool.
-
-    Returns:
-        `[writers, readers]` bool, a subset of `mask`.
-    """
+    """The edges of `mask`, `[writers, readers]` bool, that lie on a path from `input` to `logits`."""
     feeds = (mask.astype(np.float32) @ graph.serves.astype(np.float32)) > 0  # writer -> node
-    reached = np.zeros(graph.n_nodes, dtype=bool)
-    reached[0] = True
-    useful = np.zeros(graph.n_nodes, dtype=bool)
-    useful[-1] = True
+    reached, useful = np.zeros((2, graph.n_nodes), dtype=bool)
+    reached[0] = useful[-1] = True
     for u in range(graph.n_writers):  # writers are numbered in order of computation
         if reached[u]:
             reached |= feeds[u]
@@ -75,13 +66,13 @@ class Circuit(Result):
     facts: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        shape = (self.graph.n_writers, self.graph.n_readers)
+        shape = [self.graph.n_writers, self.graph.n_readers]
         for name in ("mask", "estimates", "exact"):
             value = getattr(self, name)
             if not isinstance(value, np.ndarray) and (value is not None or name == "mask"):
-                raise FileError(f"circuit {name} is a {type(value).__name__}: give a numpy array {list(shape)}")
-            if value is not None and value.shape != shape:
-                raise FileError(f"circuit {name} has shape {list(value.shape)}, its graph needs {list(shape)}")
+                raise FileError(f"circuit {name} is a {type(value).__name__}: give a numpy array {shape}")
+            if value is not None and list(value.shape) != shape:
+                raise FileError(f"circuit {name} has shape {list(value.shape)}, its graph needs {shape}")
         if self.mask.dtype != bool:
             raise FileError(f"circuit mask holds {self.mask.dtype}: give booleans, true inside the circuit")
         if (self.mask & ~self.graph.real).any():
@@ -127,12 +118,8 @@ class Circuit(Result):
         read = np.asarray(self.mask.any(axis=0))
         nodes = np.asarray((self.graph.serves & read[:, None]).any(axis=0))
         if self.graph.group > 1:  # a shared key/value head feeds its whole group: count the heads that are used
-            own = np.zeros_like(nodes)
-            for reader in np.flatnonzero(read).tolist():
-                if self.graph.reader(reader).kind not in ("k", "v"):
-                    own |= self.graph.serves[reader]
-            writers = np.append(self.mask.any(axis=1), False)
-            nodes &= own | writers
+            own = [r for r in np.flatnonzero(read).tolist() if self.graph.reader(r).kind not in ("k", "v")]
+            nodes &= self.graph.serves[own].any(axis=0) | np.append(self.mask.any(axis=1), False)
         nodes[:-1] |= self.mask.any(axis=1)
         return nodes
 
@@ -143,14 +130,9 @@ class Circuit(Result):
 
     def rows(self) -> list[EdgeRow]:
         """One plain row an edge, for files and pictures; `columns` and `to_frame` give names in place of indices."""
-        cells = self.mask.T
-        readers, writers = np.nonzero(cells)
-        known = [
-            [None] * len(writers)
-            if values is None
-            else [None if value != value else value for value in values.T[cells].tolist()]  # NaN: not measured
-            for values in (self.estimates, self.exact)
-        ]
+        readers, writers = np.nonzero(self.mask.T)
+        effects = (np.full(self.mask.shape, np.nan) if one is None else one for one in (self.estimates, self.exact))
+        known = ([None if value != value else value for value in one.T[self.mask.T].tolist()] for one in effects)  # NaN
         return list(map(EdgeRow, writers.tolist(), readers.tolist(), *known))
 
     def columns(self) -> dict[str, list[Any]]:
@@ -188,16 +170,11 @@ class Circuit(Result):
         return f"Circuit({len(self)} of {self.graph.n_edges} edges, {int(self.node_mask.sum())} nodes; {self.graph})"
 
     def _repr_html_(self) -> str:
-        columns = self.columns()
-        known = [
-            value if exact is None else exact
-            for value, exact in zip(columns["estimate"], columns["exact"], strict=True)
-        ]
-        order = sorted(range(len(known)), key=lambda at: -abs(known[at] or 0))
+        columns, rows = self.columns(), self.rows()
+        order = sorted(range(len(rows)), key=lambda at: -abs(rows[at].effect or 0))
         table = html.table(list(columns), ([column[at] for column in columns.values()] for at in order), most=20)
-        if 0 < len(self) <= MOST_DRAWN and (svg := picture.svg(self.to_dot())):
-            return html.block(repr(self), html.picture(svg, ""), table)
-        return html.block(repr(self), table)
+        svg = picture.svg(self.to_dot()) if 0 < len(self) <= MOST_DRAWN else None
+        return html.block(repr(self), *([html.picture(svg)] if svg else []), table)
 
     # ---------------------------------------------------------------- set operations
     def __or__(self, other: Circuit) -> Circuit:
@@ -216,10 +193,8 @@ class Circuit(Result):
 
     def _same_graph(self, other: Circuit) -> Circuit:
         if not isinstance(other, Circuit):
-            raise FileError(
-                f"a circuit goes with another circuit, not with a {type(other).__name__}:"
-                " make one of edge names with Circuit.of(circuit.graph, names)"
-            )
+            remedy = "make one of edge names with Circuit.of(circuit.graph, names)"
+            raise FileError(f"a circuit goes with another circuit, not with a {type(other).__name__}: {remedy}")
         if self.graph != other.graph:
             raise FileError(f"the two circuits lie in different graphs: {self.graph} / {other.graph}")
         return other
@@ -253,20 +228,18 @@ class Circuit(Result):
         Raises:
             FileError: the file is missing, of another kind or version, or names edges that its graph lacks.
         """
-        foreign = eap_ig.read(path, sign, graph)
-        if foreign is not None:
+        if (foreign := eap_ig.read(path, sign, graph)) is not None:
             return cls(foreign.graph, foreign.mask, estimates=foreign.scores, record=foreign.record)
         content = circuit_file.read(path)
-        graph, facts = content.graph, content.facts
+        graph = content.graph
         mask = np.zeros((graph.n_writers, graph.n_readers), dtype=bool)
-        estimates, exact = (np.full(mask.shape, np.nan, dtype=np.float32) for _ in range(2))
+        effects = np.full((2, *mask.shape), np.nan, dtype=np.float32)
         if content.rows:
-            writers, readers, estimated, measured = zip(*content.rows, strict=True)
-            cells = np.array(writers), np.array(readers)
-            mask[cells] = True
-            estimates[cells], exact[cells] = (np.array(v, dtype=np.float32) for v in (estimated, measured))  # None: NaN
-        known = [None if np.isnan(values).all() else values for values in (estimates, exact)]
-        return cls(graph, mask, known[0], known[1], content.record, facts)
+            writers, readers, *known = zip(*content.rows, strict=True)
+            mask[writers, readers] = True
+            effects[:, writers, readers] = np.array(known, dtype=np.float32)  # None: NaN
+        estimates, exact = (None if np.isnan(values).all() else values for values in effects)
+        return cls(graph, mask, estimates, exact, content.record, content.facts)
 
     def to_networkx(self) -> networkx.MultiDiGraph:
         """Nodes and edges with their attributes; parallel edges for q, k and v of one head."""

@@ -74,11 +74,7 @@ def unknown(what: str, name: object, known: Iterable[str], spellings: Mapping[st
 
 
 def imported(what: str, path: str, kind: type[T], error: type[CircuitfindError]) -> T:
-    """An object of the user's own, named by "package.module:name".
-
-    Raises:
-        CircuitfindError: of class `error`: it cannot be imported, or is of another kind.
-    """
+    """An object of the user's own, named by "package.module:name"; else an `error`."""
     module, _, name = path.partition(":")
     try:
         found = getattr(import_module(module), name)
@@ -119,11 +115,7 @@ def entered(
 
 
 def check_count(name: str, value: object, least: int = 0, most: int | None = None) -> None:
-    """Checks that a value is a whole number within a range.
-
-    Raises:
-        ScoreError: naming the argument, the value and the range.
-    """
+    """Raises a ScoreError where a value is not a whole number within a range."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]
         limit = "or more" if most is None else f"to {most:,}"

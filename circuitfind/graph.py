@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from numbers import Integral
 from typing import NamedTuple
 
@@ -28,15 +29,11 @@ KINDS = "qkv"
 _WRITER = re.compile(r"input|a(\d+)\.h(\d+)|m(\d+)")
 _READER = re.compile(r"logits|a(\d+)\.(h|kv)(\d+)<([qkv])>|m(\d+)")
 _KIND = r"(?:[.\s_<(\[/-]*([qkv])(?:_input)?[>)\]]?)?"  # a name's end that says query, key or value
+_MLP_HOOK = r"(?:[._](?:hook_)?(?:out|in|post))?"
 _SPELLINGS = (  # of other tools: TransformerLens, ACDC, EAP, auto-circuit, papers; by what is meant
     ("head", re.compile(rf"(?:head|h|a|l|attn|\()?[\s.]*(\d+)(?:[\s.,:_]+|[\s.]*(?:h|head)[\s.]*)(\d+)\)?{_KIND}")),
     ("head", re.compile(rf"(?:blocks|layers?|l)[\s.]*(\d+)[\s.]*(?:(?:self_)?attn|h|heads?)[^\d]*?(\d+)\]?\)?{_KIND}")),
-    (
-        "mlp",
-        re.compile(
-            r"(?:mlp|m|l|layers?|blocks)[\s._]*(\d+)[\s._]*(?:(?:hook_)?mlp(?:[._](?:hook_)?(?:out|in|post))?)?"
-        ),
-    ),
+    ("mlp", re.compile(rf"(?:mlp|m|l|layers?|blocks)[\s._]*(\d+)[\s._]*(?:(?:hook_)?mlp{_MLP_HOOK})?")),
     ("input", re.compile(r"(?:hook_)?(?:embed(?:s|ding|dings)?|tok_embed|resid[\s_]start|wte|token embedding)")),
     ("logits", re.compile(r"(?:un)embed(?:ding)?|resid[\s_]end|lm_head|output|logit")),
 )
@@ -73,9 +70,8 @@ class Graph:
         numbers = (self.n_layers, self.n_heads, self.n_kv_heads)
         whole = all(isinstance(number, Integral) for number in numbers)
         if not whole or min(numbers) < 1 or self.n_heads % self.n_kv_heads:
-            raise FileError(
-                f"no such graph: {self.n_layers} layers, {self.n_heads} heads on {self.n_kv_heads} key/value heads"
-            )
+            layers, heads, shared = numbers
+            raise FileError(f"no such graph: {layers} layers, {heads} heads on {shared} key/value heads")
 
     # ---------------------------------------------------------------- counts
     @property
@@ -119,17 +115,11 @@ class Graph:
 
     def readers(self, layer: int, kind: str) -> slice:
         """Reader indices of one kind (q, k, v, qkv, mlp, or all) in a layer; `logits` ignores the layer."""
-        start, h, g = layer * self.readers_per_layer, self.n_heads, self.n_kv_heads
-        bounds = {
-            "q": (0, h),
-            "k": (h, h + g),
-            "v": (h + g, h + 2 * g),
-            "qkv": (0, h + 2 * g),
-            "mlp": (h + 2 * g, h + 2 * g + 1),
-            "all": (0, h + 2 * g + 1),
-        }
         if kind == "logits":
             return slice(self.n_readers - 1, self.n_readers)
+        start, k = layer * self.readers_per_layer, self.n_heads
+        v, mlp, end = k + self.n_kv_heads, k + 2 * self.n_kv_heads, self.readers_per_layer
+        bounds = {"q": (0, k), "k": (k, v), "v": (v, mlp), "qkv": (0, mlp), "mlp": (mlp, end), "all": (0, end)}
         low, high = bounds[kind]
         return slice(start + low, start + high)
 
@@ -143,11 +133,9 @@ class Graph:
     @cached_property
     def limits(self) -> np.ndarray:
         """`[readers]`: the number of writers that each reader sees."""
-        limits = np.empty(self.n_readers, dtype=np.int64)
-        for layer in range(self.n_layers):
-            for kind in ("qkv", "mlp"):
-                limits[self.readers(layer, kind)] = self.reads(layer, kind)
-        limits[-1] = self.n_writers
+        limits = np.full(self.n_readers, self.n_writers, dtype=np.int64)
+        for layer, kind in product(range(self.n_layers), ("qkv", "mlp")):
+            limits[self.readers(layer, kind)] = self.reads(layer, kind)
         return limits
 
     @cached_property
@@ -159,14 +147,11 @@ class Graph:
         """The reader with this index, taken apart."""
         if index == self.n_readers - 1:
             return Reader(self.n_layers, "logits", 0)
-        layer, slot = divmod(int(index), self.readers_per_layer)
-        h, g = self.n_heads, self.n_kv_heads
-        if slot < h:
-            return Reader(layer, "q", slot)
-        if slot < h + g:
-            return Reader(layer, "k", slot - h)
-        if slot < h + 2 * g:
-            return Reader(layer, "v", slot - h - g)
+        layer, head = divmod(int(index), self.readers_per_layer)
+        for kind, count in (("q", self.n_heads), ("k", self.n_kv_heads), ("v", self.n_kv_heads)):
+            if head < count:
+                return Reader(layer, kind, head)
+            head -= count
         return Reader(layer, "mlp", 0)
 
     @cached_property
@@ -175,10 +160,8 @@ class Graph:
         serves = np.zeros((self.n_readers, self.n_nodes), dtype=bool)
         for index in range(self.n_readers):
             layer, kind, head = self.reader(index)
-            if kind == "logits":
-                serves[index, -1] = True
-            elif kind == "mlp":
-                serves[index, self.mlp(layer)] = True
+            if kind in ("mlp", "logits"):
+                serves[index, self.mlp(layer) if kind == "mlp" else -1] = True
             else:
                 first, count = (head, 1) if kind == "q" else (head * self.group, self.group)
                 serves[index, self.head(layer, first) : self.head(layer, first + count)] = True
@@ -202,12 +185,10 @@ class Graph:
 
     @cached_property
     def reader_names(self) -> tuple[str, ...]:
-        kv = "h" if self.n_kv_heads == self.n_heads else "kv"
-        names = []
+        kv, names = "h" if self.group == 1 else "kv", []
         for layer in range(self.n_layers):
             names += [f"a{layer}.h{head}<q>" for head in range(self.n_heads)]
-            names += [f"a{layer}.{kv}{g}<{kind}>" for kind in "kv" for g in range(self.n_kv_heads)]
-            names.append(f"m{layer}")
+            names += [f"a{layer}.{kv}{g}<{kind}>" for kind in "kv" for g in range(self.n_kv_heads)] + [f"m{layer}"]
         return (*names, "logits")
 
     @cached_property
@@ -238,61 +219,45 @@ class Graph:
             raise FileError(f"'{name}' is not an edge: write it as WRITER->READER, such as 'a0.h1->m2'")
         u, r = self._writer_index.get(writer), self._reader_index.get(reader)
         if u is None:
-            raise FileError(f"edge '{name}': {self._why_not(writer, _WRITER, 'writer', self.writer_names)}")
+            raise FileError(f"edge '{name}': {self._why_not(writer, 'writer')}")
         if r is None:
-            raise FileError(f"edge '{name}': {self._why_not(reader, _READER, 'reader', self.reader_names)}")
+            raise FileError(f"edge '{name}': {self._why_not(reader, 'reader')}")
         if u >= self.limits[r]:
             raise FileError(f"edge '{name}' runs backwards: '{reader}' is computed before '{writer}'")
         return u, r
 
     def mask(self, edges: Iterable[str]) -> np.ndarray:
-        """`[writers, readers]` bool mask of the named edges; one name alone is that edge.
-
-        Raises:
-            FileError: not names of this graph's edges.
-        """
+        """`[writers, readers]` bool mask of the named edges; one name alone is that edge."""
         if not isinstance(edges, Iterable):
-            raise FileError(
-                f"edges are given as a circuit or as a list of names, not as a {type(edges).__name__}"
-                " (from scores cut a circuit first: scores.top(200))"
-            )
-        edges = [edges] if isinstance(edges, str) else edges
+            given = f"not as a {type(edges).__name__} (from scores cut a circuit first: scores.top(200))"
+            raise FileError(f"edges are given as a circuit or as a list of names, {given}")
         mask = np.zeros((self.n_writers, self.n_readers), dtype=bool)
-        for name in edges:
+        for name in [edges] if isinstance(edges, str) else edges:
             mask[self.edge(name)] = True
         return mask
 
     def writer(self, name: str) -> int:
-        """Index of a writer's name.
-
-        Raises:
-            FileError: this graph has no such writer.
-        """
+        """Index of a writer's name."""
         if name not in self._writer_index:
-            raise FileError(self._why_not(name, _WRITER, "writer", self.writer_names))
+            raise FileError(self._why_not(name, "writer"))
         return self._writer_index[name]
 
     def meant(self, name: str) -> str | None:
-        """The name here of a node or reader that is spelt as other tools spell it.
+        """The name here of a node or reader that is spelt as other tools spell it; None where none is recognised.
 
         >>> Graph(12, 12, 12, 768).meant("L9H9"), Graph(12, 12, 12, 768).meant("blocks.9.attn.9.q")
         ('a9.h9', 'a9.h9<q>')
-
-        Returns:
-            A node's or reader's name of this graph; None where nothing is recognised.
         """
-        text = name.strip().lower()
         for what, pattern in _SPELLINGS:
-            found = pattern.fullmatch(text)
+            found = pattern.fullmatch(name.strip().lower())
             if found is None:
                 continue
-            parts = found.groups()
-            guess = f"a{int(parts[0])}.h{int(parts[1])}" if what == "head" else what
-            guess = f"m{int(parts[0])}" if what == "mlp" else guess
-            if what == "head" and parts[2]:
-                shared = self.group > 1 and parts[2] != "q"
-                guess = f"a{int(parts[0])}.kv{int(parts[1]) // self.group}" if shared else guess
-                guess += f"<{parts[2]}>"
+            guess = f"m{int(found[1])}" if what == "mlp" else what
+            if what == "head":
+                layer, head, kind = int(found[1]), int(found[2]), found[3]
+                shared = self.group > 1 and kind in ("k", "v")
+                guess = f"a{layer}.kv{head // self.group}" if shared else f"a{layer}.h{head}"
+                guess += f"<{kind}>" if kind else ""
             if guess in self.node_names or guess in self.reader_names:
                 return guess
         return None
@@ -305,15 +270,14 @@ class Graph:
         hint = f": did you mean '{guess}'?" if guess else "."
         return f"this graph ({self}) has no {role} {name!r}{hint}"
 
-    def _why_not(self, name: str, pattern: re.Pattern[str], role: str, known: tuple[str, ...]) -> str:
+    def _why_not(self, name: str, role: str) -> str:
+        pattern, known = (_WRITER, self.writer_names) if role == "writer" else (_READER, self.reader_names)
         if not pattern.fullmatch(name):
             guess = self.not_named(role, name, known)
-            return (
-                guess if guess.endswith("?") else f"'{name}' is not a {role}'s name (such as {', '.join(known[-2:])})"
-            )
-        hint = ""
-        if role == "reader" and self.group > 1 and ".h" in name and not name.endswith("<q>"):
-            hint = f"; its keys and values are grouped, name the key/value head (a0.kv0 to a0.kv{self.n_kv_heads - 1})"
+            return guess if guess[-1] == "?" else f"'{name}' is not a {role}'s name (such as {', '.join(known[-2:])})"
+        grouped = role == "reader" and self.group > 1 and ".h" in name and not name.endswith("<q>")
+        heads = f"name the key/value head (a0.kv0 to a0.kv{self.n_kv_heads - 1})"
+        hint = f"; its keys and values are grouped, {heads}" if grouped else ""
         return f"this graph ({self}) has no {role} '{name}'{hint}"
 
     def __str__(self) -> str:

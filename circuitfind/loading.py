@@ -15,7 +15,7 @@ from circuitfind.engine.identities import Identity, check_identities
 from circuitfind.errors import ModelError, TaskError, plain
 from circuitfind.models.families import Family
 from circuitfind.models.load import Model, adapt, fetch
-from circuitfind.remote.model import remote_model
+from circuitfind.remote.call import remote_model
 from circuitfind.tasks.builder import SingleTokens, TaskBuilder
 from circuitfind.tasks.builtin import TASKS, builder_of
 from circuitfind.tasks.spans import locatable
@@ -59,26 +59,20 @@ def load(
         remedy = "; a model in memory goes to cf.wrap(hf_model, tokenizer)" if isinstance(name, nn.Module) else ""
         raise ModelError(f"a model is loaded by its name or folder, not by a {type(name).__name__}{remedy}")
     name = os.fspath(name)
+    if remote and (dtype is not None or device is not None):
+        raise ModelError("with remote= the server chooses dtype= and device=: leave them out")
     if remote:
-        if dtype is not None or device is not None:
-            raise ModelError("with remote= the server chooses dtype= and device=: leave them out")
         return remote_model(name, remote, check, family, **keywords)
     hf, tokenizer = fetch(name, dtype, device, family, allow_missing, **keywords)
     return wrap(hf, tokenizer, name=name, check=check, backend=backend, family=family)
 
 
 def check_name(name: str) -> None:
-    """Refuses a built-in task's name as a model's: the hub may take half a minute to answer that there is none.
-
-    Raises:
-        ModelError: naming how the task is given.
-    """
+    """Refuses a built-in task's name as a model's: the hub may take half a minute to answer that there is none."""
     task = plain(name)
     if task in TASKS and not os.path.exists(name):
-        raise ModelError(
-            f"'{name}' is a built-in task, not a model: cf.task('{task}', model); circuitfind find tiny --task {task},"
-            f" circuitfind tasks --show {task}"
-        )
+        verbs = f"circuitfind find tiny --task {task}, circuitfind tasks --show {task}"
+        raise ModelError(f"'{name}' is a built-in task, not a model: cf.task('{task}', model); {verbs}")
 
 
 @own_arithmetic()
@@ -149,11 +143,10 @@ def task(
         raise TaskError(f"'{found.name}' is made of words, and this model has no tokenizer: give a Task of token ids")
     pairs = found.make(SingleTokens(model.tokenizer), n, seed, corruption, template)
     clean = [pair.clean for pair in pairs]
-    distinct = len(set(clean))
-    if distinct < n:
-        warnings.warn(
-            f"'{found.name}' has only {distinct} distinct prompts with this tokenizer; {n} were asked for", stacklevel=2
-        )
+    if (distinct := len(set(clean))) < n:
+        few = f"'{found.name}' has only {distinct} distinct prompts with this tokenizer; {n} were asked for"
+        warnings.warn(few, stacklevel=2)
+    name = found.name if corruption is None else f"{found.name}:{found.corruption(corruption)}"
     return Task(
         clean=clean,
         corrupted=[pair.corrupted for pair in pairs],
@@ -161,13 +154,7 @@ def task(
         wrong_answers=[list(pair.wrong) for pair in pairs],
         metric=metric or found.metric,
         bos=bos,
-        name=_named(found, corruption, template),
+        name=name if template is None else f"{name} [{template}]",  # "ioi", "ioi:abc", "ioi:abc [abba]"
         flips=all(pair.flips for pair in pairs),
         spans=locatable([pair.spans for pair in pairs], clean, PromptTokenizer(model.tokenizer, bos)),
     )
-
-
-def _named(found: TaskBuilder, corruption: str | None, template: str | int | None) -> str:
-    """The task's name with what was chosen: "ioi", "ioi:abc", "ioi:abc [abba]"."""
-    name = found.name if corruption is None else f"{found.name}:{found.corruption(corruption)}"
-    return name if template is None else f"{name} [{template}]"

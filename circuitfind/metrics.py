@@ -60,9 +60,8 @@ class Metric:
         value = self.function(logits, batch)
         if not isinstance(value, Tensor) or value.shape != (len(batch),):
             what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise TaskError(
-                f"metric '{self.name}' returned {what}: one number per example is needed, a tensor [{len(batch)}]"
-            )
+            needed = f"one number per example is needed, a tensor [{len(batch)}]"
+            raise TaskError(f"metric '{self.name}' returned {what}: {needed}")
         return value if value.is_floating_point() else value.float()
 
 
@@ -84,16 +83,14 @@ def _log_sum_of(logprobs: Tensor, ids: Tensor) -> Tensor:
 def logit_diff(logits: Tensor, batch: Batch) -> Tensor:
     """Mean logit of the answers minus mean logit of the wrong answers."""
     logits = wide(logits)
-    right = _mean_of(_gather(logits, batch.answers), batch.answers)
-    wrong = _mean_of(_gather(logits, batch.wrong), batch.wrong)
+    right, wrong = (_mean_of(_gather(logits, ids), ids) for ids in (batch.answers, batch.wrong))
     return (right - wrong).mean(-1)
 
 
 def prob_diff(logits: Tensor, batch: Batch) -> Tensor:
     """Summed probability of the answers minus that of the wrong answers."""
     probabilities = wide(logits).softmax(-1)
-    right = (_gather(probabilities, batch.answers) * (batch.answers >= 0)).sum(-1)
-    wrong = (_gather(probabilities, batch.wrong) * (batch.wrong >= 0)).sum(-1)
+    right, wrong = ((_gather(probabilities, ids) * (ids >= 0)).sum(-1) for ids in (batch.answers, batch.wrong))
     return (right - wrong).mean(-1)
 
 
@@ -118,11 +115,7 @@ METRICS = {
 
 
 def register(metric: Metric) -> Metric:
-    """Gives a metric its name, in this process.
-
-    Raises:
-        TaskError: the name is taken, or it is not a `Metric`.
-    """
+    """Gives a metric its name, in this process."""
     return entered(metric, Metric, METRICS, TaskError, "metric '{}' exists: give yours another name")
 
 

@@ -82,9 +82,9 @@ def open(path: str | PathLike[str]) -> Any:
 
 
 def _folder(path: Path) -> Any:
-    for name, whole in FOLDERS.items():
-        if (path / name).is_file():
-            return _class(json_object(path / name).get("format"), path / name).open(path if whole else path / name)
+    for file, whole in ((path / name, whole) for name, whole in FOLDERS.items()):
+        if file.is_file():
+            return _class(json_object(file).get("format"), file).open(path if whole else file)
     inside = sorted(one for one in path.iterdir() if one.suffix.lower() in eap_ig.ENDINGS)
     if len(inside) == 1:
         return _json(inside[0])
@@ -106,33 +106,24 @@ def _tensors(path: Path) -> Any:
             header = file.metadata() or {}
     except SafetensorError as error:
         raise FileError(f"{path}: no safetensors file: {error}") from None
-    if header.get("format") == "circuitfind.sweep":
-        from circuitfind.patching.sweep import Sweep
-
-        return Sweep.open(path)
-    if header.get("format") != "circuitfind.scores":
-        raise FileError(f"{path}: holds {_named(header)}, no result: give {READS}")
-    return NodeScores.open(path) if header.get("level") == "node" else Scores.open(path)
-
-
-def _named(header: dict[str, str]) -> str:
-    """What a safetensors file that holds no result says of itself."""
-    if header.get("format", "").startswith("circuitfind."):
-        return header["format"]
-    return "the checkpoint of a stopped run" if set(header) == {"key"} else "tensors of something else"
+    name = header.get("format", "")
+    if name == "circuitfind.sweep":
+        return import_module("circuitfind.patching.sweep").Sweep.open(path)
+    if name == "circuitfind.scores":
+        return NodeScores.open(path) if header.get("level") == "node" else Scores.open(path)
+    other = "the checkpoint of a stopped run" if set(header) == {"key"} else "tensors of something else"
+    raise FileError(f"{path}: holds {name if name.startswith('circuitfind.') else other}, no result: give {READS}")
 
 
 def _json(path: Path) -> Any:
     content = json_object(path) if path.suffix.lower() == ".json" else {}
     name = content.get("format")
-    for keys, command in UNREAD if name is None else ():
-        if keys <= content.keys():
-            raise FileError(f"{path}: written by an older version of circuitfind: make it again with '{command}'")
     if name is None:
+        if command := next((command for keys, command in UNREAD if keys <= content.keys()), None):
+            raise FileError(f"{path}: written by an older version of circuitfind: make it again with '{command}'")
         name = next((format for keys, format in OLDER if keys <= content.keys()), None)
     if name in HOMES:
-        kind = _class(name, path)
-        return kind.open(path.parent if FOLDERS.get(path.name) else path)
+        return _class(name, path).open(path.parent if FOLDERS.get(path.name) else path)
     if content and not content.keys() & {"edges", "nodes"}:  # no circuit either, of this package or another
         found = f"'{name}'" if name else f"a JSON object of {', '.join(list(content)[:MOST_KEYS])}"
         raise FileError(f"{path}: holds {found}, no result: give {READS}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -59,32 +59,25 @@ def listening(listener: Listener) -> Iterator[None]:
 @contextmanager
 def show_progress() -> Iterator[None]:
     """Shows progress bars with elapsed and remaining time (rich, on stderr) for everything inside."""
+    import rich.progress as bars
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    text, bar, count = TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn()
-    remaining = TextColumn("left")
-    columns = (text, bar, count, TimeElapsedColumn(), TimeRemainingColumn(), remaining)
-    with Progress(*columns, console=Console(stderr=True), transient=True) as display, listening(_Rich(display)):
+    text, count, left = bars.TextColumn("{task.description}"), bars.MofNCompleteColumn(), bars.TextColumn("left")
+    times = bars.TimeElapsedColumn(), bars.TimeRemainingColumn()
+    columns = (text, bars.BarColumn(bar_width=28), count, *times, left)
+    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as display, listening(_Rich(display)):
         yield
 
 
 class _Rich:
-    def __init__(self, display: object) -> None:
+    def __init__(self, display: Any) -> None:
         self.display = display
 
     def start(self, label: str, total: int) -> int:
-        return int(self.display.add_task(label, total=total))  # type: ignore[attr-defined]
+        return int(self.display.add_task(label, total=total))
 
     def advance(self, task: int, steps: int) -> None:
-        self.display.advance(task, steps)  # type: ignore[attr-defined]
+        self.display.advance(task, steps)
 
     def finish(self, task: int) -> None:
-        self.display.remove_task(task)  # type: ignore[attr-defined]
+        self.display.remove_task(task)

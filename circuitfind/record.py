@@ -22,18 +22,16 @@ LIBRARIES = ("torch", "transformers", "nnsight", "numpy")
 
 def library_versions() -> dict[str, str]:
     """Versions of Python and of the libraries that a result depends on."""
-    return dict(_library_versions())
+    own = {"python": platform.python_version(), "circuitfind": __version__}
+    return own | {name: _version(name) for name in LIBRARIES}
 
 
 @cache  # package metadata are files: reading them takes 30 ms
-def _library_versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "circuitfind": __version__}
-    for name in LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def fingerprints(clean: Iterable[str], corrupted: Iterable[str]) -> list[str]:

@@ -24,7 +24,7 @@ from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -40,14 +40,9 @@ By = Literal["absolute", "signed"]
 
 
 def check_by(by: str) -> None:
-    """
-    Raises:
-        ScoreError: an unknown way to rank.
-    """
     if by not in ("absolute", "signed"):
-        raise ScoreError(
-            f"by='{by}' is unknown: use 'absolute' (ranked by |effect|) or 'signed' (positive effects first)"
-        )
+        ways = "'absolute' (ranked by |effect|) or 'signed' (positive effects first)"
+        raise ScoreError(f"by='{by}' is unknown: use {ways}")
 
 
 def strongest(effects: np.ndarray, n: int, by: str = "absolute") -> np.ndarray:
@@ -87,11 +82,7 @@ class Result:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """The result of which `to_dict` is this; what it does not know is passed over.
-
-        Raises:
-            KeyError, TypeError, ValueError: something is missing, or is of another type.
-        """
+        """The result of which `to_dict` is this; what it does not know is passed over."""
         hints, given = _hints(cls), {}  # type: ignore[arg-type]  # a class is hashable
         for one in fields(cls):  # type: ignore[arg-type]  # subclasses are dataclasses
             if _key(one) in content:
@@ -106,18 +97,16 @@ class Result:
 
     def columns(self) -> dict[str, list[Any]]:
         """The rows by column; an interval is two columns, `low` and `high`."""
-        rows = [_flat(row) for row in self.rows()]
+        rows = list(map(_flat, self.rows()))
         return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
     def to_frame(self) -> Any:
         """The rows as a pandas `DataFrame` where pandas is installed, else as columns by name (lists), which
         `pyarrow.table` and `polars.DataFrame` take."""
-        columns = self.columns()
         try:
-            pandas = import_module("pandas")
+            return import_module("pandas").DataFrame(self.columns())
         except ImportError:
-            return columns
-        return pandas.DataFrame(columns)
+            return self.columns()
 
     # ---------------------------------------------------------------- as a file
     def save(self, path: str | PathLike[str], **more: Any) -> Path:
@@ -131,7 +120,9 @@ class Result:
         """
         ending = Path(path).suffix.lower()
         if ending == ".csv" and self.ROWS:
-            return files.write_text(path, _table(self.columns()))
+            columns, text = self.columns(), io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
+            return files.write_text(path, text.getvalue())
         if ending != ".json":
             also = " or .csv (its rows)" if self.ROWS else ""
             raise FileError(f"{path}: a {type(self).__name__} is saved as .json (everything){also}, not as '{ending}'")
@@ -156,8 +147,7 @@ class Result:
     def shown(self) -> dict[str, Any]:
         """What a line of text says of the result: names and values."""
         names = self.SHOWN or (*(one.name for one in fields(self)), *self.DERIVED)  # type: ignore[arg-type]
-        values = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in values.items() if _is_short(value)}
+        return {name: value for name in names if _is_short(value := getattr(self, name))}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={_said(value)}' for name, value in self.shown().items())})"
@@ -178,8 +168,7 @@ def _key(one: Field[Any]) -> str:
 
 
 def _is_short(value: Any) -> bool:
-    number = isinstance(value, (bool, int, float, Interval))
-    return number or (isinstance(value, str) and 0 < len(value) <= LONGEST)
+    return isinstance(value, (int, float, Interval)) or (isinstance(value, str) and 0 < len(value) <= LONGEST)
 
 
 def _said(value: Any) -> str:
@@ -196,21 +185,11 @@ def _flat(row: Any) -> dict[str, Any]:
     return flat
 
 
-def _table(columns: Mapping[str, Sequence[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue()
-
-
 # -------------------------------------------------------------------- fields as JSON, and back
 def as_json(value: Any) -> Any:
     """A field as JSON values: arrays as lists, an interval as two numbers, named tuples as objects."""
-    if isinstance(value, Result):
-        return value.to_dict()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
+    if isinstance(value, Result | np.ndarray):
+        return value.to_dict() if isinstance(value, Result) else value.tolist()
     if isinstance(value, Interval):
         return list(value)
     if hasattr(value, "_asdict"):
@@ -233,44 +212,29 @@ def build(hint: Any, value: Any) -> Any:
         if value is None and NoneType in parts:
             return None
         return build(next(part for part in parts if part is not NoneType), value)
-    if origin is tuple and len(parts) == 2 and parts[1] is Ellipsis:
-        return tuple(build(parts[0], part) for part in value)
+    if origin is list or (origin is tuple and parts[-1] is Ellipsis):
+        return origin(build(parts[0], part) for part in value)
     if origin is tuple:
         return tuple(build(part, one) for part, one in zip(parts, value, strict=True))
-    if origin is list:
-        return [build(parts[0], part) for part in value]
     if origin in (dict, Mapping):
         return {parts[0](key): build(parts[1], part) for key, part in value.items()}
     if hint is float:
         return float("nan") if value is None else float(value)
     if hint is np.ndarray:
-        return _array(value)
+        array = np.array(value)
+        return np.array(value, dtype=np.float64) if array.dtype == object else array  # null is NaN
     if not isinstance(hint, type):
         return value
     if issubclass(hint, Result):
         return hint.from_dict(value)
-    if issubclass(hint, tuple) and hasattr(hint, "_fields"):
-        return _named(hint, value)
-    if is_dataclass(hint):
-        hints = _hints(hint)
-        known = {one.name for one in fields(hint)}
-        return hint(**{name: build(hints[name], part) for name, part in value.items() if name in known})
-    return value
-
-
-def _named(hint: Any, value: Any) -> NamedTuple:
-    """A named tuple from an object or (intervals) from a list."""
-    hints = _hints(hint)
-    if not isinstance(value, Mapping):
-        value = dict(zip(hint._fields, value, strict=True))
-    made: NamedTuple = hint(**{name: build(hints[name], value[name]) for name in hint._fields if name in value})
-    return made
-
-
-def _array(value: Any) -> np.ndarray:
-    """Nested lists as an array; null is NaN."""
-    array = np.array(value)
-    return np.array(value, dtype=np.float64) if array.dtype == object else array
+    kind: Any = hint
+    named = issubclass(kind, tuple) and hasattr(kind, "_fields")
+    if not named and not is_dataclass(kind):
+        return value
+    names, hints = kind._fields if named else [one.name for one in fields(kind)], _hints(kind)
+    if named and not isinstance(value, Mapping):  # an interval is two numbers
+        value = dict(zip(names, value, strict=True))
+    return kind(**{name: build(hints[name], part) for name, part in value.items() if name in names})
 
 
 @cache

@@ -56,23 +56,13 @@ class ScoreTable(Result):
         return "effect" if self.record.is_effect else "score"
 
     def _check_array(self) -> None:
-        """
-        Raises:
-            ScoreError: the values are not a numpy array of numbers.
-        """
         values: Any = self.values
         if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
             what = f"an array of {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
             raise ScoreError(f"scores are {what}: give a numpy array of numbers, np.asarray(scores, dtype=np.float32)")
 
     def _check_finite(self, bad: Sequence[str]) -> None:
-        """
-        Args:
-            bad: names of the edges or nodes whose value is NaN or infinite.
-
-        Raises:
-            ScoreError: there are any.
-        """
+        """Raises an error where values are NaN or infinite, those of the edges or nodes `bad`."""
         if bad:
             what = "NaN" if np.isnan(self.values).any() else "infinite"
             raise ScoreError(
@@ -89,11 +79,7 @@ class ScoreTable(Result):
 
 
 def open_scores(path: str | PathLike[str], level: str) -> tuple[Graph, np.ndarray, Record, tuple[str, ...] | None]:
-    """Graph, values, record and names of the positions, as `save` wrote them.
-
-    Raises:
-        FileError: there is no such file, or it holds no scores of this level and version.
-    """
+    """Graph, values, record and names of the positions, as `save` wrote them."""
     files.check_file(path)
     try:
         with safe_open(str(path), framework="numpy") as file:
@@ -102,10 +88,8 @@ def open_scores(path: str | PathLike[str], level: str) -> tuple[Graph, np.ndarra
                 kind = f"{header.get('level')} scores" if header.get("format") == FORMAT else "no scores of circuitfind"
                 raise FileError(f"{path}: expected {level} scores, this file holds {kind}")
             if header.get("version") != VERSION:
-                raise FileError(
-                    f"{path}: version {header.get('version')} of the format, this circuitfind reads {VERSION}:"
-                    " upgrade circuitfind, or save the scores again"
-                )
+                versions = f"version {header.get('version')} of the format, this circuitfind reads {VERSION}"
+                raise FileError(f"{path}: {versions}: upgrade circuitfind, or save the scores again")
             values = file.get_tensor("values")
     except SafetensorError as error:
         raise FileError(f"{path}: not a scores file (safetensors written by Scores.save): {error}") from None
@@ -121,11 +105,7 @@ def open_scores(path: str | PathLike[str], level: str) -> tuple[Graph, np.ndarra
 
 # -------------------------------------------------------------------- nodes as edges
 def edges_among(graph: Graph, kept: np.ndarray) -> np.ndarray:
-    """`[writers, readers]` bool: all edges among the kept nodes.
-
-    Args:
-        kept: `[writers]` bool; `input` is kept in any case, and so is `logits`.
-    """
+    """`[writers, readers]` bool: all edges among the nodes `kept` [writers], `input` and `logits`."""
     nodes = np.append(kept, True)
     nodes[0] = True
     return np.asarray(graph.real & nodes[:-1, None] & (graph.serves & nodes).any(axis=1))
@@ -134,8 +114,7 @@ def edges_among(graph: Graph, kept: np.ndarray) -> np.ndarray:
 def edge_values(graph: Graph, key: np.ndarray) -> np.ndarray:
     """`[writers, readers]` float32 that sorts edges as described above, zero where there is no edge.
 
-    Args:
-        key: `[writers]` what nodes are ranked by, higher = better.
+    `key` [writers] is what nodes are ranked by, higher = better.
     """
     nodes = np.append(key, np.inf).astype(np.float32)
     above_all = np.nextafter(nodes[1:-1].max(), np.float32(np.inf))
@@ -146,10 +125,9 @@ def edge_values(graph: Graph, key: np.ndarray) -> np.ndarray:
     order = np.lexsort((stronger, weaker))
     weaker, stronger = weaker[order], stronger[order]
     rank = np.cumsum(np.append(0, (np.diff(weaker) != 0) | (stronger[1:] != stronger[:-1])))
-    values = np.zeros(len(order), dtype=np.float32)
+    values, matrix = np.zeros(len(order), dtype=np.float32), np.zeros(graph.real.shape, dtype=np.float32)
     # each distinct pair of ends at its weaker end's float, or at the next one that is free
     values[order] = _floats(np.maximum.accumulate(_steps(weaker) - rank) + rank)
-    matrix = np.zeros(graph.real.shape, dtype=np.float32)
     matrix[graph.real] = values
     return matrix
 

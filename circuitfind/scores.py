@@ -31,7 +31,7 @@ from circuitfind.circuit import Circuit, connected
 from circuitfind.errors import FileError, ScoreError, check_count
 from circuitfind.export import eap_ig, html
 from circuitfind.export.eap_ig_forms import EapIgFile
-from circuitfind.graph import Graph
+from circuitfind.graph import Graph, ends_of
 from circuitfind.record import NO_EFFECT, Record
 from circuitfind.result import By, check_by, strongest
 from circuitfind.score_base import ScoreTable, edge_values, edges_among, open_scores
@@ -71,8 +71,7 @@ class Scores(ScoreTable):
 
     def __post_init__(self) -> None:
         self._check_array()
-        shape = (self.graph.n_writers, self.graph.n_readers)
-        if self.values.shape != shape:
+        if self.values.shape != (shape := self.graph.real.shape):
             raise ScoreError(f"scores have shape {list(self.values.shape)}, the graph needs {list(shape)}")
         self._check_finite(self.graph.names(~np.isfinite(self.values) & self.graph.real))
 
@@ -92,10 +91,7 @@ class Scores(ScoreTable):
 
     def rows(self) -> tuple[EdgeScore, ...]:
         """Every edge, in the graph's order."""
-        graph = self.graph
-        readers, writers = np.nonzero(graph.real.T)
-        cells = zip(self.to_dict().items(), writers.tolist(), readers.tolist(), strict=True)
-        return tuple(EdgeScore(n, graph.writer_names[u], graph.reader_names[r], score) for (n, score), u, r in cells)
+        return tuple(EdgeScore(name, *ends_of(name), score) for name, score in self.to_dict().items())
 
     def key(self, by: By = "absolute") -> np.ndarray:
         """`[writers, readers]`: what edges are ranked by; -inf where there is no edge."""
@@ -165,13 +161,10 @@ class Scores(ScoreTable):
 
         enter(graph.n_nodes - 1)
         for _ in range(min(n, graph.n_edges)):
-            _, reader, writer = frontier[0]
+            _, reader, writer = heapq.heappop(frontier)
             mask[writer, reader] = True
-            following = next(columns[reader], None)
-            if following is None:
-                heapq.heappop(frontier)
-            else:
-                heapq.heapreplace(frontier, following)
+            if following := next(columns[reader], None):
+                heapq.heappush(frontier, following)
             if writer and writer not in inside:
                 enter(writer)
         return self.cut(mask, prune, cut="greedy", n=n, by=by)
@@ -262,10 +255,9 @@ class NodeScores(ScoreTable):
     def rows(self) -> tuple[NodeScore, ...]:
         """Every node, at each position where they go by position."""
         values = self.values.reshape(self.graph.n_writers, -1)
-        labels = self.positions or (map(str, range(values.shape[1])) if self.values.ndim > 1 else [""])
+        labels = self.positions or (list(map(str, range(values.shape[1]))) if self.values.ndim > 1 else [""])
         cells = zip(self.graph.writer_names, values.tolist(), strict=True)
-        places = list(labels)
-        return tuple(NodeScore(node, *pair) for node, row in cells for pair in zip(places, row, strict=True))
+        return tuple(NodeScore(node, *pair) for node, row in cells for pair in zip(labels, row, strict=True))
 
     def heads(self) -> np.ndarray:
         """`[layer, head, ...]`: the heads' scores."""
@@ -284,7 +276,7 @@ class NodeScores(ScoreTable):
 
     def _repr_html_(self) -> str:
         graph, layers = self.graph, list(map(str, range(self.graph.n_layers)))
-        total = self.values.reshape(graph.n_writers, -1).sum(axis=1)
+        total = self.key("signed")
         by_layer = total[1:].reshape(graph.n_layers, -1)
         heat = html.heat(by_layer, layers, [*map(str, range(graph.n_heads)), "MLP"], f"{self.unit} by layer and head")
         rows = [("input", float(total[0])), *((name, float(np.sum(self[name]))) for name in self.top(10))]
@@ -301,13 +293,13 @@ class NodeScores(ScoreTable):
             FileError: the graph has no such node.
         """
         graph, kept = self.graph, np.zeros(self.graph.n_writers, dtype=bool)
-        if not isinstance(nodes, Iterable):
+        settings: dict[str, Any] = {"cut": "nodes"}
+        if isinstance(nodes, Iterable):
+            best = [name for name in ([nodes] if isinstance(nodes, str) else nodes) if name != "logits"]
+        else:
             check_count("nodes", nodes)
             best = [name for name in self.top(graph.n_writers, by) if name != "input"][:nodes]
-            settings: dict[str, Any] = {"cut": "nodes", "n": nodes, "by": by}
-        else:
-            best = [name for name in ([nodes] if isinstance(nodes, str) else nodes) if name != "logits"]
-            settings = {"cut": "nodes"}
+            settings |= {"n": nodes, "by": by}
         kept[[graph.writer(name) for name in best]] = True
         return Circuit(graph, edges_among(graph, kept), record=self.record.with_settings(**settings))
 

@@ -49,12 +49,7 @@ class Keywords(JudgeKeywords, total=False):
 
 @dataclass(frozen=True)
 class Setting:
-    """The keywords of a run with their defaults filled in.
-
-    Raises:
-        ScoreError: an unknown direction.
-        TaskError: a batch size or a seed that makes no sense.
-    """
+    """The keywords of a run with their defaults filled in, checked."""
 
     metric: Metric
     ablation: str = "corrupted"
@@ -75,24 +70,14 @@ class Setting:
 
 
 def check_seed(seed: object) -> None:
-    """Refuses what some generators take for another seed (-1 for 1, None for the time of day) and others refuse.
-
-    Raises:
-        TaskError: `seed` is not a whole number, 0 or more.
-    """
+    """Refuses what some generators take for another seed (-1 for 1, None for the time of day) and others refuse."""
     if not isinstance(seed, Integral) or int(seed) < 0:
         raise TaskError(f"seed={seed!r} is no seed: give a whole number, 0 or more")
 
 
 def check_batch_size(size: object) -> None:
-    """Refuses what is no number of pairs.
-
-    Raises:
-        TaskError: `size` is neither None nor a whole number, 1 or more.
-    """
-    if size is None:
-        return
-    if not isinstance(size, Integral) or isinstance(size, bool):
+    """Refuses what is neither None nor a number of pairs."""
+    if size is not None and (not isinstance(size, Integral) or isinstance(size, bool)):
         raise TaskError(f"batch_size must be a whole number, not {size!r}")
-    if int(size) < 1:
+    if size is not None and int(size) < 1:
         raise TaskError(f"batch_size must be at least 1, not {size}")

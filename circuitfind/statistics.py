@@ -47,10 +47,9 @@ def resampled_means(values: np.ndarray, seed: int = 0) -> np.ndarray:
 
     NaN where there are too few examples for an interval.
     """
-    size = values.shape[-1]
-    if size < 2:
+    if values.shape[-1] < 2:
         return np.full((*values.shape[:-1], RESAMPLES), np.nan)
-    return np.asarray(values @ _weights(size, seed))
+    return np.asarray(values @ _weights(values.shape[-1], seed))
 
 
 def percentiles(resampled: np.ndarray, level: float = 0.95) -> np.ndarray:
@@ -72,8 +71,7 @@ def bootstrap_ratio(top: np.ndarray, bottom: np.ndarray, seed: int = 0, level: f
     rows = _resamples(len(top), seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = top[rows].mean(axis=1) / bottom[rows].mean(axis=1)
-    low, high = np.nanquantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
+    return Interval(*percentiles(ratios, level).tolist())
 
 
 def standard_error(values: np.ndarray) -> float:
@@ -96,8 +94,7 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 def ranks(values: np.ndarray) -> np.ndarray:
     """Ranks from 1 (the smallest), ties sharing their average."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def binomial(n: int, p: float) -> np.ndarray:
@@ -115,9 +112,6 @@ def adjusted(p_values: np.ndarray, correction: str = "holm") -> np.ndarray:
         p_values: `[tests]`; NaN where a test could not be made, which is then no member of the family.
         correction: "bonferroni" multiplies by the number of tests; "holm" (1979) multiplies the smallest by it, the
             next by one less, and so on, never below the one before: it rejects all that Bonferroni does; or "none".
-
-    Raises:
-        ScoreError: another correction.
     """
     if correction not in CORRECTIONS:
         raise ScoreError(f"correction '{correction}' is unknown: use one of {', '.join(CORRECTIONS)}")
@@ -125,10 +119,8 @@ def adjusted(p_values: np.ndarray, correction: str = "holm") -> np.ndarray:
     made = np.flatnonzero(~np.isnan(p_values))
     if correction == "none" or not len(made):
         return p_values.copy()
-    factors = np.full(len(made), float(len(made)))
     order = made[np.argsort(p_values[made], kind="stable")]
-    if correction == "holm":
-        factors -= np.arange(len(made))
+    factors = len(made) - (np.arange(len(made)) if correction == "holm" else np.zeros(len(made)))
     result = p_values.copy()
     result[order] = np.minimum(np.maximum.accumulate(p_values[order] * factors), 1)
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import os
@@ -26,8 +27,7 @@ import pytest
 import circuitfind as cf
 from circuitfind.attribution.methods import DEFAULTS, METHODS, names
 from circuitfind.cli import options
-from circuitfind.cli.app import VERBS as VERBS_OF_APP
-from circuitfind.cli.app import app, main
+from circuitfind.cli.app import VERBS as VERBS_OF_APP, app, main
 from circuitfind.cli.output import Output
 from circuitfind.engine.ablation import ABLATIONS
 from circuitfind.engine.identities import Identity
@@ -630,6 +630,10 @@ def test_names_of_the_package_are_all_there() -> None:
     assert set(cf.__all__) <= set(dir(cf))
     assert all(getattr(cf, name) is not None for name in cf.__all__)
     assert set(cf._MODULE_OF) | {"__version__"} == set(cf.__all__)
+    imports = [one for one in ast.walk(ast.parse(Path(cf.__file__).read_text())) if isinstance(one, ast.ImportFrom)]
+    seen = {name.asname: one.module for one in imports for name in one.names if name.asname}  # by type checkers
+    homes = {**cf._MODULE_OF, "__version__": "version"}
+    assert seen == {name: f"circuitfind.{module}" for name, module in homes.items()}
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = cf.nonsense  # type: ignore[attr-defined]
 

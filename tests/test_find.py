@@ -16,8 +16,7 @@ import pytest
 import circuitfind as cf
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.graph import Graph
-from circuitfind.search import find as search
-from circuitfind.search import sizes
+from circuitfind.search import find as search, sizes
 from circuitfind.search.sizes import SizeSearch
 
 QUICK = {"top": 5, "random": 2}

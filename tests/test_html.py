@@ -74,11 +74,9 @@ def test_a_large_heat_map_is_cut_and_labels_must_fit():
         heat(np.ones((2, 2)), ["one"], ["a", "b"])
 
 
-def test_a_picture_goes_in_without_its_head_or_says_why_not():
+def test_a_picture_goes_in_without_its_head():
     document = '<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg viewBox="0 0 1 1"><title>a-&gt;b</title></svg>\n'
-    tree = parsed(block(NASTY, picture(document, "no Graphviz")))
-    assert tree.find(".//svg/title") is not None and "no Graphviz" not in "".join(tree.itertext())
-    assert NASTY in "".join(parsed(picture(None, NASTY)).itertext())
+    assert parsed(block(NASTY, picture(document))).find(".//svg/title") is not None
 
 
 def test_nothing_of_it_waits_for_torch():

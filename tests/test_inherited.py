@@ -96,3 +96,8 @@ def test_a_model_runs_as_a_circuit_under_the_ablation_of_the_circuit(model: cf.M
         assert [Path(one.filename).name for one in caught] == ["test_inherited.py"] * (ablation == "zero")
     np.testing.assert_array_equal(ran[None], ran["mean"])
     assert np.abs(ran["zero"] - ran["mean"]).max() > 1e-3
+
+
+def test_bos_rules_of_older_records_have_their_names_of_today() -> None:
+    old = ("tokenizer's own: none", "tokenizer's own: added", "none", "")
+    assert [cf.Record(bos=one).bos for one in old] == ["none", "added by the tokenizer", "none", ""]

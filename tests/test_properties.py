@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from families import EVERY_FAMILY, VOCAB, build
 from helpers import edge_scores, off, random_pairs
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from test_circuit_run import check_against_literal, prepared_for
 
 from circuitfind.batch import Batch, Inputs

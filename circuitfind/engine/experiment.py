@@ -34,7 +34,6 @@ from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 
 R = TypeVar("R")
-OLD_BOS = {"tokenizer's own: none": "none", "tokenizer's own: added": "added by the tokenizer"}  # of older records
 FROM_EACH_WEIGHT = 64  # values of each weight that tell one run from another
 
 
@@ -209,11 +208,10 @@ def _inherited(record: Record, known: list[str]) -> dict[str, str]:
 
 def _warn_of_others(record: Record, bound: BoundTask, made: str) -> None:
     """Warns where what is judged was made on another model or task, or under another rule for BOS tokens."""
-    bos = OLD_BOS.get(record.bos, record.bos)
     for what, then, now in (
         ("model", record.model, bound.model),
         ("task", record.task, bound.name),
-        ("BOS rule", bos, bound.bos),
+        ("BOS rule", record.bos, bound.bos),
     ):
         if then and then != now:
             warn(f"{made} made with {what} '{then}', this run has '{now}'")

@@ -21,14 +21,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired
+from typing import Any, NamedTuple, NotRequired, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, create_model
 from typing_extensions import TypedDict
 
 from circuitfind.errors import FileError
-from circuitfind.export.files import VERSION, plain, write_text
-from circuitfind.export.files import read as read_object
+from circuitfind.export.files import VERSION, plain, read as read_object, write_text
 from circuitfind.export.graphs import EdgeRow
 from circuitfind.graph import Graph
 from circuitfind.record import Record
@@ -50,22 +49,9 @@ class GraphPart(_Part):
     parallel: bool = False
 
 
-class RecordPart(_Part):
-    """A `Record`; what a file leaves out is empty, never filled with what holds on the machine that reads it."""
-
-    model: str = ""
-    task: str = ""
-    n_examples: int = 0
-    metric: str = ""
-    method: str = ""
-    ablation: str = ""
-    direction: str = ""
-    sign: str = ""
-    seed: int = 0
-    bos: str = ""
-    pairs: str = ""
-    settings: dict[str, Any] = {}
-    versions: dict[str, str] = {}
+# The fields of a `Record`; what a file leaves out is empty, never filled with what holds on the machine that reads it.
+_FIELDS: dict[str, Any] = {name: (kind, (get_origin(kind) or kind)()) for name, kind in get_type_hints(Record).items()}
+RecordPart = create_model("RecordPart", __base__=_Part, **_FIELDS)
 
 
 class EdgePart(TypedDict):
@@ -79,15 +65,18 @@ class EdgePart(TypedDict):
 
 
 class CircuitFile(_Part):
-    """The whole file."""
+    """The whole file; `_WHOLE` checks the record, too."""
 
     format: str
     version: int
     graph: GraphPart
-    record: RecordPart = RecordPart()
+    record: Any
     nodes: list[str] = []
     edges: list[EdgePart]
     facts: dict[str, Any] = {}
+
+
+_WHOLE = create_model("CircuitFile", __base__=CircuitFile, record=(RecordPart, RecordPart()))
 
 
 class StoredCircuit(NamedTuple):
@@ -100,18 +89,9 @@ class StoredCircuit(NamedTuple):
 
 
 def write(
-    path: str | PathLike[str],
-    graph: Graph,
-    rows: Iterable[EdgeRow],
-    nodes: Sequence[str],
-    record: Record,
-    facts: dict[str, Any],
+    path: str | PathLike[str], graph: Graph, rows: Iterable[EdgeRow], nodes: Sequence[str], record: Record, facts: Any
 ) -> Path:
-    """Writes circuit.json, whole or not at all.
-
-    Raises:
-        FileError: the file cannot be written.
-    """
+    """Writes circuit.json, whole or not at all."""
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -136,7 +116,7 @@ def read(path: str | PathLike[str]) -> StoredCircuit:
     """
     raw = read_object(path, FORMAT)
     try:
-        content = CircuitFile.model_validate(raw)
+        content = _WHOLE.model_validate(raw)
         graph = Graph(**content.graph.model_dump())
     except ValidationError as error:
         raise FileError(f"{path}: {_first(error)}") from None
@@ -163,13 +143,9 @@ def _first(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False)[0]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    given = "" if first["type"] == "missing" else f", not {_short(first['input'])}"
+    text = repr(first["input"])
+    given = "" if first["type"] == "missing" else f", not {text if len(text) <= 60 else text[:57] + '...'}"
     return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}{given}{more}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _layout(content: dict[str, Any]) -> str:
@@ -179,10 +155,8 @@ def _layout(content: dict[str, Any]) -> str:
         if key == "edges" and value:
             inner = _dump(value)[1:-1].replace("}, {", "},\n    {")  # edges' names and numbers hold no braces
             text = f"[\n    {inner}\n  ]"
-        elif key == "nodes":
-            text = _dump(value)
         else:
-            text = _dump(value, indent=2).replace("\n", "\n  ")
+            text = _dump(value, indent=None if key == "nodes" else 2).replace("\n", "\n  ")
         lines.append(f'  "{key}": {text}')
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

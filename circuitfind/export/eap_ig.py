@@ -22,7 +22,7 @@ import numpy as np
 
 from circuitfind.errors import FileError
 from circuitfind.export.eap_ig_forms import PARTS, EapIgFile, as_json, as_pt, from_json, from_pt
-from circuitfind.export.files import write_bytes, write_text
+from circuitfind.export.files import write_bytes
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 
@@ -41,12 +41,8 @@ def check_format(format: str) -> str:
 def read(path: str | PathLike[str], sign: str = "effect", graph: Graph | None = None) -> EapIgFile | None:
     """Reads a file of this kind; None where it is of another kind, or missing.
 
-    Args:
-        sign: what the file's scores are: "effect" (positive = keep), or "change" of the metric on ablation.
-        graph: the model's own graph, needed where key/value heads are grouped: the files do not say so.
-
-    Raises:
-        FileError: the file is of this kind, but broken or of another graph; or `sign` is given for another kind.
+    `sign`: what the file's scores are: "effect" (positive = keep), or "change" of the metric on ablation. `graph`: the
+    model's own, needed where key/value heads are grouped: the files do not say so.
     """
     if sign not in ("effect", "change"):
         raise FileError(f"sign='{sign}' is unknown: use 'effect' (positive = keep) or 'change' (of the metric)")
@@ -66,11 +62,7 @@ def read(path: str | PathLike[str], sign: str = "effect", graph: Graph | None = 
 def read_scores(
     path: str | PathLike[str], level: str, sign: str = "effect", graph: Graph | None = None
 ) -> tuple[Graph, np.ndarray, Record] | None:
-    """The "edge" or "node" scores of a file of this kind, as `read` gives them; None where it is of another kind.
-
-    Raises:
-        FileError: as `read`; or the file has no such scores, or one of them is not a number.
-    """
+    """The "edge" or "node" scores of a file of this kind, as `read` gives them; None where it is of another kind."""
     content = read(path, sign, graph)
     if content is None:
         return None
@@ -79,10 +71,8 @@ def read_scores(
         raise FileError(f"{path}: holds no {level} scores")
     missing = np.isnan(values)
     if missing.any():
-        names = content.graph.names(missing) if level == "edge" else [content.graph.writer_names[missing.argmax()]]
-        raise FileError(
-            f"{path}: '{names[0]}' has no score that is a number ({missing.sum()} of {values.size} have none)"
-        )
+        name = content.graph.names(missing)[0] if level == "edge" else content.graph.writer_names[missing.argmax()]
+        raise FileError(f"{path}: '{name}' has no score that is a number ({missing.sum()} of {values.size} have none)")
     return content.graph, values, content.record
 
 
@@ -117,49 +107,37 @@ def _over(graph: Graph | None, content: EapIgFile) -> EapIgFile:
 
 
 def write(path: str | PathLike[str], content: EapIgFile, nodes: np.ndarray | None = None) -> Path:
-    """Writes a file.
+    """Writes a file. `nodes`: `[nodes]` bool, the nodes inside, by default none; `logits` always is.
 
-    Args:
-        content: without scores, membership stands for them: 1 inside, 0 outside. Unknown scores (NaN) are written as 0.
-        nodes: `[nodes]` bool, the nodes inside, by default none; `logits` always is.
-
-    Raises:
-        FileError: scores of a grouped model, an unknown ending, or the file cannot be written.
+    Without scores, membership stands for them: 1 inside, 0 outside. Unknown scores (NaN) are written as 0.
     """
     ending = Path(path).suffix.lower()
     if ending not in ENDINGS:
         raise FileError(f"{path}: EAP-IG's files end in {' or '.join(ENDINGS)}")
     graph, mask, scores = content.graph, content.mask, content.scores
-    if graph.group > 1:
-        if scores is not None:
-            raise FileError(
-                f"{path}: the file holds a score per query head, but {graph.group} heads share each key and value here,"
-                " and how their score splits is not computed: save a circuit, scores.top(n), instead"
-            )
-        mask = mask[:, columns(graph)]
-    graph = graph.ungrouped()
+    if graph.group > 1 and scores is not None:
+        raise FileError(
+            f"{path}: the file holds a score per query head, but {graph.group} heads share each key and value here,"
+            " and how their score splits is not computed: save a circuit, scores.top(n), instead"
+        )
+    mask, graph = mask if graph.group == 1 else mask[:, columns(graph)], graph.ungrouped()
     filled = mask if scores is None else np.where(graph.real & ~np.isnan(scores), scores, 0)
     of_nodes = None if content.node_scores is None else content.node_scores.astype(np.float32)
     whole = EapIgFile(graph, mask, filled.astype(np.float32), of_nodes)
     inside = np.zeros(graph.n_nodes, dtype=bool) if nodes is None else nodes
-    if ending == ".pt":
-        return write_bytes(path, as_pt(whole, inside))
-    return write_text(path, json.dumps(as_json(whole, inside)))
+    return write_bytes(path, as_pt(whole, inside) if ending == ".pt" else json.dumps(as_json(whole, inside)).encode())
 
 
 # -------------------------------------------------------------------- grouped-query models
 def columns(graph: Graph) -> np.ndarray:
     """`[readers of graph.ungrouped()]`: the reader of `graph` that each of them is a copy of."""
-    wide, found = graph.ungrouped(), []
-    for index in range(wide.n_readers):
-        layer, kind, head = wide.reader(index)
-        found.append(graph.readers(layer, kind).start + (head // graph.group if kind in ("k", "v") else head))
-    return np.array(found)
+    readers = map(graph.ungrouped().reader, range(graph.ungrouped().n_readers))
+    copied = ((layer, kind, head // graph.group if kind in ("k", "v") else head) for layer, kind, head in readers)
+    return np.array([graph.readers(layer, kind).start + head for layer, kind, head in copied])
 
 
 def regrouped(graph: Graph, values: np.ndarray) -> np.ndarray:
     """`[writers, readers]` of `graph` from the same over `graph.ungrouped()`: any for booleans, sums for numbers."""
     narrow = np.zeros((graph.n_readers, graph.n_writers), dtype=values.dtype)
-    gather = np.logical_or if values.dtype == bool else np.add
-    gather.at(narrow, columns(graph), values.T)
+    (np.logical_or if values.dtype == bool else np.add).at(narrow, columns(graph), values.T)
     return np.ascontiguousarray(narrow.T)

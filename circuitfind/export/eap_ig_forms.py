@@ -66,8 +66,7 @@ def config(graph: Graph) -> dict[str, int | bool]:
 
 def graph_of(cfg: Any) -> Graph:
     """The graph that `cfg` describes."""
-    missing = [key for key in CONFIG if key not in cfg] if isinstance(cfg, Mapping) else list(CONFIG)
-    if missing:
+    if missing := [key for key in CONFIG if not isinstance(cfg, Mapping) or key not in cfg]:
         raise FileError(f"cfg: no {', '.join(missing)}")
     if not isinstance(cfg["d_model"], int) or not isinstance(cfg["parallel_attn_mlp"], bool):
         raise FileError("cfg: d_model must be a whole number, parallel_attn_mlp true or false")
@@ -82,18 +81,11 @@ def number(name: str, value: Any) -> float:
     return value if math.isfinite(value) else math.nan
 
 
-def if_any(scores: np.ndarray) -> np.ndarray | None:
-    """The scores, or None where none is a number."""
-    return None if np.isnan(scores).all() else scores
-
-
 def refuse_neurons(name: str, inside: bool, neurons: Any) -> None:
     """Raises an error for a node of which only some neurons are in the circuit."""
     if inside and not np.all(neurons):
-        raise FileError(
-            f"'{name}' is in the circuit with some of its neurons only: circuits of neurons are not supported, only of"
-            " whole nodes"
-        )
+        remedy = "circuits of neurons are not supported, only of whole nodes"
+        raise FileError(f"'{name}' is in the circuit with some of its neurons only: {remedy}")
 
 
 # -------------------------------------------------------------------- JSON
@@ -107,16 +99,16 @@ def from_json(raw: dict[str, Any]) -> EapIgFile:
     scores = np.zeros(mask.shape, dtype=np.float32)
     edges = _entries(raw, "edges")
     if edges:
-        cells_ = tuple(np.array([graph.edge(name) for name, _ in edges]).T)
-        mask[cells_] = [part["in_graph"] for _, part in edges]
-        scores[cells_] = [number(name, part.get("score", 0)) for name, part in edges]
-    scored = any("score" in part for _, part in edges)
+        listed = tuple(np.array([graph.edge(name) for name, _ in edges]).T)
+        mask[listed] = [part["in_graph"] for _, part in edges]
+        scores[listed] = [number(name, part.get("score", 0)) for name, part in edges]
     node_scores = np.full(graph.n_writers, np.nan, dtype=np.float32)
     for name, part in _entries(raw, "nodes"):
         if name != "logits":
             refuse_neurons(name, part["in_graph"], part.get("neurons", True))
             node_scores[graph.writer(name)] = number(name, part.get("score", math.nan))
-    return EapIgFile(graph, mask, scores if scored else None, if_any(node_scores))
+    scored = any("score" in part for _, part in edges)
+    return EapIgFile(graph, mask, scores if scored else None, None if np.isnan(node_scores).all() else node_scores)
 
 
 def _entries(raw: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
@@ -137,37 +129,25 @@ def as_json(content: EapIgFile, inside: np.ndarray) -> dict[str, Any]:
     if content.node_scores is not None:
         for name, score in zip(graph.writer_names, content.node_scores.tolist(), strict=True):
             nodes[name] |= {} if math.isnan(score) else {"score": score}
-    writers, readers = cells(graph)
-    columns = (writers, readers, scores[writers, readers], content.mask[writers, readers])
-    edges = {
-        graph.edge_name(u, r): {"score": score, "in_graph": own}
-        for u, r, score, own in zip(*(column.tolist() for column in columns), strict=True)
-    }
+    order = cells(graph)
+    columns = zip(*(column.tolist() for column in (*order, scores[order], content.mask[order])), strict=True)
+    edges = {graph.edge_name(u, r): {"score": score, "in_graph": own} for u, r, score, own in columns}
     return {"cfg": config(graph), "nodes": nodes, "edges": edges}
 
 
 def cells(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
     """Writers and readers, `[edges]` each, of every edge of an ungrouped graph in the file's order."""
-    writers, readers = [], []
-
-    def block(n_writers: int, into: np.ndarray) -> None:
-        writers.append(np.repeat(np.arange(n_writers), len(into)))
-        readers.append(np.tile(into, n_writers))
-
-    def indices(layer: int, kind: str) -> np.ndarray:
-        found = graph.readers(layer, kind)
-        return np.arange(found.start, found.stop)
-
+    blocks: list[tuple[int, np.ndarray]] = []  # how many writers, into which readers
     for layer in range(graph.n_layers):
-        heads = np.stack([indices(layer, kind) for kind in "qkv"], axis=1).ravel()
-        mlp = indices(layer, "mlp")
+        heads = np.stack([np.r_[graph.readers(layer, kind)] for kind in "qkv"], axis=1).ravel()
+        mlp = np.r_[graph.readers(layer, "mlp")]
         if graph.parallel:  # both read the same writers, and the file goes writer by writer
-            block(graph.reads(layer, "mlp"), np.concatenate([heads, mlp]))
+            blocks.append((graph.reads(layer, "mlp"), np.concatenate([heads, mlp])))
         else:
-            block(graph.reads(layer, "qkv"), heads)
-            block(graph.reads(layer, "mlp"), mlp)
-    block(graph.n_writers, indices(0, "logits"))
-    return np.concatenate(writers), np.concatenate(readers)
+            blocks += [(graph.reads(layer, "qkv"), heads), (graph.reads(layer, "mlp"), mlp)]
+    blocks.append((graph.n_writers, np.r_[graph.readers(0, "logits")]))
+    writers = np.concatenate([np.repeat(np.arange(count), len(into)) for count, into in blocks])
+    return writers, np.concatenate([np.tile(into, count) for count, into in blocks])
 
 
 # -------------------------------------------------------------------- .pt
@@ -188,7 +168,8 @@ def from_pt(file: bytes) -> EapIgFile:
     if raw.get("edges_scores") is not None:
         scores = np.where(graph.real, _finite(_array(raw, "edges_scores", shape)), np.float32(0))
     if raw.get("nodes_scores") is not None:
-        node_scores = if_any(_finite(_array(raw, "nodes_scores", shape[:1])))
+        of_nodes = _finite(_array(raw, "nodes_scores", shape[:1]))
+        node_scores = None if np.isnan(of_nodes).all() else of_nodes
     if raw.get("neurons_in_graph") is not None:
         neurons = _array(raw, "neurons_in_graph", (graph.n_writers, graph.d_model))
         for name, inside, own in zip(graph.writer_names, nodes, neurons, strict=True):
@@ -204,8 +185,7 @@ def _load(file: bytes) -> dict[str, Any]:
     except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise FileError(f"not a file of plain tensors: {str(error).partition(chr(10))[0]}") from None
     content: dict[str, Any] = raw if isinstance(raw, dict) else {}
-    missing = [key for key in NEEDED if key not in content]
-    if missing:
+    if missing := [key for key in NEEDED if key not in content]:
         raise FileError(f"not an EAP-IG graph: no {', '.join(missing)}")
     return content
 
@@ -233,7 +213,6 @@ def as_pt(content: EapIgFile, inside: np.ndarray) -> bytes:
         "nodes_in_graph": inside[: graph.n_writers],
         "nodes_scores": content.node_scores,
     }
-    tensors = {key: torch.tensor(value) for key, value in arrays.items() if value is not None}
     buffer = io.BytesIO()
-    torch.save(raw | tensors, buffer)
+    torch.save(raw | {key: torch.tensor(value) for key, value in arrays.items() if value is not None}, buffer)
     return buffer.getvalue()

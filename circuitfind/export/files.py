@@ -25,11 +25,9 @@ from safetensors import SafetensorError, safe_open
 from circuitfind.errors import FileError, ScoreError
 
 VERSION = 1
+_CUT = "'circuitfind export --top N --to json' or Scores.open(path).top(n) cuts a circuit from them"
 TENSORS = {  # by the format and level that a safetensors file names: what opens it
-    ("circuitfind.scores", "edge"): (
-        "edge scores: 'circuitfind find --scores' searches them, 'circuitfind export --top N --to json' or"
-        " Scores.open(path).top(n) cuts a circuit from them"
-    ),
+    ("circuitfind.scores", "edge"): f"edge scores: 'circuitfind find --scores' searches them, {_CUT}",
     ("circuitfind.scores", "node"): (
         "node scores: 'circuitfind show' draws them, NodeScores.open(path).circuit(n) makes a circuit of them"
     ),
@@ -39,11 +37,7 @@ TENSORS = {  # by the format and level that a safetensors file names: what opens
 
 # -------------------------------------------------------------------- any file
 def check_file(path: str | PathLike[str]) -> None:
-    """Checks that a file is there.
-
-    Raises:
-        FileError: there is no file of this name, or it is a folder.
-    """
+    """Raises an error where there is no such file, or a folder."""
     if Path(path).is_dir():
         raise FileError(f"{path}: this is a folder: name a file in it")
     if not Path(path).exists():
@@ -51,11 +45,7 @@ def check_file(path: str | PathLike[str]) -> None:
 
 
 def write_bytes(path: str | PathLike[str], content: bytes) -> Path:
-    """Writes `content`, making the parent folder; a reader never sees half a file.
-
-    Raises:
-        FileError: the file cannot be written.
-    """
+    """Writes `content`, making the parent folder; a reader never sees half a file."""
     path = Path(path)
     # A plain open, not tempfile: the file gets the permissions that the user's umask gives.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -85,8 +75,10 @@ def plain(value: Any) -> Any:
         return float(value) if math.isfinite(value) else None
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value)]
+    if isinstance(value, (set, frozenset)):
+        value = sorted(value, key=str)
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):  # numpy and torch, without importing either
         return plain(value.tolist())
     return str(value)
@@ -98,11 +90,7 @@ def numbers(values: Any) -> np.ndarray:
 
 
 def json_object(path: str | PathLike[str]) -> dict[str, Any]:
-    """The JSON object that a file holds. NaN and Infinity are refused: JSON has no such numbers.
-
-    Raises:
-        FileError: there is no such file, or it holds something else.
-    """
+    """The JSON object that a file holds. NaN and Infinity are refused: JSON has no such numbers."""
     check_file(path)
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
@@ -134,11 +122,7 @@ def _tensors(path: str | PathLike[str]) -> str:
 
 # -------------------------------------------------------------------- results
 def write(path: str | PathLike[str], format: str, content: Mapping[str, Any]) -> Path:
-    """Writes a result under its format's name.
-
-    Raises:
-        FileError: the name does not end in .json, or the file cannot be written.
-    """
+    """Writes a result under its format's name."""
     if Path(path).suffix.lower() != ".json":
         raise FileError(f"{path}: this result is saved as .json: give a name that ends in .json")
     whole = plain({"format": format, "version": VERSION, **content})
@@ -146,14 +130,7 @@ def write(path: str | PathLike[str], format: str, content: Mapping[str, Any]) ->
 
 
 def read(path: str | PathLike[str], format: str, old_keys: Iterable[str] = ()) -> dict[str, Any]:
-    """The JSON object of a file of this format.
-
-    Args:
-        old_keys: keys by which such files are known that were written before they named their format.
-
-    Raises:
-        FileError: there is no such file, or it holds another format, or a version that is not read here.
-    """
+    """The JSON object of a file of this format; `old_keys` tell such files that do not name their format yet."""
     content = json_object(path)
     if "format" not in content and old_keys and content.keys() >= set(old_keys):
         return content
@@ -162,10 +139,8 @@ def read(path: str | PathLike[str], format: str, old_keys: Iterable[str] = ()) -
         raise FileError(f"{path}: holds {found}, expected '{format}'")
     version = content.get("version")
     if isinstance(version, int) and version > VERSION:
-        raise FileError(
-            f"{path}: written by a newer circuitfind (version {version} of {format}, this one reads {VERSION}):"
-            " upgrade circuitfind"
-        )
+        versions = f"version {version} of {format}, this one reads {VERSION}"
+        raise FileError(f"{path}: written by a newer circuitfind ({versions}): upgrade circuitfind")
     if str(version) != str(VERSION):  # older comparisons wrote it as text
         raise FileError(f"{path}: version {version!r} of {format} is unknown, this circuitfind reads {VERSION}")
     return content

@@ -44,10 +44,8 @@ def node_attributes(graph: Graph, node: str) -> dict[str, Any]:
         return {"kind": "logits", "layer": graph.n_layers}
     index = graph.writer(node)
     layer = graph.layer_of(index)
-    if layer < 0:
-        return {"kind": "input", "layer": layer}
-    if index == graph.mlp(layer):
-        return {"kind": "mlp", "layer": layer}
+    if layer < 0 or index == graph.mlp(layer):
+        return {"kind": "input" if layer < 0 else "mlp", "layer": layer}
     return {"kind": "head", "layer": layer, "head": index - graph.head(layer)}
 
 
@@ -65,8 +63,7 @@ def to_networkx(graph: Graph, rows: Iterable[EdgeRow], nodes: Sequence[str]) -> 
         nodes: names of the circuit's nodes.
     """
     result: networkx.MultiDiGraph = networkx.MultiDiGraph()
-    for node in nodes:
-        result.add_node(node, **node_attributes(graph, node))
+    result.add_nodes_from((node, node_attributes(graph, node)) for node in nodes)
     inside = set(nodes)
     for row in rows:
         name, (layer, kind, head) = graph.reader_names[row.reader], graph.reader(row.reader)
@@ -83,11 +80,7 @@ def to_networkx(graph: Graph, rows: Iterable[EdgeRow], nodes: Sequence[str]) -> 
 
 
 def write_graphml(path: str | PathLike[str], graph: Graph, rows: Iterable[EdgeRow], nodes: Sequence[str]) -> Path:
-    """Writes GraphML; unknown values are left out.
-
-    Raises:
-        FileError: the file cannot be written.
-    """
+    """Writes GraphML; unknown values are left out."""
     buffer = BytesIO()
     networkx.write_graphml(to_networkx(graph, rows, nodes), buffer)
     return write_bytes(path, buffer.getvalue())

@@ -30,39 +30,33 @@ def table(
 ) -> str:
     """A table; numbers are right-aligned and shown to four digits, None and NaN as a dash.
 
-    Args:
-        columns: the names of the columns.
-        rows: each with one value per column.
-        most: how many rows are shown; a line says how many more there are. None: all.
-
-    Raises:
-        ValueError: a row has another number of values than there are columns.
+    At most `most` rows are shown (None: all), each of one value per column; a line says how many more there are.
     """
     iterator = iter(rows)
-    shown = [list(row) for row in (iterator if most is None else islice(iterator, most))]
+    shown = [list(row) for row in islice(iterator, most)]
     for row in shown:
         if len(row) != len(columns):
             raise ValueError(f"a row has {len(row)} values, the table has {len(columns)} columns: {row}")
     more = sum(1 for _ in iterator)
     numeric = [any(map(_is_number, column)) for column in zip(*shown, strict=True)] or [False] * len(columns)
-    head = "".join(_cell("th", name, right) for name, right in zip(columns, numeric, strict=True))
-    body = "".join(
-        f"<tr>{''.join(_cell('td', _said(value), right) for value, right in zip(row, numeric, strict=True))}</tr>"
-        for row in shown
-    )
+
+    def line(tag: str, texts: Iterable[str]) -> str:
+        return "".join(_cell(tag, text, right) for text, right in zip(texts, numeric, strict=True))
+
+    body = "".join(f"<tr>{line('td', map(_said, row))}</tr>" for row in shown)
     return (
-        f'<table style="{_TABLE}">{_caption(caption)}<thead><tr style="border-bottom:{_LINE}">{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table>{_more(more, 'row')}"
+        f'<table style="{_TABLE}">{_caption(caption)}<thead><tr style="border-bottom:{_LINE}">{line("th", columns)}'
+        f"</tr></thead><tbody>{body}</tbody></table>{_more(more, 'row')}"
     )
 
 
 def facts(items: Mapping[str, Any], caption: str = "") -> str:
     """Names and values below each other; items whose value is None or "" are left out."""
-    known = {name: value for name, value in items.items() if value is not None and value != ""}
     rows = "".join(
         f'<tr><th style="text-align:left;padding:1px 12px 1px 0;font-weight:400;opacity:.7">{escape(str(name))}</th>'
         f'<td style="text-align:left;padding:1px 0">{escape(_said(value))}</td></tr>'
-        for name, value in known.items()
+        for name, value in items.items()
+        if value is not None and value != ""
     )
     return f'<table style="{_TABLE}">{_caption(caption)}<tbody>{rows}</tbody></table>'
 
@@ -82,9 +76,6 @@ def heat(
             `MOST_COLUMNS` columns are shown, and a line says how many more there are.
         row_labels, column_labels: one per row and per column; they may repeat.
         limit: the value of full blue, and -limit that of full red; by default the largest magnitude.
-
-    Raises:
-        ValueError: the labels do not fit the matrix.
     """
     values = np.asarray(matrix, dtype=np.float64)
     if values.shape != (len(row_labels), len(column_labels)):
@@ -95,14 +86,11 @@ def heat(
     head = "".join(
         f'<th style="padding:0 2px;font-weight:400;text-align:center">{escape(str(name))}</th>' for name in columns
     )
-    body = "".join(
-        f'<tr><th style="padding:0 6px 0 0;font-weight:400;text-align:right">{escape(str(name))}</th>'
-        + "".join(
-            _heat_cell(value, end, f"{name}, {other}") for other, value in zip(columns, line.tolist(), strict=False)
-        )
-        + "</tr>"
-        for name, line in zip(rows, values, strict=False)
-    )
+    body = ""
+    for name, line in zip(rows, values.tolist(), strict=False):
+        cells = (_heat_cell(value, end, f"{name}, {other}") for other, value in zip(columns, line, strict=False))
+        body += f'<tr><th style="padding:0 6px 0 0;font-weight:400;text-align:right">{escape(str(name))}</th>'
+        body += f"{''.join(cells)}</tr>"
     scale = f"{-end:.3g} red, 0 white, {end:.3g} blue" if (values < 0).any() else f"0 white, {end:.3g} blue"
     left_out = _more(len(row_labels) - len(rows), "row") + _more(len(column_labels) - len(columns), "column")
     return (
@@ -112,17 +100,9 @@ def heat(
     )
 
 
-def picture(svg: str | None, fallback: str) -> str:
-    """An SVG inside the notebook, on white; where there is none, the text `fallback`.
-
-    Args:
-        svg: an SVG document that circuitfind or Graphviz made. It is put in as it is, without its XML head.
-        fallback: plain text, such as how the picture can be had.
-    """
-    start = -1 if svg is None else svg.find("<svg")
-    if svg is None or start < 0:
-        return f'<div style="{_NOTE}">{escape(fallback)}</div>'
-    return f'<div style="overflow:auto;max-height:640px;background:#fff;padding:4px">{svg[start:]}</div>'
+def picture(svg: str) -> str:
+    """An SVG document of Graphviz's or circuitfind's own, without its XML head, on white."""
+    return f'<div style="overflow:auto;max-height:640px;background:#fff;padding:4px">{svg[svg.index("<svg") :]}</div>'
 
 
 def block(title: str, *parts: str) -> str:
@@ -135,22 +115,17 @@ def colour(value: float, end: float) -> tuple[str, str]:
     if not math.isfinite(value):
         return GAP, "#222222"
     share = min(abs(value) / end, 1.0)
-    ends = SUPPORTS if value >= 0 else OPPOSES
-    red, green, blue = (round(255 + share * (part - 255)) for part in ends)
+    red, green, blue = (round(255 + share * (part - 255)) for part in (SUPPORTS if value >= 0 else OPPOSES))
     return f"#{red:02x}{green:02x}{blue:02x}", "#ffffff" if share > 0.6 else "#222222"
 
 
 def _heat_cell(value: float, end: float, place: str) -> str:
     background, text = colour(value, end)
-    said = f"{value:+.4g}" if math.isfinite(value) else "unknown"
+    said, short = (f"{value:+.4g}", f"{value:.2g}") if math.isfinite(value) else ("unknown", "")
     return (
         f'<td title="{escape(f"{place}: {said}")}" style="background:{background};color:{text};'
-        f'min-width:34px;height:18px;padding:0 2px;text-align:center">{_short(value)}</td>'
+        f'min-width:34px;height:18px;padding:0 2px;text-align:center">{short}</td>'
     )
-
-
-def _short(value: float) -> str:
-    return f"{value:.2g}" if math.isfinite(value) else ""
 
 
 def _is_number(value: Any) -> bool:
@@ -170,8 +145,8 @@ def _said(value: Any) -> str:
 
 
 def _cell(tag: str, text: str, right: bool) -> str:
-    side = "right" if right else "left"
-    return f'<{tag} style="text-align:{side};padding:2px 10px 2px 0;vertical-align:top">{escape(text)}</{tag}>'
+    look = f"text-align:{'right' if right else 'left'};padding:2px 10px 2px 0;vertical-align:top"
+    return f'<{tag} style="{look}">{escape(text)}</{tag}>'
 
 
 def _caption(text: str) -> str:
@@ -179,6 +154,4 @@ def _caption(text: str) -> str:
 
 
 def _more(count: int, what: str) -> str:
-    if count <= 0:
-        return ""
-    return f'<div style="{_NOTE}">and {count:,} more {what}{"" if count == 1 else "s"}</div>'
+    return f'<div style="{_NOTE}">and {count:,} more {what}{"" if count == 1 else "s"}</div>' if count > 0 else ""

@@ -43,11 +43,7 @@ class Folder(NamedTuple):
 
 
 def task_and_model(name: str) -> tuple[str, str]:
-    """The task and the model in a folder's name, which the track splits at the first underscore.
-
-    Raises:
-        FileError: the track has no such task, or not on that model.
-    """
+    """The task and the model in a folder's name, which the track splits at the first underscore."""
     task, _, model = name.partition("_")
     if task not in MODELS_OF:
         raise FileError(f"'{name}' is not a folder of MIB's: write TASK_MODEL, the task one of {', '.join(MODELS_OF)}")
@@ -64,11 +60,7 @@ def _check_graph(name: str, graph: Graph) -> None:
 
 # -------------------------------------------------------------------- writing
 def write_importances(root: str | PathLike[str], name: str, content: EapIgFile) -> list[Path]:
-    """Writes scores: `root/name/importances.json`.
-
-    Raises:
-        FileError: an unknown name, another model's graph, or scores of a grouped-query model (see `write_circuits`).
-    """
+    """Writes scores: `root/name/importances.json`. Those of a grouped-query model are refused: see `write_circuits`."""
     _check_graph(name, content.graph)
     return [eap_ig.write(Path(root, name, "importances.json"), content)]
 
@@ -76,11 +68,7 @@ def write_importances(root: str | PathLike[str], name: str, content: EapIgFile) 
 def write_circuits(root: str | PathLike[str], name: str, graph: Graph, ranked: np.ndarray) -> list[Path]:
     """Writes nine circuits cut from a ranking: `root/name/0.1.pt` to `50.pt` (a tenth of the size of JSON).
 
-    Args:
-        ranked: `[edges, 2]` (writer, reader), best first.
-
-    Raises:
-        FileError: an unknown name, or another model's graph.
+    `ranked`: `[edges, 2]` (writer, reader), best first.
     """
     _check_graph(name, graph)
     masks = zip(PERCENT, circuits(graph, ranked), strict=True)
@@ -104,11 +92,7 @@ def _budget(graph: Graph, percent: float) -> int:
 
 # -------------------------------------------------------------------- checking
 def check(root: str | PathLike[str]) -> list[Folder]:
-    """What every folder of a submission holds, and what is wrong with it or with the whole.
-
-    Raises:
-        FileError: no such folder.
-    """
+    """What every folder of a submission holds, and what is wrong with it or with the whole."""
     root = Path(root)
     if not root.is_dir():
         raise FileError(f"{root}: no such folder")
@@ -123,25 +107,21 @@ def check(root: str | PathLike[str]) -> list[Folder]:
 
 def _checked(folder: Path) -> Folder:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in eap_ig.ENDINGS)
-    holds = f"{len(files)} file{'' if len(files) == 1 else 's'}"
     try:
         task_and_model(folder.name)
-        contents = [_open(folder.name, path) for path in files]
+        contents = []
+        for path in files:
+            if (content := eap_ig.read(path)) is None:
+                raise FileError(f"{path.name} is not a file of the EAP-IG library")
+            _check_graph(folder.name, content.graph)
+            contents.append(content)
         if len(contents) == 1:
             _check_importances(contents[0])
             return Folder(folder.name, "importances", "")
         _check_circuits(contents)
         return Folder(folder.name, f"{len(contents)} circuits", "")
     except FileError as error:
-        return Folder(folder.name, holds, str(error))
-
-
-def _open(name: str, path: Path) -> EapIgFile:
-    content = eap_ig.read(path)
-    if content is None:
-        raise FileError(f"{path.name} is not a file of the EAP-IG library")
-    _check_graph(name, content.graph)
-    return content
+        return Folder(folder.name, f"{len(files)} file{'' if len(files) == 1 else 's'}", str(error))
 
 
 def _check_importances(content: EapIgFile) -> None:
@@ -154,8 +134,7 @@ def _check_importances(content: EapIgFile) -> None:
 
 def _check_circuits(contents: list[EapIgFile]) -> None:
     sizes = sorted(int(content.mask.sum()) for content in contents)
-    if len(sizes) == len(PERCENT) + 1 and sizes[0] == 0:
-        sizes = sizes[1:]
+    sizes = sizes[1:] if len(sizes) == len(PERCENT) + 1 and sizes[0] == 0 else sizes
     if len(sizes) != len(PERCENT):
         raise FileError(f"{len(contents)} files: MIB takes one file of scores, or {len(PERCENT)} circuits")
     for size, percent in zip(sizes, PERCENT, strict=True):

@@ -100,19 +100,10 @@ def arrows(graph: Graph, rows: Iterable[EdgeRow]) -> list[Arrow]:
     largest = max((abs(row.effect) for row in clean if row.effect is not None), default=0.0)
     result = []
     for row in clean:
+        edge, kind = graph.edge_name(row.writer, row.reader), graph.reader(row.reader).kind
+        source, target = graph.writer_names[row.writer], graph.reader_names[row.reader].partition("<")[0]
         share = None if row.effect is None or not largest else math.sqrt(abs(row.effect) / largest)
-        result.append(
-            Arrow(
-                graph.edge_name(row.writer, row.reader),
-                graph.writer_names[row.writer],
-                graph.reader_names[row.reader].partition("<")[0],
-                graph.reader(row.reader).kind,
-                row.estimate,
-                row.exact,
-                row.effect,
-                share,
-            )
-        )
+        result.append(Arrow(edge, source, target, kind, row.estimate, row.exact, row.effect, share))
     return sorted(result, key=lambda arrow: arrow.share or 0.0)
 
 
@@ -136,18 +127,15 @@ def ranks(graph: Graph, nodes: Iterable[str], drawn: Iterable[Arrow]) -> list[Ra
         rows.setdefault((attributes["layer"], level), []).append(name)
     for name in sorted({arrow.target for arrow in drawn if ".kv" in arrow.target}, key=_number):
         rows.setdefault((_number(name)[0], 0), []).append(name)
-    result: list[Rank] = []
-    for (layer, _), names in sorted(rows.items()):
-        result.append(Rank(layer, not result or result[-1].layer != layer, tuple(names)))
-    return result
+    lowest = {layer: level for layer, level in sorted(rows, reverse=True)}
+    return [Rank(layer, level == lowest[layer], tuple(names)) for (layer, level), names in sorted(rows.items())]
 
 
 def pen(share: float | None, n_edges: int) -> Pen:
     """Width and opacity: the more edges there are, the thinner and fainter are the weak ones."""
     crowd = min(max((n_edges - 30) / 270, 0.0), 1.0)  # 0 for a small circuit, 1 from 300 edges on
     share = 0.4 if share is None else share
-    thin, wide = 0.9 - 0.5 * crowd, 4.4 - 0.6 * crowd
-    faint = 0.85 - 0.42 * crowd
+    thin, wide, faint = 0.9 - 0.5 * crowd, 4.4 - 0.6 * crowd, 0.85 - 0.42 * crowd
     return Pen(thin + (wide - thin) * share, faint + (1 - faint) * share)
 
 
@@ -181,11 +169,11 @@ def source(
         legend: says below the picture what colours, dashes, widths and arrowheads mean.
     """
     drawn = arrows(graph, rows)
-    if not drawn:
-        nodes = ["input", "logits"]
-    levels = ranks(graph, nodes, drawn)
+    levels = ranks(graph, nodes if drawn else ["input", "logits"], drawn)
     lines = ["digraph circuit {", *_settings(len(drawn), title)]
-    if _crossings(levels, drawn) > 5000:  # Graphviz's own limits: a slightly worse layout in seconds, not minutes
+    level = {name: i for i, rank in enumerate(levels) for name in rank.names}
+    crossed = sum(level[arrow.target] - level[arrow.source] for arrow in drawn)  # Graphviz's time grows with it
+    if crossed > 5000:  # Graphviz's own limits: a slightly worse layout in seconds, not minutes
         lines.append("  nslimit=0.5 mclimit=0.3")
     lines += ["  subgraph cluster_circuit {", "    peripheries=0 margin=4 labelloc=b labeljust=l"]
     if legend or not drawn:
@@ -199,11 +187,7 @@ def source(
 
 
 def render(path: str | PathLike[str], source: str) -> Path:
-    """Draws Graphviz source to `.svg`, `.png` or `.pdf`, by the path's ending.
-
-    Raises:
-        FileError: Graphviz's `dot` is not installed or fails, the ending is unknown, or the place cannot be written to.
-    """
+    """Draws Graphviz source to `.svg`, `.png` or `.pdf`, by the path's ending."""
     ending = Path(path).suffix.lower()
     if ending not in ENDINGS:
         raise FileError(f"{path}: pictures end in {', '.join(ENDINGS)}; write the Graphviz source to .dot as text")
@@ -236,30 +220,16 @@ def quote(text: str) -> str:
     return '"' + CONTROL.sub("", escaped) + '"'
 
 
-def _markup(text: str) -> str:
-    """Text inside an HTML-like label."""
-    return html.escape(CONTROL.sub(" ", text))
-
-
-def _crossings(levels: Sequence[Rank], drawn: Sequence[Arrow]) -> int:
-    """Ranks that arrows run through, summed: what Graphviz's time grows with."""
-    level = {name: i for i, rank in enumerate(levels) for name in rank.names}
-    return sum(level[arrow.target] - level[arrow.source] for arrow in drawn)
-
-
 def _settings(n_edges: int, title: str | None) -> list[str]:
     nodesep = max(0.07, 0.32 - 0.003 * max(n_edges - 20, 0))
-    ranksep = 0.44
     node_font = f"fontname={quote(FONT)} fontsize=12 fontcolor={quote('#1B2430')}"
-    lines = [
-        f'rankdir=BT nodesep={nodesep:.2f} ranksep={ranksep:.2f} bgcolor="#FFFFFF" pad=0.15 outputorder=edgesfirst',
-        f"fontname={quote(FONT)} fontsize={15 * _scale(n_edges):.0f} labelloc=t",
-        f'node [{node_font} style=filled height=0.3 margin="0.07,0.03" penwidth=1.1]',
-        "edge [arrowsize=0.7]",
+    return [
+        f'  rankdir=BT nodesep={nodesep:.2f} ranksep=0.44 bgcolor="#FFFFFF" pad=0.15 outputorder=edgesfirst',
+        f"  fontname={quote(FONT)} fontsize={15 * _scale(n_edges):.0f} labelloc=t",
+        f'  node [{node_font} style=filled height=0.3 margin="0.07,0.03" penwidth=1.1]',
+        "  edge [arrowsize=0.7]",
+        *([f"  label=<<b>{html.escape(CONTROL.sub(' ', title))}</b>>"] if title else []),
     ]
-    if title:
-        lines.append(f"label=<<b>{_markup(title)}</b>>")
-    return [f"  {line}" for line in lines]
 
 
 def _scale(n_edges: int) -> float:
@@ -272,15 +242,11 @@ def _boxes(graph: Graph, levels: Sequence[Rank]) -> list[str]:
     lines = []
     for i, rank in enumerate(levels):
         label = f"layer {rank.layer}" if rank.first and 0 <= rank.layer < graph.n_layers else ""
-        anchor = (
-            f'"rank{i}" [shape=plaintext style="" group=ranks label={quote(label)} fontsize=11 fontcolor="#6B7686"]'
-        )
+        look = f'shape=plaintext style="" group=ranks label={quote(label)} fontsize=11 fontcolor="#6B7686"'
         boxes = "; ".join(_box(graph, name) for name in rank.names)
-        lines.append(f"{{ rank=same; {anchor}; {boxes} }}")
-    if len(levels) > 1:
-        chain = " -> ".join(f'"rank{i}"' for i in range(len(levels)))
-        lines.append(f"{chain} [style=invis weight=100]")
-    return lines
+        lines.append(f'{{ rank=same; "rank{i}" [{look}]; {boxes} }}')
+    chain = " -> ".join(f'"rank{i}"' for i in range(len(levels)))
+    return [*lines, f"{chain} [style=invis weight=100]"]
 
 
 def _box(graph: Graph, name: str) -> str:
@@ -295,16 +261,11 @@ def _lines(drawn: Sequence[Arrow], pairs: Sequence[tuple[str, str]]) -> list[str
     ]
     for arrow in drawn:
         width, opacity = pen(arrow.share, len(drawn))
-        attributes = [
-            f'color="{COLORS[arrow.kind]}{round(opacity * 255):02X}"',
-            f"penwidth={width:.2f}",
-            f"weight={1 + round(8 * (arrow.share or 0))}",  # strong edges are drawn straighter
-            f"arrowhead={'normal' if arrow.measured else 'onormal'}",
-            f"tooltip={quote(describe(arrow))}",
-        ]
-        if arrow.opposes:
-            attributes.append("style=dashed")
-        lines.append(f"{quote(arrow.source)} -> {quote(arrow.target)} [{' '.join(attributes)}]")
+        look = f'color="{COLORS[arrow.kind]}{round(opacity * 255):02X}" penwidth={width:.2f}'
+        look += f" weight={1 + round(8 * (arrow.share or 0))}"  # strong edges are drawn straighter
+        look += f" arrowhead={'normal' if arrow.measured else 'onormal'} tooltip={quote(describe(arrow))}"
+        look += " style=dashed" if arrow.opposes else ""
+        lines.append(f"{quote(arrow.source)} -> {quote(arrow.target)} [{look}]")
     return lines
 
 
@@ -312,22 +273,19 @@ def _legend(graph: Graph, drawn: Sequence[Arrow]) -> str:
     """An HTML-like table: what is drawn, in two lines."""
     if not drawn:
         return '<font point-size="12" color="#55606E">empty circuit: no edges, faithfulness 0</font>'
-    kinds = {arrow.kind for arrow in drawn}
+    kinds = {"mlp" if arrow.kind == "logits" else arrow.kind for arrow in drawn}
     names = {"q": "query", "k": "key", "v": "value", "mlp": "into MLP or logits"}
-    colours = [key for key in names if key in kinds or (key == "mlp" and "logits" in kinds)]
-    first = [f'<font color="{COLORS[key]}">■</font> {names[key]}' for key in colours]
+    first = [f'<font color="{COLORS[key]}">■</font> {name}' for key, name in names.items() if key in kinds]
     second = []
-    if any(arrow.effect is not None for arrow in drawn):
-        second.append("── supports")
-        if any(arrow.opposes for arrow in drawn):
-            second.append("╌╌ opposes")
-        largest = max((arrow.effect for arrow in drawn if arrow.effect is not None), key=abs)
-        second.append(f"width: √|effect|, widest {signed(largest)}")
-        if any(arrow.measured for arrow in drawn):
-            second.append("▶ measured")
-        if not all(arrow.measured for arrow in drawn):
-            second.append("▷ estimated")
-    size = f"{10 * _scale(len(drawn)):.0f}"
+    if effects := [arrow.effect for arrow in drawn if arrow.effect is not None]:
+        parts = {
+            "── supports": True,
+            "╌╌ opposes": any(arrow.opposes for arrow in drawn),
+            f"width: √|effect|, widest {signed(max(effects, key=abs))}": True,
+            "▶ measured": any(arrow.measured for arrow in drawn),
+            "▷ estimated": not all(arrow.measured for arrow in drawn),
+        }
+        second = [text for text, holds in parts.items() if holds]
     rows = [f'<tr><td align="left">{"&#160;&#160;&#160; ".join(cells)}</td></tr>' for cells in (first, second) if cells]
     table = f'<table border="0" cellborder="0" cellspacing="0" cellpadding="2">{"".join(rows)}</table>'
-    return f'<font point-size="{size}" color="#55606E">{table}</font>'
+    return f'<font point-size="{10 * _scale(len(drawn)):.0f}" color="#55606E">{table}</font>'

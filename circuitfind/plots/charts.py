@@ -50,21 +50,16 @@ def heat(
         signed: the diverging scale, symmetric about 0; else from 0 upwards.
         most: the scale's end; by default the largest magnitude shown.
     """
-    end = style.limit(values) if most is None else most
-    wide, high = _cell(len(columns.labels), WIDE, 14, 46), _cell(len(rows.labels), HIGH, 13, 40)
-    tall = max(high * len(rows.labels), 180)
-    trace = cells(values, texts, end, signed, colorbar=colour_bar(unit, min(tall, HIGH)))
-    left = 40 + LETTER * max(map(len, rows.labels), default=0)
-    width = max(LEAST, left + 130 + wide * len(columns.labels))
-    return figure(
-        trace,
-        words,
-        width,
-        tall,
-        plot_bgcolor=style.GAP,
-        xaxis=axis(columns, (width - left - 130) / max(len(columns.labels), 1), across=True),
-        yaxis=axis(rows, high, across=False),
-    )
+    n_rows, n_columns = len(rows.labels), len(columns.labels)
+    wide = float(np.clip(WIDE / max(n_columns, 1), 14, 46))
+    high = float(np.clip(HIGH / max(n_rows, 1), 13, 40))
+    tall = max(high * n_rows, 180)
+    bar = colour_bar(unit, min(tall, HIGH))
+    trace = cells(values, texts, style.limit(values) if most is None else most, signed, colorbar=bar)
+    labels = 40 + LETTER * max(map(len, rows.labels), default=0) + 130
+    width = max(LEAST, labels + wide * n_columns)
+    x, y = axis(columns, (width - labels) / max(n_columns, 1), across=True), axis(rows, high, across=False)
+    return figure(trace, words, width, tall, plot_bgcolor=style.GAP, xaxis=x, yaxis=y)
 
 
 def cells(
@@ -86,36 +81,21 @@ def cells(
 
 def colour_bar(counted: str, high: float) -> dict[str, Any]:
     """The scale beside the plot, from its top downwards; `high` in pixels."""
-    look = {"thickness": 14, "lenmode": "pixels", "len": high, "y": 1, "yanchor": "top"}
-    return {"title": {"text": counted, "side": "right"}, **look}
-
-
-def _cell(count: int, room: float, least: float, most: float) -> float:
-    """Pixels of a cell where so many share the room."""
-    return float(np.clip(room / max(count, 1), least, most))
+    title = {"text": counted, "side": "right"}
+    return {"title": title, "thickness": 14, "lenmode": "pixels", "len": high, "y": 1, "yanchor": "top"}
 
 
 def axis(side: Side, cell: float, across: bool) -> dict[str, Any]:
     """A side of the cells as plotly's axis, from left to right or from top to bottom, `cell` pixels each."""
-    made = {
-        "title": {"text": side.name},
-        **style.ticks(side.labels),
-        "tickfont": {"size": 11 if cell >= 15 else 9},
-        "showgrid": False,
-        "zeroline": False,
-        "automargin": True,
-    }
+    look = {"tickfont": {"size": 11 if cell >= 15 else 9}, "showgrid": False, "zeroline": False, "automargin": True}
+    made = {"title": {"text": side.name}, **style.ticks(side.labels), **look}
     ends = [-0.5, len(side.labels) - 0.5]
-    if across:
-        fits = LETTER * max(map(len, side.labels), default=0) < cell
-        return {**made, "range": ends, "tickangle": 0 if fits else -60}
-    return {**made, "range": ends[::-1]}
+    fits = LETTER * max(map(len, side.labels), default=0) < cell
+    return {**made, "range": ends, "tickangle": 0 if fits else -60} if across else {**made, "range": ends[::-1]}
 
 
 # -------------------------------------------------------------------- places by layer
 class _Column(NamedTuple):
-    """A column's place in the table."""
-
     slot: int
     unit: int
     label: str
@@ -124,12 +104,7 @@ class _Column(NamedTuple):
 def by_layer(
     names: Sequence[str], values: np.ndarray, words: Caption, unit: str, ends: np.ndarray | None = None
 ) -> Figure:
-    """The table of named values.
-
-    Args:
-        values: `[names]`; NaN where there is none.
-        ends: `[names, 2]`, the ends of their intervals.
-    """
+    """The table of named values `[names]`, NaN where there is none; `ends` [names, 2] are those of their intervals."""
     between = np.full((len(names), 2), np.nan) if ends is None else ends
     known = {name: (float(value), *pair) for name, value, pair in zip(names, values, between.tolist(), strict=True)}
     placed = {name: at for name in names if (at := _place(name)) is not None}
@@ -172,14 +147,12 @@ def bars(
 ) -> Figure:
     """Horizontal bars, one a name; names may repeat.
 
-    Args:
-        intervals: (low, high) of each value; NaN where there is none.
-        signed: blue for positive values, red for negative; else all grey.
-        more: what else each says when the mouse is over it.
+    `intervals`: (low, high) of each value; NaN where there is none. `signed`: blue for positive values, red for
+    negative; else all grey. `more`: what else each says when the mouse is over it.
     """
     length = np.asarray(values, dtype=np.float64)
     ends = np.full((len(length), 2), np.nan) if intervals is None else np.asarray(intervals, dtype=np.float64)
-    further = ["" for _ in names] if more is None else [f"<br>{safe(text)}" for text in more]
+    further = [""] * len(names) if more is None else [f"<br>{safe(text)}" for text in more]
     columns = zip(names, length, ends, further, strict=True)
     trace = graph_objects().Bar(
         x=length,
@@ -191,6 +164,6 @@ def bars(
         error_x=style.error_bars(length, ends, color="#222", thickness=1, width=3),
     )
     across = {"title": {"text": unit}, "zerolinecolor": "#999"}
-    down = {"range": [len(length) - 0.5, -0.5], "automargin": True, "showgrid": False}
-    down |= style.ticks(names, LONGEST_NAME)
+    grid = {"range": [len(length) - 0.5, -0.5], "automargin": True, "showgrid": False}
+    down = grid | style.ticks(names, LONGEST_NAME)
     return figure(trace, words, BARS_WIDE, BAR * len(length) + 20, bargap=0.25, xaxis=across, yaxis=down)

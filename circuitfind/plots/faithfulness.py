@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,17 +30,6 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
 STAGES = {"grid": "circle", "bisection": "square", "pruning": "triangle-up"}
 
 
-class Tried(Protocol):
-    """A circuit that a search has run."""
-
-    @property
-    def n_edges(self) -> int: ...
-    @property
-    def faithfulness(self) -> float: ...
-    @property
-    def stage(self) -> str: ...
-
-
 def measured(what: str, record: Record, *more: str) -> Caption:
     """A caption for what was run exactly: it has an ablation, and no direction."""
     return caption(what, replace(record, direction=""), *more)
@@ -48,13 +37,14 @@ def measured(what: str, record: Record, *more: str) -> Caption:
 
 def curves(points: Mapping[str, Sequence[CurvePoint]], words: Caption) -> Figure:
     """One line a method: `{name: points}`, smallest size first."""
-    looks = zip(cycle(PALETTE), _slowly(SYMBOLS, len(PALETTE)), strict=False)
-    lines = [_line(name, found, *look) for (name, found), look in zip(points.items(), looks, strict=False)]
+    slowly = cycle(symbol for symbol in SYMBOLS for _ in PALETTE)  # another after each round of colours
+    looks = zip(cycle(PALETTE), slowly, strict=False)
+    lines = [_line(*curve, *look) for curve, look in zip(points.items(), looks, strict=False)]
     return _framed(lines, words, "edges asked for (log scale)")
 
 
-def search(tried: Sequence[Tried], circuit: Circuit) -> Figure:
-    """Every circuit that a search ran, and the one that it chose."""
+def search(tried: Sequence[Any], circuit: Circuit) -> Figure:
+    """Every circuit that a search ran, each with `n_edges`, `faithfulness` and `stage`, and the one that it chose."""
     known = sorted((point for point in tried if np.isfinite(point.faithfulness)), key=lambda point: point.n_edges)
     x, y = _sizes(point.n_edges for point in known), [point.faithfulness for point in known]
     look = {"symbol": [STAGES.get(point.stage, "circle") for point in known], "size": 9, "color": PALETTE[0]}
@@ -66,7 +56,7 @@ def search(tried: Sequence[Tried], circuit: Circuit) -> Figure:
     said = [f"<b>the circuit</b>: {len(circuit):,} edges"]
     chosen = marks(_sizes([len(circuit)]), [found], said, "the circuit", marker=star)
     words = measured("The search's circuits", circuit.record, "circles: grid, squares: bisection, triangles: pruning")
-    return _framed([run, *([] if found is None else [chosen])], words, "edges in the circuit (log scale)")
+    return _framed([run] if found is None else [run, chosen], words, "edges in the circuit (log scale)")
 
 
 def _line(name: str, points: Sequence[CurvePoint], colour: str, symbol: str) -> Any:
@@ -79,10 +69,8 @@ def _line(name: str, points: Sequence[CurvePoint], colour: str, symbol: str) -> 
 
 def _said(name: str, point: CurvePoint) -> str:
     ends = f" (95% {point.interval[0]:.3f} to {point.interval[1]:.3f})" if np.isfinite(point.interval).all() else ""
-    return (
-        f"<b>{safe(name)}</b><br>{point.asked:,} edges asked for, {point.fraction:.2%}; {point.n_edges:,} left"
-        f"<br>faithfulness {point.faithfulness:.3f}{ends}"
-    )
+    size = f"{point.asked:,} edges asked for, {point.fraction:.2%}; {point.n_edges:,} left"
+    return f"<b>{safe(name)}</b><br>{size}<br>faithfulness {point.faithfulness:.3f}{ends}"
 
 
 def _framed(traces: Sequence[Any], words: Caption, across: str) -> Figure:
@@ -95,8 +83,3 @@ def _framed(traces: Sequence[Any], words: Caption, across: str) -> Figure:
 
 def _sizes(counts: Iterable[int]) -> list[int]:
     return [max(count, 1) for count in counts]
-
-
-def _slowly(symbols: Sequence[str], times: int) -> Iterable[str]:
-    """Another symbol after each round of colours, so that more methods than colours stay apart."""
-    return cycle(symbol for symbol in symbols for _ in range(times))

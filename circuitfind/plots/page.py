@@ -27,14 +27,11 @@ def save_page(figures: Figure | Sequence[Figure], path: str | PathLike[str], tit
     Raises:
         FileError: these are no figures, or none, the place cannot be written to, or plotly is not installed.
     """
-    kind = graph_objects().Figure
     several = list(figures) if isinstance(figures, Sequence) else [figures]
     if not several:
         raise FileError(f"{path}: no figures are given: a page is made of at least one, which circuitfind.plot makes")
-    for figure in several:
-        if not isinstance(figure, kind):
-            given = type(figure).__name__
-            raise FileError(f"a page is made of figures, not of type {given}: circuitfind.plot makes them")
+    if strange := [type(one).__name__ for one in several if not isinstance(one, graph_objects().Figure)]:
+        raise FileError(f"a page is made of figures, not of type {strange[0]}: circuitfind.plot makes them")
     return write_text(path, page(several, title))
 
 

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from circuitfind.errors import ScoreError
 from circuitfind.plots import style
 from circuitfind.plots.charts import LETTER, axis, bars, by_layer, cells, colour_bar, heat
 from circuitfind.plots.style import Caption, Side, Subplot, caption, figure, graph_objects, hover, safe, unit
+from circuitfind.result import strongest
 from circuitfind.statistics import bootstrap_mean
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from circuitfind.patching.attention import AttentionPattern
     from circuitfind.patching.path import PathEffects
     from circuitfind.patching.sweep import Sweep
+    from circuitfind.record import Record
 
 ROWS, BARS, MARKED, BINS = 200, 30, 20, 80
 FEW = 12  # paths that are bars rather than a table
@@ -59,15 +62,7 @@ WORDS = {
 
 # -------------------------------------------------------------------- sweeps
 def sweep_effects(sweep: Sweep, *, normalised: bool = False, rows: int = ROWS) -> Figure:
-    """Every place of a sweep.
-
-    Args:
-        normalised: divided by metric(full) - metric(empty).
-        rows: how many heads are shown at most where each has a row.
-
-    Raises:
-        ScoreError: a normalised effect is undefined here.
-    """
+    """Every place of a sweep; `normalised`: divided by metric(full) - metric(empty); `rows`: most heads with a row."""
     values = sweep.normalised if normalised else sweep.effects
     counted = "effect / (full - ablated)" if normalised else unit(sweep.record)
     axes = [Side(*axis) for axis in sweep.axes]
@@ -76,8 +71,7 @@ def sweep_effects(sweep: Sweep, *, normalised: bool = False, rows: int = ROWS) -
     words = _sweep_words(sweep)
     texts: np.ndarray = np.array(_hovers(sweep), dtype=object).reshape(values.shape)
     if len(axes) == 1:
-        scale = float(sweep.full.mean() - sweep.empty.mean()) if normalised else 1.0
-        ends = np.sort(sweep.intervals() / scale, axis=-1)
+        ends = np.sort(sweep.intervals() / (sweep.full.mean() - sweep.empty.mean() if normalised else 1.0), axis=-1)
         return bars([f"layer {label}" for label in axes[0].labels], values, words, counted, intervals=ends)
     if len(axes) == 2:
         return heat(values, axes[0], axes[1], texts, words, counted)
@@ -94,15 +88,22 @@ def strongest_places(sweep: Sweep, *, n: int = BARS, by: str = "absolute") -> Fi
     rows = sweep.top(n, by)
     names = [f"{row.name}, {row.position}" if row.position else row.name for row in rows]
     words = _sweep_words(sweep, f"the strongest {len(rows)} of {sweep.effects.size:,}")
+    return _strongest(rows, names, words, sweep.record)
+
+
+def _strongest(rows: Sequence[Any], names: Sequence[str], words: Caption, record: Record) -> Figure:
     ends = [(row.low, row.high) for row in rows]
-    return bars(names, [row.effect for row in rows], words, unit(sweep.record), intervals=ends)
+    return bars(names, [row.effect for row in rows], words, unit(record), intervals=ends)
 
 
 def _sweep_words(sweep: Sweep, *more: str) -> Caption:
     by = f" by {sweep.axes[-1].name}" if any(sweep.positions) else ""
     what = f"{WORDS.get(sweep.what, sweep.what)}{by}, {style.made_by(sweep.record)}"
-    ends = f"{sweep.full.mean():.3g} in full, {sweep.empty.mean():.3g} ablated"
-    return caption(what, sweep.record, ends, *more, style.colours(sweep.record))
+    return caption(what, sweep.record, _ends(sweep), *more, style.colours(sweep.record))
+
+
+def _ends(found: Sweep | PathEffects) -> str:
+    return f"{found.full.mean():.3g} in full, {found.empty.mean():.3g} ablated"
 
 
 def _hovers(sweep: Sweep) -> list[str]:
@@ -123,33 +124,22 @@ def _histogram(sweep: Sweep, values: np.ndarray, counted: str) -> Figure:
     low, high = float(values.min()), float(values.max())
     size = (high - low) / BINS or 1.0
     bins = {"start": low - size / 2, "end": high + size, "size": size}
-    traces = [
-        graph_objects().Histogram(
-            x=layer.ravel(),
-            name=f"layer {label}",
-            xbins=bins,
-            marker={"color": style.PALETTE[at % len(style.PALETTE)]},
-            opacity=0.6,
-        )
-        for at, (label, layer) in enumerate(zip(sweep.axes[0].labels, values, strict=True))
-    ]
-    best = style.strongest_first(flat, MARKED)
-    look = {"symbol": "diamond", "size": 8, "color": style.NEUTRAL, "line": {"color": "white", "width": 1}}
-    said = [texts[at] for at in best]
-    marks = style.marks(flat[best], np.full(len(best), 1.0), said, f"strongest {len(best)}", marker=look)
+    shown = []
+    for label, layer, colour in zip(sweep.axes[0].labels, values, cycle(style.PALETTE), strict=False):
+        look: dict[str, Any] = {"xbins": bins, "marker": {"color": colour}, "opacity": 0.6}
+        shown.append(graph_objects().Histogram(x=layer.ravel(), name=f"layer {label}", **look))
+    best = strongest(flat, MARKED)
+    mark = {"symbol": "diamond", "size": 8, "color": style.NEUTRAL, "line": {"color": "white", "width": 1}}
+    said, ones = [texts[at] for at in best], np.ones(len(best))
+    shown.append(style.marks(flat[best], ones, said, f"strongest {len(best)}", marker=mark))
     words, across = _sweep_words(sweep, f"{flat.size:,} places"), {"title": {"text": counted}}
     down = {"title": {"text": "neurons (log scale)"}, "type": "log", "dtick": 1}
-    shown = [*traces, marks]
     return figure(shown, words, 800, 380, barmode="overlay", showlegend=True, xaxis=across, yaxis=down)
 
 
 # -------------------------------------------------------------------- paths
 def path_effects(found: PathEffects, *, rows: int = ROWS) -> Figure:
-    """Every path.
-
-    Args:
-        rows: how many senders, and how many receivers, are shown at most where each has a row or column.
-    """
+    """Every path; `rows`: how many senders, and how many receivers, are shown at most where there are many."""
     values = found.effects
     if not many_paths(found):
         return strongest_paths(found, n=FEW)
@@ -159,10 +149,8 @@ def path_effects(found: PathEffects, *, rows: int = ROWS) -> Figure:
         return _table(found, found.receivers, found.per_example[0])
     sizes = np.nan_to_num(np.abs(values))
     down, across = (style.largest(sizes.max(axis=side), rows) for side in (1, 0))
-    few = [
-        *style.left_out(len(down), len(found.senders), "senders"),
-        *style.left_out(len(across), len(found.receivers), "receivers"),
-    ]
+    few = style.left_out(len(down), len(found.senders), "senders")
+    few += style.left_out(len(across), len(found.receivers), "receivers")
     texts = [[hover(f"{found.senders[u]} -> {found.receivers[r]}", values[u, r]) for r in across] for u in down]
     sides = Side("sender", [found.senders[u] for u in down]), Side("receiver", [found.receivers[r] for r in across])
     return heat(values[np.ix_(down, across)], *sides, texts, _path_words(found, *few), unit(found.record))
@@ -177,9 +165,7 @@ def strongest_paths(found: PathEffects, *, n: int = BARS, by: str = "absolute") 
     """The n paths of largest (or, by="signed", most positive) effect, with 95% intervals."""
     rows, total = found.top(n, by), int(np.isfinite(found.effects).sum())
     names = [f"{row.sender} -> {_short(row.receiver)}" for row in rows]
-    ends = [(row.low, row.high) for row in rows]
-    words = _path_words(found, *style.left_out(len(rows), total))
-    return bars(names, [row.effect for row in rows], words, unit(found.record), intervals=ends)
+    return _strongest(rows, names, _path_words(found, *style.left_out(len(rows), total)), found.record)
 
 
 def _table(found: PathEffects, names: tuple[str, ...], per_example: np.ndarray) -> Figure:
@@ -196,8 +182,7 @@ def _short(receivers: str) -> str:
 def _path_words(found: PathEffects, *more: str) -> Caption:
     what = f" from {found.senders[0]}" if len(found.senders) == 1 else ""
     what += f" into {_short(found.receivers[0])}" if len(found.receivers) == 1 else ""
-    ends = f"{found.full.mean():.3g} in full, {found.empty.mean():.3g} ablated"
-    return caption(f"Path patching{what}", found.record, ends, *more, style.colours(found.record))
+    return caption(f"Path patching{what}", found.record, _ends(found), *more, style.colours(found.record))
 
 
 # -------------------------------------------------------------------- attention patterns
@@ -205,11 +190,7 @@ UNIT = "attention"
 
 
 def attention(found: AttentionPattern | Sequence[AttentionPattern]) -> Figure:
-    """Token by token.
-
-    Raises:
-        ScoreError: a pattern is not of its tokens.
-    """
+    """Token by token."""
     several = list(found) if isinstance(found, Sequence) else [found]
     sides = [style.tokens_at(one.tokens) for one in several]
     texts = [_pattern_hovers(one, labels) for one, labels in zip(several, sides, strict=True)]
@@ -221,8 +202,7 @@ def attention(found: AttentionPattern | Sequence[AttentionPattern]) -> Figure:
     parts: list[Subplot] = []
     for one, labels, text in zip(several, sides, texts, strict=True):
         bar = {"showscale": not parts, "colorbar": colour_bar(UNIT, size)}
-        cell = size / max(len(labels), 1)
-        axes = axis(Side("key", labels), cell, across=True), axis(Side("query", labels), cell, across=False)
+        axes = (axis(Side(name, labels), size / max(len(labels), 1), name == "key") for name in ("key", "query"))
         parts.append(Subplot(style.heading(one.head), [cells(one.pattern, text, 1.0, signed=False, **bar)], *axes))
     longest = LETTER * min(style.LONGEST, max((len(label) for labels in sides for label in labels), default=0))
     return style.subplots(parts, words, size, size, (longest + 60, longest + 90), legend=90)
@@ -235,12 +215,10 @@ def _pattern_hovers(one: AttentionPattern, labels: Sequence[str]) -> list[list[s
             f"an attention pattern of {len(labels)} tokens is [{len(labels)}, {len(labels)}], this one is"
             f" {list(values.shape)}: give one head's pattern on one prompt, without padding"
         )
+    names = [f"<b>{safe(label)}</b>" for label in labels]
     return [
-        [
-            f"<b>{safe(query)}</b> attends to <b>{safe(key)}</b><br>{value:.4f}"
-            for key, value in zip(labels, row, strict=True)
-        ]
-        for query, row in zip(labels, values, strict=True)
+        [f"{query} attends to {key}<br>{value:.4f}" for key, value in zip(names, row, strict=True)]
+        for query, row in zip(names, values, strict=True)
     ]
 
 

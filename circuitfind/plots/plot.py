@@ -29,12 +29,12 @@ class If(NamedTuple):
     draw: Drawing
 
 
-def _layers(found: Any) -> Figure:
-    return scores.edge_layers(Edges.of(found))
-
-
-def _strongest(found: Any, **options: Any) -> Figure:
-    return scores.strongest_edges(Edges.of(found), **options)
+EDGES: dict[str, Drawing | If] = {
+    "layers": lambda found: scores.edge_layers(Edges.of(found)),
+    "strongest": If(
+        lambda found: Edges.of(found).known, lambda found, **options: scores.strongest_edges(Edges.of(found), **options)
+    ),
+}
 
 
 def _curves(found: Mapping[str, Any]) -> Figure:
@@ -42,12 +42,11 @@ def _curves(found: Mapping[str, Any]) -> Figure:
     points = {name: getattr(one, "points", one) for name, one in found.items()}
     for name, one in points.items():
         if not isinstance(one, Sequence) or not all(hasattr(point, "faithfulness") for point in one):
-            raise ScoreError(
-                f"'{name}' is a {type(one).__name__}: give curves (circuitfind.curve) or their points by name"
-            )
+            remedy = "give curves (circuitfind.curve) or their points by name"
+            raise ScoreError(f"'{name}' is a {type(one).__name__}: {remedy}")
     record = getattr(next(iter(found.values())), "record", None)
-    words = Caption("Faithfulness by size") if record is None else faithfulness.measured("Faithfulness by size", record)
-    return faithfulness.curves(points, words)
+    what = "Faithfulness by size"
+    return faithfulness.curves(points, Caption(what) if record is None else faithfulness.measured(what, record))
 
 
 FIGURES: dict[str, Mapping[str, Drawing | If]] = {
@@ -57,30 +56,17 @@ FIGURES: dict[str, Mapping[str, Drawing | If]] = {
         "strongest": scores.strongest_nodes,
         "components": If(lambda found: found.record.method == "direct", scores.components),
     },
-    "Scores": {
-        "layers": _layers,
-        "strongest": If(lambda found: Edges.of(found).known, _strongest),
-        "nodes": lambda found, **options: scores.node_effects(found.of_nodes(), **options),
-    },
-    "Circuit": {
-        "layers": _layers,
-        "strongest": If(lambda found: Edges.of(found).known, _strongest),
-        "scatter": If(scatter.both_known, scatter.of_circuit),
-    },
+    "Scores": {**EDGES, "nodes": lambda found, **options: scores.node_effects(found.of_nodes(), **options)},
+    "Circuit": {**EDGES, "scatter": If(scatter.both_known, scatter.of_circuit)},
     "Verification": {"scatter": scatter.of_checks},
     "Curve": {"faithfulness": lambda found: _curves({"faithfulness": found})},
     "Mib": {
-        "faithfulness": lambda found: _curves(
-            {"highest signed score": found.signed, "highest magnitude": found.absolute}
-        )
+        "faithfulness": lambda mib: _curves({"highest signed score": mib.signed, "highest magnitude": mib.absolute})
     },
     "FindResult": {
         "faithfulness": lambda found: faithfulness.search(found.curve, found.circuit),
         "scatter": lambda found: scatter.of_checks(found.checks),
-        "layers": lambda found: _layers(found.circuit),
-        "strongest": If(
-            lambda found: Edges.of(found.circuit).known, lambda found, **options: _strongest(found.circuit, **options)
-        ),
+        **EDGES,
     },
     "PathEffects": {"effects": patching.path_effects, "strongest": If(patching.many_paths, patching.strongest_paths)},
     "DirectEffects": {
@@ -147,8 +133,8 @@ def drawings(found: Any) -> dict[str, Drawing]:
             " direct effects, an approximation, a verification, a curve, what find found, attention patterns,"
             " {name: curve}, or (estimated, exact)"
         )
-    pairs = ((what, one if isinstance(one, If) else If(lambda _: True, one)) for what, one in FIGURES[name].items())
-    return {what: partial(draw, found) for what, (holds, draw) in pairs if holds(found)}
+    known = {what: one for what, one in FIGURES[name].items() if not isinstance(one, If) or one.holds(found)}
+    return {what: partial(one.draw if isinstance(one, If) else one, found) for what, one in known.items()}
 
 
 def _kind(found: Any) -> str | None:

@@ -16,7 +16,7 @@ Of an approximation:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,19 +44,19 @@ NAN = float("nan")
 MOST_INTERVALS = 400  # error bars; more hide the points
 WIDE, HIGH, SPACE, MOST_TICKS = 400, 320, (90, 120), 12  # pixels of one kind's plot and between plots; ticks of layers
 DEPTHS = ["#440154", "#3b528b", "#21918c", "#5ec962", "#d8a31a"]  # from the first layer to the last
-KINDS = (  # of a reader or a component, by its name
-    ("queries", re.compile(r".*<q>")),
-    ("keys", re.compile(r".*<k>")),
-    ("values", re.compile(r".*<v>")),
-    ("patterns", re.compile(r".*<pattern>")),
-    ("heads", re.compile(r"a\d+\.h\d+")),
-    ("attention", re.compile(r"a\d+")),
-    ("neurons", re.compile(r"m\d+\.n\d+")),
-    ("MLPs", re.compile(r"m\d+")),
-    ("residual stream", re.compile(r"resid(-mid)?\d+")),
-    ("logits", re.compile(r"logits")),
-    ("input", re.compile(r"input")),
-)
+KINDS = {  # of a reader or a component, by its name
+    "queries": r".*<q>",
+    "keys": r".*<k>",
+    "values": r".*<v>",
+    "patterns": r".*<pattern>",
+    "heads": r"a\d+\.h\d+",
+    "attention": r"a\d+",
+    "neurons": r"m\d+\.n\d+",
+    "MLPs": r"m\d+",
+    "residual stream": r"resid(-mid)?\d+",
+    "logits": r"logits",
+    "input": r"input",
+}
 
 
 class EffectPair(NamedTuple):
@@ -72,7 +72,7 @@ class EffectPair(NamedTuple):
     def kind(self) -> str:
         """Of an edge its reader's, else the place's own."""
         name = self.name.partition(" at ")[0].rpartition("->")[2]
-        return next((kind for kind, pattern in KINDS if pattern.fullmatch(name)), "others")
+        return next((kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, name)), "others")
 
     @property
     def wrong_sign(self) -> bool:
@@ -82,9 +82,8 @@ class EffectPair(NamedTuple):
 def of_checks(found: Verification) -> Figure:
     """The edges that a verification measured."""
     points = [EffectPair(*edge, *ends) for edge, ends in zip(found.edges, found.intervals, strict=True)]
-    record = found.evaluation.record
-    words = caption("Edges, estimated and exact", replace(record, direction=""))
-    return scatter(points, words, unit(record))
+    record = replace(found.evaluation.record, direction="")
+    return scatter(points, caption("Edges, estimated and exact", record), unit(record))
 
 
 def both_known(circuit: Circuit) -> bool:
@@ -104,11 +103,7 @@ def of_circuit(circuit: Circuit) -> Figure:
 
 
 def of_pair(estimated: Sweep | NodeScores | Scores, exact: Sweep | NodeScores | Scores) -> Figure:
-    """The same edges, nodes or places scored twice: by an estimate, and by exact patching (or any other method).
-
-    Raises:
-        ScoreError: the two are not of the same things, or of other effects (metric, direction, ablation).
-    """
+    """The same edges, nodes or places scored twice: by an estimate, and by exact patching (or any other method)."""
     if type(estimated) is not type(exact):
         raise ScoreError(f"a {type(estimated).__name__} goes against its like, not a {type(exact).__name__}")
     for name in ("model", "task", "metric", "direction", "ablation"):
@@ -126,14 +121,7 @@ def of_pair(estimated: Sweep | NodeScores | Scores, exact: Sweep | NodeScores | 
 def scatter(
     points: Sequence[EffectPair], words: Caption, unit: str, estimate: str = "estimate", exact: str = "exact"
 ) -> Figure:
-    """Exact effects over estimates.
-
-    Args:
-        unit: of both; estimate, exact: what the two are, for the axes.
-
-    Raises:
-        ScoreError: fewer than two points have both.
-    """
+    """Exact effects over estimates, both in `unit`; `estimate` and `exact` name them on the axes."""
     known = [point for point in points if np.isfinite([point.estimate, point.exact]).all()]
     if len(known) < 2:
         raise ScoreError(
@@ -145,33 +133,30 @@ def scatter(
     slope = float((x * y).sum()) / power if power else NAN
     wrong = sum(point.wrong_sign for point in known)
     said = f"r {correlation(x, y):.3f}, slope {slope:.3f}, {wrong} of {len(known):,} with the wrong sign (crosses)"
-    across, up = room(x), room(y)
-    ends = np.array([min(across[0], up[0]), max(across[1], up[1])])
-    lines = [line("y = x", ends, 1.0, "dash"), line(f"slope {slope:.3f}", ends, slope, "solid")]
-    order = [kind for kind, _ in KINDS] + ["others"]
-    kinds = sorted({point.kind for point in known}, key=order.index)
+    axes, lines = plane(x, y, f"{estimate}: {unit}", f"{exact}: {unit}", {f"slope {slope:.3f}": slope})
+    kinds = [kind for kind in (*KINDS, "others") if any(point.kind == kind for point in known)]
     traces = [_of_kind([p for p in known if p.kind == kind], kind, style.PALETTE[at]) for at, kind in enumerate(kinds)]
-    return figure(
-        [*lines, *traces],
-        words._replace(notes=(*words.notes, said)),
-        780,
-        540,
-        xaxis={"title": {"text": f"{estimate}: {unit}"}, "range": across, "zerolinecolor": "#ccc"},
-        yaxis={"title": {"text": f"{exact}: {unit}"}, "range": up, "zerolinecolor": "#ccc"},
-    )
+    words = words._replace(notes=(*words.notes, said))
+    return figure([*lines, *traces], words, 780, 540, xaxis=axes[0], yaxis=axes[1])
 
 
-def room(values: np.ndarray) -> list[float]:
-    """Where an axis begins and ends: 0 is always on it."""
-    low, high = min(values.min(), 0.0), max(values.max(), 0.0)
-    margin = 0.06 * (high - low) or 1.0
-    return [float(low - margin), float(high + margin)]
-
-
-def line(name: str, ends: np.ndarray, slope: float, dash: str) -> Any:
-    """A line through the origin."""
-    look = {"color": "#777", "dash": dash, "width": 1}
-    return graph_objects().Scatter(x=ends, y=slope * ends, mode="lines", name=name, line=look, hoverinfo="skip")
+def plane(
+    x: np.ndarray, y: np.ndarray, across: str, up: str, slopes: Mapping[str, float]
+) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Both axes, with 0 on them, and lines through the origin: y = x, and those of the named slopes."""
+    axes: list[dict[str, Any]] = []
+    for values, title in ((x, across), (y, up)):
+        low, high = min(values.min(), 0.0), max(values.max(), 0.0)
+        margin = 0.06 * (high - low) or 1.0
+        span = [float(low - margin), float(high + margin)]
+        axes.append({"title": {"text": title}, "range": span, "zerolinecolor": "#ccc"})
+    ends = np.array([min(axis["range"][0] for axis in axes), max(axis["range"][1] for axis in axes)])
+    lines = []
+    for name, slope in {"y = x": 1.0, **slopes}.items():
+        look = {"color": "#777", "dash": "dash" if name == "y = x" else "solid", "width": 1}
+        trace = graph_objects().Scatter(x=ends, y=slope * ends, mode="lines", name=name, line=look, hoverinfo="skip")
+        lines.append(trace)
+    return axes, lines
 
 
 def _of_kind(points: Sequence[EffectPair], kind: str, colour: str) -> Any:
@@ -184,17 +169,13 @@ def effect_marks(
     points: Sequence[EffectPair], name: str, crosses: Sequence[bool], look: dict[str, Any], bars: str
 ) -> Any:
     """Points as plotly draws them, some of them as crosses; `look`: their colours; `bars`: that of their intervals."""
+    x, y = [point.estimate for point in points], np.array([point.exact for point in points])
+    texts = [f"<b>{safe(p.name)}</b><br>estimate {p.estimate:+.4g}<br>exact {p.exact:+.4g}" for p in points]
+    marker = {"size": 7, "opacity": 0.75, "symbol": ["x" if cross else "circle" for cross in crosses], **look}
     ends = np.array([(point.low, point.high) for point in points])
-    y = np.array([point.exact for point in points])
-    return style.marks(
-        [point.estimate for point in points],
-        y,
-        [f"<b>{safe(p.name)}</b><br>estimate {p.estimate:+.4g}<br>exact {p.exact:+.4g}" for p in points],
-        name,
-        marker={"size": 7, "opacity": 0.75, "symbol": ["x" if cross else "circle" for cross in crosses], **look},
-        error_y=style.error_bars(y, ends, thickness=0.7, width=0, color=bars)
-        | ({"visible": False} if len(points) > MOST_INTERVALS else {}),
-    )
+    arms = style.error_bars(y, ends, thickness=0.7, width=0, color=bars)
+    arms["visible"] = arms["visible"] and len(points) <= MOST_INTERVALS
+    return style.marks(x, y, texts, name, marker=marker, error_y=arms)
 
 
 def _named(scores: Sweep | NodeScores | Scores) -> tuple[list[str], np.ndarray]:
@@ -215,26 +196,17 @@ def _named(scores: Sweep | NodeScores | Scores) -> tuple[list[str], np.ndarray]:
 # -------------------------------------------------------------------- approximations
 def approximation_scatter(found: Approximation) -> Figure:
     """Every place, a panel a kind."""
-    layers = sorted({layer for one in found.compared.values() for layer in one.layers})
-    kinds = [(what, [*places]) for what, places in groupby(found.places(), key=lambda place: place.kind)]
+    layers = _layers(found)
     parts: list[Subplot] = []
-    for what, places in kinds:
-        whole = found.compared[what].fit()
-        points = [
-            EffectPair(f"{place.name} at {place.position}" if place.position else place.name, *place[4:])
-            for place in places
-        ]
+    for what, group in groupby(found.places(), key=lambda place: place.kind):
+        whole, places = found.compared[what].fit(), list(group)
+        names = [f"{place.name} at {place.position}" if place.position else place.name for place in places]
+        points = [EffectPair(name, *place[4:]) for name, place in zip(names, places, strict=True)]
         look = {**_depths(layers), "color": [place.layer for place in places]}
         look["showscale"] = not parts and len(layers) > 1
         x, y = (np.array([getattr(point, side) for point in points]) for side in ("estimate", "exact"))
-        crosses, across, up = wrong_signs(x, y).tolist(), room(x), room(y)
-        ends = np.array([min(across[0], up[0]), max(across[1], up[1])])
-        slope = [line("slope", ends, whole.slope, "solid")] if np.isfinite(whole.slope) else []
-        traces = [line("y = x", ends, 1.0, "dash"), *slope, effect_marks(points, what, crosses, look, style.NEUTRAL)]
-        axes = (
-            {"title": {"text": name}, "range": span, "zerolinecolor": "#ccc"}
-            for name, span in (("estimate", across), ("exact", up))
-        )
+        axes, lines = plane(x, y, "estimate", "exact", {"slope": whole.slope} if np.isfinite(whole.slope) else {})
+        traces = [*lines, effect_marks(points, what, wrong_signs(x, y).tolist(), look, style.NEUTRAL)]
         parts.append(Subplot(style.heading(f"{what}, {whole.n:,} places", _said(whole)), traces, *axes))
     words = _words(found, f"estimate and exact: {unit(found.record)}", "crosses: the wrong sign where it matters")
     words = words._replace(remarks=found.remarks)
@@ -243,19 +215,22 @@ def approximation_scatter(found: Approximation) -> Figure:
 
 def approximation_layers(found: Approximation) -> Figure:
     """How well each layer of each kind is estimated."""
-    labels = sorted({layer for one in found.compared.values() for layer in one.layers})
+    labels = _layers(found)
     values = np.full((len(found.compared), len(labels)), np.nan)
     texts = [["not measured"] * len(labels) for _ in found.compared]
     for (what, layer), fit in found.by_layer.items():
         row, column = list(found.compared).index(what), labels.index(layer)
         values[row, column] = fit.r
-        size = found.compared[what].sizes[layer]
         texts[row][column] = (
-            f"<b>{safe(what)}, layer {layer}</b>: {fit.n:,} places<br>{_said(fit)}"
-            f"<br>mean error {fit.error:.0%} of the mean effect<br>change {size:.2g} of what it is part of"
+            f"<b>{safe(what)}, layer {layer}</b>: {fit.n:,} places<br>{_said(fit)}<br>mean error {fit.error:.0%} of the"
+            f" mean effect<br>change {found.compared[what].sizes[layer]:.2g} of what it is part of"
         )
     sides = Side("places", list(found.compared)), Side("layer", list(map(str, labels)))
     return heat(values, *sides, texts, _words(found, "blue: r near 1"), "r", most=1.0)
+
+
+def _layers(found: Approximation) -> list[int]:
+    return sorted({layer for one in found.compared.values() for layer in one.layers})
 
 
 def _depths(layers: list[int]) -> dict[str, Any]:

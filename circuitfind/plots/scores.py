@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from einops import einsum
@@ -30,6 +30,7 @@ from circuitfind.graph import Graph
 from circuitfind.plots import style
 from circuitfind.plots.charts import bars, by_layer, heat
 from circuitfind.plots.style import Caption, Side, caption, hover, safe, unit
+from circuitfind.result import strongest
 from circuitfind.scores import NodeScores
 from circuitfind.statistics import bootstrap_mean
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from circuitfind.attribution.direct import DirectEffects
     from circuitfind.record import Record
-    from circuitfind.scores import Scores
 
 EDGES, NODES, ROWS = 40, 30, 200  # bars of edges and of nodes, rows of nodes by position
 Groups = list[tuple[str, slice]]
@@ -55,8 +55,9 @@ class Edges(NamedTuple):
     what: str
 
     @classmethod
-    def of(cls, found: Scores | Circuit) -> Edges:
-        """All edges that scores rate, or those of a circuit."""
+    def of(cls, found: Any) -> Edges:
+        """All edges that scores rate, those of a circuit, or those of the circuit that a search found."""
+        found = getattr(found, "circuit", found)
         if isinstance(found, Circuit):
             values = np.full(found.mask.shape, np.nan)
             for row in found.rows():
@@ -83,26 +84,20 @@ def edge_layers(edges: Edges) -> Figure:
     counts = einsum(down, edges.mask.astype(np.float64), across, "u i, u r, r j -> i j")
     totals = einsum(down, np.nan_to_num(edges.values), across, "u i, u r, r j -> i j")
     values = np.where(counts > 0, totals if edges.known else counts, np.nan)
-    texts = [
-        [_cell(edges, rows[i], columns[j], counts[i, j], totals[i, j]) for j in range(len(columns))]
-        for i in range(len(rows))
-    ]
+    cells = zip(rows, counts, totals, strict=True)
+    texts = [[_cell(edges, row, *one) for one in zip(columns, *sums, strict=True)] for row, *sums in cells]
     counted = f"sum of {unit(edges.record)}" if edges.known else "edges"
     sides = Side("writers", [name for name, _ in rows]), Side("readers", [name for name, _ in columns])
     return heat(values, *sides, texts, edges.words("summed by layer"), counted, signed=edges.known)
 
 
 def strongest_edges(edges: Edges, *, n: int = EDGES) -> Figure:
-    """The n edges of largest magnitude.
-
-    Raises:
-        ScoreError: no effect is known of any edge.
-    """
+    """The n edges of largest magnitude."""
     if not edges.known:
         raise ScoreError("no effect is known of any of these edges: nothing to rank (verify measures them)")
     cells = np.argwhere(np.isfinite(edges.values).T)[:, ::-1]  # reader by reader, as everywhere
     found = edges.values[tuple(cells.T)]
-    order = style.strongest_first(found, n)
+    order = strongest(found, n)
     names = [edges.graph.edge_name(*cells[at].tolist()) for at in order]
     words = edges.words(f"the strongest {len(order)} of {int(edges.mask.sum()):,}")
     return bars(names, found[order], words, unit(edges.record))
@@ -110,8 +105,7 @@ def strongest_edges(edges: Edges, *, n: int = EDGES) -> Figure:
 
 def _writers(graph: Graph) -> Groups:
     groups = [("input", slice(0, 1))]
-    for layer in range(graph.n_layers):
-        mlp = graph.mlp(layer)
+    for layer, mlp in enumerate(map(graph.mlp, range(graph.n_layers))):
         groups += [(f"a{layer}", graph.heads(layer)), (f"m{layer}", slice(mlp, mlp + 1))]
     return groups
 
@@ -126,10 +120,7 @@ def _readers(graph: Graph) -> Groups:
 
 def _indicator(groups: Groups) -> np.ndarray:
     """`[members, groups]`: 1 where a writer or reader belongs to a group."""
-    member = np.zeros((groups[-1][1].stop, len(groups)))
-    for at, (_, part) in enumerate(groups):
-        member[part, at] = 1
-    return member
+    return np.repeat(np.eye(len(groups)), [part.stop - part.start for _, part in groups], axis=0)
 
 
 def _cell(edges: Edges, row: tuple[str, slice], column: tuple[str, slice], count: float, total: float) -> str:
@@ -147,14 +138,9 @@ def _cell(edges: Edges, row: tuple[str, slice], column: tuple[str, slice], count
 
 # -------------------------------------------------------------------- nodes
 def node_effects(scores: NodeScores, *, tokens: Sequence[str] | None = None, rows: int = ROWS) -> Figure:
-    """Every node's score: layers by heads with the MLPs beside them, or nodes by positions.
+    """Every node's score: layers by heads with the MLPs beside them, or nodes by positions, at most `rows` of them.
 
-    Args:
-        tokens: of one prompt, for scores by position: the positions' labels, instead of those that the scores have.
-        rows: how many nodes are shown at most where each has a row.
-
-    Raises:
-        ScoreError: tokens for scores that are not by position, or not one for each position.
+    `tokens` of one prompt, for scores by position: the positions' labels, instead of those that the scores have.
     """
     record, names = scores.record, scores.graph.writer_names
     if scores.values.ndim == 1:
@@ -162,31 +148,27 @@ def node_effects(scores: NodeScores, *, tokens: Sequence[str] | None = None, row
             raise ScoreError("tokens label positions, and these scores are not by position: leave tokens out")
         words = caption(f"Nodes, {style.made_by(record)}", record, style.colours(record))
         return by_layer(names, scores.values, words, unit(record))
-    values = np.asarray(scores.values, dtype=np.float64)
-    count = values.shape[1]
+    values, count = np.asarray(scores.values, dtype=np.float64), scores.values.shape[1]
     if tokens is not None and len(tokens) != count:
         raise ScoreError(f"{len(tokens)} tokens for scores by {count} positions: give those of one prompt of the task")
     labels = list(scores.positions or map(str, range(count))) if tokens is None else style.tokens_at(tokens)
     kept = style.largest(np.abs(values).max(axis=1), rows)
-    texts = [
-        [hover(f"{names[at]} at {label}", value) for label, value in zip(labels, values[at], strict=True)]
-        for at in kept
-    ]
+    cells = ((names[at], zip(labels, values[at], strict=True)) for at in kept)
+    texts = [[hover(f"{name} at {label}", value) for label, value in row] for name, row in cells]
     few = style.left_out(len(kept), len(values), "rows")
     words = caption(f"Nodes by position, {style.made_by(record)}", record, *few, style.colours(record))
-    return heat(
-        values[kept], Side("node", [names[at] for at in kept]), Side("position", labels), texts, words, unit(record)
-    )
+    sides = Side("node", [names[at] for at in kept]), Side("position", labels)
+    return heat(values[kept], *sides, texts, words, unit(record))
 
 
 def strongest_nodes(scores: NodeScores, *, n: int = NODES) -> Figure:
     """The n nodes of largest magnitude; positions are summed."""
-    totals = scores.values.reshape(scores.graph.n_writers, -1).sum(axis=1, dtype=np.float64)
-    order = style.strongest_first(totals, n)
-    more = ["summed over positions"] if scores.values.ndim > 1 else []
+    record, totals = scores.record, scores.values.reshape(scores.graph.n_writers, -1).sum(axis=1, dtype=np.float64)
+    order = strongest(totals, n)
     count = f"the strongest {len(order)} of {len(totals):,}"
-    words = caption(f"Nodes, {style.made_by(scores.record)}", scores.record, count, *more, style.colours(scores.record))
-    return bars([scores.graph.writer_names[at] for at in order], totals[order], words, unit(scores.record))
+    more = ["summed over positions"] if scores.values.ndim > 1 else []
+    words = caption(f"Nodes, {style.made_by(record)}", record, count, *more, style.colours(record))
+    return bars([scores.graph.writer_names[at] for at in order], totals[order], words, unit(record))
 
 
 # -------------------------------------------------------------------- direct logit attribution
@@ -200,7 +182,7 @@ def direct_effects(found: DirectEffects) -> Figure:
 def strongest_direct(found: DirectEffects, *, n: int = NODES) -> Figure:
     """The n nodes that add or take the most, with 95% intervals."""
     means = found.per_example.mean(axis=-1)
-    order = style.strongest_first(means, n)
+    order = strongest(means, n)
     words = _words(found, "Nodes", f"the strongest {len(order)} of {len(means):,}")
     names = [found.graph.writer_names[at] for at in order]
     return bars(names, means[order], words, unit(found.record), intervals=bootstrap_mean(found.per_example[order]))
@@ -213,17 +195,15 @@ def components(found: DirectEffects | NodeScores) -> Figure:
     layers = [(values[graph.heads(layer)].sum(axis=0), values[graph.mlp(layer)]) for layer in range(graph.n_layers)]
     parts = np.stack([values[0], *chain.from_iterable(layers)])
     names = ["input", *chain.from_iterable((f"a{layer}", f"m{layer}") for layer in range(graph.n_layers))]
-    what = "Layers"
-    if isinstance(found, NodeScores):
-        words = caption(f"{what}, direct logit attribution", found.record, style.colours(found.record))
-    else:
+    words = _words(found, "Layers")
+    if not isinstance(found, NodeScores):
         names, parts = [*names, "biases"], np.concatenate([parts, found.constant[None]])
-        words = _words(found, what)
     means = parts.mean(axis=-1)
     sums = [f"so far {total:+.4g}" for total in np.cumsum(means)]
     return bars(names, means, words, unit(found.record), intervals=bootstrap_mean(parts), more=sums)
 
 
-def _words(found: DirectEffects, what: str, *more: str) -> Caption:
-    whole = f"{found.logit_diff.mean():.3g} in all" + (", soft-capped" if found.capped else "")
-    return caption(f"{what}, direct logit attribution", found.record, whole, *more, style.colours(found.record))
+def _words(found: DirectEffects | NodeScores, what: str, *more: str) -> Caption:
+    if not isinstance(found, NodeScores):
+        more = (f"{found.logit_diff.mean():.3g} in all" + (", soft-capped" if found.capped else ""), *more)
+    return caption(f"{what}, direct logit attribution", found.record, *more, style.colours(found.record))

@@ -55,11 +55,7 @@ class Side(NamedTuple):
 
 
 def graph_objects() -> Any:
-    """The module `plotly.graph_objects`.
-
-    Raises:
-        FileError: plotly is not installed.
-    """
+    """The module `plotly.graph_objects`."""
     try:
         import plotly.graph_objects
     except ImportError:
@@ -125,11 +121,6 @@ def largest(sizes: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.argsort(-sizes, kind="stable")[:count])
 
 
-def strongest_first(values: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` largest magnitudes, the largest first."""
-    return np.argsort(-np.abs(values), kind="stable")[:count]
-
-
 def left_out(kept: int, total: int, what: str = "") -> list[str]:
     """A note where not all are shown."""
     return [f"the strongest {kept} of {total:,} {what}".rstrip()] if kept < total else []
@@ -161,25 +152,18 @@ def figure(data: Any, words: Caption, width: float, height: float, **layout: Any
     notes = [line for text in small_print for line in textwrap.wrap(text, int((width - 40) / NOTE_CHARACTER))]
     small = [f'<span style="font-size:12px;color:#555">{safe(line)}</span>' for line in notes]
     top = 34 + 24 * len(titles) + 17 * len(notes)
+    text = "<br>".join([*(f"<b>{safe(line)}</b>" for line in titles), *small])
+    corner = {"x": 0, "y": 1, "xanchor": "left", "yanchor": "top", "pad": {"l": 16, "t": 14}}
     made = graph_objects().Figure(data)
     made.update_layout(
         template="plotly_white",
-        title={
-            "text": "<br>".join([*(f"<b>{safe(line)}</b>" for line in titles), *small]),
-            "font": {"size": 16},
-            "x": 0,
-            "y": 1,
-            "xanchor": "left",
-            "yanchor": "top",
-            "pad": {"l": 16, "t": 14},
-        },
+        title={"text": text, "font": {"size": 16}, **corner},
         width=round(width),
         height=round(height + top + 60),
         margin={"l": 70, "r": 30, "t": top, "b": 60},
         hoverlabel={"align": "left"},
     )
-    made.update_layout(**layout)
-    return made
+    return made.update_layout(**layout)
 
 
 class Subplot(NamedTuple):
@@ -197,20 +181,16 @@ def subplots(
     wide: float,
     high: float,
     gap: tuple[float, float],
-    *,
-    legend: float = 0,
+    legend: float,
     **layout: Any,
 ) -> Figure:
-    """Lays plots out row by row.
-
-    Args:
-        wide, high: pixels of each plot.
-        gap: pixels between them, across and down, for labels and titles.
-        legend: pixels beside them, for a colour bar.
-    """
+    """Lays plots out row by row. In pixels: `wide` and `high` of each, the `gap` between them, across and down, for
+    labels and titles, and `legend` beside them, for a colour bar."""
     columns = max(1, min(len(parts), int((WIDEST - MARGINS - legend + gap[0]) // (wide + gap[0]))))
     rows = -(-len(parts) // columns)
     across, down = columns * wide + (columns - 1) * gap[0], rows * high + (rows - 1) * gap[1]
+    corner = {"x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom", "showarrow": False, "align": "left"}
+    font = {"size": SUBTITLE - 1, "color": "#2a3f5f"}
     axes: dict[str, Any] = {}
     traces, titles = [], []
     for at, part in enumerate(parts):
@@ -221,10 +201,8 @@ def subplots(
         axes[f"xaxis{number}"] = {**part.xaxis, "anchor": f"y{number}", "domain": sideways}
         axes[f"yaxis{number}"] = {**part.yaxis, "anchor": f"x{number}", "domain": upwards}
         traces += [trace.update(xaxis=f"x{number}", yaxis=f"y{number}") for trace in part.traces]
-        corner = {"x": 0, "y": 1, "xanchor": "left", "yanchor": "bottom"}
-        place = {**corner, "xref": f"x{number} domain", "yref": f"y{number} domain"}
-        font = {"size": SUBTITLE - 1, "color": "#2a3f5f"}
-        titles.append({**place, "text": part.title, "showarrow": False, "align": "left", "font": font})
+        place = {"xref": f"x{number} domain", "yref": f"y{number} domain"}
+        titles.append({**corner, **place, "text": part.title, "font": font})
     lines = max(part.title.count("<br>") for part in parts) + 1
     made = figure(traces, words, MARGINS + across + legend, down, annotations=titles, **axes, **layout)
     room = 1.5 * SUBTITLE * lines  # the first row's titles stand below the caption

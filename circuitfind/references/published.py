@@ -11,6 +11,7 @@ heads, one for each q, k and v input, which are not edges of this package's grap
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 
@@ -58,23 +59,18 @@ def _ioi() -> Reference:
         "duplicate token": ("a0.h1", "a0.h10", "a3.h0"),
         "previous token": ("a2.h2", "a4.h11"),
     }
-    rules = (  # from, to which inputs, of which class
-        ("input", "qkv", "previous token"),
-        ("input", "qkv", "duplicate token"),
-        ("input", "q", "S2 inhibition"),
-        ("input", "kv", "negative name mover"),
-        ("input", "kv", "name mover"),
-        ("input", "kv", "backup name mover"),
-        ("previous token", "kv", "induction"),
-        ("induction", "kv", "S2 inhibition"),
-        ("duplicate token", "kv", "S2 inhibition"),
-        ("S2 inhibition", "q", "negative name mover"),
-        ("S2 inhibition", "q", "name mover"),
-        ("S2 inhibition", "q", "backup name mover"),
+    movers = ("name mover", "backup name mover", "negative name mover")
+    rules = (  # from, to which inputs, of which classes
+        ("input", "qkv", ("previous token", "duplicate token")),
+        ("input", "q", ("S2 inhibition",)),
+        ("input", "kv", movers),
+        ("previous token", "kv", ("induction",)),
+        ("induction", "kv", ("S2 inhibition",)),
+        ("duplicate token", "kv", ("S2 inhibition",)),
+        ("S2 inhibition", "q", movers),
     )
-    every, mlps = [head for names in heads.values() for head in names], _mlps(range(12))
-    last = [head for kind in ("name mover", "backup name mover", "negative name mover") for head in heads[kind]]
-    edges = [(heads.get(writers, (writers,)), _inputs(heads[to], kinds)) for writers, kinds, to in rules]
+    every, mlps, last = [*chain(*heads.values())], _mlps(range(12)), [*chain(*(heads[kind] for kind in movers))]
+    edges = [(heads.get(one, (one,)), _inputs(heads[to], kinds)) for one, kinds, classes in rules for to in classes]
     edges += [(mlps, _inputs(every)), (("input", *mlps, *every), mlps), (("input", *mlps, *last), ("logits",))]
     source = f"Wang et al. 2022, arXiv:2211.00593; {_ACDC} (acdc/ioi/utils.py)"
     return Reference("ioi", _GPT2, _union(_GPT2, edges), heads, model="openai-community/gpt2", source=source)
@@ -88,30 +84,22 @@ def _greater_than() -> Reference:
     3. The paper does not patch the middle heads' queries. So MLPs 0 to 8, all that precede the last of these heads,
        feed the queries and each other.
     """
-    heads = {
-        "early, into the middle": ("a0.h3", "a0.h5"),
-        "early, into MLPs": ("a0.h1",),
-        "middle": ("a5.h5", "a6.h1", "a6.h9", "a7.h10", "a8.h11", "a9.h1"),
-    }
+    middle = ("a5.h5", "a6.h1", "a6.h9", "a7.h10", "a8.h11", "a9.h1")
+    heads = {"early, into the middle": ("a0.h3", "a0.h5"), "early, into MLPs": ("a0.h1",), "middle": middle}
     mlps = {"early MLPs": _mlps(range(4)), "late MLPs": _mlps(range(8, 12))}
-    rules = (
-        ("input", "early, into the middle"),
-        ("input", "early, into MLPs"),
-        ("input", "early MLPs"),
-        ("early, into MLPs", "early MLPs"),
-        ("early, into MLPs", "middle"),
-        ("early, into the middle", "middle"),
-        ("early MLPs", "early MLPs"),
-        ("early MLPs", "middle"),
-        ("middle", "late MLPs"),
-        ("late MLPs", "late MLPs"),
-    )
+    rules = {  # from, to which groups
+        "input": ("early, into the middle", "early, into MLPs", "early MLPs"),
+        "early, into MLPs": ("early MLPs", "middle"),
+        "early, into the middle": ("middle",),
+        "early MLPs": ("early MLPs", "middle"),
+        "middle": ("late MLPs",),
+        "late MLPs": ("late MLPs",),
+    }
     writers: Mapping[str, tuple[str, ...]] = {"input": ("input",), **heads, **mlps}
-    readers = {**{kind: _inputs(names) for kind, names in heads.items()}, **mlps}
-    before = _mlps(range(9))
-    edges = [(writers[one], readers[other]) for one, other in rules]
-    edges += [((*heads["middle"], *mlps["late MLPs"]), ("logits",))]
-    edges += [(before, (*before, *_inputs(heads["middle"], "q")))]
+    readers = {kind: _inputs(names) for kind, names in heads.items()} | mlps
+    edges = [(writers[one], readers[other]) for one, others in rules.items() for other in others]
+    edges.append(((*middle, *mlps["late MLPs"]), ("logits",)))
+    edges.append((_mlps(range(9)), (*_mlps(range(9)), *_inputs(middle, "q"))))
     source = f"Hanna et al. 2023, arXiv:2305.00586; {_ACDC} (acdc/greaterthan/utils.py)"
     return Reference("greater-than", _GPT2, _union(_GPT2, edges), heads, model="openai-community/gpt2", source=source)
 
@@ -134,17 +122,14 @@ def _docstring() -> Reference:
         (("a2.h0", "a1.h2"), _inputs(heads["last"], "k")),
         (heads["last"], ("logits",)),
     ]
-    source = "Heimersheim and Janiak 2023 (alignmentforum.org/posts/u6KXXmKFbXfWzoAXn); edges as in Conmy et al. 2023,"
-    source += " arXiv:2304.14997 (acdc/docstring/utils.py)"
+    source = (
+        f"Heimersheim and Janiak 2023 (alignmentforum.org/posts/u6KXXmKFbXfWzoAXn); {_ACDC} (acdc/docstring/utils.py)"
+    )
     mask = _union(graph, edges)
     return Reference("docstring", graph, mask, heads, model="attn-only-4l", source=source, attention_only=True)
 
 
-REFERENCES: dict[str, Callable[[], Reference]] = {
-    "ioi": _ioi,
-    "greater-than": _greater_than,
-    "docstring": _docstring,
-}
+REFERENCES: dict[str, Callable[[], Reference]] = {"ioi": _ioi, "greater-than": _greater_than, "docstring": _docstring}
 
 
 def _mlps(layers: Iterable[int]) -> tuple[str, ...]:
@@ -153,17 +138,13 @@ def _mlps(layers: Iterable[int]) -> tuple[str, ...]:
 
 
 def _inputs(heads: Iterable[str], kinds: str = "qkv") -> tuple[str, ...]:
-    """Reader names of these inputs of the heads."""
     return tuple(f"{head}<{kind}>" for head in heads for kind in kinds)
 
 
 def _union(graph: Graph, rules: Iterable[tuple[Iterable[str], Iterable[str]]]) -> np.ndarray:
-    """`[writers, readers]` bool: for each rule, every edge of the graph from one of the writers to one of the
-    readers."""
+    """`[writers, readers]` bool: for each rule, every edge from one of the writers to one of the readers."""
     mask = np.zeros_like(graph.real)
     for writers, readers in rules:
-        rows = [graph.writer(name) for name in writers]
         columns = [graph.reader_names.index(name) for name in readers]
-        mask[np.ix_(rows, columns)] = True
-    mask &= graph.real
-    return mask
+        mask[np.ix_([graph.writer(name) for name in writers], columns)] = True
+    return np.asarray(mask & graph.real)

@@ -75,10 +75,9 @@ class Reference:
     def possible(self) -> np.ndarray:
         """`[writers, readers]` bool: the edges that the model has."""
         real = self.graph.real.copy()
-        if self.attention_only:
-            for layer in range(self.graph.n_layers):
-                real[self.graph.mlp(layer)] = False
-                real[:, self.graph.readers(layer, "mlp")] = False
+        for layer in range(self.graph.n_layers if self.attention_only else 0):
+            real[self.graph.mlp(layer)] = False
+            real[:, self.graph.readers(layer, "mlp")] = False
         return real
 
     @property
@@ -90,10 +89,9 @@ class Reference:
     @property
     def head_mask(self) -> np.ndarray:
         """`[writers]` bool: heads of a class, and heads with an edge."""
-        graph = self.graph
-        found = self.circuit.node_mask[: graph.n_writers].copy()
-        found[[0, *(graph.mlp(layer) for layer in range(graph.n_layers))]] = False
-        found[[graph.writer(name) for names in self.heads.values() for name in names]] = True
+        found = self.circuit.node_mask[:-1].copy()
+        found[[0, *map(self.graph.mlp, range(self.graph.n_layers))]] = False
+        found[[self.graph.writer(name) for names in self.heads.values() for name in names]] = True
         return found
 
     @property
@@ -125,12 +123,11 @@ class Reference:
             circuit = Circuit.open(path, graph=graph)
             return cls(path.stem, circuit.graph, circuit.mask, model=circuit.record.model, source=str(path))
         try:
-            content = _File.model_validate(raw)
-            found = Graph(**content.graph.model_dump())
-            heads = {kind: tuple(names) for kind, names in content.heads.items()}
-            known: dict[str, Any] = {"model": content.model, "source": content.source or str(path)}
-            known["attention_only"] = content.attention_only
-            return cls(content.name or path.stem, found, found.mask(content.edges), heads, **known)
+            given = _File.model_validate(raw)
+            found = Graph(**given.graph.model_dump())
+            heads = {kind: tuple(names) for kind, names in given.heads.items()}
+            origin = given.model, given.source or str(path)
+            return cls(given.name or path.stem, found, found.mask(given.edges), heads, *origin, given.attention_only)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
             raise FileError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

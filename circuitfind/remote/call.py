@@ -1,4 +1,7 @@
-"""`call`: a function of a model as one job on the server that holds the weights.
+"""Models on a server, and `call`: a function of such a model as one job there.
+
+A `RemoteModel` has its graph and tokenizer here and its weights there, so tasks, circuits, files and pictures need no
+server.
 
 1. The call becomes one nnsight session there: the package's source, the arguments and the function's name are sent, and
    the result comes back (`circuitfind.remote.server`). A search of thousands of passes is one job, and no activations
@@ -17,30 +20,100 @@ import pickle
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import nnsight
+import torch
 
 import circuitfind.errors
 from circuitfind.errors import ModelError, warn
+from circuitfind.models.adapter import Adapter, graph_of
+from circuitfind.models.families import FAMILIES, Family, family_of
+from circuitfind.models.load import Model, config_of, fetch_tokenizer, source_of
 from circuitfind.progress import progress
-from circuitfind.remote.model import RemoteModel
 from circuitfind.remote.server import Pickler, Unpickler, run
 
 _PACKAGE = __name__.partition(".")[0]
 R = TypeVar("R")
+_SIMULATED = "local"
+_SECRETS = ("token", "use_auth_token", "cache_dir")
 
 
-def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> R:
-    """Calls the function on the server.
+# -------------------------------------------------------------------- the model
+@dataclass(frozen=True, eq=False, repr=False)
+class RemoteModel(Model):
+    """A model on an NDIF server; `hf` has its modules, without weights.
 
-    Raises:
-        ModelError: an argument cannot be sent; the server cannot be reached, refuses the job, or keeps the weights in
-            another process.
-        CircuitfindError: what the function itself raises.
-        TypeError: the function does not take these arguments.
+    Attributes:
+        envoy: nnsight's wrapper, from which the server knows the model.
+        where: nnsight's `remote`: True, the URL of a server, or "local".
+        check: the server tests the three identities before each job.
+        family: names of its modules; it travels with each job, because the server may not know it.
     """
+
+    envoy: Any
+    where: bool | str
+    check: bool
+    family: Family
+
+    @property
+    def wrapping(self) -> dict[str, Any]:
+        """Keywords of `circuitfind.wrap` on the server, as plain data."""
+        return {"name": self.name, "check": self.check, "backend": "hooks", "family": asdict(self.family)}
+
+    @property
+    def place(self) -> str:
+        return "NDIF" if self.where is True else str(self.where)
+
+    @property
+    def remote(self) -> bool:
+        return True
+
+
+class _Outline:
+    """The part of an `Adapter` that needs no weights; everything else raises an error that says where they are."""
+
+    def __init__(self, name: str, hf: Any, family: Family) -> None:
+        self.name, self.config, self.graph = name, hf.config.get_text_config(), graph_of(hf, family)
+        self.device, self.dtype = torch.device("cpu"), next(hf.parameters()).dtype
+
+    def __getattr__(self, attribute: str) -> Any:
+        where = f"the weights of '{self.name}' here, and they are on a server"
+        raise ModelError(f"this needs {where}: load it without remote=")
+
+
+def remote_model(name: str, where: bool | str, check: bool, family: Family | None, **keywords: Any) -> RemoteModel:
+    """A model on a server; nothing is sent yet.
+
+    Args:
+        where: True for the host that nnsight is configured for, a URL, or "local" to try a job out: the weights are
+            loaded here, and everything else works as with a server.
+        family: used in place of the table's row.
+        keywords: passed on to nnsight (revision, ...).
+    """
+    if where is not True and where != _SIMULATED and not (isinstance(where, str) and "://" in where):
+        remedy = "give True (NDIF), the URL of a server such as http://host:8001, or 'local'"
+        raise ModelError(f"remote={where!r}: {remedy}")
+    config = config_of(name, **keywords).get_text_config()
+    family_of(config, family)
+    tokenizer = fetch_tokenizer(name, **keywords)
+    if tokenizer is None:
+        raise ModelError(f"'{name}' has no tokenizer, which NDIF needs to run a language model")
+    envoy = nnsight.TransformersModel(source_of(name), task="text-generation", tokenizer=tokenizer, **keywords)
+    if where == _SIMULATED:
+        envoy.dispatch()
+    for secret in _SECRETS:  # nnsight would send them with every job
+        envoy.kwargs.pop(secret, None)
+    family = family or FAMILIES[config.model_type]
+    outline = cast(Adapter, _Outline(name, envoy._module, family))
+    return RemoteModel(name, envoy._module, tokenizer, outline, envoy, where, check, family)
+
+
+# -------------------------------------------------------------------- a call on it
+def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> R:
+    """Calls the function on the server; raises what it raises, or a `ModelError` if the job could not be done there."""
     try:
         inspect.signature(function).bind(model, *arguments, **keywords)
     except TypeError as error:
@@ -48,16 +121,10 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
     _check_keywords(function, arguments, keywords)
     for name in ("checkpoint", "folder"):
         if keywords.get(name) is not None:
-            raise ModelError(
-                f"{function.__name__}: {name}= is a place for files, and a job on a server writes none: leave it out"
-            )
-    asked = {
-        "home": function.__module__,
-        "function": function.__name__,
-        "arguments": [_plain(value) for value in arguments],
-        "keywords": {name: _plain(value) for name, value in keywords.items()},
-    }
-    request = _pickled(asked, model)
+            why = "is a place for files, and a job on a server writes none"
+            raise ModelError(f"{function.__name__}: {name}= {why}: leave it out")
+    given = {"arguments": list(map(_plain, arguments)), "keywords": {name: _plain(keywords[name]) for name in keywords}}
+    request = _pickled({"home": function.__module__, "function": function.__name__, **given}, model)
     with progress(f"{function.__name__} on {model.place}", 1):
         answer = _sent(model, request)
     outcome = Unpickler(answer, model).load()
@@ -68,9 +135,7 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
         raise getattr(circuitfind.errors, kind)(text)
     if "failed" in outcome:
         text, trace = outcome["failed"]
-        failed = ModelError(f"{function.__name__} failed on {model.place}: {text}")
-        failed.add_note(trace)
-        raise failed
+        raise _noted(f"{function.__name__} failed on {model.place}: {text}", trace)
     if "weightless" in outcome:
         raise ModelError(
             f"the server keeps the weights of '{model.name}' in another process than this job (NDIF's sandbox), and"
@@ -81,11 +146,7 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
 
 
 def _check_keywords(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-    """Refuses keywords that the function's `**asked` does not have, before anything is sent.
-
-    Raises:
-        TypeError: naming it.
-    """
+    """Refuses keywords that the function's `**asked` does not have, before anything is sent."""
     parameters = inspect.signature(function).parameters
     for parameter in parameters.values():
         if parameter.kind is not parameter.VAR_KEYWORD:
@@ -93,17 +154,18 @@ def _check_keywords(function: Callable[..., Any], arguments: tuple[Any, ...], ke
         (asked,) = get_args(get_type_hints(function)[parameter.name])  # Unpack[a TypedDict]
         own = [getattr(value, "options", ()) for value in (*arguments, *keywords.values())]  # of methods of the user's
         known = {*parameters, *asked.__annotations__, *(name for options in own for name in options)}
-        for name in keywords:
-            if name not in known:
-                raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{name}'")
+        if strange := [name for name in keywords if name not in known]:
+            raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{strange[0]}'")
+
+
+def _noted(text: str, note: str) -> ModelError:
+    error = ModelError(text)
+    error.add_note(note)
+    return error
 
 
 def _sent(model: RemoteModel, request: bytes) -> bytes:
-    """One session on the server.
-
-    Raises:
-        ModelError: the last line of any error on the way or on the server; the whole text is a note.
-    """
+    """One session on the server; of any error on the way or there the last line, with the whole text as a note."""
     envoy, package, texts, wrapped = model.envoy, _PACKAGE, _texts(), model.wrapping
     nnsight.register(f"{_PACKAGE}.remote.server")
     try:
@@ -111,12 +173,11 @@ def _sent(model: RemoteModel, request: bytes) -> bytes:
             answer: bytes = nnsight.save(run(envoy, package, texts, wrapped, request))
     except Exception as error:  # of the network, the hub, the server or nnsight, each with its own classes
         said = str(error).strip() or type(error).__name__
-        refused = ModelError(
+        raise _noted(
             f"the job for '{model.name}' on {model.place} failed: {said.splitlines()[-1]}. NDIF needs a key in"
-            " NDIF_API_KEY and a model that it runs: see nnsight.ndif_status()"
-        )
-        refused.add_note(said)
-        raise refused from None
+            " NDIF_API_KEY and a model that it runs: see nnsight.ndif_status()",
+            said,
+        ) from None
     return answer
 
 
@@ -142,11 +203,6 @@ def _plain(value: Any) -> Any:
 
 
 def _pickled(value: Any, model: RemoteModel) -> bytes:
-    """The value as bytes.
-
-    Raises:
-        ModelError: a part of it cannot be pickled.
-    """
     buffer = io.BytesIO()
     try:
         _Pickler(buffer, _PACKAGE, model).dump(value)
@@ -164,10 +220,9 @@ def _texts() -> dict[str, str]:
         for entry in folder.iterdir():
             if entry.is_dir() and entry.joinpath("__init__.py").is_file():
                 collect(entry, f"{name}.{entry.name}")
-            elif entry.name == "__init__.py":
-                texts[name] = entry.read_text(encoding="utf-8")
             elif entry.name.endswith(".py"):
-                texts[f"{name}.{entry.name.removesuffix('.py')}"] = entry.read_text(encoding="utf-8")
+                module = f"{name}.{entry.name.removesuffix('.py')}".removesuffix(".__init__")
+                texts[module] = entry.read_text(encoding="utf-8")
 
     collect(importlib.resources.files(_PACKAGE), _PACKAGE)
     return texts

@@ -48,9 +48,7 @@ class Sources(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
         return {name: sys.modules.pop(name) for name in names}
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name not in self.texts:
-            return None
-        return importlib.util.spec_from_loader(name, self)
+        return importlib.util.spec_from_loader(name, self) if name in self.texts else None
 
     def is_package(self, name: str) -> bool:
         return any(other.startswith(f"{name}.") for other in self.texts)
@@ -116,8 +114,8 @@ def run(envoy: Any, package: str, texts: dict[str, str], wrapped: dict[str, Any]
         errors, model = importlib.import_module(f"{package}.errors"), None
         try:
             family = importlib.import_module(f"{package}.models.families").Family(**wrapped["family"])
-            wrap = importlib.import_module(f"{package}.loading").wrap
-            model = wrap(hf, envoy.tokenizer, **{**wrapped, "family": family})
+            loading = importlib.import_module(f"{package}.loading")
+            model = loading.wrap(hf, envoy.tokenizer, **{**wrapped, "family": family})
             asked = Unpickler(request, model).load()
             function = getattr(importlib.import_module(asked["home"]), asked["function"])
             outcome["result"] = function(model, *asked["arguments"], **asked["keywords"])

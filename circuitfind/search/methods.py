@@ -15,10 +15,8 @@ from circuitfind.attribution.method import Method, Request
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError
 from circuitfind.scores import NodeScores, Scores
-from circuitfind.search.acdc import SIGN as ACDC_SIGN
-from circuitfind.search.acdc import acdc_scores
-from circuitfind.search.learn import LEARNERS, TRAINING, learn_masks
-from circuitfind.search.learn import SIGN as LEARNED_SIGN
+from circuitfind.search.acdc import SIGN as ACDC_SIGN, acdc_scores
+from circuitfind.search.learn import LEARNERS, SIGN as LEARNED_SIGN, TRAINING, learn_masks
 
 SPARSITY = 0.95  # what Edge Pruning steers to where no size is given
 
