@@ -34,8 +34,7 @@ class PruningOptions:
     ] = None
     absolute: Annotated[bool, Option("Keep edges that oppose the task, too.")] = False
     remove_dangling: Annotated[
-        str | None,
-        Option("tested or untested: what nodes without inputs write goes, too. Default: it stays."),
+        str | None, Option("tested or untested: what nodes without inputs write goes, too. Default: it stays.")
     ] = None
     screen: Annotated[
         float | None,

@@ -18,10 +18,7 @@ class EstimateOptions:
 
     what: Annotated[
         str | None,
-        Option(
-            f"Kinds of place: {', '.join(options.KINDS)}. Default: resid,attn,mlp,heads.",
-            metavar="KIND,KIND,...",
-        ),
+        Option(f"Kinds of place: {', '.join(options.KINDS)}. Default: resid,attn,mlp,heads.", metavar="KIND,KIND,..."),
     ] = None
     method: Annotated[
         str | None,

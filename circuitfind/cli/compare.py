@@ -33,10 +33,7 @@ class CompareOptions:
     holdout: Annotated[float | None, Option("Part of the pairs that circuits are judged on. Default: 0.5.")] = None
     again: Annotated[
         Path | None,
-        Option(
-            "Make the comparison of this compare.json again, and compare every number with it.",
-            metavar="FILE",
-        ),
+        Option("Make the comparison of this compare.json again, and compare every number with it.", metavar="FILE"),
     ] = None
 
 
@@ -44,12 +41,7 @@ GROUPS = {"model": CheckedModelOptions, "task": TaskOptions, "run": RunOptions, 
 
 
 def compare(
-    model: CheckedModelOptions,
-    task: TaskOptions,
-    run: RunOptions,
-    what: CompareOptions,
-    place: OutOptions,
-    out: Output,
+    model: CheckedModelOptions, task: TaskOptions, run: RunOptions, what: CompareOptions, place: OutOptions, out: Output
 ) -> int | None:
     """Compare methods: faithfulness at every size, CPR, CMD, agreement, overlap, passes, time and memory.
 

@@ -35,10 +35,7 @@ class EvaluateOptions:
         ),
     ] = None
     completeness: Annotated[
-        bool,
-        Option(
-            "Run the rest of the model, and knock out random sets of nodes in circuit and model.",
-        ),
+        bool, Option("Run the rest of the model, and knock out random sets of nodes in circuit and model.")
     ] = False
     minimality: Annotated[bool, Option("Measure what the circuit loses with each of its edges.")] = False
     tests: Annotated[bool, Option("Hypothesis tests of the circuit.")] = False

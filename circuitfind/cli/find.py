@@ -22,8 +22,7 @@ class SearchOptions(options.RankOptions):
     one_sided: Annotated[bool, Option("Only below 1 counts as too far.")] = False
     prune: Annotated[bool, Option("Drop single edges at the end.")] = True
     prune_tolerance: Annotated[
-        float | None,
-        Option("How much |1 - faithfulness| may grow by dropping edges. Default: 0.05.", least=0),
+        float | None, Option("How much |1 - faithfulness| may grow by dropping edges. Default: 0.05.", least=0)
     ] = None
 
 

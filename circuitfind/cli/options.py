@@ -172,8 +172,7 @@ class TaskOptions:
     counterfactual: Annotated[str | None, Option("Of MIB data: which counterfactual is the corrupted prompt.")] = None
     align: Annotated[str | None, Option("spans: a file's pairs of unequal length, by its columns of spans.")] = None
     metric: Annotated[
-        str | None,
-        Option(f"{listed(METRICS)}. Default: that of the given scores or circuit, else the task's."),
+        str | None, Option(f"{listed(METRICS)}. Default: that of the given scores or circuit, else the task's.")
     ] = None
     bos: Annotated[bool | None, Option("Force a BOS token or none. Default: as the tokenizer does.")] = None
 
@@ -185,8 +184,7 @@ class RunOptions:
     PANEL: ClassVar[str] = SCORING
 
     ablation: Annotated[
-        str | None,
-        Option(f"{ABLATION_HELP} Default: that of the given scores or circuit, else corrupted."),
+        str | None, Option(f"{ABLATION_HELP} Default: that of the given scores or circuit, else corrupted.")
     ] = None
     batch_size: Annotated[int | None, Option("Pairs at a time. Default: what fits in memory.", least=1)] = None
 
@@ -202,14 +200,13 @@ class ScoringOptions:
         Option(
             f"Effects of edges: {', '.join(EFFECTS)} (default: {EFFECTS[0]}); of nodes: {', '.join(NODE_EFFECTS)}"
             f" (default: {NODE_EFFECTS[0]}); --what q or k: atp-qk, too. Not effects: {', '.join(RANKINGS)}; of nodes:"
-            f" {', '.join(NODE_RANKINGS)}; {OWN_METHOD}.",
+            f" {', '.join(NODE_RANKINGS)}; {OWN_METHOD}."
         ),
     ] = None
     steps: Annotated[int | None, Option("Of integrated gradients. Default: 5.")] = None
     rule: Annotated[str | None, Option("Of eap-ig-inputs: left (default), right or midpoint.")] = None
     direction: Annotated[
-        str | None,
-        Option(f"{listed(DIRECTIONS)}. Default: that of the given scores, else noising."),
+        str | None, Option(f"{listed(DIRECTIONS)}. Default: that of the given scores, else noising.")
     ] = None
 
 

@@ -23,9 +23,7 @@ class SweepOptions:
     what: Annotated[str, Option("Which places, one at a time.", metavar="|".join(options.KINDS))] = "heads"
     direction: Annotated[
         str | None,
-        Option(
-            f"{listed(options.DIRECTIONS)} (clean values into corrupted runs). Default: {options.DIRECTIONS[0]}.",
-        ),
+        Option(f"{listed(options.DIRECTIONS)} (clean values into corrupted runs). Default: {options.DIRECTIONS[0]}."),
     ] = None
     show: Annotated[int, Option("How many of the strongest to print.", least=0)] = 15
 

@@ -19,8 +19,7 @@ class WholeOptions:
     PANEL: ClassVar[str] = options.JUDGING
 
     circuit: Annotated[
-        Path | None,
-        Option("A circuit.json. Default: the circuit of the strongest edges.", metavar="FILE"),
+        Path | None, Option("A circuit.json. Default: the circuit of the strongest edges.", metavar="FILE")
     ] = None
 
 

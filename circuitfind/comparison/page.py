@@ -97,11 +97,7 @@ def overlap(found: Comparison) -> Figure:
     hovers = {size: _shared(names, found.overlap[size]) for size in sizes}
     made = heat(np.array(found.overlap[shown]), *sides, hovers[shown], words, "Jaccard", signed=False, most=1.0)
     steps = [
-        {
-            "label": f"{size:,}",
-            "method": "restyle",
-            "args": [{"z": [found.overlap[size]], "hovertext": [hovers[size]]}],
-        }
+        {"label": f"{size:,}", "method": "restyle", "args": [{"z": [found.overlap[size]], "hovertext": [hovers[size]]}]}
         for size in sizes
     ]
     slider = {"active": sizes.index(shown), "currentvalue": {"prefix": "edges asked for: "}, "pad": {"t": 110}}

@@ -150,12 +150,7 @@ class Training:
     lr: float
 
     def run(
-        self,
-        state: State,
-        steps: int,
-        patience: int | None,
-        checkpoint: str | PathLike[str] | None,
-        settings: object,
+        self, state: State, steps: int, patience: int | None, checkpoint: str | PathLike[str] | None, settings: object
     ) -> State:
         """Trains for `steps` steps or until `finished`, from where a stopped run left off.
 
