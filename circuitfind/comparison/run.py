@@ -75,7 +75,7 @@ def compare(
         TaskError: too few pairs.
     """
     experiment = Experiment.of(model, task, asked, direction=False)
-    search, judge = experiment.bound.split(1 - holdout, experiment.setting.seed)
+    search, judge = experiment.bound.held_out(holdout, experiment.setting.seed)
     target = named(reference) if isinstance(reference, str) else reference
     entrants = chosen(methods)
     if target is not None:
