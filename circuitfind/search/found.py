@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from os import PathLike
@@ -36,7 +37,7 @@ class Step(NamedTuple):
     text: str
 
 
-class FolderResult(Result):
+class FolderResult(Result, ABC):
     """A result whose `save` writes a folder; a path that ends in .csv gets the rows as a table."""
 
     def save(self, path: str | PathLike[str], **more: Any) -> Path:
@@ -50,9 +51,9 @@ class FolderResult(Result):
         self.write(path, **more)
         return Path(path)
 
+    @abstractmethod
     def write(self, folder: str | PathLike[str], **more: Any) -> list[Path]:
         """Writes the folder, and returns the files that were written."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,8 +67,8 @@ class FindResult(FolderResult):
         curve: every circuit that was run, in order.
         steps: every decision, in words.
         summary: how well the model does the task on the search pairs.
-        held_out: the pairs that the search did not see; None where the result was opened
-            (`circuitfind.unseen(model, task, result.circuit)` finds them again).
+        held_out: the held-out pairs; None where the result was opened (`circuitfind.unseen(model, task,
+            result.circuit)` finds them again).
         model: the model that was searched; None where the result was opened.
     """
 
