@@ -20,9 +20,10 @@ class LearningOptions:
     level: Annotated[str, Option("Gates of edges or of whole nodes.", words=options.LEVELS)] = options.LEVELS[0]
     edges: Annotated[int | None, Option("How many edges to keep.")] = None
     nodes: Annotated[int | None, Option("How many nodes to keep, at level node.")] = None
-    sparsity: Annotated[float | None, Option("Part of the edges (or nodes) to leave out, instead. Default: 0.95.")] = (
-        None
-    )
+    sparsity: Annotated[
+        float | None,
+        Option("Part of the edges (or nodes) to leave out, instead. Default: 0.95 of edge-pruning."),
+    ] = None
     steps: Annotated[int | None, Option("Of Adam, at the most. Default: 200.")] = None
     lr: Annotated[float | None, Option("Adam's learning rate. Default: the method's.")] = None
     regularisation: Annotated[
@@ -57,7 +58,6 @@ def learn(
     folder = inputs.folder(place.out)
     loaded, bound = inputs.load(model, task, out, model.check)
     import circuitfind as cf
-    from circuitfind.search.methods import SPARSITY
 
     seen, held_out = inputs.held_out(bound, learning.holdout, task.seed)
     about = f"{bound.name}: {len(seen)} pairs to learn with and {len(held_out)} to judge with"
@@ -66,8 +66,6 @@ def learn(
         out.if_stopped = f"what was learned is in {learning.checkpoint}; the same command goes on from it"
     renamed = {"edges": "n_edges", "nodes": "n_nodes", "metric_of_learning": "metric", "holdout": ""}
     asked = given(learning, **renamed)
-    if not asked.keys() & {"n_edges", "n_nodes", "sparsity"}:
-        asked["sparsity"] = SPARSITY
     started = time.monotonic()
     with out.progress():
         found = cf.learn_masks(loaded, seen, **asked, seed=task.seed)

@@ -20,8 +20,6 @@ from circuitfind.search.acdc import acdc_scores
 from circuitfind.search.learn import LEARNERS, TRAINING, learn_masks
 from circuitfind.search.learn import SIGN as LEARNED_SIGN
 
-SPARSITY = 0.95  # what Edge Pruning steers to where no size is given
-
 
 def _acdc(experiment: Experiment, request: Request) -> Scores:
     return acdc_scores(experiment.model, experiment.bound, **_asked(experiment, request, "prune_by"))
@@ -42,7 +40,6 @@ def _asked(experiment: Experiment, request: Request, metric: str) -> dict[str, A
 
 
 def _learner(name: str, summary: str, source: str) -> Method:
-    sparsity = SPARSITY if LEARNERS[name].steers else None
     return Method(
         name,
         summary,
@@ -50,7 +47,7 @@ def _learner(name: str, summary: str, source: str) -> Method:
         "1 forward and backward a step",
         ("edge", "node"),
         score=partial(_learned, name=name),
-        options={"learn_by": "kl", "sparsity": sparsity, **TRAINING},
+        options={"learn_by": "kl", "sparsity": LEARNERS[name].sparsity, **TRAINING},
         sign=lambda level, options: LEARNED_SIGN,
     )
 
