@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from circuitfind.attribution.attribute import attribute
     from circuitfind.attribution.direct import DirectEffects, direct_effects
     from circuitfind.attribution.method import Method
-    from circuitfind.attribution.methods import Methods, methods
+    from circuitfind.attribution.methods import Methods
     from circuitfind.circuit import Circuit
     from circuitfind.comparison.result import Comparison
     from circuitfind.comparison.run import compare
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from circuitfind.search.find import find
     from circuitfind.search.found import FindResult
     from circuitfind.search.learn import LearnedMasks, learn_masks
+    from circuitfind.search.methods import methods
     from circuitfind.tasks.builder import Pair, TaskBuilder
     from circuitfind.tasks.task import Task
 else:
@@ -67,7 +68,7 @@ else:
         "attribution.attribute": "attribute",
         "attribution.direct": "DirectEffects direct_effects",
         "attribution.method": "Method",
-        "attribution.methods": "Methods methods",
+        "attribution.methods": "Methods",
         "circuit": "Circuit",
         "comparison.result": "Comparison",
         "comparison.run": "compare",
@@ -108,6 +109,7 @@ else:
         "search.find": "find",
         "search.found": "FindResult",
         "search.learn": "LearnedMasks learn_masks",
+        "search.methods": "methods",
         "tasks.builder": "Pair TaskBuilder",
         "tasks.task": "Task",
     }

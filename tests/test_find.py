@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 import circuitfind as cf
+from circuitfind.attribution.methods import METHODS
+from circuitfind.cli.app import main
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.graph import Graph
 from circuitfind.search import find as search
 from circuitfind.search import sizes
+from circuitfind.search.methods import SEARCHES
 from circuitfind.search.sizes import SizeSearch
 
 QUICK = {"top": 5, "random": 2}
@@ -411,7 +414,41 @@ def test_the_scores_may_come_from_a_search_of_another_kind(tiny: cf.Model) -> No
     assert result.summary.metric == result.circuit.record.metric == "logit_diff"
     with pytest.raises(ScoreError, match="steps=3 is an option of"):
         cf.find(tiny, task, method="eap", steps=3)
-    with pytest.raises(TypeError, match="'steps' does not apply here"):
+    with pytest.raises(ScoreError, match="these scores were made with steps=2, not 3"):
         cf.find(tiny, task, scores=result.scores, steps=3)
+    with pytest.raises(ScoreError, match="these scores were made with method='ugs', not 'eap'"):
+        cf.find(tiny, task, scores=result.scores, method="eap")
+    again = cf.find(tiny, task, scores=result.scores, method="ugs", steps=2, prune=False, top=1, random=1)
+    assert again.scores is result.scores
     with pytest.raises(ScoreError, match="run circuits on the clean prompts"):
         cf.find(tiny, task, method="acdc", direction="denoising")
+    never = cf.find(tiny, task, method="ugs", steps=2, patience=None, learn_by=None, prune=False, top=1, random=1)
+    assert never.scores.record.settings["patience"] is None and never.scores.record.metric == "logit_diff"
+
+
+def test_the_methods_are_listed_with_the_calls_that_take_them() -> None:
+    rows = {row.name: row for row in cf.methods().methods}
+    assert set(rows) == {*METHODS, *SEARCHES}
+    assert rows["acdc"].calls == "find, compare, acdc" and rows["ugs"].calls == "find, compare, learn_masks"
+    assert rows["eap"].calls == "attribute, find, compare, stability" and not rows["ugs"].effects
+    assert rows["hisp"].calls == "attribute, compare" and rows["atp-qk"].calls == "attribute, approximation"
+    assert "acdc" in cf.methods("edge").names and "acdc" not in cf.methods("node").names
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("find", "--method", "acdc", "--top", "1", "--random", "1"),
+        ("find", "--method", "ugs", "--top", "1", "--random", "1", "--steps", "3"),
+        ("verify", "--method", "acdc", "--top", "2", "--random", "1"),
+    ],
+)
+def test_searches_make_the_scores_of_the_command_line(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([words[0], "tiny", "--n", "4", "--backend", "hooks", "--no-check", *words[1:], "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert all(Path(name).is_file() for name in said["files"])
+    if words[0] == "find":
+        assert cf.Scores.open("circuitfind-out/scores.safetensors").record.method == words[2]

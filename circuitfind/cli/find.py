@@ -59,9 +59,9 @@ def find(
         scores = inputs.scored(loaded, seen, asked, folder, out)
         again = ("--scores", str(scores.save(folder / "scores.safetensors")))
     else:
-        scores = inputs.open_scores(judge.scores, loaded, asked)
+        scores = inputs.open_scores(judge.scores, loaded)
     out.if_stopped = f"the scores are kept; go on with: {out.command_line(*again)}"
-    keywords = {**given(search, judge), **inputs.of_the_run(asked), "scores": scores}
+    keywords = {**given(search, judge), **asked, "scores": scores}
     with out.progress():
         result = cf.find(loaded, bound, **keywords)
     seconds = time.monotonic() - started

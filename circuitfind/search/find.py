@@ -22,7 +22,7 @@ from typing import Any, Unpack
 
 from circuitfind.attribution.attribute import ScoreKeywords, score
 from circuitfind.attribution.method import Method, Request
-from circuitfind.attribution.methods import request_of
+from circuitfind.attribution.methods import check_made
 from circuitfind.circuit import Circuit
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError
@@ -33,7 +33,7 @@ from circuitfind.models.load import Model
 from circuitfind.remote.call import remotable
 from circuitfind.scores import By, Scores
 from circuitfind.search.found import FindResult
-from circuitfind.search.methods import method_of
+from circuitfind.search.methods import method_of, request_of
 from circuitfind.search.sizes import SizeSearch
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -43,7 +43,7 @@ def find(
     model: Model,
     task: Task | BoundTask,
     *,
-    method: str | Method = "eap-ig-inputs",
+    method: str | Method | None = None,
     tolerance: float = 0.15,
     one_sided: bool = False,
     by: By = "absolute",
@@ -58,8 +58,8 @@ def find(
     """Finds the smallest circuit that still does the task, and verifies it.
 
     Args:
-        method: of the scores: as for `circuitfind.attribute`, or "acdc", "edge-pruning", "subnetwork-probing" or "ugs"
-            (`circuitfind.search.methods`).
+        method: of the scores ("eap-ig-inputs"): as for `circuitfind.attribute`, or "acdc", "edge-pruning",
+            "subnetwork-probing" or "ugs" (`circuitfind.search.methods`).
         tolerance: how far from 1 the exact faithfulness may be, above or below (`one_sided`: below only).
         by: rank edges by |effect| or by signed effect.
         prune: try to drop single edges from the circuit of the right size.
@@ -68,11 +68,12 @@ def find(
         top: how many edges to verify besides the circuit's own; random: how many random circuits to compare with.
         scores: take these instead of computing them (a search that was stopped goes on from its saved scores).
         asked: keywords of the run (by default those of the given scores; seed: of the split, the intervals and the
-            random circuits, too) and, unless scores are given, options of the method.
+            random circuits, too) and options of the method.
 
     Raises:
         TaskError: too few pairs, or they do not fit the model.
-        ScoreError: scores or faithfulness are undefined on this task.
+        ScoreError: scores or faithfulness are undefined on this task, or the given scores were made by another method
+            or with other options than those asked for.
     """
     if tolerance < 0 or prune_tolerance < 0:
         raise ScoreError(f"tolerance={tolerance} and prune_tolerance={prune_tolerance} are distances: not negative")
@@ -83,8 +84,12 @@ def find(
     if scores is not None and scores.graph != model.graph:
         raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
     chosen = method_of(method)
-    request, setting = (Request("edge"), asked) if scores is not None else request_of(chosen, "edge", None, asked)
-    made = None if scores is None else scores.record
+    if scores is None:
+        request, setting = request_of(chosen, asked)
+        made = None
+    else:
+        made = scores.record
+        request, setting = Request("edge"), check_made(made, {**asked, "method": method and chosen})
     whole = Experiment.of(model, task, setting, inherit=made, made="the scores were")
     seen, held_out = whole.bound.held_out(holdout, whole.setting.seed)
     experiment = whole.on(seen)
