@@ -19,9 +19,8 @@ from circuitfind.cli.app import main
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.graph import Graph
 from circuitfind.search import find as search
-from circuitfind.search import sizes
+from circuitfind.search.find import SizeSearch
 from circuitfind.search.methods import SEARCHES
-from circuitfind.search.sizes import SizeSearch
 
 QUICK = {"top": 5, "random": 2}
 
@@ -254,7 +253,7 @@ GRAPH = Graph(2, 4, 4, 32)  # 110 edges: the grid is 1, 2, 4, ..., 64, 110
 @pytest.fixture()
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SizeSearch]:
     """A search on a script; edges rank in the graph's own order."""
-    monkeypatch.setattr(sizes, "connected", lambda graph, mask: mask)
+    monkeypatch.setattr(search, "connected", lambda graph, mask: mask)
     values = np.zeros(GRAPH.real.shape, dtype=np.float32)
     values.T[GRAPH.real.T] = np.linspace(2, 1, GRAPH.n_edges)
 

@@ -21,9 +21,18 @@ from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.masked_run import run_masked
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.search import training as trained
-from circuitfind.search.gates import HARD_CONCRETE, UNIFORM, WARM_UP, Price, Target
 from circuitfind.search.learn import LEARNERS, LearnedMasks
-from circuitfind.search.training import EVERY, MiniBatches, State, Training
+from circuitfind.search.training import (
+    EVERY,
+    HARD_CONCRETE,
+    UNIFORM,
+    WARM_UP,
+    MiniBatches,
+    Price,
+    State,
+    Target,
+    Training,
+)
 
 DRAWS = 200_000
 LOGITS = (-4.0, -1.0, 0.0, 2.0)

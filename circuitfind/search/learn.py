@@ -5,7 +5,7 @@ let through as far as its gate says, and the logits learn to keep the metric wit
 default the metric is `kl`: stay close to the whole model. What is learned is a ranking, and a circuit cut from it. At
 level "node" each node has one gate, for all edges out of it.
 
-| method | gates (`gates.py`) | what makes the circuit small |
+| method | gates | what makes the circuit small |
 |---|---|---|
 | `edge-pruning` (Bhaskar et al. 2024) | hard concrete | Lagrange multipliers steer to a wanted number of gates |
 | `subnetwork-probing` (Cao et al. 2021) | hard concrete | a fixed price a gate |
@@ -45,8 +45,18 @@ from circuitfind.remote.call import remotable
 from circuitfind.result import as_json, build
 from circuitfind.scores import NodeScores, Scores
 from circuitfind.search.found import FolderResult, save_circuit
-from circuitfind.search.gates import HARD_CONCRETE, UNIFORM, Gates, Pressure, Price, Target
-from circuitfind.search.training import Logged, MiniBatches, State, Training
+from circuitfind.search.training import (
+    HARD_CONCRETE,
+    UNIFORM,
+    Gates,
+    Logged,
+    MiniBatches,
+    Pressure,
+    Price,
+    State,
+    Target,
+    Training,
+)
 from circuitfind.setting import JudgeKeywords
 from circuitfind.tasks.task import BoundTask, Task
 
