@@ -30,8 +30,6 @@ HEADINGS = ("task, corruption", "accuracy", "clean", "corrupted", "lowered", "fl
 # -------------------------------------------------------------------- tasks
 @dataclass(frozen=True)
 class TaskListOptions:
-    """Which model's tokenizer is asked, and what is shown."""
-
     model: str | None = option(f"Say what it can express. {options.MODEL_HELP}", argument=True, metavar="MODEL")
     measure: bool = option("Also how well the model does each task.", False)
     show: str | None = option("Print example pairs of one task.", metavar="NAME")
@@ -179,8 +177,6 @@ def _figures(corruption: str, one: dict[str, Any]) -> list[Cell]:
 # -------------------------------------------------------------------- doctor
 @dataclass(frozen=True)
 class BatchOptions:
-    """The batch whose memory is estimated."""
-
     examples: int = option("Pairs in the batch of the memory estimate.", 32, least=1)
     length: int = option("Tokens in each of its prompts.", 16, least=1)
 

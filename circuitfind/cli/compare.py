@@ -17,8 +17,6 @@ SAME = 1e-5  # numbers of a repetition on another machine; on the same one they 
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What is compared."""
-
     PANEL = options.JUDGING
     methods: str | None = option("Methods, by name, separated by commas. Default: all.", metavar="A,B,...")
     reference: str | None = option(

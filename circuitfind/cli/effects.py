@@ -23,8 +23,6 @@ NAMES = "NAME,NAME,..."
 # -------------------------------------------------------------------- attribute
 @dataclass(frozen=True)
 class LevelOptions:
-    """What is scored and shown."""
-
     PANEL = options.SCORING
     level: str = option("Score edges or nodes.", options.LEVELS[0], words=options.LEVELS)
     what: str | None = option(
@@ -75,8 +73,6 @@ def attribute(
 # -------------------------------------------------------------------- patch
 @dataclass(frozen=True)
 class SweepOptions:
-    """What is patched, and how."""
-
     PANEL = options.SCORING
     what: str = option("Which places, one at a time.", "heads", metavar="|".join(options.KINDS))
     direction: str | None = option(
@@ -87,8 +83,6 @@ class SweepOptions:
 
 @dataclass(frozen=True)
 class PathOptions:
-    """Path patching instead of a sweep."""
-
     PANEL = "Path patching"
     path: str | None = option(
         'Patch paths instead of places: the senders, such as a1.h5 or input, one at a time, or "all".', metavar=NAMES
@@ -149,8 +143,6 @@ def patch(
 # -------------------------------------------------------------------- approximation
 @dataclass(frozen=True)
 class EstimateOptions:
-    """What is estimated and measured."""
-
     PANEL = options.SCORING
     what: str | None = option(
         f"Kinds of place: {', '.join(options.KINDS)}. Default: resid,attn,mlp,heads.", metavar="KIND,KIND,..."
@@ -196,8 +188,6 @@ def approximation(
 # -------------------------------------------------------------------- attention
 @dataclass(frozen=True)
 class HeadOptions:
-    """Which heads, on which prompt."""
-
     head: str = option("Such as a0.h1.", MISSING, metavar=NAMES)
     example: int = option("Which of the pairs, counted from 0.", 0, least=0)
     corrupted: bool = option("The corrupted prompt, not the clean one.", False)

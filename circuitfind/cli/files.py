@@ -33,8 +33,6 @@ COLUMNS = ("", "of", "true", "found", "both", "prec.", "recall", "F1", "AUROC", 
 # -------------------------------------------------------------------- export
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to write."""
-
     circuit: Path = option(options.SCORES_OR_CIRCUIT, MISSING, argument=True, metavar="FILE")
     to: str | None = option("The format. Default: by the ending of --out, else svg.", words=FORMATS)
     top: int | None = option("Only so many of the strongest edges.", least=1)
@@ -154,8 +152,6 @@ def _check_mib(root: Path, out: Output) -> int:
 # -------------------------------------------------------------------- show
 @dataclass(frozen=True)
 class ShowOptions:
-    """What is shown."""
-
     file: Path = option(READS, MISSING, argument=True, metavar="FILE")
     what: str | None = option("Only this figure, such as effects, strongest, layers or scatter.", metavar="FIGURE")
     out: Path | None = option("Default: the file's name with .html, beside it.", metavar="PAGE.html")
@@ -203,8 +199,6 @@ def _draw(found: Any, given: ShowOptions, path: Path) -> list[str]:
 # -------------------------------------------------------------------- agree
 @dataclass(frozen=True)
 class AgreeOptions:
-    """What is compared with what."""
-
     file: Path = option(options.SCORES_OR_CIRCUIT, MISSING, argument=True, metavar="FILE")
     reference: str = option(
         "ioi, greater-than, docstring, or a circuit's or reference's file.", MISSING, metavar="NAME|FILE"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import circuitfind as cf
 from circuitfind.cli import options
@@ -15,6 +15,7 @@ from circuitfind.errors import FileError, ScoreError, TaskError
 if TYPE_CHECKING:
     from circuitfind.tasks.bound import BoundTask
 
+Read = TypeVar("Read", "cf.Circuit", "cf.Scores")
 DEFAULT_TASK = "ioi"
 OF_FILES, BUILT_IN = ("counterfactual", "align"), ("corruption", "template")  # options of one kind of task only
 CHECKPOINT = "exact.part.safetensors"
@@ -87,13 +88,11 @@ def check_scoring(asked: dict[str, Any], level: str = "edge", what: str | None =
 
 def search_keywords(task: options.Task, run: options.Run, scoring: options.Scoring) -> dict[str, Any]:
     """`run_keywords` for scores of edges, checked; searches (acdc, learned masks) can make them, too."""
-    from circuitfind.search.methods import method_of
+    from circuitfind.search.methods import method_of, request_of
 
-    asked = run_keywords(task, run, scoring)
-    if scoring.method is not None:
-        asked["method"] = method_of(scoring.method)
-    check_scoring(asked)
-    return asked
+    asked, chosen = run_keywords(task, run, scoring), method_of(scoring.method)
+    request_of(chosen, {name: value for name, value in asked.items() if name != "method"})
+    return asked | ({} if scoring.method is None else {"method": chosen})
 
 
 def check_places(model: cf.Model, bound: BoundTask, asked: dict[str, Any], where: dict[str, Any]) -> None:
@@ -122,28 +121,16 @@ def where_of(places: options.Places, *whats: str | None) -> dict[str, Any]:
     return {"by_position": places.by_position, "by_span": places.by_span, "layers": layers}
 
 
-def open_scores(path: Path, model: cf.Model) -> cf.Scores:
-    """Scores of a file.
-
-    Raises:
-        ScoreError: they are of another model.
-    """
-    scores = cf.Scores.open(path)
-    if scores.graph != model.graph:
-        raise ScoreError(f"{path}: scores of another model ({scores.graph}); {model.name} has {model.graph}")
-    return scores
-
-
-def open_circuit(path: Path, model: cf.Model) -> cf.Circuit:
-    """A circuit of a file.
+def of_model(found: Read, path: Path, model: cf.Model) -> Read:
+    """What a file holds.
 
     Raises:
         FileError: it is of another model.
     """
-    circuit = cf.Circuit.open(path)
-    if circuit.graph != model.graph:
-        raise FileError(f"{path}: a circuit of another model ({circuit.graph}); {model.name} has {model.graph}")
-    return circuit
+    if found.graph != model.graph:
+        what = "a circuit" if isinstance(found, cf.Circuit) else "scores"
+        raise FileError(f"{path}: {what} of another model ({found.graph}); {model.name} has {model.graph}")
+    return found
 
 
 def scored(model: cf.Model, pairs: BoundTask, asked: dict[str, Any], folder: Path, out: Output, **ways: Any) -> Any:

@@ -23,8 +23,6 @@ OF_A_CIRCUIT = ("completeness", "minimality", "tests", "stability", "per_example
 # -------------------------------------------------------------------- verify
 @dataclass(frozen=True)
 class WholeOptions:
-    """A circuit to judge as a whole."""
-
     PANEL = options.JUDGING
     circuit: Path | None = option("A circuit.json. Default: the circuit of the strongest edges.", metavar="FILE")
 
@@ -52,12 +50,12 @@ def verify(
     from circuitfind.attribution.methods import check_made
 
     seen, held_out = (None, bound) if judge.holdout == 1 else inputs.held_out(bound, judge.holdout, task.seed)
-    circuit = None if whole.circuit is None else inputs.open_circuit(whole.circuit, loaded)
+    circuit = None if whole.circuit is None else inputs.of_model(cf.Circuit.open(whole.circuit), whole.circuit, loaded)
     pairs = count(len(held_out), "pair" if seen is None else "held-out pair")
     about = f"{bound.name}, {bound.metric.name}: {pairs} to judge with"
     out.facts([("model", inputs.model_line(loaded)), ("task", about)])
     if judge.scores is not None:
-        scores = inputs.open_scores(judge.scores, loaded)
+        scores = inputs.of_model(cf.Scores.open(judge.scores), judge.scores, loaded)
     elif seen is not None:
         scores = inputs.scored(loaded, seen, asked, folder, out)
     else:
@@ -80,8 +78,6 @@ def verify(
 # -------------------------------------------------------------------- evaluate
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What to run, and what else to measure of it."""
-
     PANEL = options.JUDGING
     circuit: Path | None = option("A circuit.json.", metavar="FILE")
     curve: Path | None = option(
@@ -110,8 +106,8 @@ def evaluate(model: options.Model, task: options.Task, run: options.Run, asked: 
     from circuitfind.engine.experiment import Experiment
     from circuitfind.evaluation.variants import like, variants
 
-    circuit = None if asked.circuit is None else inputs.open_circuit(asked.circuit, loaded)
-    scores = None if asked.curve is None else inputs.open_scores(asked.curve, loaded)
+    circuit = None if asked.circuit is None else inputs.of_model(cf.Circuit.open(asked.circuit), asked.circuit, loaded)
+    scores = None if asked.curve is None else inputs.of_model(cf.Scores.open(asked.curve), asked.curve, loaded)
     found = [each for each in (circuit, scores) if each is not None]
     for each in found if asked.unseen else ():
         bound = cf.unseen(loaded, bound, each)

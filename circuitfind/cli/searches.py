@@ -24,8 +24,6 @@ CHECKPOINT = "acdc.part.safetensors"
 # -------------------------------------------------------------------- find
 @dataclass(frozen=True)
 class SearchOptions(options.Rank):
-    """What the search aims at."""
-
     tolerance: float | None = option("How far from 1 the faithfulness may be. Default: 0.15.", least=0)
     one_sided: bool = option("Only below 1 counts as too far.", False)
     prune: bool = option("Drop single edges at the end.", True)
@@ -63,7 +61,7 @@ def find(
         scores = inputs.scored(loaded, seen, asked, folder, out)
         again = ("--scores", str(scores.save(folder / "scores.safetensors")))
     else:
-        scores = inputs.open_scores(judge.scores, loaded)
+        scores = inputs.of_model(cf.Scores.open(judge.scores), judge.scores, loaded)
     out.if_stopped = f"the scores are kept; go on with: {out.command_line(*again)}"
     with out.progress():
         result = cf.find(loaded, bound, **{**given(search, judge), **asked, "scores": scores})
@@ -105,8 +103,6 @@ def _show(result: cf.FindResult, seconds: float, out: Output) -> None:
 # -------------------------------------------------------------------- acdc
 @dataclass(frozen=True)
 class PruningOptions:
-    """How ACDC prunes."""
-
     threshold: float | None = option("An edge goes if removing it lowers the metric by less. Default: 0.05.")
     metric_of_pruning: str | None = option("The metric that edges are tried by. Default: kl.", names=("--prune-by",))
     order: str | None = option(
@@ -214,8 +210,6 @@ def _trials(facts: dict[str, Any]) -> list[tuple[str, str]]:
 # -------------------------------------------------------------------- learn
 @dataclass(frozen=True)
 class LearningOptions:
-    """How masks are learned."""
-
     method: str | None = option(f"{listed(options.LEARNED)}. Default: {options.LEARNED[0]}.")
     level: str = option("Gates of edges or of whole nodes.", options.LEVELS[0], words=options.LEVELS)
     edges: int | None = option("How many edges to keep.")
