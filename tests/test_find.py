@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import warnings
@@ -18,6 +19,7 @@ from circuitfind.attribution.methods import METHODS
 from circuitfind.cli.app import main
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.graph import Graph
+from circuitfind.remote.server import Pickler
 from circuitfind.search import find as search
 from circuitfind.search.find import SizeSearch
 from circuitfind.search.methods import SEARCHES
@@ -451,3 +453,8 @@ def test_searches_make_the_scores_of_the_command_line(
     assert all(Path(name).is_file() for name in said["files"])
     if words[0] == "find":
         assert cf.Scores.open("circuitfind-out/scores.safetensors").record.method == words[2]
+
+
+def test_searches_travel_to_a_server() -> None:
+    for method in SEARCHES.values():
+        Pickler(io.BytesIO(), "circuitfind", None).dump(method)

@@ -88,11 +88,14 @@ def check_scoring(asked: dict[str, Any], level: str = "edge", what: str | None =
 
 def search_keywords(task: options.Task, run: options.Run, scoring: options.Scoring) -> dict[str, Any]:
     """`run_keywords` for scores of edges, checked; searches (acdc, learned masks) can make them, too."""
+    from circuitfind.attribution.methods import METHODS
     from circuitfind.search.methods import method_of, request_of
 
     asked, chosen = run_keywords(task, run, scoring), method_of(scoring.method)
     request_of(chosen, {name: value for name, value in asked.items() if name != "method"})
-    return asked | ({} if scoring.method is None else {"method": chosen})
+    if scoring.method is not None:  # `cf.attribute` knows the searches as records only; names travel to a server
+        asked["method"] = scoring.method if scoring.method in METHODS else chosen
+    return asked
 
 
 def check_places(model: cf.Model, bound: BoundTask, asked: dict[str, Any], where: dict[str, Any]) -> None:
