@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from circuitfind.attribution.attribute import attribute as attribute
     from circuitfind.attribution.direct import DirectEffects as DirectEffects, direct_effects as direct_effects
     from circuitfind.attribution.method import Method as Method
-    from circuitfind.attribution.methods import Methods as Methods, methods as methods
+    from circuitfind.attribution.methods import Methods as Methods
     from circuitfind.circuit import Circuit as Circuit
     from circuitfind.comparison.result import Comparison as Comparison
     from circuitfind.comparison.run import compare as compare
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from circuitfind.search.find import find as find
     from circuitfind.search.found import FindResult as FindResult
     from circuitfind.search.learn import LearnedMasks as LearnedMasks, learn_masks as learn_masks
+    from circuitfind.search.methods import methods as methods
     from circuitfind.tasks.builder import Pair as Pair, TaskBuilder as TaskBuilder
     from circuitfind.tasks.task import Task as Task
 else:
@@ -78,7 +79,7 @@ else:
         "attribution.attribute": "attribute",
         "attribution.direct": "DirectEffects direct_effects",
         "attribution.method": "Method",
-        "attribution.methods": "Methods methods",
+        "attribution.methods": "Methods",
         "circuit": "Circuit",
         "comparison.result": "Comparison",
         "comparison.run": "compare",
@@ -119,6 +120,7 @@ else:
         "search.find": "find",
         "search.found": "FindResult",
         "search.learn": "LearnedMasks learn_masks",
+        "search.methods": "methods",
         "tasks.builder": "Pair TaskBuilder",
         "tasks.task": "Task",
     }

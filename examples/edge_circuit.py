@@ -35,7 +35,7 @@ def main() -> None:
         judged = cf.evaluate(model, unseen, found.circuit)
         checks = cf.verify(model, unseen, found.scores, top=30)
     low, high = judged.interval
-    print(f"{found.circuit}: faithfulness {judged.faithfulness:.3f} ({low:.3f} to {high:.3f}) on unseen pairs")
+    print(f"{found.circuit}: faithfulness {judged.faithfulness:.3f} ({low:.3f} to {high:.3f}) on held-out pairs")
     print(f"top 30 edges: r = {checks.correlation:.2f} with the exact effects, {checks.sign_errors} wrong signs")
 
     found.circuit.save(options.out / "circuit.json")

@@ -41,9 +41,7 @@ def main() -> None:
         print(f"  {name}: {r:.2f}; worst {edge}, estimated {scores[edge]:+.2f}, exact {exact[edge]:+.2f}")
     print(result.circuit)
     low, high = result.checks.interval
-    print(
-        f"faithfulness {result.checks.faithfulness:.3f} ({low:.3f} to {high:.3f}) on pairs that the search did not see"
-    )
+    print(f"faithfulness {result.checks.faithfulness:.3f} ({low:.3f} to {high:.3f}) on held-out pairs")
     figures = [cf.plot(result), *(cf.plot((scores, exact)) for scores in estimates.values())]
     page = cf.save_page(figures, options.out / "own-behaviour.html", f"{task.name} in {model.name}")
     print(f"wrote {page}")

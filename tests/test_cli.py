@@ -15,10 +15,10 @@ import time
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, get_args, get_type_hints
+from typing import NamedTuple, get_type_hints
 
 import networkx
 import numpy as np
@@ -672,9 +672,8 @@ def test_defaults_in_help_are_the_librarys(verb: str, function: Callable, rename
     (called,) = (one for one in VERBS_OF_APP if one.__name__ == verb)
     checked = 0
     for group in get_type_hints(called).values():
-        for name, hint in get_type_hints(group, include_extras=True).items() if is_dataclass(group) else ():
-            told = get_args(hint)[1:]  # nothing of what is no option
-            said = DEFAULT.search(told[0].help) if told else None
+        for one in fields(group) if is_dataclass(group) else ():
+            name, said = one.name, DEFAULT.search(one.metadata["option"].help)
             keyword = known.get(renamed.get(name, name))
             if said and keyword and keyword.default not in (None, inspect.Parameter.empty):
                 default = keyword.default

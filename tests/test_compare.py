@@ -62,6 +62,11 @@ def test_areas_and_curves_are_those_of_the_separate_functions(tiny, bound, found
     assert (found.n_search, found.n_judge) == (8, 8)
 
 
+def test_a_part_that_cannot_be_held_out_is_refused(tiny, bound):
+    with pytest.raises(cf.TaskError, match=r"holdout=1 \(--holdout\): a part of the pairs is needed"):
+        cf.compare(tiny, bound, ["eap"], holdout=1)
+
+
 def test_node_rankings_are_compared_as_edge_rankings(tiny, bound, found):
     search, judge = bound.split(0.5, 3)
     scores = cf.attribute(tiny, search, "hisp", level="node").to_edges()

@@ -118,7 +118,7 @@ def test_unequal_prompts(run: Run, tmp_path: Path) -> None:
 
 def test_edge_circuit(run: Run, tmp_path: Path) -> None:
     said = run("edge_circuit.py", "--n", "16")
-    assert "on unseen pairs" in said and figures(tmp_path / "circuit.html") == 4
+    assert "on held-out pairs" in said and figures(tmp_path / "circuit.html") == 4
     cmd = {line.split(":")[0]: float(line.split()[2]) for line in said.splitlines() if ": CMD " in line}
     assert max(cmd["eap"], cmd["eap-ig-inputs"]) < cmd["random"]
     assert len(cf.Circuit.open(tmp_path / "circuit.json")) > 0 and (tmp_path / "circuit.dot").stat().st_size

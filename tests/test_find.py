@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import warnings
@@ -14,10 +15,14 @@ import numpy as np
 import pytest
 
 import circuitfind as cf
+from circuitfind.attribution.methods import METHODS
+from circuitfind.cli.app import main
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.graph import Graph
-from circuitfind.search import find as search, sizes
-from circuitfind.search.sizes import SizeSearch
+from circuitfind.remote.server import Pickler
+from circuitfind.search import find as search
+from circuitfind.search.find import SizeSearch
+from circuitfind.search.methods import SEARCHES
 
 QUICK = {"top": 5, "random": 2}
 
@@ -250,7 +255,7 @@ GRAPH = Graph(2, 4, 4, 32)  # 110 edges: the grid is 1, 2, 4, ..., 64, 110
 @pytest.fixture()
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SizeSearch]:
     """A search on a script; edges rank in the graph's own order."""
-    monkeypatch.setattr(sizes, "connected", lambda graph, mask: mask)
+    monkeypatch.setattr(search, "connected", lambda graph, mask: mask)
     values = np.zeros(GRAPH.real.shape, dtype=np.float32)
     values.T[GRAPH.real.T] = np.linspace(2, 1, GRAPH.n_edges)
 
@@ -410,7 +415,46 @@ def test_the_scores_may_come_from_a_search_of_another_kind(tiny: cf.Model) -> No
     assert result.summary.metric == result.circuit.record.metric == "logit_diff"
     with pytest.raises(ScoreError, match="steps=3 is an option of"):
         cf.find(tiny, task, method="eap", steps=3)
-    with pytest.raises(TypeError, match="'steps' does not apply here"):
+    with pytest.raises(ScoreError, match="these scores were made with steps=2, not 3"):
         cf.find(tiny, task, scores=result.scores, steps=3)
+    with pytest.raises(ScoreError, match="these scores were made with method='ugs', not 'eap'"):
+        cf.find(tiny, task, scores=result.scores, method="eap")
+    again = cf.find(tiny, task, scores=result.scores, method="ugs", steps=2, prune=False, top=1, random=1)
+    assert again.scores is result.scores
     with pytest.raises(ScoreError, match="run circuits on the clean prompts"):
         cf.find(tiny, task, method="acdc", direction="denoising")
+    never = cf.find(tiny, task, method="ugs", steps=2, patience=None, learn_by=None, prune=False, top=1, random=1)
+    assert never.scores.record.settings["patience"] is None and never.scores.record.metric == "logit_diff"
+
+
+def test_the_methods_are_listed_with_the_calls_that_take_them() -> None:
+    rows = {row.name: row for row in cf.methods().methods}
+    assert set(rows) == {*METHODS, *SEARCHES}
+    assert rows["acdc"].calls == "find, compare, acdc" and rows["ugs"].calls == "find, compare, learn_masks"
+    assert rows["eap"].calls == "attribute, find, compare, stability" and not rows["ugs"].effects
+    assert rows["hisp"].calls == "attribute, compare" and rows["atp-qk"].calls == "attribute, approximation"
+    assert "acdc" in cf.methods("edge").names and "acdc" not in cf.methods("node").names
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("find", "--method", "acdc", "--top", "1", "--random", "1"),
+        ("find", "--method", "ugs", "--top", "1", "--random", "1", "--steps", "3"),
+        ("verify", "--method", "acdc", "--top", "2", "--random", "1"),
+    ],
+)
+def test_searches_make_the_scores_of_the_command_line(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([words[0], "tiny", "--n", "4", "--backend", "hooks", "--no-check", *words[1:], "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert all(Path(name).is_file() for name in said["files"])
+    if words[0] == "find":
+        assert cf.Scores.open("circuitfind-out/scores.safetensors").record.method == words[2]
+
+
+def test_searches_travel_to_a_server() -> None:
+    for method in SEARCHES.values():
+        Pickler(io.BytesIO(), "circuitfind", None).dump(method)

@@ -286,7 +286,7 @@ def test_the_embedded_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert not full["sufficiency"].rejected and "every edge" in full["minimality"].reading
 
     shown = cf.hypotheses(model, bound, best, references=5, quantile=0.1)
-    tables.hypotheses(shown, Output(False, ["circuitfind"]))
+    tables.show(shown, Output(False, ["circuitfind"]))
     content = shown.to_dict()
     json.dumps(content, allow_nan=False)
     said = capsys.readouterr().out

@@ -21,9 +21,18 @@ from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.masked_run import run_masked
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.search import training as trained
-from circuitfind.search.gates import HARD_CONCRETE, UNIFORM, WARM_UP, Price, Target
 from circuitfind.search.learn import LEARNERS, LearnedMasks
-from circuitfind.search.training import EVERY, MiniBatches, State, Training
+from circuitfind.search.training import (
+    EVERY,
+    HARD_CONCRETE,
+    UNIFORM,
+    WARM_UP,
+    MiniBatches,
+    Price,
+    State,
+    Target,
+    Training,
+)
 
 DRAWS = 200_000
 LOGITS = (-4.0, -1.0, 0.0, 2.0)
@@ -286,7 +295,6 @@ def test_half_precision_models_learn_in_single_precision() -> None:
     [
         ({"method": "magic"}, "'magic' does not learn masks"),
         ({"level": "neuron"}, "level 'neuron' is unknown"),
-        ({}, "steers to a size: give n_edges= or sparsity="),
         ({"n_edges": 3, "sparsity": 0.9}, "n_edges and sparsity are given"),
         ({"n_nodes": 3}, "n_nodes is for level='node'"),
         ({"n_edges": 3, "level": "node"}, "n_edges is for level='edge'"),
@@ -306,6 +314,13 @@ def test_what_cannot_be_asked_for(options: dict, says: str) -> None:
         cf.learn_masks(wrapped("gpt2"), id_task(), **options)
     with pytest.raises(cf.TaskError, match="batch_size must be at least 1, not 0"):
         cf.learn_masks(wrapped("gpt2"), id_task(), n_edges=3, batch_size=0)
+
+
+@pytest.mark.parametrize("method", LEARNERS)
+def test_only_a_method_that_steers_has_a_default_size(method: str) -> None:
+    model = wrapped("gpt2")
+    made = cf.learn_masks(model, id_task(), method, steps=1).record
+    assert made.settings["target"] == (round(0.05 * model.graph.n_edges) if LEARNERS[method].steers else None)
 
 
 def test_losses_that_are_nan_or_have_no_gradient() -> None:

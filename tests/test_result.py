@@ -15,6 +15,7 @@ from circuitfind.circuit import Circuit
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 from circuitfind.result import UNSAVED, Result
+from circuitfind.search.found import FolderResult
 from circuitfind.statistics import Interval
 
 
@@ -93,3 +94,8 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path.write_text('{"format": "circuitfind.test", "version": 1, "text": "x"}', encoding="utf-8")
     with pytest.raises(cf.FileError, match="cannot be read"):
         Everything.open(path)
+
+
+def test_a_result_that_is_a_folder_says_how_it_is_written() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        FolderResult()

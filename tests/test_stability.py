@@ -145,7 +145,7 @@ def test_tasks_that_differ_agree_less_than_their_pairs_shuffled(capsys: pytest.C
     drawn = cf.stability(model, same, method="eap", n_edges=50, resamples=30)
     assert drawn.labels == ("seed 0", "seed 1", "seed 2")
     assert drawn.shuffled == pytest.approx(drawn.jaccard, abs=0.1), "draws of one generator are as alike as any"
-    tables.stability(found, Output(False, ["circuitfind"]))
+    tables.show(found, Output(False, ["circuitfind"]))
     assert "dealt out at random" in capsys.readouterr().out
 
 
@@ -195,7 +195,7 @@ def test_tables_and_document(capsys: pytest.CaptureFixture[str]) -> None:
     circuit = cf.attribute(model, bound, "eap").top(40, "signed")
     out = Output(False, ["circuitfind"])
     found = cf.stability(model, bound, **like(circuit, resamples=5))
-    tables.stability(found, out)
+    tables.show(found, out)
     content = found.to_dict()
     json.dumps(content, allow_nan=False)
     made = content["record"]

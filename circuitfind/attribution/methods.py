@@ -1,4 +1,4 @@
-"""The registry of methods: what there is (`methods`), and what can be asked of each, before a model is loaded."""
+"""The registry of methods, and what can be asked of each, before a model is loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ METHODS: dict[str, Method] = {method.name: method for method in (*_EFFECTS, *_RA
 
 
 class MethodRow(NamedTuple):
-    """One method; `effects`: its scores are effects (else they only rank); `cost`: in passes through the model."""
+    """One method: the levels that it scores, whether its scores are effects (else they only rank), its options with
+    their defaults, its cost in passes through the model, and the calls that take its name."""
 
     name: str
     levels: str
@@ -31,6 +32,14 @@ class MethodRow(NamedTuple):
     cost: str
     source: str
     summary: str
+    calls: str = ""
+
+    @classmethod
+    def of(cls, method: Method, level: str, calls: str) -> MethodRow:
+        """A method's row; `level`: of the scores that may be effects."""
+        options = ", ".join(f"{name}={value!r}" for name, value in method.options.items())
+        about = (method.cost, method.source, method.summary, calls)
+        return cls(method.name, ", ".join(method.levels), method.is_effect(level), options, *about)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,26 +56,6 @@ class Methods(Result):
 
     def __repr__(self) -> str:
         return f"Methods({self.names})"
-
-
-def methods(level: str | None = None) -> Methods:
-    """The methods that `attribute` knows, with those that you registered.
-
-    Args:
-        level: only those that score an "edge", a "node" or a "place"; default: all.
-
-    Raises:
-        ScoreError: an unknown level.
-    """
-    if level is not None and level not in LEVELS:
-        raise ScoreError(unknown("level", level, LEVELS))
-    known = [one for one in METHODS.values() if level is None or level in one.levels]
-    rows = []
-    for one in known:
-        options = ", ".join(f"{name}={value!r}" for name, value in one.options.items())
-        effects = one.is_effect(level or one.levels[0])
-        rows.append(MethodRow(one.name, ", ".join(one.levels), effects, options, one.cost, one.source, one.summary))
-    return Methods(tuple(rows))
 
 
 def register(method: Method) -> Method:
@@ -157,14 +146,24 @@ def request_of(
     return Request("place" if what is not None else level, options, what or "", **ways), Keywords(**setting)  # type: ignore[typeddict-item]
 
 
-def check_made(record: Record, asked: Mapping[str, Any]) -> None:
-    """Raises ScoreError unless scores were made with the "method" and options of methods that are asked for."""
-    options = {name for method in METHODS.values() for name in method.options}
+def check_made(record: Record, asked: Mapping[str, Any]) -> Keywords:
+    """Checks that scores were made by the method and with its options that are asked for; returns the rest of `asked`,
+    the keywords of the run.
+
+    Args:
+        asked: "method", its options and keywords of the run, as far as they are given.
+
+    Raises:
+        ScoreError: naming what differs.
+    """
     for name, value in asked.items():
         made = record.method if name == "method" else record.settings.get(name)
         value = value.name if isinstance(value, Method) else value
-        if value not in (None, made) and (name == "method" or name in options):
+        if value not in (None, made) and name not in Keywords.__annotations__:
             raise ScoreError(f"these scores were made with {name}={made!r}, not {value!r}: leave one of them out")
+    rest: Any = {name: value for name, value in asked.items() if name in Keywords.__annotations__}
+    run: Keywords = rest
+    return run
 
 
 def _check_setting(method: Method, asked: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The command line: `circuitfind VERB [MODEL] [--task NAME | --data FILE] [--out DIR]`.
 
-1. A verb is a function in a file of its name. Its parameters are groups of options (`cli/options.py`) and one `Output`;
-   the last line of its docstring is an example.
+1. A verb is a function in a file with those that it is like. Its parameters are groups of options (`cli/options.py`)
+   and one `Output`; the last line of its docstring is an example.
 2. The groups' fields become the signature that typer reads (`_parameters`), and the groups are built again from what
    typer parsed. Typer is told that numbers and words of a list are text: a wrong one is then reported like any other
    bad input, in JSON too.
@@ -15,29 +15,20 @@ import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from circuitfind.cli.acdc import acdc
-from circuitfind.cli.agree import agree
-from circuitfind.cli.approximation import approximation
-from circuitfind.cli.attention import attention
-from circuitfind.cli.attribute import attribute
+from circuitfind import __version__
+from circuitfind.cli.about import doctor, models, tasks
 from circuitfind.cli.compare import compare
-from circuitfind.cli.doctor import doctor
-from circuitfind.cli.evaluate import evaluate
-from circuitfind.cli.export import export
-from circuitfind.cli.find import find
-from circuitfind.cli.learn import learn
-from circuitfind.cli.models import models
-from circuitfind.cli.options import Option, as_text, value_of
+from circuitfind.cli.effects import approximation, attention, attribute, patch
+from circuitfind.cli.files import agree, export, show
+from circuitfind.cli.judging import evaluate, verify
+from circuitfind.cli.options import as_text, option, value_of
 from circuitfind.cli.output import BAD_INPUT, FAILED, INTERRUPTED, Output
-from circuitfind.cli.patch import patch
-from circuitfind.cli.show import show
-from circuitfind.cli.tasks import tasks
-from circuitfind.cli.verify import verify
+from circuitfind.cli.searches import acdc, find, learn
 from circuitfind.errors import CircuitfindError
 
 Verb = Callable[..., int | None]
@@ -52,10 +43,10 @@ EXAMPLE = "Example: "
 class OutputOptions:
     """What a verb prints."""
 
-    as_json: Annotated[
-        bool, Option("One JSON document on standard output, everything else on standard error.", names=("--json",))
-    ] = False
-    debug: Annotated[bool, Option("Show the traceback of an error.", variable="CIRCUITFIND_DEBUG")] = False
+    as_json: bool = option(
+        "One JSON document on standard output, everything else on standard error.", False, names=("--json",)
+    )
+    debug: bool = option("Show the traceback of an error.", False, variable="CIRCUITFIND_DEBUG")
 
 
 def _register(app: typer.Typer, verb: Verb) -> None:
@@ -81,17 +72,16 @@ def _register(app: typer.Typer, verb: Verb) -> None:
 
 def _parameters(kind: type) -> Iterator[inspect.Parameter]:
     """A group's fields as parameters of a function."""
-    hints = get_type_hints(kind, include_extras=True)
-    for field in fields(kind):
-        default = inspect.Parameter.empty if field.default is MISSING else field.default
-        annotation, default = as_text(field.name, hints[field.name], default, getattr(kind, "PANEL", None))
-        yield inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+    hints = get_type_hints(kind)
+    for one in fields(kind):
+        annotation, default = as_text(one, hints[one.name], getattr(kind, "PANEL", None))
+        yield inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
 def _built(kind: type, values: dict[str, Any]) -> Any:
     """A group of options from what typer read."""
-    hints = get_type_hints(kind, include_extras=True)
-    return kind(**{field.name: value_of(field.name, hints[field.name], values[field.name]) for field in fields(kind)})
+    hints = get_type_hints(kind)
+    return kind(**{one.name: value_of(one, hints[one.name], values[one.name]) for one in fields(kind)})
 
 
 def _guarded(call: Callable[[], int | None], out: Output, debug: bool) -> int:
@@ -123,14 +113,10 @@ def _command(ctx: typer.Context) -> list[str]:
         if parameter.param_type_name == "argument":
             words += [str(value)] if value is not None else []
         elif source is not None and source.name == "COMMANDLINE" and name not in ("as_json", "debug"):
-            words += _option(parameter, value)
+            flag = getattr(parameter, "is_flag", False)
+            words += [parameter.secondary_opts[0] if flag and not value else parameter.opts[0]]
+            words += [] if flag else [str(value)]
     return words
-
-
-def _option(parameter: Any, value: Any) -> list[str]:
-    if getattr(parameter, "is_flag", False):
-        return [parameter.opts[0] if value else parameter.secondary_opts[0]]
-    return [parameter.opts[0], str(value)]
 
 
 # -------------------------------------------------------------------- the app
@@ -147,8 +133,6 @@ for each in VERBS:
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from circuitfind import __version__
-
         typer.echo(f"circuitfind {__version__}")
         raise typer.Exit
 

@@ -4,52 +4,35 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Any
 
-from circuitfind.cli import inputs, tables
-from circuitfind.cli.options import JUDGING, CheckedModelOptions, Option, OutOptions, RunOptions, TaskOptions, given
+import circuitfind as cf
+from circuitfind.cli import inputs, options, tables
+from circuitfind.cli.options import given, option
 from circuitfind.cli.output import FAILED, Output, count
 from circuitfind.errors import FileError
-
-if TYPE_CHECKING:
-    from circuitfind.comparison.result import Comparison
 
 SAME = 1e-5  # numbers of a repetition on another machine; on the same one they are equal
 
 
 @dataclass(frozen=True)
 class CompareOptions:
-    """What is compared."""
-
-    PANEL: ClassVar[str] = JUDGING
-
-    methods: Annotated[
-        str | None, Option("Methods, by name, separated by commas. Default: all.", metavar="A,B,...")
-    ] = None
-    reference: Annotated[
-        str | None,
-        Option("A known circuit of this model: ioi, greater-than, docstring, or a file.", metavar="NAME|FILE"),
-    ] = None
-    holdout: Annotated[float | None, Option("Part of the pairs that circuits are judged on. Default: 0.5.")] = None
-    again: Annotated[
-        Path | None,
-        Option(
-            "Make the comparison of this compare.json again, and compare every number with it.",
-            metavar="FILE",
-        ),
-    ] = None
+    PANEL = options.JUDGING
+    methods: str | None = option("Methods, by name, separated by commas. Default: all.", metavar="A,B,...")
+    reference: str | None = option(
+        "A known circuit of this model: ioi, greater-than, docstring, or a file.", metavar="NAME|FILE"
+    )
+    holdout: float | None = option("Part of the pairs that circuits are judged on. Default: 0.5.")
+    again: Path | None = option(
+        "Make the comparison of this compare.json again, and compare every number with it.", metavar="FILE"
+    )
 
 
-GROUPS = {"model": CheckedModelOptions, "task": TaskOptions, "run": RunOptions, "what": CompareOptions}
+GROUPS = {"model": options.Model, "task": options.Task, "run": options.Run, "what": CompareOptions}
 
 
 def compare(
-    model: CheckedModelOptions,
-    task: TaskOptions,
-    run: RunOptions,
-    what: CompareOptions,
-    place: OutOptions,
-    out: Output,
+    model: options.Model, task: options.Task, run: options.Run, what: CompareOptions, place: options.Out, out: Output
 ) -> int | None:
     """Compare methods: faithfulness at every size, CPR, CMD, agreement, overlap, passes, time and memory.
 
@@ -64,19 +47,16 @@ def compare(
     folder = inputs.folder(place.out)
     found = _compared({"model": model, "task": task, "run": run, "what": what}, folder / "scores", out)
     files = found.write(folder)
-    tables.comparison(found, out)
-    out.written(files)
-    out.document({**found.to_dict(), "files": [str(path) for path in files]})
+    tables.comparison(found, out, whole=True)
+    out.finish(found.to_dict(), files)
     return None
 
 
-def _compared(options: dict[str, Any], scores: Path | None, out: Output) -> Comparison:
+def _compared(groups: dict[str, Any], scores: Path | None, out: Output) -> cf.Comparison:
     """The comparison that groups of options ask for."""
-    import circuitfind as cf
-
-    model, task, run, what = (options[name] for name in GROUPS)
-    loaded, bound = inputs.load(model, task, out, model.check)
-    names = None if what.methods is None else [name.strip() for name in what.methods.split(",") if name.strip()]
+    model, task, run, what = (groups[name] for name in GROUPS)
+    loaded, bound = inputs.load(model, task, out)
+    names = None if what.methods is None else inputs.names_in(what.methods)
     about = f"{bound.name}, {bound.metric.name}: {count(len(bound), 'pair')}"
     out.facts([("model", inputs.model_line(loaded)), ("task", about)])
     out.say()
@@ -87,20 +67,20 @@ def _compared(options: dict[str, Any], scores: Path | None, out: Output) -> Comp
     asked = inputs.run_keywords(task, run) | given(what, methods="", again="")
     with out.progress():
         found = cf.compare(loaded, bound, names, folder=scores, **asked)
-    said = {name: _plain(asdict(group)) for name, group in options.items()}
+    said = {name: _plain(asdict(group)) for name, group in groups.items()}
     return found.with_arguments(command=out.command, **said)
 
 
 def _again(path: Path, out: Output) -> int | None:
     """The same comparison from its own record: every ranking is made anew."""
-    from circuitfind.comparison.result import Comparison, difference
+    from circuitfind.comparison.result import difference
 
-    before = Comparison.open(path)
+    before = cf.Comparison.open(path)
     try:
-        options = {name: _rebuilt(kind, before.arguments[name]) for name, kind in GROUPS.items()}
+        groups = {name: _rebuilt(kind, before.arguments[name]) for name, kind in GROUPS.items()}
     except (KeyError, TypeError):
         raise FileError(f"{path}: it does not say how it was made (only 'circuitfind compare' notes that)") from None
-    found = _compared(options, None, out)
+    found = _compared(groups, None, out)
     apart, where = difference(before, found)
     total = len(dict(before.numbers()))
     if apart == 0:

@@ -1,7 +1,8 @@
 """Options that several verbs have, each declared once, in groups that verbs pick from.
 
-1. A field of a group is `Annotated[type, Option(...)]`. Its name is that of the library's keyword wherever there is
-   one, so that `given` makes keywords of the options that were given; the library fills in the defaults.
+1. A field of a group is an `option(...)`. Its name is that of the library's keyword wherever there is one, so that
+   `given` makes keywords of the options that were given; the library fills in the defaults. `PANEL` of a group is its
+   heading in the help.
 2. `as_text` and `value_of` stand between typer and the fields: numbers and words of a list are text to typer, and are
    checked here. Everything else is checked by the library, with its own one-line errors.
 
@@ -12,11 +13,11 @@ against the registries.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from inspect import Parameter
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
@@ -40,6 +41,7 @@ ORDERS = (
     *("shuffled", "scores"),
 )
 BY, LEVELS, DIRECTIONS = ("absolute", "signed"), ("edge", "node"), ("noising", "denoising")
+SIGNS = ("effect", "change")
 
 
 def listed(words: tuple[str, ...], last: str = "or") -> str:
@@ -71,16 +73,21 @@ class Option:
     argument: bool = False
 
 
-def as_text(name: str, hint: Any, default: Any, panel: str | None) -> tuple[Any, Any]:
-    """An option's annotation and default as typer is told of them; `panel`: the heading of its group in the help."""
-    declared, option = get_args(hint)
-    kind, metavar = _kind(declared), option.metavar
+def option(help: str, default: Any = None, **how: Any) -> Any:
+    """A field of a group, with the further attributes of its `Option`; `MISSING`: it must be given."""
+    return field(default=default, metadata={"option": Option(help, **how)})
+
+
+def as_text(one: Field[Any], declared: Any, panel: str | None) -> tuple[Any, Any]:
+    """A field's annotation and default as typer is told of them; `panel`: the heading of its group in the help."""
+    option, kind, metavar = one.metadata["option"], _kind(declared), one.metadata["option"].metavar
+    default = Parameter.empty if one.default is MISSING else one.default
     if metavar is None and (option.words or kind in (int, float)):
         metavar = "|".join(option.words) or ("N" if kind is int else "X")
         metavar += "" if option.least is None else f">={option.least}"
     if option.argument:
         return Annotated[declared, typer.Argument(metavar=metavar, help=option.help)], default
-    spelled = name.replace("_", "-")
+    spelled = one.name.replace("_", "-")
     two = kind is bool and default is not False
     names = option.names or (f"--{spelled}/--no-{spelled}" if two else f"--{spelled}",)
     told = typer.Option(*names, metavar=metavar, help=option.help, rich_help_panel=panel, envvar=option.variable)
@@ -90,15 +97,14 @@ def as_text(name: str, hint: Any, default: Any, panel: str | None) -> tuple[Any,
     return Annotated[declared, told], default
 
 
-def value_of(name: str, hint: Any, text: Any) -> Any:
-    """What an option of this field and annotation holds, from what typer read.
+def value_of(one: Field[Any], declared: Any, text: Any) -> Any:
+    """What a field holds, from what typer read.
 
     Raises:
         CircuitfindError: naming the option, what was given, and what may be.
     """
-    declared, option = get_args(hint)
-    kind = _kind(declared)
-    spelled = (option.names or (f"--{name.replace('_', '-')}",))[0]
+    option, kind = one.metadata["option"], _kind(declared)
+    spelled = (option.names or (f"--{one.name.replace('_', '-')}",))[0]
     if text is None or (kind not in (int, float) and not option.words):
         return text
     if option.words:
@@ -134,142 +140,108 @@ def given(*groups: Any, **renamed: str) -> dict[str, Any]:
 
 # -------------------------------------------------------------------- groups
 @dataclass(frozen=True)
-class ModelOptions:
+class UncheckedModel:
     """Which model, and where it runs."""
 
-    PANEL: ClassVar[str] = MODEL
-
-    model: Annotated[str, Option(MODEL_HELP, argument=True, metavar="MODEL")] = "tiny"
-    dtype: Annotated[
-        str | None, Option("Precision, such as float32 or bfloat16. Default: the one of the stored weights.")
-    ] = None
-    device: Annotated[str | None, Option("Such as cpu or cuda:1. Default: the accelerator if there is one.")] = None
-    remote: Annotated[str | None, Option('Run on an NDIF server: "ndif", or its URL.', metavar="HOST")] = None
-    backend: Annotated[str, Option("What single passes run through: nnsight or hooks.")] = "nnsight"
+    PANEL = MODEL
+    model: str = option(MODEL_HELP, "tiny", argument=True, metavar="MODEL")
+    dtype: str | None = option("Precision, such as float32 or bfloat16. Default: the one of the stored weights.")
+    device: str | None = option("Such as cpu or cuda:1. Default: the accelerator if there is one.")
+    remote: str | None = option('Run on an NDIF server: "ndif", or its URL.', metavar="HOST")
+    backend: str = option("What single passes run through: nnsight or hooks.", "nnsight")
 
 
 @dataclass(frozen=True)
-class CheckedModelOptions(ModelOptions):
+class Model(UncheckedModel):
     """A model that is checked when it is loaded."""
 
-    check: Annotated[bool, Option("Check on loading that circuitfind computes this model right.")] = True
+    check: bool = option("Check on loading that circuitfind computes this model right.", True)
 
 
 @dataclass(frozen=True)
-class TaskOptions:
+class Task:
     """The task: built in, or pairs from a file."""
 
-    PANEL: ClassVar[str] = TASK
-
-    task: Annotated[str | None, Option('A built-in task; see "circuitfind tasks". Default: ioi.', metavar="NAME")] = (
-        None
-    )
-    data: Annotated[Path | None, Option("Your own pairs: jsonl, csv, or data of other tools.", metavar="FILE")] = None
-    n: Annotated[int | None, Option("Number of pairs. Default: 64, or all of a file.", least=1)] = None
-    seed: Annotated[int, Option("Of the pairs, the split, intervals, random circuits.", least=0)] = 0
-    corruption: Annotated[str | None, Option("One of the task's named corruptions.")] = None
-    template: Annotated[str | None, Option("Only sentences of this name, such as abba or abba-3 for ioi.")] = None
-    counterfactual: Annotated[str | None, Option("Of MIB data: which counterfactual is the corrupted prompt.")] = None
-    align: Annotated[str | None, Option("spans: a file's pairs of unequal length, by its columns of spans.")] = None
-    metric: Annotated[
-        str | None,
-        Option(f"{listed(METRICS)}. Default: that of the given scores or circuit, else the task's."),
-    ] = None
-    bos: Annotated[bool | None, Option("Force a BOS token or none. Default: as the tokenizer does.")] = None
+    PANEL = TASK
+    task: str | None = option('A built-in task; see "circuitfind tasks". Default: ioi.', metavar="NAME")
+    data: Path | None = option("Your own pairs: jsonl, csv, or data of other tools.", metavar="FILE")
+    n: int | None = option("Number of pairs. Default: 64, or all of a file.", least=1)
+    seed: int = option("Of the pairs, the split, intervals, random circuits.", 0, least=0)
+    corruption: str | None = option("One of the task's named corruptions.")
+    template: str | None = option("Only sentences of this name, such as abba or abba-3 for ioi.")
+    counterfactual: str | None = option("Of MIB data: which counterfactual is the corrupted prompt.")
+    align: str | None = option("spans: a file's pairs of unequal length, by its columns of spans.")
+    metric: str | None = option(f"{listed(METRICS)}. Default: that of the given scores or circuit, else the task's.")
+    bos: bool | None = option("Force a BOS token or none. Default: as the tokenizer does.")
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class Run:
     """How circuits and scores are computed."""
 
-    PANEL: ClassVar[str] = SCORING
-
-    ablation: Annotated[
-        str | None,
-        Option(f"{ABLATION_HELP} Default: that of the given scores or circuit, else corrupted."),
-    ] = None
-    batch_size: Annotated[int | None, Option("Pairs at a time. Default: what fits in memory.", least=1)] = None
+    PANEL = SCORING
+    ablation: str | None = option(f"{ABLATION_HELP} Default: that of the given scores or circuit, else corrupted.")
+    batch_size: int | None = option("Pairs at a time. Default: what fits in memory.", least=1)
 
 
 @dataclass(frozen=True)
-class ScoringOptions:
+class Scoring:
     """How edges are scored."""
 
-    PANEL: ClassVar[str] = SCORING
-
-    method: Annotated[
-        str | None,
-        Option(
-            f"Effects of edges: {', '.join(EFFECTS)} (default: {EFFECTS[0]}); of nodes: {', '.join(NODE_EFFECTS)}"
-            f" (default: {NODE_EFFECTS[0]}); --what q or k: atp-qk, too. Not effects: {', '.join(RANKINGS)}; of nodes:"
-            f" {', '.join(NODE_RANKINGS)}; {OWN_METHOD}.",
-        ),
-    ] = None
-    steps: Annotated[int | None, Option("Of integrated gradients. Default: 5.")] = None
-    rule: Annotated[str | None, Option("Of eap-ig-inputs: left (default), right or midpoint.")] = None
-    direction: Annotated[
-        str | None,
-        Option(f"{listed(DIRECTIONS)}. Default: that of the given scores, else noising."),
-    ] = None
+    PANEL = SCORING
+    method: str | None = option(
+        f"Effects of edges: {', '.join(EFFECTS)} (default: {EFFECTS[0]}); of nodes: {', '.join(NODE_EFFECTS)}"
+        f" (default: {NODE_EFFECTS[0]}); --what q or k: atp-qk, too. Not effects: {', '.join(RANKINGS)}; of nodes:"
+        f" {', '.join(NODE_RANKINGS)}; {OWN_METHOD}."
+    )
+    steps: int | None = option("Of integrated gradients. Default: 5.")
+    rule: str | None = option("Of eap-ig-inputs: left (default), right or midpoint.")
+    direction: str | None = option(f"{listed(DIRECTIONS)}. Default: that of the given scores, else noising.")
 
 
 @dataclass(frozen=True)
-class PlacesOptions:
+class Places:
     """Which places of a kind."""
 
-    PANEL: ClassVar[str] = SCORING
-
-    by_position: Annotated[
-        bool | None,
-        Option(
-            "Each position on its own; equal lengths only. Default: for resid, resid-mid, attn, mlp.",
-            names=("--by-position/--all-positions",),
-        ),
-    ] = None
-    by_span: Annotated[bool, Option("By the named spans of the prompts, of any lengths.")] = False
-    layers: Annotated[str | None, Option("Only these; neurons need it. Default: all.", metavar="N,N,...")] = None
+    PANEL = SCORING
+    by_position: bool | None = option(
+        "Each position on its own; equal lengths only. Default: for resid, resid-mid, attn, mlp.",
+        names=("--by-position/--all-positions",),
+    )
+    by_span: bool = option("By the named spans of the prompts, of any lengths.", False)
+    layers: str | None = option("Only these; neurons need it. Default: all.", metavar="N,N,...")
 
 
 @dataclass(frozen=True)
-class RankOptions:
+class Rank:
     """How edges are ranked."""
 
-    PANEL: ClassVar[str] = SEARCH
-
-    by: Annotated[str, Option("Rank by |effect|, or positive effects first.", words=BY)] = BY[0]
+    PANEL = SEARCH
+    by: str = option("Rank by |effect|, or positive effects first.", BY[0], words=BY)
 
 
 @dataclass(frozen=True)
-class ScoresOptions:
+class Judge:
     """Scores of a file in place of new ones, and the part of the pairs that is held out."""
 
-    PANEL: ClassVar[str] = JUDGING
-
-    scores: Annotated[
-        Path | None, Option("Take these scores (scores.safetensors) instead of computing.", metavar="FILE")
-    ] = None
-    holdout: Annotated[float | None, Option("Part of the pairs that is held out to judge with. Default: 0.5.")] = None
-    top: Annotated[int | None, Option("How many of the strongest edges to measure exactly. Default: 50.", least=0)] = (
-        None
-    )
-    random: Annotated[int | None, Option("How many random circuits to compare with. Default: 20.", least=0)] = None
+    PANEL = JUDGING
+    scores: Path | None = option("Take these scores (scores.safetensors) instead of computing.", metavar="FILE")
+    holdout: float | None = option("Part of the pairs that is held out to judge with. Default: 0.5.")
+    top: int | None = option("How many of the strongest edges to measure exactly. Default: 50.", least=0)
+    random: int | None = option("How many random circuits to compare with. Default: 20.", least=0)
 
 
 @dataclass(frozen=True)
-class OutOptions:
+class Out:
     """Where files go."""
 
-    out: Annotated[Path, Option("Folder for the files.", metavar="DIR")] = Path("circuitfind-out")
+    out: Path = option("Folder for the files.", Path("circuitfind-out"), metavar="DIR")
 
 
 @dataclass(frozen=True)
-class SignOptions:
+class Sign:
     """What the scores of an EAP-IG file are."""
 
-    sign: Annotated[
-        str,
-        Option(
-            'Of an EAP-IG file: "effect", positive = keep, or "change" of the metric when ablated.',
-            words=("effect", "change"),
-        ),
-    ] = "effect"
+    sign: str = option(
+        'Of an EAP-IG file: "effect", positive = keep, or "change" of the metric when ablated.', SIGNS[0], words=SIGNS
+    )

@@ -11,7 +11,7 @@ import math
 import shlex
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,11 @@ class Output:
         """A line (or lines, wrapped at words)."""
         self.text.print(text, style=style)
 
-    def written(self, files: Sequence[Path], drawable: bool = False) -> None:
-        """Names the files that were written, and how to see the figures of the first."""
+    def finish(self, content: dict[str, Any], files: Sequence[Path], drawable: bool = False) -> None:
+        """Names the files that were written (and how to see the figures of the first), and writes the document."""
         figures = f" (figures: circuitfind show {shlex.quote(str(files[0]))})" if drawable else ""
         self.say(f"Written: {', '.join(map(str, files))}{figures}")
+        self.document({**content, "files": [str(path) for path in files]})
 
     def facts(self, rows: Iterable[tuple[str, str]]) -> None:
         """Labels and texts in two columns; empty texts are left out."""
@@ -87,6 +88,31 @@ class Output:
         for row in cells:
             table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
         self.text.print(Padding(table, (0, 0, 1, 2), expand=False))
+
+    def rows(self, title: str, rows: Sequence[Any], names: str, most: int, signed: bool = True, **called: str) -> None:
+        """A table of the first rows (named tuples) of a result.
+
+        Args:
+            names: of the fields that are columns, `field=heading` where the two differ; `called`: the same.
+            signed: effects show their sign, opposing ones in red.
+        """
+        shown, called = rows[:most], HEADINGS | dict(word.split("=") for word in names.split() if "=" in word) | called
+        columns = [word.partition("=")[0] for word in names.split()]
+        digits = digits_for(getattr(row, name) or 0 for row in shown for name in columns if name in EFFECTS | PLAIN)
+
+        def cell(row: Any, name: str) -> Cell:
+            if name == "interval":
+                return interval(row.interval if hasattr(row, name) else (row.low, row.high), digits)
+            value = getattr(row, name)
+            if name in EFFECTS | PLAIN:
+                value = math.nan if value is None else value
+                return effect(value, digits) if signed and name in EFFECTS else fixed(value, digits)
+            return FORMS.get(name, fixed if isinstance(value, float) else str)(value)
+
+        headings = [called.get(name, name) for name in columns]
+        self.table(
+            f"{title}{some(most, len(rows))}", headings, [[cell(row, name) for name in columns] for row in shown]
+        )
 
     # ---------------------------------------------------------------- for machines
     def document(self, content: dict[str, Any]) -> None:
@@ -216,3 +242,40 @@ def size(n_bytes: float) -> str:
 def count(n: int, what: str) -> str:
     """`1 pair`, `2,000 pairs`."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def some(shown: int, total: int) -> str:
+    """What a title adds where a table has not all rows."""
+    return f"; {shown} of {total:,}" if total > shown else ""
+
+
+# -------------------------------------------------------------------- columns of results
+BETWEEN = "95% interval"
+EFFECTS = {"effect", "estimate", "exact", "difference", "there"}
+PLAIN = {"circuit", "model"}  # metrics, with the decimals of the effects beside them
+NAMED = 6  # names of a set that are shown
+HEADINGS = {"interval": BETWEEN, "wrong_sign": "", "superfluous": ""}
+
+
+def _verdict(supports: bool | None) -> Text:
+    if supports is None:
+        return Text("not tested", style="dim")
+    return Text("for the circuit", style="green") if supports else Text("against it", style="red")
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:NAMED]) + (f", and {len(names) - NAMED} more" if len(names) > NAMED else "")
+
+
+FORMS: dict[str, Callable[[Any], Cell]] = {
+    **dict.fromkeys(("asked", "n_edges", "n_pairs"), whole),
+    **dict.fromkeys(("p_value", "adjusted"), chance),
+    **dict.fromkeys(("accuracy", "frequency"), percent),
+    "fraction": lambda value: percent(value, 1),
+    "share": lambda value: fixed(value, 2),
+    "kl": number,
+    "removed": _names,
+    "supports": _verdict,
+    "wrong_sign": lambda value: Text("wrong sign" if value else "", style="yellow"),
+    "superfluous": lambda value: Text("superfluous" if value else "", style="yellow"),
+}

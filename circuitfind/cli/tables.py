@@ -1,91 +1,72 @@
 """Results as tables and lines on the terminal, each kind in one place for every verb that shows it.
 
-Effects have a sign, opposing ones are red. The decimals of a table follow its largest value.
+Effects have a sign, opposing ones are red. The decimals of a table follow its largest effect.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.text import Text
 
-from circuitfind.cli.output import (
-    Cell,
-    Output,
-    Right,
-    chance,
-    count,
-    digits_for,
-    effect,
-    fixed,
-    interval,
-    number,
-    percent,
-    whole,
-)
+from circuitfind.cli import verdicts
+from circuitfind.cli.output import Cell, Output, Right, count, digits_for, fixed, number, percent, some, whole
+from circuitfind.cli.verdicts import ROWS
 from circuitfind.errors import ScoreError
 
 if TYPE_CHECKING:
     import circuitfind as cf
     from circuitfind.record import Record
 
-ROWS = 15  # of a table, where nothing else is asked for
-KEYS, KNOCK_OUTS, WEAKEST, NAMED = 3, 10, 25, 6  # tokens attended to, sets, edges, names in a set
+KEYS = 3  # tokens attended to
 CELL, FIRST = 6, 14  # widths in the heat table
-BETWEEN = "95% interval"
 FITS = ("kind", "layer", "places", "r", "slope", "error", "wrong signs", "change")
-POINTS = ("asked", "kept", "of all", "faithfulness", BETWEEN, "accuracy", "KL")
-Facts = list[tuple[str, str]]
-
-
-def _some(shown: int, total: int) -> str:
-    """What a title adds where a table has not all rows."""
-    return f"; {shown} of {total:,}" if total > shown else ""
 
 
 # -------------------------------------------------------------------- scores and sweeps
+class _Scored(NamedTuple):
+    """A score, and the position where it is strongest, or the interval and part of the total effect of a place."""
+
+    name: str
+    effect: float
+    position: str = ""
+    there: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    normalised: float = math.nan
+
+
 def scores(found: cf.Scores, out: Output, n: int = ROWS, by: Any = "absolute") -> None:
     """The strongest edges."""
-    best = [(found.graph.edge_name(u, r), float(found.values[u, r])) for u, r in found.ranked(by)[:n].tolist()]
-    digits = digits_for(value for _, value in best)
-    rows = [(name, _scored(found.record, value, digits)) for name, value in best]
-    _strongest(found.record, "edge", len(found), (), rows, out)
+    best = [_Scored(found.graph.edge_name(u, r), float(found.values[u, r])) for u, r in found.ranked(by)[:n].tolist()]
+    _strongest(found.record, "edge", len(found), best, "", out)
 
 
 def node_scores(found: cf.NodeScores, out: Output, n: int = ROWS, by: Any = "absolute") -> None:
     """The strongest nodes, and of scores by position where each is strongest."""
-    rows, record = [], found.record
-    digits = digits_for(np.ravel(found.values).tolist())
+    rows, more = [], " position there" if found.values.ndim == 2 else ""
     for name in found.top(n, by):
-        each = np.asarray(found[name])
-        cells: list[Cell] = [name, _scored(record, float(each.sum()), digits)]
-        if each.ndim:
-            at = int(np.abs(each).argmax())
-            cells += [Right(found.positions[at] if found.positions else at), _scored(record, float(each[at]), digits)]
-        rows.append(cells)
-    more = ("strongest position", "there") if found.values.ndim == 2 else ()
-    _strongest(record, "node", len(found.graph.writer_names), more, rows, out)
+        each = np.atleast_1d(found[name])
+        at = int(np.abs(each).argmax())
+        position = found.positions[at] if found.positions else str(at)
+        rows.append(_Scored(name, float(each.sum()), position, float(each[at])))
+    _strongest(found.record, "node", len(found.graph.writer_names), rows, more, out)
     if found.positions and rows:
         _positions(out)
 
 
-def _scored(record: Record, value: float, digits: int) -> Cell:
-    """A score; effects with their sign."""
-    return effect(value, digits) if record.is_effect else fixed(value, digits)
-
-
-def _strongest(
-    record: Record, what: str, total: int, more: tuple[str, ...], rows: Sequence[Sequence[Cell]], out: Output
-) -> None:
+def _strongest(record: Record, what: str, total: int, rows: list[_Scored], more: str, out: Output) -> None:
     """Scores under what they are: exact effects, estimates, or neither."""
     heading = "score" if not record.is_effect else "exact" if record.method == "exact" else "estimate"
     method = f" by {record.method}" if record.method else ""
     metric = f" ({record.metric})" if record.is_effect and record.metric else ""
-    out.table(f"Strongest of {count(total, what)}{method}{metric}", (what, heading, *more), rows)
+    called = {"name": what, "effect": heading, "position": "strongest position"}
+    title = f"Strongest of {count(total, what)}{method}{metric}"
+    out.rows(title, rows, f"name effect{more}", len(rows), record.is_effect, **called)
     if not record.is_effect:
         out.say(record.sign, style="dim")
 
@@ -97,22 +78,17 @@ def _positions(out: Output) -> None:
 def sweep(found: cf.Sweep, out: Output, n: int = ROWS, by: str = "absolute") -> None:
     """The strongest places, and a heat table where it fits the width."""
     best, parts, record = found.top(n, by), _parts(found), found.record
-    total = None if parts is None else float(found.full.mean() - found.empty.mean())
-    digits, by_place = digits_for(row.effect for row in best), any(found.positions)
+    total = math.nan if parts is None else float(found.full.mean() - found.empty.mean())
     rows = [
-        [
-            *(row.name, *((row.position,) if by_place else ())),
-            _scored(record, row.effect, digits),
-            interval((row.low, row.high), digits),
-            fixed(row.effect / total if total else None),
-        ]
+        _Scored(row.name, row.effect, str(row.position), math.nan, row.low, row.high, row.effect / (total or math.nan))
         for row in best
     ]
-    headings = ["place", *((found.axes[-1].name,) if by_place else ())]
-    headings += ["effect" if record.is_effect else "score", BETWEEN, "normalised"]
     method = "" if record.method == "patch" else f" by {record.method}"
     title = f"Strongest of {count(found.effects.size, 'place')}{method}, {record.direction} ({record.metric}"
-    out.table(f"{title} {number(found.full.mean())} in full, {number(found.empty.mean())} ablated)", headings, rows)
+    title = f"{title} {number(found.full.mean())} in full, {number(found.empty.mean())} ablated)"
+    called = {"name": "place", "position": found.axes[-1].name, "effect": "effect" if record.is_effect else "score"}
+    names = f"name {'position ' * any(found.positions)}effect interval normalised"
+    out.rows(title, rows, names, len(rows), record.is_effect, **called)
     if found.by_position and best:
         _positions(out)
     _heat(found, parts, out)
@@ -161,15 +137,11 @@ def _shaded(value: float, largest: float, digits: int) -> Text:
 
 def paths(found: cf.PathEffects, out: Output, n: int = ROWS, by: str = "absolute") -> None:
     """The strongest paths."""
-    best, record = found.top(n, by), found.record
-    digits = digits_for(row.effect for row in best)
-    rows = [
-        (row.sender, row.receiver, effect(row.effect, digits), interval((row.low, row.high), digits)) for row in best
-    ]
+    record, best = found.record, found.top(n, by)
     ends = f"{number(found.full.mean())} in full, {number(found.empty.mean())} ablated"
     total = count(int(np.isfinite(found.effects).sum()), "path")
     title = f"Strongest of {total}, {record.direction} ({record.metric} {ends})"
-    out.table(title, ("sender", "receivers", "effect", BETWEEN), rows)
+    out.rows(title, best, "sender receiver=receivers effect interval", len(best))
 
 
 def approximation(found: cf.Approximation, out: Output) -> None:
@@ -202,237 +174,21 @@ def attention(found: cf.AttentionPattern, out: Output) -> None:
     out.table(title, ("", "query", "attends most to"), rows)
 
 
-# -------------------------------------------------------------------- circuits
-def checks(title: str, found: cf.Verification, out: Output, inside: Collection[str] | None = None, n: int = 25) -> None:
-    """The edges of largest exact effect, among those inside a circuit where one is given."""
-    pairs = zip(found.edges, found.intervals, strict=True)
-    chosen = [(edge, ends) for edge, ends in pairs if inside is None or edge.name in inside]
-    chosen.sort(key=lambda pair: -abs(pair[0].exact))
-    digits = digits_for(edge.exact for edge, _ in chosen)
-    rows = [
-        (
-            *(edge.name, effect(edge.estimate, digits), effect(edge.exact, digits), interval(ends, digits)),
-            Text("wrong sign" if edge.wrong_sign else "", style="yellow"),
-        )
-        for edge, ends in chosen[:n]
-    ]
-    out.table(f"{title}{_some(n, len(chosen))}", ("edge", "estimate", "exact", BETWEEN, ""), rows)
-
-
-def as_a_whole(circuit: cf.Circuit, found: cf.Verification, pairs: str) -> Facts:
-    """What verification says of the circuit; `pairs` says what it was judged with."""
-    graph, value = circuit.graph, found.evaluation
-    share = f"{count(len(circuit), 'edge')} of {graph.n_edges:,} ({len(circuit) / graph.n_edges:.2%})"
-    lines = [("circuit", f"{share}, {count(len(circuit.nodes), 'node')} of {graph.n_nodes:,}")]
-    lines += evaluation(value, pairs)
-    if value.seen_pairs:
-        lines.append(("seen pairs", f"{value.seen_pairs} of these pairs were used to find the circuit"))
-    if found.random:
-        between = interval((min(found.random), max(found.random)))
-        drawn = f"{count(len(found.random), 'random circuit')} of that size: {between}"
-        lines.append(("random", f"{drawn}; {found.beaten} of them further from 1"))
-    if not all(math.isnan(edge.estimate) for edge in found.edges):
-        r, slope = fixed(found.correlation), fixed(found.slope, 2)
-        wrong, measured = count(found.sign_errors, "wrong sign"), count(len(found.edges), "edge")
-        lines.append(("estimates", f"{measured} measured: correlation {r}, slope {slope}, {wrong}"))
-    return [*lines, *overshoot(found.faithfulness)]
-
-
-def evaluation(value: cf.Evaluation, pairs: str = "") -> Facts:
-    """Faithfulness, metric, accuracy and KL divergence."""
-    metric, full, empty = (number(mean) for mean in (value.metric, value.metric_full, value.metric_empty))
-    accuracy, top1 = (
-        f"{percent(inside)} in the circuit, {percent(full)} in the whole model" if math.isfinite(full) else ""
-        for inside, full in ((value.accuracy, value.accuracy_full), (value.top1, value.top1_full))
-    )
-    on = f" on {pairs}" if pairs else ""
-    return [
-        ("faithfulness", f"{fixed(value.faithfulness)} ({BETWEEN} {interval(value.interval)}){on}"),
-        ("metric", f"{metric} in the circuit, {full} in the whole model, {empty} with every edge ablated"),
-        ("accuracy", accuracy),
-        ("top token", f"an answer: {top1}" if top1 else ""),
-        ("KL divergence", f"{number(value.kl)} nats, KL(whole model || circuit)"),
-    ]
-
-
-def overshoot(faithfulness: float) -> Facts:
-    """Named where it is more than rounding."""
-    if faithfulness <= 1.005:
-        return []
-    return [("overshoot", f"{faithfulness - 1:.3f} above 1: edges that oppose the task are left out")]
-
-
-def circuit(found: cf.Circuit, out: Output) -> None:
-    """The edges whose effects are known, the strongest first."""
-    known = sorted((row for row in found.rows() if row.effect is not None), key=lambda row: -abs(row.effect or 0))
-    both = [[math.nan if value is None else value for value in (row.estimate, row.exact)] for row in known[:ROWS]]
-    digits = digits_for(value for values in both for value in values)
-    names = [found.graph.edge_name(row.writer, row.reader) for row in known[:ROWS]]
-    rows = [(name, effect(a, digits), effect(b, digits)) for name, (a, b) in zip(names, both, strict=True)]
-    if rows:
-        out.table(f"The strongest edges{_some(ROWS, len(known))}", ("edge", "estimate", "exact"), rows)
-
-
-def curve(found: cf.Curve, out: Output, title: str = "Faithfulness by number of edges") -> None:
-    """One row a size."""
-    rows = [
-        (
-            *(whole(point.asked), whole(point.n_edges), percent(point.fraction, 1), fixed(point.faithfulness)),
-            *(interval(point.interval), percent(point.accuracy), number(point.kl)),
-        )
-        for point in found.points
-    ]
-    out.table(title, POINTS, rows)
-
-
-def mib(found: cf.Mib, out: Output) -> None:
-    """Faithfulness by size for both selections, and their areas."""
-    signed, absolute = found.signed, found.absolute
-    for how, one in (("highest signed score", signed), ("highest magnitude", absolute)):
-        curve(one, out, f"Faithfulness of the edges of {how}")
-    cpr = f"{fixed(signed.cpr)} ({BETWEEN} {interval(signed.cpr_interval)}) by signed score"
-    cmd = f"{fixed(absolute.cmd)} ({BETWEEN} {interval(absolute.cmd_interval)}) by magnitude"
-    others = f"{fixed(absolute.cpr)} by magnitude", f"{fixed(signed.cmd)} by signed score"
-    out.facts([("CPR", f"{cpr}; {others[0]}"), ("CMD", f"{cmd}; {others[1]}")])
-
-
-# -------------------------------------------------------------------- tests of a circuit
-def completeness(found: cf.Completeness, out: Output) -> None:
-    """The complement and the knock-outs with the largest gaps."""
-    ordered = sorted(found.knockouts, key=lambda one: -one.gap)
-    digits = digits_for(value for one in ordered for value in (one.circuit, one.model))
-    rows = [
-        (
-            *(_named(one.removed), fixed(one.circuit, digits), fixed(one.model, digits)),
-            *(effect(one.difference, digits), interval(one.interval, digits)),
-        )
-        for one in ordered[:KNOCK_OUTS]
-    ]
-    of = f"{len(rows)} of {len(ordered)}" if len(ordered) > len(rows) else str(len(rows))
-    if rows:
-        title = f"Knocked out in circuit and model, largest gaps ({of}; {found.record.metric})"
-        out.table(title, (f"{found.level}s knocked out", "circuit", "model", "difference", BETWEEN), rows)
-    rest = found.complement
-    complement = f"faithfulness {fixed(rest.faithfulness)} ({BETWEEN} {interval(rest.interval)}) of the model without"
-    mean = f"{number(found.mean_gap)} ({BETWEEN} {interval(found.mean_gap_interval)}) over random sets of"
-    nothing = f"{number(found.whole.gap)} with nothing knocked out; the total effect is {number(found.contrast)}"
-    out.facts(
-        [
-            ("complement", f"{complement} the circuit's edges; 0 if the circuit is complete"),
-            ("mean gap", f"{mean} {found.level}s; {nothing}"),
-        ]
-    )
-
-
-def _named(names: tuple[str, ...]) -> str:
-    more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
-def minimality(found: cf.Minimality, out: Output) -> None:
-    """The edges that matter least, and what is left without the superfluous ones."""
-    weakest, total = sorted(found.edges, key=lambda edge: abs(edge.effect))[:WEAKEST], len(found.edges)
-    digits = digits_for(edge.effect for edge in weakest)
-    rows = [
-        (
-            *(edge.name, effect(edge.effect, digits), interval(edge.interval, digits)),
-            Text("superfluous" if edge.superfluous else "", style="yellow"),
-        )
-        for edge in weakest
-    ]
-    which = f"the weakest {len(rows)} of {total:,}" if total > len(rows) else "weakest first"
-    title = f"What the circuit loses with each edge, {which} ({found.record.metric})"
-    out.table(title, ("edge", "effect", BETWEEN, ""), rows)
-    rule = "the interval includes 0" + (f", or less than {found.threshold:g}" if found.threshold else "")
-    before, after = found.evaluation, found.reduced_evaluation
-    without = (
-        f"faithfulness {fixed(after.faithfulness)} ({BETWEEN} {interval(after.interval)}) instead of"
-        f" {fixed(before.faithfulness)}; effect {number(found.joint_effect)} together, {number(found.summed_effect)}"
-        " as the sum of each alone"
-    )
-    superfluous = f"{len(found.superfluous)} of {count(total, 'edge')}: {rule}"
-    out.facts([("superfluous", superfluous), ("without them", without if found.superfluous else "")])
-
-
-def hypotheses(found: cf.HypothesisTests, out: Output) -> None:
-    """One row a test, what each means, and the edges that count for no more than random ones."""
-    made = found.record.settings
-    rows = [
-        (row.name, fixed(row.statistic), chance(row.p_value), chance(row.adjusted), _verdict(row.supports))
-        for row in found.tests
-    ]
-    title = f"Hypothesis tests (alpha {made['alpha']:g}, correction: {made['correction']})"
-    out.table(title, ("test", "statistic", "p", "corrected", "speaks"), rows)
-    out.facts(line for row in found.tests for line in ((row.name, row.reading), ("", f"null: {row.null}")))
-    needless = sorted(
-        (edge for row in found.tests for edge in row.edges if edge.rejected), key=lambda edge: edge.effect
-    )
-    if needless:
-        edges = [
-            (edge.name, number(edge.effect), fixed(edge.share, 2), chance(edge.adjusted)) for edge in needless[:ROWS]
-        ]
-        title = f"Edges that count for no more than random ones{_some(ROWS, len(needless))}"
-        out.say()
-        out.table(title, ("edge", "effect", "above", "corrected p"), edges)
-
-
-def _verdict(supports: bool | None) -> Text:
-    if supports is None:
-        return Text("not tested", style="dim")
-    return Text("for the circuit", style="green") if supports else Text("against it", style="red")
-
-
-def stability(found: cf.Stability, out: Output) -> None:
-    """Agreement, what to compare it with, the curve, and the edges that stay."""
-    sizes, stable = sorted({len(circuit) for circuit in found.circuits}), found.stable
-    edges = f"{sizes[0]:,} to {sizes[-1]:,} edges" if len(sizes) > 1 else count(sizes[0], "edge")
-    shuffled = "" if found.shuffled is None else f"{fixed(found.shuffled)} with all pairs dealt out at random"
-    out.facts(
-        [
-            ("stability", f"{count(len(found.circuits), 'circuit')} of {edges} by {found.record.method}"),
-            ("Jaccard", f"{fixed(found.jaccard)} on average; 95% of the pairs {interval(found.interval)}"),
-            ("shuffled", shuffled),
-            ("ranks", "" if found.rank_correlations is None else f"correlation {fixed(found.rank_correlation)}"),
-            ("stable", f"{count(len(stable), 'edge')} in at least 90% of the circuits"),
-        ]
-    )
-    if len(found.curve) > 1:
-        points = [(whole(point.n_pairs), fixed(point.jaccard), interval(point.interval)) for point in found.curve]
-        out.say()
-        out.table("Agreement by number of pairs", ("pairs", "Jaccard", "95% of samples' pairs"), points)
-    if stable:
-        out.say()
-        shares = [(name, percent(share)) for name, share in stable[:ROWS]]
-        out.table(f"Edges that stay{_some(ROWS, len(stable))}", ("edge", "circuits"), shares)
-
-
 # -------------------------------------------------------------------- methods beside each other
-def summary(found: cf.Comparison, out: Output) -> None:
-    """One row a method."""
+def comparison(found: cf.Comparison, out: Output, whole: bool = False) -> None:
+    """The summary; of the whole also faithfulness by size, the nearest circuit of each size, overlap, and which methods
+    are left out."""
     from circuitfind.comparison import result as tables
 
-    _text(tables.summary(found, intervals=False), out)
-
-
-def comparison(found: cf.Comparison, out: Output) -> None:
-    """The summary, faithfulness by size, the nearest circuit of each size, overlap; and which methods are left out."""
-    from circuitfind.comparison import result as tables
-
-    summary(found, out)
-    for one in (tables.faithfulness(found), tables.closest(found), tables.overlap(found)):
+    more = (tables.faithfulness(found), tables.closest(found), tables.overlap(found)) if whole else ()
+    for one in (tables.summary(found, intervals=False), *more):
         if one.title.startswith("Overlap") and one.rows and one.width > out.text.width:
             out.say(f"{one.title}: wider than this window, see compare.md")
-        else:
-            _text(one, out)
-    for entry in found.entries:
+        elif one.rows:
+            out.table(one.title, one.headings, ([row[0], *map(Right, row[1:])] for row in one.rows))
+    for entry in found.entries if whole else ():
         if entry.refused:
             out.warn(f"{entry.method} is not in the tables: {entry.refused}")
-
-
-def _text(table: Any, out: Output) -> None:
-    """A table of text, if it has rows; its first column is left, the others right."""
-    if table.rows:
-        out.table(table.title, table.headings, ([row[0], *map(Right, row[1:])] for row in table.rows))
 
 
 # -------------------------------------------------------------------- any result
@@ -440,19 +196,19 @@ TABLES: dict[str, Callable[..., None]] = {
     "Sweep": sweep,
     "Scores": scores,
     "NodeScores": node_scores,
-    "Circuit": circuit,
+    "Circuit": verdicts.circuit,
     "PathEffects": paths,
     "DirectEffects": lambda found, out: node_scores(found.scores, out),
     "Approximation": approximation,
     "AttentionPattern": attention,
-    "Verification": lambda found, out: checks("Edges measured exactly", found, out),
-    "Curve": curve,
-    "Mib": mib,
-    "Completeness": completeness,
-    "Minimality": minimality,
-    "HypothesisTests": hypotheses,
-    "Stability": stability,
-    "Comparison": summary,
+    "Verification": lambda found, out: verdicts.checks("Edges measured exactly", found, out),
+    "Curve": verdicts.curve,
+    "Mib": verdicts.mib,
+    "Completeness": verdicts.completeness,
+    "Minimality": verdicts.minimality,
+    "HypothesisTests": verdicts.hypotheses,
+    "Stability": verdicts.stability,
+    "Comparison": comparison,
 }
 NAMES = {"Scores": "edge scores", "PathEffects": "effects of paths"}
 
@@ -464,7 +220,7 @@ def show(found: Any, out: Output, *options: Any) -> None:
         TABLES[name](found, out, *options)
     elif columns := found.columns():
         rows = [[_cell(value) for value in row] for row in zip(*columns.values(), strict=True)]
-        out.table(f"Rows{_some(ROWS, len(rows))}", columns, rows[:ROWS])
+        out.table(f"Rows{some(ROWS, len(rows))}", columns, rows[:ROWS])
 
 
 def _cell(value: Any) -> Cell:

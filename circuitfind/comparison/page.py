@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from circuitfind.statistics import Interval
 
 LEAST_SECONDS = 1e-3  # where a method that took less stands on the log scale
+AREAS = {
+    "cpr": "area under the faithfulness of the edges of highest score",
+    "cmd": "area between the faithfulness of the edges of highest magnitude and 1; less is better",
+}
 
 
 def write_page(found: Comparison, path: str | PathLike[str]) -> Path:
@@ -46,16 +50,9 @@ def _parts(found: Comparison) -> Iterator[Figure | str]:
     yield f"<p>{escape(said_of(found))}</p>"
     yield _table(summary(found))
     if found.ranked:
-        yield "<h2>Faithfulness</h2>"
-        yield faithfulness_by_size(found, "absolute")
-        yield faithfulness_by_size(found, "signed")
-        yield "<h2>Over all sizes</h2>"
-        yield area(found, "cpr")
-        yield area(found, "cmd")
-        yield "<h2>Overlap</h2>"
-        yield overlap(found)
-        yield "<h2>Cost</h2>"
-        yield cost(found)
+        yield from ("<h2>Faithfulness</h2>", *(faithfulness_by_size(found, by) for by in ("absolute", "signed")))
+        yield from ("<h2>Over all sizes</h2>", area(found, "cpr"), area(found, "cmd"))
+        yield from ("<h2>Overlap</h2>", overlap(found), "<h2>Cost</h2>", cost(found))
     refused = [entry for entry in found.entries if entry.refused]
     if refused:
         rows = "".join(f"<li>{escape(entry.method)}: {escape(entry.refused)}</li>" for entry in refused)
@@ -74,34 +71,20 @@ def area(found: Comparison, name: str) -> Figure:
     """CPR, the largest on top, or CMD, the smallest."""
     best = 1 if name == "cmd" else -1
     entries = sorted(found.ranked, key=lambda entry: best * getattr(entry, name))
-    words = {
-        "cpr": Caption("CPR", ("area under the faithfulness of the edges of highest score",)),
-        "cmd": Caption(
-            "CMD", ("area between the faithfulness of the edges of highest magnitude and 1; less is better",)
-        ),
-    }
-    values = [getattr(entry, name) for entry in entries]
+    names, values = [entry.method for entry in entries], [getattr(entry, name) for entry in entries]
     intervals = [getattr(entry, f"{name}_interval") for entry in entries]
-    return bars(
-        [entry.method for entry in entries], values, words[name], name.upper(), intervals=intervals, signed=False
-    )
+    return bars(names, values, Caption(name.upper(), (AREAS[name],)), name.upper(), intervals=intervals, signed=False)
 
 
 def overlap(found: Comparison) -> Figure:
     """Jaccard similarity of every two methods' circuits, with a slider for the number of edges."""
-    names = [entry.method for entry in found.ranked]
-    sizes = sorted(found.overlap)
-    shown = shown_overlap(found)
+    names, sizes, shown = [entry.method for entry in found.ranked], sorted(found.overlap), shown_overlap(found)
     words = Caption("Overlap of the circuits (Jaccard)", ("edges of highest magnitude; 1 = the same edges",))
     sides = Side("", names), Side("", names)
     hovers = {size: _shared(names, found.overlap[size]) for size in sizes}
     made = heat(np.array(found.overlap[shown]), *sides, hovers[shown], words, "Jaccard", signed=False, most=1.0)
     steps = [
-        {
-            "label": f"{size:,}",
-            "method": "restyle",
-            "args": [{"z": [found.overlap[size]], "hovertext": [hovers[size]]}],
-        }
+        {"label": f"{size:,}", "method": "restyle", "args": [{"z": [found.overlap[size]], "hovertext": [hovers[size]]}]}
         for size in sizes
     ]
     slider = {"active": sizes.index(shown), "currentvalue": {"prefix": "edges asked for: "}, "pad": {"t": 110}}

@@ -1,8 +1,7 @@
 """What a comparison found: one entry a method, and how far the methods' circuits overlap; as tables of text, too.
 
 `save` writes JSON (everything), CSV (one line a method and size), Markdown (the report) or HTML (the page), or all four
-into a folder. `Comparison.open` reads the JSON. `difference` says how far two comparisons are apart: the test of a
-reproduction.
+into a folder. `difference` tests a reproduction.
 """
 
 from __future__ import annotations
@@ -239,8 +238,7 @@ def overlap(found: Comparison) -> TextTable:
     """Jaccard similarities of the methods' circuits at one size."""
     if not found.overlap:
         return TextTable("Overlap", [], [])
-    size = shown_overlap(found)
-    names = [entry.method for entry in found.ranked]
+    size, names = shown_overlap(found), [entry.method for entry in found.ranked]
     rows = [[name, *(_number(value, 2) for value in row)] for name, row in zip(names, found.overlap[size], strict=True)]
     return TextTable(f"Overlap (Jaccard) of the circuits of {size:,} edges", ["", *names], rows)
 
@@ -306,10 +304,8 @@ def _markdown(found: Comparison) -> Iterator[str]:
 
 
 def _in_markdown(table: TextTable) -> Iterator[str]:
-    if not table.rows:
-        return
-    yield f"## {table.title}\n"
-    yield f"| {' | '.join(table.headings)} |"
-    yield f"|{'|'.join([' --- ', *[' ---: '] * (len(table.headings) - 1)])}|"
-    yield from (f"| {' | '.join(row)} |" for row in table.rows)
-    yield ""
+    if table.rows:
+        yield f"## {table.title}\n"
+        yield f"| {' | '.join(table.headings)} |"
+        yield f"|{'|'.join([' --- ', *[' ---: '] * (len(table.headings) - 1)])}|"
+        yield from (*(f"| {' | '.join(row)} |" for row in table.rows), "")

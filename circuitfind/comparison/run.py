@@ -37,13 +37,14 @@ from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.references.published import reference as named
 from circuitfind.references.reference import Reference
-from circuitfind.scores import Scores
+from circuitfind.scores import By, Scores
 from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import rank_correlation
 from circuitfind.tasks.task import BoundTask, Task
 from circuitfind.version import __version__
 
 KEY, COSTS = "comparison", "costs"  # in the settings of a kept ranking's record
+BOTH: tuple[By, By] = ("signed", "absolute")
 
 
 @model_call
@@ -75,7 +76,7 @@ def compare(
         TaskError: too few pairs.
     """
     experiment = Experiment.of(model, task, asked, direction=False)
-    search, judge = experiment.bound.split(1 - holdout, experiment.setting.seed)
+    search, judge = experiment.bound.held_out(holdout, experiment.setting.seed)
     target = named(reference) if isinstance(reference, str) else reference
     entrants = chosen(methods)
     if target is not None:
@@ -95,13 +96,10 @@ def compare(
             rankings[name] = _ranking(experiment.on(search), name, entrant, shelf)
         except (ScoreError, TaskError) as error:
             refused[name] = str(error)
-    curves = {
-        name: Mib(
-            curve_of(evaluator, ranking.scores, percentages=sizes, by="signed"),
-            curve_of(evaluator, ranking.scores, percentages=sizes, by="absolute"),
-        )
-        for name, ranking in track(list(rankings.items()), "curves")
-    }
+    curves: dict[str, Mib] = {}
+    for name, (scores, _) in track(list(rankings.items()), "curves"):
+        signed, absolute = (curve_of(evaluator, scores, percentages=sizes, by=by) for by in BOTH)
+        curves[name] = Mib(signed, absolute)
     exact = rankings["exact"].scores if "exact" in rankings else None
     entries = (
         Entry(name, entrant.summary, refused=refused[name])

@@ -65,26 +65,25 @@ def acdc(
     """Prunes the full graph edge by edge.
 
     Args:
-        threshold: an edge is removed if removing it lowers the metric by less than this (units of the metric).
-        order: a name of `circuitfind.search.acdc_rule.ORDERS`, or edge names (other edges then stay in).
+        threshold: an edge goes if removing it lowers the metric by less than this (units of the metric).
+        order: a name of `circuitfind.search.acdc_rule.ORDERS`, or edge names (other edges then stay).
         scores: for order="scores" and for `screen` (by default computed there, by "eap-ig-inputs").
         absolute: compare |r| with the threshold, so that edges that oppose the behaviour stay, too.
-        remove_dangling: when no edge into a node is left, its outgoing edges go, too, then those of the nodes that
-            have lost their last input by it, and so on: "untested", or "tested" by the rule each. Under interchange
-            ("corrupted", "resample") such a node carries exactly its ablated value: the effect of its edges is 0 and
-            takes no run. Under the other ablations, or with aligned pairs, it does not, and "untested" is refused.
+        remove_dangling: when a node has lost its last input, its outgoing edges go, too, and so on: "untested", or
+            "tested" by the rule each. Under interchange ("corrupted", "resample") such a node carries its ablated
+            value, so its edges have no effect and take no run. Under the other ablations, or with aligned pairs, it
+            does not, and "untested" is refused.
         screen: edges with |score| < screen * threshold go without a test, and up to 100 of them, drawn with the seed,
             are measured in the circuits in which they were skipped (`acdc_rule.py`); None tests every edge.
         side_by_side: trials in one batch; by default as many as the device gains from.
-        checkpoint: a file that a stopped run leaves and the same call continues from, with the same result; removed at
-            the end. At most the last 128 trials are made again.
+        checkpoint: a file that a stopped run leaves and the same call continues from, with the same result (at most
+            128 trials are made again); removed at the end.
         asked: metric ("kl" by default; None takes the task's own), ablation, batch_size, seed (of the shuffled orders
             and the check of screening, too); see `circuitfind.setting`.
 
     Returns:
-        The circuit, unpruned. `exact`: each edge's effect when it was decided last (NaN: not measured). `facts`: the
-        number of trials run and of edges decided without a run, by reason, the close calls, and what the check of
-        screening found.
+        The circuit, unpruned. `exact`: each edge's effect when it was decided last (NaN: not measured). `facts`: how
+        many trials were run and edges decided without one, by reason, the close calls, the check of screening.
 
     Raises:
         ScoreError: unknown order, a metric that is NaN, options that do not go together.
@@ -100,7 +99,9 @@ def acdc(
     file = pruning.run(checkpoint)
     settings = {"threshold": threshold, "absolute": absolute, "remove_dangling": remove_dangling, "screen": screen}
     settings["order"] = order if isinstance(order, str) else "given"
-    exact, facts = _effects(pruning), _facts(pruning)
+    exact, facts = np.full(model.graph.real.shape, np.nan, dtype=np.float32), _facts(pruning)
+    for edge, effect, _, _ in pruning.decisions:
+        exact[edge] = effect
     if screen is not None:
         checked = SkipCheck.of(pruning.evaluator, rule, pruning.decisions)
         for edge, effect in checked.effects.items():
@@ -136,9 +137,9 @@ def acdc_scores(
 ) -> Scores:
     """Scores every edge by the smallest threshold at which ACDC removes it: one whole run at each of a grid.
 
-    What a run at one threshold keeps need not be among what a run at a lower one keeps. So the edges that score above
-    t are not always those that the run at t keeps: `record.settings` holds, threshold by threshold, how many the run
-    `kept` and in how many edges the two `differ`.
+    A run at one threshold may keep edges that a run at a lower one removes, so the edges that score above t are not
+    always those that the run at t keeps: `record.settings` holds, by threshold, how many the run `kept` and in how many
+    edges the two `differ`.
 
     Args:
         thresholds: positive and rising; by default nine from 0.0001 to 1, two a decade. They are rounded to float32.
@@ -217,14 +218,6 @@ def _grid(thresholds: Iterable[float]) -> list[float]:
     if not grid or not all(0 < t < float("inf") for t in grid) or any(b <= a for a, b in pairwise(grid)):
         raise ScoreError(f"thresholds={thresholds} are not a grid: give positive numbers, each above the one before")
     return [*grid, float(np.float32(grid[-1] * (grid[-1] / grid[-2] if len(grid) > 1 else 10)))]
-
-
-def _effects(pruning: Pruning) -> np.ndarray:
-    """`[writers, readers]` float32: each edge's effect when it was decided last."""
-    exact = np.full(pruning.evaluator.graph.real.shape, np.nan, dtype=np.float32)
-    for edge, effect, _, _ in pruning.decisions:
-        exact[edge] = effect
-    return exact
 
 
 def _facts(pruning: Pruning) -> dict[str, Any]:

@@ -120,11 +120,8 @@ def edges_in_order(graph: Graph, order: str | Sequence[str], seed: int = 0, scor
         if not isinstance(scores, Scores) or scores.graph != graph:
             raise ScoreError("order='scores' needs scores=: edge scores that attribute() computed for this model")
         return [(int(u), int(r)) for u, r in scores.ranked("absolute")[::-1]]
-    backwards = [
-        (writer, reader)
-        for reader in reversed(range(graph.n_readers))
-        for writer in _writers(int(graph.limits[reader]), order, rng)
-    ]
+    readers = reversed(range(graph.n_readers))
+    backwards = [(writer, reader) for reader in readers for writer in _writers(int(graph.limits[reader]), order, rng)]
     return [backwards[i] for i in rng.permutation(len(backwards))] if order == "shuffled" else backwards
 
 

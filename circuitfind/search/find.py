@@ -5,8 +5,8 @@
 3. **Grid**: circuits of the top 1, 2, 4, ... edges (pruned to what is connected) are run exactly. Faithfulness is not
    monotone in size, so the first size that meets the target, or lies on its other side than the size before, is
    looked into.
-4. **Bisection** between that size and the one before, towards the smallest size that meets the target. If the two
-   sides hide no such size, the grid goes on.
+4. **Bisection** between that size and the one before, towards the smallest size that meets the target; if there is
+   none, the grid goes on.
 5. **Pruning**: edges are removed, weakest first, as long as |1 - faithfulness| stays within what it was plus a stated
    tolerance. Runs of edges that all go are taken together; a run that may not go is halved.
 6. **Verify** on the held-out pairs: exact effects of the top candidates and of the circuit's own edges, the circuit as
@@ -17,24 +17,27 @@ The target is |1 - faithfulness| <= tolerance, from above or below (`one_sided`:
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import Any, Unpack
 
+import numpy as np
+
 from circuitfind.attribution.attribute import ScoreKeywords, score
 from circuitfind.attribution.method import Method, Request
-from circuitfind.attribution.methods import request_of
+from circuitfind.attribution.methods import check_made
 from circuitfind.calls import model_call
-from circuitfind.circuit import Circuit
+from circuitfind.circuit import Circuit, connected
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation.diagnosis import summarise, summary_of
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.verify import Verification, verified
 from circuitfind.models.load import Model
+from circuitfind.progress import progress, track
 from circuitfind.scores import By, Scores
-from circuitfind.search.found import FindResult
-from circuitfind.search.methods import method_of
-from circuitfind.search.sizes import SizeSearch
+from circuitfind.search.found import FindResult, Step, TriedCircuit
+from circuitfind.search.methods import method_of, request_of
 from circuitfind.tasks.task import BoundTask, Task
 
 
@@ -43,7 +46,7 @@ def find(
     model: Model,
     task: Task | BoundTask,
     *,
-    method: str | Method = "eap-ig-inputs",
+    method: str | Method | None = None,
     tolerance: float = 0.15,
     one_sided: bool = False,
     by: By = "absolute",
@@ -58,8 +61,8 @@ def find(
     """Finds the smallest circuit that still does the task, and verifies it.
 
     Args:
-        method: of the scores: as for `circuitfind.attribute`, or "acdc", "edge-pruning", "subnetwork-probing" or "ugs"
-            (`circuitfind.search.methods`).
+        method: of the scores ("eap-ig-inputs"): as for `circuitfind.attribute`, or "acdc", "edge-pruning",
+            "subnetwork-probing" or "ugs" (`circuitfind.search.methods`).
         tolerance: how far from 1 the exact faithfulness may be, above or below (`one_sided`: below only).
         by: rank edges by |effect| or by signed effect.
         prune: try to drop single edges from the circuit of the right size.
@@ -68,11 +71,12 @@ def find(
         top: how many edges to verify besides the circuit's own; random: how many random circuits to compare with.
         scores: take these instead of computing them (a search that was stopped goes on from its saved scores).
         asked: keywords of the run (by default those of the given scores; seed: of the split, the intervals and the
-            random circuits, too) and, unless scores are given, options of the method.
+            random circuits, too) and options of the method.
 
     Raises:
         TaskError: too few pairs, or they do not fit the model.
-        ScoreError: scores or faithfulness are undefined on this task.
+        ScoreError: scores or faithfulness are undefined on this task, or the given scores were made by another method
+            or with other options than those asked for.
     """
     if tolerance < 0 or prune_tolerance < 0:
         raise ScoreError(f"tolerance={tolerance} and prune_tolerance={prune_tolerance} are distances: not negative")
@@ -83,8 +87,12 @@ def find(
     if scores is not None and scores.graph != model.graph:
         raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
     chosen = method_of(method)
-    request, setting = (Request("edge"), asked) if scores is not None else request_of(chosen, "edge", None, asked)
-    made = None if scores is None else scores.record
+    if scores is None:
+        request, setting = request_of(chosen, asked)
+        made = None
+    else:
+        made = scores.record
+        request, setting = Request("edge"), check_made(made, {**asked, "method": method and chosen})
     whole = Experiment.of(model, task, setting, inherit=made, made="the scores were")
     seen, held_out = whole.bound.held_out(holdout, whole.setting.seed)
     experiment = whole.on(seen)
@@ -114,16 +122,115 @@ def find(
 
 def _facts(search: SizeSearch, circuit: Circuit, checks: Verification, pairs: dict[str, int]) -> dict[str, Any]:
     of_circuit = ("metric", "metric_full", "metric_empty", "accuracy", "accuracy_full")
-    return {
-        "n_edges": len(circuit),
-        "faithfulness": checks.faithfulness,
-        "interval": list(checks.interval),
-        "faithfulness_on_search_pairs": search.faithfulness_of(circuit.mask),
-        **pairs,
-        **{name: getattr(checks.evaluation, name) for name in of_circuit},
-        "correlation": checks.correlation,
-        "sign_errors": checks.sign_errors,
-        "checked_edges": len(checks.edges),
-        "random_circuits": list(checks.random),
-        "random_circuits_beaten": checks.beaten,
-    }
+    facts = {"n_edges": len(circuit), "faithfulness": checks.faithfulness, "interval": list(checks.interval)}
+    facts |= {"faithfulness_on_search_pairs": search.faithfulness_of(circuit.mask), **pairs}
+    facts |= {name: getattr(checks.evaluation, name) for name in of_circuit}
+    facts |= {"correlation": checks.correlation, "sign_errors": checks.sign_errors, "checked_edges": len(checks.edges)}
+    return facts | {"random_circuits": list(checks.random), "random_circuits_beaten": checks.beaten}
+
+
+# -------------------------------------------------------------------- steps 3 to 5
+class SizeSearch:
+    """The search over sizes and the pruning, with every circuit that was run on record, every decision in words."""
+
+    def __init__(self, evaluator: Evaluator, scores: Scores, by: By, tolerance: float, one_sided: bool) -> None:
+        self.evaluator, self.scores, self.graph, self.by = evaluator, scores, scores.graph, by
+        self.tolerance, self.one_sided = tolerance, one_sided
+        self.curve: list[TriedCircuit] = []
+        self.steps: list[Step] = []
+        self._known: dict[bytes, float] = {}
+
+    # ---------------------------------------------------------------- measuring
+    def faithfulness_of(self, mask: np.ndarray) -> float:
+        """Exact faithfulness, run once per distinct circuit."""
+        key = hashlib.blake2b(np.packbits(mask).tobytes()).digest()
+        if key not in self._known:
+            metric = self.evaluator.run(mask[None]).metric
+            self._known[key] = float(self.evaluator.faithfulness(metric)[0])
+        return self._known[key]
+
+    def _top(self, n: int, stage: str) -> tuple[np.ndarray, float]:
+        mask = self.scores.top(n, self.by).mask
+        value = self.faithfulness_of(mask)
+        self.curve.append(TriedCircuit(stage, n, int(mask.sum()), value))
+        return mask, value
+
+    def meets(self, value: float) -> bool:
+        """Whether a faithfulness is on target."""
+        return value >= 1 - self.tolerance and (self.one_sided or value <= 1 + self.tolerance)
+
+    # ---------------------------------------------------------------- the right size
+    def smallest(self) -> np.ndarray:
+        """Mask of the smallest top-n circuit on target that the grid and the bisections see."""
+        sizes = [2**k for k in range((self.graph.n_edges - 1).bit_length())] + [self.graph.n_edges]
+        before, over_before = 0, False
+        for n in track(sizes, "search over sizes"):
+            tried, value = self._top(n, "grid")
+            best, over = (tried if self.meets(value) else None), value > 1 + self.tolerance
+            what = f"the top {n} edges ({tried.sum()} connected)"
+            if best is not None:
+                self._say("grid", f"{what} reach faithfulness {value:.3f}: on target")
+            elif over:
+                self._say("grid", f"{what} overshoot: faithfulness {value:.3f}")
+            if best is not None or over != over_before:
+                best = self._bisect(before, over_before, n, best)
+                if best is not None:
+                    return best
+            before, over_before = n, over
+        return self.graph.real.copy()  # the full graph has faithfulness 1: the grid always ends there
+
+    def _bisect(self, low: int, low_is_over: bool, high: int, best: np.ndarray | None) -> np.ndarray | None:
+        """Halves (low, high] towards the smallest size on target, or where the target is crossed first.
+
+        Args:
+            low_is_over: `low` overshoots, otherwise it undershoots; `high` is on the other side, or on target.
+            best: the circuit at `high` if that is on target.
+        """
+        found = high
+        while high - low > 1:
+            middle = (low + high) // 2
+            mask, value = self._top(middle, "bisection")
+            if self.meets(value):
+                best, found, high = mask, middle, middle
+            elif (value > 1 + self.tolerance) == low_is_over:
+                low = middle
+            else:
+                high = middle
+        if best is not None:
+            self._say("bisection", f"the smallest size on target is the top {found} edges ({best.sum()} connected)")
+        else:
+            self._say("bisection", f"faithfulness jumps over the target between {low} and {high} edges: going on")
+        return best
+
+    # ---------------------------------------------------------------- pruning
+    def pruned(self, mask: np.ndarray, growth: float) -> np.ndarray:
+        """Removes edges, weakest first, within the tolerance."""
+        start = self.faithfulness_of(mask)
+        limit = min(abs(1 - start) + growth, max(self.tolerance, abs(1 - start)))
+        ranked = self.scores.ranked(self.by)
+        order = ranked[mask[ranked[:, 0], ranked[:, 1]]][::-1]
+        before, run, at = int(mask.sum()), 1, 0
+        with progress("pruning", len(order)) as advance:
+            while at < len(order):
+                trial = mask.copy()
+                trial[tuple(order[at : at + run].T)] = False
+                trial = connected(self.graph, trial)
+                value = self.faithfulness_of(trial)
+                goes = abs(1 - value) <= limit and (self.meets(value) or not self.meets(start))
+                if goes and trial.sum() < mask.sum():
+                    mask = trial
+                    self.curve.append(TriedCircuit("pruning", int(mask.sum()), int(mask.sum()), value))
+                if run == 1 or goes:
+                    advance(min(run, len(order) - at))
+                    at += run
+                run = 2 * run if goes else max(1, run // 2)
+        value = self.faithfulness_of(mask)
+        self._say(
+            "pruning", f"{before - int(mask.sum())} of {before} edges removed; faithfulness {start:.3f} -> {value:.3f}"
+        )
+        if value > 1:
+            self._say("pruning", f"overshoot of {value - 1:.3f}: edges that oppose the behaviour are left out")
+        return mask
+
+    def _say(self, stage: str, text: str) -> None:
+        self.steps.append(Step(stage, text))

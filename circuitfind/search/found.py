@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, get_type_hints
 
 from circuitfind.circuit import Circuit
 from circuitfind.evaluation.diagnosis import TaskSummary
@@ -36,7 +37,7 @@ class Step(NamedTuple):
     text: str
 
 
-class FolderResult(Result):
+class FolderResult(Result, ABC):
     """A result whose `save` writes a folder; a path that ends in .csv gets the rows as a table."""
 
     def save(self, path: str | PathLike[str], **more: Any) -> Path:
@@ -50,9 +51,9 @@ class FolderResult(Result):
         self.write(path, **more)
         return Path(path)
 
+    @abstractmethod
     def write(self, folder: str | PathLike[str], **more: Any) -> list[Path]:
         """Writes the folder, and returns the files that were written."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,8 +67,8 @@ class FindResult(FolderResult):
         curve: every circuit that was run, in order.
         steps: every decision, in words.
         summary: how well the model does the task on the search pairs.
-        held_out: the pairs that the search did not see; None where the result was opened
-            (`circuitfind.unseen(model, task, result.circuit)` finds them again).
+        held_out: the held-out pairs; None where the result was opened (`circuitfind.unseen(model, task,
+            result.circuit)` finds them again).
         model: the model that was searched; None where the result was opened.
     """
 
@@ -103,13 +104,11 @@ class FindResult(FolderResult):
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values (scores are saved on their own)."""
-        return {
-            "circuit": {"edges": self.circuit.edges, "nodes": self.circuit.nodes, **self.circuit.facts},
-            "task": self.summary.to_dict(),
-            "checks": self.checks.to_dict(),
-            "curve": [point._asdict() for point in self.curve],
-            "steps": [step._asdict() for step in self.steps],
-        }
+        circuit = {"edges": self.circuit.edges, "nodes": self.circuit.nodes, **self.circuit.facts}
+        return {"circuit": circuit, "task": as_json(self.summary), **self._as_json("checks", "curve", "steps")}
+
+    def _as_json(self, *names: str) -> dict[str, Any]:
+        return {name: as_json(getattr(self, name)) for name in names}
 
     # ---------------------------------------------------------------- as a folder
     def write(self, folder: str | PathLike[str], **more: Any) -> list[Path]:
@@ -119,7 +118,7 @@ class FindResult(FolderResult):
             more: `command`, the command that the report shows; `batch_size` and `seed` of what it measures.
         """
         folder = Path(folder)
-        kept = {name: as_json(getattr(self, name)) for name in ("checks", "curve", "steps", "summary")}
+        kept = self._as_json("checks", "curve", "steps", "summary")
         title = f"{self.summary.name} in {self.circuit.record.model}"
         return [
             self.scores.save(folder / "scores.safetensors"),
@@ -139,9 +138,8 @@ class FindResult(FolderResult):
         content = files.read(folder / "find.json", cls.FORMAT)
         circuit, scores = Circuit.open(folder / "circuit.json"), Scores.open(folder / "scores.safetensors")
         with files.reading(folder / "find.json"):
-            kinds: dict[str, Any] = {"checks": Verification, "summary": TaskSummary}
-            kinds |= {"curve": tuple[TriedCircuit, ...], "steps": tuple[Step, ...]}
-            known = {name: build(kind, content[name]) for name, kind in kinds.items()}
+            hints = get_type_hints(cls)
+            known = {name: build(hints[name], content[name]) for name in ("checks", "curve", "steps", "summary")}
         estimates = scores.values if scores.record.is_effect else None  # a circuit's file knows those of its own edges
         return cls(replace(circuit, estimates=estimates, exact=known["checks"].exact), scores, **known)
 

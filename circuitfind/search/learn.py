@@ -5,7 +5,7 @@ let through as far as its gate says, and the logits learn to keep the metric wit
 default the metric is `kl`: stay close to the whole model. What is learned is a ranking, and a circuit cut from it. At
 level "node" each node has one gate, for all edges out of it.
 
-| method | gates (`gates.py`) | what makes the circuit small |
+| method | gates | what makes the circuit small |
 |---|---|---|
 | `edge-pruning` (Bhaskar et al. 2024) | hard concrete | Lagrange multipliers steer to a wanted number of gates |
 | `subnetwork-probing` (Cao et al. 2021) | hard concrete | a fixed price a gate |
@@ -45,8 +45,18 @@ from circuitfind.record import NO_EFFECT, Record
 from circuitfind.result import as_json, build
 from circuitfind.scores import NodeScores, Scores
 from circuitfind.search.found import FolderResult, save_circuit
-from circuitfind.search.gates import HARD_CONCRETE, UNIFORM, Gates, Pressure, Price, Target
-from circuitfind.search.training import Logged, MiniBatches, State, Training
+from circuitfind.search.training import (
+    HARD_CONCRETE,
+    UNIFORM,
+    Gates,
+    Logged,
+    MiniBatches,
+    Pressure,
+    Price,
+    State,
+    Target,
+    Training,
+)
 from circuitfind.setting import JudgeKeywords
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -58,17 +68,22 @@ ASCENT = 0.5  # contrasts that a step adds to a multiplier, per whole gap betwee
 
 
 class Learner(NamedTuple):
-    """A kind of gates, its learning rate, and whether it steers to a size or has a fixed price."""
+    """A kind of gates, its learning rate, and the part of the gates that it closes by default if it steers to a size;
+    None: it has a fixed price."""
 
     gates: Gates
     lr: float
-    steers: bool
+    sparsity: float | None = None
+
+    @property
+    def steers(self) -> bool:
+        return self.sparsity is not None
 
 
 LEARNERS = {
-    "edge-pruning": Learner(HARD_CONCRETE, 0.05, True),
-    "subnetwork-probing": Learner(HARD_CONCRETE, 0.1, False),
-    "ugs": Learner(UNIFORM, 0.05, False),
+    "edge-pruning": Learner(HARD_CONCRETE, 0.05, sparsity=0.95),
+    "subnetwork-probing": Learner(HARD_CONCRETE, 0.1),
+    "ugs": Learner(UNIFORM, 0.05),
 }
 
 
@@ -158,8 +173,8 @@ def learn_masks(
         method: "edge-pruning", "subnetwork-probing" or "ugs".
         level: "edge", or "node": one gate for all edges out of a node.
         n_edges, n_nodes: how many edges (or, at level "node", nodes) the circuit has before pruning.
-        sparsity: the same as the part that is left out: 0.9 keeps a tenth. Edge Pruning needs one of the three and
-            steers to it; the others are cut there, or, if none is given, at gates above 1/2.
+        sparsity: the same as the part that is left out: 0.9 keeps a tenth. Edge Pruning steers to one of the three
+            (sparsity 0.95 if none is given); the others are cut there, or, if none is given, at gates above 1/2.
         prune: keep only what is connected from `input` to `logits`.
         checkpoint: a file that a stopped run leaves and the same call continues from; removed at the end.
         asked: steps, lr, regularisation, pairs_per_step, patience (`circuitfind.search.learn.TrainingKeywords`); metric
@@ -176,11 +191,13 @@ def learn_masks(
         raise ScoreError(f"level '{level}' is unknown: use 'edge' or 'node'")
     graph = model.graph
     count = graph.n_edges if level == "edge" else graph.n_writers
-    target = _target(level, count, n_edges, n_nodes, sparsity)
     run: Any = dict(asked)
     options = {name: run.pop(name, default) for name, default in TRAINING.items()}
     steps, patience = options["steps"], options["patience"]
-    learner = _learner(method, level, target, options)
+    learner = _learner(method, options)
+    if n_edges is n_nodes is sparsity is None:
+        sparsity = learner.sparsity
+    target = _target(level, count, n_edges, n_nodes, sparsity)
     own = run.get("metric", "kl") is None  # None asks for the task's own
     experiment = Experiment.of(model, task, run, metric=None if own else "kl", direction=False)
     batches = MiniBatches(experiment, options["pairs_per_step"])
@@ -210,13 +227,11 @@ def learn_masks(
 
 
 # -------------------------------------------------------------------- what is asked for
-def _learner(name: str, level: str, target: int | None, options: Mapping[str, Any]) -> Learner:
+def _learner(name: str, options: Mapping[str, Any]) -> Learner:
     """The method of a name, if it can do what is asked."""
     if name not in LEARNERS:
         raise ScoreError(f"method '{name}' does not learn masks: use one of {', '.join(LEARNERS)}")
     learner, price, lr = LEARNERS[name], options["regularisation"], options["lr"]
-    if learner.steers and target is None:
-        raise ScoreError(f"method '{name}' steers to a size: give n_{level}s= or sparsity=")
     if learner.steers and price is not None:
         raise ScoreError(f"method '{name}' steers to a size, it has no fixed price: leave regularisation= out")
     if price is not None and not (isinstance(price, Real) and float(price) >= 0):

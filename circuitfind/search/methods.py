@@ -7,22 +7,27 @@ Both prune by the KL divergence from the whole model, as in their papers, whatev
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from circuitfind.attribution import methods as attribution
-from circuitfind.attribution.method import Method, Request
+from circuitfind.attribution.method import LEVELS, Method, Request
+from circuitfind.attribution.methods import MethodRow, Methods
 from circuitfind.engine.experiment import Experiment
-from circuitfind.errors import ScoreError
+from circuitfind.errors import ScoreError, unknown
 from circuitfind.scores import NodeScores, Scores
 from circuitfind.search.acdc import SIGN as ACDC_SIGN, acdc_scores
 from circuitfind.search.learn import LEARNERS, SIGN as LEARNED_SIGN, TRAINING, learn_masks
-
-SPARSITY = 0.95  # what Edge Pruning steers to where no size is given
+from circuitfind.setting import Keywords
 
 
 def _acdc(experiment: Experiment, request: Request) -> Scores:
     return acdc_scores(experiment.model, experiment.bound, **_asked(experiment, request, "prune_by"))
+
+
+def _sign(level: str, options: Mapping[str, Any]) -> str:
+    return ACDC_SIGN
 
 
 def _learned(experiment: Experiment, request: Request, name: str) -> Scores | NodeScores:
@@ -40,7 +45,6 @@ def _asked(experiment: Experiment, request: Request, metric: str) -> dict[str, A
 
 
 def _learner(name: str, summary: str, source: str) -> Method:
-    sparsity = SPARSITY if LEARNERS[name].steers else None
     return Method(
         name,
         summary,
@@ -48,7 +52,7 @@ def _learner(name: str, summary: str, source: str) -> Method:
         "1 forward and backward a step",
         ("edge", "node"),
         score=partial(_learned, name=name),
-        options={"learn_by": "kl", "sparsity": sparsity, **TRAINING},
+        options={"learn_by": "kl", "sparsity": LEARNERS[name].sparsity, **TRAINING},
         sign=lambda level, options: LEARNED_SIGN,
     )
 
@@ -70,7 +74,7 @@ SEARCHES: Mapping[str, Method] = {
                 "absolute": False,
                 "remove_dangling": None,
             },
-            sign=lambda level, options: ACDC_SIGN,
+            sign=_sign,
         ),
         _learner("edge-pruning", "hard-concrete masks with a target size", "Bhaskar et al. 2024"),
         _learner("subnetwork-probing", "hard-concrete masks with a penalty", "Cao et al. 2021"),
@@ -83,3 +87,34 @@ def method_of(method: str | Method | None, level: str = "edge") -> Method:
     """As `circuitfind.attribution.methods.method_of`, the searches included."""
     found = SEARCHES.get(method, method) if isinstance(method, str) else method
     return attribution.method_of(found, level)
+
+
+def request_of(method: Method, asked: Mapping[str, Any]) -> tuple[Request, Keywords]:
+    """As `circuitfind.attribution.methods.request_of` for scores of edges; None is a value of the searches' options."""
+    request, setting = attribution.request_of(method, "edge", None, asked)
+    unset = {name: None for name in method.options if method.name in SEARCHES and asked.get(name, ...) is None}
+    return replace(request, options={**request.options, **unset}), setting
+
+
+# -------------------------------------------------------------------- what there is
+def methods(level: str | None = None) -> Methods:
+    """All methods by name, those of your own that you registered too.
+
+    Args:
+        level: only those that score an "edge", a "node" or a "place"; default: all.
+
+    Raises:
+        ScoreError: an unknown level.
+    """
+    if level is not None and level not in LEVELS:
+        raise ScoreError(unknown("level", level, LEVELS))
+    known = [(one, _calls(one)) for one in attribution.METHODS.values()]
+    known += [(one, f"find, compare, {'acdc' if one.name == 'acdc' else 'learn_masks'}") for one in SEARCHES.values()]
+    rows = (MethodRow.of(one, level or one.levels[0], calls) for one, calls in known if level in (None, *one.levels))
+    return Methods(tuple(rows))
+
+
+def _calls(method: Method) -> str:
+    """The public calls that take a method of attribution by name."""
+    levels = {"find": {"edge"}, "compare": {"edge", "node"}, "stability": {"edge"}, "approximation": {"place"}}
+    return ", ".join(["attribute", *(call for call, scored in levels.items() if scored & set(method.levels))])

@@ -2,16 +2,33 @@
 
 At each step, on the next mini-batch of pairs:
 
-1. Draw a mask from the gates' logits (`gates.py`).
+1. Draw a mask from the gates' logits.
 2. Run the model under it and take the gradient of the mean metric at the mask (`engine/masked_run.py`).
-3. `loss = -metric + pressure(expected number of open gates)`; one step of Adam on the logits alone. The model's weights
+3. `loss = -metric + pressure(expected number of open gates)`; one step of Adam on the logits alone, the model's weights
    are frozen. The pressure's multipliers follow.
 
-Every `EVERY` steps the means over them are logged. Training stops early once what the pressure asks for has settled
-and the logged loss has found no new low (by 1%) for `patience` rows.
+Means over `EVERY` steps are logged. Training stops early once what the pressure asks for has settled and the logged
+loss has found no new low (by 1%) for `patience` rows.
 
 A step is a function from one immutable state to the next, and its noise is seeded by its number: a training that is
 stopped anywhere goes on to the same end, to the bit.
+
+Hard concrete gates (Louizos et al. 2018) are often exactly 0 or 1, and differentiable:
+
+1. With u uniform on (0, 1): `s = sigmoid((log u - log(1 - u) + logit) / T)`, stretched to `low + (high - low) s` and
+   clamped to [0, 1]. As in Edge Pruning (Bhaskar et al. 2024): T = 2/3, stretched to (-0.1, 1.1).
+2. A gate is open (above 0) with probability `sigmoid(logit - T log(-low / high))`. The sum over gates is the expected
+   L0 norm.
+
+Uniform gates (uniform gradient sampling, UGS, Li and Janson 2024), with `p = sigmoid(logit)` and `w = p (1 - p)`:
+
+1. A gate is 1 with probability p - w/2, 0 with probability 1 - p - w/2, else a uniform number in [0, 1]. Its mean is p.
+2. Only a gate between 0 and 1 has a gradient, which is 1 to p: in expectation w times the mean slope of the loss from
+   0 to 1, where a smooth mask takes the slope at one point.
+
+The loss gains a pressure, in units of the metric, that grows with the expected number of open gates: a fixed `Price` a
+gate, as in subnetwork probing (Cao et al. 2021) and UGS, or Lagrange multipliers that steer to a wanted number of gates
+(`Target`), as in Edge Pruning.
 """
 
 from __future__ import annotations
@@ -34,19 +51,103 @@ from circuitfind.engine.memory import KEPT_RUNS, batch_size_for, run_bytes
 from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import ScoreError
 from circuitfind.progress import progress
-from circuitfind.search.gates import Gates, Pressure
 
 EVERY = 10
 NEW_LOW = 0.01  # a loss that falls by less than this part of itself has found no new low
 MOMENTS = (0.9, 0.999)  # Adam's
+LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3
+SHIFT = TEMPERATURE * math.log(-LOW / HIGH)
+WARM_UP = 0.6
 
 
-class MiniBatches:
-    """A seeded partition of the pairs into mini-batches, gone through in a new random order each epoch.
+# -------------------------------------------------------------------- gates
+class Gates(NamedTuple):
+    """A kind of gates: masks in [0, 1] from logits and uniform noise (float64) of their shape, and how likely each gate
+    is not 0."""
 
-    Args:
-        per_step: pairs in a mini-batch.
+    sample: Callable[[Tensor, Tensor], Tensor]
+    open_probability: Callable[[Tensor], Tensor]
+
+
+def _hard_concrete(logits: Tensor, u: Tensor) -> Tensor:
+    u = u.clamp(1e-12, 1 - 1e-12)
+    noise = (u.log() - (-u).log1p()).to(logits)
+    return (LOW + (HIGH - LOW) * torch.sigmoid((noise + logits) / TEMPERATURE)).clamp(0, 1)
+
+
+def _uniform(logits: Tensor, u: Tensor) -> Tensor:
+    p = torch.sigmoid(logits)
+    fixed = p.detach()
+    width = (fixed * (1 - fixed)).clamp(min=torch.finfo(logits.dtype).tiny)
+    inside = (fixed - u.to(logits)) / width + 0.5  # uniform on [0, 1] where u is inside the window around p
+    return (inside + (p - fixed) * ((inside > 0) & (inside < 1))).clamp(0, 1)
+
+
+HARD_CONCRETE = Gates(_hard_concrete, lambda logits: torch.sigmoid(logits - SHIFT))
+UNIFORM = Gates(_uniform, torch.sigmoid)
+
+
+@dataclass(frozen=True)
+class Price:
+    """A fixed price, in units of the metric, for every gate that is expected to be open."""
+
+    price: float
+
+    def loss(self, expected: Tensor, step: int, multipliers: Tensor) -> Tensor:
+        """What the loss gains. Multipliers `[2]` are those of `Target`, which a price does without."""
+        return self.price * expected
+
+    def ascended(self, multipliers: Tensor, expected: float, step: int) -> Tensor:
+        """The multipliers after this step."""
+        return multipliers
+
+    def settled(self, step: int) -> bool:
+        """Whether what is asked for no longer changes."""
+        return True
+
+
+@dataclass(frozen=True)
+class Target:
+    """Steers the expected number of open gates to `target` out of `gates`, over a training of so many steps.
+
+    With `gap = (expected - wanted) / gates` the loss gains `a gap + b gap^2`; the multipliers a and b follow by
+    gradient ascent at the rate `ascent` (units of the metric per step and whole gap). The wanted size shrinks linearly
+    from all gates to the target over the first `WARM_UP` of the steps.
     """
+
+    target: int
+    gates: int
+    steps: int
+    ascent: float
+
+    @property
+    def warm_up(self) -> int:
+        return max(1, round(WARM_UP * self.steps))
+
+    def wanted(self, step: int) -> float:
+        """The size asked for at a step."""
+        return self.gates - (self.gates - self.target) * min(1.0, step / self.warm_up)
+
+    def loss(self, expected: Tensor, step: int, multipliers: Tensor) -> Tensor:
+        gap = (expected - self.wanted(step)) / self.gates
+        linear, square = multipliers.tolist()
+        pressed: Tensor = linear * gap + square * gap**2
+        return pressed
+
+    def ascended(self, multipliers: Tensor, expected: float, step: int) -> Tensor:
+        gap = (expected - self.wanted(step)) / self.gates
+        return multipliers + self.ascent * torch.tensor([gap, gap**2], dtype=multipliers.dtype)
+
+    def settled(self, step: int) -> bool:
+        return step >= self.warm_up
+
+
+Pressure = Price | Target
+
+
+# -------------------------------------------------------------------- training
+class MiniBatches:
+    """A seeded partition of the pairs into mini-batches of `per_step`, in a new random order each epoch."""
 
     def __init__(self, experiment: Experiment, per_step: int) -> None:
         adapter, length = experiment.adapter, experiment.batch.clean.ids.shape[1]
@@ -150,12 +251,7 @@ class Training:
     lr: float
 
     def run(
-        self,
-        state: State,
-        steps: int,
-        patience: int | None,
-        checkpoint: str | PathLike[str] | None,
-        settings: object,
+        self, state: State, steps: int, patience: int | None, checkpoint: str | PathLike[str] | None, settings: object
     ) -> State:
         """Trains for `steps` steps or until `finished`, from where a stopped run left off.
 
@@ -221,7 +317,7 @@ class Training:
         losses = [row.loss for row in state.history() if self.pressure.settled(row.step - EVERY)]
         best, since = math.inf, 0
         for loss in losses:
-            new_low = loss < best - NEW_LOW * abs(best) if math.isfinite(best) else True
+            new_low = not math.isfinite(best) or loss < best - NEW_LOW * abs(best)
             best, since = (loss, 0) if new_low else (best, since + 1)
         return since >= patience
 

@@ -1,0 +1,189 @@
+"""`circuitfind verify` and `evaluate`: estimates and circuits, measured exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import circuitfind as cf
+from circuitfind.cli import inputs, options, tables, verdicts
+from circuitfind.cli.options import given, option
+from circuitfind.cli.output import Output, count, number
+from circuitfind.errors import FileError, TaskError
+
+if TYPE_CHECKING:
+    from circuitfind.record import Record
+    from circuitfind.tasks.bound import BoundTask
+
+OVER = ("pairs", "templates", "seeds")
+OF_A_CIRCUIT = ("completeness", "minimality", "tests", "stability", "per_example")
+
+
+# -------------------------------------------------------------------- verify
+@dataclass(frozen=True)
+class WholeOptions:
+    PANEL = options.JUDGING
+    circuit: Path | None = option("A circuit.json. Default: the circuit of the strongest edges.", metavar="FILE")
+
+
+def verify(
+    model: options.Model,
+    task: options.Task,
+    scoring: options.Scoring,
+    run: options.Run,
+    judge: options.Judge,
+    whole: WholeOptions,
+    place: options.Out,
+    out: Output,
+) -> None:
+    """Measure the strongest edges, and a circuit as a whole, beside their estimates.
+
+    Pairs are split as "find" splits them: estimates come from one part, exact effects from the other. With --scores and
+    --holdout 1 all pairs are measured on. Writes verify.json.
+
+    Example: circuitfind verify tiny --task ioi --top 20
+    """
+    asked = inputs.search_keywords(task, run, scoring)
+    folder = inputs.folder(place.out)
+    loaded, bound = inputs.load(model, task, out)
+    from circuitfind.attribution.methods import check_made
+
+    seen, held_out = (None, bound) if judge.holdout == 1 else inputs.held_out(bound, judge.holdout, task.seed)
+    circuit = None if whole.circuit is None else inputs.of_model(cf.Circuit.open(whole.circuit), whole.circuit, loaded)
+    pairs = count(len(held_out), "pair" if seen is None else "held-out pair")
+    about = f"{bound.name}, {bound.metric.name}: {pairs} to judge with"
+    out.facts([("model", inputs.model_line(loaded)), ("task", about)])
+    if judge.scores is not None:
+        scores = inputs.of_model(cf.Scores.open(judge.scores), judge.scores, loaded)
+    elif seen is not None:
+        scores = inputs.scored(loaded, seen, asked, folder, out)
+    else:
+        raise TaskError("--holdout 1 leaves no pairs to score on: give --scores, or a smaller part")
+    made = scores.record
+    keywords: Any = {**check_made(made, asked), **given(judge, scores="", holdout="")}
+    estimates = f"{made.method}, {made.direction}, ablation {made.ablation}, {count(made.n_examples, 'pair')}"
+    out.facts([("estimates", estimates)])
+    out.say()
+    with out.progress():
+        checks = cf.verify(loaded, held_out, scores, circuit=circuit, **keywords)
+    verdicts.checks(f"Edges measured exactly ({checks.evaluation.record.metric})", checks, out)
+    out.facts(verdicts.as_a_whole(circuit or scores.top(len(checks.edges)), checks, pairs))
+    described = inputs.described(loaded, bound, out)
+    path = checks.save(folder / "verify.json", **described)
+    out.say()
+    out.finish({**described, **checks.to_dict()}, [path])
+
+
+# -------------------------------------------------------------------- evaluate
+@dataclass(frozen=True)
+class EvaluateOptions:
+    PANEL = options.JUDGING
+    circuit: Path | None = option("A circuit.json.", metavar="FILE")
+    curve: Path | None = option(
+        "Scores (scores.safetensors): faithfulness of their strongest edges over ten sizes, CPR and CMD.",
+        metavar="FILE",
+    )
+    completeness: bool = option(
+        "Run the rest of the model, and knock out random sets of nodes in circuit and model.", False
+    )
+    minimality: bool = option("Measure what the circuit loses with each of its edges.", False)
+    tests: bool = option("Hypothesis tests of the circuit.", False)
+    stability: str | None = option("How far circuits agree over pairs, templates or seeds.", words=OVER)
+    unseen: bool = option("Leave out the pairs that the search used.", False)
+    per_example: bool = option("List the metric of every example.", False)
+
+
+def evaluate(model: options.Model, task: options.Task, run: options.Run, asked: EvaluateOptions, out: Output) -> None:
+    """Run the model as a circuit, exactly: how much of the task is left, and what the circuit lacks or wastes.
+
+    With --curve, circuits of ten sizes are cut from scores, and --circuit may be left out.
+
+    Example: circuitfind evaluate tiny --circuit circuitfind-out/circuit.json
+    """
+    _check(asked)
+    loaded, bound = inputs.load(model, task, out)
+    from circuitfind.engine.experiment import Experiment
+    from circuitfind.evaluation.variants import like, variants
+
+    circuit = None if asked.circuit is None else inputs.of_model(cf.Circuit.open(asked.circuit), asked.circuit, loaded)
+    scores = None if asked.curve is None else inputs.of_model(cf.Scores.open(asked.curve), asked.curve, loaded)
+    found = [each for each in (circuit, scores) if each is not None]
+    for each in found if asked.unseen else ():
+        bound = cf.unseen(loaded, bound, each)
+    same: Any = inputs.run_keywords(task, run)
+    experiment = Experiment.of(loaded, bound, same, inherit=found[0].record, direction=False)
+    bound, record = experiment.bound, experiment.record("evaluate")
+    about = f"{bound.name}, {record.metric}: {count(len(bound), 'pair')}, ablation {record.ablation}"
+    lines = [("model", inputs.model_line(loaded)), ("task", about)]
+    if circuit is not None:
+        lines.append(("circuit", f"{asked.circuit}: {count(len(circuit), 'edge')} of {circuit.graph.n_edges:,}"))
+    out.facts(lines)
+    out.say()
+    content = {**inputs.described(loaded, bound, out), "prompts": bound.prompts}
+    if circuit is not None:
+        content |= {"circuit": str(asked.circuit), **_circuit(loaded, bound, circuit, asked, out, same)}
+        if asked.stability:
+            name = None if task.data is not None else task.task or inputs.DEFAULT_TASK
+            over = variants(loaded, bound, asked.stability, name, **inputs.drawn(task))
+            with out.progress():
+                stable = cf.stability(loaded, over, **like(circuit, **same))
+            verdicts.stability(stable, out)
+            content["stability"] = stable.to_dict()
+    if scores is not None:
+        with out.progress():
+            both = cf.mib(loaded, bound, scores, **same)
+        out.say()
+        verdicts.mib(both, out)
+        content |= {"scores": str(asked.curve), "curve": both.to_dict()}
+    for made in {each.record.pairs: each.record for each in found}.values():
+        _say_of_seen_pairs(made, record, out)
+    out.document(content)
+
+
+def _check(asked: EvaluateOptions) -> None:
+    if asked.circuit is not None:
+        return
+    if asked.curve is None:
+        raise FileError(
+            "--circuit FILE is needed: a circuit.json to run (or --curve FILE: scores to cut circuits from)"
+        )
+    for name in OF_A_CIRCUIT:
+        if getattr(asked, name):
+            raise FileError(f"--{name.replace('_', '-')} is measured of one circuit: give --circuit FILE, too")
+
+
+def _circuit(
+    model: cf.Model, bound: BoundTask, circuit: cf.Circuit, asked: EvaluateOptions, out: Output, same: Any
+) -> dict[str, Any]:
+    """What was asked for of the circuit, shown and for the document."""
+    with out.progress():
+        value = cf.evaluate(model, bound, circuit, **same)
+    out.facts([*verdicts.evaluation(value), *verdicts.overshoot(value.faithfulness)])
+    content = value.to_dict()
+    if asked.per_example:
+        each = value.per_example
+        texts = zip(bound.prompts, bound.answer_texts, each.full, each.circuit, each.empty, strict=True)
+        rows = [(prompt, answer, *map(number, values)) for prompt, answer, *values in texts]
+        out.say()
+        out.table(f"Every example ({value.record.metric})", ("prompt", "answer", "full", "circuit", "empty"), rows)
+    for name, call in (("completeness", "completeness"), ("minimality", "minimality"), ("tests", "hypotheses")):
+        if getattr(asked, name):
+            with out.progress():
+                found = getattr(cf, call)(model, bound, circuit, **same)
+            out.say()
+            tables.show(found, out)
+            content[call] = found.to_dict()
+    return content
+
+
+def _say_of_seen_pairs(made: Record, now: Record, out: Output) -> None:
+    """Says how many of the pairs the search used."""
+    seen, pairs = made.seen(now), count(now.n_examples, "pair")
+    if seen:
+        advice = "--unseen leaves them out, another --seed draws others"
+        out.say(f"\nThe search ({made.method}) used {seen} of these {pairs}: {advice}.", "yellow")
+    elif seen == 0:
+        out.say(f"\nThe search used none of these {pairs}.", style="dim")
+    elif (made.task, made.seed, made.model) == (now.task, now.seed, now.model):
+        out.say("\nThe search may have used some of these pairs; another --seed draws others.", style="dim")

@@ -1,0 +1,177 @@
+"""Circuits and what was measured of them, as tables and lines on the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from typing import TYPE_CHECKING, NamedTuple
+
+from circuitfind.cli.output import BETWEEN, Output, count, fixed, interval, number, percent
+
+if TYPE_CHECKING:
+    import circuitfind as cf
+
+ROWS = 15  # of a table, where nothing else is asked for
+KNOCK_OUTS, WEAKEST = 10, 25
+Facts = list[tuple[str, str]]
+
+
+# -------------------------------------------------------------------- circuits
+def checks(
+    title: str, found: cf.Verification, out: Output, inside: Collection[str] | None = None, n: int = WEAKEST
+) -> None:
+    """The edges of largest exact effect, among those inside a circuit where one is given."""
+    chosen = [row for row in found.rows() if inside is None or row.edge in inside]
+    chosen.sort(key=lambda row: -abs(row.exact))
+    out.rows(title, chosen, "edge estimate exact interval wrong_sign", n)
+
+
+def as_a_whole(circuit: cf.Circuit, found: cf.Verification, pairs: str) -> Facts:
+    """What verification says of the circuit; `pairs` says what it was judged with."""
+    graph, value = circuit.graph, found.evaluation
+    share = f"{count(len(circuit), 'edge')} of {graph.n_edges:,} ({len(circuit) / graph.n_edges:.2%})"
+    lines = [("circuit", f"{share}, {count(len(circuit.nodes), 'node')} of {graph.n_nodes:,}")]
+    lines += evaluation(value, pairs)
+    if value.seen_pairs:
+        lines.append(("seen pairs", f"{value.seen_pairs} of these pairs were used to find the circuit"))
+    if found.random:
+        between = interval((min(found.random), max(found.random)))
+        drawn = f"{count(len(found.random), 'random circuit')} of that size: {between}"
+        lines.append(("random", f"{drawn}; {found.beaten} of them further from 1"))
+    if not all(math.isnan(edge.estimate) for edge in found.edges):
+        r, slope = fixed(found.correlation), fixed(found.slope, 2)
+        wrong, measured = count(found.sign_errors, "wrong sign"), count(len(found.edges), "edge")
+        lines.append(("estimates", f"{measured} measured: correlation {r}, slope {slope}, {wrong}"))
+    return [*lines, *overshoot(found.faithfulness)]
+
+
+def evaluation(value: cf.Evaluation, pairs: str = "") -> Facts:
+    """Faithfulness, metric, accuracy and KL divergence."""
+    metric, full, empty = (number(mean) for mean in (value.metric, value.metric_full, value.metric_empty))
+    accuracy, top1 = (
+        f"{percent(inside)} in the circuit, {percent(full)} in the whole model" if math.isfinite(full) else ""
+        for inside, full in ((value.accuracy, value.accuracy_full), (value.top1, value.top1_full))
+    )
+    on = f" on {pairs}" if pairs else ""
+    return [
+        ("faithfulness", f"{fixed(value.faithfulness)} ({BETWEEN} {interval(value.interval)}){on}"),
+        ("metric", f"{metric} in the circuit, {full} in the whole model, {empty} with every edge ablated"),
+        ("accuracy", accuracy),
+        ("top token", f"an answer: {top1}" if top1 else ""),
+        ("KL divergence", f"{number(value.kl)} nats, KL(whole model || circuit)"),
+    ]
+
+
+def overshoot(faithfulness: float) -> Facts:
+    """Named where it is more than rounding."""
+    if faithfulness <= 1.005:
+        return []
+    return [("overshoot", f"{faithfulness - 1:.3f} above 1: edges that oppose the task are left out")]
+
+
+class _Known(NamedTuple):
+    """An edge of a circuit; None where it was not measured."""
+
+    edge: str
+    estimate: float | None
+    exact: float | None
+
+
+def circuit(found: cf.Circuit, out: Output) -> None:
+    """The edges whose effects are known, the strongest first."""
+    known = sorted((row for row in found.rows() if row.effect is not None), key=lambda row: -abs(row.effect or 0))
+    if known:
+        rows = [_Known(found.graph.edge_name(row.writer, row.reader), row.estimate, row.exact) for row in known]
+        out.rows("The strongest edges", rows, "edge estimate exact", ROWS)
+
+
+def curve(found: cf.Curve, out: Output, title: str = "Faithfulness by number of edges") -> None:
+    """One row a size."""
+    out.rows(
+        title,
+        found.points,
+        "asked n_edges=kept fraction faithfulness interval accuracy kl=KL",
+        len(found.points),
+        fraction="of all",
+    )
+
+
+def mib(found: cf.Mib, out: Output) -> None:
+    """Faithfulness by size for both selections, and their areas."""
+    signed, absolute = found.signed, found.absolute
+    for how, one in (("highest signed score", signed), ("highest magnitude", absolute)):
+        curve(one, out, f"Faithfulness of the edges of {how}")
+    cpr = f"{fixed(signed.cpr)} ({BETWEEN} {interval(signed.cpr_interval)}) by signed score"
+    cmd = f"{fixed(absolute.cmd)} ({BETWEEN} {interval(absolute.cmd_interval)}) by magnitude"
+    others = f"{fixed(absolute.cpr)} by magnitude", f"{fixed(signed.cmd)} by signed score"
+    out.facts([("CPR", f"{cpr}; {others[0]}"), ("CMD", f"{cmd}; {others[1]}")])
+
+
+# -------------------------------------------------------------------- tests of a circuit
+def completeness(found: cf.Completeness, out: Output) -> None:
+    """The complement and the knock-outs with the largest gaps."""
+    ordered = sorted(found.knockouts, key=lambda one: -one.gap)
+    if ordered:
+        title = f"Knocked out in circuit and model, largest gaps first ({found.record.metric})"
+        names = "removed circuit model difference interval"
+        out.rows(title, ordered, names, KNOCK_OUTS, removed=f"{found.level}s knocked out")
+    rest = found.complement
+    complement = f"faithfulness {fixed(rest.faithfulness)} ({BETWEEN} {interval(rest.interval)}) of the model without"
+    mean = f"{number(found.mean_gap)} ({BETWEEN} {interval(found.mean_gap_interval)}) over random sets of"
+    nothing = f"{number(found.whole.gap)} with nothing knocked out; the total effect is {number(found.contrast)}"
+    complement = f"{complement} the circuit's edges; 0 if the circuit is complete"
+    out.facts([("complement", complement), ("mean gap", f"{mean} {found.level}s; {nothing}")])
+
+
+def minimality(found: cf.Minimality, out: Output) -> None:
+    """The edges that matter least, and what is left without the superfluous ones."""
+    weakest = sorted(found.edges, key=lambda edge: abs(edge.effect))
+    title = f"What the circuit loses with each edge, weakest first ({found.record.metric})"
+    out.rows(title, weakest, "edge effect interval superfluous", WEAKEST)
+    rule = "the interval includes 0" + (f", or less than {found.threshold:g}" if found.threshold else "")
+    before, after = found.evaluation, found.reduced_evaluation
+    without = (
+        f"faithfulness {fixed(after.faithfulness)} ({BETWEEN} {interval(after.interval)}) instead of"
+        f" {fixed(before.faithfulness)}; effect {number(found.joint_effect)} together, {number(found.summed_effect)}"
+        " as the sum of each alone"
+    )
+    superfluous = f"{len(found.superfluous)} of {count(len(weakest), 'edge')}: {rule}"
+    out.facts([("superfluous", superfluous), ("without them", without if found.superfluous else "")])
+
+
+def hypotheses(found: cf.HypothesisTests, out: Output) -> None:
+    """One row a test, what each means, and the edges that count for no more than random ones."""
+    made = found.record.settings
+    title = f"Hypothesis tests (alpha {made['alpha']:g}, correction: {made['correction']})"
+    out.rows(title, found.tests, "name=test statistic p_value=p adjusted=corrected supports=speaks", len(found.tests))
+    out.facts(line for row in found.tests for line in ((row.name, row.reading), ("", f"null: {row.null}")))
+    needless = sorted(
+        (edge for row in found.tests for edge in row.edges if edge.rejected), key=lambda edge: edge.effect
+    )
+    if needless:
+        out.say()
+        title = "Edges that count for no more than random ones"
+        out.rows(title, needless, "edge effect share=above adjusted", ROWS, adjusted="corrected p")
+
+
+def stability(found: cf.Stability, out: Output) -> None:
+    """Agreement, what to compare it with, the curve, and the edges that stay."""
+    sizes, stable = sorted({len(circuit) for circuit in found.circuits}), found.stable
+    edges = f"{sizes[0]:,} to {sizes[-1]:,} edges" if len(sizes) > 1 else count(sizes[0], "edge")
+    shuffled = "" if found.shuffled is None else f"{fixed(found.shuffled)} with all pairs dealt out at random"
+    out.facts(
+        [
+            ("stability", f"{count(len(found.circuits), 'circuit')} of {edges} by {found.record.method}"),
+            ("Jaccard", f"{fixed(found.jaccard)} on average; 95% of the pairs {interval(found.interval)}"),
+            ("shuffled", shuffled),
+            ("ranks", "" if found.rank_correlations is None else f"correlation {fixed(found.rank_correlation)}"),
+            ("stable", f"{count(len(stable), 'edge')} in at least 90% of the circuits"),
+        ]
+    )
+    if len(found.curve) > 1:
+        out.say()
+        names, of_pairs = "n_pairs=pairs jaccard=Jaccard interval", "95% of samples' pairs"
+        out.rows("Agreement by number of pairs", found.curve, names, len(found.curve), interval=of_pairs)
+    if stable:
+        out.say()
+        out.rows("Edges that stay", stable, "edge frequency=circuits", ROWS)
