@@ -26,7 +26,7 @@ from circuitfind.engine.memory import BY_EXAMPLE
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
-from circuitfind.models.layout import Heads
+from circuitfind.models.layer import Heads
 
 
 def check_by_example(method: Method) -> None:

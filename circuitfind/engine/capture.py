@@ -30,7 +30,7 @@ from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import STOP, Stop, through, undisturbed
-from circuitfind.models.layout import PROJECTIONS, Heads
+from circuitfind.models.layer import PROJECTIONS, Heads
 
 # ("attn_out" or "mlp_out", layer) -> what that module returns: the attention's output projection, or the MLP
 Outputs = Mapping[tuple[str, int], Tensor]

@@ -28,7 +28,7 @@ from circuitfind.engine.plan import Plan, prefers_sparse
 from circuitfind.engine.prepare import Prepared
 from circuitfind.engine.writers import output
 from circuitfind.models.backends import Stop, through_hooks, undisturbed
-from circuitfind.models.layout import PROJECTIONS
+from circuitfind.models.layer import PROJECTIONS
 
 
 def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = None) -> Tensor:

@@ -26,10 +26,9 @@ from torch import Tensor
 
 from circuitfind.engine.capture import ReaderGradients, Run
 from circuitfind.engine.memory import HELD, in_cache, token_slices
-from circuitfind.engine.readers import AttentionReaders
 from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter
-from circuitfind.models.layout import Heads
+from circuitfind.models.layer import AttentionReaders, Heads
 
 Parts = list[Tensor]
 

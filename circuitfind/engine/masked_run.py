@@ -33,7 +33,7 @@ from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import ScoreError
 from circuitfind.metrics import Metric
 from circuitfind.models.backends import through_hooks, undisturbed
-from circuitfind.models.layout import PROJECTIONS, Heads
+from circuitfind.models.layer import PROJECTIONS, Heads
 
 After = Callable[[Tensor], Tensor] | None
 

@@ -18,10 +18,10 @@ from circuitfind.batch import Batch, Inputs
 from circuitfind.engine.ablation import CORRUPTED, Ablation, ablation_of
 from circuitfind.engine.capture import Recorder, Run, capture, capture_corrupted
 from circuitfind.engine.memory import KEPT_WEIGHTS
-from circuitfind.engine.readers import AttentionReaders
 from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import Stop, through, undisturbed
+from circuitfind.models.layer import AttentionReaders
 
 
 @dataclass

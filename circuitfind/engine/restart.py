@@ -23,10 +23,10 @@ from circuitfind.batch import Inputs
 from circuitfind.engine.capture import Run
 from circuitfind.engine.circuit_run import apart, side_by_side
 from circuitfind.engine.memory import PATCHES
-from circuitfind.engine.readers import AttentionReaders
 from circuitfind.engine.writers import Writers, output
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import STOP, Skips, Stop, Visit, through_hooks, undisturbed
+from circuitfind.models.layer import AttentionReaders
 
 
 @dataclass(frozen=True, eq=False)

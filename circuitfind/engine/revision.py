@@ -33,7 +33,7 @@ from circuitfind.engine.reach import Reach
 from circuitfind.engine.writers import Writers, total
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import through_hooks, undisturbed
-from circuitfind.models.layout import Heads
+from circuitfind.models.layer import Heads
 
 Edge = tuple[int, int]
 FEW = 16  # edges

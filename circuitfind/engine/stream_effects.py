@@ -31,10 +31,10 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from circuitfind.engine.capture import ReaderGradients, Run
-from circuitfind.engine.readers import AttentionReaders
 from circuitfind.engine.sites import Values, attended, input_rows
 from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter
+from circuitfind.models.layer import AttentionReaders
 from circuitfind.models.norms import Norm
 
 

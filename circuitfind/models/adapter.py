@@ -24,9 +24,8 @@ from transformers.pytorch_utils import Conv1D
 from circuitfind.batch import Inputs
 from circuitfind.errors import ModelError
 from circuitfind.graph import Graph
-from circuitfind.models.families import Family, family_of
-from circuitfind.models.layer import LayerView, module_at
-from circuitfind.models.layout import Layout
+from circuitfind.models.families import NORMS, Family, family_of
+from circuitfind.models.layer import LayerView, Layout, module_at
 from circuitfind.models.norms import Norm
 
 __all__ = ["Adapter", "LayerView", "Site", "graph_of", "module_at"]
@@ -73,13 +72,8 @@ class Adapter:
         multiplier = float(getattr(config, family.residual_multiplier)) if family.residual_multiplier else 1.0
         self.layers = []
         for index, block in enumerate(blocks):
-            path, device = f"{family.layers}.{index}", next(block.parameters()).device
-
-            def norm(name: str | None, block: nn.Module = block, path: str = path, device: Any = device) -> Norm | None:
-                return None if name is None else Norm.of(module_at(block, name), d_model, f"{path}.{name}", device)
-
-            names = family.attn_norm, family.mlp_norm, family.post_attn_norm, family.post_mlp_norm
-            attn, mlp, post_attn, post_mlp = (norm(name) for name in names)
+            path = f"{family.layers}.{index}"
+            attn, mlp, post_attn, post_mlp = (_norm(block, path, getattr(family, name), d_model) for name in NORMS)
             view = LayerView(path, family, layout, block, attn, mlp, post_attn, post_mlp, multiplier, self.work)
             self.layers.append(view)
         self.final_norm = Norm.of(module_at(model, family.final_norm), d_model, family.final_norm, self.device)
@@ -91,6 +85,11 @@ class Adapter:
         self.held_by: object | None = None
         self.output_forms: dict[str, Any] = {}
         self._accepts = set(inspect.signature(model.forward).parameters)
+
+    @property
+    def kind(self) -> str:
+        """The config's `model_type`, for messages."""
+        return str(getattr(self.config, "model_type", "?"))
 
     @property
     def device(self) -> torch.device:
@@ -123,23 +122,29 @@ class Adapter:
         """`[heads, batch, pos, d_model]` from scaled heads `[batch, pos, heads, d_head]`."""
         return einsum(scaled, self.layers[layer].output_weight(), "b t h e, h e d -> h b t d")
 
+    def centre(self, x: Tensor) -> Tensor:
+        """Takes the mean off where every norm does so anyway: then no stream's variance needs its mean."""
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
     def _sites(self) -> list[Site]:
-        family, sites = self.family, []
-        for layer, view in enumerate(self.layers):
-
-            def add(name: str, path: str, side: str, layer: int = layer, root: str = view.path) -> None:
-                sites.append(Site(name, layer, f"{root}.{path}" if path else root, side))
-
-            add("resid", "", "input")
-            for name in ("qkv",) if family.qkv else ("q", "k", "v"):
-                add(name, getattr(family, name), "output")
-            add("z", family.o, "input")
-            add("attn_out", family.o, "output")
-            add("mlp_in", family.mlp_in, "input")
-            add("mlp_out", family.mlp_out, "output")
-        sites.append(Site("final", self.graph.n_layers, family.final_norm, "input"))
-        sites.append(Site("unembed", self.graph.n_layers, self.head_path, "input"))
-        return sites
+        family, last = self.family, self.graph.n_layers
+        of_block = [
+            ("resid", "", "input"),
+            *((name, getattr(family, name), "output") for name in family.projections),
+            ("z", family.o, "input"),
+            ("attn_out", family.o, "output"),
+            ("mlp_in", family.mlp_in, "input"),
+            ("mlp_out", family.mlp_out, "output"),
+        ]
+        return [
+            *(
+                Site(name, layer, f"{view.path}.{path}".rstrip("."), side)
+                for layer, view in enumerate(self.layers)
+                for name, path, side in of_block
+            ),
+            Site("final", last, family.final_norm, "input"),
+            Site("unembed", last, self.head_path, "input"),
+        ]
 
     @functools.cached_property
     def envoy(self) -> nnsight.NNsight:
@@ -158,8 +163,7 @@ class Adapter:
         if len(devices) > 1:
             raise ModelError(f"the model is spread over {', '.join(devices)}: load it onto one device")
         for index, block in enumerate(blocks):
-            projections = (self.family.qkv,) if self.family.qkv else (self.family.q, self.family.k, self.family.v)
-            for name in (*projections, self.family.o):
+            for name in (getattr(self.family, site) for site in (*self.family.projections, "o")):
                 module = module_at(block, name)
                 if not isinstance(module, (nn.Linear, Conv1D)):
                     raise ModelError(
@@ -197,37 +201,27 @@ def _check_paths(model: nn.Module, family: Family) -> None:
             except (AttributeError, IndexError, TypeError):
                 found = None
             if found is None:
-                there = [
-                    other for other, _ in root.named_modules() if other and not any(map(str.isdigit, other.split(".")))
-                ]
+                paths = (other for other, _ in root.named_modules())
+                there = [other for other in paths if other and not any(map(str.isdigit, other.split(".")))]
                 raise ModelError(f"family: {name}='{path}' is not a module of {where}: there are {', '.join(there)}")
 
     check(model, f"a {type(model).__name__}", ("layers", "final_norm"))
-    projections = ("qkv",) if family.qkv else ("q", "k", "v")
-    names = (
-        "o",
-        "attn",
-        "attn_norm",
-        "mlp_norm",
-        "post_attn_norm",
-        "post_mlp_norm",
-        "mlp",
-        "mlp_in",
-        "mlp_out",
-        "down",
-    )
-    block = module_at(model, family.layers)[0]
-    check(block, f"block {family.layers}.0", (*projections, *names))
+    names = (*family.projections, "o", "attn", *NORMS, "mlp", "mlp_in", "mlp_out", "down")
+    check(module_at(model, family.layers)[0], f"block {family.layers}.0", names)
+
+
+def _norm(block: nn.Module, path: str, name: str | None, width: int) -> Norm | None:
+    if name is None:
+        return None
+    return Norm.of(module_at(block, name), width, f"{path}.{name}", next(block.parameters()).device)
 
 
 def _within(model: Any, family: Family) -> Family:
     """The family's paths in a multimodal class (Gemma 3), whose text model is one level deeper."""
     if not hasattr(getattr(model, "model", None), "language_model"):
         return family
-    deeper = {
-        name: getattr(family, name).replace("model.", "model.language_model.", 1) for name in ("layers", "final_norm")
-    }
-    return replace(family, **deeper)
+    layers, final = (path.replace("model.", "model.language_model.", 1) for path in (family.layers, family.final_norm))
+    return replace(family, layers=layers, final_norm=final)
 
 
 def _kv_heads(config: Any, n_heads: int) -> int:

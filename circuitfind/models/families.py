@@ -58,7 +58,13 @@ class Family:
     variants: tuple[tuple[str, Any, dict[str, Any]], ...] = ()
     refuse: tuple[tuple[str, Any, str], ...] = ()
 
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Which of the fields q, k, v and qkv name the projections."""
+        return ("qkv",) if self.qkv else ("q", "k", "v")
 
+
+NORMS = ("attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm")  # of a block
 LLAMA = Family()
 MOE = replace(LLAMA, down=None)  # expert biases depend on the routing: they are part of the MLP, not constants
 SANDWICH = replace(
@@ -182,8 +188,6 @@ FAMILIES: dict[str, Family] = {
         LLAMA, variants=(("use_parallel_residual", True, {"parallel": True, "mlp_norm": "input_layernorm"}),)
     ),
 }
-
-
 _BUILT_IN = frozenset(FAMILIES)
 
 
@@ -202,10 +206,7 @@ def register(model_type: str, family: Family) -> Family:
 
 
 def family_of(config: Any, family: Family | None = None) -> Family:
-    """The row for a model's config, in the form that the config asks for.
-
-    Args:
-        family: used in place of the table's row.
+    """The row for a model's config (or `family` in its place), in the form that the config asks for.
 
     Raises:
         ModelError: the family, or this form of it, is not covered.

@@ -1,8 +1,8 @@
 """Norms as formulas: `norm(x) = r(x) * C x * weight + bias` with one scale r per token.
 
 `C` subtracts the mean (LayerNorm) or is the identity (RMSNorm), and `r = 1 / sqrt(mean((C x)^2) + eps)`. Weight and
-bias are found by running the module on two probes, so that every variant of these norms (1 + weight, no weight,
-Cohere's) is one class here; a module of another form is refused.
+bias are found by running the module on probes, so that every variant (1 + weight, no weight, Cohere's) is one class
+here; a module of another form is refused.
 """
 
 from __future__ import annotations
@@ -66,11 +66,14 @@ class Norm:
 
     def scale(self, x: Tensor) -> Tensor:
         """`r(x) [..., 1]`."""
-        return torch.rsqrt(self.centre(x).pow(2).mean(-1, keepdim=True) + self.eps)
+        return self._scale_of(self.centre(x))
+
+    def _scale_of(self, centred: Tensor) -> Tensor:
+        return torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + self.eps)
 
     def __call__(self, x: Tensor) -> Tensor:
         centred = self.centre(x)
-        y = centred * (torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight)
+        y = centred * (self._scale_of(centred) * self.weight)
         return y if self.bias is None else y + self.bias
 
     def pull_back(self, x: Tensor, gradient: Tensor) -> Tensor:
@@ -83,9 +86,9 @@ class Norm:
 
     def normed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`y = r C x` and the scale `r [..., 1]`."""
-        y = self.centre(x)
-        r = torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return y * r, r
+        centred = self.centre(x)
+        r = self._scale_of(centred)
+        return centred * r, r
 
     def less_scale(self, y: Tensor, gradient: Tensor) -> Tensor:
         """`g - y mean(g y)`: what a gradient loses because the scale depends on x. Changes `gradient` in place.

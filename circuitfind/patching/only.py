@@ -35,7 +35,7 @@ from circuitfind.engine.plan import Plan, prefers_sparse
 from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import TaskError
 from circuitfind.models.backends import attached, undisturbed
-from circuitfind.models.layout import Heads
+from circuitfind.models.layer import Heads
 from circuitfind.models.load import Model
 from circuitfind.setting import JudgeKeywords
 from circuitfind.tasks.bound import BoundTask
