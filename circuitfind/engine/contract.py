@@ -18,7 +18,7 @@ float32 (float64 for a float64 model).
 
 from __future__ import annotations
 
-from operator import itemgetter
+from collections.abc import Callable
 
 import torch
 from einops import rearrange
@@ -28,9 +28,9 @@ from circuitfind.engine.capture import ReaderGradients, Run
 from circuitfind.engine.memory import HELD, in_cache, token_slices
 from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter
-from circuitfind.models.layer import AttentionReaders, Heads
+from circuitfind.models.layer import AttentionReaders
 
-Parts = list[Tensor]
+Part = Callable[[Tensor], Tensor]
 
 
 def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
@@ -43,51 +43,37 @@ def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGr
     Returns:
         `[writers, readers]`, zero where there is no edge.
     """
-    work, graph = adapter.work, adapter.graph
-    effects = delta.embed.new_zeros(graph.n_writers, graph.n_readers)
-    delta = delta.map(lambda part: part.flatten(0, 1))
-    resid = [x.flatten(0, 1).to(work) for x in run.resid]
-    middle = [x.flatten(0, 1).to(work) for x in run.middle]
-    qkv = [_by_reader(heads, work) for heads in gradients.qkv]
-    mlp = [g.flatten(0, 1).to(work) for g in gradients.mlp]
-    final = gradients.final.flatten(0, 1).to(work)
-    for tokens in token_slices(len(delta.embed), graph.n_writers, adapter, HELD):
-        at = _Slice(resid, middle, qkv, mlp, final, tokens)
-        _accumulate(adapter, delta.map(itemgetter(tokens)), at, effects)
+    effects = delta.embed.new_zeros(adapter.graph.n_writers, adapter.graph.n_readers)
+    n_tokens = delta.embed.shape[:2].numel()
+    for tokens in token_slices(n_tokens, adapter.graph.n_writers, adapter, HELD):
+
+        def part(value: Tensor, tokens: slice = tokens) -> Tensor:
+            return value.flatten(0, 1)[tokens].to(adapter.work)
+
+        _accumulate(adapter, delta, run, gradients, part, effects)
     return effects
 
 
-def _by_reader(heads: Heads, work: torch.dtype) -> Tensor:
-    """`[readers, batch x pos, d_head]` from gradients by kind."""
-    return rearrange(torch.cat(heads, dim=-2).to(work), "b t r e -> r (b t) e")
-
-
-class _Slice:
-    """What the contraction needs of a slice of tokens."""
-
-    def __init__(self, resid: Parts, middle: Parts, qkv: Parts, mlp: Parts, final: Tensor, tokens: slice) -> None:
-        self.resid, self.middle, self.mlp = ([x[tokens] for x in part] for part in (resid, middle, mlp))
-        self.qkv, self.final = [g[:, tokens] for g in qkv], final[tokens]
-
-
-def _accumulate(adapter: Adapter, delta: Writers, at: _Slice, into: Tensor) -> None:
-    graph = adapter.graph
-    n_tokens, width = delta.embed.shape
-    written = delta.embed.new_empty(graph.n_writers, n_tokens, width)
-    written[0] = delta.embed
+def _accumulate(
+    adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients, part: Part, into: Tensor
+) -> None:
+    """Adds the effects of the tokens that `part` picks."""
+    graph, embed = adapter.graph, part(delta.embed)
+    written = embed.new_empty(graph.n_writers, *embed.shape)
+    written[0] = embed
 
     def add(layer: int, kind: str, pulled: Tensor, tokens: slice) -> None:
         seen = written[: graph.reads(layer, kind), tokens].flatten(1)
         into[: len(seen), graph.readers(layer, kind)] += seen @ pulled.flatten(1).T
 
     for layer, view in enumerate(adapter.layers):
-        readers, heads, mlp = AttentionReaders(view, with_bias=False), graph.heads(layer), graph.mlp(layer)
-        for tokens in token_slices(n_tokens, len(readers.weight), adapter, in_cache(written.device)):
-            add(layer, "qkv", readers.pull_back(at.resid[layer][tokens], at.qkv[layer][:, tokens]), tokens)
-        torch.bmm(rearrange(delta.heads[layer], "n h e -> h n e"), view.output_weight(), out=written[heads])
-        pulled = at.mlp[layer]
-        if view.mlp_norm is not None:
-            pulled = view.mlp_norm.pull_back(at.middle[layer], pulled)
+        readers = AttentionReaders(view, with_bias=False)
+        stream, at_values = part(run.resid[layer]), part(torch.cat(gradients.qkv[layer], dim=-2)).transpose(0, 1)
+        for tokens in token_slices(len(embed), len(readers.weight), adapter, in_cache(written.device)):
+            add(layer, "qkv", readers.pull_back(stream[tokens], at_values[:, tokens]), tokens)
+        heads = rearrange(part(delta.heads[layer]), "n h e -> h n e")
+        torch.bmm(heads, view.output_weight(), out=written[graph.heads(layer)])
+        pulled = view.mlp_pull_back(part(run.middle[layer]), part(gradients.mlp[layer]))
         add(layer, "mlp", pulled[None], slice(None))
-        written[mlp] = delta.mlps[layer]
-    add(graph.n_layers, "logits", at.final[None], slice(None))
+        written[graph.mlp(layer)] = part(delta.mlps[layer])
+    add(graph.n_layers, "logits", part(gradients.final)[None], slice(None))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from circuitfind.batch import Batch
 from circuitfind.checkpoint import key_of
@@ -183,18 +183,15 @@ class Experiment:
         first = batch.rows(slice(0, 1)).trimmed()
         logits = [capture(self.adapter, side).logits for side in (first.clean, first.corrupted)]
         first = first.with_reference(logits[0])
-        tensors = [*batch.clean, *batch.corrupted, batch.answers, batch.wrong]
-        tensors += [self.metric(one, first) for one in logits]
-        tensors += [] if batch.alignment is None else [batch.alignment]
-        tensors += map(_some, self.adapter.model.parameters())
+        weights = (weight.detach().flatten() for weight in self.adapter.model.parameters())
+        tensors = [
+            *(*batch.clean, *batch.corrupted, batch.answers, batch.wrong),
+            *(self.metric(one, first) for one in logits),
+            *([] if batch.alignment is None else [batch.alignment]),
+            *(flat[:: max(1, len(flat) // FROM_EACH_WEIGHT)].float() for flat in weights),
+        ]
         arrays = (tensor.cpu().numpy() for tensor in tensors)
         return key_of(*arrays, self.graph, self.metric.name, asked.ablation, asked.direction, *settings)
-
-
-def _some(weight: Tensor) -> Tensor:
-    """A few of a tensor's values, spread over it."""
-    flat = weight.detach().flatten()
-    return flat[:: max(1, len(flat) // FROM_EACH_WEIGHT)].float()
 
 
 def _name(value: Any) -> Any:
@@ -210,22 +207,14 @@ def _inherited(record: Record, known: list[str]) -> dict[str, str]:
 def _warn_of_others(record: Record, bound: BoundTask, made: str) -> None:
     """Warns where what is judged was made on another model or task, or under another rule for BOS tokens."""
     bos = OLD_BOS.get(record.bos, record.bos)
-    for what, then, now in (
-        ("model", record.model, bound.model),
-        ("task", record.task, bound.name),
-        ("BOS rule", bos, bound.bos),
-    ):
+    sides = {"model": (record.model, bound.model), "task": (record.task, bound.name), "BOS rule": (bos, bound.bos)}
+    for what, (then, now) in sides.items():
         if then and then != now:
             warn(f"{made} made with {what} '{then}', this run has '{now}'")
 
 
 def _measuring(bound: BoundTask, metric: str | Metric | Function, made: str) -> BoundTask:
-    """The pairs under a metric; `made`: what the metric was inherited from, if it was.
-
-    Raises:
-        ScoreError: only the maker of the record has its metric.
-        TaskError: the metric does not fit the task.
-    """
+    """The pairs under a metric; `made`: what the metric was inherited from, if it was."""
     if made and metric not in METRICS:
         raise ScoreError(
             f"{made} made with the metric '{metric}', which is not known by name here, and the task measures"
@@ -269,8 +258,9 @@ def check_model(model: Any) -> None:
     """
     if isinstance(model, Model):
         return
+    what = f"a {type(model).__name__}: give what cf.load or cf.wrap returned"
     if isinstance(model, str):
-        raise ModelError(f"model is the text '{model}': load it: cf.load('{model}')")
-    if isinstance(model, nn.Module):
-        raise ModelError(f"model is a bare {type(model).__name__}: wrap it: cf.wrap(hf_model, tokenizer)")
-    raise ModelError(f"model is a {type(model).__name__}: give what cf.load or cf.wrap returned")
+        what = f"the text '{model}': load it: cf.load('{model}')"
+    elif isinstance(model, nn.Module):
+        what = f"a bare {type(model).__name__}: wrap it: cf.wrap(hf_model, tokenizer)"
+    raise ModelError(f"model is {what}")

@@ -19,7 +19,6 @@ A node's gate is a mask whose row has one value: `gate[:, None].expand(-1, n_rea
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -29,6 +28,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from circuitfind.costs import count_backward
+from circuitfind.engine.capture import metric_gradient, power_of_two
 from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import ScoreError
 from circuitfind.metrics import Metric
@@ -69,25 +69,16 @@ def mask_gradient(prepared: Prepared, mask: Tensor, metric: Metric) -> MaskGradi
     """
     leaf = mask.detach().clone().requires_grad_(True)
     logits = run_masked(prepared, leaf)
-    with torch.enable_grad():
-        at = logits.detach().to(prepared.adapter.work).requires_grad_(True)
-        values = metric(at, prepared.batch)
-    if not values.requires_grad:
-        raise ScoreError(
-            f"metric '{metric.name}' does not depend on the logits in a differentiable way (an argmax, a comparison, or"
-            " .item() inside?): masks are learned by gradients; acdc and exact patching need none"
-        )
-    (at_logits,) = torch.autograd.grad(values.sum(), at)
-    scale = _power_of_two(at_logits)
+    values, at_logits = metric_gradient(
+        logits.to(prepared.adapter.work),
+        lambda at: metric(at, prepared.batch),
+        f"metric '{metric.name}'",
+        "masks are learned by gradients; acdc and exact patching need none",
+    )
+    scale = power_of_two(at_logits)
     count_backward(len(logits))
     (gradient,) = torch.autograd.grad(logits, leaf, grad_outputs=(at_logits / scale).to(logits.dtype))
-    return MaskGradient(values.detach(), gradient * scale)
-
-
-def _power_of_two(gradient: Tensor) -> float:
-    """The power of two next to the largest gradient: divided by it, none underflows in a float16 model."""
-    largest = float(gradient.abs().max())
-    return 2.0 ** round(math.log2(largest)) if 0 < largest < math.inf else 1.0
+    return MaskGradient(values, gradient * scale)
 
 
 class MaskedVisitor:
@@ -117,10 +108,9 @@ class MaskedVisitor:
             scaled = self.adapter.layers[layer].scaled_heads(self._z, value) - self.prepared.ablated.heads[layer]
             self._heads.append(self._rows(self.adapter.head_outputs(layer, scaled)))
         elif site == "mlp_in":
-            norm = self.adapter.layers[layer].mlp_norm
             base = self._rows(self.prepared.empty.middle[layer])
             stream = self._read("mlp", layer, base, self._seen(layer, "mlp"))[0]
-            return (stream if norm is None else norm(stream)).view(value.shape).to(value.dtype)
+            return self.adapter.layers[layer].mlp_reads(stream).view(value.shape).to(value.dtype)
         elif site == "mlp_out":
             ablated = self.prepared.ablated.mlps[layer]
             self._mlps.append(self._rows(self.adapter.layers[layer].mlp_written(value).view(ablated.shape) - ablated))
@@ -129,12 +119,8 @@ class MaskedVisitor:
         return None
 
     def _rows(self, value: Tensor) -> Tensor:
-        """`[writers, tokens, d_model]`: D of some writers, or (as one of them) what readers without an edge see.
-
-        The mean is taken off where every norm of the model does so anyway: then no stream's variance needs its mean.
-        """
-        rows = value.reshape(-1, self.batch * self.length, self.width).to(self.adapter.work)
-        return rows - rows.mean(-1, keepdim=True) if self.adapter.centred else rows
+        """`[writers, tokens, d_model]`: D of some writers, or (as one of them) what readers without an edge see."""
+        return self.adapter.centre(value.reshape(-1, self.batch * self.length, self.width).to(self.adapter.work))
 
     def _seen(self, layer: int, kind: str) -> list[Tensor]:
         """D of the writers that a layer's readers of this kind see, in the graph's order."""

@@ -6,8 +6,6 @@
 2. `into[node]` counts kept edges from reached writers, `out[writer]` kept edges into useful readers, `inputs[node]` all
    kept edges. Removing an edge lowers them by one; where a count falls to 0 the loss is passed on, forwards or
    backwards. Each edge is passed at most once in either direction, however many are removed.
-
-A norm on the attention's output couples the heads of a layer: there every q, k and v reader counts as feeding each.
 """
 
 from __future__ import annotations
@@ -24,12 +22,23 @@ def without_effect(graph: Graph, mask: np.ndarray, coupled: bool, interchange: b
     return np.asarray(mask & (idle | ~reach.reached[: graph.n_writers, None] if interchange else idle))
 
 
+def feeding(graph: Graph, coupled: bool) -> np.ndarray:
+    """`[readers, nodes]` bool: the nodes that each reader feeds.
+
+    `coupled`: a norm on the attention's output scales all heads of a layer together, so each q, k or v moves them all.
+    """
+    feeds = graph.serves.copy()
+    for layer in range(graph.n_layers if coupled else 0):
+        feeds[graph.readers(layer, "qkv"), graph.heads(layer)] = True
+    return feeds
+
+
 class Reach:
     """Connectivity of a mask that only loses edges.
 
     Args:
         mask: `[writers, readers]` bool; shared with the caller, changed by `remove`.
-        coupled: attention's outputs pass a norm of their own.
+        coupled: as for `feeding`.
 
     Attributes:
         reached: `[nodes]` bool; useful: `[readers]` bool; inputs: `[nodes]` number of kept edges in.
@@ -37,10 +46,7 @@ class Reach:
 
     def __init__(self, graph: Graph, mask: np.ndarray, coupled: bool = False) -> None:
         self.graph, self.mask = graph, mask
-        feeds = graph.serves.copy()
-        if coupled:
-            for layer in range(graph.n_layers):
-                feeds[graph.readers(layer, "qkv"), graph.heads(layer)] = True
+        feeds = feeding(graph, coupled)
         self._fed = [np.flatnonzero(row).tolist() for row in feeds]  # nodes that a reader feeds
         self._feeding = [np.flatnonzero(column).tolist() for column in feeds.T]  # readers that feed a node
         self.inputs = mask.sum(axis=0) @ feeds.astype(np.int64)

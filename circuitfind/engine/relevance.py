@@ -29,9 +29,9 @@ from transformers.pytorch_utils import Conv1D
 
 from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter, LayerView, module_at
+from circuitfind.models.families import NORMS
 from circuitfind.models.norms import Norm
 
-NORMS = ("attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm")
 Back = Callable[[Tensor], Tensor]  # from the gradient at a module's output to the one at its input
 Rule = Callable[[Tensor, Tensor], Back]  # of the module's input and output
 REMEDY = "use method='eap-ig-inputs', 'eap' or 'atp'"
@@ -119,7 +119,7 @@ def _halved(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
 
 def _mlp(adapter: Adapter, view: LayerView) -> tuple[str, str | None]:
     """Paths of an MLP's activation and, if it is gated, of the projection that reads the product."""
-    kind, down = getattr(adapter.config, "model_type", "?"), adapter.family.down
+    kind, down = adapter.kind, adapter.family.down
     if down is None:
         raise ScoreError(
             f"method 'relp' has rules for an MLP's activation: '{kind}' computes those of its mixtures of experts out"

@@ -58,20 +58,14 @@ def stream_gradients(adapter: Adapter, run: Run, gradients: ReaderGradients) -> 
     """
     stream = gradients.final.to(adapter.work)
     for layer in reversed(range(adapter.graph.n_layers)):
-        norm = adapter.layers[layer].mlp_norm
-        at_mlp = gradients.mlp[layer].to(adapter.work)
-        if norm is not None:
-            at_mlp = norm.pull_back(run.middle[layer].to(adapter.work), at_mlp)
-        entering = stream + at_mlp + _pulled_back_together(adapter, layer, run, gradients)
+        view = adapter.layers[layer]
+        middle, at_mlp = (x[layer].to(adapter.work) for x in (run.middle, gradients.mlp))
+        at_mlp = view.mlp_pull_back(middle, at_mlp)
+        at_values = torch.cat(gradients.qkv[layer], dim=-2).to(adapter.work)  # batch pos readers d_head
+        readers = AttentionReaders(view, with_bias=False)
+        entering = stream + at_mlp + readers.pull_back_together(run.resid[layer].to(adapter.work), at_values)
         yield StreamGradients(layer, entering, stream if adapter.graph.parallel else stream + at_mlp, stream)
         stream = entering
-
-
-def _pulled_back_together(adapter: Adapter, layer: int, run: Run, gradients: ReaderGradients) -> Tensor:
-    """`[batch, pos, d_model]`: the summed gradients of a layer's q, k and v readers at the stream."""
-    readers = AttentionReaders(adapter.layers[layer], with_bias=False)
-    at_values = torch.cat(gradients.qkv[layer], dim=-2).to(adapter.work)  # batch pos readers d_head
-    return readers.pull_back_together(run.resid[layer].to(adapter.work), at_values)
 
 
 def node_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:

@@ -51,6 +51,7 @@ class Adapter:
         output_forms: by module path, the tuple that the module returns (its first entry left out), or None for a
             tensor.
         centred: every norm that reads the stream subtracts its mean, so the mean never matters.
+        coupled: a norm on the attention's output scales all heads of a layer together.
         backend: "nnsight" or "hooks", what single passes run through.
         held_by: the `circuitfind.only` that runs the model as a circuit at the moment; no other pass may run then.
         work: precision of circuitfind's own arithmetic: the model's, but at least float32.
@@ -80,6 +81,7 @@ class Adapter:
         self.centred = self.final_norm.centred and all(
             norm is not None and norm.centred for view in self.layers for norm in (view.attn_norm, view.mlp_norm)
         )
+        self.coupled = family.post_attn_norm is not None
         self.sites = self._sites()
         self.backend = "nnsight"
         self.held_by: object | None = None

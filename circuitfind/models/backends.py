@@ -122,31 +122,31 @@ def through_hooks(adapter: Adapter, inputs: Inputs, visit: Visit, skips: Skips |
         Logits `[batch, reads, vocab]`; an empty tensor if the visitor stopped the pass.
     """
     adapter.check_free()
-    skipped = dict(skips or {})
-    blocks = sum(view.path in skipped for view in adapter.layers)
+    skips = skips or {}
+    blocks = sum(view.path in skips for view in adapter.layers)
     count_forward(len(inputs.ids), 1 - blocks / len(adapter.layers))
-
-    def skip(module: nn.Module, path: str, value: Tensor) -> None:
-        form = adapter.output_forms.get(path)  # a projection returns its tensor alone
-        # a clone, because some models (Falcon) add into the result in place
-        module.forward = lambda *_, **__: _with_first(form, value.clone())
-
-    modules = {path: module_at(adapter.model, path) for path in skipped}
-    # nnsight and accelerate put a forward of their own on the instance: restore exactly what was there
-    forwards = {path: module.__dict__.get("forward") for path, module in modules.items()}
     try:
-        for path, module in modules.items():
-            skip(module, path, skipped[path])
-        with attached(adapter, visit):
-            return _logits_read(adapter, inputs)
+        with ExitStack() as skipped:
+            for path, value in skips.items():
+                skipped.enter_context(_skipped(module_at(adapter.model, path), adapter.output_forms.get(path), value))
+            with attached(adapter, visit):
+                return _logits_read(adapter, inputs)
     except _Stopped:
         return torch.empty(0)
+
+
+@contextmanager
+def _skipped(module: nn.Module, form: Any, value: Tensor) -> Iterator[None]:
+    """Inside, the module returns this value, in the form of its results, and computes nothing."""
+    before = module.__dict__.get("forward")  # nnsight and accelerate put one on the instance: it is restored
+    # a clone, because some models (Falcon) add into the result in place
+    module.forward = lambda *_, **__: _with_first(form, value.clone())
+    try:
+        yield
     finally:
-        for path, module in modules.items():
-            if forwards[path] is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = forwards[path]
+        del module.forward
+        if before is not None:
+            module.forward = before
 
 
 def _logits_read(adapter: Adapter, inputs: Inputs) -> Tensor:
@@ -215,22 +215,15 @@ def observe(adapter: Adapter) -> None:
     inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids[:, :1]))
     seen: list[tuple[str, int]] = []
     forms: dict[str, Any] = {}
-    handles = []
-    for view in adapter.layers:
-        for name in ("", adapter.family.attn, adapter.family.mlp):
-            if name is not None:
-                path = f"{view.path}.{name}".rstrip(".")
+    names = [name for name in ("", adapter.family.attn, adapter.family.mlp) if name is not None]
+    with ExitStack() as hooks, torch.no_grad(), undisturbed(adapter.model):
+        for path in (f"{view.path}.{name}".rstrip(".") for view in adapter.layers for name in names):
 
-                def note(_: nn.Module, __: Any, output: Any, path: str = path) -> None:
-                    forms[path] = (None, *output[1:]) if isinstance(output, tuple) else None
+            def note(_: nn.Module, __: Any, output: Any, path: str = path) -> None:
+                forms[path] = (None, *output[1:]) if isinstance(output, tuple) else None
 
-                handles.append(module_at(adapter.model, path).register_forward_hook(note))
-    try:
-        with torch.no_grad(), undisturbed(adapter.model):
-            through_hooks(adapter, inputs, lambda name, layer, _: seen.append((name, layer)))
-    finally:
-        for handle in handles:
-            handle.remove()
+            hooks.callback(module_at(adapter.model, path).register_forward_hook(note).remove)
+        through_hooks(adapter, inputs, lambda name, layer, _: seen.append((name, layer)))
     missing = [site.path for site in adapter.sites if site.name != "unembed" and (site.name, site.layer) not in seen]
     if missing:
         raise ModelError(f"module '{missing[0]}' did not run in a forward pass: this form of the family is not covered")

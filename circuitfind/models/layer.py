@@ -114,7 +114,7 @@ class LayerView:
     def _projections(self) -> list[Any]:
         return [self.module(getattr(self.family, site)) for site in self.family.projections]
 
-    def _as_heads(self, parts: list[Tensor]) -> Heads:
+    def as_heads(self, parts: list[Tensor]) -> Heads:
         """From what belongs to each projection, features last."""
         by_kind: dict[str, Tensor] = {}
         for site, part in zip(self.family.projections, parts, strict=True):
@@ -123,7 +123,7 @@ class LayerView:
 
     def qkv_weight(self) -> Heads:
         """`[d_model, heads, d_head]` each for q, k and v."""
-        return self._as_heads([weight_of(module).to(self.work) for module in self._projections()])
+        return self.as_heads([weight_of(module).to(self.work) for module in self._projections()])
 
     def qkv_bias(self) -> Heads | None:
         """`[heads, d_head]` each, or None where the projections have none."""
@@ -132,7 +132,7 @@ class LayerView:
             return None
         zeros = functools.partial(torch.zeros, dtype=self.work, device=self.device)
         biases = [zeros(weight_of(m).shape[1]) if m.bias is None else m.bias.detach().to(self.work) for m in modules]
-        return self._as_heads(biases)
+        return self.as_heads(biases)
 
     def output_weight(self) -> Tensor:
         """`[heads, d_head, d_model]`: W_O with the post-norm's weight and the residual multiplier folded in."""
@@ -161,6 +161,14 @@ class LayerView:
         if norm is not None:
             weight = norm.centre(weight) * norm.weight
         return weight * self.multiplier if self.multiplier != 1 else weight
+
+    def mlp_reads(self, stream: Tensor) -> Tensor:
+        """What the MLP is given of a stream."""
+        return stream if self.mlp_norm is None else self.mlp_norm(stream)
+
+    def mlp_pull_back(self, stream: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient at a stream from the one at what the MLP is given of it."""
+        return gradient if self.mlp_norm is None else self.mlp_norm.pull_back(stream, gradient)
 
     def scaled_heads(self, z: Tensor, attn_out: Tensor) -> Tensor:
         """`[batch, pos, heads, d_head]` heads times the post-norm's scale at this run, ready for `output_weight`."""

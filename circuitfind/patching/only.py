@@ -28,10 +28,9 @@ from circuitfind.batch import Batch
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.ablation import Ablation
 from circuitfind.engine.capture import Run
-from circuitfind.engine.circuit_run import CircuitVisitor, run_circuits
+from circuitfind.engine.circuit_run import CircuitVisitor, Plan, prefers_sparse, run_circuits
 from circuitfind.engine.experiment import Experiment, bind, check_model
 from circuitfind.engine.memory import KEPT_RUNS, run_bytes
-from circuitfind.engine.plan import Plan, prefers_sparse
 from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import TaskError
 from circuitfind.models.backends import attached, undisturbed
