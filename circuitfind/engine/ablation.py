@@ -62,11 +62,10 @@ class Ablation:
         Raises:
             TaskError, ScoreError: naming the ablation or direction, and the remedy.
         """
-        if self.equal_lengths and (batch.clean.padded or batch.corrupted.padded):
-            raise TaskError(
-                f"ablation '{self.name}' needs prompts of one length, these differ: use 'corrupted' or 'mean'"
-            )
         if self.equal_lengths:
+            if batch.clean.padded or batch.corrupted.padded:
+                what = f"ablation '{self.name}' needs prompts of one length, these differ"
+                raise TaskError(f"{what}: use 'corrupted' or 'mean'")
             refuse_aligned(batch, f"ablation '{self.name}'", "use 'corrupted', 'mean' or 'zero'")
         self.check_direction(direction)
         if direction == "denoising":
@@ -131,10 +130,9 @@ def ablation_of(name: str | Ablation) -> Ablation:
 
 def resampled(batch: Batch, seed: int) -> Batch:
     """The same pairs with their corrupted prompts dealt out anew; no example keeps its own."""
-    size = len(batch)
-    if size < 2:
+    if len(batch) < 2:
         raise TaskError("ablation 'resample' needs at least two examples")
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))
     other = torch.empty_like(order)
     other[order] = order.roll(1)
     return replace(batch, corrupted=batch.corrupted.rows(other.to(batch.corrupted.ids.device)))

@@ -13,7 +13,7 @@ the projections' outputs are taken (`d_head` wide), and pulled back analytically
 
 Everything is a sum over tokens, so it is done for a slice of tokens at a time: an outer slice bounds what is held,
 `[writers, tokens, d_model]`, whatever the batch; an inner one keeps `G` in a processor's cache. Scores accumulate in
-float32 (float64 for a float64 model).
+`work` precision.
 """
 
 from __future__ import annotations

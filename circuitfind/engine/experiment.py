@@ -40,11 +40,7 @@ FROM_EACH_WEIGHT = 64  # values of each weight that tell one run from another
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """What is measured, on what, and how.
-
-    Raises:
-        TaskError, ScoreError: the pairs do not allow the ablation or the direction.
-    """
+    """What is measured, on what, and how; refuses pairs that do not allow the ablation or the direction."""
 
     model: Model
     bound: BoundTask
@@ -65,10 +61,9 @@ class Experiment:
         metric: str | Metric | None = None,
         direction: bool = True,
     ) -> Experiment:
-        """The experiment that a public call's keywords ask for.
+        """The experiment that a public call's keywords (`asked`) ask for.
 
         Args:
-            asked: the call's keywords.
             inherit: the record of what is judged: its metric, ablation and direction hold unless `asked` says
                 otherwise, which is warned of.
             made: what that is, as the subject of messages: "the circuit was", "the scores were".
@@ -86,8 +81,9 @@ class Experiment:
             if name not in known:
                 raise TypeError(f"keyword '{name}' does not apply here: a run is set by {', '.join(known)}")
         bound = bind(model, task)
-        inherited = {} if inherit is None else _inherited(inherit, known)
+        inherited: dict[str, str] = {}
         if inherit is not None:
+            inherited = _inherited(inherit, known)
             _warn_of_others(inherit, bound, made)
         for name, value in inherited.items():
             if name not in given:
@@ -133,10 +129,10 @@ class Experiment:
     @cached_property
     def means(self) -> Writers | None:
         """What the mean ablations put in place of each writer; None for the others."""
-        by_position = self.ablation.mean == "position"
-        if self.ablation.mean is None:
+        over = self.ablation.mean
+        if over is None:
             return None
-        sums = self.in_batches(lambda part, _: sum_writers(self.adapter, part, by_position), "mean activations")
+        sums = self.in_batches(lambda part, _: sum_writers(self.adapter, part, over == "position"), "mean activations")
         return mean_of(part for _, part in sums)
 
     # ---------------------------------------------------------------- other experiments
@@ -173,11 +169,9 @@ class Experiment:
     def key(self, *settings: object) -> str:
         """A digest of everything that decides effects, so that a checkpoint serves only the run that left it.
 
-        The prompts and answers, a few values of every weight, the ablation and direction, and the metric by its name
-        and by its values on the first pair (a function of one's own has no other mark).
-
-        Args:
-            settings: whatever else decides them; arrays count by content, all else by its text.
+        The prompts and answers, a few values of every weight, the ablation and direction, the metric by its name and by
+        its values on the first pair (a function of one's own has no other mark), and whatever else is given: arrays
+        count by content, all else by its text.
         """
         batch, asked = self.batch, self.setting
         first = batch.rows(slice(0, 1)).trimmed()
@@ -237,8 +231,9 @@ def bind(model: Model, task: Task | BoundTask) -> BoundTask:
     if isinstance(task, Task):
         return task.on(model)
     if not isinstance(task, BoundTask):
-        what = f"the text '{task}'" if isinstance(task, str) else f"a {type(task).__name__}"
-        named = repr(task) if isinstance(task, str) else "'ioi'"
+        what, named = f"a {type(task).__name__}", "'ioi'"
+        if isinstance(task, str):
+            what, named = f"the text '{task}'", repr(task)
         raise TaskError(f"task is {what}: make a task of it with cf.task({named}, model), cf.Task or cf.Task.from_file")
     if (task.model, task.vocabulary) != (model.name, model.vocabulary):
         raise TaskError(

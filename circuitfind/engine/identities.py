@@ -6,8 +6,8 @@ On a short random prompt and another one as its corrupted twin:
 2. the circuit of all edges = the clean run;
 3. the circuit of no edge = the corrupted run.
 
-Each circuit is evaluated in both of its forms. A small circuit through every MLP has no identity to meet, but its two
-forms must agree: most of its modules are skipped in the sparse one. Errors are relative to the largest value compared.
+Each circuit is evaluated in both forms. A small circuit through every MLP has no identity to meet, but its two forms
+must agree: most of its modules are skipped in the sparse one. Errors are relative to the largest value compared.
 """
 
 from __future__ import annotations
@@ -47,11 +47,10 @@ def check_identities(adapter: Adapter, seed: int = 0) -> list[Identity]:
     """Runs the identities, and the comparison of forms."""
     prepared = prepare(adapter, _random_pairs(adapter, seed))
     full, empty = (make(adapter.graph).mask[None] for make in (Circuit.full, Circuit.empty))
-    clean, corrupted = prepared.clean.logits, prepared.empty.logits
     errors = {
         "writers + output biases = residual stream": _stream_error(prepared),
-        "all edges in = clean run": _circuit_error(prepared, full, clean),
-        "no edge in = corrupted run": _circuit_error(prepared, empty, corrupted),
+        "all edges in = clean run": _circuit_error(prepared, full, prepared.clean.logits),
+        "no edge in = corrupted run": _circuit_error(prepared, empty, prepared.empty.logits),
         "both forms of a small circuit agree": _forms_error(prepared),
     }
     return [Identity(name, error, TOLERANCE.get(adapter.dtype, 1e-4)) for name, error in errors.items()]
@@ -65,7 +64,7 @@ def require_identities(adapter: Adapter) -> list[Identity]:
     """
     identities = check_identities(adapter)
     for name, error, tolerance in identities:
-        if not error <= tolerance:
+        if not error <= tolerance:  # NaN is no small error
             raise ModelError(
                 f"the model's self-check failed: '{name}' is off by {error:.2g} (allowed {tolerance:.0e})."
                 " Its weights may hold NaN, its code may have been modified, or its family's row does not fit;"
@@ -76,13 +75,12 @@ def require_identities(adapter: Adapter) -> list[Identity]:
 
 def _random_pairs(adapter: Adapter, seed: int) -> Batch:
     vocabulary = adapter.model.get_input_embeddings().weight.shape[0]
-    context = getattr(adapter.config, "max_position_embeddings", LENGTH) or LENGTH
-    length = max(2, min(LENGTH, context))
+    length = max(2, min(LENGTH, getattr(adapter.config, "max_position_embeddings", LENGTH) or LENGTH))
     ids = torch.randint(vocabulary, (2, 2, length), generator=torch.Generator().manual_seed(seed)).to(adapter.device)
     read = torch.full_like(ids[0, :, :1], length - 1)
-    sides = [Inputs(side, torch.ones_like(side, dtype=torch.bool), read) for side in ids]
+    clean, corrupted = (Inputs(side, torch.ones_like(side, dtype=torch.bool), read) for side in ids)
     answers = torch.zeros_like(read).unsqueeze(-1)
-    return Batch(sides[0], sides[1], answers, answers)
+    return Batch(clean, corrupted, answers, answers)
 
 
 def _stream_error(prepared: Prepared) -> float:

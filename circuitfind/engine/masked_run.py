@@ -131,11 +131,9 @@ class MaskedVisitor:
         return [*seen, self._heads[layer]] if own_heads else seen
 
     def _read(self, kind: str, layer: int, base: Tensor, seen: list[Tensor], after: After = None) -> Tensor:
-        """What a layer's readers of one kind see, `[readers, tokens, d_model]`, or a function of it.
+        """What a layer's readers of one kind see, `[readers, tokens, d_model]`, or only what `after` makes of it.
 
-        Args:
-            base, seen: what a reader without an edge sees, and the writers' D, as `_rows` makes them.
-            after: only its result is kept, and the streams are not.
+        `base`, `seen`: what a reader without an edge sees, and the writers' D, as `_rows` makes them.
         """
         columns = self.mask[: self.graph.reads(layer, kind), self.graph.readers(layer, kind)]
 

@@ -45,8 +45,8 @@ class Started(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """`effects [places, examples]` in units of the metric; the metric with nothing and with everything ablated,
-    `[examples]` each (None where that end was not run)."""
+    """`effects [places, examples]` in units of the metric; the metric `[examples]` with nothing and with everything
+    ablated (None where that end was not run)."""
 
     effects: np.ndarray
     full: np.ndarray | None

@@ -8,11 +8,11 @@ What every module puts out is what the model computes, to the bit. Only what a g
 3. Half rule: the product of a gated MLP hands back half of what comes to it. Its gate's activation is under the second
    rule, too, as in the authors' program: the two factors together then get `value . coefficient` of the product.
 
-Attention keeps its gradient: its patterns, and with them norms of queries and keys, which never touch the stream. (That
-patterns are constants is a rule of the authors' as well, but none of their default ones.)
+Attention keeps its gradient: its patterns, and with them norms of queries and keys, which never touch the stream.
+(Constant patterns are a rule of the authors' as well, but none of their default ones.)
 
-Where the modules are is read off the MLP: the activation is its one child without parameters that maps 0 to 0, and it
-is gated if what its input is projected to is twice as wide as what its output projection reads.
+The activation is the MLP's one child without parameters that maps 0 to 0. An MLP is gated if what its input is
+projected to is twice as wide as what its output projection reads.
 """
 
 from __future__ import annotations

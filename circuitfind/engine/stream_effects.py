@@ -78,11 +78,11 @@ def node_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGr
     graph = adapter.graph
     effects = delta.embed.new_empty(graph.n_writers, *delta.embed.shape[:2])
     for layer, entering, at_heads, at_mlp in stream_gradients(adapter, run, gradients):
-        effects[graph.mlp(layer)] = torch.linalg.vecdot(delta.mlps[layer], at_mlp)
+        effects[graph.mlp(layer)] = _dot(delta.mlps[layer], at_mlp)
         projected = einsum(at_heads, adapter.layers[layer].output_weight(), "b t d, h e d -> b t h e")
-        effects[graph.heads(layer)] = rearrange(torch.linalg.vecdot(delta.heads[layer], projected), "b t h -> h b t")
+        effects[graph.heads(layer)] = rearrange(_dot(delta.heads[layer], projected), "b t h -> h b t")
         if layer == 0:
-            effects[0] = torch.linalg.vecdot(delta.embed, entering)
+            effects[0] = _dot(delta.embed, entering)
     return effects
 
 
@@ -95,9 +95,7 @@ def site_effects(adapter: Adapter, site: str, delta: Values, run: Run, gradients
         run: the pass at which the gradients were taken.
     """
     if site in ("q", "k", "v"):
-        return {
-            layer: torch.linalg.vecdot(change, getattr(gradients.qkv[layer], site)) for layer, change in delta.items()
-        }
+        return {layer: _dot(change, getattr(gradients.qkv[layer], site)) for layer, change in delta.items()}
     effects: Values = {}
     for at in stream_gradients(adapter, run, gradients):
         if at.layer in delta:
@@ -109,22 +107,19 @@ def site_effects(adapter: Adapter, site: str, delta: Values, run: Run, gradients
 
 def _effects(adapter: Adapter, site: str, change: Tensor, run: Run, at: StreamGradients) -> Tensor:
     view, layer = adapter.layers[at.layer], at.layer
-    if site == "resid":
-        return _dot(change, at.entering).unsqueeze(-1)
-    if site == "middle":
-        return _dot(change, at.attention).unsqueeze(-1)
+    if site in ("resid", "middle"):
+        return _dot(change, at.entering if site == "resid" else at.attention).unsqueeze(-1)
     if site in ("mlp_out", "hidden"):
         gradient = _before(view.post_mlp_norm, run.mlp_out[layer].view(at.mlp.shape), at.mlp * view.multiplier)
     else:
         gradient = _at_attention(adapter, run, at)
     if site in ("mlp_out", "attn_out"):
         return _dot(change, gradient).unsqueeze(-1)
-    rows = input_rows(adapter, "hidden" if site == "hidden" else "z", layer).to(gradient)
     if site == "hidden":
-        return change * einsum(gradient, rows, "b t d, n d -> b t n")
+        return change * einsum(gradient, input_rows(adapter, site, layer).to(gradient), "b t d, n d -> b t n")
     if site == "pattern":
         change = attended(adapter, change, run.qkv[layer].v, range(adapter.graph.n_heads))
-    return _dot(change, _at_heads(adapter, gradient, rows))
+    return _dot(change, _at_heads(adapter, layer, gradient))
 
 
 def head_gradients(adapter: Adapter, layers: Container[int], run: Run, gradients: ReaderGradients) -> Values:
@@ -132,8 +127,7 @@ def head_gradients(adapter: Adapter, layers: Container[int], run: Run, gradients
     found: Values = {}
     for at in stream_gradients(adapter, run, gradients):
         if at.layer in layers:
-            gradient = _at_attention(adapter, run, at)
-            found[at.layer] = _at_heads(adapter, gradient, input_rows(adapter, "z", at.layer).to(gradient))
+            found[at.layer] = _at_heads(adapter, at.layer, _at_attention(adapter, run, at))
     return found
 
 
@@ -143,8 +137,8 @@ def _at_attention(adapter: Adapter, run: Run, at: StreamGradients) -> Tensor:
     return _before(view.post_attn_norm, run.attn_out[at.layer], at.attention * view.multiplier)
 
 
-def _at_heads(adapter: Adapter, gradient: Tensor, rows: Tensor) -> Tensor:
-    by_head = rows.unflatten(0, (adapter.graph.n_heads, -1))
+def _at_heads(adapter: Adapter, layer: int, gradient: Tensor) -> Tensor:
+    by_head = input_rows(adapter, "z", layer).to(gradient).unflatten(0, (adapter.graph.n_heads, -1))
     gradients: Tensor = einsum(gradient, by_head, "b t d, h e d -> b t h e")
     return gradients
 
