@@ -4,8 +4,8 @@
    positions.
 2. `capture_gradients` roots autograd at a detached layer-0 input and takes gradients at the q, k, v projection outputs,
    the MLP inputs and the final norm's input. MLP inputs get a fresh autograd node (`view_as`): a norm shared by
-   attention and MLP would otherwise count both branches' gradients at either reader.
-3. Outputs of attention or MLP modules can be given: they become constants, which no gradient flows through.
+   attention and MLP would otherwise count both branches' gradients at either reader. Given outputs of attention or MLP
+   modules become constants, which no gradient flows through.
 
 Where prompts are aligned by spans, the corrupted run is seen from the clean prompts (`capture_corrupted`). What it left
 at position `alignment[t]` stands at the clean prompt's position t, the embedding with its learned position included, so
@@ -174,11 +174,8 @@ def capture_gradients(
 
     Args:
         metric: from logits `[batch, reads, vocab]` to `[batch]` values; their sum is differentiated.
-        embed: `[batch, pos, d_model]` to use in place of the residual that enters layer 0.
+        embed: as for `capture`.
         outputs: constants to use in place of these modules' outputs.
-
-    Raises:
-        ScoreError: the metric cannot be differentiated.
     """
     recorder = Recorder(adapter, embed=embed, differentiate=True, outputs=outputs or {})
     with torch.enable_grad(), undisturbed(adapter.model):
@@ -207,11 +204,7 @@ def capture_gradients(
 def metric_gradient(
     logits: Tensor, metric: Callable[[Tensor], Tensor], name: str, remedy: str
 ) -> tuple[Tensor, Tensor]:
-    """A metric's `[batch]` values, and the gradient of their sum at the logits `[batch, reads, vocab]`.
-
-    Raises:
-        ScoreError: the metric cannot be differentiated.
-    """
+    """A metric's `[batch]` values, and the gradient of their sum at the logits; ScoreError if there is none."""
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_(True)
         values = metric(leaf)
@@ -232,11 +225,7 @@ def power_of_two(gradient: Tensor) -> float:
 
 # -------------------------------------------------------------------- prompts that are aligned by spans
 def capture_corrupted(adapter: Adapter, batch: Batch, stop: bool = False) -> Run:
-    """The corrupted run, moved onto the clean prompts' positions where pairs are aligned; its logits are its own.
-
-    Args:
-        stop: end the pass before the unembedding (no logits).
-    """
+    """The corrupted run, moved onto the clean prompts' positions where pairs are aligned; its logits are its own."""
     run = capture(adapter, batch.corrupted, stop)
     return run if batch.alignment is None else run.map(lambda value: moved(value, batch))
 
@@ -251,10 +240,6 @@ def moved(value: Tensor, batch: Batch) -> Tensor:
 
 
 def refuse_aligned(batch: Batch, what: str, remedy: str) -> None:
-    """For what has no meaning between aligned prompts.
-
-    Raises:
-        TaskError: the pairs are aligned; it says `what`, and the `remedy`.
-    """
+    """Raises a TaskError for `what` has no meaning between aligned prompts, if these are."""
     if batch.alignment is not None:
         raise TaskError(f"{what} is not defined between prompts aligned by spans: {remedy}")

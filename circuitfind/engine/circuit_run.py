@@ -94,14 +94,11 @@ def prefers_sparse(prepared: Prepared, masks: np.ndarray) -> bool:
 
 
 def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = None) -> Tensor:
-    """Runs circuits on a prepared batch.
+    """Logits `[circuits, batch, reads, vocab]` of circuits on a prepared batch.
 
     Args:
         masks: `[circuits, writers, readers]` bool.
         sparse: force one form; by default the cheaper one is taken.
-
-    Returns:
-        Logits `[circuits, batch, reads, vocab]`.
     """
     plan = Plan.of(prepared, masks, prefers_sparse(prepared, masks) if sparse is None else sparse)
     visitor = CircuitVisitor(prepared, plan)
@@ -109,16 +106,12 @@ def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = No
 
 
 def run_without(prepared: Prepared, removed: np.ndarray) -> Tensor:
-    """Runs a prepared batch without some edges, restarted at the first block with a reader of any of them.
+    """Logits `[runs, batch, reads, vocab]` of a prepared batch without some edges: `run_circuits` with all others kept.
 
-    Up to there the base run holds, to the bit: its blocks are skipped, and what their writers carry is known. From
-    there it is a run in the dense form.
+    It is restarted at the first block with a reader of any of them. Up to there the base run holds, to the bit: its
+    blocks are skipped, and what their writers carry is known. From there it is a run in the dense form.
 
-    Args:
-        removed: `[runs, writers, readers]` bool, at least one edge in all.
-
-    Returns:
-        Logits `[runs, batch, reads, vocab]`, equal to those of `run_circuits` with all other edges kept.
+    `removed`: `[runs, writers, readers]` bool, at least one edge in all.
     """
     adapter, times = prepared.adapter, len(removed)
     plan = Plan.of(prepared, adapter.graph.real & ~removed, sparse=False)

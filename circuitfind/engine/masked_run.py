@@ -46,13 +46,9 @@ class MaskGradient(NamedTuple):
 
 
 def run_masked(prepared: Prepared, mask: Tensor) -> Tensor:
-    """Runs a soft circuit on a prepared batch.
+    """Logits `[batch, reads, vocab]` of a soft circuit, differentiable in the mask.
 
-    Args:
-        mask: `[writers, readers]` in the adapter's `work` precision; cells that are no edges are ignored.
-
-    Returns:
-        Logits `[batch, reads, vocab]`, differentiable in the mask.
+    `mask`: `[writers, readers]` in the adapter's `work` precision; cells that are no edges are ignored.
     """
     adapter, shape = prepared.adapter, prepared.adapter.graph.real.shape
     if mask.shape != shape:
@@ -62,11 +58,7 @@ def run_masked(prepared: Prepared, mask: Tensor) -> Tensor:
 
 
 def mask_gradient(prepared: Prepared, mask: Tensor, metric: Metric) -> MaskGradient:
-    """A masked run, forwards and backwards.
-
-    Raises:
-        ScoreError: the metric cannot be differentiated.
-    """
+    """A masked run, forwards and backwards; ScoreError if the metric cannot be differentiated."""
     leaf = mask.detach().clone().requires_grad_(True)
     logits = run_masked(prepared, leaf)
     values, at_logits = metric_gradient(

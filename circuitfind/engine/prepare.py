@@ -52,8 +52,7 @@ def prepare(
 ) -> Prepared:
     """Runs both sides of the pairs, and the empty circuit where it is not the corrupted run.
 
-    Args:
-        means: what the mean ablations need of all pairs; see `Experiment.means`.
+    `means`: what the mean ablations need of all pairs; see `Experiment.means`.
     """
     clean, corrupted = capture(adapter, batch.clean), capture_corrupted(adapter, batch)
     batch, ablation = batch.with_reference(clean.logits), ablation_of(ablation)
@@ -64,11 +63,7 @@ def prepare(
 
 
 def ablated(ablation: Ablation, clean: Run, corrupted: Run | None, means: Writers | None) -> Writers:
-    """The writers' ablated values for one batch, of the clean run's shapes.
-
-    Args:
-        corrupted: from `capture_corrupted`, where the ablation needs it.
-    """
+    """The writers' ablated values for one batch, of the clean run's shapes; `corrupted` is from `capture_corrupted`."""
     other = corrupted.writers if corrupted is not None and ablation.corrupted else None
     return clean.writers.map(ablation.carried, other, means)
 

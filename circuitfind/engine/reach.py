@@ -69,31 +69,22 @@ class Reach:
                 self.useful[self._feeding[writer]] = True
 
     def remove(self, writer: int, reader: int) -> list[int]:
-        """Takes an edge out of the mask.
-
-        Returns:
-            The nodes that have lost their last input by it.
-        """
+        """Takes an edge out of the mask; returns the nodes that have lost their last input by it."""
         self.mask[writer, reader] = False
-        left = []
-        for node in self._fed[reader]:
-            self.inputs[node] -= 1
-            if not self.inputs[node]:
-                left.append(node)
+        self.inputs[self._fed[reader]] -= 1
         if self.reached[writer]:
             self._lose_inputs(reader)
         if self.useful[reader]:
             self._lose_output(writer)
-        return left
+        return [node for node in self._fed[reader] if not self.inputs[node]]
 
     def without_inputs(self, edges: list[tuple[int, int]]) -> int | None:
         """The place of the first edge whose removal, after those before it, leaves a node without inputs."""
-        lost: dict[int, int] = {}
+        left = self.inputs.copy()
         for place, (_, reader) in enumerate(edges):
-            for node in self._fed[reader]:
-                lost[node] = lost.get(node, 0) + 1
-                if lost[node] == self.inputs[node]:
-                    return place
+            left[self._fed[reader]] -= 1
+            if not left[self._fed[reader]].all():
+                return place
         return None
 
     def _lose_inputs(self, reader: int) -> None:

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from circuitfind.errors import ScoreError
-from circuitfind.models.adapter import Adapter, LayerView, module_at
+from circuitfind.models.adapter import Adapter
 from circuitfind.models.families import NORMS
+from circuitfind.models.layer import LayerView, module_at
 from circuitfind.models.norms import Norm
 
 Back = Callable[[Tensor], Tensor]  # from the gradient at a module's output to the one at its input

@@ -45,13 +45,9 @@ class Restart:
 
     # ---------------------------------------------------------------- one reader's input
     def edges(self, reader: int, writers: list[int], change: Writers) -> Tensor:
-        """Patches edges `writer -> reader`, one at a time, side by side.
+        """Logits `[writers, batch, reads, vocab]` of runs in which one edge `writer -> reader` is patched.
 
-        Args:
-            change: the writers' values on a patched edge minus their values in the base run.
-
-        Returns:
-            Logits `[writers, batch, reads, vocab]`.
+        `change`: the writers' values on a patched edge minus their values in the base run.
         """
         graph, times = self.adapter.graph, len(writers)
         layer, kind, head = graph.reader(reader)
@@ -79,9 +75,8 @@ class Restart:
     def from_stream(self, layer: int, changes: Tensor) -> Tensor:
         """Logits `[patches, batch, reads, vocab]` of runs whose stream is changed where block `layer` begins.
 
-        Args:
-            layer: the number of layers stands for the final norm.
-            changes: `[patches, batch, pos, d_model]`, added to the base run's stream.
+        The number of layers stands for the final norm. `changes`, `[patches, batch, pos, d_model]`, are added to the
+        base run's stream.
         """
         streams = (self.base.resid[layer].to(self.adapter.work) + changes).to(self.adapter.dtype).flatten(0, 1)
 
@@ -92,11 +87,7 @@ class Restart:
         return self._run(len(changes), visit, skips)
 
     def after_mlp(self, layer: int, changes: Tensor) -> Tensor:
-        """What changes of the stream after a layer's attention are where the next block begins.
-
-        Args:
-            changes: `[patches, batch, pos, d_model]`.
-        """
+        """What changes `[patches, batch, pos, d_model]` after a layer's attention are where the next block begins."""
         if self.adapter.graph.parallel:  # this layer's MLP does not read them
             return changes
         middle = self.base.middle[layer].to(self.adapter.work) + changes
@@ -109,7 +100,7 @@ class Restart:
         up where little is left of the stream (zero ablation).
         """
         middle = self.base.middle[layer].to(self.adapter.work) + changes
-        after, (_, bias) = middle + self._rewritten(layer, middle), self.adapter.layers[layer].constants()
+        after, bias = middle + self._rewritten(layer, middle), self.adapter.layers[layer].constants()[1]
         after = after if bias is None else after + bias
         moved = after - self.base.resid[layer + 1].to(self.adapter.work)
         return torch.where((changes != 0).any(-1, keepdim=True), moved, 0)

@@ -87,9 +87,7 @@ class CircuitState:
         """`[tokens, d_model]`: D = value - ablated value, summed over some writers (`[writers]` bool).
 
         Under interchange a writer that nothing reaches carries its ablated value: it is left out, no noise comes in.
-
-        Args:
-            current: the writers' values, in place of those of the current run.
+        `current`: the writers' values, in place of those of the current run.
         """
         if self.prepared.interchange:
             writers = writers & self.reach.reached[:-1]
@@ -137,11 +135,7 @@ class CircuitState:
         return changed, writers
 
     def attempt(self, removals: list[list[Edge]]) -> Tensor:
-        """Removes edges on trial: the first group, the first two groups, and so on.
-
-        Returns:
-            Logits `[trials, batch, reads, vocab]`.
-        """
+        """Logits `[trials, batch, reads, vocab]` without the first group of edges, the first two groups, and so on."""
         masks = np.repeat(self.mask[None], len(removals), axis=0)
         for trial, group in enumerate(removals):
             for writer, reader in group:
@@ -181,22 +175,14 @@ class CircuitState:
         return skips
 
     def drop(self, edge: Edge) -> list[int]:
-        """Removes an edge that changes nothing that reaches the logits, without a run.
-
-        Returns:
-            The nodes that have lost their last input by it.
-        """
+        """Removes an edge whose effect is 0, without a run; returns the nodes that have lost their last input."""
         left = self.reach.remove(*edge)
         if not self.reach.useful[edge[1]]:
             self._streams.pop(edge[1], None)
         return left
 
     def commit(self, trial: int) -> list[int]:
-        """Makes a trial of the last attempt the current state.
-
-        Returns:
-            The nodes that have lost their last input by it.
-        """
+        """Makes a trial of the last attempt the current state; returns the nodes that have lost their last input."""
         assert self._trial is not None, "commit follows an attempt"
         removals, visitor = self._trial.removals[: trial + 1], self._trial.visitor
         left = [node for group in removals for edge in group for node in self.reach.remove(*edge)]

@@ -44,11 +44,7 @@ HALF_TOLERANCE = 0.05
 
 
 def capture_site(adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[int]) -> tuple[Run, Values]:
-    """Runs the model and notes a site's values in some layers.
-
-    Raises:
-        ModelError: the family has no such site, or does not hand out its attention patterns.
-    """
+    """Runs the model and notes a site's values in some layers; ModelError where the family does not have it."""
     if site == "pattern":
         return _capture_patterns(adapter, inputs, layers)
     if site in ("z", "hidden"):
@@ -95,11 +91,7 @@ def _capture_inputs(adapter: Adapter, inputs: Inputs, site: str, layers: Sequenc
 
 
 def projection_of(adapter: Adapter, site: str, layer: int) -> Any:
-    """The linear module that a site's values enter: the attention's (`z`) or the MLP's (`hidden`) output projection.
-
-    Raises:
-        ModelError: the family's MLP has no single output projection.
-    """
+    """The linear module that a site's values enter: the attention's (`z`) or the MLP's (`hidden`) output projection."""
     family = adapter.family
     name = family.o if site == "z" else family.down
     if name is None:
@@ -142,12 +134,9 @@ def attended(adapter: Adapter, pattern: Tensor, value: Tensor, heads: Sequence[i
 
 
 def makes_heads(adapter: Adapter, pattern: Tensor, value: Tensor, z: Tensor, mask: Tensor) -> bool:
-    """Whether these are the patterns that the pass used: at real positions they make its heads.
+    """Whether patterns `[batch, query, heads, key]` are those of a pass: at real positions they make its heads `z`.
 
-    Args:
-        pattern: `[batch, query, heads, key]`.
-        value: `[batch, key, kv_heads, d_head]`.
-        z: `[batch, query, heads, d_head]`, before the output projection.
+    `value [batch, key, kv_heads, d_head]`; `z [batch, query, heads, d_head]` is before the output projection.
     """
     if pattern.shape[:3] != z.shape[:3]:
         return False
@@ -195,9 +184,6 @@ def attention_scores(restart: Restart, layer: int, kind: str, values: Tensor) ->
     Args:
         kind: "q" or "k".
         values: `[patches, batch, pos, heads or kv_heads, d_head]`, as they are projected.
-
-    Raises:
-        ModelError: the model's attention does not show its scores.
     """
     adapter = restart.adapter
     with eager_attention(adapter), _Watch() as watch:

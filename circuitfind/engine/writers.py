@@ -6,7 +6,7 @@ of 8 x 16 tokens takes 10 MB instead of 60. `output` and `total` project them wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import repeat
 from typing import NamedTuple
 
@@ -28,24 +28,17 @@ class Writers(NamedTuple):
     heads: list[Tensor]
     mlps: list[Tensor]
 
-    @classmethod
-    def of_parts(cls, parts: Iterable[Tensor]) -> Writers:
-        """From the embedding, all layers' heads and all layers' MLPs."""
-        embed, *layers = parts
-        return cls(embed, layers[: len(layers) // 2], layers[len(layers) // 2 :])
-
     @property
     def parts(self) -> list[Tensor]:
-        """As `of_parts` takes them."""
         return [self.embed, *self.heads, *self.mlps]
 
     def map(self, function: Callable[..., Tensor], *others: Writers | None) -> Writers:
         """The same function of every part, and of the same part of others (None where there is no other)."""
         rest = (repeat(None) if other is None else other.parts for other in others)
-        return Writers.of_parts(function(*values) for values in zip(self.parts, *rest, strict=False))
+        embed, *layers = (function(*values) for values in zip(self.parts, *rest, strict=False))
+        return Writers(embed, layers[: len(self.heads)], layers[len(self.heads) :])
 
     def minus(self, other: Writers) -> Writers:
-        """Part by part difference."""
         return self.map(torch.sub, other)
 
 

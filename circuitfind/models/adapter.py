@@ -4,8 +4,7 @@
    from the config.
 2. A *site* is a module boundary: the block's input, the projections' outputs, the output projection's input and output,
    the MLP's input and output, the final norm's input, the unembedding's input. Positional encodings, q/k norms, caps,
-   sinks and routing lie between sites, so they need no code.
-3. Each block is a `LayerView` (`layer.py`).
+   sinks and routing lie between sites, so they need no code. Each block is a `LayerView` (`layer.py`).
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ from circuitfind.models.families import NORMS, Family, family_of
 from circuitfind.models.layer import LayerView, Layout, module_at
 from circuitfind.models.norms import Norm
 
-__all__ = ["Adapter", "LayerView", "Site", "graph_of", "module_at"]
-
 
 class Site(NamedTuple):
     """A module boundary: `path` from the model's root; `side` is "input" or "output"."""
@@ -44,12 +41,9 @@ class Adapter:
     """A causal language model of a covered family, seen as a residual stream with writers and readers.
 
     Attributes:
-        graph: its computation graph.
-        layers: one `LayerView` per block.
-        final_norm: the norm before the unembedding.
+        graph, layers, final_norm: its graph, one `LayerView` per block, and the norm before the unembedding.
         sites: all sites; `circuitfind.models.backends.observe` puts them in order of execution.
-        output_forms: by module path, the tuple that the module returns (its first entry left out), or None for a
-            tensor.
+        output_forms: by module path, the tuple that it returns (without its first entry), or None for a tensor.
         centred: every norm that reads the stream subtracts its mean, so the mean never matters.
         coupled: a norm on the attention's output scales all heads of a layer together.
         backend: "nnsight" or "hooks", what single passes run through.
@@ -109,11 +103,7 @@ class Adapter:
         return keywords
 
     def check_free(self) -> None:
-        """Checks that a pass may run.
-
-        Raises:
-            ModelError: the model runs as a circuit (`circuitfind.only`).
-        """
+        """Refuses a pass while the model runs as a circuit (`circuitfind.only`)."""
         if self.held_by is not None:
             raise ModelError(
                 "inside cf.only the model runs as a circuit, and so would every run of this function: call it outside"
@@ -166,8 +156,7 @@ class Adapter:
             raise ModelError(f"the model is spread over {', '.join(devices)}: load it onto one device")
         for index, block in enumerate(blocks):
             for name in (getattr(self.family, site) for site in (*self.family.projections, "o")):
-                module = module_at(block, name)
-                if not isinstance(module, (nn.Linear, Conv1D)):
+                if not isinstance(module := module_at(block, name), (nn.Linear, Conv1D)):
                     raise ModelError(
                         f"'{self.family.layers}.{index}.{name}' is a {type(module).__name__}, not a plain linear"
                         " projection: quantised or adapter-wrapped weights are not covered"
@@ -186,10 +175,10 @@ def graph_of(model: Any, family: Family | None = None) -> Graph:
         ModelError: its family, or this form of it, is not supported, or a module is missing.
     """
     config = model.config.get_text_config()
-    family, n_heads = _within(model, family_of(config, family)), config.num_attention_heads
+    family = _within(model, family_of(config, family))
     _check_paths(model, family)
-    blocks = module_at(model, family.layers)
-    return Graph(len(blocks), n_heads, _kv_heads(config, n_heads), config.hidden_size, family.parallel)
+    n_layers, n_heads = len(module_at(model, family.layers)), config.num_attention_heads
+    return Graph(n_layers, n_heads, _kv_heads(config, n_heads), config.hidden_size, family.parallel)
 
 
 def _check_paths(model: nn.Module, family: Family) -> None:
@@ -229,10 +218,7 @@ def _within(model: Any, family: Family) -> Family:
 def _kv_heads(config: Any, n_heads: int) -> int:
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1
-    for attribute in ("num_key_value_heads", "num_kv_heads"):
-        if getattr(config, attribute, None):
-            return int(getattr(config, attribute))
-    return n_heads
+    return int(getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or n_heads)
 
 
 def _path_of(model: nn.Module, module: nn.Module | None) -> str:

@@ -45,19 +45,19 @@ class _Stopped(Exception):
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Freezes weights and switches to evaluation mode; restores both at the end."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    modes = {module: module.training for module in model.modules() if module.training}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = [module for module in model.modules() if module.training]
     for parameter in trained:
         parameter.requires_grad_(False)
-    if modes:
+    if training:
         model.eval()
     try:
         yield
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-        for module, mode in modes.items():
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 def read_rows(value: Tensor, inputs: Inputs) -> Tensor:
@@ -83,12 +83,16 @@ def attached(adapter: Adapter, visit: Visit) -> Iterator[None]:
         _Stopped: in a pass that the visitor ends; `through_hooks` catches it.
     """
 
+    def visited(site: Site, value: Tensor) -> Tensor | None:
+        new = visit(site.name, site.layer, value)
+        if isinstance(new, Stop):
+            raise _Stopped
+        return new
+
     def hook_input(site: Site, module: nn.Module) -> RemovableHandle:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             key = None if args else next(iter(kwargs))
-            new = visit(site.name, site.layer, args[0] if key is None else kwargs[key])
-            if new is STOP:
-                raise _Stopped
+            new = visited(site, args[0] if key is None else kwargs[key])
             if new is None:
                 return None
             return ((new, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: new})
@@ -97,9 +101,7 @@ def attached(adapter: Adapter, visit: Visit) -> Iterator[None]:
 
     def hook_output(site: Site, module: nn.Module) -> RemovableHandle:
         def after(_: nn.Module, __: Any, output: Any) -> Any:
-            new = visit(site.name, site.layer, _first(output))
-            if isinstance(new, Stop):
-                raise _Stopped
+            new = visited(site, _first(output))
             return None if new is None else _with_first(output, new)
 
         return module.register_forward_hook(after)
@@ -113,13 +115,9 @@ def attached(adapter: Adapter, visit: Visit) -> Iterator[None]:
 
 
 def through_hooks(adapter: Adapter, inputs: Inputs, visit: Visit, skips: Skips | None = None) -> Tensor:
-    """One forward pass with module hooks.
+    """Logits `[batch, reads, vocab]` of a forward pass with module hooks; empty if the visitor stopped it.
 
-    Args:
-        skips: results of modules that need not run.
-
-    Returns:
-        Logits `[batch, reads, vocab]`; an empty tensor if the visitor stopped the pass.
+    `skips`: results of modules that need not run.
     """
     adapter.check_free()
     skips = skips or {}
@@ -161,10 +159,9 @@ def _logits_read(adapter: Adapter, inputs: Inputs) -> Tensor:
 
 
 def through_nnsight(adapter: Adapter, inputs: Inputs, visit: Visit) -> Tensor:
-    """One forward pass in an nnsight trace; arguments and result as for `through_hooks`."""
+    """One forward pass in an nnsight trace; result as for `through_hooks`."""
     adapter.check_free()
-    envoy = adapter.envoy
-    keywords = adapter.keywords(inputs)
+    envoy, keywords = adapter.envoy, adapter.keywords(inputs)
     count_forward(len(inputs.ids))
     box: list[Tensor] = []
     with envoy.trace(**keywords) as tracer:

@@ -1,7 +1,7 @@
 """The table of architecture families: where in its modules each family has what the adapter needs.
 
 A new family is one row here; from outside the package a `Family` is passed to `circuitfind.wrap` or `circuitfind.load`,
-or added with `register`. Everything that is not in the table is read from the model's config and modules.
+or added with `register`. Everything else is read from the model's config and modules.
 """
 
 from __future__ import annotations

@@ -38,7 +38,6 @@ class Model:
 
     @property
     def graph(self) -> Graph:
-        """Its computation graph."""
         return self.adapter.graph
 
     @property
@@ -77,11 +76,7 @@ class Model:
 def adapt(
     name: str, hf: nn.Module, tokenizer: Any = None, backend: str = "nnsight", family: Family | None = None
 ) -> Model:
-    """A `Model` made from a Hugging Face model in memory.
-
-    Raises:
-        ModelError: its family, or this form of it, is not covered.
-    """
+    """A `Model` made from a Hugging Face model in memory; its family, or this form of it, may not be covered."""
     if not hasattr(hf, "config"):
         raise ModelError(f"{type(hf).__name__} is not a Hugging Face model: it has no config")
     if backend not in BACKENDS:
@@ -93,11 +88,7 @@ def adapt(
 
 
 def fetch(
-    name: str,
-    dtype: str | torch.dtype | None = None,
-    device: Any = None,
-    family: Family | None = None,
-    **keywords: Any,
+    name: str, dtype: str | torch.dtype | None = None, device: Any = None, family: Family | None = None, **keywords: Any
 ) -> tuple[Any, Any]:
     """A Hugging Face model in evaluation mode, and its tokenizer or None.
 
@@ -135,11 +126,7 @@ def source_of(name: str) -> str:
 
 
 def config_of(name: str, **keywords: Any) -> Any:
-    """A model's configuration; weights are not loaded.
-
-    Raises:
-        ModelError: there is no such model.
-    """
+    """A model's configuration; weights are not loaded."""
     if Path(name).is_file():
         raise ModelError(f"cannot load '{name}': it is a file; give the folder that holds config.json and the weights")
     try:
@@ -149,11 +136,7 @@ def config_of(name: str, **keywords: Any) -> Any:
 
 
 def fetch_tokenizer(name: str, **keywords: Any) -> Any:
-    """A model's tokenizer, or None; weights are not loaded.
-
-    Raises:
-        ModelError: there is no such model.
-    """
+    """A model's tokenizer, or None; weights are not loaded."""
     config_of(name, **keywords)
     return _tokenizer(source_of(name), keywords)
 
@@ -175,7 +158,7 @@ def _tokenizer(source: str, keywords: dict[str, Any]) -> Any:
 
 
 def _why_not(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if Path(name).is_dir():
         return f"cannot load a causal language model from the folder '{name}': {reason}"
     return (

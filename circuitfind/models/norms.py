@@ -34,11 +34,7 @@ class Norm:
 
     @classmethod
     def of(cls, module: nn.Module, width: int, name: str, device: torch.device) -> Norm:
-        """Reads a norm module's formula.
-
-        Raises:
-            ModelError: the module is neither a LayerNorm nor an RMSNorm.
-        """
+        """Reads a norm module's formula; ModelError if the module is neither a LayerNorm nor an RMSNorm."""
         eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
         parameter = next(module.parameters(), None)
         dtype = torch.float64 if parameter is not None and parameter.dtype == torch.float64 else torch.float32
@@ -93,9 +89,7 @@ class Norm:
     def less_scale(self, y: Tensor, gradient: Tensor) -> Tensor:
         """`g - y mean(g y)`: what a gradient loses because the scale depends on x. Changes `gradient` in place.
 
-        Args:
-            y: `[..., d_model]` from `normed`.
-            gradient: `[(readers,) ..., d_model]`, with r and the weight in it already.
+        `y [..., d_model]` is from `normed`; `gradient [(readers,) ..., d_model]` has r and the weight in it already.
         """
         if self.fixed_scale:
             return gradient
