@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from circuitfind.errors import ModelError
-from circuitfind.models.families import Family
+from circuitfind.models.families import NORMS, Family
 from circuitfind.models.norms import Norm
 
 PROJECTIONS = ("q", "k", "v", "qkv")  # sites: outputs of the separate projections, or of the fused one
@@ -111,6 +111,12 @@ class LayerView:
         parameter: Tensor = next(self.block.parameters())
         return parameter.device
 
+    @property
+    def norms(self) -> dict[str, Norm]:
+        """Those that there are, by the names of the fields."""
+        found = {name: getattr(self, name) for name in NORMS}
+        return {name: norm for name, norm in found.items() if norm is not None}
+
     def _projections(self) -> list[Any]:
         return [self.module(getattr(self.family, site)) for site in self.family.projections]
 
@@ -150,11 +156,14 @@ class LayerView:
         """
         if self.family.down is None:
             raise ModelError("its MLPs are mixtures of experts: which weights are used depends on the prompt")
-        down = self.module(self.family.down)
+        read = torch.cat([weight_of(module).to(self.work) for module in self.mlp_projections()], dim=1)
+        return read, self._written_by(self.module(self.family.down), self.post_mlp_norm)
+
+    def mlp_projections(self) -> list[Any]:
+        """The linear modules of the MLP but its output projection."""
+        down = self.module(self.family.down) if self.family.down else None
         inside = self.module(self.family.mlp_in).modules()
-        reading = [module for module in inside if isinstance(module, (nn.Linear, Conv1D)) and module is not down]
-        read = torch.cat([weight_of(module).to(self.work) for module in reading], dim=1)
-        return read, self._written_by(down, self.post_mlp_norm)
+        return [module for module in inside if isinstance(module, (nn.Linear, Conv1D)) and module is not down]
 
     def _written_by(self, module: Any, norm: Norm | None) -> Tensor:
         weight = weight_of(module).to(self.work)
