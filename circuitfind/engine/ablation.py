@@ -57,11 +57,7 @@ class Ablation:
         return self.interchange and not self.redealt
 
     def check(self, batch: Batch, direction: str = "noising") -> None:
-        """Refuses pairs that this ablation, or this direction under it, is not defined for.
-
-        Raises:
-            TaskError, ScoreError: naming the ablation or direction, and the remedy.
-        """
+        """TaskError or ScoreError for pairs that this ablation, or this direction under it, is not defined for."""
         if self.equal_lengths:
             if batch.clean.padded or batch.corrupted.padded:
                 what = f"ablation '{self.name}' needs prompts of one length, these differ"
@@ -116,11 +112,7 @@ def register(ablation: Ablation) -> Ablation:
 
 
 def ablation_of(name: str | Ablation) -> Ablation:
-    """The ablation of this name.
-
-    Raises:
-        TaskError: there is none, with the ones that there are.
-    """
+    """The ablation of this name; TaskError with those that there are if there is none."""
     if isinstance(name, Ablation):
         return name
     if name not in ABLATIONS:

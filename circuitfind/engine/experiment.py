@@ -224,8 +224,7 @@ def bind(model: Model, task: Task | BoundTask) -> BoundTask:
     """The task in the model's tokens, on its device; one that is bound to this model already stays as it is.
 
     Raises:
-        ModelError: `model` did not come from `load` or `wrap`.
-        TaskError: `task` is no task, was bound to another model, or does not fit this one.
+        ModelError, TaskError: `model` or `task` is something else, or the two do not fit.
     """
     check_model(model)
     if isinstance(task, Task):
@@ -246,11 +245,7 @@ def bind(model: Model, task: Task | BoundTask) -> BoundTask:
 
 
 def check_model(model: Any) -> None:
-    """Refuses what did not come from `load` or `wrap`.
-
-    Raises:
-        ModelError: naming what it is.
-    """
+    """Raises a ModelError for what did not come from `load` or `wrap`, which says what it is."""
     if isinstance(model, Model):
         return
     what = f"a {type(model).__name__}: give what cf.load or cf.wrap returned"

@@ -57,11 +57,7 @@ def check_identities(adapter: Adapter, seed: int = 0) -> list[Identity]:
 
 
 def require_identities(adapter: Adapter) -> list[Identity]:
-    """Runs the identities and refuses a model that fails one.
-
-    Raises:
-        ModelError: naming the identity and its error.
-    """
+    """Runs the identities; ModelError, naming the identity and its error, for a model that fails one."""
     identities = check_identities(adapter)
     for name, error, tolerance in identities:
         if not error <= tolerance:  # NaN is no small error

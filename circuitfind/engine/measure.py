@@ -71,8 +71,7 @@ def measure(
         key: what decides the places, for the checkpoint.
 
     Raises:
-        ScoreError: an effect is NaN or infinite.
-        FileError: the checkpoint belongs to another run.
+        ScoreError, FileError: an effect is NaN or infinite; the checkpoint belongs to another run.
     """
     noising, metric = experiment.setting.noising, experiment.metric
     own = experiment.key(*key) if checkpoint else ""

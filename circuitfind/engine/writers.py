@@ -42,20 +42,15 @@ class Writers(NamedTuple):
         return self.map(torch.sub, other)
 
 
-def output(adapter: Adapter, values: Writers, writer: int, less: Writers | None = None) -> Tensor:
-    """`[batch, pos, d_model]`: one writer's value at the residual stream, or (`less`) how far it is from another."""
-    graph = adapter.graph
-
-    def difference(pick: Callable[[Writers], Tensor]) -> Tensor:
-        return pick(values) if less is None else pick(values) - pick(less)
-
+def output(adapter: Adapter, values: Writers, writer: int) -> Tensor:
+    """`[batch, pos, d_model]`: one writer's value at the residual stream."""
+    graph, layer = adapter.graph, adapter.graph.layer_of(writer)
     if writer == 0:
-        return difference(lambda side: side.embed)
-    layer = graph.layer_of(writer)
+        return values.embed
     if writer == graph.mlp(layer):
-        return difference(lambda side: side.mlps[layer])
+        return values.mlps[layer]
     head = writer - graph.head(layer)
-    return difference(lambda side: side.heads[layer][..., head, :]) @ adapter.layers[layer].output_weight()[head]
+    return values.heads[layer][..., head, :] @ adapter.layers[layer].output_weight()[head]
 
 
 def total(adapter: Adapter, value: Writers, other: Writers, writers: np.ndarray, tokens: slice) -> Tensor:
@@ -68,8 +63,7 @@ def total(adapter: Adapter, value: Writers, other: Writers, writers: np.ndarray,
     def difference(one: Tensor, two: Tensor) -> Tensor:
         return one.flatten(0, 1)[tokens] - two.flatten(0, 1)[tokens]
 
-    start = other.embed.flatten(0, 1)[tokens]
-    result = difference(value.embed, other.embed) if writers[0] else torch.zeros_like(start)
+    result = difference(value.embed, other.embed) if writers[0] else torch.zeros_like(other.embed.flatten(0, 1)[tokens])
     for layer in sorted({graph.layer_of(u) for u in (np.flatnonzero(writers[1:]) + 1).tolist()}):
         inside = torch.from_numpy(np.flatnonzero(writers[graph.heads(layer)])).to(result.device)
         if len(inside):

@@ -169,11 +169,7 @@ class Adapter:
 
 
 def graph_of(model: Any, family: Family | None = None) -> Graph:
-    """A model's computation graph, from its modules and its config; weights are not read.
-
-    Raises:
-        ModelError: its family, or this form of it, is not supported, or a module is missing.
-    """
+    """A model's computation graph, from its modules and its config; weights are not read."""
     config = model.config.get_text_config()
     family = _within(model, family_of(config, family))
     _check_paths(model, family)

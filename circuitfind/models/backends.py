@@ -77,11 +77,7 @@ def _with_first(output: Any, value: Tensor) -> Any:
 
 @contextmanager
 def attached(adapter: Adapter, visit: Visit) -> Iterator[None]:
-    """Inside, every forward pass takes the visitor to every site but the unembedding.
-
-    Raises:
-        _Stopped: in a pass that the visitor ends; `through_hooks` catches it.
-    """
+    """Inside, every forward pass takes the visitor to every site but the unembedding (`_Stopped` if that ends it)."""
 
     def visited(site: Site, value: Tensor) -> Tensor | None:
         new = visit(site.name, site.layer, value)
@@ -203,11 +199,7 @@ def through(adapter: Adapter, inputs: Inputs, visit: Visit) -> Tensor:
 
 
 def observe(adapter: Adapter) -> None:
-    """Finds in one short run the order in which the sites execute, and which modules return tuples.
-
-    Raises:
-        ModelError: a module of the family did not run.
-    """
+    """Finds in one short run the order in which the sites execute, and which modules return tuples."""
     ids = torch.zeros(1, 2, dtype=torch.long, device=adapter.device)
     inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids[:, :1]))
     seen: list[tuple[str, int]] = []

@@ -192,11 +192,7 @@ _BUILT_IN = frozenset(FAMILIES)
 
 
 def register(model_type: str, family: Family) -> Family:
-    """Adds a family, by the `model_type` of its config; one that was registered earlier under this type is replaced.
-
-    Raises:
-        ModelError: it is not a `Family`, or the type is in the table: then pass it with `family=`.
-    """
+    """Adds a family, by the `model_type` of its config; one that was registered earlier under this type is replaced."""
     if not isinstance(family, Family):
         raise ModelError(f"register: {family!r} is not a circuitfind.Family")
     if model_type in _BUILT_IN:
@@ -206,11 +202,7 @@ def register(model_type: str, family: Family) -> Family:
 
 
 def family_of(config: Any, family: Family | None = None) -> Family:
-    """The row for a model's config (or `family` in its place), in the form that the config asks for.
-
-    Raises:
-        ModelError: the family, or this form of it, is not covered.
-    """
+    """The row for a model's config (or `family` in its place), in the form that the config asks for."""
     kind = getattr(config, "model_type", None)
     if family is None:
         if kind not in FAMILIES:

@@ -150,9 +150,6 @@ class LayerView:
         """`[d_model, hidden]`, all projections of the MLP's input, and `[hidden, d_model]`, its output projection.
 
         The first without changes, the second with the post-norm's weight and the residual multiplier folded in.
-
-        Raises:
-            ModelError: the MLP has no single output projection (a mixture of experts).
         """
         if self.family.down is None:
             raise ModelError("its MLPs are mixtures of experts: which weights are used depends on the prompt")

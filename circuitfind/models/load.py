@@ -38,6 +38,7 @@ class Model:
 
     @property
     def graph(self) -> Graph:
+        """Its computation graph."""
         return self.adapter.graph
 
     @property
@@ -76,7 +77,7 @@ class Model:
 def adapt(
     name: str, hf: nn.Module, tokenizer: Any = None, backend: str = "nnsight", family: Family | None = None
 ) -> Model:
-    """A `Model` made from a Hugging Face model in memory; its family, or this form of it, may not be covered."""
+    """A `Model` of a Hugging Face model in memory; ModelError if its family, or this form of it, is not covered."""
     if not hasattr(hf, "config"):
         raise ModelError(f"{type(hf).__name__} is not a Hugging Face model: it has no config")
     if backend not in BACKENDS:
