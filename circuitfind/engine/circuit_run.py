@@ -102,7 +102,8 @@ def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = No
     """
     plan = Plan.of(prepared, masks, prefers_sparse(prepared, masks) if sparse is None else sparse)
     visitor = CircuitVisitor(prepared, plan)
-    return run_side_by_side(prepared.adapter, prepared.batch.clean, len(masks), visitor, skippable(prepared, plan))
+    skips = skippable(prepared, plan) if plan.sparse else {}
+    return run_side_by_side(prepared.adapter, prepared.batch.clean, len(masks), visitor, skips)
 
 
 def run_without(prepared: Prepared, removed: np.ndarray) -> Tensor:
@@ -132,8 +133,6 @@ def run_side_by_side(adapter: Adapter, inputs: Inputs, times: int, visit: Visit,
 def skippable(prepared: Prepared, plan: Plan) -> dict[str, Tensor]:
     """Modules that the sparse form need not run, with values of the right shape."""
     skips: dict[str, Tensor] = {}
-    if not plan.sparse:
-        return skips
     family, empty, times = prepared.adapter.family, prepared.empty, len(plan.terms)
     for layer, view in enumerate(prepared.adapter.layers):
         if not plan.runs(layer, "all"):
@@ -158,7 +157,12 @@ def apart(value: Tensor, times: int) -> Tensor:
 
 
 class CircuitVisitor:
-    """Fills `D` as writers are computed and overwrites the active readers."""
+    """Fills `D` as writers are computed and overwrites the active readers.
+
+    A writer's D is complete before the first reader that sees it is reached, because both are met in the order of
+    computation. In the sparse form skipped modules leave D as it was first written, and a running stream that means
+    nothing: whatever a reader without a term reads is put there from the empty run.
+    """
 
     def __init__(self, prepared: Prepared, plan: Plan) -> None:
         self.prepared, self.plan, self.adapter = prepared, plan, prepared.adapter
@@ -179,7 +183,7 @@ class CircuitVisitor:
     def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
         plan, empty = self.plan, self.prepared.empty
         if site == "resid":
-            self._resid = self._repeated(empty.resid[layer]) if plan.sparse else value
+            self._resid = self._base(empty.resid[layer], value)
             if not layer and not plan.sparse:
                 self._write(0, apart(value.to(self.adapter.work), self.times) - self.prepared.ablated.embed)
         elif site in PROJECTIONS:
@@ -195,8 +199,7 @@ class CircuitVisitor:
             self.note_written(layer, "mlp", written)
             self._write(self.graph.mlp(layer), written - self.prepared.ablated.mlps[layer])
         elif site == "final":
-            # in the sparse form the running stream means nothing: skipped blocks have put anything there
-            base = self._repeated(empty.resid[-1]) if plan.sparse else value
+            base = self._base(empty.resid[-1], value)
             streams = self._streams(np.array([self.graph.n_readers - 1]), base)
             return base if streams is None else streams[0].view(value.shape).to(value.dtype)
         return None
@@ -241,8 +244,9 @@ class CircuitVisitor:
             self._resid = self._resid + view.attn_written(attn_out).to(self._resid.dtype)
 
     # ---------------------------------------------------------------- readers
-    def _repeated(self, value: Tensor) -> Tensor:
-        return side_by_side(value, self.times)
+    def _base(self, empty: Tensor, own: Tensor) -> Tensor:
+        """What is there without any term: a value of the empty run in the sparse form, the model's own in the dense."""
+        return side_by_side(empty, self.times) if self.plan.sparse else own
 
     def _streams(self, readers: np.ndarray, base: Tensor) -> Tensor | None:
         """`[readers, circuits x batch x pos, d_model]` that the readers see; None if the baseline is all they see."""
@@ -279,16 +283,16 @@ class CircuitVisitor:
         starts = range(0, n_tokens, size)
         return [(k, slice(start, min(start + size, n_tokens))) for k in range(self.times) for start in starts]
 
-    def _projection(self, site: str, layer: int, value: Tensor) -> Tensor | None:
+    def _projection(self, site: str, layer: int, value: Tensor) -> Tensor:
         """Overwrites the active heads in a projection's output; all three kinds are computed at the first of them."""
         if self._values_of != layer:  # the first of the layer's projections, whichever comes first in this family
             self._values, self._values_of = self._attention_values(layer), layer
-        layout, empty = self.adapter.layers[layer].layout, self.prepared.empty.qkv[layer]._asdict()
+        layout = self.adapter.layers[layer].layout
+        base = self._base(layout.whole(site, self.prepared.empty.qkv[layer]._asdict()), value)
         if self._values.keys().isdisjoint(site):  # a projection's name spells its kinds: "q" or "qkv"
-            return self._repeated(layout.whole(site, empty)) if self.plan.sparse else None
-        # not what the projection has put out in the sparse form: it has read a stream that means nothing
-        own = {kind: self._repeated(empty[kind]) for kind in site} if self.plan.sparse else layout.parts(site, value)
-        return layout.whole(site, {kind: self._overwritten(kind, layer, heads) for kind, heads in own.items()})
+            return base
+        parts = layout.parts(site, base)
+        return layout.whole(site, {kind: self._overwritten(kind, layer, heads) for kind, heads in parts.items()})
 
     def _overwritten(self, kind: str, layer: int, own: Tensor) -> Tensor:
         if kind not in self._values:
@@ -316,10 +320,10 @@ class CircuitVisitor:
         pieces = zip(counts, values.split(list(counts.values()), dim=2), strict=True)
         return {kind: piece for kind, piece in pieces if counts[kind]}
 
-    def _mlp(self, layer: int, value: Tensor) -> Tensor | None:
-        # not self._resid in the sparse form: a skipped attention never reaches the site that moves it on
-        base = self._repeated(self.prepared.empty.middle[layer]) if self.plan.sparse else self._resid
+    def _mlp(self, layer: int, value: Tensor) -> Tensor:
+        # self._resid is of no use in the sparse form: a skipped attention never reaches the site that moves it on
+        base = self._base(self.prepared.empty.middle[layer], self._resid)
         streams = self._streams(self.plan.readers(layer, "mlp"), base)
         if streams is None:
-            return self._repeated(self.prepared.empty.mlp_in[layer]) if self.plan.sparse else None
+            return self._base(self.prepared.empty.mlp_in[layer], value)
         return self.adapter.layers[layer].mlp_reads(streams[0]).view(value.shape).to(value.dtype)
