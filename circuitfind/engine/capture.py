@@ -113,11 +113,11 @@ class Recorder:
     def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
         given = self.outputs.get((site, layer))
         value = value if given is None else given
-        run, view, detached = self.run, self.adapter.layers[min(layer, self.adapter.graph.n_layers - 1)], value.detach()
+        run, detached = self.run, value.detach()
         if site == "resid":
             return self._enter_block(layer, value)
         if site in PROJECTIONS:
-            self._separate |= view.layout.parts(site, detached)
+            self._separate |= self.adapter.layers[layer].layout.parts(site, detached)
             if len(self._separate) == 3:
                 run.qkv.append(Heads(**self._separate))
                 self._separate = {}
@@ -127,13 +127,15 @@ class Recorder:
         elif site == "z":
             self._z = detached
         elif site == "attn_out":
+            view = self.adapter.layers[layer]
             run.heads.append(view.scaled_heads(self._z, detached))
             run.attn_out.append(detached)
             resid = run.resid[layer]
             run.middle.append(resid if self.adapter.graph.parallel else resid + view.attn_written(detached).to(resid))
         elif site == "mlp_out":
             run.mlp_out.append(detached.clone())  # Falcon adds into this tensor in place
-            run.mlps.append(view.mlp_written(run.mlp_out[-1]).view(run.resid[0].shape))
+            written = self.adapter.layers[layer].mlp_written(run.mlp_out[-1])
+            run.mlps.append(written.view(run.resid[0].shape))
         else:
             (run.resid if site == "final" else run.mlp_in).append(detached)
             if self.differentiate:

@@ -41,30 +41,27 @@ class Reach:
         coupled: as for `feeding`.
 
     Attributes:
+        feeds: from `feeding`.
         reached: `[nodes]` bool; useful: `[readers]` bool; inputs: `[nodes]` number of kept edges in.
     """
 
     def __init__(self, graph: Graph, mask: np.ndarray, coupled: bool = False) -> None:
         self.graph, self.mask = graph, mask
-        feeds = feeding(graph, coupled)
+        self.feeds = feeds = feeding(graph, coupled)
         self._fed = [np.flatnonzero(row).tolist() for row in feeds]  # nodes that a reader feeds
         self._feeding = [np.flatnonzero(column).tolist() for column in feeds.T]  # readers that feed a node
         self.inputs = mask.sum(axis=0) @ feeds.astype(np.int64)
         self.reached = np.zeros(graph.n_nodes, dtype=bool)
         self.useful = np.zeros(graph.n_readers, dtype=bool)
         self.into, self.out = np.zeros(graph.n_nodes, dtype=np.int64), np.zeros(graph.n_writers, dtype=np.int64)
-        self._start(feeds)
-
-    def _start(self, feeds: np.ndarray) -> None:
-        """The first counts: one sweep forwards and one backwards in the order of computation."""
-        self.reached[0] = True
-        for writer in range(self.graph.n_writers):
+        # the first counts: one sweep forwards and one backwards in the order of computation
+        self.reached[0] = self.useful[-1] = True
+        for writer in range(graph.n_writers):
             if self.reached[writer]:
-                self.into += self.mask[writer] @ feeds.astype(np.int64)
+                self.into += mask[writer] @ feeds.astype(np.int64)
                 self.reached |= self.into > 0
-        self.useful[-1] = True
-        for writer in reversed(range(self.graph.n_writers)):
-            self.out[writer] = (self.mask[writer] & self.useful).sum()
+        for writer in reversed(range(graph.n_writers)):
+            self.out[writer] = (mask[writer] & self.useful).sum()
             if self.out[writer]:
                 self.useful[self._feeding[writer]] = True
 

@@ -91,9 +91,8 @@ class CircuitState:
         """
         if self.prepared.interchange:
             writers = writers & self.reach.reached[:-1]
-        return self.adapter.centre(
-            total(self.adapter, current or self.run.writers, self.prepared.ablated, writers, tokens)
-        )
+        current = current or self.run.writers
+        return self.adapter.centre(total(self.adapter, current, self.prepared.ablated, writers, tokens))
 
     def base(self, reader: int) -> Tensor:
         """`[batch x pos, d_model]`: what a reader without any edge sees."""
@@ -128,8 +127,7 @@ class CircuitState:
                 mine = changed[graph.readers(layer, kind)]
                 if not mine.any():
                     continue
-                fed = graph.serves[graph.readers(layer, kind)][mine][:, nodes].any(axis=0)
-                writers[nodes] = True if self.adapter.coupled and kind == "qkv" else fed
+                writers[nodes] = self.reach.feeds[graph.readers(layer, kind)][mine][:, nodes].any(axis=0)
                 led = self.mask[nodes][writers[nodes]].any(axis=0) if kind == "qkv" else self.mask[nodes]
                 changed |= led & self.reach.useful
         return changed, writers
