@@ -99,11 +99,7 @@ ABLATIONS: dict[str, Ablation] = {ablation.name: ablation for ablation in _BUILT
 
 
 def register(ablation: Ablation) -> Ablation:
-    """Gives an ablation its name, in this process.
-
-    Raises:
-        TaskError: the name is taken, or it is not an `Ablation`.
-    """
+    """Gives an ablation its name, in this process; TaskError if the name is taken, or it is not an `Ablation`."""
     if not isinstance(ablation, Ablation):
         raise TaskError(f"register: {ablation!r} is not a circuitfind.Ablation")
     if ABLATIONS.get(ablation.name, ablation) is not ablation:

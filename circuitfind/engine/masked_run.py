@@ -85,7 +85,7 @@ class MaskedVisitor:
         self._heads: list[Tensor] = []  # D by layer, `[heads, tokens, d_model]`
         self._mlps: list[Tensor] = []
         self._z: Tensor
-        self._values: Heads
+        self._values: Heads  # of the layer `_values_of`
         self._values_of = -1
 
     def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | None:

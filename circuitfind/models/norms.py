@@ -73,10 +73,7 @@ class Norm:
         return y if self.bias is None else y + self.bias
 
     def pull_back(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """Vector-Jacobian product: the gradient at the norm's input x from that at its output.
-
-        With `g = r weight gradient` it is `C^T (g - y mean(g y))`, see `less_scale`.
-        """
+        """The gradient at the input x from that at the output: `C^T (g - y mean(g y))` with `g = r weight gradient`."""
         y, r = self.normed(x)
         return self.centre(self.less_scale(y, gradient * self.weight * r))
 
