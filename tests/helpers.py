@@ -12,10 +12,9 @@ from torch import Tensor
 from circuitfind.batch import Batch, Inputs
 from circuitfind.engine.ablation import ablation_of, mean_of, sum_writers
 from circuitfind.engine.capture import capture, capture_gradients
-from circuitfind.engine.circuit_run import CircuitVisitor
-from circuitfind.engine.contract import edge_effects
-from circuitfind.engine.plan import Plan
+from circuitfind.engine.circuit_run import CircuitVisitor, Plan
 from circuitfind.engine.prepare import Prepared
+from circuitfind.engine.stream_effects import edge_effects
 from circuitfind.engine.writers import Writers
 from circuitfind.graph import Graph
 from circuitfind.models.adapter import Adapter

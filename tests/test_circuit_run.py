@@ -15,8 +15,7 @@ from torch import Tensor
 from circuitfind.batch import Batch
 from circuitfind.engine import memory
 from circuitfind.engine.ablation import ablation_of, mean_of, resampled, sum_writers
-from circuitfind.engine.circuit_run import run_circuits
-from circuitfind.engine.plan import prefers_sparse
+from circuitfind.engine.circuit_run import prefers_sparse, run_circuits
 from circuitfind.engine.prepare import Prepared, prepare
 from circuitfind.errors import TaskError
 from circuitfind.graph import Graph

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from circuitfind.models.layout import Heads, Layout
+from circuitfind.models.layer import Heads, Layout
 
 LAYOUTS = [
     Layout("concat", 4, 4, 3),

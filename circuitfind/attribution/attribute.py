@@ -17,9 +17,8 @@ from circuitfind.attribution.method import Method, Request, Scored, as_array
 from circuitfind.attribution.methods import method_of, request_of
 from circuitfind.calls import model_call
 from circuitfind.engine.capture import ReaderGradients, Run
-from circuitfind.engine.contract import edge_effects
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.stream_effects import node_effects
+from circuitfind.engine.stream_effects import edge_effects, node_effects
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter

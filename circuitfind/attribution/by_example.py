@@ -20,13 +20,13 @@ from circuitfind.attribution.method import Method, Request
 from circuitfind.attribution.methods import METHODS
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import ReaderGradients, Run
-from circuitfind.engine.contract import edge_effects
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory import BY_EXAMPLE
+from circuitfind.engine.stream_effects import edge_effects
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
-from circuitfind.models.layout import Heads
+from circuitfind.models.layer import Heads
 
 
 def check_by_example(method: Method) -> None:

@@ -7,8 +7,7 @@ weight. The line is that of the residual entering layer 0, or of one component's
 Where prompts are aligned, the line's corrupted end is the clean prompt with the corrupted embedding at its positions
 (`engine/capture.py`).
 
-The contraction with the gradients differs for edges (`engine/contract.py`), nodes and places
-(`engine/stream_effects.py`).
+The contraction with the gradients (`engine/stream_effects.py`) differs for edges, nodes and places.
 """
 
 from __future__ import annotations

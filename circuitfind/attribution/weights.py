@@ -25,8 +25,7 @@ from circuitfind.attribution.method import Method, Request, centred
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ModelError, ScoreError
 from circuitfind.models.adapter import Adapter
-from circuitfind.models.layer import LayerView
-from circuitfind.models.layout import Heads
+from circuitfind.models.layer import Heads, LayerView
 from circuitfind.progress import track
 from circuitfind.record import NO_EFFECT
 

@@ -30,10 +30,10 @@ what its removal changes.
 What the runs are about is said once, in an `Experiment` (`experiment.py`): the model, the pairs, and the setting. From
 the bottom up:
 
-1. `writers.py`, `readers.py`: what adds to the stream, and attention's readers as one affine map of it.
+1. `writers.py`: what adds to the stream. (What reads it, as one affine map: `AttentionReaders` in `models/layer.py`.)
 2. `capture.py`, `ablation.py`, `prepare.py`, `experiment.py`: the runs that do not depend on a circuit.
-3. `contract.py`, `stream_effects.py`: first-order effects from one backward pass; `relevance.py`: other rules back.
-4. `plan.py`, `circuit_run.py`, `masked_run.py`: exact circuits, hard and soft.
+3. `stream_effects.py`: first-order effects from one backward pass; `relevance.py`: other rules back.
+4. `circuit_run.py`, `masked_run.py`: exact circuits, hard and soft.
 5. `restart.py`, `sites.py`, `measure.py`: patching, and the one loop that measures it.
 6. `reach.py`, `revision.py`: a circuit that loses edges.
 7. `identities.py`: what every model must pass before its numbers are believed; `unembedding.py`; `memory.py`: every

@@ -57,16 +57,11 @@ class Ablation:
         return self.interchange and not self.redealt
 
     def check(self, batch: Batch, direction: str = "noising") -> None:
-        """Refuses pairs that this ablation, or this direction under it, is not defined for.
-
-        Raises:
-            TaskError, ScoreError: naming the ablation or direction, and the remedy.
-        """
-        if self.equal_lengths and (batch.clean.padded or batch.corrupted.padded):
-            raise TaskError(
-                f"ablation '{self.name}' needs prompts of one length, these differ: use 'corrupted' or 'mean'"
-            )
+        """TaskError or ScoreError for pairs that this ablation, or this direction under it, is not defined for."""
         if self.equal_lengths:
+            if batch.clean.padded or batch.corrupted.padded:
+                what = f"ablation '{self.name}' needs prompts of one length, these differ"
+                raise TaskError(f"{what}: use 'corrupted' or 'mean'")
             refuse_aligned(batch, f"ablation '{self.name}'", "use 'corrupted', 'mean' or 'zero'")
         self.check_direction(direction)
         if direction == "denoising":
@@ -113,11 +108,7 @@ def register(ablation: Ablation) -> Ablation:
 
 
 def ablation_of(name: str | Ablation) -> Ablation:
-    """The ablation of this name.
-
-    Raises:
-        TaskError: there is none, with the ones that there are.
-    """
+    """The ablation of this name; TaskError with those that there are if there is none."""
     if isinstance(name, Ablation):
         return name
     if name not in ABLATIONS:
@@ -127,10 +118,9 @@ def ablation_of(name: str | Ablation) -> Ablation:
 
 def resampled(batch: Batch, seed: int) -> Batch:
     """The same pairs with their corrupted prompts dealt out anew; no example keeps its own."""
-    size = len(batch)
-    if size < 2:
+    if len(batch) < 2:
         raise TaskError("ablation 'resample' needs at least two examples")
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))
     other = torch.empty_like(order)
     other[order] = order.roll(1)
     return replace(batch, corrupted=batch.corrupted.rows(other.to(batch.corrupted.ids.device)))

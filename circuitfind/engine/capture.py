@@ -4,8 +4,8 @@
    positions.
 2. `capture_gradients` roots autograd at a detached layer-0 input and takes gradients at the q, k, v projection outputs,
    the MLP inputs and the final norm's input. MLP inputs get a fresh autograd node (`view_as`): a norm shared by
-   attention and MLP would otherwise count both branches' gradients at either reader.
-3. Outputs of attention or MLP modules can be given: they become constants, which no gradient flows through.
+   attention and MLP would otherwise count both branches' gradients at either reader. Given outputs of attention or MLP
+   modules become constants, which no gradient flows through.
 
 Where prompts are aligned by spans, the corrupted run is seen from the clean prompts (`capture_corrupted`). What it left
 at position `alignment[t]` stands at the clean prompt's position t, the embedding with its learned position included, so
@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import STOP, Stop, through, undisturbed
-from circuitfind.models.layout import PROJECTIONS, Heads
+from circuitfind.models.layer import PROJECTIONS, Heads
 
 # ("attn_out" or "mlp_out", layer) -> what that module returns: the attention's output projection, or the MLP
 Outputs = Mapping[tuple[str, int], Tensor]
@@ -78,39 +78,49 @@ class Run:
     def writers(self) -> Writers:
         return Writers(self.resid[0].to(self.mlps[0].dtype), self.heads, self.mlps)
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Run:
+        """The same function of every value but the logits."""
 
+        def each(value: Any) -> Any:
+            return Heads(*map(function, value)) if isinstance(value, Heads) else function(value)
+
+        names = (one.name for one in fields(self) if one.name != "logits")
+        return Run(**{name: list(map(each, getattr(self, name))) for name in names}, logits=self.logits)
+
+
+@dataclass
 class Recorder:
-    """The visitor that fills a `Run`."""
+    """The visitor that fills a `Run`; arguments as for `capture` and `capture_gradients`."""
 
-    def __init__(
-        self,
-        adapter: Adapter,
-        stop: bool = False,
-        embed: Tensor | None = None,
-        differentiate: bool = False,
-        outputs: Outputs | None = None,
-    ) -> None:
-        self.adapter, self.stop, self.embed, self.differentiate = adapter, stop, embed, differentiate
-        self.outputs = outputs or {}
+    adapter: Adapter
+    stop: bool = False
+    embed: Tensor | None = None
+    differentiate: bool = False
+    outputs: Outputs = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
         self.run = Run()
         self.leaves: dict[tuple[str, int], Tensor] = {}
-        self._separate: dict[str, Tensor] = {}
-        self._z: Tensor  # the heads of the layer whose output is being waited for
+        self._separate: dict[str, Tensor] = {}  # projections of a layer whose other projections are waited for
+        self._z: Tensor  # the heads of the layer whose output is waited for
+
+    def record(self, inputs: Inputs) -> Run:
+        """Runs the model without gradients."""
+        with torch.no_grad(), undisturbed(self.adapter.model):
+            self.run.logits = through(self.adapter, inputs, self)
+        return self.run
 
     def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
         given = self.outputs.get((site, layer))
         value = value if given is None else given
         run, detached = self.run, value.detach()
-        if site in ("mlp_in", "final") and self.differentiate:
-            # the final norm's input stays itself: a hook on that norm sees what it was before nnsight replaces it
-            leaf = value.view_as(value) if site == "mlp_in" else value
-            self.leaves[site, layer] = leaf
-            self._note_input(site, detached)
-            return None if leaf is value else leaf
         if site == "resid":
             return self._enter_block(layer, value)
         if site in PROJECTIONS:
-            self._note_projection(site, detached)
+            self._separate |= self.adapter.layers[layer].layout.parts(site, detached)
+            if len(self._separate) == 3:
+                run.qkv.append(Heads(**self._separate))
+                self._separate = {}
             if self.differentiate:
                 self.leaves[site, layer] = value
                 return value.clone()  # OLMo clips this tensor in place: the gradient is needed from before
@@ -123,11 +133,16 @@ class Recorder:
             resid = run.resid[layer]
             run.middle.append(resid if self.adapter.graph.parallel else resid + view.attn_written(detached).to(resid))
         elif site == "mlp_out":
-            out = detached.clone()  # Falcon adds into this tensor in place
-            run.mlp_out.append(out)
-            run.mlps.append(self.adapter.layers[layer].mlp_written(out).view(run.resid[0].shape))
+            run.mlp_out.append(detached.clone())  # Falcon adds into this tensor in place
+            written = self.adapter.layers[layer].mlp_written(run.mlp_out[-1])
+            run.mlps.append(written.view(run.resid[0].shape))
         else:
-            self._note_input(site, detached)
+            (run.resid if site == "final" else run.mlp_in).append(detached)
+            if self.differentiate:
+                # the final norm's input stays itself: a hook on that norm sees what it was before nnsight replaces it
+                leaf = value if site == "final" else value.view_as(value)
+                self.leaves[site, layer] = leaf
+                return None if leaf is value else leaf
             return STOP if site == "final" and self.stop else None
         return None if given is None else given.clone()  # Falcon adds into the MLP's output in place
 
@@ -139,15 +154,6 @@ class Recorder:
         self.run.resid.append(root)
         return root.clone().requires_grad_(self.differentiate)
 
-    def _note_projection(self, site: str, value: Tensor) -> None:
-        self._separate |= self.adapter.layers[0].layout.parts(site, value)
-        if len(self._separate) == 3:
-            self.run.qkv.append(Heads(**self._separate))
-            self._separate = {}
-
-    def _note_input(self, site: str, value: Tensor) -> None:
-        (self.run.resid if site == "final" else self.run.mlp_in).append(value)
-
 
 def capture(adapter: Adapter, inputs: Inputs, stop: bool = False, embed: Tensor | None = None) -> Run:
     """Runs the model without gradients.
@@ -156,10 +162,7 @@ def capture(adapter: Adapter, inputs: Inputs, stop: bool = False, embed: Tensor 
         stop: end the pass before the unembedding (no logits).
         embed: `[batch, pos, d_model]` to use in place of the residual that enters layer 0.
     """
-    recorder = Recorder(adapter, stop, embed)
-    with torch.no_grad(), undisturbed(adapter.model):
-        recorder.run.logits = through(adapter, inputs, recorder)
-    return recorder.run
+    return Recorder(adapter, stop, embed).record(inputs)
 
 
 def capture_gradients(
@@ -173,73 +176,60 @@ def capture_gradients(
 
     Args:
         metric: from logits `[batch, reads, vocab]` to `[batch]` values; their sum is differentiated.
-        embed: `[batch, pos, d_model]` to use in place of the residual that enters layer 0.
+        embed: as for `capture`.
         outputs: constants to use in place of these modules' outputs.
-
-    Raises:
-        ScoreError: the metric cannot be differentiated.
     """
-    recorder = Recorder(adapter, embed=embed, differentiate=True, outputs=outputs)
+    recorder = Recorder(adapter, embed=embed, differentiate=True, outputs=outputs or {})
     with torch.enable_grad(), undisturbed(adapter.model):
         logits = through(adapter, inputs, recorder)
-        wide = logits.detach().to(adapter.work).requires_grad_(True)
-        values = metric(wide)
-        if not values.requires_grad:
-            raise ScoreError(
-                "the metric does not depend on the logits in a differentiable way (an argmax, a comparison, or .item()"
-                " inside?): attribution needs a gradient; exact patching (method='exact') does not"
-            )
-        (at_logits,) = torch.autograd.grad(values.sum(), wide, allow_unused=True)
-        at_logits = torch.zeros_like(wide) if at_logits is None else at_logits
-        scale = _loss_scale(at_logits, adapter.dtype)
-        leaves = list(recorder.leaves.values())
+        values, at_logits = metric_gradient(
+            logits.to(adapter.work),
+            metric,
+            "the metric",
+            "attribution needs a gradient; exact patching (method='exact') does not",
+        )
+        scale = power_of_two(at_logits) if adapter.dtype == torch.float16 else 1.0
         count_backward(len(inputs.ids))
-        seed = (at_logits * scale).to(logits.dtype)
+        seed, leaves = (at_logits / scale).to(logits.dtype), list(recorder.leaves.values())
         # what only a given output depends on has no gradient
         found = torch.autograd.grad(logits, leaves, grad_outputs=seed, materialize_grads=bool(outputs))
-        grads = {key: g.to(adapter.work) / scale for key, g in zip(recorder.leaves, found, strict=True)}
-    recorder.run.logits = logits.detach()
-    layout, n_layers, shape = adapter.layers[0].layout, adapter.graph.n_layers, recorder.run.resid[0].shape
-    parts: list[dict[str, Tensor]] = [{} for _ in range(n_layers)]
-    for (site, layer), grad in grads.items():
-        if site in PROJECTIONS:
-            parts[layer] |= layout.parts(site, grad)
-    qkv = [Heads(**found) for found in parts]
-    mlp = [grads["mlp_in", layer].view(shape) for layer in range(n_layers)]
-    return Gradients(recorder.run, ReaderGradients(qkv, mlp, grads["final", n_layers]), values.detach())
+    at = {key: gradient.to(adapter.work) * scale for key, gradient in zip(recorder.leaves, found, strict=True)}
+    run = recorder.run
+    run.logits = logits.detach()
+    qkv, mlp = [], []
+    for layer, view in enumerate(adapter.layers):
+        qkv.append(view.as_heads([at[site, layer] for site in adapter.family.projections]))
+        mlp.append(at["mlp_in", layer].view(run.resid[0].shape))
+    return Gradients(run, ReaderGradients(qkv, mlp, at["final", len(mlp)]), values)
 
 
-def _loss_scale(at_logits: Tensor, dtype: torch.dtype) -> float:
-    """A power of two that brings a float16 model's gradients at the logits to about 1: they would underflow."""
-    largest = float(at_logits.abs().max())
-    return 2.0 ** -round(math.log2(largest)) if dtype == torch.float16 and 0 < largest < math.inf else 1.0
+def metric_gradient(
+    logits: Tensor, metric: Callable[[Tensor], Tensor], name: str, remedy: str
+) -> tuple[Tensor, Tensor]:
+    """A metric's `[batch]` values, and the gradient of their sum at the logits; ScoreError if there is none."""
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_(True)
+        values = metric(leaf)
+        if not values.requires_grad:
+            raise ScoreError(
+                f"{name} does not depend on the logits in a differentiable way (an argmax, a comparison, or .item()"
+                f" inside?): {remedy}"
+            )
+        (gradient,) = torch.autograd.grad(values.sum(), leaf, materialize_grads=True)
+    return values.detach(), gradient
+
+
+def power_of_two(gradient: Tensor) -> float:
+    """The power of two next to the largest gradient: divided by it, none underflows in a float16 model."""
+    largest = float(gradient.abs().max())
+    return 2.0 ** round(math.log2(largest)) if 0 < largest < math.inf else 1.0
 
 
 # -------------------------------------------------------------------- prompts that are aligned by spans
 def capture_corrupted(adapter: Adapter, batch: Batch, stop: bool = False) -> Run:
-    """The corrupted run, moved onto the clean prompts' positions where pairs are aligned; its logits are its own.
-
-    Args:
-        stop: end the pass before the unembedding (no logits).
-    """
+    """The corrupted run, moved onto the clean prompts' positions where pairs are aligned; its logits are its own."""
     run = capture(adapter, batch.corrupted, stop)
-    if batch.alignment is None:
-        return run
-
-    def at_clean(values: list[Tensor]) -> list[Tensor]:
-        return [moved(value, batch) for value in values]
-
-    return Run(
-        resid=at_clean(run.resid),
-        middle=at_clean(run.middle),
-        heads=at_clean(run.heads),
-        mlps=at_clean(run.mlps),
-        qkv=[Heads(*at_clean(list(heads))) for heads in run.qkv],
-        mlp_in=at_clean(run.mlp_in),
-        attn_out=at_clean(run.attn_out),
-        mlp_out=at_clean(run.mlp_out),
-        logits=run.logits,
-    )
+    return run if batch.alignment is None else run.map(lambda value: moved(value, batch))
 
 
 def moved(value: Tensor, batch: Batch) -> Tensor:
@@ -252,10 +242,6 @@ def moved(value: Tensor, batch: Batch) -> Tensor:
 
 
 def refuse_aligned(batch: Batch, what: str, remedy: str) -> None:
-    """For what has no meaning between aligned prompts.
-
-    Raises:
-        TaskError: the pairs are aligned; it says `what`, and the `remedy`.
-    """
+    """Raises a TaskError for `what` has no meaning between aligned prompts, if these are."""
     if batch.alignment is not None:
         raise TaskError(f"{what} is not defined between prompts aligned by spans: {remedy}")

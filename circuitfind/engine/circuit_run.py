@@ -5,81 +5,135 @@ With `D_u = current_u - ablated_u` for each writer, a reader v of circuit C read
     current residual - sum of D_u over the edges u -> v outside C        (dense form)
     empty residual   + sum of D_u over the edges u -> v inside C         (sparse form)
 
-1. The form with fewer terms is taken (under zero and mean ablation always the sparse one). In
-   either, a reader with no term keeps the baseline's value without arithmetic: in the dense form the model's own (so
-   the full circuit is the clean run to the bit), in the sparse form that of the run with every edge ablated.
+1. The form with fewer terms is taken (under zero and mean ablation nearly always the sparse one). In either, a reader
+   without a term keeps the baseline's value: in the dense form the model's own (so the full circuit is the clean run to
+   the bit), in the sparse form that of the run with every edge ablated. Writers without a term are never formed.
 2. The other readers' streams are one product of coefficients with the stacked `D`, then normed, projected, and written
    over the projection's output (or the MLP's or final norm's input).
 3. In the sparse form nothing depends on the running residual, so blocks, attentions and MLPs without an active reader
-   are not run at all.
+   are not run at all. Under interchange a writer that no kept edge reaches carries exactly its ablated value: its terms
+   vanish.
 
 Several circuits are evaluated side by side as rows of one batch, circuit after circuit.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from circuitfind.batch import Inputs
+from circuitfind.engine.capture import Run
 from circuitfind.engine.memory import in_cache
-from circuitfind.engine.plan import Plan, prefers_sparse
 from circuitfind.engine.prepare import Prepared
-from circuitfind.engine.writers import output
-from circuitfind.models.backends import Stop, through_hooks, undisturbed
-from circuitfind.models.layout import PROJECTIONS
+from circuitfind.engine.reach import feeding
+from circuitfind.graph import Graph
+from circuitfind.models.adapter import Adapter
+from circuitfind.models.backends import Skips, Stop, Visit, through_hooks, undisturbed
+from circuitfind.models.layer import PROJECTIONS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which readers need arithmetic and which writers they need it from.
+
+    Attributes:
+        terms: `[circuits, writers, readers]` bool, the D that enter each reader's stream.
+        active: `[readers]` bool.
+    """
+
+    graph: Graph
+    terms: np.ndarray
+    sparse: bool
+    active: np.ndarray
+
+    @classmethod
+    def of(cls, prepared: Prepared, masks: np.ndarray, sparse: bool) -> Plan:
+        graph = prepared.adapter.graph
+        terms = masks.copy() if sparse else graph.real & ~masks
+        if sparse and prepared.interchange:  # without the terms of nodes that nothing reaches: their D is exactly zero
+            feeds = feeding(graph, prepared.adapter.coupled)
+            for u in range(1, graph.n_writers):
+                terms[:, u] &= np.asarray(terms[:, :u, feeds[:, u]].any(axis=(1, 2)))[:, None]
+        return cls(graph, terms, sparse, np.asarray(terms.any(axis=(0, 1))))
+
+    def readers(self, layer: int, kind: str) -> np.ndarray:
+        """Indices of the active readers of a layer."""
+        readers = self.graph.readers(layer, kind)
+        return np.asarray(readers.start + np.flatnonzero(self.active[readers]))
+
+    def runs(self, layer: int, kind: str) -> bool:
+        """Whether any reader of this layer and kind is active."""
+        return bool(self.active[self.graph.readers(layer, kind)].any())
+
+    @cached_property
+    def writers(self) -> np.ndarray:
+        """Indices of the writers that occur in any term."""
+        return np.flatnonzero(self.terms.any(axis=(0, 2)))
+
+    @cached_property
+    def slots(self) -> dict[int, int]:
+        """Row of `D` that each needed writer takes."""
+        return {int(u): slot for slot, u in enumerate(self.writers)}
+
+
+def prefers_sparse(prepared: Prepared, masks: np.ndarray) -> bool:
+    """Which form is taken: the one with fewer active readers.
+
+    Under zero and mean ablation it is the sparse one, unless every edge is in: what is left of a stream after
+    subtracting all of it is rounding noise, which a norm would blow up.
+    """
+    real = prepared.adapter.graph.real
+    inside, outside = (edges.any(axis=(0, 1)).sum() for edges in (masks, real & ~masks))
+    return bool(inside <= outside if prepared.interchange else outside > 0)
 
 
 def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = None) -> Tensor:
-    """Runs circuits on a prepared batch.
+    """Logits `[circuits, batch, reads, vocab]` of circuits on a prepared batch.
 
     Args:
         masks: `[circuits, writers, readers]` bool.
         sparse: force one form; by default the cheaper one is taken.
-
-    Returns:
-        Logits `[circuits, batch, reads, vocab]`.
     """
-    adapter = prepared.adapter
-    sparse = prefers_sparse(prepared, masks) if sparse is None else sparse
-    plan = Plan.of(prepared, masks, sparse)
+    plan = Plan.of(prepared, masks, prefers_sparse(prepared, masks) if sparse is None else sparse)
     visitor = CircuitVisitor(prepared, plan)
-    inputs = prepared.batch.clean.repeat(len(masks))
-    with torch.no_grad(), undisturbed(adapter.model):
-        logits = through_hooks(adapter, inputs, visitor, skips=skippable(prepared, plan))
-    return apart(logits, len(masks))
+    skips = skippable(prepared, plan) if plan.sparse else {}
+    return run_side_by_side(prepared.adapter, prepared.batch.clean, len(masks), visitor, skips)
 
 
 def run_without(prepared: Prepared, removed: np.ndarray) -> Tensor:
-    """Runs a prepared batch without some edges, restarted at the first block with a reader of any of them.
+    """Logits `[runs, batch, reads, vocab]` of a prepared batch without some edges: `run_circuits` with all others kept.
 
-    Up to there the base run holds, to the bit: its blocks are skipped, and what their writers carry is known. From
-    there it is a run in the dense form.
+    It is restarted at the first block with a reader of any of them. Up to there the base run holds, to the bit: its
+    blocks are skipped, and what their writers carry is known. From there it is a run in the dense form.
 
-    Args:
-        removed: `[runs, writers, readers]` bool, at least one edge in all.
-
-    Returns:
-        Logits `[runs, batch, reads, vocab]`, equal to those of `run_circuits` with all other edges kept.
+    `removed`: `[runs, writers, readers]` bool, at least one edge in all.
     """
     adapter, times = prepared.adapter, len(removed)
     plan = Plan.of(prepared, adapter.graph.real & ~removed, sparse=False)
     start = adapter.graph.reader(int(np.flatnonzero(plan.active)[0])).layer
     visitor = CircuitVisitor(prepared, plan)
-    visitor.write_before(start)
+    visitor.write_known(prepared.clean, range(start))
     skips = {view.path: side_by_side(prepared.clean.resid[start], times) for view in adapter.layers[:start]}
+    return run_side_by_side(adapter, prepared.batch.clean, times, visitor, skips)
+
+
+def run_side_by_side(adapter: Adapter, inputs: Inputs, times: int, visit: Visit, skips: Skips) -> Tensor:
+    """Logits `[times, batch, reads, vocab]` of a batch that runs several times over; empty if the pass was stopped."""
     with torch.no_grad(), undisturbed(adapter.model):
-        logits = through_hooks(adapter, prepared.batch.clean.repeat(times), visitor, skips)
-    return apart(logits, times)
+        logits = through_hooks(adapter, inputs.repeat(times), visit, skips)
+    return apart(logits, times) if logits.numel() else logits
 
 
 def skippable(prepared: Prepared, plan: Plan) -> dict[str, Tensor]:
     """Modules that the sparse form need not run, with values of the right shape."""
-    if not plan.sparse:
-        return {}
-    family, empty, skips = prepared.adapter.family, prepared.empty, {}
-    times = len(plan.terms)
+    skips: dict[str, Tensor] = {}
+    family, empty, times = prepared.adapter.family, prepared.empty, len(plan.terms)
     for layer, view in enumerate(prepared.adapter.layers):
         if not plan.runs(layer, "all"):
             skips[view.path] = side_by_side(empty.resid[layer + 1], times)
@@ -103,7 +157,12 @@ def apart(value: Tensor, times: int) -> Tensor:
 
 
 class CircuitVisitor:
-    """Fills `D` as writers are computed and overwrites the active readers."""
+    """Fills `D` as writers are computed and overwrites the active readers.
+
+    A writer's D is complete before the first reader that sees it is reached, because both are met in the order of
+    computation. In the sparse form skipped modules leave D as it was first written, and a running stream that means
+    nothing: whatever a reader without a term reads is put there from the empty run.
+    """
 
     def __init__(self, prepared: Prepared, plan: Plan) -> None:
         self.prepared, self.plan, self.adapter = prepared, plan, prepared.adapter
@@ -111,7 +170,6 @@ class CircuitVisitor:
         embed = prepared.ablated.embed
         self.batch, self.length, width = embed.shape
         self.written = embed.new_empty(len(plan.writers), self.times, self.batch * self.length, width)
-        self.sign = 1.0 if plan.sparse else -1.0
         self._resid: Tensor  # what the readers of the current layer read, before their terms
         self._z: Tensor
         self._values: dict[str, Tensor] = {}  # by kind, of the layer `_values_of`
@@ -119,15 +177,15 @@ class CircuitVisitor:
         if plan.sparse:
             # skipped modules never reach the sites at which D is written: what is known beforehand is written now
             self._write(0, prepared.clean.resid[0].to(embed) - embed)
-            if not prepared.interchange:
-                self._write_unreached()
+            if not prepared.interchange:  # then even nodes that nothing reaches differ from their ablated values
+                self.write_known(prepared.empty, range(self.graph.n_layers))
 
     def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
         plan, empty = self.plan, self.prepared.empty
         if site == "resid":
-            self._resid = side_by_side(empty.resid[layer], self.times) if plan.sparse else value
+            self._resid = self._base(empty.resid[layer], value)
             if not layer and not plan.sparse:
-                self._write(0, self._as_circuits(value) - self.prepared.ablated.embed)
+                self._write(0, apart(value.to(self.adapter.work), self.times) - self.prepared.ablated.embed)
         elif site in PROJECTIONS:
             return self._projection(site, layer, value)
         elif site == "z":
@@ -141,8 +199,7 @@ class CircuitVisitor:
             self.note_written(layer, "mlp", written)
             self._write(self.graph.mlp(layer), written - self.prepared.ablated.mlps[layer])
         elif site == "final":
-            # in the sparse form the running stream means nothing: skipped blocks have put anything there
-            base = side_by_side(empty.resid[-1], self.times) if plan.sparse else value
+            base = self._base(empty.resid[-1], value)
             streams = self._streams(np.array([self.graph.n_readers - 1]), base)
             return base if streams is None else streams[0].view(value.shape).to(value.dtype)
         return None
@@ -155,69 +212,69 @@ class CircuitVisitor:
         """Is told what a layer's "heads" or "mlp" wrote, `[circuits, batch, pos, ...]`."""
 
     # ---------------------------------------------------------------- writers
+    def write_known(self, run: Run, layers: range) -> None:
+        """D of some layers' heads and MLPs, from a run that holds their values."""
+        for layer in layers:
+            self._write_heads(layer, run.heads[layer] - self.prepared.ablated.heads[layer])
+            self._write(self.graph.mlp(layer), run.mlps[layer] - self.prepared.ablated.mlps[layer])
+
     def _write(self, writer: int, difference: Tensor) -> None:
-        """Stores D of a writer, `[(circuits,) batch, pos, d_model]`."""
+        """Stores D of a writer, `[(circuits,) batch, pos, d_model]`, if it is needed."""
         if writer in self.plan.slots:
             flat = difference.reshape(-1, self.batch * self.length, difference.shape[-1])
-            self.written[self.plan.slots[writer]] = self._centre(flat)
+            self.written[self.plan.slots[writer]] = self.adapter.centre(flat)
 
-    def write_before(self, layer: int) -> None:
-        """D of the heads and MLPs before a block, from the clean run (the input comes by itself)."""
-        clean, ablated = self.prepared.clean.writers, self.prepared.ablated
-        for writer in self.plan.writers.tolist():
-            if 0 < writer < self.graph.head(layer):
-                self._write(writer, output(self.adapter, clean, writer, less=ablated))
-
-    def _write_unreached(self) -> None:
-        """D of the nodes that nothing reaches: under zero or mean ablation they too differ from their ablated value."""
-        empty, values = self.prepared.empty, self.prepared.ablated
-        for layer in range(self.graph.n_layers):
-            outputs = self.adapter.head_outputs(layer, empty.heads[layer] - values.heads[layer])
-            for head, written in enumerate(outputs):
-                self._write(self.graph.head(layer, head), written)
-            self._write(self.graph.mlp(layer), empty.mlps[layer] - values.mlps[layer])
+    def _write_heads(self, layer: int, difference: Tensor) -> None:
+        """Projects and stores D of a layer's heads, `[(circuits,) batch, pos, heads, d_head]`, as far as needed."""
+        slots = [self.plan.slots.get(writer) for writer in range(self.graph.head(layer), self.graph.mlp(layer))]
+        if any(slot is not None for slot in slots):
+            weight = self.adapter.centre(self.adapter.layers[layer].output_weight())  # so the products are centred, too
+            for head, slot in enumerate(slots):
+                if slot is not None:
+                    flat = difference[..., head, :].flatten(-3, -2).expand(self.times, -1, -1)
+                    torch.matmul(flat, weight[head], out=self.written[slot])
 
     def _attention(self, layer: int, attn_out: Tensor) -> None:
-        view, plan = self.adapter.layers[layer], self.plan
-        heads = [h for h in range(self.graph.n_heads) if self.graph.head(layer, h) in plan.slots]
-        if heads:
-            values = self._as_circuits(view.scaled_heads(self._z, attn_out))
+        view = self.adapter.layers[layer]
+        if not self.plan.slots.keys().isdisjoint(range(self.graph.head(layer), self.graph.mlp(layer))):
+            values = apart(view.scaled_heads(self._z, attn_out), self.times)
             self.note_written(layer, "heads", values)
-            scaled = values - self.prepared.ablated.heads[layer]
-            weight = self._centre(view.output_weight())  # then the products are centred, too
-            for head in heads:
-                slot = plan.slots[self.graph.head(layer, head)]
-                flat = scaled[..., head, :].flatten(1, 2)
-                torch.matmul(flat, weight[head], out=self.written[slot])
-        if not (self.graph.parallel or plan.sparse):  # in a sequential block the MLP reads what attention has added
+            self._write_heads(layer, values - self.prepared.ablated.heads[layer])
+        if not (self.graph.parallel or self.plan.sparse):  # a sequential block's MLP reads what attention has added
             self._resid = self._resid + view.attn_written(attn_out).to(self._resid.dtype)
 
-    def _as_circuits(self, value: Tensor) -> Tensor:
-        return apart(value.to(self.adapter.work), self.times)
-
-    def _centre(self, x: Tensor) -> Tensor:
-        """Takes the mean off where every norm of the model does so anyway: then no stream's variance needs its mean."""
-        return x - x.mean(-1, keepdim=True) if self.adapter.centred else x
-
     # ---------------------------------------------------------------- readers
+    def _base(self, empty: Tensor, own: Tensor) -> Tensor:
+        """What is there without any term: a value of the empty run in the sparse form, the model's own in the dense."""
+        return side_by_side(empty, self.times) if self.plan.sparse else own
+
     def _streams(self, readers: np.ndarray, base: Tensor) -> Tensor | None:
         """`[readers, circuits x batch x pos, d_model]` that the readers see; None if the baseline is all they see."""
         if not self.plan.active[readers].any():
             return None
-        flat = self._centre(base.to(self.adapter.work)).flatten(0, 1)
+        flat = self.adapter.centre(base.to(self.adapter.work)).flatten(0, 1)
         return torch.cat([self.slice_streams(readers, flat, rows) for rows in self._slices(len(readers))], dim=1)
 
     def slice_streams(self, readers: np.ndarray, flat: Tensor, rows: tuple[int, slice]) -> Tensor:
-        """Streams of one slice of one circuit's tokens."""
+        """Streams of one slice of one circuit's tokens, `[readers, tokens, d_model]`."""
         circuit, tokens = rows
-        # writers are numbered in order of computation: those that these readers can see are a prefix of the rows of D
-        count = int(np.searchsorted(self.plan.writers, self.graph.limits[readers[0]]))
-        terms = self.plan.terms[circuit][np.ix_(self.plan.writers[:count], readers)].T
-        coefficients = self.sign * torch.from_numpy(terms.astype(np.float32)).to(self.written)
-        written = self.written[:count, circuit, tokens].flatten(1)
+        coefficients, written = self.terms_of(readers, rows)
         offset = circuit * self.batch * self.length
         stream = flat[offset + tokens.start : offset + tokens.stop].flatten()
-        return torch.addmm(stream, coefficients, written).view(len(readers), -1, flat.shape[-1])
+        sign = 1.0 if self.plan.sparse else -1.0
+        return torch.addmm(stream, sign * coefficients, written).view(len(readers), -1, flat.shape[-1])
+
+    def terms_of(self, readers: np.ndarray, rows: tuple[int, slice]) -> tuple[Tensor, Tensor]:
+        """Coefficients `[readers, writers]` (0 or 1) of the terms of one circuit, and D `[writers, tokens x d_model]`.
+
+        Writers are numbered in the order of computation: those that readers of one layer and kind can see are a prefix
+        of the rows of D, so no row is copied, and none is read before it is written.
+        """
+        circuit, tokens = rows
+        count = int(np.searchsorted(self.plan.writers, self.graph.limits[readers[0]]))
+        terms = self.plan.terms[circuit][np.ix_(self.plan.writers[:count], readers)].T
+        coefficients = torch.from_numpy(terms.astype(np.float32)).to(self.written)
+        return coefficients, self.written[:count, circuit, tokens].flatten(1)
 
     def _slices(self, n_readers: int) -> list[tuple[int, slice]]:
         """(circuit, tokens) slices small enough to stay in cache."""
@@ -226,25 +283,23 @@ class CircuitVisitor:
         starts = range(0, n_tokens, size)
         return [(k, slice(start, min(start + size, n_tokens))) for k in range(self.times) for start in starts]
 
-    def _projection(self, site: str, layer: int, value: Tensor) -> Tensor | None:
+    def _projection(self, site: str, layer: int, value: Tensor) -> Tensor:
         """Overwrites the active heads in a projection's output; all three kinds are computed at the first of them."""
         if self._values_of != layer:  # the first of the layer's projections, whichever comes first in this family
             self._values, self._values_of = self._attention_values(layer), layer
-        layout, empty = self.adapter.layers[layer].layout, self.prepared.empty.qkv[layer]._asdict()
+        layout = self.adapter.layers[layer].layout
+        base = self._base(layout.whole(site, self.prepared.empty.qkv[layer]._asdict()), value)
         if self._values.keys().isdisjoint(site):  # a projection's name spells its kinds: "q" or "qkv"
-            return side_by_side(layout.whole(site, empty), self.times) if self.plan.sparse else None
-        if self.plan.sparse:
-            own = {kind: side_by_side(empty[kind], self.times) for kind in site}
-        else:
-            own = layout.parts(site, value)
-        return layout.whole(site, {kind: self._overwritten(kind, layer, heads) for kind, heads in own.items()})
+            return base
+        parts = layout.parts(site, base)
+        return layout.whole(site, {kind: self._overwritten(kind, layer, heads) for kind, heads in parts.items()})
 
     def _overwritten(self, kind: str, layer: int, own: Tensor) -> Tensor:
         if kind not in self._values:
             return own
-        readers = self.plan.readers(layer, kind) - self.graph.readers(layer, kind).start
+        local = self.plan.readers(layer, kind) - self.graph.readers(layer, kind).start
         new = own.clone()
-        new[..., torch.from_numpy(readers).to(own.device), :] = self._values[kind].to(own.dtype)
+        new[..., torch.from_numpy(local).to(own.device), :] = self._values[kind].to(own.dtype)
         self.note_values(layer, kind, new)
         return new
 
@@ -255,8 +310,8 @@ class CircuitVisitor:
             return {}
         folded = self.prepared.readers(layer)
         local = torch.from_numpy(readers - self.graph.readers(layer, "qkv").start).to(self.written.device)
-        flat = self._centre(self._resid.to(self.adapter.work)).flatten(0, 1)
-        parts = [
+        flat = self.adapter.centre(self._resid.to(self.adapter.work)).flatten(0, 1)
+        parts = [  # slice by slice: streams of all readers at all tokens would not stay in cache
             folded.values(self.slice_streams(readers, flat, rows), local, self.adapter.centred)
             for rows in self._slices(len(readers))
         ]
@@ -265,11 +320,10 @@ class CircuitVisitor:
         pieces = zip(counts, values.split(list(counts.values()), dim=2), strict=True)
         return {kind: piece for kind, piece in pieces if counts[kind]}
 
-    def _mlp(self, layer: int, value: Tensor) -> Tensor | None:
-        # not self._resid in the sparse form: a skipped attention never reaches the site that moves it on
-        base = side_by_side(self.prepared.empty.middle[layer], self.times) if self.plan.sparse else self._resid
+    def _mlp(self, layer: int, value: Tensor) -> Tensor:
+        # self._resid is of no use in the sparse form: a skipped attention never reaches the site that moves it on
+        base = self._base(self.prepared.empty.middle[layer], self._resid)
         streams = self._streams(self.plan.readers(layer, "mlp"), base)
         if streams is None:
-            return side_by_side(self.prepared.empty.mlp_in[layer], self.times) if self.plan.sparse else None
-        norm = self.adapter.layers[layer].mlp_norm
-        return (streams[0] if norm is None else norm(streams[0])).view(value.shape).to(value.dtype)
+            return self._base(self.prepared.empty.mlp_in[layer], value)
+        return self.adapter.layers[layer].mlp_reads(streams[0]).view(value.shape).to(value.dtype)

@@ -39,11 +39,7 @@ FROM_EACH_WEIGHT = 64  # values of each weight that tell one run from another
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """What is measured, on what, and how.
-
-    Raises:
-        TaskError, ScoreError: the pairs do not allow the ablation or the direction.
-    """
+    """What is measured, on what, and how; refuses pairs that do not allow the ablation or the direction."""
 
     model: Model
     bound: BoundTask
@@ -64,10 +60,9 @@ class Experiment:
         metric: str | Metric | None = None,
         direction: bool = True,
     ) -> Experiment:
-        """The experiment that a public call's keywords ask for.
+        """The experiment that a public call's keywords (`asked`) ask for.
 
         Args:
-            asked: the call's keywords.
             inherit: the record of what is judged: its metric, ablation and direction hold unless `asked` says
                 otherwise, which is warned of.
             made: what that is, as the subject of messages: "the circuit was", "the scores were".
@@ -85,8 +80,9 @@ class Experiment:
             if name not in known:
                 raise TypeError(f"keyword '{name}' does not apply here: a run is set by {', '.join(known)}")
         bound = bind(model, task)
-        inherited = {} if inherit is None else _inherited(inherit, known)
+        inherited: dict[str, str] = {}
         if inherit is not None:
+            inherited = _inherited(inherit, known)
             _warn_of_others(inherit, bound, made)
         for name, value in inherited.items():
             if name not in given:
@@ -132,10 +128,10 @@ class Experiment:
     @cached_property
     def means(self) -> Writers | None:
         """What the mean ablations put in place of each writer; None for the others."""
-        by_position = self.ablation.mean == "position"
-        if self.ablation.mean is None:
+        over = self.ablation.mean
+        if over is None:
             return None
-        sums = self.in_batches(lambda part, _: sum_writers(self.adapter, part, by_position), "mean activations")
+        sums = self.in_batches(lambda part, _: sum_writers(self.adapter, part, over == "position"), "mean activations")
         return mean_of(part for _, part in sums)
 
     # ---------------------------------------------------------------- other experiments
@@ -172,28 +168,23 @@ class Experiment:
     def key(self, *settings: object) -> str:
         """A digest of everything that decides effects, so that a checkpoint serves only the run that left it.
 
-        The prompts and answers, a few values of every weight, the ablation and direction, and the metric by its name
-        and by its values on the first pair (a function of one's own has no other mark).
-
-        Args:
-            settings: whatever else decides them; arrays count by content, all else by its text.
+        The prompts and answers, a few values of every weight, the ablation and direction, the metric by its name and by
+        its values on the first pair (a function of one's own has no other mark), and whatever else is given: arrays
+        count by content, all else by its text.
         """
         batch, asked = self.batch, self.setting
         first = batch.rows(slice(0, 1)).trimmed()
         logits = [capture(self.adapter, side).logits for side in (first.clean, first.corrupted)]
         first = first.with_reference(logits[0])
-        tensors = [*batch.clean, *batch.corrupted, batch.answers, batch.wrong]
-        tensors += [self.metric(one, first) for one in logits]
-        tensors += [] if batch.alignment is None else [batch.alignment]
-        tensors += map(_some, self.adapter.model.parameters())
+        weights = (weight.detach().flatten() for weight in self.adapter.model.parameters())
+        tensors = [
+            *(*batch.clean, *batch.corrupted, batch.answers, batch.wrong),
+            *(self.metric(one, first) for one in logits),
+            *([] if batch.alignment is None else [batch.alignment]),
+            *(flat[:: max(1, len(flat) // FROM_EACH_WEIGHT)].float() for flat in weights),
+        ]
         arrays = (tensor.cpu().numpy() for tensor in tensors)
         return key_of(*arrays, self.graph, self.metric.name, asked.ablation, asked.direction, *settings)
-
-
-def _some(weight: Tensor) -> Tensor:
-    """A few of a tensor's values, spread over it."""
-    flat = weight.detach().flatten()
-    return flat[:: max(1, len(flat) // FROM_EACH_WEIGHT)].float()
 
 
 def _name(value: Any) -> Any:
@@ -208,22 +199,18 @@ def _inherited(record: Record, known: list[str]) -> dict[str, str]:
 
 def _warn_of_others(record: Record, bound: BoundTask, made: str) -> None:
     """Warns where what is judged was made on another model or task, or under another rule for BOS tokens."""
-    for what, then, now in (
-        ("model", record.model, bound.model),
-        ("task", record.task, bound.name),
-        ("BOS rule", record.bos, bound.bos),
-    ):
+    sides = {
+        "model": (record.model, bound.model),
+        "task": (record.task, bound.name),
+        "BOS rule": (record.bos, bound.bos),
+    }
+    for what, (then, now) in sides.items():
         if then and then != now:
             warn(f"{made} made with {what} '{then}', this run has '{now}'")
 
 
 def _measuring(bound: BoundTask, metric: str | Metric | Function, made: str) -> BoundTask:
-    """The pairs under a metric; `made`: what the metric was inherited from, if it was.
-
-    Raises:
-        ScoreError: only the maker of the record has its metric.
-        TaskError: the metric does not fit the task.
-    """
+    """The pairs under a metric; `made`: what the metric was inherited from, if it was."""
     if made and metric not in METRICS:
         raise ScoreError(
             f"{made} made with the metric '{metric}', which is not known by name here, and the task measures"
@@ -239,15 +226,15 @@ def bind(model: Model, task: Task | BoundTask) -> BoundTask:
     """The task in the model's tokens, on its device; one that is bound to this model already stays as it is.
 
     Raises:
-        ModelError: `model` did not come from `load` or `wrap`.
-        TaskError: `task` is no task, was bound to another model, or does not fit this one.
+        ModelError, TaskError: `model` or `task` is something else, or the two do not fit.
     """
     check_model(model)
     if isinstance(task, Task):
         return task.on(model)
     if not isinstance(task, BoundTask):
-        what = f"the text '{task}'" if isinstance(task, str) else f"a {type(task).__name__}"
-        named = repr(task) if isinstance(task, str) else "'ioi'"
+        what, named = f"a {type(task).__name__}", "'ioi'"
+        if isinstance(task, str):
+            what, named = f"the text '{task}'", repr(task)
         raise TaskError(f"task is {what}: make a task of it with cf.task({named}, model), cf.Task or cf.Task.from_file")
     if (task.model, task.vocabulary) != (model.name, model.vocabulary):
         raise TaskError(
@@ -262,15 +249,12 @@ def bind(model: Model, task: Task | BoundTask) -> BoundTask:
 
 
 def check_model(model: Any) -> None:
-    """Refuses what did not come from `load` or `wrap`.
-
-    Raises:
-        ModelError: naming what it is.
-    """
+    """Raises a ModelError for what did not come from `load` or `wrap`, which says what it is."""
     if isinstance(model, Model):
         return
+    what = f"a {type(model).__name__}: give what cf.load or cf.wrap returned"
     if isinstance(model, str):
-        raise ModelError(f"model is the text '{model}': load it: cf.load('{model}')")
-    if isinstance(model, nn.Module):
-        raise ModelError(f"model is a bare {type(model).__name__}: wrap it: cf.wrap(hf_model, tokenizer)")
-    raise ModelError(f"model is a {type(model).__name__}: give what cf.load or cf.wrap returned")
+        what = f"the text '{model}': load it: cf.load('{model}')"
+    elif isinstance(model, nn.Module):
+        what = f"a bare {type(model).__name__}: wrap it: cf.wrap(hf_model, tokenizer)"
+    raise ModelError(f"model is {what}")

@@ -60,11 +60,7 @@ def check_identities(adapter: Adapter, seed: int = 0) -> list[Identity]:
 
 
 def require_identities(adapter: Adapter) -> list[Identity]:
-    """Runs the identities and refuses a model that fails one.
-
-    Raises:
-        ModelError: naming the identity and its error.
-    """
+    """Runs the identities; ModelError, naming the identity and its error, for a model that fails one."""
     identities = check_identities(adapter)
     for name, error, tolerance in identities:
         if not error <= tolerance:
@@ -85,13 +81,12 @@ def require_identities(adapter: Adapter) -> list[Identity]:
 
 def _random_pairs(adapter: Adapter, seed: int) -> Batch:
     vocabulary = adapter.model.get_input_embeddings().weight.shape[0]
-    context = getattr(adapter.config, "max_position_embeddings", LENGTH) or LENGTH
-    length = max(2, min(LENGTH, context))
+    length = max(2, min(LENGTH, getattr(adapter.config, "max_position_embeddings", LENGTH) or LENGTH))
     ids = torch.randint(vocabulary, (2, 2, length), generator=torch.Generator().manual_seed(seed)).to(adapter.device)
     read = torch.full_like(ids[0, :, :1], length - 1)
-    sides = [Inputs(side, torch.ones_like(side, dtype=torch.bool), read) for side in ids]
+    clean, corrupted = (Inputs(side, torch.ones_like(side, dtype=torch.bool), read) for side in ids)
     answers = torch.zeros_like(read).unsqueeze(-1)
-    return Batch(sides[0], sides[1], answers, answers)
+    return Batch(clean, corrupted, answers, answers)
 
 
 def _stream_error(prepared: Prepared) -> float:

@@ -19,7 +19,6 @@ A node's gate is a mask whose row has one value: `gate[:, None].expand(-1, n_rea
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -29,11 +28,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from circuitfind.costs import count_backward
+from circuitfind.engine.capture import metric_gradient, power_of_two
 from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import ScoreError
 from circuitfind.metrics import Metric
 from circuitfind.models.backends import through_hooks, undisturbed
-from circuitfind.models.layout import PROJECTIONS, Heads
+from circuitfind.models.layer import PROJECTIONS, Heads
 
 After = Callable[[Tensor], Tensor] | None
 
@@ -46,13 +46,9 @@ class MaskGradient(NamedTuple):
 
 
 def run_masked(prepared: Prepared, mask: Tensor) -> Tensor:
-    """Runs a soft circuit on a prepared batch.
+    """Logits `[batch, reads, vocab]` of a soft circuit, differentiable in the mask.
 
-    Args:
-        mask: `[writers, readers]` in the adapter's `work` precision; cells that are no edges are ignored.
-
-    Returns:
-        Logits `[batch, reads, vocab]`, differentiable in the mask.
+    `mask`: `[writers, readers]` in the adapter's `work` precision; cells that are no edges are ignored.
     """
     adapter, shape = prepared.adapter, prepared.adapter.graph.real.shape
     if mask.shape != shape:
@@ -62,32 +58,19 @@ def run_masked(prepared: Prepared, mask: Tensor) -> Tensor:
 
 
 def mask_gradient(prepared: Prepared, mask: Tensor, metric: Metric) -> MaskGradient:
-    """A masked run, forwards and backwards.
-
-    Raises:
-        ScoreError: the metric cannot be differentiated.
-    """
+    """A masked run, forwards and backwards; ScoreError if the metric cannot be differentiated."""
     leaf = mask.detach().clone().requires_grad_(True)
     logits = run_masked(prepared, leaf)
-    with torch.enable_grad():
-        at = logits.detach().to(prepared.adapter.work).requires_grad_(True)
-        values = metric(at, prepared.batch)
-    if not values.requires_grad:
-        raise ScoreError(
-            f"metric '{metric.name}' does not depend on the logits in a differentiable way (an argmax, a comparison, or"
-            " .item() inside?): masks are learned by gradients; acdc and exact patching need none"
-        )
-    (at_logits,) = torch.autograd.grad(values.sum(), at)
-    scale = _power_of_two(at_logits)
+    values, at_logits = metric_gradient(
+        logits.to(prepared.adapter.work),
+        lambda at: metric(at, prepared.batch),
+        f"metric '{metric.name}'",
+        "masks are learned by gradients; acdc and exact patching need none",
+    )
+    scale = power_of_two(at_logits)
     count_backward(len(logits))
     (gradient,) = torch.autograd.grad(logits, leaf, grad_outputs=(at_logits / scale).to(logits.dtype))
-    return MaskGradient(values.detach(), gradient * scale)
-
-
-def _power_of_two(gradient: Tensor) -> float:
-    """The power of two next to the largest gradient: divided by it, none underflows in a float16 model."""
-    largest = float(gradient.abs().max())
-    return 2.0 ** round(math.log2(largest)) if 0 < largest < math.inf else 1.0
+    return MaskGradient(values, gradient * scale)
 
 
 class MaskedVisitor:
@@ -102,7 +85,7 @@ class MaskedVisitor:
         self._heads: list[Tensor] = []  # D by layer, `[heads, tokens, d_model]`
         self._mlps: list[Tensor] = []
         self._z: Tensor
-        self._values: Heads
+        self._values: Heads  # of the layer `_values_of`
         self._values_of = -1
 
     def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | None:
@@ -117,10 +100,9 @@ class MaskedVisitor:
             scaled = self.adapter.layers[layer].scaled_heads(self._z, value) - self.prepared.ablated.heads[layer]
             self._heads.append(self._rows(self.adapter.head_outputs(layer, scaled)))
         elif site == "mlp_in":
-            norm = self.adapter.layers[layer].mlp_norm
             base = self._rows(self.prepared.empty.middle[layer])
             stream = self._read("mlp", layer, base, self._seen(layer, "mlp"))[0]
-            return (stream if norm is None else norm(stream)).view(value.shape).to(value.dtype)
+            return self.adapter.layers[layer].mlp_reads(stream).view(value.shape).to(value.dtype)
         elif site == "mlp_out":
             ablated = self.prepared.ablated.mlps[layer]
             self._mlps.append(self._rows(self.adapter.layers[layer].mlp_written(value).view(ablated.shape) - ablated))
@@ -129,12 +111,8 @@ class MaskedVisitor:
         return None
 
     def _rows(self, value: Tensor) -> Tensor:
-        """`[writers, tokens, d_model]`: D of some writers, or (as one of them) what readers without an edge see.
-
-        The mean is taken off where every norm of the model does so anyway: then no stream's variance needs its mean.
-        """
-        rows = value.reshape(-1, self.batch * self.length, self.width).to(self.adapter.work)
-        return rows - rows.mean(-1, keepdim=True) if self.adapter.centred else rows
+        """`[writers, tokens, d_model]`: D of some writers, or (as one of them) what readers without an edge see."""
+        return self.adapter.centre(value.reshape(-1, self.batch * self.length, self.width).to(self.adapter.work))
 
     def _seen(self, layer: int, kind: str) -> list[Tensor]:
         """D of the writers that a layer's readers of this kind see, in the graph's order."""
@@ -145,11 +123,9 @@ class MaskedVisitor:
         return [*seen, self._heads[layer]] if own_heads else seen
 
     def _read(self, kind: str, layer: int, base: Tensor, seen: list[Tensor], after: After = None) -> Tensor:
-        """What a layer's readers of one kind see, `[readers, tokens, d_model]`, or a function of it.
+        """What a layer's readers of one kind see, `[readers, tokens, d_model]`, or only what `after` makes of it.
 
-        Args:
-            base, seen: what a reader without an edge sees, and the writers' D, as `_rows` makes them.
-            after: only its result is kept, and the streams are not.
+        `base`, `seen`: what a reader without an edge sees, and the writers' D, as `_rows` makes them.
         """
         columns = self.mask[: self.graph.reads(layer, kind), self.graph.readers(layer, kind)]
 

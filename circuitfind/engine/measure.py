@@ -45,8 +45,8 @@ class Started(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """`effects [places, examples]` in units of the metric; the metric with nothing and with everything ablated,
-    `[examples]` each (None where that end was not run)."""
+    """`effects [places, examples]` in units of the metric; the metric `[examples]` with nothing and with everything
+    ablated (None where that end was not run)."""
 
     effects: np.ndarray
     full: np.ndarray | None
@@ -71,8 +71,7 @@ def measure(
         key: what decides the places, for the checkpoint.
 
     Raises:
-        ScoreError: an effect is NaN or infinite.
-        FileError: the checkpoint belongs to another run.
+        ScoreError, FileError: an effect is NaN or infinite; the checkpoint belongs to another run.
     """
     noising, metric = experiment.setting.noising, experiment.metric
     own = experiment.key(*key) if checkpoint else ""

@@ -1,9 +1,8 @@
 """Every byte budget of the package, how large a batch may be, and what happens when it is too large after all.
 
 1. `estimate_memory` counts what grows with the batch: activations that autograd keeps, captured writers and streams,
-   and the contraction's working set.
-2. `batch_size_for` is the largest batch within the budget.
-3. `in_batches` works through the pairs in batches. One that runs out of memory is halved and tried again, with a
+   and the contraction's working set. `batch_size_for` is the largest batch within the budget.
+2. `in_batches` works through the pairs in batches. One that runs out of memory is halved and tried again, with a
    warning that says so.
 """
 
@@ -51,9 +50,7 @@ class SideBySide(NamedTuple):
         return max(1, self.at_most(device) // tokens)
 
 
-PATCHES = SideBySide(2048, 65536)
-CIRCUITS = SideBySide(1024, 16384)
-TRIALS = SideBySide(512, 16384)
+PATCHES, CIRCUITS, TRIALS = SideBySide(2048, 65536), SideBySide(1024, 16384), SideBySide(512, 16384)
 MOST_TRIALS = SideBySide(4, 32)  # in runs, not in tokens: what was tried after an edge that stays is void
 
 
@@ -70,10 +67,9 @@ class MemoryEstimate(NamedTuple):
 
 def estimate_memory(adapter: Adapter, examples: int, length: int) -> MemoryEstimate:
     """Memory that scoring a batch of so many examples of this length takes."""
-    graph, tokens = adapter.graph, examples * length
-    captured = 6 * adapter.work.itemsize
-    kept = KEPT_PER_LAYER * adapter.dtype.itemsize + captured
-    attention = 2 * adapter.dtype.itemsize * graph.n_heads * length
+    graph, tokens, size = adapter.graph, examples * length, adapter.dtype.itemsize
+    kept = KEPT_PER_LAYER * size + 6 * adapter.work.itemsize  # by autograd, and as captured
+    attention = 2 * size * graph.n_heads * length
     activations = tokens * graph.n_layers * (kept * graph.d_model + attention)
     held = next(token_slices(tokens, graph.n_writers, adapter, HELD))
     return MemoryEstimate(activations, graph.n_writers * (held.stop - held.start) * row_bytes(adapter))
@@ -107,8 +103,7 @@ def run_bytes(adapter: Adapter, n_tokens: int, runs: int) -> int:
 def batch_size_for(adapter: Adapter, examples: int, length: int, streams: bool = False) -> int:
     """The largest batch that fits the budget, at least 1.
 
-    Args:
-        streams: every writer's output is held in full, as exact circuits do, and no gradients are.
+    `streams`: every writer's output is held in full, as exact circuits do, and no gradients are.
     """
     one = estimate_memory(adapter, 1, length).activations
     if streams:
@@ -163,11 +158,9 @@ def free_memory(device: torch.device) -> None:
 def in_batches(
     adapter: Adapter, batch: Batch, function: Callable[[Batch, slice], R], batch_size: int | None, label: str
 ) -> Iterator[tuple[slice, R]]:
-    """Applies a function to slices of a batch: it gets a slice's pairs, and which rows they are.
+    """Yields (rows of the batch, what the function makes of their pairs and the rows), in order.
 
-    Yields:
-        (rows of the batch, the function's result for them), in order. When memory runs out the slice is halved and only
-        the failed rows are done again.
+    When memory runs out the slice is halved and only the failed rows are done again.
     """
     check_batch_size(batch_size)
     size = batch_size or batch_size_for(adapter, len(batch), batch.clean.ids.shape[1])

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch, Inputs
 from circuitfind.engine.ablation import CORRUPTED, Ablation, ablation_of
 from circuitfind.engine.capture import Recorder, Run, capture, capture_corrupted
 from circuitfind.engine.memory import KEPT_WEIGHTS
-from circuitfind.engine.readers import AttentionReaders
 from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter
-from circuitfind.models.backends import Stop, through, undisturbed
+from circuitfind.models.backends import Stop
+from circuitfind.models.layer import AttentionReaders
 
 
 @dataclass
@@ -42,9 +41,7 @@ class Prepared:
 
     def readers(self, layer: int) -> AttentionReaders:
         """A layer's folded weights, kept between calls where all layers' fit a modest budget."""
-        if layer in self._readers:
-            return self._readers[layer]
-        folded = AttentionReaders(self.adapter.layers[layer])
+        folded = self._readers.get(layer) or AttentionReaders(self.adapter.layers[layer])
         if folded.n_bytes * self.adapter.graph.n_layers <= KEPT_WEIGHTS:
             self._readers[layer] = folded
         return folded
@@ -55,33 +52,25 @@ def prepare(
 ) -> Prepared:
     """Runs both sides of the pairs, and the empty circuit where it is not the corrupted run.
 
-    Args:
-        means: what the mean ablations need of all pairs; see `Experiment.means`.
+    `means`: what the mean ablations need of all pairs; see `Experiment.means`.
     """
     clean, corrupted = capture(adapter, batch.clean), capture_corrupted(adapter, batch)
     batch, ablation = batch.with_reference(clean.logits), ablation_of(ablation)
     values = ablated(ablation, clean, corrupted, means)
-    if ablation.interchange and batch.alignment is None:
-        return Prepared(adapter, batch, clean, values, corrupted, interchange=True)
-    return Prepared(adapter, batch, clean, values, capture_empty(adapter, batch.clean, values), interchange=False)
+    interchange = ablation.interchange and batch.alignment is None
+    empty = corrupted if interchange else capture_empty(adapter, batch.clean, values)
+    return Prepared(adapter, batch, clean, values, empty, interchange)
 
 
 def ablated(ablation: Ablation, clean: Run, corrupted: Run | None, means: Writers | None) -> Writers:
-    """The writers' ablated values for one batch, of the clean run's shapes.
-
-    Args:
-        corrupted: from `capture_corrupted`, where the ablation needs it.
-    """
+    """The writers' ablated values for one batch, of the clean run's shapes; `corrupted` is from `capture_corrupted`."""
     other = corrupted.writers if corrupted is not None and ablation.corrupted else None
     return clean.writers.map(ablation.carried, other, means)
 
 
 def capture_empty(adapter: Adapter, inputs: Inputs, values: Writers) -> Run:
     """The run in which every reader sees the ablated values only."""
-    recorder = _EmptyRecorder(adapter, values)
-    with torch.no_grad(), undisturbed(adapter.model):
-        recorder.run.logits = through(adapter, inputs, recorder)
-    return recorder.run
+    return _EmptyRecorder(adapter, values).record(inputs)
 
 
 class _EmptyRecorder(Recorder):
@@ -96,8 +85,8 @@ class _EmptyRecorder(Recorder):
         if site in ("resid", "final"):
             shown = self.stream.to(value.dtype)
         elif site == "mlp_in":
-            norm, middle = self.adapter.layers[layer].mlp_norm, self.run.middle[layer].to(self.adapter.work)
-            shown = (middle if norm is None else norm(middle)).to(value.dtype).view(value.shape)
+            middle = self.run.middle[layer].to(self.adapter.work)
+            shown = self.adapter.layers[layer].mlp_reads(middle).to(value.dtype).view(value.shape)
         super().__call__(site, layer, value if shown is None else shown)
         if site == "attn_out":
             self._add(self.adapter.head_outputs(layer, self.values.heads[layer]).sum(0), layer, 0)

@@ -6,8 +6,6 @@
 2. `into[node]` counts kept edges from reached writers, `out[writer]` kept edges into useful readers, `inputs[node]` all
    kept edges. Removing an edge lowers them by one; where a count falls to 0 the loss is passed on, forwards or
    backwards. Each edge is passed at most once in either direction, however many are removed.
-
-A norm on the attention's output couples the heads of a layer: there every q, k and v reader counts as feeding each.
 """
 
 from __future__ import annotations
@@ -24,70 +22,66 @@ def without_effect(graph: Graph, mask: np.ndarray, coupled: bool, interchange: b
     return np.asarray(mask & (idle | ~reach.reached[: graph.n_writers, None] if interchange else idle))
 
 
+def feeding(graph: Graph, coupled: bool) -> np.ndarray:
+    """`[readers, nodes]` bool: the nodes that each reader feeds.
+
+    `coupled`: a norm on the attention's output scales all heads of a layer together, so each q, k or v moves them all.
+    """
+    feeds = graph.serves.copy()
+    for layer in range(graph.n_layers if coupled else 0):
+        feeds[graph.readers(layer, "qkv"), graph.heads(layer)] = True
+    return feeds
+
+
 class Reach:
     """Connectivity of a mask that only loses edges.
 
     Args:
         mask: `[writers, readers]` bool; shared with the caller, changed by `remove`.
-        coupled: attention's outputs pass a norm of their own.
+        coupled: as for `feeding`.
 
     Attributes:
+        feeds: from `feeding`.
         reached: `[nodes]` bool; useful: `[readers]` bool; inputs: `[nodes]` number of kept edges in.
     """
 
     def __init__(self, graph: Graph, mask: np.ndarray, coupled: bool = False) -> None:
         self.graph, self.mask = graph, mask
-        feeds = graph.serves.copy()
-        if coupled:
-            for layer in range(graph.n_layers):
-                feeds[graph.readers(layer, "qkv"), graph.heads(layer)] = True
+        self.feeds = feeds = feeding(graph, coupled)
         self._fed = [np.flatnonzero(row).tolist() for row in feeds]  # nodes that a reader feeds
         self._feeding = [np.flatnonzero(column).tolist() for column in feeds.T]  # readers that feed a node
         self.inputs = mask.sum(axis=0) @ feeds.astype(np.int64)
         self.reached = np.zeros(graph.n_nodes, dtype=bool)
         self.useful = np.zeros(graph.n_readers, dtype=bool)
         self.into, self.out = np.zeros(graph.n_nodes, dtype=np.int64), np.zeros(graph.n_writers, dtype=np.int64)
-        self._start(feeds)
-
-    def _start(self, feeds: np.ndarray) -> None:
-        """The first counts: one sweep forwards and one backwards in the order of computation."""
-        self.reached[0] = True
-        for writer in range(self.graph.n_writers):
+        # the first counts: one sweep forwards and one backwards in the order of computation
+        self.reached[0] = self.useful[-1] = True
+        for writer in range(graph.n_writers):
             if self.reached[writer]:
-                self.into += self.mask[writer] @ feeds.astype(np.int64)
+                self.into += mask[writer] @ feeds.astype(np.int64)
                 self.reached |= self.into > 0
-        self.useful[-1] = True
-        for writer in reversed(range(self.graph.n_writers)):
-            self.out[writer] = (self.mask[writer] & self.useful).sum()
+        for writer in reversed(range(graph.n_writers)):
+            self.out[writer] = (mask[writer] & self.useful).sum()
             if self.out[writer]:
                 self.useful[self._feeding[writer]] = True
 
     def remove(self, writer: int, reader: int) -> list[int]:
-        """Takes an edge out of the mask.
-
-        Returns:
-            The nodes that have lost their last input by it.
-        """
+        """Takes an edge out of the mask; returns the nodes that have lost their last input by it."""
         self.mask[writer, reader] = False
-        left = []
-        for node in self._fed[reader]:
-            self.inputs[node] -= 1
-            if not self.inputs[node]:
-                left.append(node)
+        self.inputs[self._fed[reader]] -= 1
         if self.reached[writer]:
             self._lose_inputs(reader)
         if self.useful[reader]:
             self._lose_output(writer)
-        return left
+        return [node for node in self._fed[reader] if not self.inputs[node]]
 
     def without_inputs(self, edges: list[tuple[int, int]]) -> int | None:
         """The place of the first edge whose removal, after those before it, leaves a node without inputs."""
-        lost: dict[int, int] = {}
+        left = self.inputs.copy()
         for place, (_, reader) in enumerate(edges):
-            for node in self._fed[reader]:
-                lost[node] = lost.get(node, 0) + 1
-                if lost[node] == self.inputs[node]:
-                    return place
+            left[self._fed[reader]] -= 1
+            if not left[self._fed[reader]].all():
+                return place
         return None
 
     def _lose_inputs(self, reader: int) -> None:

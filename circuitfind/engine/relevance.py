@@ -8,11 +8,11 @@ What every module puts out is what the model computes, to the bit. Only what a g
 3. Half rule: the product of a gated MLP hands back half of what comes to it. Its gate's activation is under the second
    rule, too, as in the authors' program: the two factors together then get `value . coefficient` of the product.
 
-Attention keeps its gradient: its patterns, and with them norms of queries and keys, which never touch the stream. (That
-patterns are constants is a rule of the authors' as well, but none of their default ones.)
+Attention keeps its gradient: its patterns, and with them norms of queries and keys, which never touch the stream.
+(Constant patterns are a rule of the authors' as well, but none of their default ones.)
 
-Where the modules are is read off the MLP: the activation is its one child without parameters that maps 0 to 0, and it
-is gated if what its input is projected to is twice as wide as what its output projection reads.
+The activation is the MLP's one child without parameters that maps 0 to 0. An MLP is gated if what its input is
+projected to is twice as wide as what its output projection reads.
 """
 
 from __future__ import annotations
@@ -25,13 +25,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from circuitfind.errors import ScoreError
-from circuitfind.models.adapter import Adapter, LayerView, module_at
+from circuitfind.models.adapter import Adapter
+from circuitfind.models.layer import LayerView, module_at
 from circuitfind.models.norms import Norm
 
-NORMS = ("attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm")
 Back = Callable[[Tensor], Tensor]  # from the gradient at a module's output to the one at its input
 Rule = Callable[[Tensor, Tensor], Back]  # of the module's input and output
 REMEDY = "use method='eap-ig-inputs', 'eap' or 'atp'"
@@ -65,11 +64,16 @@ def relevance_rules(adapter: Adapter) -> Iterator[Adapter]:
     Raises:
         ScoreError: an MLP has no activation module or no single output projection, or computes past them.
     """
-    ruled = copy.copy(adapter)
-    ruled.layers = [replace(view, **_fixed_norms(view)) for view in adapter.layers]
+    ruled, work = copy.copy(adapter), adapter.work
     mlps = [_mlp(adapter, view) for view in adapter.layers]
-    rules = {path: _norm_rule(norm, adapter.work) for path, norm in _norms(ruled)}
-    rules |= {activation: _identity_rule(adapter.work) for activation, _ in mlps}
+    rules = {activation: _identity_rule(work) for activation, _ in mlps}
+    rules[adapter.family.final_norm] = _norm_rule(replace(adapter.final_norm, fixed_scale=True), work)
+    ruled.layers = []
+    for view in adapter.layers:
+        fixed: dict[str, Any] = {name: replace(norm, fixed_scale=True) for name, norm in view.norms.items()}
+        ruled.layers.append(replace(view, **fixed))
+        paths = {name: f"{view.path}.{getattr(adapter.family, name)}" for name in fixed}
+        rules |= {paths[name]: _norm_rule(norm, work) for name, norm in fixed.items()}
     waiting = set(rules)  # until a pass meets them
 
     def follow(path: str, rule: Rule) -> Callable[..., Any]:
@@ -90,21 +94,6 @@ def relevance_rules(adapter: Adapter) -> Iterator[Adapter]:
         raise ScoreError(f"method 'relp' has a rule for '{min(waiting)}', but the model computes past it: {REMEDY}")
 
 
-def _fixed_norms(view: LayerView) -> dict[str, Any]:
-    norms = {name: getattr(view, name) for name in NORMS}
-    return {name: replace(norm, fixed_scale=True) for name, norm in norms.items() if norm is not None}
-
-
-def _norms(ruled: Adapter) -> Iterator[tuple[str, Norm]]:
-    """Path of every norm of the residual stream; one that attention and MLP share comes twice."""
-    yield ruled.family.final_norm, replace(ruled.final_norm, fixed_scale=True)
-    for view in ruled.layers:
-        for name in NORMS:
-            norm = getattr(view, name)
-            if norm is not None:
-                yield f"{view.path}.{getattr(ruled.family, name)}", norm
-
-
 def _norm_rule(norm: Norm, work: torch.dtype) -> Rule:
     return lambda x, _: lambda gradient: norm.pull_back(x.to(work), gradient.to(work))
 
@@ -119,22 +108,16 @@ def _halved(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
 
 def _mlp(adapter: Adapter, view: LayerView) -> tuple[str, str | None]:
     """Paths of an MLP's activation and, if it is gated, of the projection that reads the product."""
-    kind, down = getattr(adapter.config, "model_type", "?"), adapter.family.down
+    what, down = f"method 'relp' has rules for an MLP's activation: '{adapter.kind}'", adapter.family.down
     if down is None:
-        raise ScoreError(
-            f"method 'relp' has rules for an MLP's activation: '{kind}' computes those of its mixtures of experts out"
-            f" of reach; {REMEDY}"
-        )
+        raise ScoreError(f"{what} computes those of its mixtures of experts out of reach; {REMEDY}")
     parent = ".".join([view.path, *down.split(".")[:-1]])
     children = module_at(adapter.model, parent).named_children()
     found = [name for name, child in children if _is_activation(child, view)]
     if len(found) != 1:
-        raise ScoreError(
-            f"method 'relp' has rules for an MLP's activation: '{kind}' has no single module for it in '{parent}'"
-            f" (found: {', '.join(found) or 'none'}); {REMEDY}"
-        )
-    inside = set(view.module(adapter.family.mlp_in).modules()) - {view.module(down)}
-    read = sum(module.weight.numel() for module in inside if isinstance(module, (nn.Linear, Conv1D)))
+        names = ", ".join(found) or "none"
+        raise ScoreError(f"{what} has no single module for it in '{parent}' (found: {names}); {REMEDY}")
+    read = sum(module.weight.numel() for module in view.mlp_projections())
     gated = read == 2 * view.module(down).weight.numel()
     return f"{parent}.{found[0]}", f"{view.path}.{down}" if gated else None
 

@@ -5,7 +5,7 @@
    the reader's own projection only.
 2. `from_stream`: something is added to the residual stream that enters a block.
 3. `after_mlp`: what a change of the stream that an MLP reads has become where the next block begins. An MLP works on
-   each position by itself, so one run of it with the change at *all* positions serves every patch of some positions: a
+   each position by itself, so one run with the change at *all* positions serves every patch of some positions, and a
    sweep over positions restarts at the next block. `after_middle` is the same for a stream that is replaced there.
 4. `from_projection`: a layer's queries, keys or values are replaced; the layer's attention is run again.
 
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from circuitfind.batch import Inputs
 from circuitfind.engine.capture import Run
-from circuitfind.engine.circuit_run import apart, side_by_side
+from circuitfind.engine.circuit_run import run_side_by_side, side_by_side
 from circuitfind.engine.memory import PATCHES
-from circuitfind.engine.readers import AttentionReaders
 from circuitfind.engine.writers import Writers, output
 from circuitfind.models.adapter import Adapter
-from circuitfind.models.backends import STOP, Skips, Stop, Visit, through_hooks, undisturbed
+from circuitfind.models.backends import STOP, Skips, Stop, Visit
+from circuitfind.models.layer import AttentionReaders
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,13 +45,9 @@ class Restart:
 
     # ---------------------------------------------------------------- one reader's input
     def edges(self, reader: int, writers: list[int], change: Writers) -> Tensor:
-        """Patches edges `writer -> reader`, one at a time, side by side.
+        """Logits `[writers, batch, reads, vocab]` of runs in which one edge `writer -> reader` is patched.
 
-        Args:
-            change: the writers' values on a patched edge minus their values in the base run.
-
-        Returns:
-            Logits `[writers, batch, reads, vocab]`.
+        `change`: the writers' values on a patched edge minus their values in the base run.
         """
         graph, times = self.adapter.graph, len(writers)
         layer, kind, head = graph.reader(reader)
@@ -60,10 +56,8 @@ class Restart:
         streams = (base.to(self.adapter.work) + changes).flatten(0, 1)  # writers x batch, pos, d_model
         skips = self._earlier(layer, times)
         if kind == "mlp":
-            norm = self.adapter.layers[layer].mlp_norm
-            new = streams if norm is None else norm(streams)
             skips |= self._attention(layer, times)
-            return self._run(times, _shown("mlp_in", layer, new), skips)
+            return self._run(times, _shown("mlp_in", layer, self.adapter.layers[layer].mlp_reads(streams)), skips)
         if kind == "logits":
             return self._run(times, _shown("final", layer, streams), skips)
         local = torch.tensor([reader - graph.readers(layer, "qkv").start], device=streams.device)
@@ -81,9 +75,8 @@ class Restart:
     def from_stream(self, layer: int, changes: Tensor) -> Tensor:
         """Logits `[patches, batch, reads, vocab]` of runs whose stream is changed where block `layer` begins.
 
-        Args:
-            layer: the number of layers stands for the final norm.
-            changes: `[patches, batch, pos, d_model]`, added to the base run's stream.
+        The number of layers stands for the final norm. `changes`, `[patches, batch, pos, d_model]`, are added to the
+        base run's stream.
         """
         streams = (self.base.resid[layer].to(self.adapter.work) + changes).to(self.adapter.dtype).flatten(0, 1)
 
@@ -94,11 +87,7 @@ class Restart:
         return self._run(len(changes), visit, skips)
 
     def after_mlp(self, layer: int, changes: Tensor) -> Tensor:
-        """What changes of the stream after a layer's attention are where the next block begins.
-
-        Args:
-            changes: `[patches, batch, pos, d_model]`.
-        """
+        """What changes `[patches, batch, pos, d_model]` after a layer's attention are where the next block begins."""
         if self.adapter.graph.parallel:  # this layer's MLP does not read them
             return changes
         middle = self.base.middle[layer].to(self.adapter.work) + changes
@@ -111,7 +100,7 @@ class Restart:
         up where little is left of the stream (zero ablation).
         """
         middle = self.base.middle[layer].to(self.adapter.work) + changes
-        after, (_, bias) = middle + self._rewritten(layer, middle), self.adapter.layers[layer].constants()
+        after, bias = middle + self._rewritten(layer, middle), self.adapter.layers[layer].constants()[1]
         after = after if bias is None else after + bias
         moved = after - self.base.resid[layer + 1].to(self.adapter.work)
         return torch.where((changes != 0).any(-1, keepdim=True), moved, 0)
@@ -119,17 +108,9 @@ class Restart:
     def _rewritten(self, layer: int, middle: Tensor) -> Tensor:
         """`[patches, batch, pos, d_model]` what a layer's MLP adds when such streams are before its norm."""
         view, times = self.adapter.layers[layer], len(middle)
-        show = _shown("mlp_in", layer, (middle if view.mlp_norm is None else view.mlp_norm(middle)).flatten(0, 1))
-        written: list[Tensor] = []
-
-        def visit(site: str, at: int, value: Tensor) -> Tensor | Stop | None:
-            if (site, at) != ("mlp_out", layer):
-                return show(site, at, value)
-            written.append(view.mlp_written(value.detach()).view(middle.shape))
-            return STOP
-
-        self._run(times, visit, {**self._earlier(layer, times), **self._attention(layer, times)})
-        return written[0]
+        show = _shown("mlp_in", layer, view.mlp_reads(middle).flatten(0, 1))
+        skips = self._earlier(layer, times) | self._attention(layer, times)
+        return view.mlp_written(self._until(("mlp_out", layer), show, times, skips)).view(middle.shape)
 
     # ---------------------------------------------------------------- queries, keys, values
     def from_projection(self, layer: int, kind: str, values: Tensor) -> Tensor:
@@ -139,19 +120,10 @@ class Restart:
 
     def heads_from_projection(self, layer: int, kind: str, values: Tensor) -> Tensor:
         """`[patches x batch, pos, heads, d_head]` of the layer before its output projection; nothing else is run."""
-        found: list[Tensor] = []
-        replace = self._projected(layer, kind, values.flatten(0, 1))
-
-        def visit(site: str, at: int, value: Tensor) -> Tensor | Stop | None:
-            if (site, at) != ("z", layer):
-                return replace(site, at, value)
-            found.append(value.unflatten(-1, (self.adapter.graph.n_heads, -1)))
-            return STOP
-
         start = side_by_side(self.base.resid[layer], len(values))
-        others = [view.path for index, view in enumerate(self.adapter.layers) if index != layer]
-        self._run(len(values), visit, dict.fromkeys(others, start))
-        return found[0]
+        others = {view.path: start for index, view in enumerate(self.adapter.layers) if index != layer}
+        z = self._until(("z", layer), self._projected(layer, kind, values.flatten(0, 1)), len(values), others)
+        return z.view(*z.shape[:-1], self.adapter.graph.n_heads, -1)
 
     def _projected(self, layer: int, kind: str, new: Tensor, head: int | None = None) -> Visit:
         """Replaces a layer's q, k or v by `[rows, pos, heads, d_head]`, or one head of it by `[rows, pos, d_head]`."""
@@ -172,8 +144,6 @@ class Restart:
     # ---------------------------------------------------------------- running
     def _earlier(self, layer: int, times: int) -> dict[str, Tensor]:
         """Blocks before a layer, which need not run."""
-        if not layer:
-            return {}
         start = side_by_side(self.base.resid[layer], times)
         return {view.path: start for view in self.adapter.layers[:layer]}
 
@@ -185,9 +155,20 @@ class Restart:
         return {path: side_by_side(self.base.attn_out[layer], times)}
 
     def _run(self, times: int, visit: Visit, skips: Skips) -> Tensor:
-        with torch.no_grad(), undisturbed(self.adapter.model):
-            logits = through_hooks(self.adapter, self.inputs.repeat(times), visit, skips)
-        return apart(logits, times) if logits.numel() else logits
+        return run_side_by_side(self.adapter, self.inputs, times, visit, skips)
+
+    def _until(self, end: tuple[str, int], visit: Visit, times: int, skips: Skips) -> Tensor:
+        """What a site holds in such a run, which ends there."""
+        found: list[Tensor] = []
+
+        def visit_or_stop(site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
+            if (site, layer) != end:
+                return visit(site, layer, value)
+            found.append(value.detach())
+            return STOP
+
+        self._run(times, visit_or_stop, skips)
+        return found[0]
 
 
 def _shown(site: str, layer: int, new: Tensor) -> Visit:

@@ -2,9 +2,9 @@
 
 1. A `CircuitState` holds a circuit's run on a batch: every writer's current value (heads before their output
    projection), and the streams of the readers that were looked at last, as many as a budget allows.
-2. Removing edges changes their readers' streams by minus the writers' `D = current - ablated`, which is projected when
-   it is needed. Affected are these readers' nodes, the readers that kept edges lead to from them, and so on down to the
-   logits (all heads of a layer together where a post-norm couples them); not what no longer leads to the logits.
+2. Removing edges changes their readers' streams by minus the writers' `D = current - ablated`, projected when
+   needed. Affected are these readers' nodes, the readers that kept edges lead to from them, and so on to the logits
+   (all heads of a layer together where a post-norm couples them); not what no longer leads to the logits.
 3. A trial is a circuit run whose baseline is the current run: a reader's stream is its current one, minus what the
    removed edges carried, plus `new - current` of the affected writers with an edge into it. Blocks, attentions and MLPs
    without an affected reader are skipped, and of an attention the projections, whose results are overwritten anyway.
@@ -12,28 +12,26 @@
 4. `commit` makes one trial of the last run the current state, without running anything.
 5. A state of any mask is computed anew in one run: so a stopped search goes on, and a long one sheds its rounding.
 
-Nothing is assumed of the order in which edges go; an order from the logits backwards only makes fewer readers affected.
+Edges may go in any order; from the logits backwards fewer readers are affected.
 """
 
 from __future__ import annotations
 
-import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from circuitfind.engine.circuit_run import CircuitVisitor, apart, side_by_side, skippable
+from circuitfind.engine.circuit_run import CircuitVisitor, Plan, run_side_by_side, side_by_side, skippable
 from circuitfind.engine.memory import STREAMS, row_bytes, run_bytes
-from circuitfind.engine.plan import Plan
 from circuitfind.engine.prepare import Prepared
 from circuitfind.engine.reach import Reach
 from circuitfind.engine.writers import Writers, total
 from circuitfind.models.adapter import Adapter
-from circuitfind.models.backends import through_hooks, undisturbed
-from circuitfind.models.layout import Heads
+from circuitfind.models.layer import Heads
 
 Edge = tuple[int, int]
 FEW = 16  # edges
@@ -49,13 +47,12 @@ def trial_bytes(adapter: Adapter, n_tokens: int) -> int:
     return 2 * n_tokens * adapter.graph.n_writers * row_bytes(adapter)
 
 
-@dataclass(frozen=True, eq=False)
-class _Trial:
-    """The last run: its groups of removals, cumulative by trial, and the visitor that holds its values."""
+class _Trial(NamedTuple):
+    """The last run: its groups of removals, cumulative by trial, the visitor that holds its values, its readers."""
 
     removals: list[list[Edge]]
     visitor: _RevisedRun
-    readers: np.ndarray
+    readers: list[int]
 
 
 class CircuitState:
@@ -74,11 +71,8 @@ class CircuitState:
         self.prepared, self.adapter, self.graph = prepared, prepared.adapter, prepared.adapter.graph
         self.mask = self.graph.real.copy() if mask is None else mask.copy()
         clean = prepared.clean
-        self.run = copy.copy(clean)
-        for name in ("resid", "heads", "mlps", "qkv"):  # what a commit replaces; the tensors themselves are shared
-            setattr(self.run, name, list(getattr(clean, name)))
-        self.coupled = self.adapter.family.post_attn_norm is not None
-        self.reach = Reach(self.graph, self.mask, self.coupled)
+        self.run = clean.map(lambda value: value)  # lists of its own, of which commits replace entries
+        self.reach = Reach(self.graph, self.mask, self.adapter.coupled)
         one = clean.resid[0].numel() * self.adapter.work.itemsize
         self._most_streams = max(self.graph.readers_per_layer, stream_bytes // one)
         self._streams: dict[int, Tensor] = {}  # the one used last comes last
@@ -89,32 +83,27 @@ class CircuitState:
             self.commit(0)
 
     # ---------------------------------------------------------------- the current run
-    def centre(self, x: Tensor) -> Tensor:
-        """As `CircuitVisitor`: means are taken off where every norm does so."""
-        return x - x.mean(-1, keepdim=True) if self.adapter.centred else x
-
     def difference(self, writers: np.ndarray, tokens: slice, current: Writers | None = None) -> Tensor:
         """`[tokens, d_model]`: D = value - ablated value, summed over some writers (`[writers]` bool).
 
         Under interchange a writer that nothing reaches carries its ablated value: it is left out, no noise comes in.
-
-        Args:
-            current: the writers' values, in place of those of the current run.
+        `current`: the writers' values, in place of those of the current run.
         """
         if self.prepared.interchange:
             writers = writers & self.reach.reached[:-1]
-        return self.centre(total(self.adapter, current or self.run.writers, self.prepared.ablated, writers, tokens))
+        current = current or self.run.writers
+        return self.adapter.centre(total(self.adapter, current, self.prepared.ablated, writers, tokens))
 
     def base(self, reader: int) -> Tensor:
         """`[batch x pos, d_model]`: what a reader without any edge sees."""
         layer, kind, _ = self.graph.reader(reader)
         empty = self.prepared.empty
         base = (empty.middle if kind == "mlp" else empty.resid)[layer]
-        return self.centre(base.to(self.adapter.work).flatten(0, 1))
+        return self.adapter.centre(base.to(self.adapter.work).flatten(0, 1))
 
     def stream(self, reader: int) -> Tensor:
         """`[batch x pos, d_model]`: what a reader of the current circuit sees."""
-        stream = self._streams.pop(reader, None)
+        stream = self._streams.get(reader)
         if stream is None:
             stream = self.base(reader) + self.difference(self.mask[:, reader], slice(None))
         self._keep(reader, stream)
@@ -138,18 +127,13 @@ class CircuitState:
                 mine = changed[graph.readers(layer, kind)]
                 if not mine.any():
                     continue
-                fed = graph.serves[graph.readers(layer, kind)][mine][:, nodes].any(axis=0)
-                writers[nodes] = True if self.coupled and kind == "qkv" else fed
+                writers[nodes] = self.reach.feeds[graph.readers(layer, kind)][mine][:, nodes].any(axis=0)
                 led = self.mask[nodes][writers[nodes]].any(axis=0) if kind == "qkv" else self.mask[nodes]
                 changed |= led & self.reach.useful
         return changed, writers
 
     def attempt(self, removals: list[list[Edge]]) -> Tensor:
-        """Removes edges on trial: the first group, the first two groups, and so on.
-
-        Returns:
-            Logits `[trials, batch, reads, vocab]`.
-        """
+        """Logits `[trials, batch, reads, vocab]` without the first group of edges, the first two groups, and so on."""
         masks = np.repeat(self.mask[None], len(removals), axis=0)
         for trial, group in enumerate(removals):
             for writer, reader in group:
@@ -162,51 +146,41 @@ class CircuitState:
         if self.prepared.interchange:  # as in `difference`
             writers &= self.reach.reached[:-1]
         terms = masks & writers[None, :, None] & readers[None, None, :]
-        plan = Plan(self.graph, terms, True, np.flatnonzero(terms.any(axis=(0, 2))), readers)
+        plan = Plan(self.graph, terms, True, readers)
         run = self.run  # unaffected writers keep their values exactly, whatever the ablation
         current = replace(self.prepared, ablated=run.writers, empty=run, clean=run, interchange=True)
         visitor = _RevisedRun(current, plan, self, masks)
-        inputs = self.prepared.batch.clean.repeat(len(masks))
         skips = {**self._projections(plan), **skippable(current, plan)}
-        with torch.no_grad(), undisturbed(self.adapter.model):
-            logits = through_hooks(self.adapter, inputs, visitor, skips=skips)
-        self._trial = _Trial(removals, visitor, np.flatnonzero(readers))
-        return apart(logits, len(masks))
+        logits = run_side_by_side(self.adapter, self.prepared.batch.clean, len(masks), visitor, skips)
+        self._trial = _Trial(removals, visitor, np.flatnonzero(readers).tolist())
+        return logits
 
     def _projections(self, plan: Plan) -> dict[str, Tensor]:
         """Projections of the attentions that run: what q, k and v give is overwritten, of o only the input is read.
 
         A post-norm's scale does depend on o's result.
         """
-        family, skips, times = self.adapter.family, {}, len(plan.terms)
+        family, times = self.adapter.family, len(plan.terms)
+        skips: dict[str, Tensor] = {}
         for layer, view in enumerate(self.adapter.layers):
             if not plan.runs(layer, "qkv"):
                 continue
-            values, attn_out = self.run.qkv[layer], self.run.attn_out[layer]
-            for site in ("qkv",) if family.qkv else ("q", "k", "v"):
-                whole = view.layout.whole(site, values._asdict())
+            for site in family.projections:
+                whole = view.layout.whole(site, self.run.qkv[layer]._asdict())
                 skips[f"{view.path}.{getattr(family, site)}"] = side_by_side(whole, times)
-            if not self.coupled:
-                skips[f"{view.path}.{family.o}"] = side_by_side(attn_out, times)
+            if not self.adapter.coupled:
+                skips[f"{view.path}.{family.o}"] = side_by_side(self.run.attn_out[layer], times)
         return skips
 
     def drop(self, edge: Edge) -> list[int]:
-        """Removes an edge that changes nothing that reaches the logits, without a run.
-
-        Returns:
-            The nodes that have lost their last input by it.
-        """
+        """Removes an edge whose effect is 0, without a run; returns the nodes that have lost their last input."""
         left = self.reach.remove(*edge)
         if not self.reach.useful[edge[1]]:
             self._streams.pop(edge[1], None)
         return left
 
     def commit(self, trial: int) -> list[int]:
-        """Makes a trial of the last attempt the current state.
-
-        Returns:
-            The nodes that have lost their last input by it.
-        """
+        """Makes a trial of the last attempt the current state; returns the nodes that have lost their last input."""
         assert self._trial is not None, "commit follows an attempt"
         removals, visitor = self._trial.removals[: trial + 1], self._trial.visitor
         left = [node for group in removals for edge in group for node in self.reach.remove(*edge)]
@@ -217,21 +191,19 @@ class CircuitState:
             """One trial's values, without holding on to the others'."""
             return values if visitor.times == 1 else values[part].clone()
 
-        for reader in self._trial.readers.tolist():
+        for reader in self._trial.readers:
+            self._streams.pop(reader, None)
             if reader in visitor.streams:
                 self._keep(reader, own(visitor.streams[reader], tokens))
-            else:
-                self._streams.pop(reader, None)
-        logits = self.graph.n_readers - 1
+        run, logits = self.run, self.graph.n_readers - 1
         if logits in visitor.streams:
             final = self._streams[logits].unflatten(0, (visitor.batch, visitor.length))
-            self.run.resid[-1] = final.to(self.run.resid[-1].dtype)
+            run.resid[-1] = final.to(run.resid[-1].dtype)
         for layer, heads in visitor.qkv.items():
-            self.run.qkv[layer] = Heads(*(own(part, rows) for part in heads))
-        for layer, values in visitor.heads.items():
-            self.run.heads[layer] = own(values, rows)
-        for layer, values in visitor.mlps.items():
-            self.run.mlps[layer] = own(values, rows)
+            run.qkv[layer] = Heads(*(own(part, rows) for part in heads))
+        for kept, new in ((run.heads, visitor.heads), (run.mlps, visitor.mlps)):
+            for layer, values in new.items():
+                kept[layer] = own(values, rows)
         self._trial = None
         return left
 
@@ -242,8 +214,8 @@ class _RevisedRun(CircuitVisitor):
     def __init__(self, current: Prepared, plan: Plan, state: CircuitState, masks: np.ndarray) -> None:
         super().__init__(current, plan)
         self.state, self.masks = state, masks
-        self.streams: dict[int, Tensor] = {}
-        self.qkv: dict[int, Heads] = {}
+        self.streams: dict[int, Tensor] = {}  # by reader
+        self.qkv: dict[int, Heads] = {}  # by layer, as the next two
         self.heads: dict[int, Tensor] = {}
         self.mlps: dict[int, Tensor] = {}
 
@@ -254,19 +226,15 @@ class _RevisedRun(CircuitVisitor):
         for at, gone in enumerate(removed.T):
             if gone.any():
                 base[at] -= self.state.difference(gone, tokens)
-        count = int(np.searchsorted(self.plan.writers, self.graph.limits[readers[0]]))
-        if count:
-            terms = self.plan.terms[circuit][np.ix_(self.plan.writers[:count], readers)].T
-            coefficients = torch.from_numpy(terms.astype(np.float32)).to(self.written)
-            written = self.written[:count, circuit, tokens].flatten(1)
+        coefficients, written = self.terms_of(readers, rows)
+        if len(written):
             base = (base.flatten(1).addmm_(coefficients, written)).view_as(base)
         if not self.state.prepared.interchange:
             self._from_few(readers, base, rows)
-        rows_in_all = self.times * self.batch * self.length
+        size = self.batch * self.length
         for at, reader in enumerate(readers.tolist()):
-            known = self.streams.setdefault(reader, base.new_empty(rows_in_all, base.shape[-1]))
-            offset = circuit * self.batch * self.length
-            known[offset + tokens.start : offset + tokens.stop] = base[at]
+            known = self.streams.setdefault(reader, base.new_empty(self.times * size, base.shape[-1]))
+            known[circuit * size + tokens.start : circuit * size + tokens.stop] = base[at]
         return base
 
     def _from_few(self, readers: np.ndarray, streams: Tensor, rows: tuple[int, slice]) -> None:
@@ -277,20 +245,19 @@ class _RevisedRun(CircuitVisitor):
         """
         circuit, tokens = rows
         examples = slice(circuit * self.batch, (circuit + 1) * self.batch)
-        run = self.state.run.writers
+        run = self.state.run
         heads = [self.heads[at][examples] if at in self.heads else value for at, value in enumerate(run.heads)]
         mlps = [self.mlps[at][examples] if at in self.mlps else value for at, value in enumerate(run.mlps)]
+        current = Writers(run.writers.embed, heads, mlps)
         for at, reader in enumerate(readers.tolist()):
             inside = self.masks[circuit][:, reader]
             if inside.sum() <= FEW:
-                current = Writers(run.embed, heads, mlps)
                 streams[at] = self.state.base(reader)[tokens] + self.state.difference(inside, tokens, current)
 
     def note_values(self, layer: int, kind: str, value: Tensor) -> None:
-        before = self.qkv.get(layer)
-        if before is None:
-            before = Heads(*(side_by_side(part, self.times) for part in self.prepared.empty.qkv[layer]))
-        self.qkv[layer] = before._replace(**{kind: value})
+        if layer not in self.qkv:
+            self.qkv[layer] = Heads(*(side_by_side(part, self.times) for part in self.prepared.empty.qkv[layer]))
+        self.qkv[layer] = self.qkv[layer]._replace(**{kind: value})
 
     def note_written(self, layer: int, kind: str, value: Tensor) -> None:
         # a copy, because some models (Falcon) add into the MLP's output in place

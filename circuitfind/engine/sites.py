@@ -1,10 +1,10 @@
 """What one kind of site holds in a run, layer by layer, its means, and attention scores.
 
 1. `resid`, `middle`, `attn_out`, `mlp_out`, `q`, `k` and `v` are what a captured `Run` holds anyway.
-2. `z` (the heads before the output projection) and `hidden` (an MLP's neurons) are noted by a hook on the input of that
-   projection; `pattern` is the second result of the attention module, which transformers fills under its "eager"
-   implementation only: the model is switched to it for the pass and back.
-3. A pattern is believed only if it is one: pattern x values must give the heads that the same pass computed.
+2. `z` (the heads before the output projection) and `hidden` (an MLP's neurons) are the input of that projection;
+   `pattern` is the second result of the attention module, which transformers fills under its "eager" implementation
+   only: the model is switched to it for the pass and back. A pattern is believed only if pattern x values gives the
+   heads that the same pass computed.
 
 All values are `[batch, pos, ...]`; a pattern is `[batch, query, heads, key]`.
 
@@ -14,8 +14,7 @@ All values are `[batch, pos, ...]`; a pattern is `[batch, query, heads, key]`.
    heads reach the output projection. Rotary positions, norms of queries and keys, windows, caps and sinks are the
    model's own.
 2. It runs under the "eager" implementation, whose one softmax is watched: what enters it are the scores, a sink as one
-   more column.
-3. They are believed only if they are the scores: softmax(scores) x values must give the heads of the same pass.
+   more column. They are believed only if softmax(scores) x values gives the heads of the same pass.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ import torch
 from einops import einsum
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from transformers.pytorch_utils import Conv1D
 
 from circuitfind.batch import Batch, Inputs
 from circuitfind.engine.ablation import count_of, summed
@@ -38,6 +36,7 @@ from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.restart import Restart
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter
+from circuitfind.models.layer import weight_of
 
 Values = dict[int, Tensor]  # by layer
 PATTERN_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -45,20 +44,15 @@ HALF_TOLERANCE = 0.05
 
 
 def capture_site(adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[int]) -> tuple[Run, Values]:
-    """Runs the model and notes a site's values in some layers.
-
-    Raises:
-        ModelError: the family has no such site, or does not hand out its attention patterns.
-    """
-    if site in ("resid", "middle", "attn_out", "mlp_out"):
-        run = capture(adapter, inputs)
-        return run, {layer: getattr(run, site)[layer].view(run.resid[0].shape) for layer in layers}
-    if site in ("q", "k", "v"):
-        run = capture(adapter, inputs)
-        return run, {layer: getattr(run.qkv[layer], site) for layer in layers}
+    """Runs the model and notes a site's values in some layers; ModelError where the family does not have it."""
     if site == "pattern":
         return _capture_patterns(adapter, inputs, layers)
-    return _capture_inputs(adapter, inputs, site, layers)
+    if site in ("z", "hidden"):
+        return _capture_inputs(adapter, inputs, site, layers)
+    run = capture(adapter, inputs)
+    if site in ("q", "k", "v"):
+        return run, {layer: getattr(run.qkv[layer], site) for layer in layers}
+    return run, {layer: getattr(run, site)[layer].view(run.resid[0].shape) for layer in layers}
 
 
 def site_means(experiment: Experiment, site: str, layers: Sequence[int]) -> Values:
@@ -67,46 +61,43 @@ def site_means(experiment: Experiment, site: str, layers: Sequence[int]) -> Valu
 
     def sums(part: Batch, _: slice) -> tuple[Values, int]:
         values = capture_site(adapter, part.corrupted, site, layers)[1]
-        mask = part.corrupted.mask
-        return {at: summed(x.to(adapter.work), mask, by_position) for at, x in values.items()}, count_of(
-            part, by_position
-        )
+        mask, count = part.corrupted.mask, count_of(part, by_position)
+        return {at: summed(value.to(adapter.work), mask, by_position) for at, value in values.items()}, count
 
     parts = [part for _, part in experiment.in_batches(sums, "mean activations")]
     count = sum(number for _, number in parts)
     return {layer: torch.stack([values[layer] for values, _ in parts]).sum(0) / count for layer in layers}
 
 
-def _capture_inputs(adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[int]) -> tuple[Run, Values]:
-    values: Values = {}
+@contextmanager
+def _noted(modules: dict[int, nn.Module]) -> Iterator[dict[int, tuple[Any, Any]]]:
+    """By layer, the first argument and the result of its module in a pass inside."""
+    noted: dict[int, tuple[Any, Any]] = {}
     with ExitStack() as hooks:
-        for layer in layers:
-            module = projection_of(adapter, site, layer)
+        for layer, module in modules.items():
 
-            def note(_: nn.Module, args: tuple[Any, ...], layer: int = layer) -> None:
-                values[layer] = args[0].detach()
+            def note(_: nn.Module, args: tuple[Any, ...], output: Any, layer: int = layer) -> None:
+                noted[layer] = (args[0] if args else None), output
 
-            hooks.callback(module.register_forward_pre_hook(note).remove)
+            hooks.callback(module.register_forward_hook(note).remove)
+        yield noted
+
+
+def _capture_inputs(adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[int]) -> tuple[Run, Values]:
+    with _noted({layer: projection_of(adapter, site, layer) for layer in layers}) as noted:
         run = capture(adapter, inputs)
-    shape = run.resid[0].shape[:2]
-    values = {layer: value.view(*shape, -1) for layer, value in values.items()}
-    if site == "z":
-        values = {layer: value.unflatten(-1, (adapter.graph.n_heads, -1)) for layer, value in values.items()}
-    return run, values
+    shape = (*run.resid[0].shape[:2], *((adapter.graph.n_heads,) if site == "z" else ()), -1)
+    return run, {layer: entered.detach().view(shape) for layer, (entered, _) in noted.items()}
 
 
 def projection_of(adapter: Adapter, site: str, layer: int) -> Any:
-    """The linear module that a site's values enter: the attention's (`z`) or the MLP's (`hidden`) output projection.
-
-    Raises:
-        ModelError: the family's MLP has no single output projection.
-    """
+    """The linear module that a site's values enter: the attention's (`z`) or the MLP's (`hidden`) output projection."""
     family = adapter.family
     name = family.o if site == "z" else family.down
     if name is None:
         raise ModelError(
-            f"the MLPs of '{getattr(adapter.config, 'model_type', '?')}' are mixtures of experts without one output"
-            " projection: their neurons cannot be patched (patch what='mlp' instead)"
+            f"the MLPs of '{adapter.kind}' are mixtures of experts without one output projection: their neurons cannot"
+            " be patched (patch what='mlp' instead)"
         )
     return adapter.layers[layer].module(name)
 
@@ -116,31 +107,21 @@ def input_rows(adapter: Adapter, site: str, layer: int) -> Tensor:
 
     In the model's own precision, because few of the rows are wanted at a time.
     """
-    module = projection_of(adapter, site, layer)
-    weight = module.weight if isinstance(module, Conv1D) else module.weight.T
-    return weight.detach()
+    return weight_of(projection_of(adapter, site, layer))
 
 
 def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -> tuple[Run, Values]:
-    outputs: dict[int, Any] = {}
-    with ExitStack() as stack:
-        stack.enter_context(eager_attention(adapter))
-        for layer in layers:
-            attention = adapter.layers[layer].module(adapter.family.o.rpartition(".")[0])
-
-            def note(_: nn.Module, __: tuple[Any, ...], output: Any, layer: int = layer) -> None:
-                outputs[layer] = output
-
-            stack.callback(attention.register_forward_hook(note).remove)
+    attentions = {layer: adapter.layers[layer].module(adapter.family.o.rpartition(".")[0]) for layer in layers}
+    with eager_attention(adapter), _noted(attentions) as noted:
         run, z = capture_site(adapter, inputs, "z", layers)
     values = {}
     for layer in layers:
-        tensors = [part for part in outputs[layer] if isinstance(part, Tensor)] if outputs[layer] is not None else []
+        tensors = [part for part in noted[layer][1] or () if isinstance(part, Tensor)]
         pattern = tensors[1].detach().transpose(1, 2) if len(tensors) > 1 and tensors[1].ndim == 4 else None
         if pattern is None or not makes_heads(adapter, pattern, run.qkv[layer].v, z[layer], inputs.mask):
             raise ModelError(
-                f"this model ('{getattr(adapter.config, 'model_type', '?')}') does not hand out its attention patterns:"
-                " load it with attn_implementation='eager', or patch what='heads', 'q' or 'k' instead"
+                f"this model ('{adapter.kind}') does not hand out its attention patterns: load it with"
+                " attn_implementation='eager', or patch what='heads', 'q' or 'k' instead"
             )
         values[layer] = pattern
     return capture(adapter, inputs), values  # the run as the user's implementation computes it
@@ -153,12 +134,9 @@ def attended(adapter: Adapter, pattern: Tensor, value: Tensor, heads: Sequence[i
 
 
 def makes_heads(adapter: Adapter, pattern: Tensor, value: Tensor, z: Tensor, mask: Tensor) -> bool:
-    """Whether these are the patterns that the pass used: at real positions they make its heads.
+    """Whether patterns `[batch, query, heads, key]` are those of a pass: at real positions they make its heads `z`.
 
-    Args:
-        pattern: `[batch, query, heads, key]`.
-        value: `[batch, key, kv_heads, d_head]`.
-        z: `[batch, query, heads, d_head]`, before the output projection.
+    `value [batch, key, kv_heads, d_head]`; `z [batch, query, heads, d_head]` is before the output projection.
     """
     if pattern.shape[:3] != z.shape[:3]:
         return False
@@ -171,15 +149,14 @@ def makes_heads(adapter: Adapter, pattern: Tensor, value: Tensor, z: Tensor, mas
 @contextmanager
 def eager_attention(adapter: Adapter) -> Iterator[None]:
     """Runs inside compute attention step by step, as transformers' "eager" implementation does."""
-    model, before = adapter.model, adapter.config._attn_implementation
-    if before == "eager":
-        yield
-        return
-    model.set_attn_implementation("eager")
+    before = adapter.config._attn_implementation
+    if before != "eager":
+        adapter.model.set_attn_implementation("eager")
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        if before != "eager":
+            adapter.model.set_attn_implementation(before)
 
 
 # -------------------------------------------------------------------- attention scores
@@ -207,9 +184,6 @@ def attention_scores(restart: Restart, layer: int, kind: str, values: Tensor) ->
     Args:
         kind: "q" or "k".
         values: `[patches, batch, pos, heads or kv_heads, d_head]`, as they are projected.
-
-    Raises:
-        ModelError: the model's attention does not show its scores.
     """
     adapter = restart.adapter
     with eager_attention(adapter), _Watch() as watch:
@@ -223,7 +197,7 @@ def attention_scores(restart: Restart, layer: int, kind: str, values: Tensor) ->
         shown = makes_heads(adapter, pattern, v, z, mask)
     if scores is None or not shown:
         raise ModelError(
-            f"this model ('{getattr(adapter.config, 'model_type', '?')}') does not show its attention scores: load it"
-            " with attn_implementation='eager', or use method='atp'"
+            f"this model ('{adapter.kind}') does not show its attention scores: load it with"
+            " attn_implementation='eager', or use method='atp'"
         )
     return apart(scores.clamp(min=torch.finfo(adapter.dtype).min), times)

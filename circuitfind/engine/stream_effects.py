@@ -1,14 +1,30 @@
-"""First-order effects of whatever writes to the residual stream, from the gradients at its readers.
+"""First-order effects of what writes to the residual stream, from the gradients of one backward pass at its readers.
 
-What adds to the stream is read by every later reader, so the gradient there is a sum over readers, from the top down:
+`edge_effects` scores all edges without splitting the stream:
+
+    effect(u -> v) = sum over tokens of (out_u(clean) - out_u(ablated)) . J_norm^T W_v gradient_v
+
+Peers give every reader its own copy of the residual stream to get `gradient at v's input`; here only the gradients at
+the projections' outputs are taken (`d_head` wide), and pulled back analytically:
+
+1. For a layer, `G_v = J_norm^T W_v g_v` for all its q, k, v readers: with the norm's weight and centring folded into W
+   and its scale r multiplied into g, `G_v = W' (r g_v) - y c_v`, where y is the normed stream and
+   `c_v = y . W' (r g_v) / d_model`. MLP inputs are pulled back by the norm alone; `logits` is at the stream already.
+2. The writers' differences `D_u` are laid out once for all layers: heads are projected by W_O as they come.
+3. `scores[:U, layer's readers] += D[:U] G^T`, one matrix product a layer: a reader sees a prefix of the writers.
+
+Everything is a sum over tokens, so it is done for a slice of tokens at a time: an outer slice bounds what is held,
+`[writers, tokens, d_model]`, whatever the batch; an inner one keeps `G` in a processor's cache.
+
+`stream_gradients`: the gradient at the stream is a sum over its later readers, from the top down:
 
 1. `s = gradient at the final norm's input`.
 2. For each layer, last first: what the MLP adds meets s. The gradient at the MLP's input, pulled back through its norm,
    comes on top; what attention adds meets that sum (s alone in a parallel block). With the gradients at the layer's q,
    k and v, pulled back through their weights and norm, s is the gradient where the block begins.
 
-`node_effects` (attribution patching): a node's effect is its difference, clean minus ablated, times the gradient where
-its output joins the stream, summed over d_model. Summing a node's edge scores gives the same number.
+`node_effects` (attribution patching): a node's difference, clean minus ablated, times the gradient where its output
+joins the stream, summed over d_model. Summing a node's edge scores gives the same number.
 
 `site_effects`, in the units that a sweep patches:
 
@@ -23,7 +39,7 @@ its output joins the stream, summed over d_model. Summing a node's edge scores g
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import NamedTuple
 
 import torch
@@ -31,13 +47,63 @@ from einops import einsum, rearrange
 from torch import Tensor
 
 from circuitfind.engine.capture import ReaderGradients, Run
-from circuitfind.engine.readers import AttentionReaders
+from circuitfind.engine.memory import HELD, in_cache, token_slices
 from circuitfind.engine.sites import Values, attended, input_rows
 from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter
+from circuitfind.models.layer import AttentionReaders
 from circuitfind.models.norms import Norm
 
+Part = Callable[[Tensor], Tensor]
 
+
+def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
+    """First-order effects of all edges, summed over examples and positions.
+
+    Args:
+        delta: writers' clean values minus ablated values.
+        run: the pass at which the gradients were taken.
+
+    Returns:
+        `[writers, readers]`, zero where there is no edge.
+    """
+    effects = delta.embed.new_zeros(adapter.graph.n_writers, adapter.graph.n_readers)
+    n_tokens = delta.embed.shape[:2].numel()
+    for tokens in token_slices(n_tokens, adapter.graph.n_writers, adapter, HELD):
+
+        def part(value: Tensor, tokens: slice = tokens) -> Tensor:
+            return value.flatten(0, 1)[tokens].to(adapter.work)
+
+        _accumulate(adapter, delta, run, gradients, part, effects)
+    return effects
+
+
+def _accumulate(
+    adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients, part: Part, into: Tensor
+) -> None:
+    """Adds the effects of the tokens that `part` picks."""
+    graph, embed = adapter.graph, part(delta.embed)
+    written = embed.new_empty(graph.n_writers, *embed.shape)
+    written[0] = embed
+
+    def add(layer: int, kind: str, pulled: Tensor, tokens: slice) -> None:
+        seen = written[: graph.reads(layer, kind), tokens].flatten(1)
+        into[: len(seen), graph.readers(layer, kind)] += seen @ pulled.flatten(1).T
+
+    for layer, view in enumerate(adapter.layers):
+        readers = AttentionReaders(view, with_bias=False)
+        stream, at_values = part(run.resid[layer]), part(torch.cat(gradients.qkv[layer], dim=-2)).transpose(0, 1)
+        for tokens in token_slices(len(embed), len(readers.weight), adapter, in_cache(written.device)):
+            add(layer, "qkv", readers.pull_back(stream[tokens], at_values[:, tokens]), tokens)
+        heads = rearrange(part(delta.heads[layer]), "n h e -> h n e")
+        torch.bmm(heads, view.output_weight(), out=written[graph.heads(layer)])
+        pulled = view.mlp_pull_back(part(run.middle[layer]), part(gradients.mlp[layer]))
+        add(layer, "mlp", pulled[None], slice(None))
+        written[graph.mlp(layer)] = part(delta.mlps[layer])
+    add(graph.n_layers, "logits", part(gradients.final)[None], slice(None))
+
+
+# -------------------------------------------------------------------- gradients at the stream
 class StreamGradients(NamedTuple):
     """Of one layer, `[batch, pos, d_model]` each.
 
@@ -58,20 +124,14 @@ def stream_gradients(adapter: Adapter, run: Run, gradients: ReaderGradients) -> 
     """
     stream = gradients.final.to(adapter.work)
     for layer in reversed(range(adapter.graph.n_layers)):
-        norm = adapter.layers[layer].mlp_norm
-        at_mlp = gradients.mlp[layer].to(adapter.work)
-        if norm is not None:
-            at_mlp = norm.pull_back(run.middle[layer].to(adapter.work), at_mlp)
-        entering = stream + at_mlp + _pulled_back_together(adapter, layer, run, gradients)
+        view = adapter.layers[layer]
+        middle, at_mlp = (x[layer].to(adapter.work) for x in (run.middle, gradients.mlp))
+        at_mlp = view.mlp_pull_back(middle, at_mlp)
+        at_values = torch.cat(gradients.qkv[layer], dim=-2).to(adapter.work)  # batch pos readers d_head
+        readers = AttentionReaders(view, with_bias=False)
+        entering = stream + at_mlp + readers.pull_back_together(run.resid[layer].to(adapter.work), at_values)
         yield StreamGradients(layer, entering, stream if adapter.graph.parallel else stream + at_mlp, stream)
         stream = entering
-
-
-def _pulled_back_together(adapter: Adapter, layer: int, run: Run, gradients: ReaderGradients) -> Tensor:
-    """`[batch, pos, d_model]`: the summed gradients of a layer's q, k and v readers at the stream."""
-    readers = AttentionReaders(adapter.layers[layer], with_bias=False)
-    at_values = torch.cat(gradients.qkv[layer], dim=-2).to(adapter.work)  # batch pos readers d_head
-    return readers.pull_back_together(run.resid[layer].to(adapter.work), at_values)
 
 
 def node_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
@@ -84,11 +144,11 @@ def node_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGr
     graph = adapter.graph
     effects = delta.embed.new_empty(graph.n_writers, *delta.embed.shape[:2])
     for layer, entering, at_heads, at_mlp in stream_gradients(adapter, run, gradients):
-        effects[graph.mlp(layer)] = torch.linalg.vecdot(delta.mlps[layer], at_mlp)
+        effects[graph.mlp(layer)] = _dot(delta.mlps[layer], at_mlp)
         projected = einsum(at_heads, adapter.layers[layer].output_weight(), "b t d, h e d -> b t h e")
-        effects[graph.heads(layer)] = rearrange(torch.linalg.vecdot(delta.heads[layer], projected), "b t h -> h b t")
+        effects[graph.heads(layer)] = rearrange(_dot(delta.heads[layer], projected), "b t h -> h b t")
         if layer == 0:
-            effects[0] = torch.linalg.vecdot(delta.embed, entering)
+            effects[0] = _dot(delta.embed, entering)
     return effects
 
 
@@ -101,9 +161,7 @@ def site_effects(adapter: Adapter, site: str, delta: Values, run: Run, gradients
         run: the pass at which the gradients were taken.
     """
     if site in ("q", "k", "v"):
-        return {
-            layer: torch.linalg.vecdot(change, getattr(gradients.qkv[layer], site)) for layer, change in delta.items()
-        }
+        return {layer: _dot(change, getattr(gradients.qkv[layer], site)) for layer, change in delta.items()}
     effects: Values = {}
     for at in stream_gradients(adapter, run, gradients):
         if at.layer in delta:
@@ -115,22 +173,19 @@ def site_effects(adapter: Adapter, site: str, delta: Values, run: Run, gradients
 
 def _effects(adapter: Adapter, site: str, change: Tensor, run: Run, at: StreamGradients) -> Tensor:
     view, layer = adapter.layers[at.layer], at.layer
-    if site == "resid":
-        return _dot(change, at.entering).unsqueeze(-1)
-    if site == "middle":
-        return _dot(change, at.attention).unsqueeze(-1)
+    if site in ("resid", "middle"):
+        return _dot(change, at.entering if site == "resid" else at.attention).unsqueeze(-1)
     if site in ("mlp_out", "hidden"):
         gradient = _before(view.post_mlp_norm, run.mlp_out[layer].view(at.mlp.shape), at.mlp * view.multiplier)
     else:
         gradient = _at_attention(adapter, run, at)
     if site in ("mlp_out", "attn_out"):
         return _dot(change, gradient).unsqueeze(-1)
-    rows = input_rows(adapter, "hidden" if site == "hidden" else "z", layer).to(gradient)
     if site == "hidden":
-        return change * einsum(gradient, rows, "b t d, n d -> b t n")
+        return change * einsum(gradient, input_rows(adapter, site, layer).to(gradient), "b t d, n d -> b t n")
     if site == "pattern":
         change = attended(adapter, change, run.qkv[layer].v, range(adapter.graph.n_heads))
-    return _dot(change, _at_heads(adapter, gradient, rows))
+    return _dot(change, _at_heads(adapter, layer, gradient))
 
 
 def head_gradients(adapter: Adapter, layers: Container[int], run: Run, gradients: ReaderGradients) -> Values:
@@ -138,8 +193,7 @@ def head_gradients(adapter: Adapter, layers: Container[int], run: Run, gradients
     found: Values = {}
     for at in stream_gradients(adapter, run, gradients):
         if at.layer in layers:
-            gradient = _at_attention(adapter, run, at)
-            found[at.layer] = _at_heads(adapter, gradient, input_rows(adapter, "z", at.layer).to(gradient))
+            found[at.layer] = _at_heads(adapter, at.layer, _at_attention(adapter, run, at))
     return found
 
 
@@ -149,8 +203,8 @@ def _at_attention(adapter: Adapter, run: Run, at: StreamGradients) -> Tensor:
     return _before(view.post_attn_norm, run.attn_out[at.layer], at.attention * view.multiplier)
 
 
-def _at_heads(adapter: Adapter, gradient: Tensor, rows: Tensor) -> Tensor:
-    by_head = rows.unflatten(0, (adapter.graph.n_heads, -1))
+def _at_heads(adapter: Adapter, layer: int, gradient: Tensor) -> Tensor:
+    by_head = input_rows(adapter, "z", layer).to(gradient).unflatten(0, (adapter.graph.n_heads, -1))
     gradients: Tensor = einsum(gradient, by_head, "b t d, h e d -> b t h e")
     return gradients
 

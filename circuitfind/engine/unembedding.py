@@ -37,10 +37,8 @@ def unembedding(adapter: Adapter) -> Unembedding:
     adapter.check_free()
     head = adapter.model.get_output_embeddings()
     slope, later = (_after_head(adapter, head, value) / value for value in (SMALL, LARGE))
-    bias = getattr(head, "bias", None)
-    return Unembedding(
-        head.weight.detach(), None if bias is None else bias.detach(), slope, abs(later - slope) > BENT * abs(slope)
-    )
+    bias, capped = getattr(head, "bias", None), abs(later - slope) > BENT * abs(slope)
+    return Unembedding(head.weight.detach(), None if bias is None else bias.detach(), slope, capped)
 
 
 def _after_head(adapter: Adapter, head: nn.Module, value: float) -> float:

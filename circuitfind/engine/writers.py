@@ -6,7 +6,7 @@ of 8 x 16 tokens takes 10 MB instead of 60. `output` and `total` project them wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import repeat
 from typing import NamedTuple
 
@@ -28,41 +28,29 @@ class Writers(NamedTuple):
     heads: list[Tensor]
     mlps: list[Tensor]
 
-    @classmethod
-    def of_parts(cls, parts: Iterable[Tensor]) -> Writers:
-        """From the embedding, all layers' heads and all layers' MLPs."""
-        embed, *layers = parts
-        return cls(embed, layers[: len(layers) // 2], layers[len(layers) // 2 :])
-
     @property
     def parts(self) -> list[Tensor]:
-        """As `of_parts` takes them."""
         return [self.embed, *self.heads, *self.mlps]
 
     def map(self, function: Callable[..., Tensor], *others: Writers | None) -> Writers:
         """The same function of every part, and of the same part of others (None where there is no other)."""
         rest = (repeat(None) if other is None else other.parts for other in others)
-        return Writers.of_parts(function(*values) for values in zip(self.parts, *rest, strict=False))
+        embed, *layers = (function(*values) for values in zip(self.parts, *rest, strict=False))
+        return Writers(embed, layers[: len(self.heads)], layers[len(self.heads) :])
 
     def minus(self, other: Writers) -> Writers:
-        """Part by part difference."""
         return self.map(torch.sub, other)
 
 
-def output(adapter: Adapter, values: Writers, writer: int, less: Writers | None = None) -> Tensor:
-    """`[batch, pos, d_model]`: one writer's value at the residual stream, or (`less`) how far it is from another."""
-    graph = adapter.graph
-
-    def difference(pick: Callable[[Writers], Tensor]) -> Tensor:
-        return pick(values) if less is None else pick(values) - pick(less)
-
+def output(adapter: Adapter, values: Writers, writer: int) -> Tensor:
+    """`[batch, pos, d_model]`: one writer's value at the residual stream."""
+    graph, layer = adapter.graph, adapter.graph.layer_of(writer)
     if writer == 0:
-        return difference(lambda side: side.embed)
-    layer = graph.layer_of(writer)
+        return values.embed
     if writer == graph.mlp(layer):
-        return difference(lambda side: side.mlps[layer])
+        return values.mlps[layer]
     head = writer - graph.head(layer)
-    return difference(lambda side: side.heads[layer][..., head, :]) @ adapter.layers[layer].output_weight()[head]
+    return values.heads[layer][..., head, :] @ adapter.layers[layer].output_weight()[head]
 
 
 def total(adapter: Adapter, value: Writers, other: Writers, writers: np.ndarray, tokens: slice) -> Tensor:
@@ -75,8 +63,7 @@ def total(adapter: Adapter, value: Writers, other: Writers, writers: np.ndarray,
     def difference(one: Tensor, two: Tensor) -> Tensor:
         return one.flatten(0, 1)[tokens] - two.flatten(0, 1)[tokens]
 
-    start = other.embed.flatten(0, 1)[tokens]
-    result = difference(value.embed, other.embed) if writers[0] else torch.zeros_like(start)
+    result = difference(value.embed, other.embed) if writers[0] else torch.zeros_like(other.embed.flatten(0, 1)[tokens])
     for layer in sorted({graph.layer_of(u) for u in (np.flatnonzero(writers[1:]) + 1).tolist()}):
         inside = torch.from_numpy(np.flatnonzero(writers[graph.heads(layer)])).to(result.device)
         if len(inside):

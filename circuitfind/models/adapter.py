@@ -4,8 +4,7 @@
    from the config.
 2. A *site* is a module boundary: the block's input, the projections' outputs, the output projection's input and output,
    the MLP's input and output, the final norm's input, the unembedding's input. Positional encodings, q/k norms, caps,
-   sinks and routing lie between sites, so they need no code.
-3. Each block is a `LayerView` (`layer.py`).
+   sinks and routing lie between sites, so they need no code. Each block is a `LayerView` (`layer.py`).
 """
 
 from __future__ import annotations
@@ -25,13 +24,10 @@ from transformers.pytorch_utils import Conv1D
 from circuitfind.batch import Inputs
 from circuitfind.errors import ModelError
 from circuitfind.graph import Graph
-from circuitfind.models.families import Family, family_of
-from circuitfind.models.layer import LayerView, module_at
-from circuitfind.models.layout import Layout
+from circuitfind.models.families import NORMS, Family, family_of
+from circuitfind.models.layer import LayerView, Layout, module_at
 from circuitfind.models.norms import Norm
 from circuitfind.models.state import State
-
-__all__ = ["Adapter", "LayerView", "Site", "graph_of", "module_at"]
 
 
 class Site(NamedTuple):
@@ -47,13 +43,11 @@ class Adapter:
     """A causal language model of a covered family, seen as a residual stream with writers and readers.
 
     Attributes:
-        graph: its computation graph.
-        layers: one `LayerView` per block.
-        final_norm: the norm before the unembedding.
+        graph, layers, final_norm: its graph, one `LayerView` per block, and the norm before the unembedding.
         sites: all sites; `circuitfind.models.backends.observe` puts them in order of execution.
-        output_forms: by module path, the tuple that the module returns (its first entry left out), or None for a
-            tensor.
+        output_forms: by module path, the tuple that it returns (without its first entry), or None for a tensor.
         centred: every norm that reads the stream subtracts its mean, so the mean never matters.
+        coupled: a norm on the attention's output scales all heads of a layer together.
         backend: "nnsight" or "hooks", what single passes run through.
         lock: held by the call that runs the model: runs put hooks on its modules.
         state: the model as it was when it was last read.
@@ -90,27 +84,21 @@ class Adapter:
         multiplier = float(getattr(self.config, family.residual_multiplier)) if family.residual_multiplier else 1.0
         self.layers = []
         for index, block in enumerate(blocks):
-            path, device = f"{family.layers}.{index}", next(block.parameters()).device
-
-            def norm(name: str | None, block: nn.Module = block, path: str = path, device: Any = device) -> Norm | None:
-                return (
-                    None if name is None else Norm.of(module_at(block, name), graph.d_model, f"{path}.{name}", device)
-                )
-
-            attn, mlp, post_attn, post_mlp = map(norm, self._norm_names())
+            path = f"{family.layers}.{index}"
+            attn, mlp, post_attn, post_mlp = (
+                _norm(block, path, getattr(family, name), graph.d_model) for name in NORMS
+            )
             view = LayerView(path, family, layout, block, attn, mlp, post_attn, post_mlp, multiplier, self.work)
             self.layers.append(view)
         self.final_norm = Norm.of(module_at(model, family.final_norm), graph.d_model, family.final_norm, self.device)
         self.centred = self.final_norm.centred and all(
             norm is not None and norm.centred for view in self.layers for norm in (view.attn_norm, view.mlp_norm)
         )
-
-    def _norm_names(self) -> tuple[str | None, ...]:
-        family = self.family
-        return family.attn_norm, family.mlp_norm, family.post_attn_norm, family.post_mlp_norm
+        self.coupled = family.post_attn_norm is not None
 
     def _state(self) -> State:
-        blocks, names = module_at(self.model, self.family.layers), list(filter(None, self._norm_names()))
+        blocks = module_at(self.model, self.family.layers)
+        names = [name for norm in NORMS if (name := getattr(self.family, norm)) is not None]
         norms = [module_at(block, name) for block in blocks for name in names]
         return State.of(self.model, [*norms, module_at(self.model, self.family.final_norm)])
 
@@ -130,6 +118,11 @@ class Adapter:
         return not same_form or now.adds_hooks_to(before)
 
     @property
+    def kind(self) -> str:
+        """The config's `model_type`, for messages."""
+        return str(getattr(self.config, "model_type", "?"))
+
+    @property
     def device(self) -> torch.device:
         """Where token ids go."""
         device: torch.device = self.model.get_input_embeddings().weight.device
@@ -145,11 +138,7 @@ class Adapter:
         return keywords
 
     def check_free(self) -> None:
-        """Checks that a pass may run.
-
-        Raises:
-            ModelError: the model runs as a circuit (`circuitfind.only`).
-        """
+        """Refuses a pass while the model runs as a circuit (`circuitfind.only`)."""
         if self.held_by is not None:
             raise ModelError(
                 "inside cf.only the model runs as a circuit, and so would every run of this function: call it outside"
@@ -160,23 +149,29 @@ class Adapter:
         """`[heads, batch, pos, d_model]` from scaled heads `[batch, pos, heads, d_head]`."""
         return einsum(scaled, self.layers[layer].output_weight(), "b t h e, h e d -> h b t d")
 
+    def centre(self, x: Tensor) -> Tensor:
+        """Takes the mean off where every norm does so anyway: then no stream's variance needs its mean."""
+        return x - x.mean(-1, keepdim=True) if self.centred else x
+
     def _sites(self) -> list[Site]:
-        family, sites = self.family, []
-        for layer, view in enumerate(self.layers):
-
-            def add(name: str, path: str, side: str, layer: int = layer, root: str = view.path) -> None:
-                sites.append(Site(name, layer, f"{root}.{path}" if path else root, side))
-
-            add("resid", "", "input")
-            for name in ("qkv",) if family.qkv else ("q", "k", "v"):
-                add(name, getattr(family, name), "output")
-            add("z", family.o, "input")
-            add("attn_out", family.o, "output")
-            add("mlp_in", family.mlp_in, "input")
-            add("mlp_out", family.mlp_out, "output")
-        sites.append(Site("final", self.graph.n_layers, family.final_norm, "input"))
-        sites.append(Site("unembed", self.graph.n_layers, self.head_path, "input"))
-        return sites
+        family, last = self.family, self.graph.n_layers
+        of_block = [
+            ("resid", "", "input"),
+            *((name, getattr(family, name), "output") for name in family.projections),
+            ("z", family.o, "input"),
+            ("attn_out", family.o, "output"),
+            ("mlp_in", family.mlp_in, "input"),
+            ("mlp_out", family.mlp_out, "output"),
+        ]
+        return [
+            *(
+                Site(name, layer, f"{view.path}.{path}".rstrip("."), side)
+                for layer, view in enumerate(self.layers)
+                for name, path, side in of_block
+            ),
+            Site("final", last, family.final_norm, "input"),
+            Site("unembed", last, self.head_path, "input"),
+        ]
 
     @functools.cached_property
     def envoy(self) -> nnsight.NNsight:
@@ -193,10 +188,8 @@ class Adapter:
         if len(devices) > 1:
             raise ModelError(f"the model is spread over {', '.join(devices)}: load it onto one device")
         for index, block in enumerate(blocks):
-            projections = (self.family.qkv,) if self.family.qkv else (self.family.q, self.family.k, self.family.v)
-            for name in (*projections, self.family.o):
-                module = module_at(block, name)
-                if not isinstance(module, (nn.Linear, Conv1D)):
+            for name in (getattr(self.family, site) for site in (*self.family.projections, "o")):
+                if not isinstance(module := module_at(block, name), (nn.Linear, Conv1D)):
                     raise ModelError(
                         f"'{self.family.layers}.{index}.{name}' is a {type(module).__name__}, not a plain linear"
                         " projection: quantised or adapter-wrapped weights are not covered"
@@ -209,16 +202,12 @@ class Adapter:
 
 
 def graph_of(model: Any, family: Family | None = None) -> Graph:
-    """A model's computation graph, from its modules and its config; weights are not read.
-
-    Raises:
-        ModelError: its family, or this form of it, is not supported, or a module is missing.
-    """
+    """A model's computation graph, from its modules and its config; weights are not read."""
     config = model.config.get_text_config()
-    family, n_heads = _within(model, family_of(config, family)), config.num_attention_heads
+    family = _within(model, family_of(config, family))
     _check_paths(model, family)
-    blocks = module_at(model, family.layers)
-    return Graph(len(blocks), n_heads, _kv_heads(config, n_heads), config.hidden_size, family.parallel)
+    n_layers, n_heads = len(module_at(model, family.layers)), config.num_attention_heads
+    return Graph(n_layers, n_heads, _kv_heads(config, n_heads), config.hidden_size, family.parallel)
 
 
 def _check_paths(model: nn.Module, family: Family) -> None:
@@ -232,27 +221,19 @@ def _check_paths(model: nn.Module, family: Family) -> None:
             except (AttributeError, IndexError, TypeError):
                 found = None
             if found is None:
-                there = [
-                    other for other, _ in root.named_modules() if other and not any(map(str.isdigit, other.split(".")))
-                ]
+                paths = (other for other, _ in root.named_modules())
+                there = [other for other in paths if other and not any(map(str.isdigit, other.split(".")))]
                 raise ModelError(f"family: {name}='{path}' is not a module of {where}: there are {', '.join(there)}")
 
     check(model, f"a {type(model).__name__}", ("layers", "final_norm"))
-    projections = ("qkv",) if family.qkv else ("q", "k", "v")
-    names = (
-        "o",
-        "attn",
-        "attn_norm",
-        "mlp_norm",
-        "post_attn_norm",
-        "post_mlp_norm",
-        "mlp",
-        "mlp_in",
-        "mlp_out",
-        "down",
-    )
-    block = module_at(model, family.layers)[0]
-    check(block, f"block {family.layers}.0", (*projections, *names))
+    names = (*family.projections, "o", "attn", *NORMS, "mlp", "mlp_in", "mlp_out", "down")
+    check(module_at(model, family.layers)[0], f"block {family.layers}.0", names)
+
+
+def _norm(block: nn.Module, path: str, name: str | None, width: int) -> Norm | None:
+    if name is None:
+        return None
+    return Norm.of(module_at(block, name), width, f"{path}.{name}", next(block.parameters()).device)
 
 
 def _within(model: Any, family: Family) -> Family:
@@ -265,19 +246,14 @@ def _within(model: Any, family: Family) -> Family:
     path = next((path for path, module in model.named_modules() if module is decoder), "")
     if not path:
         return family
-    deeper: dict[str, Any] = {
-        name: f"{path}.{getattr(family, name).partition('.')[2]}" for name in ("layers", "final_norm")
-    }
-    return replace(family, **deeper)
+    layers, final = (f"{path}.{name.partition('.')[2]}" for name in (family.layers, family.final_norm))
+    return replace(family, layers=layers, final_norm=final)
 
 
 def _kv_heads(config: Any, n_heads: int) -> int:
     if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
         return 1
-    for attribute in ("num_key_value_heads", "num_kv_heads"):
-        if getattr(config, attribute, None):
-            return int(getattr(config, attribute))
-    return n_heads
+    return int(getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or n_heads)
 
 
 def _path_of(model: nn.Module, module: nn.Module | None) -> str:

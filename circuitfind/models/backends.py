@@ -45,19 +45,19 @@ class _Stopped(Exception):
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Freezes weights and switches to evaluation mode; restores both at the end."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    modes = {module: module.training for module in model.modules() if module.training}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    training = [module for module in model.modules() if module.training]
     for parameter in trained:
         parameter.requires_grad_(False)
-    if modes:
+    if training:
         model.eval()
     try:
         yield
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-        for module, mode in modes.items():
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 def read_rows(value: Tensor, inputs: Inputs) -> Tensor:
@@ -77,18 +77,18 @@ def _with_first(output: Any, value: Tensor) -> Any:
 
 @contextmanager
 def attached(adapter: Adapter, visit: Visit) -> Iterator[None]:
-    """Inside, every forward pass takes the visitor to every site but the unembedding.
+    """Inside, every forward pass takes the visitor to every site but the unembedding (`_Stopped` if that ends it)."""
 
-    Raises:
-        _Stopped: in a pass that the visitor ends; `through_hooks` catches it.
-    """
+    def visited(site: Site, value: Tensor) -> Tensor | None:
+        new = visit(site.name, site.layer, value)
+        if isinstance(new, Stop):
+            raise _Stopped
+        return new
 
     def hook_input(site: Site, module: nn.Module) -> RemovableHandle:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             key = None if args else next(iter(kwargs))
-            new = visit(site.name, site.layer, args[0] if key is None else kwargs[key])
-            if new is STOP:
-                raise _Stopped
+            new = visited(site, args[0] if key is None else kwargs[key])
             if new is None:
                 return None
             return ((new, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: new})
@@ -97,9 +97,7 @@ def attached(adapter: Adapter, visit: Visit) -> Iterator[None]:
 
     def hook_output(site: Site, module: nn.Module) -> RemovableHandle:
         def after(_: nn.Module, __: Any, output: Any) -> Any:
-            new = visit(site.name, site.layer, _first(output))
-            if isinstance(new, Stop):
-                raise _Stopped
+            new = visited(site, _first(output))
             return None if new is None else _with_first(output, new)
 
         return module.register_forward_hook(after)
@@ -113,40 +111,36 @@ def attached(adapter: Adapter, visit: Visit) -> Iterator[None]:
 
 
 def through_hooks(adapter: Adapter, inputs: Inputs, visit: Visit, skips: Skips | None = None) -> Tensor:
-    """One forward pass with module hooks.
+    """Logits `[batch, reads, vocab]` of a forward pass with module hooks; empty if the visitor stopped it.
 
-    Args:
-        skips: results of modules that need not run.
-
-    Returns:
-        Logits `[batch, reads, vocab]`; an empty tensor if the visitor stopped the pass.
+    `skips`: results of modules that need not run.
     """
     adapter.check_free()
-    skipped = dict(skips or {})
-    blocks = sum(view.path in skipped for view in adapter.layers)
+    skips = skips or {}
+    blocks = sum(view.path in skips for view in adapter.layers)
     count_forward(len(inputs.ids), 1 - blocks / len(adapter.layers))
-
-    def skip(module: nn.Module, path: str, value: Tensor) -> None:
-        form = adapter.output_forms.get(path)  # a projection returns its tensor alone
-        # a clone, because some models (Falcon) add into the result in place
-        module.forward = lambda *_, **__: _with_first(form, value.clone())
-
-    modules = {path: module_at(adapter.model, path) for path in skipped}
-    # nnsight and accelerate put a forward of their own on the instance: restore exactly what was there
-    forwards = {path: module.__dict__.get("forward") for path, module in modules.items()}
     try:
-        for path, module in modules.items():
-            skip(module, path, skipped[path])
-        with attached(adapter, visit):
-            return _logits_read(adapter, inputs)
+        with ExitStack() as skipped:
+            for path, value in skips.items():
+                skipped.enter_context(_skipped(module_at(adapter.model, path), adapter.output_forms.get(path), value))
+            with attached(adapter, visit):
+                return _logits_read(adapter, inputs)
     except _Stopped:
         return torch.empty(0)
+
+
+@contextmanager
+def _skipped(module: nn.Module, form: Any, value: Tensor) -> Iterator[None]:
+    """Inside, the module returns this value, in the form of its results, and computes nothing."""
+    before = module.__dict__.get("forward")  # nnsight and accelerate put one on the instance: it is restored
+    # a clone, because some models (Falcon) add into the result in place
+    module.forward = lambda *_, **__: _with_first(form, value.clone())
+    try:
+        yield
     finally:
-        for path, module in modules.items():
-            if forwards[path] is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.forward = forwards[path]
+        del module.forward
+        if before is not None:
+            module.forward = before
 
 
 def _logits_read(adapter: Adapter, inputs: Inputs) -> Tensor:
@@ -161,10 +155,9 @@ def _logits_read(adapter: Adapter, inputs: Inputs) -> Tensor:
 
 
 def through_nnsight(adapter: Adapter, inputs: Inputs, visit: Visit) -> Tensor:
-    """One forward pass in an nnsight trace; arguments and result as for `through_hooks`."""
+    """One forward pass in an nnsight trace; result as for `through_hooks`."""
     adapter.check_free()
-    envoy = adapter.envoy
-    keywords = adapter.keywords(inputs)
+    envoy, keywords = adapter.envoy, adapter.keywords(inputs)
     count_forward(len(inputs.ids))
     box: list[Tensor] = []
     with envoy.trace(**keywords) as tracer:
@@ -206,31 +199,20 @@ def through(adapter: Adapter, inputs: Inputs, visit: Visit) -> Tensor:
 
 
 def observe(adapter: Adapter) -> None:
-    """Finds in one short run the order in which the sites execute, and which modules return tuples.
-
-    Raises:
-        ModelError: a module of the family did not run.
-    """
+    """Finds in one short run the order in which the sites execute, and which modules return tuples."""
     ids = torch.zeros(1, 2, dtype=torch.long, device=adapter.device)
     inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids[:, :1]))
     seen: list[tuple[str, int]] = []
     forms: dict[str, Any] = {}
-    handles = []
-    for view in adapter.layers:
-        for name in ("", adapter.family.attn, adapter.family.mlp):
-            if name is not None:
-                path = f"{view.path}.{name}".rstrip(".")
+    names = [name for name in ("", adapter.family.attn, adapter.family.mlp) if name is not None]
+    with ExitStack() as hooks, torch.no_grad(), undisturbed(adapter.model):
+        for path in (f"{view.path}.{name}".rstrip(".") for view in adapter.layers for name in names):
 
-                def note(_: nn.Module, __: Any, output: Any, path: str = path) -> None:
-                    forms[path] = (None, *output[1:]) if isinstance(output, tuple) else None
+            def note(_: nn.Module, __: Any, output: Any, path: str = path) -> None:
+                forms[path] = (None, *output[1:]) if isinstance(output, tuple) else None
 
-                handles.append(module_at(adapter.model, path).register_forward_hook(note))
-    try:
-        with torch.no_grad(), undisturbed(adapter.model):
-            through_hooks(adapter, inputs, lambda name, layer, _: seen.append((name, layer)))
-    finally:
-        for handle in handles:
-            handle.remove()
+            hooks.callback(module_at(adapter.model, path).register_forward_hook(note).remove)
+        through_hooks(adapter, inputs, lambda name, layer, _: seen.append((name, layer)))
     missing = [site.path for site in adapter.sites if site.name != "unembed" and (site.name, site.layer) not in seen]
     if missing:
         raise ModelError(f"module '{missing[0]}' did not run in a forward pass: this form of the family is not covered")

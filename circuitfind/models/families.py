@@ -1,7 +1,7 @@
 """The table of architecture families: where in its modules each family has what the adapter needs.
 
 A new family is one row here; from outside the package a `Family` is passed to `circuitfind.wrap` or `circuitfind.load`,
-or added with `register`. Everything that is not in the table is read from the model's config and modules.
+or added with `register`. Everything else is read from the model's config and modules.
 """
 
 from __future__ import annotations
@@ -58,7 +58,13 @@ class Family:
     variants: tuple[tuple[str, Any, dict[str, Any]], ...] = ()
     refuse: tuple[tuple[str, Any, str], ...] = ()
 
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Which of the fields q, k, v and qkv name the projections."""
+        return ("qkv",) if self.qkv else ("q", "k", "v")
 
+
+NORMS = ("attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm")  # of a block
 LLAMA = Family()
 MOE = replace(LLAMA, down=None)  # expert biases depend on the routing: they are part of the MLP, not constants
 SANDWICH = replace(
@@ -182,8 +188,6 @@ FAMILIES: dict[str, Family] = {
         LLAMA, variants=(("use_parallel_residual", True, {"parallel": True, "mlp_norm": "input_layernorm"}),)
     ),
 }
-
-
 _BUILT_IN = frozenset(FAMILIES)
 
 
@@ -198,14 +202,7 @@ def register(model_type: str, family: Family) -> Family:
 
 
 def family_of(config: Any, family: Family | None = None) -> Family:
-    """The row for a model's config, in the form that the config asks for.
-
-    Args:
-        family: used in place of the table's row.
-
-    Raises:
-        ModelError: the family, or this form of it, is not covered.
-    """
+    """The row for a model's config (or `family` in its place), in the form that the config asks for."""
     kind = getattr(config, "model_type", None)
     if family is None:
         if kind not in FAMILIES:

@@ -1,23 +1,31 @@
-"""One block of a model: its weights by head, its norms, and what it writes to the residual stream.
+"""One block of a model: its weights by head, its norms, what its readers see, and what it writes to the stream.
 
-Given the scale s of the post-norm (1 without one), what attention adds to the stream is linear in the concatenated
-heads `z`: head h writes `(s z_h) W_O^h`, with the post-norm's weight and the residual multiplier folded into `W_O`.
+1. A `Layout` divides the output features of a projection into heads. Weights, biases, activations and gradients all
+   have these features on their last axis, so it serves all of them.
+2. Given the scale s of the post-norm (1 without one), what attention adds to the stream is linear in the concatenated
+   heads `z`: head h writes `(s z_h) W_O^h`, with the post-norm's weight and the residual multiplier folded into `W_O`.
+3. Attention's readers are one affine map of the raw stream, `value = r(x) W'^T x + b'`: the norm's weight and centring
+   are folded into the projection, its bias into the projection's bias, and only the scale r depends on the token. So a
+   reader's value costs one product with the stream it reads, and the normed stream is never written out.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from einops import einsum, rearrange
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from circuitfind.errors import ModelError
-from circuitfind.models.families import Family
-from circuitfind.models.layout import Heads, Layout
+from circuitfind.models.families import NORMS, Family
 from circuitfind.models.norms import Norm
+
+PROJECTIONS = ("q", "k", "v", "qkv")  # sites: outputs of the separate projections, or of the fused one
 
 
 def module_at(root: Any, path: str) -> Any:
@@ -25,10 +33,56 @@ def module_at(root: Any, path: str) -> Any:
     return functools.reduce(lambda at, key: at[int(key)] if key.isdigit() else getattr(at, key), path.split("."), root)
 
 
-def _weight(module: Any) -> Tensor:
-    """`[in, out]` view of a projection's weight."""
+def weight_of(module: Any) -> Tensor:
+    """`[in, out]` view of a projection's weight, in the model's own precision."""
     weight: Tensor = module.weight if isinstance(module, Conv1D) else module.weight.T
-    return weight
+    return weight.detach()
+
+
+class Heads(NamedTuple):
+    """q `[..., heads, d_head]`, k and v `[..., kv_heads, d_head]`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Order of the features of a fused projection; see `Family.layout` for the three kinds."""
+
+    kind: str
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+
+    def split(self, features: Tensor) -> Heads:
+        """`[..., features]` by head; views where the layout allows it."""
+        h, g, e = self.n_heads, self.n_kv_heads, self.d_head
+        if self.kind == "concat":
+            q, k, v = features.split([h * e, g * e, g * e], dim=-1)
+            return Heads(q.unflatten(-1, (h, e)), k.unflatten(-1, (g, e)), v.unflatten(-1, (g, e)))
+        if self.kind == "per_head":
+            return Heads(*rearrange(features, "... (h three e) -> three ... h e", three=3, e=e))
+        groups = features.unflatten(-1, (g, h // g + 2, e))
+        return Heads(groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :])
+
+    def join(self, heads: Heads) -> Tensor:
+        """The inverse of `split`: `[..., features]`."""
+        if self.kind == "concat":
+            return torch.cat([part.flatten(-2) for part in heads], dim=-1)
+        if self.kind == "per_head":
+            return rearrange(torch.stack(heads), "three ... h e -> ... (h three e)")
+        queries = heads.q.unflatten(-2, (self.n_kv_heads, -1))
+        return torch.cat([queries, heads.k.unsqueeze(-2), heads.v.unsqueeze(-2)], dim=-2).flatten(-3)
+
+    def parts(self, site: str, value: Tensor) -> dict[str, Tensor]:
+        """By kind, the heads `[..., heads, d_head]` of what a projection puts out: all three of the fused one."""
+        return self.split(value)._asdict() if site == "qkv" else {site: value.unflatten(-1, (-1, self.d_head))}
+
+    def whole(self, site: str, parts: Mapping[str, Tensor]) -> Tensor:
+        """What a projection puts out, from the heads by kind (kinds that it does not have are ignored)."""
+        return self.join(Heads(*(parts[kind] for kind in "qkv"))) if site == "qkv" else parts[site].flatten(-2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,28 +111,34 @@ class LayerView:
         parameter: Tensor = next(self.block.parameters())
         return parameter.device
 
-    def _projections(self) -> list[nn.Module]:
-        names = (self.family.qkv,) if self.family.qkv else (self.family.q, self.family.k, self.family.v)
-        return [self.module(name) for name in names]
+    @property
+    def norms(self) -> dict[str, Norm]:
+        """Those that there are, by the names of the fields."""
+        found = {name: getattr(self, name) for name in NORMS}
+        return {name: norm for name, norm in found.items() if norm is not None}
 
-    def _as_heads(self, parts: list[Tensor]) -> Heads:
-        if len(parts) == 1:
-            return self.layout.split(parts[0])
-        return Heads(*(part.unflatten(-1, (-1, self.layout.d_head)) for part in parts))
+    def _projections(self) -> list[Any]:
+        return [self.module(getattr(self.family, site)) for site in self.family.projections]
+
+    def as_heads(self, parts: list[Tensor]) -> Heads:
+        """From what belongs to each projection, features last."""
+        by_kind: dict[str, Tensor] = {}
+        for site, part in zip(self.family.projections, parts, strict=True):
+            by_kind |= self.layout.parts(site, part)
+        return Heads(**by_kind)
 
     def qkv_weight(self) -> Heads:
         """`[d_model, heads, d_head]` each for q, k and v."""
-        return self._as_heads([_weight(m).detach().to(self.work) for m in self._projections()])
+        return self.as_heads([weight_of(module).to(self.work) for module in self._projections()])
 
     def qkv_bias(self) -> Heads | None:
         """`[heads, d_head]` each, or None where the projections have none."""
-        biases: list[Any] = [m.bias for m in self._projections()]
-        if all(bias is None for bias in biases):
+        modules = self._projections()
+        if all(module.bias is None for module in modules):
             return None
-        widths = [_weight(m).shape[1] for m in self._projections()]
-        zero = functools.partial(torch.zeros, device=self.device, dtype=self.work)
-        parts = [zero(n) if b is None else b.detach().to(self.work) for b, n in zip(biases, widths, strict=True)]
-        return self._as_heads(parts)
+        zeros = functools.partial(torch.zeros, dtype=self.work, device=self.device)
+        biases = [zeros(weight_of(m).shape[1]) if m.bias is None else m.bias.detach().to(self.work) for m in modules]
+        return self.as_heads(biases)
 
     def output_weight(self) -> Tensor:
         """`[heads, d_head, d_model]`: W_O with the post-norm's weight and the residual multiplier folded in."""
@@ -90,23 +150,31 @@ class LayerView:
         """`[d_model, hidden]`, all projections of the MLP's input, and `[hidden, d_model]`, its output projection.
 
         The first without changes, the second with the post-norm's weight and the residual multiplier folded in.
-
-        Raises:
-            ModelError: the MLP has no single output projection (a mixture of experts).
         """
         if self.family.down is None:
             raise ModelError("its MLPs are mixtures of experts: which weights are used depends on the prompt")
-        down = self.module(self.family.down)
+        read = torch.cat([weight_of(module).to(self.work) for module in self.mlp_projections()], dim=1)
+        return read, self._written_by(self.module(self.family.down), self.post_mlp_norm)
+
+    def mlp_projections(self) -> list[Any]:
+        """The linear modules of the MLP but its output projection."""
+        down = self.module(self.family.down) if self.family.down else None
         inside = self.module(self.family.mlp_in).modules()
-        reading = [module for module in inside if isinstance(module, (nn.Linear, Conv1D)) and module is not down]
-        read = torch.cat([_weight(module).detach().to(self.work) for module in reading], dim=1)
-        return read, self._written_by(down, self.post_mlp_norm)
+        return [module for module in inside if isinstance(module, (nn.Linear, Conv1D)) and module is not down]
 
     def _written_by(self, module: Any, norm: Norm | None) -> Tensor:
-        weight = _weight(module).detach().to(self.work)
+        weight = weight_of(module).to(self.work)
         if norm is not None:
             weight = norm.centre(weight) * norm.weight
         return weight * self.multiplier if self.multiplier != 1 else weight
+
+    def mlp_reads(self, stream: Tensor) -> Tensor:
+        """What the MLP is given of a stream."""
+        return stream if self.mlp_norm is None else self.mlp_norm(stream)
+
+    def mlp_pull_back(self, stream: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient at a stream from the one at what the MLP is given of it."""
+        return gradient if self.mlp_norm is None else self.mlp_norm.pull_back(stream, gradient)
 
     def scaled_heads(self, z: Tensor, attn_out: Tensor) -> Tensor:
         """`[batch, pos, heads, d_head]` heads times the post-norm's scale at this run, ready for `output_weight`."""
@@ -121,15 +189,13 @@ class LayerView:
 
     def mlp_written(self, mlp_out: Tensor) -> Tensor:
         """`[batch, pos, d_model]`: what the MLP adds to the stream, without its output projection's bias."""
-        bias = self._bias(self.family.down)
-        mlp_out = mlp_out.to(self.work)
-        return self._written(mlp_out if bias is None else mlp_out - bias, self.post_mlp_norm)
+        bias, out = self._bias(self.family.down), mlp_out.to(self.work)
+        return self._written(out if bias is None else out - bias, self.post_mlp_norm)
 
     def constants(self) -> tuple[Tensor | None, Tensor | None]:
         """`[d_model]` each: biases of the attention's and the MLP's output projection as added to the stream."""
-        attn, mlp = self._bias(self.family.o), self._bias(self.family.down)
-        scaled = [None if bias is None else bias * self.multiplier for bias in (attn, mlp)]
-        return scaled[0], scaled[1]
+        attn, mlp = (self._bias(name) for name in (self.family.o, self.family.down))
+        return None if attn is None else attn * self.multiplier, None if mlp is None else mlp * self.multiplier
 
     def _bias(self, name: str | None) -> Tensor | None:
         bias = getattr(self.module(name), "bias", None) if name else None
@@ -138,3 +204,69 @@ class LayerView:
     def _written(self, x: Tensor, norm: Norm | None) -> Tensor:
         x = x if norm is None else norm(x)
         return x if self.multiplier == 1 else x * self.multiplier
+
+
+class AttentionReaders:
+    """q, k and v readers of one layer, in the graph's order.
+
+    Attributes:
+        weight: `[readers, d_head, d_model]`, folded.
+        bias: `[readers, 1, d_head]`, or None.
+    """
+
+    def __init__(self, view: LayerView, with_bias: bool = True) -> None:
+        self.norm = view.attn_norm
+        weight = torch.cat(view.qkv_weight(), dim=1)  # d_model readers d_head
+        self.weight = rearrange(weight if self.norm is None else self.norm.fold(weight), "d r e -> r e d")
+        biases = []
+        if with_bias and self.norm is not None and self.norm.bias is not None:
+            biases.append(einsum(weight, self.norm.bias, "d r e, d -> r e"))
+        if with_bias and (projection := view.qkv_bias()) is not None:
+            biases.append(torch.cat(projection))
+        self.bias = torch.stack(biases).sum(0).unsqueeze(1) if biases else None
+
+    @property
+    def n_bytes(self) -> int:
+        return self.weight.numel() * self.weight.element_size()
+
+    def values(self, streams: Tensor, readers: Tensor, centred: bool) -> Tensor:
+        """`[readers, tokens, d_head]`: projections of some readers.
+
+        Args:
+            streams: `[readers, tokens, d_model]`, what each of them reads.
+            readers: `[readers]` their indices within the layer.
+            centred: the streams have mean 0 already.
+        """
+        every = len(readers) == len(self.weight)
+        values = torch.bmm(streams, (self.weight if every else self.weight[readers]).mT)
+        if self.norm is not None:
+            values *= self._scale(self.norm, streams, centred)
+        return values if self.bias is None else values + (self.bias if every else self.bias[readers])
+
+    def pull_back(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """Gradients `[readers, tokens, d_model]` at a stream that all readers share, from those at their values.
+
+        Args:
+            x: `[tokens, d_model]`.
+            gradient: `[readers, tokens, d_head]`.
+        """
+        if self.norm is None:
+            return torch.bmm(gradient, self.weight)
+        y, r = self.norm.normed(x)
+        return self.norm.less_scale(y, torch.bmm(gradient * r, self.weight))
+
+    def pull_back_together(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """The sum over readers of `pull_back`, `[..., d_model]`, from gradients `[..., readers, d_head]`."""
+        together = einsum(gradient, self.weight, "... r e, r e d -> ... d")
+        if self.norm is None:
+            return together
+        y, r = self.norm.normed(x)
+        return self.norm.less_scale(y, r * together)
+
+    @staticmethod
+    def _scale(norm: Norm, streams: Tensor, centred: bool) -> Tensor:
+        if norm.centred and not centred:
+            power = streams.var(-1, unbiased=False, keepdim=True)
+        else:
+            power = torch.linalg.vecdot(streams, streams).unsqueeze(-1) / streams.shape[-1]
+        return torch.rsqrt(power + norm.eps)

@@ -176,11 +176,7 @@ def source_of(name: str) -> str:
 
 
 def config_of(name: str, **keywords: Any) -> Any:
-    """A model's configuration; weights are not loaded.
-
-    Raises:
-        ModelError: there is no such model.
-    """
+    """A model's configuration; weights are not loaded."""
     if Path(name).is_file():
         raise ModelError(f"cannot load '{name}': it is a file; give the folder that holds config.json and the weights")
     try:
@@ -190,11 +186,7 @@ def config_of(name: str, **keywords: Any) -> Any:
 
 
 def fetch_tokenizer(name: str, **keywords: Any) -> Any:
-    """A model's tokenizer, or None; weights are not loaded.
-
-    Raises:
-        ModelError: there is no such model.
-    """
+    """A model's tokenizer, or None; weights are not loaded."""
     config_of(name, **keywords)
     return _tokenizer(source_of(name), keywords)
 
@@ -216,7 +208,7 @@ def _tokenizer(source: str, keywords: dict[str, Any]) -> Any:
 
 
 def _why_not(name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if Path(name).is_dir():
         return f"cannot load a causal language model from the folder '{name}': {reason}"
     return (

@@ -1,8 +1,8 @@
 """Norms as formulas: `norm(x) = r(x) * C x * weight + bias` with one scale r per token.
 
 `C` subtracts the mean (LayerNorm) or is the identity (RMSNorm), and `r = 1 / sqrt(mean((C x)^2) + eps)`. Weight and
-bias are found by running the module on two probes, so that every variant of these norms (1 + weight, no weight,
-Cohere's) is one class here; a module of another form is refused.
+bias are found by running the module on probes, so that every variant (1 + weight, no weight, Cohere's) is one class
+here; a module of another form is refused.
 """
 
 from __future__ import annotations
@@ -34,11 +34,7 @@ class Norm:
 
     @classmethod
     def of(cls, module: nn.Module, width: int, name: str, device: torch.device) -> Norm:
-        """Reads a norm module's formula.
-
-        Raises:
-            ModelError: the module is neither a LayerNorm nor an RMSNorm.
-        """
+        """Reads a norm module's formula; ModelError if the module is neither a LayerNorm nor an RMSNorm."""
         eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
         parameter = next(module.parameters(), None)
         dtype = torch.float64 if parameter is not None and parameter.dtype == torch.float64 else torch.float32
@@ -68,33 +64,31 @@ class Norm:
 
     def scale(self, x: Tensor) -> Tensor:
         """`r(x) [..., 1]`."""
-        return torch.rsqrt(self.centre(x).pow(2).mean(-1, keepdim=True) + self.eps)
+        return self._scale_of(self.centre(x))
+
+    def _scale_of(self, centred: Tensor) -> Tensor:
+        return torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + self.eps)
 
     def __call__(self, x: Tensor) -> Tensor:
         centred = self.centre(x)
-        y = centred * (torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight)
+        y = centred * (self._scale_of(centred) * self.weight)
         return y if self.bias is None else y + self.bias
 
     def pull_back(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """Vector-Jacobian product: the gradient at the norm's input x from that at its output.
-
-        With `g = r weight gradient` it is `C^T (g - y mean(g y))`, see `less_scale`.
-        """
+        """The gradient at the input x from that at the output: `C^T (g - y mean(g y))` with `g = r weight gradient`."""
         y, r = self.normed(x)
         return self.centre(self.less_scale(y, gradient * self.weight * r))
 
     def normed(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`y = r C x` and the scale `r [..., 1]`."""
-        y = self.centre(x)
-        r = torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return y * r, r
+        centred = self.centre(x)
+        r = self._scale_of(centred)
+        return centred * r, r
 
     def less_scale(self, y: Tensor, gradient: Tensor) -> Tensor:
         """`g - y mean(g y)`: what a gradient loses because the scale depends on x. Changes `gradient` in place.
 
-        Args:
-            y: `[..., d_model]` from `normed`.
-            gradient: `[(readers,) ..., d_model]`, with r and the weight in it already.
+        `y [..., d_model]` is from `normed`; `gradient [(readers,) ..., d_model]` has r and the weight in it already.
         """
         if self.fixed_scale:
             return gradient

@@ -27,14 +27,13 @@ from circuitfind.calls import ready
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.ablation import Ablation
 from circuitfind.engine.capture import Run
-from circuitfind.engine.circuit_run import CircuitVisitor, run_circuits
+from circuitfind.engine.circuit_run import CircuitVisitor, Plan, prefers_sparse, run_circuits
 from circuitfind.engine.experiment import Experiment, bind, check_model
 from circuitfind.engine.memory import KEPT_RUNS, run_bytes
-from circuitfind.engine.plan import Plan, prefers_sparse
 from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import TaskError
 from circuitfind.models.backends import attached, undisturbed
-from circuitfind.models.layout import Heads
+from circuitfind.models.layer import Heads
 from circuitfind.models.load import Model
 from circuitfind.setting import JudgeKeywords
 from circuitfind.tasks.bound import BoundTask
