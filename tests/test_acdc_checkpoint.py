@@ -136,7 +136,6 @@ def test_a_killed_process_leaves_a_run_to_go_on_from(model, tmp_path):
 import os, signal
 import circuitfind as cf
 from circuitfind.engine.revision import CircuitState
-from circuitfind.models.backends import through_hooks
 from circuitfind.engine import revision
 from circuitfind.search import acdc_pruning
 from families import build
@@ -145,13 +144,13 @@ import torch
 
 torch.set_num_threads(1)
 acdc_pruning.RUNS_BETWEEN_STATES = {BETWEEN}
-runs = []
+runs, run = [], revision.run_side_by_side
 def dying(*args, **options):
     runs.append(1)
     if len(runs) == 40:
         os.kill(os.getpid(), signal.SIGKILL)
-    return through_hooks(*args, **options)
-revision.through_hooks = dying
+    return run(*args, **options)
+revision.run_side_by_side = dying
 cf.acdc(cf.wrap(build("llama"), backend="hooks"), some_pairs(), {threshold!r}, checkpoint={str(file)!r}, **{OPTIONS!r})
 """
     folders = [str(Path(cf.__file__).parents[1]), str(Path(__file__).parent)]

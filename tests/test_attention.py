@@ -11,6 +11,7 @@ from families import build
 from toys import id_task, wrapped
 
 import circuitfind as cf
+from circuitfind.calls import ready
 
 
 def _theirs(model: cf.Model, ids: torch.Tensor) -> np.ndarray:
@@ -56,6 +57,8 @@ def test_several_heads_cost_what_one_costs() -> None:
     passes: list[int] = []
     hook = model.hf.model.layers[0].register_forward_hook(lambda *_: passes.append(1))
     try:
+        with ready(model):
+            passes.clear()  # a new hook: the identities were proved
         found = cf.attention(model, task, iter(heads), example=1, corrupted=True)
         of_several = len(passes)
         cf.attention(model, task, "a0.h0")

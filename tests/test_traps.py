@@ -23,6 +23,7 @@ from circuitfind.engine.stream_effects import edge_effects
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import ModelError, ScoreError
 from circuitfind.graph import Graph
+from circuitfind.loading import wrap
 from circuitfind.models import backends
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import through_hooks
@@ -334,7 +335,8 @@ def test_quantised_models_are_refused() -> None:
 def test_models_with_adapters_are_refused() -> None:
     model = build("llama")
     model.peft_config = {"default": object()}
-    refused(model, "carries adapters: merge them first")
+    with pytest.raises(ModelError, match="carries adapters: merge them first"):
+        wrap(model)
 
 
 class LowRank(nn.Module):

@@ -243,11 +243,10 @@ def _within(model: Any, family: Family) -> Family:
         return family
     except AttributeError:
         decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
-    path = next((path for path, module in model.named_modules() if module is decoder), "")
-    if not path:
-        return family
+    modules = dict(model.named_modules())
+    path = next((path for path, module in modules.items() if module is decoder), "")
     layers, final = (f"{path}.{name.partition('.')[2]}" for name in (family.layers, family.final_norm))
-    return replace(family, layers=layers, final_norm=final)
+    return replace(family, layers=layers, final_norm=final) if layers in modules else family
 
 
 def _kv_heads(config: Any, n_heads: int) -> int:
