@@ -130,14 +130,11 @@ def test_own_behaviour(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-def test_own_behaviour_of_a_real_model_and_a_file(run: Run, shared: Path) -> None:
-    said = run(
-        "own_behaviour.py",
-        "--model",
-        str(shared / "models" / "stories260K"),
-        "--data",
-        str(EXAMPLES / "pronouns.jsonl"),
-    )
+def test_own_behaviour_of_a_real_model_and_a_file(run: Run, shared: Path, tmp_path: Path) -> None:
+    rows = (EXAMPLES / "pronouns.jsonl").read_text(encoding="utf-8").splitlines()
+    data = tmp_path / "pronouns.jsonl"
+    data.write_text("\n".join(rows[:12]), encoding="utf-8")
+    said = run("own_behaviour.py", "--model", str(shared / "models" / "stories260K"), "--data", str(data))
     assert "1,701 edges" in said
 
 
