@@ -1,6 +1,6 @@
 """The command line: `circuitfind VERB [MODEL] [--task NAME | --data FILE] [--out DIR]`.
 
-1. A verb is a function in a file with those that it is like. Its parameters are groups of options (`cli/options.py`)
+1. A verb is a function in a file of its name. Its parameters are groups of options (`cli/options.py`)
    and one `Output`; the last line of its docstring is an example.
 2. The groups' fields become the signature that typer reads (`_parameters`), and the groups are built again from what
    typer parsed. Typer is told that numbers and words of a list are text: a wrong one is then reported like any other
@@ -21,14 +21,24 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from circuitfind import __version__
-from circuitfind.cli.about import doctor, models, tasks
+from circuitfind.cli.acdc import acdc
+from circuitfind.cli.agree import agree
+from circuitfind.cli.approximation import approximation
+from circuitfind.cli.attention import attention
+from circuitfind.cli.attribute import attribute
 from circuitfind.cli.compare import compare
-from circuitfind.cli.effects import approximation, attention, attribute, patch
-from circuitfind.cli.files import agree, export, show
-from circuitfind.cli.judging import evaluate, verify
+from circuitfind.cli.doctor import doctor
+from circuitfind.cli.evaluate import evaluate
+from circuitfind.cli.export import export
+from circuitfind.cli.find import find
+from circuitfind.cli.learn import learn
+from circuitfind.cli.models import models
 from circuitfind.cli.options import as_text, option, value_of
 from circuitfind.cli.output import BAD_INPUT, FAILED, INTERRUPTED, Output
-from circuitfind.cli.searches import acdc, find, learn
+from circuitfind.cli.patch import patch
+from circuitfind.cli.show import show
+from circuitfind.cli.tasks import tasks
+from circuitfind.cli.verify import verify
 from circuitfind.errors import CircuitfindError
 
 Verb = Callable[..., int | None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -155,6 +156,12 @@ def checkpoint(model: cf.Model, path: Path, what: str, out: Output) -> Path | No
 def held_out(bound: BoundTask, part: float | None, seed: int) -> tuple[BoundTask, BoundTask]:
     """Pairs to search with, and pairs to judge with."""
     return bound.held_out(seed=seed) if part is None else bound.held_out(part, seed)
+
+
+def judged(model: cf.Model, pairs: BoundTask, circuit: cf.Circuit, batch_size: int | None, seed: int) -> cf.Evaluation:
+    """A circuit on held-out pairs by the task's own metric, whatever metric it was found by."""
+    by_own = replace(circuit, record=replace(circuit.record, metric=""))
+    return cf.evaluate(model, pairs, by_own, batch_size=batch_size, seed=seed)
 
 
 def folder(path: Path) -> Path:

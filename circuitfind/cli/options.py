@@ -51,6 +51,9 @@ def listed(words: tuple[str, ...], last: str = "or") -> str:
 
 ABLATION_HELP = f"What an edge outside the circuit carries: {listed(ABLATIONS)}."
 OWN_METHOD = "or package.module:name of your own"
+HELD_OUT = "Part of the pairs that is held out to judge the circuit with. Default: 0.5."
+SHOW = "How many of the strongest to print."
+NAMES = "NAME,NAME,..."
 
 
 @dataclass(frozen=True)
