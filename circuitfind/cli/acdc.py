@@ -22,7 +22,9 @@ CHECKPOINT = "acdc.part.safetensors"
 @dataclass(frozen=True)
 class PruningOptions:
     threshold: float | None = option("An edge goes if removing it lowers the metric by less. Default: 0.05.")
-    metric_of_pruning: str | None = option("The metric that edges are tried by. Default: kl.", names=("--prune-by",))
+    metric_of_pruning: str | None = option(
+        "The metric that edges are tried by. Default: kl.", names=("--prune-by",), keyword="metric"
+    )
     order: str | None = option(
         f"The order in which edges are tried: {listed(options.ORDERS)}. Default: {options.ORDERS[0]}."
     )
@@ -49,13 +51,13 @@ def acdc(model: options.Model, task: options.Task, pruning: PruningOptions, plac
 
     Example: circuitfind acdc tiny --task ioi --threshold 0.05
     """
-    folder = inputs.folder(place.out)
+    folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
     seen, held_out = inputs.held_out(bound, pruning.holdout, task.seed)
     about = f"{bound.name}: {len(seen)} pairs to prune with and {len(held_out)} to judge with"
     out.facts([("model", inputs.model_line(loaded)), ("task", about), ("memory", _memory(loaded, seen))])
     started = time.monotonic()
-    asked = given(pruning, metric_of_pruning="metric", scores="", holdout="")
+    asked = given(pruning, without=("scores", "holdout"))
     if pruning.scores is not None:
         asked["scores"] = cf.Scores.open(pruning.scores)
     checkpoint = inputs.checkpoint(loaded, folder / CHECKPOINT, "decided", out)

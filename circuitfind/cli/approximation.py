@@ -39,8 +39,8 @@ def approximation(
 
     Example: circuitfind approximation tiny --task greater_than --n 16
     """
-    where, folder = inputs.where_of(places), inputs.folder(place.out)
-    asked: dict[str, Any] = {**where, **inputs.run_keywords(task, run), **given(estimate, what="")}
+    where, folder = inputs.where_of(places), inputs.folder(place.out, out)
+    asked: dict[str, Any] = {**where, **inputs.run_keywords(task, run), **given(estimate, without=("what",))}
     if estimate.what is not None:
         asked["what"] = inputs.names_in(estimate.what)
     loaded, bound = inputs.load(model, task, out)

@@ -26,7 +26,7 @@ def attention(model: options.Model, task: options.Task, which: HeadOptions, plac
 
     Example: circuitfind attention tiny --task ioi --head a0.h1,a3.h2
     """
-    folder = inputs.folder(place.out)
+    folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
     heads = inputs.names_in(which.head)
     found = cf.attention(loaded, bound, heads, example=which.example, corrupted=which.corrupted)

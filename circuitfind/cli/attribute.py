@@ -45,7 +45,7 @@ def attribute(
     where = {"level": level.level, "what": level.what, **inputs.where_of(places, level.what)}
     asked = inputs.run_keywords(task, run, scoring) | ({"normalise": True} if level.normalise else {})
     inputs.check_scoring(asked, **where)
-    folder = inputs.folder(place.out)
+    folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
     if level.what is not None:
         inputs.check_places(loaded, bound, asked, where)

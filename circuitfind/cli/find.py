@@ -13,12 +13,10 @@ from circuitfind.cli.output import FAILED, Output, count, fixed
 
 @dataclass(frozen=True)
 class SearchOptions(options.Rank):
-    tolerance: float | None = option("How far from 1 the faithfulness may be. Default: 0.15.", least=0)
+    tolerance: float | None = option("How far from 1 the faithfulness may be. Default: 0.15.")
     one_sided: bool = option("Only below 1 counts as too far.", False)
     prune: bool = option("Drop single edges at the end.", True)
-    prune_tolerance: float | None = option(
-        "How much |1 - faithfulness| may grow by dropping edges. Default: 0.05.", least=0
-    )
+    prune_tolerance: float | None = option("How much |1 - faithfulness| may grow by dropping edges. Default: 0.05.")
 
 
 def find(
@@ -38,8 +36,11 @@ def find(
 
     Example: circuitfind find tiny --task ioi --n 64
     """
+    from circuitfind.search.find import check_target
+
+    check_target(**given(search, without=("by", "one_sided", "prune")))
     asked = inputs.search_keywords(task, run, scoring)
-    folder = inputs.folder(place.out)
+    folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
     started = time.monotonic()
     seen, held_out = inputs.held_out(bound, judge.holdout, task.seed)
@@ -51,7 +52,7 @@ def find(
         again = ("--scores", str(scores.save(folder / "scores.safetensors")))
     else:
         scores = inputs.of_model(cf.Scores.open(judge.scores), judge.scores, loaded)
-    out.if_stopped = f"the scores are kept; go on with: {out.command_line(*again)}"
+    out.if_stopped, out.state = f"the scores are kept; go on with: {out.command_line(*again)}", folder
     with out.progress():
         result = cf.find(loaded, bound, **{**given(search, judge), **asked, "scores": scores})
     seconds = time.monotonic() - started

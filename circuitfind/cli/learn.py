@@ -12,24 +12,30 @@ from circuitfind.cli import inputs, options, verdicts
 from circuitfind.cli.options import given, listed, option
 from circuitfind.cli.output import Output, count, number
 
+CHECKPOINT = "learn.part.safetensors"
+
 
 @dataclass(frozen=True)
 class LearningOptions:
     method: str | None = option(f"{listed(options.LEARNED)}. Default: {options.LEARNED[0]}.")
     level: str = option("Gates of edges or of whole nodes.", options.LEVELS[0], words=options.LEVELS)
-    edges: int | None = option("How many edges to keep.")
-    nodes: int | None = option("How many nodes to keep, at level node.")
+    edges: int | None = option("How many edges to keep.", keyword="n_edges")
+    nodes: int | None = option("How many nodes to keep, at level node.", keyword="n_nodes")
     sparsity: float | None = option(
         "Part of the edges (or nodes) to leave out, instead. Default: 0.95 for edge-pruning, others keep open gates."
     )
     steps: int | None = option("Of Adam, at the most. Default: 200.")
     lr: float | None = option("Adam's learning rate. Default: the method's.")
     regularisation: float | None = option("Price of an open gate; not for edge-pruning. Default: from the task.")
-    metric_of_learning: str | None = option("The metric that is kept high. Default: kl.", names=("--learn-by",))
+    metric_of_learning: str | None = option(
+        "The metric that is kept high. Default: kl.", names=("--learn-by",), keyword="metric"
+    )
     ablation: str | None = option(f"{options.ABLATION_HELP} Default: corrupted.")
     holdout: float | None = option(options.HELD_OUT)
     batch_size: int | None = option("Pairs at a time. Default: what fits in memory.", least=1)
-    checkpoint: Path | None = option("Kept when stopped; the same command goes on from it.", metavar="FILE")
+    checkpoint: Path | None = option(
+        f"Kept when stopped; the same command goes on from it. Default: {CHECKPOINT} in --out.", metavar="FILE"
+    )
 
 
 def learn(model: options.Model, task: options.Task, learning: LearningOptions, place: options.Out, out: Output) -> None:
@@ -39,17 +45,16 @@ def learn(model: options.Model, task: options.Task, learning: LearningOptions, p
 
     Example: circuitfind learn tiny --task ioi --method edge-pruning --edges 50
     """
-    folder = inputs.folder(place.out)
+    folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
     seen, held_out = inputs.held_out(bound, learning.holdout, task.seed)
     about = f"{bound.name}: {len(seen)} pairs to learn with and {len(held_out)} to judge with"
     out.facts([("model", inputs.model_line(loaded)), ("task", about)])
-    if learning.checkpoint is not None:
-        out.if_stopped = f"what was learned is in {learning.checkpoint}; the same command goes on from it"
-    asked = given(learning, edges="n_edges", nodes="n_nodes", metric_of_learning="metric", holdout="")
+    checkpoint = inputs.checkpoint(loaded, learning.checkpoint or folder / CHECKPOINT, "learned", out)
+    asked = given(learning, without=("holdout", "checkpoint"))
     started = time.monotonic()
     with out.progress():
-        found = cf.learn_masks(loaded, seen, **asked, seed=task.seed)
+        found = cf.learn_masks(loaded, seen, **asked, seed=task.seed, checkpoint=checkpoint)
         seconds = time.monotonic() - started
         circuit, last = found.circuit, found.history[-1]
         value = inputs.judged(loaded, held_out, circuit, learning.batch_size, task.seed)

@@ -57,7 +57,7 @@ def patch(
     """
     if paths.path is None and (paths.to is not None or paths.separate):
         raise ScoreError("--to and --separate belong to path patching: name the senders with --path, or --path all")
-    folder, where = inputs.folder(place.out), {"what": sweep.what, **inputs.where_of(places, sweep.what)}
+    folder, where = inputs.folder(place.out, out), {"what": sweep.what, **inputs.where_of(places, sweep.what)}
     asked = inputs.run_keywords(task, run) | {"direction": sweep.direction}
     loaded, bound = inputs.load(model, task, out)
     if paths.path is None:

@@ -26,7 +26,8 @@ class TaskListOptions:
     model: str | None = option(f"Say what it can express. {options.MODEL_HELP}", argument=True, metavar="MODEL")
     measure: bool = option("Also how well the model does each task.", False)
     show: str | None = option("Print example pairs of one task.", metavar="NAME")
-    seed: int = option("Of the example pairs.", 0)
+    seed: int = option("Of the example pairs.", 0, least=0)
+    allow_missing: bool = option(options.ALLOW_MISSING, False)
 
 
 def tasks(what: TaskListOptions, out: Output) -> None:
@@ -42,7 +43,7 @@ def tasks(what: TaskListOptions, out: Output) -> None:
     found = {name: _plain(one) for name, one in TASKS.items()}
     if what.model is not None or what.measure:
         name = what.model or "tiny"
-        ask = _measured(name, what.seed, out) if what.measure else _expressed(name, out)
+        ask = _measured(name, what, out) if what.measure else _expressed(name, out)
         for task, one in TASKS.items():
             try:
                 found[task] |= {"words": True, **ask(task, one)}
@@ -89,13 +90,13 @@ def _expressed(name: str, out: Output) -> Callable[[str, cf.TaskBuilder], dict[s
     return ask
 
 
-def _measured(name: str, seed: int, out: Output) -> Callable[[str, cf.TaskBuilder], dict[str, Any]]:
+def _measured(name: str, what: TaskListOptions, out: Output) -> Callable[[str, cf.TaskBuilder], dict[str, Any]]:
     """Accuracy and metrics of the model on each task."""
-    loaded = inputs.load_model(options.UncheckedModel(model=name), out)
+    loaded = inputs.load_model(options.UncheckedModel(model=name, allow_missing=what.allow_missing), out)
 
     def ask(task: str, one: cf.TaskBuilder) -> dict[str, Any]:
         with out.progress():
-            summary = cf.summarise(loaded, cf.task(task, loaded, n=MEASURED_ON, seed=seed), warn=False)
+            summary = cf.summarise(loaded, cf.task(task, loaded, n=MEASURED_ON, seed=what.seed), warn=False)
         return {key: getattr(summary, key) for key in ("n", "accuracy", "top1", "clean", "corrupted", "lowered")}
 
     return ask

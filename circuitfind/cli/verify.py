@@ -37,7 +37,7 @@ def verify(
     Example: circuitfind verify tiny --task ioi --top 20
     """
     asked = inputs.search_keywords(task, run, scoring)
-    folder = inputs.folder(place.out)
+    folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
     from circuitfind.attribution.methods import check_made
 
@@ -53,7 +53,7 @@ def verify(
     else:
         raise TaskError("--holdout 1 leaves no pairs to score on: give --scores, or a smaller part")
     made = scores.record
-    keywords: Any = {**check_made(made, asked), **given(judge, scores="", holdout="")}
+    keywords: Any = {**check_made(made, asked), **given(judge, without=("scores", "holdout"))}
     estimates = f"{made.method}, {made.direction}, ablation {made.ablation}, {count(made.n_examples, 'pair')}"
     out.facts([("estimates", estimates)])
     out.say()
