@@ -1,7 +1,7 @@
 """Named arrays of a long run on disk, so that a stopped run goes on where it was.
 
 1. A file is written whole or not at all, and carries the key of its run: a digest of everything that decides the
-   result. A file with another key is refused, never overwritten.
+   result. A file with another key is refused, never overwritten. On a full disk the run warns and goes on.
 2. A run that measures many places keeps `[places, examples]` values, NaN where not measured yet, and writes them now
    and then: a killed process loses no more than was measured since.
 """
@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from circuitfind.errors import FileError
+from circuitfind.errors import FileError, warn
+from circuitfind.export.files import write_bytes
 
 SECONDS_BETWEEN_WRITES = 20.0
 
@@ -46,16 +47,13 @@ class CheckpointFile:
             raise FileError(f"{self.path} is no checkpoint of circuitfind: {remedy}") from None
 
     def write(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replaces what was written, whole or not at all."""
+        """Replaces what was written, whole or not at all: a run does not end because its checkpoint cannot be kept."""
         if self.path is None:
             return
-        part = self.path.with_name(self.path.name + ".part")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(dict(arrays), str(part), metadata={"key": self.key})
-            part.replace(self.path)
-        except (SafetensorError, OSError) as error:
-            raise FileError(f"checkpoint {self.path} cannot be written: {error}") from None
+            write_bytes(self.path, save(dict(arrays), metadata={"key": self.key}))
+        except FileError as error:
+            warn(f"checkpoint {error}; the run goes on without it")
 
     def remove(self) -> None:
         """Removes the file of a run that is complete."""

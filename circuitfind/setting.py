@@ -71,8 +71,8 @@ class Setting:
 
 def check_seed(seed: object) -> None:
     """Refuses what some generators take for another seed (-1 for 1, None for the time of day) and others refuse."""
-    if not isinstance(seed, Integral) or int(seed) < 0:
-        raise TaskError(f"seed={seed!r} is no seed: give a whole number, 0 or more")
+    if not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
+        raise TaskError(f"seed={seed!r} is no seed: give a whole number, 0 or more, of at most 63 bits")
 
 
 def check_batch_size(size: object) -> None:

@@ -1,34 +1,50 @@
 """The command line: `circuitfind VERB [MODEL] [--task NAME | --data FILE] [--out DIR]`.
 
-1. A verb is a function in a file with those that it is like. Its parameters are groups of options (`cli/options.py`)
+1. A verb is a function in a file of its name. Its parameters are groups of options (`cli/options.py`)
    and one `Output`; the last line of its docstring is an example.
 2. The groups' fields become the signature that typer reads (`_parameters`), and the groups are built again from what
    typer parsed. Typer is told that numbers and words of a list are text: a wrong one is then reported like any other
    bad input, in JSON too.
-3. Exit codes: 0 done; 1 a check failed or nothing was found; 2 bad input; 130 Ctrl-C. Bad input ends with one line;
-   `--debug` shows the traceback as well.
+3. Exit codes: 0 done; 1 a check failed or nothing was found; 2 bad input; 130 Ctrl-C, 143 SIGTERM (what was done is
+   kept in both cases); 141 done, but the reader of the output went away. Bad input ends with one line, which names an
+   option as it was typed; `--debug` shows the traceback as well.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
+import signal
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from circuitfind import __version__
-from circuitfind.cli.about import doctor, models, tasks
+from circuitfind.cli.acdc import acdc
+from circuitfind.cli.agree import agree
+from circuitfind.cli.approximation import approximation
+from circuitfind.cli.attention import attention
+from circuitfind.cli.attribute import attribute
 from circuitfind.cli.compare import compare
-from circuitfind.cli.effects import approximation, attention, attribute, patch
-from circuitfind.cli.files import agree, export, show
-from circuitfind.cli.judging import evaluate, verify
-from circuitfind.cli.options import as_text, option, value_of
-from circuitfind.cli.output import BAD_INPUT, FAILED, INTERRUPTED, Output
-from circuitfind.cli.searches import acdc, find, learn
+from circuitfind.cli.doctor import doctor
+from circuitfind.cli.evaluate import evaluate
+from circuitfind.cli.export import export
+from circuitfind.cli.find import find
+from circuitfind.cli.learn import learn
+from circuitfind.cli.models import models
+from circuitfind.cli.options import as_text, keyword_of, option, spelled_of, value_of
+from circuitfind.cli.output import BAD_INPUT, CLOSED_PIPE, FAILED, Lasting, Output
+from circuitfind.cli.patch import patch
+from circuitfind.cli.show import show
+from circuitfind.cli.tasks import tasks
+from circuitfind.cli.verify import verify
 from circuitfind.errors import CircuitfindError
 
 Verb = Callable[..., int | None]
@@ -37,6 +53,7 @@ VERBS: tuple[Verb, ...] = (
     *(export, show, agree, tasks, models, doctor),
 )
 EXAMPLE = "Example: "
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 @dataclass(frozen=True)
@@ -58,7 +75,9 @@ def _register(app: typer.Typer, verb: Verb) -> None:
         out = Output(values["as_json"], _command(ctx))
 
         def call() -> int | None:
-            return verb(out=out, **{name: _built(kind, values) for name, kind in groups.items()})
+            built = {name: _built(kind, values) for name, kind in groups.items()}
+            out.typed = dict(_typed(ctx, built.values()))
+            return verb(out=out, **built)
 
         raise typer.Exit(_guarded(call, out, values["debug"]))
 
@@ -84,14 +103,22 @@ def _built(kind: type, values: dict[str, Any]) -> Any:
     return kind(**{one.name: value_of(one, hints[one.name], values[one.name]) for one in fields(kind)})
 
 
+def _typed(ctx: typer.Context, groups: Iterable[Any]) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Of each option that was typed, the library's keyword, its value as errors show it, and how it was typed."""
+    for group in groups:
+        for one in fields(group):
+            if (source := ctx.get_parameter_source(one.name)) is not None and source.name == "COMMANDLINE":
+                yield keyword_of(one), (repr(getattr(group, one.name)), f"{spelled_of(one)} {ctx.params[one.name]}")
+
+
 def _guarded(call: Callable[[], int | None], out: Output, debug: bool) -> int:
     """Runs a verb and returns the exit code; whatever goes wrong becomes one line."""
     try:
-        with out.hearing_warnings():
+        with out.hearing_warnings(), out.at_end:
             return call() or 0
-    except KeyboardInterrupt:
-        out.fail(out.if_stopped, INTERRUPTED, label="stopped")
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        out.stopped(_code_of(stop))
+        return _code_of(stop)
     except Exception as error:
         if debug:
             out.err.print(traceback.format_exc(), soft_wrap=True)
@@ -102,6 +129,36 @@ def _guarded(call: Callable[[], int | None], out: Output, debug: bool) -> int:
         text = f"unexpected {type(error).__name__}{': ' if said else ''}{said}"
         out.fail(text if debug else f"{text} (this is a bug; --debug shows where)", FAILED)
         return FAILED
+
+
+class _Signal(KeyboardInterrupt):
+    """A signal that asks the process to end, answered as Ctrl-C is."""
+
+
+def _code_of(stop: KeyboardInterrupt) -> int:
+    return 128 + (stop.args[0] if isinstance(stop, _Signal) else signal.SIGINT)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP raise a `_Signal`; one that is sent twice at once (as `timeout` does) raises one."""
+    last = -math.inf
+
+    def stop(number: int, _: object) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > 1:
+            raise _Signal(number)
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    ours = [one for one in SIGNALS if main_thread and signal.getsignal(one) is signal.SIG_DFL]  # not those of `nohup`
+    for one in ours:
+        signal.signal(one, stop)
+    try:
+        yield
+    finally:
+        for one in ours:
+            signal.signal(one, signal.SIG_DFL)
 
 
 def _command(ctx: typer.Context) -> list[str]:
@@ -157,11 +214,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a prompt may hold what the terminal cannot show
-    words = None if arguments is None else list(arguments)
+    out, err = Lasting(sys.stdout), Lasting(sys.stderr)
+    with redirect_stdout(out), redirect_stderr(err), _stoppable():
+        code = _run(None if arguments is None else list(arguments))
+        out.flush()
+        err.flush()
+    return code or (CLOSED_PIPE if out.unread or err.unread else 0)
+
+
+def _run(words: list[str] | None) -> int:
     try:
         return app(args=words, prog_name="circuitfind", standalone_mode=False) or 0
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        return _code_of(stop)
     except Exception as error:
         # typer's usage errors: which class they are depends on its version, this method does not
         if not hasattr(error, "format_message"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from circuitfind.cli.options import given, option
 from circuitfind.cli.output import FAILED, Output, count
 from circuitfind.errors import FileError
 
+KEPT = "compare.part"  # scores of the methods that are done
 SAME = 1e-5  # numbers of a repetition on another machine; on the same one they are equal
 
 
@@ -37,16 +39,16 @@ def compare(
     """Compare methods: faithfulness at every size, CPR, CMD, agreement, overlap, passes, time and memory.
 
     Rankings are made on one part of the pairs, and judged on the other. Writes compare.json, compare.csv, compare.md,
-    compare.html (with plotly installed) and each method's scores in scores/ (not with --remote): what a stopped run has
-    finished is kept.
+    compare.html (with plotly installed). A stopped run keeps each method's scores, and the same command goes on.
 
     Example: circuitfind compare tiny --methods eap,acdc,random
     """
     if what.again is not None:
         return _again(what.again, out)
-    folder = inputs.folder(place.out)
-    found = _compared({"model": model, "task": task, "run": run, "what": what}, folder / "scores", out)
+    folder = inputs.folder(place.out, out)
+    found = _compared({"model": model, "task": task, "run": run, "what": what}, folder / KEPT, out)
     files = found.write(folder)
+    shutil.rmtree(folder / KEPT, ignore_errors=True)
     tables.comparison(found, out, whole=True)
     out.finish(found.to_dict(), files)
     return None
@@ -63,8 +65,9 @@ def _compared(groups: dict[str, Any], scores: Path | None, out: Output) -> cf.Co
     if loaded.remote:  # a server keeps nothing
         scores = None
     elif scores is not None:
-        out.if_stopped = f"the scores of the methods that were done are in {scores}: the same command goes on"
-    asked = inputs.run_keywords(task, run) | given(what, methods="", again="")
+        kept = f"the scores of the methods that were done are kept in {scores}"
+        out.if_stopped, out.state = f"{kept}; go on with: {out.command_line()}", scores
+    asked = inputs.run_keywords(task, run) | given(what, without=("methods", "again"))
     with out.progress():
         found = cf.compare(loaded, bound, names, folder=scores, **asked)
     said = {name: _plain(asdict(group)) for name, group in groups.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +12,7 @@ from circuitfind.cli import options
 from circuitfind.cli.options import given
 from circuitfind.cli.output import Output, count, number, size
 from circuitfind.errors import FileError, ScoreError, TaskError
+from circuitfind.export import files
 
 if TYPE_CHECKING:
     from circuitfind.tasks.bound import BoundTask
@@ -33,7 +35,9 @@ def load(model: options.Model, task: options.Task, out: Output) -> tuple[cf.Mode
         return loaded, cf.task(task.task or DEFAULT_TASK, loaded, **drawn(task)).on(loaded)
     if task.task is not None:
         raise TaskError(f"--task {task.task} and --data {task.data}: give one of the two")
-    read = cf.Task.from_file(task.data, **given(task, data="", task="", n="", seed=""))
+    read = cf.Task.from_file(
+        "/dev/stdin" if str(task.data) == "-" else task.data, **given(task, without=("data", "task", "n", "seed"))
+    )
     loaded = load_model(model, out, model.check)
     try:
         bound = read.on(loaded)
@@ -44,7 +48,7 @@ def load(model: options.Model, task: options.Task, out: Output) -> tuple[cf.Mode
 
 def drawn(task: options.Task) -> dict[str, Any]:
     """Keywords of a built-in task."""
-    return given(task, align="", counterfactual="", data="", task="")
+    return given(task, without=("align", "counterfactual", "data", "task"))
 
 
 def load_model(which: options.UncheckedModel, out: Output, check: bool = False) -> cf.Model:
@@ -54,7 +58,7 @@ def load_model(which: options.UncheckedModel, out: Output, check: bool = False) 
     check_name(which.model)
     with out.waiting(f"loading {which.model}"):
         quiet()
-        where: dict[str, Any] = {name: getattr(which, name) for name in ("dtype", "device", "backend")}
+        where: dict[str, Any] = {name: getattr(which, name) for name in ("dtype", "device", "backend", "allow_missing")}
         where["remote"] = which.remote == "ndif" or which.remote or False
         return cf.load(which.model, check=check, **where)
 
@@ -148,7 +152,7 @@ def checkpoint(model: cf.Model, path: Path, what: str, out: Output) -> Path | No
     """Where a long run keeps what it has done, and the line that says so if it is stopped; a server keeps nothing."""
     if model.remote:
         return None
-    out.if_stopped = f"what was {what} is kept in {path}; go on with: {out.command_line()}"
+    out.if_stopped, out.state = f"what was {what} is kept in {path}; go on with: {out.command_line()}", path
     return path
 
 
@@ -157,14 +161,22 @@ def held_out(bound: BoundTask, part: float | None, seed: int) -> tuple[BoundTask
     return bound.held_out(seed=seed) if part is None else bound.held_out(part, seed)
 
 
-def folder(path: Path) -> Path:
-    """The folder for files, made now, so that a bad place is known before anything is computed."""
+def judged(model: cf.Model, pairs: BoundTask, circuit: cf.Circuit, batch_size: int | None, seed: int) -> cf.Evaluation:
+    """A circuit on held-out pairs by the task's own metric, whatever metric it was found by."""
+    by_own = replace(circuit, record=replace(circuit.record, metric=""))
+    return cf.evaluate(model, pairs, by_own, batch_size=batch_size, seed=seed)
+
+
+def folder(path: Path, out: Output) -> Path:
+    """The folder for files, made now and held to the end of the verb, so that a bad place, or one where another process
+    writes, is known before anything is computed."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError(f"--out {path}: no folder can be made there: {error.strerror or error}") from None
     if not os.access(path, os.W_OK):
         raise FileError(f"--out {path}: this folder cannot be written to")
+    out.at_end.enter_context(files.held(path, out.command_line()))
     return path
 
 

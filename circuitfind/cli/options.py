@@ -13,6 +13,7 @@ against the registries.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import MISSING, Field, dataclass, field, fields
 from inspect import Parameter
 from pathlib import Path
@@ -25,6 +26,7 @@ from circuitfind.errors import CircuitfindError, unknown
 
 MODEL, TASK, SCORING, SEARCH, JUDGING = "Model", "Task", "Scoring", "Search", "Verification"
 MODEL_HELP = 'The embedded model "tiny", a Hugging Face id, or a folder.'
+ALLOW_MISSING = "Take a checkpoint that lacks weights; they are then random numbers."
 SCORES_OR_CIRCUIT = "A circuit.json, scores.safetensors, or EAP-IG's .json or .pt."
 
 EFFECTS = ("eap-ig-inputs", "eap-ig-activations", "eap", "relp", "clean-corrupted", "exact")
@@ -51,6 +53,9 @@ def listed(words: tuple[str, ...], last: str = "or") -> str:
 
 ABLATION_HELP = f"What an edge outside the circuit carries: {listed(ABLATIONS)}."
 OWN_METHOD = "or package.module:name of your own"
+HELD_OUT = "Part of the pairs that is held out to judge the circuit with. Default: 0.5."
+SHOW = "How many of the strongest to print."
+NAMES = "NAME,NAME,..."
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class Option:
 
     Attributes:
         names: `--name`, where it is not the field's; a switch that is off by default has one, others `--yes/--no`.
+        keyword: the library's, where it is not the field's name.
         least: the smallest number.
         words: all that it can be.
         variable: of the environment, which gives it, too.
@@ -66,6 +72,7 @@ class Option:
 
     help: str
     names: tuple[str, ...] = ()
+    keyword: str = ""
     metavar: str | None = None
     least: int | None = None
     words: tuple[str, ...] = ()
@@ -87,9 +94,9 @@ def as_text(one: Field[Any], declared: Any, panel: str | None) -> tuple[Any, Any
         metavar += "" if option.least is None else f">={option.least}"
     if option.argument:
         return Annotated[declared, typer.Argument(metavar=metavar, help=option.help)], default
-    spelled = one.name.replace("_", "-")
+    spelled = spelled_of(one)
     two = kind is bool and default is not False
-    names = option.names or (f"--{spelled}/--no-{spelled}" if two else f"--{spelled}",)
+    names = option.names or (f"{spelled}/--no-{spelled[2:]}" if two else spelled,)
     told = typer.Option(*names, metavar=metavar, help=option.help, rich_help_panel=panel, envvar=option.variable)
     if kind in (int, float):
         declared = str | None if get_origin(declared) is UnionType else str
@@ -103,8 +110,7 @@ def value_of(one: Field[Any], declared: Any, text: Any) -> Any:
     Raises:
         CircuitfindError: naming the option, what was given, and what may be.
     """
-    option, kind = one.metadata["option"], _kind(declared)
-    spelled = (option.names or (f"--{one.name.replace('_', '-')}",))[0]
+    option, kind, spelled = one.metadata["option"], _kind(declared), spelled_of(one)
     if text is None or (kind not in (int, float) and not option.words):
         return text
     if option.words:
@@ -121,21 +127,28 @@ def value_of(one: Field[Any], declared: Any, text: Any) -> Any:
     return value
 
 
+def spelled_of(one: Field[Any]) -> str:
+    """The option as it is typed."""
+    names: tuple[str, ...] = one.metadata["option"].names
+    return names[0] if names else f"--{one.name.replace('_', '-')}"
+
+
+def keyword_of(one: Field[Any]) -> str:
+    """The library's name for an option."""
+    return one.metadata["option"].keyword or one.name
+
+
 def _kind(declared: Any) -> Any:
     """The type of what is declared, without None."""
     return next(one for one in (*get_args(declared), declared) if one is not NoneType)
 
 
-def given(*groups: Any, **renamed: str) -> dict[str, Any]:
-    """The options that were given, as keywords of the library.
-
-    Args:
-        renamed: of fields whose keyword has another name: `field="keyword"`; an empty name leaves the field out.
-    """
+def given(*groups: Any, without: Collection[str] = ()) -> dict[str, Any]:
+    """The options that were given, as keywords of the library; `without`: fields that are left out."""
     found: dict[str, Any] = {}
     for group in groups:
-        found |= {renamed.get(one.name, one.name): getattr(group, one.name) for one in fields(group)}
-    return {name: value for name, value in found.items() if name and value is not None}
+        found |= {keyword_of(one): getattr(group, one.name) for one in fields(group) if one.name not in without}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 # -------------------------------------------------------------------- groups
@@ -149,6 +162,7 @@ class UncheckedModel:
     device: str | None = option("Such as cpu or cuda:1. Default: the accelerator if there is one.")
     remote: str | None = option('Run on an NDIF server: "ndif", or its URL.', metavar="HOST")
     backend: str = option("What single passes run through: nnsight or hooks.", "nnsight")
+    allow_missing: bool = option(ALLOW_MISSING, False)
 
 
 @dataclass(frozen=True)
@@ -164,7 +178,9 @@ class Task:
 
     PANEL = TASK
     task: str | None = option('A built-in task; see "circuitfind tasks". Default: ioi.', metavar="NAME")
-    data: Path | None = option("Your own pairs: jsonl, csv, or data of other tools.", metavar="FILE")
+    data: Path | None = option(
+        "Your own pairs: jsonl, csv, or data of other tools; - is standard input.", metavar="FILE"
+    )
     n: int | None = option("Number of pairs. Default: 64, or all of a file.", least=1)
     seed: int = option("Of the pairs, the split, intervals, random circuits.", 0, least=0)
     corruption: str | None = option("One of the task's named corruptions.")

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
+import re
 import shlex
 import threading
 import warnings
@@ -23,9 +25,10 @@ from rich.text import Text
 
 from circuitfind.errors import CircuitfindWarning
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
+BAD_INPUT, FAILED, CLOSED_PIPE = 2, 1, 141  # exit codes; a signal's is 128 and its number
 PACKAGE = Path(__file__).resolve().parents[1]
 PATIENCE = 3.0  # seconds that may pass without a word
+NOTHING = "nothing was written"
 Cell = str | Text
 
 
@@ -35,6 +38,30 @@ class Right(str):
     __slots__ = ()
 
 
+class Lasting:
+    """A stream whose reader may go away (`| head -1`): the work goes on, and what is written from then on is lost."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.unread = stream, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self._try(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def _try(self, call: Callable[..., object], *text: str) -> None:
+        try:
+            call(*text)
+        except BrokenPipeError:
+            self.unread = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
 class Output:
     """The streams that a verb writes to.
 
@@ -42,14 +69,18 @@ class Output:
         text: where people read: standard output, or standard error when JSON goes to standard output.
         err: standard error.
         command: the command line that started the verb, word by word.
-        if_stopped: what Ctrl-C is answered with.
+        if_stopped: what Ctrl-C is answered with, if the file `state` is there.
+        typed: by the library's keyword, the value as its errors show it, and the option as it was typed.
+        at_end: what is undone when the verb ends.
     """
 
     def __init__(self, as_json: bool, command: list[str]) -> None:
         self.as_json, self.command = as_json, command
         self.err = Console(stderr=True, highlight=False, markup=False)
         self.text = self.err if as_json else Console(highlight=False, markup=False)
-        self.if_stopped = "nothing was written"
+        self.if_stopped, self.state = NOTHING, Path()
+        self.typed: dict[str, tuple[str, str]] = {}
+        self.at_end = contextlib.ExitStack()
         self._warned: set[str] = set()
 
     def command_line(self, *more: str) -> str:
@@ -122,8 +153,15 @@ class Output:
 
             print(json.dumps(plain(content), ensure_ascii=False, allow_nan=False, indent=1))
 
+    def stopped(self, code: int) -> None:
+        """What is left of a run that a signal ended, and how it goes on."""
+        self.fail(self.if_stopped if self.state.exists() else NOTHING, code, label="stopped")
+
     def fail(self, text: str, code: int, label: str = "error") -> None:
         """One line on standard error, and in JSON a document that says the same."""
+        for name, (value, typed) in self.typed.items():  # an error begins with what it is about
+            asked = rf"(?<![\w.]){name}={re.escape(value)}(?!\.?\w)|^{name}=(\[.*?\]|'.*?'|[^\s:,]+)"
+            text = re.sub(asked, typed.replace("\\", r"\\"), text)
         self.err.print(Text.assemble((f"{label}: ", "bold red"), text), soft_wrap=True)
         self.document({label: text, "exit_code": code})
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from circuitfind.cli.output import BETWEEN, Output, count, fixed, interval, number, percent
 
@@ -105,6 +106,24 @@ def mib(found: cf.Mib, out: Output) -> None:
     cmd = f"{fixed(absolute.cmd)} ({BETWEEN} {interval(absolute.cmd_interval)}) by magnitude"
     others = f"{fixed(absolute.cpr)} by magnitude", f"{fixed(signed.cmd)} by signed score"
     out.facts([("CPR", f"{cpr}; {others[0]}"), ("CMD", f"{cmd}; {others[1]}")])
+
+
+def tell(
+    lines: list[tuple[str, str]],
+    circuit: cf.Circuit,
+    value: cf.Evaluation,
+    seconds: float,
+    save: Callable[[], list[Path]],
+    content: dict[str, Any],
+    out: Output,
+) -> None:
+    """Says what was found, saves it, and writes the document."""
+    out.say()
+    out.facts([*lines, *evaluation(value, f"{value.record.n_examples} held-out pairs")])
+    files = save()
+    out.say(f"\n{seconds:.1f} s.")
+    kept = {"edges": circuit.edges, **circuit.facts, "unseen": value.to_dict()}
+    out.finish({**content, "seconds": round(seconds, 2), "circuit": kept}, files)
 
 
 # -------------------------------------------------------------------- tests of a circuit

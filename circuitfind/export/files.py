@@ -14,17 +14,23 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from socket import gethostname
+from typing import Any, TextIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from circuitfind.errors import FileError, ScoreError
 
-VERSION = 1
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+VERSION, LOCK = 1, ".circuitfind.lock"
 _CUT = "'circuitfind export --top N --to json' or Scores.open(path).top(n) cuts a circuit from them"
 TENSORS = {  # by the format and level that a safetensors file names: what opens it
     ("circuitfind.scores", "edge"): f"edge scores: 'circuitfind find --scores' searches them, {_CUT}",
@@ -64,6 +70,46 @@ def write_bytes(path: str | PathLike[str], content: bytes) -> Path:
 def write_text(path: str | PathLike[str], text: str) -> Path:
     """`write_bytes` of UTF-8 text, line ends as they are."""
     return write_bytes(path, text.encode("utf-8"))
+
+
+@contextmanager
+def held(folder: str | PathLike[str], by: str) -> Iterator[None]:
+    """Inside, whoever else would hold the folder is refused, and told that `by` does.
+
+    The file that says so is locked for as long as its process lives: what a killed process leaves holds nothing.
+    """
+    path = Path(folder, LOCK)
+    file = _locked(path)
+    if file is None:
+        yield
+        return
+    with file:
+        with suppress(OSError):  # a full disk
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {gethostname()} ({by})")
+            file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> TextIO | None:
+    """The file, locked; None where the system knows no locks, or the disk is full."""
+    while fcntl is not None:
+        try:
+            file = path.open("a+", encoding="utf-8")
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+            file.close()  # of a process that has just ended
+        except BlockingIOError:
+            file.seek(0)
+            who = file.read() or "another process"
+            raise FileError(f"{path.parent}: {who} writes there now: wait for it, or name another folder") from None
+        except OSError:
+            break
+    return None
 
 
 # -------------------------------------------------------------------- JSON

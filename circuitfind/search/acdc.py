@@ -32,7 +32,7 @@ from circuitfind.circuit import Circuit
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory import obtainable
 from circuitfind.engine.revision import held_bytes
-from circuitfind.errors import ScoreError, TaskError
+from circuitfind.errors import ScoreError, TaskError, warn
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.rounding import of_mean
 from circuitfind.models.load import Model
@@ -90,6 +90,7 @@ def acdc(
         FileError: the checkpoint belongs to another run.
         TaskError: the pairs do not fit in memory.
     """
+    Rule(threshold, absolute)  # refuses nonsense before anything runs
     evaluator = _evaluator(model, task, asked)
     if scores is None and screen is not None:
         scores = _estimated(evaluator.experiment)
@@ -108,6 +109,8 @@ def acdc(
             exact[edge] = effect
         facts["screening"] = {"runs": pruning.screening_runs, **checked.facts(model.graph)}
     file.remove()
+    if not pruning.mask.any():
+        warn(f"ACDC: no edge matters by threshold={threshold!r} or more, so the circuit has none: give a lower one")
     record = evaluator.experiment.record("acdc", **settings)
     return Circuit(model.graph, pruning.mask, exact=exact, record=record, facts=facts)
 

@@ -75,6 +75,11 @@ class Rule:
     def __post_init__(self) -> None:
         if not isinstance(self.threshold, Real) or math.isnan(self.threshold):
             raise ScoreError(f"threshold={self.threshold!r} is not a threshold: give a number in units of the metric")
+        if self.absolute and self.threshold <= 0:
+            raise ScoreError(
+                f"threshold={self.threshold!r}: no |effect| is below it, so every edge would stay: give a positive"
+                " number, or leave absolute out"
+            )
 
     def _size(self, effect: float) -> float:
         return abs(effect) if self.absolute else effect
@@ -141,8 +146,10 @@ def screened(scores: Scores | None, factor: float, threshold: float, evaluator: 
     """
     if not isinstance(scores, Scores) or scores.graph != evaluator.graph or not scores.record.is_effect:
         raise ScoreError("screen= needs scores=: effects of edges that attribute() estimated for this model")
-    if not isinstance(factor, Real) or not 0 < factor < float("inf"):
-        raise ScoreError(f"screen={factor!r} is not a factor: give a positive number, such as 0.1")
+    if not isinstance(factor, Real) or not 0 < factor <= 1:
+        raise ScoreError(
+            f"screen={factor!r} is not a part of the threshold: give a number between 0 and 1, such as 0.1"
+        )
     for name in ("metric", "ablation"):
         made, now = getattr(scores.record, name), getattr(evaluator.record, name)
         if made and made != now:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from numbers import Real
 from typing import Any, Unpack
 
 import numpy as np
@@ -29,7 +30,7 @@ from circuitfind.attribution.methods import check_made
 from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, connected
 from circuitfind.engine.experiment import Experiment
-from circuitfind.errors import ScoreError
+from circuitfind.errors import ScoreError, check_count
 from circuitfind.evaluation.diagnosis import summarise, summary_of
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.verify import Verification, verified
@@ -78,10 +79,9 @@ def find(
         ScoreError: scores or faithfulness are undefined on this task, or the given scores were made by another method
             or with other options than those asked for.
     """
-    if tolerance < 0 or prune_tolerance < 0:
-        raise ScoreError(f"tolerance={tolerance} and prune_tolerance={prune_tolerance} are distances: not negative")
-    if top < 0 or random < 0:
-        raise ScoreError(f"top={top} and random={random} count edges and circuits: neither can be negative")
+    check_target(tolerance, prune_tolerance)
+    check_count("top", top)
+    check_count("random", random)
     if scores is not None and not isinstance(scores, Scores):
         raise ScoreError(f"find needs edge scores, not {type(scores).__name__}: attribute(level='edge') makes them")
     if scores is not None and scores.graph != model.graph:
@@ -118,6 +118,17 @@ def find(
     facts = _facts(search, circuit, checks, {"unseen_pairs": len(held_out), "search_pairs": len(seen)})
     circuit = replace(circuit, record=record, exact=checks.exact, facts=facts)
     return FindResult(circuit, scores, checks, tuple(search.curve), tuple(search.steps), summary, held_out, model)
+
+
+def check_target(tolerance: float = 0.15, prune_tolerance: float = 0.05) -> None:
+    """Refuses what is no distance of a faithfulness from 1."""
+    if not isinstance(tolerance, Real) or not 0 <= float(tolerance) < 1:
+        raise ScoreError(
+            f"tolerance={tolerance!r}: give how far from 1 the faithfulness may be, 0 or more and below 1 (at 1 the"
+            " empty circuit would do)"
+        )
+    if not isinstance(prune_tolerance, Real) or not float(prune_tolerance) >= 0:
+        raise ScoreError(f"prune_tolerance={prune_tolerance!r}: give how much |1 - faithfulness| may grow, 0 or more")
 
 
 def _facts(search: SizeSearch, circuit: Circuit, checks: Verification, pairs: dict[str, int]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from typing_extensions import TypedDict
 from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, connected
 from circuitfind.engine.experiment import Experiment
-from circuitfind.errors import ScoreError, check_count
+from circuitfind.errors import ScoreError, check_count, warn
 from circuitfind.export import files
 from circuitfind.graph import Graph
 from circuitfind.models.load import Model
@@ -222,6 +222,12 @@ def learn_masks(
     else:
         scores = NodeScores(graph, values.numpy(), record)
         cut = _of_nodes(scores, target, prune)
+    if not len(cut):
+        none = "no gate is above 1/2" if target is None else f"what the {target} {level}s let through is not connected"
+        warn(
+            f"{method}: {none}, so the circuit has no edges: keep more (n_{level}s=), train longer (steps=), or see"
+            " what was kept with prune=False"
+        )
     circuit = replace(cut, facts={"n_edges": len(cut), **facts})
     return LearnedMasks(scores, circuit, history, circuit.record)
 
@@ -256,10 +262,12 @@ def _target(level: str, count: int, n_edges: int | None, n_nodes: int | None, sp
     if sparsity is not None:
         if not isinstance(sparsity, Real) or not 0 <= sparsity <= 1:
             raise ScoreError(f"sparsity={sparsity!r} is the part of {level}s that is left out: between 0 and 1")
-        return round((1 - sparsity) * count)
+        if not (kept := round((1 - sparsity) * count)):
+            raise ScoreError(f"sparsity={sparsity!r} leaves none of {count:,} {level}s: give less")
+        return kept
     n = n_edges if level == "edge" else n_nodes
     if n is not None:
-        check_count(f"n_{level}s", n, 0, count)
+        check_count(f"n_{level}s", n, 1, count)
     return n
 
 

@@ -100,7 +100,7 @@ class BoundTask:
         if len(self) < 2:
             raise TaskError("one pair is too few to search with and to judge with: give at least two, better thirty")
         if not isinstance(holdout, Real) or not 0 < holdout < 1:
-            raise TaskError(f"holdout={holdout} (--holdout): a part of the pairs is needed, between 0 and 1")
+            raise TaskError(f"holdout={holdout!r}: a part of the pairs is needed, between 0 and 1")
         return self.split(1 - holdout, seed)
 
     def with_metric(self, metric: str | Metric | Function | None) -> BoundTask:

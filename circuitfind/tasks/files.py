@@ -43,7 +43,7 @@ def read_pairs(path: str | PathLike[str], *, counterfactual: str | None = None, 
     path = Path(path)
     if path.is_dir():
         raise FileError(f"{path}: a folder, not a file of pairs (give the rows of a saved dataset to Task.from_rows)")
-    if not path.is_file():
+    if not path.exists():
         raise FileError(f"{path}: no such file")
     read = _rows(path)
     if not read.rows:
@@ -53,7 +53,8 @@ def read_pairs(path: str | PathLike[str], *, counterfactual: str | None = None, 
     except BadRow as bad:
         raise FileError(f"{path}, {read.where[bad.at]}: {bad}") from None
     spans = {"spans": [read.spans] * len(fields["clean"])} if read.spans else {}
-    return {"name": path.stem, **fields, **spans}
+    name = path.stem if path.is_file() else "pairs"  # of a pipe
+    return {"name": name, **fields, **spans}
 
 
 def pairs_from_rows(rows: Iterable[Any], *, counterfactual: str | None = None, split: str | None = None) -> Fields:
@@ -84,7 +85,10 @@ def write_pairs(path: str | PathLike[str], columns: Mapping[str, Sequence[Any] |
 
 
 def _rows(path: Path) -> _Read:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
     if content.startswith(_PARQUET):
         raise FileError(f"{path}: a parquet file: open it with datasets or pandas and give its rows to Task.from_rows")
     try:

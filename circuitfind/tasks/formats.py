@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from circuitfind.errors import unknown
@@ -99,8 +100,10 @@ def _of_split(rows: Sequence[Columns], split: str | None) -> list[int]:
 
 def _text(row: Columns, column: str) -> str:
     value = row.get(column)
-    if value is None or value == "":
+    if value is None:
         raise ValueError(f"no '{column}'")
+    if value == "":
+        raise ValueError(f"'{column}' is empty: give its text")
     if not isinstance(value, str):
         raise ValueError(f"'{column}' must be text, not {value!r}")
     return value
@@ -120,11 +123,23 @@ def _own(row: Columns, _: str | None) -> Fields:
         if not name.endswith("spans") and not (texts and all(isinstance(text, str) for text in texts)):
             raise ValueError(f"'{key}' must be text, not {value!r}")
         pair[name] = value
+    for key in row:
+        if (name := _near(key)) is not None and NAMES.get(name, TOKEN_IDS.get(name)) not in pair:
+            raise ValueError(f"column '{key}' is unknown: did you mean '{name}'?")
     for needed in ("clean", "corrupted"):
         if needed not in pair:
+            if row.get(needed) == "":
+                raise ValueError(f"'{needed}' is empty: give its text")
             others = "(or those of auto-circuit, Edge-Pruning, EAP-IG or MIB)"
             raise ValueError(f"no '{needed}'; columns are clean, corrupted, answer(s), wrong or wrong_answers {others}")
     return pair
+
+
+def _near(column: object) -> str | None:
+    """The known column that this one, which is not known, is a misspelling of."""
+    known = {**NAMES, **TOKEN_IDS}
+    close = get_close_matches(str(column).strip().lower().replace(" ", "_"), known, n=1, cutoff=0.8)
+    return close[0] if close and column not in known else None
 
 
 def _auto_circuit(row: Columns, _: str | None) -> Fields:

@@ -1,4 +1,4 @@
-"""`circuitfind verify` and `evaluate`: estimates and circuits, measured exactly."""
+"""`circuitfind evaluate`: a circuit run exactly, and its tests."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import circuitfind as cf
 from circuitfind.cli import inputs, options, tables, verdicts
-from circuitfind.cli.options import given, option
+from circuitfind.cli.options import option
 from circuitfind.cli.output import Output, count, number
-from circuitfind.errors import FileError, TaskError
+from circuitfind.errors import FileError
 
 if TYPE_CHECKING:
     from circuitfind.record import Record
@@ -20,62 +20,6 @@ OVER = ("pairs", "templates", "seeds")
 OF_A_CIRCUIT = ("completeness", "minimality", "tests", "stability", "per_example")
 
 
-# -------------------------------------------------------------------- verify
-@dataclass(frozen=True)
-class WholeOptions:
-    PANEL = options.JUDGING
-    circuit: Path | None = option("A circuit.json. Default: the circuit of the strongest edges.", metavar="FILE")
-
-
-def verify(
-    model: options.Model,
-    task: options.Task,
-    scoring: options.Scoring,
-    run: options.Run,
-    judge: options.Judge,
-    whole: WholeOptions,
-    place: options.Out,
-    out: Output,
-) -> None:
-    """Measure the strongest edges, and a circuit as a whole, beside their estimates.
-
-    Pairs are split as "find" splits them: estimates come from one part, exact effects from the other. With --scores and
-    --holdout 1 all pairs are measured on. Writes verify.json.
-
-    Example: circuitfind verify tiny --task ioi --top 20
-    """
-    asked = inputs.search_keywords(task, run, scoring)
-    folder = inputs.folder(place.out)
-    loaded, bound = inputs.load(model, task, out)
-    from circuitfind.attribution.methods import check_made
-
-    seen, held_out = (None, bound) if judge.holdout == 1 else inputs.held_out(bound, judge.holdout, task.seed)
-    circuit = None if whole.circuit is None else inputs.of_model(cf.Circuit.open(whole.circuit), whole.circuit, loaded)
-    pairs = count(len(held_out), "pair" if seen is None else "held-out pair")
-    about = f"{bound.name}, {bound.metric.name}: {pairs} to judge with"
-    out.facts([("model", inputs.model_line(loaded)), ("task", about)])
-    if judge.scores is not None:
-        scores = inputs.of_model(cf.Scores.open(judge.scores), judge.scores, loaded)
-    elif seen is not None:
-        scores = inputs.scored(loaded, seen, asked, folder, out)
-    else:
-        raise TaskError("--holdout 1 leaves no pairs to score on: give --scores, or a smaller part")
-    made = scores.record
-    keywords: Any = {**check_made(made, asked), **given(judge, scores="", holdout="")}
-    estimates = f"{made.method}, {made.direction}, ablation {made.ablation}, {count(made.n_examples, 'pair')}"
-    out.facts([("estimates", estimates)])
-    out.say()
-    with out.progress():
-        checks = cf.verify(loaded, held_out, scores, circuit=circuit, **keywords)
-    verdicts.checks(f"Edges measured exactly ({checks.evaluation.record.metric})", checks, out)
-    out.facts(verdicts.as_a_whole(circuit or scores.top(len(checks.edges)), checks, pairs))
-    described = inputs.described(loaded, bound, out)
-    path = checks.save(folder / "verify.json", **described)
-    out.say()
-    out.finish({**described, **checks.to_dict()}, [path])
-
-
-# -------------------------------------------------------------------- evaluate
 @dataclass(frozen=True)
 class EvaluateOptions:
     PANEL = options.JUDGING

@@ -1,36 +1,22 @@
-"""`circuitfind export`, `show` and `agree`: what files hold, in other formats, as figures, beside a published circuit.
-
-None of them needs a model.
-"""
+"""`circuitfind export`: circuits and scores as pictures, and for other tools."""
 
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from rich.text import Text
+from typing import Any
 
 import circuitfind as cf
-from circuitfind.cli import options, tables
+from circuitfind.cli import options
 from circuitfind.cli.options import option
-from circuitfind.cli.output import DASH, FAILED, Output, count, fixed, whole
+from circuitfind.cli.output import FAILED, Output, count
 from circuitfind.errors import FileError
-
-if TYPE_CHECKING:
-    from circuitfind.evaluation.agreement import Agreement
 
 MIB, EAP_IG = "mib", "eap-ig"
 FORMATS = ("dot", "svg", "png", "pdf", "graphml", "json", "safetensors", EAP_IG, MIB)
 ENDINGS = {form: (f".{form}",) for form in FORMATS if form != MIB} | {EAP_IG: (".json", ".pt")}
-READS = (
-    "A circuit.json, a .safetensors of scores or a sweep, or the .json of any result: verify.json, compare.json,"
-    " paths.json, a curve, ..."
-)
-COLUMNS = ("", "of", "true", "found", "both", "prec.", "recall", "F1", "AUROC", "AP")
 
 
-# -------------------------------------------------------------------- export
 @dataclass(frozen=True)
 class ExportOptions:
     circuit: Path = option(options.SCORES_OR_CIRCUIT, MISSING, argument=True, metavar="FILE")
@@ -147,109 +133,3 @@ def _check_mib(root: Path, out: Output) -> int:
     out.table(f"{root} as a submission to MIB", ("folder", "holds", ""), rows)
     out.document({"folder": str(root), "entries": [entry._asdict() for entry in entries]})
     return FAILED if any(entry.problem for entry in entries) else 0
-
-
-# -------------------------------------------------------------------- show
-@dataclass(frozen=True)
-class ShowOptions:
-    file: Path = option(READS, MISSING, argument=True, metavar="FILE")
-    what: str | None = option("Only this figure, such as effects, strongest, layers or scatter.", metavar="FIGURE")
-    out: Path | None = option("Default: the file's name with .html, beside it.", metavar="PAGE.html")
-
-
-def show(given: ShowOptions, out: Output) -> None:
-    """Show a file: a page of figures that opens without a network, and the strongest rows.
-
-    Blue supports the task, red opposes it, white is 0. Needs plotly, which the extra "plots" brings.
-
-    Example: circuitfind show circuitfind-out/circuit.json
-    """
-    found = cf.open(given.file)
-    path = given.out or given.file.with_suffix(".html")
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise FileError(f"--out {path}: a page's name ends in .html")
-    with out.waiting("drawing"):
-        names = _draw(found, given, path)
-    kind = tables.of(found, out)
-    if names:
-        out.say(f"Written: {path} ({count(len(names), 'figure')}: {', '.join(names)})")
-    page = str(path) if names else None
-    out.document({"file": str(given.file), "holds": kind, "page": page, "figures": names})
-
-
-def _draw(found: Any, given: ShowOptions, path: Path) -> list[str]:
-    """Writes the page, and returns the names of its figures; none of results that have no figures."""
-    from circuitfind.plots.page import save_page
-    from circuitfind.plots.plot import FIGURES, drawings
-
-    kind = type(found).__name__
-    if kind == "Comparison" and given.what is None:
-        found.save(path)
-        return ["comparison"]
-    known = drawings(found) if kind in FIGURES else {}
-    if given.what is not None and given.what not in known:
-        whole = ", which is one page" if kind == "Comparison" else ""
-        raise FileError(f"--what {given.what}: {given.file} has the figures {', '.join(known) or '(none)'}{whole}")
-    names = [given.what] if given.what else list(known)
-    if names:
-        save_page([known[name]() for name in names], path, given.file.name)
-    return names
-
-
-# -------------------------------------------------------------------- agree
-@dataclass(frozen=True)
-class AgreeOptions:
-    file: Path = option(options.SCORES_OR_CIRCUIT, MISSING, argument=True, metavar="FILE")
-    reference: str = option(
-        "ioi, greater-than, docstring, or a circuit's or reference's file.", MISSING, metavar="NAME|FILE"
-    )
-    top: int | None = option("Of scores: take this many edges as the circuit.", least=0)
-
-
-def agree(what: AgreeOptions, sign: options.Sign, rank: options.Rank, out: Output) -> None:
-    """Compare scores or a circuit with a published circuit.
-
-    AUROC and AP (average precision) judge the ranking, over all thresholds; precision, recall and F1 the circuit, which
-    is taken as it is, not pruned. Heads and nodes rank by their best edge.
-
-    Example: circuitfind agree circuitfind-out/scores.safetensors --reference circuitfind-out/circuit.json
-    """
-    from circuitfind.evaluation.agreement import agreement, levels_of
-    from circuitfind.references.published import reference
-
-    kind: Any = sign.sign
-    by: Any = rank.by
-    target, given = reference(what.reference), _ranking(what, kind, by)
-    found = [agreement(given, target, by=by, level=level) for level in levels_of(target)]
-    if not found:
-        raise FileError(f"--reference {what.reference}: names no edges and no heads")
-    out.facts([("reference", f"{target.name}: {target.n_edges:,} edges"), ("source", target.source)])
-    out.table(f"{what.file} against {target.name}, ranked by {by} effect", COLUMNS, map(_row, found))
-    for result in found:
-        if result.mib_auroc == result.mib_auroc:
-            out.say(f"AUROC of edges as MIB computes it, from ten greedy circuits: {fixed(result.mib_auroc)}")
-    if heads := found[-1].heads:
-        rows = [
-            (name, " ".join(has) or "–", Text(" ".join(lacks), style="yellow")) for name, (has, lacks) in heads.items()
-        ]
-        out.table("Heads of the reference", ("class", "in the circuit", "missed"), rows)
-    out.document({"file": str(what.file), "agreement": [result.to_dict() for result in found]})
-
-
-def _ranking(what: AgreeOptions, kind: Any, by: Any) -> cf.Circuit | cf.Scores:
-    if what.file.suffix.lower() != ".safetensors" and what.top is None:
-        return cf.Circuit.open(what.file, kind)
-    scores = cf.Scores.open(what.file, kind)
-    if what.top is None:
-        return scores
-    return cf.Circuit(scores.graph, scores.top(what.top, by, prune=False).mask, estimates=scores.values)
-
-
-def _row(result: Agreement) -> list[str]:
-    counts = result.found
-    sizes, rates = [DASH] * 2, [DASH] * 3
-    if counts:
-        sizes = [whole(counts.true_positives + counts.false_positives), whole(counts.true_positives)]
-        rates = [fixed(value) for value in (counts.precision, counts.recall, counts.f1)]
-    ranking = [fixed(value) for value in (result.auroc, result.average_precision)]
-    return [f"{result.level}s", whole(result.n_items), whole(result.n_true), *sizes, *rates, *ranking]

@@ -1,0 +1,55 @@
+"""`circuitfind approximation`: estimates beside exact patching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import circuitfind as cf
+from circuitfind.cli import inputs, options, tables
+from circuitfind.cli.options import given, listed, option
+from circuitfind.cli.output import Output
+
+
+@dataclass(frozen=True)
+class EstimateOptions:
+    PANEL = options.SCORING
+    what: str | None = option(
+        f"Kinds of place: {', '.join(options.KINDS)}. Default: resid,attn,mlp,heads.", metavar="KIND,KIND,..."
+    )
+    method: str | None = option(
+        f"Of the estimate: {listed(options.ESTIMATES)} (for q and k), {options.OWN_METHOD}. Default: atp."
+    )
+    steps: int | None = option("Of integrated gradients. Default: 5.")
+    direction: str | None = option(f"{listed(options.DIRECTIONS)}. Default: {options.DIRECTIONS[0]}.")
+
+
+def approximation(
+    model: options.Model,
+    task: options.Task,
+    estimate: EstimateOptions,
+    places: options.Places,
+    run: options.Run,
+    place: options.Out,
+    out: Output,
+) -> None:
+    """Compare estimates with exact patching, place by place, and say where they fail.
+
+    Writes approximation.json. Change: how large what is replaced is beside what it is part of.
+
+    Example: circuitfind approximation tiny --task greater_than --n 16
+    """
+    where, folder = inputs.where_of(places), inputs.folder(place.out, out)
+    asked: dict[str, Any] = {**where, **inputs.run_keywords(task, run), **given(estimate, without=("what",))}
+    if estimate.what is not None:
+        asked["what"] = inputs.names_in(estimate.what)
+    loaded, bound = inputs.load(model, task, out)
+    inputs.introduce(loaded, bound, run, out)
+    with out.progress():
+        found = cf.approximation(loaded, bound, **asked)
+    described = inputs.described(loaded, bound, out)
+    path = found.save(folder / "approximation.json", **described)
+    out.say()
+    tables.approximation(found, out)
+    out.say()
+    out.finish({**described, **found.to_dict()}, [path], drawable=True)

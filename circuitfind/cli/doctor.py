@@ -1,0 +1,92 @@
+"""`circuitfind doctor`: whether a model is computed right here."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+from rich.text import Text
+
+import circuitfind as cf
+from circuitfind.cli import inputs, options
+from circuitfind.cli.options import option
+from circuitfind.cli.output import FAILED, Output, Right
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    examples: int = option("Pairs in the batch of the memory estimate.", 32, least=1)
+    length: int = option("Tokens in each of its prompts.", 16, least=1)
+
+
+def doctor(model: options.UncheckedModel, batch: BatchOptions, out: Output) -> int:
+    """Check a model: identities, size of its graph, memory, versions.
+
+    Three identities compare circuitfind's arithmetic with the model's own. Exit code 1 if one fails.
+
+    Example: circuitfind doctor tiny
+    """
+    loaded = inputs.load_model(model, out)
+    from circuitfind.loading import identities as identities_of
+    from circuitfind.record import library_versions
+
+    with out.waiting("checking identities"):
+        identities = identities_of(loaded)
+    found = _facts(loaded)
+    memory = inputs.memory_line(loaded, batch.examples, batch.length)
+    dot = shutil.which("dot")
+    versions = library_versions()
+    out.facts(
+        [
+            ("model", inputs.model_line(loaded)),
+            ("grouped", _ungrouped_line(loaded)),
+            ("attention", str(found["attention"])),
+            ("tokenizer", str(found["tokenizer"])),
+            ("memory", f"{batch.examples} pairs of {batch.length} tokens: {memory}"),
+            ("graphviz", dot or "'dot' is not on the PATH: circuits are written as .dot, pictures are not drawn"),
+            ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ]
+    )
+    out.say()
+    rows = [
+        (one.name, Right(f"{one.error:.1e}"), Right(f"{one.tolerance:.0e}"), _verdict(one.holds)) for one in identities
+    ]
+    out.table("Identities, error relative to the largest value", ("identity", "error", "allowed", ""), rows)
+    fine = all(one.holds for one in identities)
+    out.say("All hold: what circuitfind computes is this model." if fine else "Do not trust scores of this model here.")
+    checks = [{**one._asdict(), "holds": one.holds} for one in identities]
+    found |= {"memory": memory, "identities": checks, "dot": dot, "versions": versions}
+    out.document({"model": loaded.name, **found})
+    return 0 if fine else FAILED
+
+
+def _verdict(holds: bool) -> Text:
+    return Text("holds", style="green") if holds else Text("FAILS", style="bold red")
+
+
+def _facts(model: cf.Model) -> dict[str, object]:
+    graph, tokenizer = model.graph, model.tokenizer
+    return {
+        "family": getattr(model.config, "model_type", "?"),
+        "edges": graph.n_edges,
+        "nodes": graph.n_nodes,
+        "edges_ungrouped": graph.ungrouped().n_edges,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "attention": getattr(model.config, "_attn_implementation", None) or "?",
+        "tokenizer": "none: tasks are given as token ids" if tokenizer is None else _tokenizer_line(model),
+    }
+
+
+def _tokenizer_line(model: cf.Model) -> str:
+    first = model.tokenizer("probe")["input_ids"][:1]
+    bos = model.tokenizer.bos_token_id
+    own = "adds a BOS token by itself" if bos is not None and first == [bos] else "adds no BOS token by itself"
+    return f"{type(model.tokenizer).__name__}, vocabulary of {model.vocabulary:,}, {own}"
+
+
+def _ungrouped_line(model: cf.Model) -> str:
+    """For grouped-query models: the count with one key and value per query head, as other tools count."""
+    if model.graph.group == 1:
+        return ""
+    return f"{model.graph.ungrouped().n_edges:,} edges as other tools count, with keys and values for every query head"

@@ -1,0 +1,69 @@
+"""`circuitfind learn`: masks by gradient descent."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import circuitfind as cf
+from circuitfind.cli import inputs, options, verdicts
+from circuitfind.cli.options import given, listed, option
+from circuitfind.cli.output import Output, count, number
+
+CHECKPOINT = "learn.part.safetensors"
+
+
+@dataclass(frozen=True)
+class LearningOptions:
+    method: str | None = option(f"{listed(options.LEARNED)}. Default: {options.LEARNED[0]}.")
+    level: str = option("Gates of edges or of whole nodes.", options.LEVELS[0], words=options.LEVELS)
+    edges: int | None = option("How many edges to keep.", keyword="n_edges")
+    nodes: int | None = option("How many nodes to keep, at level node.", keyword="n_nodes")
+    sparsity: float | None = option(
+        "Part of the edges (or nodes) to leave out, instead. Default: 0.95 for edge-pruning, others keep open gates."
+    )
+    steps: int | None = option("Of Adam, at the most. Default: 200.")
+    lr: float | None = option("Adam's learning rate. Default: the method's.")
+    regularisation: float | None = option("Price of an open gate; not for edge-pruning. Default: from the task.")
+    metric_of_learning: str | None = option(
+        "The metric that is kept high. Default: kl.", names=("--learn-by",), keyword="metric"
+    )
+    ablation: str | None = option(f"{options.ABLATION_HELP} Default: corrupted.")
+    holdout: float | None = option(options.HELD_OUT)
+    batch_size: int | None = option("Pairs at a time. Default: what fits in memory.", least=1)
+    checkpoint: Path | None = option(
+        f"Kept when stopped; the same command goes on from it. Default: {CHECKPOINT} in --out.", metavar="FILE"
+    )
+
+
+def learn(model: options.Model, task: options.Task, learning: LearningOptions, place: options.Out, out: Output) -> None:
+    """Learn which edges to keep by gradient descent, and judge them on held-out pairs.
+
+    Writes learned.json, learned.dot, learned.svg, learned.safetensors (the ranking) and learning.json (the training).
+
+    Example: circuitfind learn tiny --task ioi --method edge-pruning --edges 50
+    """
+    folder = inputs.folder(place.out, out)
+    loaded, bound = inputs.load(model, task, out)
+    seen, held_out = inputs.held_out(bound, learning.holdout, task.seed)
+    about = f"{bound.name}: {len(seen)} pairs to learn with and {len(held_out)} to judge with"
+    out.facts([("model", inputs.model_line(loaded)), ("task", about)])
+    checkpoint = inputs.checkpoint(loaded, learning.checkpoint or folder / CHECKPOINT, "learned", out)
+    asked = given(learning, without=("holdout", "checkpoint"))
+    started = time.monotonic()
+    with out.progress():
+        found = cf.learn_masks(loaded, seen, **asked, seed=task.seed, checkpoint=checkpoint)
+        seconds = time.monotonic() - started
+        circuit, last = found.circuit, found.history[-1]
+        value = inputs.judged(loaded, held_out, circuit, learning.batch_size, task.seed)
+    record = circuit.record
+    early = " (stopped early: no new lowest loss)" if last.step < record.settings["steps"] else ""
+    lines = [
+        ("circuit", f"{count(len(circuit), 'edge')} of {loaded.graph.n_edges:,}, what is connected"),
+        ("learning", f"{record.method}, {count(last.step, 'step')}{early}"),
+        ("last steps", f"{record.metric} {number(last.metric)}, {last.expected:.0f} gates open"),
+    ]
+    content = {**inputs.described(loaded, bound, out), "history": [row._asdict() for row in found.history]}
+    verdicts.tell(lines, circuit, value, seconds, partial(found.write, folder), content, out)
