@@ -130,6 +130,7 @@ class Stub:
 
     def __init__(self, closes: bool = False, bos: int | None = 1) -> None:
         self.bos_token_id, self.eos_token_id, self.eos_token, self.closes = bos, 2, "</s>", closes
+        self.bos_token = bos and "<s>"
 
     def __call__(self, texts: list[str], add_special_tokens: bool, **_: object) -> dict[str, list[list[int]]]:
         rows = [[ord(letter) for letter in text] for text in texts]
@@ -146,7 +147,7 @@ def test_special_tokens_of_the_tokenizer() -> None:
     closing = PromptTokenizer(Stub(closes=True), None)
     assert closing(["a", "ab"]) == [[1, a], [1, a, b]]  # a prompt is continued: no EOS behind it
     assert closing.added("a", [1, a], ["b", "ab"]) == [[b], [a, b]]
-    assert PromptTokenizer(Stub(bos=None), None).describe([a]) == "none"
+    assert PromptTokenizer(Stub(bos=None), None).describe(["a"], [[a]]) == "none"
     with pytest.raises(TaskError, match="bos=True, but the tokenizer has no BOS token"):
         PromptTokenizer(Stub(bos=None), True)
 

@@ -18,8 +18,9 @@ from toys import id_task, wrapped
 import circuitfind as cf
 from circuitfind.cli.app import main
 from circuitfind.errors import ModelError
-from circuitfind.evaluation.diagnosis import at_least, chances
+from circuitfind.evaluation.diagnosis import chances
 from circuitfind.evaluation.faithfulness import Evaluator
+from circuitfind.statistics import at_least
 
 PROMPT = "If a company's revenue {} and expenses stay flat, profit will likely"
 OTHERS = ("When sales {} and costs do not, the profit will", "If prices {} while wages stay, revenue will likely")

@@ -69,6 +69,7 @@ def verify(
         checks = cf.verify(loaded, held_out, scores, circuit=circuit, **keywords)
     verdicts.checks(f"Edges measured exactly ({checks.evaluation.record.metric})", checks, out)
     out.facts(verdicts.as_a_whole(circuit or scores.top(len(checks.edges)), checks, pairs))
+    out.few(checks.record.n_distinct)
     described = inputs.described(loaded, bound, out)
     path = checks.save(folder / "verify.json", **described)
     out.say()
@@ -135,6 +136,7 @@ def evaluate(model: options.Model, task: options.Task, run: options.Run, asked: 
             both = cf.mib(loaded, bound, scores, **same)
         out.say()
         verdicts.mib(both, out)
+        out.few(both.record.n_distinct)
         content |= {"scores": str(asked.curve), "curve": both.to_dict()}
     for made in {each.record.pairs: each.record for each in found}.values():
         _say_of_seen_pairs(made, record, out)
@@ -160,6 +162,7 @@ def _circuit(
     with out.progress():
         value = cf.evaluate(model, bound, circuit, **same)
     out.facts([*verdicts.evaluation(value), *verdicts.overshoot(value.faithfulness)])
+    out.few(value.record.n_distinct)
     content = value.to_dict()
     if asked.per_example:
         each = value.per_example

@@ -38,7 +38,7 @@ from circuitfind.report.page import Attention, ExampleRow, ReportData, write
 from circuitfind.report.sizes import Size, cuts, strongest
 from circuitfind.scores import Scores
 from circuitfind.setting import JudgeKeywords
-from circuitfind.statistics import correlation
+from circuitfind.statistics import correlation, of_few
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 
@@ -158,7 +158,7 @@ def _measured(circuit: Circuit, value: Evaluation | None, pairs: BoundTask | Non
         values = (side.tolist() for side in (each.full, each.circuit, each.empty))
         rows = zip(pairs.prompts, pairs.answer_texts, *values, strict=True)
         found["examples"] = [ExampleRow(*row) for row in rows]
-    return {**found, "interval": _finite(value.interval)}
+    return {**found, "interval": _finite(value.interval), "few": of_few(value.record.n_distinct)}
 
 
 def _checked(circuit: Circuit, checks: Verification | None) -> dict[str, Any]:
