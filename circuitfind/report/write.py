@@ -151,7 +151,8 @@ def _measured(circuit: Circuit, value: Evaluation | None, pairs: BoundTask | Non
     if value is None:
         ends: Sequence[Any] = circuit.facts.get("interval") or (None,)
         interval = None if None in ends else _finite(ends)
-        return {"faithfulness": circuit.facts.get("faithfulness"), "interval": interval}
+        few = of_few(circuit.facts.get("unseen_pairs", 0)) if "interval" in circuit.facts else ""
+        return {"faithfulness": circuit.facts.get("faithfulness"), "interval": interval, "few": few}
     found = {name: getattr(value, name) for name in ("faithfulness", "metric", "metric_full", "metric_empty")}
     if pairs is not None:
         each = value.per_example
