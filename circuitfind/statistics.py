@@ -54,10 +54,13 @@ def left_out(values: np.ndarray, copies: np.ndarray | None = None) -> np.ndarray
     """
     values = np.asarray(values, dtype=np.float64)
     size = values.shape[-1]
-    groups = np.arange(size) if copies is None else np.unique(copies, return_inverse=True)[1]
-    member = np.eye(groups.max() + 1)[groups]  # [examples, groups]
+    sizes, sums = np.ones(size, dtype=np.int64), values
+    if copies is not None:
+        _, groups, sizes = np.unique(copies, return_inverse=True, return_counts=True)
+        together = values[..., np.argsort(groups, kind="stable")]
+        sums = np.add.reduceat(together, sizes.cumsum() - sizes, axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((values.sum(-1, keepdims=True) - values @ member) / (size - member.sum(0)))
+        return np.asarray((values.sum(-1, keepdims=True) - sums) / (size - sizes))
 
 
 def standard_errors(left_out: np.ndarray) -> np.ndarray:

@@ -228,6 +228,7 @@ def test_two_spaces_before_an_answer(model: cf.Model) -> None:
     spaced = [text + " " for text in finance().clean], [text + " " for text in finance().corrupted]
     for right in ("increase", " increase"):
         task = replace(finance(right, right.replace("in", "de", 1)), clean=spaced[0], corrupted=spaced[1])
+        assert task.on(model).notes[0].endswith("a prompt that ends in a space")
         expected = "row 0: the prompt ends in a space and the answer ' increase' begins with one: end the prompt before"
         assert any(line.startswith(expected) for line in cf.diagnose(model, task).warnings)
     assert not any("ends in a space" in line for line in cf.diagnose(model, finance()).warnings)

@@ -117,9 +117,9 @@ def ablation_of(name: str | Ablation) -> Ablation:
     return ABLATIONS[name]
 
 
-def resampled(batch: Batch, seed: int, copies: np.ndarray) -> Batch:
+def resampled(batch: Batch, seed: int, copies: np.ndarray | None = None) -> Batch:
     """The same pairs with their corrupted prompts dealt out anew; no example keeps its own, or that of a copy."""
-    group = torch.as_tensor(copies)
+    group = torch.arange(len(batch)) if copies is None else torch.as_tensor(copies)
     sizes = group.bincount()
     most = int(sizes.max())
     if len(sizes) < 2:

@@ -180,7 +180,7 @@ class Sweep(PatchedEffects):
         """Labels of the positions or spans; one empty label where all positions are patched together."""
         return self.axes[-1].labels if self.by_position or self.by_span else ("",)
 
-    def intervals(self, level: float = 0.95) -> np.ndarray:
+    def intervals(self, *, level: float = 0.95) -> np.ndarray:
         """`[*axes, 2]` intervals of the effects over examples (`circuitfind.statistics`); NaN for a single example."""
         return self.intervals_of(self.per_example, level)
 

@@ -126,8 +126,12 @@ def tokenise(
     failures: list[str] = []
     for spelling, ids, failed in _attempts(tokenizer, clean, answers, wrong):
         if not failed:
+            spell = _SPELLINGS[spelling]
             right, bad = ([_ids(*row) for row in zip(ids, side, strict=True)] for side in (answers, wrong))
-            return Tokens(tokenizer(clean), tokenizer(corrupted), right, bad, spelling)
+            each = ((prompt, spell(one)) for prompt, row in zip(clean, answers, strict=True) for one in row)
+            doubled = any(prompt[-1:] == answer[:1] == " " for prompt, answer in each)
+            said = f"{spelling}, after a prompt that ends in a space" if doubled else spelling
+            return Tokens(tokenizer(clean), tokenizer(corrupted), right, bad, said)
         row, reason = next(iter(failed.items()))
         failures.append(f"{spelling}: row {row}, {reason}")
     remedy = "Choose answers that are one token after the prompt, or give token ids"
