@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+import numpy as np
 
 from circuitfind.version import __version__
 
@@ -38,6 +40,12 @@ def fingerprints(clean: Iterable[str], corrupted: Iterable[str]) -> list[str]:
     """Eight hexadecimal digits for each pair of prompts: enough to tell which pairs two results share."""
     texts = (f"{len(a)} {a}{b}".encode("utf-8", "replace") for a, b in zip(clean, corrupted, strict=True))
     return [blake2b(text, digest_size=PAIR_DIGITS // 2).hexdigest() for text in texts]
+
+
+def numbered(keys: Iterable[Hashable]) -> np.ndarray:
+    """A number for each key, the same for equal ones, in the order of their first."""
+    known: dict[Hashable, int] = {}
+    return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,18 @@ class Record:
     def each_pair(self) -> list[str]:
         """The fingerprint of every pair that was seen."""
         return [self.pairs[start : start + PAIR_DIGITS] for start in range(0, len(self.pairs), PAIR_DIGITS)]
+
+    @property
+    def copies(self) -> np.ndarray | None:
+        """`[pairs]`, as `BoundTask.copies`; None where the pairs are not known."""
+        pairs = self.each_pair()
+        return numbered(pairs) if len(pairs) == self.n_examples > 0 else None
+
+    @property
+    def n_distinct(self) -> int:
+        """How many pairs, those of the same prompts counted once."""
+        copies = self.copies
+        return self.n_examples if copies is None else int(copies.max()) + 1
 
     def seen(self, judged: Record) -> int | None:
         """How many of the pairs that `judged` holds are among this record's; None where either is not known."""

@@ -1,82 +1,106 @@
-"""Bootstrap intervals over examples, correlations that survive constant input, exact binomials, corrected p-values."""
+"""Intervals over examples, correlations that survive constant input, exact binomials, corrected p-values.
+
+Intervals are the jackknife's (Tukey 1958), with Student's t for few examples:
+
+1. The statistic is computed again with each example left out, G times. Copies of an example are left out together:
+   they are one piece of evidence.
+2. Its standard error is `sqrt((G - 1) / G * sum((left out - their mean)^2))`.
+3. The interval is the statistic, plus and minus the error times the t quantile of G - 1 degrees of freedom.
+
+For a mean this is the t interval. `benchmarks/coverage.py` measures how often intervals of 95% hold the true value: 91%
+to 97% from 4 examples on, where the percentile bootstrap has 74% to 82% at 4. Where a few of the pairs behave otherwise
+than the rest, no interval of a handful of pairs can know it: a ratio that one pair in five pulls down is held by 59% at
+4 pairs, 80% at 8 and 88% at 16.
+"""
 
 from __future__ import annotations
 
-import math
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from scipy import special
 
 from circuitfind.errors import ScoreError
 
-RESAMPLES = 2000
 CORRECTIONS = ("holm", "bonferroni", "none")
 
 
 class Interval(NamedTuple):
-    """A percentile interval; NaN where there are too few examples for one."""
+    """A confidence interval; NaN where there are too few examples for one."""
 
     low: float
     high: float
 
 
+FEW = 16  # pairs of which intervals are shown with a word of warning
+
+
+def of_few(distinct: int) -> str:
+    """What a reader of intervals over so few different pairs should know; empty where they are enough."""
+    if distinct == 1:
+        return "One pair gives no interval: how far others would differ is not known."
+    text = f"Intervals from {distinct} different pairs cannot know of pairs that behave otherwise."
+    return text if 0 < distinct < FEW else ""
+
+
 UNKNOWN = Interval(float("nan"), float("nan"))
 
 
-def _resamples(size: int, seed: int) -> np.ndarray:
-    """`[resamples, size]` rows drawn with replacement."""
-    return np.random.default_rng(seed).integers(size, size=(RESAMPLES, size))
+def left_out(values: np.ndarray, copies: np.ndarray | None = None) -> np.ndarray:
+    """`[..., groups]`: means over the last axis without one example, or without all copies of one.
 
-
-@lru_cache(maxsize=4)
-def _weights(size: int, seed: int) -> np.ndarray:
-    """`[size, resamples]`: how much of each resample's mean a value is."""
-    return np.stack([np.bincount(row, minlength=size) for row in _resamples(size, seed)], axis=1) / size
-
-
-def bootstrap_mean(values: np.ndarray, seed: int = 0, level: float = 0.95) -> np.ndarray:
-    """Percentile intervals `[..., 2]` of the mean over the last axis; NaN where there are too few examples."""
-    rows = values.reshape(-1, values.shape[-1])  # one by one: a sweep can have many places
-    ends = [percentiles(resampled_means(row, seed), level) for row in rows]
-    return np.array(ends).reshape(*values.shape[:-1], 2)
-
-
-def resampled_means(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """`[..., resamples]`: means over the last axis of each resample of it, the same resamples for every row.
-
-    NaN where there are too few examples for an interval.
+    Args:
+        copies: `[examples]`, the same whole number for copies of one example; None: all are distinct.
     """
-    if values.shape[-1] < 2:
-        return np.full((*values.shape[:-1], RESAMPLES), np.nan)
-    return np.asarray(values @ _weights(values.shape[-1], seed))
-
-
-def percentiles(resampled: np.ndarray, level: float = 0.95) -> np.ndarray:
-    """Percentile intervals `[..., 2]` of what was computed on each resample, `[..., resamples]`."""
-    if np.isnan(resampled).all():
-        return np.full((*resampled.shape[:-1], 2), np.nan)
-    return np.moveaxis(np.nanquantile(resampled, [(1 - level) / 2, (1 + level) / 2], axis=-1), 0, -1)
-
-
-def intervals_of(resampled: np.ndarray) -> list[Interval]:
-    """The 95% interval of each row of `[rows, resamples]`."""
-    return [Interval(*ends) for ends in percentiles(resampled).tolist()]
-
-
-def bootstrap_ratio(top: np.ndarray, bottom: np.ndarray, seed: int = 0, level: float = 0.95) -> Interval:
-    """Interval of mean(top) / mean(bottom) over paired examples: examples are resampled, the ratio recomputed."""
-    if len(top) < 2:
-        return UNKNOWN
-    rows = _resamples(len(top), seed)
+    values = np.asarray(values, dtype=np.float64)
+    size = values.shape[-1]
+    sizes, sums = np.ones(size, dtype=np.int64), values
+    if copies is not None:
+        _, groups, sizes = np.unique(copies, return_inverse=True, return_counts=True)
+        together = values[..., np.argsort(groups, kind="stable")]
+        sums = np.add.reduceat(together, sizes.cumsum() - sizes, axis=-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = top[rows].mean(axis=1) / bottom[rows].mean(axis=1)
-    return Interval(*percentiles(ratios, level).tolist())
+        return np.asarray((values.sum(-1, keepdims=True) - sums) / (size - sizes))
 
 
-def standard_error(values: np.ndarray) -> float:
+def standard_errors(left_out: np.ndarray) -> np.ndarray:
+    """`[...]`, of a statistic from its values with each group left out, `[..., groups]`; NaN for a single group."""
+    groups = left_out.shape[-1]
+    return np.asarray(((groups - 1) * left_out.var(-1)) ** 0.5 if groups > 1 else np.full(left_out.shape[:-1], np.nan))
+
+
+def jackknife(estimate: np.ndarray, left_out: np.ndarray, level: float = 0.95) -> np.ndarray:
+    """Intervals `[..., 2]` of a statistic `[...]` from its values with each group left out, `[..., groups]`."""
+    reach = special.stdtrit(left_out.shape[-1] - 1, (1 + level) / 2) * standard_errors(left_out)
+    return np.stack([estimate - reach, estimate + reach], axis=-1)
+
+
+def mean_intervals(values: np.ndarray, copies: np.ndarray | None = None, level: float = 0.95) -> np.ndarray:
+    """Intervals `[..., 2]` of the mean over the last axis."""
+    return jackknife(values.mean(-1), left_out(values, copies), level)
+
+
+def magnitude_intervals(estimate: np.ndarray, left_out: np.ndarray) -> np.ndarray:
+    """As `jackknife`, of a statistic that is never below 0."""
+    return np.asarray(np.maximum(jackknife(estimate, left_out), 0))
+
+
+def ratio_interval(top: np.ndarray, bottom: np.ndarray, copies: np.ndarray | None = None) -> Interval:
+    """The 95% interval of mean(top) / mean(bottom) over paired examples."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios, ratio = left_out(top, copies) / left_out(bottom, copies), top.mean() / bottom.mean()
+    return Interval(*jackknife(ratio, ratios).tolist())
+
+
+def as_intervals(ends: np.ndarray) -> list[Interval]:
+    """Rows of `[rows, 2]` by name."""
+    return [Interval(*row) for row in ends.tolist()]
+
+
+def standard_error(values: np.ndarray, copies: np.ndarray | None = None) -> float:
     """Of the mean over examples; 0 where a single one leaves it unknown. A mean within twice it is noise."""
-    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+    error = float(standard_errors(left_out(values, copies)))
+    return error if error == error else 0.0
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:
@@ -97,12 +121,9 @@ def ranks(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
-def binomial(n: int, p: float) -> np.ndarray:
-    """`[n + 1]`: the probabilities of 0 to n successes in n trials, computed in logarithms (0 < p < 1)."""
-    k = np.arange(n + 1)
-    factorials = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-    choices = factorials[n] - factorials - factorials[::-1]
-    return np.asarray(np.exp(choices + k * math.log(p) + (n - k) * math.log1p(-p)))
+def at_least(count: int | np.ndarray, size: int, chance: float) -> np.ndarray:
+    """Probability of so many successes or more in `size` tries, each with this chance."""
+    return np.asarray(special.bdtrc(np.asarray(count) - 1, size, chance))
 
 
 def adjusted(p_values: np.ndarray, correction: str = "holm") -> np.ndarray:

@@ -14,11 +14,14 @@ checked, too: splitting the readers must leave the plain model's logits as they 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from circuitfind.batch import Batch, Inputs
@@ -260,3 +263,13 @@ def run_circuit(literal: Literal, inputs: Inputs, kept: set[tuple[str, str]], ab
         return total
 
     return literal.run(inputs, see).logits
+
+
+def by_hand(estimates: Sequence[float], left_out: Any) -> np.ndarray:
+    """`[statistics, 2]`: 95% intervals of statistics, from their values with each example left out [examples, ...]."""
+    ends = []
+    for estimate, values in zip(estimates, np.asarray(left_out).T, strict=True):
+        count, middle = len(values), sum(values) / len(values)
+        error = ((count - 1) / count * sum((value - middle) ** 2 for value in values)) ** 0.5
+        ends.append([estimate + side * stats.t.ppf(0.975, count - 1) * error for side in (-1, 1)])
+    return np.array(ends)

@@ -6,12 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from oracles import run_circuit
+from oracles import by_hand, run_circuit
 from toys import FOUR, Twin, contrast, some_circuits, wrapped
 
 import circuitfind as cf
 from circuitfind.errors import ScoreError
-from circuitfind.statistics import RESAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -54,20 +53,20 @@ def test_complement_and_knockouts_equal_the_literal_runs(name: str, level: str) 
         outside = literally(without(every, one.removed, level))
         assert (one.circuit, one.model) == pytest.approx((inside.mean(), outside.mean()), abs=1e-5 * size)
         assert one.difference == pytest.approx((inside - outside).mean(), abs=1e-5 * size)
-        low, high = np.quantile(resampled(inside - outside), [0.025, 0.975])
-        assert one.interval == pytest.approx((low, high), abs=2e-5 * size)
+        (ends,) = by_hand([one.difference], leaving_out(inside - outside)[:, None])
+        assert one.interval == pytest.approx(tuple(ends), abs=1e-4 * size)
         gaps.append(inside - outside)
     assert found.whole.removed == () and found.whole.how == "none"
     assert found.mean_gap == pytest.approx(np.mean([abs(gap.mean()) for gap in gaps[1:]]), abs=1e-5 * size)
-    means = np.mean([np.abs(resampled(gap)) for gap in gaps[1:]], axis=0)
-    assert found.mean_gap_interval == pytest.approx(tuple(np.quantile(means, [0.025, 0.975])), abs=2e-5 * size)
+    means = np.mean([np.abs(leaving_out(gap)) for gap in gaps[1:]], axis=0)
+    (ends,) = by_hand([found.mean_gap], means[:, None])
+    assert found.mean_gap_interval == pytest.approx(tuple(np.maximum(ends, 0)), abs=1e-4 * size)
     assert found.worst.gap == max(one.gap for one in found.knockouts)
     assert found.contrast == pytest.approx((literally(every) - literally([])).mean(), abs=1e-5 * size)
 
 
-def resampled(values: np.ndarray) -> np.ndarray:
-    rows = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    return values[rows].mean(1)
+def leaving_out(values: np.ndarray) -> np.ndarray:
+    return np.array([np.delete(values, example).mean() for example in range(len(values))])
 
 
 def test_the_whole_model_is_complete_and_nothing_is_not(llama: cf.Model) -> None:

@@ -1,4 +1,4 @@
-"""Curves over sizes and their areas against literal runs, a literal bootstrap and MIB's own two figures."""
+"""Curves over sizes and their areas against literal runs, a literal jackknife and MIB's own two figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracles import run_circuit
+from oracles import by_hand, run_circuit
 from toys import FOUR, Twin, contrast, some_circuits, wrapped
 
 import circuitfind as cf
@@ -19,7 +19,6 @@ from circuitfind.errors import FileError, ScoreError, TaskError
 from circuitfind.evaluation.agreement import PERCENTAGES, area_under
 from circuitfind.evaluation.curve import Mib, area_from_one, curve_of
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.statistics import RESAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -182,19 +181,19 @@ def test_without_answers_there_is_no_accuracy(llama: cf.Model, scores: cf.Scores
 
 
 # -------------------------------------------------------------------- intervals
-def test_intervals_resample_all_points_alike(evaluator: Evaluator, scores: cf.Scores) -> None:
+def test_intervals_leave_out_the_same_example_everywhere(evaluator: Evaluator, scores: cf.Scores) -> None:
     found = curve_of(evaluator, scores, percentages=(0.05, 0.2, 0.5, 1))
     n = len(evaluator.full)
     f, areas = [], []
-    for rows in np.random.default_rng(3).integers(n, size=(RESAMPLES, n)):  # the evaluator's seed
+    for rows in (np.delete(np.arange(n), example) for example in range(n)):
         means = [values[rows].mean() for values in found.per_example.metric]
         full, empty = evaluator.full[rows].mean(), evaluator.empty[rows].mean()
         f.append([(mean - empty) / (full - empty) for mean in means])
         areas.append((area_under((0.05, 0.2, 0.5, 1), f[-1]), area_from_one((0.05, 0.2, 0.5, 1), f[-1])))
-    low, high = np.quantile(f, [0.025, 0.975], axis=0)
-    np.testing.assert_allclose([point.interval for point in found.points], np.stack([low, high], 1), atol=1e-9)
-    ends = np.quantile(areas, [0.025, 0.975], axis=0).T
-    np.testing.assert_allclose([found.cpr_interval, found.cmd_interval], ends, atol=1e-9)
+    ends = by_hand([point.faithfulness for point in found.points], f)
+    np.testing.assert_allclose([point.interval for point in found.points], ends, atol=1e-9)
+    ends = by_hand([found.cpr, found.cmd], areas)
+    np.testing.assert_allclose([found.cpr_interval, found.cmd_interval], np.maximum(ends, [[-np.inf], [0]]), atol=1e-9)
     assert found.cpr_interval.low < found.cpr < found.cpr_interval.high
 
 

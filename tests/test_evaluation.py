@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import off
-from oracles import run_circuit
+from oracles import by_hand, run_circuit
 from toys import FOUR, Twin, contrast, id_task, linear, some_circuits, wrapped
 
 import circuitfind as cf
@@ -25,7 +25,14 @@ from circuitfind.evaluation import faithfulness
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.random_circuits import random_circuit
 from circuitfind.graph import Graph
-from circuitfind.statistics import RESAMPLES, bootstrap_mean, bootstrap_ratio, correlation, rank_correlation
+from circuitfind.statistics import (
+    correlation,
+    left_out,
+    mean_intervals,
+    rank_correlation,
+    ratio_interval,
+    standard_error,
+)
 
 TASK = id_task((7, 5, 6), seed=1)
 
@@ -83,13 +90,15 @@ def test_the_ends_of_the_scale(llama: cf.Model, ablation: str) -> None:
 def test_an_evaluation_is_its_examples(llama: cf.Model) -> None:
     task = contrast(3, (7, 6, 5, 7, 6))
     circuit = some_circuits(llama.graph)[2]
-    found = cf.evaluate(llama, task, circuit, seed=5)
+    found = cf.evaluate(llama, task, circuit)
     values, full, empty = found.per_example[:3]
     assert found.metric == pytest.approx(values.mean()) and found.metric_full == pytest.approx(full.mean())
     assert found.faithfulness == pytest.approx((values.mean() - empty.mean()) / (full.mean() - empty.mean()))
     assert found.interval.low < found.faithfulness < found.interval.high
-    again, other = (cf.evaluate(llama, task, circuit, seed=seed) for seed in (5, 6))
-    assert again.interval == found.interval != other.interval and again.faithfulness == other.faithfulness
+    rows = [np.delete(np.arange(5), example) for example in range(5)]
+    without = [(values[kept] - empty[kept]).mean() / (full[kept] - empty[kept]).mean() for kept in rows]
+    assert [found.interval] == pytest.approx(by_hand([found.faithfulness], np.array(without)[:, None]))
+    assert cf.evaluate(llama, task, circuit, seed=6).interval == found.interval  # nothing is drawn
     content = json.loads(json.dumps(found.to_dict()))
     assert content["per_example"] == {k: v.tolist() for k, v in found.per_example._asdict().items()}
     assert content["faithfulness"] == found.faithfulness and content["interval"] == list(found.interval)
@@ -415,46 +424,50 @@ def test_random_circuits_are_seeded_and_reach_every_edge() -> None:
 
 
 # -------------------------------------------------------------------- statistics
-def resampled_by_hand(size: int, seed: int) -> list[np.ndarray]:
-    return list(np.random.default_rng(seed).integers(size, size=(RESAMPLES, size)))
+def test_the_interval_of_a_mean_is_student_s() -> None:
+    """The t quantiles are those of a printed table, at 95% and 90%."""
+    for size, at_95, at_90 in ((2, 12.706, 6.314), (4, 3.182, 2.353), (10, 2.262, 1.833), (31, 2.042, 1.697)):
+        values = np.random.default_rng(size).normal(5, 2, (2, 3, size))
+        for level, quantile in ((0.95, at_95), (0.9, at_90)):
+            found, error = mean_intervals(values, level=level), values.std(-1, ddof=1) / size**0.5
+            np.testing.assert_allclose((found[..., 1] - values.mean(-1)) / error, quantile, atol=6e-4)
+            np.testing.assert_allclose(found.mean(-1), values.mean(-1))
+        assert standard_error(values[0, 0]) == pytest.approx(values[0, 0].std(ddof=1) / size**0.5)
+    assert np.isnan(mean_intervals(values[..., :1])).all() and standard_error(values[0, 0, :1]) == 0
 
 
-def percentile(values: list[float], share: float) -> float:
-    """Linear interpolation between the two sorted values around a share of the way."""
-    place = share * (len(values) - 1)
-    low = int(place)
-    ordered = sorted(values)
-    return ordered[low] + (place - low) * (ordered[min(low + 1, len(values) - 1)] - ordered[low])
-
-
-def test_bootstrap_of_a_ratio() -> None:
+def test_the_interval_of_a_ratio_leaves_out_each_example() -> None:
     top, bottom = np.random.default_rng(1).normal(2, 1, (2, 9))
-    ratios = [top[rows].sum() / bottom[rows].sum() for rows in resampled_by_hand(9, seed=3)]
-    expected = percentile(ratios, 0.025), percentile(ratios, 0.975)
-    assert bootstrap_ratio(top, bottom, seed=3) == pytest.approx(expected)
-    narrow = bootstrap_ratio(top, bottom, seed=3, level=0.5)
-    assert narrow == pytest.approx((percentile(ratios, 0.25), percentile(ratios, 0.75)))
-    assert all(map(math.isnan, bootstrap_ratio(top[:1], bottom[:1])))
-    # a resample whose denominator vanishes says nothing: it is left out, not counted as infinite
-    assert np.isfinite(bootstrap_ratio(np.array([0.0, 1.0]), np.array([0.0, 1.0]))).all()
+    without = [[np.delete(top, at).sum() / np.delete(bottom, at).sum()] for at in range(9)]
+    assert [ratio_interval(top, bottom)] == pytest.approx(by_hand([top.sum() / bottom.sum()], np.array(without)))
+    assert all(map(math.isnan, ratio_interval(top[:1], bottom[:1])))
+    assert all(
+        map(math.isnan, ratio_interval(np.array([0.0, 1.0]), np.array([0.0, 1.0])))
+    )  # nothing is left to divide by
 
 
-def test_bootstrap_of_means() -> None:
-    values = np.random.default_rng(2).normal(0, 1, (2, 3, 8))
-    found = bootstrap_mean(values, seed=4)
-    assert found.shape == (2, 3, 2)
-    rows = resampled_by_hand(8, seed=4)
-    for place in np.ndindex(2, 3):
-        means = [values[place][row].mean() for row in rows]
-        assert found[place] == pytest.approx([percentile(means, 0.025), percentile(means, 0.975)])
-    assert np.isnan(bootstrap_mean(values[..., :1])).all()
+def test_copies_are_one_example() -> None:
+    values = np.random.default_rng(2).normal(0, 1, (3, 8))
+    many, numbers = np.tile(values, 16), np.tile(np.arange(8), 16)
+    np.testing.assert_allclose(mean_intervals(many, numbers), mean_intervals(values))
+    assert standard_error(many[0], numbers) == pytest.approx(standard_error(values[0]))
+    assert ratio_interval(many[0], many[1] + 9, numbers) == pytest.approx(ratio_interval(values[0], values[1] + 9))
+    # of unequal numbers of copies: all of one are left out
+    some = np.array([0, 1, 1, 2, 1])
+    expected = [values[0, :5][some != number].mean() for number in range(3)]
+    np.testing.assert_allclose(left_out(values[0, :5], some), expected)
+    assert np.isnan(mean_intervals(values, np.zeros(8))).all()
 
 
-def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+@pytest.mark.parametrize("size", [4, 8, 30])
+def test_intervals_of_few_pairs_cover_the_truth_as_often_as_they_say(size: int) -> None:
     rng = np.random.default_rng(0)
-    samples = rng.normal(1, 1, (300, 30))
-    inside = [low < 1 < high for low, high in bootstrap_mean(samples)]
-    assert 0.88 < np.mean(inside) < 0.99
+    bottom = rng.normal(4, 1.5, (2000, size))
+    top = 0.8 * bottom + rng.normal(0, 1, (2000, size))
+    inside = [low < 0.8 < high for low, high in map(ratio_interval, top, bottom)]
+    assert 0.93 < np.mean(inside) < 0.98
+    means = mean_intervals(rng.normal(1, 1, (2000, size)))
+    assert 0.93 < ((means[:, 0] < 1) & (means[:, 1] > 1)).mean() < 0.97
 
 
 def test_correlations() -> None:

@@ -24,7 +24,7 @@ from circuitfind.evaluation.hypotheses import hypotheses_of
 from circuitfind.evaluation.hypotheses_tests import equivalence_p_values, hsic, independence
 from circuitfind.evaluation.random_circuits import inflated, random_circuit, random_path
 from circuitfind.graph import Graph
-from circuitfind.statistics import adjusted, binomial
+from circuitfind.statistics import adjusted, at_least
 
 GRAPHS = [Graph(2, 4, 4, 32), Graph(3, 4, 2, 32), Graph(2, 2, 1, 8, parallel=True)]
 TEXTBOOK = ["input->a0.h0<v>", "a0.h0->a1.h0<k>", "a1.h0->logits"]
@@ -37,9 +37,9 @@ def chance(n: int, p: Fraction, k: int) -> Fraction:
 # -------------------------------------------------------------------- statistics
 @pytest.mark.parametrize("n", [1, 2, 7, 100, 400])
 @pytest.mark.parametrize("p", [Fraction(6, 10), Fraction(9, 10), Fraction(1, 50)])
-def test_binomial_equals_exact_fractions(n: int, p: Fraction) -> None:
-    exact = [float(chance(n, p, k)) for k in range(n + 1)]
-    np.testing.assert_allclose(binomial(n, float(p)), exact, rtol=1e-11)
+def test_binomial_tails_equal_exact_fractions(n: int, p: Fraction) -> None:
+    exact = [float(sum(chance(n, p, k) for k in range(least, n + 1))) for least in range(n + 1)]
+    np.testing.assert_allclose(at_least(np.arange(n + 1), n, float(p)), exact, rtol=1e-10)
 
 
 def test_corrections_equal_the_textbook() -> None:

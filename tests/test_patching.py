@@ -25,7 +25,7 @@ from circuitfind.engine import restart
 from circuitfind.engine.ablation import resampled
 from circuitfind.engine.memory import SideBySide
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.statistics import bootstrap_mean
+from circuitfind.statistics import mean_intervals
 
 BOTH = (0, 1)
 OTHERS = ["falcon-new", "falcon-sequential", "opt", "bloom", "olmo2", "gpt_oss", "granite", "gptj"]
@@ -324,7 +324,7 @@ def test_axes_names_and_the_best() -> None:
     assert best[0].effect == sweep.effects[layer, head, place]
     assert [abs(row.effect) for row in best] == sorted(np.abs(sweep.effects).ravel())[:-4:-1]
     assert sweep.top(1, by="signed")[0].effect == sweep.effects.max()
-    np.testing.assert_allclose(sweep.intervals(), bootstrap_mean(sweep.per_example))
+    np.testing.assert_allclose(sweep.intervals(), mean_intervals(sweep.per_example))
     np.testing.assert_allclose([best[0].low, best[0].high], sweep.intervals()[layer, head, place])
 
 

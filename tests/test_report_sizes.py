@@ -233,6 +233,7 @@ def test_find_hands_its_page_what_it_measures(tiny: cf.Model, tmp_path: Path, mo
         path = write.write_report(tmp_path / "report.html", result.circuit, tiny, result.unseen, **known)
     text = path.read_text(encoding="utf-8")
     assert data.tolerance == 0.15 and data.task["held-out pairs"] == data.task["search pairs"] == "8"
+    assert "Intervals from 8 different pairs cannot know of pairs that behave otherwise." in text
     told = told_of(text)
     assert [size["edges"] for size in told["sizes"]] == [len(size.circuit) for size in sizes]
     for check, interval in zip(result.checks.edges, result.checks.intervals, strict=True):
@@ -258,6 +259,7 @@ def test_a_report_needs_no_more_than_a_circuit(tiny: cf.Model, tmp_path: Path) -
     opened = Circuit.open(result.circuit.save(tmp_path / "circuit.json"))
     alone = report_data(opened)
     assert (alone.faithfulness, alone.interval) == (result.checks.faithfulness, tuple(result.checks.interval))
+    assert "Intervals from 3 different pairs" in html(alone)
     assert alone.model == result.circuit.record.model and not alone.sizes and not alone.attention
     measured = {edge.name: edge.exact for edge in result.checks.edges if edge.name in opened}
     assert {edge.name: edge.exact for edge in alone.checks} == pytest.approx(measured)

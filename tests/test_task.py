@@ -8,7 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
 from toys import id_task, wrapped
+from transformers import PreTrainedTokenizerFast
 
 import circuitfind as cf
 from circuitfind.errors import TaskError
@@ -130,6 +135,7 @@ class Stub:
 
     def __init__(self, closes: bool = False, bos: int | None = 1) -> None:
         self.bos_token_id, self.eos_token_id, self.eos_token, self.closes = bos, 2, "</s>", closes
+        self.bos_token = bos and "<s>"
 
     def __call__(self, texts: list[str], add_special_tokens: bool, **_: object) -> dict[str, list[list[int]]]:
         rows = [[ord(letter) for letter in text] for text in texts]
@@ -146,9 +152,47 @@ def test_special_tokens_of_the_tokenizer() -> None:
     closing = PromptTokenizer(Stub(closes=True), None)
     assert closing(["a", "ab"]) == [[1, a], [1, a, b]]  # a prompt is continued: no EOS behind it
     assert closing.added("a", [1, a], ["b", "ab"]) == [[b], [a, b]]
-    assert PromptTokenizer(Stub(bos=None), None).describe([a]) == "none"
+    assert PromptTokenizer(Stub(bos=None), None).describe(["a"], [[a]]) == "none"
     with pytest.raises(TaskError, match="bos=True, but the tokenizer has no BOS token"):
         PromptTokenizer(Stub(bos=None), True)
+
+
+def starting_with(first: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of words that puts these special tokens before every text."""
+    words = ["[UNK]", "<s>", "[gMASK]", "<sop>", "Paris", "Rome", "is", "in", "France", "Italy"]
+    core = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    core.pre_tokenizer = WhitespaceSplit()
+    specials = [("<s>", 1), ("[gMASK]", 2), ("<sop>", 3)]
+    core.post_processor = TemplateProcessing(single=f"{first} $A", special_tokens=specials)
+    bos = "<s>" if "<s>" in first else None
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=bos, unk_token="[UNK]")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["[gMASK]", "<sop>"]})
+    return tokenizer
+
+
+@pytest.mark.parametrize("bos", [None, True, False])
+def test_a_text_that_begins_with_bos_gets_no_second_one(bos: bool | None) -> None:
+    """As a rendered chat prompt does."""
+    make = PromptTokenizer(starting_with("<s>"), bos)
+    own = ["<s>Paris is in", "<s>Rome is in"]
+    assert make(own) == [[1, 4, 6, 7], [1, 5, 6, 7]] and make.describe(own, make(own)) == "in the prompt's text"
+    assert make.added("<s>Paris is in", make(own)[0], [" France", " Italy"]) == [[8], [9]]
+    assert make(["<s><s>Paris"]) == [[1, 1, 4]]  # two of them, as the text says
+    mixed = ["<s>Paris", "Paris Paris"]
+    rule = {None: "added by the tokenizer", True: "forced", False: "left out"}[bos]
+    assert make.describe(mixed, make(mixed)) == f"{rule}, but in the text of 1 of 2 prompts"
+    assert make(mixed) == [[1, 4], [4, 4] if bos is False else [1, 4, 4]]
+
+
+def test_no_special_token_at_the_beginning_comes_twice() -> None:
+    """Of a tokenizer that puts two of them there, GLM's."""
+    make = PromptTokenizer(starting_with("[gMASK] <sop>"), None)
+    assert make(["[gMASK]<sop>Paris is", "Paris is", "Paris Paris Paris Paris"]) == [
+        [2, 3, 4, 6],
+        [2, 3, 4, 6],
+        [2, 3, 4, 4, 4, 4],
+    ]
+    assert PromptTokenizer(starting_with("[gMASK] <sop>"), False)(["Paris Paris"]) == [[4, 4]]
 
 
 # -------------------------------------------------------------------- ids

@@ -18,8 +18,10 @@ from toys import id_task, wrapped
 import circuitfind as cf
 from circuitfind.cli.app import main
 from circuitfind.errors import ModelError
-from circuitfind.evaluation.diagnosis import at_least, chances
+from circuitfind.evaluation.diagnosis import chances
 from circuitfind.evaluation.faithfulness import Evaluator
+from circuitfind.statistics import at_least
+from circuitfind.tasks.tokens import piece
 
 PROMPT = "If a company's revenue {} and expenses stay flat, profit will likely"
 OTHERS = ("When sales {} and costs do not, the profit will", "If prices {} while wages stay, revenue will likely")
@@ -219,6 +221,52 @@ def test_an_answer_without_a_space(model: cf.Model) -> None:
     assert not any("has no space" in line for line in cf.diagnose(model, finance()).warnings)
     years = cf.diagnose(tiny(), cf.task("greater-than", tiny(), n=4))  # digits go on after digits
     assert not any("has no space" in line for line in years.warnings)
+
+
+def test_two_spaces_before_an_answer(model: cf.Model) -> None:
+    """GPT-2's tokens: after a prompt that ends in a space only an answer with another space is one token."""
+    spaced = [text + " " for text in finance().clean], [text + " " for text in finance().corrupted]
+    for right in ("increase", " increase"):
+        task = replace(finance(right, right.replace("in", "de", 1)), clean=spaced[0], corrupted=spaced[1])
+        assert task.on(model).notes[0].endswith("a prompt that ends in a space")
+        expected = "row 0: the prompt ends in a space and the answer ' increase' begins with one: end the prompt before"
+        assert any(line.startswith(expected) for line in cf.diagnose(model, task).warnings)
+    assert not any("ends in a space" in line for line in cf.diagnose(model, finance()).warnings)
+
+
+def test_pieces_of_characters_are_shown_as_bytes(model: cf.Model) -> None:
+    tokenizer = model.tokenizer
+    ids = tokenizer("the “profit” of ☃ and é")["input_ids"]
+    assert any("\ufffd" in tokenizer.decode([token]) for token in ids), "the test needs characters of several tokens"
+    shown = [piece(tokenizer, token) for token in ids]
+    assert not any("\ufffd" in text for text in shown)
+    whole = "".join(shown)
+    assert "<0xE2><0x98><0x83>" in whole and "<0xC3><0xA9>" in whole and "profit" in whole
+    pieces = tokenizer.convert_tokens_to_ids(["â", "ĺ"])
+    task = cf.Task(["of ☃ and é"] * 2, ["as ☃ and é"] * 2, answers=pieces[:1] * 2, wrong_answers=pieces[1:] * 2)
+    bound = task.on(model)
+    assert "\ufffd" not in repr(bound.tokens) and bound.answer_texts[0] == "<0xE2> / <0x98>"
+    found = cf.diagnose(model, task).warnings
+    assert any(line.startswith("row 0: the answer <0xE2> is bytes of a character") for line in found)
+    ids_only = cf.Task(torch.tensor([ids]), torch.tensor([ids[1:] + ids[:1]]), pieces[:1], pieces[1:])
+    assert any("is bytes of a character" in line for line in cf.diagnose(model, ids_only).warnings)
+    assert "\ufffd" not in repr(cf.attention(model, bound, "a0.h0").tokens)
+
+
+def test_a_byte_of_sentencepiece_keeps_its_name() -> None:
+    class Bytes:
+        def __init__(self, name: str | bytes) -> None:
+            self.name = name
+
+        def decode(self, ids: list[int]) -> str:
+            return "\ufffd"
+
+        def convert_ids_to_tokens(self, token: int) -> str | bytes:
+            return self.name
+
+    for name, shown in (("<0xE2>", "<0xE2>"), (b" \xe2\x80", " <0xE2><0x80>"), ("ï¿½", "<0xEF><0xBF><0xBD>")):
+        assert piece(Bytes(name), 7) == shown
+    assert piece(Bytes("▁?"), 7) == "<0xEF><0xBF><0xBD>"  # no byte is known
 
 
 def test_one_answer_for_all_pairs(model: cf.Model) -> None:

@@ -79,6 +79,7 @@ def evaluate(model: options.Model, task: options.Task, run: options.Run, asked: 
             both = cf.mib(loaded, bound, scores, **same)
         out.say()
         verdicts.mib(both, out)
+        out.few(both.record.n_distinct)
         content |= {"scores": str(asked.curve), "curve": both.to_dict()}
     for made in {each.record.pairs: each.record for each in found}.values():
         _say_of_seen_pairs(made, record, out)
@@ -104,6 +105,7 @@ def _circuit(
     with out.progress():
         value = cf.evaluate(model, bound, circuit, **same)
     out.facts([*verdicts.evaluation(value), *verdicts.overshoot(value.faithfulness)])
+    out.few(value.record.n_distinct)
     content = value.to_dict()
     if asked.per_example:
         each = value.per_example

@@ -76,6 +76,7 @@ def _show(result: cf.FindResult, seconds: float, out: Output) -> None:
     searched = count(facts["search_pairs"], "search pair")
     lines.insert(2, ("", f"{fixed(facts['faithfulness_on_search_pairs'])} on the {searched}"))
     out.facts(lines)
+    out.few(result.checks.record.n_distinct)
     target = f"at least {1 - made['tolerance']:g}" if made["one_sided"] else f"1 within {made['tolerance']:g}"
     said = f"Target: faithfulness {target}. {len(result.curve)} circuits run; {seconds:.1f} s in all."
     out.say(f"\n{said}", style="dim")

@@ -182,7 +182,7 @@ class Task:
         "Your own pairs: jsonl, csv, or data of other tools; - is standard input.", metavar="FILE"
     )
     n: int | None = option("Number of pairs. Default: 64, or all of a file.", least=1)
-    seed: int = option("Of the pairs, the split, intervals, random circuits.", 0, least=0)
+    seed: int = option("Of the pairs, the split, random circuits.", 0, least=0)
     corruption: str | None = option("One of the task's named corruptions.")
     template: str | None = option("Only sentences of this name, such as abba or abba-3 for ioi.")
     counterfactual: str | None = option("Of MIB data: which counterfactual is the corrupted prompt.")

@@ -145,6 +145,15 @@ class Output:
             f"{title}{some(most, len(rows))}", headings, [[cell(row, name) for name in columns] for row in shown]
         )
 
+    def few(self, pairs: int) -> None:
+        """Says once where intervals rest on few different pairs."""
+        from circuitfind.statistics import of_few
+
+        text = of_few(pairs)
+        if text and text not in self._warned:
+            self._warned.add(text)
+            self.say(text, "yellow")
+
     # ---------------------------------------------------------------- for machines
     def document(self, content: dict[str, Any]) -> None:
         """The JSON document, where JSON was asked for; NaN becomes null."""

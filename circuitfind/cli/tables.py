@@ -210,6 +210,7 @@ TABLES: dict[str, Callable[..., None]] = {
     "Stability": verdicts.stability,
     "Comparison": comparison,
 }
+WITH_INTERVALS = ("Sweep", "PathEffects", "Verification", "Curve", "Mib", "Completeness", "Minimality")
 NAMES = {"Scores": "edge scores", "PathEffects": "effects of paths"}
 
 
@@ -218,6 +219,8 @@ def show(found: Any, out: Output, *options: Any) -> None:
     name = type(found).__name__
     if name in TABLES:
         TABLES[name](found, out, *options)
+        if name in WITH_INTERVALS:
+            out.few(found.record.n_distinct)
     elif columns := found.columns():
         rows = [[_cell(value) for value in row] for row in zip(*columns.values(), strict=True)]
         out.table(f"Rows{some(ROWS, len(rows))}", columns, rows[:ROWS])

@@ -120,6 +120,7 @@ def tell(
     """Says what was found, saves it, and writes the document."""
     out.say()
     out.facts([*lines, *evaluation(value, f"{value.record.n_examples} held-out pairs")])
+    out.few(value.record.n_distinct)
     files = save()
     out.say(f"\n{seconds:.1f} s.")
     kept = {"edges": circuit.edges, **circuit.facts, "unseen": value.to_dict()}

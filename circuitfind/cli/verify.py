@@ -61,6 +61,7 @@ def verify(
         checks = cf.verify(loaded, held_out, scores, circuit=circuit, **keywords)
     verdicts.checks(f"Edges measured exactly ({checks.evaluation.record.metric})", checks, out)
     out.facts(verdicts.as_a_whole(circuit or scores.top(len(checks.edges)), checks, pairs))
+    out.few(checks.record.n_distinct)
     described = inputs.described(loaded, bound, out)
     path = checks.save(folder / "verify.json", **described)
     out.say()

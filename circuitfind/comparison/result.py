@@ -21,7 +21,7 @@ from circuitfind.evaluation.curve import CurvePoint
 from circuitfind.export import files, html
 from circuitfind.record import Record
 from circuitfind.result import Result
-from circuitfind.statistics import UNKNOWN, Interval
+from circuitfind.statistics import UNKNOWN, Interval, of_few
 
 PAGE = "circuitfind.comparison.page"
 SOME_EFFECT = 0.05  # of faithfulness
@@ -266,10 +266,11 @@ def _range(ends: tuple[float, float]) -> str:
 def said_of(found: Comparison) -> str:
     """What was compared, in a sentence."""
     record = found.record
-    return (
+    made = (
         f"Rankings were made on {found.n_search} pairs and judged on {found.n_judge} held-out pairs. Metric"
         f" {record.metric}, ablation {record.ablation}, seed {record.seed}; the graph has {found.n_edges:,} edges."
     )
+    return f"{made} {of_few(record.n_distinct)}".rstrip()
 
 
 def _markdown(found: Comparison) -> Iterator[str]:

@@ -16,6 +16,7 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -116,13 +117,20 @@ def ablation_of(name: str | Ablation) -> Ablation:
     return ABLATIONS[name]
 
 
-def resampled(batch: Batch, seed: int) -> Batch:
-    """The same pairs with their corrupted prompts dealt out anew; no example keeps its own."""
-    if len(batch) < 2:
-        raise TaskError("ablation 'resample' needs at least two examples")
-    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))
+def resampled(batch: Batch, seed: int, copies: np.ndarray | None = None) -> Batch:
+    """The same pairs with their corrupted prompts dealt out anew; no example keeps its own, or that of a copy."""
+    group = torch.arange(len(batch)) if copies is None else torch.as_tensor(copies)
+    sizes = group.bincount()
+    most = int(sizes.max())
+    if len(sizes) < 2:
+        raise TaskError("ablation 'resample' needs at least two examples of different prompts")
+    if 2 * most > len(batch):
+        raise TaskError(f"ablation 'resample' needs other prompts for each: {most} of {len(batch)} pairs are copies")
+    place = torch.empty_like(sizes)
+    place[torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed))] = torch.arange(len(sizes))
+    order = place[group].argsort(stable=True)  # copies beside each other
     other = torch.empty_like(order)
-    other[order] = order.roll(1)
+    other[order] = order.roll(most)
     return replace(batch, corrupted=batch.corrupted.rows(other.to(batch.corrupted.ids.device)))
 
 

@@ -118,7 +118,7 @@ class Experiment:
     def batch(self) -> Batch:
         """All pairs, as they are run: with other corrupted prompts where the ablation deals them out anew."""
         batch = self.bound.batch
-        return resampled(batch, self.setting.seed) if self.ablation.redealt else batch
+        return resampled(batch, self.setting.seed, self.bound.copies) if self.ablation.redealt else batch
 
     @property
     def interchange(self) -> bool:

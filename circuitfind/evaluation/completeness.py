@@ -30,7 +30,7 @@ from circuitfind.progress import track
 from circuitfind.record import Record
 from circuitfind.result import Result
 from circuitfind.setting import JudgeKeywords
-from circuitfind.statistics import UNKNOWN, Interval, intervals_of, resampled_means
+from circuitfind.statistics import UNKNOWN, Interval, as_intervals, left_out, magnitude_intervals, mean_intervals
 from circuitfind.tasks.task import BoundTask, Task
 
 CANDIDATES = 10  # tried at each step of the greedy search
@@ -118,7 +118,8 @@ def completeness(
     trials = _Trials(evaluator, chosen, level)
     drawn = trials.draw(knockouts)
     differences = trials.differences([(), *drawn])
-    gaps = resampled_means(differences[1:], evaluator.seed)
+    gap = np.abs(differences[1:].mean(-1)).mean(keepdims=True) if drawn else np.array([np.nan])
+    gaps = np.abs(left_out(differences[1:], evaluator.bound.copies)).mean(0, keepdims=True)
     rows = [trials.row(removed, "random") for removed in drawn]
     rows += [trials.row(trials.search(number), "greedy") for number in range(greedy if len(trials.names) else 0)]
     return Completeness(
@@ -126,8 +127,8 @@ def completeness(
         evaluation,
         trials.row((), "none"),
         tuple(rows),
-        mean_gap=float(np.abs(differences[1:].mean(-1)).mean()) if drawn else float("nan"),
-        mean_gap_interval=intervals_of(np.abs(gaps).mean(0)[None])[0] if drawn else UNKNOWN,
+        mean_gap=float(gap[0]),
+        mean_gap_interval=as_intervals(magnitude_intervals(gap, gaps))[0] if drawn else UNKNOWN,
         contrast=evaluation.metric_full - evaluation.metric_empty,
         seen_pairs=evaluation.seen_pairs,
         record=evaluator.record.with_settings(level=level, knockouts=knockouts, greedy=greedy),
@@ -185,6 +186,6 @@ class _Trials:
     def row(self, removed: tuple[int, ...], how: str) -> KnockOut:
         (difference,) = self.differences([removed])
         circuit, model = (float(values.mean()) for values in self._known[removed])
-        (interval,) = intervals_of(resampled_means(difference, self.evaluator.seed)[None])
+        (interval,) = as_intervals(mean_intervals(difference[None], self.evaluator.bound.copies))
         names = tuple(self.names[place] for place in removed)
         return KnockOut(names, circuit, model, float(difference.mean()), interval, how)

@@ -3,8 +3,8 @@
 1. The best edges of the scores at each size make a circuit, pruned to what is connected: fewer edges may be left than
    were asked for, and both numbers are reported. Circuits that are given are taken as they are.
 2. Every distinct circuit is run exactly, once; the whole model and the empty circuit need no run.
-3. Faithfulness is a ratio of means over examples. Every size takes the same resamples of the examples, so that the
-   areas have intervals, too.
+3. Faithfulness is a ratio of means over examples. All sizes leave out the same example at a time, so that the areas
+   have intervals, too.
 4. The areas of the benchmark MIB (Mueller et al. 2025) are trapezoids, linear in the fraction of edges and not divided
    by the range: CPR = area under f, CMD = area of |1 - f|. Over its ten fractions, `PERCENTAGES`, scores whose circuits
    are right at every size have CPR 0.999 and CMD 0; where only the complete graph works, 0.25 and 0.749.
@@ -34,7 +34,7 @@ from circuitfind.record import Record
 from circuitfind.result import UNSAVED, Result
 from circuitfind.scores import By, Scores
 from circuitfind.setting import JudgeKeywords
-from circuitfind.statistics import Interval, intervals_of, resampled_means
+from circuitfind.statistics import Interval, as_intervals, jackknife, left_out, magnitude_intervals
 from circuitfind.tasks.task import BoundTask, Task
 
 
@@ -76,7 +76,7 @@ class Curve(Result):
     Attributes:
         points: smallest fraction first.
         cpr, cmd: areas under faithfulness and under |1 - faithfulness| over the fractions measured, comparable over the
-            same fractions only. Noise biases magnitudes upwards: the interval of a CMD near 0 may lie above it.
+            same fractions only. Noise biases magnitudes upwards, CMD among them.
         seen_pairs: how many of the pairs were used to find the circuits; None where that is not known.
         circuits: the circuit of each point. Not in files.
     """
@@ -195,14 +195,15 @@ def curve_of(
     outcome = evaluator.run_distinct([circuit.mask for circuit in circuits])
     f, share = evaluator.faithfulness(outcome.metric), evaluator.share
     means = (outcome.metric.mean(-1), share(outcome.accurate), share(outcome.top1), outcome.kl.mean(-1))
-    metrics = resampled_means(np.stack([*outcome.metric, evaluator.full, evaluator.empty]), evaluator.seed)
+    metrics = left_out(np.stack([*outcome.metric, evaluator.full, evaluator.empty]), evaluator.bound.copies)
     with np.errstate(divide="ignore", invalid="ignore"):
-        resampled = (metrics[:-2] - metrics[-1]) / (metrics[-2] - metrics[-1])  # [points, resamples]
+        without = (metrics[:-2] - metrics[-1]) / (metrics[-2] - metrics[-1])  # [points, groups]
     areas: dict[str, Any] = {}
-    for name, area in (("cpr", area_under), ("cmd", area_from_one)):
-        (areas[f"{name}_interval"],) = intervals_of(area(fractions, resampled.T)[None])
-        areas[name] = float(area(fractions, f))
-    columns = (f.tolist(), intervals_of(resampled), *(values.tolist() for values in means))
+    for name, area, intervals in (("cpr", area_under, jackknife), ("cmd", area_from_one, magnitude_intervals)):
+        value = area(fractions, f)
+        areas[name] = float(value)
+        (areas[f"{name}_interval"],) = as_intervals(intervals(value, area(fractions, without.T))[None])
+    columns = (f.tolist(), as_intervals(jackknife(f, without)), *(values.tolist() for values in means))
     return Curve(
         tuple(map(CurvePoint, asked, map(len, circuits), fractions, *columns)),
         **areas,

@@ -6,7 +6,8 @@
    with chance 1 / (1 + wrong answers) where there is one answer, and with sets of answers where the right set is the
    larger one. Without wrong answers the answer has to be the most likely token, and guessing counts as 0.
 3. Is the metric lower on corrupted prompts, on average beyond noise, and in more pairs than a coin would give?
-4. What may mislead without being wrong: an answer that continues the prompt's last word, one answer for all pairs.
+4. What may mislead without being wrong: an answer that continues the prompt's last word, comes after two spaces or is
+   part of a character, one answer for all pairs, pairs of the same prompts. The latter count once in 2 and 3.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,9 +27,11 @@ from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.result import Result
-from circuitfind.statistics import binomial, standard_error
+from circuitfind.statistics import at_least, standard_error
 from circuitfind.tasks.task import BoundTask, Task
+from circuitfind.tasks.tokens import REPLACED, piece
 
+SPACES = (" ", "Ġ", "▁")  # how a vocabulary writes a leading space
 DOUBT = 0.05  # what guessing gives as often as this is no evidence
 
 
@@ -37,7 +41,7 @@ class TaskSummary(Result):
 
     `accuracy`: share of clean prompts whose answers beat the wrong ones; `chance`: that of guessing (0 without wrong
     answers, NaN without answers); `clean` and `corrupted`: mean metrics; `lowered`: share of pairs whose corrupted
-    prompt has the lower metric; `failing`: rows answered wrong.
+    prompt has the lower metric; `failing`: rows answered wrong; `copies`: rows with the prompts of an earlier one.
     """
 
     FORMAT = "circuitfind.task-summary"
@@ -53,6 +57,7 @@ class TaskSummary(Result):
     failing: tuple[int, ...]
     notes: tuple[str, ...]
     chance: float = math.nan
+    copies: tuple[int, ...] = ()
 
     def warning(self) -> str | None:
         """One line when the model does not do the task on some pairs; None when it does on all."""
@@ -64,11 +69,11 @@ class TaskSummary(Result):
 
     def _doubt(self) -> str:
         """A second sentence where the accuracy is not better than guessing."""
-        wrong = len(self.failing)
-        if math.isnan(self.chance) or at_least(self.n - wrong, self.n, self.chance) <= DOUBT:
+        wrong, size = len({*self.failing} - {*self.copies}), self.n - len(self.copies)
+        if math.isnan(self.chance) or at_least(size - wrong, size, self.chance) <= DOUBT:
             return ""
         than = f"than guessing ({self.chance:.0%}):"
-        if self.chance < 1 and at_least(wrong, self.n, 1 - self.chance) <= DOUBT:
+        if self.chance < 1 and at_least(wrong, size, 1 - self.chance) <= DOUBT:
             ask = "are answers and wrong answers, or the two sides, exchanged?"
             return f" An accuracy of {self.accuracy:.0%} is worse {than} {ask}"
         return f" An accuracy of {self.accuracy:.0%} is no better {than} the model may not do this task."
@@ -88,8 +93,9 @@ def summary_of(evaluator: Evaluator, warn: bool = True) -> TaskSummary:
     accuracy, top1 = (float(each.mean()) if has_answers else math.nan for each in (right, evaluator.full_top1))
     clean, corrupted, lowered = (float(each.mean()) for each in (full, empty, empty < full))
     failing = tuple(np.flatnonzero(~right).tolist()) if has_answers else ()
+    copies = tuple(np.setdiff1d(np.arange(len(bound)), bound.first).tolist())
     guessing = float(chances(bound).mean()) if has_wrong else 0.0 if has_answers else math.nan
-    values = (accuracy, top1, clean, corrupted, lowered, failing, bound.notes, guessing)
+    values = (accuracy, top1, clean, corrupted, lowered, failing, bound.notes, guessing, copies)
     summary = TaskSummary(bound.name, len(bound), bound.metric.name, *values)
     if warn and (warning := summary.warning()):
         errors.warn(warning)
@@ -101,13 +107,6 @@ def chances(bound: BoundTask) -> np.ndarray:
     right, wrong = ((ids[:, 0] >= 0).sum(-1).double().cpu() for ids in (bound.batch.answers, bound.batch.wrong))
     single = 1 / (1 + wrong)
     return np.where(right == 1, single, (right > wrong).double()) ** bound.batch.answers.shape[1]
-
-
-def at_least(count: int, size: int, chance: float) -> float:
-    """Probability of so many successes or more in `size` tries."""
-    if chance in (0.0, 1.0):
-        return float(count == 0 or chance == 1)
-    return float(binomial(size, chance)[count:].sum())
 
 
 class Remark(NamedTuple):
@@ -173,14 +172,15 @@ def diagnose(
 
 def _doing(evaluator: Evaluator, summary: TaskSummary) -> Iterator[Remark]:
     """Whether the model does the task, and whether the corrupted prompts take it away."""
+    distinct = summary.n - len(summary.copies)
     if failing := summary.warning():
         yield Remark("warning", failing)
-    elif at_least(summary.n, summary.n, summary.chance) > DOUBT:
-        text = f"{summary.n} pairs are too few to tell 100% accuracy from guessing ({summary.chance:.0%})"
+    elif at_least(distinct, distinct, summary.chance) > DOUBT:
+        text = f"{distinct} pairs are too few to tell 100% accuracy from guessing ({summary.chance:.0%})"
         yield Remark("note", text)
     clean, corrupted = evaluator.full, evaluator.empty
-    lost, size = clean - corrupted, len(clean)
-    lowered, noise = int((lost > 0).sum()), standard_error(lost)
+    lost = clean - corrupted
+    lowered, noise = int((lost > 0)[evaluator.bound.first].sum()), standard_error(lost, evaluator.bound.copies)
     means = f"mean metric {clean.mean():.4g} on clean, {corrupted.mean():.4g} on corrupted prompts"
     if lost.mean() <= 0:
         as_before = evaluator.ends.accurate[1].mean() <= evaluator.ends.accurate[0].mean()
@@ -189,9 +189,9 @@ def _doing(evaluator: Evaluator, summary: TaskSummary) -> Iterator[Remark]:
     elif lost.mean() <= max(2 * noise, evaluator.rounding_of_contrast):
         text = f"the corrupted prompts do not lower the metric beyond noise ({means}, standard error {noise:.2g})"
         yield Remark("warning", f"{text}: make the pairs differ in what matters, or give more of them")
-    elif at_least(lowered, size, 0.5) > DOUBT and lowered < size:
-        text = f"the corrupted prompt lowers the metric in only {lowered} of {size} pairs: a few pairs make the mean"
-        yield Remark("warning", f"{text} ({means})")
+    elif at_least(lowered, distinct, 0.5) > DOUBT and lowered < distinct:
+        text = f"the corrupted prompt lowers the metric in only {lowered} of {distinct} pairs"
+        yield Remark("warning", f"{text}: a few pairs make the mean ({means})")
     elif evaluator.bound.flips and evaluator.bound.metric.wrong and corrupted.mean() >= 0:
         yield Remark("note", f"the corrupted prompts make the other answer right, but not for this model ({means})")
 
@@ -202,16 +202,34 @@ def _answers(bound: BoundTask, tokenizer: Any) -> Iterator[Remark]:
     if len(bound) > 1 and wrong.shape[-1] and bool((answers == answers[:1]).all() & (wrong == wrong[:1]).all()):
         text = f"all pairs have the same answers ({bound.answer_texts[0]}), so a constant preference passes for the"
         yield Remark("note", f"{text} task: add pairs with the answers exchanged")
-    if tokenizer is None or bound.bos == "ids given" or not answers.shape[-1]:
-        return
-    ids, read = bound.batch.clean.ids.tolist(), bound.batch.clean.read[:, -1].tolist()
-    for row, (tokens, at) in enumerate(zip(ids, read, strict=True)):
-        for answer in (int(token) for side in (answers, wrong) for token in side[row, -1] if token >= 0):
-            last = tokenizer.decode([tokens[at]])
-            glued = tokenizer.decode([tokens[at], answer]).removeprefix(last)
-            if last[-1:].isalpha() and glued[:1].isalpha():
-                word = bound.prompts[row].split()[-1]
-                text = f"row {row}: the answer {glued!r} has no space before it and continues the word {word!r}"
-                remedy = "choose answers that are one token after a space, or end the prompt before the word"
-                yield Remark("warning", f"{text}: {remedy}")
-                return
+    if copies := len(bound) - len(bound.first):
+        text = f"{copies} of {len(bound)} pairs are copies of others (the same prompts): they count once in intervals"
+        yield Remark("note", f"{text} and stay on one side of a split")
+    if tokenizer is not None and answers.shape[-1]:
+        yield from islice(_spellings(bound, tokenizer), 1)
+
+
+def _spellings(bound: BoundTask, tokenizer: Any) -> Iterator[Remark]:
+    """Answers that are not what one would write after the prompt."""
+    clean = bound.batch.clean
+    ids, read, lengths = clean.ids.tolist(), clean.read[:, -1].tolist(), clean.mask.sum(1).tolist()
+    for row, (tokens, at, length) in enumerate(zip(ids, read, lengths, strict=True)):
+        for side in (bound.batch.answers, bound.batch.wrong):
+            for answer in (token for token in side[row, -1].tolist() if token >= 0):
+                shown = piece(tokenizer, answer)
+                if REPLACED in str(tokenizer.decode([answer])):
+                    text = f"row {row}: the answer {shown} is bytes of a character and not a whole one"
+                    yield Remark("warning", f"{text}: choose answers that are one token each")
+                if bound.bos == "ids given":
+                    continue
+                begins = str(tokenizer.convert_ids_to_tokens(answer))[:1]
+                if at == length - 1 and bound.prompts[row][-1:] == " " and begins in SPACES:
+                    text = f"row {row}: the prompt ends in a space and the answer {shown!r} begins with one"
+                    yield Remark("warning", f"{text}: end the prompt before the space")
+                last = tokenizer.decode([tokens[at]])
+                glued = tokenizer.decode([tokens[at], answer]).removeprefix(last)
+                if last[-1:].isalpha() and glued[:1].isalpha():
+                    word = bound.prompts[row].split()[-1]
+                    text = f"row {row}: the answer {glued!r} has no space before it and continues the word {word!r}"
+                    remedy = "choose answers that are one token after a space, or end the prompt before the word"
+                    yield Remark("warning", f"{text}: {remedy}")

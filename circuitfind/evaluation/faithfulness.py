@@ -3,7 +3,7 @@
     faithfulness(C) = (metric(C) - metric(empty)) / (metric(full) - metric(empty))
 
 1. An `Evaluator` prepares a task's pairs once (clean, ablated and empty runs) and then runs any number of circuits.
-2. The ratio is one of means over examples; its interval resamples the examples.
+2. The ratio is one of means over examples; its interval leaves out each example in turn (`statistics.py`).
 3. Where full and empty do not differ beyond noise or rounding, the ratio is refused.
 4. Beside the metric: accuracy, top-1, and KL(whole model || circuit) at the read positions.
 """
@@ -36,7 +36,7 @@ from circuitfind.progress import progress
 from circuitfind.record import Record
 from circuitfind.result import Result
 from circuitfind.setting import JudgeKeywords
-from circuitfind.statistics import Interval, bootstrap_ratio, standard_error
+from circuitfind.statistics import Interval, ratio_interval, standard_error
 from circuitfind.tasks.task import BoundTask, Task
 
 R = TypeVar("R")
@@ -214,7 +214,7 @@ class Evaluator:
     def check_contrast(self) -> None:
         """Raises a `ScoreError` where full and empty do not differ beyond noise."""
         difference = self.full - self.empty
-        error = standard_error(difference)
+        error = standard_error(difference, self.bound.copies)
         if abs(difference.mean()) <= max(2 * error, self.rounding_of_contrast):
             raise ScoreError(
                 f"faithfulness is undefined: the metric is {self.full.mean():.4g} on the whole model and"
@@ -248,7 +248,7 @@ class Evaluator:
         return Evaluation(
             n_edges=len(circuit),
             faithfulness=float(self.faithfulness(metric)),
-            interval=bootstrap_ratio(metric - self.empty, self.full - self.empty, self.seed),
+            interval=ratio_interval(metric - self.empty, self.full - self.empty, self.bound.copies),
             metric=float(metric.mean()),
             metric_full=float(self.full.mean()),
             metric_empty=float(self.empty.mean()),

@@ -186,7 +186,7 @@ def hypotheses(
 ) -> HypothesisTests:
     """Tests whether a circuit is as good as the model, complete, minimal, and better than chance.
 
-    Runs one circuit per edge, and four times `references`.
+    Runs one circuit per edge, and four times `references`. Of pairs with the same prompts the first is taken.
 
     Args:
         circuit: a `Circuit`, or names of edges.
@@ -206,7 +206,11 @@ def hypotheses(
         ScoreError: a test, correction or number that makes no sense.
     """
     options = HypothesisOptions(tests, epsilon, alpha, permutations, references, reference_size, quantile, correction)
-    return hypotheses_of(*Evaluator.judging(model, task, circuit, **asked), **vars(options))
+    evaluator, chosen = Evaluator.judging(model, task, circuit, **asked)
+    bound = evaluator.bound
+    if len(bound.first) < len(bound):  # copies are no further trials
+        evaluator = Evaluator(evaluator.experiment.on(bound.subset(bound.first.tolist())))
+    return hypotheses_of(evaluator, chosen, **vars(options))
 
 
 def hypotheses_of(evaluator: Evaluator, circuit: Circuit, **options: Any) -> HypothesisTests:

@@ -34,7 +34,7 @@ import numpy as np
 from circuitfind.circuit import Circuit
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.random_circuits import inflated, random_circuit, without_each
-from circuitfind.statistics import binomial
+from circuitfind.statistics import at_least
 
 ROUNDING = 1e-12  # of HSIC, whose kernels lie between 0 and 1: permutations this near are as large
 
@@ -123,9 +123,8 @@ def equivalence(trial: Trial) -> Finding:
 
 def equivalence_p_values(n: int, epsilon: float) -> np.ndarray:
     """`[n + 1]`: by `d = |times above - times below|`, the chance of at least this d at the null's edge."""
-    distance = np.abs(2 * np.arange(n + 1) - n)
-    chances = np.bincount(distance, weights=binomial(n, 0.5 + epsilon), minlength=n + 1)
-    return np.asarray(np.minimum(chances[::-1].cumsum()[::-1], 1))
+    above, below = (at_least((n + np.arange(n + 1) + 1) // 2, n, 0.5 + side) for side in (epsilon, -epsilon))
+    return np.asarray(np.minimum(above + below, 1))
 
 
 def independent(trial: Trial) -> Finding:
@@ -149,7 +148,8 @@ def minimality(trial: Trial) -> Finding:
     scores = metrics(circuits, 2 * trial.references, "inflated circuits, and without an added edge")
     added = np.abs(scores[0::2] - scores[1::2]).mean(-1)
     exceeded = (effects[:, None] > added + trial.rounding(mask)).sum(-1)
-    chances = np.minimum(binomial(trial.references, trial.quantile).cumsum(), 1)
+    # at most k of these successes are at least n - k failures
+    chances = at_least(np.arange(trial.references, -1, -1), trial.references, 1 - trial.quantile)
     shares = exceeded / trial.references
     said = f"{len(effects)} edges against {trial.references} random additions"
     return Finding(float(shares.min()), chances[exceeded], float(chances[0]), said, effects, shares)
@@ -171,7 +171,7 @@ def partial_necessity(trial: Trial) -> Finding:
 
 
 def _against_random(trial: Trial, beaten: np.ndarray, how: str) -> Finding:
-    chances = np.minimum(binomial(trial.references, trial.quantile)[::-1].cumsum()[::-1], 1)
+    chances = at_least(np.arange(trial.references + 1), trial.references, trial.quantile)
     count, edges = int(beaten.sum()), f"{trial.reference_size} edge{'' if trial.reference_size == 1 else 's'}"
     said = f"{how} {count} of {trial.references} random circuits of {edges}"
     return Finding(count / trial.references, chances[[count]], float(chances[-1]), said)

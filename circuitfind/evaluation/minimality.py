@@ -29,7 +29,7 @@ from circuitfind.models.load import Model
 from circuitfind.record import Record
 from circuitfind.result import Result, saved_as
 from circuitfind.setting import JudgeKeywords
-from circuitfind.statistics import Interval, bootstrap_mean
+from circuitfind.statistics import Interval, mean_intervals
 from circuitfind.tasks.task import BoundTask, Task
 
 
@@ -127,7 +127,7 @@ def minimality(
     effects = np.zeros((len(cells), len(evaluator.full)))
     without = evaluator.metrics(without_each(mask, cells[acts]), int(acts.sum()), "edges")
     effects[acts] = evaluation.per_example.circuit - without
-    means, intervals = effects.mean(-1), bootstrap_mean(effects, evaluator.seed)
+    means, intervals = effects.mean(-1), mean_intervals(effects, evaluator.bound.copies)
     around_zero = (intervals[:, 0] <= 0) & (intervals[:, 1] >= 0)
     rounding = of_mean(evaluator.rounding(mask))
     superfluous = around_zero | (np.abs(means) < threshold) | (np.abs(means) <= rounding)

@@ -27,7 +27,7 @@ from circuitfind.record import Record
 from circuitfind.result import Result, saved_as
 from circuitfind.scores import Scores
 from circuitfind.setting import Keywords
-from circuitfind.statistics import Interval, bootstrap_mean, correlation, rank_correlation
+from circuitfind.statistics import Interval, as_intervals, correlation, mean_intervals, rank_correlation
 from circuitfind.tasks.task import BoundTask, Task
 
 
@@ -184,7 +184,7 @@ def verified(experiment: Experiment, scores: Scores, top: int, given: Circuit | 
     estimates = (values if scores.record.is_effect else np.full_like(values, np.nan))[order].astype(np.float64)
     exact = effects.values.mean(axis=1)[order].astype(np.float64)
     names = [experiment.graph.edge_name(*edge) for edge in effects.edges[order]]
-    intervals = [Interval(*ends) for ends in bootstrap_mean(effects.values, seed)[order].tolist()]
+    intervals = as_intervals(mean_intervals(effects.values, evaluator.bound.copies)[order])
     evaluation = evaluator.evaluate(circuit)
     power, rng = float((estimates**2).sum()), np.random.default_rng(seed)
     masks = [random_circuit(experiment.graph, len(circuit), rng).mask for _ in range(random)]

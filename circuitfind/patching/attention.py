@@ -27,7 +27,7 @@ from circuitfind.record import NO_EFFECT, Record
 from circuitfind.result import Result
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
-from circuitfind.tasks.tokens import PromptTokenizer
+from circuitfind.tasks.tokens import PromptTokenizer, piece
 
 RECORD = Record(method="attention", ablation="", direction="", sign=f"{NO_EFFECT}share of a query's attention, 0 to 1")
 
@@ -112,7 +112,7 @@ def attention(
     ids = prompt.unsqueeze(0).to(model.device)
     inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids[:, :1]))
     _, patterns = capture_site(model.adapter, inputs, "pattern", sorted({layer for layer, _ in places}))
-    decode = str if model.tokenizer is None else lambda token: model.tokenizer.decode([token])
+    decode = str if model.tokenizer is None else lambda token: piece(model.tokenizer, token)
     tokens = tuple(decode(token) for token in ids[0].tolist())
     values = [patterns[layer][0, :, unit].float().cpu().numpy() for layer, unit in places]
     found = [AttentionPattern(name, tokens, each, record) for name, each in zip(names, values, strict=True)]

@@ -38,6 +38,7 @@ from circuitfind.models.load import Model
 from circuitfind.setting import JudgeKeywords
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
+from circuitfind.tasks.tokens import piece
 
 
 @contextmanager
@@ -116,7 +117,7 @@ class CircuitModel:
         """The most likely token after each prompt (its last read position): as text, or as an id without tokenizer."""
         ids: list[int] = self.logits(rows)[:, -1].argmax(-1).tolist()
         tokenizer = self._model.tokenizer
-        return ids if tokenizer is None else [tokenizer.decode([token]) for token in ids]
+        return ids if tokenizer is None else [piece(tokenizer, token) for token in ids]
 
     def run(self, task: Task | BoundTask) -> Tensor:
         """`[pairs, reads, vocab]`: the circuit's logits on other pairs, which bring their corrupted twins."""

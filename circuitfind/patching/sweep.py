@@ -27,7 +27,7 @@ from circuitfind.graph import Graph
 from circuitfind.patching.places import KINDS
 from circuitfind.record import Record
 from circuitfind.result import Result, as_json, strongest
-from circuitfind.statistics import bootstrap_mean, standard_error
+from circuitfind.statistics import mean_intervals, standard_error
 
 FORMAT, VERSION = "circuitfind.sweep", "1"
 
@@ -43,6 +43,7 @@ class EffectTable(Result, ABC):
     """Base of effects `per_example` `[..., examples]` (float64, in units of the metric; NaN where there is none)."""
 
     per_example: np.ndarray
+    record: Record
 
     @property
     def effects(self) -> np.ndarray:
@@ -63,8 +64,12 @@ class EffectTable(Result, ABC):
 
     def _rows(self, chosen: np.ndarray) -> tuple[Any, ...]:
         effects = self.effects.ravel()
-        ends = bootstrap_mean(self.per_example.reshape(len(effects), -1)[chosen]).tolist()
+        ends = self.intervals_of(self.per_example.reshape(len(effects), -1)[chosen]).tolist()
         return tuple(self._row(at, float(effects[at]), *pair) for at, pair in zip(chosen.tolist(), ends, strict=True))
+
+    def intervals_of(self, values: np.ndarray, level: float = 0.95) -> np.ndarray:
+        """Intervals `[..., 2]` of means over these examples, `[..., examples]`."""
+        return mean_intervals(values, self.record.copies, level)
 
     @abstractmethod
     def _row(self, at: int, effect: float, low: float, high: float) -> Any:
@@ -148,7 +153,7 @@ class Sweep(PatchedEffects):
             ScoreError: the two do not differ beyond noise.
         """
         difference = self.full - self.empty
-        error = standard_error(difference)
+        error = standard_error(difference, self.record.copies)
         if abs(difference.mean()) <= 2 * error:
             raise ScoreError(
                 f"a normalised effect is undefined: the metric is {self.full.mean():.4g} on the whole model and"
@@ -175,9 +180,9 @@ class Sweep(PatchedEffects):
         """Labels of the positions or spans; one empty label where all positions are patched together."""
         return self.axes[-1].labels if self.by_position or self.by_span else ("",)
 
-    def intervals(self, seed: int = 0, level: float = 0.95) -> np.ndarray:
-        """`[*axes, 2]` percentile bootstrap intervals of the effects over examples; NaN for a single example."""
-        return bootstrap_mean(self.per_example, seed, level)
+    def intervals(self, *, level: float = 0.95) -> np.ndarray:
+        """`[*axes, 2]` intervals of the effects over examples (`circuitfind.statistics`); NaN for a single example."""
+        return self.intervals_of(self.per_example, level)
 
     def names(self) -> list[str]:
         """A name for every place, in the order of `effects.ravel()`; the same one at each of its positions or spans."""

@@ -33,7 +33,6 @@ from circuitfind.plots import style
 from circuitfind.plots.charts import LETTER, axis, bars, by_layer, cells, colour_bar, heat
 from circuitfind.plots.style import Caption, Side, Subplot, caption, figure, graph_objects, hover, safe, unit
 from circuitfind.result import strongest
-from circuitfind.statistics import bootstrap_mean
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -169,7 +168,7 @@ def strongest_paths(found: PathEffects, *, n: int = BARS, by: str = "absolute") 
 
 
 def _table(found: PathEffects, names: tuple[str, ...], per_example: np.ndarray) -> Figure:
-    means, ends = per_example.mean(axis=-1), bootstrap_mean(per_example)
+    means, ends = per_example.mean(axis=-1), found.intervals_of(per_example)
     return by_layer(names, means, _path_words(found), unit(found.record), ends)
 
 

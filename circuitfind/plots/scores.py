@@ -32,7 +32,6 @@ from circuitfind.plots.charts import bars, by_layer, heat
 from circuitfind.plots.style import Caption, Side, caption, hover, safe, unit
 from circuitfind.result import strongest
 from circuitfind.scores import NodeScores
-from circuitfind.statistics import bootstrap_mean
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -174,7 +173,7 @@ def strongest_nodes(scores: NodeScores, *, n: int = NODES) -> Figure:
 # -------------------------------------------------------------------- direct logit attribution
 def direct_effects(found: DirectEffects) -> Figure:
     """Layers by heads with the MLPs beside them."""
-    means, ends = found.per_example.mean(axis=-1), bootstrap_mean(found.per_example)
+    means, ends = found.per_example.mean(axis=-1), found.intervals_of(found.per_example)
     words = _words(found, "Nodes", f"biases {found.constant.mean():+.3g}")
     return by_layer(found.graph.writer_names, means, words, unit(found.record), ends)
 
@@ -185,7 +184,7 @@ def strongest_direct(found: DirectEffects, *, n: int = NODES) -> Figure:
     order = strongest(means, n)
     words = _words(found, "Nodes", f"the strongest {len(order)} of {len(means):,}")
     names = [found.graph.writer_names[at] for at in order]
-    return bars(names, means[order], words, unit(found.record), intervals=bootstrap_mean(found.per_example[order]))
+    return bars(names, means[order], words, unit(found.record), intervals=found.intervals_of(found.per_example[order]))
 
 
 def components(found: DirectEffects | NodeScores) -> Figure:
@@ -198,9 +197,9 @@ def components(found: DirectEffects | NodeScores) -> Figure:
     words = _words(found, "Layers")
     if not isinstance(found, NodeScores):
         names, parts = [*names, "biases"], np.concatenate([parts, found.constant[None]])
-    means = parts.mean(axis=-1)
+    means, ends = parts.mean(axis=-1), None if isinstance(found, NodeScores) else found.intervals_of(parts)
     sums = [f"so far {total:+.4g}" for total in np.cumsum(means)]
-    return bars(names, means, words, unit(found.record), intervals=bootstrap_mean(parts), more=sums)
+    return bars(names, means, words, unit(found.record), intervals=ends, more=sums)
 
 
 def _words(found: DirectEffects | NodeScores, what: str, *more: str) -> Caption:

@@ -61,6 +61,7 @@ class ReportData:
         task: label -> text, such as `{"task": "ioi", "held-out pairs": "64"}`.
         sizes: the slider's circuits, each inside the next; by default cuts by |effect|, only the whole measured.
         faithfulness, interval: of the circuit as a whole, and its interval over the examples (`level`, 0.95 = 95%).
+        few: what to know where these are few.
         metric, metric_full, metric_empty: means over examples of circuit, full model and empty circuit.
         checks: edges with estimated and exact effect; `correlation` of the two.
         effect_intervals: by edge, the interval of its exact effect.
@@ -79,6 +80,7 @@ class ReportData:
     sizes: Sequence[Size] = ()
     faithfulness: float | None = None
     interval: tuple[float, float] | None = None
+    few: str = ""
     level: float = 0.95
     metric: float | None = None
     metric_full: float | None = None
@@ -132,6 +134,7 @@ def whole(data: ReportData) -> str:
         )
     plot = plots.strip(data.random, data.faithfulness, data.interval)
     meaning = "Faithfulness 1: the circuit does what the full model does; 0: no more than with every edge ablated."
+    meaning = f"{meaning} {data.few}".rstrip()
     return f'<section><h2>As a whole</h2>{"".join(parts)}{plot}<p class="hint">{meaning}</p></section>'
 
 

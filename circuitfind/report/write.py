@@ -38,7 +38,7 @@ from circuitfind.report.page import Attention, ExampleRow, ReportData, write
 from circuitfind.report.sizes import Size, cuts, strongest
 from circuitfind.scores import Scores
 from circuitfind.setting import JudgeKeywords
-from circuitfind.statistics import correlation
+from circuitfind.statistics import correlation, of_few
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 
@@ -151,14 +151,15 @@ def _measured(circuit: Circuit, value: Evaluation | None, pairs: BoundTask | Non
     if value is None:
         ends: Sequence[Any] = circuit.facts.get("interval") or (None,)
         interval = None if None in ends else _finite(ends)
-        return {"faithfulness": circuit.facts.get("faithfulness"), "interval": interval}
+        few = of_few(circuit.facts.get("unseen_pairs", 0)) if "interval" in circuit.facts else ""
+        return {"faithfulness": circuit.facts.get("faithfulness"), "interval": interval, "few": few}
     found = {name: getattr(value, name) for name in ("faithfulness", "metric", "metric_full", "metric_empty")}
     if pairs is not None:
         each = value.per_example
         values = (side.tolist() for side in (each.full, each.circuit, each.empty))
         rows = zip(pairs.prompts, pairs.answer_texts, *values, strict=True)
         found["examples"] = [ExampleRow(*row) for row in rows]
-    return {**found, "interval": _finite(value.interval)}
+    return {**found, "interval": _finite(value.interval), "few": of_few(value.record.n_distinct)}
 
 
 def _checked(circuit: Circuit, checks: Verification | None) -> dict[str, Any]:

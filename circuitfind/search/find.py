@@ -71,8 +71,8 @@ def find(
         holdout: the part of the pairs that is held out for verification.
         top: how many edges to verify besides the circuit's own; random: how many random circuits to compare with.
         scores: take these instead of computing them (a search that was stopped goes on from its saved scores).
-        asked: keywords of the run (by default those of the given scores; seed: of the split, the intervals and the
-            random circuits, too) and options of the method.
+        asked: keywords of the run (by default those of the given scores; seed: of the split and the random circuits,
+            too) and options of the method.
 
     Raises:
         TaskError: too few pairs, or they do not fit the model.

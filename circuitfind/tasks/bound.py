@@ -11,20 +11,32 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch, Inputs
 from circuitfind.errors import TaskError
 from circuitfind.metrics import Function, Metric, metric_of
-from circuitfind.record import Record, fingerprints
+from circuitfind.record import Record, fingerprints, numbered
 from circuitfind.setting import check_seed
 from circuitfind.tasks.given import Given, ModelLike, Prompts
 from circuitfind.tasks.spans import Span, counterparts, locate
-from circuitfind.tasks.tokens import PromptTokenizer, Tokens, answer_tensor, by_read, faults, pad, unspellable, validate
+from circuitfind.tasks.tokens import (
+    PromptTokenizer,
+    Tokens,
+    answer_tensor,
+    by_read,
+    faults,
+    pad,
+    piece,
+    unspellable,
+    validate,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,6 +72,19 @@ class BoundTask:
     def __repr__(self) -> str:
         return f"BoundTask({self.name}: {len(self)} pairs on {self.model}, {self.metric.name})"
 
+    @cached_property
+    def copies(self) -> np.ndarray:
+        """`[pairs]`: the same number for pairs of the same prompts, whatever is asked of them: they are no further
+        evidence. Numbers count from 0, in the order of the first of each."""
+        sides = self.batch.clean, self.batch.corrupted
+        prompts = torch.cat([torch.where(side.mask, side.ids, -1) for side in sides], dim=1)
+        return numbered(map(tuple, prompts.tolist()))
+
+    @property
+    def first(self) -> np.ndarray:
+        """`[distinct pairs]`: rows, the first of all copies."""
+        return np.unique(self.copies, return_index=True)[1]
+
     def subset(self, rows: Sequence[int]) -> BoundTask:
         """Some of the pairs.
 
@@ -81,6 +106,8 @@ class BoundTask:
     def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[BoundTask, BoundTask]:
         """Two disjoint parts, drawn with a seed; the first has this fraction of the pairs.
 
+        Copies stay on one side, so that with copies a part may differ from this by some pairs.
+
         Raises:
             TaskError: one part would be empty, or the seed is not a whole number, 0 or more.
         """
@@ -88,8 +115,13 @@ class BoundTask:
         size = round(len(self) * fraction) if isinstance(fraction, Real) and 0 < fraction < 1 else 0
         if not 0 < size < len(self):
             raise TaskError(f"{len(self)} pairs cannot be split at {fraction}: each side needs at least one pair")
-        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
-        return self.subset(sorted(order[:size])), self.subset(sorted(order[size:]))
+        sizes = np.bincount(self.copies)
+        if len(sizes) < 2:
+            raise TaskError(f"all {len(self)} pairs have the same prompts: one side would know what the other has seen")
+        order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed)).numpy()
+        ends = sizes[order].cumsum()[:-1]
+        first = np.isin(self.copies, order[: 1 + int(abs(ends - size).argmin())])
+        return self.subset(np.flatnonzero(first).tolist()), self.subset(np.flatnonzero(~first).tolist())
 
     def held_out(self, holdout: float = 0.5, seed: int = 0) -> tuple[BoundTask, BoundTask]:
         """Pairs to search with, and the part of the pairs (`holdout`) that is held out to judge with.
@@ -153,7 +185,7 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
     tokens, device, bos = task.tokens(tokenizer), model.device, "ids given"
     notes: list[str] = []
     if tokenizer is not None:
-        bos = tokenizer.describe(tokens.clean[0])
+        bos = tokenizer.describe(list(task.clean), tokens.clean)
         if task.answers is not None:
             notes.append(f"answers spelled {tokens.spelling}")
         notes.append(f"BOS token: {bos}")
@@ -183,8 +215,11 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
     def prompt_texts(given: Prompts, rows: list[list[int]]) -> tuple[str, ...]:
         return tuple(map(as_text, rows)) if isinstance(given, Tensor) else tuple(given)
 
+    def as_piece(token: int) -> str:
+        return str(token) if model.tokenizer is None else piece(model.tokenizer, token)
+
     def some(ids: list[int], most: int = 3) -> str:
-        shown = ", ".join(as_text([i]).strip() for i in ids[:most])
+        shown = ", ".join(as_piece(i).strip() for i in ids[:most])
         return shown + (f", … ({len(ids)})" if len(ids) > most else "")
 
     rows = zip(tokens.answers, tokens.wrong, strict=True)
@@ -195,7 +230,7 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
         prompt_texts(task.clean, tokens.clean),
         prompt_texts(task.corrupted, tokens.corrupted),
         tuple(f"{some(right)} / {some(wrong)}" if wrong else some(right) for right, wrong in rows),
-        tuple(tuple(as_text([i]) for i in ids) for ids in tokens.clean),
+        tuple(tuple(map(as_piece, ids)) for ids in tokens.clean),
         bos,
         getattr(model, "name", ""),
         model.vocabulary,

@@ -1,7 +1,8 @@
 """From prompts and answers as text to token ids, checked and padded.
 
 1. A prompt is tokenised as the tokenizer does it (`bos=None`), or with its first token forced to be, or not to be, the
-   BOS token. A closing special token that the tokenizer appends is dropped, since the model continues the prompt.
+   BOS token. A closing special token that the tokenizer appends is dropped, since the model continues the prompt. What
+   it puts before a text that begins with the same already, as a rendered chat prompt does, is dropped, too.
 2. An answer's ids are what tokenising `prompt + answer` adds to the prompt's own ids. A spelling that changes the
    prompt's ids, or adds more than one token, is rejected.
 3. Answers are tried as given and with a leading space added or removed. The first spelling that works for every answer
@@ -11,6 +12,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +27,25 @@ _SPELLINGS: dict[str, Callable[[str], str]] = {
     "with a leading space": lambda answer: " " + answer.lstrip(),
     "without a leading space": str.lstrip,
 }
+# byte-level vocabularies write these bytes as they are, all others as letters from 256 on
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTES = {chr(byte): byte for byte in _PRINTABLE}
+_BYTES |= {chr(256 + n): byte for n, byte in enumerate(byte for byte in range(256) if byte not in _PRINTABLE)}
+MOST_FIRST = 3  # special tokens that a tokenizer puts before a text
+REPLACED = "\ufffd"  # what decoding puts in place of bytes that are no character
+
+
+def piece(tokenizer: Any, token: int) -> str:
+    """A token as text; bytes that are no character by themselves as `<0xE2>`."""
+    text = str(tokenizer.decode([token]))
+    if REPLACED not in text:
+        return text
+    name = tokenizer.convert_ids_to_tokens(token)
+    if isinstance(name, str) and set(name) <= set(_BYTES):
+        name = bytes(_BYTES[letter] for letter in name)
+    if isinstance(name, bytes):
+        text = re.sub(r"\\x(..)", lambda found: f"<0x{found[1].upper()}>", name.decode("utf-8", "backslashreplace"))
+    return text.replace(REPLACED, "<0xEF><0xBF><0xBD>")
 
 
 class Tokens(NamedTuple):
@@ -48,22 +69,40 @@ class PromptTokenizer:
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
         special = self.bos is not False
-        rows = self.tokenizer(list(texts), add_special_tokens=special, padding=False, truncation=False)["input_ids"]
+        rows = self._rows(texts, special)
         first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         out = []
         for text, ids in zip(texts, rows, strict=True):
             own = bool(self.tokenizer.eos_token) and text.endswith(self.tokenizer.eos_token)
             closed = special and last is not None and len(ids) > 1 and ids[-1] == last and not own
             ids = list(ids[:-1] if closed else ids)
+            ids = self._once(text, ids) if special else ids
             out.append([first, *ids] if self.bos and ids[:1] != [first] else ids)
         return out
 
-    def describe(self, ids: list[int]) -> str:
+    def _rows(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+        found = self.tokenizer(list(texts), add_special_tokens=special, padding=False, truncation=False)
+        return list(found["input_ids"])
+
+    def _once(self, text: str, ids: list[int]) -> list[int]:
+        """Without the special tokens at the beginning that the text has itself."""
+        for size in range(1, MOST_FIRST + 1):
+            if ids[:size] == ids[size : 2 * size] and list(self._rows([text], special=False)[0]) == ids[size:]:
+                return ids[size:]
+        return ids
+
+    def describe(self, texts: Sequence[str], rows: Sequence[list[int]]) -> str:
         """How the BOS token was handled, for records."""
+        token = self.tokenizer.bos_token
+        own = [bool(token) and text.startswith(str(token)) for text in texts]
+        if all(own):
+            return "in the prompt's text"
         if self.bos is not None:
-            return "forced" if self.bos else "left out"
-        has = self.tokenizer.bos_token_id is not None and ids[:1] == [self.tokenizer.bos_token_id]
-        return "added by the tokenizer" if has else "none"
+            rule = "forced" if self.bos else "left out"
+        else:
+            has = rows[own.index(False)][:1] == [self.tokenizer.bos_token_id]
+            rule = "added by the tokenizer" if has else "none"
+        return f"{rule}, but in the text of {sum(own)} of {len(own)} prompts" if any(own) else rule
 
     def added(self, prompt: str, prompt_ids: list[int], answers: Sequence[str]) -> list[list[int] | None]:
         """By answer, the ids that it adds after the prompt; None where the prompt's own ids change."""
@@ -87,8 +126,12 @@ def tokenise(
     failures: list[str] = []
     for spelling, ids, failed in _attempts(tokenizer, clean, answers, wrong):
         if not failed:
+            spell = _SPELLINGS[spelling]
             right, bad = ([_ids(*row) for row in zip(ids, side, strict=True)] for side in (answers, wrong))
-            return Tokens(tokenizer(clean), tokenizer(corrupted), right, bad, spelling)
+            each = ((prompt, spell(one)) for prompt, row in zip(clean, answers, strict=True) for one in row)
+            doubled = any(prompt[-1:] == answer[:1] == " " for prompt, answer in each)
+            said = f"{spelling}, after a prompt that ends in a space" if doubled else spelling
+            return Tokens(tokenizer(clean), tokenizer(corrupted), right, bad, said)
         row, reason = next(iter(failed.items()))
         failures.append(f"{spelling}: row {row}, {reason}")
     remedy = "Choose answers that are one token after the prompt, or give token ids"
@@ -130,8 +173,9 @@ def _ids(row: dict[str, int], answers: Sequence[str]) -> list[int]:
 def _preference(clean: Sequence[str], sets: list[list[str]]) -> list[str]:
     """Names of the spellings, in the order in which they are tried."""
     given = [answer for row in sets for answer in row]
-    if any(answer[:1].isspace() for answer in given):
-        return ["as given", "without a leading space"]
+    if any(answer[:1].isspace() for answer in given):  # where the prompt ends in a space, not another one
+        order = ["as given", "without a leading space"]
+        return order[::-1] if any(prompt[-1:] == " " for prompt in clean) else order
     continues = any(prompt[-1:].isspace() or prompt[-1:] in "([{'\"-/" for prompt in clean)
     number = all(prompt[-1:].isdigit() for prompt in clean) and all(answer[:1].isdigit() for answer in given)
     return ["as given", "with a leading space"] if continues or number else ["with a leading space", "as given"]
@@ -194,7 +238,7 @@ def _fault(
         if not 0 <= token < model.vocabulary:
             return f"token id {token} is outside the model's vocabulary of {model.vocabulary}"
     if both := set(answers) & set(wrong):
-        text = "" if model.tokenizer is None else f" ({model.tokenizer.decode([min(both)])!r})"
+        text = "" if model.tokenizer is None else f" ({piece(model.tokenizer, min(both))!r})"
         return f"token {min(both)}{text} is among both the answers and the wrong answers"
     return None
 
