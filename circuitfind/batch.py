@@ -47,6 +47,17 @@ def wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Over the last axis, at least float32.
+
+    Torch's float32 `log_softmax` adds up a large vocabulary one term after another: at 262,144 tokens it is off by
+    7e-5. `logsumexp`, after the largest logit is taken off, is off by its last digit, and is near 0.
+    """
+    logits = wide(logits)
+    logits = logits - logits.detach().amax(-1, keepdim=True)
+    return logits - logits.logsumexp(-1, keepdim=True)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Pairs of prompts with their answers.
@@ -110,4 +121,4 @@ class Batch:
 
     def with_reference(self, logits: Tensor) -> Batch:
         """The same pairs knowing the clean run's logits `[batch, reads, vocab]`."""
-        return replace(self, reference=wide(logits.detach()).log_softmax(-1))
+        return replace(self, reference=log_probabilities(logits.detach()))

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from circuitfind.batch import Batch, wide
+from circuitfind.batch import Batch, log_probabilities, wide
 from circuitfind.errors import TaskError, entered, unknown
 
 Function = Callable[[Tensor, Batch], Tensor]
@@ -89,21 +89,21 @@ def logit_diff(logits: Tensor, batch: Batch) -> Tensor:
 
 def prob_diff(logits: Tensor, batch: Batch) -> Tensor:
     """Summed probability of the answers minus that of the wrong answers."""
-    probabilities = wide(logits).softmax(-1)
+    probabilities = log_probabilities(logits).exp()
     right, wrong = ((_gather(probabilities, ids) * (ids >= 0)).sum(-1) for ids in (batch.answers, batch.wrong))
     return (right - wrong).mean(-1)
 
 
 def logprob(logits: Tensor, batch: Batch) -> Tensor:
     """Log of the answers' summed probability, in nats."""
-    return _log_sum_of(wide(logits).log_softmax(-1), batch.answers).mean(-1)
+    return _log_sum_of(log_probabilities(logits), batch.answers).mean(-1)
 
 
 def kl(logits: Tensor, batch: Batch) -> Tensor:
     """-KL(clean run || this run) in nats, over the whole vocabulary."""
     assert batch.reference is not None, "the engine gives the reference to metrics that declare it"
     clean = batch.reference
-    return -(clean.exp() * (clean - wide(logits).log_softmax(-1))).sum(-1).mean(-1)
+    return -(clean.exp() * (clean - log_probabilities(logits))).sum(-1).mean(-1)
 
 
 METRICS = {
@@ -150,7 +150,7 @@ def correctness(logits: Tensor, batch: Batch) -> Correctness:
     Accurate: one answer must be above every wrong one; of several answers the summed probability must be above that of
     the wrong ones. Without wrong answers it equals top-1.
     """
-    logprobs = wide(logits).log_softmax(-1)
+    logprobs = log_probabilities(logits)
     best = logprobs.argmax(-1, keepdim=True)
     top1 = (best == batch.answers).any(-1).all(-1)
     if not batch.wrong.shape[-1]:

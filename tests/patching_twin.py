@@ -101,10 +101,17 @@ class PatchingTwin:
             self._logits(source)
         value = seen[0]
         if ablation == "zero":
-            return torch.zeros_like(value)
+            return torch.zeros_like(value) + self._kept(what, layer)
         if ablation == "mean":
             return value[source.mask].mean(0).expand_as(value)
         return value.mean(0).expand_as(value) if ablation == "mean-position" else value
+
+    def _kept(self, what: str, layer: int) -> Tensor | float:
+        """What stays when nothing is written: the output bias (there is none under a post-norm)."""
+        family = self.literal.family
+        name = {"attn": family.o, "mlp": family.down}.get(what)
+        bias = getattr(self.literal.blocks[layer].get_submodule(name), "bias", None) if name else None
+        return 0.0 if bias is None else bias
 
     # ---------------------------------------------------------------- the model
     @contextmanager
@@ -114,7 +121,9 @@ class PatchingTwin:
                 yield
             return
         family, block = self.literal.family, self.literal.blocks[layer]
-        names = {"resid": "", "heads": family.o, "neurons": family.down, "attn": family.o, "mlp": family.mlp_out}
+        names = {"resid": "", "heads": family.o, "neurons": family.down}
+        names |= {"attn": family.post_attn_norm or family.o, "mlp": family.post_mlp_norm or family.mlp_out}
+        names |= {"attn-out": family.o, "mlp-out": family.mlp_out}
         name = names[what] if what in names else (family.qkv or getattr(family, what))
         shape = self.batch.clean.ids.shape
 

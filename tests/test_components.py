@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from families import MODELS, build
 from helpers import off
 from patching_twin import EVERY, PatchingTwin
 from torch import Tensor
 from toys import entering, id_task, linear, wrapped
+from transformers import Gemma2ForCausalLM
 
 import circuitfind as cf
 from circuitfind.batch import Inputs
@@ -119,6 +121,49 @@ def test_ablations(ablation: str) -> None:
         assert _off(sweep, expected.sum(2, keepdims=True)) < 1e-4, what
         measured = cf.patch(model, bound, what, by_position=False, ablation=ablation, seed=3)
         np.testing.assert_allclose([sweep.full, sweep.empty], [measured.full, measured.empty], atol=1e-5)
+
+
+def test_zero_ablation_under_post_norms_is_estimated_where_it_is_written() -> None:
+    """Before a post-norm the gradient stands at a right angle to the output: every estimate would be 0."""
+    model, task = wrapped("gemma2"), id_task((6, 6, 5, 6, 4, 6))
+    for what, least in (("mlp", 0.75), ("attn", 0.4)):
+        sweeps = [_estimate(model, task, what, ablation="zero", by_position=False, method=m) for m in ("atp", "exact")]
+        estimate, exact = (sweep.per_example.ravel() for sweep in sweeps)
+        assert np.corrcoef(estimate, exact)[0, 1] > least
+        assert 0.3 < np.abs(estimate).max() / np.abs(exact).max() < 3
+
+
+def one_value_head() -> cf.Model:
+    config = build("gemma2").config
+    config.num_key_value_heads = 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "one_value_head", lambda: Gemma2ForCausalLM(config))
+        return cf.wrap(build("one_value_head"), None)
+
+
+@pytest.mark.parametrize(
+    ("make", "what", "remedy"),
+    [
+        (lambda: wrapped("gemma2"), "attn-out", "use what='attn' or method='exact'"),
+        (lambda: wrapped("gemma2"), "mlp-out", "use what='mlp' or method='exact'"),
+        (one_value_head, "v", "use method='relp' or method='exact'"),
+        (lambda: wrapped("qwen3"), "q", "use method='atp-qk' or method='exact'"),
+        (lambda: wrapped("gemma3"), "k", "use method='atp-qk' or method='exact'"),
+    ],
+)
+def test_estimates_that_are_rounding_noise_are_refused(make: Any, what: str, remedy: str) -> None:
+    """A norm follows that takes off the scale, and zero ablation changes nothing else. Other ablations do."""
+    model, task = make(), id_task((6, 4, 5))
+    for method in ("atp", "atp-star") if what not in "qk" else ("atp",):
+        with pytest.raises(cf.ScoreError, match=f"'{method}' cannot estimate what='{what}' under ablation 'zero'") as e:
+            _estimate(model, task, what, ablation="zero", by_position=False, method=method)
+        assert remedy in str(e.value)
+    better = remedy.split("'")[1]
+    options = {"method": better} if "method" in remedy.split(" or ")[0] else {"what": better}
+    estimate = _estimate(model, task, **{"what": what, "ablation": "zero", "by_position": False, **options})
+    exact = cf.patch(model, task, estimate.what, ablation="zero", by_position=False)
+    assert 0.2 < np.abs(estimate.per_example).max() / np.abs(exact.per_example).max() < 5
+    assert np.abs(_estimate(model, task, what, by_position=False).effects).max() > 1e-3
 
 
 @pytest.mark.parametrize("direction", ["noising", "denoising"])

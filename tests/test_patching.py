@@ -22,7 +22,7 @@ import circuitfind as cf
 from circuitfind import checkpoint
 from circuitfind.calls import ready
 from circuitfind.engine import restart
-from circuitfind.engine.ablation import resampled
+from circuitfind.engine.ablation import ABLATIONS, resampled
 from circuitfind.engine.memory import SideBySide
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.statistics import mean_intervals
@@ -93,12 +93,40 @@ def test_ablations_equal_their_twins(ablation: str) -> None:
     bound = id_task((5, 4, 5) if ablation in ("zero", "mean") else (5, 5, 5)).on(model)
     dealt = resampled(bound.batch, 3).corrupted if ablation == "resample" else None
     twin = PatchingTwin(model, bound, dealt)
-    for what in ("heads", "k", "mlp", "attn", "resid-mid"):
+    for what in ("heads", "k", "mlp", "attn", "mlp-out", "attn-out", "resid-mid"):
         sweep = cf.patch(model, bound, what, by_position=False, ablation=ablation, seed=3, batch_size=2)
         assert off_sweep(sweep, twin.effects(what, False, ablation=ablation)) < 1e-4, what
     evaluator = Evaluator.of(model, bound, ablation=ablation, seed=3)
     np.testing.assert_allclose(sweep.full, evaluator.full, atol=1e-5)
     np.testing.assert_allclose(sweep.empty, evaluator.empty, atol=1e-5)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "opt", "falcon", "granite", "olmo2"])
+def test_an_mlp_is_the_node_and_attention_the_heads_of_its_layer(name: str, ablation: str) -> None:
+    """Output biases (gpt2, opt, falcon) stay, post-norms (gemma2, olmo2) are part of the writer."""
+    model, task = wrapped(name), id_task((5, 5, 5))
+    asked = {"ablation": ablation, "seed": 1}
+    for method in ("exact", "atp"):
+        nodes = cf.attribute(model, task, method, level="node", **asked)
+        mlps = cf.attribute(model, task, method, level="node", what="mlp", by_position=False, **asked)
+        np.testing.assert_allclose(mlps.effects, [nodes["m0"], nodes["m1"]], rtol=1e-4, atol=1e-5)
+    graph = model.graph
+    without = np.stack([graph.real, graph.real])
+    for layer in BOTH:
+        without[layer, graph.heads(layer)] = False
+    evaluator = Evaluator.of(model, task, **asked)
+    expected = evaluator.full - evaluator.run(without).metric
+    np.testing.assert_allclose(
+        cf.patch(model, task, "attn", by_position=False, **asked).per_example, expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_module_with_its_bias_is_another_place() -> None:
+    model, task = wrapped("gpt2"), id_task((5, 5))
+    written, out = (cf.patch(model, task, what, by_position=False, ablation="zero") for what in ("mlp", "mlp-out"))
+    assert np.abs(written.effects - out.effects).min() > 1e-3
+    assert (written.names(), out.names()) == (["m0", "m1"], ["mlp-out0", "mlp-out1"])
 
 
 @pytest.mark.parametrize("metric", ["kl", "prob_diff"])

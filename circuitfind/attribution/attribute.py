@@ -64,7 +64,8 @@ def attribute(
             `record.sign` says what they are.
         level: "edge" or "node".
         what: at level "node", the places of a sweep instead of the writers: "resid", "resid-mid", "attn", "mlp",
-            "heads", "q", "k", "v", "pattern" or "neurons", as for `circuitfind.patch`, which measures them.
+            "attn-out", "mlp-out", "heads", "q", "k", "v", "pattern" or "neurons", as for `circuitfind.patch`,
+            which measures them.
         by_position: node scores by position; prompts of one length only. Default: as `circuitfind.patch` does for
             `what`, else no.
         by_span: of `what`: by named spans of the prompts, as for `circuitfind.patch`.

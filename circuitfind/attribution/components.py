@@ -11,6 +11,10 @@
    the attention pattern, and "atp-star" takes mean magnitudes with each layer's gradient dropped, which are not
    effects (`atp_star.py`).
 
+5. A norm takes the scale off what enters it. Where an ablation changes nothing but the scale (zero ablation of all that
+   a post-norm reads, or of queries under a norm of their own), the gradient stands at a right angle to the change and
+   every estimate is rounding noise. Such estimates are refused.
+
 The same places, axes and signs as those of `circuitfind.patch`, which measures what this estimates.
 """
 
@@ -49,6 +53,15 @@ class Base(NamedTuple):
     batch: Batch
 
 
+RIGHT_ANGLE = 1e-3  # a cosine that an eps within a norm, or rounding, may leave
+BETTER = {
+    "v": "method='relp'",
+    "q": "method='atp-qk'",
+    "k": "method='atp-qk'",
+    "attn-out": "what='attn'",
+    "mlp-out": "what='mlp'",
+}
+
 Passes = Callable[[Experiment, Base, Effects], Iterable[tuple[Tensor, float]]]
 Changes = Callable[[Restart, str, Values, Tensor, Tensor], Tensor]
 
@@ -83,6 +96,7 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
     points = method.points(*at) if method.points else []
     reach: list[float] = []  # how much the stream's end could move the metric, and the metric itself
     values: list[float] = []
+    cosines: list[float] = []  # the largest between the change of a place and the gradient, where there are both
 
     def one(batch: Batch, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         sides = plan.capture(batch)
@@ -94,8 +108,14 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
             if changes is not None:  # a pattern's change serves all passes: their gradients wait for it
                 found = head_gradients(adapter, plan.layers, run, gradients)
                 return torch.stack([found[layer] for layer in plan.layers])
-            found = site_effects(adapter, plan.kind.site, delta, run, gradients)
-            return einsum(torch.stack([found[layer] for layer in plan.layers]), places, "l b t u, b t s -> l u s b")
+            met = site_effects(adapter, plan.kind.site, delta, run, gradients)
+            value, most = (
+                einsum(torch.stack(each), places, "l b t u, b t s -> l u s b")
+                for each in zip(*(met[layer] for layer in plan.layers), strict=True)
+            )
+            if (most > 0).any():
+                cosines.append(float((value.abs() / most)[most > 0].max()))
+            return value
 
         base, other = Base(batch.clean, sides.clean, sides.batch), sides.other
         if not noising:
@@ -112,6 +132,7 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
 
     parts = [part for _, part in experiment.in_batches(one, "estimates")]
     check_not_flat(experiment.metric, torch.tensor(reach), max(values))
+    _check_angle(experiment, method, what, cosines)
     effects, full, empty = (np.concatenate(values, axis=-1) for values in zip(*parts, strict=True))
     sign = method.sign("place", request.options)
     if sign.startswith("effect"):
@@ -123,6 +144,17 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
         name = sweep.names()[int((~np.isfinite(sweep.effects)).ravel().argmax())]
         raise ScoreError(f"the estimate of {name} is NaN or infinite: look for these in the logits or in your metric")
     return sweep
+
+
+def _check_angle(experiment: Experiment, method: Method, what: str, cosines: list[float]) -> None:
+    least = max(RIGHT_ANGLE, 2 * torch.finfo(experiment.adapter.dtype).eps)
+    if cosines and max(cosines) < least:
+        other = f"use {BETTER[what]} or method='exact'" if what in BETTER else "use method='exact'"
+        raise ScoreError(
+            f"'{method.name}' cannot estimate what='{what}' under ablation '{experiment.ablation.name}' in this model:"
+            " a norm that comes next takes off the scale, and nothing else is changed. Every estimate would be rounding"
+            f" noise around 0: {other}"
+        )
 
 
 def _members(plan: SweepPlan, rows: slice, batch: Batch) -> Tensor:

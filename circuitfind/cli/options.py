@@ -36,7 +36,7 @@ NODE_RANKINGS = ("atp-star", "hisp", "activation", "random")
 ESTIMATES = ("atp", "relp", "eap-ig-inputs", "clean-corrupted", "atp-qk")  # of places
 LEARNED = ("edge-pruning", "subnetwork-probing", "ugs")
 ABLATIONS = ("corrupted", "zero", "mean", "mean-position", "resample")
-KINDS = ("resid", "resid-mid", "attn", "mlp", "heads", "q", "k", "v", "pattern", "neurons")
+KINDS = ("resid", "resid-mid", "attn", "mlp", "attn-out", "mlp-out", "heads", "q", "k", "v", "pattern", "neurons")
 METRICS = ("logit_diff", "prob_diff", "logprob", "kl")
 ORDERS = (
     *("reverse-topological", "reverse-topological-earliest", "reverse-topological-shuffled"),
@@ -221,7 +221,7 @@ class Places:
 
     PANEL = SCORING
     by_position: bool | None = option(
-        "Each position on its own; equal lengths only. Default: for resid, resid-mid, attn, mlp.",
+        "Each position on its own; equal lengths only. Default: for the stream, attention and MLPs.",
         names=("--by-position/--all-positions",),
     )
     by_span: bool = option("By the named spans of the prompts, of any lengths.", False)

@@ -1,6 +1,8 @@
 """What one kind of site holds in a run, layer by layer, its means, and attention scores.
 
-1. `resid`, `middle`, `attn_out`, `mlp_out`, `q`, `k` and `v` are what a captured `Run` holds anyway.
+1. `resid`, `middle`, `attn_out`, `mlp_out`, `q`, `k` and `v` are what a captured `Run` holds anyway. `attn` and `mlp`
+   are what these two add to the stream: after a post-norm and the residual multiplier, without the output bias. `mlp`
+   is what the node writes, `attn` the sum of the heads.
 2. `z` (the heads before the output projection) and `hidden` (an MLP's neurons) are the input of that projection;
    `pattern` is the second result of the attention module, which transformers fills under its "eager" implementation
    only: the model is switched to it for the pass and back. A pattern is believed only if pattern x values gives the
@@ -52,7 +54,10 @@ def capture_site(adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[i
     run = capture(adapter, inputs)
     if site in ("q", "k", "v"):
         return run, {layer: getattr(run.qkv[layer], site) for layer in layers}
-    return run, {layer: getattr(run, site)[layer].view(run.resid[0].shape) for layer in layers}
+    if site == "attn":
+        return run, {layer: adapter.layers[layer].attn_written(run.attn_out[layer], bias=False) for layer in layers}
+    values = run.mlps if site == "mlp" else getattr(run, site)
+    return run, {layer: values[layer].view(run.resid[0].shape) for layer in layers}
 
 
 def site_means(experiment: Experiment, site: str, layers: Sequence[int]) -> Values:

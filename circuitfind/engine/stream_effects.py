@@ -28,12 +28,14 @@ joins the stream, summed over d_model. Summing a node's edge scores gives the sa
 
 `site_effects`, in the units that a sweep patches:
 
-1. The gradient at what attention or an MLP puts out is the one where that joins the stream, times the residual
-   multiplier, pulled back through the post-norm where there is one.
+1. What attention or an MLP writes (`attn`, `mlp`) meets the gradient where it joins the stream. The gradient at what
+   the module puts out (`attn_out`, `mlp_out`) is that one times the residual multiplier, pulled back through the
+   post-norm where there is one.
 2. The gradient at the heads (`z`) or at an MLP's neurons (`hidden`) is that one through the output projection's rows;
    at queries, keys and values it is taken as autograd gives it; at the stream it is the stream's own, which in the
    middle of a block is the one where attention's output joins it.
-3. A unit's effect is its difference times the gradient, summed over its features. A pattern's difference makes, with
+3. A unit's effect is its difference times the gradient, summed over its features; it is at most the product of the two
+   lengths, of which almost nothing is left where the two stand at a right angle. A pattern's difference makes, with
    the values of the pass at which the gradient was taken, a difference of its head.
 """
 
@@ -152,8 +154,17 @@ def node_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGr
     return effects
 
 
-def site_effects(adapter: Adapter, site: str, delta: Values, run: Run, gradients: ReaderGradients) -> Values:
-    """By layer, `[batch, pos, units]` first-order effects of every unit at every position (of a pattern: query).
+class Effects(NamedTuple):
+    """First-order effects `[batch, pos, units]`, and the most that changes and gradients of this length can have."""
+
+    value: Tensor
+    most: Tensor
+
+
+def site_effects(
+    adapter: Adapter, site: str, delta: Values, run: Run, gradients: ReaderGradients
+) -> dict[int, Effects]:
+    """By layer, first-order effects of every unit at every position (of a pattern: query).
 
     Args:
         site: as for `capture_site`.
@@ -161,8 +172,8 @@ def site_effects(adapter: Adapter, site: str, delta: Values, run: Run, gradients
         run: the pass at which the gradients were taken.
     """
     if site in ("q", "k", "v"):
-        return {layer: _dot(change, getattr(gradients.qkv[layer], site)) for layer, change in delta.items()}
-    effects: Values = {}
+        return {layer: _met(change, getattr(gradients.qkv[layer], site)) for layer, change in delta.items()}
+    effects: dict[int, Effects] = {}
     for at in stream_gradients(adapter, run, gradients):
         if at.layer in delta:
             effects[at.layer] = _effects(adapter, site, delta[at.layer], run, at)
@@ -171,21 +182,23 @@ def site_effects(adapter: Adapter, site: str, delta: Values, run: Run, gradients
     return effects
 
 
-def _effects(adapter: Adapter, site: str, change: Tensor, run: Run, at: StreamGradients) -> Tensor:
+def _effects(adapter: Adapter, site: str, change: Tensor, run: Run, at: StreamGradients) -> Effects:
     view, layer = adapter.layers[at.layer], at.layer
-    if site in ("resid", "middle"):
-        return _dot(change, at.entering if site == "resid" else at.attention).unsqueeze(-1)
+    in_stream = {"resid": at.entering, "middle": at.attention, "attn": at.attention, "mlp": at.mlp}
+    if site in in_stream:
+        return _met(change.unsqueeze(-2), in_stream[site].unsqueeze(-2))
     if site in ("mlp_out", "hidden"):
         gradient = _before(view.post_mlp_norm, run.mlp_out[layer].view(at.mlp.shape), at.mlp * view.multiplier)
     else:
         gradient = _at_attention(adapter, run, at)
     if site in ("mlp_out", "attn_out"):
-        return _dot(change, gradient).unsqueeze(-1)
+        return _met(change.unsqueeze(-2), gradient.unsqueeze(-2))
     if site == "hidden":
-        return change * einsum(gradient, input_rows(adapter, site, layer).to(gradient), "b t d, n d -> b t n")
+        at_neurons = einsum(gradient, input_rows(adapter, site, layer).to(gradient), "b t d, n d -> b t n")
+        return _met(change.unsqueeze(-1), at_neurons.unsqueeze(-1))
     if site == "pattern":
         change = attended(adapter, change, run.qkv[layer].v, range(adapter.graph.n_heads))
-    return _dot(change, _at_heads(adapter, layer, gradient))
+    return _met(change, _at_heads(adapter, layer, gradient))
 
 
 def head_gradients(adapter: Adapter, layers: Container[int], run: Run, gradients: ReaderGradients) -> Values:
@@ -213,6 +226,10 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     """The inner product over the last axis."""
     product: Tensor = torch.linalg.vecdot(a, b)
     return product
+
+
+def _met(change: Tensor, gradient: Tensor) -> Effects:
+    return Effects(_dot(change, gradient), change.norm(dim=-1) * gradient.norm(dim=-1))
 
 
 def _before(norm: Norm | None, output: Tensor, gradient: Tensor) -> Tensor:

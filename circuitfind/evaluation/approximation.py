@@ -8,8 +8,8 @@
        size = root of (sum of |change|^2 over tokens and units) / (sum of |whole|^2 over the same tokens and units)
 
    over the real tokens at which anything changes. The whole is the residual stream that the change is added to
-   (`attn`, `mlp`, `heads`, `neurons`), or the replaced value itself (`resid`, `resid-mid`, `q`, `k`, `v`, `pattern`),
-   in the run that is patched: clean in noising, corrupted in denoising.
+   (`attn`, `mlp`, `attn-out`, `mlp-out`, `heads`, `neurons`), or the replaced value itself (`resid`, `resid-mid`, `q`,
+   `k`, `v`, `pattern`), in the run that is patched: clean in noising, corrupted in denoising.
 
 Nanda 2023: the approximation is good for heads and poor for the residual stream.
 """
@@ -263,9 +263,9 @@ def _sums(plan: SweepPlan, layer: int, sides: Sides, delta: Writers) -> Tensor:
     difference = own - there[layer].to(work)
     if what == "heads":
         change = adapter.head_outputs(layer, delta.heads[layer]).pow(2).sum(-1).movedim(0, -1)
-    elif what == "attn":
+    elif what in ("attn", "attn-out"):
         change = adapter.head_outputs(layer, delta.heads[layer]).sum(0).pow(2).sum(-1, keepdim=True)
-    elif what == "mlp":
+    elif what in ("mlp", "mlp-out"):
         change = delta.mlps[layer].pow(2).sum(-1, keepdim=True)
     elif what == "neurons":
         view = adapter.layers[layer]

@@ -34,6 +34,8 @@ WORDS = {
     "resid-mid": "the residual stream between attention and MLPs",
     "attn": "attention outputs",
     "mlp": "MLP outputs",
+    "attn-out": "outputs of attention modules",
+    "mlp-out": "outputs of MLP modules",
     "heads": "heads",
     "q": "queries",
     "k": "keys",

@@ -183,14 +183,13 @@ class LayerView:
             return heads
         return heads * self.post_attn_norm.scale(attn_out.to(self.work)).unsqueeze(-1)
 
-    def attn_written(self, attn_out: Tensor) -> Tensor:
-        """`[batch, pos, d_model]`: what attention, with its bias, adds to the stream."""
-        return self._written(attn_out.to(self.work), self.post_attn_norm)
+    def attn_written(self, attn_out: Tensor, bias: bool = True) -> Tensor:
+        """`[batch, pos, d_model]`: what attention adds to the stream, with its output projection's bias or without."""
+        return self._written(attn_out, None if bias else self.family.o, self.post_attn_norm)
 
     def mlp_written(self, mlp_out: Tensor) -> Tensor:
         """`[batch, pos, d_model]`: what the MLP adds to the stream, without its output projection's bias."""
-        bias, out = self._bias(self.family.down), mlp_out.to(self.work)
-        return self._written(out if bias is None else out - bias, self.post_mlp_norm)
+        return self._written(mlp_out, self.family.down, self.post_mlp_norm)
 
     def constants(self) -> tuple[Tensor | None, Tensor | None]:
         """`[d_model]` each: biases of the attention's and the MLP's output projection as added to the stream."""
@@ -201,7 +200,10 @@ class LayerView:
         bias = getattr(self.module(name), "bias", None) if name else None
         return None if bias is None else bias.detach().to(self.work)
 
-    def _written(self, x: Tensor, norm: Norm | None) -> Tensor:
+    def _written(self, output: Tensor, biased: str | None, norm: Norm | None) -> Tensor:
+        """`biased`: the projection whose bias is left out."""
+        bias, x = self._bias(biased), output.to(self.work)
+        x = x if bias is None else x - bias
         x = x if norm is None else norm(x)
         return x if self.multiplier == 1 else x * self.multiplier
 

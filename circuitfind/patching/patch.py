@@ -65,12 +65,15 @@ def patch(
 
     Args:
         what: "resid" (the residual stream entering each block), "resid-mid" (the stream between a block's attention and
-            its MLP), "attn", "mlp" (what a layer's attention or MLP puts out), "heads" (a head's output before the
-            output projection), "q", "k", "v" (a head's queries, keys or values as they are projected; the model's own
-            key/value heads where they are grouped), "pattern" (a head's attention pattern), "neurons" (of some layers'
-            MLPs, as their output projection reads them), or a kind of your own (`circuitfind.register`).
+            its MLP), "attn", "mlp" (what a layer's attention or MLP writes to the stream, as nodes do: after a
+            post-norm, without the output bias, which stays), "attn-out", "mlp-out" (what the module puts out, bias and
+            all, before a post-norm), "heads" (a head's output before the output projection), "q", "k", "v" (a head's
+            queries, keys or values as they are projected; the model's own key/value heads where they are grouped),
+            "pattern" (a head's attention pattern), "neurons" (of some layers' MLPs, as their output projection reads
+            them), or a kind of your own (`circuitfind.register`).
         by_position: each position is a place of its own, for prompts of one length. Default: yes for "resid",
-            "resid-mid", "attn" and "mlp"; no for the others, whose places are then patched at all positions together.
+            "resid-mid", "attn", "mlp", "attn-out" and "mlp-out"; no for the others, whose places are then patched at
+            all positions together.
         by_span: instead, each named span of the prompts (`Task.spans`) is a place of its own, wherever it stands in
             each pair; the last read position ("end") and all other tokens ("rest") are two more. See
             `circuitfind.patching.spans`.

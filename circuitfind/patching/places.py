@@ -1,6 +1,11 @@
 """What a sweep patches: kinds of places, as records in a registry, and how one place is replaced in a run.
 
-A *place* is one unit of one layer, at all positions or at one span of them. Every kind is brought to one of two forms:
+A *place* is one unit of one layer, at all positions or at one span of them. `attn` and `mlp` are what is written to the
+residual stream, as nodes are: after a post-norm, without the output bias, which is never ablated. `mlp` is the node
+`m3`, `attn` all heads of a layer together. `attn-out` and `mlp-out` are what the modules put out, bias and all, before
+a post-norm: another place wherever the ablated value is not that of one run (`zero`, and `mean` under a post-norm).
+
+Every kind is brought to one of two forms:
 
 * new queries, keys or values of a layer (`q`, `k`, `v`);
 * a change of the residual stream where a block begins (all others): a head's or neuron's difference goes through its
@@ -123,7 +128,7 @@ def _down(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Ten
     return found
 
 
-def _entering(restart: Restart, layer: int, written: Tensor) -> Tensor:
+def _as_it_is(restart: Restart, layer: int, written: Tensor) -> Tensor:
     return written
 
 
@@ -143,7 +148,7 @@ def _more(write: Callable[[Tensor], Tensor], output: Tensor, difference: Tensor)
 
 
 _KINDS = (
-    Kind("resid", "resid", "resid{layer}", reached=_entering, entering=True, in_stream=True, by_position=True),
+    Kind("resid", "resid", "resid{layer}", reached=_as_it_is, entering=True, in_stream=True, by_position=True),
     Kind(
         "resid-mid",
         "middle",
@@ -154,8 +159,10 @@ _KINDS = (
         parallel=False,
         instead="'resid', 'attn' or 'mlp'",
     ),
-    Kind("attn", "attn_out", "a{layer}", reached=_from_attention, by_position=True),
-    Kind("mlp", "mlp_out", "m{layer}", reached=_from_mlp, by_position=True),
+    Kind("attn", "attn", "a{layer}", reached=Restart.after_mlp, by_position=True),
+    Kind("mlp", "mlp", "m{layer}", reached=_as_it_is, by_position=True),
+    Kind("attn-out", "attn_out", "attn-out{layer}", reached=_from_attention, by_position=True),
+    Kind("mlp-out", "mlp_out", "mlp-out{layer}", reached=_from_mlp, by_position=True),
     Kind("heads", "z", "a{layer}.h{unit}", "head", _heads, _projected, _from_attention),
     Kind("q", "q", "a{layer}.h{unit}<q>", "head", _heads),
     Kind("k", "k", "a{layer}.{kv}{unit}<k>", "head", _kv_heads),

@@ -50,6 +50,8 @@ WORDS = {
     "resid-mid": "Residual stream between attention and MLPs",
     "attn": "Attention outputs",
     "mlp": "MLP outputs",
+    "attn-out": "Outputs of attention modules",
+    "mlp-out": "Outputs of MLP modules",
     "heads": "Heads",
     "q": "Queries",
     "k": "Keys",
