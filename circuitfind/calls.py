@@ -6,6 +6,7 @@
    switched off inside, so the model runs as it is, in its own precision.
 4. What is kept of the weights is read again where they have changed since the last call. Where modules or hooks are
    new, the identities are proved again with them in place (`engine/identities.py`).
+5. What does not fit in memory, even in the smallest batches, ends in one line (`engine/memory.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from circuitfind.engine.identities import require_identities
+from circuitfind.engine.memory import within_memory
 from circuitfind.errors import ModelError
 from circuitfind.models.backends import observe
 from circuitfind.models.load import Model
@@ -49,10 +51,10 @@ def ready(model: Model) -> Iterator[None]:
     """Inside, the model is this thread's alone, and what is known of it is true.
 
     Raises:
-        ModelError: torch's default device is "meta"; or new modules or hooks break an identity.
+        ModelError: torch's default device is "meta"; new modules or hooks break an identity; or memory ran out.
     """
     adapter = model.adapter
-    with adapter.lock, own_arithmetic():
+    with adapter.lock, own_arithmetic(), within_memory(adapter):
         if adapter.held_by is None:
             if adapter.refresh():
                 observe(adapter)

@@ -219,7 +219,7 @@ def test_running_out_of_memory_costs_a_warning_only(monkeypatch: pytest.MonkeyPa
         scores = cf.attribute(model, task, "eap")
     assert [str(w.message) for w in warned] == [f"out of memory: trying again with batches of {n}" for n in (2, 1)]
     assert sizes == [4, 2, 1, 1, 1, 1] and off_scores(scores, expected) < CLOSE
-    with pytest.warns(UserWarning), pytest.raises(torch.OutOfMemoryError):
+    with pytest.warns(UserWarning), pytest.raises(cf.ModelError, match="out of memory on cpu with a batch of 1 pair"):
         monkeypatch.setattr(gradients, "capture_gradients", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
         cf.attribute(model, task, "eap")
 

@@ -111,7 +111,7 @@ def test_training_is_adam_on_the_loss_of_masked_runs() -> None:
     optimiser = torch.optim.Adam([weights], lr=0.1)
     multipliers = torch.zeros(2, dtype=torch.float64)
     for step in range(3):
-        (rows,) = training.batches.at(step)
+        (rows,) = training.batches.at(step).each(lambda runs: runs, "runs")
         u = torch.from_numpy(np.random.default_rng((3, step)).random(count))
         mask = HARD_CONCRETE.sample(weights, u).view(model.graph.real.shape)
         metric = bound.metric(run_masked(rows, mask), rows.batch).mean()
@@ -137,7 +137,8 @@ def test_mini_batches_hold_every_pair_once_an_epoch_whatever_the_batch_size() ->
     for size in (None, 1):
         batches, seen = MiniBatches(Experiment.of(model, bound, {"batch_size": size}), 2), []
         for step in range(6):
-            seen.append(sorted(tuple(row) for part in batches.at(step) for row in part.batch.clean.ids.tolist()))
+            parts = batches.at(step).each(lambda runs: runs.batch.clean.ids.tolist(), "runs")
+            seen.append(sorted(tuple(row) for part in parts for row in part))
         for epoch in (seen[:3], seen[3:]):
             assert sorted(row for rows in epoch for row in rows) == sorted(map(tuple, bound.batch.clean.ids.tolist()))
         orders.append(seen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 import torch
 from helpers import edge_scores, off, random_pairs
 
+import circuitfind as cf
 from circuitfind.batch import Batch
-from circuitfind.engine.memory import batch_size_for, estimate_memory, in_batches
+from circuitfind.engine.memory import PATCHES, batch_size_for, estimate_memory, in_batches, room, within_memory
 from circuitfind.errors import TaskError
 from circuitfind.models.adapter import Adapter
 
@@ -51,19 +54,76 @@ def test_a_batch_that_does_not_fit_is_halved(adapter_of: Callable[..., Adapter],
         return ids_of(batch, rows)
 
     with pytest.warns(UserWarning, match="out of memory: trying again with batches of"):
-        parts = list(in_batches(adapter, seven, function, 7, "rows"))
+        parts = list(in_batches(adapter, seven, function, 50, "rows"))
     assert [row for _, part in parts for row in part] == seven.clean.ids.tolist()
     assert tried[:2] == [7, 3] and max(tried[2:]) <= 2
+    with within_memory(adapter), pytest.warns(UserWarning):
+        for _ in range(2):  # the second loop of a call knows what did not fit in the first
+            list(in_batches(adapter, seven, function, 7, "rows"))
+    assert tried.count(7) == 2
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError, ValueError, RuntimeError])
-def test_other_errors_and_single_rows_that_do_not_fit_are_raised(
-    error: type[Exception], adapter_of: Callable[..., Adapter], seven: Batch
+@pytest.mark.parametrize(
+    ("error", "asked"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has"), "2.00 GiB"),
+        (MemoryError(), ""),
+        (MemoryError("Unable to allocate 728. TiB for an array with shape (100000000000000,)"), "728. TiB"),
+        (
+            RuntimeError(
+                "[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+                " 512 bytes. Error code 12"
+            ),
+            "512 bytes",
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes."), "99 bytes"),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB). Tried to allocate 1.5 GB"), "1.5 GB"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), ""),
+        (RuntimeError("could not create a memory object"), ""),
+        (RuntimeError("std::bad_alloc"), ""),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), ""),
+    ],
+)
+def test_every_way_of_saying_it_ends_in_one_line(
+    error: Exception, asked: str, adapter_of: Callable[..., Adapter], seven: Batch
 ) -> None:
+    adapter, rooms = adapter_of("gpt2"), []
+
+    def function(batch: Batch, rows: slice) -> None:
+        rooms.append((len(batch), PATCHES.runs(adapter.device, 8), room().part))
+        raise error
+
+    with pytest.warns(UserWarning) as warned, pytest.raises(cf.ModelError) as raised, within_memory(adapter):
+        list(in_batches(adapter, seven, function, 4, "rows"))
+    assert rooms == [(4, 256, 1), (2, 128, 0.5), (1, 64, 0.25), (1, 1, 0)]  # runs of 8 tokens beside each other
+    assert str(warned[-1].message) == "out of memory: trying again with one run at a time"
+    text = str(raised.value)
+    assert text.startswith("out of memory on cpu with a batch of 1 pair of 9 tokens (rows)")
+    assert ("asked for" in text) == bool(asked) and asked in text and "shorter prompts or fewer" in text
+
+
+def test_what_was_computed_is_let_go_of_before_the_next_try(adapter_of: Callable[..., Adapter], seven: Batch) -> None:
+    """A traceback holds the frames of what failed, and they hold its tensors."""
+    held: list[Any] = []
+
+    def function(batch: Batch, rows: slice) -> int:
+        assert all(reference() is None for reference in held)
+        own = torch.zeros(3)
+        held.append(weakref.ref(own))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError
+        return 0
+
+    with pytest.warns(UserWarning):
+        assert len(list(in_batches(adapter_of("gpt2"), seven, function, 7, "rows"))) == 7
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError, OSError])
+def test_other_errors_are_raised(error: type[Exception], adapter_of: Callable[..., Adapter], seven: Batch) -> None:
     def function(batch: Batch, rows: slice) -> None:
         raise error("no")
 
-    with pytest.raises(error, match="no"):
+    with pytest.raises(error, match="no"), within_memory(adapter_of("gpt2")):
         list(in_batches(adapter_of("gpt2"), seven, function, 1, "rows"))
 
 

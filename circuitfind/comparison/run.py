@@ -8,7 +8,8 @@
 4. Rankings are held against a reference circuit (AUROC) and against the exact effects (rank correlation), circuits of
    equal size against each other (Jaccard similarity).
 
-A method that cannot work here (a metric that is flat at the clean run, an ablation that it does not know) is listed
+A method that cannot work here (a metric that is flat at the clean run, an ablation that it does not know, too little
+memory) is listed
 with its reason; the others go on.
 """
 
@@ -29,7 +30,8 @@ from circuitfind.comparison.methods import Entrant, Given, chosen
 from circuitfind.comparison.result import Comparison, Entry
 from circuitfind.costs import Costs, measuring
 from circuitfind.engine.experiment import Experiment
-from circuitfind.errors import FileError, ScoreError, TaskError
+from circuitfind.engine.memory import within_memory
+from circuitfind.errors import FileError, ModelError, ScoreError, TaskError
 from circuitfind.evaluation.agreement import PERCENTAGES, Level, agreement, check_same_graph
 from circuitfind.evaluation.curve import Curve, Mib, curve_of, sizes_of
 from circuitfind.evaluation.faithfulness import Evaluator
@@ -94,7 +96,7 @@ def compare(
     for name, entrant in track(list(entrants.items()), "methods"):
         try:
             rankings[name] = _ranking(experiment.on(search), name, entrant, shelf)
-        except (ScoreError, TaskError) as error:
+        except (ModelError, ScoreError, TaskError) as error:
             refused[name] = str(error)
     curves: dict[str, Mib] = {}
     for name, (scores, _) in track(list(rankings.items()), "curves"):
@@ -162,7 +164,7 @@ def _ranking(search: Experiment, name: str, entrant: Entrant, shelf: _Shelf) -> 
     """A method's ranking, from the shelf if it is there."""
     if entrant.kept and (kept := shelf.take(name)) is not None:
         return kept
-    with measuring() as costs:
+    with within_memory(search.adapter), measuring() as costs:
         scores = entrant.rank(search)
     per_pair = replace(costs, forwards=costs.forwards / len(search), backwards=costs.backwards / len(search))
     ranking = _Ranking(scores, per_pair)

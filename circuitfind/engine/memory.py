@@ -2,21 +2,28 @@
 
 1. `estimate_memory` counts what grows with the batch: activations that autograd keeps, captured writers and streams,
    and the contraction's working set. `batch_size_for` is the largest batch within the budget.
-2. `in_batches` works through the pairs in batches. One that runs out of memory is halved and tried again, with a
-   warning that says so.
+2. `in_batches` works through the pairs in batches. Where one runs out of memory, the next are half as large, with a
+   warning that says so; so are working sets and runs side by side. A single pair is tried once more, one run at a time.
+   What a call has learned about its `Room` holds for all of its loops.
+3. What does not fit even so leaves a public call as one line (`within_memory`).
 """
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
-import warnings
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
 
 from circuitfind.batch import Batch
+from circuitfind.errors import ModelError, warn
 from circuitfind.models.adapter import Adapter
 from circuitfind.progress import progress
 from circuitfind.setting import check_batch_size
@@ -35,6 +42,47 @@ KEPT_PER_LAYER = 18  # activations of width d_model that autograd keeps in one b
 RUN_PER_LAYER = 10  # values of width d_model that a captured run holds of a block, in round numbers
 
 
+# How a processor, an accelerator, numpy and the system say that there is no memory left.
+OUT_OF_MEMORY = re.compile(
+    r"out of memory|(can't|cannot|could not|unable to|failed to) (allocate|create a memory)|not enough memory"
+    r"|bad_alloc|alloc_failed",
+    re.IGNORECASE,
+)
+ASKED_FOR = re.compile(r"allocate ([\d.,]+ ?(?:bytes|[KMGT]i?B))")
+
+
+@dataclass
+class Room:
+    """What a call has learned about memory.
+
+    part: of the budgets, halved where memory ran out; 0 is one pair and one run at a time. tried: the last batch.
+    """
+
+    part: float = 1.0
+    tried: str = ""
+
+    def fitting(self, size: int, pairs: int) -> int:
+        """The size of batches of so many pairs, where `size` was to be taken."""
+        return max(1, int(min(size, pairs) * self.part))
+
+
+_room: ContextVar[Room | None] = ContextVar("circuitfind_room", default=None)
+
+
+def room() -> Room:
+    """That of the call that is running."""
+    return _room.get() or Room()
+
+
+@contextmanager
+def _within(room: Room) -> Iterator[None]:
+    token = _room.set(room)
+    try:
+        yield
+    finally:
+        _room.reset(token)
+
+
 class SideBySide(NamedTuple):
     """How many tokens of runs are worth running as one batch, on a processor and elsewhere: more gains nothing."""
 
@@ -42,8 +90,8 @@ class SideBySide(NamedTuple):
     elsewhere: int
 
     def at_most(self, device: torch.device) -> int:
-        """Of these two, the one for this device."""
-        return self.processor if device.type == "cpu" else self.elsewhere
+        """Of these two, the one for this device, or the part of it that there is room for."""
+        return int((self.processor if device.type == "cpu" else self.elsewhere) * room().part)
 
     def runs(self, device: torch.device, tokens: int) -> int:
         """How many runs of so many tokens, at least one."""
@@ -134,18 +182,47 @@ def _free(device: torch.device) -> int | None:
 
 def in_cache(device: torch.device) -> int:
     """Bytes worth working on at a time."""
-    return IN_CACHE.get(device.type, HELD)
+    return int(IN_CACHE.get(device.type, HELD) * room().part)
 
 
 def token_slices(n_tokens: int, rows: int, adapter: Adapter, bytes_at_a_time: int) -> Iterator[slice]:
     """Token slices whose `[rows, tokens, d_model]` fits the budget."""
-    size = max(1, bytes_at_a_time // (rows * row_bytes(adapter)))
+    size = max(1, int(bytes_at_a_time * room().part) // (rows * row_bytes(adapter)))
     return (slice(start, min(start + size, n_tokens)) for start in range(0, n_tokens, size))
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether this is how a device or processor says so."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+    """Whether this is how a device, a library or the system says so."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+
+
+@contextmanager
+def within_memory(adapter: Adapter) -> Iterator[None]:
+    """Inside, loops share their `Room`, and what does not fit ends in one line.
+
+    Raises:
+        ModelError: memory ran out, even with one pair and one run at a time.
+    """
+    here = Room(room().part)
+    try:
+        with _within(here):
+            yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        asked = ASKED_FOR.search(str(error))
+        weights = sum(value.numel() * value.element_size() for value in adapter.model.parameters())
+        raise ModelError(
+            f"out of memory on {adapter.device}"
+            + (f" with {here.tried}" if here.tried else "")
+            + (f", where {asked[1]} were asked for" if asked else "")
+            + f"; the model's weights take {weights / 2**20:,.0f} MiB: give shorter prompts or fewer, or load the model"
+            " in half precision (dtype='bfloat16') or on a device with more memory"
+        ) from None
 
 
 def free_memory(device: torch.device) -> None:
@@ -163,19 +240,29 @@ def in_batches(
     When memory runs out the slice is halved and only the failed rows are done again.
     """
     check_batch_size(batch_size)
-    size = batch_size or batch_size_for(adapter, len(batch), batch.clean.ids.shape[1])
+    here, pairs = room(), len(batch)
+    size = here.fitting(batch_size or batch_size_for(adapter, pairs, batch.clean.ids.shape[1]), pairs)
     start = 0
-    with progress(label, len(batch)) as advance:
-        while start < len(batch):
-            rows = slice(start, min(start + size, len(batch)))
+    with progress(label, pairs) as advance:
+        while start < pairs:
+            rows = slice(start, min(start + size, pairs))
+            part = batch.rows(rows).trimmed()
+            many, length = f"{len(part)} pair{'s' * (len(part) > 1)}", part.clean.ids.shape[1]
+            here.tried = f"a batch of {many} of {length} tokens ({label})"
             try:
-                result = function(batch.rows(rows).trimmed(), rows)
-            except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or size == 1:
+                with _within(here):
+                    result = function(part, rows)
+            except Exception as error:
+                if not out_of_memory(error) or here.part == 0:
                     raise
-                size //= 2
+                failed = True  # the error is let go of before memory is given back: it holds what was computed
+            else:
+                failed = False
+            if failed:
+                here.part = here.part / 2 if size > 1 else 0.0
+                size = max(1, size // 2)
                 free_memory(adapter.device)
-                warnings.warn(f"out of memory: trying again with batches of {size}", stacklevel=2)
+                warn(f"out of memory: trying again with {f'batches of {size}' if here.part else 'one run at a time'}")
                 continue
             yield rows, result
             start = rows.stop

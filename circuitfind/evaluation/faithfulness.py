@@ -13,21 +13,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import islice
-from typing import NamedTuple, TypeVar, Unpack
+from typing import NamedTuple, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from circuitfind.batch import Batch, wide
+from circuitfind.batch import wide
 from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.experiment import Experiment, check_model
-from circuitfind.engine.memory import CIRCUITS, KEPT_RUNS, batch_size_for, in_batches, run_bytes
+from circuitfind.engine.memory import CIRCUITS, batch_size_for
 from circuitfind.engine.prepare import Prepared
+from circuitfind.engine.prepared_runs import PreparedRuns
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation import rounding
 from circuitfind.metrics import METRICS, correctness
@@ -39,7 +40,7 @@ from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import Interval, ratio_interval, standard_error
 from circuitfind.tasks.task import BoundTask, Task
 
-R = TypeVar("R")
+LABEL = "exact runs"
 AT_ONCE = 64  # circuits whose masks are held together
 
 
@@ -136,10 +137,9 @@ class Evaluator:
         self.experiment, self.bound, self.graph = experiment, experiment.bound, experiment.graph
         adapter, tokens = experiment.adapter, experiment.bound.batch.clean.ids
         pairs, length = tokens.shape
-        self.batch_size = experiment.setting.batch_size or batch_size_for(adapter, pairs, length, streams=True)
-        self._keep = run_bytes(adapter, tokens.numel(), runs=2) <= KEPT_RUNS
-        self._kept: dict[tuple[int, int], Prepared] = {}
-        self.ends = self._outcome(lambda prepared: torch.stack([prepared.clean.logits, prepared.empty.logits]))
+        size = experiment.setting.batch_size or batch_size_for(adapter, pairs, length, streams=True)
+        self.runs = PreparedRuns(experiment, experiment.batch, size)
+        self.ends = self._outcome(lambda prepared: [torch.stack([prepared.clean.logits, prepared.empty.logits])])
         self.full, self.empty = self.ends.metric
         self.record = experiment.record("exact circuit")
         self.full_accurate, self.full_top1 = self.ends.accurate[0], self.ends.top1[0]
@@ -171,12 +171,18 @@ class Evaluator:
 
     def run(self, masks: np.ndarray) -> Outcome:
         """Runs circuits given as `[circuits, writers, readers]` bool masks."""
-        at_once = CIRCUITS.runs(self.experiment.adapter.device, self.batch_size * self.bound.batch.clean.ids.shape[1])
+        device = self.experiment.adapter.device
+        at_once = CIRCUITS.runs(device, self.runs.size * self.bound.batch.clean.ids.shape[1])
         starts, parts = range(0, len(masks), at_once), []
         with progress("circuits", len(masks)) if len(starts) > 1 else nullcontext(lambda done: None) as advance:
             for start in starts:
                 some = masks[start : start + at_once]
-                parts.append(self._outcome(partial(run_circuits, masks=some)))
+
+                def logits(prepared: Prepared, some: np.ndarray = some) -> Iterator[Tensor]:
+                    fit = CIRCUITS.runs(device, prepared.batch.clean.ids.numel())  # fewer where memory ran out
+                    return (run_circuits(prepared, some[at : at + fit]) for at in range(0, len(some), fit))
+
+                parts.append(self._outcome(logits))
                 advance(len(some))
         return Outcome(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
@@ -230,7 +236,7 @@ class Evaluator:
             logits, ends = run_circuits(prepared, mask[None])[0], (prepared.clean.logits, prepared.empty.logits)
             return rounding.parts(self.bound.metric, logits, ends, prepared.batch, prepared.adapter.dtype)
 
-        found = list(self._in_batches(one))
+        found = list(self.runs.each(one, LABEL))
         return rounding.Parts(*map(np.concatenate, zip(*found, strict=True))).bound()
 
     @cached_property
@@ -264,36 +270,22 @@ class Evaluator:
 
     def prepared(self) -> Iterator[Prepared]:
         """The pairs in batches, with their clean, ablated and empty runs."""
-        return self._in_batches(lambda prepared: prepared)
+        return self.runs.each(lambda prepared: prepared, LABEL)
 
-    def _in_batches(self, function: Callable[[Prepared], R]) -> Iterator[R]:
-        """A function of each prepared batch; batches are halved where memory runs out."""
-        experiment = self.experiment
-
-        def one(batch: Batch, rows: slice) -> R:
-            key = (rows.start, rows.stop)
-            prepared = self._kept.get(key) or experiment.prepare(batch)
-            if self._keep:
-                self._kept[key] = prepared
-            return function(prepared)
-
-        for rows, result in in_batches(experiment.adapter, experiment.batch, one, self.batch_size, "exact runs"):
-            if rows.start == 0 and rows.stop < min(self.batch_size, len(self.bound)):
-                self.batch_size = rows.stop  # memory ran out at the size before: do not try that again
-                self._kept = {key: value for key, value in self._kept.items() if key[1] - key[0] <= rows.stop}
-            yield result
-
-    def _outcome(self, logits_of: Callable[[Prepared], Tensor]) -> Outcome:
-        """What is measured of the logits `[circuits, batch, reads, vocab]` that a function of each batch computes."""
+    def _outcome(self, logits_of: Callable[[Prepared], Iterable[Tensor]]) -> Outcome:
+        """What is measured of the logits `[circuits, batch, reads, vocab]` that a function of each batch computes, some
+        circuits at a time."""
 
         def measured(prepared: Prepared) -> list[np.ndarray]:
-            logits = logits_of(prepared)
-            flat, rows = logits.flatten(0, 1), prepared.batch.repeat(len(logits))
-            right, value = correctness(flat, rows), wide(self.bound.metric(flat, rows))
-            columns = (value, right.accurate, right.top1, -METRICS["kl"](flat, rows))
-            return [column.cpu().view(len(logits), -1).numpy() for column in columns]
+            found = []
+            for logits in logits_of(prepared):
+                flat, rows = logits.flatten(0, 1), prepared.batch.repeat(len(logits))
+                right, value = correctness(flat, rows), wide(self.bound.metric(flat, rows))
+                columns = (value, right.accurate, right.top1, -METRICS["kl"](flat, rows))
+                found.append([column.cpu().view(len(logits), -1).numpy() for column in columns])
+            return list(map(np.concatenate, zip(*found, strict=True)))
 
-        parts = zip(*self._in_batches(measured), strict=True)
+        parts = zip(*self.runs.each(measured, LABEL), strict=True)
         metric, accurate, top1, kl = (np.concatenate(columns, axis=1) for columns in parts)
         if (bad := ~np.isfinite(metric).all(axis=0)).any():
             row = int(bad.argmax())

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from typing import Any, Unpack
@@ -29,7 +29,7 @@ from circuitfind.engine.ablation import Ablation
 from circuitfind.engine.capture import Run
 from circuitfind.engine.circuit_run import CircuitVisitor, Plan, prefers_sparse, run_circuits
 from circuitfind.engine.experiment import Experiment, bind, check_model
-from circuitfind.engine.memory import KEPT_RUNS, run_bytes
+from circuitfind.engine.memory import KEPT_RUNS, in_batches, run_bytes, within_memory
 from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import TaskError
 from circuitfind.models.backends import attached, undisturbed
@@ -106,12 +106,17 @@ class CircuitModel:
         if self._model.adapter.held_by is not self:
             raise TaskError("the block of cf.only has been left: the model is whole again. Ask inside it, or use run()")
         batch = self._batch(rows)
-        self._asked = list(range(len(self.task)) if rows is None else rows)
-        try:
-            whole: Tensor = self.hf(**self._model.adapter.keywords(batch.clean)).logits
-        finally:
-            self._asked = None  # a hook of the user's may have ended the pass before it was looked at
-        return whole[torch.arange(len(batch), device=whole.device)[:, None], batch.clean.read.to(whole.device)]
+        known = list(range(len(self.task)) if rows is None else rows)
+
+        def one(part: Batch, at: slice) -> Tensor:
+            self._asked = known[at]
+            try:
+                whole: Tensor = self.hf(**self._model.adapter.keywords(part.clean)).logits
+            finally:
+                self._asked = None  # a hook of the user's may have ended the pass before it was looked at
+            return whole[torch.arange(len(part), device=whole.device)[:, None], part.clean.read.to(whole.device)]
+
+        return self._together(batch, one)
 
     def next_token(self, rows: Sequence[int] | None = None) -> list[str] | list[int]:
         """The most likely token after each prompt (its last read position): as text, or as an id without tokenizer."""
@@ -124,9 +129,18 @@ class CircuitModel:
         experiment, adapter = self._experiment.on(bind(self._model, task)), self._model.adapter
         holder, adapter.held_by = adapter.held_by, None
         try:
-            return run_circuits(_prepared(experiment), self.circuit.mask[None])[0]
+            run = self._together(
+                experiment.batch, lambda part, _: run_circuits(experiment.prepare(part), self.circuit.mask[None])[0]
+            )
         finally:
             adapter.held_by = holder
+        return run
+
+    def _together(self, batch: Batch, one: Callable[[Batch, slice], Tensor]) -> Tensor:
+        """What a function makes of pairs, all at once or as many as fit."""
+        adapter = self._model.adapter
+        with within_memory(adapter):
+            return torch.cat([part for _, part in in_batches(adapter, batch, one, len(batch), "the circuit's runs")])
 
     def _batch(self, rows: Sequence[int] | None) -> Batch:
         return self._prepared.batch if rows is None else self.task.subset(rows).batch
@@ -197,7 +211,32 @@ def _prepared(experiment: Experiment) -> Prepared:
     if len(batch) > most:
         remedy = f"give at most {most}, task.on(model).subset(range({most}))"
         raise TaskError(f"{len(batch)} pairs take more memory than may be held at once: {remedy}")
-    return experiment.prepare(batch)
+    found = in_batches(
+        experiment.adapter, batch, lambda _, rows: experiment.prepare(batch.rows(rows)), len(batch), "both sides' runs"
+    )
+    return _joined([part for _, part in found])
+
+
+def _joined(parts: list[Prepared]) -> Prepared:
+    """One of several, of prompts that are padded alike: all values have their rows, or rows x positions, first."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+
+    def joined(values: Sequence[Any]) -> Any:
+        one = values[0]
+        if isinstance(one, Tensor):
+            return torch.cat(list(values))
+        if isinstance(one, list):
+            return [joined(some) for some in zip(*values, strict=True)]
+        if isinstance(one, tuple):  # heads, inputs, writers
+            return type(one)(*(joined(some) for some in zip(*values, strict=True)))
+        if isinstance(one, (Run, Batch)):
+            return type(one)(**{field.name: joined([getattr(x, field.name) for x in values]) for field in fields(one)})
+        return one
+
+    names = ("batch", "clean", "ablated", "empty")
+    return replace(first, **{name: joined([getattr(part, name) for part in parts]) for name in names}, _readers={})
 
 
 def _prompts(ids: Tensor, mask: Tensor) -> list[tuple[int, ...]]:

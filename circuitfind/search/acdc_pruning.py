@@ -17,7 +17,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from os import PathLike
 
@@ -27,7 +26,7 @@ import torch
 from circuitfind.checkpoint import CheckpointFile, key_of
 from circuitfind.engine.memory import MOST_TRIALS, TRIALS, budget, free_memory, out_of_memory
 from circuitfind.engine.revision import CircuitState, trial_bytes
-from circuitfind.errors import ScoreError, check_count
+from circuitfind.errors import ScoreError, check_count, warn
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.progress import progress
 from circuitfind.search.acdc_rule import (
@@ -218,19 +217,19 @@ class Pruning:
                 metrics = self._metrics(groups)
                 self._runs += len(groups)
                 return metrics
-            except (RuntimeError, MemoryError) as error:
-                smaller = min(self.evaluator.batch_size, len(self.evaluator.full)) // 2
+            except Exception as error:
+                smaller = self.evaluator.runs.size // 2
                 if not out_of_memory(error) or (len(groups) == 1 and not smaller):
                     raise
             if len(groups) > 1:
                 groups = groups[: len(groups) // 2]
                 self._side_by_side = self._most = len(groups)
-                warnings.warn(f"out of memory: going on with {len(groups)} trials side by side", stacklevel=2)
                 self._free()
+                warn(f"out of memory: going on with {len(groups)} trials side by side")
                 continue
             self._states = []
             self._free()
-            warnings.warn(f"out of memory: going on with batches of {smaller}", stacklevel=2)
+            warn(f"out of memory: going on with batches of {smaller}")
             self.evaluator = Evaluator(self.evaluator.experiment.set(batch_size=smaller))
             self._renew()
 

@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from os import PathLike
 from typing import NamedTuple
@@ -47,12 +47,14 @@ from torch import Tensor
 from circuitfind.checkpoint import SECONDS_BETWEEN_WRITES, CheckpointFile, key_of
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.masked_run import mask_gradient
-from circuitfind.engine.memory import KEPT_RUNS, batch_size_for, run_bytes
+from circuitfind.engine.memory import batch_size_for
 from circuitfind.engine.prepare import Prepared
+from circuitfind.engine.prepared_runs import PreparedRuns
 from circuitfind.errors import ScoreError
 from circuitfind.progress import progress
 
 EVERY = 10
+LABEL = "masked runs"
 NEW_LOW = 0.01  # a loss that falls by less than this part of itself has found no new low
 MOMENTS = (0.9, 0.999)  # Adam's
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3
@@ -154,38 +156,27 @@ class MiniBatches:
         size = experiment.setting.batch_size  # it changes memory, not results beyond rounding
         if size is None:  # both autograd's activations and every writer's output are held
             size = min(batch_size_for(adapter, per_step, length, streams) for streams in (False, True))
-        seed = experiment.setting.seed
+        seed, batch = experiment.setting.seed, experiment.batch
         order = torch.randperm(len(experiment), generator=torch.Generator().manual_seed(seed))
         self.experiment, self.seed = experiment, seed
-        self.batches = [[part.sort().values for part in rows.split(size)] for rows in order.split(per_step)]
-        self._keep = run_bytes(adapter, experiment.batch.clean.ids.numel(), runs=2) <= KEPT_RUNS
-        self._kept: dict[tuple[int, int], Prepared] = {}
+        parts = (batch.rows(rows.sort().values.to(batch.answers.device)) for rows in order.split(per_step))
+        self.batches = [PreparedRuns(experiment, part, size) for part in parts]
 
-    def at(self, step: int) -> Iterator[Prepared]:
-        """The mini-batch of a step, in parts that fit in memory."""
+    def at(self, step: int) -> PreparedRuns:
+        """The mini-batch of a step."""
         epoch, place = divmod(step, len(self.batches))
         generator = torch.Generator().manual_seed(self.seed + 1 + epoch)
-        return self._parts(int(torch.randperm(len(self.batches), generator=generator)[place]))
+        return self.batches[int(torch.randperm(len(self.batches), generator=generator)[place])]
 
     def contrast(self) -> float:
         """The metric of the whole model minus that with every edge ablated, mean over all pairs."""
-        total, metric = 0.0, self.experiment.metric
-        for number in range(len(self.batches)):
-            for prepared in self._parts(number):
-                runs = prepared.clean, prepared.empty
-                full, empty = (metric(run.logits, prepared.batch).cpu().double() for run in runs)
-                total += float((full - empty).sum())
-        return total / len(self.experiment)
 
-    def _parts(self, number: int) -> Iterator[Prepared]:
-        batch = self.experiment.batch
-        for part, rows in enumerate(self.batches[number]):
-            prepared = self._kept.get((number, part))
-            if prepared is None:
-                prepared = self.experiment.prepare(batch.rows(rows.to(batch.answers.device)).trimmed())
-            if self._keep:
-                self._kept[number, part] = prepared
-            yield prepared
+        def lost(prepared: Prepared) -> float:
+            runs, metric = (prepared.clean, prepared.empty), self.experiment.metric
+            full, empty = (metric(run.logits, prepared.batch).cpu().double() for run in runs)
+            return float((full - empty).sum())
+
+        return sum(sum(runs.each(lost, LABEL)) for runs in self.batches) / len(self.experiment)
 
 
 class Logged(NamedTuple):
@@ -325,8 +316,7 @@ class Training:
         """The mean metric of a step's pairs, and its gradient at the mask."""
         total, count, gradient = 0.0, 0, torch.zeros_like(mask)
         metric = self.batches.experiment.metric
-        for prepared in self.batches.at(step):
-            values, part = mask_gradient(prepared, mask, metric)
+        for values, part in self.batches.at(step).each(lambda prepared: mask_gradient(prepared, mask, metric), LABEL):
             total, count, gradient = total + float(values.cpu().double().sum()), count + len(values), gradient + part
         if not (math.isfinite(total) and bool(gradient.isfinite().all())):
             raise ScoreError(
