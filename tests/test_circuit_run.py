@@ -191,6 +191,7 @@ def test_resampling_gives_nobody_its_own_prompt() -> None:
         assert not (dealt.corrupted.ids == batch.corrupted.ids).all(1).any()
         assert torch.equal(dealt.clean.ids, batch.clean.ids)
         assert torch.equal(resampled(batch, seed).corrupted.ids, dealt.corrupted.ids)
+    assert len({str(resampled(batch, seed).corrupted.ids) for seed in range(5)}) > 2, "the seed deals"
     with pytest.raises(TaskError, match="at least two examples"):
         resampled(batch.rows(slice(1)), 0)
 

@@ -23,7 +23,7 @@ from circuitfind.engine.memory import SideBySide
 from circuitfind.errors import FileError, ScoreError
 from circuitfind.evaluation import faithfulness
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.random_circuits import random_circuit
+from circuitfind.evaluation.random_circuits import _Growth, random_circuit, random_path
 from circuitfind.graph import Graph
 from circuitfind.statistics import RESAMPLES, bootstrap_mean, bootstrap_ratio, correlation, rank_correlation
 
@@ -412,6 +412,18 @@ def test_random_circuits_are_seeded_and_reach_every_edge() -> None:
     rng = np.random.default_rng(0)
     seen = np.sum([random_circuit(graph, 12, rng).mask for _ in range(300)], axis=0)
     assert (seen[graph.real] > 0).all() and seen.sum() == 300 * 12
+
+
+@pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS.keys())
+def test_random_paths_lead_back_through_every_writer(graph: Graph) -> None:
+    """A path into the last MLP may come from any writer that it reads, not from `input` alone."""
+    rng, last = np.random.default_rng(0), graph.mlp(graph.n_layers - 1)
+    reader = int(np.flatnonzero(graph.serves[:, last])[0])
+    read = set(range(graph.limits[reader]))
+    growing = _Growth(graph, rng)
+    assert {growing._backwards(last)[0][0] for _ in range(20 * len(read))} == read
+    paths = [random_path(graph, np.array([last, graph.n_readers - 1]), rng) for _ in range(20 * len(read))]
+    assert {writer for path in paths for writer in np.flatnonzero(path[:, reader])} == read
 
 
 # -------------------------------------------------------------------- statistics
