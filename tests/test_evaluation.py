@@ -25,7 +25,14 @@ from circuitfind.evaluation import faithfulness
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.random_circuits import _Growth, random_circuit, random_path
 from circuitfind.graph import Graph
-from circuitfind.statistics import RESAMPLES, bootstrap_mean, bootstrap_ratio, correlation, rank_correlation
+from circuitfind.statistics import (
+    RESAMPLES,
+    bootstrap_mean,
+    bootstrap_ratio,
+    correlation,
+    rank_correlation,
+    standard_error,
+)
 
 TASK = id_task((7, 5, 6), seed=1)
 
@@ -120,7 +127,8 @@ def test_other_metrics_override_the_tasks(llama: cf.Model) -> None:
     task, circuit = contrast(2), some_circuits(llama.graph)[2]
     kl = cf.evaluate(llama, task, circuit, metric="kl")
     assert kl.record.metric == "kl" and kl.metric_full == pytest.approx(0, abs=1e-6)
-    assert kl.metric_empty < kl.metric < 0
+    assert kl.metric_empty < kl.metric < 0 < kl.kl == pytest.approx(-kl.metric)
+    np.testing.assert_allclose(kl.per_example.kl, -kl.per_example.circuit, rtol=1e-5)
 
     def mine(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         return logits.log_softmax(-1).gather(-1, batch.answers[:, 0])[:, 0]
@@ -240,6 +248,8 @@ def test_verification_measures_the_top_candidates(llama: cf.Model, scores: cf.Sc
     assert checks.interval == checks.evaluation.interval
     further = [value for value in checks.random if abs(1 - value) > abs(1 - checks.faithfulness)]
     assert len(checks.random) == 3 and checks.beaten == len(further)
+    near = dataclasses.replace(checks.evaluation, faithfulness=0.9)
+    assert dataclasses.replace(checks, evaluation=near, random=(0.5, 0.95, 1.05, 1.3)).beaten == 2, "1.3 is further off"
     assert json.loads(json.dumps(checks.to_dict()))["checked"] == 12
 
 
@@ -467,6 +477,12 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     samples = rng.normal(1, 1, (300, 30))
     inside = [low < 1 < high for low, high in bootstrap_mean(samples)]
     assert 0.88 < np.mean(inside) < 0.99
+
+
+def test_the_standard_error_of_a_mean() -> None:
+    """Squared deviations from 3 are 4, 1 and 9: their sum over n - 1, over n."""
+    assert standard_error(np.array([1.0, 2, 6])) == pytest.approx(math.sqrt(14 / 2 / 3))
+    assert standard_error(np.array([5.0])) == 0
 
 
 def test_correlations() -> None:
