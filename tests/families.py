@@ -90,6 +90,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "granite": lambda: hf.GraniteForCausalLM(
         hf.GraniteConfig(residual_multiplier=0.4, logits_scaling=2.0, embedding_multiplier=3.0, **LLAMA)
     ),
+    "granite-biased": lambda: hf.GraniteForCausalLM(
+        hf.GraniteConfig(residual_multiplier=0.4, attention_bias=True, mlp_bias=True, **LLAMA)
+    ),
     "glm4": lambda: hf.Glm4ForCausalLM(hf.Glm4Config(head_dim=8, **LLAMA)),
     "cohere": lambda: hf.CohereForCausalLM(hf.CohereConfig(**LLAMA)),
     "starcoder2": lambda: hf.Starcoder2ForCausalLM(hf.Starcoder2Config(**LLAMA)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from test_acdc import some_pairs, telling
 
 import circuitfind as cf
 from circuitfind.checkpoint import CheckpointFile
+from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.revision import CircuitState
 from circuitfind.errors import FileError
 from circuitfind.search import acdc_pruning
@@ -108,6 +110,17 @@ def test_a_file_of_another_run_is_refused_and_kept(model, tmp_path, monkeypatch)
     (tmp_path / "taken").write_text("")
     with pytest.raises(FileError, match=r"taken.* cannot be written"):
         CheckpointFile(tmp_path / "taken" / "acdc.ckpt", "key", "model").write({"a": np.zeros(1)})
+
+
+@pytest.mark.parametrize("field", ["clean", "corrupted", "answers", "wrong_answers"])
+def test_the_key_of_a_run_knows_every_pair(model, field):
+    """The metric's values on the first pair are in the key, too: only what differs in a later pair needs the rest."""
+    task = some_pairs()
+    keys = {Experiment.of(model, task, {}).key()}
+    values = torch.as_tensor(getattr(task, field)).clone()
+    values[-1] = (values[-1] + 1) % 128
+    keys.add(Experiment.of(model, dataclasses.replace(task, **{field: values}), {}).key())
+    assert len(keys) == 2 and Experiment.of(model, some_pairs(), {}).key() in keys
 
 
 def test_a_stopped_curve_goes_on_in_the_run_that_was_stopped(model, tmp_path, monkeypatch):

@@ -59,11 +59,14 @@ def without_inputs(model: cf.Model, mask: np.ndarray) -> set[int]:
 
 def literal_dangling(
     model: cf.Model, task: cf.Task, threshold: float, edges: list, tested: bool, absolute: bool = False, **options
-) -> tuple[np.ndarray, float, int]:
-    """The textbook loop, and after each removal the edges of nodes that it left without inputs, breadth first."""
+) -> tuple[np.ndarray, float, int, dict]:
+    """The textbook loop, and after each removal the edges of nodes that it left without inputs, breadth first.
+
+    Returns what is left, its metric, how many dangling edges went, and the effect of every edge tried.
+    """
     evaluator, mask = Evaluator.of(model, task, **options), model.graph.real.copy()
     metric = lambda: float(evaluator.run(mask[None]).metric[0].mean())  # noqa: E731
-    current, removed = metric(), 0
+    current, removed, effects = metric(), 0, {}
 
     def attempt(edge: tuple[int, int], anyway: bool = False) -> list[int]:
         """Removes an edge if it may go, and says which nodes that has left without inputs."""
@@ -72,7 +75,7 @@ def literal_dangling(
         mask[edge] = False
         after = metric()
         effect = current - after
-        effect = 0.0 if abs(effect) < 5e-7 else effect  # rounding around an effect of exactly 0
+        effects[edge] = effect = 0.0 if abs(effect) < 5e-7 else effect  # rounding around an effect of exactly 0
         if not anyway and not (abs(effect) if absolute else effect) < threshold:
             mask[edge] = True
             return []
@@ -86,7 +89,7 @@ def literal_dangling(
             for reader in np.flatnonzero(mask[node]):
                 pending += attempt((node, int(reader)), anyway=not tested)
                 removed += not mask[node, reader]
-    return mask, current, removed
+    return mask, current, removed, effects
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,7 @@ def literal_dangling(
 def test_dangling_nodes_go_as_in_the_literal_loop(name, how, model_of):
     model, task = model_of(name), some_pairs()
     edges, threshold = edges_in_order(model.graph, "reverse-topological-shuffled", 1), 3 * telling(model, task)
-    mask, current, removed = literal_dangling(model, task, threshold, edges, how == "tested")
+    mask, current, removed, _ = literal_dangling(model, task, threshold, edges, how == "tested")
     options = {"metric": None, "order": "reverse-topological-shuffled", "seed": 1}
     plain = cf.acdc(model, task, threshold, **options)
     for at_once in (1, 4):
@@ -114,7 +117,7 @@ def test_dangling_nodes_are_tested_where_they_still_carry_something(ablation, ab
     model, task = model_of("gpt2"), padded_pairs(1)
     edges = edges_in_order(model.graph, "shuffled", 2)
     threshold = factor * telling(model, task, ablation=ablation)
-    mask, current, removed = literal_dangling(model, task, threshold, edges, True, absolute, ablation=ablation)
+    mask, current, removed, _ = literal_dangling(model, task, threshold, edges, True, absolute, ablation=ablation)
     options = {"order": "shuffled", "seed": 2, "ablation": ablation, "absolute": absolute, "batch_size": 3}
     circuit = cf.acdc(model, task, threshold, metric=None, remove_dangling="tested", **options)
     equal(circuit, mask)
@@ -124,6 +127,26 @@ def test_dangling_nodes_are_tested_where_they_still_carry_something(ablation, ab
     assert circuit.record.settings["remove_dangling"] == "tested"
     with pytest.raises(cf.ScoreError, match=rf"'{ablation}' .* use remove_dangling='tested'"):
         cf.acdc(model, task, ablation=ablation, remove_dangling="untested")
+
+
+@pytest.mark.parametrize("at_once", (1, 4, 64))
+def test_dangling_nodes_go_before_the_next_edge_and_in_their_order(at_once, model_of):
+    """One head feeds another head and an MLP alone: it dangles, then those two, between edges tried side by side."""
+    model, task = model_of("gpt2"), padded_pairs(1)
+    graph = model.graph
+    fed = [name for name in graph.reader_names if name.startswith("a1.h0") or name == "m1"]
+    others = [
+        e for e in graph.names(graph.real) if e.split("->")[1] in fed and e not in ("a0.h1->a1.h0<q>", "a0.h1->m1")
+    ]
+    names = [*others, *(f"input->a0.h1<{kind}>" for kind in "qkv"), "input->logits", "m0->logits", "a0.h0->logits"]
+    edges = [graph.edge(name) for name in names]
+    mask, _, removed, effects = literal_dangling(model, task, 1e6, edges, True, ablation="zero")
+    assert removed > 10 and {graph.edge(f"{writer}->logits") for writer in ("a1.h0", "m1")} <= set(effects)
+    options = {"ablation": "zero", "metric": None, "order": names, "remove_dangling": "tested"}
+    circuit = cf.acdc(model, task, 1e6, side_by_side=at_once, **options)
+    equal(circuit, mask)
+    for edge, effect in effects.items():
+        assert circuit.exact[edge] == pytest.approx(effect, abs=2e-5), graph.edge_name(*edge)
 
 
 def test_aligned_pairs_are_no_interchange(model_of):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from circuitfind.batch import Batch
 from circuitfind.engine import memory
 from circuitfind.engine.ablation import ablation_of, mean_of, resampled, sum_writers
+from circuitfind.engine.capture import capture
 from circuitfind.engine.circuit_run import prefers_sparse, run_circuits
 from circuitfind.engine.prepare import Prepared, prepare
 from circuitfind.errors import TaskError
@@ -191,6 +193,7 @@ def test_resampling_gives_nobody_its_own_prompt() -> None:
         assert not (dealt.corrupted.ids == batch.corrupted.ids).all(1).any()
         assert torch.equal(dealt.clean.ids, batch.clean.ids)
         assert torch.equal(resampled(batch, seed).corrupted.ids, dealt.corrupted.ids)
+    assert len({str(resampled(batch, seed).corrupted.ids) for seed in range(5)}) > 2, "the seed deals"
     with pytest.raises(TaskError, match="at least two examples"):
         resampled(batch.rows(slice(1)), 0)
 
@@ -202,6 +205,15 @@ def test_means_do_not_depend_on_the_batching(adapter_of: Callable[..., Adapter],
     parts = mean_of(sum_writers(adapter, piece, by_position=False) for piece in pieces)
     for a, b in zip((whole.embed, *whole.heads, *whole.mlps), (parts.embed, *parts.heads, *parts.mlps), strict=True):
         assert off(b, a) < 1e-5
+
+
+def test_means_are_of_the_corrupted_prompts_alone(adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
+    """Also of pairs whose clean prompts have other lengths (aligned by spans)."""
+    shorter = replace(pairs, clean=pairs.clean._replace(mask=pairs.clean.mask & (torch.arange(9) < 5)))
+    whole, other = (mean_of([sum_writers(adapter_of("gpt2"), batch, by_position=False)]) for batch in (pairs, shorter))
+    mask = pairs.corrupted.mask
+    assert off(whole.embed[0, 0], capture(adapter_of("gpt2"), pairs.corrupted).resid[0][mask].mean(0)) < 1e-5
+    assert torch.equal(other.embed, whole.embed) and torch.equal(other.mlps[1], whole.mlps[1])
 
 
 def test_impossible_ablations_are_refused(pairs: Batch, plain_pairs: Batch) -> None:

@@ -45,6 +45,19 @@ def test_a_post_norm_without_a_soft_cap() -> None:
     assert not found.capped
 
 
+def test_the_unembeddings_bias_is_scaled_with_the_logits() -> None:
+    hf = build("cohere")
+    hf.config.tie_word_embeddings = False
+    hf.lm_head.bias = torch.nn.Parameter(torch.randn(hf.lm_head.weight.shape[0]) * 3)
+    hf.logit_scale = 0.25
+    found = cf.direct_effects(cf.wrap(hf, None), id_task((7, 5, 6)))
+    total = found.per_example.sum(axis=0) + found.constant
+    np.testing.assert_allclose(total, found.logit_diff, atol=1e-4 * np.abs(found.logit_diff).max())
+    hf.lm_head.bias = None
+    without = cf.direct_effects(cf.wrap(hf, None), id_task((7, 5, 6)))
+    assert np.abs(found.constant - without.constant).max() > 0.1, "the bias takes part"
+
+
 def _capped_at(cap: float | None) -> cf.Model:
     hf = build("gemma2")
     hf.config.final_logit_softcapping = cap

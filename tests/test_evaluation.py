@@ -23,7 +23,7 @@ from circuitfind.engine.memory import SideBySide
 from circuitfind.errors import FileError, ScoreError
 from circuitfind.evaluation import faithfulness
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.random_circuits import random_circuit
+from circuitfind.evaluation.random_circuits import _Growth, random_circuit, random_path
 from circuitfind.graph import Graph
 from circuitfind.statistics import (
     correlation,
@@ -129,7 +129,8 @@ def test_other_metrics_override_the_tasks(llama: cf.Model) -> None:
     task, circuit = contrast(2), some_circuits(llama.graph)[2]
     kl = cf.evaluate(llama, task, circuit, metric="kl")
     assert kl.record.metric == "kl" and kl.metric_full == pytest.approx(0, abs=1e-6)
-    assert kl.metric_empty < kl.metric < 0
+    assert kl.metric_empty < kl.metric < 0 < kl.kl == pytest.approx(-kl.metric)
+    np.testing.assert_allclose(kl.per_example.kl, -kl.per_example.circuit, rtol=1e-5)
 
     def mine(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         return logits.log_softmax(-1).gather(-1, batch.answers[:, 0])[:, 0]
@@ -249,6 +250,8 @@ def test_verification_measures_the_top_candidates(llama: cf.Model, scores: cf.Sc
     assert checks.interval == checks.evaluation.interval
     further = [value for value in checks.random if abs(1 - value) > abs(1 - checks.faithfulness)]
     assert len(checks.random) == 3 and checks.beaten == len(further)
+    near = dataclasses.replace(checks.evaluation, faithfulness=0.9)
+    assert dataclasses.replace(checks, evaluation=near, random=(0.5, 0.95, 1.05, 1.3)).beaten == 2, "1.3 is further off"
     assert json.loads(json.dumps(checks.to_dict()))["checked"] == 12
 
 
@@ -423,6 +426,18 @@ def test_random_circuits_are_seeded_and_reach_every_edge() -> None:
     assert (seen[graph.real] > 0).all() and seen.sum() == 300 * 12
 
 
+@pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS.keys())
+def test_random_paths_lead_back_through_every_writer(graph: Graph) -> None:
+    """A path into the last MLP may come from any writer that it reads, not from `input` alone."""
+    rng, last = np.random.default_rng(0), graph.mlp(graph.n_layers - 1)
+    reader = int(np.flatnonzero(graph.serves[:, last])[0])
+    read = set(range(graph.limits[reader]))
+    growing = _Growth(graph, rng)
+    assert {growing._backwards(last)[0][0] for _ in range(20 * len(read))} == read
+    paths = [random_path(graph, np.array([last, graph.n_readers - 1]), rng) for _ in range(20 * len(read))]
+    assert {writer for path in paths for writer in np.flatnonzero(path[:, reader])} == read
+
+
 # -------------------------------------------------------------------- statistics
 def test_the_interval_of_a_mean_is_student_s() -> None:
     """The t quantiles are those of a printed table, at 95% and 90%."""
@@ -468,6 +483,12 @@ def test_intervals_of_few_pairs_cover_the_truth_as_often_as_they_say(size: int) 
     assert 0.93 < np.mean(inside) < 0.98
     means = mean_intervals(rng.normal(1, 1, (2000, size)))
     assert 0.93 < ((means[:, 0] < 1) & (means[:, 1] > 1)).mean() < 0.97
+
+
+def test_the_standard_error_of_a_mean() -> None:
+    """Squared deviations from 3 are 4, 1 and 9: their sum over n - 1, over n."""
+    assert standard_error(np.array([1.0, 2, 6])) == pytest.approx(math.sqrt(14 / 2 / 3))
+    assert standard_error(np.array([5.0])) == 0
 
 
 def test_correlations() -> None:

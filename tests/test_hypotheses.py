@@ -228,6 +228,16 @@ def test_tests_of_an_additive_model_equal_their_statements() -> None:
     assert [row.rejected for row in found.tests] == [bool(row.adjusted <= 0.2) for row in found.tests]
 
 
+@pytest.mark.parametrize("name", ["minimality", "sufficiency", "partial-necessity"])
+def test_differences_within_rounding_beat_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Additive, "rounding", lambda self, mask: np.full(len(self.worth), 1e-9))
+    graph = GRAPHS[1]
+    model = Additive(graph, np.zeros((6, graph.n_writers, graph.n_readers)))
+    circuit = random_circuit(graph, 12, np.random.default_rng(0))
+    trial = tests.Trial(model, circuit, 0.1, permutations=10, references=20, reference_size=12, quantile=0.5)
+    assert tests.TESTS[name](trial).statistic == 0
+
+
 @pytest.mark.parametrize(("n", "quantile"), [(100, Fraction(9, 10)), (30, Fraction(1, 2))])
 def test_comparisons_with_references_hold_their_rate(n: int, quantile: Fraction) -> None:
     """At the null's edge the number of references exceeded is binomial: the rate of small p-values is a finite sum."""

@@ -71,8 +71,8 @@ def test_every_reader_and_token(name: str) -> None:
     model = wrapped(name)
     bound = id_task((4, 3)).on(model)
     expected, biases = twin(model, bound.batch.clean)
-    scores = shares(model, bound, batch_size=1)
-    assert off_scores(scores, expected) < 1e-4
+    scores, together = (shares(model, bound, batch_size=size) for size in (1, 2))
+    assert off_scores(scores, expected) < 1e-4 and off_scores(together, expected) < 1e-4
     assert scores.values.min() >= 0 and scores.values.max() <= 1 + 1e-6
     np.testing.assert_allclose(scores.values.sum(0) + biases, 1, atol=1e-4)
     assert not scores.values[~scores.graph.real].any()

@@ -184,6 +184,16 @@ def test_correctness_is_its_definition(batch: Batch, logits: Tensor) -> None:
     assert accurate[1] and top1[1] and not top1[0]
 
 
+def test_an_answer_that_ties_with_a_wrong_one_is_not_accurate(batch: Batch, logits: Tensor) -> None:
+    row = batch.rows(slice(1))
+    row = replace(row, answers=torch.tensor([[[3], [4]]]), wrong=torch.tensor([[[5, 6], [7, -1]]]))
+    tied = logits[:1].clone()
+    tied[0, 0, [3, 5]], tied[0, 0, 6], tied[0, 1, 4], tied[0, 1, 7] = 2.0, 1.0, 3.0, 1.0
+    assert not correctness(tied, row).accurate[0]
+    tied[0, 0, 3] += 0.01
+    assert correctness(tied, row).accurate[0]
+
+
 def test_without_wrong_answers_accuracy_is_top1(batch: Batch, logits: Tensor) -> None:
     alone = replace(batch, wrong=batch.wrong[..., :0])
     logits[1, [0, 1], batch.answers[1, :, 1]] += 20

@@ -68,6 +68,8 @@ def test_an_edge_that_leads_nowhere_is_superfluous(llama: cf.Model) -> None:
     dead = {edge.name: edge for edge in found.edges}
     for name in ("input->a1.h0<q>", "m0->a1.kv1<v>"):
         assert dead[name].effect == 0 and dead[name].interval == (0, 0) and dead[name].superfluous
+    tied = [edge.name for edge in found.edges if edge.effect == 0]
+    assert tied == [name for name in circuit.edges if name in tied] and len(tied) == 2, "ties keep the circuit's order"
     assert found.reduced.edges == ["input->logits"]
     assert found.evaluation.faithfulness == found.reduced_evaluation.faithfulness and found.joint_effect == 0
 
@@ -111,6 +113,9 @@ def test_the_threshold_is_on_magnitudes(llama: cf.Model) -> None:
         assert after.superfluous == (before.superfluous or abs(after.effect) < threshold)
     assert len(plain.superfluous) < len(strict.superfluous) and min(edge.effect for edge in plain.edges) < 0
     assert strict.record.settings["threshold"] == threshold
+    needed = next(edge for edge in plain.edges[::-1] if edge.effect > 0 and not edge.superfluous)
+    at = cf.minimality(llama, contrast(2), circuit, threshold=needed.effect)
+    assert needed.name not in at.superfluous, "superfluous is an effect below the threshold, not one equal to it"
 
 
 def test_results_as_json_edge_cases_and_refusals(llama: cf.Model) -> None:

@@ -361,6 +361,8 @@ def test_normalised_effects_are_parts_of_what_there_is_to_win() -> None:
     apart = replace(sweep, full=sweep.empty + np.array([3.0, 4.0, 5.0]))
     np.testing.assert_allclose(apart.normalised, sweep.effects / 4)
     assert apart.to_dict()["normalised"] == apart.normalised.tolist()
+    rising = replace(sweep, full=sweep.empty - np.array([3.0, 4.0, 5.0]))
+    np.testing.assert_allclose(rising.normalised, -sweep.effects / 4)
     noisy = replace(sweep, full=sweep.empty + np.array([-4.0, 1.0, 5.0]))
     with pytest.raises(cf.ScoreError, match="normalised effect is undefined"):
         _ = noisy.normalised

@@ -50,9 +50,12 @@ def test_paths_are_their_edges_removed_together(name: str, ablation: str) -> Non
     np.testing.assert_allclose([found.full, found.empty], [evaluator.full, evaluator.empty], atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "direction"), zip(FOUR, ("noising", "denoising") * 2, strict=True))
-def test_one_receiver_at_a_time_is_one_edge_at_a_time(name: str, direction: str) -> None:
-    model, task = wrapped(name), id_task((5, 5)).on(wrapped(name))
+@pytest.mark.parametrize(
+    ("name", "direction", "metric"),
+    [*zip(FOUR, ("noising", "denoising") * 2, ("logit_diff",) * 4, strict=True), ("llama", "denoising", "kl")],
+)
+def test_one_receiver_at_a_time_is_one_edge_at_a_time(name: str, direction: str, metric: str) -> None:
+    model, task = wrapped(name), id_task((5, 5), metric=metric).on(wrapped(name))
     found = cf.path_patch(model, task, None, None, separate=True, direction=direction)
     assert found.effects.shape == model.graph.real.shape and found.receivers == model.graph.reader_names
     np.testing.assert_array_equal(np.isfinite(found.effects), model.graph.real)
@@ -88,7 +91,9 @@ def test_metric_and_ablation_of_the_call() -> None:
     expected = evaluator.full - evaluator.run(_lacking(model, found.senders, ["m1"])).metric
     np.testing.assert_allclose(found.per_example[:, 0], expected, atol=1e-6)
     assert found.record.metric == "kl" and found.record.seed == 4
-    assert resampled(bound.batch, 4).corrupted.ids.ne(bound.batch.corrupted.ids).any()
+    dealt = resampled(bound.batch, 4).corrupted.ids
+    assert torch.equal(evaluator.experiment.batch.corrupted.ids, dealt) and dealt.ne(bound.batch.corrupted.ids).any()
+    assert dealt.ne(resampled(bound.batch, 0).corrupted.ids).any()
 
 
 def test_a_sender_with_edges_into_everything_is_the_whole_node() -> None:

@@ -188,6 +188,11 @@ def test_corrupted_prompts_that_change_nothing() -> None:
     assert line.startswith("the corrupted prompts do not lower the metric")
 
 
+def test_a_pair_whose_two_sides_measure_the_same_is_not_lowered() -> None:
+    task = id_task((5, 5, 5, 5), metric=lambda logits, batch: torch.zeros(len(batch)))
+    assert cf.summarise(wrapped("gpt2"), task, warn=False).lowered == 0
+
+
 def test_a_few_pairs_that_make_the_mean(monkeypatch: pytest.MonkeyPatch, model: cf.Model) -> None:
     values = {"full": np.array([9.0, 9, 9, 9, 9, 1, 1, 1, 1, 1]), "empty": np.array([0.0, 0, 0, 0, 0, 2, 2, 2, 2, 2])}
     right = np.ones(10, dtype=bool)

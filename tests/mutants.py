@@ -1,0 +1,487 @@
+"""Mutation testing: faults that would leave a plausible number, and the tests that must notice each of them.
+
+    python tests/mutants.py [--only NAME ...] [--jobs 1]
+
+1. Package and tests are copied into a temporary directory. The tests of all chosen mutants pass there, unpatched.
+2. One patch at a time: the exact old text, which occurs once in its file, becomes the new one; the mutant's tests run.
+   A mutant is killed where they fail, and lived where they pass.
+3. Exit 1 where a mutant lived, a patch no longer applies, or a test cannot be run.
+
+`test_mutants.py` keeps the patches applicable, and the table in CONTRIBUTING.md the one that `--table` prints.
+A fault that was found in use becomes a row: first the row, which lives, then the test that kills it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FAILED = re.compile(r"^(?:FAILED|ERROR) tests/(\S+)", re.MULTILINE)
+SHARED = os.environ.get("CIRCUITFIND_SHARED") or str(ROOT.parent / "shared")
+
+
+class Mutant(NamedTuple):
+    """A fault. file: within the package; tests: ids of pytest within the folder of tests; why: what would be wrong."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+    why: str
+
+    def applied_to(self, package: Path) -> str:
+        """The file's text with the fault; ValueError where the old text does not occur exactly once."""
+        text = (package / self.file).read_text(encoding="utf-8")
+        if (count := text.count(self.old)) != 1:
+            raise ValueError(
+                f"mutant '{self.name}': {self.file} has {self.old!r} {count} times, not once: mend the row"
+            )
+        return text.replace(self.old, self.new)
+
+
+# fmt: off
+MUTANTS = (
+    # lived when they were first tried: issue 11
+    Mutant("bias-of-attention-unscaled", "models/layer.py",
+           "attn * self.multiplier", "attn",
+           "test_direct.py::test_contributions_and_constants_are_the_logit_difference[granite-biased]",
+           "Granite's attention bias without the residual multiplier"),
+    Mutant("bias-of-mlp-unscaled", "models/layer.py",
+           "mlp * self.multiplier", "mlp",
+           "test_direct.py::test_contributions_and_constants_are_the_logit_difference[granite-biased]",
+           "Granite's MLP bias without the residual multiplier"),
+    Mutant("bias-of-logits-unscaled", "attribution/direct.py",
+           ".to(work) * head.slope / reads.shape[1]).sum(-1)", ".to(work) / reads.shape[1]).sum(-1)",
+           "test_direct.py::test_the_unembeddings_bias_is_scaled_with_the_logits",
+           "the unembedding's bias without the logit scale"),
+    Mutant("kl-against-the-base-run", "patching/path.py",
+           "batch.with_reference(full)", "batch.with_reference(prepared.clean.logits)",
+           "test_path.py::test_one_receiver_at_a_time_is_one_edge_at_a_time[llama-denoising-kl]",
+           "KL of denoising paths is against the corrupted run"),
+    Mutant("ifr-weights-tokens-over-the-batch", "attribution/ifr.py",
+           "mask / mask.sum(1, keepdim=True)", "mask / mask.sum() * len(mask)",
+           "test_ifr.py::test_every_reader_and_token[llama]",
+           "IFR: long prompts of a batch weigh more than short ones"),
+    Mutant("minimality-threshold-tie", "evaluation/minimality.py",
+           "(np.abs(means) < threshold)", "(np.abs(means) <= threshold)",
+           "test_minimality.py::test_the_threshold_is_on_magnitudes",
+           "minimality: an effect equal to the threshold is superfluous"),
+    Mutant("minimality-order-of-ties", "evaluation/minimality.py",
+           'order = np.argsort(-means, kind="stable")', 'order = np.argsort(means, kind="stable")[::-1]',
+           "test_minimality.py::test_an_edge_that_leads_nowhere_is_superfluous",
+           "minimality: equal effects turn the circuit's order round"),
+    Mutant("accuracy-counts-ties", "metrics.py",
+           "> bar", ">= bar",
+           "test_metrics.py::test_an_answer_that_ties_with_a_wrong_one_is_not_accurate",
+           "accuracy counts an answer that ties with a wrong one"),
+    Mutant("lowered-counts-ties", "evaluation/diagnosis.py",
+           "empty < full", "empty <= full",
+           "test_tasks_diagnosis.py::test_a_pair_whose_two_sides_measure_the_same_is_not_lowered",
+           "`lowered` counts pairs that measure the same on both sides"),
+    Mutant("resample-without-seed", "engine/ablation.py",
+           "manual_seed(seed)", "manual_seed(0)",
+           "test_circuit_run.py::test_resampling_gives_nobody_its_own_prompt",
+           "`resample` deals alike whatever the seed"),
+    Mutant("resample-seed-not-asked", "engine/experiment.py",
+           "resampled(batch, self.setting.seed)", "resampled(batch, 0)",
+           "test_path.py::test_metric_and_ablation_of_the_call",
+           "a call's seed does not reach `resample`"),
+    Mutant("random-circuit-back-from-input", "evaluation/random_circuits.py",
+           "node = int(self.rng.integers(self.graph.limits[reader]))", "node = 0",
+           "test_evaluation.py::test_random_paths_lead_back_through_every_writer[plain]",
+           "random circuits lead back to `input` directly"),
+    Mutant("random-path-back-from-input", "evaluation/random_circuits.py",
+           "before = rng.integers(graph.limits[into])", "before = 0",
+           "test_evaluation.py::test_random_paths_lead_back_through_every_writer[plain]",
+           "random paths lead back to `input` directly"),
+    Mutant("acdc-dangling-edges-backwards", "search/acdc_pruning.py",
+           "np.flatnonzero(self._states[0].mask[node]).tolist():",
+           "np.flatnonzero(self._states[0].mask[node]).tolist()[::-1]:",
+           "test_acdc_options.py::test_dangling_nodes_go_before_the_next_edge_and_in_their_order[4]",
+           "ACDC: a dangling node's edges go in another order"),
+    Mutant("acdc-dangling-nodes-backwards", "search/acdc_pruning.py",
+           "node, *pending = pending", "*pending, node = pending",
+           "test_acdc_options.py::test_dangling_nodes_go_before_the_next_edge_and_in_their_order[4]",
+           "ACDC: dangling nodes go last first"),
+    Mutant("acdc-dangling-late", "search/acdc_pruning.py",
+           "None if place is None else place + 1", "None",
+           "test_acdc_options.py::test_dangling_nodes_go_before_the_next_edge_and_in_their_order[4]",
+           "ACDC side by side: dangling nodes wait for the edges tried with the one that left them"),
+    Mutant("key-without-wrong-answers", "engine/experiment.py",
+           "batch.answers, batch.wrong),", "batch.answers),",
+           "test_acdc_checkpoint.py::test_the_key_of_a_run_knows_every_pair[wrong_answers]",
+           "a checkpoint of other wrong answers is taken up"),
+    # engine and models
+    Mutant("norm-gradient-of-scale", "models/norms.py",
+           "value=-1)", "value=1)",
+           "test_norms.py::test_the_vector_jacobian_product_is_autograds[3.0-bloom]",
+           "gradients at a norm's input: sign of the scale's part"),
+    Mutant("norm-fold-other-axis", "models/norms.py",
+           "folded.mean(0, keepdim=True)", "folded.mean(-1, keepdim=True)",
+           "test_norms.py::test_folding_into_a_projection[bloom]",
+           "LayerNorm's mean taken over the projection's outputs"),
+    Mutant("post-norm-without-weight", "models/layer.py",
+           "norm.centre(weight) * norm.weight", "norm.centre(weight)",
+           "test_families.py::test_writers_are_the_literal_ones[gemma2]",
+           "heads' outputs without the post-norm's weight"),
+    Mutant("post-norm-of-the-heads", "models/layer.py",
+           "self.post_attn_norm.scale(attn_out.to(self.work))", "self.post_attn_norm.scale(z.to(self.work))",
+           "test_families.py::test_writers_are_the_literal_ones[gemma2]",
+           "post-norm's scale taken before the output projection"),
+    Mutant("post-norm-heads-uncoupled", "engine/circuit_run.py",
+           "feeding(graph, prepared.adapter.coupled)", "feeding(graph, False)",
+           "test_circuit_run.py::test_circuits_of_few_edges_agree_in_both_forms[gemma2]",
+           "circuits forget that a post-norm ties a layer's heads together"),
+    Mutant("fused-keys-and-values-exchanged", "models/layer.py",
+           "groups[..., -2, :], groups[..., -1, :])", "groups[..., -1, :], groups[..., -2, :])",
+           "test_families.py::test_scores_equal_autograd_through_split_readers[falcon-new]",
+           "Falcon: keys taken for values"),
+    Mutant("mlp-with-its-bias", "models/layer.py",
+           "out if bias is None else out - bias", "out",
+           "test_families.py::test_writers_are_the_literal_ones[gpt2]",
+           "MLPs' outputs with the bias that is no writer's"),
+    Mutant("shared-norm-counts-twice", "engine/capture.py",
+           'value if site == "final" else value.view_as(value)', "value",
+           "test_families.py::test_scores_equal_autograd_through_split_readers[phi]",
+           "parallel blocks: MLP gradients count attention's, too"),
+    Mutant("positions-from-1", "batch.py",
+           "self.mask.long().cumsum(-1) - 1", "self.mask.long().cumsum(-1)",
+           "test_traps.py::test_positions_are_given_explicitly",
+           "position ids are one too high"),
+    Mutant("padding-in-the-mean", "engine/ablation.py",
+           "weight = mask.to(value.device, value.dtype)",
+           "weight = torch.ones_like(mask).to(value.device, value.dtype)",
+           "test_circuit_run.py::test_ablations_equal_the_literal_evaluation[llama-mean]",
+           "mean ablation sums over padding"),
+    Mutant("mean-counts-clean-tokens", "engine/ablation.py",
+           "int(batch.corrupted.mask.sum())", "int(batch.clean.mask.sum())",
+           "test_circuit_run.py::test_means_are_of_the_corrupted_prompts_alone",
+           "mean ablation of unequal prompts divides by the clean side's tokens"),
+    Mutant("mean-of-the-clean-prompts", "engine/ablation.py",
+           "capture(adapter, batch.corrupted, stop=True).writers", "capture(adapter, batch.clean, stop=True).writers",
+           "test_evaluation.py::test_faithfulness_equals_the_literal_evaluation[gpt2-mean]",
+           "mean ablation averages the clean prompts"),
+    Mutant("empty-run-other-bias", "engine/prepare.py",
+           "self._add(self.values.mlps[layer], layer, 1)", "self._add(self.values.mlps[layer], layer, 0)",
+           "test_evaluation.py::test_faithfulness_equals_the_literal_evaluation[gpt2-zero]",
+           "the empty run adds attention's bias twice, the MLP's never"),
+    Mutant("trimmed-to-the-clean-side", "batch.py",
+           "(self.clean.mask | self.corrupted.mask).any(0)", "self.clean.mask.any(0)",
+           "test_aligned_spans.py::test_pairs_of_equal_length_lose_their_alignment",
+           "longer corrupted prompts lose their end"),
+    Mutant("trials-not-cumulative", "engine/revision.py",
+           "masks[trial:, writer, reader] = False", "masks[trial, writer, reader] = False",
+           "test_revision.py::test_trials_equal_circuits_run_from_scratch[bloom-backwards]",
+           "ACDC side by side: each trial removes its own edge only"),
+    Mutant("stream-replaced-without-bias", "engine/restart.py",
+           "after if bias is None else after + bias", "after",
+           "test_patching.py::test_every_place_equals_a_forward_pass_of_its_own[gpt2-resid-mid]",
+           "the stream after a replaced middle lacks the MLP's bias"),
+    Mutant("own-mlp-not-rerun", "attribution/exact.py",
+           "moved = restart.after_mlp(layer, written)", "moved = written",
+           "test_exact_nodes.py::test_a_node_is_all_its_outgoing_edges[gpt2-corrupted]",
+           "exact effects of heads past their own layer's MLP"),
+    Mutant("pattern-of-another-group", "engine/sites.py",
+           "head // adapter.graph.group", "head % adapter.graph.n_kv_heads",
+           "test_patching.py::test_every_place_equals_a_forward_pass_of_its_own[llama-pattern]",
+           "patterns times another group's values"),
+    Mutant("gradient-of-the-mlp-missing", "engine/stream_effects.py",
+           "stream if adapter.graph.parallel else stream + at_mlp, stream)", "stream, stream)",
+           "test_families.py::test_node_scores_equal_autograd_through_split_readers[gpt2]",
+           "heads' node scores without the paths through their own MLP"),
+    # attribution
+    Mutant("denoising-at-the-clean-run", "attribution/eap.py",
+           '1.0 if direction == "noising" else 0.0', "1.0",
+           "test_attribute.py::test_estimates_equal_autograd_through_split_readers[gpt2-eap-denoising-alphas1]",
+           "denoising scores from the clean run's gradient"),
+    Mutant("ig-left-is-right", "attribution/eap.py",
+           '"left": 0.0', '"left": 1.0',
+           "test_attribute.py::test_the_points_of_integrated_gradients",
+           "EAP-IG's default rule uses the other ends"),
+    Mutant("ig-activations-from-corrupted", "attribution/eap.py",
+           "for k in range(1, steps + 1)]", "for k in range(steps)]",
+           "test_eap_ig_activations.py::test_activations_equal_autograd_with_one_component_held[gpt2]",
+           "EAP-IG-activations takes the corrupted end in place of the clean one"),
+    Mutant("direct-reads-summed", "attribution/direct.py",
+           "* head.slope / reads.shape[1]\n", "* head.slope\n",
+           "test_direct.py::test_several_read_positions_are_averaged",
+           "direct effects sum over read positions"),
+    Mutant("grad-drop-own-layer", "attribution/atp_star.py",
+           "(at != torch.tensor(layers, device=effects.device))", "(at > -1).expand(-1, len(layers))",
+           "test_grad_drop.py::test_nodes_are_mean_magnitudes[gpt2-noising]",
+           "GradDrop averages the drop of a node's own layer in"),
+    Mutant("qk-fix-other-group", "attribution/atp_star.py",
+           ".repeat_interleave(graph.group, dim=2)", ".repeat(1, 1, graph.group, 1)",
+           "test_qk_fix.py::test_every_position_is_its_change_of_the_pattern[llama-q]",
+           "QK fix: queries meet another group's values"),
+    Mutant("weights-other-group", "attribution/weights.py",
+           'rearrange(_r(weights.q), "(g n) r e -> g n r e", n=group)',
+           'rearrange(_r(weights.q), "(n g) r e -> g n r e", n=group)',
+           "test_weights.py::test_weight_composition_equals_the_product_of_whole_matrices[llama]",
+           "composition of keys with another group's queries"),
+    Mutant("relp-gate-not-halved", "engine/relevance.py",
+           "gradient / 2", "gradient",
+           "test_relp.py::test_edges_equal_autograd_through_the_rules[llama-noising-1]",
+           "RelP: both factors of a gated MLP count in full"),
+    Mutant("ifr-mlp-reads-before-attention", "attribution/ifr.py",
+           'add(layer, "mlp", middle[layer])', 'add(layer, "mlp", resid[layer])',
+           "test_ifr.py::test_every_reader_and_token[llama]",
+           "IFR: MLPs read the stream before attention"),
+    # patching
+    Mutant("denoising-ends-exchanged", "patching/path.py",
+           "ends if noising else ends[::-1]", "ends",
+           "test_path.py::test_denoising_several_receivers_restores_their_edges_together",
+           "denoising paths: metric_full and metric_empty exchanged"),
+    Mutant("path-of-an-edge-backwards", "patching/path.py",
+           "if writer < graph.limits[reader]]", "if writer <= graph.limits[reader]]",
+           "test_path.py::test_one_receiver_at_a_time_is_one_edge_at_a_time[gpt2-noising-logit_diff]",
+           "paths from a sender computed after the receiver"),
+    Mutant("normalised-by-magnitude", "patching/sweep.py",
+           "self.effects / difference.mean()", "self.effects / abs(difference.mean())",
+           "test_patching.py::test_normalised_effects_are_parts_of_what_there_is_to_win",
+           "normalised effects change sign where the metric rises under ablation"),
+    Mutant("sweep-ignores-alignment", "patching/patch.py",
+           "moved(value, batch)", "value",
+           "test_aligned_spans.py::test_sweeps_equal_one_run_a_place[gpt2]",
+           "sweeps of unequal prompts patch in the corrupted run's own positions"),
+    # evaluation
+    Mutant("kl-of-a-circuit-negative", "evaluation/faithfulness.py",
+           '-METRICS["kl"]', 'METRICS["kl"]',
+           "test_evaluation.py::test_other_metrics_override_the_tasks",
+           "an evaluation's KL is negative"),
+    Mutant("whole-model-accuracy-of-circuit", "evaluation/faithfulness.py",
+           "self.share(self.full_accurate)", "self.share(accurate)",
+           "test_evaluation.py::test_accuracy_counts_answers_above_all_wrong_ones",
+           "`accuracy_full` is the circuit's"),
+    Mutant("curve-rounds-sizes", "evaluation/curve.py",
+           "int(p * n_edges) for p", "round(p * n_edges) for p",
+           "test_curve.py::test_mib_cuts_at_ten_fractions_and_prunes",
+           "MIB's curve rounds sizes up"),
+    Mutant("completeness-gap-of-magnitudes", "evaluation/completeness.py",
+           "np.abs(differences[1:].mean(-1)).mean()", "np.abs(differences[1:]).mean()",
+           "test_completeness.py::test_complement_and_knockouts_equal_the_literal_runs",
+           "completeness: mean gap of examples' magnitudes"),
+    Mutant("beaten-from-below-only", "evaluation/verify.py",
+           "abs(1 - value) > abs(1 - self.faithfulness)", "value < self.faithfulness",
+           "test_evaluation.py::test_verification_measures_the_top_candidates",
+           "`beaten` counts circuits that overshoot as better"),
+    Mutant("slope-turned-round", "evaluation/verify.py",
+           "power, rng = float((estimates**2).sum())", "power, rng = float((exact**2).sum())",
+           "test_evaluation.py::test_verification_measures_the_top_candidates",
+           "slope of estimates on exact effects"),
+    Mutant("chance-of-one-read", "evaluation/diagnosis.py",
+           "** bound.batch.answers.shape[1]", "** 1",
+           "test_tasks_diagnosis.py::test_chances_by_counting",
+           "guessing several read positions right is as likely as one"),
+    Mutant("mib-cuts-the-top", "evaluation/agreement.py",
+           "scores.greedy(size, by)", "scores.top(size, by)",
+           "test_agreement.py::test_mib_area_by_hand",
+           "MIB's area of the strongest edges in place of grown circuits"),
+    Mutant("equivalence-without-ties", "evaluation/hypotheses_tests.py",
+           "above + len(change) - below", "above + above",
+           "test_hypotheses.py::test_equivalence_counts_ties_half_and_ignores_rounding",
+           "equivalence: ties count as below"),
+    Mutant("partial-necessity-rounding", "evaluation/hypotheses_tests.py",
+           "loss > losses + rounding", "loss > losses - rounding",
+           "test_hypotheses.py::test_differences_within_rounding_beat_nothing[partial-necessity]",
+           "partial necessity: differences within rounding count as beaten"),
+    Mutant("stability-curve-of-all-pairs", "evaluation/stability.py",
+           "rng.integers(n, size=size)", "rng.integers(size, size=size)",
+           "test_stability.py::test_a_resample_s_circuit_is_that_of_attribute_on_it[absolute]",
+           "stability by sample size draws from the first pairs only"),
+    # search
+    Mutant("acdc-keeps-below-threshold", "search/acdc_rule.py",
+           "return self._size(effect) < self.threshold", "return self._size(effect) <= self.threshold",
+           "test_acdc.py::test_edges_without_any_effect_stay_at_threshold_zero",
+           "ACDC removes an edge whose effect equals the threshold"),
+    Mutant("wilson-width", "search/acdc_rule.py",
+           "Z**2 / 4", "Z**2 / 2",
+           "test_acdc_options.py::test_the_rate_of_wrong_skips_has_wilsons_interval",
+           "screening: interval of wrong skips too wide"),
+    Mutant("close-calls-of-one-metric", "search/acdc_rule.py",
+           "2 * rounding", "rounding",
+           "test_rounding.py::test_decisions_of_acdc_within_rounding_are_listed",
+           "ACDC's close calls count the rounding of one of the two metrics"),
+    Mutant("acdc-scores-largest-threshold", "search/acdc.py",
+           "zip(grid[-2::-1], masks[::-1], strict=True)", "zip(grid[:-1], masks, strict=True)",
+           "test_acdc_options.py::test_scores_are_the_smallest_thresholds_at_which_edges_go[gpt2-False-factors0]",
+           "ACDC's scores are the largest thresholds at which edges go"),
+    Mutant("screening-factor-ignored", "search/acdc_rule.py",
+           "np.abs(scores.values) < factor * threshold", "scores.values < factor * threshold",
+           "test_acdc_options.py::test_screened_edges_go_untested_and_are_checked_exactly",
+           "screening lets strong negative edges go untested"),
+    Mutant("learned-size-from-the-start", "search/training.py",
+           "(self.gates - self.target) * min(1.0", "self.target * min(1.0",
+           "test_learned.py::test_the_target_shrinks_and_its_multipliers_follow_the_gap",
+           "learned masks steer to another size"),
+    # tasks, metrics, statistics, scores, graph
+    Mutant("reads-before-the-last-token", "tasks/given.py",
+           "[[len(row) - 1] for row in rows]", "[[len(row) - 2] for row in rows]",
+           "test_task.py::test_strings_become_padded_ids",
+           "logits are read one token early"),
+    Mutant("negative-position-off-by-one", "tasks/given.py",
+           "p % len(row) for p in wanted", "p % max(map(len, rows)) for p in wanted",
+           "test_task.py::test_positions_count_a_prompts_own_tokens",
+           "negative positions count from the longest prompt's end"),
+    Mutant("corrupted-reads-unaligned", "tasks/bound.py",
+           "alignment.gather(1, read)", "read",
+           "test_aligned_spans.py::test_positions_are_counted_in_the_clean_prompt",
+           "unequal corrupted prompts are read at the clean prompt's position"),
+    Mutant("ioi-answers-the-subject", "tasks/ioi.py",
+           "Pair.filled(pattern, said, corrupted, [io], [s],", "Pair.filled(pattern, said, corrupted, [s], [io],",
+           "test_behaviours.py::test_ioi_corruptions_do_what_they_are_called",
+           "IOI's answer is the repeated name"),
+    Mutant("greater-than-or-equal", "tasks/builtin.py",
+           "if ending > start]", "if ending >= start]",
+           "test_behaviours.py::test_greater_than_splits_all_endings_at_the_start_year",
+           "greater-than counts the starting year as an answer"),
+    Mutant("padding-answers-count", "metrics.py",
+           ".masked_fill(ids < 0, -torch.inf)", "",
+           "test_metrics.py::test_metrics_are_their_definitions[logprob]",
+           "padding of answer sets has probability"),
+    Mutant("top1-at-any-read", "metrics.py",
+           "(best == batch.answers).any(-1).all(-1)", "(best == batch.answers).any(-1).any(-1)",
+           "test_metrics.py::test_correctness_is_its_definition",
+           "top-1 right at one of several read positions is enough"),
+    Mutant("standard-error-of-population", "statistics.py",
+           "values.std(ddof=1)", "values.std()",
+           "test_evaluation.py::test_the_standard_error_of_a_mean",
+           "the standard error divides by n"),
+    Mutant("ranks-of-ties", "statistics.py",
+           "(counts - 1) / 2", "(counts - 1)",
+           "test_evaluation.py::test_correlations",
+           "tied values share their lowest rank"),
+    Mutant("holm-not-monotone", "statistics.py",
+           "np.maximum.accumulate(p_values[order] * factors)", "p_values[order] * factors",
+           "test_hypotheses.py::test_corrections_equal_the_textbook",
+           "Holm: a larger p-value is corrected to less"),
+    Mutant("threshold-strict", "scores.py",
+           "(self.key(by) >= t)", "(self.key(by) > t)",
+           "test_scores.py::test_threshold_keeps_what_reaches_it",
+           "scores equal to a threshold are cut off"),
+    Mutant("shared-head-serves-one", "graph.py",
+           "(head * self.group, self.group)", "(head * self.group, 1)",
+           "test_graph.py::test_what_a_reader_serves",
+           "a shared key/value head feeds the first head of its group only"),
+    Mutant("parallel-mlp-sees-own-heads", "graph.py",
+           'own_heads = kind == "mlp" and not self.parallel', 'own_heads = kind == "mlp"',
+           "test_graph.py::test_names_and_their_order",
+           "parallel blocks have edges that do not exist"),
+)
+# fmt: on
+
+
+def table(mutants: Sequence[Mutant] = MUTANTS) -> str:
+    """In Markdown."""
+    rows = [f"| `{one.name}` | {one.why} | {', '.join(map(_short, one.tests.split()))} |" for one in mutants]
+    return "\n".join(["| mutant | what would be wrong | killed by |", "|---|---|---|", *rows])
+
+
+def _short(test: str) -> str:
+    """A test's file and name: "circuit_run: ablations equal the literal evaluation"."""
+    file, _, name = test.partition("::")
+    name = name.partition("[")[0].removeprefix("test_").replace("_", " ")
+    return f"`{file.removeprefix('test_').removesuffix('.py')}`{': ' if name else ''}{name}"
+
+
+# -------------------------------------------------------------------- running
+def outcomes(mutants: Sequence[Mutant], base: Path, jobs: int) -> Iterator[tuple[Mutant, str]]:
+    """Each mutant with "killed by TEST", "lived", or what went wrong; in the order in which they end."""
+    waiting, running = list(mutants), dict[int, Mutant]()
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            mutant = waiting.pop(0)
+            folder = _copied(base / mutant.name)
+            if mutant.file:
+                text = mutant.applied_to(folder / "circuitfind")
+                (folder / "circuitfind" / mutant.file).write_text(text, encoding="utf-8")
+            running[_started(folder, mutant.tests.split())] = mutant
+        pid, status = os.wait()
+        folder, code = base / running[pid].name, os.waitstatus_to_exitcode(status)
+        said = (folder / "output").read_text(encoding="utf-8")
+        known = {0: "lived", 1: f"killed by {', '.join(FAILED.findall(said))}"}
+        yield running.pop(pid), known.get(code) or f"pytest ended with {code}:\n{said[-2000:]}"
+        shutil.rmtree(folder)
+
+
+def _copied(folder: Path) -> Path:
+    for name in ("circuitfind", "tests"):
+        shutil.copytree(ROOT / name, folder / name)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def _started(folder: Path, tests: Sequence[str]) -> int:
+    """The id of a process that runs tests on a copy. It is forked, so that it need not import torch again."""
+    if pid := os.fork():
+        return pid
+    code = 3
+    try:
+        output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1), os.dup2(output, 2)
+        os.chdir(folder)
+        sys.path[0] = os.environ["PYTHONPATH"] = str(folder)
+        paths = [f"tests/{test}" for test in tests]
+        code = int(pytest.main(["-x", "-q", "--tb=short", "-n", "0", "-p", "no:cacheprovider", *paths]))
+        sys.stdout.flush()
+    finally:
+        os._exit(code)
+
+
+def _import_what_takes_time() -> None:
+    """All but the package itself, of which every child has its own copy."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CIRCUITFIND_SHARED": SHARED}
+    import families
+    import torch
+
+    torch.set_num_threads(1)
+    for name in ("gpt2", "llama", "gpt_neox", "gemma2"):
+        families.build(name)
+    del sys.modules["families"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="mutants whose name contains one of these")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--table", action="store_true", help="print the table of CONTRIBUTING.md and end")
+    asked = parser.parse_args()
+    if asked.table:
+        print(table())
+        return 0
+    chosen = [one for one in MUTANTS if not asked.only or any(part in one.name for part in asked.only)]
+    if not chosen:
+        print(f"no mutant is called {' or '.join(asked.only)}")
+        return 1
+    for mutant in chosen:
+        mutant.applied_to(ROOT / "circuitfind")
+    _import_what_takes_time()
+    nothing = Mutant(
+        "no mutant", "", "", "", " ".join(sorted({test for one in chosen for test in one.tests.split()})), ""
+    )
+    killed = lived = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for mutant, said in outcomes([nothing], Path(folder), 1):
+            print(f"{mutant.name:36} {said}", flush=True)
+            if said != "lived":
+                return 1
+        for mutant, said in outcomes(chosen, Path(folder), asked.jobs):
+            print(f"{mutant.name:36} {said}", flush=True)
+            killed, lived = killed + said.startswith("killed"), lived + (said == "lived")
+    print(f"{killed} of {len(chosen)} killed, {lived} lived")
+    return int(killed < len(chosen))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
