@@ -94,7 +94,7 @@ MUTANTS = (
            "test_circuit_run.py::test_resampling_gives_nobody_its_own_prompt",
            "`resample` deals alike whatever the seed"),
     Mutant("resample-seed-not-asked", "engine/experiment.py",
-           "resampled(batch, self.setting.seed)", "resampled(batch, 0)",
+           "resampled(batch, self.setting.seed, self.bound.copies)", "resampled(batch, 0, self.bound.copies)",
            "test_path.py::test_metric_and_ablation_of_the_call",
            "a call's seed does not reach `resample`"),
     Mutant("random-circuit-back-from-input", "evaluation/random_circuits.py",
