@@ -52,7 +52,7 @@ class Mutant(NamedTuple):
 
 # fmt: off
 MUTANTS = (
-    # lived when they were first tried: issue 11
+    # lived when they were first tried
     Mutant("bias-of-attention-unscaled", "models/layer.py",
            "attn * self.multiplier", "attn",
            "test_direct.py::test_contributions_and_constants_are_the_logit_difference[granite-biased]",

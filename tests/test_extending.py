@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
+from plotly.graph_objects import Figure
 
 import circuitfind as cf
 from circuitfind.batch import Batch
+from circuitfind.cli import app
+from circuitfind.cli.options import option
+from circuitfind.cli.output import Output
+from circuitfind.plots.plot import FIGURES
+from circuitfind.tasks import formats
 
 SOURCE = '''
 import torch
@@ -99,3 +108,50 @@ def test_an_ablation(model: cf.Model, task: cf.Task) -> None:
     assert cf.evaluate(model, task, scores.top(300)).record.ablation == "half"
     sweep = cf.patch(model, task, "heads", ablation="half")
     assert np.isfinite(sweep.effects).all() and sweep.record.ablation == "half"
+
+
+# -------------------------------------------------------------------- what is not a record
+def test_a_file_format(model: cf.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(row: formats.Columns, _: str | None) -> formats.Fields:
+        return {"clean": row["good"], "corrupted": row["bad"], "answers": [row["yes"]], "wrong_answers": [row["no"]]}
+
+    own = formats.Format("good and bad", lambda row: "good" in row, read)
+    monkeypatch.setattr(formats, "FORMATS", (own, *formats.FORMATS))
+    task = cf.task("ioi", model, n=4)
+    pairs = zip(task.clean, task.corrupted, task.answers, task.wrong_answers, strict=True)
+    rows = [{"good": good, "bad": bad, "yes": yes[0], "no": no[0]} for good, bad, yes, no in pairs]
+    file = tmp_path / "own.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    found = cf.attribute(model, cf.Task.from_file(file))
+    np.testing.assert_array_equal(found.values, cf.attribute(model, task).values)
+
+
+def test_a_figure(model: cf.Model, task: cf.Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sizes(circuit: cf.Circuit) -> Figure:
+        return Figure({"data": [{"type": "bar", "y": [len(circuit)]}]})
+
+    monkeypatch.setitem(FIGURES, "Circuit", {**FIGURES["Circuit"], "sizes": sizes})
+    circuit = cf.attribute(model, task).top(50)
+    assert circuit.plot("sizes").data[0].y == (len(circuit),)
+    assert cf.plot(circuit, "sizes").data[0].y == (len(circuit),)
+
+
+@dataclass(frozen=True)
+class Times:
+    times: int = option("How often.", 2, least=1)
+
+
+def hail(options: Times, out: Output) -> None:
+    """Greet.
+
+    Example: circuitfind hail --times 3
+    """
+    out.say("hello " * options.times)
+
+
+def test_a_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    verbs = typer.Typer()
+    app._register(verbs, hail)
+    app._register(verbs, app.doctor)
+    verbs(args=["hail", "--times", "3"], standalone_mode=False)
+    assert capsys.readouterr().out.strip() == "hello hello hello"
