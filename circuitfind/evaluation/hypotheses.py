@@ -207,9 +207,9 @@ def hypotheses(
     """
     options = HypothesisOptions(tests, epsilon, alpha, permutations, references, reference_size, quantile, correction)
     evaluator, chosen = Evaluator.judging(model, task, circuit, **asked)
-    bound = evaluator.bound
-    if len(bound.first) < len(bound):  # copies are no further trials
-        evaluator = Evaluator(evaluator.experiment.on(bound.subset(bound.first.tolist())))
+    distinct = evaluator.bound.distinct()  # copies are no further trials
+    if distinct is not evaluator.bound:
+        evaluator = Evaluator(evaluator.experiment.on(distinct))
     return hypotheses_of(evaluator, chosen, **vars(options))
 
 

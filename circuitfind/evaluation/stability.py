@@ -1,7 +1,7 @@
 """Stability: how much of a circuit belongs to the task, and how much to the pairs that it was found on.
 
-1. A sample is a list of row numbers, with repeats, into the pairs of all tasks. One task's pairs are drawn with
-   replacement (the bootstrap); of several tasks (templates, seeds of the generator, anything), each is a sample.
+1. A sample is a list of row numbers, with repeats, into the pairs of all tasks, copies left out. One task's pairs are
+   drawn with replacement (the bootstrap); of several tasks (templates, seeds of the generator, ...), each is a sample.
 2. Each sample gives a circuit. From scores: each pair's edge scores are computed once, a sample's scores are their mean
    over its rows, its circuit the top of them. From a search: a function from a task to a circuit runs on each sample.
 3. Agreement: the Jaccard index of each two circuits, the rank correlation of each two score matrices, how often each
@@ -164,6 +164,7 @@ def stability(
     named = task if isinstance(task, Mapping) else {"pairs": task}
     request, setting = request_of(chosen, "edge", None, asked)
     tasks, each = list(map(str, named)), [Experiment.of(model, one, setting) for one in named.values()]
+    each = [one.on(one.bound.distinct()) for one in each]
     if several and len(tasks) < 2:
         raise TaskError(f"{len(tasks)} tasks cannot be compared: give two or more, or one alone to resample its pairs")
     if several and sizes is not None:

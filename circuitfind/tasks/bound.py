@@ -85,6 +85,10 @@ class BoundTask:
         """`[distinct pairs]`: rows, the first of all copies."""
         return np.unique(self.copies, return_index=True)[1]
 
+    def distinct(self) -> BoundTask:
+        """The first of all copies."""
+        return self if len(self.first) == len(self) else self.subset(self.first.tolist())
+
     def subset(self, rows: Sequence[int]) -> BoundTask:
         """Some of the pairs.
 
