@@ -307,6 +307,29 @@ def test_verify_writes_what_it_measured(run: Run, found: Path) -> None:
     assert cf.open("circuitfind-out/verify.json").to_dict()["edges"] == content["edges"]
 
 
+def test_the_metric_that_was_used_is_the_one_that_is_named(run: Run, found: Path) -> None:
+    """Given scores bring their metric to another task; --metric overrides it, and both say so everywhere."""
+    few = ("--n", "8", "--top", "3", "--random", "1", "--scores", str(found / "circuitfind-out" / "scores.safetensors"))
+    for words, task, metric in (
+        (("--task", "greater-than"), "greater-than", "logit_diff"),
+        (("--metric", "logprob"), "ioi", "logprob"),
+    ):
+        said = run("verify", *few, *words)
+        assert said.code == 0 and f"{task}, {metric}:" in said.out and f"({metric})" in said.out
+        assert ("judged with metric='logprob', as asked" in said.err) == (metric == "logprob")
+        content = json.loads(Path("circuitfind-out/verify.json").read_text())
+        assert content["run"]["metric"] == content["circuit"]["record"]["metric"] == metric
+        said = run("find", *few, *words, "--json")
+        assert said.code == 0 and f"{task}, {metric}:" in said.err and f"({metric})" in said.err
+        document = json.loads(said.out)
+        assert document["run"]["metric"] == document["task"]["metric"] == metric
+        assert document["checks"]["circuit"]["record"]["metric"] == metric
+        bound, circuit = cf.task(task, _load("tiny"), n=8), cf.Circuit.open("circuitfind-out/circuit.json")
+        held_out = cf.unseen(_load("tiny"), bound, circuit)
+        value = cf.evaluate(_load("tiny"), held_out, circuit, metric=metric)
+        assert document["circuit"]["faithfulness"] == pytest.approx(value.faithfulness, abs=1e-6)
+
+
 def test_evaluate_per_example_and_unknown_as_null(run: Run, found: Path) -> None:
     circuit = str(found / "circuitfind-out" / "circuit.json")
     said = run("evaluate", "--circuit", circuit, "--n", "5", "--per-example")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,8 @@ def test_tables_fit_and_seen_pairs_are_named(run: Callable) -> None:
     assert code == 0, err
     assert max(map(len, out.splitlines())) <= 80
     for part in (
-        "Faithfulness of the edges of highest signed score",
-        "Faithfulness of the edges of highest magnitude",
+        "Faithfulness (logit_diff) of the edges of highest signed score",
+        "Faithfulness (logit_diff) of the edges of highest magnitude",
         "CPR",
         "CMD",
         "nodes knocked out",
@@ -75,6 +76,16 @@ def test_tables_fit_and_seen_pairs_are_named(run: Callable) -> None:
         "used 4 of these 8 pairs: --unseen leaves them out",
     ):
         assert part in " ".join(out.split()), part
+
+
+def test_a_curve_names_the_metric_of_its_own_scores(run: Callable) -> None:
+    """The circuit is judged by the metric that it was found by, the scores beside it by theirs."""
+    scores = cf.Scores.open("scores.safetensors")
+    replace(scores, record=replace(scores.record, metric="logprob")).save("other.safetensors")
+    code, out, err = run("--circuit", "circuit.json", "--curve", "other.safetensors")
+    said = " ".join(out.split())
+    assert code == 0 and "ioi, logit_diff: 8 pairs" in said, err
+    assert "Faithfulness (logprob) of the edges of highest signed score" in said
 
 
 def test_unseen_pairs_only(run: Callable) -> None:

@@ -20,7 +20,7 @@ from circuitfind.batch import Batch
 from circuitfind.circuit import connected
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory import SideBySide
-from circuitfind.errors import FileError, ScoreError
+from circuitfind.errors import CircuitfindWarning, FileError, ScoreError
 from circuitfind.evaluation import faithfulness
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.random_circuits import _Growth, random_circuit, random_path
@@ -312,6 +312,10 @@ def test_verification_measures_the_metric_that_was_estimated(llama: cf.Model) ->
     assert (
         cf.verify(llama, task, scores, top=20, random=0, metric="logit_diff").evaluation.record.metric == "logit_diff"
     )
+
+    circuit = cf.attribute(llama, task, "eap").top(20)
+    with pytest.warns(CircuitfindWarning, match="the circuit was made with metric='logit_diff' and judged with"):
+        assert cf.verify(llama, task, scores, top=5, random=0, circuit=circuit).record.metric == "logprob"
 
     def mine(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         return logits.gather(-1, batch.answers[:, 0])[:, 0]

@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from toys import either
 
 import circuitfind as cf
 from circuitfind.attribution.methods import METHODS
 from circuitfind.cli.app import main
-from circuitfind.errors import ScoreError, TaskError
+from circuitfind.errors import CircuitfindWarning, ScoreError, TaskError
+from circuitfind.evaluation.completeness import second_way
+from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.graph import Graph
 from circuitfind.remote.server import Pickler
 from circuitfind.search import find as search
@@ -99,6 +102,43 @@ def test_pruning_never_leaves_its_limit(tiny: cf.Model, ioi: cf.Task) -> None:
 
 def start_size(points: list[Any]) -> int:
     return min(point.asked for point in points if abs(1 - point.faithfulness) <= 0.15)
+
+
+def test_a_circuit_that_leaves_out_a_second_way() -> None:
+    """One head of an OR is a circuit of faithfulness 1, and the model does not miss it."""
+    model, task = either()
+    with pytest.warns(CircuitfindWarning, match="There is a second way, which the circuit leaves out"):
+        result = cf.find(model, task, random=1)
+    head = result.circuit.nodes[1]
+    assert len(result.circuit) == 3 and result.checks.faithfulness == pytest.approx(1) and head.startswith("a0.h")
+    known = result.circuit.facts["knocked_out"]
+    assert known == {"removed": [head], "circuit": 0, "model": pytest.approx(1), "second_way": True}
+    last = result.steps[-1]
+    assert last.stage == "knock-outs" and f"without {head} the model keeps 100% of the total effect" in last.text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CircuitfindWarning)
+        left_out = cf.find(model, task, random=1, knockouts=0)
+    assert "knocked_out" not in left_out.circuit.facts and left_out.steps[-1].stage == "pruning"
+    with pytest.raises(ScoreError, match="knockouts=-1"):
+        cf.find(model, task, knockouts=-1)
+
+
+def test_knocking_out_parts_costs_two_runs_each(
+    tiny: cf.Model, ioi: cf.Task, found: cf.FindResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts are a layer's heads, or an MLP: what a literal run of circuit and model without them keeps."""
+    known, seen = found.circuit.facts["knocked_out"], ioi.on(tiny).split(0.5, seed=0)[0]
+    assert not known["second_way"] and len({name.split(".")[0] for name in known["removed"]}) == 1
+    graph, removed = tiny.graph, [tiny.graph.writer(name) for name in known["removed"]]
+    for name, whole in (("circuit", found.circuit.mask), ("model", graph.real)):
+        mask = whole.copy()
+        mask[removed] = False
+        kept = cf.evaluate(tiny, seen, cf.Circuit(graph, mask)).faithfulness
+        assert known[name] == pytest.approx(kept, abs=1e-5)
+    run, count = Evaluator.run, []
+    monkeypatch.setattr(Evaluator, "run", lambda self, masks: count.append(len(masks)) or run(self, masks))
+    second_way(Evaluator.of(tiny, seen), found.circuit, found.checks.exact, 3)
+    assert sum(count) <= 2 * 3 + 1
 
 
 def test_without_pruning(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:

@@ -61,6 +61,46 @@ def linear(dtype: torch.dtype = torch.float32) -> cf.Model:
     return cf.wrap(hf, None, name="linear")
 
 
+def either() -> tuple[cf.Model, cf.Task]:
+    """A GPT-2 that ORs two heads, and pairs for it: its only five edges are two of `input`, one a head, `m0->logits`.
+
+    Either head sees whether the first token is a 1; the MLP is `min(1, a + b)`, relu(a + b) - relu(a + b - 1). Norms
+    are the identity, as in `linear`, because what is written has mean 0.
+    """
+    config = GPT2Config(
+        vocab_size=8,
+        n_positions=4,
+        n_embd=8,
+        n_layer=1,
+        n_head=2,
+        n_inner=2,
+        activation_function="relu",
+        layer_norm_epsilon=1e8,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+    )
+    hf = GPT2LMHeadModel(config).eval()
+    signal, written, rest, idle = 0, 3, 7, 4
+    with torch.no_grad():
+        for name, parameter in hf.named_parameters():
+            parameter.fill_(1e4 if "ln_" in name and name.endswith("weight") else 0)
+        block, embedding = hf.transformer.h[0], hf.transformer.wte.weight
+        embedding[:, idle], embedding[1, signal] = 0.5, 1
+        embedding[:, rest] = -embedding.sum(1)
+        for head in (0, 1):
+            block.attn.c_attn.weight[signal, 16 + 4 * head] = 2  # half of the pattern is on the first token
+            block.attn.c_proj.weight[4 * head, [1 + head, rest]] = torch.tensor([1.0, -1.0])
+        block.mlp.c_fc.weight[1:3] = 1
+        block.mlp.c_fc.bias[1] = -1
+        block.mlp.c_proj.weight[:, written] = torch.tensor([1.0, -1.0])
+        block.mlp.c_proj.weight[:, rest] = torch.tensor([-1.0, 1.0])
+        hf.lm_head.weight[4, written], hf.lm_head.weight[6, idle] = 5, 1
+    clean = torch.tensor([[1, last] for last in (2, 3, 5, 7)])
+    corrupted = clean.clone()
+    corrupted[:, 0] = 2
+    return cf.wrap(hf, None, name="or"), cf.Task(clean, corrupted, [4] * 4, [5] * 4, name="or")
+
+
 def id_task(
     lengths: tuple[int, ...] = (7, 7, 7), seed: int = 0, reads: int | None = None, **keywords: object
 ) -> cf.Task:

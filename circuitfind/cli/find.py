@@ -17,6 +17,9 @@ class SearchOptions(options.Rank):
     one_sided: bool = option("Only below 1 counts as too far.", False)
     prune: bool = option("Drop single edges at the end.", True)
     prune_tolerance: float | None = option("How much |1 - faithfulness| may grow by dropping edges. Default: 0.05.")
+    knockouts: int | None = option(
+        "Parts of the circuit to ablate in it and in the model, which may have a second way. Default: 5.", least=0
+    )
 
 
 def find(
@@ -38,20 +41,21 @@ def find(
     """
     from circuitfind.search.find import check_target
 
-    check_target(**given(search, without=("by", "one_sided", "prune")))
+    check_target(**given(search, without=("by", "one_sided", "prune", "knockouts")))
     asked = inputs.search_keywords(task, run, scoring)
     folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
     started = time.monotonic()
+    scores = None
+    if judge.scores is not None:
+        scores, bound = inputs.given_scores(judge.scores, loaded, bound, asked)
     seen, held_out = inputs.held_out(bound, judge.holdout, task.seed)
     pairs = f"{len(bound)} pairs, {len(seen)} to search with and {len(held_out)} to judge with"
     inputs.introduce(loaded, seen, run, out, pairs, scoring=True)
     again: tuple[str, ...] = ()
-    if judge.scores is None:
+    if scores is None:
         scores = inputs.scored(loaded, seen, asked, folder, out)
         again = ("--scores", str(scores.save(folder / "scores.safetensors")))
-    else:
-        scores = inputs.of_model(cf.Scores.open(judge.scores), judge.scores, loaded)
     out.if_stopped, out.state = f"the scores are kept; go on with: {out.command_line(*again)}", folder
     with out.progress():
         result = cf.find(loaded, bound, **{**given(search, judge), **asked, "scores": scores})

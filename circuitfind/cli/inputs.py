@@ -156,6 +156,16 @@ def checkpoint(model: cf.Model, path: Path, what: str, out: Output) -> Path | No
     return path
 
 
+def given_scores(path: Path, model: cf.Model, bound: BoundTask, asked: dict[str, Any]) -> tuple[cf.Scores, BoundTask]:
+    """The scores of a file, and the pairs under the metric they are judged by: the scores' own if none is asked for."""
+    from circuitfind.attribution.methods import check_made
+    from circuitfind.engine.experiment import Experiment
+
+    scores = of_model(cf.Scores.open(path), path, model)
+    run = check_made(scores.record, asked)
+    return scores, Experiment.of(model, bound, run, inherit=scores.record, made="the scores were").bound
+
+
 def held_out(bound: BoundTask, part: float | None, seed: int) -> tuple[BoundTask, BoundTask]:
     """Pairs to search with, and pairs to judge with."""
     return bound.held_out(seed=seed) if part is None else bound.held_out(part, seed)

@@ -101,7 +101,7 @@ def mib(found: cf.Mib, out: Output) -> None:
     """Faithfulness by size for both selections, and their areas."""
     signed, absolute = found.signed, found.absolute
     for how, one in (("highest signed score", signed), ("highest magnitude", absolute)):
-        curve(one, out, f"Faithfulness of the edges of {how}")
+        curve(one, out, f"Faithfulness ({one.record.metric}) of the edges of {how}")
     cpr = f"{fixed(signed.cpr)} ({BETWEEN} {interval(signed.cpr_interval)}) by signed score"
     cmd = f"{fixed(absolute.cmd)} ({BETWEEN} {interval(absolute.cmd_interval)}) by magnitude"
     others = f"{fixed(absolute.cpr)} by magnitude", f"{fixed(signed.cmd)} by signed score"

@@ -41,20 +41,22 @@ def verify(
     loaded, bound = inputs.load(model, task, out)
     from circuitfind.attribution.methods import check_made
 
+    scores = None
+    if judge.scores is not None:
+        scores, bound = inputs.given_scores(judge.scores, loaded, bound, asked)
     seen, held_out = (None, bound) if judge.holdout == 1 else inputs.held_out(bound, judge.holdout, task.seed)
     circuit = None if whole.circuit is None else inputs.of_model(cf.Circuit.open(whole.circuit), whole.circuit, loaded)
     pairs = count(len(held_out), "pair" if seen is None else "held-out pair")
     about = f"{bound.name}, {bound.metric.name}: {pairs} to judge with"
     out.facts([("model", inputs.model_line(loaded)), ("task", about)])
-    if judge.scores is not None:
-        scores = inputs.of_model(cf.Scores.open(judge.scores), judge.scores, loaded)
-    elif seen is not None:
+    if scores is None:
+        if seen is None:
+            raise TaskError("--holdout 1 leaves no pairs to score on: give --scores, or a smaller part")
         scores = inputs.scored(loaded, seen, asked, folder, out)
-    else:
-        raise TaskError("--holdout 1 leaves no pairs to score on: give --scores, or a smaller part")
     made = scores.record
     keywords: Any = {**check_made(made, asked), **given(judge, without=("scores", "holdout"))}
-    estimates = f"{made.method}, {made.direction}, ablation {made.ablation}, {count(made.n_examples, 'pair')}"
+    setting = f"{made.metric}, {made.direction}, ablation {made.ablation}"
+    estimates = f"{made.method}, {setting}, {count(made.n_examples, 'pair')}"
     out.facts([("estimates", estimates)])
     out.say()
     with out.progress():

@@ -94,6 +94,13 @@ class Experiment:
             bound = _measuring(bound, chosen, made if chosen == inherited.get("metric") else "")
         return cls(model, bound, Setting(bound.metric, **given))
 
+    def tell_of(self, record: Record, made: str) -> None:
+        """Warns where something else that is judged was made with another metric or ablation."""
+        now = {"metric": self.metric.name, "ablation": self.setting.ablation}
+        for name, value in _inherited(record, [*now]).items():
+            if value != now[name]:
+                warn(f"{made} made with {name}='{value}' and judged with {name}='{now[name]}'")
+
     # ---------------------------------------------------------------- what it is made of
     @property
     def adapter(self) -> Adapter:

@@ -10,6 +10,11 @@
 3. **Greedy search for the worst K** (the same paper). From the empty set, each step draws at most ten candidates and
    adds the one that makes the gap largest, until all are in; the worst set met is kept. It is chosen on the pairs that
    it is measured on: its gap is biased upwards, and its interval does not account for the choice.
+
+`second_way` is a cheap form, for searches: K is one part of the circuit, its heads of a layer together or an MLP, for
+the few parts of largest effect. Where the circuit breaks without a part and the model does not, the model has a second
+way to do the task, which the circuit leaves out. It does not see a backup of several parts together, nor one that runs
+through the same nodes along other edges: for these draw sets of edges with `completeness`.
 """
 
 from __future__ import annotations
@@ -34,11 +39,14 @@ from circuitfind.statistics import UNKNOWN, Interval, as_intervals, left_out, ma
 from circuitfind.tasks.task import BoundTask, Task
 
 CANDIDATES = 10  # tried at each step of the greedy search
+FEW = 4  # heads that are named
+MOST = 0.8  # of the total effect: the task is done
+SECOND_WAY = 0.25  # of the total effect, that the model keeps beyond the circuit for there to be a second way
 
 
 class KnockOut(NamedTuple):
     """A set K ablated inside the circuit and inside the model: mean metrics, their difference with its 95% interval,
-    and how K was chosen ("random", "greedy", or "none" for the empty set)."""
+    and how K was chosen ("random", "greedy", "part", or "none" for the empty set)."""
 
     removed: tuple[str, ...]
     circuit: float
@@ -133,6 +141,56 @@ def completeness(
         seen_pairs=evaluation.seen_pairs,
         record=evaluator.record.with_settings(level=level, knockouts=knockouts, greedy=greedy),
     )
+
+
+class Part(NamedTuple):
+    """A part of a circuit, and the shares of the total effect that circuit and model keep without it.
+
+    second_way: the model keeps so much more than the circuit, beyond what the circuit lacks to begin with.
+    """
+
+    removed: tuple[str, ...]
+    circuit: float
+    model: float
+    second_way: bool
+
+    @property
+    def reading(self) -> str:
+        """What it means, in a line."""
+        first, others = self.removed[0], len(self.removed) - 1
+        named = ", ".join(self.removed) if others < FEW else f"{first} and {others} other heads of its layer"
+        shares = f"without {named} the model keeps {self.model:.0%} of the total effect and the circuit"
+        if self.second_way:
+            task = "the task" if self.model >= MOST else "part of the task"
+            said = f"{shares} {self.circuit:.0%}: the model does {task} without this circuit, too"
+            return f"{said}. There is a second way, which the circuit leaves out"
+        return f"{shares} {self.circuit:.0%}, the largest gap that was met: no second way was seen"
+
+
+def second_way(evaluator: Evaluator, circuit: Circuit, effects: np.ndarray, count: int) -> Part | None:
+    """The part of a circuit without which circuit and model differ most; None where there is no part.
+
+    Costs two runs of a circuit for each part, and one.
+
+    Args:
+        effects: `[writers, readers]` of the circuit's edges, by which parts are ranked.
+        count: how many parts to knock out.
+    """
+    trials, graph = _Trials(evaluator, circuit, "node"), circuit.graph
+    size = np.abs(np.where(circuit.mask, np.nan_to_num(effects), 0)).sum(1)
+    parts: dict[tuple[int, bool], list[int]] = {}
+    for place, writer in enumerate(trials.cells):
+        layer = graph.layer_of(writer)
+        parts.setdefault((layer, writer == graph.mlp(layer)), []).append(place)
+    ranked = sorted(parts.values(), key=lambda part: -sum(size[trials.cells[place]] for place in part))
+    sets = [tuple(part) for part in ranked[:count]]
+    if not sets:
+        return None
+    gaps = -trials.differences([(), *sets]).mean(-1) / (evaluator.full.mean() - evaluator.empty.mean())
+    worst = int(gaps[1:].argmax())
+    row = trials.row(sets[worst], "part")
+    circuits, models = evaluator.faithfulness(np.array([[row.circuit], [row.model]])).tolist()
+    return Part(row.removed, circuits, models, bool(gaps[1 + worst] - gaps[0] >= SECOND_WAY))
 
 
 class _Trials:

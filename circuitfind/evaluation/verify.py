@@ -167,6 +167,8 @@ def verify(
     if top < 0 or random < 0:
         raise ScoreError(f"top={top} and random={random} count edges and circuits: neither can be negative")
     experiment = Experiment.of(model, task, asked, inherit=scores.record, made="the scores were")
+    if isinstance(circuit, Circuit):
+        experiment.tell_of(circuit.record, "the circuit was")
     return verified(experiment, scores, top, circuit, random)
 
 

@@ -9,7 +9,9 @@
    none, the grid goes on.
 5. **Pruning**: edges are removed, weakest first, as long as |1 - faithfulness| stays within what it was plus a stated
    tolerance. Runs of edges that all go are taken together; a run that may not go is halved.
-6. **Verify** on the held-out pairs: exact effects of the top candidates and of the circuit's own edges, the circuit as
+6. **Knock-outs**: parts of the circuit are ablated inside it and inside the whole model. If the model does not miss
+   them, it has a second way to do the task (`evaluation/completeness.py`).
+7. **Verify** on the held-out pairs: exact effects of the top candidates and of the circuit's own edges, the circuit as
    a whole, random circuits of its size.
 
 The target is |1 - faithfulness| <= tolerance, from above or below (`one_sided`: faithfulness >= 1 - tolerance).
@@ -30,7 +32,8 @@ from circuitfind.attribution.methods import check_made
 from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, connected
 from circuitfind.engine.experiment import Experiment
-from circuitfind.errors import ScoreError, check_count
+from circuitfind.errors import ScoreError, check_count, warn
+from circuitfind.evaluation.completeness import second_way
 from circuitfind.evaluation.diagnosis import summarise, summary_of
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.verify import Verification, verified
@@ -56,6 +59,7 @@ def find(
     holdout: float = 0.5,
     top: int = 50,
     random: int = 20,
+    knockouts: int = 5,
     scores: Scores | None = None,
     **asked: Unpack[ScoreKeywords],
 ) -> FindResult:
@@ -70,6 +74,8 @@ def find(
         prune_tolerance: how much |1 - faithfulness| may grow by that, in all; it never leaves `tolerance`.
         holdout: the part of the pairs that is held out for verification.
         top: how many edges to verify besides the circuit's own; random: how many random circuits to compare with.
+        knockouts: how many parts of the circuit (its heads of a layer, an MLP) to ablate inside it and inside the
+            model, to see whether the model has a second way; each costs two runs of a circuit on the search pairs.
         scores: take these instead of computing them (a search that was stopped goes on from its saved scores).
         asked: keywords of the run (by default those of the given scores; seed: of the split and the random circuits,
             too) and options of the method.
@@ -86,6 +92,7 @@ def find(
         raise ScoreError(f"find needs edge scores, not {type(scores).__name__}: attribute(level='edge') makes them")
     if scores is not None and scores.graph != model.graph:
         raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
+    check_count("knockouts", knockouts)
     chosen = method_of(method)
     if scores is None:
         request, setting = request_of(chosen, asked)
@@ -112,10 +119,16 @@ def find(
     settings: dict[str, Any] = {"tolerance": tolerance, "one_sided": one_sided, "by": by, "holdout": holdout}
     circuit = scores.cut(mask, search="find", prune_tolerance=prune_tolerance if prune else None, **settings)
     checks = verified(whole.on(held_out), scores, top, circuit, random)
+    part = second_way(evaluator, circuit, checks.exact, knockouts) if len(circuit) < circuit.graph.n_edges else None
+    if part is not None:
+        search.say("knock-outs", part.reading)
+    if part is not None and part.second_way:
+        warn(f"{part.reading} (cf.completeness looks further)")
     # scores may be of other pairs, or of another metric than the one that the search was judged by
     record, run = circuit.record.seeing(evaluator.record), whole.setting
     record = replace(record, metric=run.metric.name, ablation=run.ablation, direction=run.direction)
     facts = _facts(search, circuit, checks, {"unseen_pairs": len(held_out), "search_pairs": len(seen)})
+    facts |= {} if part is None else {"knocked_out": {**part._asdict(), "removed": list(part.removed)}}
     circuit = replace(circuit, record=record, exact=checks.exact, facts=facts)
     return FindResult(circuit, scores, checks, tuple(search.curve), tuple(search.steps), summary, held_out, model)
 
@@ -180,9 +193,9 @@ class SizeSearch:
             best, over = (tried if self.meets(value) else None), value > 1 + self.tolerance
             what = f"the top {n} edges ({tried.sum()} connected)"
             if best is not None:
-                self._say("grid", f"{what} reach faithfulness {value:.3f}: on target")
+                self.say("grid", f"{what} reach faithfulness {value:.3f}: on target")
             elif over:
-                self._say("grid", f"{what} overshoot: faithfulness {value:.3f}")
+                self.say("grid", f"{what} overshoot: faithfulness {value:.3f}")
             if best is not None or over != over_before:
                 best = self._bisect(before, over_before, n, best)
                 if best is not None:
@@ -208,9 +221,9 @@ class SizeSearch:
             else:
                 high = middle
         if best is not None:
-            self._say("bisection", f"the smallest size on target is the top {found} edges ({best.sum()} connected)")
+            self.say("bisection", f"the smallest size on target is the top {found} edges ({best.sum()} connected)")
         else:
-            self._say("bisection", f"faithfulness jumps over the target between {low} and {high} edges: going on")
+            self.say("bisection", f"faithfulness jumps over the target between {low} and {high} edges: going on")
         return best
 
     # ---------------------------------------------------------------- pruning
@@ -236,12 +249,12 @@ class SizeSearch:
                     at += run
                 run = 2 * run if goes else max(1, run // 2)
         value = self.faithfulness_of(mask)
-        self._say(
+        self.say(
             "pruning", f"{before - int(mask.sum())} of {before} edges removed; faithfulness {start:.3f} -> {value:.3f}"
         )
         if value > 1:
-            self._say("pruning", f"overshoot of {value - 1:.3f}: edges that oppose the behaviour are left out")
+            self.say("pruning", f"overshoot of {value - 1:.3f}: edges that oppose the behaviour are left out")
         return mask
 
-    def _say(self, stage: str, text: str) -> None:
+    def say(self, stage: str, text: str) -> None:
         self.steps.append(Step(stage, text))
