@@ -122,6 +122,8 @@ def test_eap_ig(write: Write, model: cf.Model) -> None:
         )
     empty = write(f'clean,corrupted,correct_idx\n"{MARY}","{JOHN}",\n', "data.csv")
     refused(lambda: read_pairs(empty), FileError, "line 2: no 'correct_idx'")
+    empty = write(f'clean,corrupted,correct_idx\n,"{JOHN}",5\n', "data.csv")
+    refused(lambda: read_pairs(empty), FileError, "line 2: 'clean' is empty")
     some = write(
         f'clean,corrupted,correct_idx,incorrect_idx\n"{MARY}","{JOHN}",5,6\n"{MARY}","{JOHN}",5,\n', "data.csv"
     )
