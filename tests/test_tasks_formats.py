@@ -237,7 +237,7 @@ def test_mib_multiple_choice_and_arithmetic(model: cf.Model) -> None:
         ({**choice, "choices": {"label": ["A"]}}, "row 0: 'choices' must hold at least two labels"),
         ({**choice, "symbol_counterfactual": None}, "row 0: 'symbol_counterfactual' must be an object with a 'prompt'"),
         ({**sums, "label": None}, "row 0: no 'label' in the row or in its 'random_counterfactual'"),
-        ({**sums, "prompt": ""}, "row 0: no 'prompt'"),
+        ({**sums, "prompt": ""}, "row 0: 'prompt' is empty"),
         (
             {"prompt": "a", "b_counterfactual": {}, "c_counterfactual": {}},
             "row 0: several counterfactuals: choose with counterfactual=; there are b, c",
