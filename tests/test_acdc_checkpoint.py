@@ -19,7 +19,7 @@ import circuitfind as cf
 from circuitfind.checkpoint import CheckpointFile
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.revision import CircuitState
-from circuitfind.errors import FileError
+from circuitfind.errors import CircuitfindWarning, FileError
 from circuitfind.search import acdc_pruning
 from circuitfind.search.acdc import acdc_scores
 
@@ -108,7 +108,7 @@ def test_a_file_of_another_run_is_refused_and_kept(model, tmp_path, monkeypatch)
         cf.acdc(model, task, threshold, checkpoint=file, **OPTIONS)
     assert file.read_text() == "something else"
     (tmp_path / "taken").write_text("")
-    with pytest.raises(FileError, match=r"taken.* cannot be written"):
+    with pytest.warns(CircuitfindWarning, match=r"taken.* cannot be written: .*; the run goes on without it"):
         CheckpointFile(tmp_path / "taken" / "acdc.ckpt", "key", "model").write({"a": np.zeros(1)})
 
 
@@ -149,7 +149,6 @@ def test_a_killed_process_leaves_a_run_to_go_on_from(model, tmp_path):
 import os, signal
 import circuitfind as cf
 from circuitfind.engine.revision import CircuitState
-from circuitfind.engine import revision
 from circuitfind.search import acdc_pruning
 from families import build
 from test_acdc import some_pairs
@@ -157,13 +156,13 @@ import torch
 
 torch.set_num_threads(1)
 acdc_pruning.RUNS_BETWEEN_STATES = {BETWEEN}
-runs, run = [], revision.run_side_by_side
-def dying(*args, **options):
+runs, attempt = [], CircuitState.attempt
+def dying(*args):
     runs.append(1)
     if len(runs) == 40:
         os.kill(os.getpid(), signal.SIGKILL)
-    return run(*args, **options)
-revision.run_side_by_side = dying
+    return attempt(*args)
+CircuitState.attempt = dying
 cf.acdc(cf.wrap(build("llama"), backend="hooks"), some_pairs(), {threshold!r}, checkpoint={str(file)!r}, **{OPTIONS!r})
 """
     folders = [str(Path(cf.__file__).parents[1]), str(Path(__file__).parent)]

@@ -299,7 +299,7 @@ def test_half_precision_models_learn_in_single_precision() -> None:
         ({"n_edges": 3, "sparsity": 0.9}, "n_edges and sparsity are given"),
         ({"n_nodes": 3}, "n_nodes is for level='node'"),
         ({"n_edges": 3, "level": "node"}, "n_edges is for level='edge'"),
-        ({"n_edges": 10**6}, "n_edges=1000000: give a whole number, 0 to"),
+        ({"n_edges": 10**6}, "n_edges=1000000: give a whole number, 1 to"),
         ({"n_edges": 2.5}, "n_edges=2.5: give a whole number"),
         ({"sparsity": 90}, "sparsity=90 is the part"),
         ({"n_edges": 3, "regularisation": 0.1}, "it has no fixed price"),

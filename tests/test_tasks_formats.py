@@ -122,6 +122,8 @@ def test_eap_ig(write: Write, model: cf.Model) -> None:
         )
     empty = write(f'clean,corrupted,correct_idx\n"{MARY}","{JOHN}",\n', "data.csv")
     refused(lambda: read_pairs(empty), FileError, "line 2: no 'correct_idx'")
+    empty = write(f'clean,corrupted,correct_idx\n,"{JOHN}",5\n', "data.csv")
+    refused(lambda: read_pairs(empty), FileError, "line 2: 'clean' is empty")
     some = write(
         f'clean,corrupted,correct_idx,incorrect_idx\n"{MARY}","{JOHN}",5,6\n"{MARY}","{JOHN}",5,\n', "data.csv"
     )
@@ -235,7 +237,7 @@ def test_mib_multiple_choice_and_arithmetic(model: cf.Model) -> None:
         ({**choice, "choices": {"label": ["A"]}}, "row 0: 'choices' must hold at least two labels"),
         ({**choice, "symbol_counterfactual": None}, "row 0: 'symbol_counterfactual' must be an object with a 'prompt'"),
         ({**sums, "label": None}, "row 0: no 'label' in the row or in its 'random_counterfactual'"),
-        ({**sums, "prompt": ""}, "row 0: no 'prompt'"),
+        ({**sums, "prompt": ""}, "row 0: 'prompt' is empty"),
         (
             {"prompt": "a", "b_counterfactual": {}, "c_counterfactual": {}},
             "row 0: several counterfactuals: choose with counterfactual=; there are b, c",

@@ -48,8 +48,8 @@ def approximation(
     with out.progress():
         found = cf.approximation(loaded, bound, **asked)
     described = inputs.described(loaded, bound, out)
-    path = found.save(folder / "approximation.json", **described)
     out.say()
     tables.approximation(found, out)
     out.say()
+    path = found.save(folder / "approximation.json", **described)
     out.finish({**described, **found.to_dict()}, [path], drawable=True)

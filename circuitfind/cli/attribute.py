@@ -52,9 +52,9 @@ def attribute(
     inputs.introduce(loaded, bound, run, out, scoring=True)
     scores = inputs.scored(loaded, bound, asked, folder, out, **where)
     name = FILES.get(type(scores).__name__, f"estimates-{level.what}")
-    path = scores.save(folder / f"{name}.safetensors")
     out.say()
     tables.show(scores, out, level.show, rank.by)
+    path = scores.save(folder / f"{name}.safetensors")
     made = {name: getattr(scores.record, name) for name in ("method", "direction", "ablation", "sign")}
     content = {**made, "level": level.level, "scores": scores.to_dict() if out.as_json else {}}
     out.finish({**inputs.described(loaded, bound, out), **content}, [path], drawable=True)

@@ -9,6 +9,7 @@ import circuitfind as cf
 from circuitfind.cli import inputs, options, verdicts
 from circuitfind.cli.options import given, option
 from circuitfind.cli.output import FAILED, Output, count, fixed
+from circuitfind.errors import FileError
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,12 @@ def find(
     again: tuple[str, ...] = ()
     if scores is None:
         scores = inputs.scored(loaded, seen, asked, folder, out)
-        again = ("--scores", str(scores.save(folder / "scores.safetensors")))
-    out.if_stopped, out.state = f"the scores are kept; go on with: {out.command_line(*again)}", folder
+        try:
+            again = ("--scores", str(scores.save(folder / "scores.safetensors")))
+        except FileError as error:  # the search can still be made, and its result be read
+            out.warn(str(error))
+    if again or judge.scores is not None:
+        out.if_stopped, out.state = f"the scores are kept; go on with: {out.command_line(*again)}", folder
     with out.progress():
         result = cf.find(loaded, bound, **{**given(search, judge), **asked, "scores": scores})
     seconds = time.monotonic() - started

@@ -69,7 +69,6 @@ def patch(
         checkpoint = inputs.checkpoint(loaded, folder / CHECKPOINT, "measured", out)
         with out.progress():
             found = cf.patch(loaded, bound, **where, **asked, checkpoint=checkpoint)
-        path = found.save(folder / f"patch-{sweep.what}.safetensors")
         strongest = [row._asdict() for row in found.top(sweep.show, rank.by)]
         content |= {"strongest": strongest, "sweep": found.to_dict() if out.as_json else {}}
     else:
@@ -77,8 +76,11 @@ def patch(
         asked |= {"separate": paths.separate} | ({} if paths.to is None else {"receivers": inputs.names_in(paths.to)})
         with out.progress():
             found = cf.path_patch(loaded, bound, senders, **asked)
-        path = found.save(folder / "paths.json", **content)
-        content |= found.to_dict()
     out.say()
     tables.show(found, out, sweep.show, rank.by)
+    if paths.path is None:
+        path = found.save(folder / f"patch-{sweep.what}.safetensors")
+    else:
+        path = found.save(folder / "paths.json", **content)
+        content |= found.to_dict()
     out.finish(content, [path], drawable=True)

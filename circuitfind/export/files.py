@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from socket import gethostname
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -83,29 +83,28 @@ def held(folder: str | PathLike[str], by: str) -> Iterator[None]:
     if file is None:
         yield
         return
-    with file:
+    try:
         with suppress(OSError):  # a full disk
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {gethostname()} ({by})")
-            file.flush()
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+            os.truncate(file, 0)
+            os.write(file, f"process {os.getpid()} on {gethostname()} ({by})".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(file)
 
 
-def _locked(path: Path) -> TextIO | None:
+def _locked(path: Path) -> int | None:
     """The file, locked; None where the system knows no locks, or the disk is full."""
     while fcntl is not None:
         try:
-            file = path.open("a+", encoding="utf-8")
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
                 return file
-            file.close()  # of a process that has just ended
+            os.close(file)  # of a process that has just ended
         except BlockingIOError:
-            file.seek(0)
-            who = file.read() or "another process"
+            who = os.read(file, 10_000).decode() or "another process"
+            os.close(file)
             raise FileError(f"{path.parent}: {who} writes there now: wait for it, or name another folder") from None
         except OSError:
             break

@@ -1,0 +1,208 @@
+"""How a run ends: signals, a reader that goes away, a full disk, a second process on the same folder, pipes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import circuitfind as cf
+from circuitfind.cli.app import main
+from circuitfind.engine.restart import Restart
+from circuitfind.errors import CircuitfindWarning
+from circuitfind.export import files
+
+EXACT = ("attribute", "tiny", "--method", "exact", "--n", "2", "--out", "x")
+PAIR = '{"clean": "Then Mary and", "corrupted": "Then John and", "answer": "Mary", "wrong": "John"}\n'
+
+
+@pytest.fixture(scope="module")
+def tiny() -> cf.Model:
+    return cf.load("tiny", check=False)
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, tiny: cf.Model, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, and the model loaded once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cf, "load", lambda *_, **__: tiny)
+    return tmp_path
+
+
+# -------------------------------------------------------------------- signals
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_keeps_what_was_done_and_says_how_to_go_on(number, capsys, monkeypatch):
+    really, calls = Restart.edges, []
+
+    def killed(*words):
+        calls.append(1)
+        if len(calls) == 40:
+            os.kill(os.getpid(), number)  # twice at once, as `timeout` does
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        return really(*words)
+
+    monkeypatch.setattr(Restart, "edges", killed)
+    assert main(EXACT) == 128 + number
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "kept in x/exact.part.safetensors; go on with: circuitfind attribute tiny" in said
+    assert signal.getsignal(number) is signal.SIG_DFL and os.listdir("x") == ["exact.part.safetensors"]
+    assert main(EXACT) == 0 and os.listdir("x") == ["scores.safetensors"]
+
+
+def test_nothing_is_said_to_be_kept_that_is_not(capsys, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Restart, "edges", killed)
+    assert main(EXACT) == 130
+    assert capsys.readouterr().err.strip().endswith("stopped: nothing was written")
+
+
+def test_in_another_thread_signals_are_left_alone(capsys):
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(main(["models"])))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+
+
+def test_what_learn_has_learned_is_kept_by_default(capsys, monkeypatch):
+    from circuitfind.search.training import Training
+
+    really = Training.advance
+
+    def stopping(self, state):
+        if state.step == 3:
+            raise KeyboardInterrupt
+        return really(self, state)
+
+    monkeypatch.setattr(Training, "advance", stopping)
+    assert main(["learn", "tiny", "--n", "4", "--steps", "4", "--out", "x"]) == 130
+    assert "kept in x/learn.part.safetensors; go on with" in capsys.readouterr().err
+    monkeypatch.setattr(Training, "advance", really)
+    assert main(["learn", "tiny", "--n", "4", "--steps", "4", "--out", "x"]) == 0
+    assert "part" not in str(os.listdir("x"))
+
+
+# -------------------------------------------------------------------- the output's reader goes away
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_a_closed_pipe_does_not_stop_the_work(words, capfd, monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        code = main(["attribute", "tiny", "--method", "eap", "--n", "4", "--out", "x", *words])
+    assert code == 141 and os.listdir("x") == ["scores.safetensors"]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+# -------------------------------------------------------------------- two processes
+def test_a_folder_that_another_process_writes_to_is_refused(capsys):
+    Path("x").mkdir()
+    with files.held("x", "circuitfind find tiny"):
+        assert main(EXACT) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: x: process") and f"process {os.getpid()} on " in said
+    assert "(circuitfind find tiny) writes there now" in said
+    Path("x", files.LOCK).write_text("process 1 on here (of one that was killed)")
+    assert main(EXACT) == 0 and os.listdir("x") == ["scores.safetensors"]
+
+
+# -------------------------------------------------------------------- a full disk
+def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_does_not_end_a_run_before_its_result(capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("circuitfind.export.files.os.write", full)  # the lock
+        patch.setattr("circuitfind.export.files.os.replace", full)
+        assert main(["acdc", "tiny", "--n", "4", "--threshold", "1", "--out", "x"]) == 2
+    said = capsys.readouterr()
+    assert "warning: checkpoint x/acdc.part.safetensors: cannot be written: No space left" in said.err
+    assert said.err.strip().endswith("error: x/acdc.json: cannot be written: No space left on device")
+    assert "faithfulness" in said.out and not os.listdir("x")
+
+
+# -------------------------------------------------------------------- pairs
+@pytest.mark.parametrize("name", ["-", "/dev/stdin", "pipe"])
+def test_pairs_come_from_a_pipe(name, place, tiny, monkeypatch):
+    from circuitfind.cli import inputs, options
+    from circuitfind.cli.output import Output
+
+    reader, writer = os.pipe()
+    if name == "pipe":
+        name = f"/dev/fd/{reader}"
+    else:
+        monkeypatch.setattr("circuitfind.tasks.files.Path", lambda path: Path(f"/dev/fd/{reader}"))
+    os.write(writer, (PAIR * 2).encode())
+    os.close(writer)
+    _, bound = inputs.load(options.Model(), options.Task(data=Path(name)), Output(False, []))
+    assert len(bound) == 2 and bound.name == "pairs"
+
+
+def test_a_column_that_is_like_none_is_left_alone():
+    row = {**json.loads(PAIR), "template": "abba", "answer_type": "name", "number": 3}
+    assert len(cf.Task.from_rows([row, row])) == 2
+    for column, meant in (("anwser", "answer"), ("Wrong answers", "wrong_answers"), ("corect_idx", "correct_idx")):
+        with pytest.raises(cf.TaskError, match=f"row 0: column '{column}' is unknown: did you mean '{meant}'"):
+            cf.Task.from_rows([{"clean": "a", "corrupted": "b", column: "c"}])
+
+
+def test_the_example_in_the_readme_works(tiny):
+    readme = Path(__file__).parents[1] / "README.md"
+    (rows,) = re.findall(r"```json\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    Path("pairs.jsonl").write_text(rows)
+    assert main(["find", "tiny", "--data", "pairs.jsonl", "--top", "3", "--random", "2"]) == 0
+
+
+# -------------------------------------------------------------------- missing weights
+def test_missing_weights_are_refused_unless_allowed(place, capsys, monkeypatch):
+    monkeypatch.undo()
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+    )
+    model.config.save_pretrained(place)
+    kept = {name: value.contiguous() for name, value in model.state_dict().items() if "layers.1.mlp" not in name}
+    save_file(kept, place / "model.safetensors", metadata={"format": "pt"})
+    assert main(["doctor", str(place)]) == 2
+    said = capsys.readouterr()
+    assert "layers.1.mlp.down_proj" in said.err and "--allow-missing" in said.err and "All hold" not in said.out
+    assert main(["doctor", str(place), "--allow-missing"]) == 0
+    assert "layers.1.mlp.down_proj" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------- meaningless numbers, in the library
+def test_numbers_without_meaning_are_refused(tiny):
+    task = cf.task("ioi", tiny, n=4)
+    for words in ({"tolerance": 1}, {"tolerance": float("nan")}, {"prune_tolerance": -1}, {"top": 1.5}, {"random": -1}):
+        (name,) = words
+        with pytest.raises(cf.ScoreError, match=f"^{name}="):
+            cf.find(tiny, task, **words)
+    for seed in (-1, 2**63, 2**80):
+        with pytest.raises(cf.TaskError, match=f"^seed={seed} is no seed"):
+            cf.attribute(tiny, task, "eap", seed=seed)
+    with pytest.raises(cf.ScoreError, match="threshold=0: no"):
+        cf.acdc(tiny, task, 0, absolute=True)
+    for words in ({"n_edges": 0}, {"n_nodes": 0, "level": "node"}, {"sparsity": 0.9999}):
+        with pytest.raises(cf.ScoreError, match=f"^{next(iter(words))}="):
+            cf.learn_masks(tiny, task, **words)
+
+
+def test_circuits_without_edges_are_pointed_out(tiny):
+    task = cf.task("ioi", tiny, n=4)
+    with pytest.warns(CircuitfindWarning, match=r"the 5 edges let through is not connected.*n_edges=.*prune=False"):
+        assert not len(cf.learn_masks(tiny, task, n_edges=5, steps=2).circuit)
+    with pytest.warns(CircuitfindWarning, match=r"by threshold=1e\+30 or more"):
+        assert not len(cf.acdc(tiny, task, 1e30))
