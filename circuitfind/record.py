@@ -10,6 +10,7 @@ from hashlib import blake2b
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from circuitfind.errors import NoFile
 from circuitfind.version import __version__
 
 SIGN = "effect: metric without ablation - metric with the edge ablated; positive = the edge supports the behaviour"
@@ -41,7 +42,7 @@ def fingerprints(clean: Iterable[str], corrupted: Iterable[str]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(NoFile):
     """Where a number comes from.
 
     Attributes:
