@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import ParamSpec, TypeVar
@@ -76,12 +77,36 @@ def own_arithmetic() -> Iterator[None]:
         raise ModelError("torch's default device is 'meta', where nothing has a value: call this outside that context")
     accelerator = torch.accelerator.current_accelerator()
     kinds = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
-    dtype = torch.get_default_dtype()
     with ExitStack() as contexts:
         contexts.enter_context(torch.inference_mode(False))
         for kind in kinds:
             contexts.enter_context(torch.autocast(kind, enabled=False))
-        contexts.enter_context(torch.compiler.set_stance("force_eager"))
-        torch.set_default_dtype(torch.float32)
-        contexts.callback(torch.set_default_dtype, dtype)
+        contexts.enter_context(_PROCESS.eager())
         yield
+
+
+class _Process:
+    """What torch has once for all threads: the first call sets it, and the last one that ends sets it back."""
+
+    def __init__(self) -> None:
+        self.lock, self.calls, self.before = threading.Lock(), 0, ExitStack()
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Inside, compiled code runs as written, and new tensors are float32."""
+        with self.lock:
+            if not self.calls:
+                self.before.callback(torch.set_default_dtype, torch.get_default_dtype())
+                self.before.enter_context(torch.compiler.set_stance("force_eager"))
+                torch.set_default_dtype(torch.float32)
+            self.calls += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.calls -= 1
+                if not self.calls:
+                    self.before.close()
+
+
+_PROCESS = _Process()

@@ -2,7 +2,7 @@
 
 1. `measuring()` counts everything inside. Each forward pass adds its prompts times the part of the blocks that ran: one
    prompt through the whole model is 1, a restart from the middle layer half. A backward pass adds its prompts.
-2. Seconds are the wall's and this process's CPU time.
+2. Seconds are the wall's and the CPU time of this whole process, other threads included; passes are this thread's.
 3. Memory is the growth of the process's peak resident set (or of the accelerator's allocated memory), where the system
    can tell: Linux resets its peak on request, elsewhere the figure is None.
 """

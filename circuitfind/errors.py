@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from numbers import Integral
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -38,6 +38,22 @@ class ScoreError(CircuitfindError):
 
 class CircuitfindWarning(UserWarning):
     """Something that may mislead; the command line prints it as one line."""
+
+
+class NoFile:
+    """Base of public classes that are no results: their `save` says so.
+
+    nnsight puts a `save` of its own on every Python object, which would complain of a trace.
+
+    Attributes:
+        INSTEAD: what is saved instead.
+    """
+
+    INSTEAD = "save the scores, circuit or other result that holds it"
+
+    def save(self, *_: Any, **__: Any) -> NoReturn:
+        """Raises a FileError that names what is saved instead."""
+        raise FileError(f"a {type(self).__name__} has no file of its own: {self.INSTEAD}")
 
 
 def warn(text: str) -> None:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from circuitfind.errors import FileError
+from circuitfind.errors import FileError, NoFile
 
 KINDS = "qkv"
 _WRITER = re.compile(r"input|a(\d+)\.h(\d+)|m(\d+)")
@@ -54,7 +54,7 @@ def ends_of(edge: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(NoFile):
     """Writers, readers and edges of a decoder-only transformer.
 
     `parallel`: attention and MLP read the same residual, so an MLP does not read its own layer's heads.

@@ -30,13 +30,13 @@ import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch, log_probabilities, wide
-from circuitfind.errors import TaskError, entered, unknown
+from circuitfind.errors import NoFile, TaskError, entered, unknown
 
 Function = Callable[[Tensor, Batch], Tensor]
 
 
 @dataclass(frozen=True)
-class Metric:
+class Metric(NoFile):
     """A named metric.
 
     Attributes:

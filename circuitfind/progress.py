@@ -58,7 +58,8 @@ def listening(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def show_progress() -> Iterator[None]:
-    """Shows progress bars with elapsed and remaining time (rich, on stderr) for everything inside."""
+    """Shows progress bars with elapsed and remaining time (rich, on stderr) for everything inside, in this thread (in
+    another one: `contextvars.copy_context().run(function)`)."""
     import rich.progress as bars
     from rich.console import Console
 

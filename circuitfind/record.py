@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from circuitfind.errors import NoFile
 from circuitfind.version import __version__
 
 SIGN = "effect: metric without ablation - metric with the edge ablated; positive = the edge supports the behaviour"
@@ -49,7 +50,7 @@ def numbered(keys: Iterable[Hashable]) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(NoFile):
     """Where a number comes from.
 
     Attributes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -240,3 +241,21 @@ def test_what_makes_no_curve_is_named(evaluator: Evaluator, scores: cf.Scores, l
             curve_of(evaluator, given, **options)  # type: ignore[arg-type]
     with pytest.raises(ScoreError, match="faithfulness is undefined"):
         cf.curve(llama, contrast(2), scores, metric=lambda logits, batch: logits.sum(-1) * 0)
+
+
+def test_a_ranking_whose_circuits_do_nothing_is_told_with_its_reason_and_remedy() -> None:
+    """As SmolLM2's IOI by signed EAP: everything passes through edges that get strongly negative effects."""
+    model = cf.load("tiny")
+    task = cf.task("ioi", model, n=8)
+    scores = cf.attribute(model, task, "eap")
+    values = np.abs(scores.values)
+    values[0] *= -10  # out of `input`
+    wrong = cf.Scores(model.graph, values, scores.record)
+    sizes = [int(part * model.graph.n_edges) for part in (0.01, 0.03, 0.09)]
+    with pytest.warns(UserWarning, match=r"by signed effect \('eap'\) do nothing: .*have negative effects"):
+        cf.curve(model, task, wrong, sizes=sizes, by="signed")
+    with pytest.warns(UserWarning, match=r"do nothing: .*Use method='eap-ig-inputs' or method='relp' or by='absolute'"):
+        cf.find(model, task, scores=wrong, by="signed", top=2, random=1, prune=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cf.curve(model, task, scores, sizes=sizes)

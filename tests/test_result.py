@@ -14,9 +14,11 @@ import circuitfind as cf
 from circuitfind.circuit import Circuit
 from circuitfind.graph import Graph
 from circuitfind.record import Record
+from circuitfind.remote.call import RemoteModel
 from circuitfind.result import UNSAVED, Result
 from circuitfind.search.found import FolderResult
 from circuitfind.statistics import Interval
+from circuitfind.tasks.bound import BoundTask
 
 
 class Row(NamedTuple):
@@ -99,3 +101,17 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_a_result_that_is_a_folder_says_how_it_is_written() -> None:
     with pytest.raises(TypeError, match="abstract"):
         FolderResult()
+
+
+def test_nothing_public_has_the_save_that_nnsight_puts_on_every_object(tmp_path: Path) -> None:
+    """Its error would be "save() was called outside a trace"."""
+    import nnsight  # noqa: F401  # puts it there
+
+    classes = [one for name in cf.__all__ if isinstance(one := getattr(cf, name), type)]
+    for one in [*classes, BoundTask, RemoteModel]:
+        if not issubclass(one, (BaseException, tuple)):  # rows are named tuples
+            assert getattr(one, "save", None) is not vars(object).get("save"), one
+    with pytest.raises(cf.FileError, match="a Graph has no file of its own: save the scores, circuit or other result"):
+        Graph(1, 2, 2, 8).save(tmp_path / "x.json")
+    with pytest.raises(cf.FileError, match=r"a Model has no file of its own: .*model.hf.save_pretrained"):
+        cf.load("tiny").save("x")

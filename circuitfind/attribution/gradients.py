@@ -51,9 +51,12 @@ def mean_effects(experiment: Experiment, points: list[Point], effects: Effects, 
     sizes: list[float] = []
 
     def one(batch: Batch, _: slice) -> Tensor:
-        found, largest = zip(*point_effects(experiment, batch, points, effects), strict=True)
-        sizes.extend(largest)
-        return torch.stack(found).sum(0)
+        total = None
+        for found, largest in point_effects(experiment, batch, points, effects):
+            total = found if total is None else total + found
+            sizes.append(largest)
+        assert total is not None, "a method has a point"
+        return total
 
     total = mean_over(experiment, one, label)
     check_not_flat(experiment.metric, total, max(sizes))
@@ -88,7 +91,9 @@ def point_effects(
         clean = run if clean is None else clean  # then the first point is the clean one
         delta = clean.writers.minus(experiment.ablated(clean, corrupted))
         with torch.no_grad():
-            yield weight * effects(ruled, delta, run, gradients), float(values.abs().max())
+            found = weight * effects(ruled, delta, run, gradients)
+        del run, gradients, delta  # the next point needs the room
+        yield found, float(values.abs().max())
 
 
 def check_slope(experiment: Experiment, method: Method) -> None:

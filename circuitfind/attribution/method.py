@@ -26,6 +26,7 @@ import numpy as np
 from torch import Tensor
 
 from circuitfind.engine.experiment import Experiment
+from circuitfind.errors import NoFile
 from circuitfind.models.adapter import Adapter
 from circuitfind.record import SIGN, Record
 
@@ -73,7 +74,7 @@ Points = Callable[[str, int, Mapping[str, Any]], list[Point]]
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(NoFile):
     """A way to score.
 
     Attributes:

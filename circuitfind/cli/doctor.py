@@ -33,7 +33,7 @@ def doctor(model: options.UncheckedModel, batch: BatchOptions, out: Output) -> i
     with out.waiting("checking identities"):
         identities = identities_of(loaded)
     found = _facts(loaded)
-    memory = inputs.memory_line(loaded, batch.examples, batch.length)
+    memory = inputs.memory_line(loaded, (batch.examples, batch.length, 1))
     dot = shutil.which("dot")
     versions = library_versions()
     out.facts(

@@ -203,13 +203,15 @@ def model_line(model: cf.Model) -> str:
     return f"{model.name}: {kind}, {graph}; {graph.n_edges:,} edges, {graph.n_nodes:,} nodes; {dtype} on {model.place}"
 
 
-def memory_line(model: cf.Model, examples: int, length: int, batch_size: int | None = None) -> str:
-    """Batch size and memory for scoring so many examples."""
+def memory_line(
+    model: cf.Model, sizes: tuple[int, int, int], batch_size: int | None = None, softmax: bool = True
+) -> str:
+    """Batch size and memory for scoring pairs of these sizes; arguments as for `plan_memory`."""
     if model.remote:
         return f"batches as {model.place} has room for"
     from circuitfind.engine.memory import plan_memory
 
-    plan = plan_memory(model.adapter, examples, length, batch_size)
+    plan = plan_memory(model.adapter, sizes, batch_size, softmax)
     return f"batches of {plan.batch_size}; about {size(plan.beside)} beside {size(plan.weights)} of weights"
 
 
@@ -220,7 +222,9 @@ def introduce(
     wrong with it."""
     lines = [("model", model_line(model))]
     if scoring:
-        lines.append(("memory", memory_line(model, len(bound), bound.batch.clean.ids.shape[1], run.batch_size)))
+        sizes = (len(bound), bound.batch.clean.ids.shape[1], bound.batch.clean.read.shape[1])
+        softmax = bound.metric.name != "logit_diff"
+        lines.append(("memory", memory_line(model, sizes, run.batch_size, softmax)))
     with out.progress():
         found = cf.diagnose(model, bound, batch_size=run.batch_size)
     for line in found.warnings:

@@ -23,14 +23,14 @@ from torch import Tensor
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import capture, refuse_aligned
 from circuitfind.engine.writers import Writers
-from circuitfind.errors import ScoreError, TaskError, entered, unknown
+from circuitfind.errors import NoFile, ScoreError, TaskError, entered, unknown
 from circuitfind.models.adapter import Adapter
 
 Carried = Callable[[Tensor, "Tensor | None", "Tensor | None"], Tensor]
 
 
 @dataclass(frozen=True)
-class Ablation:
+class Ablation(NoFile):
     """One kind of ablation.
 
     Attributes:

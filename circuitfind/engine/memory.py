@@ -1,7 +1,8 @@
 """Every byte budget of the package, how large a batch may be, and what happens when it is too large after all.
 
 1. `estimate_memory` counts what grows with the batch: activations that autograd keeps, captured writers and streams,
-   and the contraction's working set. `batch_size_for` is the largest batch within the budget.
+   logits of the whole vocabulary, and the contraction's working set. `benchmarks/memory.py` holds it against what a
+   process grows by. `batch_size_for` is the largest batch within the budget.
 2. `in_batches` works through the pairs in batches. Where one runs out of memory, the next are half as large, with a
    warning that says so; so are working sets and runs side by side. A single pair is tried once more, one run at a time.
    What a call has learned about its `Room` holds for all of its loops.
@@ -25,6 +26,7 @@ import torch
 from circuitfind.batch import Batch
 from circuitfind.errors import ModelError, warn
 from circuitfind.models.adapter import Adapter
+from circuitfind.models.layer import module_at
 from circuitfind.progress import progress
 from circuitfind.setting import check_batch_size
 
@@ -38,7 +40,11 @@ HELD = 256 * 2**20  # `[writers, tokens, d_model]` that is formed at a time
 BY_EXAMPLE = 4 * 2**30  # scores of every example at once
 IN_CACHE = {"cpu": 8 * 2**20}  # what fits in a processor's cache; other devices have none worth a small slice
 
-KEPT_PER_LAYER = 18  # activations of width d_model that autograd keeps in one block, in round numbers
+# What is kept of a token in one block while scores are made, in round numbers: by autograd, of the captured runs, and
+# of the gradients. Values of width d_model (the second: with post-norms), of all query heads, of the key/value heads.
+STREAM, POST_NORMED, QUERIES, KEYS = 15, 4, 10, 7
+GATED, PLAIN, COMPOSED = 3, 2, 5  # of the MLP's width: gated, one activation, one made of several operations in Python
+LOGITS, SOFTMAXES = 3, 12  # copies of the logits that are read: by a metric of single logits, of a softmax
 RUN_PER_LAYER = 10  # values of width d_model that a captured run holds of a block, in round numbers
 
 
@@ -113,14 +119,42 @@ class MemoryEstimate(NamedTuple):
         return self.activations + self.contraction
 
 
-def estimate_memory(adapter: Adapter, examples: int, length: int) -> MemoryEstimate:
-    """Memory that scoring a batch of so many examples of this length takes."""
+def estimate_memory(
+    adapter: Adapter, examples: int, length: int, reads: int = 1, softmax: bool = True
+) -> MemoryEstimate:
+    """Memory that scoring a batch of so many examples of this length takes.
+
+    Args:
+        reads: positions at which the metric reads the logits; softmax: whether it takes one over the vocabulary.
+    """
     graph, tokens, size = adapter.graph, examples * length, adapter.dtype.itemsize
-    kept = KEPT_PER_LAYER * size + 6 * adapter.work.itemsize  # by autograd, and as captured
-    attention = 2 * size * graph.n_heads * length
-    activations = tokens * graph.n_layers * (kept * graph.d_model + attention)
+    stream = STREAM + POST_NORMED * (adapter.family.post_attn_norm is not None)
+    heads = adapter.d_head * (QUERIES * graph.n_heads + KEYS * graph.n_kv_heads)
+    kept = (stream * graph.d_model + heads + _kept_of_mlp(adapter)) * (size + adapter.work.itemsize) // 2
+    attention = size * graph.n_heads * length
+    logits = logits_bytes(adapter, examples * reads, softmax)
     held = next(token_slices(tokens, graph.n_writers, adapter, HELD))
-    return MemoryEstimate(activations, graph.n_writers * (held.stop - held.start) * row_bytes(adapter))
+    contraction = graph.n_writers * (held.stop - held.start) * row_bytes(adapter)
+    scores = 3 * graph.n_writers * graph.n_readers * adapter.work.itemsize  # of a point, their sum, their mean
+    return MemoryEstimate(tokens * graph.n_layers * (kept + attention) + logits, contraction + scores)
+
+
+def _kept_of_mlp(adapter: Adapter) -> int:
+    """Values that are kept of a token in an MLP; of one without a single output projection, as of a common shape."""
+    graph, view = adapter.graph, adapter.layers[0]
+    if adapter.family.down is None:
+        return GATED * 4 * graph.d_model
+    parameters = sum(one.numel() for one in module_at(view.block, adapter.family.mlp_out).parameters())
+    width: int = module_at(view.block, adapter.family.down).weight.numel() // graph.d_model
+    if parameters > 2.5 * width * graph.d_model:
+        return GATED * width
+    return width * (COMPOSED if "new" in str(getattr(adapter.config, "activation_function", "")) else PLAIN)
+
+
+def logits_bytes(adapter: Adapter, rows: int, softmax: bool = True) -> int:
+    """Bytes of the copies that are made of so many rows of logits."""
+    vocabulary: int = adapter.model.get_output_embeddings().weight.shape[0]
+    return rows * vocabulary * adapter.work.itemsize * (SOFTMAXES if softmax else LOGITS)
 
 
 class MemoryPlan(NamedTuple):
@@ -131,11 +165,23 @@ class MemoryPlan(NamedTuple):
     weights: int
 
 
-def plan_memory(adapter: Adapter, examples: int, length: int, batch_size: int | None = None) -> MemoryPlan:
-    """What scoring so many examples of this length takes; `batch_size` as it was asked for."""
-    at_once = min(batch_size or batch_size_for(adapter, examples, length), examples)
-    weights = sum(value.numel() * value.element_size() for value in adapter.model.parameters())
-    return MemoryPlan(at_once, estimate_memory(adapter, at_once, length).total, weights)
+def plan_memory(
+    adapter: Adapter, sizes: tuple[int, int, int], batch_size: int | None = None, softmax: bool = True
+) -> MemoryPlan:
+    """What scoring pairs of these sizes takes; `batch_size` as it was asked for, `softmax` as for `estimate_memory`."""
+    pairs, length, reads = sizes
+    at_once = min(batch_size or batch_size_for(adapter, *sizes), pairs)
+    return MemoryPlan(at_once, estimate_memory(adapter, at_once, length, reads, softmax).total, weight_bytes(adapter))
+
+
+def sizes_of(batch: Batch) -> tuple[int, int, int]:
+    """Pairs, tokens of a prompt, positions at which logits are read."""
+    return len(batch), batch.clean.ids.shape[1], batch.clean.read.shape[1]
+
+
+def weight_bytes(adapter: Adapter) -> int:
+    """Bytes of the model's weights."""
+    return sum(value.numel() * value.element_size() for value in adapter.model.parameters())
 
 
 def row_bytes(adapter: Adapter) -> int:
@@ -148,14 +194,14 @@ def run_bytes(adapter: Adapter, n_tokens: int, runs: int) -> int:
     return runs * n_tokens * adapter.graph.n_layers * RUN_PER_LAYER * row_bytes(adapter)
 
 
-def batch_size_for(adapter: Adapter, examples: int, length: int, streams: bool = False) -> int:
+def batch_size_for(adapter: Adapter, examples: int, length: int, reads: int = 1, streams: bool = False) -> int:
     """The largest batch that fits the budget, at least 1.
 
     `streams`: every writer's output is held in full, as exact circuits do, and no gradients are.
     """
-    one = estimate_memory(adapter, 1, length).activations
+    one = estimate_memory(adapter, 1, length, reads).activations
     if streams:
-        one = length * adapter.graph.n_writers * row_bytes(adapter)
+        one = length * adapter.graph.n_writers * row_bytes(adapter) + logits_bytes(adapter, reads)
     return max(1, min(examples, budget(adapter.device) // one))
 
 
@@ -215,13 +261,11 @@ def within_memory(adapter: Adapter) -> Iterator[None]:
         if not out_of_memory(error):
             raise
         asked = ASKED_FOR.search(str(error))
-        weights = sum(value.numel() * value.element_size() for value in adapter.model.parameters())
+        tried = f" with {here.tried}" * bool(here.tried) + (f", where {asked[1]} were asked for" if asked else "")
         raise ModelError(
-            f"out of memory on {adapter.device}"
-            + (f" with {here.tried}" if here.tried else "")
-            + (f", where {asked[1]} were asked for" if asked else "")
-            + f"; the model's weights take {weights / 2**20:,.0f} MiB: give shorter prompts or fewer, or load the model"
-            " in half precision (dtype='bfloat16') or on a device with more memory"
+            f"out of memory on {adapter.device}{tried}; the model's weights take"
+            f" {weight_bytes(adapter) / 2**20:,.0f} MiB: give shorter prompts or fewer, or load the model in half"
+            " precision (dtype='bfloat16') or on a device with more memory"
         ) from None
 
 
@@ -241,7 +285,7 @@ def in_batches(
     """
     check_batch_size(batch_size)
     here, pairs = room(), len(batch)
-    size = here.fitting(batch_size or batch_size_for(adapter, pairs, batch.clean.ids.shape[1]), pairs)
+    size = here.fitting(batch_size or batch_size_for(adapter, *sizes_of(batch)), pairs)
     start = 0
     with progress(label, pairs) as advance:
         while start < pairs:

@@ -3,6 +3,7 @@
 1. The best edges of the scores at each size make a circuit, pruned to what is connected: fewer edges may be left than
    were asked for, and both numbers are reported. Circuits that are given are taken as they are.
 2. Every distinct circuit is run exactly, once; the whole model and the empty circuit need no run.
+   A ranking whose circuits do nothing is warned of (`idle.py`).
 3. Faithfulness is a ratio of means over examples. All sizes leave out the same example at a time, so that the areas
    have intervals, too.
 4. The areas of the benchmark MIB (Mueller et al. 2025) are trapezoids, linear in the fraction of edges and not divided
@@ -25,9 +26,10 @@ import numpy as np
 from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.experiment import check_model
-from circuitfind.errors import ScoreError
+from circuitfind.errors import ScoreError, warn
 from circuitfind.evaluation.agreement import PERCENTAGES, area_under
 from circuitfind.evaluation.faithfulness import Evaluator
+from circuitfind.evaluation.idle import idle
 from circuitfind.graph import Graph
 from circuitfind.models.load import Model
 from circuitfind.record import Record
@@ -194,6 +196,8 @@ def curve_of(
         found = reduce(Record.seeing, (circuit.record for circuit in circuits))
     outcome = evaluator.run_distinct([circuit.mask for circuit in circuits])
     f, share = evaluator.faithfulness(outcome.metric), evaluator.share
+    if isinstance(given, Scores) and (said := idle(given, by, zip(asked, f.tolist(), strict=True))):
+        warn(said)
     means = (outcome.metric.mean(-1), share(outcome.accurate), share(outcome.top1), outcome.kl.mean(-1))
     metrics = left_out(np.stack([*outcome.metric, evaluator.full, evaluator.empty]), evaluator.bound.copies)
     with np.errstate(divide="ignore", invalid="ignore"):

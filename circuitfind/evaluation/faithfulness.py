@@ -26,7 +26,7 @@ from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.experiment import Experiment, check_model
-from circuitfind.engine.memory import CIRCUITS, batch_size_for
+from circuitfind.engine.memory import CIRCUITS, batch_size_for, sizes_of
 from circuitfind.engine.prepare import Prepared
 from circuitfind.engine.prepared_runs import PreparedRuns
 from circuitfind.errors import ScoreError
@@ -135,9 +135,8 @@ class Evaluator:
     def __init__(self, experiment: Experiment) -> None:
         experiment = experiment.set(direction="noising")  # circuits run on clean prompts, whatever scores were made by
         self.experiment, self.bound, self.graph = experiment, experiment.bound, experiment.graph
-        adapter, tokens = experiment.adapter, experiment.bound.batch.clean.ids
-        pairs, length = tokens.shape
-        size = experiment.setting.batch_size or batch_size_for(adapter, pairs, length, streams=True)
+        sizes = sizes_of(experiment.bound.batch)
+        size = experiment.setting.batch_size or batch_size_for(experiment.adapter, *sizes, streams=True)
         self.runs = PreparedRuns(experiment, experiment.batch, size)
         self.ends = self._outcome(lambda prepared: [torch.stack([prepared.clean.logits, prepared.empty.logits])])
         self.full, self.empty = self.ends.metric

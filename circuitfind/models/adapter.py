@@ -14,6 +14,7 @@ import inspect
 import threading
 from dataclasses import replace
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import nnsight
 import torch
@@ -37,6 +38,10 @@ class Site(NamedTuple):
     layer: int
     path: str
     side: str
+
+
+# One for each model, however often it is wrapped: hooks are put on the modules themselves.
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
 class Adapter:
@@ -68,7 +73,7 @@ class Adapter:
         self.held_by: object | None = None
         self.output_forms: dict[str, Any] = {}
         self._accepts = set(inspect.signature(model.forward).parameters)
-        self.lock = threading.RLock()
+        self.lock = _LOCKS.setdefault(model, threading.RLock())
         self.unproven: bool | None = True
         self.state = self._state()
 

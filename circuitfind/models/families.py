@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from circuitfind.errors import ModelError, entered
+from circuitfind.errors import ModelError, NoFile, entered
 
 
 @dataclass(frozen=True)
-class Family:
+class Family(NoFile):
     """Module names of one architecture family; the defaults are Llama's.
 
     Attributes:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from circuitfind.errors import ModelError, unknown, warn
+from circuitfind.errors import ModelError, NoFile, unknown, warn
 from circuitfind.graph import Graph
 from circuitfind.models import tiny
 from circuitfind.models.adapter import Adapter
@@ -23,13 +23,15 @@ EMBEDDED = {"tiny": tiny.PATH}
 
 
 @dataclass(frozen=True, eq=False)
-class Model:
+class Model(NoFile):
     """An unmodified Hugging Face model with its computation graph.
 
     Attributes:
         hf: the model itself; it is never changed.
         tokenizer: its tokenizer; with None, tasks are given as token ids.
     """
+
+    INSTEAD = "save its weights with model.hf.save_pretrained(folder)"
 
     name: str
     hf: Any

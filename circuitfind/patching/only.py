@@ -31,7 +31,7 @@ from circuitfind.engine.circuit_run import CircuitVisitor, Plan, prefers_sparse,
 from circuitfind.engine.experiment import Experiment, bind, check_model
 from circuitfind.engine.memory import KEPT_RUNS, in_batches, run_bytes, within_memory
 from circuitfind.engine.prepare import Prepared
-from circuitfind.errors import TaskError
+from circuitfind.errors import NoFile, TaskError
 from circuitfind.models.backends import attached, undisturbed
 from circuitfind.models.layer import Heads
 from circuitfind.models.load import Model
@@ -71,7 +71,7 @@ def only(
         yield held
 
 
-class CircuitModel:
+class CircuitModel(NoFile):
     """A model that runs as a circuit; made by `circuitfind.only`.
 
     Attributes:

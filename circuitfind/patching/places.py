@@ -29,7 +29,7 @@ from circuitfind.engine.capture import refuse_aligned
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.restart import Restart
 from circuitfind.engine.sites import Values, attended, input_rows
-from circuitfind.errors import ModelError, ScoreError, entered, unknown
+from circuitfind.errors import ModelError, NoFile, ScoreError, entered, unknown
 from circuitfind.models.adapter import Adapter
 
 Written = Callable[[Restart, int, Tensor, list[int]], Tensor]
@@ -37,7 +37,7 @@ Reached = Callable[[Restart, int, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Kind:
+class Kind(NoFile):
     """A kind of place.
 
     Attributes:

@@ -25,7 +25,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from circuitfind.circuit import Circuit
-from circuitfind.errors import FileError
+from circuitfind.errors import FileError, NoFile
 from circuitfind.export.circuit_file import GraphPart
 from circuitfind.graph import Graph
 from circuitfind.record import Record
@@ -44,7 +44,7 @@ class _File(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
+class Reference(NoFile):
     """A circuit to compare with.
 
     Attributes:

@@ -36,6 +36,7 @@ from circuitfind.errors import ScoreError, check_count, warn
 from circuitfind.evaluation.completeness import second_way
 from circuitfind.evaluation.diagnosis import summarise, summary_of
 from circuitfind.evaluation.faithfulness import Evaluator
+from circuitfind.evaluation.idle import idle
 from circuitfind.evaluation.verify import Verification, verified
 from circuitfind.models.load import Model
 from circuitfind.progress import progress, track
@@ -114,6 +115,8 @@ def find(
         scores = found
     search = SizeSearch(evaluator, scores, by, tolerance, one_sided)
     mask = search.smallest()
+    if said := idle(scores, by, ((tried.asked, tried.faithfulness) for tried in search.curve)):
+        warn(said)
     if prune:
         mask = search.pruned(mask, prune_tolerance)
     settings: dict[str, Any] = {"tolerance": tolerance, "one_sided": one_sided, "by": by, "holdout": holdout}

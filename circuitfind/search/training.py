@@ -47,7 +47,7 @@ from torch import Tensor
 from circuitfind.checkpoint import SECONDS_BETWEEN_WRITES, CheckpointFile, key_of
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.masked_run import mask_gradient
-from circuitfind.engine.memory import batch_size_for
+from circuitfind.engine.memory import batch_size_for, sizes_of
 from circuitfind.engine.prepare import Prepared
 from circuitfind.engine.prepared_runs import PreparedRuns
 from circuitfind.errors import ScoreError
@@ -152,10 +152,10 @@ class MiniBatches:
     """A seeded partition of the pairs into mini-batches of `per_step`, in a new random order each epoch."""
 
     def __init__(self, experiment: Experiment, per_step: int) -> None:
-        adapter, length = experiment.adapter, experiment.batch.clean.ids.shape[1]
+        _, length, reads = sizes_of(experiment.batch)
         size = experiment.setting.batch_size  # it changes memory, not results beyond rounding
         if size is None:  # both autograd's activations and every writer's output are held
-            size = min(batch_size_for(adapter, per_step, length, streams) for streams in (False, True))
+            size = min(batch_size_for(experiment.adapter, per_step, length, reads, held) for held in (False, True))
         seed, batch = experiment.setting.seed, experiment.batch
         order = torch.randperm(len(experiment), generator=torch.Generator().manual_seed(seed))
         self.experiment, self.seed = experiment, seed

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch, Inputs
-from circuitfind.errors import TaskError
+from circuitfind.errors import NoFile, TaskError
 from circuitfind.metrics import Function, Metric, metric_of
 from circuitfind.record import Record, fingerprints, numbered
 from circuitfind.setting import check_seed
@@ -40,7 +40,7 @@ from circuitfind.tasks.tokens import (
 
 
 @dataclass(frozen=True, repr=False)
-class BoundTask:
+class BoundTask(NoFile):
     """A task in a model's tokens, validated.
 
     Attributes:
@@ -51,6 +51,8 @@ class BoundTask:
         spans: by row, name -> (start, stop) positions of the clean prompt, and of the corrupted one unless the batch
             has an alignment; empty where the task names none.
     """
+
+    INSTEAD = "save the cf.Task that was bound"
 
     name: str
     batch: Batch

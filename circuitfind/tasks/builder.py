@@ -19,7 +19,7 @@ from string import Formatter
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
-from circuitfind.errors import TaskError, plain, unknown
+from circuitfind.errors import NoFile, TaskError, plain, unknown
 from circuitfind.setting import check_seed
 from circuitfind.tasks.spans import occurrences
 
@@ -156,7 +156,7 @@ Draw = Callable[[random.Random, int], Pair]  # one pair; the number counts those
 
 
 @dataclass(frozen=True)
-class TaskBuilder:
+class TaskBuilder(NoFile):
     """A task that makes its own pairs; `circuitfind.task` takes it, or its name once it is registered.
 
     Attributes:
