@@ -8,8 +8,8 @@
 3. Exit 1 where a mutant lived, a patch no longer applies, or a test cannot be run.
 
 `test_mutants.py` keeps the patches applicable, and the table in CONTRIBUTING.md the one that `--table` prints.
-A fault that was found in use becomes a row: first the row, which lives, then the test that kills it. A fault that changes
-no result is no row: the false positive rate that MIB's area is divided by is 1, because its last circuit is all edges.
+A fault that was found in use becomes a row: first the row, which lives, then the test that kills it. A fault that
+changes no result is no row: MIB's area is divided by a rate that is 1, because its last circuit is all edges.
 """
 
 from __future__ import annotations
