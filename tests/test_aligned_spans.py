@@ -25,7 +25,9 @@ from toys import FOUR, Twin, ablated_literally, entering, gradients_at, id_task,
 
 import circuitfind as cf
 from circuitfind.engine.circuit_run import run_circuits
+from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.masked_run import run_masked
+from circuitfind.engine.sites import capture_site, site_means
 from circuitfind.errors import ScoreError, TaskError
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.metrics import METRICS
@@ -185,6 +187,15 @@ def test_sweeps_equal_one_run_a_place(name: str) -> None:
     nodes = cf.attribute(model, bound, "exact", level="node").values
     of_heads = nodes[1:].reshape(model.graph.n_layers, -1)[:, : model.graph.n_heads]
     np.testing.assert_allclose(heads.effects, of_heads, atol=1e-5 * np.abs(of_heads).max())
+
+
+def test_means_of_places_are_over_the_corrupted_prompts_tokens() -> None:
+    experiment = Experiment.of(wrapped("llama"), unequal_task(), {"ablation": "mean", "batch_size": 2})
+    corrupted = experiment.batch.corrupted
+    (value,) = capture_site(experiment.adapter, corrupted, "z", [1])[1].values()
+    found = site_means(experiment, "z", [1])[1]
+    assert off(found[0, 0], value[corrupted.mask].mean(0)) < CLOSE
+    assert not torch.equal(corrupted.mask, experiment.batch.clean.mask)
 
 
 def test_estimates_of_places_are_sums_over_edges() -> None:

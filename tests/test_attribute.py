@@ -286,6 +286,18 @@ def test_half_precision_contracts_in_float32(name: str, dtype: torch.dtype) -> N
     assert off(scores, expected) < CLOSE
 
 
+def test_small_gradients_survive_float16() -> None:
+    """They go through the model at a size that half precision holds, and come back at their own."""
+    adapter = wrapped("gpt2", torch.float16).adapter
+    clean = id_task((7, 5)).on(wrapped("gpt2", torch.float16)).batch.clean
+    plain, small = (
+        capture_gradients(adapter, clean, lambda logits, size=size: size * logits[:, 0, 5].float()).at
+        for size in (1.0, 2.0**-20)
+    )
+    assert plain.final.any() and torch.equal(small.final, plain.final * 2.0**-20)
+    assert torch.equal(small.mlp[0], plain.mlp[0] * 2.0**-20)
+
+
 # -------------------------------------------------------------------- refusals
 def test_flat_metrics_are_refused_where_they_are_flat() -> None:
     model, task = wrapped("gpt2"), id_task(metric="kl")

@@ -11,6 +11,7 @@ from toys import FOUR, Twin, contrast, some_circuits, wrapped
 
 import circuitfind as cf
 from circuitfind.errors import ScoreError
+from circuitfind.evaluation import completeness
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +114,12 @@ def test_the_greedy_search_takes_the_worst_next_node(llama: cf.Model) -> None:
     (searched,) = found.knockouts
     assert searched.how == "greedy" and set(searched.removed) == set(worst)
     assert searched.gap == pytest.approx(largest, rel=1e-4) and found.worst == searched
+
+
+def test_greedy_searches_draw_candidates_of_their_own(llama: cf.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completeness, "CANDIDATES", 1)
+    found = cf.completeness(llama, contrast(2), some_circuits(llama.graph)[2], knockouts=0, greedy=3)
+    assert len({one.removed for one in found.knockouts}) > 1
 
 
 def test_results_as_json_and_refusals(llama: cf.Model) -> None:

@@ -269,6 +269,14 @@ def test_signs_of_estimates(llama: cf.Model) -> None:
     assert right.slope == pytest.approx(0.5, abs=1e-5) and right.random == () and right.beaten == 0
 
 
+def test_random_circuits_to_compare_with_follow_the_seed(llama: cf.Model, scores: cf.Scores) -> None:
+    circuit = cf.Circuit.of(llama.graph, ["input->logits", "input->m1", "m1->logits"])
+    first, again, other = (
+        cf.verify(llama, contrast(2), scores, top=0, circuit=circuit, random=3, seed=seed).random for seed in (0, 0, 1)
+    )
+    assert first == again != other
+
+
 def test_a_given_circuits_edges_are_patched_too(llama: cf.Model, scores: cf.Scores) -> None:
     circuit = cf.Circuit.of(llama.graph, ["input->logits", "input->m1", "m1->logits"])
     checks = cf.verify(llama, contrast(2), scores, top=4, circuit=circuit, random=2)

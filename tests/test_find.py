@@ -65,6 +65,7 @@ def test_the_search_and_its_judgement_share_no_pair(tiny: cf.Model, ioi: cf.Task
     seen, held_out = bound.split(0.5, seed=0)
     assert found.held_out.prompts == held_out.prompts and not set(seen.prompts) & set(held_out.prompts)
     assert found.summary.n == found.scores.record.n_examples == 8
+    assert found.scores.record.seen(found.checks.record) == 0 and found.checks.record.n_examples == 8
     expected = cf.attribute(tiny, seen)
     np.testing.assert_array_equal(found.scores.values, expected.values)
     held = cf.find(tiny, ioi, holdout=0.25, prune=False, **QUICK)
@@ -413,6 +414,8 @@ def test_one_sided_pruning_stays_on_its_side(scripted: Callable[..., SizeSearch]
     found = scripted(lambda mask: 1.4 - 0.1 * (20 - mask.sum()), one_sided=True, of_mask=True)
     kept = found.pruned(top_mask(20), 0.05)
     assert kept.sum() == 15 and found.faithfulness_of(kept) == pytest.approx(0.9)
+    rising = scripted(lambda mask: 1.0 + 0.02 * (20 - mask.sum()), one_sided=True, of_mask=True, tolerance=0.0601)
+    assert rising.pruned(top_mask(20), 0.1001).sum() == 17, "upwards it never leaves the tolerance, either"
 
 
 # -------------------------------------------------------------------- as a folder

@@ -145,6 +145,20 @@ def test_mini_batches_hold_every_pair_once_an_epoch_whatever_the_batch_size() ->
     assert orders[0] == orders[1] and {len(rows) for rows in orders[0]} == {1, 2}
 
 
+def test_mini_batches_come_in_an_order_of_seed_and_epoch() -> None:
+    model, task = wrapped("gpt2"), id_task((5,) * 8)
+    prompts = task.on(model).batch.clean.ids.tolist()
+
+    def orders(seed: int) -> list[tuple[int, ...]]:
+        """By epoch, the places of the mini-batches in the partition."""
+        batches = MiniBatches(Experiment.of(model, task, {"seed": seed}), 1)
+        rows = [int(parts[0]) for parts in batches.batches]
+        seen = [prompts.index(next(batches.at(step)).batch.clean.ids[0].tolist()) for step in range(16)]
+        return [tuple(rows.index(row) for row in epoch) for epoch in (seen[:8], seen[8:])]
+
+    assert len({*orders(0), *orders(10)}) == 4 and orders(0) == orders(0)
+
+
 def test_it_stops_when_the_loss_finds_no_new_low_after_the_pressure_has_settled() -> None:
     training = training_of(wrapped("gpt2"), id_task().on(wrapped("gpt2")), Target(10, 100, steps=50, ascent=1.0))
 

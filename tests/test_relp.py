@@ -35,7 +35,7 @@ OTHERS = [name for name in EVERY_FAMILY if name not in {*TWINS, *MIXTURES}]
 ACTIVATIONS = {"act", "act_fn", "activation_fn", "gelu_impl", "activation"}
 GATED = {
     *("llama", "llama-biased", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo", "olmo-clipped"),
-    *("olmo2", "granite", "glm4", "cohere", "phi3", "stablelm", "stablelm-parallel", "smollm3"),
+    *("olmo2", "granite", "granite-biased", "glm4", "cohere", "phi3", "stablelm", "stablelm-parallel", "smollm3"),
 }
 PLACES = {"gpt2": ("resid", "neurons"), "llama": ("heads", "k"), "gemma2": ("attn", "mlp", "pattern"), "opt": ("mlp",)}
 
