@@ -288,7 +288,7 @@ def test_screening_is_off_by_default_and_compares_estimates_of_the_same_effects(
     with pytest.raises(cf.ScoreError, match="with ablation 'corrupted', the edges are tried with 'zero'"):
         cf.acdc(model, task, screen=0.1, scores=scores, metric=None, ablation="zero")
     for factor in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(cf.ScoreError, match="is not a factor"):
+        with pytest.raises(cf.ScoreError, match="is not a part of the threshold"):
             cf.acdc(model, task, screen=factor, scores=scores, metric=None)
 
 
