@@ -247,6 +247,8 @@ def test_logits_near_zero_are_no_fault() -> None:
             layer.mlp.down_proj.weight[0] = 1e-9
         model.lm_head.weight.copy_(torch.randn(VOCAB, 1) * direction)
     assert cf.wrap(model).graph.n_edges
+    nn.init.zeros_(model.lm_head.weight)
+    assert cf.wrap(model).graph.n_edges
 
 
 # -------------------------------------------------------------------- checkpoints
