@@ -110,7 +110,7 @@ def test_a_csv_cell_that_only_looks_like_a_list_is_text(write: Write) -> None:
         ('["a", "b"]', r'each line is one object, not \["a", "b"\]'),
         ('{"corrupted": "b", "answer": "x"}', "no 'clean'; columns are clean, corrupted, answer"),
         ('{"clean": "a", "answer": "x"}', "no 'corrupted'; columns are"),
-        ('{"clean": "", "corrupted": "b", "answer": "x"}', "no 'clean'"),
+        ('{"clean": "", "corrupted": "b", "answer": "x"}', "'clean' is empty: give its text"),
         ('{"clean": 5, "corrupted": "b", "answer": "x"}', "'clean' must be text, not 5"),
         ('{"clean": ["a"], "corrupted": "b", "answer": "x"}', r"'clean' must be text, not \['a'\]"),
         ('{"clean": "a", "corrupted": "b", "answer": 3}', "'answer' must be text, not 3"),
@@ -136,7 +136,7 @@ def test_bad_lines_of_jsonl(write: Write, line: str, message: str) -> None:
     [
         ("a,b,x,extra", "more cells than the header has columns"),
         ("a", "no 'corrupted'"),
-        (",b,x", "no 'clean'"),
+        (",b,x", "'clean' is empty: give its text"),
         ("a,b,", "column 'answer' is in some rows only"),
         ('a,b,"[1, 2]"', r"'answer' must be text, not \[1, 2\]"),
         ("a,b,[]", r"'answer' must be text, not \[\]"),

@@ -152,8 +152,8 @@ def test_mini_batches_come_in_an_order_of_seed_and_epoch() -> None:
     def orders(seed: int) -> list[tuple[int, ...]]:
         """By epoch, the places of the mini-batches in the partition."""
         batches = MiniBatches(Experiment.of(model, task, {"seed": seed}), 1)
-        rows = [int(parts[0]) for parts in batches.batches]
-        seen = [prompts.index(next(batches.at(step)).batch.clean.ids[0].tolist()) for step in range(16)]
+        rows = [prompts.index(runs.batch.clean.ids[0].tolist()) for runs in batches.batches]
+        seen = [prompts.index(batches.at(step).batch.clean.ids[0].tolist()) for step in range(16)]
         return [tuple(rows.index(row) for row in epoch) for epoch in (seen[:8], seen[8:])]
 
     assert len({*orders(0), *orders(10)}) == 4 and orders(0) == orders(0)

@@ -114,7 +114,7 @@ def test_the_threshold_is_on_magnitudes(llama: cf.Model) -> None:
     assert len(plain.superfluous) < len(strict.superfluous) and min(edge.effect for edge in plain.edges) < 0
     assert strict.record.settings["threshold"] == threshold
     needed = next(edge for edge in plain.edges[::-1] if edge.effect > 0 and not edge.superfluous)
-    at = cf.minimality(llama, contrast(2), circuit, threshold=needed.effect)
+    at = cf.minimality(llama, contrast(2, MANY), circuit, threshold=needed.effect)
     assert needed.name not in at.superfluous, "superfluous is an effect below the threshold, not one equal to it"
 
 

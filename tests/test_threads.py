@@ -74,7 +74,7 @@ def test_memory_that_runs_out_in_one_thread_is_not_the_others(monkeypatch: Any) 
             thread.join()
     np.testing.assert_allclose(found["tight"], found["wide"], rtol=1e-4, atol=1e-5)
     assert ("wide", 4) in sizes and ("wide", 2) not in sizes and ("tight", 1) in sizes
-    assert [str(one.message) for one in heard] == [
+    assert [str(one.message) for one in heard if issubclass(one.category, UserWarning)] == [
         f"out of memory: trying again with batches of {size}" for size in (2, 1)
     ]
 
