@@ -319,7 +319,7 @@ def test_the_metric_that_was_used_is_the_one_that_is_named(run: Run, found: Path
         assert ("judged with metric='logprob', as asked" in said.err) == (metric == "logprob")
         content = json.loads(Path("circuitfind-out/verify.json").read_text())
         assert content["run"]["metric"] == content["circuit"]["record"]["metric"] == metric
-        said = run("find", *few, *words, "--json")
+        said = run("find", *few, *words, "--no-prune", "--json")
         assert said.code == 0 and f"{task}, {metric}:" in said.err and f"({metric})" in said.err
         document = json.loads(said.out)
         assert document["run"]["metric"] == document["task"]["metric"] == metric
