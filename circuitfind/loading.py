@@ -98,6 +98,7 @@ def wrap(
         raise ModelError(f"model '{hf.name}' is wrapped already: use it as it is, or wrap the model inside: its .hf")
     if isinstance(hf, str):
         check_model(hf)
+    hf = getattr(hf, "_orig_mod", hf)  # what torch.compile was given
     name = name or getattr(getattr(hf, "config", None), "name_or_path", "") or type(hf).__name__
     model = adapt(name, hf, tokenizer, backend, family)
     if not check:

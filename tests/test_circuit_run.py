@@ -27,6 +27,12 @@ FOUR = ["gpt2", "llama", "gpt_neox", "gemma2"]  # fused heads, grouped key/value
 DENSITIES = (0.03, 0.2, 0.6, 0.95)
 
 
+@pytest.fixture(autouse=True)
+def nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New memory holds NaN: a row that a run forgets to write must not find what the run before left there."""
+    monkeypatch.setattr(Tensor, "new_empty", lambda value, *shape: value.new_full(shape, torch.nan))
+
+
 def random_masks(graph: Graph, seed: int = 0) -> np.ndarray:
     """`[circuits, writers, readers]`: one circuit of each density."""
     draw = np.random.default_rng(seed).random((len(DENSITIES), *graph.real.shape))

@@ -194,6 +194,7 @@ def test_a_compiled_model_runs_as_the_module_inside(task: cf.Task) -> None:
     whole, inside, block = torch.compile(build("llama")), build("llama"), build("llama")
     inside.compile()
     block.model.layers[0].mlp.compile()
+    assert cf.wrap(whole).name == cf.wrap(plain).name
     for model in (whole, inside, block):
         np.testing.assert_array_equal(everything(cf.wrap(model), task), expected)
 

@@ -84,7 +84,6 @@ def adapt(
     Raises:
         ModelError: its family, or this form of it, is not covered.
     """
-    hf = getattr(hf, "_orig_mod", hf)  # of torch.compile
     if hasattr(hf, "peft_config"):
         raise ModelError("the model carries adapters: merge them first: hf = hf.merge_and_unload()")
     if not hasattr(hf, "config"):
