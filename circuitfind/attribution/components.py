@@ -4,7 +4,8 @@
 
 1. Both sides of the pairs are run, and the values at the places' site are kept.
 2. Gradients are taken at the points of the method: the clean run for noising, the corrupted run for denoising ("atp"),
-   both ("clean-corrupted"), or a line between them ("eap-ig-inputs"). `engine/stream_effects.py` brings them to the site.
+   both ("clean-corrupted"), or a line between them ("eap-ig-inputs"). `engine/stream_effects.py` brings them to the
+   site.
 3. Products are summed over each unit's features and over positions: all of them, or those of each span that the
    sweep goes by.
 4. Two methods differ (`Estimate`, Kramár et al. 2024): for queries and keys "atp-qk" and "atp-star" use the change of

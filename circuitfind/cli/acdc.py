@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import circuitfind as cf
 from circuitfind.cli import inputs, options, verdicts
+from circuitfind.cli.cells import count, size
 from circuitfind.cli.options import given, listed, option
-from circuitfind.cli.output import Output, count, size
+from circuitfind.cli.output import Output
 
 if TYPE_CHECKING:
     from circuitfind.tasks.bound import BoundTask

@@ -10,8 +10,9 @@ from rich.text import Text
 
 import circuitfind as cf
 from circuitfind.cli import options
+from circuitfind.cli.cells import DASH, fixed, whole
 from circuitfind.cli.options import option
-from circuitfind.cli.output import DASH, Output, fixed, whole
+from circuitfind.cli.output import Output
 from circuitfind.errors import FileError
 
 if TYPE_CHECKING:

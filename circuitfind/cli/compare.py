@@ -9,8 +9,9 @@ from typing import Any
 
 import circuitfind as cf
 from circuitfind.cli import inputs, options, tables
+from circuitfind.cli.cells import count
 from circuitfind.cli.options import given, option
-from circuitfind.cli.output import FAILED, Output, count
+from circuitfind.cli.output import FAILED, Output
 from circuitfind.errors import FileError
 
 KEPT = "compare.part"  # scores of the methods that are done

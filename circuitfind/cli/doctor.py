@@ -9,8 +9,9 @@ from rich.text import Text
 
 import circuitfind as cf
 from circuitfind.cli import inputs, options
+from circuitfind.cli.cells import Right
 from circuitfind.cli.options import option
-from circuitfind.cli.output import FAILED, Output, Right
+from circuitfind.cli.output import FAILED, Output
 
 
 @dataclass(frozen=True)

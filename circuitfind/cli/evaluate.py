@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import circuitfind as cf
 from circuitfind.cli import inputs, options, tables, verdicts
+from circuitfind.cli.cells import count, number
 from circuitfind.cli.options import option
-from circuitfind.cli.output import Output, count, number
+from circuitfind.cli.output import Output
 from circuitfind.errors import FileError
 
 if TYPE_CHECKING:

@@ -8,8 +8,9 @@ from typing import Any
 
 import circuitfind as cf
 from circuitfind.cli import options
+from circuitfind.cli.cells import count
 from circuitfind.cli.options import option
-from circuitfind.cli.output import FAILED, Output, count
+from circuitfind.cli.output import FAILED, Output
 from circuitfind.errors import FileError
 
 MIB, EAP_IG = "mib", "eap-ig"

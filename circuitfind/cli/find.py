@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import circuitfind as cf
 from circuitfind.cli import inputs, options, verdicts
+from circuitfind.cli.cells import count, fixed
 from circuitfind.cli.options import given, option
-from circuitfind.cli.output import FAILED, Output, count, fixed
+from circuitfind.cli.output import FAILED, Output
 from circuitfind.errors import FileError
 
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import circuitfind as cf
 from circuitfind.cli import options
+from circuitfind.cli.cells import count, number, size
 from circuitfind.cli.options import given
-from circuitfind.cli.output import Output, count, number, size
+from circuitfind.cli.output import Output
 from circuitfind.errors import FileError, ScoreError, TaskError
 from circuitfind.export import files
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import circuitfind as cf
 from circuitfind.cli import inputs, options, verdicts
+from circuitfind.cli.cells import count, number
 from circuitfind.cli.options import given, listed, option
-from circuitfind.cli.output import Output, count, number
+from circuitfind.cli.output import Output
 
 CHECKPOINT = "learn.part.safetensors"
 

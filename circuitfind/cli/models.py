@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.text import Text
 
-from circuitfind.cli.output import Cell, Output, number, percent
+from circuitfind.cli.cells import Cell, number, percent
+from circuitfind.cli.output import Output
 
 LEGEND = (
     "clean, corrupted: mean metric; lowered: pairs whose corrupted prompt has the lower metric; flipped: below zero,"

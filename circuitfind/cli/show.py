@@ -8,8 +8,9 @@ from typing import Any
 
 import circuitfind as cf
 from circuitfind.cli import tables
+from circuitfind.cli.cells import count
 from circuitfind.cli.options import option
-from circuitfind.cli.output import Output, count
+from circuitfind.cli.output import Output
 from circuitfind.errors import FileError
 
 READS = (

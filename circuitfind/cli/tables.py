@@ -14,7 +14,8 @@ import numpy as np
 from rich.text import Text
 
 from circuitfind.cli import verdicts
-from circuitfind.cli.output import Cell, Output, Right, count, digits_for, fixed, number, percent, some, whole
+from circuitfind.cli.cells import Cell, Right, count, digits_for, fixed, number, percent, some, whole
+from circuitfind.cli.output import Output
 from circuitfind.cli.verdicts import ROWS
 from circuitfind.errors import ScoreError
 

@@ -10,8 +10,9 @@ from rich.text import Text
 
 import circuitfind as cf
 from circuitfind.cli import inputs, options
+from circuitfind.cli.cells import number
 from circuitfind.cli.options import option
-from circuitfind.cli.output import Output, number
+from circuitfind.cli.output import Output
 from circuitfind.errors import CircuitfindError, ModelError
 
 if TYPE_CHECKING:

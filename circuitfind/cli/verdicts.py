@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from circuitfind.cli.output import BETWEEN, Output, count, fixed, interval, number, percent
+from circuitfind.cli.cells import BETWEEN, count, fixed, interval, number, percent
+from circuitfind.cli.output import Output
 
 if TYPE_CHECKING:
     import circuitfind as cf

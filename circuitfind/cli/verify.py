@@ -8,8 +8,9 @@ from typing import Any
 
 import circuitfind as cf
 from circuitfind.cli import inputs, options, verdicts
+from circuitfind.cli.cells import count
 from circuitfind.cli.options import given, option
-from circuitfind.cli.output import Output, count
+from circuitfind.cli.output import Output
 from circuitfind.errors import TaskError
 
 
