@@ -19,6 +19,7 @@ or STOP. So every run is three things: where it **starts**, what it **edits**, a
 | `run_circuits` | layer 0 | each reader sees what a 0/1 mask lets through | logits |
 | `run_without` | the first block with a missing edge | the same, from the clean run | logits |
 | `run_masked` | layer 0 | the same with a mask between 0 and 1 | logits, differentiable in the mask |
+| `mask_gradient`, `pair_gradients` | layer 0 | the same | the gradient of all edges or some; of each pair |
 | `Restart` | where a patch first changes anything | one reader, the stream, or q, k or v | logits |
 | `CircuitState` | the first reader that a removal reaches | the readers that it affects | the new current run |
 | `sites` | layer 0, or one layer's attention | nothing | patterns, attention scores, neurons |
@@ -33,7 +34,7 @@ the bottom up:
 1. `writers.py`: what adds to the stream. (What reads it, as one affine map: `AttentionReaders` in `models/layer.py`.)
 2. `capture.py`, `ablation.py`, `prepare.py`, `experiment.py`: the runs that do not depend on a circuit.
 3. `stream_effects.py`: first-order effects from one backward pass; `relevance.py`: other rules back.
-4. `circuit_run.py`, `masked_run.py`: exact circuits, hard and soft.
+4. `circuit_run.py`, `masked_run.py` (on `masked_streams.py`): exact circuits, hard and soft.
 5. `restart.py`, `sites.py`, `measure.py`: patching, and the one loop that measures it.
 6. `reach.py`, `revision.py`: a circuit that loses edges.
 7. `identities.py`: what every model must pass before its numbers are believed; `unembedding.py`; `memory.py`: every

@@ -19,6 +19,7 @@ Several circuits are evaluated side by side as rows of one batch, circuit after 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -118,7 +119,8 @@ def run_without(prepared: Prepared, removed: np.ndarray) -> Tensor:
     plan = Plan.of(prepared, adapter.graph.real & ~removed, sparse=False)
     start = adapter.graph.reader(int(np.flatnonzero(plan.active)[0])).layer
     visitor = CircuitVisitor(prepared, plan)
-    visitor.write_known(prepared.clean, range(start))
+    for layer in range(start):
+        visitor.write_known(prepared.clean, layer)
     skips = {view.path: side_by_side(prepared.clean.resid[start], times) for view in adapter.layers[:start]}
     return run_side_by_side(adapter, prepared.batch.clean, times, visitor, skips)
 
@@ -131,7 +133,11 @@ def run_side_by_side(adapter: Adapter, inputs: Inputs, times: int, visit: Visit,
 
 
 def skippable(prepared: Prepared, plan: Plan) -> dict[str, Tensor]:
-    """Modules that the sparse form need not run, with values of the right shape."""
+    """Modules that the sparse form need not run, with values of the right shape.
+
+    Of attentions that run, too: what q, k and v give is overwritten, of o only the input is read. (A post-norm's scale
+    does depend on o's result.)
+    """
     skips: dict[str, Tensor] = {}
     family, empty, times = prepared.adapter.family, prepared.empty, len(plan.terms)
     for layer, view in enumerate(prepared.adapter.layers):
@@ -140,6 +146,12 @@ def skippable(prepared: Prepared, plan: Plan) -> dict[str, Tensor]:
             continue
         if family.attn and not plan.runs(layer, "qkv"):
             skips[f"{view.path}.{family.attn}"] = side_by_side(empty.attn_out[layer], times)
+        else:
+            for site in family.projections:
+                whole = view.layout.whole(site, empty.qkv[layer]._asdict())
+                skips[f"{view.path}.{getattr(family, site)}"] = side_by_side(whole, times)
+            if not prepared.adapter.coupled:
+                skips[f"{view.path}.{family.o}"] = side_by_side(empty.attn_out[layer], times)
         if family.mlp and not plan.runs(layer, "mlp"):
             skips[f"{view.path}.{family.mlp}"] = side_by_side(empty.mlp_out[layer], times)
     return skips
@@ -178,7 +190,8 @@ class CircuitVisitor:
             # skipped modules never reach the sites at which D is written: what is known beforehand is written now
             self._write(0, prepared.clean.resid[0].to(embed) - embed)
             if not prepared.interchange:  # then even nodes that nothing reaches differ from their ablated values
-                self.write_known(prepared.empty, range(self.graph.n_layers))
+                for layer in range(self.graph.n_layers):
+                    self.write_known(prepared.empty, layer, [k for k in ("qkv", "mlp") if not plan.runs(layer, k)])
 
     def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
         plan, empty = self.plan, self.prepared.empty
@@ -212,10 +225,11 @@ class CircuitVisitor:
         """Is told what a layer's "heads" or "mlp" wrote, `[circuits, batch, pos, ...]`."""
 
     # ---------------------------------------------------------------- writers
-    def write_known(self, run: Run, layers: range) -> None:
-        """D of some layers' heads and MLPs, from a run that holds their values."""
-        for layer in layers:
+    def write_known(self, run: Run, layer: int, kinds: Sequence[str] = ("qkv", "mlp")) -> None:
+        """D of a layer's heads ("qkv") or MLP ("mlp"), from a run that holds their values."""
+        if "qkv" in kinds:
             self._write_heads(layer, run.heads[layer] - self.prepared.ablated.heads[layer])
+        if "mlp" in kinds:
             self._write(self.graph.mlp(layer), run.mlps[layer] - self.prepared.ablated.mlps[layer])
 
     def _write(self, writer: int, difference: Tensor) -> None:

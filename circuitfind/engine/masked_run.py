@@ -8,38 +8,47 @@ one, every reader v reads, exactly,
 which for a 0/1 mask is the circuit of `circuit_run.py` in its sparse form. (It equals the model's own residual minus
 `(1 - m_uv) D_u`, but a mask that is nearly closed would leave rounding noise there, which a norm would blow up.)
 
-1. As the model computes its writers, each D is kept once, `[writers, tokens, d_model]` in all.
-2. A reader's stream is one product of the mask's column with the D's before it, then normed and projected. It is
-   computed again on the way back (`torch.utils.checkpoint`), so only one layer's streams are held at a time.
+1. Edges take part that are open or whose gradient is asked for, if a path of open edges leads from their reader to
+   `logits`. Everything else is as in the sparse form: what nothing reaches is not run, projections that are overwritten
+   neither.
+2. As the model computes its writers, each D is kept once. A reader's stream is its column of the mask times the D's
+   before it, then normed and projected. It is not kept, but computed again on the way back (`masked_streams.py`).
 3. The weights are frozen; gradients flow to the mask through the streams, and through the activations to the streams of
-   earlier layers. At the mask of all ones the gradient is the EAP score of every edge.
+   earlier layers. At the mask of all ones the gradient is the EAP score of every edge; at a circuit, `only` its own
+   edges cost little more than running it.
 
 A node's gate is a mask whose row has one value: `gate[:, None].expand(-1, n_readers)`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from circuitfind.costs import count_backward
 from circuitfind.engine.capture import metric_gradient, power_of_two
+from circuitfind.engine.circuit_run import Plan, skippable
+from circuitfind.engine.masked_streams import Streams, read, start, write
 from circuitfind.engine.prepare import Prepared
+from circuitfind.engine.reach import Reach
 from circuitfind.errors import ScoreError
 from circuitfind.metrics import Metric
 from circuitfind.models.backends import through_hooks, undisturbed
-from circuitfind.models.layer import PROJECTIONS, Heads
-
-After = Callable[[Tensor], Tensor] | None
+from circuitfind.models.layer import PROJECTIONS
 
 
 class MaskGradient(NamedTuple):
     """The metric `[batch]` of a masked run, and the gradient `[writers, readers]` of its sum."""
+
+    values: Tensor
+    gradient: Tensor
+
+
+class PairGradients(NamedTuple):
+    """The metric `[batch]` of a masked run, and the gradient of each pair's own, `[edges, batch]`."""
 
     values: Tensor
     gradient: Tensor
@@ -50,17 +59,46 @@ def run_masked(prepared: Prepared, mask: Tensor) -> Tensor:
 
     `mask`: `[writers, readers]` in the adapter's `work` precision; cells that are no edges are ignored.
     """
-    adapter, shape = prepared.adapter, prepared.adapter.graph.real.shape
-    if mask.shape != shape:
-        raise ScoreError(f"the mask has shape {list(mask.shape)}, the graph needs {list(shape)}")
-    with torch.enable_grad(), undisturbed(adapter.model):
-        return through_hooks(adapter, prepared.batch.clean, MaskedVisitor(prepared, mask))
+    real = prepared.adapter.graph.real
+    plan = _plan(prepared, mask, real if mask.requires_grad else np.zeros_like(real))
+    with torch.enable_grad():
+        streams = Streams(prepared, plan, mask)
+        return _run(streams, start(mask, streams))
 
 
-def mask_gradient(prepared: Prepared, mask: Tensor, metric: Metric) -> MaskGradient:
-    """A masked run, forwards and backwards; ScoreError if the metric cannot be differentiated."""
-    leaf = mask.detach().clone().requires_grad_(True)
-    logits = run_masked(prepared, leaf)
+def mask_gradient(prepared: Prepared, mask: Tensor, metric: Metric, only: np.ndarray | None = None) -> MaskGradient:
+    """A masked run, forwards and backwards.
+
+    Args:
+        mask: as for `run_masked`.
+        only: `[writers, readers]` bool, the edges whose gradient is wanted (default: all); it is 0 for others. Those of
+            a circuit at that circuit cost least: nothing outside it is computed.
+
+    Raises:
+        ScoreError: the metric cannot be differentiated.
+    """
+    only = prepared.adapter.graph.real if only is None else only
+    values, streams = _gradient(prepared, mask, metric, only, 1)
+    gradient = streams.at_mask()
+    return MaskGradient(values, gradient * torch.from_numpy(only).to(gradient.device))
+
+
+def pair_gradients(prepared: Prepared, mask: Tensor, metric: Metric, only: np.ndarray) -> PairGradients:
+    """`mask_gradient` of each pair, from one run; of edges `only`, in the order of `np.argwhere(only)`.
+
+    Summed over pairs it is `mask_gradient(prepared, mask, metric, only).gradient[only]`.
+    """
+    values, streams = _gradient(prepared, mask, metric, only, len(prepared.batch))
+    return PairGradients(values, streams.at_edges(*np.nonzero(only)))
+
+
+def _gradient(
+    prepared: Prepared, mask: Tensor, metric: Metric, only: np.ndarray, groups: int
+) -> tuple[Tensor, Streams]:
+    """The metric's `[batch]` values, and streams with the gradient at the mask."""
+    streams = Streams(prepared, _plan(prepared, mask, only), mask, groups)
+    token = streams.written.new_zeros((), requires_grad=True)
+    logits = _run(streams, token)
     values, at_logits = metric_gradient(
         logits.to(prepared.adapter.work),
         lambda at: metric(at, prepared.batch),
@@ -69,89 +107,102 @@ def mask_gradient(prepared: Prepared, mask: Tensor, metric: Metric) -> MaskGradi
     )
     scale = power_of_two(at_logits)
     count_backward(len(logits))
-    (gradient,) = torch.autograd.grad(logits, leaf, grad_outputs=(at_logits / scale).to(logits.dtype))
-    return MaskGradient(values, gradient * scale)
+    if logits.requires_grad:
+        torch.autograd.grad(logits, token, grad_outputs=(at_logits / scale).to(logits.dtype))
+    streams.finish()
+    streams.gradient *= scale
+    return values, streams
+
+
+def _plan(prepared: Prepared, mask: Tensor, wanted: np.ndarray) -> Plan:
+    """What takes part in the run of a mask, and in the gradient of some edges."""
+    graph = prepared.adapter.graph
+    if mask.shape != graph.real.shape:
+        raise ScoreError(f"the mask has shape {list(mask.shape)}, the graph needs {list(graph.real.shape)}")
+    is_open = graph.real & (mask.detach() != 0).cpu().numpy()
+    useful = Reach(graph, is_open, prepared.adapter.coupled).useful
+    return Plan.of(prepared, ((is_open | wanted & graph.real) & useful)[None], sparse=True)
+
+
+def _run(streams: Streams, token: Tensor) -> Tensor:
+    prepared, adapter = streams.prepared, streams.adapter
+    with torch.enable_grad(), undisturbed(adapter.model):
+        visitor, skips = MaskedVisitor(streams, token), skippable(prepared, streams.plan)
+        return through_hooks(adapter, prepared.batch.clean, visitor, skips)
 
 
 class MaskedVisitor:
-    """Collects D as writers are computed and overwrites what every reader reads."""
+    """Collects D as writers are computed and overwrites what every reader reads.
 
-    def __init__(self, prepared: Prepared, mask: Tensor) -> None:
-        self.prepared, self.mask, self.adapter = prepared, mask, prepared.adapter
-        self.graph = self.adapter.graph
-        embed = prepared.ablated.embed
-        self.batch, self.length, self.width = embed.shape
-        self._embed = self._rows(prepared.clean.resid[0].to(embed) - embed)
-        self._heads: list[Tensor] = []  # D by layer, `[heads, tokens, d_model]`
-        self._mlps: list[Tensor] = []
+    Args:
+        token: the first one (`masked_streams.py`).
+    """
+
+    def __init__(self, streams: Streams, token: Tensor) -> None:
+        self.streams, self.token = streams, token
+        self.prepared, self.plan, self.adapter = streams.prepared, streams.plan, streams.adapter
         self._z: Tensor
-        self._values: Heads  # of the layer `_values_of`
+        self._values: dict[str, Tensor] = {}  # by kind, of the layer `_values_of`
         self._values_of = -1
+        ablated, empty = self.prepared.ablated, self.prepared.empty
+        streams.write(0, "input", self.prepared.clean.resid[0].to(ablated.embed) - ablated.embed)
+        for layer in range(0 if self.prepared.interchange else self.plan.graph.n_layers):
+            if not self.plan.runs(layer, "qkv"):  # their writers are constant, and perhaps not run
+                streams.write(layer, "heads", empty.heads[layer] - ablated.heads[layer])
+            if not self.plan.runs(layer, "mlp"):
+                streams.write(layer, "mlp", empty.mlps[layer] - ablated.mlps[layer])
 
     def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | None:
+        view, empty = self.adapter.layers[min(layer, self.plan.graph.n_layers - 1)], self.prepared.empty
+        if site == "resid":
+            return value.detach()  # nothing is read from it: no graph of it is kept
         if site in PROJECTIONS:
             if self._values_of != layer:
                 self._values, self._values_of = self._attention_values(layer), layer
-            new = self.adapter.layers[layer].layout.whole(site, self._values._asdict())
+            new = view.layout.whole(site, self._values)
             return new.to(value.dtype, copy=True)  # OLMo clips this tensor in place
         if site == "z":
             self._z = value
         elif site == "attn_out":
-            scaled = self.adapter.layers[layer].scaled_heads(self._z, value) - self.prepared.ablated.heads[layer]
-            self._heads.append(self._rows(self.adapter.head_outputs(layer, scaled)))
+            if self.plan.runs(layer, "qkv"):
+                self._write(layer, "heads", view.scaled_heads(self._z, value) - self.prepared.ablated.heads[layer])
         elif site == "mlp_in":
-            base = self._rows(self.prepared.empty.middle[layer])
-            stream = self._read("mlp", layer, base, self._seen(layer, "mlp"))[0]
-            return self.adapter.layers[layer].mlp_reads(stream).view(value.shape).to(value.dtype)
+            seen = self._read(layer, "mlp") if self.plan.runs(layer, "mlp") else empty.mlp_in[layer]
+            return seen.view(value.shape).to(value.dtype)
         elif site == "mlp_out":
-            ablated = self.prepared.ablated.mlps[layer]
-            self._mlps.append(self._rows(self.adapter.layers[layer].mlp_written(value).view(ablated.shape) - ablated))
+            if self.plan.runs(layer, "mlp"):
+                ablated = self.prepared.ablated.mlps[layer]
+                self._write(layer, "mlp", view.mlp_written(value).view(ablated.shape) - ablated)
         elif site == "final":
             return self._final(value)
         return None
 
-    def _rows(self, value: Tensor) -> Tensor:
-        """`[writers, tokens, d_model]`: D of some writers, or (as one of them) what readers without an edge see."""
-        return self.adapter.centre(value.reshape(-1, self.batch * self.length, self.width).to(self.adapter.work))
+    def _write(self, layer: int, kind: str, difference: Tensor) -> None:
+        self.token = write(self.token, difference, self.streams, layer, kind)
 
-    def _seen(self, layer: int, kind: str) -> list[Tensor]:
-        """D of the writers that a layer's readers of this kind see, in the graph's order."""
-        seen = [self._embed]
-        for heads, mlp in zip(self._heads[:layer], self._mlps[:layer], strict=True):
-            seen += [heads, mlp]
-        own_heads = kind == "mlp" and not self.graph.parallel
-        return [*seen, self._heads[layer]] if own_heads else seen
+    def _read(self, layer: int, kind: str) -> Tensor:
+        return read(self.token, self.streams, layer, kind)
 
-    def _read(self, kind: str, layer: int, base: Tensor, seen: list[Tensor], after: After = None) -> Tensor:
-        """What a layer's readers of one kind see, `[readers, tokens, d_model]`, or only what `after` makes of it.
-
-        `base`, `seen`: what a reader without an edge sees, and the writers' D, as `_rows` makes them.
-        """
-        columns = self.mask[: self.graph.reads(layer, kind), self.graph.readers(layer, kind)]
-
-        def read(columns: Tensor, base: Tensor, *seen: Tensor) -> Tensor:
-            flat = torch.addmm(base.flatten(1), columns.T, torch.cat(seen).flatten(1))
-            streams = flat.unflatten(1, (-1, self.width))
-            return streams if after is None else after(streams)
-
-        streams: Tensor = checkpoint(read, columns, base, *seen, use_reentrant=False, preserve_rng_state=False)
-        return streams
-
-    def _attention_values(self, layer: int) -> Heads:
-        """`[batch, pos, heads, d_head]` for q, k and v."""
-        folded = self.prepared.readers(layer)
-        every = torch.arange(len(folded.weight))
-        base, seen = self._rows(self.prepared.empty.resid[layer]), self._seen(layer, "qkv")
-        project = partial(folded.values, readers=every, centred=self.adapter.centred)
-        values = self._read("qkv", layer, base, seen, project).transpose(0, 1).unflatten(0, (self.batch, self.length))
-        n_kv = self.graph.n_kv_heads
-        return Heads(*values.split([self.graph.n_heads, n_kv, n_kv], dim=2))
+    def _attention_values(self, layer: int) -> dict[str, Tensor]:
+        """By kind, `[batch, pos, heads, d_head]`."""
+        own = self.prepared.empty.qkv[layer]._asdict()
+        if not self.plan.runs(layer, "qkv"):
+            return own
+        counts = [len(self.plan.readers(layer, kind)) for kind in "qkv"]
+        batch, length = self.prepared.batch.clean.ids.shape
+        values = self._read(layer, "qkv").transpose(0, 1).unflatten(0, (batch, length)).split(counts, dim=2)
+        for kind, new in zip("qkv", values, strict=True):
+            local = self.plan.readers(layer, kind) - self.plan.graph.readers(layer, kind).start
+            every = len(local) == own[kind].shape[2]
+            index = torch.from_numpy(local).to(new.device)
+            own[kind] = new if every else own[kind].to(new.dtype).index_copy(2, index, new)
+        return own
 
     def _final(self, value: Tensor) -> Tensor:
         """The final norm's input; only where the metric reads the logits is it the soft circuit's."""
-        read = torch.zeros_like(self.prepared.batch.clean.mask)
-        read.scatter_(1, self.prepared.batch.clean.read, True)
-        at = read.flatten().nonzero().squeeze(1)
-        base, seen = self._rows(self.prepared.empty.resid[-1]), self._seen(self.graph.n_layers, "logits")
-        stream = self._read("logits", self.graph.n_layers, base[:, at], [part[:, at] for part in seen])
-        return base[0].index_copy(0, at, stream[0]).view(value.shape).to(value.dtype)
+        base = self.prepared.empty.resid[-1]
+        if self.plan.runs(layer=0, kind="logits"):
+            at, _ = self.streams.read_tokens()
+            flat = base.flatten(0, 1).to(self.adapter.work)
+            base = flat.index_copy(0, at, self._read(self.plan.graph.n_layers, "logits"))
+        return base.view(value.shape).to(value.dtype)

@@ -58,7 +58,7 @@ class Reach:
         self.reached[0] = self.useful[-1] = True
         for writer in range(graph.n_writers):
             if self.reached[writer]:
-                self.into += mask[writer] @ feeds.astype(np.int64)
+                self.into += feeds[mask[writer]].sum(axis=0)
                 self.reached |= self.into > 0
         for writer in reversed(range(graph.n_writers)):
             self.out[writer] = (mask[writer] & self.useful).sum()

@@ -150,27 +150,10 @@ class CircuitState:
         run = self.run  # unaffected writers keep their values exactly, whatever the ablation
         current = replace(self.prepared, ablated=run.writers, empty=run, clean=run, interchange=True)
         visitor = _RevisedRun(current, plan, self, masks)
-        skips = {**self._projections(plan), **skippable(current, plan)}
+        skips = skippable(current, plan)
         logits = run_side_by_side(self.adapter, self.prepared.batch.clean, len(masks), visitor, skips)
         self._trial = _Trial(removals, visitor, np.flatnonzero(readers).tolist())
         return logits
-
-    def _projections(self, plan: Plan) -> dict[str, Tensor]:
-        """Projections of the attentions that run: what q, k and v give is overwritten, of o only the input is read.
-
-        A post-norm's scale does depend on o's result.
-        """
-        family, times = self.adapter.family, len(plan.terms)
-        skips: dict[str, Tensor] = {}
-        for layer, view in enumerate(self.adapter.layers):
-            if not plan.runs(layer, "qkv"):
-                continue
-            for site in family.projections:
-                whole = view.layout.whole(site, self.run.qkv[layer]._asdict())
-                skips[f"{view.path}.{getattr(family, site)}"] = side_by_side(whole, times)
-            if not self.adapter.coupled:
-                skips[f"{view.path}.{family.o}"] = side_by_side(self.run.attn_out[layer], times)
-        return skips
 
     def drop(self, edge: Edge) -> list[int]:
         """Removes an edge whose effect is 0, without a run; returns the nodes that have lost their last input."""

@@ -239,11 +239,45 @@ class AttentionReaders:
             readers: `[readers]` their indices within the layer.
             centred: the streams have mean 0 already.
         """
-        every = len(readers) == len(self.weight)
-        values = torch.bmm(streams, (self.weight if every else self.weight[readers]).mT)
+        return self.scaled_values(streams, readers, centred)[0]
+
+    def scaled_values(self, streams: Tensor, readers: Tensor, centred: bool) -> tuple[Tensor, Tensor | None]:
+        """`values`, and with a norm its scale at each stream, `[readers, tokens, 1]`."""
+        weight, bias = self._of(readers)
+        values, scale = torch.bmm(streams, weight.mT), None
         if self.norm is not None:
-            values *= self._scale(self.norm, streams, centred)
-        return values if self.bias is None else values + (self.bias if every else self.bias[readers])
+            scale = self._scale(self.norm, streams, centred)
+            values *= scale
+        return values if bias is None else values + bias, scale
+
+    def _of(self, readers: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of some readers."""
+        if len(readers) == len(self.weight):
+            return self.weight, self.bias
+        return self.weight[readers], None if self.bias is None else self.bias[readers]
+
+    def pull_back_own(
+        self,
+        streams: Tensor,
+        gradient: Tensor,
+        values: Tensor,
+        scale: Tensor | None,
+        readers: Tensor,
+        centred: bool,
+    ) -> None:
+        """Turns streams, each its reader's own, into the gradients at them: in place, from those at their values.
+
+        With `value = r W'^T x + b` the part of r needs no product with x again:
+        `r W' g - r^2 / d_model (g . (value - b)) x`. Arguments as for and from `scaled_values`.
+        """
+        weight, bias = self._of(readers)
+        if self.norm is None or scale is None:
+            torch.bmm(gradient, weight, out=streams)
+            return
+        if self.norm.centred and not centred:
+            streams -= streams.mean(-1, keepdim=True)
+        along = torch.linalg.vecdot(gradient, values if bias is None else values - bias).unsqueeze(-1)
+        streams.mul_(along * scale**2 / -streams.shape[-1]).baddbmm_(gradient * scale, weight)
 
     def pull_back(self, x: Tensor, gradient: Tensor) -> Tensor:
         """Gradients `[readers, tokens, d_model]` at a stream that all readers share, from those at their values.

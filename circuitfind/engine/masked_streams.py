@@ -1,0 +1,319 @@
+"""What the readers of a soft circuit see, and the gradients of the mask and of the writers on the way back.
+
+With D `[writers, tokens, d_model]` (current minus ablated values) and a mask m, a reader's stream is
+
+    x_v = base_v + sum over u of m_uv D_u        so        dm_uv = <D_u, S_v>    and    dD_u = sum over v of m_uv S_v
+
+where S_v is the gradient at its stream. All of it is a few matrix products with one buffer of D and one of its
+gradient:
+
+1. Only writers and readers that take part have rows. Writers stand in the order of computation: what the readers of a
+   layer see is a prefix of the rows, and no row is copied.
+2. A *panel* `[readers, tokens, d_model]` holds the streams of a few layers. One product adds for all its readers what
+   comes before its first layer, one for each layer what comes before that, one the layer's own heads for its MLP: so D
+   is read a few times in all, and not once for each layer.
+3. On the way back the panel's streams are computed again, and each turns in place into the gradient at it. These go in
+   the same three products to the gradients of D and of the mask.
+4. q, k and v need no second projection for it: `AttentionReaders.pull_back_own`.
+
+Autograd goes through the rest of the model. `start`, `read` and `write` tie it to the buffers. Each takes a *token*, a
+number without meaning, from the last `write` before it: so the way back comes to a writer after all who read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from circuitfind.engine.circuit_run import Plan
+from circuitfind.engine.prepare import Prepared
+
+PANEL = 64  # readers of as many layers as that are worked on together, of one layer at least
+
+
+class Panel(NamedTuple):
+    """Layers `first` to `end` (without it), and their readers among those that take part."""
+
+    first: int
+    end: int
+    readers: slice
+
+
+class Streams:
+    """D, what readers see of it, and once the way back has come to its end, the gradient at the mask.
+
+    Args:
+        plan: the writers and readers that take part, of one circuit in the sparse form.
+        mask: `[writers, readers]`.
+        groups: 1, or the number of pairs: then each has a gradient of its own.
+
+    Attributes:
+        gradient: `[groups, writers, readers]` of those that take part.
+    """
+
+    def __init__(self, prepared: Prepared, plan: Plan, mask: Tensor, groups: int = 1) -> None:
+        self.prepared, self.plan, self.graph, self.groups = prepared, plan, plan.graph, groups
+        self.adapter, embed = prepared.adapter, prepared.ablated.embed
+        self.readers, self.width, self.length = np.flatnonzero(plan.active), embed.shape[2], embed.shape[1]
+        self.amounts = mask.detach()[np.ix_(plan.writers, self.readers)].to(embed)
+        self.written = embed.new_empty(len(plan.writers), embed.shape[:2].numel(), self.width)
+        self.gradient = embed.new_zeros(groups, *self.amounts.shape)
+        self._back: Tensor  # the gradient of D
+        self._panels = self._divide()
+        most = max((panel.readers.stop - panel.readers.start for panel in self._panels), default=0)
+        self._streams = embed.new_empty(most, *self.written.shape[1:])
+        self._begin()
+
+    def _divide(self) -> list[Panel]:
+        """The panel of each layer."""
+        panels: list[Panel] = []
+        first = 0
+        for layer in range(self.graph.n_layers):
+            if self._readers(first, layer + 1).stop - self._readers(first).start > PANEL:
+                first = layer
+            panel = Panel(first, layer + 1, self._readers(first, layer + 1))
+            panels[first:] = [panel] * (layer + 1 - first)
+        return panels
+
+    def _begin(self) -> None:
+        """The panel holds nothing yet, on the way forth or back."""
+        self._open: Panel | None = None
+        self._layer: int | None = None  # the layer of the open panel whose readers see all but the layer's own heads
+        self._came = np.zeros(len(self.readers), dtype=bool)  # the readers with their gradient in the panel
+
+    # ---------------------------------------------------------------- rows
+    def _readers(self, layer: int, end: int | None = None, kind: str = "all") -> slice:
+        """Those of a layer, or of all layers from it to another (without that), among those that take part."""
+        start, stop = self.graph.readers(layer, kind).start, self.graph.readers((end or layer + 1) - 1, kind).stop
+        return slice(*np.searchsorted(self.readers, [start, stop]).tolist())
+
+    def _seen(self, layer: int, kind: str = "qkv", since: int | None = None) -> slice:
+        """D's rows that a layer's readers of this kind see, less those before another layer."""
+        bounds = [0 if since is None else self.graph.head(since), self.graph.reads(layer, kind)]
+        return slice(*np.searchsorted(self.plan.writers, bounds).tolist())
+
+    def _of(self, readers: slice) -> Tensor:
+        """These readers' rows of the panel."""
+        assert self._open is not None, "readers are in an open panel"
+        offset = self._open.readers.start
+        return self._streams[readers.start - offset : readers.stop - offset]
+
+    # ---------------------------------------------------------------- writers
+    def write(self, layer: int, kind: str, difference: Tensor) -> None:
+        """Stores D as far as it takes part: of the "input", of a layer's "heads" before their projection, of its "mlp".
+
+        `difference`: `[batch, pos, d_model]`, of heads `[batch, pos, heads, d_head]`.
+        """
+        rows = self._rows(layer, kind)
+        if kind != "heads":
+            self.written[rows] = self.adapter.centre(difference.reshape(1, -1, self.width))
+        elif rows.start < rows.stop:
+            heads, weight = self._heads(layer, rows)
+            torch.bmm(difference.flatten(0, 1).transpose(0, 1)[heads], weight, out=self.written[rows])
+
+    def pull_writers(self, layer: int, kind: str) -> Tensor:
+        """The gradient at what `write` was given."""
+        self._settle(layer)
+        rows = self._rows(layer, kind)
+        back = self._back[rows]
+        if kind != "heads":
+            return self.adapter.centre(back).view(-1, self.length, self.width)
+        heads, weight = self._heads(layer, rows)
+        gradient = weight.new_zeros(back.shape[1], self.graph.n_heads, weight.shape[1])
+        gradient.transpose(0, 1)[heads] = torch.bmm(back, weight.mT)
+        return gradient.view(-1, self.length, *gradient.shape[1:])
+
+    def _rows(self, layer: int, kind: str) -> slice:
+        """D's rows of the writers of this kind that take part."""
+        first = {"input": 0, "heads": self.graph.head(layer), "mlp": self.graph.mlp(layer)}[kind]
+        bounds = [first, first + (self.graph.n_heads if kind == "heads" else 1)]
+        return slice(*np.searchsorted(self.plan.writers, bounds).tolist())
+
+    def _heads(self, layer: int, rows: slice) -> tuple[Tensor, Tensor]:
+        """The heads of some rows, by their index, and their output projection `[heads, d_head, d_model]`."""
+        heads = torch.from_numpy(self.plan.writers[rows] - self.graph.head(layer)).to(self.written.device)
+        return heads, self.adapter.centre(self.adapter.layers[layer].output_weight()[heads])
+
+    # ---------------------------------------------------------------- readers, forth
+    def see(self, layer: int, kind: str) -> tuple[Tensor, Tensor | None]:
+        """What a layer's readers that take part make of their streams, and what `pull_readers` needs with it.
+
+        qkv: their values `[readers, tokens, d_head]`, and the norm's scale; mlp: its input `[tokens, d_model]`;
+        logits: the final norm's input, where logits are read.
+        """
+        if kind == "logits":
+            at, written = self.read_tokens()
+            base = self._base(self.prepared.empty.resid[-1])[at]
+            return torch.addmm(base.flatten(), self.amounts[:, -1:].T, written.flatten(1)).view_as(base), None
+        streams = self._stream(layer, kind)
+        if kind == "mlp":
+            return self.adapter.layers[layer].mlp_reads(streams[0]).clone(), None
+        return self.prepared.readers(layer).scaled_values(streams, self._qkv(layer), self.adapter.centred)
+
+    def read_tokens(self) -> tuple[Tensor, Tensor]:
+        """Tokens whose logits are read, of `[batch x pos]`, and D there."""
+        read = torch.zeros_like(self.prepared.batch.clean.mask)
+        read.scatter_(1, self.prepared.batch.clean.read, True)
+        at = read.flatten().nonzero().squeeze(1)
+        return at, self.written[:, at]
+
+    def _base(self, value: Tensor) -> Tensor:
+        """`[tokens, d_model]`: what a reader without an edge sees."""
+        return self.adapter.centre(value.reshape(-1, self.width).to(self.adapter.work))
+
+    def _qkv(self, layer: int) -> Tensor:
+        """The q, k and v readers of a layer that take part, by their index in it."""
+        return torch.from_numpy(self.plan.readers(layer, "qkv") - self.graph.readers(layer, "qkv").start).to(
+            self.written.device
+        )
+
+    def _stream(self, layer: int, kind: str) -> Tensor:
+        """The streams of a layer's readers of this kind: rows of the panel."""
+        panel, of_layer = self._panels[layer], self._readers(layer)
+        if self._open != panel:
+            self._open, self._layer = panel, None
+            self._streams[: panel.readers.stop - panel.readers.start].zero_()
+            self._add(self._seen(panel.first), panel.readers)
+        if self._layer != layer:
+            self._layer = layer
+            self._add(self._seen(layer, since=panel.first), of_layer)
+            for each, base in (("qkv", self.prepared.empty.resid), ("mlp", self.prepared.empty.middle)):
+                if self.plan.runs(layer, each):
+                    self._of(self._readers(layer, kind=each)).add_(self._base(base[layer]))
+        readers = self._readers(layer, kind=kind)
+        if kind == "mlp":
+            self._add(self._own(layer), readers)
+        return self._of(readers)
+
+    def _own(self, layer: int) -> slice:
+        """D's rows that a layer's MLP sees and its q, k and v do not."""
+        return slice(self._seen(layer).stop, self._seen(layer, "mlp").stop)
+
+    def _add(self, seen: slice, readers: slice) -> None:
+        """Adds to the streams of some readers what they see of some of D's rows."""
+        if seen.start < seen.stop and readers.start < readers.stop:
+            self._of(readers).flatten(1).addmm_(self.amounts[seen, readers].T, self.written[seen].flatten(1))
+
+    # ---------------------------------------------------------------- readers, back
+    def pull_readers(self, layer: int, kind: str, gradient: Tensor, value: Tensor, scale: Tensor | None) -> None:
+        """Takes the gradient at what `see` gave, with what it gave."""
+        if kind == "logits":
+            self._pull_logits(gradient)
+            return
+        self._settle(layer)
+        readers = self._readers(layer, kind=kind)
+        streams = self._stream(layer, kind)
+        self._came[readers] = True
+        if kind == "mlp":
+            streams[0] = self.adapter.layers[layer].mlp_pull_back(streams[0], gradient)
+            self._send(self._own(layer), readers)
+        else:
+            folded = self.prepared.readers(layer)
+            folded.pull_back_own(streams, gradient, value, scale, self._qkv(layer), self.adapter.centred)
+
+    def _pull_logits(self, gradient: Tensor) -> None:
+        """The first on the way back."""
+        self._begin()
+        at, written = self.read_tokens()
+        self._back = torch.zeros_like(self.written)
+        self._back[:, at] = self.amounts[:, -1, None, None] * gradient
+        found = torch.linalg.vecdot(written, gradient)
+        group = at * self.groups // self.written.shape[1]
+        self.gradient.zero_()[:, :, -1].T.index_add_(1, group, found)
+
+    def _settle(self, layer: int) -> None:
+        """Sends on what has come back from readers of later layers."""
+        panel = self._open
+        if panel and self._layer is not None and self._layer > layer:
+            self._send(self._seen(self._layer, since=panel.first), self._readers(self._layer))
+            self._layer = None
+        if panel and panel.first > layer:
+            self._send(self._seen(panel.first), panel.readers)
+            self._open = None
+
+    def _send(self, seen: slice, readers: slice) -> None:
+        """From the gradients at some readers' streams to those of some of D's rows, and of the mask."""
+        count, at = seen.stop - seen.start, self._of(readers)
+        if not count or not len(at):
+            return
+        for idle in np.flatnonzero(~self._came[readers]):  # nothing that is differentiated depends on them
+            at[int(idle)] = 0
+        self._back[seen].flatten(1).addmm_(self.amounts[seen, readers], at.flatten(1))
+        written = self.written[seen].view(count, self.groups, -1).transpose(0, 1)
+        self.gradient[:, seen, readers] = torch.bmm(written, at.view(len(at), self.groups, -1).permute(1, 2, 0))
+
+    def finish(self) -> None:
+        """Sends on the last of what has come back; then `gradient` is whole."""
+        self._settle(-1)
+
+    def at_mask(self) -> Tensor:
+        """`[writers, readers]`: the gradient of all groups together, 0 for what takes no part."""
+        whole = self.gradient.new_zeros(self.graph.real.shape)
+        whole[np.ix_(self.plan.writers, self.readers)] = self.gradient.sum(0)
+        return whole
+
+    def at_edges(self, writers: np.ndarray, readers: np.ndarray) -> Tensor:
+        """`[edges, groups]`: the gradient of some edges, 0 for what takes no part."""
+        found = self.gradient.new_zeros(len(writers), self.groups)
+        known = np.isin(writers, self.plan.writers) & self.plan.active[readers]
+        rows = np.searchsorted(self.plan.writers, writers[known])
+        columns = np.searchsorted(self.readers, readers[known])
+        found[np.flatnonzero(known)] = self.gradient[:, rows, columns].T
+        return found
+
+
+# -------------------------------------------------------------------- what autograd sees
+class _Start(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mask: Tensor, streams: Streams) -> Tensor:
+        ctx.streams, ctx.dtype = streams, mask.dtype
+        return mask.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
+        ctx.streams.finish()
+        return ctx.streams.at_mask().to(ctx.dtype), None
+
+
+class _Write(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, difference: Tensor, streams: Streams, layer: int, kind: str) -> Tensor:
+        ctx.streams, ctx.place = streams, (layer, kind)
+        streams.write(layer, kind, difference)
+        return token.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, token: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        return token, ctx.streams.pull_writers(*ctx.place), None, None, None
+
+
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, streams: Streams, layer: int, kind: str) -> Tensor:
+        ctx.streams, ctx.place = streams, (layer, kind)
+        value, scale = streams.see(layer, kind)
+        ctx.token, ctx.scale = token.detach(), scale
+        ctx.save_for_backward(value if kind == "qkv" else None)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (value,) = ctx.saved_tensors
+        ctx.streams.pull_readers(*ctx.place, gradient, value, ctx.scale)
+        return ctx.token, None, None, None
+
+
+start: Callable[[Tensor, Streams], Tensor] = _Start.apply
+"""(mask, streams) -> the first token."""
+write: Callable[[Tensor, Tensor, Streams, int, str], Tensor] = _Write.apply
+"""(token, difference, streams, layer, kind) -> the next token; `Streams.write`."""
+read: Callable[[Tensor, Streams, int, str], Tensor] = _Read.apply
+"""(token, streams, layer, kind) -> what `Streams.see` gives."""
