@@ -1,12 +1,14 @@
 """Progress without printing: long loops report to whoever is listening, and to nobody by default.
 
 The command line listens with a rich display; a script or notebook does the same with `with cf.show_progress():`.
+A call of several stages reports as one task (`stages`), whose total is the work that it expects, so that the time left
+is that of the whole call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
@@ -16,8 +18,8 @@ T = TypeVar("T")
 class Listener(Protocol):
     """What a display offers: a task with a total, advanced by some steps at a time."""
 
-    def start(self, label: str, total: int) -> int: ...
-    def advance(self, task: int, steps: int) -> None: ...
+    def start(self, label: str, total: float) -> int: ...
+    def advance(self, task: int, steps: float) -> None: ...
     def finish(self, task: int) -> None: ...
 
 
@@ -44,6 +46,52 @@ def track(items: Sequence[T], label: str) -> Iterator[T]:
         for item in items:
             yield item
             advance(1)
+
+
+class _Stage:
+    """A listener that turns the progress of the outermost loops of a stage into progress of the whole call."""
+
+    def __init__(self, advance: Callable[[float], None], work: float) -> None:
+        self.advance_whole, self.left, self.work = advance, work, work
+        self.totals: list[float] = []
+
+    def start(self, label: str, total: float) -> int:
+        self.totals.append(total)
+        return len(self.totals)
+
+    def advance(self, task: int, steps: float) -> None:
+        if task == 1 and self.totals[0]:
+            done = min(self.left, self.work * steps / self.totals[0])
+            self.left -= done
+            self.advance_whole(done)
+
+    def finish(self, task: int) -> None:
+        self.totals.pop()
+
+
+@contextmanager
+def stages(label: str, work: float) -> Iterator[Callable[[float], AbstractContextManager[None]]]:
+    """One task for a whole call: gives a function that makes the context of a stage, from the work that it is.
+
+    Of loops inside a stage the outermost count; what a stage did not report is done when it ends.
+    """
+    listener = _listener.get()
+    if listener is None:
+        yield lambda part: nullcontext()
+        return
+    task = listener.start(label, work)
+
+    @contextmanager
+    def stage(part: float) -> Iterator[None]:
+        inner = _Stage(lambda done: listener.advance(task, done), part)
+        with listening(inner):
+            yield
+        listener.advance(task, inner.left)
+
+    try:
+        yield stage
+    finally:
+        listener.finish(task)
 
 
 @contextmanager
@@ -74,10 +122,10 @@ class _Rich:
     def __init__(self, display: Any) -> None:
         self.display = display
 
-    def start(self, label: str, total: int) -> int:
+    def start(self, label: str, total: float) -> int:
         return int(self.display.add_task(label, total=total))
 
-    def advance(self, task: int, steps: int) -> None:
+    def advance(self, task: int, steps: float) -> None:
         self.display.advance(task, steps)
 
     def finish(self, task: int) -> None:

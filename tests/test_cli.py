@@ -58,7 +58,7 @@ VERBS = (
     "models",
     "doctor",
 )
-SMALL = ("--n", "8", "--top", "5", "--random", "3")
+SMALL = ("--n", "8", "--max-checks", "5", "--random", "3")
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz's dot is not installed")
 
 
@@ -138,7 +138,7 @@ def test_report_is_complete(found: Path) -> None:
         "Steps of the search",
         "Record",
     ]
-    assert "circuitfind find tiny --n 8 --top 5 --random 3" in page
+    assert "circuitfind find tiny --n 8 --max-checks 5 --random 3" in page
     said = json.loads((found / "said.json").read_text())
     assert all(step["text"].replace(">", "&gt;") in page for step in said["steps"])
     assert "of 3 random circuits" in page

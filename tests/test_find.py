@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,14 +20,18 @@ from circuitfind.attribution.methods import METHODS
 from circuitfind.cli.app import main
 from circuitfind.errors import CircuitfindWarning, ScoreError, TaskError
 from circuitfind.evaluation.completeness import second_way
-from circuitfind.evaluation.faithfulness import Evaluator
+from circuitfind.evaluation.faithfulness import Evaluator, Outcome
 from circuitfind.graph import Graph
 from circuitfind.remote.server import Pickler
-from circuitfind.search import find as search
-from circuitfind.search.find import SizeSearch
+from circuitfind.search import find as search, pruning
+from circuitfind.search.find import GROWTH
 from circuitfind.search.methods import SEARCHES
+from circuitfind.search.pruning import pruned
+from circuitfind.search.ranked import SizeSearch
+from circuitfind.search.trials import Deadline, Trials
 
-QUICK = {"top": 5, "random": 2}
+QUICK = {"max_checks": 5, "random": 2}
+RANKED = {"search": "absolute", **QUICK}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def ioi(tiny: cf.Model) -> cf.Task:
 
 @pytest.fixture(scope="module")
 def found(tiny: cf.Model, ioi: cf.Task) -> cf.FindResult:
-    return cf.find(tiny, ioi, top=20, random=5)
+    return cf.find(tiny, ioi, max_checks=200, random=5)
 
 
 # -------------------------------------------------------------------- on the embedded model
@@ -72,37 +76,118 @@ def test_the_search_and_its_judgement_share_no_pair(tiny: cf.Model, ioi: cf.Task
     assert (held.circuit.facts["search_pairs"], held.circuit.facts["unseen_pairs"]) == (12, 4)
 
 
-def test_every_point_of_the_curve_reproduces(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
+@pytest.fixture(scope="module")
+def ranked(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> cf.FindResult:
+    return cf.find(tiny, ioi, scores=found.scores, prune=True, **RANKED)
+
+
+def test_every_round_reproduces(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
+    seen, held_out = ioi.on(tiny).split(0.5, seed=0)
+    assert {point.stage for point in found.curve} <= {"start", "re-scored", "pruning"}
+    sizes = [point.n_edges for point in found.curve if point.stage == "re-scored"]
+    assert sizes[0] > 700 and min(sizes) <= 20, "from half of the graph down to a few edges"
+    point = next(point for point in found.frontier if point.n_edges == len(found.circuit))
+    value = cf.evaluate(tiny, held_out, found.circuit)
+    assert point.held_out_faithfulness == pytest.approx(value.faithfulness, abs=1e-6)
+    assert point.held_out_pair_error == pytest.approx(value.pair_error, abs=1e-6)
+    assert point.held_out_kl == pytest.approx(value.kl, abs=1e-6) and point.held_out_accuracy == value.accuracy
+    here = cf.evaluate(tiny, seen, found.circuit)
+    assert (point.faithfulness, point.pair_error) == pytest.approx((here.faithfulness, here.pair_error), abs=1e-6)
+    assert point.opposing == (found.scores.values[found.circuit.mask] < 0).sum()
+    assert found.circuit.facts["pair_error"] == pytest.approx(value.pair_error, abs=1e-6)
+
+
+def test_the_frontier_is_one(found: cf.FindResult) -> None:
+    """Smaller circuits are further from the whole model; the one that was taken need not be on it."""
+    others = [point for point in found.frontier if point.n_edges != len(found.circuit)]
+    sizes, distances = ([getattr(point, name) for point in others] for name in ("n_edges", "distance"))
+    assert sizes == sorted(set(sizes)) and distances == sorted(distances, reverse=True)
+    assert len(others) >= len(found.frontier) - 1 > 8
+
+
+def test_every_point_of_a_ranking_reproduces(tiny: cf.Model, ioi: cf.Task, ranked: cf.FindResult) -> None:
     seen, _ = ioi.on(tiny).split(0.5, seed=0)
-    sizes = [point for point in found.curve if point.stage != "pruning"]
+    sizes = [point for point in ranked.curve if point.stage != "pruning"]
     assert [point.asked for point in sizes[:4]] == [1, 2, 4, 8]
-    assert {point.stage for point in found.curve} == {"grid", "bisection", "pruning"}
+    assert {point.stage for point in ranked.curve} == {"grid", "bisection", "pruning"}
     for point in sizes:
-        circuit = found.scores.top(point.asked)
+        circuit = ranked.scores.top(point.asked)
         assert point.n_edges == len(circuit)
         assert point.faithfulness == pytest.approx(cf.evaluate(tiny, seen, circuit).faithfulness, abs=1e-6)
-    pruning = [point for point in found.curve if point.stage == "pruning"]
-    kept = [point.n_edges for point in pruning]
-    assert kept == sorted(set(kept), reverse=True) and kept[-1] == len(found.circuit)
-    assert pruning[-1].faithfulness == pytest.approx(found.circuit.facts["faithfulness_on_search_pairs"], abs=1e-6)
-    smallest = min(point.n_edges for point in sizes if abs(1 - point.faithfulness) <= 0.15)
-    assert found.circuit.mask.sum() <= smallest and kept[0] < smallest
+    assert len(ranked.circuit) < min(point.n_edges for point in sizes if abs(1 - point.faithfulness) <= 0.1)
 
 
-def test_pruning_never_leaves_its_limit(tiny: cf.Model, ioi: cf.Task) -> None:
-    for growth in (0.0, 0.02, 10.0):
-        result = cf.find(tiny, ioi, prune_tolerance=growth, **QUICK)
-        before = [point for point in result.curve if point.stage != "pruning"]
-        start = next(point.faithfulness for point in before if point.asked == start_size(before))
-        after = [point.faithfulness for point in result.curve if point.stage == "pruning"]
-        limit = min(abs(1 - start) + growth, 0.15)
-        assert all(abs(1 - value) <= limit + 1e-9 for value in after), growth
-        assert set(result.circuit.edges) <= set(result.scores.top(start_size(before)).edges)
-    assert len(after) > 3
+def test_pruning_never_leaves_its_limit(tiny: cf.Model, ioi: cf.Task, ranked: cf.FindResult) -> None:
+    plain = cf.find(tiny, ioi, scores=ranked.scores, prune=False, **RANKED)
+    before, after = (one.circuit.facts["distance_on_search_pairs"] for one in (plain, ranked))
+    assert set(ranked.circuit.edges) < set(plain.circuit.edges)
+    assert before <= 0.15 and after <= min(before + GROWTH, 0.15)
 
 
-def start_size(points: list[Any]) -> int:
-    return min(point.asked for point in points if abs(1 - point.faithfulness) <= 0.15)
+@pytest.mark.parametrize("edges", [25, 60, 400])
+def test_the_best_circuit_of_a_size(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult, edges: int) -> None:
+    result = cf.find(tiny, ioi, scores=found.scores, edges=edges, knockouts=0, **QUICK)
+    assert 0.6 * edges <= len(result.circuit) <= edges, "a round ends at the size that was asked for"
+    assert any(point.n_edges in (edges, edges - 1) for point in result.curve)
+    smaller = [point.distance for point in result.frontier if point.n_edges <= edges]
+    assert result.circuit.facts["distance_on_search_pairs"] == min(smaller)
+    top = cf.find(tiny, ioi, scores=found.scores, edges=edges, knockouts=0, **RANKED)
+    assert top.circuit == found.scores.top(edges)
+    both = [one.circuit.facts["pair_error"] for one in (result, top)]
+    assert both[0] < both[1], "nearer to the whole model on the held-out pairs than the strongest edges by score"
+
+
+def test_criteria(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
+    """What is on target by a criterion is so on either half of the search pairs."""
+    seen, _ = ioi.on(tiny).split(0.5, seed=0)
+    halves = [np.sort(part) for part in np.array_split(np.random.default_rng(0).permutation(8), 2)]
+    for criterion in ("pairs", "kl", "at-least"):
+        result = cf.find(tiny, ioi, scores=found.scores, criterion=criterion, tolerance=0.1, knockouts=0, **QUICK)
+        each = cf.evaluate(tiny, seen, result.circuit).per_example
+        empty = cf.evaluate(tiny, seen, []).per_example
+        far = {
+            "pairs": np.abs(each.circuit - each.full) / np.abs(each.full - each.empty).mean(),
+            "kl": each.kl / empty.kl.mean(),
+            "at-least": (each.full - each.circuit) / (each.full - each.empty).mean(),
+        }[criterion]
+        worst = max(far[half].mean() for half in halves)
+        assert result.circuit.facts["distance_on_search_pairs"] == pytest.approx(max(worst, 0), abs=1e-5)
+        assert worst <= 0.1 and result.on_target == (result.circuit.facts["distance"] <= 0.1)
+    with pytest.raises(ScoreError, match="criterion 'mena' is unknown: did you mean 'mean'"):
+        cf.find(tiny, ioi, criterion="mena")  # type: ignore[arg-type]
+
+
+def test_a_search_that_is_stopped_keeps_its_best_circuit(
+    tiny: cf.Model, ioi: cf.Task, found: cf.FindResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, count = Evaluator.run, []
+
+    def stopped(self: Evaluator, masks: np.ndarray) -> Any:
+        count.append(1)
+        if len(count) == 9:
+            raise KeyboardInterrupt
+        return run(self, masks)
+
+    monkeypatch.setattr(Evaluator, "run", stopped)
+    with pytest.warns(CircuitfindWarning, match="stopped: the search ends with the best of 8 circuits"):
+        result = cf.find(tiny, ioi, scores=found.scores, knockouts=0, **QUICK)
+    assert len(found.circuit) < len(result.circuit) < 800 and result.circuit.facts["stopped"]
+    assert result.circuit.facts["distance_on_search_pairs"] <= 0.15
+    monkeypatch.undo()
+    monkeypatch.setattr(Deadline, "left", lambda self, part=1.0: 1.0 if part == 1 else 10.0 - len(count))
+    count.clear()
+    monkeypatch.setattr(Evaluator, "run", lambda self, masks: count.append(1) or run(self, masks))
+    with pytest.warns(CircuitfindWarning, match="the time limit has passed: the search ends with the best of 10"):
+        result = cf.find(tiny, ioi, scores=found.scores, time_limit=60, **QUICK)
+    assert 0 < len(result.circuit) < 800
+    with pytest.raises(ScoreError, match="time_limit=0: give seconds"):
+        cf.find(tiny, ioi, time_limit=0)
+
+
+def test_former_keywords_name_the_new_ones(tiny: cf.Model, ioi: cf.Task) -> None:
+    for name in ("top", "by", "one_sided", "prune_tolerance"):
+        with pytest.raises(TypeError, match=f"find has no '{name}' any more: use "):
+            cf.find(tiny, ioi, **{name: 1})  # type: ignore[arg-type]
 
 
 def test_a_circuit_that_leaves_out_a_second_way() -> None:
@@ -142,29 +227,21 @@ def test_knocking_out_parts_costs_two_runs_each(
     assert sum(count) <= 2 * 3 + 1
 
 
-def test_without_pruning(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
-    result = cf.find(tiny, ioi, prune=False, scores=found.scores, **QUICK)
-    points = list(result.curve)
-    assert all(point.stage in ("grid", "bisection") for point in points)
-    assert result.circuit == found.scores.top(start_size(points))
-    assert not any(step.stage == "pruning" for step in result.steps)
-    assert result.circuit.record.settings["prune_tolerance"] is None
-
-
 def test_ranked_by_signed_effects(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
-    result = cf.find(tiny, ioi, by="signed", prune=False, scores=found.scores, **QUICK)
-    values = found.scores.values[result.circuit.mask]
-    assert values.min() > 0, "edges that oppose the behaviour come last"
-    assert result.circuit == found.scores.top(start_size(list(result.curve)), by="signed")
-    assert result.circuit.record.settings["by"] == "signed"
-    with pytest.raises(ScoreError, match="by='size' is unknown: use 'absolute'"):
-        cf.find(tiny, ioi, by="size", scores=found.scores, **QUICK)  # type: ignore[arg-type]
+    result = cf.find(tiny, ioi, search="signed", prune=False, scores=found.scores, **QUICK)
+    assert found.scores.values[result.circuit.mask].min() > 0, "edges that oppose the behaviour come last"
+    size = min(point.asked for point in result.curve if abs(1 - point.faithfulness) <= 0.12)
+    assert len(result.circuit) <= len(found.scores.top(size, by="signed"))
+    assert not any(step.stage == "pruning" for step in result.steps)
+    assert result.circuit.record.settings["search"] == "signed"
+    with pytest.raises(ScoreError, match="search 'sgined' is unknown: did you mean 'signed'"):
+        cf.find(tiny, ioi, search="sgined", scores=found.scores, **QUICK)  # type: ignore[arg-type]
 
 
 def test_the_tolerance_is_kept(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
     sizes = []
     for tolerance in (0.4, 0.15, 0.05):
-        result = cf.find(tiny, ioi, tolerance=tolerance, scores=found.scores, prune=False, **QUICK)
+        result = cf.find(tiny, ioi, tolerance=tolerance, scores=found.scores, prune=False, **RANKED)
         assert abs(1 - result.circuit.facts["faithfulness_on_search_pairs"]) <= tolerance
         sizes.append(len(result.circuit))
     assert sizes == sorted(sizes) and sizes[0] < sizes[-1]
@@ -175,7 +252,7 @@ def plain(result: cf.FindResult) -> str:
 
 
 def test_the_same_seed_gives_the_same_bits(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
-    again = cf.find(tiny, ioi, top=20, random=5)
+    again = cf.find(tiny, ioi, max_checks=200, random=5)
     np.testing.assert_array_equal(again.scores.values, found.scores.values)
     np.testing.assert_array_equal(again.circuit.mask, found.circuit.mask)
     np.testing.assert_array_equal(again.circuit.exact, found.circuit.exact)
@@ -190,7 +267,7 @@ def test_saved_scores_resume_to_the_same_result(
 ) -> None:
     scores = cf.Scores.open(found.scores.save(tmp_path / "scores.safetensors"))
     monkeypatch.setattr(search, "score", lambda *_, **__: pytest.fail("the scores were computed anew"))
-    assert plain(cf.find(tiny, ioi, top=20, random=5, scores=scores)) == plain(found)
+    assert plain(cf.find(tiny, ioi, max_checks=200, random=5, scores=scores)) == plain(found)
     foreign = cf.Scores(Graph(1, 1, 1, 4), np.zeros((3, 5), dtype=np.float32))
     with pytest.raises(ScoreError, match="the scores belong to another graph"):
         cf.find(tiny, ioi, scores=foreign)
@@ -204,7 +281,11 @@ def test_the_result_is_plain_data_and_its_circuit_a_file(found: cf.FindResult, t
     back = cf.Circuit.open(found.circuit.save(tmp_path / "circuit.json"))  # no model takes part
     assert back == found.circuit and back.facts == json.loads(json.dumps(found.circuit.facts))
     assert back.record == found.circuit.record
-    assert (back.record.task, back.record.method, back.record.settings["search"]) == ("ioi", "eap-ig-inputs", "find")
+    assert (back.record.task, back.record.method, back.record.settings["search"]) == (
+        "ioi",
+        "eap-ig-inputs",
+        "balanced",
+    )
     for edge in found.circuit.edges:
         place = found.circuit.graph.edge(edge)
         assert back.exact[place] == pytest.approx(found.circuit.exact[place], rel=1e-6)
@@ -265,19 +346,22 @@ def test_tasks_that_cannot_be_searched(tiny: cf.Model, ioi: cf.Task) -> None:
 
 
 # -------------------------------------------------------------------- on scripted curves
-class Outcome(NamedTuple):
-    metric: np.ndarray
+GRAPH = Graph(2, 4, 4, 32)  # 110 edges: the grid is 1, 2, 4, ..., 64, 110
 
 
 class Script:
-    """An evaluator whose faithfulness is a function of the number of edges, or of the mask."""
+    """An evaluator of one pair, whose faithfulness is a function of the number of edges, or of the mask."""
+
+    seed, full, graph = 0, np.ones(1), GRAPH
+    ends = Outcome(*(np.array([[1.0], [0.0]]) for _ in Outcome._fields))
 
     def __init__(self, value: Callable[[Any], float], of_mask: bool = False) -> None:
         self.value, self.of_mask, self.runs = value, of_mask, 0
 
     def run(self, masks: np.ndarray) -> Outcome:
         self.runs += len(masks)
-        return Outcome(np.array([[self.value(mask if self.of_mask else int(mask.sum()))] for mask in masks]))
+        metric = np.array([[self.value(mask if self.of_mask else int(mask.sum()))] for mask in masks])
+        return Outcome(metric, metric, metric, metric)
 
     def faithfulness(self, metric: np.ndarray) -> np.ndarray:
         return metric.mean(-1)
@@ -290,54 +374,52 @@ class Unpruned(cf.Scores):
         return super().top(n, by, prune=False)
 
 
-GRAPH = Graph(2, 4, 4, 32)  # 110 edges: the grid is 1, 2, 4, ..., 64, 110
-
-
 @pytest.fixture()
 def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SizeSearch]:
     """A search on a script; edges rank in the graph's own order."""
-    monkeypatch.setattr(search, "connected", lambda graph, mask: mask)
+    monkeypatch.setattr(pruning, "connected", lambda graph, mask: mask)
     values = np.zeros(GRAPH.real.shape, dtype=np.float32)
     values.T[GRAPH.real.T] = np.linspace(2, 1, GRAPH.n_edges)
 
     def make(value: Callable, one_sided: bool = False, of_mask: bool = False, tolerance: float = 0.15) -> SizeSearch:
-        return SizeSearch(Script(value, of_mask), Unpruned(GRAPH, values), "absolute", tolerance, one_sided)
+        trials = Trials(Script(value, of_mask), "at-least" if one_sided else "mean", tolerance, Deadline(None))
+        return SizeSearch(trials, Unpruned(GRAPH, values), "absolute")
 
     return make
 
 
 def asked(found: SizeSearch, stage: str) -> list[int]:
-    return [point.asked for point in found.curve if point.stage == stage]
+    return [point.asked for point in found.trials.curve if point.stage == stage]
 
 
 def test_a_rising_curve_ends_in_its_first_bracket(scripted: Callable[..., SizeSearch]) -> None:
     found = scripted(lambda n: n / 40)
-    assert found.smallest().sum() == 34  # 0.85
+    assert found.smallest().n_edges == 34  # 0.85
     assert asked(found, "grid") == [1, 2, 4, 8, 16, 32, 64] and asked(found, "bisection") == [48, 40, 36, 34, 33]
-    texts = [step.text for step in found.steps]
+    texts = [step.text for step in found.trials.steps]
     assert texts[0] == "the top 64 edges (64 connected) overshoot: faithfulness 1.600"
     assert texts[1] == "the smallest size on target is the top 34 edges (34 connected)"
 
 
 def test_a_size_on_target_is_bisected_downwards(scripted: Callable[..., SizeSearch]) -> None:
     found = scripted(lambda n: 0.9 if n >= 21 else 0.2)
-    assert found.smallest().sum() == 21
+    assert found.smallest().n_edges == 21
     assert asked(found, "grid")[-1] == 32 and asked(found, "bisection") == [24, 20, 22, 21]
-    assert found.steps[0].text == "the top 32 edges (32 connected) reach faithfulness 0.900: on target"
+    assert found.trials.steps[0].text == "the top 32 edges (32 connected) reach faithfulness 0.900: on target"
 
 
 def test_the_first_bracket_wins_over_later_ones(scripted: Callable[..., SizeSearch]) -> None:
     """0.9 at 12 edges, worse again at 13 to 59: a search that trusts monotony would end at 60."""
     found = scripted(lambda n: 0.9 if 9 <= n <= 16 or n >= 60 else 0.3)
-    assert found.smallest().sum() == 9
+    assert found.smallest().n_edges == 9
 
 
 def test_an_overshoot_that_jumps_over_the_target(scripted: Callable[..., SizeSearch]) -> None:
     """0.5 up to 20 edges, 1.5 up to 49, on target from 50."""
     found = scripted(lambda n: 0.5 if n <= 20 else 1.5 if n < 50 else 1.0)
-    assert found.smallest().sum() == 50
+    assert found.smallest().n_edges == 50
     assert asked(found, "grid") == [1, 2, 4, 8, 16, 32, 64]
-    assert [step.text for step in found.steps] == [
+    assert [step.text for step in found.trials.steps] == [
         "the top 32 edges (32 connected) overshoot: faithfulness 1.500",
         "faithfulness jumps over the target between 20 and 21 edges: going on",
         "the top 64 edges (64 connected) reach faithfulness 1.000: on target",
@@ -348,33 +430,37 @@ def test_an_overshoot_that_jumps_over_the_target(scripted: Callable[..., SizeSea
 def test_a_target_that_is_crossed_from_above(scripted: Callable[..., SizeSearch]) -> None:
     """An overshoot at 32 edges, an undershoot at 64, and the target between them."""
     found = scripted(lambda n: 0.5 if n <= 20 else 1.5 if n < 40 else 1.0 if n < 50 else 0.4 if n < 100 else 1.0)
-    assert found.smallest().sum() == 40
+    assert found.smallest().n_edges == 40
     assert asked(found, "grid")[-1] == 64
 
 
 def test_only_the_whole_model_is_on_target(scripted: Callable[..., SizeSearch]) -> None:
     for elsewhere in (0.0, 3.0):
         found = scripted(lambda n, elsewhere=elsewhere: 1.0 if n == GRAPH.n_edges else elsewhere)
-        assert found.smallest().sum() == GRAPH.n_edges
+        assert found.smallest().n_edges == GRAPH.n_edges
         assert asked(found, "grid")[-1] == GRAPH.n_edges
 
 
 def test_an_undershoot_only_is_refused_one_sided(scripted: Callable[..., SizeSearch]) -> None:
     curve = lambda n: 1.4 if n >= 10 else 0.5  # noqa: E731
-    assert scripted(curve, one_sided=True).smallest().sum() == 10
-    two_sided = scripted(lambda n: curve(n) if n < 100 else 1.0)
-    assert two_sided.smallest().sum() == 100
-    assert two_sided.meets(0.85) and two_sided.meets(1.15) and not two_sided.meets(1.16) and not two_sided.meets(0.84)
-    assert scripted(curve, one_sided=True).meets(7.0) and not scripted(curve, one_sided=True).meets(0.84)
+    assert scripted(curve, one_sided=True).smallest().n_edges == 10
+    assert scripted(lambda n: curve(n) if n < 100 else 1.0).smallest().n_edges == 100
+    for one_sided, values in (
+        (False, {0.86: True, 1.14: True, 1.16: False, 0.84: False}),
+        (True, {7: True, 0.84: False}),
+    ):
+        for value, on_target in values.items():
+            trials = scripted(lambda n, value=value: value, one_sided=one_sided).trials
+            assert trials.meets(trials.run(top_mask(5), "grid")) == on_target
 
 
 def test_no_circuit_is_run_twice(scripted: Callable[..., SizeSearch]) -> None:
     found = scripted(lambda n: n / 40)
-    mask = found.smallest()
-    runs = found.evaluator.runs
-    assert runs == len(found.curve)
-    found.faithfulness_of(mask)
-    assert found.evaluator.runs == runs
+    mask = found.smallest().mask
+    runs = found.trials.evaluator.runs
+    assert runs == len(found.trials.curve)
+    found.trials.run(mask, "grid")
+    assert found.trials.evaluator.runs == runs
 
 
 def top_mask(n: int) -> np.ndarray:
@@ -385,43 +471,46 @@ def top_mask(n: int) -> np.ndarray:
     return mask
 
 
+def prune(found: SizeSearch, mask: np.ndarray, growth: float, most: float = math.inf) -> Any:
+    return pruned(found.trials, found.trials.run(mask, "start"), found.scores.values, growth, most)
+
+
 def test_pruning_drops_what_does_not_matter(scripted: Callable[..., SizeSearch]) -> None:
     needed = top_mask(40) & ~top_mask(33)  # the weakest seven of forty
     found = scripted(lambda mask: 1.0 if (mask & needed).sum() == 7 else 0.0, of_mask=True)
-    kept = found.pruned(top_mask(40), 0.05)
-    np.testing.assert_array_equal(kept, needed)
-    assert found.steps[-1].text == "33 of 40 edges removed; faithfulness 1.000 -> 1.000"
-    assert found.evaluator.runs < 33, "edges that all go are taken together"
+    np.testing.assert_array_equal(prune(found, top_mask(40), 0.05).mask, needed)
+    assert found.trials.steps[-1].text == "33 of 40 edges removed; faithfulness 1.000 -> 1.000"
+    assert found.trials.evaluator.runs < 33, "edges that all go are taken together"
+    few = scripted(lambda mask: 1.0 if (mask & needed).sum() == 7 else 0.0, of_mask=True)
+    assert prune(few, top_mask(40), 0.05, 3).n_edges == 40 and few.trials.evaluator.runs == 4
 
 
 def test_pruning_takes_the_weakest_first(scripted: Callable[..., SizeSearch]) -> None:
     """Every edge costs 0.02: there is room for the five weakest, within 0.1 of where it started."""
     found = scripted(lambda mask: 1.0 - 0.02 * (20 - mask.sum()), of_mask=True)
-    np.testing.assert_array_equal(found.pruned(top_mask(20), 0.1001), top_mask(15))
+    np.testing.assert_array_equal(prune(found, top_mask(20), 0.1001).mask, top_mask(15))
     strict = scripted(lambda mask: 1.0 - 0.02 * (20 - mask.sum()), of_mask=True, tolerance=0.0601)
-    np.testing.assert_array_equal(strict.pruned(top_mask(20), 0.1001), top_mask(17))
+    np.testing.assert_array_equal(prune(strict, top_mask(20), 0.1001).mask, top_mask(17))
 
 
 def test_pruning_names_an_overshoot(scripted: Callable[..., SizeSearch]) -> None:
     found = scripted(lambda mask: 1.1 if mask.sum() < 20 else 1.0, of_mask=True)
-    assert found.pruned(top_mask(20), 0.12).sum() == 0
-    assert found.steps[-1].text == "overshoot of 0.100: edges that oppose the behaviour are left out"
-    assert found.steps[-2].text == "20 of 20 edges removed; faithfulness 1.000 -> 1.100"
+    assert prune(found, top_mask(20), 0.12).n_edges == 0
+    assert found.trials.steps[-1].text == "overshoot of 0.100: edges that oppose the behaviour are left out"
+    assert found.trials.steps[-2].text == "20 of 20 edges removed; faithfulness 1.000 -> 1.100"
 
 
 def test_one_sided_pruning_stays_on_its_side(scripted: Callable[..., SizeSearch]) -> None:
-    """From 1.4 a loss of 0.8 leaves |1 - faithfulness| as it was, and the target."""
+    """From 1.4 down to 0.95: what is above 1 counts as 1."""
     found = scripted(lambda mask: 1.4 - 0.1 * (20 - mask.sum()), one_sided=True, of_mask=True)
-    kept = found.pruned(top_mask(20), 0.05)
-    assert kept.sum() == 15 and found.faithfulness_of(kept) == pytest.approx(0.9)
-    rising = scripted(lambda mask: 1.0 + 0.02 * (20 - mask.sum()), one_sided=True, of_mask=True, tolerance=0.0601)
-    assert rising.pruned(top_mask(20), 0.1001).sum() == 17, "upwards it never leaves the tolerance, either"
+    kept = prune(found, top_mask(20), 0.1001)
+    assert kept.n_edges == 15 and kept.faithfulness == pytest.approx(0.9)
 
 
 # -------------------------------------------------------------------- as a folder
 @pytest.fixture(scope="module")
 def small(tiny: cf.Model) -> cf.FindResult:
-    return cf.find(tiny, cf.task("ioi", tiny, n=8), method="eap", prune=False, top=3, random=2)
+    return cf.find(tiny, cf.task("ioi", tiny, n=8), method="eap", prune=False, max_checks=3, random=2)
 
 
 def test_a_result_is_a_folder_of_what_the_verb_leaves(small: cf.FindResult, tmp_path: Path) -> None:
@@ -452,7 +541,7 @@ def test_the_former_name_of_the_held_out_pairs_is_readable(small: cf.FindResult)
 
 def test_the_scores_may_come_from_a_search_of_another_kind(tiny: cf.Model) -> None:
     task = cf.task("ioi", tiny, n=4)
-    result = cf.find(tiny, task, method="ugs", steps=2, regularisation=0.01, prune=False, top=1, random=1)
+    result = cf.find(tiny, task, method="ugs", steps=2, regularisation=0.01, prune=False, max_checks=1, random=1)
     assert result.scores.record.method == "ugs" and result.scores.record.metric == "kl"
     assert result.circuit.record.settings["steps"] == 2
     assert result.summary.metric == result.circuit.record.metric == "logit_diff"
@@ -462,11 +551,13 @@ def test_the_scores_may_come_from_a_search_of_another_kind(tiny: cf.Model) -> No
         cf.find(tiny, task, scores=result.scores, steps=3)
     with pytest.raises(ScoreError, match="these scores were made with method='ugs', not 'eap'"):
         cf.find(tiny, task, scores=result.scores, method="eap")
-    again = cf.find(tiny, task, scores=result.scores, method="ugs", steps=2, prune=False, top=1, random=1)
+    again = cf.find(tiny, task, scores=result.scores, method="ugs", steps=2, prune=False, max_checks=1, random=1)
     assert again.scores is result.scores
     with pytest.raises(ScoreError, match="run circuits on the clean prompts"):
         cf.find(tiny, task, method="acdc", direction="denoising")
-    never = cf.find(tiny, task, method="ugs", steps=2, patience=None, learn_by=None, prune=False, top=1, random=1)
+    never = cf.find(
+        tiny, task, method="ugs", steps=2, patience=None, learn_by=None, prune=False, max_checks=1, random=1
+    )
     assert never.scores.record.settings["patience"] is None and never.scores.record.metric == "logit_diff"
 
 
@@ -482,8 +573,8 @@ def test_the_methods_are_listed_with_the_calls_that_take_them() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ("find", "--method", "acdc", "--top", "1", "--random", "1"),
-        ("find", "--method", "ugs", "--top", "1", "--random", "1", "--steps", "3"),
+        ("find", "--method", "acdc", "--max-checks", "1", "--random", "1"),
+        ("find", "--method", "ugs", "--max-checks", "1", "--random", "1", "--steps", "3"),
         ("verify", "--method", "acdc", "--top", "2", "--random", "1"),
     ],
 )

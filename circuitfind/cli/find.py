@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import circuitfind as cf
 from circuitfind.cli import inputs, options, verdicts
@@ -12,16 +13,48 @@ from circuitfind.cli.options import given, option
 from circuitfind.cli.output import FAILED, Output
 from circuitfind.errors import FileError
 
+TARGETS = {
+    "mean": "faithfulness is off 1 by",
+    "at-least": "faithfulness is below 1 by",
+    "pairs": "the pair error is",
+    "kl": "the KL divergence, over that of the empty circuit, is",
+}
+
 
 @dataclass(frozen=True)
-class SearchOptions(options.Rank):
-    tolerance: float | None = option("How far from 1 the faithfulness may be. Default: 0.15.")
-    one_sided: bool = option("Only below 1 counts as too far.", False)
-    prune: bool = option("Drop single edges at the end.", True)
-    prune_tolerance: float | None = option("How much |1 - faithfulness| may grow by dropping edges. Default: 0.05.")
+class SearchOptions:
+    """How circuits are searched."""
+
+    PANEL = options.SEARCH
+    edges: int | None = option("The best circuit of at most so many edges. Default: the smallest on target.", least=1)
+    criterion: str | None = option(
+        "What is to be like the whole model: the mean metric, at-least as much of it, the pairs one by one, or the"
+        " predictions (kl). Default: mean.",
+        words=options.CRITERIA,
+    )
+    tolerance: float | None = option("How far from the whole model the circuit may be, by that. Default: 0.15.")
+    search: str | None = option(
+        "Balanced re-scored pruning, or sizes of one ranking by absolute or signed score. Default: balanced.",
+        words=options.SEARCHES,
+    )
+    prune: bool | None = option(
+        "Drop single edges at the end, exactly. Default: the few that are not missed.", names=("--prune/--no-prune",)
+    )
     knockouts: int | None = option(
         "Parts of the circuit to ablate in it and in the model, which may have a second way. Default: 5.", least=0
     )
+    time_limit: float | None = option("Seconds; the best circuit by then is kept.", metavar="SECONDS")
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """How a circuit is judged."""
+
+    PANEL = options.JUDGING
+    scores: Path | None = option("Take these scores (scores.safetensors) instead of computing.", metavar="FILE")
+    holdout: float | None = option(options.HELD_OUT)
+    max_checks: int | None = option("How many of the strongest edges to measure exactly. Default: 40.", least=0)
+    random: int | None = option("How many random circuits of each kind to compare with. Default: 10.", least=0)
 
 
 def find(
@@ -30,7 +63,7 @@ def find(
     scoring: options.Scoring,
     run: options.Run,
     search: SearchOptions,
-    judge: options.Judge,
+    judge: JudgeOptions,
     place: options.Out,
     out: Output,
 ) -> int:
@@ -43,7 +76,7 @@ def find(
     """
     from circuitfind.search.find import check_target
 
-    check_target(**given(search, without=("by", "one_sided", "prune", "knockouts")))
+    check_target(**given(search, without=("prune", "knockouts")))
     asked = inputs.search_keywords(task, run, scoring)
     folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
@@ -63,8 +96,11 @@ def find(
             out.warn(str(error))
     if again or judge.scores is not None:
         out.if_stopped, out.state = f"the scores are kept; go on with: {out.command_line(*again)}", folder
+    wanted = {**given(search, judge), **asked, "scores": scores}
+    if search.time_limit is not None:
+        wanted["time_limit"] = max(search.time_limit - (time.monotonic() - started), 1.0)
     with out.progress():
-        result = cf.find(loaded, bound, **{**given(search, judge), **asked, "scores": scores})
+        result = cf.find(loaded, bound, **wanted)
     seconds = time.monotonic() - started
     _show(result, seconds, out)
     with out.progress():
@@ -82,20 +118,24 @@ def _show(result: cf.FindResult, seconds: float, out: Output) -> None:
     verdicts.checks(
         f"The circuit's strongest edges ({circuit.record.metric})", result.checks, out, inside, verdicts.ROWS
     )
+    verdicts.frontier(result, out)
     lines = verdicts.as_a_whole(circuit, result.checks, count(facts["unseen_pairs"], "held-out pair"))
     searched = count(facts["search_pairs"], "search pair")
     lines.insert(2, ("", f"{fixed(facts['faithfulness_on_search_pairs'])} on the {searched}"))
     out.facts(lines)
     out.few(result.checks.record.n_distinct)
-    target = f"at least {1 - made['tolerance']:g}" if made["one_sided"] else f"1 within {made['tolerance']:g}"
-    said = f"Target: faithfulness {target}. {len(result.curve)} circuits run; {seconds:.1f} s in all."
-    out.say(f"\n{said}", style="dim")
+    size = f" with at most {made['edges']:,} edges" if made["edges"] else ""
+    said = f"Target: {TARGETS[made['criterion']]} at most {made['tolerance']:g}{size}."
+    out.say(f"\n{said} {len(result.curve)} circuits run; {seconds:.1f} s in all.", style="dim")
     for step in result.steps:
         out.say(f"{step.stage}: {step.text}", style="dim")
     if len(circuit) == circuit.graph.n_edges:
         out.warn("no circuit smaller than the whole model is on target: nothing was found")
+    elif made["edges"]:
+        return
     elif not result.on_target:
         out.warn(
-            f"faithfulness on the held-out pairs, {result.checks.faithfulness:.3f}, is off the target that the search"
-            " pairs met: more pairs (--n) make the search less lucky"
+            f"on the held-out pairs the circuit is off the target that the search pairs met"
+            f" ({facts['distance']:.3f} instead of {facts['distance_on_search_pairs']:.3f}): more pairs (--n) make the"
+            " search less lucky"
         )

@@ -44,6 +44,7 @@ ORDERS = (
 )
 BY, LEVELS, DIRECTIONS = ("absolute", "signed"), ("edge", "node"), ("noising", "denoising")
 SIGNS = ("effect", "change")
+CRITERIA, SEARCHES = ("mean", "at-least", "pairs", "kl"), ("balanced", "absolute", "signed")
 
 
 def listed(words: tuple[str, ...], last: str = "or") -> str:

@@ -40,6 +40,11 @@ def as_a_whole(circuit: cf.Circuit, found: cf.Verification, pairs: str) -> Facts
         between = interval((min(found.random), max(found.random)))
         drawn = f"{count(len(found.random), 'random circuit')} of that size: {between}"
         lines.append(("random", f"{drawn}; {found.beaten} of them further from 1"))
+    if found.same_nodes:
+        between = interval((min(found.same_nodes), max(found.same_nodes)))
+        lines.append(("", f"{len(found.same_nodes)} of random edges among its own nodes: {between}"))
+    if found.ranked is not None:
+        lines.append(("", f"as many edges of largest |score|: {fixed(found.ranked)}"))
     if not all(math.isnan(edge.estimate) for edge in found.edges):
         r, slope = fixed(found.correlation), fixed(found.slope, 2)
         wrong, measured = count(found.sign_errors, "wrong sign"), count(len(found.edges), "edge")
@@ -55,8 +60,12 @@ def evaluation(value: cf.Evaluation, pairs: str = "") -> Facts:
         for inside, full in ((value.accuracy, value.accuracy_full), (value.top1, value.top1_full))
     )
     on = f" on {pairs}" if pairs else ""
+    level = value.indifferent
+    turned = f"at {fixed(level)} answers and wrong answers are level" if level is not None else ""
     return [
         ("faithfulness", f"{fixed(value.faithfulness)} ({BETWEEN} {interval(value.interval)}){on}"),
+        ("", turned),
+        ("pair error", f"{fixed(value.pair_error)}: how far single pairs are off, of the total effect"),
         ("metric", f"{metric} in the circuit, {full} in the whole model, {empty} with every edge ablated"),
         ("accuracy", accuracy),
         ("top token", f"an answer: {top1}" if top1 else ""),
@@ -69,6 +78,14 @@ def overshoot(faithfulness: float) -> Facts:
     if faithfulness <= 1.005:
         return []
     return [("overshoot", f"{faithfulness - 1:.3f} above 1: edges that oppose the task are left out")]
+
+
+def frontier(found: cf.FindResult, out: Output) -> None:
+    """The nearest circuits to the whole model by size, each on the held-out pairs."""
+    names = "n_edges=edges opposing held_out_faithfulness=faithfulness held_out_pair_error=error held_out_kl=KL"
+    title = "The frontier, on the held-out pairs" if len(found.frontier) > 1 else ""
+    if title:
+        out.rows(title, found.frontier, f"{names} held_out_accuracy=accuracy", len(found.frontier))
 
 
 class _Known(NamedTuple):

@@ -93,8 +93,18 @@ class Evaluation(Result):
     pairs were used to find the circuit; None where that is not known.
     """
 
-    FORMAT, ROWS, DERIVED = "circuitfind.evaluation", "per_example", ("metric_name", "ablation")
-    SHOWN = ("n_edges", "faithfulness", "interval", "metric_name", "metric", "metric_full", "metric_empty", "ablation")
+    FORMAT, ROWS, DERIVED = "circuitfind.evaluation", "per_example", ("metric_name", "ablation", "pair_error")
+    SHOWN = (
+        "n_edges",
+        "faithfulness",
+        "interval",
+        "pair_error",
+        "metric_name",
+        "metric",
+        "metric_full",
+        "metric_empty",
+        "ablation",
+    )
 
     n_edges: int
     faithfulness: float
@@ -118,6 +128,21 @@ class Evaluation(Result):
     @property
     def ablation(self) -> str:
         return self.record.ablation
+
+    @property
+    def pair_error(self) -> float:
+        """Mean over pairs of |circuit - model|, over the mean of |model - empty circuit|, of the metric: 0 where every
+        pair is right, while a faithfulness of 1 may hide errors that cancel."""
+        each = self.per_example
+        return float(np.abs(each.circuit - each.full).mean() / np.abs(each.full - each.empty).mean())
+
+    @property
+    def indifferent(self) -> float | None:
+        """The faithfulness at which the metric is 0, where answers and wrong answers are level; None for other metrics
+        and where the corrupted prompt does not turn the answer round."""
+        full, empty = self.metric_full, self.metric_empty
+        turned = self.metric_name in ("logit_diff", "prob_diff") and full > 0 > empty
+        return empty / (empty - full) if turned else None
 
     def rows(self) -> tuple[MeasuredExample, ...]:
         columns = (values.tolist() for values in self.per_example)

@@ -1,4 +1,4 @@
-"""Circuits to compare a found one with: random connected ones of the same size, and itself with small changes.
+"""Circuits to compare a found one with: random connected ones of its size or among its nodes, and small changes of it.
 
 A random circuit of n edges:
 
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from circuitfind.circuit import Circuit
+from circuitfind.circuit import Circuit, connected
 from circuitfind.graph import Graph
 
 PATIENCE, DRAWS = 200, 256
@@ -37,6 +37,26 @@ def random_circuit(graph: Graph, n_edges: int, rng: np.random.Generator) -> Circ
         else:
             growth.detour(room)  # there was no such edge left
     return Circuit(graph, growth.mask)
+
+
+def same_nodes(graph: Graph, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
+    """As many random edges among the nodes of a circuit, on paths from `input` to `logits`; None if it has all of them.
+
+    Edges that are on no path are drawn again, up to `PATIENCE` times; what is on none then is left out.
+    """
+    inside = Circuit(graph, mask).node_mask
+    readers = np.asarray(graph.serves[:, inside].any(axis=1))
+    among = graph.real & inside[:-1, None] & readers[None, :]
+    n, drawn = int(mask.sum()), np.zeros_like(mask)
+    if not n or int(among.sum()) <= n:
+        return None
+    for _ in range(PATIENCE):
+        free = np.argwhere(among & ~drawn)
+        drawn[tuple(rng.choice(free, min(n - int(drawn.sum()), len(free)), replace=False).T)] = True
+        drawn = connected(graph, drawn)
+        if drawn.sum() == n:
+            break
+    return drawn
 
 
 def random_path(graph: Graph, through: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 1. The top candidates (and a given circuit's own edges) are patched exactly, one at a time, and compared with their
    estimates: correlation, slope, and how many estimates have the wrong sign.
-2. The circuit as a whole, and random connected circuits of the same size, are run exactly.
+2. The circuit as a whole is run exactly, and beside it others of its size: random connected circuits, random edges
+   among the circuit's own nodes (are its connections right, or only its heads?), and the strongest edges by score.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError, warn
 from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
-from circuitfind.evaluation.random_circuits import random_circuit
+from circuitfind.evaluation.random_circuits import random_circuit, same_nodes
 from circuitfind.graph import Graph, ends_of
 from circuitfind.models.load import Model
 from circuitfind.progress import track
@@ -67,6 +68,8 @@ class Verification(Result):
         slope: of exact effects on estimates (1 = unbiased, above 1 = underestimated).
         evaluation: the circuit as a whole.
         random: faithfulness of random connected circuits of the same size.
+        same_nodes: of random edges among the circuit's nodes, as many.
+        ranked: of as many edges of largest |score|; None where it was not run.
         graph: None in files of early versions.
     """
 
@@ -82,6 +85,8 @@ class Verification(Result):
     evaluation: Evaluation = field(metadata=saved_as("circuit"))
     random: tuple[float, ...]
     graph: Graph | None = None
+    same_nodes: tuple[float, ...] = ()
+    ranked: float | None = None
 
     @property
     def checked(self) -> int:
@@ -169,18 +174,24 @@ def verify(
     experiment = Experiment.of(model, task, asked, inherit=scores.record, made="the scores were")
     if isinstance(circuit, Circuit):
         experiment.tell_of(circuit.record, "the circuit was")
-    return verified(experiment, scores, top, circuit, random)
-
-
-def verified(experiment: Experiment, scores: Scores, top: int, given: Circuit | None, random: int) -> Verification:
-    """`verify` of an experiment."""
-    evaluator, seed = Evaluator(experiment), experiment.setting.seed
-    _warn_of_overlap(scores.record, evaluator.record)
     candidates = scores.top(top, prune=False)
-    circuit = candidates.connected() if given is None else as_circuit(experiment.graph, given)
-    if not len(circuit) and given is None:
+    chosen = candidates.connected() if circuit is None else as_circuit(experiment.graph, circuit)
+    if not len(chosen) and circuit is None:
         warn(f"the top {top} edges hold no path from input to logits: their circuit is empty")
-    effects = exact_effects(experiment, candidates.mask | circuit.mask)
+    return verified(experiment, Evaluator(experiment), scores, chosen, candidates.mask | chosen.mask, random)
+
+
+def verified(
+    experiment: Experiment, evaluator: Evaluator, scores: Scores, circuit: Circuit, edges: np.ndarray, random: int
+) -> Verification:
+    """`verify` of a circuit on an experiment, and an evaluator of its pairs.
+
+    Args:
+        edges: `[writers, readers]` bool, those to patch.
+        random: circuits of each random kind.
+    """
+    _warn_of_overlap(scores.record, evaluator.record)
+    effects = exact_effects(experiment, edges)
     values = scores.values[effects.edges[:, 0], effects.edges[:, 1]]
     order = np.argsort(-np.abs(values), kind="stable")
     estimates = (values if scores.record.is_effect else np.full_like(values, np.nan))[order].astype(np.float64)
@@ -188,9 +199,13 @@ def verified(experiment: Experiment, scores: Scores, top: int, given: Circuit | 
     names = [experiment.graph.edge_name(*edge) for edge in effects.edges[order]]
     intervals = as_intervals(mean_intervals(effects.values, evaluator.bound.copies)[order])
     evaluation = evaluator.evaluate(circuit)
-    power, rng = float((estimates**2).sum()), np.random.default_rng(seed)
-    masks = [random_circuit(experiment.graph, len(circuit), rng).mask for _ in range(random)]
-    metrics = [evaluator.run(mask[None]).metric[0] for mask in track(masks, "random circuits")]
+    power, rng = float((estimates**2).sum()), np.random.default_rng(evaluator.seed)
+    graph, n = experiment.graph, len(circuit)
+    masks = [random_circuit(graph, n, rng).mask for _ in range(random)]
+    masks += [mask for mask in (same_nodes(graph, circuit.mask, rng) for _ in range(random)) if mask is not None]
+    masks += [scores.top(n).mask] if random else []
+    metrics = [evaluator.run(mask[None]).metric[0] for mask in track(masks, "other circuits")]
+    others = evaluator.faithfulness(np.stack(metrics)).tolist() if metrics else []
     return Verification(
         tuple(map(EdgeCheck, names, estimates.tolist(), exact.tolist())),
         tuple(intervals),
@@ -198,8 +213,10 @@ def verified(experiment: Experiment, scores: Scores, top: int, given: Circuit | 
         rank_correlation(estimates, exact),
         float((estimates * exact).sum() / power) if power else float("nan"),
         evaluation,
-        tuple(evaluator.faithfulness(np.stack(metrics)).tolist()) if metrics else (),
-        experiment.graph,
+        tuple(others[:random]),
+        graph,
+        tuple(others[random:-1]),
+        others[-1] if others else None,
     )
 
 

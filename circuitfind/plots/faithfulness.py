@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 860, 430
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
-STAGES = {"grid": "circle", "bisection": "square", "pruning": "triangle-up"}
+STAGES = {
+    "start": "circle",
+    "re-scored": "square",
+    "grid": "circle",
+    "bisection": "square",
+    "pruning": "triangle-up",
+}
 
 
 def measured(what: str, record: Record, *more: str) -> Caption:
@@ -55,7 +61,7 @@ def search(tried: Sequence[Any], circuit: Circuit) -> Figure:
     star = {"symbol": "star", "size": 16, "color": OPPOSES}
     said = [f"<b>the circuit</b>: {len(circuit):,} edges"]
     chosen = marks(_sizes([len(circuit)]), [found], said, "the circuit", marker=star)
-    words = measured("The search's circuits", circuit.record, "circles: grid, squares: bisection, triangles: pruning")
+    words = measured("The search's circuits", circuit.record, "squares: re-scored, or bisection; triangles: pruning")
     return _framed([run] if found is None else [run, chosen], words, "edges in the circuit (log scale)")
 
 

@@ -62,11 +62,13 @@ class ReportData:
         sizes: the slider's circuits, each inside the next; by default cuts by |effect|, only the whole measured.
         faithfulness, interval: of the circuit as a whole, and its interval over the examples (`level`, 0.95 = 95%).
         few: what to know where these are few.
+        pair_error, accuracy, indifferent: of the circuit, as in `Evaluation`.
         metric, metric_full, metric_empty: means over examples of circuit, full model and empty circuit.
         checks: edges with estimated and exact effect; `correlation` of the two.
         effect_intervals: by edge, the interval of its exact effect.
         attention: what the circuit's heads attend to on a prompt or two; attention_note: why there is nothing.
         curve: circuits that the search tried, each with `n_edges`, `faithfulness` and `stage`.
+        frontier: the nearest circuits to the whole model by size, as `find` gives them.
         tolerance: half the width of the target, a band around 1.
         random: faithfulness of random circuits of the same size; `beaten` of them are further from 1 than the circuit.
         steps: `(stage, text)` of the search, in order.
@@ -91,6 +93,10 @@ class ReportData:
     attention: Sequence[Attention] = ()
     attention_note: str = ""
     curve: Sequence[Any] = ()
+    frontier: Sequence[Any] = ()
+    pair_error: float | None = None
+    accuracy: float | None = None
+    indifferent: float | None = None
     tolerance: float | None = None
     random: Sequence[float] = ()
     beaten: int = 0
@@ -108,6 +114,8 @@ def head(data: ReportData) -> str:
     ]
     if data.faithfulness is not None:
         tiles.append((_number(data.faithfulness), f"faithfulness{_interval(data)}"))
+    if data.accuracy is not None and math.isfinite(data.accuracy):
+        tiles.append((f"{data.accuracy:.0%}", "accuracy of the circuit"))
     if data.checks:
         judged = f", {_wrong(data)} with a wrong estimated sign" if _estimated(data) else ""
         tiles.append((f"{len(data.checks):,}", f"edges measured exactly{judged}"))
@@ -134,6 +142,10 @@ def whole(data: ReportData) -> str:
         )
     plot = plots.strip(data.random, data.faithfulness, data.interval)
     meaning = "Faithfulness 1: the circuit does what the full model does; 0: no more than with every edge ablated."
+    if data.indifferent is not None:
+        meaning += f" At {_number(data.indifferent)} answers and wrong answers are level."
+    if data.pair_error is not None:
+        meaning += f" Single pairs are off by {data.pair_error:.0%} of the effect, where errors of both signs count."
     meaning = f"{meaning} {data.few}".rstrip()
     return f'<section><h2>As a whole</h2>{"".join(parts)}{plot}<p class="hint">{meaning}</p></section>'
 
@@ -146,9 +158,43 @@ def curve(data: ReportData) -> str:
     stages = [stage for stage in plots.STAGES if any(point.stage == stage for point in data.curve)]
     marks = [(stage, stage) for stage in stages] + ([("chosen", "the circuit")] if chosen else [])
     band = "" if data.tolerance is None else f" The band is the target, 1 ± {data.tolerance:g}."
-    plot = plots.curve(data.curve, chosen, data.tolerance)
+    held_out = [(point.n_edges, point.held_out_faithfulness) for point in data.frontier]
+    plot = plots.curve(data.curve, chosen, data.tolerance, held_out)
     hint = f"Faithfulness need not grow with size: edges that oppose the task lower it.{band}"
+    if data.frontier:
+        hint += " Marks are on the search pairs, the line is the frontier on the held-out pairs."
     return f'<section><h2>Faithfulness by size</h2>{_legend(*marks)}{plot}<p class="hint">{hint}</p></section>'
+
+
+def frontier(data: ReportData) -> str:
+    """The nearest circuits to the whole model by size: a table."""
+    if len(data.frontier) < 2:
+        return ""
+    columns = {"edges": True, "opposing": True, "search pairs": True, "held out": True, "pair error": True}
+    columns |= {"KL": True, "accuracy": True}
+    rows = [
+        [
+            _Cell(f"{point.n_edges:,}", point.n_edges),
+            _Cell(f"{point.opposing:,}", point.opposing),
+            *(
+                _Cell(_number(value), value)
+                for value in (
+                    point.faithfulness,
+                    point.held_out_faithfulness,
+                    point.held_out_pair_error,
+                    point.held_out_kl,
+                    point.held_out_accuracy,
+                )
+            ),
+        ]
+        for point in data.frontier
+    ]
+    found = _table("Frontier: circuits by size", columns, rows)
+    hint = (
+        "Faithfulness on the search pairs and on the held-out pairs; the other columns are of the held-out pairs."
+        " Opposing: edges of negative estimated effect. KL in nats."
+    )
+    return f'<section><h2>Frontier</h2>{found}<p class="hint">{hint}</p></section>'
 
 
 def checks(data: ReportData) -> str:
@@ -277,7 +323,7 @@ def _percent(part: int, whole: int) -> str:
     return f"{part / whole:.2%}" if part / whole < 0.1 else f"{part / whole:.0%}"
 
 
-SECTIONS = (head, explorer.picture, whole, curve, checks, examples, steps, record)
+SECTIONS = (head, explorer.picture, whole, curve, frontier, checks, examples, steps, record)
 
 
 def html(data: ReportData) -> str:

@@ -20,20 +20,26 @@ if TYPE_CHECKING:
 Scale = Literal["linear", "log", "root"]
 STEPS = (1.0, 2.0, 5.0)
 WIDTH, HEIGHT = 480, 320
-STAGES = ("grid", "bisection", "pruning")
+STAGES = ("start", "re-scored", "grid", "bisection", "pruning")
 
 
-def curve(points: Sequence[Any], chosen: tuple[int, float] | None, tolerance: float | None) -> str:
+def curve(
+    points: Sequence[Any],
+    chosen: tuple[int, float] | None,
+    tolerance: float | None,
+    frontier: Sequence[tuple[int, float]] = (),
+) -> str:
     """Faithfulness by number of edges (log scale), a mark for each circuit tried (`n_edges`, `faithfulness`, `stage`).
 
     Args:
         chosen: edges and faithfulness of the circuit that was chosen.
         tolerance: half the width of the band around 1 that counts as faithful.
+        frontier: edges and faithfulness along the line; by default it goes through all that were tried.
     """
     known = sorted((p for p in points if math.isfinite(p.faithfulness)), key=lambda p: (p.n_edges, p.faithfulness))
     band, all_tried = tolerance or 0.0, [(p.n_edges, p.faithfulness) for p in known] + ([chosen] if chosen else [])
     sizes = [max(n_edges, 1) for n_edges, _ in all_tried]
-    values = [faithfulness for _, faithfulness in all_tried] + [0.0, 1 - band, 1 + band]
+    values = [faithfulness for _, faithfulness in [*all_tried, *frontier]] + [0.0, 1 - band, 1 + band]
     x = ScaledAxis(*around(sizes or [1, 10], "log"), 52, WIDTH - 12, "log")
     y = ScaledAxis(*around(values), HEIGHT - 46, 12)
     parts = frame(x, y, "edges in the circuit", "faithfulness")
@@ -42,7 +48,8 @@ def curve(points: Sequence[Any], chosen: tuple[int, float] | None, tolerance: fl
         size = f'width="{x.end - x.start}" height="{bottom - top:.1f}"'
         parts.append(f'<rect class="tolerance" x="{x.start}" y="{top:.1f}" {size}/>')
     parts.append(_line("reference", (x.start, y.at(1)), (x.end, y.at(1))))
-    trail = " ".join(f"{x.at(max(p.n_edges, 1)):.1f},{y.at(p.faithfulness):.1f}" for p in known)
+    line = [(n, f) for n, f in frontier if math.isfinite(f)] or [(p.n_edges, p.faithfulness) for p in known]
+    trail = " ".join(f"{x.at(max(n_edges, 1)):.1f},{y.at(faithfulness):.1f}" for n_edges, faithfulness in line)
     parts.append(f'<polyline class="trail" points="{trail}"/>')
     for p in known:
         said = f"{p.n_edges:,} edges: faithfulness {p.faithfulness:.3f} ({p.stage})"
@@ -99,7 +106,7 @@ def _line(kind: str, start: tuple[float, float], end: tuple[float, float]) -> st
 
 def _mark(kind: str, x: float, y: float, said: str = "") -> str:
     title = f"<title>{escape(said)}</title>" if said else ""
-    if kind == "bisection":
+    if kind in ("bisection", "re-scored"):
         return f'<rect class="mark bisection" x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8">{title}</rect>'
     if kind == "pruning":
         return f'<path class="mark pruning" d="M{x:.1f} {y - 5:.1f}l5 9h-10z">{title}</path>'

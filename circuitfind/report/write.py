@@ -45,6 +45,7 @@ from circuitfind.tasks.task import Task
 PROMPTS = 2
 LONGEST = 192  # tokens; a longer prompt's pattern cannot be read on a page
 BUDGET = 900_000  # bytes of patterns
+MEASURED = ("faithfulness", "metric", "metric_full", "metric_empty", "pair_error", "accuracy", "indifferent")
 MOST_DRAWN = 400  # edges; Graphviz takes minutes for more, and nobody can read them
 
 
@@ -74,6 +75,7 @@ def report_data(
     checks: Verification | None = None,
     curve: Sequence[Any] = (),
     steps: Sequence[tuple[str, str]] = (),
+    frontier: Sequence[Any] = (),
     summary: TaskSummary | None = None,
     command: str = "",
     **asked: Unpack[JudgeKeywords],
@@ -85,12 +87,12 @@ def report_data(
         task: preferably held-out pairs; bound to the model where no model is given.
         scores: those that the circuit was cut from, which order the edges of smaller ones (default: |effect|).
         checks: the verification of this circuit on `task`; default: effects that the circuit holds, and a run of it.
-        curve, steps, summary: what `find` tried, did, and says of the search pairs.
+        curve, steps, frontier, summary: what `find` tried, did, kept, and says of the search pairs.
         command: the command that made the circuit.
         asked: metric and ablation (by default the circuit's own), batch_size, seed; see `circuitfind.setting`.
     """
     bound = _bound(model, task)
-    known: dict[str, Any] = {"curve": curve, "steps": steps, "command": command}
+    known: dict[str, Any] = {"curve": curve, "steps": steps, "frontier": frontier, "command": command}
     value = None if checks is None else checks.evaluation
     if model is not None and bound is not None:
         value = evaluate(model, bound, circuit, **asked) if value is None else value
@@ -153,7 +155,7 @@ def _measured(circuit: Circuit, value: Evaluation | None, pairs: BoundTask | Non
         interval = None if None in ends else _finite(ends)
         few = of_few(circuit.facts.get("unseen_pairs", 0)) if "interval" in circuit.facts else ""
         return {"faithfulness": circuit.facts.get("faithfulness"), "interval": interval, "few": few}
-    found = {name: getattr(value, name) for name in ("faithfulness", "metric", "metric_full", "metric_empty")}
+    found = {name: getattr(value, name) for name in MEASURED}
     if pairs is not None:
         each = value.per_example
         values = (side.tolist() for side in (each.full, each.circuit, each.empty))

@@ -2,27 +2,27 @@
 
 1. Pairs are split: one part for the search, the held-out other part to judge its result.
 2. **Score** every edge by attribution.
-3. **Grid**: circuits of the top 1, 2, 4, ... edges (pruned to what is connected) are run exactly. Faithfulness is not
-   monotone in size, so the first size that meets the target, or lies on its other side than the size before, is
-   looked into.
-4. **Bisection** between that size and the one before, towards the smallest size that meets the target; if there is
-   none, the grid goes on.
-5. **Pruning**: edges are removed, weakest first, as long as |1 - faithfulness| stays within what it was plus a stated
-   tolerance. Runs of edges that all go are taken together; a run that may not go is halved.
+3. **Search** by what `search` names:
+   * "balanced" (the default): from the strongest edges downwards, re-scored at every size, helpful and opposing edges
+     dropped in balance (`rescoring.py`);
+   * "absolute", "signed": the smallest size of one ranking, by |score| or by signed score (`ranked.py`).
+4. **Choose** the smallest circuit on target, or the nearest to the whole model of at most `edges` edges
+   (`frontier.py`). The target is a distance of at most `tolerance` by a `criterion` (`trials.py`).
+5. **Prune** exactly: single edges whose removal leaves it on target (`pruning.py`).
 6. **Knock-outs**: parts of the circuit are ablated inside it and inside the whole model. If the model does not miss
    them, it has a second way to do the task (`evaluation/completeness.py`).
-7. **Verify** on the held-out pairs: exact effects of the top candidates and of the circuit's own edges, the circuit as
-   a whole, random circuits of its size.
+7. **Verify** on the held-out pairs: exact effects of the strongest edges, the circuit as a whole, other circuits of its
+   size; the other sizes of the frontier.
 
-The target is |1 - faithfulness| <= tolerance, from above or below (`one_sided`: faithfulness >= 1 - tolerance).
+A search that is stopped (Ctrl-C) or runs out of time goes on from 4 with the circuits that it has run.
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
 from dataclasses import replace
 from numbers import Real
-from typing import Any, Unpack
+from typing import Any, Literal, NamedTuple, Unpack, get_args
 
 import numpy as np
 
@@ -30,20 +30,37 @@ from circuitfind.attribution.attribute import ScoreKeywords, score
 from circuitfind.attribution.method import Method, Request
 from circuitfind.attribution.methods import check_made
 from circuitfind.calls import model_call
-from circuitfind.circuit import Circuit, connected
+from circuitfind.circuit import Circuit
 from circuitfind.engine.experiment import Experiment
-from circuitfind.errors import ScoreError, check_count, warn
+from circuitfind.errors import ScoreError, check_count, unknown, warn
 from circuitfind.evaluation.completeness import second_way
 from circuitfind.evaluation.diagnosis import summarise, summary_of
-from circuitfind.evaluation.faithfulness import Evaluator
+from circuitfind.evaluation.faithfulness import Evaluator, Outcome
 from circuitfind.evaluation.idle import idle
 from circuitfind.evaluation.verify import Verification, verified
 from circuitfind.models.load import Model
-from circuitfind.progress import progress, track
+from circuitfind.progress import stages
 from circuitfind.scores import By, Scores
-from circuitfind.search.found import FindResult, Step, TriedCircuit
+from circuitfind.search.found import FindResult
+from circuitfind.search.frontier import MOST as MOST_POINTS, chosen, measured
 from circuitfind.search.methods import method_of, request_of
+from circuitfind.search.pruning import FREE, pruned
+from circuitfind.search.ranked import SizeSearch
+from circuitfind.search.rescoring import Rescoring
+from circuitfind.search.trials import CRITERIA, Criterion, Deadline, OutOfTime, Trials, Tried, distance
 from circuitfind.tasks.task import BoundTask, Task
+
+Search = Literal["balanced", "absolute", "signed"]
+SEARCHES: tuple[str, ...] = get_args(Search)
+FORMER = {  # keywords of earlier versions
+    "top": "max_checks",
+    "by": "search='absolute' or search='signed'",
+    "one_sided": "criterion='at-least'",
+    "prune_tolerance": "prune=False",
+}
+GROWTH = 0.05  # how much further from the whole model pruning may go, where it is asked for
+LAST_RUNS = 12  # circuits that it runs where it is not
+SEARCHING = 0.7  # of the time limit; the rest is for checks
 
 
 @model_call
@@ -52,15 +69,16 @@ def find(
     task: Task | BoundTask,
     *,
     method: str | Method | None = None,
+    edges: int | None = None,
+    criterion: Criterion = "mean",
     tolerance: float = 0.15,
-    one_sided: bool = False,
-    by: By = "absolute",
-    prune: bool = True,
-    prune_tolerance: float = 0.05,
+    search: Search = "balanced",
+    prune: bool | None = None,
     holdout: float = 0.5,
-    top: int = 50,
-    random: int = 20,
+    max_checks: int = 40,
+    random: int = 10,
     knockouts: int = 5,
+    time_limit: float | None = None,
     scores: Scores | None = None,
     **asked: Unpack[ScoreKeywords],
 ) -> FindResult:
@@ -69,14 +87,20 @@ def find(
     Args:
         method: of the scores ("eap-ig-inputs"): as for `circuitfind.attribute`, or "acdc", "edge-pruning",
             "subnetwork-probing" or "ugs" (`circuitfind.search.methods`).
-        tolerance: how far from 1 the exact faithfulness may be, above or below (`one_sided`: below only).
-        by: rank edges by |effect| or by signed effect.
-        prune: try to drop single edges from the circuit of the right size.
-        prune_tolerance: how much |1 - faithfulness| may grow by that, in all; it never leaves `tolerance`.
+        edges: the best circuit of at most so many edges; by default the smallest circuit on target.
+        criterion: what the distance from the whole model is: "mean" (|1 - faithfulness|), "at-least" (more than the
+            whole model counts as on target, too), "pairs" (the error of single pairs) or "kl" (KL divergence).
+        tolerance: the largest distance that is on target.
+        search: "balanced" re-scored pruning, or the best size of the ranking by "absolute" or "signed" score.
+        prune: whether to try to drop single edges of the circuit, exactly; by default only those that
+            it does not miss, with at most 12 runs.
         holdout: the part of the pairs that is held out for verification.
-        top: how many edges to verify besides the circuit's own; random: how many random circuits to compare with.
+        max_checks: how many edges to measure exactly: the circuit's strongest, then the strongest outside of it.
+        random: how many random circuits to compare with.
         knockouts: how many parts of the circuit (its heads of a layer, an MLP) to ablate inside it and inside the
             model, to see whether the model has a second way; each costs two runs of a circuit on the search pairs.
+        time_limit: seconds that the call may take, in all. The search then ends with the best circuit so far, and is
+            checked as far as there is time.
         scores: take these instead of computing them (a search that was stopped goes on from its saved scores).
         asked: keywords of the run (by default those of the given scores; seed: of the split and the random circuits,
             too) and options of the method.
@@ -86,21 +110,23 @@ def find(
         ScoreError: scores or faithfulness are undefined on this task, or the given scores were made by another method
             or with other options than those asked for.
     """
-    check_target(tolerance, prune_tolerance)
-    check_count("top", top)
-    check_count("random", random)
+    check_target(tolerance, criterion, search, edges, time_limit)
+    for name, count in {"max_checks": max_checks, "random": random, "knockouts": knockouts}.items():
+        check_count(name, count)
+    for name in asked.keys() & FORMER.keys():
+        raise TypeError(f"find has no '{name}' any more: use {FORMER[name]}")
     if scores is not None and not isinstance(scores, Scores):
         raise ScoreError(f"find needs edge scores, not {type(scores).__name__}: attribute(level='edge') makes them")
     if scores is not None and scores.graph != model.graph:
         raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
-    check_count("knockouts", knockouts)
-    chosen = method_of(method)
+    deadline = Deadline(time_limit)
+    chosen_method = method_of(method)
     if scores is None:
-        request, setting = request_of(chosen, asked)
+        request, setting = request_of(chosen_method, asked)
         made = None
     else:
         made = scores.record
-        request, setting = Request("edge"), check_made(made, {**asked, "method": method and chosen})
+        request, setting = Request("edge"), check_made(made, {**asked, "method": method and chosen_method})
     whole = Experiment.of(model, task, setting, inherit=made, made="the scores were")
     seen, held_out = whole.bound.held_out(holdout, whole.setting.seed)
     experiment = whole.on(seen)
@@ -109,155 +135,140 @@ def find(
     twin = experiment.ablation.twin
     summary = summary_of(evaluator) if twin else summarise(model, seen, batch_size=experiment.setting.batch_size)
     evaluator.check_contrast()
-    if scores is None:
-        found = score(experiment, chosen, request)
-        assert isinstance(found, Scores)
-        scores = found
-    search = SizeSearch(evaluator, scores, by, tolerance, one_sided)
-    mask = search.smallest()
-    if said := idle(scores, by, ((tried.asked, tried.faithfulness) for tried in search.curve)):
-        warn(said)
-    if prune:
-        mask = search.pruned(mask, prune_tolerance)
-    settings: dict[str, Any] = {"tolerance": tolerance, "one_sided": one_sided, "by": by, "holdout": holdout}
-    circuit = scores.cut(mask, search="find", prune_tolerance=prune_tolerance if prune else None, **settings)
-    checks = verified(whole.on(held_out), scores, top, circuit, random)
-    part = second_way(evaluator, circuit, checks.exact, knockouts) if len(circuit) < circuit.graph.n_edges else None
+    trials = Trials(evaluator, criterion, tolerance, deadline, SEARCHING)
+    work = _Work.of(scores, search, max_checks, random, knockouts)
+    with stages("finding a circuit", sum(work)) as stage:
+        if scores is None:
+            with stage(work.scores):
+                found = score(experiment, chosen_method, request)
+            assert isinstance(found, Scores)
+            scores = found
+        with stage(work.search):
+            taken, strength = _searched(trials, scores, search, edges, prune)
+        settings: dict[str, Any] = {"criterion": criterion, "tolerance": tolerance, "holdout": holdout, "edges": edges}
+        circuit = scores.cut(taken.mask, search=search, **settings)
+        # of the time that is left most is for exact effects, which take about half a run each
+        afford = deadline.left() / max(trials.seconds, 1e-9)
+        with stage(work.checks):
+            judge = Evaluator(whole.on(held_out))
+            to_patch = _strongest(circuit, strength, scores, int(min(max_checks, afford)))
+            checks = verified(whole.on(held_out), judge, scores, circuit, to_patch, int(min(random, 0.2 * afford)))
+        part = None
+        with stage(work.knockouts):
+            if len(circuit) < circuit.graph.n_edges and deadline.left() > 2 * knockouts * trials.seconds:
+                effects = np.where(np.isfinite(checks.exact), checks.exact, scores.values)
+                part = second_way(evaluator, circuit, effects, knockouts)
+        with stage(work.frontier):
+            in_time = deadline.left() > 2 * MOST_POINTS * trials.seconds
+            frontier = measured(trials, taken, scores.values, judge if in_time else None)
     if part is not None:
-        search.say("knock-outs", part.reading)
+        trials.say("knock-outs", part.reading)
     if part is not None and part.second_way:
         warn(f"{part.reading} (cf.completeness looks further)")
     # scores may be of other pairs, or of another metric than the one that the search was judged by
     record, run = circuit.record.seeing(evaluator.record), whole.setting
     record = replace(record, metric=run.metric.name, ablation=run.ablation, direction=run.direction)
-    facts = _facts(search, circuit, checks, {"unseen_pairs": len(held_out), "search_pairs": len(seen)})
+    pairs = {"unseen_pairs": len(held_out), "search_pairs": len(seen)}
+    facts = _facts(taken, trials, circuit, checks) | pairs
+    each = checks.evaluation.per_example
+    outcome = Outcome(each.circuit, each.accurate, each.top1, each.kl)
+    facts |= {"distance": distance(criterion, outcome, judge.ends)}
     facts |= {} if part is None else {"knocked_out": {**part._asdict(), "removed": list(part.removed)}}
+    facts |= {"stopped": trials.stopped} if trials.stopped else {}
     circuit = replace(circuit, record=record, exact=checks.exact, facts=facts)
-    return FindResult(circuit, scores, checks, tuple(search.curve), tuple(search.steps), summary, held_out, model)
+    return FindResult(
+        circuit, scores, checks, tuple(trials.curve), tuple(trials.steps), summary, frontier, held_out, model
+    )
 
 
-def check_target(tolerance: float = 0.15, prune_tolerance: float = 0.05) -> None:
-    """Refuses what is no distance of a faithfulness from 1."""
+class _Work(NamedTuple):
+    """About how many runs of the search pairs the stages of a search are."""
+
+    scores: float
+    search: float
+    checks: float
+    knockouts: float
+    frontier: float = 12.0
+
+    @classmethod
+    def of(cls, scores: Scores | None, search: str, max_checks: int, random: int, knockouts: int) -> _Work:
+        runs = 60.0 if search == "balanced" else 25.0
+        return cls(20.0 if scores is None else 0.0, runs, 0.5 * max_checks + 2 * random, 2.5 * knockouts)
+
+
+def check_target(
+    tolerance: float = 0.15,
+    criterion: str = "mean",
+    search: str = "balanced",
+    edges: int | None = None,
+    time_limit: float | None = None,
+) -> None:
+    """Refuses what is no target, and no limit."""
+    if criterion not in CRITERIA:
+        raise ScoreError(unknown("criterion", criterion, CRITERIA))
+    if search not in SEARCHES:
+        raise ScoreError(unknown("search", search, SEARCHES))
+    if edges is not None:
+        check_count("edges", edges, 1)
+    if time_limit is not None and not (isinstance(time_limit, Real) and float(time_limit) > 0):
+        raise ScoreError(f"time_limit={time_limit!r}: give seconds, more than 0")
     if not isinstance(tolerance, Real) or not 0 <= float(tolerance) < 1:
         raise ScoreError(
-            f"tolerance={tolerance!r}: give how far from 1 the faithfulness may be, 0 or more and below 1 (at 1 the"
-            " empty circuit would do)"
+            f"tolerance={tolerance!r}: give how far from the whole model the circuit may be, 0 or more and below 1 (at"
+            " 1 the empty circuit would do)"
         )
-    if not isinstance(prune_tolerance, Real) or not float(prune_tolerance) >= 0:
-        raise ScoreError(f"prune_tolerance={prune_tolerance!r}: give how much |1 - faithfulness| may grow, 0 or more")
 
 
-def _facts(search: SizeSearch, circuit: Circuit, checks: Verification, pairs: dict[str, int]) -> dict[str, Any]:
-    of_circuit = ("metric", "metric_full", "metric_empty", "accuracy", "accuracy_full")
+def _searched(
+    trials: Trials, scores: Scores, search: str, edges: int | None, prune: bool | None
+) -> tuple[Tried, np.ndarray]:
+    """The circuit that a search finds, and `[writers, readers]`, how strong each of its edges is."""
+    strength: np.ndarray = np.abs(scores.values)
+    try:
+        if search == "balanced":
+            rescoring = Rescoring(trials, scores)
+            rescoring.run(edges)
+            taken = chosen(trials, edges)
+            strength = rescoring.strength(taken)
+        else:
+            by: By = "signed" if search == "signed" else "absolute"
+            taken = SizeSearch(trials, scores, by).smallest(edges)
+            if said := idle(scores, by, ((tried.asked, tried.faithfulness) for tried in trials.curve)):
+                warn(said)
+        if (prune or (prune is None and edges is None)) and taken.n_edges < trials.graph.n_edges:
+            taken = pruned(trials, taken, strength, *((GROWTH, math.inf) if prune else (FREE, LAST_RUNS)))
+        return taken, strength
+    except OutOfTime:
+        trials.stop("the time limit has passed")
+    except KeyboardInterrupt as stop:
+        if type(stop) is not KeyboardInterrupt or not trials.curve:  # SIGTERM: there is no time to go on
+            raise
+        trials.stop("stopped")
+    return chosen(trials, edges), strength
+
+
+def _strongest(circuit: Circuit, strength: np.ndarray, scores: Scores, count: int) -> np.ndarray:
+    """The mask of the circuit's strongest edges and, where it has fewer, of the strongest by |score| outside of it."""
+    inside, outside = (
+        edges[np.argsort(-size[tuple(edges.T)], kind="stable")]
+        for edges, size in (
+            (np.argwhere(circuit.mask), strength),
+            (np.argwhere(circuit.graph.real & ~circuit.mask), np.abs(scores.values)),
+        )
+    )
+    mask = np.zeros_like(circuit.mask)
+    mask[tuple(np.concatenate([inside, outside])[:count].T)] = True
+    return mask
+
+
+def _facts(taken: Tried, trials: Trials, circuit: Circuit, checks: Verification) -> dict[str, Any]:
+    of_circuit = ("metric", "metric_full", "metric_empty", "accuracy", "accuracy_full", "pair_error")
     facts = {"n_edges": len(circuit), "faithfulness": checks.faithfulness, "interval": list(checks.interval)}
-    facts |= {"faithfulness_on_search_pairs": search.faithfulness_of(circuit.mask), **pairs}
     facts |= {name: getattr(checks.evaluation, name) for name in of_circuit}
+    facts |= {
+        "faithfulness_on_search_pairs": taken.faithfulness,
+        "pair_error_on_search_pairs": distance("pairs", taken.outcome, trials.evaluator.ends),
+        "distance_on_search_pairs": taken.distance,
+    }
     facts |= {"correlation": checks.correlation, "sign_errors": checks.sign_errors, "checked_edges": len(checks.edges)}
     return facts | {"random_circuits": list(checks.random), "random_circuits_beaten": checks.beaten}
-
-
-# -------------------------------------------------------------------- steps 3 to 5
-class SizeSearch:
-    """The search over sizes and the pruning, with every circuit that was run on record, every decision in words."""
-
-    def __init__(self, evaluator: Evaluator, scores: Scores, by: By, tolerance: float, one_sided: bool) -> None:
-        self.evaluator, self.scores, self.graph, self.by = evaluator, scores, scores.graph, by
-        self.tolerance, self.one_sided = tolerance, one_sided
-        self.curve: list[TriedCircuit] = []
-        self.steps: list[Step] = []
-        self._known: dict[bytes, float] = {}
-
-    # ---------------------------------------------------------------- measuring
-    def faithfulness_of(self, mask: np.ndarray) -> float:
-        """Exact faithfulness, run once per distinct circuit."""
-        key = hashlib.blake2b(np.packbits(mask).tobytes()).digest()
-        if key not in self._known:
-            metric = self.evaluator.run(mask[None]).metric
-            self._known[key] = float(self.evaluator.faithfulness(metric)[0])
-        return self._known[key]
-
-    def _top(self, n: int, stage: str) -> tuple[np.ndarray, float]:
-        mask = self.scores.top(n, self.by).mask
-        value = self.faithfulness_of(mask)
-        self.curve.append(TriedCircuit(stage, n, int(mask.sum()), value))
-        return mask, value
-
-    def meets(self, value: float) -> bool:
-        """Whether a faithfulness is on target."""
-        return value >= 1 - self.tolerance and (self.one_sided or value <= 1 + self.tolerance)
-
-    # ---------------------------------------------------------------- the right size
-    def smallest(self) -> np.ndarray:
-        """Mask of the smallest top-n circuit on target that the grid and the bisections see."""
-        sizes = [2**k for k in range((self.graph.n_edges - 1).bit_length())] + [self.graph.n_edges]
-        before, over_before = 0, False
-        for n in track(sizes, "search over sizes"):
-            tried, value = self._top(n, "grid")
-            best, over = (tried if self.meets(value) else None), value > 1 + self.tolerance
-            what = f"the top {n} edges ({tried.sum()} connected)"
-            if best is not None:
-                self.say("grid", f"{what} reach faithfulness {value:.3f}: on target")
-            elif over:
-                self.say("grid", f"{what} overshoot: faithfulness {value:.3f}")
-            if best is not None or over != over_before:
-                best = self._bisect(before, over_before, n, best)
-                if best is not None:
-                    return best
-            before, over_before = n, over
-        return self.graph.real.copy()  # the full graph has faithfulness 1: the grid always ends there
-
-    def _bisect(self, low: int, low_is_over: bool, high: int, best: np.ndarray | None) -> np.ndarray | None:
-        """Halves (low, high] towards the smallest size on target, or where the target is crossed first.
-
-        Args:
-            low_is_over: `low` overshoots, otherwise it undershoots; `high` is on the other side, or on target.
-            best: the circuit at `high` if that is on target.
-        """
-        found = high
-        while high - low > 1:
-            middle = (low + high) // 2
-            mask, value = self._top(middle, "bisection")
-            if self.meets(value):
-                best, found, high = mask, middle, middle
-            elif (value > 1 + self.tolerance) == low_is_over:
-                low = middle
-            else:
-                high = middle
-        if best is not None:
-            self.say("bisection", f"the smallest size on target is the top {found} edges ({best.sum()} connected)")
-        else:
-            self.say("bisection", f"faithfulness jumps over the target between {low} and {high} edges: going on")
-        return best
-
-    # ---------------------------------------------------------------- pruning
-    def pruned(self, mask: np.ndarray, growth: float) -> np.ndarray:
-        """Removes edges, weakest first, within the tolerance."""
-        start = self.faithfulness_of(mask)
-        limit = min(abs(1 - start) + growth, max(self.tolerance, abs(1 - start)))
-        ranked = self.scores.ranked(self.by)
-        order = ranked[mask[ranked[:, 0], ranked[:, 1]]][::-1]
-        before, run, at = int(mask.sum()), 1, 0
-        with progress("pruning", len(order)) as advance:
-            while at < len(order):
-                trial = mask.copy()
-                trial[tuple(order[at : at + run].T)] = False
-                trial = connected(self.graph, trial)
-                value = self.faithfulness_of(trial)
-                goes = abs(1 - value) <= limit and (self.meets(value) or not self.meets(start))
-                if goes and trial.sum() < mask.sum():
-                    mask = trial
-                    self.curve.append(TriedCircuit("pruning", int(mask.sum()), int(mask.sum()), value))
-                if run == 1 or goes:
-                    advance(min(run, len(order) - at))
-                    at += run
-                run = 2 * run if goes else max(1, run // 2)
-        value = self.faithfulness_of(mask)
-        self.say(
-            "pruning", f"{before - int(mask.sum())} of {before} edges removed; faithfulness {start:.3f} -> {value:.3f}"
-        )
-        if value > 1:
-            self.say("pruning", f"overshoot of {value - 1:.3f}: edges that oppose the behaviour are left out")
-        return mask
-
-    def say(self, stage: str, text: str) -> None:
-        self.steps.append(Step(stage, text))

@@ -22,12 +22,35 @@ REPORT = "circuitfind.report.write"
 
 
 class TriedCircuit(NamedTuple):
-    """A circuit that was run: stage ("grid", "bisection", "pruning"), edges asked for and kept, exact faithfulness."""
+    """A circuit that was run: stage ("start", "re-scored", "grid", "bisection", "pruning"), edges asked for and kept,
+    exact faithfulness."""
 
     stage: str
     asked: int
     n_edges: int
     faithfulness: float
+
+
+class FrontierPoint(NamedTuple):
+    """A circuit on the frontier, on the search pairs and on the held-out pairs.
+
+    opposing: its edges of negative estimated effect; distance: by the search's criterion, on the search pairs that of
+    the worse half; pair_error: mean over pairs of |circuit - model|, over the mean of |model - empty circuit|; kl:
+    KL(whole model || circuit) in nats; accuracy: NaN on a task without answers.
+    """
+
+    n_edges: int
+    opposing: int
+    distance: float
+    faithfulness: float
+    pair_error: float
+    kl: float
+    accuracy: float
+    held_out_distance: float
+    held_out_faithfulness: float
+    held_out_pair_error: float
+    held_out_kl: float
+    held_out_accuracy: float
 
 
 class Step(NamedTuple):
@@ -67,6 +90,7 @@ class FindResult(FolderResult):
         curve: every circuit that was run, in order.
         steps: every decision, in words.
         summary: how well the model does the task on the search pairs.
+        frontier: for each size the nearest circuit to the whole model, smallest first.
         held_out: the held-out pairs; None where the result was opened (`circuitfind.unseen(model, task,
             result.circuit)` finds them again).
         model: the model that was searched; None where the result was opened.
@@ -80,6 +104,7 @@ class FindResult(FolderResult):
     curve: tuple[TriedCircuit, ...]
     steps: tuple[Step, ...]
     summary: TaskSummary
+    frontier: tuple[FrontierPoint, ...] = ()
     held_out: BoundTask | None = field(default=None, metadata=UNSAVED)
     model: Model | None = field(default=None, metadata=UNSAVED)
 
@@ -91,7 +116,10 @@ class FindResult(FolderResult):
     @property
     def on_target(self) -> bool:
         """Whether the faithfulness on the held-out pairs, too, is within the tolerance of the search."""
-        made, value = self.circuit.record.settings, self.checks.faithfulness
+        made, facts = self.circuit.record.settings, self.circuit.facts
+        if "distance" in facts:
+            return bool(facts["distance"] <= made["tolerance"])
+        value = self.checks.faithfulness  # a file of an earlier version
         return bool(value >= 1 - made["tolerance"] and (made["one_sided"] or value <= 1 + made["tolerance"]))
 
     def shown(self) -> dict[str, Any]:
@@ -105,7 +133,11 @@ class FindResult(FolderResult):
     def to_dict(self) -> dict[str, Any]:
         """JSON values (scores are saved on their own)."""
         circuit = {"edges": self.circuit.edges, "nodes": self.circuit.nodes, **self.circuit.facts}
-        return {"circuit": circuit, "task": as_json(self.summary), **self._as_json("checks", "curve", "steps")}
+        return {
+            "circuit": circuit,
+            "task": as_json(self.summary),
+            **self._as_json("checks", "curve", "steps", "frontier"),
+        }
 
     def _as_json(self, *names: str) -> dict[str, Any]:
         return {name: as_json(getattr(self, name)) for name in names}
@@ -118,7 +150,7 @@ class FindResult(FolderResult):
             more: `command`, the command that the report shows; `batch_size` and `seed` of what it measures.
         """
         folder = Path(folder)
-        kept = self._as_json("checks", "curve", "steps", "summary")
+        kept = self._as_json("checks", "curve", "steps", "summary", "frontier")
         title = f"{self.summary.name} in {self.circuit.record.model}"
         return [
             self.scores.save(folder / "scores.safetensors"),
@@ -140,6 +172,7 @@ class FindResult(FolderResult):
         with files.reading(folder / "find.json"):
             hints = get_type_hints(cls)
             known = {name: build(hints[name], content[name]) for name in ("checks", "curve", "steps", "summary")}
+            known["frontier"] = build(hints["frontier"], content.get("frontier", []))
         estimates = scores.values if scores.record.is_effect else None  # a circuit's file knows those of its own edges
         return cls(replace(circuit, estimates=estimates, exact=known["checks"].exact), scores, **known)
 
@@ -147,7 +180,7 @@ class FindResult(FolderResult):
         """Writes the report page. Where the model is known, the circuit is also run at several sizes and its heads'
         attention patterns are shown; arguments as for `save`.
         """
-        known = {name: getattr(self, name) for name in ("scores", "checks", "curve", "steps", "summary")}
+        known = {name: getattr(self, name) for name in ("scores", "checks", "curve", "steps", "summary", "frontier")}
         page: Path = import_module(REPORT).write_report(path, self.circuit, self.model, self.held_out, **known, **more)
         return page
 

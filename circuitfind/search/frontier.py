@@ -1,0 +1,77 @@
+"""The frontier of a search: for each size the nearest circuit to the whole model, and which one is taken.
+
+1. Of all circuits that were run, those are on the frontier that are nearer to the whole model than every smaller one.
+2. Each is run on the held-out pairs, too.
+3. The circuit of the headline is the smallest on target; where a number of edges was asked for, the nearest of at most
+   that many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from circuitfind.evaluation.faithfulness import Evaluator, Outcome
+from circuitfind.progress import track
+from circuitfind.search.found import FrontierPoint
+from circuitfind.search.trials import Trials, Tried, distance
+
+MOST = 16  # points
+
+
+def nearest(tried: Iterable[Tried]) -> list[Tried]:
+    """Those that are nearer to the whole model than every smaller one, smallest first."""
+    found: list[Tried] = []
+    for one in tried:
+        if one.n_edges and (not found or one.distance < found[-1].distance):
+            found.append(one)
+    return found
+
+
+def chosen(trials: Trials, edges: int | None) -> Tried:
+    """The circuit of the headline; the whole model where no other is on target, or none is small enough."""
+    points = nearest(trials.every())
+    if edges is not None:
+        small = [one for one in points if one.n_edges <= edges]
+        return small[-1] if small else trials.whole()
+    return next((one for one in points if trials.meets(one)), trials.whole())
+
+
+def measured(trials: Trials, taken: Tried, values: np.ndarray, held_out: Evaluator | None) -> tuple[FrontierPoint, ...]:
+    """The frontier, with the circuit that was taken.
+
+    Args:
+        values: `[writers, readers]` estimated effects.
+        held_out: None where there is no time to run circuits on the held-out pairs.
+    """
+    points = _thinned(nearest(trials.every()), taken)
+    return tuple(_point(trials, one, values, held_out) for one in track(points, "frontier"))
+
+
+def _thinned(points: Sequence[Tried], taken: Tried) -> list[Tried]:
+    """At most `MOST` of the points, evenly spread, and the circuit that was taken."""
+    kept = np.linspace(0, len(points) - 1, min(MOST, len(points))).round().astype(int).tolist()
+    found = [points[at] for at in kept]
+    if not any(np.array_equal(one.mask, taken.mask) for one in found):
+        found.append(taken)
+    return sorted(found, key=lambda one: one.n_edges)
+
+
+def _point(trials: Trials, one: Tried, values: np.ndarray, held_out: Evaluator | None) -> FrontierPoint:
+    opposing = int((values[one.mask] < 0).sum())
+    here = _measures(trials.evaluator, one.outcome)
+    there, far = (np.nan,) * 4, np.nan
+    if held_out is not None:
+        outcome = held_out.run(one.mask[None]).of(0)
+        there, far = _measures(held_out, outcome), distance(trials.criterion, outcome, held_out.ends)
+    return FrontierPoint(one.n_edges, opposing, one.distance, *here, far, *there)
+
+
+def _measures(evaluator: Evaluator, outcome: Outcome) -> tuple[float, float, float, float]:
+    return (
+        float(evaluator.faithfulness(outcome.metric)),
+        distance("pairs", outcome, evaluator.ends),
+        float(outcome.kl.mean()),
+        float(evaluator.share(outcome.accurate)),
+    )
