@@ -194,7 +194,7 @@ def frontier(data: ReportData) -> str:
         "Faithfulness on the search pairs and on the held-out pairs; the other columns are of the held-out pairs."
         " Opposing: edges of negative estimated effect. KL in nats."
     )
-    return f'<section><h2>Frontier</h2>{found}<p class="hint">{hint}</p></section>'
+    return f'<section class="wide"><h2>Frontier</h2>{found}<p class="hint">{hint}</p></section>'
 
 
 def checks(data: ReportData) -> str:

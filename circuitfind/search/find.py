@@ -46,7 +46,7 @@ from circuitfind.search.frontier import MOST as MOST_POINTS, chosen, measured
 from circuitfind.search.methods import method_of, request_of
 from circuitfind.search.pruning import FREE, pruned
 from circuitfind.search.ranked import SizeSearch
-from circuitfind.search.rescoring import Rescoring
+from circuitfind.search.rescoring import START, Rescoring
 from circuitfind.search.trials import CRITERIA, Criterion, Deadline, OutOfTime, Trials, Tried, distance
 from circuitfind.tasks.task import BoundTask, Task
 
@@ -161,6 +161,8 @@ def find(
         with stage(work.frontier):
             in_time = deadline.left() > 2 * MOST_POINTS * trials.seconds
             frontier = measured(trials, taken, scores.values, judge if in_time else None)
+    if scores.record.is_effect:
+        trials.say("opposing", _opposing(circuit, scores))
     if part is not None:
         trials.say("knock-outs", part.reading)
     if part is not None and part.second_way:
@@ -259,6 +261,16 @@ def _strongest(circuit: Circuit, strength: np.ndarray, scores: Scores, count: in
     mask = np.zeros_like(circuit.mask)
     mask[tuple(np.concatenate([inside, outside])[:count].T)] = True
     return mask
+
+
+def _opposing(circuit: Circuit, scores: Scores) -> str:
+    """How many edges of negative estimated effect are in and, of the strongest ones by |score|, out."""
+    strong = scores.top(START, prune=False).mask & ~circuit.mask
+    inside, outside = (int((scores.values[mask] < 0).sum()) for mask in (circuit.mask, strong))
+    return (
+        f"{inside:,} of the circuit's {len(circuit):,} edges have a negative estimated effect; so have {outside:,} of the"
+        f" {int(strong.sum()):,} strongest edges outside of it"
+    )
 
 
 def _facts(taken: Tried, trials: Trials, circuit: Circuit, checks: Verification) -> dict[str, Any]:

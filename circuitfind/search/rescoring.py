@@ -79,12 +79,14 @@ class Rescoring:
 
     def run(self, edges: int | None = None) -> None:
         """Tries ever smaller circuits; `edges`: the number that is asked for."""
+        start = smallest = self.start()
         with progress("re-scoring", self._expected_rounds()) as advance:
-            for _ in self._rounds(edges):
+            for smallest in self._rounds(start, edges):
                 advance(1)
+        self.trials.say("re-scored", f"from {start.n_edges:,} to {smallest.n_edges:,} edges")
 
-    def _rounds(self, edges: int | None) -> Iterator[Tried]:
-        tried, number, after = self.start(), 0, 0
+    def _rounds(self, tried: Tried, edges: int | None) -> Iterator[Tried]:
+        number = after = 0
         while tried.n_edges > FEWEST and after < AFTER:
             after += edges is not None and tried.n_edges <= edges
             fold, runs = self.halves[number % len(self.halves)]
