@@ -14,6 +14,7 @@ from circuitfind.engine.experiment import check_model
 from circuitfind.engine.identities import Identity, check_identities
 from circuitfind.errors import ModelError, TaskError, plain
 from circuitfind.models.families import Family
+from circuitfind.models.gguf_files import SUFFIX
 from circuitfind.models.load import Model, adapt, fetch
 from circuitfind.remote.call import remote_model
 from circuitfind.tasks.builder import SingleTokens, TaskBuilder
@@ -39,8 +40,10 @@ def load(
     """Loads an unmodified Hugging Face model and checks that circuitfind decomposes it exactly.
 
     Args:
-        name: "tiny" (embedded), a hub id such as "openai-community/gpt2", or a folder.
-        dtype: such as "float32"; by default the precision in which the weights are stored.
+        name: "tiny" (embedded), a hub id such as "openai-community/gpt2", a folder, or a file that ends in ".gguf" (a
+            hub id and a file: "owner/name/file.gguf"). Weights of a GGUF file are de-quantised: what is measured is the
+            quantised model, computed in floats.
+        dtype: such as "float32"; by default the precision in which the weights are stored, float32 for a GGUF file.
         device: a torch device; by default the accelerator if there is one.
         check: test the three identities of `circuitfind.engine.identities` on a short random prompt.
         backend: "nnsight" or "hooks", what single passes run through; the results are bitwise equal.
@@ -48,7 +51,7 @@ def load(
             for another one, "local" to simulate a server here. Every call is one job there; see `circuitfind.remote`.
         family: names of the architecture's modules, used in place of the built-in row for its model type.
         allow_missing: take a checkpoint that lacks weights, which transformers fills in at random, with a warning.
-        keywords: passed on to `from_pretrained` (revision, token, attn_implementation, ...).
+        keywords: passed on to `from_pretrained` (revision, token, attn_implementation, gguf_file, ...).
 
     Raises:
         ModelError: the model cannot be loaded, is not covered, or fails the check.
@@ -59,12 +62,20 @@ def load(
         remedy = "; a model in memory goes to cf.wrap(hf_model, tokenizer)" if isinstance(name, nn.Module) else ""
         raise ModelError(f"a model is loaded by its name or folder, not by a {type(name).__name__}{remedy}")
     name = os.fspath(name)
+    if file := keywords.pop("gguf_file", None):
+        name = os.path.join(name, file)
+    if remote and name.lower().endswith(SUFFIX):
+        raise ModelError(
+            f"with remote= the server has the weights, and '{name}' is a file here: load it without remote="
+        )
     if remote and (dtype is not None or device is not None):
         raise ModelError("with remote= the server chooses dtype= and device=: leave them out")
     if remote:
         return remote_model(name, remote, check, family, **keywords)
-    hf, tokenizer = fetch(name, dtype, device, family, allow_missing, **keywords)
-    return wrap(hf, tokenizer, name=name, check=check, backend=backend, family=family)
+    hf, tokenizer, origin = fetch(name, dtype, device, family, allow_missing, **keywords)
+    model = wrap(hf, tokenizer, name=name, check=check, backend=backend, family=family)
+    model.adapter.origin = origin
+    return model
 
 
 def check_name(name: str) -> None:

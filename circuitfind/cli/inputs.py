@@ -200,8 +200,9 @@ def names_in(words: str) -> list[str]:
 def model_line(model: cf.Model) -> str:
     """Family, graph, size, precision, device."""
     kind, graph = getattr(model.config, "model_type", "?"), model.graph
-    dtype = str(model.dtype).removeprefix("torch.")
-    return f"{model.name}: {kind}, {graph}; {graph.n_edges:,} edges, {graph.n_nodes:,} nodes; {dtype} on {model.place}"
+    extent = f"{graph.n_edges:,} edges, {graph.n_nodes:,} nodes"
+    weights = model.dequantised or str(model.dtype).removeprefix("torch.")
+    return f"{model.name}: {kind}, {graph}; {extent}; {weights} on {model.place}"
 
 
 def memory_line(
@@ -247,4 +248,6 @@ def introduce(
 def described(model: cf.Model, bound: BoundTask, out: Output) -> dict[str, Any]:
     """What ran on what: the head of every JSON document."""
     run = {"command": out.command_line(), "model": model.name, "task": bound.name, "pairs": len(bound)}
+    if bound.weights:
+        run["weights"] = bound.weights
     return {"run": {**run, "metric": bound.metric.name, "bos": bound.bos}}

@@ -25,7 +25,7 @@ import typer
 from circuitfind.errors import CircuitfindError, unknown
 
 MODEL, TASK, SCORING, SEARCH, JUDGING = "Model", "Task", "Scoring", "Search", "Verification"
-MODEL_HELP = 'The embedded model "tiny", a Hugging Face id, or a folder.'
+MODEL_HELP = 'The embedded model "tiny", a Hugging Face id, a folder, or a .gguf file.'
 ALLOW_MISSING = "Take a checkpoint that lacks weights; they are then random numbers."
 SCORES_OR_CIRCUIT = "A circuit.json, scores.safetensors, or EAP-IG's .json or .pt."
 
@@ -159,7 +159,7 @@ class UncheckedModel:
 
     PANEL = MODEL
     model: str = option(MODEL_HELP, "tiny", argument=True, metavar="MODEL")
-    dtype: str | None = option("Precision, such as float32 or bfloat16. Default: the one of the stored weights.")
+    dtype: str | None = option("Precision, such as bfloat16. Default: the one of the stored weights (GGUF: float32).")
     device: str | None = option("Such as cpu or cuda:1. Default: the accelerator if there is one.")
     remote: str | None = option('Run on an NDIF server: "ndif", or its URL.', metavar="HOST")
     backend: str = option("What single passes run through: nnsight or hooks.", "nnsight")

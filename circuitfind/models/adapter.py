@@ -26,9 +26,12 @@ from circuitfind.batch import Inputs
 from circuitfind.errors import ModelError
 from circuitfind.graph import Graph
 from circuitfind.models.families import NORMS, Family, family_of
+from circuitfind.models.gguf_files import marked
 from circuitfind.models.layer import LayerView, Layout, module_at
 from circuitfind.models.norms import Norm
 from circuitfind.models.state import State
+
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Site(NamedTuple):
@@ -57,6 +60,7 @@ class Adapter:
         lock: held by the call that runs the model: runs put hooks on its modules.
         state: the model as it was when it was last read.
         unproven: its identities are still to be proved; None: the user does not want them to be.
+        origin: what its weights were de-quantised from, such as "GGUF Q4_1"; empty if they were stored as floats.
         held_by: the `circuitfind.only` that runs the model as a circuit at the moment; no other pass may run then.
         work: precision of circuitfind's own arithmetic: the model's, but at least float32.
     """
@@ -70,6 +74,7 @@ class Adapter:
         self._read()
         self.sites = self._sites()
         self.backend = "nnsight"
+        self.origin = "GGUF" if marked(model) else ""
         self.held_by: object | None = None
         self.output_forms: dict[str, Any] = {}
         self._accepts = set(inspect.signature(model.forward).parameters)
@@ -184,9 +189,14 @@ class Adapter:
         return nnsight.NNsight(self.model)
 
     def _check_covered(self, blocks: nn.ModuleList) -> None:
-        if getattr(self.config, "quantization_config", None):
-            raise ModelError("quantised models are not covered: load the model in float32, bfloat16 or float16")
         for name, parameter in self.model.named_parameters():
+            plain = type(parameter) in (nn.Parameter, Tensor) and parameter.dtype in PRECISIONS
+            if not plain:  # a config may still be marked as quantised when its weights no longer are
+                kind = f"a {type(parameter).__name__} of {str(parameter.dtype).removeprefix('torch.')}"
+                raise ModelError(
+                    f"quantised models are not covered, and weight '{name}' is {kind}: load the model in float32,"
+                    " bfloat16 or float16, or de-quantise it: hf = hf.dequantize()"
+                )
             if parameter.is_meta:
                 raise ModelError(f"weight '{name}' is on the meta device: load the weights onto a real device")
         devices = sorted({str(parameter.device) for parameter in self.model.parameters()})

@@ -1,25 +1,30 @@
-"""`Model`, and how it is made: the embedded model "tiny", a Hugging Face id or folder, or a model in memory."""
+"""`Model`, and how it is made: the embedded model "tiny", a Hugging Face id, folder or GGUF file, or in memory."""
 
 from __future__ import annotations
 
+import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from circuitfind.errors import ModelError, NoFile, unknown, warn
 from circuitfind.graph import Graph
-from circuitfind.models import tiny
+from circuitfind.models import gguf_files, tiny
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import BACKENDS, observe
 from circuitfind.models.families import Family, family_of
 
 EMBEDDED = {"tiny": tiny.PATH}
+BROKEN = (OSError, ValueError, LookupError, struct.error, SafetensorError, UnpicklingError, RuntimeError)
+"""What reading a file that is cut short, or of another kind, raises."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +60,12 @@ class Model(NoFile):
     @property
     def dtype(self) -> torch.dtype:
         return self.adapter.dtype
+
+    @property
+    def dequantised(self) -> str:
+        """Precision, and what the weights were de-quantised from: "float32 from GGUF Q4_1"; empty for all others."""
+        origin = self.adapter.origin
+        return f"{self.dtype} from {origin}".removeprefix("torch.") if origin else ""
 
     @property
     def place(self) -> str:
@@ -109,12 +120,12 @@ def fetch(
     family: Family | None = None,
     allow_missing: bool = False,
     **keywords: Any,
-) -> tuple[Any, Any]:
-    """A Hugging Face model in evaluation mode, and its tokenizer or None.
+) -> tuple[Any, Any, str]:
+    """A Hugging Face model in evaluation mode, its tokenizer or None, and what it was de-quantised from.
 
     Args:
-        name: "tiny", a hub id, or a folder.
-        dtype: as in `from_pretrained`; by default the one in which the weights are stored.
+        name: "tiny", a hub id, a folder, or a GGUF file.
+        dtype: as in `from_pretrained`; by default the one in which the weights are stored, float32 for a GGUF file.
         device: by default the accelerator if there is one.
         family: used in place of the table's row.
         allow_missing: take a checkpoint that lacks weights, with a warning; transformers fills in random ones.
@@ -123,29 +134,43 @@ def fetch(
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype not in (None, "auto") and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
         raise ModelError(unknown("dtype", dtype, ("float32", "bfloat16", "float16", "float64")))
-    family_of(config_of(name, **keywords).get_text_config(), family)  # refused before the weights are read
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source_of(name),
-            dtype=dtype or "auto",
-            output_loading_info=True,
-            **{"ignore_mismatched_sizes": True, **keywords},  # refused below, by name
-        )
-    except TypeError as error:
-        for keyword in keywords:
-            if f"'{keyword}'" in str(error):
-                raise ModelError(f"cannot load '{name}': keyword '{keyword}' is unknown to transformers") from None
-        raise ModelError(_why_not(name, error)) from None
-    except (OSError, ValueError, SafetensorError, UnpicklingError, RuntimeError) as error:  # the weights themselves
-        raise ModelError(_why_not(name, error)) from None
-    hf, report = loaded
+    source, file = source_of(name)
+    with gguf_files.reading(name, file):
+        config = config_of(name, **keywords)
+        family_of(config.get_text_config(), family)  # refused before the weights are read
+        hf, report = _weights(name, config, dtype or (torch.float32 if file else "auto"), keywords)
+        tokenizer, origin = _tokenizer(name, keywords), ""
+        if file:
+            origin = f"GGUF {gguf_files.stored_as(source, file, **_shared(keywords))}"
+            gguf_files.unmark(hf)
     _check_loaded(name, type(hf).__name__, report, allow_missing)
     device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         hf = hf.to(device)
     except (RuntimeError, AssertionError) as error:  # no such device, or its memory is full
         raise ModelError(f"cannot put '{name}' on device '{device}': {str(error).splitlines()[0]}") from None
-    return hf.eval(), _tokenizer(source_of(name), keywords)
+    return hf.eval(), tokenizer, origin
+
+
+def _weights(name: str, config: Any, dtype: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model, and transformers' report of its weights."""
+    source, file = source_of(name)
+    asked: dict[str, Any] = {"ignore_mismatched_sizes": True, **keywords}  # refused below, by name
+    if file:
+        asked = {"gguf_file": file, "config": config, **asked}
+        if packed := getattr(transformers, "GgufConfig", None):
+            asked.setdefault("quantization_config", packed(dequantize=True))
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, output_loading_info=True, **asked)
+    except TypeError as error:
+        for keyword in keywords:
+            if f"'{keyword}'" in str(error):
+                raise ModelError(f"cannot load '{name}': keyword '{keyword}' is unknown to transformers") from None
+        raise ModelError(_why_not(name, error)) from None
+    except BROKEN as error:  # the weights themselves
+        raise ModelError(_why_not(name, error)) from None
+    hf, report = loaded
+    return hf, report
 
 
 def _check_loaded(name: str, kind: str, report: dict[str, Any], allow_missing: bool) -> None:
@@ -171,25 +196,28 @@ def _check_loaded(name: str, kind: str, report: dict[str, Any], allow_missing: b
         warn(f"the checkpoint '{name}' holds weights that {kind} does not use: {some(unused)}")
 
 
-def source_of(name: str) -> str:
-    """The model's name for transformers."""
-    return str(EMBEDDED.get(name, name))
+def source_of(name: str) -> tuple[str, str | None]:
+    """The model's name for transformers, and the GGUF file there, if it is one."""
+    return gguf_files.located(name) or (os.path.expanduser(EMBEDDED.get(name, name)), None)
 
 
 def config_of(name: str, **keywords: Any) -> Any:
     """A model's configuration; weights are not loaded."""
-    if Path(name).is_file():
-        raise ModelError(f"cannot load '{name}': it is a file; give the folder that holds config.json and the weights")
+    source, file = source_of(name)
+    if Path(source).is_file():
+        remedy = "give a .gguf file, or the folder that holds config.json and the weights"
+        raise ModelError(f"cannot load '{name}': it is a file; {remedy}")
     try:
-        return AutoConfig.from_pretrained(source_of(name), **_shared(keywords))
-    except (OSError, ValueError) as error:
+        return AutoConfig.from_pretrained(source, **_shared(keywords), **({"gguf_file": file} if file else {}))
+    except BROKEN as error:
         raise ModelError(_why_not(name, error)) from None
 
 
 def fetch_tokenizer(name: str, **keywords: Any) -> Any:
     """A model's tokenizer, or None; weights are not loaded."""
-    config_of(name, **keywords)
-    return _tokenizer(source_of(name), keywords)
+    with gguf_files.reading(name, source_of(name)[1]):
+        config_of(name, **keywords)
+        return _tokenizer(name, keywords)
 
 
 def _shared(keywords: dict[str, Any]) -> dict[str, Any]:
@@ -197,10 +225,11 @@ def _shared(keywords: dict[str, Any]) -> dict[str, Any]:
     return {key: keywords[key] for key in names if key in keywords}
 
 
-def _tokenizer(source: str, keywords: dict[str, Any]) -> Any:
+def _tokenizer(name: str, keywords: dict[str, Any]) -> Any:
     """The tokenizer; None if the folder has none (transformers may then return an empty one)."""
+    source, file = source_of(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **_shared(keywords))
+        tokenizer = AutoTokenizer.from_pretrained(source, **_shared(keywords), **({"gguf_file": file} if file else {}))
     except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError):
         return None
     probe = tokenizer("probe text", add_special_tokens=False)["input_ids"]
@@ -210,8 +239,14 @@ def _tokenizer(source: str, keywords: dict[str, Any]) -> Any:
 
 def _why_not(name: str, error: Exception) -> str:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    if Path(name).is_dir():
-        return f"cannot load a causal language model from the folder '{name}': {reason}"
+    source, file = source_of(name)
+    folder = Path(source)
+    if file and folder.is_dir():
+        why = "it may be cut short, or of a kind that transformers does not know"
+        return f"cannot load '{name}': transformers cannot read this GGUF file; {why} ({reason.rstrip('.')})"
+    if folder.is_dir():
+        lying = gguf_files.lying_in(folder)
+        return f"cannot load a causal language model from the folder '{name}': {reason.rstrip('.')}{lying}"
     return (
         f"cannot load '{name}': there is no such folder, and the hub was not reached or has no such model ({reason})."
         f" Embedded models: {', '.join(EMBEDDED)}"

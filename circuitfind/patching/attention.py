@@ -148,7 +148,8 @@ def _prompt(model: Model, prompts: Prompts, example: int, corrupted: bool) -> tu
     ids = PromptTokenizer(model.tokenizer, None)([texts[example]])[0]
     if not len(ids):
         raise TaskError(f"prompt {texts[example]!r} has no tokens: there is nothing to attend to")
-    return torch.tensor(ids), replace(RECORD, model=model.name, n_examples=1, settings={"example": example})
+    settings = {"example": example, **({"weights": model.dequantised} if model.dequantised else {})}
+    return torch.tensor(ids), replace(RECORD, model=model.name, n_examples=1, settings=settings)
 
 
 def _check_example(example: int, count: int) -> None:

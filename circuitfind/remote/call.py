@@ -77,7 +77,7 @@ class _Outline:
 
     def __init__(self, name: str, hf: Any, family: Family) -> None:
         self.name, self.config, self.graph = name, hf.config.get_text_config(), graph_of(hf, family)
-        self.device, self.dtype = torch.device("cpu"), next(hf.parameters()).dtype
+        self.device, self.dtype, self.origin = torch.device("cpu"), next(hf.parameters()).dtype, ""
 
     def __getattr__(self, attribute: str) -> Any:
         where = f"the weights of '{self.name}' here, and they are on a server"
@@ -101,7 +101,7 @@ def remote_model(name: str, where: bool | str, check: bool, family: Family | Non
     tokenizer = fetch_tokenizer(name, **keywords)
     if tokenizer is None:
         raise ModelError(f"'{name}' has no tokenizer, which NDIF needs to run a language model")
-    envoy = nnsight.TransformersModel(source_of(name), task="text-generation", tokenizer=tokenizer, **keywords)
+    envoy = nnsight.TransformersModel(source_of(name)[0], task="text-generation", tokenizer=tokenizer, **keywords)
     if where == _SIMULATED:
         envoy.dispatch()
     for secret in _SECRETS:  # nnsight would send them with every job

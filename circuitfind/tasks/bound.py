@@ -47,6 +47,7 @@ class BoundTask(NoFile):
         batch: all pairs, padded on the right to one length.
         tokens: by row, the clean prompt's tokens as text (ids as text without a tokenizer).
         model, vocabulary: the name of the model that the tokens belong to, and how many ids it has.
+        weights: "float32 from GGUF Q4_1" where the model's were de-quantised, for records.
         notes: choices that move results (answer spelling, BOS, rows left out), for records and reports.
         spans: by row, name -> (start, stop) positions of the clean prompt, and of the corrupted one unless the batch
             has an alignment; empty where the task names none.
@@ -67,6 +68,7 @@ class BoundTask(NoFile):
     notes: tuple[str, ...] = ()
     flips: bool = False
     spans: tuple[Mapping[str, Span], ...] = ()
+    weights: str = ""
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -158,7 +160,7 @@ class BoundTask(NoFile):
             seed=seed,
             bos=self.bos,
             pairs="".join(fingerprints(self.prompts, self.corrupted_prompts)),
-            settings={**settings, "notes": list(self.notes)},
+            settings={**settings, "notes": list(self.notes), **({"weights": self.weights} if self.weights else {})},
         )
 
 
@@ -243,6 +245,7 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
         tuple(notes),
         task.flips,
         _spans(task, tokens, tokenizer, "clean"),
+        getattr(model, "dequantised", ""),
     )
 
 
