@@ -49,10 +49,13 @@ def unchanged(reader: str, stream: Tensor, so_far: Pass) -> Tensor:
 
 
 class Literal:
-    """A model of a family in the name table, with its readers split."""
+    """A model of a family in the name table, with its readers split.
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.family = model, family_of(model.config)
+    `differentiable`: what writers write keeps its gradient, so that what readers see of it has one.
+    """
+
+    def __init__(self, model: nn.Module, differentiable: bool = False) -> None:
+        self.model, self.family, self.differentiable = model, family_of(model.config), differentiable
         self.blocks = list(model.get_submodule(self.family.layers))
         self.n_heads = model.config.num_attention_heads
         out = self._at(0, self.family.o)
@@ -151,7 +154,7 @@ class Literal:
             return after
 
         def write_heads(module: nn.Module, args: tuple, output: Tensor) -> None:
-            z, out = args[0].detach(), output.detach()
+            z, out = self._cut(args[0]), self._cut(output)
             bias = module.forward(torch.zeros_like(z))
             for head in range(self.n_heads):
                 alone = torch.zeros_like(z)
@@ -170,7 +173,7 @@ class Literal:
             return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
 
         def write_mlp(_: nn.Module, args: tuple, output: Tensor | tuple) -> None:
-            out = (output[0] if isinstance(output, tuple) else output).detach()
+            out = self._cut(output[0] if isinstance(output, tuple) else output)
             out = out.clone().view(result.writers["input"].shape)
             bias = getattr(self._at(layer, family.down), "bias", None)
             bias = torch.zeros_like(out) if bias is None else bias.detach().expand_as(out)
@@ -209,9 +212,12 @@ class Literal:
     def _added(self, part: Tensor, whole: Tensor, layer: int, post_norm: str | None) -> Tensor:
         """A part's share of what `whole` adds to the stream: a post-norm scales all parts alike."""
         if post_norm is not None:
-            scale = self._at(layer, post_norm).forward(whole) / whole
+            scale = self._at(layer, post_norm).forward(whole) / whole.where(whole != 0, 1)
             part = part * scale.where(whole != 0, 0)  # sdpa writes zeros at positions that see nothing
-        return (part * self.multiplier).detach()
+        return self._cut(part * self.multiplier)
+
+    def _cut(self, value: Tensor) -> Tensor:
+        return value if self.differentiable else value.detach()
 
 
 # -------------------------------------------------------------------- the three twins

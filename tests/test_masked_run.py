@@ -1,8 +1,11 @@
-"""Soft circuits against circuits, a literal evaluation, finite differences and the scores of EAP."""
+"""Soft circuits against circuits, a literal evaluation and its gradient, finite differences, the scores of EAP."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +17,13 @@ from torch import Tensor
 
 import circuitfind as cf
 from circuitfind.batch import Batch, Inputs
+from circuitfind.engine import masked_run, masked_streams
 from circuitfind.engine.ablation import mean_of, sum_writers
 from circuitfind.engine.circuit_run import run_circuits
-from circuitfind.engine.masked_run import mask_gradient, run_masked
+from circuitfind.engine.masked_run import mask_gradient, pair_gradients, run_masked
 from circuitfind.engine.prepare import Prepared, prepare
+from circuitfind.engine.writers import output
+from circuitfind.graph import ends_of
 from circuitfind.metrics import Metric
 from circuitfind.models.adapter import Adapter
 
@@ -39,7 +45,7 @@ def soft_mask(adapter: Adapter, seed: int = 0) -> Tensor:
     return torch.from_numpy(mask).to(adapter.work)
 
 
-def soft_circuit(literal: Literal, inputs: Inputs, mask: dict[tuple[str, str], float], carried: dict) -> Tensor:
+def soft_circuit(literal: Literal, inputs: Inputs, mask: Mapping[tuple[str, str], Any], carried: dict) -> Tensor:
     """Every reader sees, for each writer, a mixture of what it writes now and what it carries when ablated."""
 
     def see(reader: str, stream: Tensor, so_far: Pass) -> Tensor:
@@ -50,8 +56,20 @@ def soft_circuit(literal: Literal, inputs: Inputs, mask: dict[tuple[str, str], f
         before = {writer.split(".")[0] for writer in writers}
         return total + sum(bias for name, bias in so_far.biases.items() if name in before)
 
-    with torch.no_grad():
+    with torch.set_grad_enabled(literal.differentiable):
         return literal.run(inputs, see).logits
+
+
+def literal_gradients(prepared: Prepared, mask: Tensor) -> Tensor:
+    """`[batch, writers, readers]`: the gradient of each pair's surprise, by autograd through the split readers."""
+    adapter, graph = prepared.adapter, prepared.adapter.graph
+    literal, leaf = Literal(adapter.model, differentiable=True), mask.repeat(len(prepared.batch), 1, 1)
+    leaf.requires_grad_(True)
+    amounts = {ends_of(name): leaf[:, *graph.edge(name), None, None] for name in graph.names(graph.real)}
+    carried = {name: output(adapter, prepared.ablated, u) for u, name in enumerate(graph.writer_names)}
+    logits = soft_circuit(literal, prepared.batch.clean, amounts, carried)
+    (gradient,) = torch.autograd.grad(surprise(logits).sum(), leaf)
+    return gradient
 
 
 @pytest.mark.parametrize(
@@ -108,6 +126,98 @@ def test_the_gradient_at_the_full_mask_is_eap(name: str, adapter_of: Callable[..
     adapter = adapter_of(name)
     ones = torch.ones(adapter.graph.real.shape)
     assert off(mask_gradient(prepare(adapter, pairs), ones, SURPRISE).gradient, edge_scores(adapter, pairs)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "ablation"),
+    [(name, "corrupted") for name in (*FAMILIES, "gemma3", "qwen2")]
+    + [(name, other) for name in ("gpt2", "llama", "gpt_neox", "gemma3") for other in ("zero", "mean")],
+)
+@pytest.mark.parametrize("together", [1, 64])
+def test_gradients_equal_autograd_through_split_readers(
+    name: str, ablation: str, together: int, adapter_of: Callable[..., Adapter], pairs: Batch, monkeypatch
+) -> None:
+    """At a soft mask and at a circuit; of all edges, of the circuit's own and of any others; for each pair."""
+    monkeypatch.setattr(masked_streams, "PANEL", together)
+    adapter = adapter_of(name)
+    prepared, real, generator = prepared_for(adapter, pairs, ablation), adapter.graph.real, np.random.default_rng(4)
+    circuit, others = (real & (generator.random(real.shape) < part) for part in (0.3, 0.2))
+    circuit[0, -1] = True  # so that it is never without a path
+    hard = torch.from_numpy(np.where(real, circuit, 7.0)).to(adapter.work)
+    for mask, wanted in ((soft_mask(adapter), [None, others]), (hard, [None, circuit, others, circuit | others])):
+        expected = literal_gradients(prepared, mask)
+        values = surprise(run_masked(prepared, mask))
+        for only in wanted:
+            edges = real if only is None else only
+            found = mask_gradient(prepared, mask, SURPRISE, only)
+            each, largest = pair_gradients(prepared, mask, SURPRISE, edges), float(expected.abs().max())
+            wrong = found.gradient - expected.sum(0) * torch.from_numpy(edges)
+            assert float(wrong.abs().max()) < 2e-5 * largest
+            assert float((each.gradient - expected[:, *np.nonzero(edges)].T).abs().max()) < 2e-5 * largest
+            assert off(found.values, values) < 1e-5 and off(each.values, values) < 1e-5
+
+
+def test_nothing_outside_a_circuit_is_formed(adapter_of: Callable[..., Adapter], pairs: Batch, monkeypatch) -> None:
+    made: list[masked_streams.Streams] = []
+
+    class Watched(masked_streams.Streams):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(masked_run, "Streams", Watched)
+    adapter = adapter_of("llama")
+    graph, ran = adapter.graph, []
+    circuit = np.zeros_like(graph.real)
+    # the last leads nowhere
+    for name in ("input->a0.kv0<v>", "a0.h0->m1", "input->m1", "m1->logits", "input->a1.h2<q>"):
+        circuit[graph.edge(name)] = True
+    linears = {name: one for name, one in adapter.model.named_modules() if isinstance(one, torch.nn.Linear)}
+    for path, module in linears.items():
+        forward = module.forward
+        monkeypatch.setattr(module, "forward", lambda x, f=forward, p=path: (ran.append(p), f(x))[1])
+    found = mask_gradient(prepare(adapter, pairs), torch.from_numpy(circuit).float(), SURPRISE, circuit).gradient
+    assert made[-1].written.shape[0] == 3 and len(made[-1].readers) == 3  # input, a0.h0, m1; a0.kv0<v>, m1, logits
+    assert (found != 0).sum() == 4 and not found[graph.edge("input->a1.h2<q>")]
+    masked = ran[ran.index("lm_head", ran.index("lm_head") + 1) + 1 :]  # after the clean and the corrupted run
+    assert sorted({path.split(".mlp")[0] for path in masked}) == ["lm_head", "model.layers.1"]
+
+
+def test_a_circuit_that_leads_nowhere_has_no_gradient(adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
+    adapter = adapter_of("gpt2")
+    prepared, circuit = prepare(adapter, pairs), np.zeros_like(adapter.graph.real)
+    circuit[adapter.graph.edge("input->m0")] = True
+    found = mask_gradient(prepared, torch.from_numpy(circuit).float(), SURPRISE, circuit)
+    assert not found.gradient.any() and off(found.values, surprise(prepared.empty.logits)) < 1e-5
+    assert not pair_gradients(prepared, torch.from_numpy(circuit).float(), SURPRISE, circuit).gradient.any()
+
+
+def test_a_graph_that_is_kept_can_be_gone_back_twice(adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
+    adapter = adapter_of("llama")
+    mask = soft_mask(adapter).requires_grad_(True)
+    metric = surprise(run_masked(prepare(adapter, pairs), mask)).sum()
+    first, second = (torch.autograd.grad(metric, mask, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second) and first.any()
+
+
+def test_buffers_are_let_go_of(adapter_of: Callable[..., Adapter], pairs: Batch, monkeypatch) -> None:
+    left: list[weakref.ref] = []
+    made = masked_streams.Streams.__init__
+
+    def watched(streams: masked_streams.Streams, *arguments: Any) -> None:
+        made(streams, *arguments)
+        left.append(weakref.ref(streams))
+
+    monkeypatch.setattr(masked_streams.Streams, "__init__", watched)
+    adapter = adapter_of("llama")
+    prepared, mask = prepare(adapter, pairs), soft_mask(adapter)
+    gc.disable()
+    try:
+        mask_gradient(prepared, mask, SURPRISE)
+        surprise(run_masked(prepared, mask.requires_grad_(True))).sum().backward()
+        assert len(left) == 2 and all(streams() is None for streams in left)
+    finally:
+        gc.enable()
 
 
 def test_gates_of_nodes_are_rows_and_their_gradient_is_attribution_patching() -> None:

@@ -8,9 +8,9 @@ one, every reader v reads, exactly,
 which for a 0/1 mask is the circuit of `circuit_run.py` in its sparse form. (It equals the model's own residual minus
 `(1 - m_uv) D_u`, but a mask that is nearly closed would leave rounding noise there, which a norm would blow up.)
 
-1. Edges take part that are open or whose gradient is asked for, if a path of open edges leads from their reader to
-   `logits`. Everything else is as in the sparse form: what nothing reaches is not run, projections that are overwritten
-   neither.
+1. An edge whose gradient is asked for takes part if a path of open edges leads from its reader to `logits`: else it is
+   0. An open edge takes part if a path leads from its reader to `logits`, or to the writer of such an edge. All else is
+   as in the sparse form: what nothing reaches is not run, nor are projections that are overwritten.
 2. As the model computes its writers, each D is kept once. A reader's stream is its column of the mask times the D's
    before it, then normed and projected. It is not kept, but computed again on the way back (`masked_streams.py`).
 3. The weights are frozen; gradients flow to the mask through the streams, and through the activations to the streams of
@@ -120,8 +120,15 @@ def _plan(prepared: Prepared, mask: Tensor, wanted: np.ndarray) -> Plan:
     if mask.shape != graph.real.shape:
         raise ScoreError(f"the mask has shape {list(mask.shape)}, the graph needs {list(graph.real.shape)}")
     is_open = graph.real & (mask.detach() != 0).cpu().numpy()
-    useful = Reach(graph, is_open, prepared.adapter.coupled).useful
-    return Plan.of(prepared, ((is_open | wanted & graph.real) & useful)[None], sparse=True)
+
+    def useful(edges: np.ndarray) -> np.ndarray:
+        return Reach(graph, edges, prepared.adapter.coupled).useful
+
+    edges, leading = is_open, useful(is_open)
+    if (closed := wanted & graph.real & leading & ~is_open).any():
+        edges = is_open | closed
+        leading = useful(edges)
+    return Plan.of(prepared, (edges & leading)[None], sparse=True)
 
 
 def _run(streams: Streams, token: Tensor) -> Tensor:
