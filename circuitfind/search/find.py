@@ -268,8 +268,8 @@ def _opposing(circuit: Circuit, scores: Scores) -> str:
     strong = scores.top(START, prune=False).mask & ~circuit.mask
     inside, outside = (int((scores.values[mask] < 0).sum()) for mask in (circuit.mask, strong))
     return (
-        f"{inside:,} of the circuit's {len(circuit):,} edges have a negative estimated effect; so have {outside:,} of the"
-        f" {int(strong.sum()):,} strongest edges outside of it"
+        f"{inside:,} of the circuit's {len(circuit):,} edges have a negative estimated effect; so have {outside:,} of"
+        f" the {int(strong.sum()):,} strongest edges outside of it"
     )
 
 

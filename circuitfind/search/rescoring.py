@@ -81,7 +81,8 @@ class Rescoring:
         """Tries ever smaller circuits; `edges`: the number that is asked for."""
         start = smallest = self.start()
         with progress("re-scoring", self._expected_rounds()) as advance:
-            for smallest in self._rounds(start, edges):
+            for smaller in self._rounds(start, edges):
+                smallest = smaller
                 advance(1)
         self.trials.say("re-scored", f"from {start.n_edges:,} to {smallest.n_edges:,} edges")
 
