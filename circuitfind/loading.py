@@ -59,9 +59,14 @@ def load(
         remedy = "; a model in memory goes to cf.wrap(hf_model, tokenizer)" if isinstance(name, nn.Module) else ""
         raise ModelError(f"a model is loaded by its name or folder, not by a {type(name).__name__}{remedy}")
     name = os.fspath(name)
-    if remote and (dtype is not None or device is not None):
-        raise ModelError("with remote= the server chooses dtype= and device=: leave them out")
     if remote:
+        if dtype is not None or device is not None:
+            raise ModelError("with remote= the server chooses dtype= and device=: leave them out")
+        if allow_missing or backend != "nnsight":
+            ours = "allow_missing=True" if allow_missing else f"backend='{backend}'"
+            raise ModelError(
+                f"{ours} is for a model that is loaded here, and with remote= the server has it: leave it out"
+            )
         return remote_model(name, remote, check, family, **keywords)
     hf, tokenizer = fetch(name, dtype, device, family, allow_missing, **keywords)
     return wrap(hf, tokenizer, name=name, check=check, backend=backend, family=family)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -133,6 +134,68 @@ def test_a_full_disk_does_not_end_a_run_before_its_result(capsys, monkeypatch):
     assert "warning: checkpoint x/acdc.part.safetensors: cannot be written: No space left" in said.err
     assert said.err.strip().endswith("error: x/acdc.json: cannot be written: No space left on device")
     assert "faithfulness" in said.out and not os.listdir("x")
+
+
+ACDC = ("acdc", "tiny", "--n", "4", "--threshold", "1", "--out", "x")
+LONG = {
+    "acdc": ACDC,
+    "learn": ("learn", "tiny", "--n", "4", "--steps", "2", "--out", "x"),
+    "patch": ("patch", "tiny", "--what", "heads", "--n", "2", "--out", "x"),
+    "exact": EXACT,
+}
+
+
+@pytest.mark.parametrize("verb", LONG)
+def test_a_result_that_cannot_be_written_is_not_lost(verb, capsys, monkeypatch):
+    words, really = LONG[verb], os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "circuitfind.export.files.os.replace", lambda a, b: (really if ".part." in str(b) else full)(a, b)
+        )
+        assert main(words) == 2
+    (left,), said = os.listdir("x"), capsys.readouterr().err.strip().splitlines()[-1]
+    assert left.endswith(".part.safetensors") and "cannot be written: No space left on device; what was " in said
+    assert f"is kept in x/{left}; go on with: circuitfind {words[0]}" in said
+
+    def again(*_):
+        raise AssertionError("what was measured is measured again")
+
+    monkeypatch.setattr(Restart, "edges", again)
+    monkeypatch.setattr("circuitfind.search.acdc_pruning.Pruning._step", again)
+    monkeypatch.setattr("circuitfind.search.training.Training.advance", again)
+    assert main(words) == 0
+    assert left not in os.listdir("x") and os.listdir("x")
+
+
+def test_ctrl_c_while_a_result_is_judged_keeps_it(capsys, monkeypatch):
+    from circuitfind.cli import inputs
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "judged", killed)
+        assert main(ACDC) == 130
+    assert "kept in x/acdc.part.safetensors; go on with" in capsys.readouterr().err
+    assert main(ACDC) == 0
+
+
+# -------------------------------------------------------------------- before the command line is ready
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_the_command_line_is_imported(name):
+    number = getattr(signal, name)
+    code = f"""
+import os, signal, sys
+class Sends:
+    def find_spec(self, name, *_):
+        if name == "circuitfind.cli.app":
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Sends())
+from circuitfind.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
 
 
 # -------------------------------------------------------------------- pairs

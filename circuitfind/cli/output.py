@@ -75,6 +75,7 @@ class Output:
         if_stopped: what Ctrl-C is answered with, if the file `state` is there.
         typed: by the library's keyword, the value as its errors show it, and the option as it was typed.
         at_end: what is undone when the verb ends.
+        complete: the checkpoints of runs that are complete, but whose results are not saved yet.
     """
 
     def __init__(self, as_json: bool, command: list[str]) -> None:
@@ -84,6 +85,7 @@ class Output:
         self.if_stopped, self.state = NOTHING, Path()
         self.typed: dict[str, tuple[str, str]] = {}
         self.at_end = contextlib.ExitStack()
+        self.complete: Sequence[object] = ()
         self._warned: set[str] = set()
 
     def command_line(self, *more: str) -> str:
@@ -164,6 +166,11 @@ class Output:
             from circuitfind.export.files import plain
 
             print(json.dumps(plain(content), ensure_ascii=False, allow_nan=False, indent=1))
+
+    @property
+    def kept(self) -> str:
+        """The end of an error's line: what is left of a run that was complete."""
+        return f"; {self.if_stopped}" if self.complete and self.state.exists() else ""
 
     def stopped(self, code: int) -> None:
         """What is left of a run that a signal ended, and how it goes on."""

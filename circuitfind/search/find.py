@@ -76,7 +76,8 @@ def find(
         holdout: the part of the pairs that is held out for verification.
         top: how many edges to verify besides the circuit's own; random: how many random circuits to compare with.
         knockouts: how many parts of the circuit (its heads of a layer, an MLP) to ablate inside it and inside the
-            model, to see whether the model has a second way; each costs two runs of a circuit on the search pairs.
+            model, to see whether the model has a second way, and at most so many sets of several; each costs two runs
+            of a circuit on the search pairs.
         scores: take these instead of computing them (a search that was stopped goes on from its saved scores).
         asked: keywords of the run (by default those of the given scores; seed: of the split and the random circuits,
             too) and options of the method.
