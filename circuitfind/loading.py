@@ -75,6 +75,8 @@ def load(
 def check_name(name: str) -> None:
     """Refuses a built-in task's name as a model's: the hub may take half a minute to answer that there is none."""
     task = plain(name)
+    if not name.strip():
+        raise ModelError("the model's name is empty: give 'tiny', a hub id, or a folder")
     if task in TASKS and not os.path.exists(name):
         verbs = f"circuitfind find tiny --task {task}, circuitfind tasks --show {task}"
         raise ModelError(f"'{name}' is a built-in task, not a model: cf.task('{task}', model); {verbs}")

@@ -108,6 +108,18 @@ def test_a_closed_pipe_does_not_stop_the_work(words, capfd, monkeypatch):
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_output_that_cannot_be_written(capfd, monkeypatch):
+    """Closed streams, and a disk that is full: the files are written all the same, and one line says what is lost."""
+    with open("/dev/full", "w") as disk:
+        monkeypatch.setattr(sys, "stdout", disk)
+        assert main(["attribute", "tiny", "--method", "eap", "--n", "4", "--out", "x", "--json"]) == 1
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert said == "error: the output cannot be written: No space left on device" and os.listdir("x")
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["models"]) == 0 and main(["models", "--nothing"]) == 2
+
+
 # -------------------------------------------------------------------- two processes
 def test_a_folder_that_another_process_writes_to_is_refused(capsys):
     Path("x").mkdir()
@@ -228,6 +240,41 @@ def test_the_example_in_the_readme_works(tiny):
     (rows,) = re.findall(r"```json\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
     Path("pairs.jsonl").write_text(rows)
     assert main(["find", "tiny", "--data", "pairs.jsonl", "--top", "3", "--random", "2"]) == 0
+
+
+def test_columns_that_are_there_twice_are_refused():
+    """Python's readers take the last of the two, without a word."""
+    head, cells = "clean,corrupted,answer,wrong", "Then Mary and,Then John and,Mary,John"
+    twice = {"a.csv": f"{head},answer\n{cells},Anna\n", "a.jsonl": PAIR.replace('"answer"', '"clean": "x", "answer"')}
+    for name, text in twice.items():
+        Path(name).write_text(text)
+        with pytest.raises(cf.FileError, match=rf"^{name}.*'(answer|clean)' is there twice"):
+            cf.Task.from_file(name)
+    Path("a.csv").write_text(f"{head}\n{cells}\n".replace(",", ";"))
+    with pytest.raises(cf.FileError, match=r"^a.csv: the columns are separated by ';': save the file with commas"):
+        cf.Task.from_file("a.csv")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("attribute", "tiny", "--task", ""), "task '' is unknown"),
+        (("patch", "tiny", "--by-span", "--by-position"), "--by-span and by_position= divide"),
+        (("find", "tiny", "--n", "4", "--random", "9" * 20), "give a whole number, 0 to 10,000"),
+        (("find", "tiny", "--n", "9" * 20), "more pairs than can be run: give 1,000,000 at most"),
+        (("attribute", "tiny", "--steps", "9" * 20), "--steps 99999999999999999999: give a whole number, 1 to 100,000"),
+    ],
+)
+def test_one_line_says_what_is_wrong(words, message, capsys):
+    assert main(words) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_model_without_a_name(monkeypatch, capsys):
+    monkeypatch.undo()
+    for name in ("", " "):
+        assert main(["doctor", name]) == 2
+        assert "error: the model's name is empty: give 'tiny', a hub id, or a folder" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------- missing weights

@@ -109,7 +109,8 @@ def _typed(ctx: typer.Context, groups: Iterable[Any]) -> Iterator[tuple[str, tup
     for group in groups:
         for one in fields(group):
             if (source := ctx.get_parameter_source(one.name)) is not None and source.name == "COMMANDLINE":
-                yield keyword_of(one), (repr(getattr(group, one.name)), f"{spelled_of(one)} {ctx.params[one.name]}")
+                value, given = getattr(group, one.name), ctx.params[one.name]
+                yield keyword_of(one), (repr(value), spelled_of(one) if given is True else f"{spelled_of(one)} {given}")
 
 
 def _guarded(call: Callable[[], int | None], out: Output, debug: bool) -> int:
@@ -220,7 +221,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with redirect_stdout(out), redirect_stderr(err), _stoppable():
         code = _run(None if arguments is None else list(arguments))
         out.flush()
+        if out.failed:
+            print(f"error: the output cannot be written: {out.failed}", file=err)
         err.flush()
+    if out.failed or err.failed:
+        return code or FAILED
     return code or (CLOSED_PIPE if out.unread or err.unread else 0)
 
 

@@ -42,10 +42,17 @@ NOTHING = "nothing was written"
 
 
 class Lasting:
-    """A stream whose reader may go away (`| head -1`): the work goes on, and what is written from then on is lost."""
+    """A stream whose reader may go away (`| head -1`), whose disk may be full, or that is closed (`>&-`): the work goes
+    on, and what is written from then on is lost.
+
+    Attributes:
+        unread: the reader went away.
+        failed: why else it could not be written to, or nothing.
+    """
 
     def __init__(self, stream: Any) -> None:
-        self.stream, self.unread = stream, False
+        self.stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115 (to the end)
+        self.unread, self.failed = False, ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -62,6 +69,9 @@ class Lasting:
             call(*text)
         except BrokenPipeError:
             self.unread = True
+        except OSError as error:
+            self.failed = error.strerror or str(error)
+        if self.unread or self.failed:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 

@@ -37,7 +37,7 @@ from circuitfind.evaluation.completeness import second_way
 from circuitfind.evaluation.diagnosis import summarise, summary_of
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.idle import idle
-from circuitfind.evaluation.verify import Verification, verified
+from circuitfind.evaluation.verify import MOST_RANDOM, Verification, verified
 from circuitfind.models.load import Model
 from circuitfind.progress import progress, track
 from circuitfind.scores import By, Scores
@@ -89,7 +89,7 @@ def find(
     """
     check_target(tolerance, prune_tolerance)
     check_count("top", top)
-    check_count("random", random)
+    check_count("random", random, most=MOST_RANDOM)
     if scores is not None and not isinstance(scores, Scores):
         raise ScoreError(f"find needs edge scores, not {type(scores).__name__}: attribute(level='edge') makes them")
     if scores is not None and scores.graph != model.graph:
