@@ -5,7 +5,7 @@
 3. The user's contexts do not change the numbers: autocast, inference mode, a default dtype and compiled code are
    switched off inside, so the model runs as it is, in its own precision.
 4. What is kept of the weights is read again where they have changed since the last call. Where modules or hooks are
-   new, the identities are proved again with them in place (`engine/identities.py`).
+   new, the identities are proved again with them in place, here and on the pairs (`engine/identities.py`).
 5. What does not fit in memory, even in the smallest batches, ends in one line (`engine/memory.py`).
 """
 
@@ -62,7 +62,7 @@ def ready(model: Model) -> Iterator[None]:
                 adapter.unproven = None if adapter.unproven is None else True
             if adapter.unproven:
                 require_identities(adapter)
-                adapter.unproven = False
+                adapter.unproven, adapter.proven_length = False, 0
         yield
 
 

@@ -4,13 +4,17 @@
    result. A file with another key is refused, never overwritten. On a full disk the run warns and goes on.
 2. A run that measures many places keeps `[places, examples]` values, NaN where not measured yet, and writes them now
    and then: a killed process loses no more than was measured since.
+3. The file of a complete run is removed. Inside `until_saved` it waits, complete, for the block's end: what becomes of
+   the result may fail, too (a full disk, Ctrl-C while it is judged).
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from os import PathLike
 from pathlib import Path
 
@@ -22,6 +26,9 @@ from circuitfind.errors import FileError, warn
 from circuitfind.export.files import write_bytes
 
 SECONDS_BETWEEN_WRITES = 20.0
+_WAITING: ContextVar[list[CheckpointFile] | None] = ContextVar(
+    "files that wait for their results to be saved", default=None
+)
 
 
 class CheckpointFile:
@@ -55,10 +62,32 @@ class CheckpointFile:
         except FileError as error:
             warn(f"checkpoint {error}; the run goes on without it")
 
-    def remove(self) -> None:
-        """Removes the file of a run that is complete."""
-        if self.path is not None:
+    def finish(self, arrays: Mapping[str, np.ndarray] | None = None) -> None:
+        """Removes the file of a run that is complete. Inside `until_saved` it waits there, with the last `arrays` if
+        they are not written yet."""
+        if self.path is None:
+            return
+        waiting = _WAITING.get()
+        if waiting is None:
             self.path.unlink(missing_ok=True)
+        else:
+            if arrays is not None:
+                self.write(arrays)
+            waiting.append(self)
+
+
+@contextmanager
+def until_saved() -> Iterator[list[CheckpointFile]]:
+    """Inside, files of complete runs stay; they are removed if the block ends without an error. Gives those files."""
+    files: list[CheckpointFile] = []
+    token = _WAITING.set(files)
+    try:
+        yield files
+    finally:
+        _WAITING.reset(token)
+    for file in files:
+        if file.path is not None:
+            file.path.unlink(missing_ok=True)
 
 
 class Measurements:
@@ -86,8 +115,8 @@ class Measurements:
         self._written = time.monotonic()
 
     def finish(self) -> None:
-        """Removes the file of a run that is complete."""
-        self.file.remove()
+        """The run is complete."""
+        self.file.finish({"values": self.values})
 
 
 def key_of(*parts: object) -> str:

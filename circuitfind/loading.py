@@ -68,9 +68,14 @@ def load(
         raise ModelError(
             f"with remote= the server has the weights, and '{name}' is a file here: load it without remote="
         )
-    if remote and (dtype is not None or device is not None):
-        raise ModelError("with remote= the server chooses dtype= and device=: leave them out")
     if remote:
+        if dtype is not None or device is not None:
+            raise ModelError("with remote= the server chooses dtype= and device=: leave them out")
+        if allow_missing or backend != "nnsight":
+            ours = "allow_missing=True" if allow_missing else f"backend='{backend}'"
+            raise ModelError(
+                f"{ours} is for a model that is loaded here, and with remote= the server has it: leave it out"
+            )
         return remote_model(name, remote, check, family, **keywords)
     hf, tokenizer, origin = fetch(name, dtype, device, family, allow_missing, **keywords)
     model = wrap(hf, tokenizer, name=name, check=check, backend=backend, family=family)
@@ -81,6 +86,8 @@ def load(
 def check_name(name: str) -> None:
     """Refuses a built-in task's name as a model's: the hub may take half a minute to answer that there is none."""
     task = plain(name)
+    if not name.strip():
+        raise ModelError("the model's name is empty: give 'tiny', a hub id, or a folder")
     if task in TASKS and not os.path.exists(name):
         verbs = f"circuitfind find tiny --task {task}, circuitfind tasks --show {task}"
         raise ModelError(f"'{name}' is a built-in task, not a model: cf.task('{task}', model); {verbs}")

@@ -20,7 +20,7 @@ NO_EFFECT = "not an effect: "  # how the sign of all other scores begins
 ONCE_NO_EFFECT = "no effect: "  # the same in older files
 ONCE_BOS = {"tokenizer's own: added": "added by the tokenizer", "tokenizer's own: none": "none"}  # in older files
 PAIR_DIGITS = 8
-LIBRARIES = ("torch", "transformers", "nnsight", "numpy")
+LIBRARIES = ("torch", "transformers", "nnsight", "numpy", "scipy")
 
 
 def library_versions() -> dict[str, str]:

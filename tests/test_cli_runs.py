@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -107,6 +108,18 @@ def test_a_closed_pipe_does_not_stop_the_work(words, capfd, monkeypatch):
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_output_that_cannot_be_written(capfd, monkeypatch):
+    """Closed streams, and a disk that is full: the files are written all the same, and one line says what is lost."""
+    with open("/dev/full", "w") as disk:
+        monkeypatch.setattr(sys, "stdout", disk)
+        assert main(["attribute", "tiny", "--method", "eap", "--n", "4", "--out", "x", "--json"]) == 1
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert said == "error: the output cannot be written: No space left on device" and os.listdir("x")
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["models"]) == 0 and main(["models", "--nothing"]) == 2
+
+
 # -------------------------------------------------------------------- two processes
 def test_a_folder_that_another_process_writes_to_is_refused(capsys):
     Path("x").mkdir()
@@ -133,6 +146,68 @@ def test_a_full_disk_does_not_end_a_run_before_its_result(capsys, monkeypatch):
     assert "warning: checkpoint x/acdc.part.safetensors: cannot be written: No space left" in said.err
     assert said.err.strip().endswith("error: x/acdc.json: cannot be written: No space left on device")
     assert "faithfulness" in said.out and not os.listdir("x")
+
+
+ACDC = ("acdc", "tiny", "--n", "4", "--threshold", "1", "--out", "x")
+LONG = {
+    "acdc": ACDC,
+    "learn": ("learn", "tiny", "--n", "4", "--steps", "2", "--out", "x"),
+    "patch": ("patch", "tiny", "--what", "heads", "--n", "2", "--out", "x"),
+    "exact": EXACT,
+}
+
+
+@pytest.mark.parametrize("verb", LONG)
+def test_a_result_that_cannot_be_written_is_not_lost(verb, capsys, monkeypatch):
+    words, really = LONG[verb], os.replace
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "circuitfind.export.files.os.replace", lambda a, b: (really if ".part." in str(b) else full)(a, b)
+        )
+        assert main(words) == 2
+    (left,), said = os.listdir("x"), capsys.readouterr().err.strip().splitlines()[-1]
+    assert left.endswith(".part.safetensors") and "cannot be written: No space left on device; what was " in said
+    assert f"is kept in x/{left}; go on with: circuitfind {words[0]}" in said
+
+    def again(*_):
+        raise AssertionError("what was measured is measured again")
+
+    monkeypatch.setattr(Restart, "edges", again)
+    monkeypatch.setattr("circuitfind.search.acdc_pruning.Pruning._step", again)
+    monkeypatch.setattr("circuitfind.search.training.Training.advance", again)
+    assert main(words) == 0
+    assert left not in os.listdir("x") and os.listdir("x")
+
+
+def test_ctrl_c_while_a_result_is_judged_keeps_it(capsys, monkeypatch):
+    from circuitfind.cli import inputs
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "judged", killed)
+        assert main(ACDC) == 130
+    assert "kept in x/acdc.part.safetensors; go on with" in capsys.readouterr().err
+    assert main(ACDC) == 0
+
+
+# -------------------------------------------------------------------- before the command line is ready
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_while_the_command_line_is_imported(name):
+    number = getattr(signal, name)
+    code = f"""
+import os, signal, sys
+class Sends:
+    def find_spec(self, name, *_):
+        if name == "circuitfind.cli.app":
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Sends())
+from circuitfind.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, "", "")
 
 
 # -------------------------------------------------------------------- pairs
@@ -165,6 +240,41 @@ def test_the_example_in_the_readme_works(tiny):
     (rows,) = re.findall(r"```json\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
     Path("pairs.jsonl").write_text(rows)
     assert main(["find", "tiny", "--data", "pairs.jsonl", "--top", "3", "--random", "2"]) == 0
+
+
+def test_columns_that_are_there_twice_are_refused():
+    """Python's readers take the last of the two, without a word."""
+    head, cells = "clean,corrupted,answer,wrong", "Then Mary and,Then John and,Mary,John"
+    twice = {"a.csv": f"{head},answer\n{cells},Anna\n", "a.jsonl": PAIR.replace('"answer"', '"clean": "x", "answer"')}
+    for name, text in twice.items():
+        Path(name).write_text(text)
+        with pytest.raises(cf.FileError, match=rf"^{name}.*'(answer|clean)' is there twice"):
+            cf.Task.from_file(name)
+    Path("a.csv").write_text(f"{head}\n{cells}\n".replace(",", ";"))
+    with pytest.raises(cf.FileError, match=r"^a.csv: the columns are separated by ';': save the file with commas"):
+        cf.Task.from_file("a.csv")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("attribute", "tiny", "--task", ""), "task '' is unknown"),
+        (("patch", "tiny", "--by-span", "--by-position"), "--by-span and by_position= divide"),
+        (("find", "tiny", "--n", "4", "--random", "9" * 20), "give a whole number, 0 to 10,000"),
+        (("find", "tiny", "--n", "9" * 20), "more pairs than can be run: give 1,000,000 at most"),
+        (("attribute", "tiny", "--steps", "9" * 20), "--steps 99999999999999999999: give a whole number, 1 to 100,000"),
+    ],
+)
+def test_one_line_says_what_is_wrong(words, message, capsys):
+    assert main(words) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_model_without_a_name(monkeypatch, capsys):
+    monkeypatch.undo()
+    for name in ("", " "):
+        assert main(["doctor", name]) == 2
+        assert "error: the model's name is empty: give 'tiny', a hub id, or a folder" in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------- missing weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import math
 from dataclasses import replace
@@ -210,6 +211,35 @@ def test_difference_sees_any_number_that_moves(found):
     assert apart == pytest.approx(1e-3)
     assert where == f"eap faithfulness of {point.asked} edges (absolute)"
     assert difference(found, replace(found, entries=found.entries[:-1], overlap={}))[0] == math.inf
+
+
+def test_a_ranking_that_does_nothing_is_told_everywhere(tiny, bound, tmp_path, capsys):
+    scores = cf.attribute(tiny, bound.split()[0], "eap")
+    values = np.abs(scores.values)
+    values[0] *= -10  # out of `input`
+    wrong = cf.Scores(tiny.graph, values, scores.record)
+    with pytest.warns(UserWarning, match="do nothing"):
+        found = cf.compare(tiny, bound, {"mine": wrong, "random": None}, percentages=(0.01, 0.03, 0.09))
+    ((method, said),) = found.idle
+    assert method == "mine" and said.startswith("the best edges by signed effect ('eap') do nothing")
+    assert found["mine"].idle == (said,) and not found["random"].idle
+    for path in found.write(tmp_path):
+        text = html.unescape(path.read_text())
+        assert path.suffix == ".csv" or "by signed effect ('eap') do nothing" in text
+    opened = Comparison.open(tmp_path / "compare.json")
+    assert opened.entries == found.entries
+    assert main(["show", str(tmp_path / "compare.json")]) == 0
+    assert "warning: the best edges by signed effect ('eap') do nothing" in capsys.readouterr().err
+
+
+def test_a_comparison_removes_its_own_scores_only(tmp_path, monkeypatch):
+    """Those of another one, that was stopped and has other methods, may have taken hours."""
+    monkeypatch.chdir(tmp_path)
+    kept = tmp_path / "circuitfind-out" / "compare.part"
+    kept.mkdir(parents=True)
+    (kept / "exact.safetensors").write_text("of a stopped comparison")
+    assert main(["compare", "tiny", "--n", "8", "--methods", "eap"]) == 0
+    assert [path.name for path in kept.iterdir()] == ["exact.safetensors"]
 
 
 def test_a_stopped_comparison_goes_on_with_the_rankings_it_has(tiny, bound, tmp_path, monkeypatch):

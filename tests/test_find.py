@@ -19,7 +19,7 @@ import circuitfind as cf
 from circuitfind.attribution.methods import METHODS
 from circuitfind.cli.app import main
 from circuitfind.errors import CircuitfindWarning, ScoreError, TaskError
-from circuitfind.evaluation.completeness import second_way
+from circuitfind.evaluation.completeness import Part, second_way
 from circuitfind.evaluation.faithfulness import Evaluator, Outcome
 from circuitfind.graph import Graph
 from circuitfind.remote.server import Pickler
@@ -209,6 +209,22 @@ def test_a_circuit_that_leaves_out_a_second_way() -> None:
         cf.find(model, task, knockouts=-1)
 
 
+def test_a_second_way_of_which_the_circuit_holds_a_part() -> None:
+    """Two heads of an OR of three: neither is missed alone, not even by the circuit. All three leave nothing out."""
+    model, task = either(((0, 0), (1, 0), (2, 1)))
+
+    def ways(*heads: str, count: int = 5) -> Part | None:
+        names = [name for head in heads for name in (f"input->{head}<v>", f"{head}->m2")]
+        circuit = cf.Circuit(model.graph, model.graph.mask([*names, "m2->logits"]))
+        return second_way(Evaluator.of(model, task), circuit, np.zeros(model.graph.real.shape), count)
+
+    two, three = ways("a0.h0", "a1.h0"), ways("a0.h0", "a1.h0", "a2.h1")
+    assert two is not None and two.second_way and two.removed == ("a0.h0", "a1.h0")
+    assert (two.circuit, two.model) == (pytest.approx(0), pytest.approx(1))
+    assert "without a0.h0, a1.h0 the model keeps 100%" in two.reading and "second way" in two.reading
+    assert three is not None and not three.second_way
+
+
 def test_knocking_out_parts_costs_two_runs_each(
     tiny: cf.Model, ioi: cf.Task, found: cf.FindResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +240,7 @@ def test_knocking_out_parts_costs_two_runs_each(
     run, count = Evaluator.run, []
     monkeypatch.setattr(Evaluator, "run", lambda self, masks: count.append(len(masks)) or run(self, masks))
     second_way(Evaluator.of(tiny, seen), found.circuit, found.checks.exact, 3)
-    assert sum(count) <= 2 * 3 + 1
+    assert sum(count) <= 2 * (3 + 3) + 1 + 1
 
 
 def test_ranked_by_signed_effects(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from families import LLAMA, VOCAB, build
+from families import EVERY_FAMILY, LLAMA, VOCAB, build
 from safetensors.torch import save_file
 from torch import nn
 
@@ -126,6 +126,83 @@ def test_hooks_that_leave_the_arithmetic_alone_work(task: cf.Task) -> None:
     )
     scores = cf.attribute(model, task)
     assert not scores.values[model.graph.writer("a0.h0")].any() and scores.values[model.graph.writer("a0.h1")].any()
+
+
+def late(_: nn.Module, __: Any, output: Any) -> Any:
+    """Changes what comes after the eight tokens of the check on random prompts."""
+    first = (output[0] if isinstance(output, tuple) else output).clone()
+    first[:, 8:] *= 2
+    return (first, *output[1:]) if isinstance(output, tuple) else first
+
+
+def in_long_prompts(module: nn.Module, given: Any, output: Any) -> Any:
+    first = output[0] if isinstance(output, tuple) else output
+    return scaled(module, given, output) if first.shape[1] > 9 else output
+
+
+@pytest.mark.parametrize("hook", [late, in_long_prompts])
+def test_a_hook_that_acts_on_long_prompts_is_refused(hook: Any) -> None:
+    model = cf.wrap(build("llama"))
+    model.hf.model.layers[0].self_attn.register_forward_hook(hook)
+    generator = torch.Generator().manual_seed(0)
+    short, long = (torch.randint(3, VOCAB, (2, 3, length), generator=generator) for length in (6, 12))
+    cf.attribute(model, cf.Task(short[0], short[1], [5, 6, 7], [9, 10, 11]))
+    with pytest.raises(cf.ModelError, match=r"Hooks run on model.layers.0.self_attn"):
+        cf.attribute(model, cf.Task(long[0], long[1], [5, 6, 7], [9, 10, 11]))
+
+
+def stopped(_: nn.Module, __: Any, output: Any) -> Any:
+    return (output[0].detach(), *output[1:]) if isinstance(output, tuple) else output.detach()
+
+
+def halved(_: nn.Module, __: Any, output: Any) -> Any:
+    first = output[0] if isinstance(output, (tuple, hf.utils.ModelOutput)) else output
+    if first.requires_grad:
+        first.register_hook(lambda gradient: gradient * 0.5)
+
+
+def late_only(_: nn.Module, __: Any, output: Any) -> Any:
+    return torch.cat([output[:, :8], output[:, 8:].detach()], 1)
+
+
+def backward(_: nn.Module, given: Any, __: Any) -> Any:
+    return tuple(None if one is None else one * 0.9 for one in given)
+
+
+@pytest.mark.parametrize(
+    ("path", "hook"),
+    [
+        ("model.layers.0.self_attn", stopped),
+        ("model.layers.1.mlp", halved),
+        ("model.layers.1.self_attn.q_proj", stopped),
+        ("model.layers.1.mlp.act_fn", stopped),
+        ("model.layers.0.input_layernorm", halved),
+        ("model.layers.0.self_attn.v_proj", late_only),
+        ("model.norm", halved),
+        ("model", halved),
+        ("model.layers.1", stopped),
+        ("lm_head", backward),
+    ],
+)
+@pytest.mark.parametrize("backend", ["nnsight", "hooks"])
+def test_a_hook_that_changes_gradients_only_is_refused(path: str, hook: Any, backend: str) -> None:
+    model = cf.wrap(build("llama"), backend=backend)
+    module = model.hf.get_submodule(path)
+    (module.register_full_backward_hook if hook is backward else module.register_forward_hook)(hook)
+    ids = torch.randint(3, VOCAB, (2, 3, 12), generator=torch.Generator().manual_seed(0))
+    task = cf.Task(clean=ids[0], corrupted=ids[1], answers=[5, 6, 7], wrong_answers=[9, 10, 11])
+    with pytest.raises(
+        cf.ModelError, match=f"'gradients = what the values change by' is off by .* Hooks run on {path}: "
+    ):
+        cf.attribute(model, task)
+
+
+@pytest.mark.parametrize("name", EVERY_FAMILY)
+def test_every_familys_gradients_are_those_of_its_values(name: str) -> None:
+    model = cf.wrap(build(name), None)
+    model.hf.register_forward_hook(lambda *_: None)
+    ids = torch.randint(3, VOCAB, (2, 2, 12), generator=torch.Generator().manual_seed(0))
+    assert len(cf.attribute(model, cf.Task(ids[0], ids[1], [5, 6], [9, 10])))
 
 
 def test_an_unchecked_model_is_not_proved_later(task: cf.Task) -> None:

@@ -263,9 +263,11 @@ def test_what_cannot_be_sent_is_refused_here(folder: Path, known: None, task: cf
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"remote": "ndif.us"}, "give True .NDIF., the URL of a server"),
+        ({"remote": "ndif.us"}, "give True .NDIF; --remote ndif., the URL of a server"),
         ({"remote": 3}, "remote=3"),
         ({"remote": True, "dtype": "float32"}, "the server chooses"),
+        ({"remote": True, "allow_missing": True}, "allow_missing=True is for a model that is loaded here"),
+        ({"remote": True, "backend": "hooks"}, "backend='hooks' is for a model that is loaded here"),
     ],
 )
 def test_places_that_are_none(folder: Path, options: dict, message: str) -> None:

@@ -81,7 +81,7 @@ def test_unseen_leaves_the_search_pairs_out(llama: cf.Model, bound: BoundTask, s
     left = cf.unseen(llama, bound, scores.top(5))
     assert left.prompts == tuple(bound.prompts[row] for row in (2, 3, 5))
     assert cf.unseen(llama, left, scores).prompts == left.prompts
-    with pytest.raises(TaskError, match="all 2 pairs were used to find this Circuit"):
+    with pytest.raises(TaskError, match="all 2 pairs were used to find this circuit"):
         cf.unseen(llama, bound.subset([0, 4]), scores.top(5))
     with pytest.raises(TaskError, match="this Circuit does not say which pairs"):
         cf.unseen(llama, bound, cf.Circuit.full(llama.graph))

@@ -61,17 +61,17 @@ def linear(dtype: torch.dtype = torch.float32) -> cf.Model:
     return cf.wrap(hf, None, name="linear")
 
 
-def either() -> tuple[cf.Model, cf.Task]:
-    """A GPT-2 that ORs two heads, and pairs for it: its only five edges are two of `input`, one a head, `m0->logits`.
+def either(heads: tuple[tuple[int, int], ...] = ((0, 0), (0, 1))) -> tuple[cf.Model, cf.Task]:
+    """A GPT-2 that ORs up to three heads (layer, head), and pairs for it: its only edges are two a head, `m->logits`.
 
-    Either head sees whether the first token is a 1; the MLP is `min(1, a + b)`, relu(a + b) - relu(a + b - 1). Norms
-    are the identity, as in `linear`, because what is written has mean 0.
+    Each head sees whether the first token is a 1; the last MLP is min(1, a + b + ...) = relu(a + b + ...) - relu(a + b
+    + ... - 1). Norms are the identity, as in `linear`, because what is written has mean 0.
     """
     config = GPT2Config(
         vocab_size=8,
         n_positions=4,
         n_embd=8,
-        n_layer=1,
+        n_layer=1 + max(heads)[0],
         n_head=2,
         n_inner=2,
         activation_function="relu",
@@ -80,17 +80,18 @@ def either() -> tuple[cf.Model, cf.Task]:
         bos_token_id=0,
     )
     hf = GPT2LMHeadModel(config).eval()
-    signal, written, rest, idle = 0, 3, 7, 4
+    signal, written, rest, idle = 0, 5, 7, 4
     with torch.no_grad():
         for name, parameter in hf.named_parameters():
             parameter.fill_(1e4 if "ln_" in name and name.endswith("weight") else 0)
-        block, embedding = hf.transformer.h[0], hf.transformer.wte.weight
+        embedding = hf.transformer.wte.weight
         embedding[:, idle], embedding[1, signal] = 0.5, 1
         embedding[:, rest] = -embedding.sum(1)
-        for head in (0, 1):
+        for number, (layer, head) in enumerate(heads, 1):
+            block = hf.transformer.h[layer]
             block.attn.c_attn.weight[signal, 16 + 4 * head] = 2  # half of the pattern is on the first token
-            block.attn.c_proj.weight[4 * head, [1 + head, rest]] = torch.tensor([1.0, -1.0])
-        block.mlp.c_fc.weight[1:3] = 1
+            block.attn.c_proj.weight[4 * head, [number, rest]] = torch.tensor([1.0, -1.0])
+        block.mlp.c_fc.weight[1:4] = 1
         block.mlp.c_fc.bias[1] = -1
         block.mlp.c_proj.weight[:, written] = torch.tensor([1.0, -1.0])
         block.mlp.c_proj.weight[:, rest] = torch.tensor([-1.0, 1.0])

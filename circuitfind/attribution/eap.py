@@ -59,12 +59,13 @@ def between_outputs(direction: str, n_layers: int, options: Options) -> list[Poi
 
 
 def check(options: Options) -> None:
-    """Raises ScoreError for an unknown rule, or for steps that are not a whole number, 1 or more."""
+    """Raises ScoreError for an unknown rule, or for steps that are not a whole number within reason."""
     if options.get("rule", "left") not in OFFSETS:
         raise ScoreError(unknown("rule", options["rule"], OFFSETS))
-    check_count("steps", options["steps"], 1)
+    check_count("steps", options["steps"], 1, MOST_STEPS)
 
 
+MOST_STEPS = 100_000
 EAP = Method(
     "eap",
     "edge attribution patching",

@@ -6,8 +6,8 @@
    typer parsed. Typer is told that numbers and words of a list are text: a wrong one is then reported like any other
    bad input, in JSON too.
 3. Exit codes: 0 done; 1 a check failed or nothing was found; 2 bad input; 130 Ctrl-C, 143 SIGTERM (what was done is
-   kept in both cases); 141 done, but the reader of the output went away. Bad input ends with one line, which names an
-   option as it was typed; `--debug` shows the traceback as well.
+   kept in both cases, and what is complete until its files are written); 141 done, but the reader of the output went
+   away. Bad input ends with one line, which names an option as it was typed; `--debug` shows the traceback as well.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from circuitfind import __version__
+from circuitfind.checkpoint import until_saved
 from circuitfind.cli.acdc import acdc
 from circuitfind.cli.agree import agree
 from circuitfind.cli.approximation import approximation
@@ -108,13 +109,14 @@ def _typed(ctx: typer.Context, groups: Iterable[Any]) -> Iterator[tuple[str, tup
     for group in groups:
         for one in fields(group):
             if (source := ctx.get_parameter_source(one.name)) is not None and source.name == "COMMANDLINE":
-                yield keyword_of(one), (repr(getattr(group, one.name)), f"{spelled_of(one)} {ctx.params[one.name]}")
+                value, given = getattr(group, one.name), ctx.params[one.name]
+                yield keyword_of(one), (repr(value), spelled_of(one) if given is True else f"{spelled_of(one)} {given}")
 
 
 def _guarded(call: Callable[[], int | None], out: Output, debug: bool) -> int:
     """Runs a verb and returns the exit code; whatever goes wrong becomes one line."""
     try:
-        with out.hearing_warnings(), out.at_end:
+        with out.hearing_warnings(), out.at_end, until_saved() as out.complete:
             return call() or 0
     except KeyboardInterrupt as stop:
         out.stopped(_code_of(stop))
@@ -123,11 +125,12 @@ def _guarded(call: Callable[[], int | None], out: Output, debug: bool) -> int:
         if debug:
             out.err.print(traceback.format_exc(), soft_wrap=True)
         if isinstance(error, CircuitfindError):
-            out.fail(str(error), BAD_INPUT)
+            out.fail(f"{error}{out.kept}", BAD_INPUT)
             return BAD_INPUT
         said = str(error).strip().partition("\n")[0]
         text = f"unexpected {type(error).__name__}{': ' if said else ''}{said}"
-        out.fail(text if debug else f"{text} (this is a bug; --debug shows where)", FAILED)
+        text = text if debug else f"{text} (this is a bug; --debug shows where)"
+        out.fail(f"{text}{out.kept}", FAILED)
         return FAILED
 
 
@@ -218,7 +221,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with redirect_stdout(out), redirect_stderr(err), _stoppable():
         code = _run(None if arguments is None else list(arguments))
         out.flush()
+        if out.failed:
+            print(f"error: the output cannot be written: {out.failed}", file=err)
         err.flush()
+    if out.failed or err.failed:
+        return code or FAILED
     return code or (CLOSED_PIPE if out.unread or err.unread else 0)
 
 

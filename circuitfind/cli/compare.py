@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -49,10 +49,20 @@ def compare(
     folder = inputs.folder(place.out, out)
     found = _compared({"model": model, "task": task, "run": run, "what": what}, folder / KEPT, out)
     files = found.write(folder)
-    shutil.rmtree(folder / KEPT, ignore_errors=True)
+    _clear(folder / KEPT, found)
     tables.comparison(found, out, whole=True)
     out.finish(found.to_dict(), files)
     return None
+
+
+def _clear(kept: Path, found: cf.Comparison) -> None:
+    """Removes the scores of a comparison that is complete; those of other methods, which another run left, stay."""
+    from circuitfind.comparison.run import kept_at
+
+    for entry in found.ranked:
+        kept_at(kept, entry.method).unlink(missing_ok=True)
+    with suppress(OSError):
+        kept.rmdir()
 
 
 def _compared(groups: dict[str, Any], scores: Path | None, out: Output) -> cf.Comparison:

@@ -83,7 +83,7 @@ def evaluate(model: options.Model, task: options.Task, run: options.Run, asked: 
         out.few(both.record.n_distinct)
         content |= {"scores": str(asked.curve), "curve": both.to_dict()}
     for made in {each.record.pairs: each.record for each in found}.values():
-        _say_of_seen_pairs(made, record, out)
+        _say_of_seen_pairs(made, record, task.data is None, out)
     out.document(content)
 
 
@@ -124,13 +124,15 @@ def _circuit(
     return content
 
 
-def _say_of_seen_pairs(made: Record, now: Record, out: Output) -> None:
+def _say_of_seen_pairs(made: Record, now: Record, drawn: bool, out: Output) -> None:
     """Says how many of the pairs the search used."""
     seen, pairs = made.seen(now), count(now.n_examples, "pair")
+    others = "another --seed draws others" if drawn else "judge on pairs of another file"
     if seen:
-        advice = "--unseen leaves them out, another --seed draws others"
+        leave_out = "--unseen leaves them out, " if seen < now.n_examples else ""
+        advice = f"{leave_out}{others}"
         out.say(f"\nThe search ({made.method}) used {seen} of these {pairs}: {advice}.", "yellow")
     elif seen == 0:
         out.say(f"\nThe search used none of these {pairs}.", style="dim")
     elif (made.task, made.seed, made.model) == (now.task, now.seed, now.model):
-        out.say("\nThe search may have used some of these pairs; another --seed draws others.", style="dim")
+        out.say(f"\nThe search may have used some of these pairs; {others}.", style="dim")

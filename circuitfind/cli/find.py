@@ -41,7 +41,7 @@ class SearchOptions:
         "Drop single edges at the end, exactly. Default: the few that are not missed.", names=("--prune/--no-prune",)
     )
     knockouts: int | None = option(
-        "Parts of the circuit to ablate in it and in the model, which may have a second way. Default: 5.", least=0
+        "Parts of the circuit to ablate in it and in the model, which may have a second way. Default: 3.", least=0
     )
     time_limit: float | None = option("Seconds; the best circuit by then is kept.", metavar="SECONDS")
 

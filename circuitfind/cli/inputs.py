@@ -33,7 +33,7 @@ def load(model: options.Model, task: options.Task, out: Output) -> tuple[cf.Mode
             raise TaskError(f"--{name} {value} belongs to {kind}: leave it out")
     if task.data is None:
         loaded = load_model(model, out, model.check)
-        return loaded, cf.task(task.task or DEFAULT_TASK, loaded, **drawn(task)).on(loaded)
+        return loaded, cf.task(DEFAULT_TASK if task.task is None else task.task, loaded, **drawn(task)).on(loaded)
     if task.task is not None:
         raise TaskError(f"--task {task.task} and --data {task.data}: give one of the two")
     read = cf.Task.from_file(
@@ -66,7 +66,7 @@ def load_model(which: options.UncheckedModel, out: Output, check: bool = False) 
 
 def quiet() -> None:
     """Silences the libraries' own bars and logs; what a user has set in the environment stays."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    told = "TRANSFORMERS_VERBOSITY" in os.environ
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import nnsight
     from huggingface_hub.utils import logging as hub_logging
@@ -75,6 +75,8 @@ def quiet() -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     nnsight.CONFIG.APP.REMOTE_LOGGING = False
     hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    if not told:  # the variable would come too late where transformers is imported already
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 # -------------------------------------------------------------------- what is asked of the library

@@ -42,10 +42,17 @@ NOTHING = "nothing was written"
 
 
 class Lasting:
-    """A stream whose reader may go away (`| head -1`): the work goes on, and what is written from then on is lost."""
+    """A stream whose reader may go away (`| head -1`), whose disk may be full, or that is closed (`>&-`): the work goes
+    on, and what is written from then on is lost.
+
+    Attributes:
+        unread: the reader went away.
+        failed: why else it could not be written to, or nothing.
+    """
 
     def __init__(self, stream: Any) -> None:
-        self.stream, self.unread = stream, False
+        self.stream = open(os.devnull, "w", encoding="utf-8") if stream is None else stream  # noqa: SIM115 (to the end)
+        self.unread, self.failed = False, ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
@@ -62,6 +69,9 @@ class Lasting:
             call(*text)
         except BrokenPipeError:
             self.unread = True
+        except OSError as error:
+            self.failed = error.strerror or str(error)
+        if self.unread or self.failed:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
@@ -75,6 +85,7 @@ class Output:
         if_stopped: what Ctrl-C is answered with, if the file `state` is there.
         typed: by the library's keyword, the value as its errors show it, and the option as it was typed.
         at_end: what is undone when the verb ends.
+        complete: the checkpoints of runs that are complete, but whose results are not saved yet.
     """
 
     def __init__(self, as_json: bool, command: list[str]) -> None:
@@ -84,6 +95,7 @@ class Output:
         self.if_stopped, self.state = NOTHING, Path()
         self.typed: dict[str, tuple[str, str]] = {}
         self.at_end = contextlib.ExitStack()
+        self.complete: Sequence[object] = ()
         self._warned: set[str] = set()
 
     def command_line(self, *more: str) -> str:
@@ -164,6 +176,11 @@ class Output:
             from circuitfind.export.files import plain
 
             print(json.dumps(plain(content), ensure_ascii=False, allow_nan=False, indent=1))
+
+    @property
+    def kept(self) -> str:
+        """The end of an error's line: what is left of a run that was complete."""
+        return f"; {self.if_stopped}" if self.complete and self.state.exists() else ""
 
     def stopped(self, code: int) -> None:
         """What is left of a run that a signal ended, and how it goes on."""

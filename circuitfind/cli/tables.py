@@ -187,6 +187,8 @@ def comparison(found: cf.Comparison, out: Output, whole: bool = False) -> None:
             out.say(f"{one.title}: wider than this window, see compare.md")
         elif one.rows:
             out.table(one.title, one.headings, ([row[0], *map(Right, row[1:])] for row in one.rows))
+    for _, said in found.idle:
+        out.warn(said)
     for entry in found.entries if whole else ():
         if entry.refused:
             out.warn(f"{entry.method} is not in the tables: {entry.refused}")

@@ -53,6 +53,9 @@ def _parts(found: Comparison) -> Iterator[Figure | str]:
         yield from ("<h2>Faithfulness</h2>", *(faithfulness_by_size(found, by) for by in ("absolute", "signed")))
         yield from ("<h2>Over all sizes</h2>", area(found, "cpr"), area(found, "cmd"))
         yield from ("<h2>Overlap</h2>", overlap(found), "<h2>Cost</h2>", cost(found))
+    if found.idle:
+        rows = "".join(f"<li>{escape(method)}: {escape(said)}</li>" for method, said in found.idle)
+        yield f"<h2>Rankings that do nothing</h2><ul>{rows}</ul>"
     refused = [entry for entry in found.entries if entry.refused]
     if refused:
         rows = "".join(f"<li>{escape(entry.method)}: {escape(entry.refused)}</li>" for entry in refused)

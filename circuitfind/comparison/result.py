@@ -38,6 +38,7 @@ class Entry:
         auroc, auroc_heads: against the reference circuit, where there is one.
         rank_correlation: Spearman's rho of |score| with |exact effect| over all edges, where `exact` is compared, too.
         costs: of making the ranking; passes are counted in passes of all pairs that it was made on.
+        idle: which of the two selections do nothing at any small size, and why; usually none.
         refused: why the method gave no ranking here; everything else is then empty.
     """
 
@@ -53,6 +54,7 @@ class Entry:
     auroc_heads: float | None = None
     rank_correlation: float | None = None
     costs: Costs = field(default_factory=Costs)
+    idle: tuple[str, ...] = ()
     refused: str = ""
 
 
@@ -105,6 +107,11 @@ class Comparison(Result):
     def ranked(self) -> list[Entry]:
         """The methods that gave a ranking."""
         return [entry for entry in self.entries if not entry.refused]
+
+    @property
+    def idle(self) -> list[tuple[str, str]]:
+        """Methods with a selection that does nothing, and why."""
+        return [(entry.method, said) for entry in self.ranked for said in entry.idle]
 
     def closest(self) -> list[tuple[CurvePoint, str]]:
         """At each size the method whose circuit's faithfulness is nearest to 1, by the absolute selection."""
@@ -290,6 +297,10 @@ def _markdown(found: Comparison) -> Iterator[str]:
     )
     for table in (faithfulness(found), closest(found), overlap(found)):
         yield from _in_markdown(table)
+    if found.idle:
+        yield "## Rankings that do nothing\n"
+        yield from (f"* {method}: {said}" for method, said in found.idle)
+        yield ""
     refused = [entry for entry in found.entries if entry.refused]
     if refused:
         yield "## Not compared\n"

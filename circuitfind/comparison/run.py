@@ -9,8 +9,7 @@
    equal size against each other (Jaccard similarity).
 
 A method that cannot work here (a metric that is flat at the clean run, an ablation that it does not know, too little
-memory) is listed
-with its reason; the others go on.
+memory) is listed with its reason; the others go on. A ranking whose circuits do nothing is, too (`evaluation/idle.py`).
 """
 
 from __future__ import annotations
@@ -35,6 +34,7 @@ from circuitfind.errors import FileError, ModelError, ScoreError, TaskError
 from circuitfind.evaluation.agreement import PERCENTAGES, Level, agreement, check_same_graph
 from circuitfind.evaluation.curve import Curve, Mib, curve_of, sizes_of
 from circuitfind.evaluation.faithfulness import Evaluator
+from circuitfind.evaluation.idle import idle
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.references.published import reference as named
@@ -127,6 +127,11 @@ class _Ranking(NamedTuple):
     costs: Costs
 
 
+def kept_at(folder: Path, name: str) -> Path:
+    """Where a method's scores are kept."""
+    return folder / f"{name.replace('/', '_')}.safetensors"
+
+
 class _Shelf:
     """A folder of rankings; without a folder, nothing is kept.
 
@@ -139,7 +144,7 @@ class _Shelf:
 
     def take(self, name: str) -> _Ranking | None:
         """The ranking that an earlier, equal run left."""
-        if self.folder is None or not (path := self._path(self.folder, name)).is_file():
+        if self.folder is None or not (path := kept_at(self.folder, name)).is_file():
             return None
         try:
             scores = Scores.open(path)
@@ -153,11 +158,7 @@ class _Shelf:
         if self.folder is not None:
             scores, costs = ranking
             record = scores.record.with_settings(**{KEY: self.key, COSTS: asdict(costs)})
-            Scores(scores.graph, np.asarray(scores.values), record).save(self._path(self.folder, name))
-
-    @staticmethod
-    def _path(folder: Path, name: str) -> Path:
-        return folder / f"{name.replace('/', '_')}.safetensors"
+            Scores(scores.graph, np.asarray(scores.values), record).save(kept_at(self.folder, name))
 
 
 def _ranking(search: Experiment, name: str, entrant: Entrant, shelf: _Shelf) -> _Ranking:
@@ -191,7 +192,13 @@ def _entry(
         auroc_heads=aurocs[1],
         rank_correlation=None if exact is None else _rank_correlation(ranking.scores, exact),
         costs=ranking.costs,
+        idle=tuple(said for said in (_idle(ranking.scores, by, getattr(curves, by)) for by in BOTH) if said),
     )
+
+
+def _idle(scores: Scores, by: By, curve: Curve) -> str | None:
+    """What a selection that does nothing is told of."""
+    return idle(scores, by, ((point.asked, point.faithfulness) for point in curve.points))
 
 
 def _rank_correlation(scores: Scores, exact: Scores) -> float:

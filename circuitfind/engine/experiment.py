@@ -20,6 +20,7 @@ from circuitfind.batch import Batch
 from circuitfind.checkpoint import key_of
 from circuitfind.engine.ablation import Ablation, ablation_of, mean_of, resampled, sum_writers
 from circuitfind.engine.capture import Run, capture
+from circuitfind.engine.identities import require_identities_on
 from circuitfind.engine.memory import in_batches
 from circuitfind.engine.prepare import Prepared, ablated, prepare
 from circuitfind.engine.writers import Writers
@@ -92,6 +93,7 @@ class Experiment:
         chosen = given.pop("metric", metric)
         if chosen not in (None, bound.metric.name):  # a task's own function has no other name to be found by
             bound = _measuring(bound, chosen, made if chosen == inherited.get("metric") else "")
+        require_identities_on(model.adapter, bound.batch)
         return cls(model, bound, Setting(bound.metric, **given))
 
     def tell_of(self, record: Record, made: str) -> None:

@@ -6,6 +6,16 @@ On a short random prompt and another one as its corrupted twin:
 2. the circuit of all edges = the clean run;
 3. the circuit of no edge = the corrupted run.
 
+Where the user's hooks run, two more things are asked, because hooks may do something at late positions, in long prompts
+or to gradients only:
+
+4. the identities hold on the pairs that are measured, too: on the longest and the first at the first call after a hook
+   is new, and on each that is longer later;
+5. autograd's derivatives are those of the values (`derivatives.py`), in float32 and float64.
+
+What is not proved: that a hook does the same to other pairs (one that acts on some token, or by chance, may not), and
+in half precision the gradients.
+
 Each circuit is evaluated in both of its forms. A small circuit through every MLP has no identity to meet, but its two
 forms must agree: most of its modules are skipped in the sparse one. Errors are relative to the largest value compared;
 logits that are all near zero count as a hundredth of the largest that the stream and the unembedding could make.
@@ -22,7 +32,9 @@ from torch import Tensor
 
 from circuitfind.batch import Batch, Inputs
 from circuitfind.circuit import Circuit
+from circuitfind.engine import derivatives
 from circuitfind.engine.circuit_run import run_circuits
+from circuitfind.engine.derivatives import derivative_error
 from circuitfind.engine.prepare import Prepared, prepare
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter
@@ -45,9 +57,10 @@ class Identity(NamedTuple):
         return self.error <= self.tolerance  # false for NaN
 
 
-def check_identities(adapter: Adapter, seed: int = 0) -> list[Identity]:
-    """Runs the identities, and the comparison of forms."""
-    prepared = prepare(adapter, _random_pairs(adapter, seed))
+def check_identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> list[Identity]:
+    """Runs the identities, and the comparison of forms, on random pairs or on a batch; with hooks, derivatives too."""
+    batch = _random_pairs(adapter, seed) if batch is None else batch
+    prepared = prepare(adapter, batch)
     full, empty = (make(adapter.graph).mask[None] for make in (Circuit.full, Circuit.empty))
     clean, corrupted, least = prepared.clean.logits, prepared.empty.logits, _least_logit(prepared)
     errors = {
@@ -56,12 +69,30 @@ def check_identities(adapter: Adapter, seed: int = 0) -> list[Identity]:
         "no edge in = corrupted run": _circuit_error(prepared, empty, corrupted, least),
         "both forms of a small circuit agree": _forms_error(prepared, least),
     }
-    return [Identity(name, error, TOLERANCE.get(adapter.dtype, 1e-4)) for name, error in errors.items()]
+    found = [Identity(name, error, TOLERANCE.get(adapter.dtype, 1e-4)) for name, error in errors.items()]
+    if adapter.state.hooks and adapter.dtype == adapter.work:
+        error = derivative_error(adapter, batch.clean.rows(slice(0, 1)))
+        found.append(Identity("gradients = what the values change by", error, derivatives.TOLERANCE))
+    return found
 
 
-def require_identities(adapter: Adapter) -> list[Identity]:
+def require_identities_on(adapter: Adapter, batch: Batch) -> None:
+    """Under the user's hooks, requires the identities on the longest and the first of these pairs, unless they hold on
+    longer ones."""
+    if not adapter.state.hooks or adapter.unproven is None or adapter.held_by is not None:
+        return
+    lengths = torch.maximum(batch.clean.mask.sum(-1), batch.corrupted.mask.sum(-1))
+    if (longest := int(lengths.max())) > adapter.proven_length:
+        rows = [int(lengths.argmax()), 0]
+        require_identities(
+            adapter, batch.rows(torch.tensor(rows[: 1 + (rows[0] > 0)], device=lengths.device)).trimmed()
+        )
+        adapter.proven_length = longest
+
+
+def require_identities(adapter: Adapter, batch: Batch | None = None) -> list[Identity]:
     """Runs the identities; ModelError, naming the identity and its error, for a model that fails one."""
-    identities = check_identities(adapter)
+    identities = check_identities(adapter, batch=batch)
     for name, error, tolerance in identities:
         if not error <= tolerance:
             hooked = [path or type(adapter.model).__name__ for path in adapter.state.hooks]
@@ -69,8 +100,8 @@ def require_identities(adapter: Adapter) -> list[Identity]:
             if hooked:
                 more = f" and {len(hooked) - 5} more modules" if len(hooked) > 5 else ""
                 why = (
-                    f"Hooks run on {', '.join(hooked[:5])}{more}: remove those that change what a module gives, or make"
-                    " the change in the module itself"
+                    f"Hooks run on {', '.join(hooked[:5])}{more}: remove those that change what a module gives, or its"
+                    " gradient, or make the change in the module itself"
                 )
             raise ModelError(
                 f"the model's self-check failed: '{name}' is off by {error:.2g} (allowed {tolerance:.0e}). {why};"

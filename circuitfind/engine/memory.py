@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
+from torch import nn
 
 from circuitfind.batch import Batch
 from circuitfind.errors import ModelError, warn
@@ -148,7 +149,16 @@ def _kept_of_mlp(adapter: Adapter) -> int:
     width: int = module_at(view.block, adapter.family.down).weight.numel() // graph.d_model
     if parameters > 2.5 * width * graph.d_model:
         return GATED * width
-    return width * (COMPOSED if "new" in str(getattr(adapter.config, "activation_function", "")) else PLAIN)
+    return width * (COMPOSED if any(map(_composed, view.block.modules())) else PLAIN)
+
+
+def _composed(module: nn.Module) -> bool:
+    """Whether this is an activation made of several operations (GPT-2's GELU), each of which keeps its input."""
+    if not type(module).__module__.startswith(("torch.nn.modules.activation", "transformers.activations")):
+        return False
+    with torch.enable_grad():
+        last = module(torch.zeros(1, requires_grad=True)).grad_fn
+    return last is not None and any(getattr(one, "next_functions", ()) for one, _ in last.next_functions)
 
 
 def logits_bytes(adapter: Adapter, rows: int, softmax: bool = True) -> int:

@@ -13,14 +13,17 @@
 
 `second_way` is a cheap form, for searches: K is one part of the circuit, its heads of a layer together or an MLP, for
 the few parts of largest effect. Where the circuit breaks without a part and the model does not, the model has a second
-way to do the task, which the circuit leaves out. It does not see a backup of several parts together, nor one that runs
-through the same nodes along other edges: for these draw sets of edges with `completeness`.
+way to do the task, which the circuit leaves out. Where no part shows one, parts that stand in for each other may: from
+those that the model misses least, one after the other is added to K (a few at a time, of many), and left in unless the
+model then fails. It does not see a second way that runs through the same nodes along other edges: for that draw sets of
+edges with `completeness`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
 from typing import Any, NamedTuple, Unpack
 
@@ -157,24 +160,28 @@ class Part(NamedTuple):
     @property
     def reading(self) -> str:
         """What it means, in a line."""
-        first, others = self.removed[0], len(self.removed) - 1
-        named = ", ".join(self.removed) if others < FEW else f"{first} and {others} other heads of its layer"
-        shares = f"without {named} the model keeps {self.model:.0%} of the total effect and the circuit"
+        named, others = ", ".join(self.removed[:FEW]), len(self.removed) - FEW
+        if others > 0:
+            one_part = len({name.partition(".")[0] for name in self.removed}) == 1
+            named += f" and {others} more {'heads of that layer' if one_part else 'nodes'}"
+        model, circuit = (f"{round(share, 2) + 0.0:.0%}" for share in (self.model, self.circuit))  # no -0%
+        shares = f"without {named} the model keeps {model} of the total effect and the circuit {circuit}"
         if self.second_way:
             task = "the task" if self.model >= MOST else "part of the task"
-            said = f"{shares} {self.circuit:.0%}: the model does {task} without this circuit, too"
+            said = f"{shares}: the model does {task} without this circuit, too"
             return f"{said}. There is a second way, which the circuit leaves out"
-        return f"{shares} {self.circuit:.0%}, the largest gap that was met: no second way was seen"
+        return f"{shares}, the largest gap that was met: no second way was seen"
 
 
 def second_way(evaluator: Evaluator, circuit: Circuit, effects: np.ndarray, count: int) -> Part | None:
-    """The part of a circuit without which circuit and model differ most; None where there is no part.
+    """The part of a circuit, or the parts together, without which circuit and model differ most; None where there is
+    no part.
 
-    Costs two runs of a circuit for each part, and one.
+    Costs two runs of a circuit for each set that is knocked out, and one.
 
     Args:
         effects: `[writers, readers]` of the circuit's edges, by which parts are ranked.
-        count: how many parts to knock out.
+        count: how many parts to knock out, and at most so many sets of several.
     """
     trials, graph = _Trials(evaluator, circuit, "node"), circuit.graph
     size = np.abs(np.where(circuit.mask, np.nan_to_num(effects), 0)).sum(1)
@@ -186,11 +193,22 @@ def second_way(evaluator: Evaluator, circuit: Circuit, effects: np.ndarray, coun
     sets = [tuple(part) for part in ranked[:count]]
     if not sets:
         return None
-    gaps = -trials.differences([(), *sets]).mean(-1) / (evaluator.full.mean() - evaluator.empty.mean())
-    worst = int(gaps[1:].argmax())
-    row = trials.row(sets[worst], "part")
-    circuits, models = evaluator.faithfulness(np.array([[row.circuit], [row.model]])).tolist()
-    return Part(row.removed, circuits, models, bool(gaps[1 + worst] - gaps[0] >= SECOND_WAY))
+    trials.differences([(), *sets])  # all at once
+    found = [trials.part(removed) for removed in sets]
+    if not any(part.second_way for part in found):
+        missed = sorted(range(len(sets)), key=lambda number: -found[number].model)  # least first
+        found += _together(trials, [*ranked[count:][::-1], *(sets[number] for number in missed)], count)
+    return max(found, key=lambda part: part.model - part.circuit)
+
+
+def _together(trials: _Trials, parts: Sequence[Sequence[int]], most: int) -> Iterator[Part]:
+    """Parts knocked out together, one more (or a few more, for at most so many sets) at a time."""
+    inside: tuple[int, ...] = ()
+    for start in range(0, len(parts), step := -(-len(parts) // most)):
+        tried = tuple(sorted(chain(inside, *parts[start : start + step])))
+        found = trials.part(tried)
+        yield found
+        inside = tried if found.model >= MOST else inside
 
 
 class _Trials:
@@ -240,6 +258,13 @@ class _Trials:
             inside = sets[int(gaps.argmax())]
             met.append((float(gaps.max()), inside))
         return max(met, key=itemgetter(0))[1]
+
+    def part(self, removed: tuple[int, ...]) -> Part:
+        """The shares that circuit and model keep without a set."""
+        rows = [self.row(one, "part") for one in ((), removed)]
+        means = np.array([[mean] for row in rows for mean in (row.circuit, row.model)])
+        before, whole, circuit, model = self.evaluator.faithfulness(means).tolist()
+        return Part(rows[1].removed, circuit, model, model - circuit - (whole - before) >= SECOND_WAY)
 
     def row(self, removed: tuple[int, ...], how: str) -> KnockOut:
         (difference,) = self.differences([removed])

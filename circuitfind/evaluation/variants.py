@@ -83,6 +83,6 @@ def unseen(model: Model, task: Task | BoundTask, found: Circuit | Scores | NodeS
         raise TaskError(f"this {type(found).__name__} does not say which pairs it was found on: none can be left out")
     rows = [row for row, pair in enumerate(fingerprints(bound.prompts, bound.corrupted_prompts)) if pair not in seen]
     if not rows:
-        used = f"all {len(bound)} pairs were used to find this {type(found).__name__}"
+        used = f"all {len(bound)} pairs were used to find this {type(found).__name__.lower()}"
         raise TaskError(f"{used}: judge it with others (another seed, more pairs)")
     return bound.subset(rows)

@@ -18,7 +18,7 @@ from circuitfind.attribution.exact import exact_effects
 from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.experiment import Experiment
-from circuitfind.errors import ScoreError, warn
+from circuitfind.errors import ScoreError, check_count, warn
 from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
 from circuitfind.evaluation.random_circuits import random_circuit, same_nodes
 from circuitfind.graph import Graph, ends_of
@@ -30,6 +30,8 @@ from circuitfind.scores import Scores
 from circuitfind.setting import Keywords
 from circuitfind.statistics import Interval, as_intervals, correlation, mean_intervals, rank_correlation
 from circuitfind.tasks.task import BoundTask, Task
+
+MOST_RANDOM = 10_000  # circuits: 20 tell enough, and each is run
 
 
 class EdgeCheck(NamedTuple):
@@ -169,8 +171,8 @@ def verify(
         raise ScoreError(f"verify needs edge scores, not {type(scores).__name__}: attribute(level='edge') makes them")
     if scores.graph != model.graph:
         raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
-    if top < 0 or random < 0:
-        raise ScoreError(f"top={top} and random={random} count edges and circuits: neither can be negative")
+    check_count("top", top)
+    check_count("random", random, most=MOST_RANDOM)
     experiment = Experiment.of(model, task, asked, inherit=scores.record, made="the scores were")
     if isinstance(circuit, Circuit):
         experiment.tell_of(circuit.record, "the circuit was")

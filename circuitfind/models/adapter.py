@@ -60,6 +60,7 @@ class Adapter:
         lock: held by the call that runs the model: runs put hooks on its modules.
         state: the model as it was when it was last read.
         unproven: its identities are still to be proved; None: the user does not want them to be.
+        proven_length: under the user's hooks, of the longest of their pairs that the identities were proved on.
         origin: what its weights were de-quantised from, such as "GGUF Q4_1"; empty if they were stored as floats.
         held_by: the `circuitfind.only` that runs the model as a circuit at the moment; no other pass may run then.
         work: precision of circuitfind's own arithmetic: the model's, but at least float32.
@@ -80,6 +81,7 @@ class Adapter:
         self._accepts = set(inspect.signature(model.forward).parameters)
         self.lock = _LOCKS.setdefault(model, threading.RLock())
         self.unproven: bool | None = True
+        self.proven_length = 0
         self.state = self._state()
 
     def _read(self) -> None:

@@ -94,7 +94,7 @@ def remote_model(name: str, where: bool | str, check: bool, family: Family | Non
         keywords: passed on to nnsight (revision, ...).
     """
     if where is not True and where != _SIMULATED and not (isinstance(where, str) and "://" in where):
-        remedy = "give True (NDIF), the URL of a server such as http://host:8001, or 'local'"
+        remedy = "give True (NDIF; --remote ndif), the URL of a server such as http://host:8001, or 'local'"
         raise ModelError(f"remote={where!r}: {remedy}")
     config = config_of(name, **keywords).get_text_config()
     family_of(config, family)

@@ -108,7 +108,7 @@ def acdc(
         for edge, effect in checked.effects.items():
             exact[edge] = effect
         facts["screening"] = {"runs": pruning.screening_runs, **checked.facts(model.graph)}
-    file.remove()
+    file.finish()
     if not pruning.mask.any():
         warn(f"ACDC: no edge matters by threshold={threshold!r} or more, so the circuit has none: give a lower one")
     record = evaluator.experiment.record("acdc", **settings)
@@ -179,7 +179,7 @@ def acdc_scores(
     settings["differ"] = [int((mask != (values > t)).sum()) for t, mask in zip(grid, masks, strict=False)]
     record = evaluator.experiment.record("acdc", **settings)
     for file in files:
-        file.remove()
+        file.finish()
     return Scores(model.graph, values, replace(record, sign=SIGN))
 
 

@@ -37,7 +37,7 @@ from circuitfind.evaluation.completeness import second_way
 from circuitfind.evaluation.diagnosis import summarise, summary_of
 from circuitfind.evaluation.faithfulness import Evaluator, Outcome
 from circuitfind.evaluation.idle import idle
-from circuitfind.evaluation.verify import Verification, verified
+from circuitfind.evaluation.verify import MOST_RANDOM, Verification, verified
 from circuitfind.models.load import Model
 from circuitfind.progress import stages
 from circuitfind.scores import By, Scores
@@ -77,7 +77,7 @@ def find(
     holdout: float = 0.5,
     max_checks: int = 40,
     random: int = 10,
-    knockouts: int = 5,
+    knockouts: int = 3,
     time_limit: float | None = None,
     scores: Scores | None = None,
     **asked: Unpack[ScoreKeywords],
@@ -98,7 +98,8 @@ def find(
         max_checks: how many edges to measure exactly: the circuit's strongest, then the strongest outside of it.
         random: how many random circuits to compare with.
         knockouts: how many parts of the circuit (its heads of a layer, an MLP) to ablate inside it and inside the
-            model, to see whether the model has a second way; each costs two runs of a circuit on the search pairs.
+            model, to see whether the model has a second way, and at most so many sets of several; each costs two runs
+            of a circuit on the search pairs.
         time_limit: seconds that the call may take, in all. The search then ends with the best circuit so far, and is
             checked as far as there is time.
         scores: take these instead of computing them (a search that was stopped goes on from its saved scores).
@@ -111,8 +112,9 @@ def find(
             or with other options than those asked for.
     """
     check_target(tolerance, criterion, search, edges, time_limit)
-    for name, count in {"max_checks": max_checks, "random": random, "knockouts": knockouts}.items():
+    for name, count in {"max_checks": max_checks, "knockouts": knockouts}.items():
         check_count(name, count)
+    check_count("random", random, most=MOST_RANDOM)
     for name in asked.keys() & FORMER.keys():
         raise TypeError(f"find has no '{name}' any more: use {FORMER[name]}")
     if scores is not None and not isinstance(scores, Scores):
@@ -155,7 +157,7 @@ def find(
             checks = verified(whole.on(held_out), judge, scores, circuit, to_patch, int(min(random, 0.2 * afford)))
         part = None
         with stage(work.knockouts):
-            if len(circuit) < circuit.graph.n_edges and deadline.left() > 2 * knockouts * trials.seconds:
+            if len(circuit) < circuit.graph.n_edges and deadline.left() > 4 * knockouts * trials.seconds:
                 effects = np.where(np.isfinite(checks.exact), checks.exact, scores.values)
                 part = second_way(evaluator, circuit, effects, knockouts)
         with stage(work.frontier):
@@ -195,7 +197,7 @@ class _Work(NamedTuple):
     @classmethod
     def of(cls, scores: Scores | None, search: str, max_checks: int, random: int, knockouts: int) -> _Work:
         runs = 60.0 if search == "balanced" else 25.0
-        return cls(20.0 if scores is None else 0.0, runs, 0.5 * max_checks + 2 * random, 2.5 * knockouts)
+        return cls(20.0 if scores is None else 0.0, runs, 0.5 * max_checks + 2 * random, 5.0 * knockouts)
 
 
 def check_target(

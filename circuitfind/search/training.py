@@ -270,7 +270,7 @@ class Training:
             except BaseException:  # Ctrl-C included: what was learned is kept
                 file.write(state.arrays())
                 raise
-        file.remove()
+        file.finish(state.arrays())
         return state
 
     def advance(self, state: State) -> State:

@@ -24,6 +24,7 @@ from circuitfind.setting import check_seed
 from circuitfind.tasks.spans import occurrences
 
 T = TypeVar("T")
+MOST_PAIRS = 1_000_000
 _TRIES_FOR_A_NEW_PAIR = 50
 _BEFORE = "x"
 _REMEDY = "choose another task or model, or bring your own pairs in a file"
@@ -198,6 +199,8 @@ class TaskBuilder(NoFile):
         choice = Choice(self.corruption(corruption), self._chosen(template))
         if not isinstance(n, Integral) or n < 1:
             raise TaskError(f"{self.name}: n must be a whole number, at least 1, not {n!r}")
+        if n > MOST_PAIRS:
+            raise TaskError(f"{self.name}: n={n} is more pairs than can be run: give {MOST_PAIRS:,} at most")
         check_seed(seed)
         draw, rng = self.prepare(words, choice), random.Random(seed)
         pairs: list[Pair] = []

@@ -105,7 +105,7 @@ def _rows(path: Path) -> _Read:
 def _document(path: Path, text: str) -> _Read | None:
     """The rows of one JSON document; None where the file is one object a line."""
     try:
-        whole = json.loads(text)
+        whole = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError:
         return None
     if isinstance(whole, dict) and isinstance(whole.get("prompts"), list):
@@ -135,7 +135,7 @@ def _jsonl(path: Path, text: str) -> _Read:
     rows = []
     for where, line in lines.items():
         try:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line, object_pairs_hook=_once))
         except json.JSONDecodeError as error:
             raise FileError(f"{path}, {where}: not JSON ({error.msg})") from None
         if not isinstance(rows[-1], dict):
@@ -143,10 +143,24 @@ def _jsonl(path: Path, text: str) -> _Read:
     return _Read(rows, list(lines))
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; one that names a key twice is refused, because which of the two is meant is not known."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise json.JSONDecodeError(f"'{name}' is there twice", "", 0)
+    return dict(pairs)
+
+
 def _csv(path: Path, text: str) -> _Read:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     rows, where = [], []
     try:
+        names = reader.fieldnames or []
+        if twice := [name for name in names if name and names.count(name) > 1]:
+            raise FileError(f"{path}: column '{twice[0]}' is there twice: leave one of them out")
+        if len(names) == 1 and (other := next((mark for mark in ";\t" if mark in names[0]), "")):
+            raise FileError(f"{path}: the columns are separated by {other!r}: save the file with commas between them")
         for fields in reader:
             if None in fields:
                 raise FileError(f"{path}, line {reader.line_num}: more cells than the header has columns")
