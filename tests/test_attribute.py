@@ -361,7 +361,7 @@ def test_nan_in_the_logits_is_named() -> None:
         ({"method": "atp"}, "'atp' does not score edges: .*, or level='node' for its scores of nodes"),
         ({"level": "layer"}, "level 'layer' is unknown: use 'edge' or 'node'"),
         ({"rule": "trapezoid"}, "rule 'trapezoid' is unknown. Known: left, midpoint, right"),
-        ({"steps": 0}, "steps=0: give a whole number, 1 or more"),
+        ({"steps": 0}, "steps=0: give a whole number, 1 to 100,000"),
         ({"direction": "up"}, "direction 'up' is unknown: use 'noising' or 'denoising'"),
         ({"ablation": "noise", "method": "eap"}, "ablation 'noise' is unknown. Known: corrupted, zero"),
         ({"ablation": "zero"}, "'eap-ig-inputs' interpolates between the clean and the corrupted run"),

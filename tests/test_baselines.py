@@ -235,7 +235,7 @@ def test_find_takes_a_baseline(run: Run) -> None:  # noqa: F811
         ({"method": "weights", "direction": "up"}, "direction 'up' is unknown"),
         ({"method": "activation", "batch_size": 0}, "batch_size must be at least 1"),
         ({"method": "eap-ig-activations", "ablation": "zero"}, "it needs ablation='corrupted'"),
-        ({"method": "eap-ig-activations", "steps": 0}, "steps=0: give a whole number, 1 or more"),
+        ({"method": "eap-ig-activations", "steps": 0}, "steps=0: give a whole number, 1 to 100,000"),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )

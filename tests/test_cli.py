@@ -459,7 +459,7 @@ MISTAKES = {
         ("find", "--n", "4", "--scores", "mine.safetensors", "--steps", "3"),
         "steps=None, not 3",
     ),
-    "no steps": (("find", "--n", "4", "--steps", "0"), "--steps 0: give a whole number, 1 or more"),
+    "no steps": (("find", "--n", "4", "--steps", "0"), "--steps 0: give a whole number, 1 to 100,000"),
     "a target that is none": (("find", "--tolerance", "99"), "--tolerance 99: give how far from 1"),
     "a threshold that no |effect| is below": (
         ("acdc", "--n", "4", "--absolute", "--threshold", "-1"),
