@@ -213,7 +213,9 @@ def test_the_command_line_calls_them_scores(run: Run) -> None:  # noqa: F811
 
 
 def test_find_takes_a_baseline(run: Run) -> None:  # noqa: F811
-    said = run("find", "--n", "4", "--method", "weights", "--random", "1", "--top", "3", "--tolerance", "0.9", "--json")
+    said = run(
+        "find", "--n", "4", "--method", "weights", "--random", "1", "--max-checks", "3", "--tolerance", "0.9", "--json"
+    )
     content = json.loads(said.out)
     assert said.code in (0, 1) and {edge["estimate"] for edge in content["checks"]["edges"]} == {None}
     assert content["checks"]["sign_errors"] == 0 and content["checks"]["slope"] is None

@@ -133,6 +133,7 @@ def test_report_is_complete(found: Path) -> None:
         "The circuit",
         "As a whole",
         "Faithfulness by size",
+        "Frontier",
         "Estimates against exact patching",
         "Every example",
         "Steps of the search",
@@ -146,7 +147,7 @@ def test_report_is_complete(found: Path) -> None:
 
 def test_find_json_is_one_document_with_all_fields(found: Path) -> None:
     said = json.loads((found / "said.json").read_text())
-    assert set(said) == {"run", "seconds", "files", "circuit", "task", "checks", "curve", "steps"}
+    assert set(said) == {"run", "seconds", "files", "circuit", "task", "checks", "curve", "steps", "frontier"}
     assert said["run"]["pairs"] == 8 and said["run"]["model"] == "tiny"
     circuit = cf.Circuit.open(found / "circuitfind-out" / "circuit.json")
     assert said["circuit"]["edges"] == circuit.edges
@@ -309,17 +310,17 @@ def test_verify_writes_what_it_measured(run: Run, found: Path) -> None:
 
 def test_the_metric_that_was_used_is_the_one_that_is_named(run: Run, found: Path) -> None:
     """Given scores bring their metric to another task; --metric overrides it, and both say so everywhere."""
-    few = ("--n", "8", "--top", "3", "--random", "1", "--scores", str(found / "circuitfind-out" / "scores.safetensors"))
+    few = ("--n", "8", "--random", "1", "--scores", str(found / "circuitfind-out" / "scores.safetensors"))
     for words, task, metric in (
         (("--task", "greater-than"), "greater-than", "logit_diff"),
         (("--metric", "logprob"), "ioi", "logprob"),
     ):
-        said = run("verify", *few, *words)
+        said = run("verify", *few, "--top", "3", *words)
         assert said.code == 0 and f"{task}, {metric}:" in said.out and f"({metric})" in said.out
         assert ("judged with metric='logprob', as asked" in said.err) == (metric == "logprob")
         content = json.loads(Path("circuitfind-out/verify.json").read_text())
         assert content["run"]["metric"] == content["circuit"]["record"]["metric"] == metric
-        said = run("find", *few, *words, "--no-prune", "--json")
+        said = run("find", *few, "--max-checks", "3", *words, "--no-prune", "--json")
         assert said.code == 0 and f"{task}, {metric}:" in said.err and f"({metric})" in said.err
         document = json.loads(said.out)
         assert document["run"]["metric"] == document["task"]["metric"] == metric
@@ -430,7 +431,7 @@ MISTAKES = {
     "unknown rule": (("find", "--n", "4", "--rule", "top"), "'top'"),
     "unknown direction": (("find", "--n", "4", "--direction", "up"), "'up'"),
     "unknown ranking": (
-        ("find", "--by", "size"),
+        ("patch", "--by", "size"),
         "--by 'size' is unknown: did you mean 'signed'? Known: absolute, signed",
     ),
     "unknown place": (
@@ -460,7 +461,7 @@ MISTAKES = {
         "steps=None, not 3",
     ),
     "no steps": (("find", "--n", "4", "--steps", "0"), "--steps 0: give a whole number, 1 to 100,000"),
-    "a target that is none": (("find", "--tolerance", "99"), "--tolerance 99: give how far from 1"),
+    "a target that is none": (("find", "--tolerance", "99"), "--tolerance 99: give how far from the whole model"),
     "a threshold that no |effect| is below": (
         ("acdc", "--n", "4", "--absolute", "--threshold", "-1"),
         "--threshold -1: no |effect| is below it",
@@ -612,7 +613,7 @@ def test_warnings_are_one_line_each_once(run: Run) -> None:
         for a, b in (("Luke", "Aaron"), ("Peter", "Jessica"), ("Jane", "Melissa"), ("Olivia", "Erin"))
     ]
     Path("swapped.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    said = run("find", "--data", "swapped.jsonl", "--top", "3", "--random", "1")
+    said = run("find", "--data", "swapped.jsonl", "--max-checks", "3", "--random", "1")
     assert said.err.count("the model does not prefer the answer on 2 of 2 clean prompts") == 1
 
     before = warnings.showwarning

@@ -239,7 +239,7 @@ def test_the_example_in_the_readme_works(tiny):
     readme = Path(__file__).parents[1] / "README.md"
     (rows,) = re.findall(r"```json\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
     Path("pairs.jsonl").write_text(rows)
-    assert main(["find", "tiny", "--data", "pairs.jsonl", "--top", "3", "--random", "2"]) == 0
+    assert main(["find", "tiny", "--data", "pairs.jsonl", "--max-checks", "3", "--random", "2"]) == 0
 
 
 def test_columns_that_are_there_twice_are_refused():
@@ -296,7 +296,13 @@ def test_missing_weights_are_refused_unless_allowed(place, capsys, monkeypatch):
 # -------------------------------------------------------------------- meaningless numbers, in the library
 def test_numbers_without_meaning_are_refused(tiny):
     task = cf.task("ioi", tiny, n=4)
-    for words in ({"tolerance": 1}, {"tolerance": float("nan")}, {"prune_tolerance": -1}, {"top": 1.5}, {"random": -1}):
+    for words in (
+        {"tolerance": 1},
+        {"tolerance": float("nan")},
+        {"time_limit": -1},
+        {"max_checks": 1.5},
+        {"random": -1},
+    ):
         (name,) = words
         with pytest.raises(cf.ScoreError, match=f"^{name}="):
             cf.find(tiny, task, **words)

@@ -255,7 +255,7 @@ def test_a_ranking_whose_circuits_do_nothing_is_told_with_its_reason_and_remedy(
     with pytest.warns(UserWarning, match=r"by signed effect \('eap'\) do nothing: .*have negative effects"):
         cf.curve(model, task, wrong, sizes=sizes, by="signed")
     with pytest.warns(UserWarning, match=r"do nothing: .*Use method='eap-ig-inputs' or method='relp' or by='absolute'"):
-        cf.find(model, task, scores=wrong, by="signed", top=2, random=1, prune=False)
+        cf.find(model, task, scores=wrong, search="signed", max_checks=2, random=1, prune=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         cf.curve(model, task, scores, sizes=sizes)

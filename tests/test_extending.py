@@ -82,7 +82,7 @@ def test_a_method(model: cf.Model, task: cf.Task, module: str) -> None:
     with pytest.raises(cf.ScoreError, match="steps"):
         cf.attribute(model, task, record, steps=3)
     assert {entry.method for entry in cf.compare(model, task, {"eap": None, "mine": record}).ranked} == {"eap", "mine"}
-    assert cf.find(model, task, method=path, tolerance=0.5, top=2, random=1, prune=False).scores.record.method
+    assert cf.find(model, task, method=path, tolerance=0.5, max_checks=2, random=1, prune=False).scores.record.method
 
 
 def test_a_metric(model: cf.Model, task: cf.Task) -> None:

@@ -204,7 +204,7 @@ def test_a_circuit_that_leaves_out_a_second_way() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", CircuitfindWarning)
         left_out = cf.find(model, task, random=1, knockouts=0)
-    assert "knocked_out" not in left_out.circuit.facts and left_out.steps[-1].stage == "pruning"
+    assert "knocked_out" not in left_out.circuit.facts and left_out.steps[-1].stage == "opposing"
     with pytest.raises(ScoreError, match="knockouts=-1"):
         cf.find(model, task, knockouts=-1)
 

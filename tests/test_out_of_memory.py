@@ -59,7 +59,7 @@ CALLS: dict[str, Callable[[cf.Model, cf.Task], Any]] = {
     "hypotheses": lambda model, task: cf.hypotheses(model, task, circuit_of(model), references=3).record.metric,
     "stability": lambda model, task: cf.stability(model, task, method="eap").record.metric,
     "approximation": lambda model, task: cf.approximation(model, task).record.metric,
-    "find": lambda model, task: cf.find(model, task, top=3, random=2, prune=False).circuit.mask,
+    "find": lambda model, task: cf.find(model, task, max_checks=3, random=2, prune=False).circuit.mask,
     "attention": lambda model, task: cf.attention(model, task, "a0.h1").pattern,
     "only": only,
 }

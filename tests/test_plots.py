@@ -356,7 +356,7 @@ def test_more_methods_than_colours_stay_apart(curve: cf.Curve) -> None:
 
 
 def test_a_search_shows_what_it_ran_and_what_it_chose(llama: cf.Model) -> None:
-    result = cf.find(llama, contrast(2), random=0, top=5)
+    result = cf.find(llama, contrast(2), random=0, max_checks=5)
     figure = cf.plot(result)
     tried = {(point.n_edges or 1, point.faithfulness) for point in result.curve}
     assert set(zip(figure.data[0].x, figure.data[0].y, strict=True)) == tried

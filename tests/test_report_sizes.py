@@ -218,7 +218,7 @@ def test_pack_writes_query_after_query() -> None:
 
 def test_find_hands_its_page_what_it_measures(tiny: cf.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = cf.task("ioi", tiny, n=16)
-    result = cf.find(tiny, task, method="eap", prune=False, top=0, random=1)
+    result = cf.find(tiny, task, method="eap", prune=False, max_checks=0, random=1)
     known = {name: getattr(result, name) for name in ("scores", "checks", "curve", "steps", "summary")}
     data = report_data(result.circuit, tiny, result.unseen, **known)
     sizes = data.sizes
@@ -255,7 +255,7 @@ def test_find_hands_its_page_what_it_measures(tiny: cf.Model, tmp_path: Path, mo
 
 def test_a_report_needs_no_more_than_a_circuit(tiny: cf.Model, tmp_path: Path) -> None:
     task = cf.task("ioi", tiny, n=6)
-    result = cf.find(tiny, task, method="eap", prune=False, top=3, random=1)
+    result = cf.find(tiny, task, method="eap", prune=False, max_checks=3, random=1)
     opened = Circuit.open(result.circuit.save(tmp_path / "circuit.json"))
     alone = report_data(opened)
     assert (alone.faithfulness, alone.interval) == (result.checks.faithfulness, tuple(result.checks.interval))

@@ -225,7 +225,7 @@ def test_every_format_is_opened_by_the_class_that_writes_it() -> None:
 def test_folders_are_opened(tmp_path: Path) -> None:
     model = cf.load("tiny", check=False)
     task = cf.task("ioi", model, n=8)
-    found = cf.find(model, task, top=3, random=2, batch_size=8)
+    found = cf.find(model, task, max_checks=3, random=2, batch_size=8)
     again = cf.open(found.save(tmp_path / "found"))
     assert again.circuit == found.circuit and again.checks.to_dict() == found.checks.to_dict()
     assert type(cf.open(tmp_path / "found" / "find.json")) is cf.FindResult

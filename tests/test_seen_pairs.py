@@ -70,11 +70,11 @@ def test_judges_say_how_many_pairs_were_seen(llama: cf.Model, bound: BoundTask, 
 
 def test_a_search_from_given_scores_has_seen_both(llama: cf.Model, bound: BoundTask, scores: cf.Scores) -> None:
     search, unseen = bound.split(0.5, 1)
-    found = cf.find(llama, bound, scores=scores, top=2, random=0, seed=1)
+    found = cf.find(llama, bound, scores=scores, max_checks=2, random=0, seed=1)
     assert found.circuit.record.seen(cf.evaluate(llama, search, []).record) == len(search)
     already = scores.record.seen(found.checks.evaluation.record)
     assert found.checks.evaluation.seen_pairs == already and 0 < already < len(unseen)
-    assert cf.find(llama, bound, method="eap", top=2, random=0).checks.evaluation.seen_pairs == 0
+    assert cf.find(llama, bound, method="eap", max_checks=2, random=0).checks.evaluation.seen_pairs == 0
 
 
 def test_unseen_leaves_the_search_pairs_out(llama: cf.Model, bound: BoundTask, scores: cf.Scores) -> None:
