@@ -103,7 +103,7 @@ def _gradient(
         logits.to(prepared.adapter.work),
         lambda at: metric(at, prepared.batch),
         f"metric '{metric.name}'",
-        "masks are learned by gradients; acdc and exact patching need none",
+        "masks are learned and circuits re-scored by gradients; acdc, exact and find(search='absolute') need none",
     )
     scale = power_of_two(at_logits)
     count_backward(len(logits))

@@ -109,7 +109,8 @@ def find(
     Raises:
         TaskError: too few pairs, or they do not fit the model.
         ScoreError: scores or faithfulness are undefined on this task, or the given scores were made by another method
-            or with other options than those asked for.
+            or with other options than those asked for; the metric cannot be differentiated (search="absolute" needs no
+            gradient).
     """
     check_target(tolerance, criterion, search, edges, time_limit)
     for name, count in {"max_checks": max_checks, "knockouts": knockouts}.items():
@@ -121,7 +122,6 @@ def find(
         raise ScoreError(f"find needs edge scores, not {type(scores).__name__}: attribute(level='edge') makes them")
     if scores is not None and scores.graph != model.graph:
         raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
-    deadline = Deadline(time_limit)
     chosen_method = method_of(method)
     if scores is None:
         request, setting = request_of(chosen_method, asked)
@@ -137,7 +137,7 @@ def find(
     twin = experiment.ablation.twin
     summary = summary_of(evaluator) if twin else summarise(model, seen, batch_size=experiment.setting.batch_size)
     evaluator.check_contrast()
-    trials = Trials(evaluator, criterion, tolerance, deadline, SEARCHING)
+    trials = Trials(evaluator, criterion, tolerance, Deadline(time_limit), SEARCHING)
     work = _Work.of(scores, search, max_checks, random, knockouts)
     with stages("finding a circuit", sum(work)) as stage:
         if scores is None:
@@ -149,40 +149,34 @@ def find(
             taken, strength = _searched(trials, scores, search, edges, prune)
         settings: dict[str, Any] = {"criterion": criterion, "tolerance": tolerance, "holdout": holdout, "edges": edges}
         circuit = scores.cut(taken.mask, search=search, **settings)
-        # of the time that is left most is for exact effects, which take about half a run each
-        afford = deadline.left() / max(trials.seconds, 1e-9)
         with stage(work.checks):
             judge = Evaluator(whole.on(held_out))
-            to_patch = _strongest(circuit, strength, scores, int(min(max_checks, afford)))
-            checks = verified(whole.on(held_out), judge, scores, circuit, to_patch, int(min(random, 0.2 * afford)))
+            # of the time that is left most is for exact effects, which take about half a run each
+            to_patch = _strongest(circuit, strength, scores, int(min(max_checks, trials.affords())))
+            others = int(min(random, trials.affords(0.2)))
+            checks = verified(whole.on(held_out), judge, scores, circuit, to_patch, others)
         part = None
         with stage(work.knockouts):
-            if len(circuit) < circuit.graph.n_edges and deadline.left() > 4 * knockouts * trials.seconds:
+            if len(circuit) < circuit.graph.n_edges and 4 * knockouts <= trials.affords():
                 effects = np.where(np.isfinite(checks.exact), checks.exact, scores.values)
                 part = second_way(evaluator, circuit, effects, knockouts)
         with stage(work.frontier):
-            in_time = deadline.left() > 2 * MOST_POINTS * trials.seconds
+            in_time = trials.affords() >= 2 * MOST_POINTS
             frontier = measured(trials, taken, scores.values, judge if in_time else None)
     if scores.record.is_effect:
         trials.say("opposing", _opposing(circuit, scores))
+    facts = _facts(taken, trials, circuit, checks, judge)
     if part is not None:
         trials.say("knock-outs", part.reading)
-    if part is not None and part.second_way:
-        warn(f"{part.reading} (cf.completeness looks further)")
+        facts["knocked_out"] = {**part._asdict(), "removed": list(part.removed)}
+        if part.second_way:
+            warn(f"{part.reading} (cf.completeness looks further)")
     # scores may be of other pairs, or of another metric than the one that the search was judged by
     record, run = circuit.record.seeing(evaluator.record), whole.setting
     record = replace(record, metric=run.metric.name, ablation=run.ablation, direction=run.direction)
-    pairs = {"unseen_pairs": len(held_out), "search_pairs": len(seen)}
-    facts = _facts(taken, trials, circuit, checks) | pairs
-    each = checks.evaluation.per_example
-    outcome = Outcome(each.circuit, each.accurate, each.top1, each.kl)
-    facts |= {"distance": distance(criterion, outcome, judge.ends)}
-    facts |= {} if part is None else {"knocked_out": {**part._asdict(), "removed": list(part.removed)}}
-    facts |= {"stopped": trials.stopped} if trials.stopped else {}
     circuit = replace(circuit, record=record, exact=checks.exact, facts=facts)
-    return FindResult(
-        circuit, scores, checks, tuple(trials.curve), tuple(trials.steps), summary, frontier, held_out, model
-    )
+    tried, steps = tuple(trials.curve), tuple(trials.steps)
+    return FindResult(circuit, scores, checks, tried, steps, summary, frontier, held_out, model)
 
 
 class _Work(NamedTuple):
@@ -275,14 +269,20 @@ def _opposing(circuit: Circuit, scores: Scores) -> str:
     )
 
 
-def _facts(taken: Tried, trials: Trials, circuit: Circuit, checks: Verification) -> dict[str, Any]:
+def _facts(taken: Tried, trials: Trials, circuit: Circuit, checks: Verification, judge: Evaluator) -> dict[str, Any]:
     of_circuit = ("metric", "metric_full", "metric_empty", "accuracy", "accuracy_full", "pair_error")
+    each, ends = checks.evaluation.per_example, trials.evaluator.ends
+    outcome = Outcome(each.circuit, each.accurate, each.top1, each.kl)
     facts = {"n_edges": len(circuit), "faithfulness": checks.faithfulness, "interval": list(checks.interval)}
     facts |= {name: getattr(checks.evaluation, name) for name in of_circuit}
     facts |= {
         "faithfulness_on_search_pairs": taken.faithfulness,
-        "pair_error_on_search_pairs": distance("pairs", taken.outcome, trials.evaluator.ends),
+        "pair_error_on_search_pairs": distance("pairs", taken.outcome, ends),
+        "distance": distance(trials.criterion, outcome, judge.ends),
         "distance_on_search_pairs": taken.distance,
+        "unseen_pairs": len(judge.full),
+        "search_pairs": len(trials.evaluator.full),
     }
     facts |= {"correlation": checks.correlation, "sign_errors": checks.sign_errors, "checked_edges": len(checks.edges)}
-    return facts | {"random_circuits": list(checks.random), "random_circuits_beaten": checks.beaten}
+    facts |= {"random_circuits": list(checks.random), "random_circuits_beaten": checks.beaten}
+    return facts | ({"stopped": trials.stopped} if trials.stopped else {})

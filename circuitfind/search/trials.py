@@ -139,7 +139,7 @@ class Trials:
         self.say("stopped", self.stopped)
         warn(self.stopped)
 
-    @property
-    def seconds(self) -> float:
-        """That a circuit took, on average."""
-        return self._seconds / max(1, len(self._known))
+    def affords(self, part: float = 1.0) -> float:
+        """How many runs of a circuit fit in a part of the time that is left."""
+        average = self._seconds / max(1, len(self._known))
+        return part * max(self.deadline.left(), 0.0) / max(average, 1e-9)
