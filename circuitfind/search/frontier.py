@@ -1,6 +1,7 @@
 """The frontier of a search: for each size the nearest circuit to the whole model, and which one is taken.
 
-1. Of all circuits that were run, those are on the frontier that are nearer to the whole model than every smaller one.
+1. Of all circuits that were run, those are on the frontier that are nearer to the whole model than every smaller one,
+   by the criterion of the search or by the error of single pairs.
 2. Each is run on the held-out pairs, too.
 3. The circuit of the headline is the smallest on target; where a number of edges was asked for, the nearest of at most
    that many.
@@ -8,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -20,21 +21,24 @@ from circuitfind.search.trials import Trials, Tried, distance
 MOST = 16  # points
 
 
-def nearest(tried: Iterable[Tried]) -> list[Tried]:
-    """Those that are nearer to the whole model than every smaller one, smallest first."""
+def nearest(trials: Trials) -> list[Tried]:
+    """The circuits on the frontier, smallest first."""
     found: list[Tried] = []
-    for one in tried:
-        if one.n_edges and (not found or one.distance < found[-1].distance):
+    best = np.full(2, np.inf)
+    for one in trials.every():
+        far = np.array([one.distance, distance("pairs", one.outcome, trials.evaluator.ends)])
+        if one.n_edges and (far < best).any():
             found.append(one)
+            best = np.minimum(best, far)
     return found
 
 
 def chosen(trials: Trials, edges: int | None) -> Tried:
     """The circuit of the headline; the whole model where no other is on target, or none is small enough."""
-    points = nearest(trials.every())
+    points = nearest(trials)
     if edges is not None:
         small = [one for one in points if one.n_edges <= edges]
-        return small[-1] if small else trials.whole()
+        return min(small, key=lambda one: one.distance, default=trials.whole())
     return next((one for one in points if trials.meets(one)), trials.whole())
 
 
@@ -45,7 +49,7 @@ def measured(trials: Trials, taken: Tried, values: np.ndarray, held_out: Evaluat
         values: `[writers, readers]` estimated effects.
         held_out: None where there is no time to run circuits on the held-out pairs.
     """
-    points = _thinned(nearest(trials.every()), taken)
+    points = _thinned(nearest(trials), taken)
     return tuple(_point(trials, one, values, held_out) for one in track(points, "frontier"))
 
 
