@@ -19,6 +19,7 @@ from toys import off_scores
 
 import circuitfind as cf
 from circuitfind.batch import Inputs
+from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.loading import identities
 from circuitfind.models import gguf_files
 
@@ -27,9 +28,9 @@ pytestmark = pytest.mark.real
 BOTH = ("smollm2", "gemma3")
 GIVEN = "Mary and John went to the store. {} gave a drink to"
 LONGER = "Yesterday, after a long day at work, Mary and John went to the old store. {} gave a drink to"
-GROUPED = {  # a key's, a value's and a query's edge; and the strongest of each into one that several heads share
-    "smollm2": ["m0->a8.kv1<k>", "m0->a23.kv1<v>", "a5.h2->a20.kv0<v>", "input->a20.h0<q>", "a20.h0->logits"],
-    "gemma3": ["m0->a5.kv0<k>", "m2->a11.kv0<v>", "input->a9.kv0<v>", "m4->a12.h1<q>", "a17.h0->logits"],
+GROUPED = {  # edges into a key and a value that several heads share, and one into the logits
+    "smollm2": ["m0->a8.kv1<k>", "m0->a23.kv1<v>", "a20.h0->logits"],
+    "gemma3": ["m0->a5.kv0<k>", "m2->a11.kv0<v>", "a17.h0->logits"],
 }
 
 
@@ -53,7 +54,7 @@ def test_gguf_files_are_models(name: str, kind: str, edges: int, real: Callable[
     model = real(name)
     assert (model.graph.n_edges, model.dequantised) == (edges, f"float32 from GGUF {kind}")
     assert all(one.holds for one in identities(model))
-    bound = cf.task("ioi", model, n=8).on(model)
+    bound = cf.task("ioi", model, n=4).on(model)
     found = cf.summarise(model, bound)
     assert found.accuracy >= 0.75 and found.clean > 1 > -1 > found.corrupted
     assert bound.bos == ("none" if name == "smollm2" else "added by the tokenizer")
@@ -120,8 +121,8 @@ def test_exact_effects_and_circuits_equal_the_literal_runs(name: str, real: Call
         expected = before - logit_diff(patch_edge(literal, batch.clean, change, writer, reader), task, model)
         found = cf.path_patch(model, task, [writer], [reader], batch_size=2).per_example
         np.testing.assert_allclose(found.ravel(), expected, atol=1e-4 * float(before.abs().max()))
-    circuit = cf.attribute(model, task, "eap-ig-inputs", steps=2).top(150)
+    circuit = cf.attribute(model, task, "eap").top(150)
     kept = {tuple(edge.split("->")) for edge in model.graph.names(circuit.mask)}
     expected = logit_diff(run_circuit(literal, batch.clean, kept, corrupted.writers), task, model)
-    found = cf.evaluate(model, task, circuit, batch_size=2).per_example.metric
-    assert off(torch.from_numpy(found), expected) < 1e-3
+    found = Evaluator.of(model, task).run(circuit.mask[None]).metric[0]
+    assert off(torch.from_numpy(found), expected) < 1e-4
