@@ -107,7 +107,7 @@ def test_a_file_loads_as_the_weights_that_it_holds(model: cf.Model, qwen: nn.Mod
     own = hf.AutoTokenizer.from_pretrained(tiny.PATH)
     text = "Then, Mary and John went to the store."
     assert model.tokenizer(text)["input_ids"] == own(text)["input_ids"]
-    assert cf.attention(model, text).record.settings["weights"] == model.dequantised
+    assert cf.attention(model, text, "a0.h0").record.settings["weights"] == model.dequantised
     model.hf.save_pretrained(tmp_path)
     expected = cf.attribute(cf.wrap(qwen, own), task(model), "eap")
     for other in (model, cf.wrap(hf.AutoModelForCausalLM.from_pretrained(tmp_path), own), cf.load(tmp_path)):
