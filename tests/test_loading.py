@@ -153,7 +153,7 @@ def test_weights_that_are_cut_short(tmp_path: Path) -> None:
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     refused(lambda: cf.load(str(tmp_path / "cut")), "from the folder '.*cut': .*header")
-    refused(lambda: cf.load(str(weights)), "it is a file; give the folder that holds config.json")
+    refused(lambda: cf.load(str(weights)), "it is a file; give a .gguf file, or the folder that holds config.json")
 
 
 def test_models_of_other_kinds(tmp_path: Path) -> None:

@@ -326,10 +326,27 @@ def refused(model: nn.Module, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_quantised_models_are_refused() -> None:
+class Packed(nn.Parameter):
+    """A weight of a class of its own, as torchao's and quanto's are, whose values are not those it stores."""
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float32])
+@pytest.mark.parametrize("path", ["model.layers.1.mlp.up_proj", "model.layers.0.self_attn.k_proj"])
+def test_quantised_weights_are_refused(dtype: torch.dtype, path: str) -> None:
+    """In integers (bitsandbytes, GGUF blocks), in eight-bit floats, or in a class of its own."""
     model = build("llama")
-    model.config.quantization_config = {"quant_method": "bitsandbytes"}
-    refused(model, "quantised models are not covered")
+    linear = model.get_submodule(path)
+    kind = Packed if dtype == torch.float32 else nn.Parameter
+    linear.weight = kind(linear.weight.detach().to(dtype), requires_grad=False)
+    refused(model, rf"quantised .* weight '{path}.weight' is a {kind.__name__} of .* or de-quantise it: .*dequantize")
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "compressed-tensors", "gguf"])
+def test_weights_that_were_dequantised_are_taken(method: str) -> None:
+    """The config is still marked as quantised."""
+    model = build("llama")
+    model.config.quantization_config = {"quant_method": method}
+    assert wrap(model).graph.n_edges
 
 
 def test_models_with_adapters_are_refused() -> None:
