@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -97,7 +98,8 @@ class _Process:
         with self.lock:
             if not self.calls:
                 self.before.callback(torch.set_default_dtype, torch.get_default_dtype())
-                self.before.enter_context(torch.compiler.set_stance("force_eager"))
+                if "torch._dynamo" in sys.modules:  # else nothing is compiled, and importing it takes two seconds
+                    self.before.enter_context(torch.compiler.set_stance("force_eager"))
                 torch.set_default_dtype(torch.float32)
             self.calls += 1
         try:

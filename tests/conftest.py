@@ -5,6 +5,7 @@ Tests marked `shared` or `real` are left out, visibly, where the folder or the p
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -71,6 +72,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             config.hook.pytest_deselected(items=left_out)
             config.stash.setdefault(LEFT_OUT, []).append(f"{len(left_out)} tests marked `{mark}` left out: {absent}")
             items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: collecting garbage (as calls do that run out of memory) need not walk through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

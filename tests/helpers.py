@@ -1,8 +1,10 @@
-"""What several test files need: random pairs with padding, a metric, the engine's scores, and how far off they are."""
+"""What several test files need: random pairs, a metric, the engine's scores, how far off they are, a killed process."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import signal
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -79,3 +81,16 @@ def run_circuits_traced(prepared: Prepared, masks: np.ndarray, sparse: bool) -> 
     with torch.no_grad(), undisturbed(prepared.adapter.model):
         logits = through(prepared.adapter, prepared.batch.clean.repeat(len(masks)), CircuitVisitor(prepared, plan))
     return logits.unflatten(0, (len(masks), -1))
+
+
+def ended_by(work: Callable[[], object]) -> int:
+    """How a process of its own ends in which `work` runs, a copy of this one: minus the signal that killed it."""
+    child = os.fork()
+    if not child:
+        try:
+            signal.alarm(120)  # it must not outlive the tests
+            torch.set_num_threads(1)
+            work()
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

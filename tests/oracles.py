@@ -7,7 +7,7 @@ checked, too: splitting the readers must leave the plain model's logits as they 
 
 1. `split_reader_scores`: what each reader sees is an autograd node of its own; a score is its gradient times the
    writer's difference.
-2. `patch_edge`: one full forward pass for one edge.
+2. `patch_edges`: one full forward pass for each edge.
 3. `run_circuit`: every reader sees the sum of its writers, current value inside the circuit and ablated value outside.
 """
 
@@ -245,13 +245,23 @@ def split_reader_scores(
 
 
 @torch.no_grad()
-def patch_edge(literal: Literal, inputs: Inputs, change: dict[str, Tensor], writer: str, reader: str) -> Tensor:
-    """Logits of the run in which one reader sees one writer's value changed by `change[writer]`."""
+def patch_edges(
+    literal: Literal, inputs: Inputs, change: dict[str, Tensor], edges: Sequence[tuple[str, str]]
+) -> Tensor:
+    """Logits `[edges, batch, reads, vocab]`: in each edge's run its reader sees `change[writer]` more.
+
+    The runs are rows of one batch: side by side, and none knows of the others.
+    """
+    many = inputs.repeat(len(edges))
 
     def see(name: str, stream: Tensor, so_far: Pass) -> Tensor:
-        return stream + change[writer] if name == reader else stream
+        seen = stream.unflatten(0, (len(edges), -1)).clone()
+        for at, (writer, reader) in enumerate(edges):
+            if reader == name:
+                seen[at] += change[writer]
+        return seen.flatten(0, 1)
 
-    return literal.run(inputs, see).logits
+    return literal.run(many, see).logits.unflatten(0, (len(edges), -1))
 
 
 @torch.no_grad()

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from families import build
+from helpers import ended_by
 from test_acdc import some_pairs, telling
 
 import circuitfind as cf
@@ -145,30 +143,19 @@ def test_a_stopped_curve_goes_on_in_the_run_that_was_stopped(model, tmp_path, mo
 def test_a_killed_process_leaves_a_run_to_go_on_from(model, tmp_path):
     """The kill strikes inside a trial, with no chance to write anything."""
     file, threshold = tmp_path / "acdc.ckpt", telling(model, some_pairs())
-    script = f"""
-import os, signal
-import circuitfind as cf
-from circuitfind.engine.revision import CircuitState
-from circuitfind.search import acdc_pruning
-from families import build
-from test_acdc import some_pairs
-import torch
+    runs, attempt = [], CircuitState.attempt
 
-torch.set_num_threads(1)
-acdc_pruning.RUNS_BETWEEN_STATES = {BETWEEN}
-runs, attempt = [], CircuitState.attempt
-def dying(*args):
-    runs.append(1)
-    if len(runs) == 40:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return attempt(*args)
-CircuitState.attempt = dying
-cf.acdc(cf.wrap(build("llama"), backend="hooks"), some_pairs(), {threshold!r}, checkpoint={str(file)!r}, **{OPTIONS!r})
-"""
-    folders = [str(Path(cf.__file__).parents[1]), str(Path(__file__).parent)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    def dying(*args):
+        runs.append(1)
+        if len(runs) == 40:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return attempt(*args)
+
+    def work():
+        CircuitState.attempt = dying
+        cf.acdc(model, some_pairs(), threshold, checkpoint=file, **OPTIONS)
+
+    assert ended_by(work) == -signal.SIGKILL
     assert file.is_file()
     resumed = cf.acdc(model, some_pairs(), threshold, checkpoint=file, **OPTIONS)
     same(resumed, cf.acdc(model, some_pairs(), threshold, **OPTIONS))

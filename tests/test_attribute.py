@@ -117,9 +117,10 @@ def test_integrated_gradients_are_complete(name: str) -> None:
         scores = cf.attribute(model, bound, "eap-ig-inputs", steps=steps, rule=rule)
         return abs(float(scores.values[0].astype(np.float64).sum()) - total)
 
-    at_half, at_all = error(32, "left"), error(64, "left")
+    steps = 64 if name == "gemma2" else 32  # its caps bend the line most
+    at_half, at_all = error(steps // 2, "left"), error(steps, "left")
     assert 1.7 < at_half / at_all < 2.3  # O(1/steps)
-    assert error(64, "midpoint") < at_all / 10
+    assert error(steps, "midpoint") < at_all / 10
 
 
 @pytest.mark.parametrize("method", ["eap-ig-inputs", "eap-ig-activations", "clean-corrupted"])

@@ -32,7 +32,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def bound(tiny):
-    return cf.task("ioi", tiny, n=16).on(tiny)
+    return cf.task("ioi", tiny, n=8).on(tiny)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_areas_and_curves_are_those_of_the_separate_functions(tiny, bound, found
     assert (entry.cpr, entry.cmd) == (measured.cpr, measured.cmd)
     assert entry.signed == measured.signed.points
     assert entry.absolute == measured.absolute.points
-    assert (found.n_search, found.n_judge) == (8, 8)
+    assert (found.n_search, found.n_judge) == (4, 4)
 
 
 def test_a_part_that_cannot_be_held_out_is_refused(tiny, bound):

@@ -95,13 +95,13 @@ def test_the_language_model_does_pronouns(stories: cf.Model, pronouns: cf.Task) 
 
 
 def test_estimates_beside_the_exact_effects_of_all_edges(stories: cf.Model, pronouns: cf.Task) -> None:
-    exact = cf.attribute(stories, pronouns, "exact")
-    real = stories.graph.real
+    some, real = pronouns.on(stories).subset(range(8, 16)), stories.graph.real  # of one place: four times two ways
+    exact = cf.attribute(stories, some, "exact")
     assert len(exact) == real.sum() == 1701
     for method, least in (("eap", 0.8), ("eap-ig-inputs", 0.95)):
-        estimates = cf.attribute(stories, pronouns, method)
+        estimates = cf.attribute(stories, some, method)
         assert least < np.corrcoef(estimates.values[real], exact.values[real])[0, 1] <= 1, method
-    checks = cf.verify(stories, pronouns, estimates, top=40, random=2)
+    checks = cf.verify(stories, some, estimates, top=40, random=2)
     for check in checks.edges:
         assert check.exact == pytest.approx(exact[check.name], abs=1e-4)
 

@@ -5,10 +5,14 @@ Scripts run in this process: what a reader types, without starting Python anew f
 
 from __future__ import annotations
 
+import asyncio
+import io
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,14 +25,18 @@ NOTEBOOKS = sorted((EXAMPLES / "notebooks").glob("*.ipynb"))
 Run = Callable[..., str]
 
 
+def ran(patch: pytest.MonkeyPatch, script: str, *arguments: str) -> None:
+    patch.setattr(sys, "argv", [script, *arguments])
+    patch.syspath_prepend(str(EXAMPLES))
+    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+
+
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """`python examples/SCRIPT ARGUMENTS --out tmp_path`, and what it prints."""
 
     def one(script: str, *arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", [script, *arguments, "--out", str(tmp_path)])
-        monkeypatch.syspath_prepend(str(EXAMPLES))
-        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        ran(monkeypatch, script, *arguments, "--out", str(tmp_path))
         return capsys.readouterr().out
 
     return one
@@ -40,12 +48,21 @@ def figures(page: Path) -> int:
     return text.count("<div data-figure=")
 
 
-def test_attribution_patching(run: Run, tmp_path: Path) -> None:
-    said = run("attribution_patching.py")
+@pytest.fixture(scope="module")
+def attributed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """What `attribution_patching.py` prints, and its folder."""
+    folder, said = tmp_path_factory.mktemp("attributed"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        ran(patch, "attribution_patching.py", "--out", str(folder))
+    return said.getvalue(), folder
+
+
+def test_attribution_patching(attributed: tuple[str, Path]) -> None:
+    said, folder = attributed
     clean, corrupted = (float(word) for word in said.splitlines()[1].split() if word[0] in "+-")
     assert clean == -corrupted > 1, "in both orders the two sides are each other's negative"
     assert "heads: 32 places" in said and "resid: 4 places" in said and "published" not in said
-    assert figures(tmp_path / "attribution.html") == 2 * 7 + 2
+    assert figures(folder / "attribution.html") == 2 * 7 + 2
 
 
 @pytest.mark.filterwarnings("ignore:the model does not prefer the answer")
@@ -63,9 +80,9 @@ def test_attribution_patching_of_grouped_queries(run: Run, tmp_path: Path) -> No
     assert "q: 8 places" in said and "k: 4 places" in said and ".kv" in said
 
 
-def test_attribution_patching_on_a_server(run: Run) -> None:
+def test_attribution_patching_on_a_server(run: Run, attributed: tuple[str, Path]) -> None:
     """As if on one: packed, unpacked where circuitfind is not, and run; the numbers are those of the script here."""
-    here, there = run("attribution_patching.py"), run("attribution_patching.py", "--remote", "local")
+    here, there = attributed[0], run("attribution_patching.py", "--remote", "local")
     assert there.splitlines()[0].startswith("Model(tiny") and there.splitlines()[0].endswith("local)")
     assert [line for line in there.splitlines() if " places, r = " in line] == [
         line for line in here.splitlines() if " places, r = " in line
@@ -133,7 +150,7 @@ def test_own_behaviour(run: Run, tmp_path: Path) -> None:
 def test_own_behaviour_of_a_real_model_and_a_file(run: Run, shared: Path, tmp_path: Path) -> None:
     rows = (EXAMPLES / "pronouns.jsonl").read_text(encoding="utf-8").splitlines()
     data = tmp_path / "pronouns.jsonl"
-    data.write_text("\n".join(rows[:12]), encoding="utf-8")
+    data.write_text("\n".join(rows[:4]), encoding="utf-8")
     said = run("own_behaviour.py", "--model", str(shared / "models" / "stories260K"), "--data", str(data))
     assert "1,701 edges" in said
 
@@ -158,16 +175,28 @@ def test_the_eight_prompts_are_the_published_ones(monkeypatch: pytest.MonkeyPatc
     assert task.wrong_answers == [task.answers[i ^ 1] for i in range(8)]
 
 
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[Any]:
+    """A Jupyter kernel, a process of its own, in which one notebook after the other runs: each from no names at all."""
+    jupyter_client = pytest.importorskip("jupyter_client")
+    pytest.importorskip("ipykernel")
+    manager = jupyter_client.AsyncKernelManager(kernel_name="python3")
+    yield manager
+    if manager.has_kernel:
+        asyncio.run(manager.shutdown_kernel(now=True))
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))  # a kernel is a process of its own, in another folder
+def test_notebooks_run(path: Path, kernel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))  # the kernel is in another folder
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # small models are slowed down by threads, most of all on a busy machine
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in code), "committed without outputs"
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    start = nbformat.v4.new_code_cell(f"%reset -f\n%cd -q {tmp_path}")
+    notebook.cells.insert(0, start)
+    nbclient.NotebookClient(notebook, km=kernel, timeout=300).execute()
     outputs = [output for cell in code for output in cell.outputs]
     assert any("application/vnd.plotly.v1+json" in output.get("data", {}) for output in outputs)
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,7 +20,10 @@ from circuitfind.batch import Batch
 from circuitfind.cli import app
 from circuitfind.cli.options import option
 from circuitfind.cli.output import Output
+from circuitfind.opening import HOMES
 from circuitfind.plots.plot import FIGURES
+from circuitfind.references.published import REFERENCES
+from circuitfind.result import Result
 from circuitfind.tasks import formats
 
 SOURCE = '''
@@ -134,6 +138,47 @@ def test_a_figure(model: cf.Model, task: cf.Task, monkeypatch: pytest.MonkeyPatc
     circuit = cf.attribute(model, task).top(50)
     assert circuit.plot("sizes").data[0].y == (len(circuit),)
     assert cf.plot(circuit, "sizes").data[0].y == (len(circuit),)
+
+
+def test_a_reference_circuit(model: cf.Model, task: cf.Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = cf.attribute(model, task, "eap")
+    best = scores.top(30)
+    mine = cf.Reference("mine", model.graph, best.mask, {"first": ("a0.h0", "a0.h1")}, source="this test")
+    monkeypatch.setitem(REFERENCES, "mine", lambda: mine)
+    assert cf.reference("mine") is mine
+    for judged in (best, scores):
+        named, given = (cf.agreement(judged, reference) for reference in ("mine", mine))
+        assert named.reference == "mine" and json.dumps(named.to_dict()) == json.dumps(given.to_dict())
+    with pytest.raises(cf.FileError, match="did you mean 'mine'"):
+        cf.reference("mein")
+
+
+class Layer(NamedTuple):
+    layer: int
+    edges: int
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EdgesByLayer(Result):
+    """How many of a circuit's edges each layer's heads and MLP write."""
+
+    FORMAT: ClassVar[str] = "circuitfind.edges-by-layer"
+    ROWS: ClassVar[str] = "layers"
+    layers: tuple[Layer, ...]
+    record: cf.Record
+
+
+def test_a_result(model: cf.Model, task: cf.Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "circuitfind.own_result", sys.modules[__name__])  # as if the file lay there
+    monkeypatch.setitem(HOMES, EdgesByLayer.FORMAT, "own_result:EdgesByLayer")
+    circuit = cf.attribute(model, task, "eap").top(50)
+    counts = [sum(edge.startswith((f"a{at}.", f"m{at}->")) for edge in circuit.edges) for at in range(4)]
+    found = EdgesByLayer(tuple(map(Layer, range(4), counts)), circuit.record)
+    back = cf.open(found.save(tmp_path / "edges.json"))
+    assert isinstance(back, EdgesByLayer) and back.layers == found.layers and back.record == found.record
+    assert found.columns() == {"layer": [0, 1, 2, 3], "edges": counts} and 0 < sum(counts) <= 50
+    assert found.save(tmp_path / "edges.csv").read_text().splitlines()[1] == f"0,{counts[0]}"
+    assert "EdgesByLayer(" in repr(found) and "<table" in found._repr_html_()
 
 
 @dataclass(frozen=True)

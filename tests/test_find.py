@@ -24,6 +24,7 @@ from circuitfind.evaluation.faithfulness import Evaluator, Outcome
 from circuitfind.graph import Graph
 from circuitfind.remote.server import Pickler
 from circuitfind.search import find as search, pruning
+from circuitfind.search.acdc import GRID
 from circuitfind.search.find import GROWTH
 from circuitfind.search.methods import SEARCHES
 from circuitfind.search.pruning import pruned
@@ -603,6 +604,7 @@ def test_searches_make_the_scores_of_the_command_line(
     words: tuple[str, ...], tmp_path: Path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("circuitfind.search.acdc.GRID", GRID[::4])  # of the thresholds that give ACDC's scores
     assert main([words[0], "tiny", "--n", "4", "--backend", "hooks", "--no-check", *words[1:], "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert all(Path(name).is_file() for name in said["files"])

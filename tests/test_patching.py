@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from families import VOCAB, build
-from helpers import off
+from helpers import ended_by, off
 from patching_twin import EVERY, PatchingTwin
 from toys import id_task, wrapped
 
@@ -291,30 +289,21 @@ def test_a_killed_process_leaves_a_sweep_to_go_on_from(tmp_path: Path, monkeypat
     path, spans = tmp_path / "sweep.part", [{"a": (0, 2)}, {"a": (1, 2)}, {"a": (2, 4)}]
     options: dict[str, Any] = {"what": "heads", "by_span": True, "batch_size": 2}
     task, model = id_task((5, 4, 5), spans=spans), wrapped("llama")
-    script = f"""
-import os, signal
-import circuitfind as cf
-from circuitfind import checkpoint
-from circuitfind.engine import restart
-from toys import id_task, wrapped
-import torch
+    real, runs = restart.Restart.from_stream, []
 
-torch.set_num_threads(1)
-checkpoint.SECONDS_BETWEEN_WRITES = -1.0
-restart.PATCHES = restart.PATCHES._replace(processor=60)
-real, runs = restart.Restart.from_stream, []
-def dying(self, layer, changes):
-    runs.append(layer)
-    if len(runs) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, layer, changes)
-restart.Restart.from_stream = dying
-cf.patch(wrapped("llama"), id_task((5, 4, 5), spans={spans!r}), checkpoint={str(path)!r}, **{options!r})
-"""
-    folders = [str(Path(cf.__file__).parents[1]), str(Path(__file__).parent)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    def dying(self: restart.Restart, layer: int, changes: torch.Tensor) -> torch.Tensor:
+        runs.append(layer)
+        if len(runs) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, layer, changes)
+
+    def work() -> None:
+        checkpoint.SECONDS_BETWEEN_WRITES = -1.0
+        restart.PATCHES = restart.PATCHES._replace(processor=60)
+        restart.Restart.from_stream = dying  # type: ignore[method-assign]
+        cf.patch(model, task, checkpoint=path, **options)
+
+    assert ended_by(work) == -signal.SIGKILL
     assert path.is_file()
     monkeypatch.setattr(restart, "PATCHES", SideBySide(60, 60))
     whole = cf.patch(model, task, **options)
@@ -323,7 +312,7 @@ cf.patch(wrapped("llama"), id_task((5, 4, 5), spans={spans!r}), checkpoint={str(
             cf.patch(model, id_task((5, 4, 5), **{"spans": spans, **other}), checkpoint=path, **options)
     with pytest.raises(cf.FileError, match="another run"):
         cf.patch(model, task, "heads", batch_size=2, checkpoint=path)
-    real, runs = restart.Restart.from_stream, []
+    runs.clear()
 
     def counting(self: restart.Restart, layer: int, changes: torch.Tensor) -> torch.Tensor:
         runs.append(len(changes))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers import as_matrix, edge_scores, off, surprise
-from oracles import Literal, patch_edge
+from oracles import Literal, patch_edges
 from torch import Tensor
 
 from circuitfind.batch import Batch, Inputs
@@ -48,7 +48,8 @@ def literal_effects(adapter: Adapter, base: Inputs, other: Inputs, edges: list[t
         run, source = literal.run(base), literal.run(other)
     change = {name: source.writers[name] - value for name, value in run.writers.items()}
     before = surprise(run.logits)
-    return {edge: float((before - surprise(patch_edge(literal, base, change, *edge))).sum()) for edge in edges}
+    after = patch_edges(literal, base, change, edges)
+    return {edge: float((before - surprise(logits)).sum()) for edge, logits in zip(edges, after, strict=True)}
 
 
 @pytest.mark.parametrize("name", FOUR)
@@ -74,9 +75,9 @@ def test_some_edges_of_other_families(name: str, adapter_of: Callable[..., Adapt
     with torch.no_grad():
         run, source = literal.run(pairs.clean), literal.run(pairs.corrupted)
     change = {name: source.writers[name] - value for name, value in run.writers.items()}
-    for writer, reader in edges:
+    after = patch_edges(literal, pairs.clean, change, edges)
+    for (writer, reader), expected in zip(edges, after, strict=True):
         u, r = adapter.graph.edge(f"{writer}->{reader}")
-        expected = patch_edge(literal, pairs.clean, change, writer, reader)
         assert off(patched.patch(r, [u])[0], expected) < 1e-5, (writer, reader)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from families import VOCAB, build
 from helpers import off
-from oracles import Literal, Pass, patch_edge
+from oracles import Literal, Pass, patch_edges
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -235,10 +235,9 @@ class Twin:
             change = {name: self.clean.writers[name] - value for name, value in self.corrupted.writers.items()}
         before = self.metric(base.logits).mean()
 
-        def effect(writer: str, reader: str) -> Tensor:
-            return sign * (before - self.metric(patch_edge(self.literal, inputs, change, writer, reader)).mean())
-
-        return self._matrix(effect)
+        edges = self.literal.edges()
+        after = dict(zip(edges, patch_edges(self.literal, inputs, change, edges), strict=True))
+        return self._matrix(lambda writer, reader: sign * (before - self.metric(after[writer, reader]).mean()))
 
     def _matrix(self, value: Callable[[str, str], Tensor]) -> Tensor:
         graph = self.model.graph
