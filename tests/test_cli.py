@@ -17,6 +17,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from functools import cache
+from html import escape
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
@@ -141,7 +142,7 @@ def test_report_is_complete(found: Path) -> None:
     ]
     assert "circuitfind find tiny --n 8 --max-checks 5 --random 3" in page
     said = json.loads((found / "said.json").read_text())
-    assert all(step["text"].replace(">", "&gt;") in page for step in said["steps"])
+    assert all(escape(step["text"]) in page for step in said["steps"])
     assert "of 3 random circuits" in page
 
 
