@@ -61,9 +61,17 @@ class Ends:
 
     @cached_property
     def delta(self) -> Writers:
-        """Writers' clean values minus ablated values."""
+        """Writers' clean values minus ablated values; of both runs only what lines lie between is kept."""
         corrupted = self.corrupted if self._experiment.ablation.corrupted else None
-        return self.clean.writers.minus(self._experiment.ablated(self.clean, corrupted))
+        delta = self.clean.writers.minus(self._experiment.ablated(self.clean, corrupted))
+        self.clean = _ends_of_lines(self.clean)
+        if corrupted is not None:
+            self.corrupted = _ends_of_lines(corrupted)
+        return delta
+
+
+def _ends_of_lines(run: Run) -> Run:
+    return Run(resid=run.resid[:1], attn_out=run.attn_out, mlp_out=run.mlp_out, logits=run.logits)
 
 
 class Pass(NamedTuple):
