@@ -22,9 +22,9 @@ from common import bare_forward, bare_forward_backward, gpt2, pairs, ratio, take
 import circuitfind as cf
 from circuitfind.engine.capture import capture, capture_gradients
 from circuitfind.engine.circuit_run import run_circuits
+from circuitfind.engine.edge_effects import edge_effects
 from circuitfind.engine.prepare import prepare
 from circuitfind.engine.restart import Restart
-from circuitfind.engine.stream_effects import edge_effects
 from circuitfind.evaluation.random_circuits import random_circuit
 
 

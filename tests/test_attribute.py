@@ -20,8 +20,8 @@ from circuitfind.attribution.method import Point
 from circuitfind.attribution.methods import names
 from circuitfind.engine.ablation import resampled
 from circuitfind.engine.capture import capture, capture_gradients
+from circuitfind.engine.edge_effects import edge_effects
 from circuitfind.engine.restart import Restart
-from circuitfind.engine.stream_effects import edge_effects
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import FileError, ScoreError, TaskError
 from circuitfind.record import SIGN, library_versions

@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from circuitfind.batch import Batch, Inputs
 from circuitfind.engine.capture import capture, capture_gradients
+from circuitfind.engine.edge_effects import edge_effects
 from circuitfind.engine.restart import Restart
-from circuitfind.engine.stream_effects import edge_effects
 from circuitfind.graph import Graph
 from circuitfind.metrics import metric_of
 from circuitfind.models.adapter import Adapter

@@ -13,7 +13,7 @@ from oracles import Literal, split_reader_scores
 from torch import Tensor, nn
 
 from circuitfind.batch import Batch
-from circuitfind.engine import memory, stream_effects
+from circuitfind.engine import edge_effects, memory
 from circuitfind.engine.capture import capture, capture_gradients
 from circuitfind.engine.identities import check_identities, require_identities
 from circuitfind.engine.stream_effects import node_effects
@@ -65,7 +65,7 @@ def test_slices_of_tokens_do_not_matter(
     adapter = adapter_of(name)
     whole = edge_scores(adapter, pairs)
     for held, inner in ((2**20, 3000), (5000, 2**20), (5000, 1000), (1, 1)):  # a few tokens, then one at a time
-        monkeypatch.setattr(stream_effects, "HELD", held)
+        monkeypatch.setattr(edge_effects, "HELD", held)
         monkeypatch.setattr(memory, "IN_CACHE", {"cpu": inner})
         assert next(memory.token_slices(27, adapter.graph.n_writers, adapter, held)).stop < 27 or held == 2**20
         assert off(edge_scores(adapter, pairs), whole) < 1e-5

@@ -44,8 +44,8 @@ from einops import einsum
 from torch import Tensor
 
 from circuitfind.attribution import eap
-from circuitfind.attribution.components import Base, Estimate, place_effects
-from circuitfind.attribution.gradients import Effects, check_not_flat, mean_over
+from circuitfind.attribution.components import AtPlaces, Base, Estimate, place_effects
+from circuitfind.attribution.gradients import check_not_flat, mean_over
 from circuitfind.attribution.method import Method, Request, Scored
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import Gradients, capture, capture_corrupted, capture_gradients
@@ -202,9 +202,9 @@ def node_magnitudes(experiment: Experiment) -> Tensor:
     return total
 
 
-def _passes(experiment: Experiment, base: Base, effects: Effects) -> Iterator[tuple[Tensor, float]]:
+def _passes(experiment: Experiment, base: Base, effects: AtPlaces) -> Iterator[tuple[Tensor, float]]:
     for run, gradients, values in dropped(experiment, base):
-        yield effects(experiment.adapter, base.run.writers, run, gradients), float(values.abs().max())
+        yield effects(experiment.adapter, run, gradients), float(values.abs().max())
 
 
 def score(experiment: Experiment, request: Request) -> Scored:

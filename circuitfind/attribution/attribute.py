@@ -12,13 +12,13 @@ import numpy as np
 from torch import Tensor
 
 from circuitfind.attribution.components import place_effects
-from circuitfind.attribution.gradients import check_slope, mean_effects
+from circuitfind.attribution.gradients import check_slope, mean_edge_effects, mean_effects
 from circuitfind.attribution.method import Method, Request, Scored, as_array
 from circuitfind.attribution.methods import method_of, request_of
 from circuitfind.calls import model_call
 from circuitfind.engine.capture import ReaderGradients, Run
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.stream_effects import edge_effects, node_effects
+from circuitfind.engine.stream_effects import node_effects
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
@@ -114,7 +114,7 @@ def _by_points(experiment: Experiment, request: Request, method: Method) -> Scor
         return place_effects(experiment, method, request)
     points = method.points(experiment.setting.direction, experiment.graph.n_layers, request.options)
     if request.level == "edge":
-        return mean_effects(experiment, points, edge_effects, "edge scores")
+        return mean_edge_effects(experiment, points)
 
     def effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
         found = node_effects(adapter, delta, run, gradients).sum(1)  # writers pos

@@ -1,7 +1,7 @@
 """Edge scores of every example, from which any weighted mean over examples is one matrix product.
 
 A score is a mean over examples of `sum over points of weight * contraction(example)`, and examples are
-independent. So the gradients are taken in batches as for `attribute`, and only the contraction is done row by row:
+independent. So the gradients are taken in batches as for `attribute`, and only the contraction keeps them apart:
 
     scores of a resample with counts w  =  (w / sum w) @ effects,        effects [examples, edges]
 
@@ -13,20 +13,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from circuitfind.attribution.gradients import check_not_flat, check_slope, point_effects
+from circuitfind.attribution.gradients import check_not_flat, check_slope, edges_of
 from circuitfind.attribution.method import Method, Request
 from circuitfind.attribution.methods import METHODS
 from circuitfind.batch import Batch
-from circuitfind.engine.capture import ReaderGradients, Run
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory import BY_EXAMPLE
-from circuitfind.engine.stream_effects import edge_effects
-from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError
-from circuitfind.models.adapter import Adapter
-from circuitfind.models.layer import Heads
 
 
 def check_by_example(method: Method) -> None:
@@ -60,28 +54,11 @@ def example_effects(experiment: Experiment, method: Method, request: Request) ->
     points = method.points(experiment.setting.direction, graph.n_layers, request.options)
 
     def one(batch: Batch, _: slice) -> tuple[np.ndarray, float]:
-        passes, sizes = zip(*point_effects(experiment, batch, points, _row_by_row), strict=True)
-        effects = torch.stack(passes).sum(0)
-        return effects.transpose(1, 2)[:, cells.to(effects.device)].float().cpu().numpy(), max(sizes)
+        effects, largest = edges_of(experiment, batch, points, by_example=True)
+        return effects.transpose(1, 2)[:, cells.to(effects.device)].float().cpu().numpy(), largest
 
     found = experiment.in_batches(one, "edge scores by example")
     parts, sizes = zip(*(part for _, part in found), strict=True)
     effects = np.concatenate(parts)
     check_not_flat(experiment.metric, torch.from_numpy(effects.mean(0)), max(sizes))
     return effects
-
-
-def _row_by_row(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
-    """`[batch, writers, readers]`."""
-
-    def contracted(row: slice) -> Tensor:
-        def pick(value: Tensor) -> Tensor:
-            return value[row]
-
-        at = ReaderGradients(
-            [Heads(*map(pick, heads)) for heads in gradients.qkv], [*map(pick, gradients.mlp)], pick(gradients.final)
-        )
-        read = Run(resid=[*map(pick, run.resid)], middle=[*map(pick, run.middle)])
-        return edge_effects(adapter, delta.map(pick), read, at)
-
-    return torch.stack([contracted(slice(row, row + 1)) for row in range(len(delta.embed))])

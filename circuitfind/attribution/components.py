@@ -30,7 +30,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from circuitfind.attribution.gradients import Effects, check_not_flat, point_effects
+from circuitfind.attribution.gradients import Pass, check_not_flat, each_point
 from circuitfind.attribution.method import Method, Request
 from circuitfind.batch import Batch, Inputs
 from circuitfind.engine.capture import ReaderGradients, Run
@@ -39,7 +39,6 @@ from circuitfind.engine.measure import as_numpy
 from circuitfind.engine.restart import Restart
 from circuitfind.engine.sites import Values
 from circuitfind.engine.stream_effects import head_gradients, site_effects
-from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
 from circuitfind.patching.patch import SweepPlan, Where, planned
@@ -63,7 +62,8 @@ BETTER = {
     "mlp-out": "what='mlp'",
 }
 
-Passes = Callable[[Experiment, Base, Effects], Iterable[tuple[Tensor, float]]]
+AtPlaces = Callable[[Adapter, Run, ReaderGradients], Tensor]
+Passes = Callable[[Experiment, Base, AtPlaces], Iterable[tuple[Tensor, float]]]
 Changes = Callable[[Restart, str, Values, Tensor, Tensor], Tensor]
 
 
@@ -104,7 +104,7 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
         places = _members(plan, rows, batch)
         delta = {at: sides.own[at].to(adapter.work) - sides.other[at].to(adapter.work) for at in plan.layers}
 
-        def effects(adapter: Adapter, _: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
+        def effects(adapter: Adapter, run: Run, gradients: ReaderGradients) -> Tensor:
             reach.append(float((gradients.final * run.resid[-1]).abs().max()))
             if changes is not None:  # a pattern's change serves all passes: their gradients wait for it
                 found = head_gradients(adapter, plan.layers, run, gradients)
@@ -121,9 +121,16 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
         base, other = Base(batch.clean, sides.clean, sides.batch), sides.other
         if not noising:
             base, other = Base(batch.corrupted, sides.corrupted, sides.batch), sides.own
-        own = point_effects(experiment, batch, points, effects) if passes is None else passes(experiment, base, effects)
-        found, sizes = zip(*own, strict=True)
-        values.extend(sizes)
+
+        def weighted(at: Pass) -> Tensor:
+            return at.weight * effects(at.adapter, at.run, at.gradients)
+
+        found: list[Tensor] = []
+        if passes is None:
+            values.append(each_point(experiment, batch, points, lambda at: found.append(weighted(at))))
+        else:
+            found, sizes = map(list, zip(*passes(experiment, base, effects), strict=True))
+            values.extend(sizes)
         total = torch.stack(found)
         if changes is not None:
             changed = changes(Restart(adapter, base.inputs, base.run), what, other, places, total)

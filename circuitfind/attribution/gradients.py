@@ -7,13 +7,16 @@ weight. The line is that of the residual entering layer 0, or of one component's
 Where prompts are aligned, the line's corrupted end is the clean prompt with the corrupted embedding at its positions
 (`engine/capture.py`).
 
-The contraction with the gradients (`engine/stream_effects.py`) differs for edges, nodes and places.
+The contraction with the gradients differs for edges (`engine/edge_effects.py`), nodes and places
+(`engine/stream_effects.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +24,7 @@ from torch import Tensor
 from circuitfind.attribution.method import Method, Point
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import ReaderGradients, Run, capture, capture_corrupted, capture_gradients
+from circuitfind.engine.edge_effects import EdgeSum
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.relevance import relevance_rules
 from circuitfind.engine.writers import Writers
@@ -33,6 +37,60 @@ SMALLEST = 1e-6  # scores below this part of the metric are rounding noise aroun
 Effects = Callable[[Adapter, Writers, Run, ReaderGradients], Tensor]
 
 
+class Ends:
+    """The clean and the corrupted run of a batch, and what the ablation changes: each made when it is first needed.
+
+    Attributes:
+        batch: the pairs as the metric is given them.
+    """
+
+    def __init__(self, experiment: Experiment, batch: Batch) -> None:
+        self._experiment, self._pairs = experiment, batch
+
+    @cached_property
+    def clean(self) -> Run:
+        return capture(self._experiment.adapter, self._pairs.clean, stop=not self._experiment.metric.reference)
+
+    @cached_property
+    def corrupted(self) -> Run:
+        return capture_corrupted(self._experiment.adapter, self._pairs, stop=True)
+
+    @cached_property
+    def batch(self) -> Batch:
+        return self._pairs.with_reference(self.clean.logits) if self._experiment.metric.reference else self._pairs
+
+    @cached_property
+    def delta(self) -> Writers:
+        """Writers' clean values minus ablated values; of both runs only what lines lie between is kept."""
+        corrupted = self.corrupted if self._experiment.ablation.corrupted else None
+        delta = self.clean.writers.minus(self._experiment.ablated(self.clean, corrupted))
+        self.clean = _ends_of_lines(self.clean)
+        if corrupted is not None:
+            self.corrupted = _ends_of_lines(corrupted)
+        return delta
+
+
+def _ends_of_lines(run: Run) -> Run:
+    return Run(resid=run.resid[:1], attn_out=run.attn_out, mlp_out=run.mlp_out, logits=run.logits)
+
+
+class Pass(NamedTuple):
+    """Gradients at one point.
+
+    adapter: to pull them back with; run: where they were taken.
+    """
+
+    weight: float
+    adapter: Adapter
+    ends: Ends
+    run: Run
+    gradients: ReaderGradients
+
+    def effects(self, effects: Effects) -> Tensor:
+        """Weighted."""
+        return self.weight * effects(self.adapter, self.ends.delta, self.run, self.gradients)
+
+
 def mean_over(experiment: Experiment, one: Callable[[Batch, slice], Tensor], label: str) -> Tensor:
     """The mean over examples of what is summed over each batch of them."""
     parts = [part for _, part in experiment.in_batches(one, label)]
@@ -43,57 +101,79 @@ def mean_effects(experiment: Experiment, points: list[Point], effects: Effects, 
     """Weighted sum of effects over points, mean over examples.
 
     Args:
-        effects: `edge_effects`, `node_effects` or the like: sums over a batch's examples.
+        effects: `node_effects` or the like: sums over a batch's examples.
 
     Raises:
         ScoreError: the gradient vanishes.
     """
-    sizes: list[float] = []
 
-    def one(batch: Batch, _: slice) -> Tensor:
-        total = None
-        for found, largest in point_effects(experiment, batch, points, effects):
-            total = found if total is None else total + found
-            sizes.append(largest)
-        assert total is not None, "a method has a point"
-        return total
+    def one(batch: Batch) -> tuple[Tensor, float]:
+        found: list[Tensor] = []
+        largest = each_point(experiment, batch, points, lambda at: found.append(at.effects(effects)))
+        return torch.stack(found).sum(0), largest
 
-    total = mean_over(experiment, one, label)
+    return _mean(experiment, one, label)
+
+
+def mean_edge_effects(experiment: Experiment, points: list[Point]) -> Tensor:
+    """`[writers, readers]`: as `mean_effects`, of edges."""
+    return _mean(experiment, lambda batch: edges_of(experiment, batch, points), "edge scores")
+
+
+def _mean(experiment: Experiment, one: Callable[[Batch], tuple[Tensor, float]], label: str) -> Tensor:
+    parts, sizes = zip(*(part for _, part in experiment.in_batches(lambda batch, _: one(batch), label)), strict=True)
+    total: Tensor = torch.stack(parts).sum(0) / len(experiment)
     check_not_flat(experiment.metric, total, max(sizes))
     return total
 
 
-def point_effects(
-    experiment: Experiment, batch: Batch, points: list[Point], effects: Effects
-) -> Iterator[tuple[Tensor, float]]:
-    """One gradient pass a point: its weighted effects, and the metric's largest magnitude there."""
-    metric, adapter, clean, corrupted = experiment.metric, experiment.adapter, None, None
-    if metric.reference or any(point.alpha != 1 or point.component for point in points):
-        clean = capture(adapter, batch.clean, stop=not metric.reference)
-        batch = batch.with_reference(clean.logits) if metric.reference else batch
-    if experiment.ablation.corrupted:
-        corrupted = capture_corrupted(adapter, batch, stop=True)
-    for weight, alpha, component, relevance in points:
+def edges_of(
+    experiment: Experiment, batch: Batch, points: list[Point], by_example: bool = False
+) -> tuple[Tensor, float]:
+    """Effects of a batch's edges as `EdgeSum` returns them, and the metric's largest magnitude at the points."""
+    sums: list[EdgeSum] = []
+
+    def add(at: Pass) -> None:
+        if not sums:
+            sums.append(EdgeSum(at.adapter, at.ends.delta, by_example))
+        sums[0].add(at.weight, at.run, at.gradients)
+
+    largest = each_point(experiment, batch, points, add)
+    with torch.no_grad():
+        return sums[0].value(), largest
+
+
+def each_point(experiment: Experiment, batch: Batch, points: list[Point], use: Callable[[Pass], None]) -> float:
+    """Takes the gradients at each point, and hands them over; returns the metric's largest magnitude at the points.
+
+    `use` must not keep a pass: the next one needs the room. A first point at the clean or the corrupted prompt is also
+    the run of that side.
+    """
+    metric, adapter, ends, sizes = experiment.metric, experiment.adapter, Ends(experiment, batch), []
+    for number, (weight, alpha, component, relevance) in enumerate(points):
         embed, outputs = None, None
-        if clean is not None and corrupted is not None:
-            if component is not None:
-                site, layer = component
-                low, high = getattr(corrupted, site)[layer], getattr(clean, site)[layer]
-                outputs = {component: low + alpha * (high - low)}
-            elif 0 < alpha < 1 or (alpha == 0 and batch.alignment is not None):
-                embed = corrupted.resid[0] + alpha * (clean.resid[0] - corrupted.resid[0])
         at_corrupted = alpha == 0 and component is None and batch.alignment is None
+        if component is not None:
+            site, layer = component
+            low, high = getattr(ends.corrupted, site)[layer], getattr(ends.clean, site)[layer]
+            outputs = {component: low + alpha * (high - low)}
+        elif alpha != 1 and not at_corrupted:
+            low, high = ends.corrupted.resid[0], ends.clean.resid[0]
+            embed = low + alpha * (high - low)
         inputs = batch.corrupted if at_corrupted else batch.clean
         with relevance_rules(adapter) if relevance else nullcontext(adapter) as ruled:
             run, gradients, values = capture_gradients(
-                adapter, inputs, lambda logits: metric(logits, batch), embed, outputs
+                adapter, inputs, lambda logits: metric(logits, ends.batch), embed, outputs
             )
-        clean = run if clean is None else clean  # then the first point is the clean one
-        delta = clean.writers.minus(experiment.ablated(clean, corrupted))
+        if number == 0 and at_corrupted:
+            ends.corrupted = run
+        elif number == 0 and embed is None and outputs is None and not metric.reference:
+            ends.clean = run
         with torch.no_grad():
-            found = weight * effects(ruled, delta, run, gradients)
-        del run, gradients, delta  # the next point needs the room
-        yield found, float(values.abs().max())
+            use(Pass(weight, ruled, ends, run, gradients))
+        del run, gradients
+        sizes.append(float(values.abs().max()))
+    return max(sizes)
 
 
 def check_slope(experiment: Experiment, method: Method) -> None:

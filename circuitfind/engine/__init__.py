@@ -33,7 +33,8 @@ the bottom up:
 
 1. `writers.py`: what adds to the stream. (What reads it, as one affine map: `AttentionReaders` in `models/layer.py`.)
 2. `capture.py`, `ablation.py`, `prepare.py`, `experiment.py`: the runs that do not depend on a circuit.
-3. `stream_effects.py`: first-order effects from one backward pass; `relevance.py`: other rules back.
+3. `edge_effects.py`, `stream_effects.py`: first-order effects from backward passes, of edges, of nodes and places;
+   `relevance.py`: other rules back.
 4. `circuit_run.py`, `masked_run.py` (on `masked_streams.py`): exact circuits, hard and soft.
 5. `restart.py`, `sites.py`, `measure.py`: patching, and the one loop that measures it.
 6. `reach.py`, `revision.py`: a circuit that loses edges.

@@ -38,6 +38,7 @@ KEPT_RUNS = 2 * 2**30  # clean and empty runs that are kept between circuits; be
 KEPT_WEIGHTS = 128 * 2**20  # folded weights that are kept between runs
 STREAMS = 2**30  # readers' streams that a revision keeps between trials
 HELD = 256 * 2**20  # `[writers, tokens, d_model]` that is formed at a time
+POINTS = 8  # of gradients that wait for one contraction
 BY_EXAMPLE = 4 * 2**30  # scores of every example at once
 IN_CACHE = {"cpu": 8 * 2**20}  # what fits in a processor's cache; other devices have none worth a small slice
 

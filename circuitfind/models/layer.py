@@ -127,9 +127,23 @@ class LayerView:
             by_kind |= self.layout.parts(site, part)
         return Heads(**by_kind)
 
+    def projected(self, x: Tensor) -> Heads:
+        """`[..., heads, d_head]` each: what the projections make of `[..., d_model]`, without their biases."""
+        return self.as_heads([x @ weight_of(module).to(self.work) for module in self._projections()])
+
     def qkv_weight(self) -> Heads:
         """`[d_model, heads, d_head]` each for q, k and v."""
         return self.as_heads([weight_of(module).to(self.work) for module in self._projections()])
+
+    def pull_back(self, gradient: Tensor, weights: Heads) -> Tensor:
+        """`[readers, tokens, d_model]`: gradients `[readers, tokens, d_head]` at the projections' outputs, through
+        `weights`, which are `qkv_weight`, and the norm's weight and centring, but not through its scale."""
+        pulled = gradient.new_empty(*gradient.shape[:2], len(weights.q))
+        start = 0
+        for weight in weights:  # no copy of them is made
+            heads = slice(start, start := start + weight.shape[1])
+            torch.bmm(gradient[heads], weight.permute(1, 2, 0), out=pulled[heads])
+        return pulled if self.attn_norm is None else self.attn_norm.centre(pulled.mul_(self.attn_norm.weight))
 
     def qkv_bias(self) -> Heads | None:
         """`[heads, d_head]` each, or None where the projections have none."""
@@ -279,20 +293,8 @@ class AttentionReaders:
         along = torch.linalg.vecdot(gradient, values if bias is None else values - bias).unsqueeze(-1)
         streams.mul_(along * scale**2 / -streams.shape[-1]).baddbmm_(gradient * scale, weight)
 
-    def pull_back(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """Gradients `[readers, tokens, d_model]` at a stream that all readers share, from those at their values.
-
-        Args:
-            x: `[tokens, d_model]`.
-            gradient: `[readers, tokens, d_head]`.
-        """
-        if self.norm is None:
-            return torch.bmm(gradient, self.weight)
-        y, r = self.norm.normed(x)
-        return self.norm.less_scale(y, torch.bmm(gradient * r, self.weight))
-
     def pull_back_together(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """The sum over readers of `pull_back`, `[..., d_model]`, from gradients `[..., readers, d_head]`."""
+        """The gradient `[..., d_model]` at a stream that all readers share, from theirs `[..., readers, d_head]`."""
         together = einsum(gradient, self.weight, "... r e, r e d -> ... d")
         if self.norm is None:
             return together

@@ -1,0 +1,129 @@
+"""Cost of scores and of one circuit on a real model, as ratios to bare passes of the same batch.
+
+    python benchmarks/real_models.py MODEL [--pairs 8] [--rounds 5] [--parts]
+
+MODEL: whatever `cf.load` takes. The pairs are the built-in task `ioi`; one thread, CPU time, medians of paired turns.
+A bare pass is the model as a user would call it, the whole vocabulary at every position. `--parts` times what edge
+scores are made of. Peak memory is that of a fresh process that scores once, beyond the loaded model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import ratio, take_turns
+from gpt2_small import resident
+
+import circuitfind as cf
+from circuitfind.engine.capture import capture, capture_gradients
+from circuitfind.engine.circuit_run import run_circuits
+from circuitfind.engine.edge_effects import edge_effects
+from circuitfind.engine.prepare import prepare
+from circuitfind.evaluation.random_circuits import random_circuit
+from circuitfind.models.load import Model
+from circuitfind.tasks.bound import BoundTask
+
+EDGES = 600
+
+
+def bare(model: Model, bound: BoundTask, backward: bool) -> None:
+    """All positions and the whole vocabulary; backward to the token embeddings with frozen parameters."""
+    side = bound.batch.clean
+    embeddings = model.hf.get_input_embeddings()(side.ids).detach()
+    with torch.set_grad_enabled(backward):
+        embeddings.requires_grad_(backward)
+        keywords = {"attention_mask": side.mask.long(), "position_ids": side.position_ids, "use_cache": False}
+        logits = model.hf(inputs_embeds=embeddings, **keywords).logits
+        if backward:
+            torch.autograd.grad(logits[:, -1, 0].sum() - logits[:, -1, 1].sum(), embeddings)
+
+
+def contestants(model: Model, bound: BoundTask) -> dict[str, Callable[[], object]]:
+    """What is timed, by name."""
+    prepared = prepare(model.adapter, bound.batch)
+    circuit = random_circuit(model.graph, EDGES, np.random.default_rng(0)).mask
+    return {
+        "forward and backward": lambda: bare(model, bound, True),
+        "forward": lambda: bare(model, bound, False),
+        "eap": lambda: cf.attribute(model, bound, "eap"),
+        "relp": lambda: cf.attribute(model, bound, "relp"),
+        "eap-ig-inputs, 5 points": lambda: cf.attribute(model, bound, "eap-ig-inputs"),
+        f"circuit of {EDGES} edges": lambda: run_circuits(prepared, circuit[None]),
+    }
+
+
+def parts(model: Model, bound: BoundTask) -> dict[str, Callable[[], object]]:
+    """What `eap` is made of."""
+    adapter, batch, metric = model.adapter, bound.batch, bound.metric
+    run, at, _ = capture_gradients(adapter, batch.clean, lambda logits: metric(logits, batch))
+    delta = run.writers.minus(capture(adapter, batch.corrupted, stop=True).writers)
+
+    def contraction() -> None:
+        with torch.no_grad():
+            edge_effects(adapter, delta, run, at)
+
+    return {
+        "  corrupted run": lambda: capture(adapter, batch.corrupted, stop=True),
+        "  clean run with gradients": lambda: capture_gradients(adapter, batch.clean, lambda x: metric(x, batch)),
+        "  contraction": contraction,
+    }
+
+
+def peak(options: argparse.Namespace, method: str) -> float:
+    """Peak in MB beyond the loaded model, of a fresh process."""
+    command = [sys.executable, __file__, options.model, "--pairs", str(options.pairs), "--peak", method]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def child(model: Model, bound: BoundTask, method: str) -> None:
+    """Prints how far the resident set rose above what it was with the model loaded."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: start the high-water mark anew
+    before = resident("VmHWM")
+    if method == "bare":
+        bare(model, bound, True)
+    else:
+        cf.attribute(model, bound, method)
+    print(resident("VmHWM") - before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--parts", action="store_true")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    model = cf.load(options.model)
+    bound = cf.task("ioi", model, n=options.pairs).on(model)
+    if options.peak:
+        child(model, bound, options.peak)
+        return
+    clean, corrupted = bound.batch.clean, bound.batch.corrupted
+    differ = int((clean.ids != corrupted.ids).cumsum(-1).bool().logical_and(clean.mask).sum())
+    print(f"{model.name}: {options.pairs} pairs, {int(clean.mask.sum())} tokens, {differ} from the first difference on")
+    both = "forward and backward"
+    what = contestants(model, bound) | (parts(model, bound) if options.parts else {})
+    seconds = take_turns(what, options.rounds)
+    print(
+        f"bare {both}: {statistics.median(seconds[both]):.2f} s CPU; forward: {ratio(seconds, 'forward', both)} of it"
+    )
+    for name in list(what)[2:]:
+        base = "forward" if name.startswith("circuit") else both
+        print(f"{name} / bare {base}: {ratio(seconds, name, base)}")
+    used = {method: peak(options, method) for method in ("bare", "eap", "eap-ig-inputs")}
+    print("peak memory beyond the model: " + ", ".join(f"{name} {size:.0f} MB" for name, size in used.items()))
+
+
+if __name__ == "__main__":
+    main()

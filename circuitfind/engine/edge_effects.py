@@ -1,0 +1,175 @@
+"""First-order effects of all edges, from the gradients of backward passes, without splitting the stream.
+
+    effect(u -> v) = sum over points and tokens of (out_u(clean) - out_u(ablated)) . J_norm^T W_v gradient_v
+
+Peers give every reader its own copy of the residual stream to get `gradient at v's input`; here only the gradients at
+the projections' outputs are taken (`d_head` wide), and pulled back analytically. What a writer's difference meets is
+the sum over points, so differences and gradients are contracted once for all of them:
+
+1. Where nothing that is written differs between the two runs, and where no gradient arrives, nothing is added: of
+   prompts that begin alike, the tokens before the first difference; those after the last position that is read. Only
+   the other tokens are looked at.
+2. At each point, with the norm's weight and centring folded into W and its scale r multiplied into g, a reader's
+   gradient at the stream is `G_v = W' (r g_v) - y c_v`, where y is the normed stream and `c_v = y . W' (r g_v) /
+   d_model = W'^T y . r g_v / d_model`. The sum of `r g_v` is kept, and of each point y and c, of rank one. MLP inputs
+   are pulled back by the norm alone, `logits` is at the stream already: their sums are kept.
+3. The writers' differences `D_u` are laid out once for all layers: heads are projected by W_O as they come.
+4. `scores[:U, layer's readers] += D[:U] G^T`, one matrix product a layer: a reader sees a prefix of the writers.
+
+Tokens are taken in blocks whose `G` fits a processor's cache; so many blocks at a time that `[writers, tokens,
+d_model]` of them stays within bounds whatever the batch. That memory is one buffer, made once: the system hands out
+new memory page by page, at some cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from circuitfind.engine.capture import ReaderGradients, Run
+from circuitfind.engine.memory import HELD, POINTS, in_cache, token_slices
+from circuitfind.engine.writers import Writers
+from circuitfind.models.adapter import Adapter
+
+
+def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
+    """First-order effects of all edges from the gradients of one pass, summed over examples and positions.
+
+    Args:
+        delta: writers' clean values minus ablated values.
+        run: the pass at which the gradients were taken.
+
+    Returns:
+        `[writers, readers]`, zero where there is no edge.
+    """
+    effects = EdgeSum(adapter, delta)
+    effects.add(1.0, run, gradients)
+    return effects.value()
+
+
+class _Layer(NamedTuple):
+    """Of one layer, sums over points at the tokens that are looked at.
+
+    values: `[tokens, readers, d_head]` gradients at the attention readers' values, times the norm's scale.
+    along: of each point, y `[tokens, d_model]` and c `[tokens, readers]`.
+    mlp: `[tokens, d_model]` gradients at the stream that the MLP reads.
+    """
+
+    values: Tensor
+    along: list[tuple[Tensor, Tensor]]
+    mlp: Tensor
+
+
+class EdgeSum:
+    """Effects of all edges summed over points: `add` each, then ask for the `value`.
+
+    Args:
+        adapter: to pull the gradients back with.
+        delta: as for `edge_effects`, the same for all points.
+        by_example: keep examples apart.
+    """
+
+    def __init__(self, adapter: Adapter, delta: Writers, by_example: bool = False) -> None:
+        graph, examples = adapter.graph, len(delta.embed) if by_example else 1
+        self._adapter, self._delta, self._by_example = adapter, delta, by_example
+        changed = torch.stack([part.flatten(2).any(-1) for part in delta.parts]).any(0)
+        self._tokens = changed.flatten().nonzero().squeeze(-1)
+        self._effects = delta.embed.new_zeros(examples, graph.n_writers, graph.n_readers, dtype=adapter.work)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Starts sums over points."""
+        graph, zeros = self._adapter.graph, partial(self._effects.new_zeros, len(self._tokens))
+        values = (graph.readers_per_layer - 1, self._adapter.d_head)
+        self._points, self._final = 0, zeros(graph.d_model)
+        self._layers = [_Layer(zeros(*values), [], zeros(graph.d_model)) for _ in self._adapter.layers]
+
+    def _at(self, value: Tensor) -> Tensor:
+        """A value `[batch, pos, ...]` at the tokens that are looked at."""
+        return value.flatten(0, 1)[self._tokens].to(self._adapter.work)
+
+    def add(self, weight: float, run: Run, gradients: ReaderGradients) -> None:
+        """One more point: the gradients taken at a run, and what they count."""
+        if self._points == POINTS:
+            self._contract()
+        self._points += 1
+        for layer, (view, sums) in enumerate(zip(self._adapter.layers, self._layers, strict=True)):
+            values = weight * torch.cat([self._at(value) for value in gradients.qkv[layer]], dim=-2)
+            if (norm := view.attn_norm) is not None:
+                y, r = norm.normed(self._at(run.resid[layer]))
+                values *= r.unsqueeze(-1)
+                if not norm.fixed_scale:
+                    read = torch.cat(view.projected(y * norm.weight), dim=-2)
+                    sums.along.append((y, torch.linalg.vecdot(values, read) / y.shape[-1]))
+            sums.values.add_(values)
+            sums.mlp.add_(view.mlp_pull_back(self._at(run.middle[layer]), weight * self._at(gradients.mlp[layer])))
+        self._final.add_(weight * self._at(gradients.final))
+
+    def value(self) -> Tensor:
+        """`[writers, readers]` summed over examples and positions, or `[batch, writers, readers]` by example; zero
+        where there is no edge."""
+        self._contract()
+        return self._effects if self._by_example else self._effects[0]
+
+    # ---------------------------------------------------------------- one contraction for many points
+    def _contract(self) -> None:
+        n_writers, d_model = self._adapter.graph.n_writers, self._adapter.graph.d_model
+        reached = [self._final.any(-1)]
+        for sums in self._layers:
+            reached += [sums.values.flatten(1).any(-1), sums.mlp.any(-1), *(c.any(-1) for _, c in sums.along)]
+        kept = torch.stack(reached).any(0).nonzero().squeeze(-1)
+        buffer = self._final.new_empty(0)
+        for tokens in token_slices(len(kept), n_writers, self._adapter, HELD):
+            size = n_writers * (tokens.stop - tokens.start) * d_model
+            buffer = buffer if len(buffer) else buffer.new_empty(size)  # the first slice is the largest
+            self._add_effects(kept[tokens], buffer)
+        self._clear()
+
+    def _blocks(self, kept: Tensor, buffer: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Some of the tokens block by block: (tokens, memory `[writers, tokens, d_model]`, the effects to add to)."""
+        graph, start = self._adapter.graph, 0
+        rows = self._tokens[kept] // self._delta.embed.shape[1] * self._by_example
+        for row, count in zip(
+            *(one.tolist() for one in torch.unique_consecutive(rows, return_counts=True)), strict=True
+        ):
+            for part in token_slices(count, graph.readers_per_layer, self._adapter, in_cache(rows.device)):
+                tokens, size = slice(start + part.start, start + part.stop), part.stop - part.start
+                written, buffer = buffer.tensor_split([graph.n_writers * size * graph.d_model])
+                yield tokens, written.view(graph.n_writers, size, graph.d_model), self._effects[row]
+            start += count
+
+    def _add_effects(self, kept: Tensor, buffer: Tensor) -> None:
+        """Adds the effects of some of the tokens, given by their places among those that are looked at."""
+        adapter, graph, delta, tokens_of_all = self._adapter, self._adapter.graph, self._delta, self._tokens[kept]
+        blocks = list(self._blocks(kept, buffer))
+
+        def part(value: Tensor) -> Tensor:
+            return value.flatten(0, 1)[tokens_of_all].to(adapter.work)
+
+        def add(layer: int, kind: str, written: Tensor, pulled: Tensor, into: Tensor) -> None:
+            seen = written[: graph.reads(layer, kind)].flatten(1)
+            into[: len(seen), graph.readers(layer, kind)] += seen @ pulled.flatten(1).T
+
+        embed, final = part(delta.embed), self._final[kept]
+        for tokens, written, _ in blocks:
+            written[0] = embed[tokens]
+        for layer, (view, sums) in enumerate(zip(adapter.layers, self._layers, strict=True)):
+            projections, output = view.qkv_weight(), view.output_weight()
+            values, at_mlp = rearrange(sums.values[kept], "n r e -> r n e"), sums.mlp[kept]
+            along = [(y[kept], c[kept].T.unsqueeze(-1)) for y, c in sums.along]
+            heads, mlp = rearrange(part(delta.heads[layer]), "n h e -> h n e"), part(delta.mlps[layer])
+            for tokens, written, into in blocks:
+                pulled = view.pull_back(values[:, tokens], projections)
+                for y, c in along:
+                    pulled.addcmul_(y[tokens], c[:, tokens], value=-1)
+                add(layer, "qkv", written, pulled, into)
+                torch.bmm(heads[:, tokens], output, out=written[graph.heads(layer)])
+                add(layer, "mlp", written, at_mlp[None, tokens], into)
+                written[graph.mlp(layer)] = mlp[tokens]
+        for tokens, written, into in blocks:
+            add(graph.n_layers, "logits", written, final[None, tokens], into)
