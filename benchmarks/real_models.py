@@ -1,10 +1,14 @@
 """Cost of scores and of one circuit on a real model, as ratios to bare passes of the same batch.
 
     python benchmarks/real_models.py MODEL [--pairs 8] [--rounds 5] [--parts]
+    python benchmarks/real_models.py MODEL --find [--pairs 64]
 
 MODEL: whatever `cf.load` takes. The pairs are the built-in task `ioi`; one thread, CPU time, medians of paired turns.
 A bare pass is the model as a user would call it, the whole vocabulary at every position. `--parts` times what edge
-scores are made of. Peak memory is that of a fresh process that scores once, beyond the loaded model.
+scores are made of. The circuit is that of the strongest edges by score; a random one of that size has more nodes. Peak
+memory is that of a fresh process that scores once, beyond the loaded model.
+
+`--find`: CPU time of one whole `cf.find`, scores and checks included, over that of a bare forward pass of its search pairs.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import gc
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,14 +54,16 @@ def bare(model: Model, bound: BoundTask, backward: bool) -> None:
 def contestants(model: Model, bound: BoundTask) -> dict[str, Callable[[], object]]:
     """What is timed, by name."""
     prepared = prepare(model.adapter, bound.batch)
-    circuit = random_circuit(model.graph, EDGES, np.random.default_rng(0)).mask
+    strong = cf.attribute(model, bound, "eap-ig-inputs").top(EDGES).mask
+    drawn = random_circuit(model.graph, EDGES, np.random.default_rng(0)).mask
     return {
         "forward and backward": lambda: bare(model, bound, True),
         "forward": lambda: bare(model, bound, False),
         "eap": lambda: cf.attribute(model, bound, "eap"),
         "relp": lambda: cf.attribute(model, bound, "relp"),
         "eap-ig-inputs, 5 points": lambda: cf.attribute(model, bound, "eap-ig-inputs"),
-        f"circuit of {EDGES} edges": lambda: run_circuits(prepared, circuit[None]),
+        f"circuit of the strongest {EDGES} edges": lambda: run_circuits(prepared, strong[None]),
+        f"circuit of {EDGES} random edges": lambda: run_circuits(prepared, drawn[None]),
     }
 
 
@@ -95,16 +102,35 @@ def child(model: Model, bound: BoundTask, method: str) -> None:
     print(resident("VmHWM") - before)
 
 
+def find(model: Model, task: cf.Task, rounds: int) -> None:
+    """Times a bare forward pass of the search pairs before and after a whole search."""
+    search, _ = task.on(model).held_out(0.5, 0)
+    before = take_turns({"forward": lambda: bare(model, search, False)}, rounds)["forward"]
+    start = time.process_time()
+    result = cf.find(model, task)
+    seconds = time.process_time() - start
+    after = take_turns({"forward": lambda: bare(model, search, False)}, rounds)["forward"]
+    forward = statistics.median([*before, *after])
+    print(f"{model.name}: {result}")
+    print(f"{seconds:.0f} s CPU; bare forward of the {len(search)} search pairs: {forward:.2f} s")
+    print(f"find / bare forward: {seconds / forward:.0f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--pairs", type=int)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--parts", action="store_true")
+    parser.add_argument("--find", action="store_true")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = cf.load(options.model)
+    options.pairs = options.pairs or (64 if options.find else 8)
+    if options.find:
+        find(model, cf.task("ioi", model, n=options.pairs), options.rounds)
+        return
     bound = cf.task("ioi", model, n=options.pairs).on(model)
     if options.peak:
         child(model, bound, options.peak)
