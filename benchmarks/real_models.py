@@ -8,7 +8,7 @@ A bare pass is the model as a user would call it, the whole vocabulary at every 
 scores are made of. The circuit is that of the strongest edges by score; a random one of that size has more nodes. Peak
 memory is that of a fresh process that scores once, beyond the loaded model.
 
-`--find`: CPU time of one whole `cf.find`, scores and checks included, over that of a bare forward pass of its search pairs.
+`--find`: CPU time of one whole `cf.find`, scores and checks included, over a bare forward pass of its search pairs.
 """
 
 from __future__ import annotations
