@@ -37,7 +37,9 @@ from circuitfind.patching.places import KINDS
 from circuitfind.record import NO_EFFECT
 from circuitfind.search.acdc import GRID
 from circuitfind.search.acdc_rule import ORDERS
+from circuitfind.search.find import SEARCHES
 from circuitfind.search.learn import LEARNERS
+from circuitfind.search.trials import CRITERIA
 from circuitfind.setting import DIRECTIONS
 from circuitfind.tasks.builtin import TASKS
 
@@ -694,6 +696,7 @@ def test_names_in_help_are_those_of_the_registries() -> None:
     assert set(options.ESTIMATES) == scored("place", True) - {"exact"}
     assert (options.EFFECTS[0], options.NODE_EFFECTS[0]) == (DEFAULTS["edge"], DEFAULTS["node"])
     assert tuple(ABLATIONS) == options.ABLATIONS and tuple(cf.METRICS) == options.METRICS
+    assert CRITERIA == options.CRITERIA and SEARCHES == options.SEARCHES
     assert tuple(KINDS) == options.KINDS and tuple(ORDERS) == options.ORDERS and tuple(LEARNERS) == options.LEARNED
     assert options.DIRECTIONS == DIRECTIONS
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers
 from helpers import as_matrix, off
-from oracles import Literal, patch_edge, run_circuit, split_reader_scores
+from oracles import Literal, patch_edges, run_circuit, split_reader_scores
 from toys import off_scores
 
 import circuitfind as cf
@@ -104,7 +104,8 @@ def test_exact_effects_and_circuits_equal_the_literal_runs(name: str, real: Call
     before = logit_diff(batch, clean.logits)
     for edge in GROUPED[name]:
         writer, reader = edge.split("->")
-        expected = before - logit_diff(batch, patch_edge(literal, batch.clean, change, writer, reader))
+        (patched,) = patch_edges(literal, batch.clean, change, [(writer, reader)])
+        expected = before - logit_diff(batch, patched)
         found = cf.path_patch(model, task, [writer], [reader], batch_size=2).per_example
         np.testing.assert_allclose(found.ravel(), expected, atol=1e-4 * float(before.abs().max()))
     if name == "gemma3":  # the other one's 70,651 edges, added one by one, take long
@@ -113,3 +114,16 @@ def test_exact_effects_and_circuits_equal_the_literal_runs(name: str, real: Call
         expected = logit_diff(batch, run_circuit(literal, batch.clean, kept, corrupted.writers))
         found = Evaluator.of(model, task).run(circuit.mask[None]).metric[0]
         assert off(torch.from_numpy(found), expected) < 1e-4
+
+
+# -------------------------------------------------------------------- the main job
+def test_a_search_ends_with_a_small_faithful_circuit(real: Callable[[str], cf.Model]) -> None:
+    """Fewer than 150 of 70,651 edges, far nearer to the model than as many of the strongest by score."""
+    model = real("smollm2")
+    task = cf.task("ioi", model, n=12, template="abba-3")
+    result = cf.find(model, task, method="relp", edges=150, max_checks=4, random=1, knockouts=0)
+    found = result.checks
+    assert 50 < len(result.circuit) <= 150 and abs(1 - found.faithfulness) < 0.35
+    assert found.ranked is not None and abs(1 - found.faithfulness) < abs(1 - found.ranked)
+    assert found.beaten == 1 and abs(found.random[0]) < 0.05
+    assert result.checks.sign_errors == 0 and result.checks.evaluation.accuracy >= 0.5
