@@ -23,6 +23,7 @@ from circuitfind.evaluation.completeness import Part, second_way
 from circuitfind.evaluation.faithfulness import Evaluator, Outcome
 from circuitfind.graph import Graph
 from circuitfind.remote.server import Pickler
+from circuitfind.report.write import report_data
 from circuitfind.search import find as search, pruning
 from circuitfind.search.acdc import GRID
 from circuitfind.search.find import GROWTH
@@ -102,13 +103,13 @@ def test_the_frontier_is_one(found: cf.FindResult) -> None:
     """Smaller circuits are further from the whole model; the one that was taken need not be on it."""
     others = [point for point in found.frontier if point.n_edges != len(found.circuit)]
     sizes = [point.n_edges for point in others]
-    assert sizes == sorted(sizes)
+    assert sizes == sorted(set(sizes)), "one of each size"
     for at, point in enumerate(others[1:], start=1):
         smaller = others[:at]
         assert any(
             getattr(point, name) < min(getattr(one, name) for one in smaller) for name in ("distance", "pair_error")
         )
-    assert len(others) >= len(found.frontier) - 1 > 8
+    assert len(others) >= len(found.frontier) - 2 > 8
 
 
 def test_every_point_of_a_ranking_reproduces(tiny: cf.Model, ioi: cf.Task, ranked: cf.FindResult) -> None:
@@ -143,6 +144,27 @@ def test_the_best_circuit_of_a_size(tiny: cf.Model, ioi: cf.Task, found: cf.Find
     assert both[0] < both[1], "nearer to the whole model on the held-out pairs than the strongest edges by score"
 
 
+@pytest.mark.parametrize("edges", [1, 8])
+def test_a_size_at_which_hardly_anything_is_left(tiny: cf.Model, found: cf.FindResult, edges: int) -> None:
+    """The rounds go on to it; where nothing is as small, the smallest is said to be too large."""
+    task, asked = cf.task("ioi", tiny, n=16), {"scores": found.scores, "knockouts": 0, **QUICK}
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        result = cf.find(tiny, task, edges=edges, **asked)
+    said = [str(one.message) for one in heard if "no circuit of at most" in str(one.message)]
+    assert 0 < len(result.circuit) < 10 and bool(said) == (len(result.circuit) > edges) == (edges == 1)
+    with pytest.warns(CircuitfindWarning, match="the strongest 8 edges hold no path from input to logits"):
+        assert not cf.find(tiny, task, edges=8, search="absolute", **asked).circuit.edges
+
+
+def test_scores_that_are_no_effects_name_no_opposing_edges(tiny: cf.Model, ioi: cf.Task, tmp_path: Path) -> None:
+    result = cf.find(tiny, ioi, method="weights", edges=200, knockouts=0, **QUICK)
+    assert {point.opposing for point in result.frontier} == {None}
+    assert "opposing" not in {step.stage for step in result.steps}
+    result.save(tmp_path / "found")
+    assert cf.FindResult.open(tmp_path / "found").frontier == result.frontier
+
+
 def test_criteria(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
     """What is on target by a criterion is so on either half of the search pairs."""
     seen, _ = ioi.on(tiny).split(0.5, seed=0)
@@ -157,6 +179,7 @@ def test_criteria(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
             "at-least": (each.full - each.circuit) / (each.full - each.empty).mean(),
         }[criterion]
         worst = max(far[half].mean() for half in halves)
+        assert report_data(result.circuit).tolerance is None, "no band of faithfulness is the target"
         assert result.circuit.facts["distance_on_search_pairs"] == pytest.approx(max(worst, 0), abs=1e-5)
         assert worst <= 0.1 and result.on_target == (result.circuit.facts["distance"] <= 0.1)
     with pytest.raises(ScoreError, match="criterion 'mena' is unknown: did you mean 'mean'"):
@@ -175,7 +198,7 @@ def test_a_search_that_is_stopped_keeps_its_best_circuit(
         return run(self, masks)
 
     monkeypatch.setattr(Evaluator, "run", stopped)
-    with pytest.warns(CircuitfindWarning, match="stopped: the search ends with the best of 8 circuits"):
+    with pytest.warns(CircuitfindWarning, match="stopped: the search ends after 8 circuits"):
         result = cf.find(tiny, ioi, scores=found.scores, knockouts=0, **QUICK)
     assert len(found.circuit) < len(result.circuit) < 800 and result.circuit.facts["stopped"]
     assert result.circuit.facts["distance_on_search_pairs"] <= 0.15
@@ -183,9 +206,14 @@ def test_a_search_that_is_stopped_keeps_its_best_circuit(
     monkeypatch.setattr(Deadline, "left", lambda self, part=1.0: 1.0 if part == 1 else 10.0 - len(count))
     count.clear()
     monkeypatch.setattr(Evaluator, "run", lambda self, masks: count.append(1) or run(self, masks))
-    with pytest.warns(CircuitfindWarning, match="the time limit has passed: the search ends with the best of 10"):
+    with pytest.warns(CircuitfindWarning, match="the time limit has passed: the search ends after 10 circuits"):
         result = cf.find(tiny, ioi, scores=found.scores, time_limit=60, **QUICK)
     assert 0 < len(result.circuit) < 800
+    monkeypatch.undo()
+    with pytest.warns(CircuitfindWarning, match="the time limit has passed: the search ends after 0 circuits"):
+        none = cf.find(tiny, ioi, scores=found.scores, time_limit=1e-6, **QUICK)
+    assert len(none.circuit) == tiny.graph.n_edges and math.isnan(none.frontier[0].held_out_distance)
+    assert not none.checks.edges and not none.checks.random, "the time before the search counts, too"
     with pytest.raises(ScoreError, match="time_limit=0: give seconds"):
         cf.find(tiny, ioi, time_limit=0)
 
@@ -354,6 +382,8 @@ def test_tasks_that_cannot_be_searched(tiny: cf.Model, ioi: cf.Task) -> None:
     for holdout in (0.0, 1.0):
         with pytest.raises(TaskError, match=r"holdout=.*a part of the pairs is needed, between 0 and 1"):
             cf.find(tiny, ioi, holdout=holdout)
+    with pytest.raises(TaskError, match=r"holdout=0\.01: of 16 pairs that leaves none on one side"):
+        cf.find(tiny, ioi, holdout=0.01)
     both_ways = dataclasses.replace(
         ioi,
         clean=[*ioi.clean, *ioi.corrupted],

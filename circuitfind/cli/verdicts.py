@@ -81,11 +81,15 @@ def overshoot(faithfulness: float) -> Facts:
 
 
 def frontier(found: cf.FindResult, out: Output) -> None:
-    """The nearest circuits to the whole model by size, each on the held-out pairs."""
-    names = "n_edges=edges opposing held_out_faithfulness=faithfulness held_out_pair_error=error held_out_kl=KL"
-    title = "The frontier, on the held-out pairs" if len(found.frontier) > 1 else ""
-    if title:
-        out.rows(title, found.frontier, f"{names} held_out_accuracy=accuracy", len(found.frontier))
+    """The nearest circuits to the whole model by size, each on the held-out pairs if there was time for it."""
+    points = found.frontier
+    if len(points) < 2:
+        return
+    judged = all(math.isfinite(point.held_out_distance) for point in points)
+    pairs, on = ("held-out", "held_out_") if judged else ("search", "")
+    opposing = "" if points[0].opposing is None else "opposing "
+    measured = f"{on}faithfulness=faithfulness {on}pair_error=error {on}kl=KL {on}accuracy=accuracy"
+    out.rows(f"The frontier, on the {pairs} pairs", points, f"n_edges=edges {opposing}{measured}", len(points))
 
 
 class _Known(NamedTuple):

@@ -162,8 +162,8 @@ class Part(NamedTuple):
         """What it means, in a line."""
         named, others = ", ".join(self.removed[:FEW]), len(self.removed) - FEW
         if others > 0:
-            one_part = len({name.partition(".")[0] for name in self.removed}) == 1
-            named += f" and {others} more {'heads of that layer' if one_part else 'nodes'}"
+            one_part, more = len({name.partition(".")[0] for name in self.removed}) == 1, "s" * (others > 1)
+            named += f" and {others} more {f'head{more} of that layer' if one_part else f'node{more}'}"
         model, circuit = (f"{round(share, 2) + 0.0:.0%}" for share in (self.model, self.circuit))  # no -0%
         shares = f"without {named} the model keeps {model} of the total effect and the circuit {circuit}"
         if self.second_way:

@@ -23,7 +23,7 @@ from circuitfind.evaluation.faithfulness import Evaluation, Evaluator
 from circuitfind.evaluation.random_circuits import random_circuit, same_nodes
 from circuitfind.graph import Graph, ends_of
 from circuitfind.models.load import Model
-from circuitfind.progress import track
+from circuitfind.progress import stages, track
 from circuitfind.record import Record
 from circuitfind.result import Result, saved_as
 from circuitfind.scores import Scores
@@ -193,21 +193,25 @@ def verified(
         random: circuits of each random kind.
     """
     _warn_of_overlap(scores.record, evaluator.record)
-    effects = exact_effects(experiment, edges)
+    graph, n, rng = experiment.graph, len(circuit), np.random.default_rng(evaluator.seed)
+    masks = [random_circuit(graph, n, rng).mask for _ in range(random)]
+    masks += [mask for mask in (same_nodes(graph, circuit.mask, rng) for _ in range(random)) if mask is not None]
+    masks += [scores.top(n).mask] if random else []
+    patching = 0.5 * int(edges.sum())  # of what a circuit takes
+    with stages("verifying", patching + len(masks)) as stage:
+        with stage(patching):
+            effects = exact_effects(experiment, edges)
+        evaluation = evaluator.evaluate(circuit)
+        with stage(len(masks)):
+            metrics = [evaluator.run(mask[None]).metric[0] for mask in track(masks, "other circuits")]
+    others = evaluator.faithfulness(np.stack(metrics)).tolist() if metrics else []
     values = scores.values[effects.edges[:, 0], effects.edges[:, 1]]
     order = np.argsort(-np.abs(values), kind="stable")
     estimates = (values if scores.record.is_effect else np.full_like(values, np.nan))[order].astype(np.float64)
     exact = effects.values.mean(axis=1)[order].astype(np.float64)
     names = [experiment.graph.edge_name(*edge) for edge in effects.edges[order]]
     intervals = as_intervals(mean_intervals(effects.values, evaluator.bound.copies)[order])
-    evaluation = evaluator.evaluate(circuit)
-    power, rng = float((estimates**2).sum()), np.random.default_rng(evaluator.seed)
-    graph, n = experiment.graph, len(circuit)
-    masks = [random_circuit(graph, n, rng).mask for _ in range(random)]
-    masks += [mask for mask in (same_nodes(graph, circuit.mask, rng) for _ in range(random)) if mask is not None]
-    masks += [scores.top(n).mask] if random else []
-    metrics = [evaluator.run(mask[None]).metric[0] for mask in track(masks, "other circuits")]
-    others = evaluator.faithfulness(np.stack(metrics)).tolist() if metrics else []
+    power = float((estimates**2).sum())
     return Verification(
         tuple(map(EdgeCheck, names, estimates.tolist(), exact.tolist())),
         tuple(intervals),

@@ -69,7 +69,7 @@ class ReportData:
         attention: what the circuit's heads attend to on a prompt or two; attention_note: why there is nothing.
         curve: circuits that the search tried, each with `n_edges`, `faithfulness` and `stage`.
         frontier: the nearest circuits to the whole model by size, as `find` gives them.
-        tolerance: half the width of the target, a band around 1.
+        tolerance: half the width of the target, a band around 1; None where the target is no such band.
         random: faithfulness of random circuits of the same size; `beaten` of them are further from 1 than the circuit.
         steps: `(stage, text)` of the search, in order.
         command: the exact command, to be run again.
@@ -161,7 +161,7 @@ def curve(data: ReportData) -> str:
     held_out = [(point.n_edges, point.held_out_faithfulness) for point in data.frontier]
     plot = plots.curve(data.curve, chosen, data.tolerance, held_out)
     hint = f"Faithfulness need not grow with size: edges that oppose the task lower it.{band}"
-    if data.frontier:
+    if any(math.isfinite(faithfulness) for _, faithfulness in held_out):
         hint += " Marks are on the search pairs, the line is the frontier on the held-out pairs."
     return f'<section><h2>Faithfulness by size</h2>{_legend(*marks)}{plot}<p class="hint">{hint}</p></section>'
 
@@ -175,7 +175,7 @@ def frontier(data: ReportData) -> str:
     rows = [
         [
             _Cell(f"{point.n_edges:,}", point.n_edges),
-            _Cell(f"{point.opposing:,}", point.opposing),
+            _Cell("–" if point.opposing is None else f"{point.opposing:,}", point.opposing),
             *(
                 _Cell(_number(value), value)
                 for value in (

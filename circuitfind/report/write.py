@@ -104,13 +104,13 @@ def report_data(
         except ModelError as error:
             known["attention_note"] = "This model does not hand out its attention patterns."
             warnings.warn(f"the report has no attention patterns: {error}", stacklevel=2)
-    name = bound.name if bound is not None else circuit.record.task
+    name, made = bound.name if bound is not None else circuit.record.task, circuit.record.settings
     return ReportData(
         f"A circuit for {name}" if name else "A circuit",
         next(filter(None, (getattr(model, "name", ""), getattr(bound, "model", ""))), circuit.record.model),
         _task(circuit, bound, summary),
         circuit,
-        tolerance=circuit.record.settings.get("tolerance"),
+        tolerance=made.get("tolerance") if made.get("criterion", "mean") == "mean" else None,
         **_measured(circuit, value, bound),
         **_checked(circuit, checks),
         **known,

@@ -112,6 +112,7 @@ def find(
             or with other options than those asked for; the metric cannot be differentiated (search="absolute" needs no
             gradient).
     """
+    deadline = Deadline(time_limit)
     check_target(tolerance, criterion, search, edges, time_limit)
     for name, count in {"max_checks": max_checks, "knockouts": knockouts}.items():
         check_count(name, count)
@@ -137,7 +138,7 @@ def find(
     twin = experiment.ablation.twin
     summary = summary_of(evaluator) if twin else summarise(model, seen, batch_size=experiment.setting.batch_size)
     evaluator.check_contrast()
-    trials = Trials(evaluator, criterion, tolerance, Deadline(time_limit), SEARCHING)
+    trials = Trials(evaluator, criterion, tolerance, deadline, SEARCHING)
     work = _Work.of(scores, search, max_checks, random, knockouts)
     with stages("finding a circuit", sum(work)) as stage:
         if scores is None:
@@ -147,10 +148,14 @@ def find(
             scores = found
         with stage(work.search):
             taken, strength = _searched(trials, scores, search, edges, prune)
+        if said := _off_size(taken, edges):
+            trials.say("size", said)
+            warn(said)
         settings: dict[str, Any] = {"criterion": criterion, "tolerance": tolerance, "holdout": holdout, "edges": edges}
         circuit = scores.cut(taken.mask, search=search, **settings)
-        with stage(work.checks):
+        with stage(work.judge):
             judge = Evaluator(whole.on(held_out))
+        with stage(work.checks):
             # of the time that is left most is for exact effects, which take about half a run each
             to_patch = _strongest(circuit, strength, scores, int(min(max_checks, trials.affords())))
             others = int(min(random, trials.affords(0.2)))
@@ -162,7 +167,8 @@ def find(
                 part = second_way(evaluator, circuit, effects, knockouts)
         with stage(work.frontier):
             in_time = trials.affords() >= 2 * MOST_POINTS
-            frontier = measured(trials, taken, scores.values, judge if in_time else None)
+            estimates = scores.values if scores.record.is_effect else None
+            frontier = measured(trials, taken, estimates, judge if in_time else None)
     if scores.record.is_effect:
         trials.say("opposing", _opposing(circuit, scores))
     facts = _facts(taken, trials, circuit, checks, judge)
@@ -186,6 +192,7 @@ class _Work(NamedTuple):
     search: float
     checks: float
     knockouts: float
+    judge: float = 3.0
     frontier: float = 12.0
 
     @classmethod
@@ -223,18 +230,21 @@ def _searched(
     """The circuit that a search finds, and `[writers, readers]`, how strong each of its edges is."""
     strength: np.ndarray = np.abs(scores.values)
     try:
-        if search == "balanced":
-            rescoring = Rescoring(trials, scores)
-            rescoring.run(edges)
-            taken = chosen(trials, edges)
-            strength = rescoring.strength(taken)
-        else:
-            by: By = "signed" if search == "signed" else "absolute"
-            taken = SizeSearch(trials, scores, by).smallest(edges)
-            if said := idle(scores, by, ((tried.asked, tried.faithfulness) for tried in trials.curve)):
-                warn(said)
-        if (prune or (prune is None and edges is None)) and taken.n_edges < trials.graph.n_edges:
-            taken = pruned(trials, taken, strength, *((GROWTH, math.inf) if prune else (FREE, LAST_RUNS)))
+        with stages("search", 1.0) as part:
+            with part(0.8):
+                if search == "balanced":
+                    rescoring = Rescoring(trials, scores)
+                    rescoring.run(edges)
+                    taken = chosen(trials, edges)
+                    strength = rescoring.strength(taken)
+                else:
+                    by: By = "signed" if search == "signed" else "absolute"
+                    taken = SizeSearch(trials, scores, by).smallest(edges)
+                    if said := idle(scores, by, ((tried.asked, tried.faithfulness) for tried in trials.curve)):
+                        warn(said)
+            if (prune or (prune is None and edges is None)) and taken.n_edges < trials.graph.n_edges:
+                with part(0.2):
+                    taken = pruned(trials, taken, strength, *((GROWTH, math.inf) if prune else (FREE, LAST_RUNS)))
         return taken, strength
     except OutOfTime:
         trials.stop("the time limit has passed")
@@ -263,10 +273,19 @@ def _opposing(circuit: Circuit, scores: Scores) -> str:
     """How many edges of negative estimated effect are in and, of the strongest ones by |score|, out."""
     strong = scores.top(START, prune=False).mask & ~circuit.mask
     inside, outside = (int((scores.values[mask] < 0).sum()) for mask in (circuit.mask, strong))
-    return (
-        f"{inside:,} of the circuit's {len(circuit):,} edges have a negative estimated effect; so have {outside:,} of"
-        f" the {int(strong.sum()):,} strongest edges outside of it"
-    )
+    said = f"{inside:,} of the circuit's {len(circuit):,} edges have a negative estimated effect"
+    if not strong.any():
+        return said
+    return f"{said}; so have {outside:,} of the {int(strong.sum()):,} strongest edges outside of it"
+
+
+def _off_size(taken: Tried, edges: int | None) -> str:
+    """What is wrong with the size of what was found, if anything."""
+    if not taken.n_edges:
+        return f"the strongest {edges} edges hold no path from input to logits: the circuit is empty"
+    if edges is not None and taken.n_edges > edges:
+        return f"no circuit of at most {edges:,} edges was met: this one has {taken.n_edges:,}"
+    return ""
 
 
 def _facts(taken: Tried, trials: Trials, circuit: Circuit, checks: Verification, judge: Evaluator) -> dict[str, Any]:

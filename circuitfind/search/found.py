@@ -34,13 +34,14 @@ class TriedCircuit(NamedTuple):
 class FrontierPoint(NamedTuple):
     """A circuit on the frontier, on the search pairs and on the held-out pairs.
 
-    opposing: its edges of negative estimated effect; distance: by the search's criterion, on the search pairs that of
-    the worse half; pair_error: mean over pairs of |circuit - model|, over the mean of |model - empty circuit|; kl:
-    KL(whole model || circuit) in nats; accuracy: NaN on a task without answers.
+    opposing: its edges of negative estimated effect, None where scores estimate no effects; distance: by the search's
+    criterion, on the search pairs that of the worse half; pair_error: mean over pairs of |circuit - model|, over the
+    mean of |model - empty circuit|; kl: KL(whole model || circuit) in nats; accuracy: NaN on a task without answers.
+    Held-out values are NaN where there was no time for them.
     """
 
     n_edges: int
-    opposing: int
+    opposing: int | None
     distance: float
     faithfulness: float
     pair_error: float

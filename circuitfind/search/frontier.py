@@ -27,26 +27,31 @@ def nearest(trials: Trials) -> list[Tried]:
     best = np.full(2, np.inf)
     for one in trials.every():
         far = np.array([one.distance, distance("pairs", one.outcome, trials.evaluator.ends)])
-        if one.n_edges and (far < best).any():
+        new = one.n_edges > (found[-1].n_edges if found else 0)  # of a size the first is the nearest
+        if new and (far < best).any():
             found.append(one)
             best = np.minimum(best, far)
     return found
 
 
 def chosen(trials: Trials, edges: int | None) -> Tried:
-    """The circuit of the headline; the whole model where no other is on target, or none is small enough."""
+    """The circuit of the headline; the whole model where no other is on target. Where none is as small as asked for,
+    the smallest that was run.
+    """
     points = nearest(trials)
     if edges is not None:
-        small = [one for one in points if one.n_edges <= edges]
+        small = [one for one in points if one.n_edges <= edges] or points[:1]
         return min(small, key=lambda one: one.distance, default=trials.whole())
     return next((one for one in points if trials.meets(one)), trials.whole())
 
 
-def measured(trials: Trials, taken: Tried, values: np.ndarray, held_out: Evaluator | None) -> tuple[FrontierPoint, ...]:
+def measured(
+    trials: Trials, taken: Tried, values: np.ndarray | None, held_out: Evaluator | None
+) -> tuple[FrontierPoint, ...]:
     """The frontier, with the circuit that was taken.
 
     Args:
-        values: `[writers, readers]` estimated effects.
+        values: `[writers, readers]` estimated effects; None where scores are none.
         held_out: None where there is no time to run circuits on the held-out pairs.
     """
     points = _thinned(nearest(trials), taken)
@@ -62,8 +67,8 @@ def _thinned(points: Sequence[Tried], taken: Tried) -> list[Tried]:
     return sorted(found, key=lambda one: one.n_edges)
 
 
-def _point(trials: Trials, one: Tried, values: np.ndarray, held_out: Evaluator | None) -> FrontierPoint:
-    opposing = int((values[one.mask] < 0).sum())
+def _point(trials: Trials, one: Tried, values: np.ndarray | None, held_out: Evaluator | None) -> FrontierPoint:
+    opposing = None if values is None else int((values[one.mask] < 0).sum())
     here = _measures(trials.evaluator, one.outcome)
     there, far = (np.nan,) * 4, np.nan
     if held_out is not None:

@@ -15,6 +15,7 @@ from circuitfind.circuit import connected
 from circuitfind.progress import progress
 from circuitfind.search.trials import Trials, Tried
 
+OVER = 1.005  # less is rounding
 FREE = 0.01  # of the total effect: what is lost without an edge that is not needed
 
 
@@ -50,7 +51,7 @@ def pruned(trials: Trials, start: Tried, strength: np.ndarray, growth: float, mo
         f"{start.n_edges - best.n_edges} of {start.n_edges} edges removed; faithfulness {start.faithfulness:.3f} ->"
         f" {best.faithfulness:.3f}",
     )
-    if best.faithfulness > 1:
+    if best.faithfulness > OVER:
         over = best.faithfulness - 1
         trials.say("pruning", f"overshoot of {over:.3f}: edges that oppose the behaviour are left out")
     return best

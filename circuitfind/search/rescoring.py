@@ -12,10 +12,10 @@ are left, and the many weak edges that a ranking leaves out are mostly helpful o
    has to be kept.
 4. **Run** the smaller circuits exactly: that which balances every pair, and below `BOTH` edges also that which balances
    the mean. The nearer one to the whole model, pair by pair (by KL divergence where that is the criterion), goes on.
-5. A round that leaves the target is halved once. If the half leaves it, too, the round stands: further down a circuit
-   may be on target again.
-6. From 2, until next to nothing is left, or of what the model does (`HOPELESS`). Where a number of edges is asked for,
-   one round ends there, and `AFTER` more look for a smaller circuit that is nearer.
+5. A round that leaves the target, or no path from `input` to `logits`, is halved once. If the half leaves the target,
+   too, the round stands, unless hardly anything is left (`HOPELESS`): further down a circuit may be on target again.
+6. From 2, until next to nothing is left, or of what the model does. Where a number of edges is asked for, the rounds go
+   on to it in any case: one ends there, and `AFTER` more look for a smaller circuit that is nearer.
 
 Measured on SmolLM2-135M and Gemma 3 270M (docs/real-models.md): as near to the whole model as the strongest edges by
 score with a tenth of them.
@@ -79,8 +79,9 @@ class Rescoring:
 
     def run(self, edges: int | None = None) -> None:
         """Tries ever smaller circuits; `edges`: the number that is asked for."""
-        start = smallest = self.start()
-        with progress("re-scoring", self._expected_rounds()) as advance:
+        with progress("re-scoring", 1 + self._expected_rounds()) as advance:
+            start = smallest = self.start()
+            advance(1)
             for smaller in self._rounds(start, edges):
                 smallest = smaller
                 advance(1)
@@ -88,12 +89,13 @@ class Rescoring:
 
     def _rounds(self, tried: Tried, edges: int | None) -> Iterator[Tried]:
         number = after = 0
-        while tried.n_edges > FEWEST and after < AFTER:
-            after += edges is not None and tried.n_edges <= edges
+        fewest = min(FEWEST, edges or FEWEST)
+        while tried.n_edges > fewest and after < AFTER:
+            small = edges is None or tried.n_edges <= edges
+            after += edges is not None and small
             fold, runs = self.halves[number % len(self.halves)]
-            least = FEWEST if edges is None or tried.n_edges <= edges else edges
-            smaller = self._round(tried, fold, runs, least)
-            if smaller is None or self._lost(smaller):
+            smaller = self._round(tried, fold, runs, fewest if small else edges or fewest)
+            if smaller is None or (small and self._lost(smaller)):
                 return
             tried, number = smaller, number + 1
             yield tried
@@ -122,9 +124,10 @@ class Rescoring:
         part = PART_OF_LARGE if tried.n_edges > LARGE else PART
         n = max(1, min(int(part * tried.n_edges), tried.n_edges - least))
         best = self._best(tried, gradients, surplus, fold, n)
-        if best is not None and n > 1 and self.trials.meets(tried) and not self.trials.meets(best):
+        if n > 1 and (best is None or (self.trials.meets(tried) and not self.trials.meets(best))):
             half = self._best(tried, gradients, surplus, fold, n // 2)
-            best = half if half is not None and self.trials.meets(half) else best
+            if half is not None and (best is None or self._lost(best) or self.trials.meets(half)):
+                best = half
         if best is not None:
             self._strength.setdefault(best.mask.tobytes(), strength * best.mask)
         return best

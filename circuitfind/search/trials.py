@@ -134,8 +134,9 @@ class Trials:
         self.steps.append(Step(stage, text))
 
     def stop(self, why: str) -> None:
-        """Says that the search ends early, and with what."""
-        self.stopped = f"{why}: the search ends with the best of {len(self._known)} circuits"
+        """Says that the search ends early."""
+        count = len(self._known)
+        self.stopped = f"{why}: the search ends after {count} circuit{'' if count == 1 else 's'}"
         self.say("stopped", self.stopped)
         warn(self.stopped)
 

@@ -141,6 +141,8 @@ class BoundTask(NoFile):
             raise TaskError("one pair is too few to search with and to judge with: give at least two, better thirty")
         if not isinstance(holdout, Real) or not 0 < holdout < 1:
             raise TaskError(f"holdout={holdout!r}: a part of the pairs is needed, between 0 and 1")
+        if not 0 < round(len(self) * (1 - holdout)) < len(self):
+            raise TaskError(f"holdout={holdout:g}: of {len(self)} pairs that leaves none on one side; give more pairs")
         return self.split(1 - holdout, seed)
 
     def with_metric(self, metric: str | Metric | Function | None) -> BoundTask:
