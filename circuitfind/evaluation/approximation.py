@@ -178,7 +178,7 @@ def approximation(
     task: Task | BoundTask,
     what: str | Iterable[str] = KINDS,
     *,
-    method: str | Method = "atp",
+    method: str | Method | None = None,
     by_position: bool | None = None,
     by_span: bool = False,
     layers: int | Iterable[int] | None = None,
@@ -188,7 +188,7 @@ def approximation(
 
     Args:
         what: one or several kinds of place; it, by_position, by_span and layers are as for `circuitfind.patch`.
-        method: of the estimate, as for `circuitfind.attribute(level="node", what=...)`.
+        method: of the estimate, by default that of `circuitfind.attribute(level="node", what=...)`.
         asked: keywords of the run and options of the method, as for `circuitfind.attribute`.
 
     Raises:
@@ -205,7 +205,7 @@ def approximation(
     ways = {"by_position": by_position, "by_span": by_span, "layers": layers}
     experiment, requests = None, {}
     for kind in dict.fromkeys(given):  # none is measured before all are known to be possible
-        chosen = method_of(method, "node", kind)
+        chosen = method_of(method, "node", kind, asked.get("ablation"))
         request, setting = request_of(chosen, "node", kind, asked, **ways)
         experiment = experiment or Experiment.of(model, task, setting)
         requests[kind] = request, planned(experiment, Where(kind, by_position, by_span, layers))
