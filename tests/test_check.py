@@ -22,7 +22,8 @@ VERB = ("attribute", "tiny", "--task", "greater_than", "--n", "4", "--no-check")
 @pytest.mark.parametrize("what", [None, "heads", "resid", "k"])
 def test_the_default_is_the_first_that_the_ablation_allows(what: str | None) -> None:
     model, task = wrapped("llama"), id_task((5, 5, 5))
-    for ablation, method in (("corrupted", "eap-ig-inputs"), ("zero", "atp"), ("mean", "atp"), ("resample", "atp")):
+    usual = "atp" if what == "k" else "eap-ig-inputs"
+    for ablation, method in (("corrupted", usual), ("zero", "atp"), ("mean", "atp"), ("resample", "atp")):
         found = cf.attribute(model, task, level="node", what=what, ablation=ablation)
         assert found.record.method == method
         named = cf.attribute(model, task, method, level="node", what=what, ablation=ablation)
@@ -30,6 +31,14 @@ def test_the_default_is_the_first_that_the_ablation_allows(what: str | None) -> 
         if what is not None:
             assert cf.approximation(model, task, what, ablation=ablation).record.method == method
     assert default_of("edge") == default_of("edge", "zero") == "eap-ig-inputs"
+
+
+def test_each_kind_of_place_has_its_own_default() -> None:
+    model, task = wrapped("llama"), id_task((5, 5, 5))
+    found = cf.approximation(model, task, ["heads", "k"])
+    assert [one.estimated.record.method for one in found.compared.values()] == ["eap-ig-inputs", "atp"]
+    assert found.record.method == "eap-ig-inputs, atp"
+    assert "'eap-ig-inputs'" in found.remarks[0] and "'atp'" in found.remarks[1]
 
 
 def test_the_default_takes_a_metric_that_is_flat_at_the_clean_run() -> None:

@@ -694,7 +694,7 @@ def test_names_in_help_are_those_of_the_registries() -> None:
     assert set(options.ESTIMATES) == scored("place", True) - {"exact"}
     firsts = (options.EFFECTS[0], options.NODE_EFFECTS[0], options.ESTIMATES[0])
     assert firsts == tuple(DEFAULTS[kind][0] for kind in ("edge", "node", "place"))
-    assert all(name in options.OF_ABLATION for kind in ("node", "place") for name in DEFAULTS[kind])
+    assert all(name in options.OF_PLACES for kind in DEFAULTS for name in DEFAULTS[kind])
     assert tuple(ABLATIONS) == options.ABLATIONS and tuple(cf.METRICS) == options.METRICS
     assert tuple(KINDS) == options.KINDS and tuple(ORDERS) == options.ORDERS and tuple(LEARNERS) == options.LEARNED
     assert options.DIRECTIONS == DIRECTIONS

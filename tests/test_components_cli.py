@@ -45,7 +45,7 @@ def test_positions_are_named_by_the_first_prompt(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: cf.Model, task: cf.Task
 ) -> None:
     note, where = "named by the tokens of the first clean prompt", ("--out", tmp_path)
-    code, out, _ = said(capsys, "attribute", *where, "--level", "node", "--by-position", "--show", 3)
+    code, out, _ = said(capsys, "attribute", *where, "--level", "node", "--by-position", "--show", 3, "--max-checks", 0)
     scores = cf.attribute(model, task, level="node", by_position=True)
     assert isinstance(scores, cf.NodeScores) and scores.positions
     for name in scores.top(3):

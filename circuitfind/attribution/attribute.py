@@ -60,8 +60,9 @@ def attribute(
 
     Args:
         method: a name (`circuitfind.methods()` lists them), a `Method` of your own, or "package.module:name" of one. By
-            default "eap-ig-inputs"; for nodes and places under another ablation than "corrupted", which it needs, "atp"
-            (`record.method` says which it was). Some methods' scores are not effects; `record.sign` says what they are.
+            default "eap-ig-inputs"; "atp" for queries and keys, and for nodes and places under another ablation than
+            "corrupted", which that needs (`record.method` says which it was). Some methods' scores are not effects;
+            `record.sign` says what they are.
         level: "edge" or "node".
         what: at level "node", the places of a sweep instead of the writers: "resid", "resid-mid", "attn", "mlp",
             "attn-out", "mlp-out", "heads", "q", "k", "v", "pattern" or "neurons", as for `circuitfind.patch`,

@@ -58,7 +58,7 @@ def attribute(
     loaded, bound = inputs.load(model, task, out)
     if level.what is not None:
         inputs.check_places(loaded, bound, asked, where)
-    method = inputs.method_line(asked, level.level if level.what is None else "place")
+    method = inputs.method_line(asked, level.what or level.level)
     inputs.introduce(loaded, bound, run, out, scoring=True, method=method)
     scores = inputs.scored(loaded, bound, asked, folder, out, **where)
     checked = inputs.checked(loaded, bound, scores, {**given(checks), "by": rank.by}, run, out)

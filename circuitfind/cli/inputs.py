@@ -93,14 +93,19 @@ def check_scoring(asked: dict[str, Any], level: str = "edge", what: str | None =
     request_of(method_of(asked.get("method"), level, what, asked.get("ablation")), level, what, known, **where)
 
 
-def method_line(asked: dict[str, Any], kind: str) -> str:
-    """The method of scores of an "edge", a "node" or a "place", and why it is not the usual default."""
-    from circuitfind.attribution.methods import DEFAULTS, default_of
+def method_line(asked: dict[str, Any], *kinds: str) -> str:
+    """The method of scores of an "edge", a "node" or kinds of place, and why it is not the usual default."""
+    from circuitfind.attribution.methods import default_of
 
-    name, usual = asked.get("method") or default_of(kind, asked.get("ablation")), DEFAULTS[kind][0]
-    fallback = "method" not in asked and name != usual
-    why = f": the default, {usual}, needs ablation corrupted, not {asked['ablation']}" if fallback else ""
-    return f"{name}{why}"
+    if asked.get("method") is not None:
+        return str(asked["method"])
+    ablation = asked.get("ablation")
+    of: dict[str, list[str]] = {}
+    for kind in kinds:
+        of.setdefault(default_of(kind, ablation), []).append(kind)
+    said = "; ".join(f"{name} for {', '.join(of[name])}" if len(of) > 1 else name for name in of)
+    usual = {default_of(kind) for kind in kinds if default_of(kind) not in of}
+    return said + "".join(f": the default, {name}, needs ablation corrupted, not {ablation}" for name in usual)
 
 
 def search_keywords(task: options.Task, run: options.Run, scoring: options.Scoring) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def listed(words: tuple[str, ...], last: str = "or") -> str:
 
 
 ABLATION_HELP = f"What an edge outside the circuit carries: {listed(ABLATIONS)}."
-OF_ABLATION = "eap-ig-inputs; atp where the ablation is not corrupted"  # the default for nodes and places
+OF_PLACES = "eap-ig-inputs; atp for q and k, and where the ablation is not corrupted"  # the default
 OWN_METHOD = "or package.module:name of your own"
 HELD_OUT = "Part of the pairs that is held out to judge the circuit with. Default: 0.5."
 SHOW = "How many of the strongest to print."
@@ -209,7 +209,7 @@ class Scoring:
     PANEL = SCORING
     method: str | None = option(
         f"Effects of edges: {', '.join(EFFECTS)} (default: {EFFECTS[0]}); of nodes: {', '.join(NODE_EFFECTS)}"
-        f" (default: {OF_ABLATION}); --what q or k: atp-qk, too. Not effects: {', '.join(RANKINGS)}; of nodes:"
+        f" (default: {OF_PLACES}); --what q or k: atp-qk, too. Not effects: {', '.join(RANKINGS)}; of nodes:"
         f" {', '.join(NODE_RANKINGS)}; {OWN_METHOD}."
     )
     steps: int | None = option("Of integrated gradients. Default: 5.")
