@@ -38,7 +38,7 @@ def main() -> None:
     figures = []
     with cf.show_progress():
         for what in ("heads", "q", "k", "v", "attn", "mlp", "resid"):
-            estimated = cf.attribute(model, task, level="node", what=what, by_position=False)
+            estimated = cf.attribute(model, task, "atp", level="node", what=what, by_position=False)
             exact = cf.patch(model, task, what, by_position=False)
             r = np.corrcoef(estimated.effects.ravel(), exact.effects.ravel())[0, 1]
             best = exact.top(1)[0]
@@ -48,8 +48,8 @@ def main() -> None:
             figures += [cf.plot(estimated), cf.plot((estimated, exact))]
         if one_length:
             figures += [
-                cf.plot(cf.attribute(model, task, level="node", what="heads", by_position=True)),
-                cf.plot(cf.attribute(model, task, level="node", what="resid")),
+                cf.plot(cf.attribute(model, task, "atp", level="node", what="heads", by_position=True)),
+                cf.plot(cf.attribute(model, task, "atp", level="node", what="resid")),
             ]
     page = cf.save_page(figures, options.out / "attribution.html", f"Attribution patching of {model.name}: {task.name}")
     print(f"wrote {page}")

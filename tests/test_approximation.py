@@ -48,7 +48,7 @@ def test_what_counts_as_a_good_estimate(changes: dict[str, Any], expected: bool)
 
 
 def test_a_linear_model_is_approximated_everywhere() -> None:
-    found = cf.approximation(linear(), id_task((6, 6)), ["resid", "heads"])
+    found = cf.approximation(linear(), id_task((6, 6)), ["resid", "heads"], method="atp")
     assert list(found.compared) == ["resid", "heads"] and all("is a good estimate" in said for said in found.remarks)
     for one in found.by_kind.values():
         np.testing.assert_allclose([one.r, one.slope, one.free_slope], 1, atol=1e-3)
@@ -167,7 +167,7 @@ def test_flatter_gradients_and_large_changes_are_named() -> None:
     """Greater-than on the embedded model: probabilities are near 1 on clean prompts, so the metric is flat there."""
     model = cf.load("tiny", check=False)
     task = cf.task("greater_than", model, n=6)
-    noising = cf.approximation(model, task, "resid")
+    noising = cf.approximation(model, task, "resid", method="atp")
     assert noising.compared["resid"].other_end > 2
     (said,) = noising.remarks
     assert said.startswith("The residual stream: 'atp' is no reliable estimate")
@@ -176,7 +176,7 @@ def test_flatter_gradients_and_large_changes_are_named() -> None:
     assert f"{flatter}, which makes estimates {one.other_end:.2g} times as large, and exact effects are larger" in said
     assert f"(slope {one.fit().slope:.2f})" in said and one.fit().slope > 1
     assert "times the stream it changes" in said and "eap-ig-inputs" in said
-    denoising = cf.approximation(model, task, "resid", direction="denoising")
+    denoising = cf.approximation(model, task, "resid", method="atp", direction="denoising")
     assert "flatter" not in denoising.remarks[0]
     averaged = cf.approximation(model, task, "resid", method="eap-ig-inputs", steps=8)
     assert averaged.compared["resid"].other_end is None and averaged.compared["resid"].fit().r > 0.9

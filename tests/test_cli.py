@@ -456,8 +456,8 @@ MISTAKES = {
         ("attribute", "--method", "eap", "--steps", "3"),
         "--steps 3 is an option of eap-ig-inputs, eap-ig-activations: method 'eap' has none",
     ),
-    "steps of an estimate": (("approximation", "--steps", "3"), "method 'atp' has none"),
-    "steps of nodes": (("attribute", "--level", "node", "--steps", "3"), "method 'atp' has none"),
+    "steps of an estimate": (("approximation", "--steps", "3", "--ablation", "zero"), "method 'atp' has none"),
+    "steps of nodes": (("attribute", "--level", "node", "--steps", "3", "--method", "atp"), "method 'atp' has none"),
     "a rule": (("find", "--method", "eap-ig-activations", "--rule", "left"), "method 'eap-ig-activations' has none"),
     "scores with other steps": (
         ("find", "--n", "4", "--scores", "mine.safetensors", "--steps", "3"),
@@ -694,7 +694,9 @@ def test_names_in_help_are_those_of_the_registries() -> None:
     assert set(options.EFFECTS) == scored("edge", True) and set(options.RANKINGS) == scored("edge", False)
     assert set(options.NODE_EFFECTS) == scored("node", True) and set(options.NODE_RANKINGS) == scored("node", False)
     assert set(options.ESTIMATES) == scored("place", True) - {"exact"}
-    assert (options.EFFECTS[0], options.NODE_EFFECTS[0]) == (DEFAULTS["edge"], DEFAULTS["node"])
+    firsts = (options.EFFECTS[0], options.NODE_EFFECTS[0], options.ESTIMATES[0])
+    assert firsts == tuple(DEFAULTS[kind][0] for kind in ("edge", "node", "place"))
+    assert all(name in options.OF_PLACES for kind in DEFAULTS for name in DEFAULTS[kind])
     assert tuple(ABLATIONS) == options.ABLATIONS and tuple(cf.METRICS) == options.METRICS
     assert CRITERIA == options.CRITERIA and SEARCHES == options.SEARCHES
     assert tuple(KINDS) == options.KINDS and tuple(ORDERS) == options.ORDERS and tuple(LEARNERS) == options.LEARNED

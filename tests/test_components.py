@@ -69,8 +69,8 @@ def _off(sweep: cf.Sweep, expected: np.ndarray) -> float:
     return off(torch.from_numpy(found), torch.from_numpy(expected))
 
 
-def _estimate(model: cf.Model, task: Any, what: str, **options: Any) -> cf.Sweep:
-    sweep = cf.attribute(model, task, level="node", what=what, **options)
+def _estimate(model: cf.Model, task: Any, what: str, method: str = "atp", **options: Any) -> cf.Sweep:
+    sweep = cf.attribute(model, task, method, level="node", what=what, **options)
     assert isinstance(sweep, cf.Sweep)
     return sweep
 
@@ -178,7 +178,7 @@ def test_a_linear_model_is_estimated_exactly(direction: str) -> None:
 
 def test_writers_without_post_norms_are_places() -> None:
     model, task = wrapped("gpt_neox"), id_task((5, 5, 5))
-    nodes = cf.attribute(model, task, level="node", by_position=True)
+    nodes = cf.attribute(model, task, "atp", level="node", by_position=True)
     np.testing.assert_allclose(nodes.heads(), _estimate(model, task, "heads", by_position=True).effects, atol=1e-6)
     np.testing.assert_allclose([nodes["m0"], nodes["m1"]], _estimate(model, task, "mlp").effects, atol=1e-6)
     np.testing.assert_allclose(nodes["input"], _estimate(model, task, "resid", layers=0).effects[0], atol=1e-6)
@@ -210,7 +210,7 @@ def test_exact_and_files(tmp_path: Any) -> None:
         ({"what": "heads", "method": "eap-ig-activations"}, "does not score places of a sweep"),
         ({"what": "neurons"}, "name a layer"),
         ({"layers": 1}, "give what="),
-        ({"what": "heads", "metric": "kl"}, "flat at the clean run"),
+        ({"what": "heads", "metric": "kl", "method": "atp"}, "flat at the clean run"),
         ({"what": "pattern", "ablation": "mean"}, "mean-position"),
         ({"what": "heads", "metric": lambda logits, _: 0 * logits[:, 0] + 1}, "vanishes"),
         ({"what": "heads", "metric": lambda logits, _: logits[:, 0] / 0}, "estimate of a0.h0 is NaN"),

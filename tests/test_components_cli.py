@@ -38,14 +38,14 @@ def test_estimates_of_a_sweep(
     sweep = cf.Sweep.open(tmp_path / "estimates-resid.safetensors")
     expected = cf.attribute(model, task, level="node", what="resid", layers=[1, 3], direction="denoising")
     np.testing.assert_array_equal(sweep.per_example, expected.per_example)
-    assert "by atp, denoising" in out and sweep.top(1)[0].name in out and "Effects by position" in out
+    assert "by eap-ig-inputs, denoising" in out and sweep.top(1)[0].name in out and "Effects by position" in out
 
 
 def test_positions_are_named_by_the_first_prompt(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], model: cf.Model, task: cf.Task
 ) -> None:
     note, where = "named by the tokens of the first clean prompt", ("--out", tmp_path)
-    code, out, _ = said(capsys, "attribute", *where, "--level", "node", "--by-position", "--show", 3)
+    code, out, _ = said(capsys, "attribute", *where, "--level", "node", "--by-position", "--show", 3, "--max-checks", 0)
     scores = cf.attribute(model, task, level="node", by_position=True)
     assert isinstance(scores, cf.NodeScores) and scores.positions
     for name in scores.top(3):

@@ -30,6 +30,7 @@ KEYS = {  # of `to_dict` before results had a base
     "verify": {"correlation", "rank_correlation", "slope", "sign_errors", "checked", "edges", "circuit", "random"},
     "stability": {"samples", "jaccard", "interval", "rank_correlation", "shuffled", "jaccards", "rank_correlations"}
     | {"curve", "stable", "record"},
+    "check": {"level", "checked", "wrong_signs", "off", "record", "n_distinct"},
     "approximation": {"kinds", "remarks", "places", "record"},
     "agreement": {"reference", "level", "by", "items", "true", "auroc", "mib_auroc", "average_precision", "circuit"}
     | {"heads"},
@@ -45,6 +46,7 @@ ROWS = {
     "minimality": {"edge", "writer", "reader", "effect", "low", "high", "superfluous"},
     "hypotheses": {"name", "null", "statistic", "p_value", "adjusted", "rejected", "supports", "reading"},
     "verify": {"edge", "writer", "reader", "estimate", "exact", "low", "high", "wrong_sign"},
+    "check": {"name", "position", "estimate", "exact", "low", "high"},
     "stability": {"edge", "frequency"},
     "approximation": {"kind", "layer", "name", "position", "estimate", "exact", "low", "high"},
     "diagnose": {"severity", "text"},
@@ -66,6 +68,7 @@ def results() -> dict[str, Result]:
         "minimality": cf.minimality(model, task, circuit),
         "hypotheses": cf.hypotheses(model, task, circuit, references=4, permutations=9),
         "verify": cf.verify(model, task, scores, top=25, random=2),
+        "check": cf.check(model, task, scores, 4),
         "stability": cf.stability(model, task, method="eap", n_edges=20, resamples=4),
         "approximation": cf.approximation(model, task, ["resid", "heads"], layers=[0], by_position=False),
         "agreement": cf.agreement(scores.top(30), reference),

@@ -59,7 +59,7 @@ def test_every_span_equals_a_forward_pass_of_its_own(name: str, what: str) -> No
 def test_estimates_by_span_are_sums_over_its_positions(name: str, what: str) -> None:
     model = wrapped(name)
     bound = spanned().on(model)
-    sweep = cf.attribute(model, bound, level="node", what=what, by_span=True, batch_size=2)
+    sweep = cf.attribute(model, bound, "atp", level="node", what=what, by_span=True, batch_size=2)
     single = GradientTwin(model, bound).estimates(what, (0, 1), [(1, 1)])  # layers units positions examples
     expected = np.stack(
         [np.stack([single[:, :, rows[row], row].sum(-1) for row in range(len(bound))], axis=-1) for rows in PLACES],

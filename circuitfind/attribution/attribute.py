@@ -60,7 +60,8 @@ def attribute(
 
     Args:
         method: a name (`circuitfind.methods()` lists them), a `Method` of your own, or "package.module:name" of one. By
-            default "eap-ig-inputs" for edges, "atp" for nodes and places. Some methods' scores are not effects;
+            default "eap-ig-inputs"; "atp" for queries and keys, and for nodes and places under another ablation than
+            "corrupted", which that needs (`record.method` says which it was). Some methods' scores are not effects;
             `record.sign` says what they are.
         level: "edge" or "node".
         what: at level "node", the places of a sweep instead of the writers: "resid", "resid-mid", "attn", "mlp",
@@ -83,7 +84,7 @@ def attribute(
             such option.
         TaskError: the task does not fit the model or the ablation.
     """
-    chosen = method_of(method, level, what)
+    chosen = method_of(method, level, what, asked.get("ablation"))
     ways = {"by_position": by_position, "by_span": by_span, "layers": layers, "checkpoint": checkpoint}
     request, setting = request_of(chosen, level, what, asked, **ways)
     return score(Experiment.of(model, task, setting), chosen, request)

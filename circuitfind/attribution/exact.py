@@ -76,16 +76,21 @@ def exact_effects(
 
 
 def exact_node_effects(
-    experiment: Experiment, by_position: bool = False, checkpoint: str | PathLike[str] | None = None
+    experiment: Experiment,
+    by_position: bool = False,
+    checkpoint: str | PathLike[str] | None = None,
+    writers: np.ndarray | None = None,
 ) -> np.ndarray:
     """`[writers, (positions,) examples]` exact effects of every writer, otherwise as `exact_effects`.
 
     Args:
         by_position: each position on its own; prompts of one length only.
+        writers: only these, in ascending order.
     """
     graph = experiment.graph
     positions = np.arange(experiment.batch.clean.ids.shape[1]) if by_position else np.array([-1])
-    places = np.stack(np.meshgrid(np.arange(graph.n_writers), positions, indexing="ij"), axis=-1).reshape(-1, 2)
+    writers = np.arange(graph.n_writers) if writers is None else writers
+    places = np.stack(np.meshgrid(writers, positions, indexing="ij"), axis=-1).reshape(-1, 2)
     layers = (places[:, 0] - 1) // (graph.n_heads + 1)  # -1 is the input's
 
     def start(batch: Batch, _: slice) -> Started:
@@ -97,7 +102,7 @@ def exact_node_effects(
         return str(graph.writer_names[places[place, 0]])
 
     values = measure(experiment, start, len(places), name, "exact node effects", checkpoint, [places]).effects
-    return values.reshape(graph.n_writers, *([len(positions)] if by_position else []), -1)
+    return values.reshape(len(writers), *([len(positions)] if by_position else []), -1)
 
 
 def _started(experiment: Experiment, batch: Batch) -> tuple[Restart, Writers, Started]:

@@ -14,7 +14,15 @@ from circuitfind.record import Record
 from circuitfind.result import Result
 from circuitfind.setting import DIRECTIONS, Keywords
 
-DEFAULTS = {"edge": "eap-ig-inputs", "node": "atp", "place": "atp"}
+# By level, or kind of place, what is taken where no method is named: the first that the ablation allows. Averages over
+# the line between the prompts get keys wrong, even in sign; figures stand in docs/methods.md.
+DEFAULTS = {
+    "edge": ("eap-ig-inputs",),
+    "node": ("eap-ig-inputs", "atp"),
+    "place": ("eap-ig-inputs", "atp"),
+    "q": ("atp",),
+    "k": ("atp",),
+}
 _EFFECTS = (eap.EAP, eap.ATP, atp_star.QK, eap.INPUTS, eap.ACTIVATIONS, eap.CLEAN_CORRUPTED, eap.RELP, exact.METHOD)
 _RANKINGS = (atp_star.STAR, direct.METHOD, baselines.HISP, ifr.METHOD)
 _BASELINES = (baselines.ACTIVATION, weights.METHOD, baselines.RANDOM)
@@ -70,8 +78,16 @@ def names(level: str) -> list[str]:
     return [name for name, method in METHODS.items() if level in method.levels]
 
 
-def method_of(method: str | Method | None, level: str = "edge", what: str | None = None) -> Method:
-    """By name, or by "package.module:name" in code of your own; the default one where none is named.
+def default_of(kind: str, ablation: str | None = None) -> str:
+    """The method that an "edge", a "node" or a place of this kind is scored by under an ablation by default."""
+    twin, known = ablation_of(ablation or "corrupted").twin, DEFAULTS.get(kind, DEFAULTS["place"])
+    return next((name for name in known if twin or not METHODS[name].twin), known[0])
+
+
+def method_of(
+    method: str | Method | None, level: str = "edge", what: str | None = None, ablation: str | None = None
+) -> Method:
+    """By name, or by "package.module:name" in code of your own; the ablation's default where none is named.
 
     Raises:
         ScoreError: there is none, or it has no scores at this level.
@@ -83,7 +99,7 @@ def method_of(method: str | Method | None, level: str = "edge", what: str | None
     kind = "place" if what is not None else level
     if isinstance(method, str) and ":" in method:
         method = imported("method", method, Method, ScoreError)
-    found = method if isinstance(method, Method) else METHODS.get(method or DEFAULTS[kind])
+    found = method if isinstance(method, Method) else METHODS.get(method or default_of(what or level, ablation))
     if found is None:
         spellings = {one.name: one.spellings for one in METHODS.values() if kind in one.levels}
         raise ScoreError(unknown("method", method, names(kind), spellings))

@@ -18,7 +18,8 @@ class EstimateOptions:
         f"Kinds of place: {', '.join(options.KINDS)}. Default: resid,attn,mlp,heads.", metavar="KIND,KIND,..."
     )
     method: str | None = option(
-        f"Of the estimate: {listed(options.ESTIMATES)} (for q and k), {options.OWN_METHOD}. Default: atp."
+        f"Of the estimate: {listed(options.ESTIMATES)} (for q and k), {options.OWN_METHOD}. Default:"
+        f" {options.OF_PLACES}."
     )
     steps: int | None = option("Of integrated gradients. Default: 5.")
     direction: str | None = option(f"{listed(options.DIRECTIONS)}. Default: {options.DIRECTIONS[0]}.")
@@ -44,7 +45,7 @@ def approximation(
     if estimate.what is not None:
         asked["what"] = inputs.names_in(estimate.what)
     loaded, bound = inputs.load(model, task, out)
-    inputs.introduce(loaded, bound, run, out)
+    inputs.introduce(loaded, bound, run, out, method=inputs.method_line(asked, *asked.get("what", ("place",))))
     with out.progress():
         found = cf.approximation(loaded, bound, **asked)
     described = inputs.described(loaded, bound, out)

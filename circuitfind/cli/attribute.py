@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from circuitfind.cli import inputs, options, tables
-from circuitfind.cli.options import option
+from circuitfind.cli.options import given, option
 from circuitfind.cli.output import Output
 
 FILES = {"Scores": "scores", "NodeScores": "node-scores"}
@@ -23,6 +23,14 @@ class LevelOptions:
     show: int = option(options.SHOW, 15, least=0)
 
 
+@dataclass(frozen=True)
+class CheckOptions:
+    PANEL = options.JUDGING
+    max_checks: int | None = option(
+        "How many of the strongest estimates to measure exactly, too. Default: 10.", least=0, keyword="top"
+    )
+
+
 def attribute(
     model: options.Model,
     task: options.Task,
@@ -31,14 +39,15 @@ def attribute(
     rank: options.Rank,
     level: LevelOptions,
     places: options.Places,
+    checks: CheckOptions,
     place: options.Out,
     out: Output,
 ) -> None:
     """Score every edge, node, or place of a sweep on a task.
 
-    Writes scores.safetensors (edges), node-scores.safetensors, or estimates-WHAT.safetensors. Positive = supports the
-    task, except for rankings that are not effects (atp-star, hisp, ifr, activation, weights, random): higher = ranked
-    first.
+    Writes scores.safetensors (edges), node-scores.safetensors, or estimates-WHAT.safetensors, and checks.json: the
+    exact effects of the strongest estimates. Positive = supports the task, except for rankings that are not effects
+    (atp-star, hisp, ifr, activation, weights, random): higher = ranked first.
 
     Example: circuitfind attribute tiny --task ioi --method eap
     """
@@ -49,12 +58,17 @@ def attribute(
     loaded, bound = inputs.load(model, task, out)
     if level.what is not None:
         inputs.check_places(loaded, bound, asked, where)
-    inputs.introduce(loaded, bound, run, out, scoring=True)
+    method = inputs.method_line(asked, level.what or level.level)
+    inputs.introduce(loaded, bound, run, out, scoring=True, method=method)
     scores = inputs.scored(loaded, bound, asked, folder, out, **where)
+    checked = inputs.checked(loaded, bound, scores, {**given(checks), "by": rank.by}, run, out)
     name = FILES.get(type(scores).__name__, f"estimates-{level.what}")
     out.say()
-    tables.show(scores, out, level.show, rank.by)
-    path = scores.save(folder / f"{name}.safetensors")
+    tables.show(scores, out, level.show, rank.by, checked)
+    described, files = inputs.described(loaded, bound, out), [scores.save(folder / f"{name}.safetensors")]
     made = {name: getattr(scores.record, name) for name in ("method", "direction", "ablation", "sign")}
     content = {**made, "level": level.level, "scores": scores.to_dict() if out.as_json else {}}
-    out.finish({**inputs.described(loaded, bound, out), **content}, [path], drawable=True)
+    if checked is not None:
+        files.append(checked.save(folder / "checks.json", **described))
+        content["checks"] = checked.to_dict()
+    out.finish({**described, **content}, files, drawable=True)

@@ -95,7 +95,7 @@ BETWEEN = "95% interval"
 EFFECTS = {"effect", "estimate", "exact", "difference", "there"}
 PLAIN = {"circuit", "model"}  # metrics, with the decimals of the effects beside them
 NAMED = 6  # names of a set that are shown
-HEADINGS = {"interval": BETWEEN, "wrong_sign": "", "superfluous": ""}
+HEADINGS = {"interval": BETWEEN, "wrong_sign": "", "verdict": "", "superfluous": ""}
 
 
 def _verdict(supports: bool | None) -> Text:
@@ -118,5 +118,6 @@ FORMS: dict[str, Callable[[Any], Cell]] = {
     "removed": _names,
     "supports": _verdict,
     "wrong_sign": lambda value: Text("wrong sign" if value else "", style="yellow"),
+    "verdict": lambda value: Text(value, style="yellow"),
     "superfluous": lambda value: Text("superfluous" if value else "", style="yellow"),
 }

@@ -90,7 +90,22 @@ def check_scoring(asked: dict[str, Any], level: str = "edge", what: str | None =
     from circuitfind.attribution.methods import method_of, request_of
 
     known = {name: value for name, value in asked.items() if name != "method"}
-    request_of(method_of(asked.get("method"), level, what), level, what, known, **where)
+    request_of(method_of(asked.get("method"), level, what, asked.get("ablation")), level, what, known, **where)
+
+
+def method_line(asked: dict[str, Any], *kinds: str) -> str:
+    """The method of scores of an "edge", a "node" or kinds of place, and why it is not the usual default."""
+    from circuitfind.attribution.methods import default_of
+
+    if asked.get("method") is not None:
+        return str(asked["method"])
+    ablation = asked.get("ablation")
+    of: dict[str, list[str]] = {}
+    for kind in kinds:
+        of.setdefault(default_of(kind, ablation), []).append(kind)
+    said = "; ".join(f"{name} for {', '.join(of[name])}" if len(of) > 1 else name for name in of)
+    usual = {default_of(kind) for kind in kinds if default_of(kind) not in of}
+    return said + "".join(f": the default, {name}, needs ablation corrupted, not {ablation}" for name in usual)
 
 
 def search_keywords(task: options.Task, run: options.Run, scoring: options.Scoring) -> dict[str, Any]:
@@ -149,6 +164,18 @@ def scored(model: cf.Model, pairs: BoundTask, asked: dict[str, Any], folder: Pat
         ways["checkpoint"] = checkpoint(model, folder / CHECKPOINT, "measured", out)
     with out.progress():
         return cf.attribute(model, pairs, **asked, **ways)
+
+
+def checked(
+    model: cf.Model, pairs: BoundTask, scores: Any, asked: dict[str, Any], run: options.Run, out: Output
+) -> cf.Checks | None:
+    """`cf.check` of the strongest estimates; None of what estimates no effect, where it was not asked for."""
+    from circuitfind.evaluation.check import can_be_checked
+
+    if asked.get("top") == 0 or ("top" not in asked and not can_be_checked(scores.record)):
+        return None
+    with out.progress():
+        return cf.check(model, pairs, scores, **asked, batch_size=run.batch_size)
 
 
 def checkpoint(model: cf.Model, path: Path, what: str, out: Output) -> Path | None:
@@ -220,10 +247,16 @@ def memory_line(
 
 
 def introduce(
-    model: cf.Model, bound: BoundTask, run: options.Run, out: Output, pairs: str = "", scoring: bool = False
+    model: cf.Model,
+    bound: BoundTask,
+    run: options.Run,
+    out: Output,
+    pairs: str = "",
+    scoring: bool = False,
+    method: str = "",
 ) -> None:
-    """Says what runs on what (`scoring`: with which memory), how well the model does the task, and warns of what is
-    wrong with it."""
+    """Says what runs on what (`scoring`: with which memory), how well the model does the task, by which method scores
+    are made, and warns of what is wrong with the task."""
     lines = [("model", model_line(model))]
     if scoring:
         sizes = (len(bound), bound.batch.clean.ids.shape[1], bound.batch.clean.read.shape[1])
@@ -243,6 +276,7 @@ def introduce(
         ("task", f"{summary.name}, {summary.metric}: {pairs or count(len(bound), 'pair')}"),
         ("the model", f"{measured}; lower in {summary.lowered:.0%} of pairs"),
         ("notes", notes),
+        ("method", method),
     ]
     out.facts(lines)
 

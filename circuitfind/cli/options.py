@@ -31,9 +31,9 @@ SCORES_OR_CIRCUIT = "A circuit.json, scores.safetensors, or EAP-IG's .json or .p
 
 EFFECTS = ("eap-ig-inputs", "eap-ig-activations", "eap", "relp", "clean-corrupted", "exact")
 RANKINGS = ("ifr", "activation", "weights", "random")  # their scores are not effects
-NODE_EFFECTS = ("atp", "relp", "eap-ig-inputs", "eap-ig-activations", "clean-corrupted", "exact", "direct")
+NODE_EFFECTS = ("eap-ig-inputs", "eap-ig-activations", "atp", "relp", "clean-corrupted", "exact", "direct")
 NODE_RANKINGS = ("atp-star", "hisp", "activation", "random")
-ESTIMATES = ("atp", "relp", "eap-ig-inputs", "clean-corrupted", "atp-qk")  # of places
+ESTIMATES = ("eap-ig-inputs", "atp", "relp", "clean-corrupted", "atp-qk")  # of places
 LEARNED = ("edge-pruning", "subnetwork-probing", "ugs")
 ABLATIONS = ("corrupted", "zero", "mean", "mean-position", "resample")
 KINDS = ("resid", "resid-mid", "attn", "mlp", "attn-out", "mlp-out", "heads", "q", "k", "v", "pattern", "neurons")
@@ -53,6 +53,7 @@ def listed(words: tuple[str, ...], last: str = "or") -> str:
 
 
 ABLATION_HELP = f"What an edge outside the circuit carries: {listed(ABLATIONS)}."
+OF_PLACES = "eap-ig-inputs; atp for q and k, and where the ablation is not corrupted"  # the default
 OWN_METHOD = "or package.module:name of your own"
 HELD_OUT = "Part of the pairs that is held out to judge the circuit with. Default: 0.5."
 SHOW = "How many of the strongest to print."
@@ -208,7 +209,7 @@ class Scoring:
     PANEL = SCORING
     method: str | None = option(
         f"Effects of edges: {', '.join(EFFECTS)} (default: {EFFECTS[0]}); of nodes: {', '.join(NODE_EFFECTS)}"
-        f" (default: {NODE_EFFECTS[0]}); --what q or k: atp-qk, too. Not effects: {', '.join(RANKINGS)}; of nodes:"
+        f" (default: {OF_PLACES}); --what q or k: atp-qk, too. Not effects: {', '.join(RANKINGS)}; of nodes:"
         f" {', '.join(NODE_RANKINGS)}; {OWN_METHOD}."
     )
     steps: int | None = option("Of integrated gradients. Default: 5.")

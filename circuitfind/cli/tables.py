@@ -39,15 +39,21 @@ class _Scored(NamedTuple):
     low: float = math.nan
     high: float = math.nan
     normalised: float = math.nan
+    exact: float = math.nan
+    verdict: str = ""
 
 
-def scores(found: cf.Scores, out: Output, n: int = ROWS, by: Any = "absolute") -> None:
+def scores(
+    found: cf.Scores, out: Output, n: int = ROWS, by: Any = "absolute", checked: cf.Checks | None = None
+) -> None:
     """The strongest edges."""
     best = [_Scored(found.graph.edge_name(u, r), float(found.values[u, r])) for u, r in found.ranked(by)[:n].tolist()]
-    _strongest(found.record, "edge", len(found), best, "", out)
+    _strongest(found.record, "edge", len(found), best, "", out, checked)
 
 
-def node_scores(found: cf.NodeScores, out: Output, n: int = ROWS, by: Any = "absolute") -> None:
+def node_scores(
+    found: cf.NodeScores, out: Output, n: int = ROWS, by: Any = "absolute", checked: cf.Checks | None = None
+) -> None:
     """The strongest nodes, and of scores by position where each is strongest."""
     rows, more = [], " position there" if found.values.ndim == 2 else ""
     for name in found.top(n, by):
@@ -55,19 +61,62 @@ def node_scores(found: cf.NodeScores, out: Output, n: int = ROWS, by: Any = "abs
         at = int(np.abs(each).argmax())
         position = found.positions[at] if found.positions else str(at)
         rows.append(_Scored(name, float(each.sum()), position, float(each[at])))
-    _strongest(found.record, "node", len(found.graph.writer_names), rows, more, out)
+    _strongest(found.record, "node", len(found.graph.writer_names), rows, more, out, checked)
     if found.positions and rows:
         _positions(out)
 
 
-def _strongest(record: Record, what: str, total: int, rows: list[_Scored], more: str, out: Output) -> None:
+def _beside(rows: list[_Scored], checked: cf.Checks | None) -> list[_Scored]:
+    """The rows with the exact effects that were measured of them."""
+    known = {} if checked is None else {(row.name, row.position): row for row in checked.checked}
+
+    def one(row: _Scored) -> _Scored:
+        found = known.get((row.name, row.position)) or known.get((row.name, ""))
+        if found is None:
+            return row._replace(low=math.nan, high=math.nan)
+        verdict = "wrong sign" if found.wrong_sign else "off" if found.off else ""
+        return row._replace(exact=found.exact, low=found.interval.low, high=found.interval.high, verdict=verdict)
+
+    return list(map(one, rows)) if checked else rows
+
+
+def checks(found: cf.Checks, out: Output, n: int = ROWS) -> None:
+    """What was estimated beside what was measured."""
+    rows = _beside([_Scored(row.name, row.estimate, row.position) for row in found.checked], found)
+    what = found.level if found.level in ("edge", "node") else "place"
+    names = f"name {'position ' * any(row.position for row in rows)}effect exact interval verdict"
+    out.rows(f"Measured exactly ({found.record.metric})", rows, names, n, name=what, effect="estimate")
+    said_of_checks(found, out)
+
+
+def said_of_checks(found: cf.Checks, out: Output) -> None:
+    """How many estimates are wrong, in one line."""
+    n, wrong, off = len(found.checked), found.wrong_signs, found.off - found.wrong_signs
+    method = f" by {found.record.method}" if found.record.method else ""
+    said = f"{count(n, 'estimate')}{method} measured exactly: {wrong} with the wrong sign, {off} more off by more than"
+    out.say(f"{said} half of the exact effect.", style="yellow" if wrong or off else "")
+    out.few(found.n_distinct)
+
+
+def _strongest(
+    record: Record,
+    what: str,
+    total: int,
+    rows: list[_Scored],
+    more: str,
+    out: Output,
+    checked: cf.Checks | None,
+) -> None:
     """Scores under what they are: exact effects, estimates, or neither."""
     heading = "score" if not record.is_effect else "exact" if record.method == "exact" else "estimate"
     method = f" by {record.method}" if record.method else ""
     metric = f" ({record.metric})" if record.is_effect and record.metric else ""
     called = {"name": what, "effect": heading, "position": "strongest position"}
     title = f"Strongest of {count(total, what)}{method}{metric}"
-    out.rows(title, rows, f"name effect{more}", len(rows), record.is_effect, **called)
+    more = f"{' exact interval verdict' if checked else ''}{more}"
+    out.rows(title, _beside(rows, checked), f"name effect{more}", len(rows), record.is_effect, **called)
+    if checked:
+        said_of_checks(checked, out)
     if not record.is_effect:
         out.say(record.sign, style="dim")
 
@@ -76,7 +125,7 @@ def _positions(out: Output) -> None:
     out.say("Positions are named by the tokens of the first clean prompt.", style="dim")
 
 
-def sweep(found: cf.Sweep, out: Output, n: int = ROWS, by: str = "absolute") -> None:
+def sweep(found: cf.Sweep, out: Output, n: int = ROWS, by: str = "absolute", checked: cf.Checks | None = None) -> None:
     """The strongest places, and a heat table where it fits the width."""
     best, parts, record = found.top(n, by), _parts(found), found.record
     total = math.nan if parts is None else float(found.full.mean() - found.empty.mean())
@@ -88,8 +137,12 @@ def sweep(found: cf.Sweep, out: Output, n: int = ROWS, by: str = "absolute") -> 
     title = f"Strongest of {count(found.effects.size, 'place')}{method}, {record.direction} ({record.metric}"
     title = f"{title} {number(found.full.mean())} in full, {number(found.empty.mean())} ablated)"
     called = {"name": "place", "position": found.axes[-1].name, "effect": "effect" if record.is_effect else "score"}
-    names = f"name {'position ' * any(found.positions)}effect interval normalised"
-    out.rows(title, rows, names, len(rows), record.is_effect, **called)
+    called |= {"effect": "estimate"} if checked else {}
+    more = "exact interval verdict" if checked else "interval normalised"
+    names = f"name {'position ' * any(found.positions)}effect {more}"
+    out.rows(title, _beside(rows, checked), names, len(rows), record.is_effect, **called)
+    if checked:
+        said_of_checks(checked, out)
     if found.by_position and best:
         _positions(out)
     _heat(found, parts, out)
@@ -202,6 +255,7 @@ TABLES: dict[str, Callable[..., None]] = {
     "Circuit": verdicts.circuit,
     "PathEffects": paths,
     "DirectEffects": lambda found, out: node_scores(found.scores, out),
+    "Checks": checks,
     "Approximation": approximation,
     "AttentionPattern": attention,
     "Verification": lambda found, out: verdicts.checks("Edges measured exactly", found, out),

@@ -17,7 +17,7 @@ Nanda 2023: the approximation is good for heads and poor for the residual stream
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, Self, Unpack
@@ -178,7 +178,7 @@ def approximation(
     task: Task | BoundTask,
     what: str | Iterable[str] = KINDS,
     *,
-    method: str | Method = "atp",
+    method: str | Method | None = None,
     by_position: bool | None = None,
     by_span: bool = False,
     layers: int | Iterable[int] | None = None,
@@ -188,7 +188,7 @@ def approximation(
 
     Args:
         what: one or several kinds of place; it, by_position, by_span and layers are as for `circuitfind.patch`.
-        method: of the estimate, as for `circuitfind.attribute(level="node", what=...)`.
+        method: of the estimate, by default that of `circuitfind.attribute(level="node", what=...)`.
         asked: keywords of the run and options of the method, as for `circuitfind.attribute`.
 
     Raises:
@@ -205,16 +205,19 @@ def approximation(
     ways = {"by_position": by_position, "by_span": by_span, "layers": layers}
     experiment, requests = None, {}
     for kind in dict.fromkeys(given):  # none is measured before all are known to be possible
-        chosen = method_of(method, "node", kind)
+        chosen = method_of(method, "node", kind, asked.get("ablation"))
         request, setting = request_of(chosen, "node", kind, asked, **ways)
         experiment = experiment or Experiment.of(model, task, setting)
-        requests[kind] = request, planned(experiment, Where(kind, by_position, by_span, layers))
+        requests[kind] = chosen, request, planned(experiment, Where(kind, by_position, by_span, layers))
     assert experiment is not None, "a kind is given"
-    compared = {kind: _compared(experiment, chosen, request, plan) for kind, (request, plan) in requests.items()}
+    compared = {kind: _compared(experiment, *request) for kind, request in requests.items()}
     records = {kind: one.estimated.record for kind, one in compared.items()}
     by_itself = [kind for kind, record in records.items() if record.settings["by_position"]]
-    record = records[given[0]].with_settings(what=list(records), by_position=by_itself)
-    return Approximation(compared, remarks(compared, chosen.name, experiment.setting.direction), record)
+    methods = ", ".join(dict.fromkeys(one.method for one in records.values()))
+    record = replace(records[given[0]], method=methods).with_settings(what=list(records), by_position=by_itself)
+    direction = experiment.setting.direction
+    said = [remarks({kind: one}, records[kind].method, direction)[0] for kind, one in compared.items()]
+    return Approximation(compared, tuple(said), record)
 
 
 def _compared(experiment: Experiment, method: Method, request: Request, plan: SweepPlan) -> Compared:

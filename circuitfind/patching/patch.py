@@ -29,7 +29,7 @@ from circuitfind.batch import Batch
 from circuitfind.calls import model_call
 from circuitfind.engine.capture import Run, moved
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.measure import Started, measure
+from circuitfind.engine.measure import Measured, Started, measure
 from circuitfind.engine.prepare import capture_empty
 from circuitfind.engine.restart import Restart
 from circuitfind.engine.sites import Values, capture_site, site_means
@@ -226,13 +226,25 @@ def _chosen(layers: int | Iterable[int] | None, kind: Kind, adapter: Adapter) ->
 def swept(experiment: Experiment, where: Where, checkpoint: str | PathLike[str] | None = None) -> Sweep:
     """`patch` of an experiment."""
     plan = planned(experiment, where)
-    numbers = None if plan.spans is None else plan.spans.numbers.cpu().numpy()
-    key, count = (numbers, plan.what, plan.layers, plan.units), len(plan.layers) * len(plan.places)
-    start = partial(_started, plan)
-    effects, full, empty = measure(experiment, start, count, plan.name, "patches", checkpoint, key)
+    effects, full, empty = measured(plan, np.arange(len(plan.layers) * len(plan.places)), checkpoint)
     assert full is not None and empty is not None, "a sweep runs both ends"
     record = replace(experiment.record("patch", **plan.settings), sign=plan.sign)
     return Sweep(plan.what, experiment.graph, plan.axes, effects.reshape(*plan.shape, -1), full, empty, record)
+
+
+def measured(plan: SweepPlan, chosen: np.ndarray, checkpoint: str | PathLike[str] | None = None) -> Measured:
+    """Exact effects of some places, by their numbers in the whole sweep, in ascending order.
+
+    Args:
+        checkpoint: as for `patch`, of the whole sweep.
+    """
+    numbers = None if plan.spans is None else plan.spans.numbers.cpu().numpy()
+    key, start = (numbers, plan.what, plan.layers, plan.units), partial(_started, plan, chosen)
+
+    def name(place: int) -> str:
+        return plan.name(int(chosen[place]))
+
+    return measure(plan.experiment, start, len(chosen), name, "patches", checkpoint, key)
 
 
 def runs_of(keys: np.ndarray, at_once: int) -> list[slice]:
@@ -242,17 +254,16 @@ def runs_of(keys: np.ndarray, at_once: int) -> list[slice]:
     return [slice(at, min(at + at_once, stop)) for start, stop in spans for at in range(start, stop, at_once)]
 
 
-def _started(plan: SweepPlan, part: Batch, rows: slice) -> Started:
-    """A batch of a sweep, ready to be patched."""
+def _started(plan: SweepPlan, chosen: np.ndarray, part: Batch, rows: slice) -> Started:
+    """A batch of a sweep, ready to be patched at the places chosen."""
     experiment = plan.experiment
     batch, clean, corrupted, own, other, full, empty = plan.capture(part)
     inputs, base = batch.clean, clean
     if not experiment.setting.noising:
         inputs, base, own, other = batch.corrupted, corrupted, other, own
     patcher = Patcher(plan.kind, Restart(experiment.adapter, inputs, base), own, other, plan.numbers(rows, batch))
-    places, at_once = plan.places, patcher.restart.at_once
+    layers, places = np.divmod(chosen, len(plan.places))
     groups = []
-    for run in runs_of(np.arange(len(plan.layers)).repeat(len(places)), at_once):
-        layer, first = divmod(run.start, len(places))
-        groups.append((run, (plan.layers[layer], places[first : first + run.stop - run.start])))
+    for run in runs_of(layers, patcher.restart.at_once):
+        groups.append((run, (plan.layers[layers[run.start]], [plan.places[at] for at in places[run]])))
     return Started(batch, full, empty, groups, lambda group: patcher.logits(*group))

@@ -59,6 +59,7 @@ FIGURES: dict[str, Mapping[str, Drawing | If]] = {
     "Scores": {**EDGES, "nodes": lambda found, **options: scores.node_effects(found.of_nodes(), **options)},
     "Circuit": {**EDGES, "scatter": If(scatter.both_known, scatter.of_circuit)},
     "Verification": {"scatter": scatter.of_checks},
+    "Checks": {"scatter": scatter.of_estimates},
     "Curve": {"faithfulness": lambda found: _curves({"faithfulness": found})},
     "Mib": {
         "faithfulness": lambda mib: _curves({"highest signed score": mib.signed, "highest magnitude": mib.absolute})
@@ -94,7 +95,7 @@ def plot(found: Any, what: str | None = None, **options: Any) -> Figure:
     | `NodeScores` | effects, strongest; of direct logit attribution components, too |
     | `Scores` | layers, strongest, nodes |
     | `Circuit` | layers, strongest, scatter |
-    | `Verification` | scatter |
+    | `Verification`, `Checks` | scatter |
     | `Curve`, `Mib`, `{name: Curve or points}` | faithfulness |
     | `FindResult` | faithfulness, scatter, layers, strongest |
     | two `Sweep`, `NodeScores` or `Scores`: (estimated, exact) | scatter |

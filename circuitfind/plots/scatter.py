@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from circuitfind.circuit import Circuit
     from circuitfind.evaluation.approximation import Approximation
     from circuitfind.evaluation.approximation_fit import Fit
+    from circuitfind.evaluation.check import Checks
     from circuitfind.evaluation.verify import Verification
     from circuitfind.patching.sweep import Sweep
 
@@ -84,6 +85,13 @@ def of_checks(found: Verification) -> Figure:
     points = [EffectPair(*edge, *ends) for edge, ends in zip(found.edges, found.intervals, strict=True)]
     record = replace(found.evaluation.record, direction="")
     return scatter(points, caption("Edges, estimated and exact", record), unit(record))
+
+
+def of_estimates(found: Checks) -> Figure:
+    """Estimates that were measured."""
+    points = [EffectPair(row.name, row.estimate, row.exact, *row.interval) for row in found.checked]
+    words = caption("The strongest estimates, and exact effects", found.record)
+    return scatter(points, words, unit(found.record), style.made_by(found.record))
 
 
 def both_known(circuit: Circuit) -> bool:
