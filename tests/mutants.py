@@ -334,7 +334,7 @@ MUTANTS = (
            "test_evaluation.py::test_verification_measures_the_top_candidates",
            "`beaten` counts circuits that overshoot as better"),
     Mutant("slope-turned-round", "evaluation/verify.py",
-           "power, rng = float((estimates**2).sum())", "power, rng = float((exact**2).sum())",
+           "power = float((estimates**2).sum())", "power = float((exact**2).sum())",
            "test_evaluation.py::test_verification_measures_the_top_candidates",
            "slope of estimates on exact effects"),
     Mutant("chance-of-one-read", "evaluation/diagnosis.py",

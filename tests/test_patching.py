@@ -18,7 +18,6 @@ from toys import id_task, wrapped
 
 import circuitfind as cf
 from circuitfind import checkpoint
-from circuitfind.calls import ready
 from circuitfind.engine import restart
 from circuitfind.engine.ablation import ABLATIONS, resampled
 from circuitfind.engine.memory import SideBySide
@@ -191,8 +190,7 @@ def test_earlier_layers_are_not_run_again(name: str) -> None:
         for part in ("qkv", "mlp_out"):
             module = view.module(getattr(view.family, part))
             module.register_forward_hook(lambda *_, key=f"{layer}.{part}": called.append(key))
-    with ready(model):
-        pass  # new hooks: the identities are proved
+    cf.patch(model, bound, "mlp", layers=1, by_position=False)  # the identities are proved under new hooks
     everything = ["0.qkv", "0.mlp_out", "1.qkv", "1.mlp_out"]
     last = {"resid": ["1.qkv", "1.mlp_out"], "v": ["1.qkv", "1.mlp_out"], "mlp": [], "heads": ["1.mlp_out"]}
     if name == "falcon":

@@ -12,7 +12,6 @@ from oracles import Literal, Pass
 from toys import FOUR, Twin, id_task, wrapped
 
 import circuitfind as cf
-from circuitfind.calls import ready
 from circuitfind.engine import memory
 from circuitfind.engine.ablation import resampled
 from circuitfind.engine.circuit_run import CircuitVisitor
@@ -108,8 +107,8 @@ def test_earlier_blocks_are_not_run_again() -> None:
     model, called = cf.wrap(build("gpt2"), None), []
     for layer, block in enumerate(model.hf.transformer.h):
         block.mlp.register_forward_hook(lambda *_, layer=layer: called.append(layer))
-    with ready(model):
-        called.clear()  # new hooks: the identities were proved
+    cf.path_patch(model, id_task((5, 5)), "m1", "logits")  # the identities are proved under new hooks
+    called.clear()
     cf.path_patch(model, id_task((5, 5)), ["a0.h0", "m1"], "logits")
     assert called == [0, 1, 0, 1], "both sides once, and nothing for the direct effects on the logits"
     called.clear()

@@ -291,7 +291,7 @@ def test_the_command_line_warns_before_it_scores(
     monkeypatch.setattr(cf, "load", lambda *_, **__: model)
     path = finance().save("finance.jsonl")
     for verb in ("attribute", "find"):
-        size = ("--method", "eap") if verb == "attribute" else ("--method", "eap", "--top", "2", "--random", "0")
+        size = ("--method", "eap") if verb == "attribute" else ("--method", "eap", "--max-checks", "2", "--random", "0")
         main((verb, "reader", "--data", str(path), "--out", verb, *size))
         said = " ".join(capsys.readouterr().err.split())
         assert "no better than guessing (50%): the model may not do" in said, verb

@@ -111,7 +111,7 @@ def _strongest(
     heading = "score" if not record.is_effect else "exact" if record.method == "exact" else "estimate"
     method = f" by {record.method}" if record.method else ""
     metric = f" ({record.metric})" if record.is_effect and record.metric else ""
-    called = {"name": what, "effect": heading, "position": "strongest position"}
+    called = {"name": what, "effect": heading}
     title = f"Strongest of {count(total, what)}{method}{metric}"
     more = f"{' exact interval verdict' if checked else ''}{more}"
     out.rows(title, _beside(rows, checked), f"name effect{more}", len(rows), record.is_effect, **called)
