@@ -288,6 +288,13 @@ def test_ranked_by_signed_effects(tiny: cf.Model, ioi: cf.Task, found: cf.FindRe
         cf.find(tiny, ioi, search="sgined", scores=found.scores, **QUICK)  # type: ignore[arg-type]
 
 
+def test_where_nothing_balances_the_ranking_is_searched(tiny: cf.Model, ioi: cf.Task) -> None:
+    """Under zero ablation half of the edges are too few, whichever they are."""
+    result = cf.find(tiny, ioi, ablation="zero", method="eap", knockouts=0, prune=False, **QUICK)
+    assert {point.stage for point in result.curve} >= {"re-scored", "grid", "bisection"}
+    assert len(result.circuit) < tiny.graph.n_edges and result.circuit.facts["distance_on_search_pairs"] <= 0.15
+
+
 def test_the_tolerance_is_kept(tiny: cf.Model, ioi: cf.Task, found: cf.FindResult) -> None:
     sizes = []
     for tolerance in (0.4, 0.15, 0.05):

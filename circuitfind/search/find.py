@@ -4,7 +4,7 @@
 2. **Score** every edge by attribution.
 3. **Search** by what `search` names:
    * "balanced" (the default): from the strongest edges downwards, re-scored at every size, helpful and opposing edges
-     dropped in balance (`rescoring.py`);
+     dropped in balance (`rescoring.py`); where it finds nothing, as "absolute";
    * "absolute", "signed": the smallest size of one ranking, by |score| or by signed score (`ranked.py`).
 4. **Choose** the smallest circuit on target, or the nearest to the whole model of at most `edges` edges
    (`frontier.py`). The target is a distance of at most `tolerance` by a `criterion` (`trials.py`).
@@ -237,7 +237,7 @@ def _searched(
                     rescoring.run(edges)
                     taken = chosen(trials, edges)
                     strength = rescoring.strength(taken)
-                else:
+                if search != "balanced" or taken.n_edges == trials.graph.n_edges:
                     by: By = "signed" if search == "signed" else "absolute"
                     taken = SizeSearch(trials, scores, by).smallest(edges)
                     if said := idle(scores, by, ((tried.asked, tried.faithfulness) for tried in trials.curve)):
