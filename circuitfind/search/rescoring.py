@@ -17,8 +17,8 @@ are left, and the many weak edges that a ranking leaves out are mostly helpful o
 6. From 2, until next to nothing is left, or of what the model does. Where a number of edges is asked for, the rounds go
    on to it in any case: one ends there, and `AFTER` more look for a smaller circuit that is nearer.
 
-Measured on two real models (docs/real-models.md): on SmolLM2-135M's IOI 31 edges meet the target, where the strongest by
-score need 1,141; for the same error of single pairs, 272.
+Measured on two real models (docs/real-models.md): on SmolLM2-135M's IOI 31 edges meet the target, where the strongest
+by score need 1,141; for the same error of single pairs, 272.
 """
 
 from __future__ import annotations
