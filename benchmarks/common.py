@@ -14,7 +14,10 @@ import torch
 import transformers
 
 import circuitfind as cf
+from circuitfind.engine.capture import capture, capture_gradients
+from circuitfind.engine.edge_effects import edge_effects
 from circuitfind.models.load import Model
+from circuitfind.tasks.bound import BoundTask
 
 
 def gpt2(n_layers: int = 12, seed: int = 0) -> Model:
@@ -62,3 +65,20 @@ def ratio(seconds: dict[str, list[float]], name: str, base: str) -> str:
     """Median and range of the paired ratios."""
     ratios = sorted(a / b for a, b in zip(seconds[name], seconds[base], strict=True))
     return f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+
+
+def parts_of_eap(model: Model, bound: BoundTask) -> dict[str, Callable[[], object]]:
+    """What `eap` is made of."""
+    adapter, batch, metric = model.adapter, bound.batch, bound.metric
+    run, at, _ = capture_gradients(adapter, batch.clean, lambda logits: metric(logits, batch))
+    delta = run.writers.minus(capture(adapter, batch.corrupted, stop=True).writers)
+
+    def contraction() -> None:
+        with torch.no_grad():
+            edge_effects(adapter, delta, run, at)
+
+    return {
+        "corrupted": lambda: capture(adapter, batch.corrupted, stop=True),
+        "gradients": lambda: capture_gradients(adapter, batch.clean, lambda x: metric(x, batch)),
+        "contraction": contraction,
+    }

@@ -17,12 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import bare_forward, bare_forward_backward, gpt2, pairs, ratio, take_turns
+from common import bare_forward, bare_forward_backward, gpt2, pairs, parts_of_eap, ratio, take_turns
 
 import circuitfind as cf
-from circuitfind.engine.capture import capture, capture_gradients
 from circuitfind.engine.circuit_run import run_circuits
-from circuitfind.engine.edge_effects import edge_effects
 from circuitfind.engine.prepare import prepare
 from circuitfind.engine.restart import Restart
 from circuitfind.evaluation.random_circuits import random_circuit
@@ -32,21 +30,11 @@ def edge_scores(rounds: int) -> None:
     """All edge scores by EAP, whole and in parts."""
     model, task = gpt2(), pairs()
     bound = task.on(model)
-    adapter, batch, metric = model.adapter, bound.batch, bound.metric
-    run, at, _ = capture_gradients(adapter, batch.clean, lambda logits: metric(logits, batch))
-    delta = run.writers.minus(capture(adapter, batch.corrupted, stop=True).writers)
-
-    def contraction() -> None:
-        with torch.no_grad():
-            edge_effects(adapter, delta, run, at)
-
     seconds = take_turns(
         {
-            "bare": lambda: bare_forward_backward(model, batch.clean.ids),
+            "bare": lambda: bare_forward_backward(model, bound.batch.clean.ids),
             "all": lambda: cf.attribute(model, bound, "eap"),
-            "corrupted": lambda: capture(adapter, batch.corrupted, stop=True),
-            "gradients": lambda: capture_gradients(adapter, batch.clean, lambda logits: metric(logits, batch)),
-            "contraction": contraction,
+            **parts_of_eap(model, bound),
         },
         rounds,
     )

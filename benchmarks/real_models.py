@@ -24,13 +24,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import ratio, take_turns
+from common import parts_of_eap, ratio, take_turns
 from gpt2_small import resident
 
 import circuitfind as cf
-from circuitfind.engine.capture import capture, capture_gradients
 from circuitfind.engine.circuit_run import run_circuits
-from circuitfind.engine.edge_effects import edge_effects
 from circuitfind.engine.prepare import prepare
 from circuitfind.evaluation.random_circuits import random_circuit
 from circuitfind.models.load import Model
@@ -64,23 +62,6 @@ def contestants(model: Model, bound: BoundTask) -> dict[str, Callable[[], object
         "eap-ig-inputs, 5 points": lambda: cf.attribute(model, bound, "eap-ig-inputs"),
         f"circuit of the strongest {EDGES} edges": lambda: run_circuits(prepared, strong[None]),
         f"circuit of {EDGES} random edges": lambda: run_circuits(prepared, drawn[None]),
-    }
-
-
-def parts(model: Model, bound: BoundTask) -> dict[str, Callable[[], object]]:
-    """What `eap` is made of."""
-    adapter, batch, metric = model.adapter, bound.batch, bound.metric
-    run, at, _ = capture_gradients(adapter, batch.clean, lambda logits: metric(logits, batch))
-    delta = run.writers.minus(capture(adapter, batch.corrupted, stop=True).writers)
-
-    def contraction() -> None:
-        with torch.no_grad():
-            edge_effects(adapter, delta, run, at)
-
-    return {
-        "  corrupted run": lambda: capture(adapter, batch.corrupted, stop=True),
-        "  clean run with gradients": lambda: capture_gradients(adapter, batch.clean, lambda x: metric(x, batch)),
-        "  contraction": contraction,
     }
 
 
@@ -139,7 +120,7 @@ def main() -> None:
     differ = int((clean.ids != corrupted.ids).cumsum(-1).bool().logical_and(clean.mask).sum())
     print(f"{model.name}: {options.pairs} pairs, {int(clean.mask.sum())} tokens, {differ} from the first difference on")
     both = "forward and backward"
-    what = contestants(model, bound) | (parts(model, bound) if options.parts else {})
+    what = contestants(model, bound) | (parts_of_eap(model, bound) if options.parts else {})
     seconds = take_turns(what, options.rounds)
     print(
         f"bare {both}: {statistics.median(seconds[both]):.2f} s CPU; forward: {ratio(seconds, 'forward', both)} of it"
