@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from circuitfind.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from circuitfind import testbed as testbed
     from circuitfind.attribution.attribute import attribute as attribute
     from circuitfind.attribution.direct import DirectEffects as DirectEffects, direct_effects as direct_effects
     from circuitfind.attribution.method import Method as Method
@@ -125,6 +126,7 @@ else:
         "search.methods": "methods",
         "tasks.builder": "Pair TaskBuilder",
         "tasks.task": "Task",
+        "testbed": "testbed",
     }
     _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
     __all__ = sorted([*_MODULE_OF, "__version__"])
@@ -135,7 +137,8 @@ else:
 
         if name not in _MODULE_OF:
             raise AttributeError(f"module 'circuitfind' has no attribute '{name}'")
-        value = getattr(import_module(f"circuitfind.{_MODULE_OF[name]}"), name)
+        home = import_module(f"circuitfind.{_MODULE_OF[name]}")
+        value = home if _MODULE_OF[name] == name else getattr(home, name)
         globals()[name] = value
         return value
 

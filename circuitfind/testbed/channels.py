@@ -1,0 +1,67 @@
+"""Where a blueprint's variables lie in the residual stream, and a head's matches as inner products.
+
+1. Every variable gets channels of its own, in the blueprint's order.
+2. A match `query @ by @ key` is an inner product of as many channels as the narrower of its two variables has.
+3. GPT-2's norms subtract the mean: one more channel, the last, holds minus the sum of all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from circuitfind.testbed.blueprint import Blueprint, Head, Match, Variable
+
+
+class Product(NamedTuple):
+    """A match taken apart: `(query @ by_query) . (key @ by_key)`, with matrices `[width, n]`."""
+
+    query: Variable
+    by_query: Tensor
+    key: Variable
+    by_key: Tensor
+
+    @property
+    def size(self) -> int:
+        return self.by_query.shape[1]
+
+    @classmethod
+    def of(cls, match: Match) -> Product:
+        query, key = match.query.width, match.key.width
+        if query <= key:
+            return cls(match.query, torch.eye(query), match.key, match.by.T)
+        return cls(match.query, match.by, match.key, torch.eye(key))
+
+
+class Channels:
+    """The residual stream's layout.
+
+    Attributes:
+        used: channels of all variables.
+        width: all channels, of which the last `spare` are for whoever writes the weights.
+    """
+
+    def __init__(self, variables: list[Variable], width: int) -> None:
+        self.width = width
+        self._start: dict[Variable, int] = {}
+        self.used = 0
+        for variable in variables:
+            self._start[variable] = self.used
+            self.used += variable.width
+
+    def of(self, variable: Variable) -> slice:
+        return slice(self._start[variable], self._start[variable] + variable.width)
+
+    def placed(self, parts: Mapping[Variable, Tensor], rows: int) -> Tensor:
+        """`[rows, width]`: what is written to each variable, in its channels."""
+        whole = torch.zeros(rows, self.width)
+        for variable, matrix in parts.items():
+            whole[:, self.of(variable)] = matrix
+        return whole
+
+
+def heads_of(plan: Blueprint, layer: int) -> list[Head]:
+    return [part for part in plan.parts if isinstance(part, Head) and part.layer == layer]

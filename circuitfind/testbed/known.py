@@ -1,0 +1,184 @@
+"""`Known`: a model with a circuit that is known to be right, because the model was made from it, and the proof.
+
+1. A *drawing* is a blueprint, a way to draw pairs of prompts, and *contexts*: sets of edges that are ablated beside the
+   one in question. What another path stands in for shows only where that path is cut.
+2. `build` compiles the blueprint (`weights.py`), gives the model a tokenizer of its words, and draws the pairs.
+3. `prove` measures, in each context, what the metric loses when one more edge is ablated. Each true edge must matter in
+   one of the contexts; every other edge must not, in any of them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from circuitfind.circuit import Circuit
+from circuitfind.errors import NoFile, ScoreError, TaskError
+from circuitfind.evaluation.faithfulness import Evaluator
+from circuitfind.loading import wrap
+from circuitfind.models.load import Model
+from circuitfind.record import Record
+from circuitfind.references.reference import Reference
+from circuitfind.tasks.builder import Pair
+from circuitfind.tasks.task import Task
+from circuitfind.testbed.blueprint import Blueprint
+from circuitfind.testbed.gpt2 import gpt2
+from circuitfind.testbed.llama import grouped, llama
+
+FORMS, NORMS = ("gpt2", "llama"), ("identity", "real")
+NEEDED = 0.02  # of the task's whole effect
+INERT = {"identity": 1e-5, "real": 5e-3}  # by kind of norm: real ones couple all that is written a little
+_TRIES = 100
+
+
+class Drawing(NamedTuple):
+    """A circuit to compile: see the module's first step. A context is a list of edge names; `needed` is what ablating a
+    true edge costs at least, as a share of the task's whole effect."""
+
+    blueprint: Blueprint
+    draw: Callable[[random.Random], Pair]
+    contexts: tuple[tuple[str, ...], ...] = ((),)
+    needed: float = NEEDED
+
+
+@dataclass(frozen=True, eq=False)
+class Known(NoFile):
+    """A model whose circuit is known.
+
+    Attributes:
+        summary: what the circuit computes, in one line.
+        truth: the true edges.
+        contexts: the sets of edges that `prove` cuts.
+        needed, inert: what ablating a true edge costs at least, and any other at most, as a share of the task's effect.
+    """
+
+    INSTEAD = "save .truth, or the weights with .model.hf.save_pretrained(folder)"
+
+    name: str
+    summary: str
+    model: Model
+    task: Task
+    truth: Circuit
+    contexts: tuple[tuple[str, ...], ...] = ((),)
+    needed: float = NEEDED
+    inert: float = INERT["identity"]
+
+    @property
+    def reference(self) -> Reference:
+        """The truth, for `circuitfind.compare(reference=)` and `agreement`."""
+        return Reference(self.name, self.truth.graph, self.truth.mask, source="the model was made from it")
+
+    def __repr__(self) -> str:
+        return f"Known({self.name}: {len(self.truth)} true edges of {self.truth.graph.n_edges:,}; {self.summary})"
+
+
+class Proof(NamedTuple):
+    """What ablating each edge does, as a share of the task's whole effect.
+
+    Attributes:
+        largest: `[writers, readers]`, the largest |loss| of the metric in any context; 0 where there is no edge.
+        weakest: the smallest of them over the true edges, and that edge.
+        strongest: the largest over all other edges, and that edge.
+    """
+
+    largest: np.ndarray
+    weakest: tuple[float, str]
+    strongest: tuple[float, str]
+
+
+def tokenizer_of(words: Sequence[str]) -> Any:
+    """A tokenizer with one token a word; it puts the first word before every text."""
+    first = words[0]
+    inner = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token=first))
+    inner.pre_tokenizer = WhitespaceSplit()
+    inner.post_processor = TemplateProcessing(single=f"{first} $A", special_tokens=[(first, 0)])
+    made: Any = PreTrainedTokenizerFast
+    return made(tokenizer_object=inner, bos_token=first)
+
+
+def make(name: str, summary: str, drawing: Drawing, n: int, seed: int, norm: str, form: str) -> Known:
+    """The model, task and truth of a drawing."""
+    blueprint = drawing.blueprint
+    hf = llama(blueprint) if form == "llama" else gpt2(blueprint, norm)
+    model = wrap(hf, tokenizer_of(blueprint.words), name=f"testbed/{name}")
+    pairs = _pairs(drawing.draw, n, seed)
+    task = Task(
+        clean=[pair.clean for pair in pairs],
+        corrupted=[pair.corrupted for pair in pairs],
+        answers=[list(pair.answers) for pair in pairs],
+        wrong_answers=[list(pair.wrong) for pair in pairs],
+        flips=all(pair.flips for pair in pairs),
+        name=name,
+    )
+    named = grouped if form == "llama" else str
+    edges = list(map(named, blueprint.true_edges()))
+    contexts = tuple(tuple(map(named, context)) for context in drawing.contexts)
+    truth = Circuit.of(model.graph, edges, record=Record(model=model.name, task=name, method="truth"))
+    return Known(name, summary, model, task, truth, contexts, drawing.needed, INERT[norm])
+
+
+def _pairs(draw: Callable[[random.Random], Pair], n: int, seed: int) -> list[Pair]:
+    """`n` pairs, different as long as there are any."""
+    rng = random.Random(seed)
+    found: dict[tuple[str, str], Pair] = {}
+    for _ in range(_TRIES * n):
+        pair = draw(rng)
+        found.setdefault((pair.clean, pair.corrupted), pair)
+        if len(found) == n:
+            return list(found.values())
+    if not found:
+        raise TaskError("testbed: the drawing makes no pairs")
+    few = list(found.values())
+    return [few[i % len(few)] for i in range(n)]
+
+
+def prove(known: Known, n: int = 16) -> Proof:
+    """Measures every edge in every context, one exact run each, on the first `n` pairs.
+
+    Raises:
+        ScoreError: the truth does not hold; the message names the edge.
+    """
+    graph = known.model.graph
+    evaluator = Evaluator.of(known.model, known.task.subset(range(min(n, len(known.task)))))
+    evaluator.check_contrast()
+    whole = abs(float(np.mean(evaluator.full - evaluator.empty)))
+    largest = np.zeros(graph.real.shape)
+    for context in known.contexts:
+        left = graph.real & ~graph.mask(context)
+        cells = np.argwhere(left)
+
+        def without(cells: np.ndarray = cells, left: np.ndarray = left) -> Any:
+            yield left
+            for writer, reader in cells:
+                mask = left.copy()
+                mask[writer, reader] = False
+                yield mask
+
+        metrics = evaluator.metrics(without(), len(cells) + 1, "proof")
+        loss = np.abs(metrics[1:] - metrics[0]).mean(1) / whole
+        largest[tuple(cells.T)] = np.maximum(largest[tuple(cells.T)], loss)
+    true, other = known.truth.mask, graph.real & ~known.truth.mask
+
+    def at(values: np.ndarray, cell: int) -> tuple[float, str]:
+        found = np.unravel_index(cell, values.shape)
+        return float(values[found]), f"{graph.writer_names[found[0]]}->{graph.reader_names[found[1]]}"
+
+    weakest = np.where(true, largest, np.inf)
+    strongest = np.where(other, largest, -1.0)
+    proof = Proof(largest, at(weakest, int(weakest.argmin())), at(strongest, int(strongest.argmax())))
+    (least, one), (most, another) = proof.weakest, proof.strongest
+    if least < known.needed or most > known.inert:
+        raise ScoreError(
+            f"testbed: the truth of '{known.name}' does not hold: ablating the true edge {one} costs {least:.2%} of the"
+            f" effect (at least {known.needed:.2%} is asked), ablating {another}, which is no true edge, {most:.2%}"
+        )
+    return proof

@@ -1,0 +1,146 @@
+"""From a blueprint to weights of Llama's class with grouped queries.
+
+1. An RMSNorm with epsilon E = 1e8 and weight 1e4 is the identity up to the mean square / 2E.
+2. A head of the blueprint is the first of two query heads that share keys and values. The second one attends to all
+   tokens alike and writes what it carries to a variable that nothing reads.
+3. Positions are rotary. The first pairs of channels turn at frequencies 1 and `TURN`: with constant queries and keys in
+   them, the score at distance d is largest at d = back. All further pairs turn too slowly to matter; matches lie there.
+4. There are no biases: a neuron's bias comes from the variable `one`, and so does the gated MLP's other factor.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from circuitfind.errors import ScoreError
+from circuitfind.testbed.blueprint import Blueprint, Head, Offset, Variable
+from circuitfind.testbed.channels import Channels, Product, heads_of
+from circuitfind.testbed.gpt2 import EPSILON
+
+TURN = 0.12  # ratio of a pair's frequency to that of the pair before
+PLACED = 2  # pairs of channels that say positions
+FIRST = 8  # the first pair that holds matches: TURN^8 = 4e-8 radians a token
+SMALLEST_GAP = 0.25  # of cos(d) + cos(TURN d) between d = 0 and whole |d| from 1 to 7
+GROUP = 2
+
+
+def grouped(edge: str) -> str:
+    """An edge's name in this model, from its name in the blueprint."""
+    shared = re.sub(r"a(\d+)\.h(\d+)<([kv])>", r"a\1.kv\2<\3>", edge)
+    return re.sub(r"\.h(\d+)", lambda found: f".h{GROUP * int(found[1])}", shared)
+
+
+def llama(plan: Blueprint) -> Any:
+    """The model in float32, in evaluation mode.
+
+    Raises:
+        ScoreError: a match reads positions, which this class does not write down.
+    """
+    for part in plan.parts:
+        if plan.position in [one for read in part.reads().values() for one in read]:
+            raise ScoreError(f"testbed: {part.writer} reads positions, and Llama's class has none in its stream")
+    products = {
+        part: [Product.of(look) for look in part.looks if not isinstance(look, Offset)]
+        for part in plan.parts
+        if isinstance(part, Head)
+    }
+    pairs = max(math.ceil(sum(one.size for one in own) / 2) + FIRST for own in products.values())
+    pairs = max(pairs, *(math.ceil(head.carried / 2) for head in products))
+    aside = [Variable(f"aside of {head.writer}", head.carried) for head in products]
+    variables = [one for one in plan.variables if one is not plan.position]
+    heads = GROUP * plan.heads
+    width = heads * math.ceil(sum(one.width for one in (*variables, *aside)) / heads)
+    stream = Channels([*variables, *aside], width)
+    hf: Any = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(plan.words),
+            hidden_size=width,
+            intermediate_size=max(1, *(plan.neurons(layer) for layer in range(plan.n_layers))),
+            num_hidden_layers=plan.n_layers,
+            num_attention_heads=heads,
+            num_key_value_heads=plan.heads,
+            head_dim=2 * pairs,
+            max_position_embeddings=plan.length,
+            hidden_act="relu",
+            rms_norm_eps=EPSILON,
+            rope_parameters={"rope_type": "default", "rope_theta": TURN**-pairs},
+            tie_word_embeddings=False,
+            pad_token_id=None,
+            bos_token_id=0,
+            eos_token_id=None,
+        )
+    )
+    hf.eval()
+    with torch.no_grad():
+        for name, parameter in hf.named_parameters():
+            parameter.fill_(EPSILON**0.5 if "norm" in name else 0)
+        hf.model.embed_tokens.weight.copy_(stream.placed(plan.embedding(), len(plan.words)))
+        hf.lm_head.weight[:, stream.of(plan.output)] = torch.eye(len(plan.words))
+        for layer, block in enumerate(hf.model.layers):
+            for head in heads_of(plan, layer):
+                unread = aside[list(products).index(head)]
+                _write_head(block.self_attn, plan, head, products[head], stream, pairs, unread)
+            _write_tables(block.mlp, plan, layer, stream)
+    return hf
+
+
+def _write_head(
+    attention: Any,
+    plan: Blueprint,
+    head: Head,
+    products: list[Product],
+    stream: Channels,
+    pairs: int,
+    unread: Variable,
+) -> None:
+    size = 2 * pairs
+    query, key, value = torch.zeros(3, stream.width, size)
+    slow = [*range(FIRST, pairs), *range(pairs + FIRST, size)]  # both channels of every pair that hardly turns
+    used = 0
+    for product in products:
+        own = slow[used : used + product.size]
+        query[stream.of(product.query), own] = product.by_query * size**0.5
+        key[stream.of(product.key), own] = product.by_key
+        used += product.size
+    one = stream.of(plan.one).start
+    for look in head.looks:
+        if isinstance(look, Offset):
+            _place(query[one], key[one], look, pairs)
+    for variable, matrix in head.moves.items():
+        value[stream.of(variable), : head.carried] = matrix
+    shared, first = (slice(n * size, (n + 1) * size) for n in (head.head, GROUP * head.head))
+    attention.q_proj.weight[first] = query.T
+    attention.k_proj.weight[shared], attention.v_proj.weight[shared] = key.T, value.T
+    attention.o_proj.weight[:, first][:, : head.carried] = stream.placed(head.writes, head.carried).T
+    second = slice(first.stop, first.stop + size)
+    kept = stream.placed({unread: torch.eye(head.carried)}, head.carried)
+    attention.o_proj.weight[:, second][:, : head.carried] = kept.T
+
+
+def _place(query: torch.Tensor, key: torch.Tensor, look: Offset, pairs: int) -> None:
+    """Adds an offset to the query and key that the constant 1 makes; several of a head must not use the same pairs.
+
+    A bonus is made so large that every other distance scores at least `strength` less. A penalty is `strength` at its
+    own distance, and other distances get some of it, too.
+    """
+    amplitude = look.strength / (SMALLEST_GAP if look.strength > 0 else PLACED)
+    for pair in range(PLACED):
+        angle = -look.back * TURN**pair  # rotary embedding turns a query at t by t: this is one at t - back
+        query[[pair, pairs + pair]] = amplitude * (2 * pairs) ** 0.5 * torch.tensor([math.cos(angle), math.sin(angle)])
+        key[pair] = 1.0
+
+
+def _write_tables(mlp: Any, plan: Blueprint, layer: int, stream: Channels) -> None:
+    used, one = 0, stream.of(plan.one).start
+    for table in plan.tables(layer):
+        own, count = slice(used, used + len(table.bias)), len(table.bias)
+        mlp.gate_proj.weight[own] = stream.placed({variable: by.T for variable, by in table.takes.items()}, count)
+        mlp.gate_proj.weight[own, one] += table.bias
+        mlp.up_proj.weight[own, one] = 1
+        mlp.down_proj.weight[:, own] = stream.placed(table.gives, count).T
+        used = own.stop
