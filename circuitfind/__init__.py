@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from circuitfind.attribution.method import Method as Method
     from circuitfind.attribution.methods import Methods as Methods
     from circuitfind.circuit import Circuit as Circuit
+    from circuitfind.comparison.recovery import Recovery as Recovery, recovery as recovery
     from circuitfind.comparison.result import Comparison as Comparison
     from circuitfind.comparison.run import compare as compare
     from circuitfind.engine.ablation import Ablation as Ablation
@@ -83,6 +84,7 @@ else:
         "attribution.method": "Method",
         "attribution.methods": "Methods",
         "circuit": "Circuit",
+        "comparison.recovery": "Recovery recovery",
         "comparison.result": "Comparison",
         "comparison.run": "compare",
         "engine.ablation": "Ablation",

@@ -45,6 +45,7 @@ HOMES = {  # by the format that a JSON file names: the module and the class that
     "circuitfind.mib": "evaluation.curve:Mib",
     "circuitfind.minimality": "evaluation.minimality:Minimality",
     "circuitfind.paths": "patching.path:PathEffects",
+    "circuitfind.recovery": "comparison.recovery:Recovery",
     "circuitfind.stability": "evaluation.stability:Stability",
     "circuitfind.task-summary": "evaluation.diagnosis:TaskSummary",
     "circuitfind.verification": "evaluation.verify:Verification",

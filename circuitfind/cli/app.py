@@ -45,13 +45,14 @@ from circuitfind.cli.output import BAD_INPUT, CLOSED_PIPE, FAILED, Lasting, Outp
 from circuitfind.cli.patch import patch
 from circuitfind.cli.show import show
 from circuitfind.cli.tasks import tasks
+from circuitfind.cli.testbed import testbed
 from circuitfind.cli.verify import verify
 from circuitfind.errors import CircuitfindError
 
 Verb = Callable[..., int | None]
 VERBS: tuple[Verb, ...] = (
     *(find, attribute, patch, approximation, attention, verify, evaluate, acdc, learn, compare),
-    *(export, show, agree, tasks, models, doctor),
+    *(export, show, agree, testbed, tasks, models, doctor),
 )
 EXAMPLE = "Example: "
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]

@@ -37,6 +37,7 @@ class SearchOptions:
         "Balanced re-scored pruning, or sizes of one ranking by absolute or signed score. Default: balanced.",
         words=options.SEARCHES,
     )
+    complete: bool = option("Add what stands in for parts of the circuit: backups, either of two heads.", False)
     prune: bool | None = option(
         "Drop single edges at the end, exactly. Default: the few that are not missed.", names=("--prune/--no-prune",)
     )
@@ -76,7 +77,7 @@ def find(
     """
     from circuitfind.search.find import check_target
 
-    check_target(**given(search, without=("prune", "knockouts")))
+    check_target(**given(search, without=("prune", "knockouts", "complete")))
     asked = inputs.search_keywords(task, run, scoring)
     folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)

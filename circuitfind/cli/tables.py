@@ -14,7 +14,7 @@ import numpy as np
 from rich.text import Text
 
 from circuitfind.cli import verdicts
-from circuitfind.cli.cells import Cell, Right, count, digits_for, fixed, number, percent, some, whole
+from circuitfind.cli.cells import DASH, Cell, Right, count, digits_for, fixed, number, percent, some, whole
 from circuitfind.cli.output import Output
 from circuitfind.cli.verdicts import ROWS
 from circuitfind.errors import ScoreError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import circuitfind as cf
     from circuitfind.record import Record
 
+FINDERS = ("find", "find-complete")  # these give circuits, not rankings
 KEYS = 3  # tokens attended to
 CELL, FIRST = 6, 14  # widths in the heat table
 FITS = ("kind", "layer", "places", "r", "slope", "error", "wrong signs", "change")
@@ -247,6 +248,30 @@ def comparison(found: cf.Comparison, out: Output, whole: bool = False) -> None:
             out.warn(f"{entry.method} is not in the tables: {entry.refused}")
 
 
+def recovery(found: cf.Recovery, out: Output) -> None:
+    """A row a method, then a row a circuit with the methods that miss some of it."""
+    head = ("method", "exactly recovered", "AUROC", "AP", "AUROC nodes", "passes", "of eap")
+    rows: list[list[Cell]] = []
+    for row in found.summary():
+        rates, costs = (row.auroc, row.average_precision, row.auroc_nodes), (row.passes, row.of_eap)
+        rows.append([Text(row.method, style="bold"), Right(f"{row.exact} of {row.circuits}"), *map(fixed, rates)])
+        rows[-1] += [fixed(value, 1) for value in costs]
+    out.table("Methods on known circuits: AUROC and average precision of edges, passes of all pairs", head, rows)
+    missed: list[list[Cell]] = []
+    for circuit in found.circuits:
+        own = [row for row in found.recovered if row.circuit == circuit and not row.refused]
+        said = (
+            f"{row.method} {row.found}" + (f" (+{row.extra})" if row.method in FINDERS else "")
+            for row in own
+            if not row.exact
+        )
+        missed.append([Text(circuit, style="bold"), whole(own[0].edges if own else 0), ", ".join(said) or DASH])
+    out.table("Not recovered exactly: true edges found (and others)", ("circuit", "edges", "methods"), missed)
+    for method, reason in {row.method: row.refused for row in found.recovered if row.refused}.items():
+        circuits = ", ".join(row.circuit for row in found.of(method) if row.refused)
+        out.warn(f"{method} gives no ranking on {circuits}: {reason}")
+
+
 # -------------------------------------------------------------------- any result
 TABLES: dict[str, Callable[..., None]] = {
     "Sweep": sweep,
@@ -266,6 +291,7 @@ TABLES: dict[str, Callable[..., None]] = {
     "HypothesisTests": verdicts.hypotheses,
     "Stability": verdicts.stability,
     "Comparison": comparison,
+    "Recovery": recovery,
 }
 WITH_INTERVALS = ("Sweep", "PathEffects", "Verification", "Curve", "Mib", "Completeness", "Minimality")
 NAMES = {"Scores": "edge scores", "PathEffects": "effects of paths"}

@@ -41,6 +41,7 @@ from circuitfind.evaluation.verify import MOST_RANDOM, Verification, verified
 from circuitfind.models.load import Model
 from circuitfind.progress import stages
 from circuitfind.scores import By, Scores
+from circuitfind.search.complete import Completion
 from circuitfind.search.found import FindResult
 from circuitfind.search.frontier import MOST as MOST_POINTS, chosen, measured
 from circuitfind.search.methods import method_of, request_of
@@ -73,6 +74,7 @@ def find(
     criterion: Criterion = "mean",
     tolerance: float = 0.15,
     search: Search = "balanced",
+    complete: bool = False,
     prune: bool | None = None,
     holdout: float = 0.5,
     max_checks: int = 40,
@@ -92,6 +94,8 @@ def find(
             whole model counts as on target, too), "pairs" (the error of single pairs) or "kl" (KL divergence).
         tolerance: the largest distance that is on target.
         search: "balanced" re-scored pruning, or the best size of the ranking by "absolute" or "signed" score.
+        complete: look for what stands in for parts of the circuit, too (backup heads, either of two heads, parts that
+            cancel), and add it (`circuitfind.search.complete`); takes several hundred runs more.
         prune: whether to try to drop single edges of the circuit, exactly; by default only those that
             it does not miss, with at most 12 runs.
         holdout: the part of the pairs that is held out for verification.
@@ -147,7 +151,7 @@ def find(
             assert isinstance(found, Scores)
             scores = found
         with stage(work.search):
-            taken, strength = _searched(trials, scores, search, edges, prune)
+            taken, strength = _searched(trials, scores, search, edges, prune, complete)
         if said := _off_size(taken, edges):
             trials.say("size", said)
             warn(said)
@@ -225,7 +229,7 @@ def check_target(
 
 
 def _searched(
-    trials: Trials, scores: Scores, search: str, edges: int | None, prune: bool | None
+    trials: Trials, scores: Scores, search: str, edges: int | None, prune: bool | None, complete: bool
 ) -> tuple[Tried, np.ndarray]:
     """The circuit that a search finds, and `[writers, readers]`, how strong each of its edges is."""
     strength: np.ndarray = np.abs(scores.values)
@@ -245,6 +249,8 @@ def _searched(
             if (prune or (prune is None and edges is None)) and taken.n_edges < trials.graph.n_edges:
                 with part(0.2):
                     taken = pruned(trials, taken, strength, *((GROWTH, math.inf) if prune else (FREE, LAST_RUNS)))
+        if complete:
+            taken = Completion(trials, scores).completed(taken)
         return taken, strength
     except OutOfTime:
         trials.stop("the time limit has passed")

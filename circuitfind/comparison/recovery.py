@@ -1,0 +1,222 @@
+"""`recovery`: which methods find the circuits that are known, and at what cost.
+
+1. Every method ranks the edges of every known circuit (`circuitfind.testbed`), on the same pairs.
+2. The ranking by |score| is held against the truth: AUROC and average precision of edges, AUROC of nodes (a node ranks
+   by its best edge), and how many of the strongest edges, as many as are true, are true. Scores below the rounding of
+   float32 count as 0, and ties with them as ties.
+3. `find` and `find-complete` give circuits in place of rankings: what counts is whether the circuit is the true one.
+4. Costs are passes of all pairs, a backward pass counted as two forward passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from circuitfind.attribution.method import Method
+from circuitfind.calls import own_arithmetic
+from circuitfind.circuit import Circuit
+from circuitfind.comparison.methods import Entrant, Given, chosen
+from circuitfind.costs import measuring
+from circuitfind.engine.experiment import Experiment
+from circuitfind.errors import ModelError, ScoreError, TaskError
+from circuitfind.evaluation.agreement import Level, agreement
+from circuitfind.progress import track
+from circuitfind.result import Result
+from circuitfind.scores import Scores
+from circuitfind.search.find import find
+from circuitfind.testbed.build import build, names
+from circuitfind.testbed.known import Drawing, Known
+
+BACKWARD = 2.0  # forward passes
+ROUNDING = 1e-6  # of the largest |score|
+LEVELS: tuple[Level, ...] = ("edge", "node")
+
+
+class Recovered(NamedTuple):
+    """One method on one circuit.
+
+    Attributes:
+        edges: how many are true.
+        auroc, average_precision, auroc_nodes: of the ranking; NaN without one.
+        found: how many edges are true of the strongest, as many as are true; of a circuit, of all of its edges.
+        extra: how many of these edges are not true.
+        exact: whether these edges are the true ones.
+        passes: of all pairs, in forward passes.
+        seconds: CPU time.
+        refused: why there is no ranking; everything else is then empty.
+    """
+
+    circuit: str
+    method: str
+    edges: int
+    auroc: float = math.nan
+    average_precision: float = math.nan
+    auroc_nodes: float = math.nan
+    found: int = 0
+    extra: int = 0
+    exact: bool = False
+    passes: float = math.nan
+    seconds: float = math.nan
+    refused: str = ""
+
+
+class MethodRow(NamedTuple):
+    """A method over all circuits that it could be run on (`circuits`): how many it recovered exactly, means of the
+    other figures, the circuits that it did not recover, and its passes over those of eap.
+    """
+
+    method: str
+    circuits: int
+    exact: int
+    auroc: float
+    average_precision: float
+    auroc_nodes: float
+    passes: float
+    of_eap: float
+    missed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, method: str, rows: Sequence[Recovered], base: float) -> MethodRow:
+        ran = [row for row in rows if not row.refused]
+        names = ("auroc", "average_precision", "auroc_nodes", "passes")
+        means = [float(np.mean([getattr(row, name) for row in ran])) if ran else math.nan for name in names]
+        missed = tuple(row.circuit for row in ran if not row.exact)
+        auroc, precision, nodes, passes = means
+        return cls(
+            method, len(ran), sum(row.exact for row in ran), auroc, precision, nodes, passes, passes / base, missed
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Recovery(Result):
+    """Methods on known circuits; rows are one method on one circuit each."""
+
+    FORMAT, ROWS = "circuitfind.recovery", "recovered"
+
+    recovered: tuple[Recovered, ...]
+    n: int
+    seed: int
+    form: str
+    norm: str
+
+    @property
+    def circuits(self) -> list[str]:
+        return list(dict.fromkeys(row.circuit for row in self.recovered))
+
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(row.method for row in self.recovered))
+
+    def of(self, method: str) -> list[Recovered]:
+        """A method's rows, circuit by circuit."""
+        return [row for row in self.recovered if row.method == method]
+
+    def summary(self) -> list[MethodRow]:
+        """A row a method, best first: by circuits recovered exactly, then by average precision."""
+        base = np.mean([row.passes for row in self.of("eap")]) if "eap" in self.methods else math.nan
+        rows = (MethodRow.of(method, self.of(method), float(base)) for method in self.methods)
+        return sorted(rows, key=lambda row: (-row.exact, -np.nan_to_num(row.average_precision), row.passes))
+
+
+Finder = Callable[[Experiment], Circuit]
+
+
+def _found(experiment: Experiment, complete: bool) -> Circuit:
+    model, bound, seed = experiment.model, experiment.bound, experiment.setting.seed
+    return find(model, bound, complete=complete, max_checks=0, random=0, knockouts=0, seed=seed).circuit
+
+
+FINDERS: Mapping[str, Finder] = {
+    "find": partial(_found, complete=False),
+    "find-complete": partial(_found, complete=True),
+}
+
+
+@own_arithmetic()
+def recovery(
+    circuits: Sequence[str | Drawing] | None = None,
+    methods: Sequence[str | Method] | Mapping[str, Given] | None = None,
+    *,
+    n: int = 32,
+    seed: int = 0,
+    form: str = "gpt2",
+    norm: str = "identity",
+) -> Recovery:
+    """Runs methods on known circuits.
+
+    Args:
+        circuits: names or drawings, as for `circuitfind.testbed.build`; default: all.
+        methods: as for `circuitfind.compare`, and "find", "find-complete"; default: all.
+        n: number of pairs.
+        seed, form, norm: as for `circuitfind.testbed.build`.
+
+    Raises:
+        ScoreError: an unknown circuit, form or method.
+    """
+    asked = [circuits] if isinstance(circuits, (str, Drawing)) else list(circuits or names())
+    known = [build(one, n=n, seed=seed, form=form, norm=norm) for one in asked]
+    entrants = _entrants(methods)
+    pairs = [(one, name) for one in known for name in entrants]
+    rows = (_recovered(one, name, entrants[name], seed) for one, name in track(pairs, "recovery"))
+    return Recovery(tuple(rows), n, seed, form, norm)
+
+
+def _entrants(methods: Sequence[str | Method] | Mapping[str, Given] | None) -> dict[str, Entrant | Finder]:
+    if methods is None:
+        return {**chosen(None), **FINDERS}
+    if isinstance(methods, (str, Method)):
+        methods = [methods]
+    finders = {name: FINDERS[name] for name in methods if isinstance(name, str) and name in FINDERS}
+    rest = (
+        {k: v for k, v in methods.items() if k not in finders}
+        if isinstance(methods, Mapping)
+        else [one for one in methods if one not in finders]
+    )
+    return {**(chosen(rest) if rest or not finders else {}), **finders}
+
+
+def _recovered(known: Known, name: str, entrant: Entrant | Finder, seed: int) -> Recovered:
+    truth = known.truth
+    experiment = Experiment.of(known.model, known.task, {"seed": seed}, direction=False)
+    try:
+        with measuring() as costs:
+            given = entrant.rank(experiment) if isinstance(entrant, Entrant) else entrant(experiment)
+    except (ModelError, ScoreError, TaskError) as error:
+        return Recovered(known.name, name, len(truth), refused=str(error))
+    if isinstance(given, Scores):
+        given = _above_rounding(given)
+    found = given.mask if isinstance(given, Circuit) else _strongest(given, len(truth))
+    right, extra = int((found & truth.mask).sum()), int((found & ~truth.mask).sum())
+    row = Recovered(
+        known.name,
+        name,
+        len(truth),
+        found=right,
+        extra=extra,
+        exact=right == len(truth) and not extra,
+        passes=(costs.forwards + BACKWARD * costs.backwards) / len(experiment),
+        seconds=costs.cpu_seconds,
+    )
+    if isinstance(given, Circuit):
+        return row
+    edges, nodes = (agreement(given, known.reference, level=level) for level in LEVELS)
+    return row._replace(auroc=edges.auroc, average_precision=edges.average_precision, auroc_nodes=nodes.auroc)
+
+
+def _above_rounding(scores: Scores) -> Scores:
+    """Scores with 0 for what is rounding: that would be a ranking, too."""
+    values = np.asarray(scores.values)
+    return replace(scores, values=np.where(np.abs(values) > ROUNDING * np.abs(values).max(), values, 0))
+
+
+def _strongest(scores: Scores, count: int) -> np.ndarray:
+    """`[writers, readers]` bool: the edges of largest |score|; none of score 0."""
+    mask = np.zeros_like(scores.graph.real)
+    mask[tuple(scores.ranked("absolute")[:count].T)] = True
+    return np.asarray(mask & (scores.values != 0))

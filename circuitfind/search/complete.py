@@ -1,0 +1,211 @@
+"""From a circuit that does the task to one that holds every way of doing it: backups, either-or, what cancels.
+
+A search for the smallest circuit leaves out what stands in for another part (Wang et al. 2022, "Interpretability in the
+wild", section 4), and single effects do not show it either: ablating one of two heads of which either will do changes
+nothing. It becomes visible where the other is cut. So:
+
+1. **Screen** a context, the model without some nodes (first: none). Gradients of every pair's metric with respect to
+   every edge are taken along the way from the ablated to the clean model: with all edges opened by half, with the
+   input's edges opened by a quarter, a half and three quarters, and open. The largest |gradient| counts: an edge that
+   matters anywhere on the way is seen. The scores that the search began with count in the first context, too.
+2. **Cut** the strongest nodes, one at a time: each is a new context. Where the model then still does part of the task
+   (`ALIVE`), it is screened. Nodes that became visible there are cut beside it, and so on.
+3. **Confirm** by exact runs: each edge of the circuit, and the strongest of the screens, is ablated in the whole model
+   and then, as long as it does nothing, in the contexts where it looked strongest.
+4. Nodes whose edges are still open stand in for each other, or do nothing. Each of the strongest (`STAND_INS`) is
+   looked at where as many of the others are cut as the model can do without.
+5. A saturated attention pattern passes no gradient on. So all edges that join nodes which are sure by now are run, too.
+6. What ablating an edge changes at most, as a share of the total effect, decides: `KEPT` for edges outside the circuit,
+   `LEFT` for those inside it.
+
+A context costs one circuit run, and five masked gradients where it is alive; there are at most `CONTEXTS` of them.
+Confirming costs at most `CONFIRMED` runs, stand-ins at most `STAND_INS` squared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from circuitfind.circuit import connected
+from circuitfind.engine.masked_run import pair_gradients
+from circuitfind.engine.prepare import Prepared
+from circuitfind.engine.prepared_runs import PreparedRuns
+from circuitfind.progress import progress
+from circuitfind.scores import Scores
+from circuitfind.search.trials import Trials, Tried
+
+CONTEXTS, CONFIRMED = 16, 400
+ALIVE = 0.25  # of the total effect
+VISIBLE = 2.0  # times stronger than in the whole model
+SCREENED = 0.02  # of the total effect, by gradient
+STAND_INS = 8
+TRIES = 4  # contexts in which an edge is confirmed
+KEPT, LEFT = 0.02, 0.002  # of the total effect, exactly
+POINTS = ((0.5, 0.5), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0), (1.0, 1.0))  # of the input's edges, of all others
+
+Cut = tuple[int, ...]  # writers, sorted
+
+
+class _Context(NamedTuple):
+    """The model without some nodes: its mask, its metric `[pairs]`, and how strong each edge looks in it."""
+
+    mask: np.ndarray
+    metric: np.ndarray
+    strength: np.ndarray
+
+
+class Completion:
+    """The search; `completed` gives its circuit."""
+
+    def __init__(self, trials: Trials, scores: Scores) -> None:
+        self.trials, self.graph, self.evaluator = trials, trials.graph, trials.evaluator
+        ends = self.evaluator
+        self.contrast = abs(float((ends.full - ends.empty).mean()))
+        estimates = np.abs(scores.values) / self.contrast if scores.record.is_effect else np.zeros(scores.values.shape)
+        self.estimates = np.where(self.graph.real, estimates, 0)
+        self.contexts: dict[Cut, _Context] = {}
+        self.runs = PreparedRuns(ends.experiment, ends.experiment.batch, ends.runs.size)
+
+    def completed(self, circuit: Tried) -> Tried:
+        """The circuit with what stands in for its parts, and without what nowhere matters."""
+        self._look()
+        effects = self._confirm(circuit.mask)
+        mask = np.where(circuit.mask, effects >= LEFT, effects >= KEPT)
+        mask = connected(self.graph, mask)
+        whole = self.trials.run(mask, "complete") if mask.any() else circuit
+        added, gone = int((whole.mask & ~circuit.mask).sum()), int((circuit.mask & ~whole.mask).sum())
+        self.trials.say(
+            "complete",
+            f"{len(self.contexts)} contexts looked at; {added:,} edges added that matter there, {gone:,} of"
+            f" {circuit.n_edges:,} left out that matter nowhere",
+        )
+        return whole
+
+    # ---------------------------------------------------------------- contexts
+    def _look(self) -> None:
+        """Screens contexts, the whole model first."""
+        waiting: list[Cut] = [()]
+        tried: set[Cut] = set()
+        with progress("contexts", CONTEXTS) as advance:
+            while waiting and len(tried) < CONTEXTS:
+                cut = waiting.pop(0)
+                tried.add(cut)
+                if (context := self._context(cut)) is not None:
+                    self.contexts[cut] = context
+                    more = (tuple(sorted((*cut, node))) for node in self._strong(cut))
+                    waiting += [one for one in dict.fromkeys(more) if one not in tried and one not in waiting]
+                advance(1)
+
+    def _context(self, cut: Cut) -> _Context | None:
+        """None where the model does nothing without these nodes."""
+        tried = self._without(cut)
+        if tried.faithfulness < ALIVE:
+            return None
+        strength = self._screen(tried.mask)
+        return _Context(tried.mask, tried.outcome.metric, strength if cut else np.maximum(strength, self.estimates))
+
+    def _without(self, cut: Cut) -> Tried:
+        """The model without these nodes."""
+        mask = self.graph.real.copy()
+        mask[list(cut)] = False
+        return self.trials.run(mask, "complete") if cut else self.trials.whole()
+
+    def _screen(self, mask: np.ndarray) -> np.ndarray:
+        """`[writers, readers]`: the largest mean |gradient| at any point, as a share of the total effect."""
+        adapter, metric = self.evaluator.experiment.adapter, self.evaluator.experiment.metric
+        found = np.zeros(mask.shape)
+        for of_input, of_others in POINTS:
+            soft = torch.from_numpy(mask).to(adapter.device, adapter.work) * of_others
+            soft[0] *= of_input / of_others
+
+            def one(prepared: Prepared, soft: torch.Tensor = soft) -> np.ndarray:
+                return np.asarray(pair_gradients(prepared, soft, metric, mask).gradient.double().cpu())
+
+            each = np.concatenate(list(self.runs.each(one, "screening")), axis=1)
+            found[mask] = np.maximum(found[mask], np.abs(each).mean(1) / self.contrast)
+        return found
+
+    def _strong(self, cut: Cut) -> list[int]:
+        """Nodes to cut next, strongest first: in the whole model all that are screened, else those that became
+        visible."""
+        strength = self.contexts[cut].strength
+        before = self.contexts[()].strength if cut else np.zeros_like(strength)
+        visible = np.where(strength >= VISIBLE * before, strength, 0)
+        nodes = visible.max(axis=1)
+        return [node for node in np.argsort(-nodes, kind="stable").tolist() if node and nodes[node] >= SCREENED]
+
+    def _confirm(self, inside: np.ndarray) -> np.ndarray:
+        """`[writers, readers]`: what ablating an edge changes at most in the contexts tried; 0 where none was run."""
+        contexts = list(self.contexts.values())
+        strengths = np.stack([context.strength for context in contexts])
+        tests = _Tests(self, contexts, strengths.max(0) + inside)
+        order = np.argsort(-strengths[1:], axis=0, kind="stable") + 1  # of the contexts with cuts, for each edge
+        for number in range(min(TRIES, len(contexts))):
+            cells = np.argwhere((inside | (tests.rank >= SCREENED)) & (tests.effects < KEPT))
+            tests.run(cells, order[number - 1][tuple(cells.T)] if number else np.zeros(len(cells), dtype=int))
+        self._stand_ins(tests)
+        sure, serves = tests.effects >= KEPT, self.graph.serves
+        read = np.asarray(sure.any(axis=0))
+        nodes = np.asarray((read[:, None] & serves).any(axis=0))
+        context = np.where(sure, tests.context, 0).max(0)  # by reader; then by node, and by reader again
+        context = (serves * (serves * context[:, None]).max(0)).max(1)
+        writers, readers = np.asarray(sure.any(axis=1)), np.asarray((serves & nodes).any(axis=1))
+        joining = self.graph.real & writers[:, None] & readers & (tests.effects == 0)
+        cells = np.argwhere(joining)
+        tests.run(cells, np.zeros(len(cells), dtype=int))
+        tests.run(cells, context[cells[:, 1]])
+        return tests.effects
+
+    def _stand_ins(self, tests: _Tests) -> None:
+        """Tests the edges of nodes that stand in for each other: each node where all others are cut that can be."""
+        open_ = self.graph.real & (tests.rank >= SCREENED) & (tests.effects < KEPT)
+        size = np.where(open_, tests.rank, 0).max(1)
+        nodes = [node for node in np.argsort(-size, kind="stable").tolist() if node and size[node]][:STAND_INS]
+        for node in nodes if len(nodes) > 1 else []:
+            cut: tuple[int, ...] = ()
+            for other in nodes:
+                if other != node and self._without((*cut, other)).faithfulness >= ALIVE:
+                    cut = (*cut, other)
+            if cut not in self.contexts:
+                alive = self._without(cut)
+                tests.contexts.append(_Context(alive.mask, alive.outcome.metric, np.zeros(open_.shape)))
+                touching = open_ & ((np.arange(len(open_)) == node)[:, None] | self.graph.serves[:, node])
+                cells = np.argwhere(touching & (tests.effects < KEPT))
+                tests.run(cells, np.full(len(cells), len(tests.contexts) - 1))
+
+
+class _Tests:
+    """Exact runs of contexts without one edge, while there are any left.
+
+    Attributes:
+        rank: `[writers, readers]`, which edges come first.
+        effects: the largest change that ablating an edge made, as a share of the total effect; context: in which one.
+    """
+
+    def __init__(self, search: Completion, contexts: list[_Context], rank: np.ndarray) -> None:
+        self.search, self.contexts, self.rank = search, contexts, rank
+        self.effects, self.context = np.zeros(rank.shape), np.zeros(rank.shape, dtype=int)
+        self.left = CONFIRMED
+
+    def run(self, cells: np.ndarray, contexts: np.ndarray) -> None:
+        """Ablates edges `[edges, 2]`, each in the context of this number `[edges]`, unless its writer is cut there."""
+        first = np.argsort(-self.rank[tuple(cells.T)], kind="stable")
+        tests = [(*cells[at].tolist(), int(contexts[at])) for at in first]
+        tests = [one for one in tests if self.contexts[one[2]].mask[one[:2]]][: self.left]
+        self.left -= len(tests)
+
+        def without() -> Iterator[np.ndarray]:
+            for writer, reader, number in tests:
+                mask = self.contexts[number].mask.copy()
+                mask[writer, reader] = False
+                yield mask
+
+        metrics = self.search.evaluator.metrics(without(), len(tests), "confirming")
+        for (writer, reader, number), metric in zip(tests, metrics, strict=True):
+            change = float(np.abs(metric - self.contexts[number].metric).mean()) / self.search.contrast
+            if change > self.effects[writer, reader]:
+                self.effects[writer, reader], self.context[writer, reader] = change, number

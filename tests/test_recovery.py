@@ -1,0 +1,122 @@
+"""Methods on known circuits: the complete search recovers them, and each method fails where it must."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import circuitfind as cf
+from circuitfind.comparison.recovery import Recovered
+from circuitfind.search import complete
+from circuitfind.testbed import Blueprint, Drawing, Offset
+
+SEARCHED = ("find", "find-complete")
+
+
+@pytest.fixture(scope="module")
+def table() -> cf.Recovery:
+    circuits = ["or", "backup", "saturated", "cancelling"]
+    return cf.recovery(circuits, ["exact", "eap", "eap-ig-inputs", "atp", *SEARCHED], n=16)
+
+
+def row(table: cf.Recovery, circuit: str, method: str) -> Recovered:
+    (found,) = (one for one in table.of(method) if one.circuit == circuit)
+    return found
+
+
+def test_a_complete_search_recovers_what_single_effects_do_not_show(table: cf.Recovery) -> None:
+    for circuit in table.circuits:
+        assert row(table, circuit, "find-complete").exact
+    assert row(table, "or", "exact").found == 1  # m1->logits; ablating one head of two changes nothing
+    assert row(table, "or", "find").found == 3  # one of the two ways
+    assert row(table, "backup", "exact").found == 2
+
+
+def test_saturated_attention_hides_edges_from_a_gradient_at_one_point(table: cf.Recovery) -> None:
+    assert row(table, "saturated", "eap").found < 5
+    assert row(table, "saturated", "eap-ig-inputs").exact
+    assert row(table, "saturated", "exact").exact
+
+
+def test_cancelling_effects_hide_a_node_and_what_it_reads(table: cf.Recovery) -> None:
+    known = cf.testbed.build("cancelling", n=16)
+    plain, dropped = (
+        np.abs(cf.attribute(known.model, known.task, level="node", method=method)["a0.h0"])
+        for method in ("atp", "atp-star")
+    )
+    assert plain < 0.01 < 0.1 < dropped
+    assert row(table, "cancelling", "eap").found == 7  # not input->a0.h0<v>
+    assert row(table, "cancelling", "eap-ig-inputs").exact
+
+
+def test_rows_hold_costs_and_agree_with_the_summary(table: cf.Recovery) -> None:
+    for one in table.recovered:
+        assert one.passes > 0
+        assert math.isnan(one.auroc) == (one.method in SEARCHED)
+        assert one.exact == (one.found == one.edges and not one.extra)
+    best = table.summary()[0]
+    assert best.method == "find-complete"
+    assert best.exact == best.circuits == 4
+    assert row(table, "or", "eap").passes == pytest.approx(4)  # two forward passes, one backward
+    by_name = {one.method: one for one in table.summary()}
+    assert by_name["eap"].of_eap == 1
+    assert set(by_name["exact"].missed) == {"or", "backup"}
+
+
+def test_a_result_opens_again(table: cf.Recovery, tmp_path) -> None:
+    again = cf.open(table.save(tmp_path / "recovery.json"))
+    assert repr(again.summary()) == repr(table.summary())  # NaN is not equal to itself
+    assert len(table.save(tmp_path / "recovery.csv").read_text().splitlines()) == 1 + 4 * 6
+
+
+def three_ways() -> Drawing:
+    """Three heads of which any will do: the circuit of two cuts deep."""
+    plan = Blueprint(["<s>", "a", "b", "c", "yes", "no"], 3)
+    seen = [plan.variable(f"seen {number}", 1) for number in range(3)]
+    for one in seen:
+        plan.head(0, [Offset(1)], {plan.token: plan.select("a")[:, None]}, {one: 1})
+    says = 4 * (plan.select("yes") - plan.select("no"))
+    takes = torch.ones(1, 2)
+    plan.table(1, dict.fromkeys(seen, takes), torch.tensor([0.0, -1.0]), {plan.output: torch.stack([says, -says])})
+
+    def draw(rng: random.Random) -> cf.Pair:
+        return cf.Pair(f"a {rng.choice('abc')}", f"{rng.choice('bc')} {rng.choice('abc')}", ("yes",), ("no",))
+
+    pairs = [("a0.h0->m1", "a0.h1->m1"), ("a0.h0->m1", "a0.h2->m1"), ("a0.h1->m1", "a0.h2->m1")]
+    return Drawing(plan, draw, ((), *pairs))
+
+
+def test_a_third_way_is_found_behind_the_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = cf.testbed.build(three_ways(), n=12)
+    cf.testbed.prove(known, 6)
+    asked = {"max_checks": 0, "random": 0, "knockouts": 0, "complete": True}
+    found = cf.find(known.model, known.task, **asked)
+    assert found.circuit.edges == known.truth.edges
+    monkeypatch.setattr(complete, "STAND_INS", 0)
+    assert cf.find(known.model, known.task, **asked).circuit.edges != known.truth.edges
+
+
+def test_runs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, counts = cf.testbed.build("or", n=8), []
+    monkeypatch.setattr(complete, "CONFIRMED", 7)
+    run = complete._Tests.run
+
+    def counted(self: complete._Tests, cells: np.ndarray, contexts: np.ndarray) -> None:
+        run(self, cells, contexts)
+        counts.append(self.left)
+
+    monkeypatch.setattr(complete._Tests, "run", counted)
+    cf.find(known.model, known.task, complete=True, max_checks=0, random=0, knockouts=0)
+    assert min(counts) >= 0
+    assert counts[-1] == 0
+
+
+def test_wrong_input() -> None:
+    with pytest.raises(cf.ScoreError, match="method 'epa' is unknown"):
+        cf.recovery(["or"], ["epa"])
+    with pytest.raises(cf.ScoreError, match="testbed circuit 'xor'"):
+        cf.recovery(["xor"], ["eap"])
