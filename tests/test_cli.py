@@ -57,6 +57,7 @@ VERBS = (
     "export",
     "show",
     "agree",
+    "testbed",
     "tasks",
     "models",
     "doctor",
@@ -645,7 +646,7 @@ def test_examples_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for verb in VERBS:  # in this order: later ones read what `find` leaves
         example = example_of(run(verb, "--help"))
         words = shlex.split(example)[1:]
-        if verb in ("find", "attribute", "patch", "approximation", "verify", "evaluate", "acdc", "learn", "compare"):
+        if verb in ("find", "attribute", "patch", "approximation", "verify", "evaluate", "acdc", "learn", "compare", "testbed"):
             words += ["--n", "4"]
         if verb == "learn":
             words += ["--steps", "5"]
