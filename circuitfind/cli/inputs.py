@@ -154,7 +154,7 @@ def of_model(found: Read, path: Path, model: cf.Model) -> Read:
     """
     if found.graph != model.graph:
         what = "a circuit" if isinstance(found, cf.Circuit) else "scores"
-        raise FileError(f"{path}: {what} of another model ({found.graph}); {model.name} has {model.graph}")
+        raise FileError(f"{path}: {what} of another model {model.graph.unlike(found.graph)}")
     return found
 
 
