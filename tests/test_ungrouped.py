@@ -283,7 +283,7 @@ def test_scores_of_shared_heads_say_what_mib_gets_of_them(tmp_path: Path, capsys
         cf.Scores.open(path).save(tmp_path / "a.json", format="eap-ig")
 
 
-def test_the_command_line_scores_by_query_head(tmp_path: Path) -> None:
+def test_the_command_line_scores_by_query_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = cf.load("tiny", check=False).tokenizer
     tokenizer.save_pretrained(tmp_path / "llama")
     torch.manual_seed(0)
@@ -295,6 +295,11 @@ def test_the_command_line_scores_by_query_head(tmp_path: Path) -> None:
     assert scores.graph == pair("llama")[0].graph.ungrouped()
     assert len(json.loads((tmp_path / "checks.json").read_text())["checked"]) == 10
     assert main([*words, "--level", "node", "--ungrouped"]) != 0
+    capsys.readouterr()
+    found = ["find", *words[1:], "--scores", str(tmp_path / "scores.safetensors")]
+    assert main(found) != 0 and "it is by query head: score without" in " ".join(capsys.readouterr().err.split())
+    exported = scores.top(40).save(tmp_path / "circuit-by-head.json", format="eap-ig")
+    assert main(["evaluate", *words[1:6], "--metric", "kl", "--circuit", str(exported)]) == 0  # of the shared heads
 
 
 # -------------------------------------------------------------------- a real model
