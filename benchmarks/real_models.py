@@ -60,6 +60,8 @@ def contestants(model: Model, bound: BoundTask) -> dict[str, Callable[[], object
         "eap": lambda: cf.attribute(model, bound, "eap"),
         "relp": lambda: cf.attribute(model, bound, "relp"),
         "eap-ig-inputs, 5 points": lambda: cf.attribute(model, bound, "eap-ig-inputs"),
+        "eap by query head": lambda: cf.attribute(model, bound, "eap", ungrouped=True),
+        "eap-ig-inputs, 5 points, by query head": lambda: cf.attribute(model, bound, "eap-ig-inputs", ungrouped=True),
         f"circuit of the strongest {EDGES} edges": lambda: run_circuits(prepared, strong[None]),
         f"circuit of {EDGES} random edges": lambda: run_circuits(prepared, drawn[None]),
     }

@@ -276,6 +276,6 @@ def as_circuit(graph: Graph, edges: Circuit | Iterable[str] | Mapping[str, Any])
     """A circuit from a circuit (checked against the graph), from edge names or from one edge's name."""
     if isinstance(edges, Circuit):
         if edges.graph != graph:
-            raise FileError(f"the circuit belongs to another model: {edges.graph}; this model has {graph}")
+            raise FileError(f"the circuit belongs to another model {graph.unlike(edges.graph)}")
         return edges
     return Circuit.of(graph, edges)

@@ -288,3 +288,8 @@ class Graph(NoFile):
     def ungrouped(self) -> Graph:
         """The same model with one key and one value reader per query head: the graph of the field's files."""
         return replace(self, n_kv_heads=self.n_heads)
+
+    def unlike(self, other: Graph) -> str:
+        """The end of a message about what is over another graph than this one, a model's."""
+        by_head = "; it is by query head: score without ungrouped=True, or open its EAP-IG file with graph=model.graph"
+        return f"({other}); this model has {self}{by_head if self.ungrouped() == other else ''}"

@@ -195,8 +195,8 @@ class Scores(ScoreTable):
         """Writes safetensors, graph and record in the header; "eap-ig": the EAP-IG library's `.json` or `.pt`.
 
         Raises:
-            FileError: the file cannot be written; or "eap-ig" for a grouped-query model, whose scores would have to be
-                split over the query heads.
+            FileError: the file cannot be written; or "eap-ig" for scores of shared keys and values: that file has them
+                by query head (`attribute(ungrouped=True)`).
         """
         if eap_ig.check_format(format) == "eap-ig":
             return eap_ig.write(path, EapIgFile(self.graph, np.zeros_like(self.graph.real), self.values))

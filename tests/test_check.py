@@ -131,7 +131,7 @@ def test_only_what_is_checked_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda model, task: cf.patch(model, task, "heads"), "method 'patch' are measured"),
         (lambda model, task: cf.attribute(model, task, "hisp", level="node"), "'hisp' estimate no effect"),
         (lambda model, task: cf.attribute(model, task, "direct", level="node"), "'direct' estimate no effect"),
-        (lambda model, task: cf.attribute(wrapped("gpt2"), task), "the scores belong to another graph"),
+        (lambda model, task: cf.attribute(wrapped("gpt_neox"), task), "the scores belong to another graph"),
         (lambda model, task: 3, "check needs scores of edges, nodes or places, not int"),
         (
             lambda model, task: cf.attribute(model, id_task((4, 4)), level="node", what="resid"),

@@ -54,6 +54,7 @@ def attribute(
     by_span: bool = False,
     layers: int | Iterable[int] | None = None,
     checkpoint: str | PathLike[str] | None = None,
+    ungrouped: bool = False,
     **asked: Unpack[ScoreKeywords],
 ) -> Scores | NodeScores | Sweep:
     """Scores every edge, every node, or every place of a sweep, of a model on a task.
@@ -72,6 +73,9 @@ def attribute(
         by_span: of `what`: by named spans of the prompts, as for `circuitfind.patch`.
         layers: of `what`: a layer or several; "neurons" needs it. Default: all.
         checkpoint: for "exact": a file that a stopped run leaves and the same call continues from.
+        ungrouped: of a grouped-query model, score a key and a value for every query head, `a5.h3<k>` in place of
+            `a5.kv1<k>`: the graph of EAP-IG's and MIB's files (`model.graph.ungrouped()`), to be written to them.
+            Estimates of a group's heads add up to the group's; exact effects do not.
         asked: metric, ablation, direction, batch_size, seed (`circuitfind.setting.Keywords`), and options of the method
             (`ScoreKeywords`).
 
@@ -86,12 +90,13 @@ def attribute(
     """
     chosen = method_of(method, level, what, asked.get("ablation"))
     ways = {"by_position": by_position, "by_span": by_span, "layers": layers, "checkpoint": checkpoint}
-    request, setting = request_of(chosen, level, what, asked, **ways)
+    request, setting = request_of(chosen, level, what, asked, ungrouped=ungrouped, **ways)
     return score(Experiment.of(model, task, setting), chosen, request)
 
 
 def score(experiment: Experiment, method: Method, request: Request) -> Scores | NodeScores | Sweep:
     """`attribute` of an experiment."""
+    experiment = experiment.ungrouped() if request.ungrouped else experiment
     batch, graph = experiment.batch, experiment.graph
     if request.by_position and request.level == "node" and (batch.clean.padded or batch.corrupted.padded):
         raise ScoreError("by_position=True needs prompts of one length: the positions of these do not correspond")

@@ -141,6 +141,7 @@ ACTIVATION = Method(
     score=norms_of_changes,
     sign=lambda level, options: SIGNS[level],
     by_position=True,
+    ungrouped=True,
 )
 HISP = Method(
     "hisp",
@@ -155,5 +156,12 @@ HISP = Method(
     spellings=("head-importance", "head-importance-score"),
 )
 RANDOM = Method(
-    "random", "a random ranking", "", "none", ("edge", "node"), random_numbers, sign=lambda level, options: RANDOM_SIGN
+    "random",
+    "a random ranking",
+    "",
+    "none",
+    ("edge", "node"),
+    score=random_numbers,
+    sign=lambda level, options: RANDOM_SIGN,
+    ungrouped=True,
 )

@@ -156,6 +156,7 @@ METHOD = Method(
     ("edge", "node", "place"),
     score=score,
     examples=lambda experiment: exact_effects(experiment, experiment.graph.real).values,
+    ungrouped=True,
     by_position=True,
     spellings=("patching", "activation-patching", "act-patch", "ap"),
 )

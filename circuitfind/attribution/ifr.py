@@ -96,5 +96,6 @@ METHOD = Method(
     ("edge",),
     score=flow_shares,
     sign=lambda level, options: SIGN,
+    ungrouped=True,
     spellings=("information-flow-routes",),
 )

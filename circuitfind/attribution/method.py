@@ -56,6 +56,7 @@ class Request:
     Attributes:
         level: "edge", "node" or "place".
         what: the kind of place at level "place".
+        ungrouped: the experiment is over a graph with a key and a value reader for every query head.
         options: every option of the method, its default where none was given.
         checkpoint: a file that a stopped run leaves and a repeated call continues from.
     """
@@ -67,6 +68,7 @@ class Request:
     by_span: bool = False
     layers: int | Iterable[int] | None = None
     checkpoint: str | PathLike[str] | None = None
+    ungrouped: bool = False
 
 
 Scored = Any  # by level: `[writers, readers]`, `[writers]` or `[writers, pos]` (arrays or tensors), a `Sweep`
@@ -95,6 +97,8 @@ class Method(NoFile):
         at_clean: it takes one gradient at the clean run (noising), where some metrics are flat.
         by_position: its node scores have a form by position, which adds up.
         whats: the kinds of places that it scores; None for all.
+        ungrouped: its edge scores can be asked for by query head (`attribute(ungrouped=True)`): `experiment.graph` and
+            `experiment.adapter` are of the ungrouped graph then, which no circuit runs over. Not needed with `points`.
         spellings: other names that it goes by, for "did you mean".
     """
 
@@ -113,6 +117,7 @@ class Method(NoFile):
     at_clean: bool = False
     by_position: bool = False
     whats: tuple[str, ...] | None = None
+    ungrouped: bool = False
     spellings: tuple[str, ...] = ()
 
     @property

@@ -153,6 +153,8 @@ def request_of(
     for name, given_here in (("layers=", ways.get("layers") is not None), ("by_span=True", ways.get("by_span"))):
         if given_here and what is None:
             raise ScoreError(f"{name} belongs to the places of a sweep: give what=, such as what='resid'")
+    if ways.get("ungrouped"):
+        _check_ungrouped(method, level)
     if ways.get("by_position") and level == "edge":
         raise ScoreError("by_position=True scores nodes: use level='node'")
     if ways.get("by_position") and what is None and not method.by_position:
@@ -160,6 +162,17 @@ def request_of(
         raise ScoreError(f"method '{method.name}' has no scores by position that add up: use one of {', '.join(known)}")
     _check_setting(method, setting)
     return Request("place" if what is not None else level, options, what or "", **ways), Keywords(**setting)  # type: ignore[typeddict-item]
+
+
+def _check_ungrouped(method: Method, level: str) -> None:
+    if level != "edge":
+        raise ScoreError("ungrouped=True splits the edges into shared keys and values: leave level='node' out")
+    if method.points is None and not method.ungrouped:
+        known = [one.name for one in METHODS.values() if level in one.levels and (one.points or one.ungrouped)]
+        raise ScoreError(
+            f"method '{method.name}' does not score keys and values by query head (ungrouped=True): use one of"
+            f" {', '.join(known)}"
+        )
 
 
 def check_made(record: Record, asked: Mapping[str, Any]) -> Keywords:

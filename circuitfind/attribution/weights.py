@@ -128,4 +128,5 @@ METHOD = Method(
     ("edge",),
     score=composition_scores,
     sign=lambda level, options: SIGN,
+    ungrouped=True,
 )

@@ -19,6 +19,7 @@ class LevelOptions:
         'With --level node: the places that "circuitfind patch" measures, instead of the nodes.',
         metavar="|".join(options.KINDS),
     )
+    ungrouped: bool = option("Keys and values by query head, as EAP-IG's and MIB's files have them.", False)
     normalise: bool = option("hisp: divided by the norm of each layer's scores.", False)
     show: int = option(options.SHOW, 15, least=0)
 
@@ -52,6 +53,7 @@ def attribute(
     Example: circuitfind attribute tiny --task ioi --method eap
     """
     where = {"level": level.level, "what": level.what, **inputs.where_of(places, level.what)}
+    where |= {"ungrouped": True} if level.ungrouped else {}
     asked = inputs.run_keywords(task, run, scoring) | ({"normalise": True} if level.normalise else {})
     inputs.check_scoring(asked, **where)
     folder = inputs.folder(place.out, out)

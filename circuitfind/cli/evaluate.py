@@ -51,8 +51,8 @@ def evaluate(model: options.Model, task: options.Task, run: options.Run, asked: 
     from circuitfind.engine.experiment import Experiment
     from circuitfind.evaluation.variants import like, variants
 
-    circuit = None if asked.circuit is None else inputs.of_model(cf.Circuit.open(asked.circuit), asked.circuit, loaded)
-    scores = None if asked.curve is None else inputs.of_model(cf.Scores.open(asked.curve), asked.curve, loaded)
+    circuit = None if asked.circuit is None else inputs.of_model(cf.Circuit, asked.circuit, loaded)
+    scores = None if asked.curve is None else inputs.of_model(cf.Scores, asked.curve, loaded)
     found = [each for each in (circuit, scores) if each is not None]
     for each in found if asked.unseen else ():
         bound = cf.unseen(loaded, bound, each)

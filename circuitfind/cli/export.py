@@ -109,7 +109,7 @@ def _write(given: cf.Circuit | cf.Scores, path: Path, form: str, what: ExportOpt
 
 # -------------------------------------------------------------------- MIB
 def _write_mib(scores: cf.Scores, root: Path, what: ExportOptions, out: Output) -> None:
-    """Writes an entry of the circuit track: the scores, or nine circuits where query heads share keys and values."""
+    """Writes an entry of the circuit track: the scores, or nine circuits where scores are of shared keys and values."""
     from circuitfind.export import mib
     from circuitfind.export.eap_ig_forms import EapIgFile
 
@@ -119,6 +119,8 @@ def _write_mib(scores: cf.Scores, root: Path, what: ExportOptions, out: Output) 
         raise FileError("--to mib: give --entry TASK_MODEL, such as --entry ioi_gpt2")
     if graph.group > 1:
         files = mib.write_circuits(root, name, graph, scores.ranked(by))
+        why = f"{graph.group} query heads share each key and value, and MIB's scores are by query head"
+        out.say(f"Nine circuits in place of scores: {why} (circuitfind attribute --ungrouped).")
     else:
         files = mib.write_importances(root, name, EapIgFile(graph, graph.real & False, scores.values))
     out.say(f"Written: {root / name} ({count(len(files), 'file')})")

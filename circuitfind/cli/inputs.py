@@ -146,15 +146,18 @@ def where_of(places: options.Places, *whats: str | None) -> dict[str, Any]:
     return {"by_position": places.by_position, "by_span": places.by_span, "layers": layers}
 
 
-def of_model(found: Read, path: Path, model: cf.Model) -> Read:
-    """What a file holds.
+def of_model(kind: type[Read], path: Path, model: cf.Model) -> Read:
+    """What a file holds; one of EAP-IG's, by query head, as of the heads that share a key and value.
 
     Raises:
         FileError: it is of another model.
     """
+    found = kind.open(path)
+    if found.graph != model.graph and found.graph == model.graph.ungrouped():
+        found = kind.open(path, graph=model.graph)
     if found.graph != model.graph:
         what = "a circuit" if isinstance(found, cf.Circuit) else "scores"
-        raise FileError(f"{path}: {what} of another model ({found.graph}); {model.name} has {model.graph}")
+        raise FileError(f"{path}: {what} of another model {model.graph.unlike(found.graph)}")
     return found
 
 
@@ -191,7 +194,7 @@ def given_scores(path: Path, model: cf.Model, bound: BoundTask, asked: dict[str,
     from circuitfind.attribution.methods import check_made
     from circuitfind.engine.experiment import Experiment
 
-    scores = of_model(cf.Scores.open(path), path, model)
+    scores = of_model(cf.Scores, path, model)
     run = check_made(scores.record, asked)
     return scores, Experiment.of(model, bound, run, inherit=scores.record, made="the scores were").bound
 

@@ -54,7 +54,7 @@ def _as_given(experiment: Experiment, name: str, given: Any) -> Scores:
     if not isinstance(scores, (Scores, NodeScores)):
         raise CircuitfindError(f"method '{name}' returned a {type(scores).__name__}, not Scores or NodeScores")
     if scores.graph != experiment.graph:
-        raise ScoreError(f"its scores belong to another graph ({scores.graph}); this model has {experiment.graph}")
+        raise ScoreError(f"its scores belong to another graph {experiment.graph.unlike(scores.graph)}")
     return scores.to_edges() if isinstance(scores, NodeScores) else scores
 
 

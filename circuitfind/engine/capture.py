@@ -6,6 +6,12 @@
    the MLP inputs and the final norm's input. MLP inputs get a fresh autograd node (`view_as`): a norm shared by
    attention and MLP would otherwise count both branches' gradients at either reader. Given outputs of attention or MLP
    modules become constants, which no gradient flows through.
+3. Over an ungrouped graph (`Adapter.ungrouped`) a key or value head is as many readers as it has query heads, each of
+   which reads its own copy: what other tools get by repeating keys and values before attention. A query head's output
+   `z` depends on its own copies only, so the gradient at a copy is what comes back from that head alone: of each layer
+   the way from z to the projections is gone back once a head of a group, all groups together. Rotary positions, norms
+   of keys and the attention's own form need no code. Where a norm takes all keys of a layer together (OLMo 2) the first
+   copies of all groups share one norm, and so on.
 
 Where prompts are aligned by spans, the corrupted run is seen from the clean prompts (`capture_corrupted`). What it left
 at position `alignment[t]` stands at the clean prompt's position t, the embedding with its learned position included, so
@@ -17,7 +23,7 @@ the ablated values (a head attends over the clean prompt's tokens there), so it 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -27,13 +33,15 @@ from torch import Tensor
 from circuitfind.batch import Batch, Inputs
 from circuitfind.costs import count_backward
 from circuitfind.engine.writers import Writers
-from circuitfind.errors import ScoreError, TaskError
+from circuitfind.errors import ModelError, ScoreError, TaskError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import STOP, Stop, through, undisturbed
-from circuitfind.models.layer import PROJECTIONS, Heads
+from circuitfind.models.layer import PROJECTIONS, Heads, LayerView
 
 # ("attn_out" or "mlp_out", layer) -> what that module returns: the attention's output projection, or the MLP
 Outputs = Mapping[tuple[str, int], Tensor]
+Places = Mapping[tuple[str, int], Tensor]  # (site, layer) -> a value, or the gradient at it
+ADD_UP = 1e-3  # of the copies' largest gradient: how far their sum may be off that of their head
 
 
 class ReaderGradients(NamedTuple):
@@ -126,6 +134,8 @@ class Recorder:
                 return value.clone()  # OLMo clips this tensor in place: the gradient is needed from before
         elif site == "z":
             self._z = detached
+            if self.differentiate and self.adapter.layers[layer].copies > 1:
+                self.leaves[site, layer] = value
         elif site == "attn_out":
             view = self.adapter.layers[layer]
             run.heads.append(view.scaled_heads(self._z, detached))
@@ -191,16 +201,56 @@ def capture_gradients(
         scale = power_of_two(at_logits) if adapter.dtype == torch.float16 else 1.0
         count_backward(len(inputs.ids))
         seed, leaves = (at_logits / scale).to(logits.dtype), list(recorder.leaves.values())
+        split = any(view.copies > 1 for view in adapter.layers)
         # what only a given output depends on has no gradient
-        found = torch.autograd.grad(logits, leaves, grad_outputs=seed, materialize_grads=bool(outputs))
-    at = {key: gradient.to(adapter.work) * scale for key, gradient in zip(recorder.leaves, found, strict=True)}
+        found = torch.autograd.grad(
+            logits, leaves, grad_outputs=seed, materialize_grads=bool(outputs), retain_graph=split
+        )
+        at = dict(zip(recorder.leaves, found, strict=True))
+        heads = [_at_heads(view, layer, recorder.leaves, at) for layer, view in enumerate(adapter.layers)]
+
+    def scaled(gradient: Tensor) -> Tensor:
+        return gradient.to(adapter.work) * scale
+
     run = recorder.run
     run.logits = logits.detach()
-    qkv, mlp = [], []
-    for layer, view in enumerate(adapter.layers):
-        qkv.append(view.as_heads([at[site, layer] for site in adapter.family.projections]))
-        mlp.append(at["mlp_in", layer].view(run.resid[0].shape))
-    return Gradients(run, ReaderGradients(qkv, mlp, at["final", len(mlp)]), values)
+    qkv = [Heads(*map(scaled, parts)) for parts in heads]
+    mlp = [scaled(at["mlp_in", layer]).view(run.resid[0].shape) for layer in range(len(heads))]
+    return Gradients(run, ReaderGradients(qkv, mlp, scaled(at["final", len(mlp)])), values)
+
+
+def _at_heads(view: LayerView, layer: int, leaves: Places, at: Places) -> Heads:
+    """Gradients by reader at a layer's projections: of copies of keys and values, each copy's own.
+
+    Raises:
+        ModelError: gradients of the copies do not add up to that of their head, which serves another layer, too.
+    """
+
+    def parts(gradients: Iterable[Tensor], sites: Iterable[str]) -> dict[str, Tensor]:
+        by_site = zip(sites, gradients, strict=True)
+        return {kind: part for site, value in by_site for kind, part in view.layout.parts(site, value).items()}
+
+    sites = view.family.projections
+    whole = parts((at[site, layer] for site in sites), sites)
+    if view.copies == 1:
+        return Heads(**whole)
+    shared = [site for site in sites if site != "q"]
+    z, given, layout = leaves["z", layer], at["z", layer], view.layout
+    copy_of = torch.arange(layout.n_heads, device=z.device).repeat_interleave(layout.d_head) % view.copies
+    copies = []
+    for copy in range(view.copies):
+        alone = (given.view(*given.shape[:-1], -1) * (copy_of == copy)).view(z.shape)
+        found = torch.autograd.grad(z, [leaves[site, layer] for site in shared], alone, retain_graph=True)
+        copies.append(parts(found, shared))
+    split = {kind: torch.stack([one[kind] for one in copies], dim=-2) for kind in "kv"}  # ... kv_heads copies d_head
+    for kind, of_copies in split.items():
+        off = (of_copies.sum(-2) - whole[kind]).abs().max()
+        if off > max(ADD_UP, 8 * torch.finfo(z.dtype).eps) * of_copies.abs().sum(-2).max():
+            raise ModelError(
+                f"layer {layer}: its {'keys' if kind == 'k' else 'values'} serve more than this layer's attention, so"
+                " they have no scores by query head: leave ungrouped=True out"
+            )
+    return Heads(whole["q"], *(split[kind].flatten(-3, -2) for kind in "kv"))
 
 
 def metric_gradient(

@@ -153,6 +153,10 @@ class Experiment:
         setting = replace(self.setting, **changes)
         return Experiment(self.model, self.bound.with_metric(setting.metric), setting)
 
+    def ungrouped(self) -> Experiment:
+        """The same with a key and a value reader for every query head: for scores of edges (`Adapter.ungrouped`)."""
+        return replace(self, model=replace(self.model, adapter=self.adapter.ungrouped()))
+
     # ---------------------------------------------------------------- running it
     def in_batches(
         self, function: Callable[[Batch, slice], R], label: str, batch_size: int | None = None

@@ -2,7 +2,8 @@
 
 1. `edges`: a reader sees, of some writers, other values than the base run's. Blocks before its layer are skipped; an
    MLP reader skips the layer's attention too, `logits` skips every block. The patched stream goes through the norm and
-   the reader's own projection only.
+   the reader's own projection only. Of a key or value that one query head reads (`Adapter.ungrouped`), the head's whole
+   group attends to the patched one, and the others' outputs are put back to the base run's.
 2. `from_stream`: something is added to the residual stream that enters a block.
 3. `after_mlp`: what a change of the stream that an MLP reads has become where the next block begins. An MLP works on
    each position by itself, so one run with the change at *all* positions serves every patch of some positions, and a
@@ -37,6 +38,7 @@ class Restart:
     inputs: Inputs
     base: Run
     _latest: dict[int, AttentionReaders] = field(default_factory=dict)
+    _attended: dict[int, Tensor] = field(default_factory=dict)  # by layer, the base run's heads
 
     @property
     def at_once(self) -> int:
@@ -62,7 +64,25 @@ class Restart:
             return self._run(times, _shown("final", layer, streams), skips)
         local = torch.tensor([reader - graph.readers(layer, "qkv").start], device=streams.device)
         values = self._readers(layer).values(streams.flatten(0, 1)[None], local, centred=False)[0]
-        return self._run(times, self._projected(layer, kind, values.unflatten(0, streams.shape[:2]), head), skips)
+        copies = self.adapter.layers[layer].copies if kind in "kv" else 1
+        visit = self._projected(layer, kind, values.unflatten(0, streams.shape[:2]), head // copies)
+        return self._run(times, self._for_one_copy(layer, head, visit) if copies > 1 else visit, skips)
+
+    def _for_one_copy(self, layer: int, head: int, patched: Visit) -> Visit:
+        """What is patched for this query head (and, in a norm of all keys together, its like in other groups) alone."""
+        if layer not in self._attended:
+            self._attended.clear()
+            self._attended[layer] = self.heads_from_projection(layer, "k", self.base.qkv[layer].k[None])
+        base, copies = self._attended[layer], self.adapter.layers[layer].copies
+        others = torch.arange(base.shape[2], device=base.device) % copies != head % copies
+
+        def visit(site: str, at: int, value: Tensor) -> Tensor | Stop | None:
+            if (site, at) != ("z", layer):
+                return patched(site, at, value)
+            heads = value.unflatten(-1, base.shape[2:]).unflatten(0, (-1, len(base)))
+            return torch.where(others[:, None], base, heads).view(value.shape)
+
+        return visit
 
     def _readers(self, layer: int) -> AttentionReaders:
         """A layer's folded weights; the latest layer's are kept, because edges come reader by reader."""

@@ -128,10 +128,12 @@ def check(
     if not can_be_checked(scores.record):
         why = "are measured" if scores.record.method in EXACT else "estimate no effect of an ablation"
         raise ScoreError(f"scores of method '{scores.record.method}' {why}: there is nothing to check")
-    if scores.graph != model.graph:
-        raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
+    by_head = scores.graph == model.graph.ungrouped()
+    if scores.graph != model.graph and not by_head:
+        raise ScoreError(f"the scores belong to another graph {model.graph.unlike(scores.graph)}")
     check_count("top", top)
     experiment = Experiment.of(model, task, asked, inherit=scores.record, made="the scores were")
+    experiment = experiment.ungrouped() if by_head else experiment
     level, names, estimates, effects = _measured(experiment, scores, top, by)
     order = strongest(estimates, top, by)
     exact, intervals = effects.mean(axis=1), as_intervals(mean_intervals(effects, experiment.bound.copies)[order])

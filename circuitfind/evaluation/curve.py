@@ -182,7 +182,7 @@ def curve_of(
     n_edges, record = evaluator.graph.n_edges, evaluator.record
     if isinstance(given, Scores):
         if given.graph != evaluator.graph:
-            raise ScoreError(f"the scores belong to another graph ({given.graph}); this model has {evaluator.graph}")
+            raise ScoreError(f"the scores belong to another graph {evaluator.graph.unlike(given.graph)}")
         asked, fractions = sizes_of(n_edges, sizes, percentages)
         circuits = [given.top(n, by, prune) for n in asked]
         record = record.with_settings(by=by, prune=prune, scores=given.record.method)

@@ -170,7 +170,7 @@ def verify(
     if not isinstance(scores, Scores):
         raise ScoreError(f"verify needs edge scores, not {type(scores).__name__}: attribute(level='edge') makes them")
     if scores.graph != model.graph:
-        raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
+        raise ScoreError(f"the scores belong to another graph {model.graph.unlike(scores.graph)}")
     check_count("top", top)
     check_count("random", random, most=MOST_RANDOM)
     experiment = Experiment.of(model, task, asked, inherit=scores.record, made="the scores were")

@@ -6,8 +6,8 @@
 3. These files hold a key and a value per query head. Writing the circuit of a grouped-query model repeats membership
    for every query head of a group. Reading goes back to the grouped graph where one is given: an edge into a shared
    head is in if it is in for any of its query heads, and its score is the sum over them, because the gradient at a
-   shared key or value is the sum of those at its copies. Scores of a grouped model are not written: how a shared
-   head's score splits over its query heads is not computed.
+   shared key or value is the sum of those at its copies. Scores are written by query head where they were computed so
+   (`attribute(ungrouped=True)`); how a shared head's score splits cannot be told from the score.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def write(path: str | PathLike[str], content: EapIgFile, nodes: np.ndarray | Non
     graph, mask, scores = content.graph, content.mask, content.scores
     if graph.group > 1 and scores is not None:
         raise FileError(
-            f"{path}: the file holds a score per query head, but {graph.group} heads share each key and value here,"
-            " and how their score splits is not computed: save a circuit, scores.top(n), instead"
+            f"{path}: the file holds a score per query head, but {graph.group} heads share each key and value here:"
+            " score by query head (ungrouped=True, --ungrouped), or save a circuit, scores.top(n)"
         )
     mask, graph = mask if graph.group == 1 else mask[:, columns(graph)], graph.ungrouped()
     filled = mask if scores is None else np.where(graph.real & ~np.isnan(scores), scores, 0)

@@ -4,7 +4,8 @@
    0.5, 1, 2, 5, 10, 20 and 50% of the edges; files are those of the EAP-IG library. A tenth, empty circuit is
    tolerated (the track's page says nine and lists ten).
 2. Sizes count edges as these files do, a key and value per query head: one into a shared head costs the whole group.
-   A circuit takes edges best first as long as they fit.
+   A circuit takes edges best first as long as they fit. Scores are by query head, too: of a grouped-query model those
+   of `attribute(ungrouped=True)`.
 3. A submission needs at least two tasks and two models.
 """
 
@@ -60,7 +61,7 @@ def _check_graph(name: str, graph: Graph) -> None:
 
 # -------------------------------------------------------------------- writing
 def write_importances(root: str | PathLike[str], name: str, content: EapIgFile) -> list[Path]:
-    """Writes scores: `root/name/importances.json`. Those of a grouped-query model are refused: see `write_circuits`."""
+    """Writes scores: `root/name/importances.json`; of a grouped-query model those by query head."""
     _check_graph(name, content.graph)
     return [eap_ig.write(Path(root, name, "importances.json"), content)]
 

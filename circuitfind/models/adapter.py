@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import threading
@@ -128,6 +129,15 @@ class Adapter:
             vars(self).pop("envoy", None)  # it holds the modules
         self.state = now
         return not same_form or now.adds_hooks_to(before)
+
+    def ungrouped(self) -> Adapter:
+        """The same model over `Graph.ungrouped()`, where each query head reads its own copy of a key and a value.
+
+        For scores of edges (`capture_gradients`, `Restart.edges`). Circuits run over the model's own graph.
+        """
+        seen, copies = copy.copy(self), self.graph.group
+        seen.graph, seen.layers = self.graph.ungrouped(), [replace(view, copies=copies) for view in self.layers]
+        return seen
 
     @property
     def kind(self) -> str:

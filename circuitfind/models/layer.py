@@ -90,6 +90,9 @@ class LayerView:
     """One block: its paths, its projections and norms.
 
     Weights are read from the modules at each use, in `work` precision, so no copy stays in memory.
+
+    Attributes:
+        copies: how many readers each key and each value head is: one, or in an ungrouped graph one a query head.
     """
 
     path: str
@@ -102,6 +105,7 @@ class LayerView:
     post_mlp_norm: Norm | None
     multiplier: float
     work: torch.dtype
+    copies: int = 1
 
     def module(self, name: str) -> Any:
         return module_at(self.block, name)
@@ -121,10 +125,12 @@ class LayerView:
         return [self.module(getattr(self.family, site)) for site in self.family.projections]
 
     def as_heads(self, parts: list[Tensor]) -> Heads:
-        """From what belongs to each projection, features last."""
+        """From what belongs to each projection, features last; copies of a key or value head have the same."""
         by_kind: dict[str, Tensor] = {}
         for site, part in zip(self.family.projections, parts, strict=True):
             by_kind |= self.layout.parts(site, part)
+        if self.copies > 1:
+            by_kind |= {kind: by_kind[kind].repeat_interleave(self.copies, dim=-2) for kind in "kv"}
         return Heads(**by_kind)
 
     def projected(self, x: Tensor) -> Heads:

@@ -126,7 +126,7 @@ def find(
     if scores is not None and not isinstance(scores, Scores):
         raise ScoreError(f"find needs edge scores, not {type(scores).__name__}: attribute(level='edge') makes them")
     if scores is not None and scores.graph != model.graph:
-        raise ScoreError(f"the scores belong to another graph ({scores.graph}); this model has {model.graph}")
+        raise ScoreError(f"the scores belong to another graph {model.graph.unlike(scores.graph)}")
     chosen_method = method_of(method)
     if scores is None:
         request, setting = request_of(chosen_method, asked)
