@@ -33,7 +33,7 @@ def load(
     check: bool = True,
     backend: str = "nnsight",
     remote: bool | str = False,
-    family: Family | None = None,
+    family: Family | str | None = None,
     allow_missing: bool = False,
     **keywords: Any,
 ) -> Model:
@@ -101,7 +101,7 @@ def wrap(
     name: str | None = None,
     check: bool = True,
     backend: str = "nnsight",
-    family: Family | None = None,
+    family: Family | str | None = None,
 ) -> Model:
     """Wraps a Hugging Face model that is already in memory, without changing it.
 
@@ -119,7 +119,7 @@ def wrap(
     hf = getattr(hf, "_orig_mod", hf)  # what torch.compile was given
     name = name or getattr(getattr(hf, "config", None), "name_or_path", "") or type(hf).__name__
     model = adapt(name, hf, tokenizer, backend, family)
-    if not check:
+    if not check and not model.adapter.row.startswith("inferred"):
         model.adapter.unproven = None
     with ready(model):
         return model

@@ -38,6 +38,7 @@ from circuitfind.engine.derivatives import derivative_error
 from circuitfind.engine.prepare import Prepared, prepare
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter
+from circuitfind.models.heads import heads_error
 
 # Rounding of one addition, times what a few dozen layers of them amount to. A float64 model's RMSNorms still compute
 # in float32 (transformers casts there), hence no less than 1e-5.
@@ -59,6 +60,7 @@ class Identity(NamedTuple):
 
 def check_identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> list[Identity]:
     """Runs the identities, and the comparison of forms, on random pairs or on a batch; with hooks, derivatives too."""
+    heads = None if batch is not None or adapter.held_by is not None else heads_error(adapter, seed)
     batch = _random_pairs(adapter, seed) if batch is None else batch
     prepared = prepare(adapter, batch)
     full, empty = (make(adapter.graph).mask[None] for make in (Circuit.full, Circuit.empty))
@@ -69,6 +71,8 @@ def check_identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None
         "no edge in = corrupted run": _circuit_error(prepared, empty, corrupted, least),
         "both forms of a small circuit agree": _forms_error(prepared, least),
     }
+    if heads is not None:
+        errors["queries, keys and values belong to their own heads"] = heads
     found = [Identity(name, error, TOLERANCE.get(adapter.dtype, 1e-4)) for name, error in errors.items()]
     if adapter.state.hooks and adapter.dtype == adapter.work:
         error = derivative_error(adapter, batch.clean.rows(slice(0, 1)))

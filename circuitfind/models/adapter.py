@@ -27,7 +27,7 @@ from circuitfind.errors import ModelError
 from circuitfind.graph import Graph
 from circuitfind.models.families import NORMS, Family, family_of
 from circuitfind.models.gguf_files import marked
-from circuitfind.models.layer import LayerView, Layout, module_at
+from circuitfind.models.layer import LayerView, Layout, module_at, weight_of
 from circuitfind.models.norms import Norm
 from circuitfind.models.state import State
 
@@ -61,6 +61,7 @@ class Adapter:
         state: the model as it was when it was last read.
         unproven: its identities are still to be proved; None: the user does not want them to be.
         proven_length: under the user's hooks, of the longest of their pairs that the identities were proved on.
+        row: how its family's row was come by, where it is not the table's for its model type: "inferred as llama".
         origin: what its weights were de-quantised from, such as "GGUF Q4_1"; empty if they were stored as floats.
         held_by: the `circuitfind.only` that runs the model as a circuit at the moment; no other pass may run then.
         work: precision of circuitfind's own arithmetic: the model's, but at least float32.
@@ -71,10 +72,13 @@ class Adapter:
         self.model, self.config = model, config
         self.family = _within(model, family_of(config, family))
         self.head_path = _path_of(model, model.get_output_embeddings())
-        self.graph = graph_of(model, family)
+        _check_paths(model, self.family)
+        self._check_weights()
+        self.graph = graph_of(model, self.family)
         self._read()
         self.sites = self._sites()
         self.backend = "nnsight"
+        self.row = ""
         self.origin = "GGUF" if marked(model) else ""
         self.held_by: object | None = None
         self.output_forms: dict[str, Any] = {}
@@ -91,7 +95,7 @@ class Adapter:
         self._check_covered(blocks)
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.work = torch.promote_types(self.dtype, torch.float32)
-        self.d_head = getattr(self.config, "head_dim", None) or graph.d_model // graph.n_heads
+        self.d_head = weight_of(module_at(blocks[0], family.o)).shape[0] // graph.n_heads
         layout = Layout(family.layout, graph.n_heads, graph.n_kv_heads, self.d_head)
         multiplier = float(getattr(self.config, family.residual_multiplier)) if family.residual_multiplier else 1.0
         self.layers = []
@@ -190,7 +194,7 @@ class Adapter:
         """nnsight's wrapper of the model."""
         return nnsight.NNsight(self.model)
 
-    def _check_covered(self, blocks: nn.ModuleList) -> None:
+    def _check_weights(self) -> None:
         for name, parameter in self.model.named_parameters():
             plain = type(parameter) in (nn.Parameter, Tensor) and parameter.dtype in PRECISIONS
             if not plain:  # a config may still be marked as quantised when its weights no longer are
@@ -204,13 +208,9 @@ class Adapter:
         devices = sorted({str(parameter.device) for parameter in self.model.parameters()})
         if len(devices) > 1:
             raise ModelError(f"the model is spread over {', '.join(devices)}: load it onto one device")
-        for index, block in enumerate(blocks):
-            for name in (getattr(self.family, site) for site in (*self.family.projections, "o")):
-                if not isinstance(module := module_at(block, name), (nn.Linear, Conv1D)):
-                    raise ModelError(
-                        f"'{self.family.layers}.{index}.{name}' is a {type(module).__name__}, not a plain linear"
-                        " projection: quantised or adapter-wrapped weights are not covered"
-                    )
+
+    def _check_covered(self, blocks: nn.ModuleList) -> None:
+        for block in blocks:
             if self.family.post_attn_norm and module_at(block, self.family.o).bias is not None:
                 raise ModelError("an attention output bias under a post-norm is not covered (attention_bias=True)")
             down = self.family.down if self.family.post_mlp_norm else None
@@ -219,16 +219,44 @@ class Adapter:
 
 
 def graph_of(model: Any, family: Family | None = None) -> Graph:
-    """A model's computation graph, from its modules and its config; weights are not read."""
+    """A model's computation graph, from its config and the shapes of its projections; weights are not read."""
     config = model.config.get_text_config()
     family = _within(model, family_of(config, family))
     _check_paths(model, family)
-    n_layers, n_heads = len(module_at(model, family.layers)), config.num_attention_heads
-    return Graph(n_layers, n_heads, _kv_heads(config, n_heads), config.hidden_size, family.parallel)
+    blocks, n_heads = module_at(model, family.layers), config.num_attention_heads
+    sizes = [_sizes(block, f"{family.layers}.{index}", family, n_heads) for index, block in enumerate(blocks)]
+    for index, size in enumerate(sizes):
+        if size != sizes[0]:
+            raise ModelError(
+                f"its layers have heads of different sizes: {sizes[0][0]} key/value heads of {sizes[0][1]} in layer 0,"
+                f" {size[0]} of {size[1]} in layer {index}"
+            )
+    return Graph(len(blocks), n_heads, sizes[0][0], config.hidden_size, family.parallel)
+
+
+def _sizes(block: nn.Module, path: str, family: Family, n_heads: int) -> tuple[int, int]:
+    """Number of key/value heads, and the width of a head."""
+    shapes = {}
+    for site in ("o", *family.projections):
+        name = getattr(family, site)
+        if not isinstance(module := module_at(block, name), (nn.Linear, Conv1D)):
+            raise ModelError(
+                f"'{path}.{name}' is a {type(module).__name__}, not a plain linear projection: quantised or"
+                " adapter-wrapped weights are not covered"
+            )
+        shapes[site] = tuple(weight_of(module).shape)
+    d_head = shapes["o"][0] // n_heads
+    features = shapes["qkv"][1] if "qkv" in shapes else sum(shapes[site][1] for site in "qkv")
+    n_kv_heads = (features // d_head - n_heads) // 2 if d_head else 0
+    wanted = {"q": n_heads, "k": n_kv_heads, "v": n_kv_heads, "qkv": n_heads + 2 * n_kv_heads}
+    if n_kv_heads < 1 or n_heads % n_kv_heads or any(shapes[site][1] != wanted[site] * d_head for site in shapes if site != "o"):
+        told = ", ".join(f"{getattr(family, site)} {shape[0]} to {shape[1]}" for site, shape in shapes.items())
+        raise ModelError(f"the projections of '{path}' do not divide into {n_heads} heads of one width: {told}")
+    return n_kv_heads, d_head
 
 
 def _check_paths(model: nn.Module, family: Family) -> None:
-    """Checks that the first block has the modules that the family names."""
+    """Checks that the blocks have the modules that the family names."""
 
     def check(root: nn.Module, where: str, names: tuple[str, ...]) -> None:
         for name in names:
@@ -244,11 +272,12 @@ def _check_paths(model: nn.Module, family: Family) -> None:
 
     check(model, f"a {type(model).__name__}", ("layers", "final_norm"))
     names = (*family.projections, "o", "attn", *NORMS, "mlp", "mlp_in", "mlp_out", "down")
-    check(module_at(model, family.layers)[0], f"block {family.layers}.0", names)
+    for index, block in enumerate(module_at(model, family.layers)):
+        check(block, f"block {family.layers}.{index}", names)
 
 
 def _norm(block: nn.Module, path: str, name: str | None, width: int) -> Norm | None:
-    if name is None:
+    if name is None or isinstance(module_at(block, name), nn.Identity):
         return None
     return Norm.of(module_at(block, name), width, f"{path}.{name}", next(block.parameters()).device)
 
@@ -264,12 +293,6 @@ def _within(model: Any, family: Family) -> Family:
     path = next((path for path, module in modules.items() if module is decoder), "")
     layers, final = (f"{path}.{name.partition('.')[2]}" for name in (family.layers, family.final_norm))
     return replace(family, layers=layers, final_norm=final) if layers in modules else family
-
-
-def _kv_heads(config: Any, n_heads: int) -> int:
-    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
-        return 1
-    return int(getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or n_heads)
 
 
 def _path_of(model: nn.Module, module: nn.Module | None) -> str:

@@ -64,6 +64,7 @@ class Family(NoFile):
         return ("qkv",) if self.qkv else ("q", "k", "v")
 
 
+LAYOUTS = ("concat", "per_head", "grouped")
 NORMS = ("attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm")  # of a block
 LLAMA = Family()
 MOE = replace(LLAMA, down=None)  # expert biases depend on the routing: they are part of the MLP, not constants
