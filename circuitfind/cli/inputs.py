@@ -59,7 +59,8 @@ def load_model(which: options.UncheckedModel, out: Output, check: bool = False) 
     check_name(which.model)
     with out.waiting(f"loading {which.model}"):
         quiet()
-        where: dict[str, Any] = {name: getattr(which, name) for name in ("dtype", "device", "backend", "allow_missing")}
+        names = ("dtype", "device", "backend", "allow_missing", "family")
+        where: dict[str, Any] = {name: getattr(which, name) for name in names}
         where["remote"] = which.remote == "ndif" or which.remote or False
         return cf.load(which.model, check=check, **where)
 

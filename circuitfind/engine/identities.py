@@ -38,7 +38,7 @@ from circuitfind.engine.derivatives import derivative_error
 from circuitfind.engine.prepare import Prepared, prepare
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter
-from circuitfind.models.heads import heads_error
+from circuitfind.models.heads import reader_errors
 
 # Rounding of one addition, times what a few dozen layers of them amount to. A float64 model's RMSNorms still compute
 # in float32 (transformers casts there), hence no less than 1e-5.
@@ -60,7 +60,7 @@ class Identity(NamedTuple):
 
 def check_identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> list[Identity]:
     """Runs the identities, and the comparison of forms, on random pairs or on a batch; with hooks, derivatives too."""
-    heads = None if batch is not None or adapter.held_by is not None else heads_error(adapter, seed)
+    readers = reader_errors(adapter, seed) if batch is None else {}
     batch = _random_pairs(adapter, seed) if batch is None else batch
     prepared = prepare(adapter, batch)
     full, empty = (make(adapter.graph).mask[None] for make in (Circuit.full, Circuit.empty))
@@ -70,9 +70,8 @@ def check_identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None
         "all edges in = clean run": _circuit_error(prepared, full, clean, least),
         "no edge in = corrupted run": _circuit_error(prepared, empty, corrupted, least),
         "both forms of a small circuit agree": _forms_error(prepared, least),
+        **readers,
     }
-    if heads is not None:
-        errors["queries, keys and values belong to their own heads"] = heads
     found = [Identity(name, error, TOLERANCE.get(adapter.dtype, 1e-4)) for name, error in errors.items()]
     if adapter.state.hooks and adapter.dtype == adapter.work:
         error = derivative_error(adapter, batch.clean.rows(slice(0, 1)))
@@ -101,6 +100,9 @@ def require_identities(adapter: Adapter, batch: Batch | None = None) -> list[Ide
         if not error <= tolerance:
             hooked = [path or type(adapter.model).__name__ for path in adapter.state.hooks]
             why = "Its weights may hold NaN, its code may have been modified, or its family's row does not fit"
+            said = f"'{name}' is off by {error:.2g} (allowed {tolerance:.0e})"
+            if adapter.inferred and not hooked:
+                raise ModelError(f"model family '{adapter.kind}' is not covered: {adapter.row}, {said}")
             if hooked:
                 more = f" and {len(hooked) - 5} more modules" if len(hooked) > 5 else ""
                 why = (
@@ -108,7 +110,7 @@ def require_identities(adapter: Adapter, batch: Batch | None = None) -> list[Ide
                     " gradient, or make the change in the module itself"
                 )
             raise ModelError(
-                f"the model's self-check failed: '{name}' is off by {error:.2g} (allowed {tolerance:.0e}). {why};"
+                f"the model's self-check failed: {said}. {why};"
                 " check=False in cf.load or cf.wrap leaves the check out, but scores then cannot be trusted"
             )
     return identities

@@ -67,7 +67,7 @@ class Adapter:
         work: precision of circuitfind's own arithmetic: the model's, but at least float32.
     """
 
-    def __init__(self, model: Any, family: Family | None = None) -> None:
+    def __init__(self, model: Any, family: Family | str | None = None) -> None:
         config = model.config.get_text_config()
         self.model, self.config = model, config
         self.family = _within(model, family_of(config, family))
@@ -137,6 +137,11 @@ class Adapter:
     def kind(self) -> str:
         """The config's `model_type`, for messages."""
         return str(getattr(self.config, "model_type", "?"))
+
+    @property
+    def inferred(self) -> bool:
+        """Whether its row was found by its modules."""
+        return self.row.startswith("inferred")
 
     @property
     def device(self) -> torch.device:
@@ -218,7 +223,7 @@ class Adapter:
                 raise ModelError("an MLP output bias under a post-norm is not covered (mlp_bias=True)")
 
 
-def graph_of(model: Any, family: Family | None = None) -> Graph:
+def graph_of(model: Any, family: Family | str | None = None) -> Graph:
     """A model's computation graph, from its config and the shapes of its projections; weights are not read."""
     config = model.config.get_text_config()
     family = _within(model, family_of(config, family))
@@ -249,7 +254,11 @@ def _sizes(block: nn.Module, path: str, family: Family, n_heads: int) -> tuple[i
     features = shapes["qkv"][1] if "qkv" in shapes else sum(shapes[site][1] for site in "qkv")
     n_kv_heads = (features // d_head - n_heads) // 2 if d_head else 0
     wanted = {"q": n_heads, "k": n_kv_heads, "v": n_kv_heads, "qkv": n_heads + 2 * n_kv_heads}
-    if n_kv_heads < 1 or n_heads % n_kv_heads or any(shapes[site][1] != wanted[site] * d_head for site in shapes if site != "o"):
+    if (
+        n_kv_heads < 1
+        or n_heads % n_kv_heads
+        or any(shapes[site][1] != wanted[site] * d_head for site in shapes if site != "o")
+    ):
         told = ", ".join(f"{getattr(family, site)} {shape[0]} to {shape[1]}" for site, shape in shapes.items())
         raise ModelError(f"the projections of '{path}' do not divide into {n_heads} heads of one width: {told}")
     return n_kv_heads, d_head

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from circuitfind.errors import ModelError, NoFile, entered
+from circuitfind.errors import ModelError, NoFile, entered, imported, unknown
 
 
 @dataclass(frozen=True)
@@ -202,18 +202,28 @@ def register(model_type: str, family: Family) -> Family:
     return entered(family, Family, FAMILIES, ModelError, taken, model_type, fixed=_BUILT_IN)
 
 
-def family_of(config: Any, family: Family | None = None) -> Family:
+def named(name: str) -> Family:
+    """A row by its name in the table, or by "package.module:NAME"."""
+    if ":" in name:
+        return imported("family", name, Family, ModelError)
+    if name not in FAMILIES:
+        raise ModelError(unknown("family", name, sorted(FAMILIES)))
+    return FAMILIES[name]
+
+
+def family_of(config: Any, family: Family | str | None = None) -> Family:
     """The row for a model's config (or `family` in its place), in the form that the config asks for."""
     kind = getattr(config, "model_type", None)
     if family is None:
         if kind not in FAMILIES:
             raise ModelError(
-                f"model family '{kind}' is not covered; covered are {', '.join(sorted(FAMILIES))}. Other decoder-only"
-                " transformers with a pre-norm residual stream can be described with family=circuitfind.Family(...)"
+                f"model family '{kind}' has no row of its own, and its modules are not here to infer one from: name one"
+                f" that fits, family='llama' (--family llama), or describe it with family=circuitfind.Family(...)"
             )
         family = FAMILIES[kind]
+    family = named(family) if isinstance(family, str) else family
     if not isinstance(family, Family):
-        raise ModelError(f"family={family!r}: give a circuitfind.Family")
+        raise ModelError(f"family={family!r}: give a circuitfind.Family or the name of one")
     for attribute, value, reason in family.refuse:
         if getattr(config, attribute, None) == value:
             raise ModelError(f"this {kind} model is not covered: {reason} (config.{attribute} = {value})")

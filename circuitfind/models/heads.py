@@ -1,12 +1,14 @@
-"""Whether queries, keys and values belong to the heads that they are counted to.
+"""Whether a layer's readers are those that the graph names: what the identities do not see.
 
-The identities of `circuitfind.engine.identities` hold whatever the order of a projection's features, so this is asked
-of the model itself. One pass of a batch whose rows are one prompt, in which row r changes one head's features at every
-layer, and every layer is given the plain row's stream:
+Whatever the order of a projection's features, and whatever else a layer reads of the stream, the other identities of
+`circuitfind.engine.identities` may hold. So the model itself is asked, in one pass of a batch of one prompt many times.
+Every layer is given the plain row's stream, and each further row changes something at every layer:
 
-1. a query head negated at the first two of four tokens changes its own head there, and nothing else;
-2. a key head negated there changes its own group's heads only, at later tokens, too;
-3. a value head set to zero leaves its own group's heads at zero, and all others as they are.
+1. a query head is negated at the first two of four tokens: its own head changes there, and nothing else;
+2. a key head is negated there: its own group's heads change, at later tokens, too, and no others;
+3. a value head is zero: its own group's heads are zero, and no others change;
+4. in the last row the stream is another one, but all queries, keys, values and the MLP's input are the plain row's:
+   no head changes, and neither does what the MLP writes.
 """
 
 from __future__ import annotations
@@ -20,61 +22,82 @@ from circuitfind.models.backends import STOP, Stop, through_hooks, undisturbed
 from circuitfind.models.layer import PROJECTIONS
 
 LENGTH, CHANGED = 4, 2
-LEAST = 1e-4  # of the largest value: what a change of all heads must make somewhere
+LEAST = 1e-4  # of the largest value: what a change of queries or keys must make somewhere
+HEADS = "queries, keys and values act through their own heads"
+READERS = "a layer reads the stream through its q, k, v and MLP only"
 
 
-def heads_error(adapter: Adapter, seed: int = 0) -> float:
-    """The largest value, relative to the largest of its layer, that is where none may be; 1 where a change of queries
-    or keys changes nothing."""
-    graph = adapter.graph
+def reader_errors(adapter: Adapter, seed: int = 0) -> dict[str, float]:
+    """For each of the two statements the largest value that is where none may be, relative to the largest there is; 1
+    where a change of all queries or keys changes nothing."""
+    probe = _Probe(adapter)
     vocabulary = adapter.model.get_input_embeddings().weight.shape[0]
-    rows = 1 + graph.n_heads + 2 * graph.n_kv_heads
     ids = torch.randint(vocabulary, (1, LENGTH), generator=torch.Generator().manual_seed(seed)).to(adapter.device)
-    ids = ids.expand(rows, -1)
+    ids = ids.expand(probe.rows, -1)
     inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.full_like(ids[:, :1], LENGTH - 1))
-    starts = {"q": 1, "k": 1 + graph.n_heads, "v": 1 + graph.n_heads + graph.n_kv_heads}
-    errors: list[Tensor] = []
-    reached = {"q": 0.0, "k": 0.0}
+    with torch.no_grad(), undisturbed(adapter.model):
+        through_hooks(adapter, inputs, probe)
+    errors = {name: float(torch.stack(found).max()) for name, found in probe.errors.items()}
+    if probe.least_reach < LEAST:
+        errors[HEADS] = max(errors[HEADS], 1.0)
+    return errors
 
-    def changed(kind: str, heads: Tensor) -> Tensor:
-        heads = heads.clone()
+
+class _Probe:
+    """The visitor of the pass. Rows: the plain one, then those of queries, keys, values, and of another stream."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter, self.heads = adapter, adapter.graph.n_heads
+        groups = adapter.graph.n_kv_heads
+        self.starts = {"q": 1, "k": 1 + self.heads, "v": 1 + self.heads + groups}
+        self.rows = self.starts["v"] + groups + 1
+        self.own = torch.zeros(self.rows, LENGTH, self.heads, dtype=torch.bool, device=adapter.device)  # may change
+        for head in range(self.heads):
+            self.own[self.starts["q"] + head, :CHANGED, head] = True
+            for kind in "kv":
+                self.own[self.starts[kind] + head * groups // self.heads, :, head] = True
+        self.errors: dict[str, list[Tensor]] = {HEADS: [], READERS: []}
+        self.reach: dict[str, list[Tensor]] = {"q": [], "k": []}
+
+    @property
+    def least_reach(self) -> float:
+        return min(float(torch.stack(reached).max()) for reached in self.reach.values())
+
+    def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
+        if site == "final":
+            return STOP
+        by_row = value.reshape(self.rows, LENGTH, -1)
+        if site == "resid":
+            new = by_row[:1].repeat(self.rows, 1, 1)
+            new[-1] = by_row[0].roll(1, -1)
+            return new.view_as(value)
+        if site in PROJECTIONS:
+            layout = self.adapter.layers[layer].layout
+            parts = {kind: self._changed(kind, part) for kind, part in layout.parts(site, by_row).items()}
+            return layout.whole(site, parts).view_as(value)
+        if site == "z":
+            self._note_heads(by_row.unflatten(-1, (self.heads, -1)).float())
+        elif site == "mlp_in":
+            return by_row[:1].repeat(self.rows, 1, 1).view_as(value)
+        elif site == "mlp_out":
+            self.errors[READERS].append((by_row[-1] - by_row[0]).abs().max() / by_row[0].abs().max().clamp_min(1e-30))
+        return None
+
+    def _changed(self, kind: str, heads: Tensor) -> Tensor:
+        new = heads[:1].repeat(self.rows, 1, 1, 1)
         for head in range(heads.shape[-2]):
-            row = heads[starts[kind] + head]
+            row = new[self.starts[kind] + head]
             if kind == "v":
                 row[:, head] = 0
             else:
                 row[:CHANGED, head] *= -1
-        return heads
+        return new
 
-    def visit(site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
-        layout = adapter.layers[layer].layout if layer < graph.n_layers else None
-        if site == "resid":
-            return value[:1].expand_as(value).clone()
-        if site in PROJECTIONS and layout is not None:
-            parts = layout.parts(site, value.reshape(rows, LENGTH, -1))
-            return layout.whole(site, {kind: changed(kind, heads) for kind, heads in parts.items()}).view_as(value)
-        if site == "z":
-            errors.append(_beyond(value.reshape(rows, LENGTH, graph.n_heads, -1).float(), starts, reached))
-            return STOP if layer == graph.n_layers - 1 else None
-        return None
-
-    with torch.no_grad(), undisturbed(adapter.model):
-        through_hooks(adapter, inputs, visit)
-    beyond = float(torch.stack(errors).max()) if errors else 1.0
-    return beyond if min(reached.values()) > LEAST else max(beyond, 1.0)
-
-
-def _beyond(z: Tensor, starts: dict[str, int], reached: dict[str, float]) -> Tensor:
-    """The largest value of a layer's heads `[rows, pos, heads, d_head]` where none may be; notes what is `reached`."""
-    scale, n_heads, last = z[0].abs().max().clamp_min(1e-30), z.shape[2], starts["v"]
-    group = n_heads // (last - starts["k"])
-    change = (z - z[0]).abs().amax(-1) / scale  # rows pos heads
-    own = torch.zeros_like(change, dtype=torch.bool)
-    for head in range(n_heads):
-        own[starts["q"] + head, :CHANGED, head] = True
-        own[starts["k"] + head // group, :, head] = True
-        own[last + head // group, :, head] = True
-    reached["q"] = max(reached["q"], float(change[starts["q"] : starts["k"]].max()))
-    reached["k"] = max(reached["k"], float(change[starts["k"] : last, CHANGED:].max()))
-    left = (z[last:].abs().amax(-1) / scale)[own[last:]]
-    return torch.maximum(change.masked_fill(own, 0).max(), left.max())
+    def _note_heads(self, z: Tensor) -> None:
+        scale, keys, values = z[0].abs().max().clamp_min(1e-30), self.starts["k"], self.starts["v"]
+        change, left = ((one.abs().amax(-1) / scale) for one in (z - z[0], z))  # rows pos heads
+        self.reach["q"].append(change[1:keys].max())
+        self.reach["k"].append(change[keys:values, CHANGED:].max())
+        beyond, kept = change.masked_fill(self.own, 0), left[values:-1][self.own[values:-1]]
+        self.errors[HEADS].append(torch.maximum(beyond[:-1].max(), kept.max()))
+        self.errors[READERS].append(beyond[-1].max())

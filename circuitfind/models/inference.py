@@ -2,9 +2,9 @@
 
 1. *Names.* Every row of the table names its projections and where its MLP begins and ends. A row fits if one list of
    blocks, as many as the config says, has these modules in every block.
-2. *Values.* In a pass of a few random tokens: the norm whose output the projections or the MLP read, the norm that reads
-   what they write, whether the MLP reads the same stream as attention, the factor on what a block adds, the modules
-   that return what is written, the norm that reads the last block's stream.
+2. *Values.* In a pass of a few random tokens: the norm whose output the projections or the MLP read, the norm that
+   reads what they write, whether the MLP reads the same stream as attention, the factor on what a block adds, the
+   modules that return what is written, the norm that reads the last block's stream.
 3. *Layout* of a fused projection: the one by which its heads are heads (`heads.py`).
 
 What is found is a row as any other. It may still be wrong, so the identities prove it whenever a model is loaded.
@@ -21,17 +21,16 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from circuitfind.errors import ModelError, imported, unknown
+from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import observe, undisturbed
-from circuitfind.models.families import FAMILIES, LAYOUTS, Family
-from circuitfind.models.heads import heads_error
+from circuitfind.models.families import FAMILIES, LAYOUTS, Family, named
+from circuitfind.models.heads import HEADS, reader_errors
 from circuitfind.models.layer import module_at
 from circuitfind.models.norms import Norm
 
 TOKENS = 5
 OFF = 1e-2  # an error of heads that no precision makes
-REMEDY = "describe it with family=circuitfind.Family(...)"
 
 
 def row_of(model: Any, family: Family | str | None = None) -> tuple[Family | None, str]:
@@ -43,24 +42,13 @@ def row_of(model: Any, family: Family | str | None = None) -> tuple[Family | Non
     Raises:
         ModelError: there is no such row, or none fits.
     """
-    if isinstance(family, str):
-        return named(family), family
-    if family is not None:
-        return family, "given"
     config = model.config.get_text_config()
-    if config.model_type in FAMILIES:
-        return None, ""
+    if isinstance(family, str):
+        return named(family), f"as {family}"
+    if family is not None or getattr(config, "model_type", None) in FAMILIES:
+        return family, "" if family is None else "as given"
     found = _Found(model, *matching(model)).family()
     return found, f"inferred as {_told(found)}"
-
-
-def named(name: str) -> Family:
-    """A row by its name in the table, or by "package.module:NAME"."""
-    if ":" in name:
-        return imported("family", name, Family, ModelError)
-    if name not in FAMILIES:
-        raise ModelError(unknown("family", name, sorted(FAMILIES)))
-    return FAMILIES[name]
 
 
 def matching(model: nn.Module) -> tuple[str, Family]:
@@ -75,7 +63,7 @@ def matching(model: nn.Module) -> tuple[str, Family]:
     lists = {path: blocks for path, blocks in lists.items() if len(blocks) == depth and "." in path}
     if getattr(config, "is_encoder_decoder", False) or any(map(_crossed, lists.values())):
         raise _refused(kind, "its blocks have cross-attention to an encoder")
-    near: list[tuple[int, str, str, Family, str | None]] = []
+    near: list[tuple[int, str, str, Family, str]] = []
     for path, blocks in lists.items():
         for name, row in FAMILIES.items():
             lacks = [_lacking(block, row) for block in blocks]
@@ -89,8 +77,8 @@ def matching(model: nn.Module) -> tuple[str, Family]:
         return path, row
     if not near:
         raise _refused(kind, f"it has no list of {depth} blocks")
-    _, said, _, _, name = min(near, key=lambda one: one[0])
-    raise _refused(kind, f"no family's modules fit; for the nearest, {name}, {said}")
+    _, said, _, _, nearest = min(near, key=lambda one: one[0])
+    raise _refused(kind, f"no family's modules fit; for the nearest, {nearest}, {said}")
 
 
 def _crossed(blocks: nn.ModuleList) -> bool:
@@ -179,13 +167,10 @@ class _Found:
         ids = torch.randint(len(tokens), (1, TOKENS), generator=torch.Generator().manual_seed(0)).to(tokens.device)
         with ExitStack() as hooks, torch.no_grad(), undisturbed(self.model):
             for path, module in self.block.named_modules():
-                hooks.callback(module.register_forward_pre_hook(self._noting(self.given, path), with_kwargs=True).remove)
-                hooks.callback(module.register_forward_hook(self._noting_output(path)).remove)
+                self._note(hooks, module, path, self.given, self.wrote)
             for path, module in self.model.named_modules():
                 if path and not path.startswith(f"{self.layers}."):
-                    hooks.callback(
-                        module.register_forward_pre_hook(self._noting(self.after, path), with_kwargs=True).remove
-                    )
+                    self._note(hooks, module, path, self.after)
             self.model(input_ids=ids, use_cache=False)
         if missing := [path for path in self._named() if path not in self.given or path not in self.wrote]:
             raise _refused(self.kind, f"'{missing[0]}' of its last block does not run with a tensor")
@@ -195,27 +180,32 @@ class _Found:
         return ["", *(getattr(row, name) for name in (*row.projections, "o", "mlp_in", "mlp_out"))]
 
     @staticmethod
-    def _noting(notes: dict[str, Tensor], path: str) -> Any:
+    def _note(
+        hooks: ExitStack, module: nn.Module, path: str, given: dict[str, Tensor], wrote: dict[str, Tensor] | None = None
+    ) -> None:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             value = next(iter((*args, *kwargs.values())), None)
             if isinstance(value, Tensor):
-                notes.setdefault(path, value.detach().clone())
+                given.setdefault(path, value.detach().clone())
 
-        return before
-
-    def _noting_output(self, path: str) -> Any:
         def after(_: nn.Module, __: Any, output: Any) -> None:
             value = output[0] if isinstance(output, tuple) else output
-            if isinstance(value, Tensor):
-                self.wrote.setdefault(path, value.detach().clone())
+            if isinstance(value, Tensor) and wrote is not None:
+                wrote.setdefault(path, value.detach().clone())
 
-        return after
+        hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+        hooks.callback(module.register_forward_hook(after).remove)
 
     # ---------------------------------------------------------------- what it says
     def _norms(self) -> Iterator[str]:
         """Paths of the block's norms of the stream, outer ones first."""
         for path, module in self.block.named_modules():
-            if path and path in self.given and self.given[path].shape[-1] == self.width and _is_norm(module, self.width):
+            if (
+                path
+                and path in self.given
+                and self.given[path].shape[-1] == self.width
+                and _is_norm(module, self.width)
+            ):
                 yield path
 
     def _norm_that_gives(self, value: Tensor) -> str | None:
@@ -244,7 +234,9 @@ class _Found:
         """The outermost module around a part which returns what the part does."""
         keys = part.split(".")
         around = (".".join(keys[: length + 1]) for length in range(len(keys)))
-        found = next((path for path in around if path in self.wrote and _same(self.wrote[path], self.wrote[part])), None)
+        found = next(
+            (path for path in around if path in self.wrote and _same(self.wrote[path], self.wrote[part])), None
+        )
         return found if found != part or found == self.row.mlp_in else None
 
     def _down(self, wrote: Tensor) -> str | None:
@@ -277,7 +269,7 @@ class _Found:
             row = replace(found, layout=layout)
             adapter = Adapter(self.model, row)
             observe(adapter)
-            errors[layout] = heads_error(adapter)
+            errors[layout] = reader_errors(adapter)[HEADS]
         layout = min(errors, key=lambda one: errors[one])
         if not errors[layout] < OFF:
             raise _refused(self.kind, f"the features of '{found.qkv}' are in none of the orders {', '.join(LAYOUTS)}")

@@ -21,7 +21,7 @@ from circuitfind.models import gguf_files, tiny
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import BACKENDS, observe
 from circuitfind.models.families import FAMILIES, Family, family_of
-from circuitfind.models.inference import matching, named, row_of
+from circuitfind.models.inference import matching, row_of
 
 EMBEDDED = {"tiny": tiny.PATH}
 BROKEN = (OSError, ValueError, LookupError, struct.error, SafetensorError, UnpicklingError, RuntimeError)
@@ -69,10 +69,15 @@ class Model(NoFile):
         return f"{self.dtype} from {origin}".removeprefix("torch.") if origin else ""
 
     @property
+    def row(self) -> str:
+        """How its family's row was come by, where it is not that of its `model_type`: "inferred as llama"."""
+        return self.adapter.row
+
+    @property
     def kind(self) -> str:
-        """Its `model_type`, and the row of the family table where it is another one: "cwm (inferred as llama)"."""
-        kind, row = getattr(self.config, "model_type", "?"), self.adapter.row
-        return f"{kind} ({row})" if row else str(kind)
+        """Its `model_type`, and how its row was come by: "cwm (inferred as llama)"."""
+        kind = str(getattr(self.config, "model_type", "?"))
+        return f"{kind} ({self.row})" if self.row else kind
 
     @property
     def place(self) -> str:
@@ -186,11 +191,11 @@ def _check_form(config: Any, family: Family | str | None) -> None:
     """Refuses what can be refused before the weights are read."""
     text = config.get_text_config()
     if family is not None or text.model_type in FAMILIES:
-        family_of(text, named(family) if isinstance(family, str) else family)
+        family_of(text, family)
         return
     try:
         with torch.device("meta"):
-            outline = AutoModelForCausalLM.from_config(config)
+            outline = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
     except Exception:  # of classes that cannot be made without their weights: they are looked at when they are loaded
         return
     matching(outline)

@@ -244,7 +244,7 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
         bos,
         getattr(model, "name", ""),
         model.vocabulary,
-        tuple(notes),
+        (*notes, *([f"family: {row}"] if (row := getattr(model, "row", "")) else [])),
         task.flips,
         _spans(task, tokens, tokenizer, "clean"),
         getattr(model, "dequantised", ""),
