@@ -24,6 +24,7 @@ logits that are all near zero count as a hundredth of the largest that the strea
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -60,23 +61,24 @@ class Identity(NamedTuple):
 
 def check_identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> list[Identity]:
     """Runs the identities, and the comparison of forms, on random pairs or on a batch; with hooks, derivatives too."""
-    readers = reader_errors(adapter, seed) if batch is None else {}
-    batch = _random_pairs(adapter, seed) if batch is None else batch
+    return list(_identities(adapter, seed, batch))
+
+
+def _identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> Iterator[Identity]:
+    tolerance = TOLERANCE.get(adapter.dtype, 1e-4)
+    if batch is None:
+        batch = _random_pairs(adapter, seed)
+        yield from (Identity(name, error, tolerance) for name, error in reader_errors(adapter, seed).items())
     prepared = prepare(adapter, batch)
     full, empty = (make(adapter.graph).mask[None] for make in (Circuit.full, Circuit.empty))
     clean, corrupted, least = prepared.clean.logits, prepared.empty.logits, _least_logit(prepared)
-    errors = {
-        "writers + output biases = residual stream": _stream_error(prepared),
-        "all edges in = clean run": _circuit_error(prepared, full, clean, least),
-        "no edge in = corrupted run": _circuit_error(prepared, empty, corrupted, least),
-        "both forms of a small circuit agree": _forms_error(prepared, least),
-        **readers,
-    }
-    found = [Identity(name, error, TOLERANCE.get(adapter.dtype, 1e-4)) for name, error in errors.items()]
+    yield Identity("writers + output biases = residual stream", _stream_error(prepared), tolerance)
+    yield Identity("all edges in = clean run", _circuit_error(prepared, full, clean, least), tolerance)
+    yield Identity("no edge in = corrupted run", _circuit_error(prepared, empty, corrupted, least), tolerance)
+    yield Identity("both forms of a small circuit agree", _forms_error(prepared, least), tolerance)
     if adapter.state.hooks and adapter.dtype == adapter.work:
         error = derivative_error(adapter, batch.clean.rows(slice(0, 1)))
-        found.append(Identity("gradients = what the values change by", error, derivatives.TOLERANCE))
-    return found
+        yield Identity("gradients = what the values change by", error, derivatives.TOLERANCE)
 
 
 def require_identities_on(adapter: Adapter, batch: Batch) -> None:
@@ -95,8 +97,10 @@ def require_identities_on(adapter: Adapter, batch: Batch) -> None:
 
 def require_identities(adapter: Adapter, batch: Batch | None = None) -> list[Identity]:
     """Runs the identities; ModelError, naming the identity and its error, for a model that fails one."""
-    identities = check_identities(adapter, batch=batch)
-    for name, error, tolerance in identities:
+    identities = []
+    for identity in _identities(adapter, batch=batch):
+        identities.append(identity)
+        name, error, tolerance = identity
         if not error <= tolerance:
             hooked = [path or type(adapter.model).__name__ for path in adapter.state.hooks]
             why = "Its weights may hold NaN, its code may have been modified, or its family's row does not fit"

@@ -213,6 +213,10 @@ def observe(adapter: Adapter) -> None:
 
             hooks.callback(module_at(adapter.model, path).register_forward_hook(note).remove)
         through_hooks(adapter, inputs, lambda name, layer, _: seen.append((name, layer)))
+    if seen.count(last := ("final", len(adapter.layers))) > 1:  # nanochat norms the embeddings with it, too
+        adapter.sites = [site for site in adapter.sites if site.name != "final"]
+        adapter.sites.append(Site(*last, adapter.layers[-1].path, "output"))
+        seen = [key for key in seen if key != last] + [last]
     missing = [site.path for site in adapter.sites if site.name != "unembed" and (site.name, site.layer) not in seen]
     if missing:
         raise ModelError(f"module '{missing[0]}' did not run in a forward pass: this form of the family is not covered")

@@ -22,7 +22,7 @@ class Family(NoFile):
         q, k, v: the three projections, unless `qkv` is given.
         qkv: the fused projection. `layout` is the order of its output features: "concat" (all q, all k, all v),
             "per_head" (q, k, v of head 0, then of head 1, ...) or "grouped" (for each key/value head its query heads,
-            then k, then v).
+            then k, then v) or "four_blocks" (for each quarter of the heads its q, its v, then its k).
         o: the attention's output projection; its *input* is the concatenated heads.
         attn, mlp: sub-modules whose call can be skipped when their result is known; None if they add the residual
             themselves or consist of several modules.
@@ -64,7 +64,7 @@ class Family(NoFile):
         return ("qkv",) if self.qkv else ("q", "k", "v")
 
 
-LAYOUTS = ("concat", "per_head", "grouped")
+LAYOUTS = ("concat", "per_head", "grouped", "four_blocks")
 NORMS = ("attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm")  # of a block
 LLAMA = Family()
 MOE = replace(LLAMA, down=None)  # expert biases depend on the routing: they are part of the MLP, not constants
@@ -185,6 +185,93 @@ FAMILIES: dict[str, Family] = {
     "glm4": replace(LLAMA, post_attn_norm="post_self_attn_layernorm", post_mlp_norm="post_mlp_layernorm"),
     "cohere": replace(LLAMA, mlp_norm="input_layernorm", parallel=True),
     "starcoder2": replace(LLAMA, down="mlp.c_proj"),
+    "codegen": replace(
+        GPT2,
+        qkv="attn.qkv_proj",
+        layout="four_blocks",
+        o="attn.out_proj",
+        mlp_norm="ln_1",
+        down="mlp.fc_out",
+        parallel=True,
+    ),
+    "ctrl": Family(
+        layers="transformer.h",
+        final_norm="transformer.layernorm",
+        q="multi_head_attention.Wq",
+        k="multi_head_attention.Wk",
+        v="multi_head_attention.Wv",
+        o="multi_head_attention.dense",
+        attn="multi_head_attention",
+        attn_norm="layernorm1",
+        mlp_norm="layernorm2",
+        mlp="ffn",
+        mlp_in="ffn",
+        mlp_out="ffn",
+        down="ffn.2",
+    ),
+    "dbrx": Family(
+        layers="transformer.blocks",
+        final_norm="transformer.norm_f",
+        qkv="norm_attn_norm.attn.Wqkv",
+        o="norm_attn_norm.attn.out_proj",
+        attn="norm_attn_norm.attn",
+        attn_norm="norm_attn_norm.norm_1",
+        mlp_norm="norm_attn_norm.norm_2",
+        mlp="ffn",
+        mlp_in="ffn",
+        mlp_out="ffn",
+        down=None,
+    ),
+    "gpt_bigcode": replace(GPT2, layout="per_head", variants=(("multi_query", True, {"layout": "concat"}),)),
+    "granitemoe": replace(
+        MOE,
+        mlp="block_sparse_moe",
+        mlp_in="block_sparse_moe",
+        mlp_out="block_sparse_moe",
+        residual_multiplier="residual_multiplier",
+    ),
+    "llama4_text": replace(MOE, mlp="feed_forward", mlp_in="feed_forward", mlp_out="feed_forward"),
+    "modernbert-decoder": replace(
+        LLAMA,
+        final_norm="model.final_norm",
+        q="attn.q_proj",
+        k="attn.k_proj",
+        v="attn.v_proj",
+        o="attn.Wo",
+        attn="attn",
+        attn_norm="attn_norm",
+        mlp_norm="mlp_norm",
+        down="mlp.Wo",
+    ),
+    "moshi": replace(
+        LLAMA,
+        q="self_attn.q_proj.linear",
+        k="self_attn.k_proj.linear",
+        v="self_attn.v_proj.linear",
+        o="self_attn.o_proj.linear",
+        down="mlp.fc2",
+    ),
+    "mpt": Family(
+        layers="transformer.blocks",
+        final_norm="transformer.norm_f",
+        qkv="attn.Wqkv",
+        o="attn.out_proj",
+        attn="attn",
+        attn_norm="norm_1",
+        mlp_norm="norm_2",
+        mlp=None,
+        mlp_in="ffn.up_proj",
+        mlp_out="ffn.down_proj",
+        down="ffn.down_proj",
+    ),
+    "persimmon": replace(
+        LLAMA,
+        final_norm="model.final_layernorm",
+        qkv="self_attn.query_key_value",
+        layout="per_head",
+        o="self_attn.dense",
+        down="mlp.dense_4h_to_h",
+    ),
     "stablelm": replace(
         LLAMA, variants=(("use_parallel_residual", True, {"parallel": True, "mlp_norm": "input_layernorm"}),)
     ),

@@ -120,7 +120,7 @@ class _Found:
 
     Attributes:
         given, wrote: by path from the block, first argument and first output.
-        after: by path from the model, what modules outside of the blocks were given.
+        after: paths from the model of modules outside of the blocks, and what they were given.
     """
 
     model: Any
@@ -128,7 +128,7 @@ class _Found:
     row: Family
     given: dict[str, Tensor] = field(default_factory=dict)
     wrote: dict[str, Tensor] = field(default_factory=dict)
-    after: dict[str, Tensor] = field(default_factory=dict)
+    after: list[tuple[str, Tensor]] = field(default_factory=list)
 
     def family(self) -> Family:
         """The whole row."""
@@ -167,10 +167,10 @@ class _Found:
         ids = torch.randint(len(tokens), (1, TOKENS), generator=torch.Generator().manual_seed(0)).to(tokens.device)
         with ExitStack() as hooks, torch.no_grad(), undisturbed(self.model):
             for path, module in self.block.named_modules():
-                self._note(hooks, module, path, self.given, self.wrote)
+                self._note(hooks, module, path)
             for path, module in self.model.named_modules():
                 if path and not path.startswith(f"{self.layers}."):
-                    self._note(hooks, module, path, self.after)
+                    hooks.callback(module.register_forward_pre_hook(self._before(path), with_kwargs=True).remove)
             self.model(input_ids=ids, use_cache=False)
         if missing := [path for path in self._named() if path not in self.given or path not in self.wrote]:
             raise _refused(self.kind, f"'{missing[0]}' of its last block does not run with a tensor")
@@ -179,22 +179,24 @@ class _Found:
         row = self.row
         return ["", *(getattr(row, name) for name in (*row.projections, "o", "mlp_in", "mlp_out"))]
 
-    @staticmethod
-    def _note(
-        hooks: ExitStack, module: nn.Module, path: str, given: dict[str, Tensor], wrote: dict[str, Tensor] | None = None
-    ) -> None:
+    def _note(self, hooks: ExitStack, module: nn.Module, path: str) -> None:
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            value = next(iter((*args, *kwargs.values())), None)
-            if isinstance(value, Tensor):
-                given.setdefault(path, value.detach().clone())
+            if (value := _first_of((*args, *kwargs.values()))) is not None:
+                self.given.setdefault(path, value)
 
         def after(_: nn.Module, __: Any, output: Any) -> None:
-            value = output[0] if isinstance(output, tuple) else output
-            if isinstance(value, Tensor) and wrote is not None:
-                wrote.setdefault(path, value.detach().clone())
+            if (value := _first_of(output)) is not None:
+                self.wrote.setdefault(path, value)
 
         hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
         hooks.callback(module.register_forward_hook(after).remove)
+
+    def _before(self, path: str) -> Any:
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if (value := _first_of((*args, *kwargs.values()))) is not None:
+                self.after.append((path, value))
+
+        return before
 
     # ---------------------------------------------------------------- what it says
     def _norms(self) -> Iterator[str]:
@@ -225,7 +227,7 @@ class _Found:
 
     def _final_norm(self) -> str:
         last = self.wrote[""]
-        for path, value in self.after.items():
+        for path, value in self.after:
             if _same(value, last) and _is_norm(module_at(self.model, path), self.width):
                 return path
         raise _refused(self.kind, "no norm reads the stream after the last block, as in post-LN models")
@@ -257,9 +259,10 @@ class _Found:
         whole = added(self.wrote[found.o], found.post_attn_norm) + added(self.wrote[found.mlp_out], found.post_mlp_norm)
         change = (self.wrote[""].double() - self.given[""].double()).flatten()
         factor = float(change @ whole.flatten() / (whole.flatten() @ whole.flatten()).clamp_min(1e-30))
-        if abs(factor - 1) < 1e-2:
-            return None
         config = self.model.config.get_text_config().to_dict()
+        if abs(factor - 1) < 1e-2:
+            own = self.row.residual_multiplier
+            return own if own and config.get(own) == 1 else None
         names = [name for name, value in config.items() if isinstance(value, float) and abs(value - factor) < 1e-3]
         return next((name for name in names if "residual" in name), None)
 
@@ -274,6 +277,12 @@ class _Found:
         if not errors[layout] < OFF:
             raise _refused(self.kind, f"the features of '{found.qkv}' are in none of the orders {', '.join(LAYOUTS)}")
         return replace(found, layout=layout)
+
+
+def _first_of(values: Any) -> Tensor | None:
+    """A copy of the first value, if it is a tensor."""
+    value = next(iter(values), None) if isinstance(values, tuple) else values
+    return value.detach().clone() if isinstance(value, Tensor) else None
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -49,7 +49,7 @@ class Heads(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Order of the features of a fused projection; see `Family.layout` for the three kinds."""
+    """Order of the features of a fused projection; see `Family.layout` for the kinds."""
 
     kind: str
     n_heads: int
@@ -64,6 +64,9 @@ class Layout:
             return Heads(q.unflatten(-1, (h, e)), k.unflatten(-1, (g, e)), v.unflatten(-1, (g, e)))
         if self.kind == "per_head":
             return Heads(*rearrange(features, "... (h three e) -> three ... h e", three=3, e=e))
+        if self.kind == "four_blocks":
+            q, v, k = rearrange(features, "... (four three h e) -> three ... (four h) e", four=4, three=3, e=e)
+            return Heads(q, k, v)
         groups = features.unflatten(-1, (g, h // g + 2, e))
         return Heads(groups[..., :-2, :].flatten(-3, -2), groups[..., -2, :], groups[..., -1, :])
 
@@ -73,6 +76,9 @@ class Layout:
             return torch.cat([part.flatten(-2) for part in heads], dim=-1)
         if self.kind == "per_head":
             return rearrange(torch.stack(heads), "three ... h e -> ... (h three e)")
+        if self.kind == "four_blocks":
+            ordered = torch.stack([heads.q, heads.v, heads.k])
+            return rearrange(ordered, "three ... (four h) e -> ... (four three h e)", four=4)
         queries = heads.q.unflatten(-2, (self.n_kv_heads, -1))
         return torch.cat([queries, heads.k.unsqueeze(-2), heads.v.unsqueeze(-2)], dim=-2).flatten(-3)
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from circuitfind.errors import ModelError, NoFile, unknown, warn
+from circuitfind.errors import CircuitfindError, ModelError, NoFile, unknown, warn
 from circuitfind.graph import Graph
 from circuitfind.models import gguf_files, tiny
 from circuitfind.models.adapter import Adapter
@@ -120,10 +120,18 @@ def adapt(
                 f"weight '{weight_name}' was made inside torch.inference_mode(), so it allows no gradients: load the"
                 " model outside that block"
             )
-    row, origin = row_of(hf, family)
-    adapter = Adapter(hf, row)
-    adapter.row, adapter.backend = origin, backend
-    observe(adapter)
+    try:
+        row, origin = row_of(hf, family)
+        adapter = Adapter(hf, row)
+        adapter.row, adapter.backend = origin, backend
+        observe(adapter)
+    except (CircuitfindError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # of the model's own code
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise ModelError(
+            f"{type(hf).__name__} does not run on a few tokens without a cache: {type(error).__name__}: {reason}"
+        ) from error
     return Model(name, hf, tokenizer, adapter)
 
 
