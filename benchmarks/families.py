@@ -85,13 +85,19 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "rembert": {**AS_DECODER, "input_embedding_size": 32, "output_embedding_size": 32},
     "roc_bert": {**AS_DECODER, "pronunciation_vocab_size": 8, "shape_vocab_size": 8},
     "codegen": {**COMMON, "rotary_dim": 4, "n_ctx": 64},
-    "cohere_compass_text": {**COMMON, "layer_types": ["full_attention"] * 2, "rope_parameters": {
-        "full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "cohere_compass_text": {
+        **COMMON,
+        "layer_types": ["full_attention"] * 2,
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}},
+    },
     "cpmant": {**COMMON, "dim_head": 8, "dim_ff": 48, "prompt_length": 4},
     "ctrl": {**COMMON, "dff": 48},
     "dbrx": {
         **{name: value for name, value in COMMON.items() if "_size" not in name and "num_" not in name},
-        "vocab_size": 128, "d_model": 32, "n_heads": 4, "n_layers": 2,
+        "vocab_size": 128,
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 2,
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
     },
@@ -102,9 +108,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "falcon": {name: value for name, value in COMMON.items() if name not in ("head_dim", "num_key_value_heads")},
     "fuyu": {**COMMON, "num_key_value_heads": 4},
     "gemma3": {"text_config": COMMON, "vision_config": VISION},
-    "gemma3n_text": {**COMMON, "layer_types": ["sliding_attention", "full_attention"], "num_kv_shared_layers": 0,
-        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128, "laurel_rank": 4,
-        "activation_sparsity_pattern": [0.0, 0.0]},
+    "gemma3n_text": {
+        **COMMON,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 128,
+        "laurel_rank": 4,
+        "activation_sparsity_pattern": [0.0, 0.0],
+    },
     "gemma4": {"text_config": GEMMA4},
     "gemma4_assistant": {"text_config": {**GEMMA4, "num_kv_shared_layers": 2}, "backbone_hidden_size": 32},
     "gemma4_unified_assistant": {"text_config": {**GEMMA4, "num_kv_shared_layers": 2}, "backbone_hidden_size": 32},
@@ -112,38 +124,98 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gemma4_unified": {"text_config": GEMMA4},
     "gemma4_unified_text": GEMMA4,
     "git": {**COMMON, "vision_config": VISION},
-    "got_ocr2": {"text_config": {**COMMON, "model_type": "qwen2"}, "vision_config": {
-        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 64, "output_channels": 8}},
+    "got_ocr2": {
+        "text_config": {**COMMON, "model_type": "qwen2"},
+        "vision_config": {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 64,
+            "output_channels": 8,
+        },
+    },
     "gpt_neo": {**COMMON, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
     "gptj": {**COMMON, "rotary_dim": 4},
     "granitemoehybrid": {**GENERAL, **MAMBA, "layer_types": ["mamba", "attention"], "shared_intermediate_size": 16},
-    "kimi_linear": {**GENERAL, "linear_attn_config": {
-        "num_heads": 2, "head_dim": 8, "short_conv_kernel_size": 2, "kda_layers": [1], "full_attn_layers": [2]}},
+    "kimi_linear": {
+        **GENERAL,
+        "linear_attn_config": {
+            "num_heads": 2,
+            "head_dim": 8,
+            "short_conv_kernel_size": 2,
+            "kda_layers": [1],
+            "full_attn_layers": [2],
+        },
+    },
     "llama4": {"text_config": {**COMMON, **EXPERTS, "intermediate_size_mlp": 48}, "vision_config": VISION},
     "llama4_text": {**COMMON, **EXPERTS, "intermediate_size_mlp": 48},
     "lfm2_moe": {**GENERAL, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {**COMMON, "num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
     "minimax": {**GENERAL, "layer_types": ["full_attention", "linear_attention"]},
-    "mllama": {"text_config": {**COMMON, "cross_attention_layers": [1]}, "vision_config": {
-        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_global_layers": 1,
-        "attention_heads": 2, "image_size": 16, "patch_size": 8, "vision_output_dim": 32,
-        "intermediate_layers_indices": [0]}},
-    "moss_transcribe_diarize": {"text_config": {**COMMON, "model_type": "qwen3"}, "audio_config": {
-        **ENCODER, "d_model": 16, "encoder_attention_heads": 2, "encoder_layers": 1, "num_mel_bins": 8}},
-    "phi4_multimodal": {**COMMON, "vision_config": {**VISION, "crop_size": 16}, "audio_config": {
-        "hidden_size": 16, "num_blocks": 1, "num_attention_heads": 2, "intermediate_size": 16, "nemo_conv_channels": 8,
-        "depthwise_separable_out_channel": 16, "ext_pw_out_channel": 16}},
+    "mllama": {
+        "text_config": {**COMMON, "cross_attention_layers": [1]},
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_global_layers": 1,
+            "attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
+            "vision_output_dim": 32,
+            "intermediate_layers_indices": [0],
+        },
+    },
+    "moss_transcribe_diarize": {
+        "text_config": {**COMMON, "model_type": "qwen3"},
+        "audio_config": {
+            **ENCODER,
+            "d_model": 16,
+            "encoder_attention_heads": 2,
+            "encoder_layers": 1,
+            "num_mel_bins": 8,
+        },
+    },
+    "phi4_multimodal": {
+        **COMMON,
+        "vision_config": {**VISION, "crop_size": 16},
+        "audio_config": {
+            "hidden_size": 16,
+            "num_blocks": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 16,
+            "nemo_conv_channels": 8,
+            "depthwise_separable_out_channel": 16,
+            "ext_pw_out_channel": 16,
+        },
+    },
     "prophetnet": {
-        "vocab_size": 128, "hidden_size": 32, "num_encoder_layers": 1, "num_decoder_layers": 2, "is_decoder": True,
-        "num_encoder_attention_heads": 4, "num_decoder_attention_heads": 4, "decoder_ffn_dim": 48,
-        "encoder_ffn_dim": 48, "max_position_embeddings": 64, "pad_token_id": 0, "ngram": 1},
+        "vocab_size": 128,
+        "hidden_size": 32,
+        "num_encoder_layers": 1,
+        "num_decoder_layers": 2,
+        "is_decoder": True,
+        "num_encoder_attention_heads": 4,
+        "num_decoder_attention_heads": 4,
+        "decoder_ffn_dim": 48,
+        "encoder_ffn_dim": 48,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "ngram": 1,
+    },
     "qwen3_5": {"text_config": GENERAL, "vision_config": VISION},
     "qwen3_5_moe": {"text_config": GENERAL, "vision_config": VISION},
     "qwen4_exp": {"text_config": GENERAL},
-    "reformer": {**COMMON, "is_decoder": True, "attn_layers": ["local", "local"], "axial_pos_embds": False,
-        "num_attention_heads": 4, "attention_head_size": 8, "feed_forward_size": 48},
-    "xlnet": {
-        "d_head": 8, **{name: value for name, value in COMMON.items() if name != "max_position_embeddings"}},
+    "reformer": {
+        **COMMON,
+        "is_decoder": True,
+        "attn_layers": ["local", "local"],
+        "axial_pos_embds": False,
+        "num_attention_heads": 4,
+        "attention_head_size": 8,
+        "feed_forward_size": 48,
+    },
+    "xlnet": {"d_head": 8, **{name: value for name, value in COMMON.items() if name != "max_position_embeddings"}},
     "zamba": {**COMMON, "layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 1},
     "xlstm": COMMON,
     "zaya": {**COMMON, "num_experts": 4, "moe_intermediate_size": 16},
@@ -201,10 +273,11 @@ def main() -> None:
             got = verdict(kind)
         except Exception as error:
             print(kind, "CRASH", type(error).__name__, str(error)[:300])
-            if sys.argv[1:]: raise
+            if sys.argv[1:]:
+                raise
             continue
         loaded += got.error is not None
-        print(f"{kind:20} {got.row} {got.error or 0:.1e} {got.why}  {time.time()-start:.1f}s", flush=True)
+        print(f"{kind:20} {got.row} {got.error or 0:.1e} {got.why}  {time.time() - start:.1f}s", flush=True)
     print(loaded)
 
 

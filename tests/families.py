@@ -99,6 +99,36 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "stablelm": lambda: hf.StableLmForCausalLM(hf.StableLmConfig(**LLAMA)),
     "stablelm-parallel": lambda: hf.StableLmForCausalLM(hf.StableLmConfig(use_parallel_residual=True, **LLAMA)),
     "smollm3": lambda: hf.SmolLM3ForCausalLM(hf.SmolLM3Config(**LLAMA)),
+    "codegen": lambda: hf.CodeGenForCausalLM(hf.CodeGenConfig(rotary_dim=4, n_ctx=64, **GPT)),
+    "ctrl": lambda: hf.CTRLLMHeadModel(hf.CTRLConfig(dff=48, **GPT)),
+    "dbrx": lambda: hf.DbrxForCausalLM(
+        hf.DbrxConfig(
+            d_model=32,
+            n_heads=4,
+            n_layers=2,
+            max_seq_len=64,
+            attn_config={"kv_n_heads": 2, "clip_qkv": 0.5, "rope_theta": 1e4},
+            ffn_config={"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+            **IDS,
+        )
+    ),
+    "gpt_bigcode": lambda: hf.GPTBigCodeForCausalLM(hf.GPTBigCodeConfig(**GPT)),
+    "gpt_bigcode-multihead": lambda: hf.GPTBigCodeForCausalLM(hf.GPTBigCodeConfig(multi_query=False, **GPT)),
+    "granitemoe": lambda: hf.GraniteMoeForCausalLM(
+        hf.GraniteMoeConfig(residual_multiplier=0.4, **_moe(num_local_experts=4))
+    ),
+    "llama4_text": lambda: hf.Llama4ForCausalLM(
+        hf.Llama4TextConfig(
+            head_dim=8, intermediate_size_mlp=48, interleave_moe_layer_step=2, **_moe(num_local_experts=4)
+        )
+    ),
+    "modernbert-decoder": lambda: hf.ModernBertDecoderForCausalLM(
+        hf.ModernBertDecoderConfig(global_attn_every_n_layers=2, local_attention=8, **NEOX)
+    ),
+    "moshi": lambda: hf.MoshiForCausalLM(hf.MoshiConfig(ffn_dim=48, head_dim=8, **LLAMA)),
+    "mpt": lambda: hf.MptForCausalLM(hf.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=64, **IDS)),
+    "nanochat": lambda: hf.NanoChatForCausalLM(hf.NanoChatConfig(**LLAMA)),
+    "persimmon": lambda: hf.PersimmonForCausalLM(hf.PersimmonConfig(**NEOX)),
     "gpt_oss": lambda: hf.GptOssForCausalLM(hf.GptOssConfig(head_dim=8, **_moe(num_local_experts=4))),
 }
 EVERY_FAMILY = sorted(MODELS)

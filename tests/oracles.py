@@ -98,7 +98,13 @@ class Literal:
                 for handle in self._hook_layer(layer, see, result):
                     hooks.callback(handle.remove)
             final = self.model.get_submodule(self.family.final_norm)
-            handle = final.register_forward_pre_hook(lambda _, args: (see("logits", args[0], result), *args[1:]))
+
+            def enter_final(_: nn.Module, args: tuple) -> tuple | None:
+                if f"m{len(self.blocks) - 1}" not in result.writers:  # nanochat norms the embeddings with it, too
+                    return None
+                return (see("logits", args[0], result), *args[1:])
+
+            handle = final.register_forward_pre_hook(enter_final)
             hooks.callback(handle.remove)
             result.logits = self._plain_logits(inputs)
         return result
@@ -203,6 +209,9 @@ class Literal:
             order = [(k, h) for k in "qkv" for h in range(len(self.readers(0, k)))]
         elif self.family.layout == "per_head":
             order = [(k, h) for h in range(self.n_heads) for k in "qkv"]
+        elif self.family.layout == "four_blocks":
+            quarter = self.n_heads // 4
+            order = [(k, b * quarter + i) for b in range(4) for k in "qvk" for i in range(quarter)]
         else:
             for g in range(self.n_kv_heads):
                 order += [("q", g * group + i) for i in range(group)] + [("k", g), ("v", g)]

@@ -264,6 +264,7 @@ FAMILIES: dict[str, Family] = {
         mlp_out="ffn.down_proj",
         down="ffn.down_proj",
     ),
+    "nanochat": replace(LLAMA, down="mlp.fc2"),
     "persimmon": replace(
         LLAMA,
         final_norm="model.final_layernorm",
