@@ -25,7 +25,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from circuitfind.batch import Batch, Inputs
-from circuitfind.models.families import family_of
+from circuitfind.models.families import Family, family_of
 
 See = Callable[[str, Tensor, "Pass"], Tensor]  # (reader, residual stream, pass so far) -> what the reader sees
 
@@ -51,11 +51,12 @@ def unchanged(reader: str, stream: Tensor, so_far: Pass) -> Tensor:
 class Literal:
     """A model of a family in the name table, with its readers split.
 
-    `differentiable`: what writers write keeps its gradient, so that what readers see of it has one.
+    `differentiable`: what writers write keeps its gradient, so that what readers see of it has one; `family`: the row
+    of a model that has none in the table.
     """
 
-    def __init__(self, model: nn.Module, differentiable: bool = False) -> None:
-        self.model, self.family, self.differentiable = model, family_of(model.config), differentiable
+    def __init__(self, model: nn.Module, differentiable: bool = False, family: Family | None = None) -> None:
+        self.model, self.family, self.differentiable = model, family_of(model.config, family), differentiable
         self.blocks = list(model.get_submodule(self.family.layers))
         self.n_heads = model.config.num_attention_heads
         out = self._at(0, self.family.o)

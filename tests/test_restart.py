@@ -17,6 +17,8 @@ from circuitfind.models.adapter import Adapter
 
 FOUR = ["gpt2", "llama", "gpt_neox", "gemma2"]
 OTHERS = ["falcon-new", "opt", "bloom", "olmo2", "gpt_oss", "granite"]  # own layouts, flattening, inner residuals, ...
+OTHERS += ["codegen", "ctrl", "dbrx", "gpt_bigcode", "granitemoe", "llama4_text", "modernbert-decoder", "moshi", "mpt"]
+OTHERS += ["nanochat", "persimmon"]
 
 
 class Edges:

@@ -229,10 +229,10 @@ def names_in(words: str) -> list[str]:
 # -------------------------------------------------------------------- described
 def model_line(model: cf.Model) -> str:
     """Family, graph, size, precision, device."""
-    kind, graph = getattr(model.config, "model_type", "?"), model.graph
+    graph = model.graph
     extent = f"{graph.n_edges:,} edges, {graph.n_nodes:,} nodes"
     weights = model.dequantised or str(model.dtype).removeprefix("torch.")
-    return f"{model.name}: {kind}, {graph}; {extent}; {weights} on {model.place}"
+    return f"{model.name}: {model.kind}, {graph}; {extent}; {weights} on {model.place}"
 
 
 def memory_line(

@@ -1,17 +1,18 @@
-"""Three identities that every model must pass before its numbers are believed.
+"""The identities that every model must pass before its numbers are believed.
 
 On a short random prompt and another one as its corrupted twin:
 
 1. writers + output biases = the residual stream that enters the final norm;
-2. the circuit of all edges = the clean run;
-3. the circuit of no edge = the corrupted run.
+2. the circuit of all edges = the clean run, and that = the model by itself;
+3. the circuit of no edge = the corrupted run;
+4. the readers of a layer are those that the graph names, each of its own head (`circuitfind.models.heads`).
 
 Where the user's hooks run, two more things are asked, because hooks may do something at late positions, in long prompts
 or to gradients only:
 
-4. the identities hold on the pairs that are measured, too: on the longest and the first at the first call after a hook
+5. the identities hold on the pairs that are measured, too: on the longest and the first at the first call after a hook
    is new, and on each that is longer later;
-5. autograd's derivatives are those of the values (`derivatives.py`), in float32 and float64.
+6. autograd's derivatives are those of the values (`derivatives.py`), in float32 and float64.
 
 What is not proved: that a hook does the same to other pairs (one that acts on some token, or by chance, may not), and
 in half precision the gradients.
@@ -39,6 +40,7 @@ from circuitfind.engine.derivatives import derivative_error
 from circuitfind.engine.prepare import Prepared, prepare
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter
+from circuitfind.models.backends import read_rows, undisturbed
 from circuitfind.models.heads import reader_errors
 
 # Rounding of one addition, times what a few dozen layers of them amount to. A float64 model's RMSNorms still compute
@@ -72,6 +74,8 @@ def _identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> 
     prepared = prepare(adapter, batch)
     full, empty = (make(adapter.graph).mask[None] for make in (Circuit.full, Circuit.empty))
     clean, corrupted, least = prepared.clean.logits, prepared.empty.logits, _least_logit(prepared)
+    if not batch.clean.padded:
+        yield Identity("a run = the model by itself", _error(_by_itself(adapter, batch.clean), clean, least), tolerance)
     yield Identity("writers + output biases = residual stream", _stream_error(prepared), tolerance)
     yield Identity("all edges in = clean run", _circuit_error(prepared, full, clean, least), tolerance)
     yield Identity("no edge in = corrupted run", _circuit_error(prepared, empty, corrupted, least), tolerance)
@@ -128,6 +132,12 @@ def _random_pairs(adapter: Adapter, seed: int) -> Batch:
     clean, corrupted = (Inputs(side, torch.ones_like(side, dtype=torch.bool), read) for side in ids)
     answers = torch.zeros_like(read).unsqueeze(-1)
     return Batch(clean, corrupted, answers, answers)
+
+
+def _by_itself(adapter: Adapter, inputs: Inputs) -> Tensor:
+    """The model's logits without explicit positions."""
+    with torch.no_grad(), undisturbed(adapter.model):
+        return read_rows(adapter.model(input_ids=inputs.ids, use_cache=False).logits, inputs)
 
 
 def _stream_error(prepared: Prepared) -> float:

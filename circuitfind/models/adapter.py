@@ -233,8 +233,8 @@ def graph_of(model: Any, family: Family | str | None = None) -> Graph:
     for index, size in enumerate(sizes):
         if size != sizes[0]:
             raise ModelError(
-                f"its layers have heads of different sizes: {sizes[0][0]} key/value heads of {sizes[0][1]} in layer 0,"
-                f" {size[0]} of {size[1]} in layer {index}"
+                f"layers with heads of different sizes are not covered: {sizes[0][0]} key/value heads of {sizes[0][1]}"
+                f" in layer 0, {size[0]} of {size[1]} in layer {index}"
             )
     return Graph(len(blocks), n_heads, sizes[0][0], config.hidden_size, family.parallel)
 

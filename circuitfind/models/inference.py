@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from circuitfind.errors import ModelError
-from circuitfind.models.adapter import Adapter
+from circuitfind.models.adapter import Adapter, graph_of
 from circuitfind.models.backends import observe, undisturbed
 from circuitfind.models.families import FAMILIES, LAYOUTS, Family, named
 from circuitfind.models.heads import HEADS, reader_errors
@@ -55,45 +55,48 @@ def matching(model: nn.Module) -> tuple[str, Family]:
     """The path of the list of blocks, and the first row whose names every block has; shapes and values are not read.
 
     Raises:
-        ModelError: no row has, and what the nearest lacks.
+        ModelError: no row has, and what a block has instead.
     """
     config: Any = model.config
     kind, depth = config.get_text_config().model_type, getattr(config.get_text_config(), "num_hidden_layers", 0)
     lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    lists = {path: blocks for path, blocks in lists.items() if len(blocks) == depth and "." in path}
-    if getattr(config, "is_encoder_decoder", False) or any(map(_crossed, lists.values())):
-        raise _refused(kind, "its blocks have cross-attention to an encoder")
-    near: list[tuple[int, str, str, Family, str]] = []
+    if getattr(config, "is_encoder_decoder", False) or any(map(_crosses, lists.values())):
+        raise _refused(kind, "it has cross-attention")
+    fitting: dict[str, Family] = {}
+    holds = ""
     for path, blocks in lists.items():
-        for name, row in FAMILIES.items():
-            lacks = [_lacking(block, row) for block in blocks]
-            most = max(lacks, key=len)
-            said = f"'{path}.{lacks.index(most)}' has no {', '.join(most)}"
-            near.append((len(most), said, path, row, name))
-    fitting = {path: row for lack, _, path, row, _ in reversed(near) if not lack}
+        if depth and len(blocks) == depth and len([*blocks[0].children()]) > 1:
+            there = [{path for path, _ in block.named_modules()} for block in blocks]
+            rows = [row for row in FAMILIES.values() if all(_needed(row) <= names for names in there)]
+            fitting |= {path: rows[0]} if rows else {}
+            none = (at for at, names in enumerate(there) if not any(_needed(row) <= names for row in FAMILIES.values()))
+            odd = next(none, 0)
+            holds = holds or f"the projections of '{path}.{odd}' are {_projections(blocks[odd])}"
     if len(fitting) > 1:
         raise _refused(kind, f"it has several lists of blocks: {', '.join(fitting)}")
-    for path, row in fitting.items():
-        return path, row
-    if not near:
-        raise _refused(kind, f"it has no list of {depth} blocks")
-    _, said, _, _, nearest = min(near, key=lambda one: one[0])
-    raise _refused(kind, f"no family's modules fit; for the nearest, {nearest}, {said}")
+    if not fitting:
+        found = f"it has no list of {depth} blocks" if depth else "its config has no num_hidden_layers"
+        why = f"no row of the family table fits its blocks: {holds}" if holds else found
+        raise _refused(kind, why)
+    return next(iter(fitting.items()))
 
 
-def _crossed(blocks: nn.ModuleList) -> bool:
-    names = ("encoder_attn", "crossattention", "cross_attn", "encoder_attention")
-    return any(path.rpartition(".")[2] in names for path, _ in blocks.named_modules())
+def _crosses(blocks: nn.ModuleList) -> bool:
+    names = {name for path, _ in blocks.named_modules() for name in path.split(".")}
+    return any("cross" in name or name == "encoder_attn" for name in names)
+
+
+def _projections(block: nn.Module, most: int = 6) -> str:
+    names = [path for path, module in block.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _needed(row: Family) -> set[str]:
+    return {getattr(row, name) for name in (*row.projections, "o", "mlp_in", "mlp_out")}
 
 
 def _refused(kind: str, why: str) -> ModelError:
     return ModelError(f"model family '{kind}' is not covered: {why}")
-
-
-def _lacking(block: nn.Module, row: Family) -> list[str]:
-    names = [getattr(row, name) for name in (*row.projections, "o", "mlp_in", "mlp_out")]
-    there = {path for path, _ in block.named_modules()}
-    return [name for name in dict.fromkeys(names) if name not in there]
 
 
 def _told(family: Family) -> str:
@@ -267,8 +270,8 @@ class _Found:
         return next((name for name in names if "residual" in name), None)
 
     def _laid_out(self, found: Family) -> Family:
-        errors = {}
-        for layout in LAYOUTS:
+        errors, graph = {}, graph_of(self.model, found)
+        for layout in LAYOUTS if graph.n_kv_heads == graph.n_heads else ("concat", "grouped"):
             row = replace(found, layout=layout)
             adapter = Adapter(self.model, row)
             observe(adapter)
@@ -281,7 +284,7 @@ class _Found:
 
 def _first_of(values: Any) -> Tensor | None:
     """A copy of the first value, if it is a tensor."""
-    value = next(iter(values), None) if isinstance(values, tuple) else values
+    value = next(iter(values), None) if isinstance(values, (tuple, list)) else values
     return value.detach().clone() if isinstance(value, Tensor) else None
 
 
