@@ -50,13 +50,13 @@ LINEAR = dict(
 MAMBA = dict(mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_expand=2, mamba_d_ssm=64)
 PAGE = """# Every causal language model type of transformers
 
-Made by `python benchmarks/families.py > docs/family-table.md`. Of the {kinds} types for which transformers {version} has a
-class behind `AutoModelForCausalLM`, {loads} load. Each was built small and at random, with every weight away from where it
-starts; where forms of a type differ (other sizes of heads, keys shared between layers, an option of its config), another
-form of it may be refused, in a sentence. [Model families](families.md) says what a row is and how it is inferred.
+Made by `python benchmarks/families.py > docs/family-table.md`. Of the {kinds} types for which transformers {version}
+has a class behind `AutoModelForCausalLM`, {loads} load. Each was built small and at random, with every weight away
+from where it starts. Another form of a type that loads (heads of several sizes, keys shared between layers, an option
+of its config) may be refused. [Model families](families.md) says what a row is and how one is inferred.
 
-*Row* is "its own" for a type that has one in the table, else how it was inferred. After *loads* stands the largest error of
-the identities, relative to the largest value.
+*Row* is "its own" for a type that has one in the table, else how it was inferred. After *loads* stands the largest
+error of the identities, relative to the largest value.
 
 | type | row | verdict |
 |---|---|---|
@@ -294,7 +294,7 @@ def verdict(kind: str) -> Verdict:
 def cells(found: Verdict) -> str:
     """A line of the table."""
     if found.error is None:
-        return f"| `{found.kind}` | | refused: {found.why} |"
+        return f"| `{found.kind}` | | refused: {found.why.rpartition('is not covered: ')[2]} |"
     return f"| `{found.kind}` | {found.row} | loads; {found.error:.0e} |"
 
 
