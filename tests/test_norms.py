@@ -23,7 +23,7 @@ def norms_of(name: str) -> dict[str, nn.Module]:
     family = family_of(model.config)
     paths = [family.final_norm]
     for part in (family.attn_norm, family.mlp_norm, family.post_attn_norm, family.post_mlp_norm):
-        paths += [f"{family.layers}.0.{part}"] if part else []
+        paths += [f"{family.layers}.1.{part}"] if part else []
     return {path: model.get_submodule(path) for path in paths}
 
 

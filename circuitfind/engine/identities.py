@@ -67,16 +67,15 @@ def check_identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None
 
 
 def _identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> Iterator[Identity]:
-    tolerance = TOLERANCE.get(adapter.dtype, 1e-4)
-    if batch is None:
-        batch = _random_pairs(adapter, seed)
-        yield from (Identity(name, error, tolerance) for name, error in reader_errors(adapter, seed).items())
+    tolerance, alone = TOLERANCE.get(adapter.dtype, 1e-4), batch is None
+    batch = _random_pairs(adapter, seed) if batch is None else batch
     prepared = prepare(adapter, batch)
     full, empty = (make(adapter.graph).mask[None] for make in (Circuit.full, Circuit.empty))
     clean, corrupted, least = prepared.clean.logits, prepared.empty.logits, _least_logit(prepared)
-    if not batch.clean.padded:
-        yield Identity("a run = the model by itself", _error(_by_itself(adapter, batch.clean), clean, least), tolerance)
     yield Identity("writers + output biases = residual stream", _stream_error(prepared), tolerance)
+    if alone:
+        yield Identity("a run = the model by itself", _error(_by_itself(adapter, batch.clean), clean, least), tolerance)
+        yield from (Identity(name, error, tolerance) for name, error in reader_errors(adapter, seed).items())
     yield Identity("all edges in = clean run", _circuit_error(prepared, full, clean, least), tolerance)
     yield Identity("no edge in = corrupted run", _circuit_error(prepared, empty, corrupted, least), tolerance)
     yield Identity("both forms of a small circuit agree", _forms_error(prepared, least), tolerance)

@@ -76,8 +76,8 @@ def matching(model: nn.Module) -> tuple[str, Family]:
         raise _refused(kind, f"it has several lists of blocks: {', '.join(fitting)}")
     if not fitting:
         found = f"it has no list of {depth} blocks" if depth else "its config has no num_hidden_layers"
-        why = f"no row of the family table fits its blocks: {holds}" if holds else found
-        raise _refused(kind, why)
+        remedy = "; a pre-norm stream of attention and MLPs can be described with family=circuitfind.Family(...)"
+        raise _refused(kind, f"no row of the family table fits its blocks: {holds}{remedy}" if holds else found)
     return next(iter(fitting.items()))
 
 
