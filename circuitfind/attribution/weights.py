@@ -74,6 +74,8 @@ def _attention_readers(weights: Heads, output: Tensor) -> Heads:
 
 def _folded(view: LayerView) -> Heads:
     """`[d_model, heads, d_head]` each, the attention's norm folded in."""
+    if view.family.kv:
+        raise ScoreError("method 'weights' cannot score this model: a norm stands between two projections of its keys")
     weights = view.qkv_weight()
     return weights if view.attn_norm is None else Heads(*map(view.attn_norm.fold, weights))
 
