@@ -30,7 +30,7 @@ from circuitfind.models.families import family_of
 
 CLOSE = 1e-5  # of the largest score
 MIXTURES = {"mixtral", "qwen3_moe", "gpt_oss", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "axk1", "mistral4"}
-MIXTURES |= {"jamba", "lfm2_moe", "qwen3_next"}
+MIXTURES |= {"jamba", "lfm2_moe", "qwen3_next", "qwen3_5_moe_text", "kimi_linear"}
 INSIDE = {"lfm2", "granitemoehybrid"}  # no module of its own for the activation
 TWINS = ["gpt2", "llama", "gemma2", "gpt_neox", "opt"]  # GELU, gated, gated with post-norms, parallel, ReLU
 OTHERS = [name for name in EVERY_FAMILY if name not in {*TWINS, *MIXTURES, *INSIDE}]
@@ -38,7 +38,7 @@ ACTIVATIONS = {"act", "act_fn", "activation_fn", "gelu_impl", "activation"}
 GATED = {
     *("llama", "llama-biased", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo", "olmo-clipped"),
     *("olmo2", "granite", "granite-biased", "glm4", "cohere", "phi3", "stablelm", "stablelm-parallel", "smollm3"),
-    *("youtu", "youtu-direct", "minicpm3", "bamba", "olmo_hybrid", "recurrent_gemma"),
+    *("youtu", "youtu-direct", "minicpm3", "bamba", "olmo_hybrid", "recurrent_gemma", "qwen3_5_text"),
 }
 PLACES = {"gpt2": ("resid", "neurons"), "llama": ("heads", "k"), "gemma2": ("attn", "mlp", "pattern"), "opt": ("mlp",)}
 
