@@ -33,7 +33,7 @@ def load(
     check: bool = True,
     backend: str = "nnsight",
     remote: bool | str = False,
-    family: Family | None = None,
+    family: Family | str | None = None,
     allow_missing: bool = False,
     **keywords: Any,
 ) -> Model:
@@ -45,11 +45,14 @@ def load(
             quantised model, computed in floats.
         dtype: such as "float32"; by default the precision in which the weights are stored, float32 for a GGUF file.
         device: a torch device; by default the accelerator if there is one.
-        check: test the three identities of `circuitfind.engine.identities` on a short random prompt.
+        check: test the identities of `circuitfind.engine.identities` on a short random prompt; where the family's row
+            was inferred they are always tested.
         backend: "nnsight" or "hooks", what single passes run through; the results are bitwise equal.
         remote: run on an NDIF server, which has the weights: True for the host that nnsight is configured for, a URL
             for another one, "local" to simulate a server here. Every call is one job there; see `circuitfind.remote`.
-        family: names of the architecture's modules, used in place of the built-in row for its model type.
+        family: names of the architecture's modules, used in place of the built-in row for its model type: a `Family`,
+            the name of a built-in row, or "package.module:NAME". Without it, and without a row for the model type, one
+            is inferred (`circuitfind.models.inference`); the model's repr says which.
         allow_missing: take a checkpoint that lacks weights, which transformers fills in at random, with a warning.
         keywords: passed on to `from_pretrained` (revision, token, attn_implementation, gguf_file, ...).
 
@@ -101,7 +104,7 @@ def wrap(
     name: str | None = None,
     check: bool = True,
     backend: str = "nnsight",
-    family: Family | None = None,
+    family: Family | str | None = None,
 ) -> Model:
     """Wraps a Hugging Face model that is already in memory, without changing it.
 
@@ -119,7 +122,7 @@ def wrap(
     hf = getattr(hf, "_orig_mod", hf)  # what torch.compile was given
     name = name or getattr(getattr(hf, "config", None), "name_or_path", "") or type(hf).__name__
     model = adapt(name, hf, tokenizer, backend, family)
-    if not check:
+    if not check and not model.adapter.inferred:
         model.adapter.unproven = None
     with ready(model):
         return model

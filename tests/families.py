@@ -25,8 +25,35 @@ GPT = dict(n_layer=2, n_head=4, n_embd=32, n_positions=64, **IDS)
 FALCON = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **IDS)
 
 
+LATENT = {**NEOX, "kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 5}
+YARN = dict(
+    rope_type="yarn",
+    rope_theta=10000.0,
+    factor=4.0,
+    original_max_position_embeddings=16,
+    max_position_embeddings=64,
+    llama_4_scaling_beta=0.1,
+    partial_rotary_factor=0.4,
+)
+MIXED, LINEAR = ["conv", "full_attention"], ["linear_attention", "full_attention"]
+MAMBA = dict(mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1, mamba_d_state=8, mamba_d_conv=3, mamba_chunk_size=4)
+DELTA = dict(
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=8,
+    linear_value_head_dim=8,
+    linear_conv_kernel_dim=3,
+)
+Q_LATENT = {**LATENT, "q_lora_rank": 12}
+
+
 def _moe(**more: Any) -> dict[str, Any]:
     return {**LLAMA, "num_experts_per_tok": 2, **more}
+
+
+def _latent_moe(**more: Any) -> dict[str, Any]:
+    few = dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, n_group=1, topk_group=1)
+    return {**few, "num_key_value_heads": 4, **more}
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -99,9 +126,131 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "stablelm": lambda: hf.StableLmForCausalLM(hf.StableLmConfig(**LLAMA)),
     "stablelm-parallel": lambda: hf.StableLmForCausalLM(hf.StableLmConfig(use_parallel_residual=True, **LLAMA)),
     "smollm3": lambda: hf.SmolLM3ForCausalLM(hf.SmolLM3Config(**LLAMA)),
+    "codegen": lambda: hf.CodeGenForCausalLM(hf.CodeGenConfig(rotary_dim=4, n_ctx=64, **GPT)),
+    "ctrl": lambda: hf.CTRLLMHeadModel(hf.CTRLConfig(dff=48, **GPT)),
+    "dbrx": lambda: hf.DbrxForCausalLM(
+        hf.DbrxConfig(
+            d_model=32,
+            n_heads=4,
+            n_layers=2,
+            max_seq_len=64,
+            attn_config={"kv_n_heads": 2, "clip_qkv": 0.5, "rope_theta": 1e4},
+            ffn_config={"ffn_hidden_size": 16, "moe_num_experts": 4, "moe_top_k": 2},
+            **IDS,
+        )
+    ),
+    "gpt_bigcode": lambda: hf.GPTBigCodeForCausalLM(hf.GPTBigCodeConfig(**GPT)),
+    "gpt_bigcode-multihead": lambda: hf.GPTBigCodeForCausalLM(hf.GPTBigCodeConfig(multi_query=False, **GPT)),
+    "granitemoe": lambda: hf.GraniteMoeForCausalLM(
+        hf.GraniteMoeConfig(residual_multiplier=0.4, **_moe(num_local_experts=4))
+    ),
+    "llama4_text": lambda: hf.Llama4ForCausalLM(
+        hf.Llama4TextConfig(
+            head_dim=8, intermediate_size_mlp=48, interleave_moe_layer_step=2, **_moe(num_local_experts=4)
+        )
+    ),
+    "modernbert-decoder": lambda: hf.ModernBertDecoderForCausalLM(
+        hf.ModernBertDecoderConfig(global_attn_every_n_layers=2, local_attention=8, **NEOX)
+    ),
+    "moshi": lambda: hf.MoshiForCausalLM(hf.MoshiConfig(ffn_dim=48, head_dim=8, **LLAMA)),
+    "mpt": lambda: hf.MptForCausalLM(hf.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=64, **IDS)),
+    "nanochat": lambda: hf.NanoChatForCausalLM(hf.NanoChatConfig(**LLAMA)),
+    "persimmon": lambda: hf.PersimmonForCausalLM(hf.PersimmonConfig(**NEOX)),
+    "deepseek_v2": lambda: hf.DeepseekV2ForCausalLM(
+        hf.DeepseekV2Config(q_lora_rank=None, first_k_dense_replace=1, **_latent_moe(**LATENT))
+    ),
+    "deepseek_v3": lambda: hf.DeepseekV3ForCausalLM(
+        hf.DeepseekV3Config(attention_bias=True, first_k_dense_replace=1, **_latent_moe(**Q_LATENT))
+    ),
+    "glm4_moe_lite": lambda: hf.Glm4MoeLiteForCausalLM(hf.Glm4MoeLiteConfig(**_latent_moe(**Q_LATENT))),
+    "axk1": lambda: hf.AXK1ForCausalLM(hf.AXK1Config(**_latent_moe(**Q_LATENT))),
+    "mistral4": lambda: hf.Mistral4ForCausalLM(
+        hf.Mistral4Config(rope_parameters=dict(YARN), **_latent_moe(**Q_LATENT))
+    ),
+    "youtu": lambda: hf.YoutuForCausalLM(hf.YoutuConfig(num_key_value_heads=4, **Q_LATENT)),
+    "youtu-direct": lambda: hf.YoutuForCausalLM(hf.YoutuConfig(num_key_value_heads=4, q_lora_rank=None, **LATENT)),
+    "minicpm3": lambda: hf.MiniCPM3ForCausalLM(
+        hf.MiniCPM3Config(num_key_value_heads=4, scale_depth=1.2, dim_model_base=16, **Q_LATENT)
+    ),
     "gpt_oss": lambda: hf.GptOssForCausalLM(hf.GptOssConfig(head_dim=8, **_moe(num_local_experts=4))),
 }
+MODELS |= {  # hybrids
+    "lfm2": lambda: hf.Lfm2ForCausalLM(
+        hf.Lfm2Config(layer_types=MIXED, block_auto_adjust_ff_dim=False, conv_bias=True, **LLAMA)
+    ),
+    "lfm2_moe": lambda: hf.Lfm2MoeForCausalLM(
+        hf.Lfm2MoeConfig(layer_types=MIXED, num_dense_layers=1, **_moe(num_experts=4, moe_intermediate_size=16))
+    ),
+    "bamba": lambda: hf.BambaForCausalLM(hf.BambaConfig(attn_layer_indices=[1], **MAMBA, **LLAMA)),
+    "granitemoehybrid": lambda: hf.GraniteMoeHybridForCausalLM(
+        hf.GraniteMoeHybridConfig(
+            layer_types=["mamba", "attention"],
+            num_local_experts=0,
+            shared_intermediate_size=48,
+            residual_multiplier=0.4,
+            logits_scaling=2.0,
+            **MAMBA,
+            **LLAMA,
+        )
+    ),
+    "jamba": lambda: hf.JambaForCausalLM(
+        hf.JambaConfig(
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            expert_layer_period=2,
+            expert_layer_offset=1,
+            mamba_d_state=8,
+            mamba_d_conv=3,
+            mamba_dt_rank=4,
+            use_mamba_kernels=False,
+            **_moe(num_experts=4),
+        )
+    ),
+    "olmo_hybrid": lambda: hf.OlmoHybridForCausalLM(hf.OlmoHybridConfig(layer_types=LINEAR, **DELTA, **LLAMA)),
+    "qwen3_next": lambda: hf.Qwen3NextForCausalLM(
+        hf.Qwen3NextConfig(
+            layer_types=LINEAR,
+            head_dim=8,
+            shared_expert_intermediate_size=16,
+            **DELTA,
+            **_moe(num_experts=4, moe_intermediate_size=16),
+        )
+    ),
+    "qwen3_5_text": lambda: hf.Qwen3_5ForCausalLM(
+        hf.Qwen3_5TextConfig(layer_types=LINEAR, head_dim=8, **DELTA, **LLAMA)
+    ),
+    "qwen3_5_moe_text": lambda: hf.Qwen3_5MoeForCausalLM(
+        hf.Qwen3_5MoeTextConfig(
+            layer_types=LINEAR,
+            head_dim=8,
+            shared_expert_intermediate_size=16,
+            **DELTA,
+            **_moe(num_experts=4, moe_intermediate_size=16),
+        )
+    ),
+    "kimi_linear": lambda: hf.KimiLinearForCausalLM(
+        hf.KimiLinearConfig(
+            layer_types=LINEAR,
+            linear_head_dim=8,
+            linear_num_heads=2,
+            linear_conv_kernel_dim=3,
+            **_latent_moe(**{**LATENT, "num_local_experts": 4}),
+        )
+    ),
+    "recurrent_gemma": lambda: hf.RecurrentGemmaForCausalLM(
+        hf.RecurrentGemmaConfig(
+            block_types=["recurrent", "attention"],
+            lru_width=32,
+            conv1d_width=3,
+            attention_window_size=4,
+            head_dim=8,
+            **{key: value for key, value in LLAMA.items() if key != "max_position_embeddings"},
+        )
+    ),
+}
 EVERY_FAMILY = sorted(MODELS)
+HYBRIDS = ["bamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "lfm2_moe", "olmo_hybrid", "qwen3_5_moe_text"]
+HYBRIDS += ["qwen3_5_text", "qwen3_next", "recurrent_gemma"]
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None) -> nn.Module:

@@ -25,7 +25,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from circuitfind.batch import Batch, Inputs
-from circuitfind.models.families import family_of
+from circuitfind.models.families import Family, family_of
 
 See = Callable[[str, Tensor, "Pass"], Tensor]  # (reader, residual stream, pass so far) -> what the reader sees
 
@@ -51,24 +51,35 @@ def unchanged(reader: str, stream: Tensor, so_far: Pass) -> Tensor:
 class Literal:
     """A model of a family in the name table, with its readers split.
 
-    `differentiable`: what writers write keeps its gradient, so that what readers see of it has one.
+    `differentiable`: what writers write keeps its gradient, so that what readers see of it has one; `family`: the row
+    of a model that has none in the table.
     """
 
-    def __init__(self, model: nn.Module, differentiable: bool = False) -> None:
-        self.model, self.family, self.differentiable = model, family_of(model.config), differentiable
+    def __init__(self, model: nn.Module, differentiable: bool = False, family: Family | None = None) -> None:
+        self.model, self.family, self.differentiable = model, family_of(model.config, family), differentiable
         self.blocks = list(model.get_submodule(self.family.layers))
         self.n_heads = model.config.num_attention_heads
-        out = self._at(0, self.family.o)
+        self.rows = [self.family.of_block(block) for block in self.blocks]
+        self.mixers = [layer for layer, row in enumerate(self.rows) if row.mixer]
+        first = next(layer for layer, row in enumerate(self.rows) if not row.mixer)
+        out = self._at(first, self.family.o)
         self.d_head = getattr(out, "in_features", out.weight.shape[0]) // self.n_heads
         if self.family.qkv:
-            features = self._at(0, self.family.qkv)(torch.zeros(1, model.config.hidden_size).to(out.weight)).shape[-1]
+            features = self._at(first, self.family.qkv)(torch.zeros(1, model.config.hidden_size).to(out.weight)).shape[
+                -1
+            ]
             self.n_kv_heads = (features // self.d_head - self.n_heads) // 2
+        elif self.family.kv:
+            self.n_kv_heads = 1  # keys and values of all heads come from one latent
         else:
-            self.n_kv_heads = self._at(0, self.family.k).out_features // self.d_head
-        self.multiplier = getattr(model.config, self.family.residual_multiplier or "", 1.0)
+            self.n_kv_heads = self._at(first, self.family.k).out_features // self.d_head
+        scale = self.family.residual_multiplier or ""
+        self.multiplier = getattr(model.config, scale, None) or getattr(self.blocks[0], scale, 1.0)
 
     # ---------------------------------------------------------------- names
     def readers(self, layer: int, kind: str) -> list[str]:
+        if layer in self.mixers:
+            return [f"s{layer}"] if kind == "q" else []
         if kind == "q" or self.n_kv_heads == self.n_heads:
             return [f"a{layer}.h{head}<{kind}>" for head in range(self.n_heads)]
         return [f"a{layer}.kv{head}<{kind}>" for head in range(self.n_kv_heads)]
@@ -78,10 +89,13 @@ class Literal:
         layer = len(self.blocks) if reader == "logits" else int(reader.split(".")[0][1:])
         names = ["input"]
         for earlier in range(layer):
-            names += [f"a{earlier}.h{head}" for head in range(self.n_heads)] + [f"m{earlier}"]
+            names += [*self._before_mlp(earlier), f"m{earlier}"]
         if reader.startswith("m") and not self.family.parallel:
-            names += [f"a{layer}.h{head}" for head in range(self.n_heads)]
+            names += self._before_mlp(layer)
         return names
+
+    def _before_mlp(self, layer: int) -> list[str]:
+        return [f"s{layer}"] if layer in self.mixers else [f"a{layer}.h{head}" for head in range(self.n_heads)]
 
     def edges(self) -> list[tuple[str, str]]:
         readers = []
@@ -98,7 +112,13 @@ class Literal:
                 for handle in self._hook_layer(layer, see, result):
                     hooks.callback(handle.remove)
             final = self.model.get_submodule(self.family.final_norm)
-            handle = final.register_forward_pre_hook(lambda _, args: (see("logits", args[0], result), *args[1:]))
+
+            def enter_final(_: nn.Module, args: tuple) -> tuple | None:
+                if f"m{len(self.blocks) - 1}" not in result.writers:  # nanochat norms the embeddings with it, too
+                    return None
+                return (see("logits", args[0], result), *args[1:])
+
+            handle = final.register_forward_pre_hook(enter_final)
             hooks.callback(handle.remove)
             result.logits = self._plain_logits(inputs)
         return result
@@ -124,7 +144,7 @@ class Literal:
         return keywords
 
     def _hook_layer(self, layer: int, see: See, result: Pass) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        family, streams = self.family, result.streams
+        family, streams = self.rows[layer], result.streams
         attn_norm, mlp_norm = self._at(layer, family.attn_norm), self._at(layer, family.mlp_norm)
 
         def enter_block(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
@@ -153,9 +173,18 @@ class Literal:
 
             return after
 
+        def enter_mixer(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            seen = see(f"s{layer}", streams[f"a{layer}"], result)
+            new = seen if attn_norm is None else attn_norm.forward(seen)
+            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
         def write_heads(module: nn.Module, args: tuple, output: Tensor) -> None:
             z, out = self._cut(args[0]), self._cut(output)
             bias = module.forward(torch.zeros_like(z))
+            if family.mixer:
+                result.writers[f"s{layer}"] = self._added(out - bias, out, layer, family.post_attn_norm)
+                result.biases[f"s{layer}"] = self._added(bias, out, layer, family.post_attn_norm)
+                return
             for head in range(self.n_heads):
                 alone = torch.zeros_like(z)
                 features = slice(head * self.d_head, (head + 1) * self.d_head)
@@ -184,11 +213,58 @@ class Literal:
         if mlp_norm is not None and mlp_norm is not attn_norm:
             yield mlp_norm.register_forward_pre_hook(enter_mlp_norm)
         projections = {family.qkv: "qkv"} if family.qkv else {family.q: "q", family.k: "k", family.v: "v"}
+        if family.kv:
+            projections = {}
+            yield from self._hook_latents(layer, lambda reader: see(reader, streams[f"a{layer}"], result))
+        if family.mixer:
+            projections = {}
+            yield self._at(layer, family.mixer).register_forward_pre_hook(enter_mixer, with_kwargs=True)
         for name, kinds in projections.items():
             yield self._at(layer, name).register_forward_hook(project(kinds))
         yield self._at(layer, family.o).register_forward_hook(write_heads)
         yield self._at(layer, family.mlp_in).register_forward_pre_hook(enter_mlp, with_kwargs=True)
         yield self._at(layer, family.mlp_out).register_forward_hook(write_mlp)
+
+    def _hook_latents(self, layer: int, see: Callable[[str], Tensor]) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        """Latent attention: each reader sends what it sees through all modules up to q, k or v; others' are left."""
+        family, config = self.family, self.model.config
+        norm, down, between, up = (
+            self._at(layer, name) for name in (family.attn_norm, family.kv_latent, family.kv_latent_norm, family.kv)
+        )
+        rank, plain, seen = config.kv_lora_rank, config.qk_nope_head_dim, {}
+
+        def normed(reader: str) -> Tensor:
+            if reader not in seen:  # a key has features in two places, but sees the stream once
+                seen[reader] = norm.forward(see(reader))
+            return seen[reader]
+
+        def after_q(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            new = output.clone().unflatten(-1, (self.n_heads, -1))
+            for head in range(self.n_heads):
+                value = normed(f"a{layer}.h{head}<q>")
+                if family.q_latent:
+                    value = self._at(layer, family.q_latent).forward(value)
+                    value = self._at(layer, family.q_latent_norm).forward(value)
+                new[..., head, :] = module.forward(value).unflatten(-1, (self.n_heads, -1))[..., head, :]
+            return new.flatten(-2)
+
+        def after_down(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            new = output.clone()
+            new[..., rank:] = module.forward(normed(f"a{layer}.kv0<k>"))[..., rank:]
+            return new
+
+        def after_up(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            new = output.clone()
+            for kind, features in (("k", slice(0, plain)), ("v", slice(plain, None))):
+                latent = down.forward(normed(f"a{layer}.kv0<{kind}>"))[..., :rank]
+                through = module.forward(between.forward(latent)).view(new.shape)
+                for head in torch.arange(new.shape[-1]).view(self.n_heads, -1):
+                    new[..., head[features]] = through[..., head[features]]
+            return new
+
+        yield self._at(layer, family.q).register_forward_hook(after_q)
+        yield down.register_forward_hook(after_down)
+        yield up.register_forward_hook(after_up)
 
     def _at(self, layer: int, name: str | None) -> nn.Module | None:
         return self.blocks[layer].get_submodule(name) if name else None
@@ -198,16 +274,24 @@ class Literal:
         order = []  # (kind, head) of each run of d_head features
         group = self.n_heads // self.n_kv_heads
         if not self.family.qkv:
-            order = [(kind, h) for h in range(len(self.readers(0, kind)))]
+            order = [(kind, h) for h in range(self.n_heads if kind == "q" else self.n_kv_heads)]
         elif self.family.layout == "concat":
             order = [(k, h) for k in "qkv" for h in range(len(self.readers(0, k)))]
         elif self.family.layout == "per_head":
             order = [(k, h) for h in range(self.n_heads) for k in "qkv"]
+        elif self.family.layout == "four_blocks":
+            quarter = self.n_heads // 4
+            order = [(k, b * quarter + i) for b in range(4) for k in "qvk" for i in range(quarter)]
         else:
             for g in range(self.n_kv_heads):
                 order += [("q", g * group + i) for i in range(group)] + [("k", g), ("v", g)]
-        start = order.index((kind, head)) * self.d_head
-        return list(range(start, start + self.d_head))
+        width = self.d_head
+        if self.family.kv:
+            width = self.model.config.qk_nope_head_dim + self.model.config.qk_rope_head_dim
+        if self.family.gated and kind == "q":
+            width = 2 * self.d_head
+        start = order.index((kind, head)) * width
+        return list(range(start, start + width))
 
     def _added(self, part: Tensor, whole: Tensor, layer: int, post_norm: str | None) -> Tensor:
         """A part's share of what `whole` adds to the stream: a post-norm scales all parts alike."""

@@ -646,7 +646,18 @@ def test_examples_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for verb in VERBS:  # in this order: later ones read what `find` leaves
         example = example_of(run(verb, "--help"))
         words = shlex.split(example)[1:]
-        if verb in ("find", "attribute", "patch", "approximation", "verify", "evaluate", "acdc", "learn", "compare", "testbed"):
+        if verb in (
+            "find",
+            "attribute",
+            "patch",
+            "approximation",
+            "verify",
+            "evaluate",
+            "acdc",
+            "learn",
+            "compare",
+            "testbed",
+        ):
             words += ["--n", "4"]
         if verb == "learn":
             words += ["--steps", "5"]

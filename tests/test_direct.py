@@ -14,7 +14,7 @@ from toys import FOUR, id_task, wrapped
 import circuitfind as cf
 from circuitfind.metrics import METRICS
 
-CAPPED = {"gemma2"}
+CAPPED = {"gemma2", "recurrent_gemma"}
 
 
 @pytest.mark.parametrize("name", sorted(set(EVERY_FAMILY) - CAPPED))

@@ -72,7 +72,9 @@ def test_slices_of_tokens_do_not_matter(
 
 
 def test_every_row_of_the_name_table_has_a_model() -> None:
-    assert {build(name).config.model_type for name in EVERY_FAMILY} == set(FAMILIES)
+    refused = {"deepseek_v32", "glm_moe_dsa"}  # with an indexer; tests/test_hybrids.py
+    kinds = {build(name).config.get_text_config().model_type for name in EVERY_FAMILY}
+    assert kinds == set(FAMILIES) - refused
 
 
 @pytest.mark.parametrize("name", EVERY_FAMILY)
@@ -176,8 +178,8 @@ def test_writers_are_the_literal_ones(name: str, adapter_of: Callable[..., Adapt
         literal = Literal(adapter.model).run(pairs.clean)
     written = {"input": run.writers.embed}
     for layer in range(adapter.graph.n_layers):
-        for head, output in enumerate(adapter.head_outputs(layer, run.heads[layer])):
-            written[f"a{layer}.h{head}"] = output
+        outputs = adapter.head_outputs(layer, run.heads[layer])
+        written |= dict(zip(adapter.graph.writer_names[adapter.graph.heads(layer)], outputs, strict=True))
         written[f"m{layer}"] = run.mlps[layer]
     assert list(written) == list(adapter.graph.writer_names) == list(literal.writers)
     real = pairs.clean.mask

@@ -314,3 +314,9 @@ def test_smollm2s_file_by_query_head(real: Callable[[str], cf.Model], tmp_path: 
     )
     back = cf.Scores.open(path, graph=model.graph)
     assert off_scores(back, torch.from_numpy(cf.attribute(model, task, "eap").values)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "lfm2"])
+def test_latents_and_mixers_have_no_copies(name: str) -> None:
+    with pytest.raises(ModelError, match="no copies by query head; leave ungrouped=True out"):
+        cf.attribute(wrapped(name), id_task((6, 6)), ungrouped=True)

@@ -68,7 +68,7 @@ def _verdict(holds: bool) -> Text:
 def _facts(model: cf.Model) -> dict[str, object]:
     graph, tokenizer = model.graph, model.tokenizer
     return {
-        "family": getattr(model.config, "model_type", "?"),
+        "family": model.kind,
         "edges": graph.n_edges,
         "nodes": graph.n_nodes,
         "edges_ungrouped": graph.ungrouped().n_edges,

@@ -59,7 +59,8 @@ def load_model(which: options.UncheckedModel, out: Output, check: bool = False) 
     check_name(which.model)
     with out.waiting(f"loading {which.model}"):
         quiet()
-        where: dict[str, Any] = {name: getattr(which, name) for name in ("dtype", "device", "backend", "allow_missing")}
+        names = ("dtype", "device", "backend", "allow_missing", "family")
+        where: dict[str, Any] = {name: getattr(which, name) for name in names}
         where["remote"] = which.remote == "ndif" or which.remote or False
         return cf.load(which.model, check=check, **where)
 
@@ -231,10 +232,10 @@ def names_in(words: str) -> list[str]:
 # -------------------------------------------------------------------- described
 def model_line(model: cf.Model) -> str:
     """Family, graph, size, precision, device."""
-    kind, graph = getattr(model.config, "model_type", "?"), model.graph
+    graph = model.graph
     extent = f"{graph.n_edges:,} edges, {graph.n_nodes:,} nodes"
     weights = model.dequantised or str(model.dtype).removeprefix("torch.")
-    return f"{model.name}: {kind}, {graph}; {extent}; {weights} on {model.place}"
+    return f"{model.name}: {model.kind}, {graph}; {extent}; {weights} on {model.place}"
 
 
 def memory_line(

@@ -55,6 +55,7 @@ def listed(words: tuple[str, ...], last: str = "or") -> str:
 ABLATION_HELP = f"What an edge outside the circuit carries: {listed(ABLATIONS)}."
 OF_PLACES = "eap-ig-inputs; atp for q and k, and where the ablation is not corrupted"  # the default
 OWN_METHOD = "or package.module:name of your own"
+FAMILY = f"Row of the family table to read it by, {OWN_METHOD}. Default: its type's, or an inferred one."
 HELD_OUT = "Part of the pairs that is held out to judge the circuit with. Default: 0.5."
 SHOW = "How many of the strongest to print."
 NAMES = "NAME,NAME,..."
@@ -165,6 +166,7 @@ class UncheckedModel:
     remote: str | None = option('Run on an NDIF server: "ndif", or its URL.', metavar="HOST")
     backend: str = option("What single passes run through: nnsight or hooks.", "nnsight")
     allow_missing: bool = option(ALLOW_MISSING, False)
+    family: str | None = option(FAMILY, metavar="NAME")
 
 
 @dataclass(frozen=True)

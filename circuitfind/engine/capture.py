@@ -109,7 +109,7 @@ class Recorder:
     def __post_init__(self) -> None:
         self.run = Run()
         self.leaves: dict[tuple[str, int], Tensor] = {}
-        self._separate: dict[str, Tensor] = {}  # projections of a layer whose other projections are waited for
+        self._projected: dict[str, Tensor] = {}  # of a layer whose other projections are waited for
         self._z: Tensor  # the heads of the layer whose output is waited for
 
     def record(self, inputs: Inputs) -> Run:
@@ -125,11 +125,13 @@ class Recorder:
         if site == "resid":
             return self._enter_block(layer, value)
         if site in PROJECTIONS:
-            self._separate |= self.adapter.layers[layer].layout.parts(site, detached)
-            if len(self._separate) == 3:
-                run.qkv.append(Heads(**self._separate))
-                self._separate = {}
+            self._projected[site] = detached
+            view = self.adapter.layers[layer]
+            if len(self._projected) == len(view.family.projections):
+                run.qkv.append(view.layout.gather(self._projected))
+                self._projected = {}
             if self.differentiate:
+                value = value.view_as(value) if site == "mixer" else value  # a norm's output: others may read it, too
                 self.leaves[site, layer] = value
                 return value.clone()  # OLMo clips this tensor in place: the gradient is needed from before
         elif site == "z":
@@ -231,9 +233,9 @@ def _at_heads(view: LayerView, layer: int, leaves: Places, at: Places) -> Heads:
         return {kind: part for site, value in by_site for kind, part in view.layout.parts(site, value).items()}
 
     sites = view.family.projections
-    whole = parts((at[site, layer] for site in sites), sites)
     if view.copies == 1:
-        return Heads(**whole)
+        return view.layout.gather({site: at[site, layer] for site in sites})
+    whole = parts((at[site, layer] for site in sites), sites)
     shared = [site for site in sites if site != "q"]
     z, given, layout = leaves["z", layer], at["z", layer], view.layout
     copy_of = torch.arange(layout.n_heads, device=z.device).repeat_interleave(layout.d_head) % view.copies

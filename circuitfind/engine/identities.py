@@ -1,17 +1,18 @@
-"""Three identities that every model must pass before its numbers are believed.
+"""The identities that every model must pass before its numbers are believed.
 
 On a short random prompt and another one as its corrupted twin:
 
 1. writers + output biases = the residual stream that enters the final norm;
-2. the circuit of all edges = the clean run;
-3. the circuit of no edge = the corrupted run.
+2. the circuit of all edges = the clean run, and that = the model by itself;
+3. the circuit of no edge = the corrupted run;
+4. the readers of a layer are those that the graph names, each of its own head (`circuitfind.models.heads`).
 
 Where the user's hooks run, two more things are asked, because hooks may do something at late positions, in long prompts
 or to gradients only:
 
-4. the identities hold on the pairs that are measured, too: on the longest and the first at the first call after a hook
+5. the identities hold on the pairs that are measured, too: on the longest and the first at the first call after a hook
    is new, and on each that is longer later;
-5. autograd's derivatives are those of the values (`derivatives.py`), in float32 and float64.
+6. autograd's derivatives are those of the values (`derivatives.py`), in float32 and float64.
 
 What is not proved: that a hook does the same to other pairs (one that acts on some token, or by chance, may not), and
 in half precision the gradients.
@@ -24,6 +25,7 @@ logits that are all near zero count as a hundredth of the largest that the strea
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +40,8 @@ from circuitfind.engine.derivatives import derivative_error
 from circuitfind.engine.prepare import Prepared, prepare
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter
+from circuitfind.models.backends import read_rows, undisturbed
+from circuitfind.models.heads import reader_errors
 
 # Rounding of one addition, times what a few dozen layers of them amount to. A float64 model's RMSNorms still compute
 # in float32 (transformers casts there), hence no less than 1e-5.
@@ -59,21 +63,25 @@ class Identity(NamedTuple):
 
 def check_identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> list[Identity]:
     """Runs the identities, and the comparison of forms, on random pairs or on a batch; with hooks, derivatives too."""
+    return list(_identities(adapter, seed, batch))
+
+
+def _identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> Iterator[Identity]:
+    tolerance, alone = TOLERANCE.get(adapter.dtype, 1e-4), batch is None
     batch = _random_pairs(adapter, seed) if batch is None else batch
     prepared = prepare(adapter, batch)
     full, empty = (make(adapter.graph).mask[None] for make in (Circuit.full, Circuit.empty))
     clean, corrupted, least = prepared.clean.logits, prepared.empty.logits, _least_logit(prepared)
-    errors = {
-        "writers + output biases = residual stream": _stream_error(prepared),
-        "all edges in = clean run": _circuit_error(prepared, full, clean, least),
-        "no edge in = corrupted run": _circuit_error(prepared, empty, corrupted, least),
-        "both forms of a small circuit agree": _forms_error(prepared, least),
-    }
-    found = [Identity(name, error, TOLERANCE.get(adapter.dtype, 1e-4)) for name, error in errors.items()]
+    yield Identity("writers + output biases = residual stream", _stream_error(prepared), tolerance)
+    if alone:
+        yield Identity("a run = the model by itself", _error(_by_itself(adapter, batch.clean), clean, least), tolerance)
+        yield from (Identity(name, error, tolerance) for name, error in reader_errors(adapter, seed).items())
+    yield Identity("all edges in = clean run", _circuit_error(prepared, full, clean, least), tolerance)
+    yield Identity("no edge in = corrupted run", _circuit_error(prepared, empty, corrupted, least), tolerance)
+    yield Identity("both forms of a small circuit agree", _forms_error(prepared, least), tolerance)
     if adapter.state.hooks and adapter.dtype == adapter.work:
         error = derivative_error(adapter, batch.clean.rows(slice(0, 1)))
-        found.append(Identity("gradients = what the values change by", error, derivatives.TOLERANCE))
-    return found
+        yield Identity("gradients = what the values change by", error, derivatives.TOLERANCE)
 
 
 def require_identities_on(adapter: Adapter, batch: Batch) -> None:
@@ -92,11 +100,16 @@ def require_identities_on(adapter: Adapter, batch: Batch) -> None:
 
 def require_identities(adapter: Adapter, batch: Batch | None = None) -> list[Identity]:
     """Runs the identities; ModelError, naming the identity and its error, for a model that fails one."""
-    identities = check_identities(adapter, batch=batch)
-    for name, error, tolerance in identities:
+    identities = []
+    for identity in _identities(adapter, batch=batch):
+        identities.append(identity)
+        name, error, tolerance = identity
         if not error <= tolerance:
             hooked = [path or type(adapter.model).__name__ for path in adapter.state.hooks]
             why = "Its weights may hold NaN, its code may have been modified, or its family's row does not fit"
+            said = f"'{name}' is off by {error:.2g} (allowed {tolerance:.0e})"
+            if adapter.inferred and not hooked:
+                raise ModelError(f"model family '{adapter.kind}' is not covered: {adapter.row}, {said}")
             if hooked:
                 more = f" and {len(hooked) - 5} more modules" if len(hooked) > 5 else ""
                 why = (
@@ -104,7 +117,7 @@ def require_identities(adapter: Adapter, batch: Batch | None = None) -> list[Ide
                     " gradient, or make the change in the module itself"
                 )
             raise ModelError(
-                f"the model's self-check failed: '{name}' is off by {error:.2g} (allowed {tolerance:.0e}). {why};"
+                f"the model's self-check failed: {said}. {why};"
                 " check=False in cf.load or cf.wrap leaves the check out, but scores then cannot be trusted"
             )
     return identities
@@ -118,6 +131,12 @@ def _random_pairs(adapter: Adapter, seed: int) -> Batch:
     clean, corrupted = (Inputs(side, torch.ones_like(side, dtype=torch.bool), read) for side in ids)
     answers = torch.zeros_like(read).unsqueeze(-1)
     return Batch(clean, corrupted, answers, answers)
+
+
+def _by_itself(adapter: Adapter, inputs: Inputs) -> Tensor:
+    """The model's logits without explicit positions."""
+    with torch.no_grad(), undisturbed(adapter.model):
+        return read_rows(adapter.model(input_ids=inputs.ids, use_cache=False).logits, inputs)
 
 
 def _stream_error(prepared: Prepared) -> float:

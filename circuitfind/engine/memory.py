@@ -45,6 +45,7 @@ IN_CACHE = {"cpu": 8 * 2**20}  # what fits in a processor's cache; other devices
 # What is kept of a token in one block while scores are made, in round numbers: by autograd, of the captured runs, and
 # of the gradients. Values of width d_model (the second: with post-norms), of all query heads, of the key/value heads.
 STREAM, POST_NORMED, QUERIES, KEYS = 15, 4, 10, 7
+READ = 2  # values as wide as a latent, of every reader, where q, k and v are read through one
 GATED, PLAIN, COMPOSED = 3, 2, 5  # of the MLP's width: gated, one activation, one made of several operations in Python
 LOGITS, SOFTMAXES = 3, 12  # copies of the logits that are read: by a metric of single logits, of a softmax
 RUN_PER_LAYER = 10  # values of width d_model that a captured run holds of a block, in round numbers
@@ -130,8 +131,11 @@ def estimate_memory(
         reads: positions at which the metric reads the logits; softmax: whether it takes one over the vocabulary.
     """
     graph, tokens, size = adapter.graph, examples * length, adapter.dtype.itemsize
-    stream = STREAM + POST_NORMED * (adapter.family.post_attn_norm is not None)
-    heads = adapter.d_head * (QUERIES * graph.n_heads + KEYS * graph.n_kv_heads)
+    stream = STREAM + POST_NORMED * adapter.coupled
+    queries, keys = max(view.layout.features for view in adapter.layers)
+    heads = QUERIES * queries + KEYS * keys
+    if adapter.family.kv or graph.mixers:
+        heads += READ * graph.readers_per_layer * adapter.d_read
     kept = (stream * graph.d_model + heads + _kept_of_mlp(adapter)) * (size + adapter.work.itemsize) // 2
     attention = size * graph.n_heads * length
     logits = logits_bytes(adapter, examples * reads, softmax)
@@ -144,10 +148,10 @@ def estimate_memory(
 def _kept_of_mlp(adapter: Adapter) -> int:
     """Values that are kept of a token in an MLP; of one without a single output projection, as of a common shape."""
     graph, view = adapter.graph, adapter.layers[0]
-    if adapter.family.down is None:
+    if view.family.down is None:
         return GATED * 4 * graph.d_model
-    parameters = sum(one.numel() for one in module_at(view.block, adapter.family.mlp_out).parameters())
-    width: int = module_at(view.block, adapter.family.down).weight.numel() // graph.d_model
+    parameters = sum(one.numel() for one in module_at(view.block, view.family.mlp_out).parameters())
+    width: int = module_at(view.block, view.family.down).weight.numel() // graph.d_model
     if parameters > 2.5 * width * graph.d_model:
         return GATED * width
     return width * (COMPOSED if any(map(_composed, view.block.modules())) else PLAIN)

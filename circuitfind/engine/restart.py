@@ -27,7 +27,7 @@ from circuitfind.engine.memory import PATCHES
 from circuitfind.engine.writers import Writers, output
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import STOP, Skips, Stop, Visit
-from circuitfind.models.layer import AttentionReaders
+from circuitfind.models.layer import PROJECTIONS, AttentionReaders
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +62,14 @@ class Restart:
             return self._run(times, _shown("mlp_in", layer, self.adapter.layers[layer].mlp_reads(streams)), skips)
         if kind == "logits":
             return self._run(times, _shown("final", layer, streams), skips)
+        kind = "q" if kind == "mixer" else kind
         local = torch.tensor([reader - graph.readers(layer, "qkv").start], device=streams.device)
-        values = self._readers(layer).values(streams.flatten(0, 1)[None], local, centred=False)[0]
-        copies = self.adapter.layers[layer].copies if kind in "kv" else 1
-        visit = self._projected(layer, kind, values.unflatten(0, streams.shape[:2]), head // copies)
+        read = self._readers(layer).values(streams.flatten(0, 1)[None], local, centred=False)[0]
+        read = read.unflatten(0, streams.shape[:2]).unsqueeze(-2)
+        view = self.adapter.layers[layer]
+        copies = view.copies if kind in "kv" else 1
+        values = view.values_of(kind, read, torch.tensor([head // copies], device=streams.device))
+        visit = self._projected(layer, kind, values, head // copies)
         return self._run(times, self._for_one_copy(layer, head, visit) if copies > 1 else visit, skips)
 
     def _for_one_copy(self, layer: int, head: int, patched: Visit) -> Visit:
@@ -146,18 +150,14 @@ class Restart:
         return z.view(*z.shape[:-1], self.adapter.graph.n_heads, -1)
 
     def _projected(self, layer: int, kind: str, new: Tensor, head: int | None = None) -> Visit:
-        """Replaces a layer's q, k or v by `[rows, pos, heads, d_head]`, or one head of it by `[rows, pos, d_head]`."""
+        """Replaces a layer's q, k or v by `[rows, pos, heads, d_head]`; `head`: only this one, of one head."""
         layout = self.adapter.layers[layer].layout
+        at = torch.arange(new.shape[-2], device=new.device) + (head or 0)
 
-        def visit(site: str, at: int, value: Tensor) -> Tensor | None:
-            if at != layer or site not in (kind, "qkv"):
+        def visit(site: str, where: int, value: Tensor) -> Tensor | None:
+            if where != layer or kind not in PROJECTIONS.get(site, ""):
                 return None
-            parts = layout.parts(site, value)
-            heads = new.to(value.dtype)
-            if head is not None:
-                heads = parts[kind].clone()
-                heads[..., head, :] = new.to(value.dtype)
-            return layout.whole(site, {**parts, kind: heads})
+            return layout.replaced(site, value, {kind: (at, new)})
 
         return visit
 
@@ -169,9 +169,10 @@ class Restart:
 
     def _attention(self, layer: int, times: int) -> dict[str, Tensor]:
         """A layer's attention, where the family has it in a module of its own that can be skipped."""
-        if not self.adapter.family.attn:
+        view = self.adapter.layers[layer]
+        if not view.family.attn:
             return {}
-        path = f"{self.adapter.layers[layer].path}.{self.adapter.family.attn}"
+        path = f"{view.path}.{view.family.attn}"
         return {path: side_by_side(self.base.attn_out[layer], times)}
 
     def _run(self, times: int, visit: Visit, skips: Skips) -> Tensor:

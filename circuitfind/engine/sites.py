@@ -91,13 +91,16 @@ def _noted(modules: dict[int, nn.Module]) -> Iterator[dict[int, tuple[Any, Any]]
 def _capture_inputs(adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[int]) -> tuple[Run, Values]:
     with _noted({layer: projection_of(adapter, site, layer) for layer in layers}) as noted:
         run = capture(adapter, inputs)
-    shape = (*run.resid[0].shape[:2], *((adapter.graph.n_heads,) if site == "z" else ()), -1)
-    return run, {layer: entered.detach().view(shape) for layer, (entered, _) in noted.items()}
+    shape, heads = run.resid[0].shape[:2], adapter.graph.heads_in
+    return run, {
+        layer: entered.detach().view(*shape, *((heads(layer),) if site == "z" else ()), -1)
+        for layer, (entered, _) in noted.items()
+    }
 
 
 def projection_of(adapter: Adapter, site: str, layer: int) -> Any:
     """The linear module that a site's values enter: the attention's (`z`) or the MLP's (`hidden`) output projection."""
-    family = adapter.family
+    family = adapter.layers[layer].family
     name = family.o if site == "z" else family.down
     if name is None:
         raise ModelError(
@@ -116,14 +119,16 @@ def input_rows(adapter: Adapter, site: str, layer: int) -> Tensor:
 
 
 def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -> tuple[Run, Values]:
-    attentions = {layer: adapter.layers[layer].module(adapter.family.o.rpartition(".")[0]) for layer in layers}
+    views = {layer: adapter.layers[layer] for layer in layers}
+    attentions = {layer: view.module(view.family.o.rpartition(".")[0]) for layer, view in views.items()}
     with eager_attention(adapter), _noted(attentions) as noted:
         run, z = capture_site(adapter, inputs, "z", layers)
     values = {}
     for layer in layers:
         tensors = [part for part in noted[layer][1] or () if isinstance(part, Tensor)]
         pattern = tensors[1].detach().transpose(1, 2) if len(tensors) > 1 and tensors[1].ndim == 4 else None
-        if pattern is None or not makes_heads(adapter, pattern, run.qkv[layer].v, z[layer], inputs.mask):
+        by_head = adapter.layers[layer].values_by_head(run.qkv[layer].v)
+        if pattern is None or not makes_heads(adapter, pattern, by_head, z[layer], inputs.mask):
             raise ModelError(
                 f"this model ('{adapter.kind}') does not hand out its attention patterns: load it with"
                 " attn_implementation='eager', or patch what='heads', 'q' or 'k' instead"
@@ -132,22 +137,21 @@ def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -
     return capture(adapter, inputs), values  # the run as the user's implementation computes it
 
 
-def attended(adapter: Adapter, pattern: Tensor, value: Tensor, heads: Sequence[int]) -> Tensor:
-    """`[batch, query, heads, d_head]` that these heads' patterns make of values `[batch, key, kv_heads, d_head]`."""
-    shared = value[:, :, [head // adapter.graph.group for head in heads]]
-    return einsum(pattern.to(adapter.work), shared.to(adapter.work), "b q h k, b k h e -> b q h e")
+def attended(adapter: Adapter, pattern: Tensor, by_head: Tensor) -> Tensor:
+    """`[batch, query, heads, d_head]` that heads' patterns make of the values `[batch, key, heads, d_head]` of each."""
+    return einsum(pattern.to(adapter.work), by_head.to(adapter.work), "b q h k, b k h e -> b q h e")
 
 
-def makes_heads(adapter: Adapter, pattern: Tensor, value: Tensor, z: Tensor, mask: Tensor) -> bool:
+def makes_heads(adapter: Adapter, pattern: Tensor, by_head: Tensor, z: Tensor, mask: Tensor) -> bool:
     """Whether patterns `[batch, query, heads, key]` are those of a pass: at real positions they make its heads `z`.
 
-    `value [batch, key, kv_heads, d_head]`; `z [batch, query, heads, d_head]` is before the output projection.
+    `by_head [batch, key, heads, d_head]`: values; `z [batch, query, heads, d_head]` is before the output projection.
     """
     if pattern.shape[:3] != z.shape[:3]:
         return False
-    heads, real = range(z.shape[2]), mask.to(z.device)
-    off = (attended(adapter, pattern, value, heads) - z.to(adapter.work))[real].abs().max()
-    summed = attended(adapter, pattern.abs(), value.abs(), heads)[real].abs().max()  # what a sum's rounding scales with
+    real = mask.to(z.device)
+    off = (attended(adapter, pattern, by_head) - z.to(adapter.work))[real].abs().max()
+    summed = attended(adapter, pattern.abs(), by_head.abs())[real].abs().max()  # what a sum's rounding scales with
     return bool(off <= PATTERN_TOLERANCE.get(adapter.dtype, HALF_TOLERANCE) * summed.clamp(min=1e-6))
 
 
@@ -198,8 +202,9 @@ def attention_scores(restart: Restart, layer: int, kind: str, values: Tensor) ->
     shown = scores is not None and scores.shape[:3] == (times * examples, adapter.graph.n_heads, length)
     if scores is not None and shown:
         pattern = scores.softmax(-1)[..., :length].transpose(1, 2)
-        v, mask = (side_by_side(x, times) for x in (restart.base.qkv[layer].v, restart.inputs.mask))
-        shown = makes_heads(adapter, pattern, v, z, mask)
+        by_head = adapter.layers[layer].values_by_head(restart.base.qkv[layer].v)
+        by_head, mask = (side_by_side(x, times) for x in (by_head, restart.inputs.mask))
+        shown = makes_heads(adapter, pattern, by_head, z, mask)
     if scores is None or not shown:
         raise ModelError(
             f"this model ('{adapter.kind}') does not show its attention scores: load it with"

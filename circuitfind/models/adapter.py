@@ -13,6 +13,7 @@ import copy
 import functools
 import inspect
 import threading
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -26,9 +27,11 @@ from transformers.pytorch_utils import Conv1D
 from circuitfind.batch import Inputs
 from circuitfind.errors import ModelError
 from circuitfind.graph import Graph
-from circuitfind.models.families import NORMS, Family, family_of
+from circuitfind.models.families import LATENT_NORMS, NORMS, Family, family_of
 from circuitfind.models.gguf_files import marked
-from circuitfind.models.layer import LayerView, Layout, module_at
+from circuitfind.models.latent import LatentView
+from circuitfind.models.layer import LayerView, Layout, module_at, weight_of
+from circuitfind.models.mixer import MixerView
 from circuitfind.models.norms import Norm
 from circuitfind.models.state import State
 
@@ -62,20 +65,24 @@ class Adapter:
         state: the model as it was when it was last read.
         unproven: its identities are still to be proved; None: the user does not want them to be.
         proven_length: under the user's hooks, of the longest of their pairs that the identities were proved on.
+        row: how its family's row was come by, where it is not the table's for its model type: "inferred as llama".
         origin: what its weights were de-quantised from, such as "GGUF Q4_1"; empty if they were stored as floats.
         held_by: the `circuitfind.only` that runs the model as a circuit at the moment; no other pass may run then.
         work: precision of circuitfind's own arithmetic: the model's, but at least float32.
     """
 
-    def __init__(self, model: Any, family: Family | None = None) -> None:
+    def __init__(self, model: Any, family: Family | str | None = None) -> None:
         config = model.config.get_text_config()
         self.model, self.config = model, config
         self.family = _within(model, family_of(config, family))
         self.head_path = _path_of(model, model.get_output_embeddings())
-        self.graph = graph_of(model, family)
+        _check_paths(model, self.family)
+        self._check_weights()
+        self.graph = graph_of(model, self.family)
         self._read()
         self.sites = self._sites()
         self.backend = "nnsight"
+        self.row = ""
         self.origin = "GGUF" if marked(model) else ""
         self.held_by: object | None = None
         self.output_forms: dict[str, Any] = {}
@@ -92,28 +99,31 @@ class Adapter:
         self._check_covered(blocks)
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.work = torch.promote_types(self.dtype, torch.float32)
-        self.d_head = getattr(self.config, "head_dim", None) or graph.d_model // graph.n_heads
-        layout = Layout(family.layout, graph.n_heads, graph.n_kv_heads, self.d_head)
-        multiplier = float(getattr(self.config, family.residual_multiplier)) if family.residual_multiplier else 1.0
-        self.layers = []
-        for index, block in enumerate(blocks):
-            path = f"{family.layers}.{index}"
-            attn, mlp, post_attn, post_mlp = (
-                _norm(block, path, getattr(family, name), graph.d_model) for name in NORMS
-            )
-            view = LayerView(path, family, layout, block, attn, mlp, post_attn, post_mlp, multiplier, self.work)
-            self.layers.append(view)
+        scale = family.residual_multiplier
+        multiplier = float(getattr(self.config, scale, None) or getattr(blocks[0], scale)) if scale else 1.0
+        self.layers = [self._view(block, f"{family.layers}.{index}", multiplier) for index, block in enumerate(blocks)]
         self.final_norm = Norm.of(module_at(model, family.final_norm), graph.d_model, family.final_norm, self.device)
         self.centred = self.final_norm.centred and all(
             norm is not None and norm.centred for view in self.layers for norm in (view.attn_norm, view.mlp_norm)
         )
-        self.coupled = family.post_attn_norm is not None
+        self.coupled = any(view.post_attn_norm is not None for view in self.layers)
+
+    def _view(self, block: Any, path: str, multiplier: float) -> LayerView:
+        family, graph = self.family.of_block(block), self.graph
+        d_head = len(weight_of(module_at(block, family.o))) // graph.n_heads
+        layout = Layout(family.layout, graph.n_heads, graph.n_kv_heads, d_head)
+        attn, mlp, post_attn, post_mlp = (_norm(block, path, getattr(family, name), graph.d_model) for name in NORMS)
+        view = LayerView(path, family, layout, block, attn, mlp, post_attn, post_mlp, multiplier, self.work)
+        if family.mixer:
+            return MixerView.of(view)
+        return LatentView.of(view) if family.kv else view
 
     def _state(self) -> State:
-        blocks = module_at(self.model, self.family.layers)
-        names = [name for norm in NORMS if (name := getattr(self.family, norm)) is not None]
-        norms = [module_at(block, name) for block in blocks for name in names]
-        return State.of(self.model, [*norms, module_at(self.model, self.family.final_norm)])
+        norms = [module_at(self.model, self.family.final_norm)]
+        for block in module_at(self.model, self.family.layers):
+            names = (getattr(self.family.of_block(block), norm) for norm in (*NORMS, *LATENT_NORMS))
+            norms += [module_at(block, name) for name in names if name is not None]
+        return State.of(self.model, norms)
 
     def refresh(self) -> bool:
         """Reads again what is kept of the model, where it has changed since.
@@ -134,7 +144,15 @@ class Adapter:
         """The same model over `Graph.ungrouped()`, where each query head reads its own copy of a key and a value.
 
         For scores of edges (`capture_gradients`, `Restart.edges`). Circuits run over the model's own graph.
+
+        Raises:
+            ModelError: keys and values come from a latent, or a layer has a mixer in place of attention.
         """
+        if any(type(view) is not LayerView for view in self.layers):
+            raise ModelError(
+                f"this {self.kind} model has latent attention, or mixers in place of attention: keys and values have no"
+                " copies by query head; leave ungrouped=True out"
+            )
         seen, copies = copy.copy(self), self.graph.group
         seen.graph, seen.layers = self.graph.ungrouped(), [replace(view, copies=copies) for view in self.layers]
         return seen
@@ -143,6 +161,16 @@ class Adapter:
     def kind(self) -> str:
         """The config's `model_type`, for messages."""
         return str(getattr(self.config, "model_type", "?"))
+
+    @property
+    def inferred(self) -> bool:
+        """Whether its row was found by its modules."""
+        return self.row.startswith("inferred")
+
+    @property
+    def d_read(self) -> int:
+        """Features of what a q, k or v reader makes of the stream, of the widest."""
+        return max(view.d_read for view in self.layers)
 
     @property
     def device(self) -> torch.device:
@@ -176,22 +204,14 @@ class Adapter:
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def _sites(self) -> list[Site]:
-        family, last = self.family, self.graph.n_layers
-        of_block = [
-            ("resid", "", "input"),
-            *((name, getattr(family, name), "output") for name in family.projections),
-            ("z", family.o, "input"),
-            ("attn_out", family.o, "output"),
-            ("mlp_in", family.mlp_in, "input"),
-            ("mlp_out", family.mlp_out, "output"),
-        ]
+        last = self.graph.n_layers
         return [
             *(
                 Site(name, layer, f"{view.path}.{path}".rstrip("."), side)
                 for layer, view in enumerate(self.layers)
-                for name, path, side in of_block
+                for name, path, side in _of_block(view.family)
             ),
-            Site("final", last, family.final_norm, "input"),
+            Site("final", last, self.family.final_norm, "input"),
             Site("unembed", last, self.head_path, "input"),
         ]
 
@@ -200,7 +220,7 @@ class Adapter:
         """nnsight's wrapper of the model."""
         return nnsight.NNsight(self.model)
 
-    def _check_covered(self, blocks: nn.ModuleList) -> None:
+    def _check_weights(self) -> None:
         for name, parameter in self.model.named_parameters():
             plain = type(parameter) in (nn.Parameter, Tensor) and parameter.dtype in PRECISIONS
             if not plain:  # a config may still be marked as quantised when its weights no longer are
@@ -214,33 +234,89 @@ class Adapter:
         devices = sorted({str(parameter.device) for parameter in self.model.parameters()})
         if len(devices) > 1:
             raise ModelError(f"the model is spread over {', '.join(devices)}: load it onto one device")
-        for index, block in enumerate(blocks):
-            for name in (getattr(self.family, site) for site in (*self.family.projections, "o")):
-                if not isinstance(module := module_at(block, name), (nn.Linear, Conv1D)):
-                    raise ModelError(
-                        f"'{self.family.layers}.{index}.{name}' is a {type(module).__name__}, not a plain linear"
-                        " projection: quantised or adapter-wrapped weights are not covered"
-                    )
-            if self.family.post_attn_norm and module_at(block, self.family.o).bias is not None:
+
+    def _check_covered(self, blocks: nn.ModuleList) -> None:
+        for block in blocks:
+            family = self.family.of_block(block)
+            if family.post_attn_norm and module_at(block, family.o).bias is not None:
                 raise ModelError("an attention output bias under a post-norm is not covered (attention_bias=True)")
-            down = self.family.down if self.family.post_mlp_norm else None
+            down = family.down if family.post_mlp_norm else None
             if down and module_at(block, down).bias is not None:
                 raise ModelError("an MLP output bias under a post-norm is not covered (mlp_bias=True)")
 
 
-def graph_of(model: Any, family: Family | None = None) -> Graph:
-    """A model's computation graph, from its modules and its config; weights are not read."""
+def graph_of(model: Any, family: Family | str | None = None) -> Graph:
+    """A model's computation graph, from its config and the shapes of its projections; weights are not read."""
     config = model.config.get_text_config()
     family = _within(model, family_of(config, family))
     _check_paths(model, family)
-    n_layers, n_heads = len(module_at(model, family.layers)), config.num_attention_heads
-    return Graph(n_layers, n_heads, _kv_heads(config, n_heads), config.hidden_size, family.parallel)
+    blocks, n_heads = module_at(model, family.layers), config.num_attention_heads
+    rows = [family.of_block(block) for block in blocks]
+    sizes = {
+        index: _sizes(block, f"{family.layers}.{index}", row, n_heads)
+        for index, (block, row) in enumerate(zip(blocks, rows, strict=True))
+    }
+    mixers = tuple(index for index, row in enumerate(rows) if row.mixer)
+    for index in mixers:
+        there = {path for path, _ in blocks[index].named_modules()}
+        if rows[index].attn != family.attn and family.attn in there:
+            raise ModelError(f"'{family.layers}.{index}' has a mixer beside its attention, which is not covered")
+    first = next((index for index in sizes if index not in mixers), None)
+    if first is None:
+        raise ModelError("it has no attention at all: circuits of models with nothing but mixers are not covered")
+    for index, size in sizes.items():
+        if index not in mixers and size != sizes[first]:
+            raise ModelError(
+                f"layers with heads of different sizes are not covered: {sizes[first][0]} key/value heads of"
+                f" {sizes[first][1]} in layer {first}, {size[0]} of {size[1]} in layer {index}"
+            )
+    return Graph(len(blocks), n_heads, sizes[first][0], config.hidden_size, family.parallel, mixers)
+
+
+def _of_block(family: Family) -> list[tuple[str, str, str]]:
+    """Name, module and side of a block's sites."""
+    return [
+        ("resid", "", "input"),
+        *((name, getattr(family, name), "input" if family.mixer else "output") for name in family.projections),
+        ("z", family.o, "input"),
+        ("attn_out", family.o, "output"),
+        ("mlp_in", family.mlp_in, "input"),
+        ("mlp_out", family.mlp_out, "output"),
+    ]
+
+
+def _sizes(block: nn.Module, path: str, family: Family, n_heads: int) -> tuple[int, int]:
+    """Number of key/value heads, and the width of a head."""
+    shapes = {}
+    for site in ("o", *(() if family.mixer else family.projections), *(("q_latent",) if family.q_latent else ())):
+        name = getattr(family, site)
+        if not isinstance(module := module_at(block, name), (nn.Linear, Conv1D)):
+            raise ModelError(
+                f"'{path}.{name}' is a {type(module).__name__}, not a plain linear projection: quantised or"
+                " adapter-wrapped weights are not covered"
+            )
+        shapes[site] = tuple(weight_of(module).shape)
+    d_head = shapes["o"][0] // n_heads
+    if family.kv or family.mixer:
+        return 1, d_head
+    features = shapes["qkv"][1] if "qkv" in shapes else sum(shapes[site][1] for site in "qkv")
+    queries = n_heads * (1 + family.gated)
+    n_kv_heads = (features // d_head - queries) // 2 if d_head else 0
+    wanted = {"q": queries, "k": n_kv_heads, "v": n_kv_heads, "qkv": n_heads + 2 * n_kv_heads}
+    if (
+        n_kv_heads < 1
+        or n_heads % n_kv_heads
+        or any(shapes[site][1] != wanted[site] * d_head for site in shapes if site != "o")
+    ):
+        told = ", ".join(f"{getattr(family, site)} {shape[0]} to {shape[1]}" for site, shape in shapes.items())
+        raise ModelError(f"the projections of '{path}' do not divide into {n_heads} heads of one width: {told}")
+    return n_kv_heads, d_head
 
 
 def _check_paths(model: nn.Module, family: Family) -> None:
-    """Checks that the first block has the modules that the family names."""
+    """Checks that the blocks have the modules that the family names."""
 
-    def check(root: nn.Module, where: str, names: tuple[str, ...]) -> None:
+    def check(root: nn.Module, where: str, names: Iterable[str], family: Family = family) -> None:
         for name in names:
             path = getattr(family, name)
             try:
@@ -253,12 +329,14 @@ def _check_paths(model: nn.Module, family: Family) -> None:
                 raise ModelError(f"family: {name}='{path}' is not a module of {where}: there are {', '.join(there)}")
 
     check(model, f"a {type(model).__name__}", ("layers", "final_norm"))
-    names = (*family.projections, "o", "attn", *NORMS, "mlp", "mlp_in", "mlp_out", "down")
-    check(module_at(model, family.layers)[0], f"block {family.layers}.0", names)
+    others = ("q_latent", *LATENT_NORMS, "o", "attn", *NORMS, "mlp", "mlp_in", "mlp_out", "down")
+    for index, block in enumerate(module_at(model, family.layers)):
+        row = family.of_block(block)
+        check(block, f"block {family.layers}.{index}", (*row.projections, *others), row)
 
 
 def _norm(block: nn.Module, path: str, name: str | None, width: int) -> Norm | None:
-    if name is None:
+    if name is None or isinstance(module_at(block, name), nn.Identity):
         return None
     return Norm.of(module_at(block, name), width, f"{path}.{name}", next(block.parameters()).device)
 
@@ -274,12 +352,6 @@ def _within(model: Any, family: Family) -> Family:
     path = next((path for path, module in modules.items() if module is decoder), "")
     layers, final = (f"{path}.{name.partition('.')[2]}" for name in (family.layers, family.final_norm))
     return replace(family, layers=layers, final_norm=final) if layers in modules else family
-
-
-def _kv_heads(config: Any, n_heads: int) -> int:
-    if getattr(config, "multi_query", False) and not getattr(config, "new_decoder_architecture", False):
-        return 1
-    return int(getattr(config, "num_key_value_heads", None) or getattr(config, "num_kv_heads", None) or n_heads)
 
 
 def _path_of(model: nn.Module, module: nn.Module | None) -> str:

@@ -204,15 +204,20 @@ def observe(adapter: Adapter) -> None:
     inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids[:, :1]))
     seen: list[tuple[str, int]] = []
     forms: dict[str, Any] = {}
-    names = [name for name in ("", adapter.family.attn, adapter.family.mlp) if name is not None]
+    parts = ((view.path, name) for view in adapter.layers for name in ("", view.family.attn, view.family.mlp))
+    paths = [f"{path}.{name}".rstrip(".") for path, name in parts if name is not None]
     with ExitStack() as hooks, torch.no_grad(), undisturbed(adapter.model):
-        for path in (f"{view.path}.{name}".rstrip(".") for view in adapter.layers for name in names):
+        for path in paths:
 
             def note(_: nn.Module, __: Any, output: Any, path: str = path) -> None:
                 forms[path] = (None, *output[1:]) if isinstance(output, tuple) else None
 
             hooks.callback(module_at(adapter.model, path).register_forward_hook(note).remove)
         through_hooks(adapter, inputs, lambda name, layer, _: seen.append((name, layer)))
+    if seen.count(last := ("final", len(adapter.layers))) > 1:  # nanochat norms the embeddings with it, too
+        adapter.sites = [site for site in adapter.sites if site.name != "final"]
+        adapter.sites.append(Site(*last, adapter.layers[-1].path, "output"))
+        seen = [key for key in seen if key != last] + [last]
     missing = [site.path for site in adapter.sites if site.name != "unembed" and (site.name, site.layer) not in seen]
     if missing:
         raise ModelError(f"module '{missing[0]}' did not run in a forward pass: this form of the family is not covered")

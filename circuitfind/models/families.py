@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from circuitfind.errors import ModelError, NoFile, entered
+from circuitfind.errors import ModelError, NoFile, entered, imported, unknown
+
+ANY = object()
+INDEXED = "its indexer reads the stream beside q, k and v, and chooses the tokens that attention sees"
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,10 @@ class Family(NoFile):
         q, k, v: the three projections, unless `qkv` is given.
         qkv: the fused projection. `layout` is the order of its output features: "concat" (all q, all k, all v),
             "per_head" (q, k, v of head 0, then of head 1, ...) or "grouped" (for each key/value head its query heads,
-            then k, then v).
+            then k, then v) or "four_blocks" (for each quarter of the heads its q, its v, then its k).
+        kv, kv_latent, kv_latent_norm: of latent attention (`latent.py`), in place of k and v: what makes keys and
+            values of a latent, what makes the latent of the stream, and the norm between.
+        q_latent, q_latent_norm: the same for q, if it is read through a latent, too.
         o: the attention's output projection; its *input* is the concatenated heads.
         attn, mlp: sub-modules whose call can be skipped when their result is known; None if they add the residual
             themselves or consist of several modules.
@@ -31,9 +37,13 @@ class Family(NoFile):
         mlp_in, mlp_out: modules whose input is what the MLP reads (after its norm) and whose output is what it writes.
         down: the MLP's output projection if there is a single one (for its bias).
         parallel: attention and MLP read the same residual.
-        residual_multiplier: the config's attribute that scales what a layer adds, if there is one.
+        residual_multiplier: the attribute of the config, or else of a block, that scales what a layer adds, if any.
         variants: (config attribute, value, changes): how this row changes for a form of the family.
-        refuse: (config attribute, value, reason): forms that are not covered.
+        refuse: (config attribute, value, reason): forms that are not covered; `ANY` stands for all but 0 and None.
+        mixer: the module that a block has in place of attention (`mixer.py`): its input is the normed stream. `attn` is
+            this module, too, and `o` its output projection.
+        gated: `q` puts out a query and a gate of the head's output, head by head.
+        forms: (module, changes): how this row changes for a block that has this module.
     """
 
     layers: str = "model.layers"
@@ -43,6 +53,11 @@ class Family(NoFile):
     v: str = "self_attn.v_proj"
     qkv: str | None = None
     layout: str = "concat"
+    kv: str | None = None
+    kv_latent: str | None = None
+    kv_latent_norm: str | None = None
+    q_latent: str | None = None
+    q_latent_norm: str | None = None
     o: str = "self_attn.o_proj"
     attn: str | None = "self_attn"
     attn_norm: str | None = "input_layernorm"
@@ -57,13 +72,27 @@ class Family(NoFile):
     residual_multiplier: str | None = None
     variants: tuple[tuple[str, Any, dict[str, Any]], ...] = ()
     refuse: tuple[tuple[str, Any, str], ...] = ()
+    mixer: str | None = None
+    gated: bool = False
+    forms: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+    def of_block(self, block: Any) -> Family:
+        """The row in the form that a block of a hybrid model has."""
+        there = {path for path, _ in block.named_modules()} if self.forms else set()
+        return next((replace(self, **changes) for module, changes in self.forms if module in there), self)
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """Which of the fields q, k, v and qkv name the projections."""
+        """Which of the fields name the projections that put out q, k and v."""
+        if self.mixer:
+            return ("mixer",)
+        if self.kv:
+            return ("q", "kv_latent", "kv")
         return ("qkv",) if self.qkv else ("q", "k", "v")
 
 
+LAYOUTS = ("concat", "per_head", "grouped", "four_blocks")
+LATENT_NORMS = ("q_latent_norm", "kv_latent_norm")
 NORMS = ("attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm")  # of a block
 LLAMA = Family()
 MOE = replace(LLAMA, down=None)  # expert biases depend on the routing: they are part of the MLP, not constants
@@ -72,6 +101,42 @@ SANDWICH = replace(
     post_attn_norm="post_attention_layernorm",
     mlp_norm="pre_feedforward_layernorm",
     post_mlp_norm="post_feedforward_layernorm",
+)
+LATENT = replace(
+    LLAMA,
+    q="self_attn.q_b_proj",
+    q_latent="self_attn.q_a_proj",
+    q_latent_norm="self_attn.q_a_layernorm",
+    kv="self_attn.kv_b_proj",
+    kv_latent="self_attn.kv_a_proj_with_mqa",
+    kv_latent_norm="self_attn.kv_a_layernorm",
+    variants=(("q_lora_rank", None, {"q": "self_attn.q_proj", "q_latent": None, "q_latent_norm": None}),),
+)
+LATENT_MOE = replace(LATENT, down=None)
+LFM2 = replace(
+    LLAMA,
+    final_norm="model.embedding_norm",
+    o="self_attn.out_proj",
+    attn_norm="operator_norm",
+    mlp_norm="ffn_norm",
+    mlp="feed_forward",
+    mlp_in="feed_forward",
+    mlp_out="feed_forward",
+    down="feed_forward.w2",
+    forms=(("conv", {"mixer": "conv", "attn": "conv", "o": "conv.out_proj"}),),
+)
+_MAMBA = ("mamba", {"mixer": "mamba", "attn": "mamba", "o": "mamba.out_proj"})
+_KIMI = {"mixer": "self_attn", **dict.fromkeys(("kv", "kv_latent", "kv_latent_norm", "q_latent", "q_latent_norm"))}
+_DELTA = {"mixer": "linear_attn", "attn": "linear_attn", "o": "linear_attn.out_proj"}
+BAMBA = replace(
+    LLAMA,
+    final_norm="model.final_layernorm",
+    mlp_norm="pre_ff_layernorm",
+    mlp="feed_forward",
+    mlp_in="feed_forward",
+    mlp_out="feed_forward",
+    down="feed_forward.down_proj",
+    forms=(_MAMBA,),
 )
 GPT2 = Family(
     layers="transformer.h",
@@ -88,6 +153,63 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "olmo", "smollm3"), LLAMA),
     **dict.fromkeys(("mixtral", "qwen3_moe", "gpt_oss"), MOE),
     **dict.fromkeys(("gemma2", "gemma3_text"), SANDWICH),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "axk1", "mistral4"), LATENT_MOE),
+    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), replace(LATENT_MOE, refuse=(("index_topk", ANY, INDEXED),))),
+    "youtu": LATENT,
+    "lfm2": LFM2,
+    "lfm2_moe": replace(LFM2, down=None),
+    "bamba": BAMBA,
+    "jamba": replace(BAMBA, down=None),
+    "granitemoehybrid": replace(
+        LLAMA,
+        mlp="shared_mlp",
+        mlp_in="shared_mlp",
+        mlp_out="shared_mlp",
+        down="shared_mlp.output_linear",
+        residual_multiplier="residual_multiplier",
+        forms=(_MAMBA,),
+        refuse=(("num_local_experts", ANY, "experts and a shared MLP are added side by side"),),
+    ),
+    **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text"), replace(MOE, gated=True, forms=(("linear_attn", _DELTA),))),
+    "qwen3_5_text": replace(LLAMA, gated=True, forms=(("linear_attn", _DELTA),)),
+    "kimi_linear": replace(LATENT_MOE, forms=(("self_attn.conv1d", _KIMI),)),
+    "olmo_hybrid": replace(
+        LLAMA,
+        attn_norm=None,
+        mlp_norm=None,
+        post_attn_norm="post_attention_layernorm",
+        post_mlp_norm="post_feedforward_layernorm",
+        forms=(
+            (
+                "linear_attn",
+                {
+                    **_DELTA,
+                    "o": "linear_attn.o_proj",
+                    "attn_norm": "input_layernorm",
+                    "mlp_norm": "post_attention_layernorm",
+                    "post_attn_norm": None,
+                    "post_mlp_norm": None,
+                },
+            ),
+        ),
+    ),
+    "recurrent_gemma": replace(
+        LLAMA,
+        final_norm="model.final_norm",
+        q="temporal_block.q_proj",
+        k="temporal_block.k_proj",
+        v="temporal_block.v_proj",
+        o="temporal_block.o_proj",
+        attn="temporal_block",
+        attn_norm="temporal_pre_norm",
+        mlp_norm="channel_pre_norm",
+        mlp="mlp_block",
+        mlp_in="mlp_block",
+        mlp_out="mlp_block",
+        down="mlp_block.down_proj",
+        forms=(("temporal_block.linear_out", {"mixer": "temporal_block", "o": "temporal_block.linear_out"}),),
+    ),
+    "minicpm3": replace(LATENT, residual_multiplier="residual_scale"),
     "gpt2": replace(GPT2, refuse=(("add_cross_attention", True, "it has cross-attention"),)),
     "gpt_neo": replace(
         GPT2,
@@ -184,6 +306,94 @@ FAMILIES: dict[str, Family] = {
     "glm4": replace(LLAMA, post_attn_norm="post_self_attn_layernorm", post_mlp_norm="post_mlp_layernorm"),
     "cohere": replace(LLAMA, mlp_norm="input_layernorm", parallel=True),
     "starcoder2": replace(LLAMA, down="mlp.c_proj"),
+    "codegen": replace(
+        GPT2,
+        qkv="attn.qkv_proj",
+        layout="four_blocks",
+        o="attn.out_proj",
+        mlp_norm="ln_1",
+        down="mlp.fc_out",
+        parallel=True,
+    ),
+    "ctrl": Family(
+        layers="transformer.h",
+        final_norm="transformer.layernorm",
+        q="multi_head_attention.Wq",
+        k="multi_head_attention.Wk",
+        v="multi_head_attention.Wv",
+        o="multi_head_attention.dense",
+        attn="multi_head_attention",
+        attn_norm="layernorm1",
+        mlp_norm="layernorm2",
+        mlp="ffn",
+        mlp_in="ffn",
+        mlp_out="ffn",
+        down="ffn.2",
+    ),
+    "dbrx": Family(
+        layers="transformer.blocks",
+        final_norm="transformer.norm_f",
+        qkv="norm_attn_norm.attn.Wqkv",
+        o="norm_attn_norm.attn.out_proj",
+        attn="norm_attn_norm.attn",
+        attn_norm="norm_attn_norm.norm_1",
+        mlp_norm="norm_attn_norm.norm_2",
+        mlp="ffn",
+        mlp_in="ffn",
+        mlp_out="ffn",
+        down=None,
+    ),
+    "gpt_bigcode": replace(GPT2, layout="per_head", variants=(("multi_query", True, {"layout": "concat"}),)),
+    "granitemoe": replace(
+        MOE,
+        mlp="block_sparse_moe",
+        mlp_in="block_sparse_moe",
+        mlp_out="block_sparse_moe",
+        residual_multiplier="residual_multiplier",
+    ),
+    "llama4_text": replace(MOE, mlp="feed_forward", mlp_in="feed_forward", mlp_out="feed_forward"),
+    "modernbert-decoder": replace(
+        LLAMA,
+        final_norm="model.final_norm",
+        q="attn.q_proj",
+        k="attn.k_proj",
+        v="attn.v_proj",
+        o="attn.Wo",
+        attn="attn",
+        attn_norm="attn_norm",
+        mlp_norm="mlp_norm",
+        down="mlp.Wo",
+    ),
+    "moshi": replace(
+        LLAMA,
+        q="self_attn.q_proj.linear",
+        k="self_attn.k_proj.linear",
+        v="self_attn.v_proj.linear",
+        o="self_attn.o_proj.linear",
+        down="mlp.fc2",
+    ),
+    "mpt": Family(
+        layers="transformer.blocks",
+        final_norm="transformer.norm_f",
+        qkv="attn.Wqkv",
+        o="attn.out_proj",
+        attn="attn",
+        attn_norm="norm_1",
+        mlp_norm="norm_2",
+        mlp=None,
+        mlp_in="ffn.up_proj",
+        mlp_out="ffn.down_proj",
+        down="ffn.down_proj",
+    ),
+    "nanochat": replace(LLAMA, down="mlp.fc2"),
+    "persimmon": replace(
+        LLAMA,
+        final_norm="model.final_layernorm",
+        qkv="self_attn.query_key_value",
+        layout="per_head",
+        o="self_attn.dense",
+        down="mlp.dense_4h_to_h",
+    ),
     "stablelm": replace(
         LLAMA, variants=(("use_parallel_residual", True, {"parallel": True, "mlp_norm": "input_layernorm"}),)
     ),
@@ -201,21 +411,31 @@ def register(model_type: str, family: Family) -> Family:
     return entered(family, Family, FAMILIES, ModelError, taken, model_type, fixed=_BUILT_IN)
 
 
-def family_of(config: Any, family: Family | None = None) -> Family:
+def named(name: str) -> Family:
+    """A row by its name in the table, or by "package.module:NAME"."""
+    if ":" in name:
+        return imported("family", name, Family, ModelError)
+    if name not in FAMILIES:
+        raise ModelError(unknown("family", name, sorted(FAMILIES)))
+    return FAMILIES[name]
+
+
+def family_of(config: Any, family: Family | str | None = None) -> Family:
     """The row for a model's config (or `family` in its place), in the form that the config asks for."""
     kind = getattr(config, "model_type", None)
     if family is None:
         if kind not in FAMILIES:
             raise ModelError(
-                f"model family '{kind}' is not covered; covered are {', '.join(sorted(FAMILIES))}. Other decoder-only"
-                " transformers with a pre-norm residual stream can be described with family=circuitfind.Family(...)"
+                f"model family '{kind}' has no row of its own, and its modules are not here to infer one from: name one"
+                f" that fits, family='llama' (--family llama), or describe it with family=circuitfind.Family(...)"
             )
         family = FAMILIES[kind]
+    family = named(family) if isinstance(family, str) else family
     if not isinstance(family, Family):
-        raise ModelError(f"family={family!r}: give a circuitfind.Family")
+        raise ModelError(f"family={family!r}: give a circuitfind.Family or the name of one")
     for attribute, value, reason in family.refuse:
-        if getattr(config, attribute, None) == value:
-            raise ModelError(f"this {kind} model is not covered: {reason} (config.{attribute} = {value})")
+        if (found := getattr(config, attribute, None)) == value or (value is ANY and found):
+            raise ModelError(f"this {kind} model is not covered: {reason} (config.{attribute} = {found})")
     for attribute, value, changes in family.variants:
         if getattr(config, attribute, None) == value:
             family = replace(family, **changes)

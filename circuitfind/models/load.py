@@ -15,12 +15,13 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from circuitfind.errors import ModelError, NoFile, unknown, warn
+from circuitfind.errors import CircuitfindError, ModelError, NoFile, unknown, warn
 from circuitfind.graph import Graph
 from circuitfind.models import gguf_files, tiny
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import BACKENDS, observe
-from circuitfind.models.families import Family, family_of
+from circuitfind.models.families import FAMILIES, Family, family_of
+from circuitfind.models.inference import matching, row_of
 
 EMBEDDED = {"tiny": tiny.PATH}
 BROKEN = (OSError, ValueError, LookupError, struct.error, SafetensorError, UnpicklingError, RuntimeError)
@@ -68,6 +69,17 @@ class Model(NoFile):
         return f"{self.dtype} from {origin}".removeprefix("torch.") if origin else ""
 
     @property
+    def row(self) -> str:
+        """How its family's row was come by, where it is not that of its `model_type`: "inferred as llama"."""
+        return self.adapter.row
+
+    @property
+    def kind(self) -> str:
+        """Its `model_type`, and how its row was come by: "cwm (inferred as llama)"."""
+        kind = str(getattr(self.config, "model_type", "?"))
+        return f"{kind} ({self.row})" if self.row else kind
+
+    @property
     def place(self) -> str:
         """Where it runs, for messages."""
         return str(self.device)
@@ -83,12 +95,13 @@ class Model(NoFile):
         return int(self.hf.get_input_embeddings().weight.shape[0])
 
     def __repr__(self) -> str:
-        kind = getattr(self.config, "model_type", "?")
-        return f"Model({self.name}: {kind}, {self.graph}; {self.graph.n_edges:,} edges, {self.dtype}, {self.place})"
+        return (
+            f"Model({self.name}: {self.kind}, {self.graph}; {self.graph.n_edges:,} edges, {self.dtype}, {self.place})"
+        )
 
 
 def adapt(
-    name: str, hf: nn.Module, tokenizer: Any = None, backend: str = "nnsight", family: Family | None = None
+    name: str, hf: nn.Module, tokenizer: Any = None, backend: str = "nnsight", family: Family | str | None = None
 ) -> Model:
     """A `Model` made from a Hugging Face model in memory.
 
@@ -107,9 +120,18 @@ def adapt(
                 f"weight '{weight_name}' was made inside torch.inference_mode(), so it allows no gradients: load the"
                 " model outside that block"
             )
-    adapter = Adapter(hf, family)
-    adapter.backend = backend
-    observe(adapter)
+    try:
+        row, origin = row_of(hf, family)
+        adapter = Adapter(hf, row)
+        adapter.row, adapter.backend = origin, backend
+        observe(adapter)
+    except (CircuitfindError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # of the model's own code
+        reason = next(iter(str(error).strip().splitlines()), "")
+        raise ModelError(
+            f"{type(hf).__name__} does not run on a few tokens without a cache: {type(error).__name__}: {reason}"
+        ) from error
     return Model(name, hf, tokenizer, adapter)
 
 
@@ -117,7 +139,7 @@ def fetch(
     name: str,
     dtype: str | torch.dtype | None = None,
     device: Any = None,
-    family: Family | None = None,
+    family: Family | str | None = None,
     allow_missing: bool = False,
     **keywords: Any,
 ) -> tuple[Any, Any, str]:
@@ -137,7 +159,7 @@ def fetch(
     source, file = source_of(name)
     with gguf_files.reading(name, file):
         config = config_of(name, **keywords)
-        family_of(config.get_text_config(), family)  # refused before the weights are read
+        _check_form(config, family)
         hf, report = _weights(name, config, dtype or (torch.float32 if file else "auto"), keywords)
         tokenizer, origin = _tokenizer(name, keywords), ""
         if file:
@@ -171,6 +193,20 @@ def _weights(name: str, config: Any, dtype: Any, keywords: dict[str, Any]) -> tu
         raise ModelError(_why_not(name, error)) from None
     hf, report = loaded
     return hf, report
+
+
+def _check_form(config: Any, family: Family | str | None) -> None:
+    """Refuses what can be refused before the weights are read."""
+    text = config.get_text_config()
+    if family is not None or text.model_type in FAMILIES:
+        family_of(text, family)
+        return
+    try:
+        with torch.device("meta"):
+            outline = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    except Exception:  # of classes that cannot be made without their weights: they are looked at when they are loaded
+        return
+    matching(outline)
 
 
 def _check_loaded(name: str, kind: str, report: dict[str, Any], allow_missing: bool) -> None:

@@ -8,6 +8,7 @@ here; a module of another form is refused.
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -49,6 +50,7 @@ class Norm:
                 small, large = 1e-3, 1e3
                 ratio = (probe(pattern * small) - bias)[0] ** 2 / (probe(pattern * large) - bias)[0] ** 2
                 eps = float(small**2 * large**2 * (1 - ratio) / (ratio * large**2 - small**2))
+                eps = eps if 0 <= eps < 1 else math.nan  # a module that only passes x on is like an endless one
             weight = (probe(pattern) - bias) / pattern * (1 + eps) ** 0.5
             ramp = torch.linspace(-1, 2, width, dtype=dtype, device=device)
             for centred in (True, False):

@@ -30,7 +30,7 @@ import torch
 import circuitfind.errors
 from circuitfind.errors import ModelError, warn
 from circuitfind.models.adapter import Adapter, graph_of
-from circuitfind.models.families import FAMILIES, Family, family_of
+from circuitfind.models.families import FAMILIES, Family, family_of, named
 from circuitfind.models.load import Model, config_of, fetch_tokenizer, source_of
 from circuitfind.progress import progress
 from circuitfind.remote.server import Pickler, Unpickler, run
@@ -77,6 +77,7 @@ class _Outline:
 
     def __init__(self, name: str, hf: Any, family: Family) -> None:
         self.name, self.config, self.graph = name, hf.config.get_text_config(), graph_of(hf, family)
+        self.row = ""
         self.device, self.dtype, self.origin = torch.device("cpu"), next(hf.parameters()).dtype, ""
 
     def __getattr__(self, attribute: str) -> Any:
@@ -84,7 +85,9 @@ class _Outline:
         raise ModelError(f"this needs {where}: load it without remote=")
 
 
-def remote_model(name: str, where: bool | str, check: bool, family: Family | None, **keywords: Any) -> RemoteModel:
+def remote_model(
+    name: str, where: bool | str, check: bool, family: Family | str | None, **keywords: Any
+) -> RemoteModel:
     """A model on a server; nothing is sent yet.
 
     Args:
@@ -97,7 +100,7 @@ def remote_model(name: str, where: bool | str, check: bool, family: Family | Non
         remedy = "give True (NDIF; --remote ndif), the URL of a server such as http://host:8001, or 'local'"
         raise ModelError(f"remote={where!r}: {remedy}")
     config = config_of(name, **keywords).get_text_config()
-    family_of(config, family)
+    family_of(config, family)  # refused before anything is built
     tokenizer = fetch_tokenizer(name, **keywords)
     if tokenizer is None:
         raise ModelError(f"'{name}' has no tokenizer, which NDIF needs to run a language model")
@@ -106,7 +109,7 @@ def remote_model(name: str, where: bool | str, check: bool, family: Family | Non
         envoy.dispatch()
     for secret in _SECRETS:  # nnsight would send them with every job
         envoy.kwargs.pop(secret, None)
-    family = family or FAMILIES[config.model_type]
+    family = named(family) if isinstance(family, str) else family or FAMILIES[config.model_type]
     outline = cast(Adapter, _Outline(name, envoy._module, family))
     return RemoteModel(name, envoy._module, tokenizer, outline, envoy, where, check, family)
 

@@ -69,6 +69,7 @@ class BoundTask(NoFile):
     flips: bool = False
     spans: tuple[Mapping[str, Span], ...] = ()
     weights: str = ""
+    family: str = ""
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -151,6 +152,7 @@ class BoundTask(NoFile):
 
     def record(self, method: str, ablation: str, direction: str, seed: int, **settings: Any) -> Record:
         """The record of a result on this task."""
+        family = [f"family: {self.family}"] if self.family else []
         return Record(
             model=self.model,
             task=self.name,
@@ -162,7 +164,11 @@ class BoundTask(NoFile):
             seed=seed,
             bos=self.bos,
             pairs="".join(fingerprints(self.prompts, self.corrupted_prompts)),
-            settings={**settings, "notes": list(self.notes), **({"weights": self.weights} if self.weights else {})},
+            settings={
+                **settings,
+                "notes": [*self.notes, *family],
+                **({"weights": self.weights} if self.weights else {}),
+            },
         )
 
 
@@ -248,6 +254,7 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
         task.flips,
         _spans(task, tokens, tokenizer, "clean"),
         getattr(model, "dequantised", ""),
+        getattr(model, "row", ""),
     )
 
 
