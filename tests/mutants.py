@@ -63,7 +63,7 @@ MUTANTS = (
            "test_direct.py::test_contributions_and_constants_are_the_logit_difference[granite-biased]",
            "Granite's MLP bias without the residual multiplier"),
     Mutant("bias-of-logits-unscaled", "attribution/direct.py",
-           ".to(work) * head.slope / reads.shape[1]).sum(-1)", ".to(work) / reads.shape[1]).sum(-1)",
+           ".to(work) * head.slope * counts).sum(-1)", ".to(work) * counts).sum(-1)",
            "test_direct.py::test_the_unembeddings_bias_is_scaled_with_the_logits",
            "the unembedding's bias without the logit scale"),
     Mutant("kl-against-the-base-run", "patching/path.py",

@@ -6,7 +6,9 @@
    with chance 1 / (1 + wrong answers) where there is one answer, and with sets of answers where the right set is the
    larger one. Without wrong answers the answer has to be the most likely token, and guessing counts as 0.
 3. Is the metric lower on corrupted prompts, on average beyond noise, and in more pairs than a coin would give?
-4. What may mislead without being wrong: an answer that continues the prompt's last word, comes after two spaces or is
+4. What would the model say? Where the answers have less than 1% of its probability, or neither side is among its ten
+   most likely tokens, the metric is a preference between things that it does not say.
+5. What may mislead without being wrong: an answer that continues the prompt's last word, comes after two spaces or is
    part of a character, one answer for all pairs, pairs of the same prompts. The latter count once in 2 and 3.
 """
 
@@ -19,8 +21,10 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from circuitfind import errors
+from circuitfind.batch import log_probabilities
 from circuitfind.calls import model_call
 from circuitfind.engine.experiment import Experiment
 from circuitfind.evaluation.faithfulness import Evaluator
@@ -28,10 +32,12 @@ from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.result import Result
 from circuitfind.statistics import at_least, standard_error
+from circuitfind.tasks.spelling import RARE, percent, rare
 from circuitfind.tasks.task import BoundTask, Task
 from circuitfind.tasks.tokens import REPLACED, piece
 
 SPACES = (" ", "Ġ", "▁")  # how a vocabulary writes a leading space
+SHOWN, MOST_LIKELY, LISTED = 3, 10, 5  # pairs whose answers are shown; tokens that count as said; tokens shown
 DOUBT = 0.05  # what guessing gives as often as this is no evidence
 
 
@@ -104,9 +110,13 @@ def summary_of(evaluator: Evaluator, warn: bool = True) -> TaskSummary:
 
 def chances(bound: BoundTask) -> np.ndarray:
     """`[pairs]`: how likely a model that knows nothing is to be counted right."""
-    right, wrong = ((ids[:, 0] >= 0).sum(-1).double().cpu() for ids in (bound.batch.answers, bound.batch.wrong))
-    single = 1 / (1 + wrong)
-    return np.where(right == 1, single, (right > wrong).double()) ** bound.batch.answers.shape[1]
+    batch = bound.batch
+    right, wrong = ((ids[:, 0] >= 0).sum(-1).double().cpu() for ids in (batch.answers, batch.wrong))
+    single, times = 1 / (1 + wrong), torch.full_like(right, batch.answers.shape[1])
+    if batch.summed is not None and batch.wrong.shape[-1]:  # at each place where the two differ
+        times = (batch.summed & (batch.answers != batch.wrong).any(-1)).sum(-1).double().cpu()
+    chances: np.ndarray = np.where(right == 1, single, (right > wrong).double()) ** times.numpy()
+    return chances
 
 
 class Remark(NamedTuple):
@@ -116,15 +126,34 @@ class Remark(NamedTuple):
     text: str
 
 
+class Said(NamedTuple):
+    """What the model says after a clean prompt, where the metric (first) reads: its most likely tokens with their
+    probabilities, and those of all right and of all wrong answers; `pair` counts from 0."""
+
+    pair: int
+    tokens: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    right: float
+    wrong: float
+
+    def __str__(self) -> str:
+        tokens = ", ".join(f"{text!r} {percent(p)}" for text, p in zip(self.tokens, self.probabilities, strict=True))
+        return f"{tokens}; the right answer has {percent(self.right)}, the wrong one {percent(self.wrong)}"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Diagnosis(Result):
-    """What was found, gravest first; `summary` is None where nothing could be run. Rows are the findings."""
+    """What was found, gravest first; `summary` is None where nothing could be run. Rows are the findings.
+
+    `said`: what the model says on the first pairs.
+    """
 
     FORMAT, ROWS, SHOWN = "circuitfind.diagnosis", "findings", ("name", "ok")
 
     name: str
     findings: tuple[Remark, ...]
     summary: TaskSummary | None
+    said: tuple[Said, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -138,6 +167,7 @@ class Diagnosis(Result):
 
     def __str__(self) -> str:
         lines = [f"{finding.severity}: {finding.text}" for finding in self.findings]
+        lines += [f"after clean prompt {one.pair} the model says {one}" for one in self.said]
         return "\n".join([f"{self.name}: {'nothing to warn of' if self.ok else 'look at this first'}", *lines])
 
 
@@ -165,9 +195,10 @@ def diagnose(
         return Diagnosis(getattr(task, "name", "task"), (Remark("error", str(error)),), None)
     evaluator, bound = Evaluator(experiment), experiment.bound
     summary = summary_of(evaluator, warn=False)
-    found = [*_doing(evaluator, summary), *_answers(bound, model.tokenizer)]
+    said, heard = _said(evaluator, model.tokenizer)
+    found = [*_doing(evaluator, summary), *heard, *_answers(bound, model.tokenizer)]
     found.sort(key=lambda finding: finding.severity == "note")
-    return Diagnosis(bound.name, tuple(found), summary)
+    return Diagnosis(bound.name, tuple(found), summary, said)
 
 
 def _doing(evaluator: Evaluator, summary: TaskSummary) -> Iterator[Remark]:
@@ -194,6 +225,37 @@ def _doing(evaluator: Evaluator, summary: TaskSummary) -> Iterator[Remark]:
         yield Remark("warning", f"{text}: a few pairs make the mean ({means})")
     elif evaluator.bound.flips and evaluator.bound.metric.wrong and corrupted.mean() >= 0:
         yield Remark("note", f"the corrupted prompts make the other answer right, but not for this model ({means})")
+
+
+def _said(evaluator: Evaluator, tokenizer: Any) -> tuple[tuple[Said, ...], list[Remark]]:
+    """What the model says on the first distinct pairs, and what is to be said of it on all of them."""
+    said: list[Said] = []
+    masses: list[float] = []
+    silent: list[int] = []
+    for prepared in evaluator.prepared():
+        batch, chances = prepared.batch, log_probabilities(prepared.clean.logits[:, 0]).exp().cpu()
+        ids = [side[:, 0].cpu() for side in (batch.answers, batch.wrong)]
+        right, wrong = ((chances.gather(1, one.clamp(min=0)) * (one >= 0)).sum(1) for one in ids)
+        likely = chances.topk(min(MOST_LIKELY, chances.shape[1]))
+        known = (likely.indices.unsqueeze(-1) == torch.cat(ids, 1).unsqueeze(1)).any(-1).any(-1)
+        for row, (tokens, values) in enumerate(zip(likely.indices.tolist(), likely.values.tolist(), strict=True)):
+            pair = len(masses)
+            masses.append(float(right[row] + wrong[row]))
+            silent += [] if known[row] else [pair]
+            if pair in evaluator.bound.first[:SHOWN]:
+                shown = [str(one) if tokenizer is None else piece(tokenizer, one) for one in tokens[:LISTED]]
+                said.append(Said(pair, tuple(shown), tuple(values[:LISTED]), float(right[row]), float(wrong[row])))
+    if not masses or not evaluator.bound.batch.answers.shape[-1]:
+        return tuple(said), []
+    found = [Remark("warning", rare(float(np.mean(masses))))] if np.mean(masses) < RARE else []
+    if silent:
+        rows = ", ".join(map(str, silent[:5])) + (", ..." if len(silent) > 5 else "")
+        text = (
+            f"in {len(silent)} of {len(masses)} pairs (rows {rows}) neither answer is among the model's {MOST_LIKELY}"
+        )
+        severity = "warning" if 2 * len(silent) > len(masses) else "note"
+        found.append(Remark(severity, f"{text} most likely tokens"))
+    return tuple(said), found
 
 
 def _answers(bound: BoundTask, tokenizer: Any) -> Iterator[Remark]:

@@ -10,8 +10,8 @@ The columns of the first row tell the format; the first of these that fits is ta
 4. MIB: `prompt` and `*_counterfactual` columns (Mueller et al. 2025). IOI has names to choose from (`choices` is a
    list, or `metadata` has `indirect_object` and `subject`), multiple choice has `choices.label`, arithmetic has
    `label`. The counterfactual's prompt is the corrupted one.
-5. Our own: `clean, corrupted, answer | answers, wrong | wrong_answers` and, in jsonl, `spans` and `corrupted_spans`
-   (name -> text).
+5. Our own: `clean, corrupted, answer | answers, wrong | wrong_answers, spelling` and, in jsonl, `spans` and
+   `corrupted_spans` (name -> text). A prompt is text or a list of messages (`chat.py`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from circuitfind.errors import unknown
+from circuitfind.tasks.chat import are_messages, check_messages
 
 NAMES = {name: name for name in ("clean", "corrupted", "answers", "wrong_answers", "spans", "corrupted_spans")}
-NAMES |= {"answer": "answers", "wrong": "wrong_answers", "wrong_answer": "wrong_answers"}
+NAMES |= {"answer": "answers", "wrong": "wrong_answers", "wrong_answer": "wrong_answers", "spelling": "spelling"}
 TOKEN_IDS = {"correct_idx": "answers", "incorrect_idx": "wrong_answers"}
 
 Columns = Mapping[str, Any]  # one row of data
@@ -71,6 +72,8 @@ def pairs_of(rows: Sequence[Any], counterfactual: str | None, split: str | None)
             pairs[at] = form.read(rows[at], counterfactual)
         except ValueError as error:
             raise BadRow(at, str(error)) from None
+    if any("spelling" in pair for pair in pairs.values()):  # a row may leave it to the model
+        pairs = {at: {"spelling": None, **pair} for at, pair in pairs.items()}
     columns = set(pairs[chosen[0]])
     for at, pair in pairs.items():
         if differing := sorted(set(pair) ^ columns):
@@ -117,6 +120,13 @@ def _own(row: Columns, _: str | None) -> Fields:
             continue
         if name in pair:
             raise ValueError(f"'{name}' is given twice")
+        if name in ("clean", "corrupted") and are_messages(value):
+            try:
+                check_messages(value)
+            except ValueError as error:
+                raise ValueError(f"'{name}': {error}") from None
+            pair[name] = value
+            continue
         texts = value if isinstance(value, list) and name.endswith("answers") else [value]
         if name.endswith("spans") and not isinstance(value, Mapping):
             raise ValueError(f"'{name}' must be an object, name -> text, not {value!r}")
