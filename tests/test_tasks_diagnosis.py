@@ -123,7 +123,7 @@ def test_a_model_with_the_behaviour() -> None:
     found = cf.diagnose(tiny(), cf.task("ioi", tiny(), n=16))
     assert found.ok and found.findings == () and found.summary.accuracy == 1
     assert (
-        str(found).startswith("ioi: nothing to warn of\nafter clean prompt 0 the model says '")
+        str(found).startswith("ioi: nothing to warn of\npair 0: the model says '")
         and found.to_dict()["summary"]["n"] == 16
     )
     assert cf.diagnose(tiny(), cf.task("greater-than", tiny(), n=8)).ok

@@ -38,11 +38,13 @@ def load(model: options.Model, task: options.Task, out: Output) -> tuple[cf.Mode
         return loaded, replace(made, **asked_of_pairs(task)).on(loaded)
     if task.task is not None:
         raise TaskError(f"--task {task.task} and --data {task.data}: give one of the two")
-    read = cf.Task.from_file(
-        "/dev/stdin" if str(task.data) == "-" else task.data, **given(task, without=("data", "task", "n", "seed"))
+    source, asked = (
+        "/dev/stdin" if str(task.data) == "-" else task.data,
+        given(task, without=("data", "task", "n", "seed")),
     )
-    loaded = load_model(model, out, model.check)
     try:
+        read = cf.Task.from_file(source, **asked)
+        loaded = load_model(model, out, model.check)
         bound = read.on(loaded)
     except TaskError as error:
         raise TaskError(f"{task.data}: {error}") from None
@@ -292,7 +294,7 @@ def introduce(
 
 def said_lines(found: cf.Diagnosis) -> list[tuple[str, str]]:
     """What the model says on the first pairs, as facts."""
-    return [("" if at else "it says", f"{one} (pair {one.pair})") for at, one in enumerate(found.said)]
+    return [("" if at else "it says", f"pair {one.pair}: {one}") for at, one in enumerate(found.said)]
 
 
 def described(model: cf.Model, bound: BoundTask, out: Output) -> dict[str, Any]:

@@ -37,7 +37,11 @@ from circuitfind.tasks.task import BoundTask, Task
 from circuitfind.tasks.tokens import REPLACED, piece
 
 SPACES = (" ", "Ġ", "▁")  # how a vocabulary writes a leading space
-SHOWN, MOST_LIKELY, LISTED = 3, 10, 5  # pairs whose answers are shown; tokens that count as said; tokens shown
+PAIRS_SHOWN, MOST_LIKELY, TOKENS_SHOWN = (
+    3,
+    10,
+    5,
+)  # pairs whose answers are shown; tokens that count as said; tokens shown
 DOUBT = 0.05  # what guessing gives as often as this is no evidence
 
 
@@ -128,7 +132,7 @@ class Remark(NamedTuple):
 
 class Said(NamedTuple):
     """What the model says after a clean prompt, where the metric (first) reads: its most likely tokens with their
-    probabilities, and those of all right and of all wrong answers; `pair` counts from 0."""
+    probabilities, and those of all right and of all wrong answers (NaN where there are none); `pair` counts from 0."""
 
     pair: int
     tokens: tuple[str, ...]
@@ -138,7 +142,9 @@ class Said(NamedTuple):
 
     def __str__(self) -> str:
         tokens = ", ".join(f"{text!r} {percent(p)}" for text, p in zip(self.tokens, self.probabilities, strict=True))
-        return f"{tokens}; the right answer has {percent(self.right)}, the wrong one {percent(self.wrong)}"
+        sides = {"right": self.right, "wrong": self.wrong}
+        known = ", ".join(f"{side} {percent(part)}" for side, part in sides.items() if not math.isnan(part))
+        return f"{tokens}; {known}" if known else tokens
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -167,7 +173,7 @@ class Diagnosis(Result):
 
     def __str__(self) -> str:
         lines = [f"{finding.severity}: {finding.text}" for finding in self.findings]
-        lines += [f"after clean prompt {one.pair} the model says {one}" for one in self.said]
+        lines += [f"pair {one.pair}: the model says {one}" for one in self.said]
         return "\n".join([f"{self.name}: {'nothing to warn of' if self.ok else 'look at this first'}", *lines])
 
 
@@ -231,7 +237,8 @@ def _said(evaluator: Evaluator, tokenizer: Any) -> tuple[tuple[Said, ...], list[
     """What the model says on the first distinct pairs, and what is to be said of it on all of them."""
     said: list[Said] = []
     masses: list[float] = []
-    silent: list[int] = []
+    silent: list[int] = []  # rows of which neither answer is likely
+    others: list[str] = []
     for prepared in evaluator.prepared():
         batch, chances = prepared.batch, log_probabilities(prepared.clean.logits[:, 0]).exp().cpu()
         ids = [side[:, 0].cpu() for side in (batch.answers, batch.wrong)]
@@ -241,10 +248,14 @@ def _said(evaluator: Evaluator, tokenizer: Any) -> tuple[tuple[Said, ...], list[
         for row, (tokens, values) in enumerate(zip(likely.indices.tolist(), likely.values.tolist(), strict=True)):
             pair = len(masses)
             masses.append(float(right[row] + wrong[row]))
-            silent += [] if known[row] else [pair]
-            if pair in evaluator.bound.first[:SHOWN]:
-                shown = [str(one) if tokenizer is None else piece(tokenizer, one) for one in tokens[:LISTED]]
-                said.append(Said(pair, tuple(shown), tuple(values[:LISTED]), float(right[row]), float(wrong[row])))
+            if not known[row]:
+                silent.append(pair)
+                others += _spelled_otherwise(tokenizer, pair, ids[0][row].tolist(), tokens)
+            if pair in evaluator.bound.first[:PAIRS_SHOWN]:
+                shown = [str(one) if tokenizer is None else piece(tokenizer, one) for one in tokens[:TOKENS_SHOWN]]
+                both = zip((right, wrong), ids, strict=True)
+                sides = [float(part[row]) if one.shape[1] else math.nan for part, one in both]
+                said.append(Said(pair, tuple(shown), tuple(values[:TOKENS_SHOWN]), *sides))
     if not masses or not evaluator.bound.batch.answers.shape[-1]:
         return tuple(said), []
     found = [Remark("warning", rare(float(np.mean(masses))))] if np.mean(masses) < RARE else []
@@ -254,8 +265,18 @@ def _said(evaluator: Evaluator, tokenizer: Any) -> tuple[tuple[Said, ...], list[
             f"in {len(silent)} of {len(masses)} pairs (rows {rows}) neither answer is among the model's {MOST_LIKELY}"
         )
         severity = "warning" if 2 * len(silent) > len(masses) else "note"
-        found.append(Remark(severity, f"{text} most likely tokens"))
+        found.append(Remark(severity, f"{text} most likely tokens{''.join(others[:1])}"))
     return tuple(said), found
+
+
+def _spelled_otherwise(tokenizer: Any, row: int, answers: list[int], likely: list[int]) -> Iterator[str]:
+    """In words, a likely token that is an answer, or its beginning, in another spelling."""
+    for own in [] if tokenizer is None else [piece(tokenizer, answer) for answer in answers if answer >= 0]:
+        for other in (piece(tokenizer, token) for token in likely):
+            begins = own.strip().startswith(other.strip()) and len(other.strip()) > 1
+            if begins and (other[:1] == " ") != (own[:1] == " "):
+                remedy = "give spelling=, and answer='first' where answers are several tokens so"
+                yield f"; {other!r} is in row {row}, the answer {own!r} in another spelling: {remedy}"
 
 
 def _answers(bound: BoundTask, tokenizer: Any) -> Iterator[Remark]:
@@ -274,12 +295,16 @@ def _answers(bound: BoundTask, tokenizer: Any) -> Iterator[Remark]:
 def _spellings(bound: BoundTask, tokenizer: Any) -> Iterator[Remark]:
     """Answers that are not what one would write after the prompt."""
     clean = bound.batch.clean
-    ids, read, lengths = clean.ids.tolist(), clean.read[:, -1].tolist(), clean.mask.sum(1).tolist()
+    whole = bound.batch.summed is not None
+    which = 0 if whole else -1
+    ids, read, lengths = clean.ids.tolist(), clean.read[:, which].tolist(), clean.mask.sum(1).tolist()
     for row, (tokens, at, length) in enumerate(zip(ids, read, lengths, strict=True)):
+        if not whole and any(bound.appended[row : row + 1]):
+            continue  # the answer goes on with what is appended
         for side in (bound.batch.answers, bound.batch.wrong):
-            for answer in (token for token in side[row, -1].tolist() if token >= 0):
+            for answer in (token for token in side[row, which].tolist() if token >= 0):
                 shown = piece(tokenizer, answer)
-                if REPLACED in str(tokenizer.decode([answer])):
+                if not whole and REPLACED in str(tokenizer.decode([answer])):
                     text = f"row {row}: the answer {shown} is bytes of a character and not a whole one"
                     yield Remark("warning", f"{text}: choose answers that are one token each")
                 if bound.bos == "ids given":
@@ -291,7 +316,7 @@ def _spellings(bound: BoundTask, tokenizer: Any) -> Iterator[Remark]:
                 last = tokenizer.decode([tokens[at]])
                 glued = tokenizer.decode([tokens[at], answer]).removeprefix(last)
                 if last[-1:].isalpha() and glued[:1].isalpha():
-                    word = bound.prompts[row].split()[-1]
+                    word = str(tokenizer.decode(tokens[: at + 1])).split()[-1]
                     text = f"row {row}: the answer {glued!r} has no space before it and continues the word {word!r}"
                     remedy = "choose answers that are one token after a space, or end the prompt before the word"
                     yield Remark("warning", f"{text}: {remedy}")

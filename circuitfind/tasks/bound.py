@@ -55,6 +55,7 @@ class BoundTask(NoFile):
         notes: choices that move results (answer spelling, BOS, rows left out), for records and reports.
         spans: by row, name -> (start, stop) positions of the clean prompt, and of the corrupted one unless the batch
             has an alignment; empty where the task names none.
+        appended: by row, how many tokens of an answer of several end both prompts; empty where answers have one.
     """
 
     INSTEAD = "save the cf.Task that was bound"
@@ -73,6 +74,7 @@ class BoundTask(NoFile):
     flips: bool = False
     spans: tuple[Mapping[str, Span], ...] = ()
     weights: str = ""
+    appended: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -111,8 +113,9 @@ class BoundTask(NoFile):
             if isinstance(row, bool) or not isinstance(row, Integral) or not -len(self) <= row < len(self):
                 raise TaskError(f"subset: there is no row {row!r}; there are {len(self)}, counted from 0")
         index = torch.tensor(rows, dtype=torch.long, device=self.batch.answers.device)
-        by_row = ("prompts", "corrupted_prompts", "answer_texts", "tokens", *(("spans",) if self.spans else ()))
-        picked: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in rows) for name in by_row}
+        by_row = ("prompts", "corrupted_prompts", "answer_texts", "tokens", "spans", "appended")
+        given = {name: values for name in by_row if (values := getattr(self, name))}
+        picked: dict[str, Any] = {name: tuple(values[row] for row in rows) for name, values in given.items()}
         return replace(self, batch=self.batch.rows(index).trimmed().plain(), **picked)
 
     def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[BoundTask, BoundTask]:
@@ -273,6 +276,7 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
         task.flips,
         _spans(task, tokens, tokenizer, "clean"),
         getattr(model, "dequantised", ""),
+        tuple(tokens.appended) if task.answer is not None else (),
     )
 
 

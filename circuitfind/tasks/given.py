@@ -15,7 +15,7 @@ from circuitfind.metrics import Function, Metric, metric_of
 from circuitfind.tasks import answers as answering
 from circuitfind.tasks.chat import Message, Rendered, are_messages, check_messages, one_turn, render
 from circuitfind.tasks.spelling import BY_TEXT, SPELLINGS, Spelled, Wanted, spelled
-from circuitfind.tasks.tokens import PromptTokenizer, Tokens, unpadded
+from circuitfind.tasks.tokens import PromptTokenizer, Tokens, unpadded, validate
 
 Prompts = Sequence[str] | Sequence[Sequence[Message]] | Tensor
 Answers = Sequence[str] | Sequence[Sequence[str]] | Sequence[int] | Sequence[Sequence[int]] | Tensor
@@ -218,7 +218,8 @@ class Given:
         """The answers' ids by row; `model`: whom to ask for its spelling, `dropping`: some rows may fail."""
         rows = [self.spelling] * len(self) if self.spelling is None or isinstance(self.spelling, str) else self.spelling
         wanted = Wanted(rows, self.answer is not None, dropping)
-        return spelled(tokenizer, self.texts("clean"), *self.answer_texts(), wanted, model)
+        asked = None if self.answers is None else model
+        return spelled(tokenizer, self.texts("clean"), *self.answer_texts(), wanted, asked)
 
     def readings(
         self, tokenizer: PromptTokenizer, found: Spelled
@@ -258,6 +259,8 @@ class Given:
         clean, corrupted = (tokenizer(self.texts(side)) for side in ("clean", "corrupted"))
         if self.answers_are_ids():
             return Tokens(clean, corrupted, *self.answer_ids(), "as ids", none)
+        empty: list[list[int]] = [[]] * len(self)
+        validate(Tokens(clean, corrupted, empty, empty, "", none), model, self.align is not None)  # before it is run
         found = self.spelled(tokenizer, model)
         readings, failed = self.readings(tokenizer, found)
         for row, why in failed.items():

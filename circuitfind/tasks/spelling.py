@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from circuitfind.batch import Inputs, log_probabilities
 from circuitfind.errors import TaskError, warn
-from circuitfind.tasks.tokens import PromptTokenizer, fits, pad
+from circuitfind.tasks.tokens import PromptTokenizer, pad
 
 Lists = Sequence[Sequence[str]]  # by row
 SPELLINGS = {"space": "with a leading space", "none": "without a leading space", "given": "as given"}
@@ -148,11 +148,7 @@ def _preferred(
     if getattr(model, "remote", True):
         return tried[0], ", by the text: the model's weights are not here to ask"
     rows = [row for row in range(len(clean)) if not any(row in one.failed for one in tried)]
-    prompts = {
-        row: ids for row, ids in zip(rows, tokenizer([clean[row] for row in rows]), strict=True) if fits(ids, model)
-    }
-    if not prompts:
-        return tried[0], ""
+    prompts = dict(zip(rows, tokenizer([clean[row] for row in rows]), strict=True))
     masses = _masses(
         model, prompts, [{row: {ids[0] for ids in one.ids[row].values()} for row in rows} for one in tried]
     )
@@ -189,5 +185,5 @@ def rare(mass: float) -> str:
     """The warning where answers are not what the model would say."""
     return (
         f"the model gives the answers {percent(mass)} of its probability on average, and would say something else"
-        " (cf.diagnose shows what): are prompt and spelling as it knows them, for a chat model chat=True?"
+        " (cf.diagnose shows what): are the prompt (a chat template?) and the answers' spelling as it knows them?"
     )

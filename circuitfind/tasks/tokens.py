@@ -159,11 +159,6 @@ def _longest(model: Any) -> int | None:
     return None if longest is None else int(longest)
 
 
-def fits(ids: list[int], model: Any) -> bool:
-    """Whether the model can be run on a prompt."""
-    return 0 < len(ids) <= (_longest(model) or len(ids)) and all(0 <= token < model.vocabulary for token in ids)
-
-
 def _fault(
     clean: list[int], corrupted: list[int], answers: list[int], wrong: list[int], model: Any, whole: bool
 ) -> str | None:
