@@ -251,7 +251,7 @@ MUTANTS = (
            "test_eap_ig_activations.py::test_activations_equal_autograd_with_one_component_held[gpt2]",
            "EAP-IG-activations takes the corrupted end in place of the clean one"),
     Mutant("direct-reads-summed", "attribution/direct.py",
-           "* head.slope / reads.shape[1]\n", "* head.slope\n",
+           "* head.slope * counts.unsqueeze(-1)\n", "* head.slope\n",
            "test_direct.py::test_several_read_positions_are_averaged",
            "direct effects sum over read positions"),
     Mutant("grad-drop-own-layer", "attribution/atp_star.py",

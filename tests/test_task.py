@@ -301,7 +301,10 @@ def test_several_read_positions_with_answers_of_their_own(ids_only: cf.Model) ->
         ({"wrong_answers": "Mo"}, "wrong_answers is one string"),
         ({"clean": [], "corrupted": [], "answers": None, "wrong_answers": None}, "the task holds no pairs"),
         ({"corrupted": torch.ones(2, 5, dtype=torch.long)}, "both be strings or both be id tensors"),
-        ({"clean": [[1, 2], [3, 4]], "corrupted": [[1, 5], [3, 6]]}, r"row 0: prompts are strings, or all of them one"),
+        (
+            {"clean": [[1, 2], [3, 4]], "corrupted": [[1, 5], [3, 6]]},
+            r"row 0: prompts are strings, lists of messages, or all of them one",
+        ),
         ({"corrupted": [TWINS[0], None]}, "row 1: prompts are strings"),
         ({"metric": "accuracy"}, "metric 'accuracy' is unknown. Known: logit_diff, prob_diff, logprob, kl"),
     ],

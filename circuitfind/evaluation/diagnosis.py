@@ -247,7 +247,7 @@ def _said(evaluator: Evaluator, tokenizer: Any) -> tuple[tuple[Said, ...], list[
         known = (likely.indices.unsqueeze(-1) == torch.cat(ids, 1).unsqueeze(1)).any(-1).any(-1)
         for row, (tokens, values) in enumerate(zip(likely.indices.tolist(), likely.values.tolist(), strict=True)):
             pair = len(masses)
-            masses.append(float(right[row] + wrong[row]))
+            masses.append(float(right[row] + wrong[row] * (ids[0][row].tolist() != ids[1][row].tolist())))  # once
             if not known[row]:
                 silent.append(pair)
                 others += _spelled_otherwise(tokenizer, pair, ids[0][row].tolist(), tokens)

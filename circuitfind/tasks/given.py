@@ -15,7 +15,7 @@ from circuitfind.metrics import Function, Metric, metric_of
 from circuitfind.tasks import answers as answering
 from circuitfind.tasks.chat import Message, Rendered, are_messages, check_messages, one_turn, render
 from circuitfind.tasks.spelling import BY_TEXT, SPELLINGS, Spelled, Wanted, spelled
-from circuitfind.tasks.tokens import PromptTokenizer, Tokens, unpadded, validate
+from circuitfind.tasks.tokens import PromptTokenizer, Tokens, runnable, unpadded
 
 Prompts = Sequence[str] | Sequence[Sequence[Message]] | Tensor
 Answers = Sequence[str] | Sequence[Sequence[str]] | Sequence[int] | Sequence[Sequence[int]] | Tensor
@@ -214,8 +214,10 @@ class Given:
         first, second = ([list(dict.fromkeys(row)) for row in lists or [[]] * len(self)] for lists in (right, wrong))
         return first, second
 
-    def spelled(self, tokenizer: PromptTokenizer, model: ModelLike | None, dropping: bool = False) -> Spelled:
-        """The answers' ids by row; `model`: whom to ask for its spelling, `dropping`: some rows may fail."""
+    def spelled(
+        self, tokenizer: PromptTokenizer, model: Callable[[], ModelLike] | None, dropping: bool = False
+    ) -> Spelled:
+        """The answers' ids by row; `model`: gives whom to ask for its spelling, `dropping`: some rows may fail."""
         rows = [self.spelling] * len(self) if self.spelling is None or isinstance(self.spelling, str) else self.spelling
         wanted = Wanted(rows, self.answer is not None, dropping)
         asked = None if self.answers is None else model
@@ -260,8 +262,8 @@ class Given:
         if self.answers_are_ids():
             return Tokens(clean, corrupted, *self.answer_ids(), "as ids", none)
         empty: list[list[int]] = [[]] * len(self)
-        validate(Tokens(clean, corrupted, empty, empty, "", none), model, self.align is not None)  # before it is run
-        found = self.spelled(tokenizer, model)
+        prompts = Tokens(clean, corrupted, empty, empty, "", none)
+        found = self.spelled(tokenizer, lambda: runnable(prompts, model, self.align is not None))
         readings, failed = self.readings(tokenizer, found)
         for row, why in failed.items():
             raise TaskError(f"row {row}: {why}")

@@ -67,12 +67,17 @@ class Spelled(NamedTuple):
 
 
 def spelled(
-    tokenizer: PromptTokenizer, clean: Sequence[str], answers: Lists, wrong: Lists, wanted: Wanted, model: Any = None
+    tokenizer: PromptTokenizer,
+    clean: Sequence[str],
+    answers: Lists,
+    wrong: Lists,
+    wanted: Wanted,
+    model: Callable[[], Any] | None = None,
 ) -> Spelled:
     """The answers in the spelling that serves them all (else, where rows may fail, the most rows).
 
     Args:
-        model: what is asked for its preference; None decides by the text.
+        model: gives the model that is asked for its preference, if need be; None decides by the text.
 
     Raises:
         TaskError: none does; it names the row and the answer.
@@ -88,7 +93,7 @@ def spelled(
     tried = [one for one in tried if len(one.failed) == fewest]
     chosen, why = tried[0], ""
     if len(tried) > 1 and fewest < len(clean) and None in wanted.spellings and model is not None:
-        chosen, why = _preferred(tokenizer, clean, tried, model)
+        chosen, why = _preferred(tokenizer, clean, tried, model())
     each = ((row, one) for row, side in enumerate(answers) for one in side)
     doubled = any(clean[row][-1:] == chosen.text(row, one)[:1] == " " for row, one in each)
     after = ", after a prompt that ends in a space" if doubled else ""

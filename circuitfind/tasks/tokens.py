@@ -141,6 +141,12 @@ def validate(tokens: Tokens, model: Any, aligned: bool = False) -> None:
         raise TaskError(f"row {number}: {fault}{_EQUAL_LENGTH if unequal else ''}")
 
 
+def runnable(prompts: Tokens, model: Any, aligned: bool) -> Any:
+    """The model, which can be run on these prompts; raises TaskError as `validate` does."""
+    validate(prompts, model, aligned)
+    return model
+
+
 def faults(tokens: Tokens, model: Any, aligned: bool = False) -> dict[int, str]:
     """The rows that no method can use, with the reason."""
     found: dict[int, str] = {}
