@@ -379,7 +379,7 @@ def test_export_by_ending_and_never_over_its_source(run: Run, found: Path) -> No
 
 def test_tasks_and_models(run: Run) -> None:
     said = run("tasks", "tiny")
-    assert said.code == 0 and said.out.count("yes, this tokenizer has the words") == 6
+    assert said.code == 0 and said.out.count("yes, this tokenizer has the words") == 7
     assert max(map(len, said.out.splitlines())) <= 80
     listed = json.loads(run("tasks", "--json").out)["tasks"]
     assert list(listed) == list(TASKS) and listed["ioi"]["corruptions"] == list(TASKS["ioi"].corruptions)
