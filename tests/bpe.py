@@ -40,7 +40,7 @@ def english() -> PreTrainedTokenizerFast:
     words = [*lexicon.FEMALE_NAMES, *lexicon.MALE_NAMES, *lexicon.STORY_NAMES, *lexicon.PLACES, *lexicon.OBJECTS]
     words += [*lexicon.ADJECTIVES, *lexicon.PEOPLE, *lexicon.EVENTS, *lexicon.IDENTIFIERS, *lexicon.DESCRIPTIONS]
     words += [word for pair in (*lexicon.NOUNS, *lexicon.CAPITALS) for word in pair]
-    words += ["she", "he", "is", "are", "was", "were", *FINANCE, *lexicon.COLORS, *ascii_uppercase]
+    words += ["she", "he", "is", "are", "was", "were", *FINANCE, *lexicon.COLORS, *ascii_uppercase[:16]]
     sentences = ["When Mary and John went to the store, John gave a drink to"] * 20
     texts = [" " + word for word in words for _ in range(20)]
     return trained([*texts, *sentences, *TASKS["country-capital"].templates.values(), DOCSTRING], 12_000)
