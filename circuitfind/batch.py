@@ -67,6 +67,8 @@ class Batch:
         reference: `[batch, reads, vocab]` log-probabilities of the clean run, for metrics that compare with it.
         alignment: `[batch, pos]`, by position of the clean prompt the one of the corrupted prompt that stands for it
             (`circuitfind.engine.capture`); None where positions correspond as they are.
+        summed: `[batch, reads]`, true at the tokens of one whole answer, over which metrics are summed; what is false
+            repeats the last of them and counts for nothing. None: metrics are means over the read positions.
     """
 
     clean: Inputs
@@ -75,13 +77,26 @@ class Batch:
     wrong: Tensor
     reference: Tensor | None = None
     alignment: Tensor | None = None
+    summed: Tensor | None = None
+
+    @property
+    def weights(self) -> Tensor:
+        """`[batch, reads]`: how much each read position counts for a metric."""
+        if self.summed is not None:
+            return self.summed.float()
+        reads = self.clean.read
+        return torch.full(reads.shape, 1 / reads.shape[1], device=reads.device)
+
+    def over_reads(self, values: Tensor) -> Tensor:
+        """`[batch]` from a metric's values `[batch, reads]`: their mean, or their sum over the tokens of an answer."""
+        return values.mean(-1) if self.summed is None else (values * self.summed.to(values)).sum(-1)
 
     def __len__(self) -> int:
         return self.clean.ids.shape[0]
 
     def map(self, inputs: Callable[[Inputs], Inputs], tensor: Callable[[Tensor], Tensor]) -> Batch:
         """The same function of both sides, and of everything else."""
-        others = (self.answers, self.wrong, self.reference, self.alignment)
+        others = (self.answers, self.wrong, self.reference, self.alignment, self.summed)
         made: list[Any] = [None if value is None else tensor(value) for value in others]
         return Batch(inputs(self.clean), inputs(self.corrupted), *made)
 

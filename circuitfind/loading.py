@@ -20,6 +20,7 @@ from circuitfind.remote.call import remote_model
 from circuitfind.tasks.builder import SingleTokens, TaskBuilder
 from circuitfind.tasks.builtin import TASKS, builder_of
 from circuitfind.tasks.spans import locatable
+from circuitfind.tasks.spelling import BY_TEXT
 from circuitfind.tasks.task import Task
 from circuitfind.tasks.tokens import PromptTokenizer
 
@@ -178,5 +179,6 @@ def task(
         bos=bos,
         name=name if template is None else f"{name} [{template}]",  # "ioi", "ioi:abc", "ioi:abc [abba]"
         flips=all(pair.flips for pair in pairs),
+        spelling=BY_TEXT,  # the words were chosen as they follow a space
         spans=locatable([pair.spans for pair in pairs], clean, PromptTokenizer(model.tokenizer, bos)),
     )

@@ -7,9 +7,9 @@ With `A` the answers, `W` the wrong answers and `p` the softmax of the logits at
 * `logprob`: log of the sum of p over A.
 * `kl`: -KL(clean run || this run): 0 at the clean run, negative elsewhere. Its gradient at the clean run is zero.
 
-Several read positions of an example are averaged. A callable `(logits, batch) -> [batch]` is a metric too; it gets
-logits `[batch, vocab]` (`[batch, reads, vocab]` with several read positions), which carry gradients. `register` gives a
-`Metric` a name.
+Several read positions of an example are averaged; those of one whole answer (`answer="all"`) are added up. A callable
+`(logits, batch) -> [batch]` is a metric too; it gets logits `[batch, vocab]` (`[batch, reads, vocab]` with several read
+positions), which carry gradients. `register` gives a `Metric` a name.
 
 Of `batch` (`circuitfind.batch.Batch`, the pairs of this pass) a metric may read:
 
@@ -17,6 +17,8 @@ Of `batch` (`circuitfind.batch.Batch`, the pairs of this pass) a metric may read
 * `clean`, `corrupted`: the prompts of both sides, each with `ids [batch, pos]`, `mask [batch, pos]` (False at padding)
   and `read [batch, reads]`, the positions of the logits that a metric is given.
 * `reference` `[batch, reads, vocab]`: log probabilities of the clean run, for a `Metric` with `reference=True`.
+* `summed` `[batch, reads]`: with `answer="all"` true at the answer's tokens, false at padding; else None.
+* `over_reads(values)`: `[batch]` of values `[batch, reads]`, averaged or added up as the built-in metrics are.
 * `len(batch)`: the number of pairs.
 """
 
@@ -84,26 +86,26 @@ def logit_diff(logits: Tensor, batch: Batch) -> Tensor:
     """Mean logit of the answers minus mean logit of the wrong answers."""
     logits = wide(logits)
     right, wrong = (_mean_of(_gather(logits, ids), ids) for ids in (batch.answers, batch.wrong))
-    return (right - wrong).mean(-1)
+    return batch.over_reads(right - wrong)
 
 
 def prob_diff(logits: Tensor, batch: Batch) -> Tensor:
     """Summed probability of the answers minus that of the wrong answers."""
     probabilities = log_probabilities(logits).exp()
     right, wrong = ((_gather(probabilities, ids) * (ids >= 0)).sum(-1) for ids in (batch.answers, batch.wrong))
-    return (right - wrong).mean(-1)
+    return batch.over_reads(right - wrong)
 
 
 def logprob(logits: Tensor, batch: Batch) -> Tensor:
     """Log of the answers' summed probability, in nats."""
-    return _log_sum_of(log_probabilities(logits), batch.answers).mean(-1)
+    return batch.over_reads(_log_sum_of(log_probabilities(logits), batch.answers))
 
 
 def kl(logits: Tensor, batch: Batch) -> Tensor:
     """-KL(clean run || this run) in nats, over the whole vocabulary."""
     assert batch.reference is not None, "the engine gives the reference to metrics that declare it"
     clean = batch.reference
-    return -(clean.exp() * (clean - log_probabilities(logits))).sum(-1).mean(-1)
+    return batch.over_reads(-(clean.exp() * (clean - log_probabilities(logits))).sum(-1))
 
 
 METRICS = {
@@ -148,7 +150,8 @@ def correctness(logits: Tensor, batch: Batch) -> Correctness:
     """Whether each example is answered right, at all its read positions.
 
     Accurate: one answer must be above every wrong one; of several answers the summed probability must be above that of
-    the wrong ones. Without wrong answers it equals top-1.
+    the wrong ones. Without wrong answers it equals top-1. A token that a right and a wrong answer share where each is
+    read whole tells nothing.
     """
     logprobs = log_probabilities(logits)
     best = logprobs.argmax(-1, keepdim=True)
@@ -159,4 +162,6 @@ def correctness(logits: Tensor, batch: Batch) -> Correctness:
     single = (batch.answers >= 0).sum(-1) == 1
     bar = torch.where(single, strongest, _log_sum_of(logprobs, batch.wrong))
     better = _log_sum_of(logprobs, batch.answers) > bar
+    if batch.summed is not None:
+        better = better | (batch.answers == batch.wrong).all(-1)
     return Correctness(better.all(-1), top1)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from string import ascii_uppercase
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 import circuitfind as cf
@@ -14,10 +15,16 @@ from circuitfind.tasks import lexicon
 from circuitfind.tasks.builtin import DOCSTRING, TASKS
 
 
-def trained(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """GPT-2's kind of tokenizer: a space belongs to the word after it, any text can be said, no BOS is added."""
+def trained(texts: Iterable[str], size: int, digits: int | None = None) -> PreTrainedTokenizerFast:
+    """GPT-2's kind of tokenizer: a space belongs to the word after it, any text can be said, no BOS is added.
+
+    digits: numbers are cut after this many, with a space of their own before them (1: Gemma, Qwen; 3: Llama 3).
+    """
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if digits is not None:
+        cut = pre_tokenizers.Split(Regex(rf"\p{{N}}{{1,{digits}}}"), "isolated")
+        core.pre_tokenizer = pre_tokenizers.Sequence([cut, core.pre_tokenizer])
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
@@ -33,7 +40,7 @@ def english() -> PreTrainedTokenizerFast:
     words = [*lexicon.FEMALE_NAMES, *lexicon.MALE_NAMES, *lexicon.STORY_NAMES, *lexicon.PLACES, *lexicon.OBJECTS]
     words += [*lexicon.ADJECTIVES, *lexicon.PEOPLE, *lexicon.EVENTS, *lexicon.IDENTIFIERS, *lexicon.DESCRIPTIONS]
     words += [word for pair in (*lexicon.NOUNS, *lexicon.CAPITALS) for word in pair]
-    words += ["she", "he", "is", "are", "was", "were", *FINANCE]
+    words += ["she", "he", "is", "are", "was", "were", *FINANCE, *lexicon.COLORS, *ascii_uppercase[:16]]
     sentences = ["When Mary and John went to the store, John gave a drink to"] * 20
     texts = [" " + word for word in words for _ in range(20)]
     return trained([*texts, *sentences, *TASKS["country-capital"].templates.values(), DOCSTRING], 12_000)

@@ -41,7 +41,9 @@ from circuitfind.search.find import SEARCHES
 from circuitfind.search.learn import LEARNERS
 from circuitfind.search.trials import CRITERIA
 from circuitfind.setting import DIRECTIONS
+from circuitfind.tasks.answers import ALL, FIRST
 from circuitfind.tasks.builtin import TASKS
+from circuitfind.tasks.spelling import BY_TEXT, SPELLINGS
 
 VERBS = (
     "find",
@@ -378,7 +380,7 @@ def test_export_by_ending_and_never_over_its_source(run: Run, found: Path) -> No
 
 def test_tasks_and_models(run: Run) -> None:
     said = run("tasks", "tiny")
-    assert said.code == 0 and said.out.count("yes, this tokenizer has the words") == 6
+    assert said.code == 0 and said.out.count("yes, this tokenizer has the words") == 7
     assert max(map(len, said.out.splitlines())) <= 80
     listed = json.loads(run("tasks", "--json").out)["tasks"]
     assert list(listed) == list(TASKS) and listed["ioi"]["corruptions"] == list(TASKS["ioi"].corruptions)
@@ -709,6 +711,7 @@ def test_names_in_help_are_those_of_the_registries() -> None:
     firsts = (options.EFFECTS[0], options.NODE_EFFECTS[0], options.ESTIMATES[0])
     assert firsts == tuple(DEFAULTS[kind][0] for kind in ("edge", "node", "place"))
     assert all(name in options.OF_PLACES for kind in DEFAULTS for name in DEFAULTS[kind])
+    assert (*SPELLINGS, BY_TEXT) == options.SPELLINGS and (FIRST, ALL) == options.ANSWERS
     assert tuple(ABLATIONS) == options.ABLATIONS and tuple(cf.METRICS) == options.METRICS
     assert CRITERIA == options.CRITERIA and SEARCHES == options.SEARCHES
     assert tuple(KINDS) == options.KINDS and tuple(ORDERS) == options.ORDERS and tuple(LEARNERS) == options.LEARNED

@@ -112,7 +112,7 @@ def test_a_csv_cell_that_only_looks_like_a_list_is_text(write: Write) -> None:
         ('{"clean": "a", "answer": "x"}', "no 'corrupted'; columns are"),
         ('{"clean": "", "corrupted": "b", "answer": "x"}', "'clean' is empty: give its text"),
         ('{"clean": 5, "corrupted": "b", "answer": "x"}', "'clean' must be text, not 5"),
-        ('{"clean": ["a"], "corrupted": "b", "answer": "x"}', r"'clean' must be text, not \['a'\]"),
+        ('{"clean": ["a"], "corrupted": "b", "answer": "x"}', r"'clean': message 0 is 'a': a message is"),
         ('{"clean": "a", "corrupted": "b", "answer": 3}', "'answer' must be text, not 3"),
         ('{"clean": "a", "corrupted": "b", "answer": []}', r"'answer' must be text, not \[\]"),
         ('{"clean": "a", "corrupted": "b", "answer": ["x", null]}', r"'answer' must be text, not \['x', None\]"),

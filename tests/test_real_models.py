@@ -6,8 +6,10 @@ Padding, unequal lengths and grouped queries are tested on them against the lite
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from toys import off_scores
 
 import circuitfind as cf
 from circuitfind.batch import Batch, Inputs
+from circuitfind.cli.app import main
 from circuitfind.evaluation.faithfulness import Evaluator
 
 pytestmark = pytest.mark.real
@@ -127,3 +130,59 @@ def test_a_search_ends_with_a_small_faithful_circuit(real: Callable[[str], cf.Mo
     assert found.ranked is not None and abs(1 - found.faithfulness) < abs(1 - found.ranked)
     assert found.beaten == 1 and abs(found.random[0]) < 0.05
     assert result.checks.sign_errors == 0 and result.checks.evaluation.accuracy >= 0.5
+
+
+# -------------------------------------------------------------------- chats and answers of several tokens
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "tasks.md").read_text(encoding="utf-8")
+
+
+def test_the_page_shows_what_is_printed(
+    real: Callable[[str], cf.Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of docs/tasks.md: the finance example, a chat file, and answers of two tokens."""
+    model = real("smollm2")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cf, "load", lambda *_, **__: model)
+    monkeypatch.setenv("COLUMNS", "120")
+    finance = next(block for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "revenue" in block)
+    exec(finance, {"cf": cf, "model": model})
+    blocks = re.findall(r"```(text|sh)\n(.*?)```", PAGE, re.DOTALL)
+    assert ("text", capsys.readouterr().out) in blocks
+    shown = 0
+    for name in ("turns.jsonl", "capitals.jsonl"):
+        content = next(text for kind, text in blocks if kind == "text" and text.startswith('{"clean"'))
+        blocks.remove(("text", content))
+        Path(name).write_text(content)
+    for (kind, command), (_, expected) in pairwise(blocks):
+        if kind == "sh" and command.startswith("circuitfind doctor SmolLM2"):
+            assert main(command.split()[1:]) == 0
+            said = capsys.readouterr()
+            lines = "\n".join(line.rstrip() for line in [*said.err.splitlines(), *said.out.splitlines()])
+            assert expected in lines + "\n", command
+            shown += 1
+    assert shown == 3
+
+
+@torch.no_grad()
+def test_chats_and_long_answers_equal_the_same_ids(real: Callable[[str], cf.Model]) -> None:
+    model = real("smollm2")
+    tokenizer, ask = model.tokenizer, "What is the capital of {}? Answer with one word."
+    texts = [ask.format("Germany")], [ask.format("Spain")]
+    chats = [[{"role": "user", "content": side[0]}] for side in texts]
+    ids = [tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats]
+    own, other = (tokenizer(text)["input_ids"] for text in ("Berlin", "Madrid"))
+    assert len(own) == len(other) == 2 and own[0] != other[0], "the test needs answers of two tokens"
+    words = {"answers": ["Berlin"], "wrong_answers": ["Madrid"], "chat": True, "spelling": "none"}
+    first = (
+        cf.Task(*texts, **words, answer="first"),
+        cf.Task(*map(torch.tensor, ([ids[0]], [ids[1]])), [own[0]], [other[0]]),
+    )
+    longer = [torch.tensor([side + own[:-1]]) for side in ids]
+    places = cf.Task(*longer, [own], [other], positions=[[-2, -1]])
+    for (text, same), times in ((first, 1), ((cf.Task(*texts, **words, answer="all"), places), 2)):
+        scores = [cf.attribute(model, task, "eap").values for task in (text, same)]
+        np.testing.assert_allclose(scores[0], scores[1] * times, atol=1e-5 * float(np.abs(scores[0]).max()))
+    logits = [model.hf(torch.tensor([ids[0] + own[:at]])).logits[0, -1].double().log_softmax(-1) for at in (0, 1)]
+    expected = float(logits[0][own[0]] + logits[1][own[1]])
+    found = cf.summarise(model, cf.Task(*texts, **words, answer="all", metric="logprob"), warn=False)
+    assert found.clean == pytest.approx(expected, rel=1e-4)

@@ -86,8 +86,8 @@ def test_answer_sets_of_unequal_size(tiny: cf.Model) -> None:
 def test_answers_are_spelled_as_they_follow_the_prompt(
     tiny: cf.Model, prompt: str, answers: list[str], spelling: str, tokens: list[str]
 ) -> None:
-    task = cf.Task([prompt], [prompt.replace("Mary", "Luke").replace("1732", "1701")], [answers[0]], [answers[1]])
-    bound = task.on(tiny)
+    corrupted = [prompt.replace("Mary", "Luke").replace("1732", "1701")]
+    bound = cf.Task([prompt], corrupted, [answers[0]], [answers[1]], spelling="text").on(tiny)
     found = [int(bound.batch.answers[0, 0, 0]), int(bound.batch.wrong[0, 0, 0])]
     assert tiny.tokenizer.convert_ids_to_tokens(found) == tokens
     assert bound.notes[0] == f"answers spelled {spelling}"
@@ -100,7 +100,7 @@ def test_one_spelling_serves_all_rows(tiny: cf.Model) -> None:
     for rows in ([digits], [word], [digits, word]):
         prompts, answers = zip(*rows, strict=True)
         corrupted = [prompt.replace("1732", "1701") for prompt in prompts]
-        bound = cf.Task(list(prompts), corrupted, list(answers), metric="logprob").on(tiny)
+        bound = cf.Task(list(prompts), corrupted, list(answers), metric="logprob", spelling="text").on(tiny)
         spelled.append(tiny.tokenizer.convert_ids_to_tokens(bound.batch.answers.flatten().tolist()))
     assert spelled == [["32"], ["Ġ17"], ["32", "17"]], "' 32' is no token, so the last task is spelled as given"
 
@@ -301,7 +301,10 @@ def test_several_read_positions_with_answers_of_their_own(ids_only: cf.Model) ->
         ({"wrong_answers": "Mo"}, "wrong_answers is one string"),
         ({"clean": [], "corrupted": [], "answers": None, "wrong_answers": None}, "the task holds no pairs"),
         ({"corrupted": torch.ones(2, 5, dtype=torch.long)}, "both be strings or both be id tensors"),
-        ({"clean": [[1, 2], [3, 4]], "corrupted": [[1, 5], [3, 6]]}, r"row 0: prompts are strings, or all of them one"),
+        (
+            {"clean": [[1, 2], [3, 4]], "corrupted": [[1, 5], [3, 6]]},
+            r"row 0: prompts are strings, lists of messages, or all of them one",
+        ),
         ({"corrupted": [TWINS[0], None]}, "row 1: prompts are strings"),
         ({"metric": "accuracy"}, "metric 'accuracy' is unknown. Known: logit_diff, prob_diff, logprob, kl"),
     ],

@@ -122,7 +122,10 @@ def test_a_model_without_the_behaviour(model: cf.Model) -> None:
 def test_a_model_with_the_behaviour() -> None:
     found = cf.diagnose(tiny(), cf.task("ioi", tiny(), n=16))
     assert found.ok and found.findings == () and found.summary.accuracy == 1
-    assert str(found) == "ioi: nothing to warn of" and found.to_dict()["summary"]["n"] == 16
+    assert (
+        str(found).startswith("ioi: nothing to warn of\npair 0: the model says '")
+        and found.to_dict()["summary"]["n"] == 16
+    )
     assert cf.diagnose(tiny(), cf.task("greater-than", tiny(), n=8)).ok
     few = cf.diagnose(tiny(), cf.task("ioi", tiny(), n=3))
     assert few.ok and few.findings[0] == ("note", "3 pairs are too few to tell 100% accuracy from guessing (50%)")
@@ -197,6 +200,7 @@ def test_a_few_pairs_that_make_the_mean(monkeypatch: pytest.MonkeyPatch, model: 
     values = {"full": np.array([9.0, 9, 9, 9, 9, 1, 1, 1, 1, 1]), "empty": np.array([0.0, 0, 0, 0, 0, 2, 2, 2, 2, 2])}
     right = np.ones(10, dtype=bool)
     fake = type("Fake", (), {**values, "full_accurate": right, "full_top1": right, "rounding_of_contrast": 0.0})()
+    fake.prepared = lambda: iter(())
     fake.bound = finance().on(model).subset(range(10))
     monkeypatch.setattr("circuitfind.evaluation.diagnosis.Evaluator", lambda *_, **__: fake)
     found = cf.diagnose(model, finance())

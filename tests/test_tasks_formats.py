@@ -212,35 +212,116 @@ def test_mib_rows_of_unequal_length_are_left_out_and_counted(model: cf.Model) ->
     )
 
 
-def test_mib_multiple_choice_and_arithmetic(model: cf.Model) -> None:
-    choice = {
-        "prompt": "Which is red?\nA. ring\nB. ball\nAnswer:",
-        "choices": {"label": ["A", "B", "C"], "text": ["ring", "ball", "cup"]},
-        "answerKey": 1,
-        "symbol_counterfactual": {"prompt": "Which is red?\nX. ring\nY. ball\nAnswer:"},
-        "answerPosition_counterfactual": {"prompt": "Which is red?\nA. ball\nB. ring\nAnswer:"},
-    }
-    found = pairs_from_rows([choice])
-    assert found["answers"] == [["B"]] and found["wrong_answers"] == [["A", "C"]]
-    assert found["corrupted"] == [choice["symbol_counterfactual"]["prompt"]]
-    sums = {
-        "prompt": "The sum of 1 and 2 is",
-        "label": 3,
+def sum_row(a: int, b: int, x: int | None, y: int = 0) -> dict[str, Any]:
+    """A row of `mib-bench/arithmetic_addition`: the columns, and the types in them, as `datasets` yields them."""
+    text = "The sum of {} and {} is"
+    none = {"label": None, "operand1": None, "operand2": None, "prompt": None}
+    twin = none if x is None else {"label": x + y, "operand1": x, "operand2": y, "prompt": text.format(x, y)}
+    return {
+        "idx": 0,
+        "template": text,
+        "prompt": text.format(a, b),
+        "label": str(a + b),
         "operator": "+",
-        "random_counterfactual": {"prompt": "The sum of 4 and 1 is", "label": "5"},
+        "num_digit": 1,
+        "random_counterfactual": twin,
+        "ones_carry_counterfactual": none,
+        "ones_op1_counterfactual": {"label": 4 + b, "operand1": 4, "operand2": b, "prompt": text.format(4, b)},
+        "operand1": a,
+        "operand2": b,
     }
-    found = pairs_from_rows([sums])
-    assert (found["answers"], found["wrong_answers"]) == ([["3"]], [["5"]])
+
+
+def test_mib_arithmetic(model: cf.Model) -> None:
+    rows = [sum_row(1, 2, 3, 5), sum_row(2, 5, None), sum_row(2, 6, 3, 4)]
+    with pytest.warns(UserWarning, match="^1 of 3 rows lack this counterfactual and are left out"):
+        found = pairs_from_rows(rows)
+    assert found["clean"] == [rows[0]["prompt"], rows[2]["prompt"]]
+    assert found["corrupted"] == ["The sum of 3 and 5 is", "The sum of 3 and 4 is"]
+    assert (found["answers"], found["wrong_answers"]) == ([["3"], ["8"]], [["8"], ["7"]])
+    assert pairs_from_rows(rows, counterfactual="ones_op1")["wrong_answers"] == [["6"], ["9"], ["10"]]
+    refused(
+        lambda: pairs_from_rows(rows, counterfactual="ones_carry"),
+        TaskError,
+        "row 0: this counterfactual is empty in every row: choose another with counterfactual=",
+    )
     for row, message in (
-        ({**choice, "answerKey": 3}, "row 0: 'answerKey' must be an index into the 3 choices, counted from 0, not 3"),
-        ({**choice, "answerKey": "B"}, "row 0: 'answerKey' must be an index"),
-        ({**choice, "choices": {"label": ["A"]}}, "row 0: 'choices' must hold at least two labels"),
-        ({**choice, "symbol_counterfactual": None}, "row 0: 'symbol_counterfactual' must be an object with a 'prompt'"),
-        ({**sums, "label": None}, "row 0: no 'label' in the row or in its 'random_counterfactual'"),
-        ({**sums, "prompt": ""}, "row 0: 'prompt' is empty"),
+        ({**rows[0], "label": None}, "row 0: no 'label' in the row or in its 'random_counterfactual'"),
+        ({**rows[0], "prompt": ""}, "row 0: 'prompt' is empty"),
         (
             {"prompt": "a", "b_counterfactual": {}, "c_counterfactual": {}},
             "row 0: several counterfactuals: choose with counterfactual=; there are b, c",
+        ),
+    ):
+        refused(lambda row=row: pairs_from_rows([row]), TaskError, message)
+    assert len(cf.Task.from_rows(rows[::2], model).on(model)) == 2
+
+
+def choice_row(key: int, elsewhere: int, symbols: str = "ABCD") -> dict[str, Any]:
+    """A row of `mib-bench/copycolors_mcqa`; the labels of its symbol counterfactual are numbers there, too."""
+    colors = ["red", "blue", "green", "black"]
+
+    def asked(labels: Any, texts: list[str], key: int) -> dict[str, Any]:
+        options = "".join(f"\n{label}. {text}" for label, text in zip(labels, texts, strict=True))
+        prompt = f"A box is {colors[own]}. What color is a box?{options}\nAnswer:"
+        return {"prompt": prompt, "choices": {"label": list(labels), "text": texts}, "answerKey": key}
+
+    own = key
+    moved = list(colors)
+    moved[key], moved[elsewhere] = moved[elsewhere], moved[key]
+    return {
+        "dataset": "copycolors",
+        "dataset_specific_id": "box",
+        "question": f"A box is {colors[own]}. What color is a box?",
+        **asked(symbols, colors, key),
+        "symbol_counterfactual": asked([1, 2, 3, 4], colors, key),
+        "answerPosition_counterfactual": asked(symbols, moved, elsewhere),
+        "noun_counterfactual": asked(symbols, colors, key),
+        "idx": 0,
+    }
+
+
+def test_mib_multiple_choice(write: Write, model: cf.Model) -> None:
+    rows = [choice_row(1, 3), choice_row(2, 0)]
+    found = pairs_from_rows(rows)
+    assert found["corrupted"][0] == rows[0]["symbol_counterfactual"]["prompt"]
+    # as in MIB: the wrong answer is what is right after the corrupted prompt
+    assert (found["answers"], found["wrong_answers"]) == ([["B"], ["C"]], [["2"], ["3"]])
+    for name in ("answerPosition", "answer-position", "answerPosition_counterfactual"):
+        found = pairs_from_rows(rows, counterfactual=name)
+        assert found["corrupted"][1] == rows[1]["answerPosition_counterfactual"]["prompt"]
+        assert found["wrong_answers"] == [["D"], ["A"]]
+    # where that is the right one, too: all other letters
+    assert pairs_from_rows(rows, counterfactual="noun")["wrong_answers"] == [["A", "C", "D"], ["A", "B", "D"]]
+    bound = cf.Task.from_file(write(rows, "data.jsonl"), model, counterfactual="answerPosition").on(model)
+    assert bound.answer_texts == ("B / D", "C / A")
+    arc = {  # of `mib-bench/arc_easy`
+        "arc_id": "Mercury_1",
+        "question": "Which is hot?",
+        "choices": {"text": ["ice", "fire", "snow"], "label": ["A", "B", "C"]},
+        "prompt": "Question: Which is hot?\nA. ice\nB. fire\nC. snow\nAnswer:",
+        "label": "B",
+        "answerKey": 1,
+        "idx": 3,
+        "symbol_counterfactual": {
+            "question": "Which is hot?",
+            "choices": {"text": ["ice", "fire", "snow"], "label": ["1", "2", "3"]},
+            "prompt": "Question: Which is hot?\n1. ice\n2. fire\n3. snow\nAnswer:",
+            "label": "2",
+            "answerKey": 1,
+        },
+    }
+    found = pairs_from_rows([arc])
+    assert (found["answers"], found["wrong_answers"]) == ([["B"]], [["2"]])
+    choice, twin = rows[0], rows[0]["symbol_counterfactual"]
+    for row, message in (
+        ({**choice, "answerKey": 4}, "row 0: 'answerKey' must be an index into the 4 choices, counted from 0, not 4"),
+        ({**choice, "answerKey": "B"}, "row 0: 'answerKey' must be an index"),
+        ({**choice, "choices": {"label": ["A"]}}, "row 0: 'choices' must hold at least two labels"),
+        ({**choice, "symbol_counterfactual": "1"}, "row 0: 'symbol_counterfactual' must be an object with a 'prompt'"),
+        (
+            {**choice, "symbol_counterfactual": {**twin, "answerKey": None}},
+            "row 0: 'answerKey' of 'symbol_counterfactual' must be an index into the 4 choices",
         ),
     ):
         refused(lambda row=row: pairs_from_rows([row]), TaskError, message)

@@ -54,8 +54,9 @@ def test_one_of_several_occurrences(model: cf.Model, tmp_path: Path) -> None:
     opened = cf.Task.from_file(task.save(tmp_path / "pairs.jsonl")).on(model)
     assert opened.spans == bound.spans
     prompts = ["The man met an old dog"], ["The dog met an old man"]
-    (row,) = cf.Task(*prompts, metric="kl", spans=[{"a": " an"}]).on(model).spans
-    assert row == {"a": (5, 7)}, 'Ġ and an, not the an of "man"'
+    bound = cf.Task(*prompts, metric="kl", spans=[{"a": " an"}]).on(model)
+    start, stop = bound.spans[0]["a"]
+    assert bound.tokens[0][start:stop] == (" ", "an"), 'not the an of "man"'
 
 
 # the words that each behaviour names, as regular expressions on the clean prompt; a group is the span
@@ -74,12 +75,14 @@ NAMED = {
     },
     "country-capital": {"subject": r"\b((?!(?:The|Everyone|When)\b)[A-Z]\w+)"},
     "copy": {"name1": None},
+    "arithmetic-addition": {"operand1": r"(\d+) \+ \d+ = ?\d?$", "operand2": r"(\d+) = ?\d?$"},
+    "mcqa": {"color": r"is (\w+)\.", "symbol": None, "option": None},
 }
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_built_in_behaviours_name_their_words(name: str, model: cf.Model) -> None:
-    from_text = name in ("docstring", "country-capital")
+    from_text = name in ("docstring", "country-capital", "mcqa")
     speaker = model if from_text else cf.load("tiny", check=False)
     for corruption in TASKS[name].corruptions:
         bound = cf.task(name, speaker, n=24, corruption=corruption).on(speaker)
@@ -98,6 +101,9 @@ def test_built_in_behaviours_name_their_words(name: str, model: cf.Model) -> Non
                 assert (spoken["A1"], spoken["B1"]) == (tokens[-1], right)
                 assert (spans["A1"][0], spans["B1"][0]) == (tokens.index(tokens[-1]), tokens.index(right))
                 assert spans["B1"][0] == spans["A1"][1]
+            elif name == "mcqa":
+                assert spoken["symbol"] == right and spoken["option"] == spoken["color"]
+                assert spans["option"][0] == spans["symbol"][1] + 1
             elif name == "copy":
                 places = [spans[f"name{at}"][0] for at in (1, 2, 3) if f"name{at}" in spans]
                 assert places == [at for at, token in enumerate(tokens) if token == right]

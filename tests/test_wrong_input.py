@@ -25,7 +25,7 @@ from circuitfind.errors import CircuitfindError, FileError, ModelError, ScoreErr
 from circuitfind.graph import Graph
 from circuitfind.models import tiny
 from circuitfind.scores import NodeScores, Scores
-from circuitfind.tasks.tokens import _ids
+from circuitfind.tasks.spelling import Spelled
 
 
 def refused(make: Callable[[], Any], kind: type[CircuitfindError], message: str) -> None:
@@ -242,7 +242,8 @@ def test_an_answer_given_twice_counts_once(embedded: cf.Model) -> None:
     once = pairs_of_text().on(embedded).batch.answers
     for names in ([["Mary", "Mary"], ["Aaron"]], [["Mary"], ["Aaron", "Aaron"]]):
         assert torch.equal(pairs_of_text(answers=names).on(embedded).batch.answers, once)
-    assert _ids({"Mary": 5, " Mary": 5, "John": 6}, ["Mary", " Mary", "John"]) == [5, 6]  # two spellings of one id
+    ids = Spelled(["given"], [{"Mary": [5], " Mary": [5], "John": [6]}], {})  # two spellings of one id
+    assert ids.sequences(0, ["Mary", " Mary", "John"]) == [[5], [6]]
 
 
 def test_an_answer_id_given_twice_counts_once() -> None:

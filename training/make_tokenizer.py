@@ -34,8 +34,8 @@ class AnyWords(SingleTokens):
     def keep(self, words: Iterable[str]) -> list[str]:
         return list(words)
 
-    def century_endings(self, century: str) -> tuple[str, ...]:
-        return tuple(f"{i:02d}" for i in range(100))
+    def pieces(self, text: str) -> tuple[str, ...]:
+        return (text[:-2], text[-2:])
 
 
 def _texts() -> list[str]:

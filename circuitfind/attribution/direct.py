@@ -145,7 +145,8 @@ def _contributions(adapter: Adapter, head: Unembedding, batch: Batch, run: Run) 
     def read(value: Tensor) -> Tensor:
         return value[rows, reads].to(work)  # batch reads ...
 
-    direction = _difference(head.weight, batch).to(work) * (head.scale * head.slope) / reads.shape[1]
+    counts = batch.weights.to(work)
+    direction = _difference(head.weight, batch).to(work) * (head.scale * head.slope) * counts.unsqueeze(-1)
     at_stream = rearrange(norm.fold(rearrange(direction, "b r d -> d b r")), "d b r -> b r d")
     at_stream = at_stream * norm.scale(read(run.resid[-1]))
     nodes = direction.new_empty(graph.n_writers, len(batch))
@@ -161,7 +162,7 @@ def _contributions(adapter: Adapter, head: Unembedding, batch: Batch, run: Run) 
     if norm.bias is not None:
         total = total + einsum(norm.bias, direction, "d, b r d -> b")
     if head.bias is not None:
-        total = total + (_difference(head.bias, batch).to(work) * head.slope / reads.shape[1]).sum(-1)
+        total = total + (_difference(head.bias, batch).to(work) * head.slope * counts).sum(-1)
     return nodes, total
 
 

@@ -20,14 +20,18 @@ class BatchOptions:
     length: int = option("Tokens in each of its prompts.", 16, least=1)
 
 
-def doctor(model: options.UncheckedModel, batch: BatchOptions, out: Output) -> int:
-    """Check a model: identities, size of its graph, memory, versions.
+def doctor(model: options.UncheckedModel, batch: BatchOptions, task: options.Task, out: Output) -> int:
+    """Check a model (identities, size of its graph, memory, versions), and with --data or --task your pairs on it.
 
-    Three identities compare circuitfind's arithmetic with the model's own. Exit code 1 if one fails.
+    Three identities compare circuitfind's arithmetic with the model's own. Exit code 1 if one fails. Of a task it says
+    how well the model does it, what the model says, and what is wrong with the pairs.
 
-    Example: circuitfind doctor tiny
+    Example: circuitfind doctor tiny --task ioi
     """
-    loaded = inputs.load_model(model, out)
+    if pairs := task.task is not None or task.data is not None:
+        loaded, bound = inputs.load(options.Model(**vars(model), check=False), task, out)
+    else:
+        loaded = inputs.load_model(model, out)
     from circuitfind.loading import identities as identities_of
     from circuitfind.record import library_versions
 
@@ -55,6 +59,10 @@ def doctor(model: options.UncheckedModel, batch: BatchOptions, out: Output) -> i
     out.table("Identities, error relative to the largest value", ("identity", "error", "allowed", ""), rows)
     fine = all(one.holds for one in identities)
     out.say("All hold: what circuitfind computes is this model." if fine else "Do not trust scores of this model here.")
+    if pairs:
+        out.say()
+        inputs.introduce(loaded, bound, options.Run(), out)
+        found["task"] = cf.diagnose(loaded, bound).to_dict()
     checks = [{**one._asdict(), "holds": one.holds} for one in identities]
     found |= {"memory": memory, "identities": checks, "dot": dot, "versions": versions}
     out.document({"model": loaded.name, **found})

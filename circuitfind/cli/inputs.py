@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Read = TypeVar("Read", "cf.Circuit", "cf.Scores")
 DEFAULT_TASK = "ioi"
 OF_FILES, BUILT_IN = ("counterfactual", "align"), ("corruption", "template")  # options of one kind of task only
+OF_PAIRS = ("chat", "answer", "spelling", "unusable")
 CHECKPOINT = "exact.part.safetensors"
 
 
@@ -33,14 +34,17 @@ def load(model: options.Model, task: options.Task, out: Output) -> tuple[cf.Mode
             raise TaskError(f"--{name} {value} belongs to {kind}: leave it out")
     if task.data is None:
         loaded = load_model(model, out, model.check)
-        return loaded, cf.task(DEFAULT_TASK if task.task is None else task.task, loaded, **drawn(task)).on(loaded)
+        made = cf.task(DEFAULT_TASK if task.task is None else task.task, loaded, **drawn(task))
+        return loaded, replace(made, **asked_of_pairs(task)).on(loaded)
     if task.task is not None:
         raise TaskError(f"--task {task.task} and --data {task.data}: give one of the two")
-    read = cf.Task.from_file(
-        "/dev/stdin" if str(task.data) == "-" else task.data, **given(task, without=("data", "task", "n", "seed"))
+    source, asked = (
+        "/dev/stdin" if str(task.data) == "-" else task.data,
+        given(task, without=("data", "task", "n", "seed")),
     )
-    loaded = load_model(model, out, model.check)
     try:
+        read = cf.Task.from_file(source, **asked)
+        loaded = load_model(model, out, model.check)
         bound = read.on(loaded)
     except TaskError as error:
         raise TaskError(f"{task.data}: {error}") from None
@@ -49,7 +53,13 @@ def load(model: options.Model, task: options.Task, out: Output) -> tuple[cf.Mode
 
 def drawn(task: options.Task) -> dict[str, Any]:
     """Keywords of a built-in task."""
-    return given(task, without=("align", "counterfactual", "data", "task"))
+    return given(task, without=("align", "counterfactual", "data", "task", *OF_PAIRS))
+
+
+def asked_of_pairs(task: options.Task) -> dict[str, Any]:
+    """How prompts and answers of any task are read; those of a built-in task are text that goes on, not a chat's."""
+    asked = {name: value for name in OF_PAIRS if (value := getattr(task, name)) is not None}
+    return {**({"spelling": None} if task.chat else {}), **asked}
 
 
 def load_model(which: options.UncheckedModel, out: Output, check: bool = False) -> cf.Model:
@@ -279,10 +289,16 @@ def introduce(
     lines += [
         ("task", f"{summary.name}, {summary.metric}: {pairs or count(len(bound), 'pair')}"),
         ("the model", f"{measured}; lower in {summary.lowered:.0%} of pairs"),
+        *said_lines(found),
         ("notes", notes),
         ("method", method),
     ]
     out.facts(lines)
+
+
+def said_lines(found: cf.Diagnosis) -> list[tuple[str, str]]:
+    """What the model says on the first pairs, as facts."""
+    return [("" if at else "it says", f"pair {one.pair}: {one}") for at, one in enumerate(found.said)]
 
 
 def described(model: cf.Model, bound: BoundTask, out: Output) -> dict[str, Any]:

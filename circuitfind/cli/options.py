@@ -44,6 +44,7 @@ ORDERS = (
 )
 BY, LEVELS, DIRECTIONS = ("absolute", "signed"), ("edge", "node"), ("noising", "denoising")
 SIGNS = ("effect", "change")
+ANSWERS, SPELLINGS, UNUSABLE = ("first", "all"), ("space", "none", "given", "text"), ("error", "drop")
 CRITERIA, SEARCHES = ("mean", "at-least", "pairs", "kl"), ("balanced", "absolute", "signed")
 
 
@@ -191,6 +192,16 @@ class Task:
     template: str | None = option("Only sentences of this name, such as abba or abba-3 for ioi.")
     counterfactual: str | None = option("Of MIB data: which counterfactual is the corrupted prompt.")
     align: str | None = option("spans: a file's pairs of unequal length, by its columns of spans.")
+    chat: bool = option("Each prompt is one turn of the user, in the tokenizer's chat template.", False)
+    answer: str | None = option(
+        "Of answers of several tokens: first, the token that tells right from wrong, or all, summed. Default: refuse.",
+        words=ANSWERS,
+    )
+    spelling: str | None = option(
+        "Of answers: with a space before them, none, as given, or as the text suggests. Default: as the model prefers.",
+        words=SPELLINGS,
+    )
+    unusable: str | None = option("Pairs that cannot be used: error, or drop them. Default: error.", words=UNUSABLE)
     metric: str | None = option(f"{listed(METRICS)}. Default: that of the given scores or circuit, else the task's.")
     bos: bool | None = option("Force a BOS token or none. Default: as the tokenizer does.")
 

@@ -6,7 +6,9 @@
    with chance 1 / (1 + wrong answers) where there is one answer, and with sets of answers where the right set is the
    larger one. Without wrong answers the answer has to be the most likely token, and guessing counts as 0.
 3. Is the metric lower on corrupted prompts, on average beyond noise, and in more pairs than a coin would give?
-4. What may mislead without being wrong: an answer that continues the prompt's last word, comes after two spaces or is
+4. What would the model say? Where the answers have less than 1% of its probability, or neither side is among its ten
+   most likely tokens, the metric is a preference between things that it does not say.
+5. What may mislead without being wrong: an answer that continues the prompt's last word, comes after two spaces or is
    part of a character, one answer for all pairs, pairs of the same prompts. The latter count once in 2 and 3.
 """
 
@@ -19,8 +21,10 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from circuitfind import errors
+from circuitfind.batch import log_probabilities
 from circuitfind.calls import model_call
 from circuitfind.engine.experiment import Experiment
 from circuitfind.evaluation.faithfulness import Evaluator
@@ -28,10 +32,16 @@ from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
 from circuitfind.result import Result
 from circuitfind.statistics import at_least, standard_error
+from circuitfind.tasks.spelling import RARE, percent, rare
 from circuitfind.tasks.task import BoundTask, Task
 from circuitfind.tasks.tokens import REPLACED, piece
 
 SPACES = (" ", "Ġ", "▁")  # how a vocabulary writes a leading space
+PAIRS_SHOWN, MOST_LIKELY, TOKENS_SHOWN = (
+    3,
+    10,
+    5,
+)  # pairs whose answers are shown; tokens that count as said; tokens shown
 DOUBT = 0.05  # what guessing gives as often as this is no evidence
 
 
@@ -104,9 +114,13 @@ def summary_of(evaluator: Evaluator, warn: bool = True) -> TaskSummary:
 
 def chances(bound: BoundTask) -> np.ndarray:
     """`[pairs]`: how likely a model that knows nothing is to be counted right."""
-    right, wrong = ((ids[:, 0] >= 0).sum(-1).double().cpu() for ids in (bound.batch.answers, bound.batch.wrong))
-    single = 1 / (1 + wrong)
-    return np.where(right == 1, single, (right > wrong).double()) ** bound.batch.answers.shape[1]
+    batch = bound.batch
+    right, wrong = ((ids[:, 0] >= 0).sum(-1).double().cpu() for ids in (batch.answers, batch.wrong))
+    single, times = 1 / (1 + wrong), torch.full_like(right, batch.answers.shape[1])
+    if batch.summed is not None and batch.wrong.shape[-1]:  # at each place where the two differ
+        times = (batch.summed & (batch.answers != batch.wrong).any(-1)).sum(-1).double().cpu()
+    chances: np.ndarray = np.where(right == 1, single, (right > wrong).double()) ** times.numpy()
+    return chances
 
 
 class Remark(NamedTuple):
@@ -116,15 +130,36 @@ class Remark(NamedTuple):
     text: str
 
 
+class Said(NamedTuple):
+    """What the model says after a clean prompt, where the metric (first) reads: its most likely tokens with their
+    probabilities, and those of all right and of all wrong answers (NaN where there are none); `pair` counts from 0."""
+
+    pair: int
+    tokens: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    right: float
+    wrong: float
+
+    def __str__(self) -> str:
+        tokens = ", ".join(f"{text!r} {percent(p)}" for text, p in zip(self.tokens, self.probabilities, strict=True))
+        sides = {"right": self.right, "wrong": self.wrong}
+        known = ", ".join(f"{side} {percent(part)}" for side, part in sides.items() if not math.isnan(part))
+        return f"{tokens}; {known}" if known else tokens
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Diagnosis(Result):
-    """What was found, gravest first; `summary` is None where nothing could be run. Rows are the findings."""
+    """What was found, gravest first; `summary` is None where nothing could be run. Rows are the findings.
+
+    `said`: what the model says on the first pairs.
+    """
 
     FORMAT, ROWS, SHOWN = "circuitfind.diagnosis", "findings", ("name", "ok")
 
     name: str
     findings: tuple[Remark, ...]
     summary: TaskSummary | None
+    said: tuple[Said, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -138,6 +173,7 @@ class Diagnosis(Result):
 
     def __str__(self) -> str:
         lines = [f"{finding.severity}: {finding.text}" for finding in self.findings]
+        lines += [f"pair {one.pair}: the model says {one}" for one in self.said]
         return "\n".join([f"{self.name}: {'nothing to warn of' if self.ok else 'look at this first'}", *lines])
 
 
@@ -165,9 +201,10 @@ def diagnose(
         return Diagnosis(getattr(task, "name", "task"), (Remark("error", str(error)),), None)
     evaluator, bound = Evaluator(experiment), experiment.bound
     summary = summary_of(evaluator, warn=False)
-    found = [*_doing(evaluator, summary), *_answers(bound, model.tokenizer)]
+    said, heard = _said(evaluator, model.tokenizer)
+    found = [*_doing(evaluator, summary), *heard, *_answers(bound, model.tokenizer)]
     found.sort(key=lambda finding: finding.severity == "note")
-    return Diagnosis(bound.name, tuple(found), summary)
+    return Diagnosis(bound.name, tuple(found), summary, said)
 
 
 def _doing(evaluator: Evaluator, summary: TaskSummary) -> Iterator[Remark]:
@@ -196,6 +233,52 @@ def _doing(evaluator: Evaluator, summary: TaskSummary) -> Iterator[Remark]:
         yield Remark("note", f"the corrupted prompts make the other answer right, but not for this model ({means})")
 
 
+def _said(evaluator: Evaluator, tokenizer: Any) -> tuple[tuple[Said, ...], list[Remark]]:
+    """What the model says on the first distinct pairs, and what is to be said of it on all of them."""
+    said: list[Said] = []
+    masses: list[float] = []
+    silent: list[int] = []  # rows of which neither answer is likely
+    others: list[str] = []
+    for prepared in evaluator.prepared():
+        batch, chances = prepared.batch, log_probabilities(prepared.clean.logits[:, 0]).exp().cpu()
+        ids = [side[:, 0].cpu() for side in (batch.answers, batch.wrong)]
+        right, wrong = ((chances.gather(1, one.clamp(min=0)) * (one >= 0)).sum(1) for one in ids)
+        likely = chances.topk(min(MOST_LIKELY, chances.shape[1]))
+        known = (likely.indices.unsqueeze(-1) == torch.cat(ids, 1).unsqueeze(1)).any(-1).any(-1)
+        for row, (tokens, values) in enumerate(zip(likely.indices.tolist(), likely.values.tolist(), strict=True)):
+            pair = len(masses)
+            masses.append(float(right[row] + wrong[row] * (ids[0][row].tolist() != ids[1][row].tolist())))  # once
+            if not known[row]:
+                silent.append(pair)
+                others += _spelled_otherwise(tokenizer, pair, ids[0][row].tolist(), tokens)
+            if pair in evaluator.bound.first[:PAIRS_SHOWN]:
+                shown = [str(one) if tokenizer is None else piece(tokenizer, one) for one in tokens[:TOKENS_SHOWN]]
+                both = zip((right, wrong), ids, strict=True)
+                sides = [float(part[row]) if one.shape[1] else math.nan for part, one in both]
+                said.append(Said(pair, tuple(shown), tuple(values[:TOKENS_SHOWN]), *sides))
+    if not masses or not evaluator.bound.batch.answers.shape[-1]:
+        return tuple(said), []
+    found = [Remark("warning", rare(float(np.mean(masses))))] if np.mean(masses) < RARE else []
+    if silent:
+        rows = ", ".join(map(str, silent[:5])) + (", ..." if len(silent) > 5 else "")
+        text = (
+            f"in {len(silent)} of {len(masses)} pairs (rows {rows}) neither answer is among the model's {MOST_LIKELY}"
+        )
+        severity = "warning" if 2 * len(silent) > len(masses) else "note"
+        found.append(Remark(severity, f"{text} most likely tokens{''.join(others[:1])}"))
+    return tuple(said), found
+
+
+def _spelled_otherwise(tokenizer: Any, row: int, answers: list[int], likely: list[int]) -> Iterator[str]:
+    """In words, a likely token that is an answer, or its beginning, in another spelling."""
+    for own in [] if tokenizer is None else [piece(tokenizer, answer) for answer in answers if answer >= 0]:
+        for other in (piece(tokenizer, token) for token in likely):
+            begins = own.strip().startswith(other.strip()) and len(other.strip()) > 1
+            if begins and (other[:1] == " ") != (own[:1] == " "):
+                remedy = "give spelling=, and answer='first' where answers are several tokens so"
+                yield f"; {other!r} is in row {row}, the answer {own!r} in another spelling: {remedy}"
+
+
 def _answers(bound: BoundTask, tokenizer: Any) -> Iterator[Remark]:
     """Whether the answers are what they seem."""
     answers, wrong = bound.batch.answers, bound.batch.wrong
@@ -212,12 +295,16 @@ def _answers(bound: BoundTask, tokenizer: Any) -> Iterator[Remark]:
 def _spellings(bound: BoundTask, tokenizer: Any) -> Iterator[Remark]:
     """Answers that are not what one would write after the prompt."""
     clean = bound.batch.clean
-    ids, read, lengths = clean.ids.tolist(), clean.read[:, -1].tolist(), clean.mask.sum(1).tolist()
+    whole = bound.batch.summed is not None
+    which = 0 if whole else -1
+    ids, read, lengths = clean.ids.tolist(), clean.read[:, which].tolist(), clean.mask.sum(1).tolist()
     for row, (tokens, at, length) in enumerate(zip(ids, read, lengths, strict=True)):
+        if not whole and any(bound.appended[row : row + 1]):
+            continue  # the answer goes on with what is appended
         for side in (bound.batch.answers, bound.batch.wrong):
-            for answer in (token for token in side[row, -1].tolist() if token >= 0):
+            for answer in (token for token in side[row, which].tolist() if token >= 0):
                 shown = piece(tokenizer, answer)
-                if REPLACED in str(tokenizer.decode([answer])):
+                if not whole and REPLACED in str(tokenizer.decode([answer])):
                     text = f"row {row}: the answer {shown} is bytes of a character and not a whole one"
                     yield Remark("warning", f"{text}: choose answers that are one token each")
                 if bound.bos == "ids given":
@@ -229,7 +316,7 @@ def _spellings(bound: BoundTask, tokenizer: Any) -> Iterator[Remark]:
                 last = tokenizer.decode([tokens[at]])
                 glued = tokenizer.decode([tokens[at], answer]).removeprefix(last)
                 if last[-1:].isalpha() and glued[:1].isalpha():
-                    word = bound.prompts[row].split()[-1]
+                    word = str(tokenizer.decode(tokens[: at + 1])).split()[-1]
                     text = f"row {row}: the answer {glued!r} has no space before it and continues the word {word!r}"
                     remedy = "choose answers that are one token after a space, or end the prompt before the word"
                     yield Remark("warning", f"{text}: {remedy}")

@@ -7,8 +7,9 @@ example's logits z:
 2. By Taylor's theorem the metric is then off by at most `slope * d + curvature * d^2 / 2`. `slope` is the sum of
    |dm/dz| at the circuit's logits. The second derivative along an error is, for metrics of a softmax, a variance, at
    most `d^2`, times the metric's scale: the steepest slope that it can have (2 for `logit_diff`, `logprob` and `kl`, 1
-   for `prob_diff`; for a callable, the steepest at the circuit and at the task's ends). It is all that is left where
-   the slope is 0, as that of `kl` (the KL divergence) at the clean run.
+   for `prob_diff`, times the tokens of a whole answer that it is summed over; for a callable, the steepest at the
+   circuit and at the task's ends). It is all that is left where the slope is 0, as that of `kl` (the KL divergence) at
+   the clean run.
 3. The metric's own arithmetic is off by `2 * eps * (scale * log(vocabulary) + |m|)`: rounding of log-probabilities
    keeps its size however near 0 the result is. Here eps is float32's, for a callable the model's.
 
@@ -64,7 +65,7 @@ def parts(metric: Metric, logits: Tensor, ends: Sequence[Tensor], batch: Batch, 
     if metric.steepest is None:
         scale = torch.stack([slope, *(slopes(metric, end, batch) for end in ends)]).amax(0)
     else:
-        scale, eps = torch.full_like(slope, metric.steepest), SINGLE
+        scale, eps = metric.steepest * batch.weights.sum(-1).to(slope), SINGLE
     columns = (off, slope, scale, torch.full_like(slope, eps * math.log(logits.shape[-1])), eps * value)
     return Parts(*(column.cpu().double().numpy() for column in columns))
 

@@ -143,6 +143,17 @@ def _skipped(module: nn.Module, form: Any, value: Tensor) -> Iterator[None]:
             module.forward = before
 
 
+def bare_logits(adapter: Adapter, inputs: Inputs) -> Tensor:
+    """`[batch, reads, vocab]` of the whole model, also while it runs as a circuit elsewhere (`circuitfind.only`)."""
+    with adapter.lock, torch.no_grad(), undisturbed(adapter.model):
+        holder, adapter.held_by = adapter.held_by, None
+        try:
+            count_forward(len(inputs.ids))
+            return _logits_read(adapter, inputs)
+        finally:
+            adapter.held_by = holder
+
+
 def _logits_read(adapter: Adapter, inputs: Inputs) -> Tensor:
     """Runs the model and unembeds the read positions only."""
     head = module_at(adapter.model, adapter.head_path)

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from circuitfind.batch import Inputs
 from circuitfind.errors import CircuitfindError, ModelError, NoFile, unknown, warn
 from circuitfind.graph import Graph
 from circuitfind.models import gguf_files, tiny
 from circuitfind.models.adapter import Adapter
-from circuitfind.models.backends import BACKENDS, observe
+from circuitfind.models.backends import BACKENDS, bare_logits, observe
 from circuitfind.models.families import FAMILIES, Family, family_of
 from circuitfind.models.inference import matching, row_of
 
@@ -93,6 +94,10 @@ class Model(NoFile):
     def vocabulary(self) -> int:
         """How many token ids its embedding holds."""
         return int(self.hf.get_input_embeddings().weight.shape[0])
+
+    def logits(self, inputs: Inputs) -> Tensor:
+        """`[batch, reads, vocab]` where `inputs.read` says, of one forward pass without gradients."""
+        return bare_logits(self.adapter, inputs)
 
     def __repr__(self) -> str:
         return (

@@ -1,8 +1,10 @@
 """A task in a model's tokens: padded ids, answer ids and a metric, validated, ready for the engine.
 
-1. Prompts and answers become ids (`given.py`, `tokens.py`), or are taken as the ids that they are.
+1. Messages become text (`chat.py`). Prompts and answers become ids (`given.py`, `tokens.py`, `spelling.py`), or are
+   taken as the ids that they are.
 2. Every row is checked (`tokens.py`); an error names the first that cannot be used.
-3. With `unusable="drop"` such rows are left out instead, and a note and a warning say how many. The answers are then
+3. Of an answer of several tokens the first one that differs is read, or all of them (`answers.py`).
+4. With `unusable="drop"` such rows are left out instead, and a note and a warning say how many. The answers are then
    spelled in the way that serves the most rows.
 """
 
@@ -25,16 +27,18 @@ from circuitfind.metrics import Function, Metric, metric_of
 from circuitfind.record import Record, fingerprints, numbered
 from circuitfind.setting import check_seed
 from circuitfind.tasks.given import Given, ModelLike, Prompts
-from circuitfind.tasks.spans import Span, counterparts, locate
+from circuitfind.tasks.spans import Span, counterparts, generation, locate
+from circuitfind.tasks.spelling import BY_TEXT
 from circuitfind.tasks.tokens import (
     PromptTokenizer,
     Tokens,
     answer_tensor,
+    by_place,
     by_read,
     faults,
     pad,
     piece,
-    unspellable,
+    places,
     validate,
 )
 
@@ -51,6 +55,7 @@ class BoundTask(NoFile):
         notes: choices that move results (answer spelling, BOS, rows left out), for records and reports.
         spans: by row, name -> (start, stop) positions of the clean prompt, and of the corrupted one unless the batch
             has an alignment; empty where the task names none.
+        appended: by row, how many tokens of an answer of several end both prompts; empty where answers have one.
     """
 
     INSTEAD = "save the cf.Task that was bound"
@@ -70,6 +75,7 @@ class BoundTask(NoFile):
     spans: tuple[Mapping[str, Span], ...] = ()
     weights: str = ""
     family: str = ""
+    appended: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.batch)
@@ -108,8 +114,9 @@ class BoundTask(NoFile):
             if isinstance(row, bool) or not isinstance(row, Integral) or not -len(self) <= row < len(self):
                 raise TaskError(f"subset: there is no row {row!r}; there are {len(self)}, counted from 0")
         index = torch.tensor(rows, dtype=torch.long, device=self.batch.answers.device)
-        by_row = ("prompts", "corrupted_prompts", "answer_texts", "tokens", *(("spans",) if self.spans else ()))
-        picked: dict[str, Any] = {name: tuple(getattr(self, name)[row] for row in rows) for name in by_row}
+        by_row = ("prompts", "corrupted_prompts", "answer_texts", "tokens", "spans", "appended")
+        given = {name: values for name in by_row if (values := getattr(self, name))}
+        picked: dict[str, Any] = {name: tuple(values[row] for row in rows) for name, values in given.items()}
         return replace(self, batch=self.batch.rows(index).trimmed().plain(), **picked)
 
     def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[BoundTask, BoundTask]:
@@ -177,12 +184,18 @@ def _usable(metric: Metric, batch: Batch) -> Metric:
     sides = (("answers", metric.answers, batch.answers), ("wrong_answers", metric.wrong, batch.wrong))
     for side, needed, given in sides:
         if needed and not given.shape[-1]:
+            if side == "wrong_answers" and batch.summed is not None:
+                raise TaskError(
+                    f"metric '{metric.name}' compares answers place by place, and this task has no wrong answers of as"
+                    " many tokens: use metric='logprob', or answer='first'"
+                )
             raise TaskError(f"metric '{metric.name}' needs {side}, the task has none: give them, or use metric='kl'")
     return metric
 
 
 def bind_pairs(task: Given, model: ModelLike) -> BoundTask:
     """In the model's tokens; raises TaskError where a row (with `unusable="drop"`: every row) cannot be used."""
+    task = task.rendered(model)
     left_out = _unusable(task, model) if task.unusable == "drop" else {}
     if not left_out:
         return _bound(task, model)
@@ -198,29 +211,35 @@ def bind_pairs(task: Given, model: ModelLike) -> BoundTask:
 
 def _bound(task: Given, model: ModelLike) -> BoundTask:
     tokenizer = task.tokenizer(model)
-    tokens, device, bos = task.tokens(tokenizer), model.device, "ids given"
+    tokens, device, bos = task.tokens(tokenizer, model), model.device, "ids given"
     notes: list[str] = []
     if tokenizer is not None:
-        bos = tokenizer.describe(list(task.clean), tokens.clean)
+        bos = tokenizer.describe(task.texts("clean"), tokens.clean)
         if task.answers is not None:
             notes.append(f"answers spelled {tokens.spelling}")
+        if task.answer is not None:
+            notes.append(_of_several(task, tokens))
         notes.append(f"BOS token: {bos}")
     validate(tokens, model, aligned=task.align is not None)
     length = max(map(len, (*tokens.clean, *tokens.corrupted)))
     clean, corrupted = (pad(rows, length, device) for rows in (tokens.clean, tokens.corrupted))
-    read = task.read_positions(tokens.clean).to(device)
-    alignment = None
+    most = max(map(len, tokens.answers), default=0) if tokens.whole else 0
+    read = places(tokens.answers, [*map(len, tokens.clean)], most) if most else task.read_positions(tokens.clean)
+    read, alignment = read.to(device), None
     if task.align:
         index, failed = _counterparts(task, tokens, tokenizer)
         for number, why in failed.items():
             raise TaskError(f"row {number}: {why}")
         # padding corresponds to itself
         alignment = torch.tensor([[*row, *range(len(row), length)] for row in index], device=device)
-    answers, wrong = answer_tensor(tokens.answers, read), answer_tensor(tokens.wrong, read)
+    both = tokens.answers, tokens.wrong
+    answers, wrong = (by_place(side, most) if most else answer_tensor(side, read) for side in both)
     if task.is_ids and read.shape[1] > 1:
         answers, wrong = by_read(task.answers, task.wrong_answers, read, model.vocabulary)
     sides = Inputs(*clean, read), Inputs(*corrupted, read if alignment is None else alignment.gather(1, read))
-    batch = Batch(*sides, answers.to(device), wrong.to(device), alignment=alignment).plain()
+    counted = [[at < len(row) for at in range(most)] for row in tokens.answers]
+    summed = torch.tensor(counted, device=device) if most else None
+    batch = Batch(*sides, answers.to(device), wrong.to(device), alignment=alignment, summed=summed).plain()
     if batch.alignment is not None:
         differ = sum(len(a) != len(b) for a, b in zip(tokens.clean, tokens.corrupted, strict=True))
         notes.append(f"prompts aligned by spans: {differ} of {len(batch)} pairs differ in length")
@@ -229,7 +248,13 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
         return " ".join(map(str, ids)) if model.tokenizer is None else str(model.tokenizer.decode(ids))
 
     def prompt_texts(given: Prompts, rows: list[list[int]]) -> tuple[str, ...]:
-        return tuple(map(as_text, rows)) if isinstance(given, Tensor) else tuple(given)
+        if isinstance(given, Tensor):
+            return tuple(map(as_text, rows))
+        ends = (
+            as_text(ids).removeprefix(as_text(ids[:-n])) if n else ""
+            for ids, n in zip(rows, tokens.appended, strict=True)
+        )
+        return tuple(f"{text}{end}" for text, end in zip(map(str, given), ends, strict=True))
 
     def as_piece(token: int) -> str:
         return str(token) if model.tokenizer is None else piece(model.tokenizer, token)
@@ -238,6 +263,9 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
         shown = ", ".join(as_piece(i).strip() for i in ids[:most])
         return shown + (f", … ({len(ids)})" if len(ids) > most else "")
 
+    def named(ids: list[int]) -> str:
+        return "".join(map(as_piece, ids)).strip() if tokens.whole else some(ids)
+
     rows = zip(tokens.answers, tokens.wrong, strict=True)
     return BoundTask(
         task.name,
@@ -245,7 +273,7 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
         _usable(metric_of(task.metric), batch),
         prompt_texts(task.clean, tokens.clean),
         prompt_texts(task.corrupted, tokens.corrupted),
-        tuple(f"{some(right)} / {some(wrong)}" if wrong else some(right) for right, wrong in rows),
+        tuple(f"{named(right)} / {named(wrong)}" if wrong else named(right) for right, wrong in rows),
         tuple(tuple(map(as_piece, ids)) for ids in tokens.clean),
         bos,
         getattr(model, "name", ""),
@@ -255,7 +283,21 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
         _spans(task, tokens, tokenizer, "clean"),
         getattr(model, "dequantised", ""),
         getattr(model, "row", ""),
+        tuple(tokens.appended) if task.answer is not None else (),
     )
+
+
+def _of_several(task: Given, tokens: Tokens) -> str:
+    """What is read of answers of several tokens."""
+    longer = sum(map(bool, tokens.appended))
+    if tokens.whole:
+        text = "the whole answer is read by teacher forcing, the metric summed over its tokens"
+        left_out = task.wrong_answers is not None and not any(tokens.wrong)
+        return text + ("; wrong answers of other lengths are left out" if left_out else "")
+    text = (
+        f"answers are read at the first token that differs: in {longer} of {len(task)} pairs it is not the first one,"
+    )
+    return f"{text} and the tokens before it end both prompts" if longer else "answers are read at their first token"
 
 
 def _unusable(task: Given, model: ModelLike) -> dict[int, str]:
@@ -263,23 +305,30 @@ def _unusable(task: Given, model: ModelLike) -> dict[int, str]:
     left_out: dict[int, str] = {}
     tokenizer = task.tokenizer(model)
     if tokenizer is not None and not task.answers_are_ids():
-        left_out = unspellable(tokenizer, list(task.clean), *task.answer_texts())
+        found = task.spelled(tokenizer, None, dropping=True)
+        left_out = found.failed | task.readings(tokenizer, found)[1]
     rows = [row for row in range(len(task)) if row not in left_out]
     if not rows:
         return left_out
-    some = task.subset(rows)
-    tokens = some.tokens(tokenizer)
-    found = faults(tokens, model, aligned=task.align is not None)
+    some = replace(task.subset(rows), spelling=BY_TEXT if task.spelling is None else task.subset(rows).spelling)
+    tokens = some.tokens(tokenizer, model)
+    found_faults = faults(tokens, model, aligned=task.align is not None)
     if task.align:
-        found |= _counterparts(some, tokens, tokenizer)[1]
-    return left_out | {rows[at]: fault for at, fault in found.items()}
+        found_faults |= _counterparts(some, tokens, tokenizer)[1]
+    return left_out | {rows[at]: fault for at, fault in found_faults.items()}
 
 
 def _spans(task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None, side: str) -> tuple[dict[str, Span], ...]:
-    """By row, one side's spans in tokens; empty where the task names none."""
+    """By row, one side's spans in tokens; empty where there are none."""
     given = task.spans if side == "clean" else task.corrupted_spans
-    prompts = None if task.is_ids else getattr(task, side)
-    return () if given is None else locate(given, prompts, getattr(tokens, side), tokenizer, side)
+    prompts = None if task.is_ids else task.texts(side)
+    found = () if given is None else locate(given, prompts, getattr(tokens, side), tokenizer, side)
+    asking = generation(prompts, tokenizer) if side == "clean" and prompts and tokenizer is not None else ()
+    return (
+        tuple({**part, **own} for part, own in zip(asking, found or [{}] * len(asking), strict=True))
+        if asking
+        else found
+    )
 
 
 def _counterparts(

@@ -14,6 +14,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from numbers import Integral
 from string import Formatter
 from types import MappingProxyType
@@ -85,14 +86,13 @@ class SingleTokens:
 
     A word is tried in running text: the ids of "x word" must be the ids of "x" and one more. This works for byte-level
     BPE (the space is part of the token), sentencepiece (the space is a mark on the token) and tokenizers that drop
-    spaces. Years are different: greater-than needs " 1732" as a century " 17" and two digits "32" (`century_endings`).
+    spaces. `pieces` says how a number is split.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._unknown: int | None = getattr(tokenizer, "unk_token_id", None)
-        self._known: dict[str, bool] = {}
-        self._endings: dict[str, tuple[str, ...]] = {}
+        self._seen: dict[str, list[int]] = {}
 
     def keep(self, words: Iterable[str]) -> list[str]:
         """The words that are one known token after a space, in the order given."""
@@ -107,13 +107,20 @@ class SingleTokens:
         kept = [pair for pair in pairs if len(self.keep(pair)) == 2]
         return self._enough(kept, len(pairs), least, task, f"{what} are one token each (both of a pair)")
 
-    def century_endings(self, century: str) -> tuple[str, ...]:
-        """The endings "00" to "99" with which a year is a century token and two digits (not so GPT-2's " 1800")."""
-        if century not in self._endings:
-            before = f"{_BEFORE} {century}"
-            endings = [f"{i:02d}" for i in range(100)] if self._is_single(century) else []
-            self._endings[century] = tuple(ending for ending in endings if self._adds_one(before, ending))
-        return self._endings[century]
+    def pieces(self, text: str) -> tuple[str, ...]:
+        """The text of each token that this text adds after a word: " 1732" is (" 17", "32") or (" ", "1", "7", ...).
+
+        Empty where a token is unknown, or where the text of a single one cannot be told.
+        """
+        before, ids = self._ids(_BEFORE), self._ids(_BEFORE + text)
+        cuts = [0]
+        for at in range(1, len(text) + 1):
+            head = self._ids(_BEFORE + text[:at])
+            if len(head) == len(before) + len(cuts) and head == ids[: len(head)]:
+                cuts.append(at)
+        known = ids[: len(before)] == before and self._unknown not in ids[len(before) :]
+        split = len(ids) == len(before) + len(cuts) - 1 and cuts[-1] == len(text)
+        return tuple(text[start:stop] for start, stop in pairwise(cuts)) if known and split else ()
 
     def keeps(self, text: str) -> bool:
         """Whether decoding the text's ids gives the text back, without unknown tokens."""
@@ -128,17 +135,13 @@ class SingleTokens:
         return kept
 
     def _is_single(self, word: str) -> bool:
-        if word not in self._known:
-            self._known[word] = self._adds_one(_BEFORE, f" {word}")
-        return self._known[word]
-
-    def _adds_one(self, before: str, more: str) -> bool:
-        """Whether a text's ids are, with more text, the same and a known one."""
-        head, ids = self._ids(before), self._ids(before + more)
+        head, ids = self._ids(_BEFORE), self._ids(f"{_BEFORE} {word}")
         return len(ids) == len(head) + 1 and ids[:-1] == head and ids[-1] != self._unknown
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        if text not in self._seen:
+            self._seen[text] = list(self._tokenizer.encode(text, add_special_tokens=False))
+        return self._seen[text]
 
 
 class Choice(NamedTuple):
@@ -221,8 +224,8 @@ class TaskBuilder(NoFile):
         """The corruption of this name, or the default; a TaskError where there is none."""
         if name is None:
             return self.corruptions[0]
-        known = {plain(own): own for own in self.corruptions}
-        key = plain(name).removesuffix("-counterfactual").replace("ioi-flip", "io-flip")  # MIB's spelling
+        known = {plain(own).replace("-", ""): own for own in self.corruptions}
+        key = plain(name).replace("-", "").removesuffix("counterfactual").replace("ioiflip", "ioflip")  # MIB's spelling
         if key not in known:
             raise TaskError(unknown(f"{self.name}: corruption", name, self.corruptions))
         return known[key]

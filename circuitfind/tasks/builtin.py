@@ -10,45 +10,8 @@ import random
 from functools import partial
 
 from circuitfind.errors import TaskError, entered, imported, plain, unknown
-from circuitfind.tasks import ioi, lexicon
+from circuitfind.tasks import ioi, lexicon, mcqa, numbers
 from circuitfind.tasks.builder import Choice, Draw, Pair, SingleTokens, TaskBuilder, numbered
-
-CENTURIES = tuple(str(century) for century in range(10, 19))
-_YEARS = "The {event} lasted from the year {century}{start} to the year {century}"
-_LEAST_ENDINGS = 60
-
-
-def _greater_than(words: SingleTokens, choice: Choice) -> Draw:
-    """All endings above the start year's are right, the others are wrong.
-
-    A year must be two tokens, the century and two digits; endings with which the tokenizer has the whole year as one
-    token are left out, as in the paper. Spans, in the paper's letters: the start year's century XX and ending YY, and
-    the noun. Corruptions: `01`, the start year ends in 01, after which nearly every ending is greater (the paper's
-    corruption); `random-year`, another start year of the same century.
-    """
-    events = words.need(lexicon.EVENTS, 2, "greater-than", "nouns for events")
-    endings = {century: words.century_endings(century) for century in CENTURIES}
-    usable = [century for century, found in endings.items() if len(found) >= _LEAST_ENDINGS and "01" in found]
-    if not usable:
-        best = max(map(len, endings.values()))
-        raise TaskError(
-            f"greater-than: 0 of {len(CENTURIES)} centuries can be used: a year must be two tokens, as ' 17' + '32'"
-            f" (this tokenizer's best century has {best} such years, {_LEAST_ENDINGS} are needed); choose another task,"
-            " a model with GPT-2's kind of tokenizer, or bring your own pairs in a file"
-        )
-
-    def draw(rng: random.Random, number: int) -> Pair:
-        event, century = rng.choice(events), rng.choice(usable)
-        starts = [ending for ending in endings[century] if "02" <= ending <= "98"]
-        start = rng.choice(starts)
-        other = "01" if choice.corruption == "01" else rng.choice([ending for ending in starts if ending != start])
-        right = [ending for ending in endings[century] if ending > start]
-        wrong = [ending for ending in endings[century] if ending <= start]
-        said = {"event": event, "century": century, "start": start}
-        spans = {"event": ["noun"], "century": ["XX"], "start": ["YY"]}
-        return Pair.filled(_YEARS, said, {"start": other}, right, wrong, spans=spans)
-
-    return draw
 
 
 def _gendered_pronoun(words: SingleTokens, choice: Choice) -> Draw:
@@ -223,15 +186,7 @@ def _copy(words: SingleTokens, choice: Choice) -> Draw:
 
 _TASKS = (
     ioi.TASK,
-    TaskBuilder(
-        "greater-than",
-        _greater_than,
-        ("01", "random-year"),
-        metric="prob_diff",
-        templates=numbered(_YEARS),
-        summary="a period ends after it starts: The war lasted from the year 1732 to the year 17 -> 33 to 99",
-        source="Hanna et al. 2023, How does GPT-2 compute greater-than? (arXiv:2305.00586)",
-    ),
+    numbers.GREATER_THAN,
     TaskBuilder(
         "gendered-pronoun",
         _gendered_pronoun,
@@ -300,6 +255,8 @@ _TASKS = (
         summary="a name from earlier in the text is repeated: There was a little child named Lily. One day, -> Lily",
         source="Olsson et al. 2022, In-context Learning and Induction Heads (arXiv:2209.11895)",
     ),
+    numbers.ADDITION,
+    mcqa.TASK,
 )
 TASKS: dict[str, TaskBuilder] = {builder.name: builder for builder in _TASKS}
 _BUILT_IN = frozenset(TASKS)

@@ -3,7 +3,7 @@
 1. The content tells the kind of file. A file that begins with `{` or `[` is JSON: one document (a list of rows, or
    auto-circuit's `{"prompts": [...]}`) or one object a line. Any other file is csv with a header row.
 2. `circuitfind.tasks.formats` says what the columns mean. In csv several answers are a JSON list (`["he", "they"]`);
-   every other cell is plain text.
+   and messages are one, `[{"role": "user", "content": ...}]`; every other cell is plain text.
 3. auto-circuit's `word_idxs` and `seq_labels` become spans: names of positions, not counting a BOS token.
 """
 
@@ -172,7 +172,8 @@ def _csv(path: Path, text: str) -> _Read:
 
 
 def _cell(key: str, value: str | None) -> Any:
-    if value and value.startswith("[") and NAMES.get(key, "").endswith("answers"):
+    listed = "[{" if key in ("clean", "corrupted") else "[" if NAMES.get(key, "").endswith("answers") else None
+    if value and listed and value.startswith(listed):
         with suppress(json.JSONDecodeError):
             return json.loads(value)
     return value

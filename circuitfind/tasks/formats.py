@@ -7,11 +7,13 @@ The columns of the first row tell the format; the first of these that fits is ta
 2. Edge-Pruning jsonl: `clean, corrupted`, with the answer inside `<predict>...</predict>`; the one in the corrupted
    prompt is the wrong answer. Spaces before the mark belong to the answer. `split` names the part of the data.
 3. auto-circuit json: `clean, corrupt, answers, wrong_answers`.
-4. MIB: `prompt` and `*_counterfactual` columns (Mueller et al. 2025). IOI has names to choose from (`choices` is a
-   list, or `metadata` has `indirect_object` and `subject`), multiple choice has `choices.label`, arithmetic has
-   `label`. The counterfactual's prompt is the corrupted one.
-5. Our own: `clean, corrupted, answer | answers, wrong | wrong_answers` and, in jsonl, `spans` and `corrupted_spans`
-   (name -> text).
+4. MIB: `prompt` and `*_counterfactual` columns (Mueller et al. 2025). The counterfactual's prompt is the corrupted one.
+   IOI has names to choose from (`choices` is a list, or `metadata` has `indirect_object` and `subject`), multiple
+   choice and ARC have `choices.label` and `answerKey`, arithmetic has `label`. As in MIB, the wrong answer is the
+   counterfactual's own; where that is the right one, too, all other choices are wrong. A row without the counterfactual
+   is left out.
+5. Our own: `clean, corrupted, answer | answers, wrong | wrong_answers, spelling` and, in jsonl, `spans` and
+   `corrupted_spans` (name -> text). A prompt is text or a list of messages (`chat.py`).
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from circuitfind.errors import unknown
+from circuitfind.errors import plain, unknown, warn
+from circuitfind.tasks.chat import are_messages, check_messages
 
 NAMES = {name: name for name in ("clean", "corrupted", "answers", "wrong_answers", "spans", "corrupted_spans")}
-NAMES |= {"answer": "answers", "wrong": "wrong_answers", "wrong_answer": "wrong_answers"}
+NAMES |= {"answer": "answers", "wrong": "wrong_answers", "wrong_answer": "wrong_answers", "spelling": "spelling"}
 TOKEN_IDS = {"correct_idx": "answers", "incorrect_idx": "wrong_answers"}
 
 Columns = Mapping[str, Any]  # one row of data
@@ -44,12 +47,13 @@ class Format(NamedTuple):
     """One kind of rows.
 
     fits: whether the first row is of this kind. read: a row (and, for MIB, which counterfactual is asked for) as a
-    pair, or ValueError. drops: rows that cannot be used are left out, as the format's own tool does.
+    pair, None where it lacks the counterfactual, or ValueError. drops: rows that cannot be used are left out, as the
+    format's own tool does.
     """
 
     name: str
     fits: Callable[[Columns], bool]
-    read: Callable[[Columns, str | None], Fields]
+    read: Callable[[Columns, str | None], Fields | None]
     drops: bool = False
 
 
@@ -68,13 +72,22 @@ def pairs_of(rows: Sequence[Any], counterfactual: str | None, split: str | None)
     pairs: dict[int, Fields] = {}
     for at in chosen:
         try:
-            pairs[at] = form.read(rows[at], counterfactual)
+            pair = form.read(rows[at], counterfactual)
         except ValueError as error:
             raise BadRow(at, str(error)) from None
-    columns = set(pairs[chosen[0]])
+        if pair is not None:
+            pairs[at] = pair
+    if not pairs:
+        raise BadRow(chosen[0], "this counterfactual is empty in every row: choose another with counterfactual=")
+    if missing := len(chosen) - len(pairs):
+        warn(f"{missing} of {len(chosen)} rows lack this counterfactual and are left out")
+    if any("spelling" in pair for pair in pairs.values()):  # a row may leave it to the model
+        pairs = {at: {"spelling": None, **pair} for at, pair in pairs.items()}
+    first = next(iter(pairs))
+    columns = set(pairs[first])
     for at, pair in pairs.items():
         if differing := sorted(set(pair) ^ columns):
-            names = [_column(name, (rows[chosen[0]], rows[at])) for name in differing]
+            names = [_column(name, (rows[first], rows[at])) for name in differing]
             raise BadRow(at, f"column '{', '.join(names)}' is in some rows only")
     fields: Fields = {column: [pair[column] for pair in pairs.values()] for column in sorted(columns)}
     return fields | ({"unusable": "drop"} if form.drops else {})
@@ -117,6 +130,13 @@ def _own(row: Columns, _: str | None) -> Fields:
             continue
         if name in pair:
             raise ValueError(f"'{name}' is given twice")
+        if name in ("clean", "corrupted") and are_messages(value):
+            try:
+                check_messages(value)
+            except ValueError as error:
+                raise ValueError(f"'{name}': {error}") from None
+            pair[name] = value
+            continue
         texts = value if isinstance(value, list) and name.endswith("answers") else [value]
         if name.endswith("spans") and not isinstance(value, Mapping):
             raise ValueError(f"'{name}' must be an object, name -> text, not {value!r}")
@@ -193,9 +213,11 @@ def _marked(text: str) -> tuple[str, str | None]:
 _DEFAULTS = ("s2_io_flip_counterfactual", "symbol_counterfactual", "random_counterfactual")
 
 
-def _mib(row: Columns, counterfactual: str | None) -> Fields:
+def _mib(row: Columns, counterfactual: str | None) -> Fields | None:
     column = _counterfactual(row, counterfactual)
     twin = row[column]
+    if twin is None or (isinstance(twin, Mapping) and twin.get("prompt", "") is None):
+        return None
     if not isinstance(twin, Mapping) or not isinstance(twin.get("prompt"), str):
         raise ValueError(f"'{column}' must be an object with a 'prompt', not {str(twin)[:40]!r}")
     right, wrong = _mib_answers(row, twin, column)
@@ -210,11 +232,17 @@ def _counterfactual(row: Columns, name: str | None) -> str:
         if not found:
             raise ValueError(f"several counterfactuals: choose with counterfactual=; there are {', '.join(names)}")
         return found[0]
-    key = name.strip().lower().replace("-", "_").removesuffix("_counterfactual") + "_counterfactual"
-    for column in (key, key.replace("_io_flip", "_ioi_flip")):
-        if column in there:
-            return column
+    known = {_bare(column): column for column in there}
+    key = _bare(name).removesuffix("counterfactual") + "counterfactual"
+    for one in (key, key.replace("ioflip", "ioiflip")):
+        if one in known:
+            return known[one]
     raise ValueError(unknown("counterfactual", name, names))
+
+
+def _bare(name: str) -> str:
+    """Without what spellings differ in: "answerPosition" as "answer-position"."""
+    return plain(name).replace("-", "")
 
 
 def _mib_answers(row: Columns, twin: Columns, column: str) -> tuple[list[str], list[str]]:
@@ -225,13 +253,23 @@ def _mib_answers(row: Columns, twin: Columns, column: str) -> tuple[list[str], l
         if row.get("label") is None or twin.get("label") is None:
             raise ValueError(f"no 'label' in the row or in its '{column}'")
         return [str(row["label"])], [str(twin["label"])]
+    right, others = _choice(row, "")
+    if isinstance(choices, Mapping) and twin.get("choices") is not None:  # multiple choice
+        theirs = _choice(twin, f" of '{column}'")[0]
+        others = others if theirs == right else [theirs]
+    return [right], others
+
+
+def _choice(row: Columns, where: str) -> tuple[str, list[str]]:
+    """The label of the right choice, and those of the others."""
+    choices, key = row.get("choices"), row.get("answerKey")
     labels = choices.get("label") if isinstance(choices, Mapping) else choices
-    key = row.get("answerKey")
     if not isinstance(labels, Sequence) or isinstance(labels, str) or len(labels) < 2:
-        raise ValueError(f"'choices' must hold at least two labels, not {choices!r}")
+        raise ValueError(f"'choices'{where} must hold at least two labels, not {choices!r}")
     if isinstance(key, bool) or not isinstance(key, int) or not 0 <= key < len(labels):
-        raise ValueError(f"'answerKey' must be an index into the {len(labels)} choices, counted from 0, not {key!r}")
-    return [str(labels[key])], [str(label) for at, label in enumerate(labels) if at != key]
+        counted = f"an index into the {len(labels)} choices, counted from 0"
+        raise ValueError(f"'answerKey'{where} must be {counted}, not {key!r}")
+    return str(labels[key]), [str(label) for at, label in enumerate(labels) if at != key]
 
 
 FORMATS = (

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from circuitfind.errors import TaskError
 from circuitfind.metrics import Function, Metric, metric_of
-from circuitfind.tasks.tokens import PromptTokenizer, Tokens, tokenise, unpadded
+from circuitfind.tasks import answers as answering
+from circuitfind.tasks.chat import Message, Rendered, are_messages, check_messages, one_turn, render
+from circuitfind.tasks.spelling import BY_TEXT, SPELLINGS, Spelled, Wanted, spelled
+from circuitfind.tasks.tokens import PromptTokenizer, Tokens, runnable, unpadded
 
-Prompts = Sequence[str] | Tensor
+Prompts = Sequence[str] | Sequence[Sequence[Message]] | Tensor
 Answers = Sequence[str] | Sequence[Sequence[str]] | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
 class ModelLike(Protocol):
-    """What a task needs of a model."""
+    """What a task needs of a model; one with `remote=False` has `logits(inputs)`, too, to ask how it would spell."""
 
     @property
     def tokenizer(self) -> Any: ...
@@ -50,9 +53,13 @@ class Given:
     unusable: str = "error"
     corrupted_spans: Sequence[Mapping[str, Any]] | None = None
     align: str | None = None
+    chat: bool = False
+    answer: str | None = None
+    spelling: str | Sequence[str | None] | None = None
 
     def __post_init__(self) -> None:
-        lists = ("clean", "corrupted", "answers", "wrong_answers", "spans", "corrupted_spans")
+        lists: tuple[str, ...] = ("clean", "corrupted", "answers", "wrong_answers", "spans", "corrupted_spans")
+        lists += ("spelling",) * (not isinstance(self.spelling, str))
         for side in lists:
             given = getattr(self, side)
             if isinstance(given, str):  # it has a length, and would pass for a list of letters
@@ -70,9 +77,8 @@ class Given:
             raise TaskError("clean and corrupted must both be strings or both be id tensors")
         if self.is_ids and self.bos is not None:
             raise TaskError("bos is for prompts as text: put the BOS token's id into the prompts yourself")
-        for number, prompts in enumerate([] if self.is_ids else zip(self.clean, self.corrupted, strict=True)):
-            if not all(isinstance(prompt, str) for prompt in prompts):
-                raise TaskError(f"row {number}: prompts are strings, or all of them one [batch, pos] tensor of ids")
+        if not self.is_ids:
+            self._check_prompts()
         masks = (self.attention_mask, self.corrupted_attention_mask)
         if not self.is_ids and any(mask is not None for mask in masks):
             raise TaskError("attention_mask is for prompts as token ids: strings are padded and masked by the task")
@@ -87,6 +93,54 @@ class Given:
             raise TaskError(
                 "align='spans' needs spans and corrupted_spans: name in both prompts what differs in length, such as"
                 " spans=[{'who': 'Mary'}], corrupted_spans=[{'who': 'the old man'}]"
+            )
+        self._check_answer()
+
+    def _check_prompts(self) -> None:
+        """Prompts are all text, or all messages; `chat` makes messages of text."""
+        if self.chat:
+            self.clean, self.corrupted = (list(map(one_turn, side)) for side in (self.clean, self.corrupted))
+        for number, prompts in enumerate(zip(self.clean, self.corrupted, strict=True)):
+            for side, prompt in zip(("clean", "corrupted"), prompts, strict=True):
+                if isinstance(prompt, str):
+                    continue
+                if not are_messages(prompt):
+                    raise TaskError(
+                        f"row {number}: prompts are strings, lists of messages, or all of them one [batch, pos] tensor"
+                        " of ids"
+                    )
+                try:
+                    check_messages(prompt)
+                except ValueError as error:
+                    raise TaskError(f"row {number}: {side}: {error}") from None
+            if any(isinstance(prompt, str) != isinstance(self.clean[0], str) for prompt in prompts):
+                raise TaskError(
+                    f"row {number}: some prompts are text and some are messages: give all as messages, or all as text"
+                    " with chat=True"
+                )
+
+    def _check_answer(self) -> None:
+        """What is said of the answers fits the prompts."""
+        chosen = [self.spelling] if isinstance(self.spelling, str) else [one for one in self.spelling or []]
+        for number, one in enumerate(chosen):
+            if one not in (None, BY_TEXT, *SPELLINGS):
+                row = "" if isinstance(self.spelling, str) else f"row {number}: "
+                known = ", ".join(f"'{name}' ({what})" for name, what in SPELLINGS.items())
+                raise TaskError(f"{row}spelling is {one!r}: use {known}, or leave it out (what the model prefers)")
+        if self.answer not in (None, answering.FIRST, answering.ALL):
+            raise TaskError(f"answer is {self.answer!r}: use 'first' (token that differs) or 'all' (of its tokens)")
+        if self.is_ids and self.chat:
+            raise TaskError("chat=True is for prompts as text: render the messages before you make ids of them")
+        if self.answer is None:
+            return
+        about = f"answer='{self.answer}' is for answers as text"
+        if self.answers is None:
+            raise TaskError(f"{about}, and the task has none: give answers, or leave it out")
+        if self.is_ids or self.answers_are_ids():
+            raise TaskError(f"{about}: with ids give positions=, [batch, reads], and answers of each position")
+        if self.positions is not None:
+            raise TaskError(
+                f"answer='{self.answer}' says where the logits are read, and so does positions=: leave one out"
             )
 
     def __len__(self) -> int:
@@ -114,9 +168,24 @@ class Given:
             one_for_all = given is None or not hasattr(given, "__len__") or getattr(given, "ndim", 1) == 0
             return given if one_for_all else given[list(rows)] if hasattr(given, "ndim") else [given[i] for i in rows]
 
-        names = ("clean", "corrupted", "answers", "wrong_answers", "positions", "spans", "corrupted_spans")
-        masks = ("attention_mask", "corrupted_attention_mask")
-        return replace(self, **{name: pick(getattr(self, name)) for name in (*names, *masks)})
+        names = ["clean", "corrupted", "answers", "wrong_answers", "positions", "spans", "corrupted_spans"]
+        names += ["attention_mask", "corrupted_attention_mask", *(["spelling"] * (not isinstance(self.spelling, str)))]
+        return replace(self, **{name: pick(getattr(self, name)) for name in names})
+
+    def rendered(self, model: ModelLike) -> Self:
+        """The same with text in place of messages, by the tokenizer's chat template; a TaskError names the row."""
+        if self.is_ids or isinstance(self.clean[0], str):
+            return self
+        tokenizer = self.tokenizer(model)
+        sides: dict[str, list[Rendered]] = {"clean": [], "corrupted": []}
+        assert tokenizer is not None, "these prompts are no ids"
+        for side, texts in sides.items():
+            for number, messages in enumerate(getattr(self, side)):
+                try:
+                    texts.append(render(tokenizer.tokenizer, messages))
+                except ValueError as error:
+                    raise TaskError(f"row {number}: {side}: {error}") from None
+        return replace(self, clean=sides["clean"], corrupted=sides["corrupted"], chat=False)
 
     def tokenizer(self, model: ModelLike) -> PromptTokenizer | None:
         """What turns the prompts into ids, None for prompts as ids; a TaskError for text without a tokenizer."""
@@ -125,7 +194,7 @@ class Given:
         if model.tokenizer is None:
             remedy = "give token ids, or wrap it with one: cf.wrap(model, tokenizer)"
             raise TaskError(f"this model has no tokenizer: {remedy}")
-        return PromptTokenizer(model.tokenizer, self.bos)
+        return PromptTokenizer(model.tokenizer, self.bos, isinstance(self.clean[0], Rendered))
 
     def answer_texts(self) -> tuple[list[list[str]], list[list[str]]]:
         """The answers and the wrong answers as text, by row; a TaskError where one is not, or empty."""
@@ -145,19 +214,75 @@ class Given:
         first, second = ([list(dict.fromkeys(row)) for row in lists or [[]] * len(self)] for lists in (right, wrong))
         return first, second
 
-    def tokens(self, tokenizer: PromptTokenizer | None) -> Tokens:
+    def spelled(
+        self, tokenizer: PromptTokenizer, model: Callable[[], ModelLike] | None, dropping: bool = False
+    ) -> Spelled:
+        """The answers' ids by row; `model`: gives whom to ask for its spelling, `dropping`: some rows may fail."""
+        rows = [self.spelling] * len(self) if self.spelling is None or isinstance(self.spelling, str) else self.spelling
+        wanted = Wanted(rows, self.answer is not None, dropping)
+        asked = None if self.answers is None else model
+        return spelled(tokenizer, self.texts("clean"), *self.answer_texts(), wanted, asked)
+
+    def readings(
+        self, tokenizer: PromptTokenizer, found: Spelled
+    ) -> tuple[dict[int, answering.Reading], dict[int, str]]:
+        """By row, what is read of its answers; and the rows of which nothing can be, with the reason."""
+        made: dict[int, answering.Reading] = {}
+        failed: dict[int, str] = {}
+        compared, corrupted = metric_of(self.metric).wrong, self.texts("corrupted")
+        for row, (right, wrong) in enumerate(zip(*self.answer_texts(), strict=True)):
+            if row in found.failed:
+                continue
+            sides = found.sequences(row, right), found.sequences(row, wrong)
+            try:
+                if self.answer is None:
+                    made[row] = answering.Reading([], *([ids[0] for ids in side] for side in sides))
+                    continue
+                read = answering.first(*sides) if self.answer == answering.FIRST else answering.whole(*sides, compared)
+                own = found.text(row, right[0])
+                (twin,) = tokenizer.added(corrupted[row], tokenizer([corrupted[row]])[0], [own])
+                if read.appended and (twin or [])[: len(read.appended)] != read.appended:
+                    raise ValueError(f"{own!r} has other tokens after the corrupted prompt: end both prompts alike")
+                made[row] = read
+            except ValueError as error:
+                failed[row] = str(error)
+        return made, failed
+
+    def tokens(self, tokenizer: PromptTokenizer | None, model: ModelLike) -> Tokens:
         """All ids by row; those of answers by read position are left to `circuitfind.tasks.tokens.by_read`."""
+        none = [0] * len(self)
         if tokenizer is None:
             assert isinstance(self.clean, Tensor) and isinstance(self.corrupted, Tensor)
             sides = (self.clean, self.attention_mask), (self.corrupted, self.corrupted_attention_mask)
             rows = [unpadded(ids, self.attention_mask if mask is None else mask) for ids, mask in sides]
             by_read = (given := _positions(self.positions)).ndim == 2 and given.shape[1] > 1
             answers = ([[]] * len(self), [[]] * len(self)) if by_read else self.answer_ids()
-            return Tokens(rows[0], rows[1], *answers, "as ids")
-        clean, corrupted = list(self.clean), list(self.corrupted)
+            return Tokens(rows[0], rows[1], *answers, "as ids", none)
+        clean, corrupted = (tokenizer(self.texts(side)) for side in ("clean", "corrupted"))
         if self.answers_are_ids():
-            return Tokens(tokenizer(clean), tokenizer(corrupted), *self.answer_ids(), "as ids")
-        return tokenise(tokenizer, clean, corrupted, *self.answer_texts())
+            return Tokens(clean, corrupted, *self.answer_ids(), "as ids", none)
+        empty: list[list[int]] = [[]] * len(self)
+        prompts = Tokens(clean, corrupted, empty, empty, "", none)
+        found = self.spelled(tokenizer, lambda: runnable(prompts, model, self.align is not None))
+        readings, failed = self.readings(tokenizer, found)
+        for row, why in failed.items():
+            raise TaskError(f"row {row}: {why}")
+        read = [readings[row] for row in range(len(self))]
+        whole = self.answer == answering.ALL
+        comparable = not whole or all(one.wrong for one in read)
+        return Tokens(
+            [ids + one.appended for ids, one in zip(clean, read, strict=True)],
+            [ids + one.appended for ids, one in zip(corrupted, read, strict=True)],
+            [one.answers for one in read],
+            [one.wrong if comparable else [] for one in read],
+            found.how,
+            [len(one.appended) for one in read],
+            whole,
+        )
+
+    def texts(self, side: str) -> list[str]:
+        """The prompts of a side, which are text."""
+        return list(getattr(self, side))
 
     def read_positions(self, rows: list[list[int]]) -> Tensor:
         """`[batch, reads]` positions in the clean prompts, checked against their lengths; by default the last token."""

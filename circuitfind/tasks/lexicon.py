@@ -47,6 +47,7 @@ lovely special calm proud friendly gentle polite popular modest loyal patient ta
 PEOPLE = _words("""
 friend person student writer singer player artist worker neighbor leader speaker runner dancer reader driver lawyer
 """)
+COLORS = _words("red blue green black white brown gray yellow pink purple orange gold silver")
 EVENTS = _words("""
 war campaign siege conflict voyage expedition project reign journey trial battle crisis strike debate rebellion
 revolution study construction partnership marriage friendship celebration tour mission dispute treaty famine drought

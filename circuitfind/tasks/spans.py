@@ -7,7 +7,9 @@
    beginning of the prompt's ids, or the span cuts a token in two.
 3. Where the prompts of a pair differ in length, spans with a name in both correspond, in one order; so do the parts
    before, between and after them, which must have equal lengths and correspond token by token.
-4. Within corresponding spans tokens are counted from the end, because heads attend to the last token of a word. Where
+4. In a prompt of messages (`chat.py`) a text is looked for in their contents, and (start, stop) counts the tokens of
+   the rendered prompt; those by which the template asks for the answer are the span "generation" of the clean prompt.
+5. Within corresponding spans tokens are counted from the end, because heads attend to the last token of a word. Where
    the clean span is longer, its first tokens all take the first token of the corrupted span; where it is shorter, the
    first tokens of the corrupted span have no counterpart.
 """
@@ -22,6 +24,7 @@ from numbers import Integral
 from typing import Any, NamedTuple
 
 from circuitfind.errors import TaskError
+from circuitfind.tasks.chat import GENERATION, Rendered
 from circuitfind.tasks.tokens import PromptTokenizer
 
 Span = tuple[int, int]  # first position, and the one after the last
@@ -74,8 +77,21 @@ def locatable(
 
 
 def occurrences(prompt: str, text: str) -> list[int]:
-    """Where a text occurs in a prompt; occurrences may overlap, as those of "22" in "1222"."""
-    return [found.start() for found in re.finditer(f"(?={re.escape(text)})", prompt)]
+    """Where a text occurs in a prompt, of a chat in its messages; occurrences may overlap, as of "22" in "1222"."""
+    found = [one.start() for one in re.finditer(f"(?={re.escape(text)})", prompt)]
+    return [at for at in found if not isinstance(prompt, Rendered) or prompt.holds(at, at + len(text))]
+
+
+def generation(prompts: Sequence[str], tokenizer: PromptTokenizer) -> tuple[dict[str, Span], ...]:
+    """By row, the span of the tokens by which a chat template asks for the answer; empty where none is a chat's."""
+    found: list[dict[str, Span]] = []
+    for prompt in prompts:
+        found.append({})
+        if isinstance(prompt, Rendered) and prompt.asks is not None:
+            head, whole = tokenizer([prompt[: prompt.asks], prompt])
+            if len(head) < len(whole) and whole[: len(head)] == head:
+                found[-1][GENERATION] = (len(head), len(whole))
+    return tuple(found) if any(found) else ()
 
 
 class _Prompt(NamedTuple):
@@ -103,7 +119,11 @@ class _Prompt(NamedTuple):
         if self.text is None:
             raise ValueError("prompts as ids have no text: give (start, stop)")
         starts = occurrences(self.text, text) if text.strip() else []
-        times = f"{text!r} occurs {len(starts)} times in the {self.side} prompt"
+        where = f"the {self.side} prompt"
+        if isinstance(self.text, Rendered):
+            others = "" if starts or text not in self.text else " (the chat template's own words are not searched)"
+            where = f"the messages of {where}{others}"
+        times = f"{text!r} occurs {len(starts)} times in {where}"
         if number is None and len(starts) != 1:
             which = "the n-th as (text, n), or (start, stop)" if starts else "(start, stop)"
             raise ValueError(f"{times}: give {which} in tokens instead")

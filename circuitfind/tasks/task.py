@@ -27,7 +27,8 @@ class Task(Given):
     """Pairs of prompts that show a behaviour on one side and not on the other.
 
     Attributes:
-        clean, corrupted: strings, or `[batch, pos]` token ids (then `attention_mask` marks real tokens).
+        clean, corrupted: strings; lists of messages `{"role": ..., "content": ...}`, which the tokenizer's chat
+            template renders (`circuitfind.tasks.chat`); or `[batch, pos]` token ids (`attention_mask`: real tokens).
         answers, wrong_answers: by example one string or id, or a list of them; `[batch, reads]` or
             `[batch, reads, answers]` ids where several positions are read. Optional for `kl` and callables.
         metric: a name of `circuitfind.metrics.METRICS`, or a callable `(logits, batch) -> [batch]`.
@@ -41,6 +42,12 @@ class Task(Given):
             ...): "error" refuses the task and names the row, "drop" leaves such rows out and says how many.
         corrupted_spans: as `spans`, of the corrupted prompt.
         align: "spans" accepts pairs of unequal length; spans of one name correspond (`circuitfind.tasks.spans`).
+        chat: prompts that are strings become one turn of the user each.
+        answer: how answers of several tokens are read: "first", the first token that tells right from wrong, or "all",
+            the whole answer by teacher forcing, the metric summed over its tokens (`circuitfind.tasks.answers`). None
+            refuses them.
+        spelling: of answers as text, for all or by row: "space" (with one before it), "none", "given", or "text" (as
+            the text around suggests). None: the one that the model itself prefers (`circuitfind.tasks.spelling`).
     """
 
     def __repr__(self) -> str:
@@ -99,7 +106,8 @@ class Task(Given):
         return task
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Writes the pairs as jsonl that `from_file` opens; metric, positions, bos and align are not stored.
+        """Writes the pairs, messages too, as jsonl that `from_file` opens; metric, positions, bos, align and answer are
+        not stored.
 
         Raises:
             TaskError: the prompts are token ids.
@@ -110,7 +118,9 @@ class Task(Given):
         names = ("correct_idx", "incorrect_idx") if self.answers_are_ids() else ("answers", "wrong_answers")
         answers = dict(zip(names, self.answer_lists(), strict=True))
         spans = {"spans": self.spans, "corrupted_spans": self.corrupted_spans}
-        return write_pairs(path, {"clean": list(self.clean), "corrupted": list(self.corrupted), **answers, **spans})
+        spelling = [self.spelling] * len(self) if isinstance(self.spelling, str) else self.spelling
+        sides = {"clean": list(self.clean), "corrupted": list(self.corrupted)}
+        return write_pairs(path, {**sides, **answers, "spelling": spelling, **spans})
 
     def on(self, model: ModelLike) -> BoundTask:
         """Tokenises and validates on a model.

@@ -3,17 +3,15 @@
 1. A prompt is tokenised as the tokenizer does it (`bos=None`), or with its first token forced to be, or not to be, the
    BOS token. A closing special token that the tokenizer appends is dropped, since the model continues the prompt. What
    it puts before a text that begins with the same already, as a rendered chat prompt does, is dropped, too.
-2. An answer's ids are what tokenising `prompt + answer` adds to the prompt's own ids. A spelling that changes the
-   prompt's ids, or adds more than one token, is rejected.
-3. Answers are tried as given and with a leading space added or removed. The first spelling that works for every answer
-   of the task is taken: a word after a word needs a space, digits after digits do not.
-4. Every row is checked for what no method can use, and padded on the right.
+   A prompt that a chat template made (`chat.py`) has the special tokens that the template writes, and no others.
+2. How answers are spelled and which of their tokens are read is told in `spelling.py` and `answers.py`.
+3. Every row is checked for what no method can use, and padded on the right.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,12 +19,6 @@ from torch import Tensor
 
 from circuitfind.errors import TaskError
 
-Lists = Sequence[Sequence[str]]  # by row
-_SPELLINGS: dict[str, Callable[[str], str]] = {
-    "as given": str,
-    "with a leading space": lambda answer: " " + answer.lstrip(),
-    "without a leading space": str.lstrip,
-}
 # byte-level vocabularies write these bytes as they are, all others as letters from 256 on
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTES = {chr(byte): byte for byte in _PRINTABLE}
@@ -49,26 +41,32 @@ def piece(tokenizer: Any, token: int) -> str:
 
 
 class Tokens(NamedTuple):
-    """A task's ids: prompts by row, answers and wrong answers by row, and how answers were spelled."""
+    """A task's ids: prompts by row, answers and wrong answers by row, and how answers were spelled.
+
+    appended: by row, how many ids of an answer of several tokens end both prompts. whole: the answers are the tokens at
+    each place of one answer, and not a set of them.
+    """
 
     clean: list[list[int]]
     corrupted: list[list[int]]
     answers: list[list[int]]
     wrong: list[list[int]]
     spelling: str
+    appended: list[int]
+    whole: bool = False
 
 
 class PromptTokenizer:
-    """A Hugging Face tokenizer with a rule for the BOS token."""
+    """A Hugging Face tokenizer with a rule for the BOS token; `templated`: a chat template wrote the special tokens."""
 
-    def __init__(self, tokenizer: Any, bos: bool | None) -> None:
-        self.tokenizer, self.bos = tokenizer, bos
+    def __init__(self, tokenizer: Any, bos: bool | None, templated: bool = False) -> None:
+        self.tokenizer, self.bos, self.templated = tokenizer, bos, templated
         if bos and tokenizer.bos_token_id is None:
             raise TaskError("bos=True, but the tokenizer has no BOS token: leave bos out or pass bos=False")
 
     def __call__(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
-        special = self.bos is not False
+        special = self.bos is not False and not self.templated
         rows = self._rows(texts, special)
         first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         out = []
@@ -97,7 +95,9 @@ class PromptTokenizer:
         own = [bool(token) and text.startswith(str(token)) for text in texts]
         if all(own):
             return "in the prompt's text"
-        if self.bos is not None:
+        if self.templated and self.bos is None:
+            rule = "none, as the chat template has it"
+        elif self.bos is not None:
             rule = "forced" if self.bos else "left out"
         else:
             has = rows[own.index(False)][:1] == [self.tokenizer.bos_token_id]
@@ -109,76 +109,6 @@ class PromptTokenizer:
         size = len(prompt_ids)
         rows = self([prompt + answer for answer in answers])
         return [row[size:] if row[:size] == prompt_ids else None for row in rows]
-
-
-class _Attempt(NamedTuple):
-    """One spelling: by row, the id of each answer; and the rows for which it fails, with the reason."""
-
-    spelling: str
-    ids: list[dict[str, int]]
-    failed: dict[int, str]
-
-
-def tokenise(
-    tokenizer: PromptTokenizer, clean: Sequence[str], corrupted: Sequence[str], answers: Lists, wrong: Lists
-) -> Tokens:
-    """Ids of a task given as text; a TaskError names the row and the answer for which no spelling is one token."""
-    failures: list[str] = []
-    for spelling, ids, failed in _attempts(tokenizer, clean, answers, wrong):
-        if not failed:
-            spell = _SPELLINGS[spelling]
-            right, bad = ([_ids(*row) for row in zip(ids, side, strict=True)] for side in (answers, wrong))
-            each = ((prompt, spell(one)) for prompt, row in zip(clean, answers, strict=True) for one in row)
-            doubled = any(prompt[-1:] == answer[:1] == " " for prompt, answer in each)
-            said = f"{spelling}, after a prompt that ends in a space" if doubled else spelling
-            return Tokens(tokenizer(clean), tokenizer(corrupted), right, bad, said)
-        row, reason = next(iter(failed.items()))
-        failures.append(f"{spelling}: row {row}, {reason}")
-    remedy = "Choose answers that are one token after the prompt, or give token ids"
-    raise TaskError(f"answers must be one token each. {'; '.join(failures)}. {remedy}")
-
-
-def unspellable(tokenizer: PromptTokenizer, clean: Sequence[str], answers: Lists, wrong: Lists) -> dict[int, str]:
-    """The rows with an answer that is not one token, and why, in the spelling that works for the most rows."""
-    return min((attempt.failed for attempt in _attempts(tokenizer, clean, answers, wrong)), key=len)
-
-
-def _attempts(tokenizer: PromptTokenizer, clean: Sequence[str], answers: Lists, wrong: Lists) -> Iterator[_Attempt]:
-    """The spellings, in the order in which they are tried."""
-    clean_ids = tokenizer(clean)
-    sets = [list(dict.fromkeys([*a, *w])) for a, w in zip(answers, wrong, strict=True)]
-    for spelling in _preference(clean, sets):
-        spell, rows, failed = _SPELLINGS[spelling], [], {}
-        for number, (prompt, ids, given) in enumerate(zip(clean, clean_ids, sets, strict=True)):
-            row: dict[str, int] = {}
-            added = tokenizer.added(prompt, ids, [spell(answer) for answer in given]) if given else []
-            for answer, extra in zip(given, added, strict=True):
-                if extra is None:
-                    failed[number] = f"{spell(answer)!r} merges with the prompt's last token"
-                    break
-                if len(extra) != 1:
-                    pieces = tokenizer.tokenizer.convert_ids_to_tokens(extra)
-                    failed[number] = f"{spell(answer)!r} is {len(extra)} tokens {pieces}"
-                    break
-                row[answer] = extra[0]
-            rows.append(row)
-        yield _Attempt(spelling, rows, failed)
-
-
-def _ids(row: dict[str, int], answers: Sequence[str]) -> list[int]:
-    """Ids of these answers; an id that two of them have counts once."""
-    return list(dict.fromkeys(row[answer] for answer in answers))
-
-
-def _preference(clean: Sequence[str], sets: list[list[str]]) -> list[str]:
-    """Names of the spellings, in the order in which they are tried."""
-    given = [answer for row in sets for answer in row]
-    if any(answer[:1].isspace() for answer in given):  # where the prompt ends in a space, not another one
-        order = ["as given", "without a leading space"]
-        return order[::-1] if any(prompt[-1:] == " " for prompt in clean) else order
-    continues = any(prompt[-1:].isspace() or prompt[-1:] in "([{'\"-/" for prompt in clean)
-    number = all(prompt[-1:].isdigit() for prompt in clean) and all(answer[:1].isdigit() for answer in given)
-    return ["as given", "with a leading space"] if continues or number else ["with a leading space", "as given"]
 
 
 _EQUAL_LENGTH = (
@@ -211,33 +141,44 @@ def validate(tokens: Tokens, model: Any, aligned: bool = False) -> None:
         raise TaskError(f"row {number}: {fault}{_EQUAL_LENGTH if unequal else ''}")
 
 
+def runnable(prompts: Tokens, model: Any, aligned: bool) -> Any:
+    """The model, which can be run on these prompts; raises TaskError as `validate` does."""
+    validate(prompts, model, aligned)
+    return model
+
+
 def faults(tokens: Tokens, model: Any, aligned: bool = False) -> dict[int, str]:
     """The rows that no method can use, with the reason."""
     found: dict[int, str] = {}
-    longest = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
     for number, row in enumerate(zip(tokens.clean, tokens.corrupted, tokens.answers, tokens.wrong, strict=True)):
         sizes = len(row[0]), len(row[1])
         if not aligned and sizes[0] != sizes[1]:
             found[number] = f"the clean prompt has {sizes[0]} tokens, the corrupted one {sizes[1]}"
-        elif fault := _fault(*row, longest, model):
+        elif fault := _fault(*row, model, tokens.whole):
             found[number] = fault
     return found
 
 
+def _longest(model: Any) -> int | None:
+    """How many tokens the model's context holds, where its config says so."""
+    longest = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
+    return None if longest is None else int(longest)
+
+
 def _fault(
-    clean: list[int], corrupted: list[int], answers: list[int], wrong: list[int], longest: int | None, model: Any
+    clean: list[int], corrupted: list[int], answers: list[int], wrong: list[int], model: Any, whole: bool
 ) -> str | None:
     if not clean or not corrupted:
         return "the prompt is empty"
     if clean == corrupted:
         return "the clean and the corrupted prompt are identical: every effect would be 0"
-    length = max(len(clean), len(corrupted))
+    length, longest = max(len(clean), len(corrupted)), _longest(model)
     if longest and length > longest:
         return f"the prompt has {length} tokens, the model's context holds {longest}"
     for token in (*clean, *corrupted, *answers, *wrong):
         if not 0 <= token < model.vocabulary:
             return f"token id {token} is outside the model's vocabulary of {model.vocabulary}"
-    if both := set(answers) & set(wrong):
+    if not whole and (both := set(answers) & set(wrong)):
         text = "" if model.tokenizer is None else f" ({piece(model.tokenizer, min(both))!r})"
         return f"token {min(both)}{text} is among both the answers and the wrong answers"
     return None
@@ -248,6 +189,19 @@ def pad(rows: list[list[int]], length: int, device: torch.device) -> tuple[Tenso
     ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
     return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
+
+
+def places(rows: list[list[int]], lengths: list[int], length: int) -> Tensor:
+    """`[batch, reads]`: the last tokens of a prompt, one for each of the answer's, the last one repeated as padding."""
+    return torch.tensor(
+        [[min(end - len(row) + at, end - 1) for at in range(length)] for row, end in zip(rows, lengths, strict=True)]
+    )
+
+
+def by_place(rows: list[list[int]], length: int) -> Tensor:
+    """`[batch, reads, 1]`: the token at each place, the last one repeated as padding; no column if there are none."""
+    padded = [[row[min(at, len(row) - 1)] for at in range(length)] for row in rows if row]
+    return torch.tensor(padded).unsqueeze(-1) if padded else torch.zeros(len(rows), length, 0, dtype=torch.long)
 
 
 def answer_tensor(rows: list[list[int]], read: Tensor) -> Tensor:
