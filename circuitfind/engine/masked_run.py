@@ -135,7 +135,7 @@ def _run(streams: Streams, token: Tensor) -> Tensor:
     prepared, adapter = streams.prepared, streams.adapter
     with torch.enable_grad(), undisturbed(adapter.model):
         visitor, skips = MaskedVisitor(streams, token), skippable(prepared, streams.plan)
-        return through_hooks(adapter, prepared.batch.clean, visitor, skips)
+        return through_hooks(adapter, prepared.inputs, visitor, skips)
 
 
 class MaskedVisitor:
@@ -196,7 +196,7 @@ class MaskedVisitor:
         if not self.plan.runs(layer, "qkv"):
             return own
         counts = [len(self.plan.readers(layer, kind)) for kind in "qkv"]
-        batch, length = self.prepared.batch.clean.ids.shape
+        batch, length = self.prepared.inputs.ids.shape
         values = self._read(layer, "qkv").transpose(0, 1).unflatten(0, (batch, length)).split(counts, dim=2)
         for kind, new in zip("qkv", values, strict=True):
             local = self.plan.readers(layer, kind) - self.plan.graph.readers(layer, kind).start

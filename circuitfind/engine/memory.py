@@ -110,6 +110,9 @@ PATCHES, CIRCUITS, TRIALS = SideBySide(2048, 65536), SideBySide(1024, 16384), Si
 MOST_TRIALS = SideBySide(4, 32)  # in runs, not in tokens: what was tried after an edge that stays is void
 
 
+SHARED = SideBySide(32, 16384)  # tokens before anything differs, from which on they are run by themselves
+
+
 class MemoryEstimate(NamedTuple):
     """Bytes beyond the model's weights: `activations` while scoring, `contraction` for the kernel's working set."""
 
