@@ -32,9 +32,8 @@ def after_prefix(adapter: Adapter, batch: Batch) -> Batch:
     if start * len(batch) < SHARED.at_most(adapter.device) or not _divides(adapter, batch.clean, start):
         return batch
     clean = after(adapter, batch.clean, start)
-    return replace(
-        batch, clean=clean, corrupted=batch.corrupted.positions(slice(start, None))._replace(past=clean.past)
-    )
+    corrupted = batch.corrupted.positions(slice(start, None))._replace(past=clean.past)
+    return replace(batch, clean=clean, corrupted=corrupted)
 
 
 def after(adapter: Adapter, inputs: Inputs, start: int) -> Inputs:
@@ -64,7 +63,7 @@ def _divides(adapter: Adapter, inputs: Inputs, start: int) -> bool:
 
 
 def _division_error(adapter: Adapter, inputs: Inputs, start: int) -> float:
-    """How far a prompt's last stream is from that in two parts, as part of the largest value; infinite if that fails."""
+    """How far a prompt's last stream is from that in two parts, relative to the largest value; infinite if it fails."""
     whole = capture(adapter, inputs, stop=True).resid[-1][:, start:]
     try:
         parts = capture(adapter, after(adapter, inputs, start), stop=True).resid[-1]

@@ -135,10 +135,11 @@ def past_of(adapter: Adapter, inputs: Inputs, end: int) -> Past:
     adapter.check_free()
     early, cache, last = inputs.positions(slice(0, end)), DynamicCache(), ("z", adapter.graph.n_layers - 1)
     count_forward(len(inputs.ids) * end / inputs.ids.shape[1])
-    with torch.no_grad(), undisturbed(adapter.model), suppress(_Stopped):
-        with attached(adapter, lambda site, layer, _: STOP if (site, layer) == last else None):
-            adapter.model(**adapter.keywords(early), past_key_values=cache)
-    return Past(early.mask, [(layer.keys, layer.values) for layer in cache.layers])
+    stopped = attached(adapter, lambda site, layer, _: STOP if (site, layer) == last else None)
+    with torch.no_grad(), undisturbed(adapter.model), suppress(_Stopped), stopped:
+        adapter.model(**adapter.keywords(early), past_key_values=cache)
+    layers: list[Any] = cache.layers
+    return Past(early.mask, [(layer.keys, layer.values) for layer in layers])
 
 
 @contextmanager
