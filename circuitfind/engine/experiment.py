@@ -194,7 +194,7 @@ class Experiment:
         first = first.with_reference(logits[0])
         weights = (weight.detach().flatten() for weight in self.adapter.model.parameters())
         tensors = [
-            *(*batch.clean, *batch.corrupted, batch.answers, batch.wrong),
+            *(*batch.clean[:3], *batch.corrupted[:3], batch.answers, batch.wrong),
             *(self.metric(one, first) for one in logits),
             *([] if batch.alignment is None else [batch.alignment]),
             *(flat[:: max(1, len(flat) // FROM_EACH_WEIGHT)].float() for flat in weights),

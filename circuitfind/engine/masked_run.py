@@ -106,7 +106,7 @@ def _gradient(
         "masks are learned and circuits re-scored by gradients; acdc, exact and find(search='absolute') need none",
     )
     scale = power_of_two(at_logits)
-    count_backward(len(logits))
+    count_backward(len(logits) * prepared.inputs.part)
     if logits.requires_grad:
         torch.autograd.grad(logits, token, grad_outputs=(at_logits / scale).to(logits.dtype))
     streams.finish()
