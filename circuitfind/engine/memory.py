@@ -42,6 +42,7 @@ HELD = 256 * 2**20  # `[writers, tokens, d_model]` that is formed at a time
 # freed, up to 32 MiB. Anything larger is mapped anew, page by page, which takes a third of the time of a short pass.
 RECYCLED, FEWEST = 2**25 - 2**20, 32  # bytes; tokens that are worth more
 POINTS = 8  # of gradients that wait for one contraction
+STEPS = 5  # of them that the default method of scores takes
 BY_EXAMPLE = 4 * 2**30  # scores of every example at once
 IN_CACHE = {"cpu": 8 * 2**20}  # what fits in a processor's cache; other devices have none worth a small slice
 
@@ -128,12 +129,13 @@ class MemoryEstimate(NamedTuple):
 
 
 def estimate_memory(
-    adapter: Adapter, examples: int, length: int, reads: int = 1, softmax: bool = True
+    adapter: Adapter, examples: int, length: int, reads: int = 1, softmax: bool = True, points: int = STEPS
 ) -> MemoryEstimate:
     """Memory that scoring a batch of so many examples of this length takes.
 
     Args:
         reads: positions at which the metric reads the logits; softmax: whether it takes one over the vocabulary.
+        points: at which gradients are taken; of each, something waits for the contraction.
     """
     graph, tokens, size = adapter.graph, examples * length, adapter.dtype.itemsize
     stream = STREAM + POST_NORMED * (adapter.family.post_attn_norm is not None)
@@ -143,8 +145,10 @@ def estimate_memory(
     logits = logits_bytes(adapter, examples * reads, softmax)
     held = next(token_slices(tokens, graph.n_writers, adapter, HELD))
     contraction = graph.n_writers * (held.stop - held.start) * row_bytes(adapter)
+    waiting = tokens * graph.n_layers * min(points, POINTS) * (graph.d_model + graph.readers_per_layer)
     scores = 3 * graph.n_writers * graph.n_readers * adapter.work.itemsize  # of a point, their sum, their mean
-    return MemoryEstimate(tokens * graph.n_layers * (kept + attention) + logits, contraction + scores)
+    activations = tokens * graph.n_layers * (kept + attention) + waiting * adapter.work.itemsize + logits
+    return MemoryEstimate(activations, contraction + scores)
 
 
 def _kept_of_mlp(adapter: Adapter) -> int:
@@ -183,12 +187,18 @@ class MemoryPlan(NamedTuple):
 
 
 def plan_memory(
-    adapter: Adapter, sizes: tuple[int, int, int], batch_size: int | None = None, softmax: bool = True
+    adapter: Adapter,
+    sizes: tuple[int, int, int],
+    batch_size: int | None = None,
+    softmax: bool = True,
+    points: int = STEPS,
 ) -> MemoryPlan:
-    """What scoring pairs of these sizes takes; `batch_size` as it was asked for, `softmax` as for `estimate_memory`."""
+    """What scoring pairs of these sizes takes; `batch_size` as it was asked for, the rest as for `estimate_memory`."""
     pairs, length, reads = sizes
     at_once = min(batch_size or batch_size_for(adapter, *sizes), pairs)
-    return MemoryPlan(at_once, estimate_memory(adapter, at_once, length, reads, softmax).total, weight_bytes(adapter))
+    return MemoryPlan(
+        at_once, estimate_memory(adapter, at_once, length, reads, softmax, points).total, weight_bytes(adapter)
+    )
 
 
 def sizes_of(batch: Batch) -> tuple[int, int, int]:
