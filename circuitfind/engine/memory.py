@@ -259,7 +259,7 @@ def in_cache(device: torch.device) -> int:
 
 
 def token_slices(n_tokens: int, rows: int, adapter: Adapter, bytes_at_a_time: int) -> Iterator[slice]:
-    """Token slices whose `[rows, tokens, d_model]` fits the budget, and on a processor is recycled if that is enough."""
+    """Token slices whose `[rows, tokens, d_model]` fits the budget, and on a processor is recycled."""
     size = int(bytes_at_a_time * room().part) // (rows * row_bytes(adapter))
     if adapter.device.type == "cpu":
         size = min(size, max(FEWEST, RECYCLED // (rows * row_bytes(adapter))))
