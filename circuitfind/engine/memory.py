@@ -39,7 +39,7 @@ KEPT_WEIGHTS = 128 * 2**20  # folded weights that are kept between runs
 STREAMS = 2**30  # readers' streams that a revision keeps between trials
 HELD = 256 * 2**20  # `[writers, tokens, d_model]` that is formed at a time
 # A processor's: glibc keeps what was freed for the next such request if it is smaller than the largest that it has seen
-# freed, up to 32 MiB. Anything larger is mapped anew, page by page, which takes a third of the time of a short pass.
+# freed, up to 32 MiB. Anything larger is mapped anew, page by page, which took a fifth of the time of short passes.
 RECYCLED, FEWEST = 2**25 - 2**20, 32  # bytes; tokens that are worth more
 POINTS = 8  # of gradients that wait for one contraction
 STEPS = 5  # of them that the default method of scores takes
