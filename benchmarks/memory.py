@@ -1,6 +1,6 @@
 """What `estimate_memory` says of scoring, beside how far the process really grows.
 
-    python benchmarks/memory.py [NAME ...]
+    python benchmarks/memory.py [NAME ...] [--pairs N] [--method METHOD]
 
 Random models of many shapes, each in a process of its own that has scored one short pair before, so that only what
 grows with the batch is counted: the resident set's high-water mark while all edges are scored, by EAP, or under KL by
@@ -102,14 +102,14 @@ def task(model: cf.Model, pairs: int, tokens: int, metric: str) -> cf.Task:
     return cf.Task(clean, corrupted, *answers, metric=metric)
 
 
-def child(name: str) -> None:
+def child(name: str, pairs: int, method: str) -> None:
     """Prints what is said and what is grown, in MB."""
-    (family, options), pairs, tokens, metric = SHAPES[name]
+    (family, options), _, tokens, metric = SHAPES[name]
     model = build(family, options)
-    method = "eap" if metric == "logit_diff" else "eap-ig-inputs"
     cf.attribute(model, task(model, 1, 4, metric), method)
     bound = task(model, pairs, tokens, metric).on(model)
-    said = plan_memory(model.adapter, sizes_of(bound.batch), pairs, softmax=metric == "kl").beside
+    points = 5 if method == "eap-ig-inputs" else 1
+    said = plan_memory(model.adapter, sizes_of(bound.batch), pairs, softmax=metric == "kl", points=points).beside
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmHWM")
@@ -121,18 +121,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SHAPES))
     parser.add_argument("--child", choices=SHAPES, help=argparse.SUPPRESS)
+    parser.add_argument("--pairs", type=int)
+    parser.add_argument("--method")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.child:
-        child(options.child)
+        child(options.child, options.pairs, options.method)
         return
-    print("| shape | pairs x tokens | said | grown | grown / said |\n|---|---|---|---|---|")
+    print("| shape | method | pairs x tokens | said | grown | grown / said |\n|---|---|---|---|---|---|")
     for name in options.names or SHAPES:
-        command = [sys.executable, __file__, "--child", name]
+        _, pairs, tokens, metric = SHAPES[name]
+        pairs = options.pairs or pairs
+        method = options.method or ("eap" if metric == "logit_diff" else "eap-ig-inputs")
+        command = [sys.executable, __file__, "--child", name, "--pairs", str(pairs), "--method", method]
         found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         said, grown = map(float, found[-2:])
-        _, pairs, tokens, _ = SHAPES[name]
-        print(f"| {name} | {pairs} x {tokens} | {said:.0f} MB | {grown:.0f} MB | {grown / said:.2f} |", flush=True)
+        print(
+            f"| {name} | `{method}` | {pairs} x {tokens} | {said:.0f} MB | {grown:.0f} MB | {grown / said:.2f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -13,33 +13,68 @@ import torch
 from torch import Tensor
 
 
+class Past(NamedTuple):
+    """Tokens that a batch's own come after: what attention sees of them.
+
+    mask: `[batch, past]` bool, true at real tokens; layers: keys and values `[batch, kv_heads, past, d_head]` of each.
+    """
+
+    mask: Tensor
+    layers: list[tuple[Tensor, Tensor]]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Past:
+        """The same function of every tensor."""
+        return Past(function(self.mask), [(function(keys), function(values)) for keys, values in self.layers])
+
+
 class Inputs(NamedTuple):
     """One side of a batch of pairs.
 
     ids: `[batch, pos]` token ids; mask: `[batch, pos]` bool, true at real tokens;
-    read: `[batch, reads]` positions at which the metric reads the logits.
+    read: `[batch, reads]` positions at which the metric reads the logits;
+    past: the tokens before, where they are not run again.
     """
 
     ids: Tensor
     mask: Tensor
     read: Tensor
+    past: Past | None = None
 
     @property
     def padded(self) -> bool:
         return not bool(self.mask.all())
 
     @property
+    def part(self) -> float:
+        """Of the whole prompts' positions."""
+        return self.ids.shape[1] / self.whole_mask.shape[1]
+
+    @property
+    def whole_mask(self) -> Tensor:
+        """`[batch, past + pos]` bool."""
+        return self.mask if self.past is None else torch.cat([self.past.mask, self.mask], dim=-1)
+
+    @property
     def position_ids(self) -> Tensor:
         """`[batch, pos]`: 0 at the first real token, so that padding on the left changes nothing."""
-        return (self.mask.long().cumsum(-1) - 1).clamp(min=0)
+        return (self.whole_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -self.ids.shape[1] :]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Inputs:
+        """The same function of every tensor."""
+        ids, mask, read, past = self
+        return Inputs(function(ids), function(mask), function(read), None if past is None else past.map(function))
+
+    def positions(self, part: slice) -> Inputs:
+        """Some positions, with nothing before them."""
+        return Inputs(self.ids[:, part], self.mask[:, part], self.read - (part.start or 0))
 
     def rows(self, index: Tensor | slice) -> Inputs:
         """Some examples of the batch."""
-        return Inputs(*(value[index] for value in self))
+        return self.map(lambda value: value[index])
 
     def repeat(self, times: int) -> Inputs:
         """The whole batch several times over, batch after batch."""
-        return Inputs(*(value.repeat(times, 1) for value in self))
+        return self.map(lambda value: value.repeat(times, *[1] * (value.ndim - 1)))
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -106,7 +141,7 @@ class Batch:
 
     def each(self, tensor: Callable[[Tensor], Tensor]) -> Batch:
         """The same function of every tensor."""
-        return self.map(lambda side: Inputs(*map(tensor, side)), tensor)
+        return self.map(lambda side: side.map(tensor), tensor)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same pairs on a device."""

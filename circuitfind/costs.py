@@ -33,13 +33,13 @@ class Costs:
 _counter: ContextVar[Costs | None] = ContextVar("circuitfind_costs", default=None)
 
 
-def count_forward(prompts: int, part: float = 1.0) -> None:
-    """Notes a forward pass of so many prompts through this part of the blocks."""
+def count_forward(prompts: float, part: float = 1.0) -> None:
+    """Notes a forward pass of so many prompts, or parts of them, through this part of the blocks."""
     if (costs := _counter.get()) is not None:
         costs.forwards += prompts * part
 
 
-def count_backward(prompts: int) -> None:
+def count_backward(prompts: float) -> None:
     """Notes a backward pass of so many prompts."""
     if (costs := _counter.get()) is not None:
         costs.backwards += prompts

@@ -7,12 +7,20 @@ import torch
 import circuitfind as cf
 from circuitfind.attribution.exact import exact_effects
 from circuitfind.costs import Costs, count_backward, count_forward, measuring
+from circuitfind.engine import prefix
 from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.memory import SideBySide
 
 
 @pytest.fixture(scope="module")
 def tiny():
     return cf.load("tiny")
+
+
+@pytest.fixture(autouse=True)
+def whole_prompts(monkeypatch):
+    """What is saved where prompts begin alike is counted in `test_prefix.py`."""
+    monkeypatch.setattr(prefix, "SHARED", SideBySide(10**9, 10**9))
 
 
 def test_nothing_is_counted_outside():

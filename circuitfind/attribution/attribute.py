@@ -126,4 +126,4 @@ def _by_points(experiment: Experiment, request: Request, method: Method) -> Scor
         found = node_effects(adapter, delta, run, gradients).sum(1)  # writers pos
         return found if request.by_position else found.sum(-1)
 
-    return mean_effects(experiment, points, effects, "node scores")
+    return mean_effects(experiment, points, effects, "node scores", divided=not request.by_position)

@@ -63,7 +63,7 @@ def exact_effects(
     edges = np.stack([writers, readers], axis=1)
 
     def start(batch: Batch, _: slice) -> Started:
-        restart, change, started = _started(experiment, batch)
+        restart, change, started = _started(experiment, batch, divided=True)
         runs = runs_of(edges[:, 1], restart.at_once)
         groups = [(rows, (int(edges[rows.start, 1]), edges[rows, 0].tolist())) for rows in runs]
         return started._replace(groups=groups, logits=lambda group: restart.edges(group[0], group[1], change))
@@ -94,7 +94,7 @@ def exact_node_effects(
     layers = np.array([graph.layer_of(writer) for writer in places[:, 0]])  # -1 is the input's
 
     def start(batch: Batch, _: slice) -> Started:
-        restart, change, started = _started(experiment, batch)
+        restart, change, started = _started(experiment, batch, divided=not by_position)
         groups = [(rows, (int(layers[rows.start]), places[rows].tolist())) for rows in runs_of(layers, restart.at_once)]
         return started._replace(groups=groups, logits=lambda group: _nodes_patched(restart, change, *group))
 
@@ -105,14 +105,17 @@ def exact_node_effects(
     return values.reshape(len(writers), *([len(positions)] if by_position else []), -1)
 
 
-def _started(experiment: Experiment, batch: Batch) -> tuple[Restart, Writers, Started]:
-    """Where patched runs of a batch start, and what the writers carry there instead, less what they carry."""
-    adapter = experiment.adapter
-    clean, corrupted = capture(adapter, batch.clean), capture_corrupted(adapter, batch)
+def _started(experiment: Experiment, batch: Batch, divided: bool) -> tuple[Restart, Writers, Started]:
+    """Where patched runs of a batch start, and what the writers carry there instead, less what they carry.
+
+    `divided`: from where anything differs, which is all that changes.
+    """
+    adapter, run = experiment.adapter, experiment.after_prefix(batch) if divided else batch
+    clean, corrupted = capture(adapter, run.clean), capture_corrupted(adapter, run)
     if experiment.setting.noising:
-        restart, other = Restart(adapter, batch.clean, clean), experiment.ablated(clean, corrupted)
+        restart, other = Restart(adapter, run.clean, clean), experiment.ablated(clean, corrupted)
     else:
-        restart, other = Restart(adapter, batch.corrupted, corrupted), clean.writers
+        restart, other = Restart(adapter, run.corrupted, corrupted), clean.writers
     full, empty = (clean.logits, None) if experiment.setting.noising else (None, corrupted.logits)
     started = Started(batch.with_reference(clean.logits), full, empty, [], lambda group: group)
     return restart, other.minus(restart.base.writers), started

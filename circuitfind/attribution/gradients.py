@@ -41,19 +41,21 @@ class Ends:
     """The clean and the corrupted run of a batch, and what the ablation changes: each made when it is first needed.
 
     Attributes:
+        run: the pairs as they are run; `divided`: without tokens before anything differs, where nothing has an effect.
         batch: the pairs as the metric is given them.
     """
 
-    def __init__(self, experiment: Experiment, batch: Batch) -> None:
+    def __init__(self, experiment: Experiment, batch: Batch, divided: bool = False) -> None:
         self._experiment, self._pairs = experiment, batch
+        self.run = experiment.after_prefix(batch) if divided else batch
 
     @cached_property
     def clean(self) -> Run:
-        return capture(self._experiment.adapter, self._pairs.clean, stop=not self._experiment.metric.reference)
+        return capture(self._experiment.adapter, self.run.clean, stop=not self._experiment.metric.reference)
 
     @cached_property
     def corrupted(self) -> Run:
-        return capture_corrupted(self._experiment.adapter, self._pairs, stop=True)
+        return capture_corrupted(self._experiment.adapter, self.run, stop=True)
 
     @cached_property
     def batch(self) -> Batch:
@@ -97,11 +99,14 @@ def mean_over(experiment: Experiment, one: Callable[[Batch, slice], Tensor], lab
     return torch.stack(parts).sum(0) / len(experiment)
 
 
-def mean_effects(experiment: Experiment, points: list[Point], effects: Effects, label: str) -> Tensor:
+def mean_effects(
+    experiment: Experiment, points: list[Point], effects: Effects, label: str, divided: bool = True
+) -> Tensor:
     """Weighted sum of effects over points, mean over examples.
 
     Args:
         effects: `node_effects` or the like: sums over a batch's examples.
+        divided: as for `Ends`: effects are summed over positions.
 
     Raises:
         ScoreError: the gradient vanishes.
@@ -109,7 +114,7 @@ def mean_effects(experiment: Experiment, points: list[Point], effects: Effects, 
 
     def one(batch: Batch) -> tuple[Tensor, float]:
         found: list[Tensor] = []
-        largest = each_point(experiment, batch, points, lambda at: found.append(at.effects(effects)))
+        largest = each_point(experiment, batch, points, lambda at: found.append(at.effects(effects)), divided)
         return torch.stack(found).sum(0), largest
 
     return _mean(experiment, one, label)
@@ -138,18 +143,22 @@ def edges_of(
             sums.append(EdgeSum(at.adapter, at.ends.delta, by_example))
         sums[0].add(at.weight, at.run, at.gradients)
 
-    largest = each_point(experiment, batch, points, add)
+    largest = each_point(experiment, batch, points, add, divided=True)
     with torch.no_grad():
         return sums[0].value(), largest
 
 
-def each_point(experiment: Experiment, batch: Batch, points: list[Point], use: Callable[[Pass], None]) -> float:
+def each_point(
+    experiment: Experiment, batch: Batch, points: list[Point], use: Callable[[Pass], None], divided: bool = False
+) -> float:
     """Takes the gradients at each point, and hands them over; returns the metric's largest magnitude at the points.
 
     `use` must not keep a pass: the next one needs the room. A first point at the clean or the corrupted prompt is also
     the run of that side.
+
+    `divided`: as for `Ends`.
     """
-    metric, adapter, ends, sizes = experiment.metric, experiment.adapter, Ends(experiment, batch), []
+    metric, adapter, ends, sizes = experiment.metric, experiment.adapter, Ends(experiment, batch, divided), []
     for number, (weight, alpha, component, relevance) in enumerate(points):
         embed, outputs = None, None
         at_corrupted = alpha == 0 and component is None and batch.alignment is None
@@ -160,7 +169,7 @@ def each_point(experiment: Experiment, batch: Batch, points: list[Point], use: C
         elif alpha != 1 and not at_corrupted:
             low, high = ends.corrupted.resid[0], ends.clean.resid[0]
             embed = low + alpha * (high - low)
-        inputs = batch.corrupted if at_corrupted else batch.clean
+        inputs = ends.run.corrupted if at_corrupted else ends.run.clean
         with relevance_rules(adapter) if relevance else nullcontext(adapter) as ruled:
             run, gradients, values = capture_gradients(
                 adapter, inputs, lambda logits: metric(logits, ends.batch), embed, outputs

@@ -32,7 +32,8 @@ What the runs are about is said once, in an `Experiment` (`experiment.py`): the 
 the bottom up:
 
 1. `writers.py`: what adds to the stream. (What reads it, as one affine map: `AttentionReaders` in `models/layer.py`.)
-2. `capture.py`, `ablation.py`, `prepare.py`, `experiment.py`: the runs that do not depend on a circuit.
+2. `capture.py`, `prefix.py`, `ablation.py`, `prepare.py`, `experiment.py`: the runs that do not depend on a circuit.
+   Where pairs begin alike, all runs that follow hold the later tokens only.
 3. `edge_effects.py`, `stream_effects.py`: first-order effects from backward passes, of edges, of nodes and places;
    `relevance.py`: other rules back.
 4. `circuit_run.py`, `masked_run.py` (on `masked_streams.py`): exact circuits, hard and soft.

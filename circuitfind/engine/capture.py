@@ -201,7 +201,7 @@ def capture_gradients(
             "attribution needs a gradient; exact patching (method='exact') does not",
         )
         scale = power_of_two(at_logits) if adapter.dtype == torch.float16 else 1.0
-        count_backward(len(inputs.ids))
+        count_backward(len(inputs.ids) * inputs.part)
         seed, leaves = (at_logits / scale).to(logits.dtype), list(recorder.leaves.values())
         split = any(view.copies > 1 for view in adapter.layers)
         # what only a given output depends on has no gradient

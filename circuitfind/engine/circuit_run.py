@@ -104,7 +104,7 @@ def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = No
     plan = Plan.of(prepared, masks, prefers_sparse(prepared, masks) if sparse is None else sparse)
     visitor = CircuitVisitor(prepared, plan)
     skips = skippable(prepared, plan) if plan.sparse else {}
-    return run_side_by_side(prepared.adapter, prepared.batch.clean, len(masks), visitor, skips)
+    return run_side_by_side(prepared.adapter, prepared.inputs, len(masks), visitor, skips)
 
 
 def run_without(prepared: Prepared, removed: np.ndarray) -> Tensor:
@@ -122,7 +122,7 @@ def run_without(prepared: Prepared, removed: np.ndarray) -> Tensor:
     for layer in range(start):
         visitor.write_known(prepared.clean, layer)
     skips = {view.path: side_by_side(prepared.clean.resid[start], times) for view in adapter.layers[:start]}
-    return run_side_by_side(adapter, prepared.batch.clean, times, visitor, skips)
+    return run_side_by_side(adapter, prepared.inputs, times, visitor, skips)
 
 
 def run_side_by_side(adapter: Adapter, inputs: Inputs, times: int, visit: Visit, skips: Skips) -> Tensor:

@@ -22,6 +22,7 @@ from circuitfind.engine.ablation import Ablation, ablation_of, mean_of, resample
 from circuitfind.engine.capture import Run, capture
 from circuitfind.engine.identities import require_identities_on
 from circuitfind.engine.memory import in_batches
+from circuitfind.engine.prefix import after_prefix
 from circuitfind.engine.prepare import Prepared, ablated, prepare
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import ModelError, ScoreError, TaskError, warn
@@ -164,9 +165,15 @@ class Experiment:
         """`engine.memory.in_batches` over all pairs; `batch_size` stands in for a setting that leaves it open."""
         return in_batches(self.adapter, self.batch, function, self.setting.batch_size or batch_size, label)
 
-    def prepare(self, batch: Batch) -> Prepared:
-        """The clean, ablated and empty runs of some of the pairs."""
-        return prepare(self.adapter, batch, self.ablation, self.means)
+    def after_prefix(self, batch: Batch) -> Batch:
+        """Some of the pairs from where anything differs, if they are: positions are others then."""
+        shared = self.ablation.interchange and self.ablation.corrupted and batch.alignment is None
+        return after_prefix(self.adapter, batch) if shared else batch
+
+    def prepare(self, batch: Batch, divided: bool = False) -> Prepared:
+        """The clean, ablated and empty runs of some of the pairs; `divided`: from where anything differs."""
+        run = self.after_prefix(batch) if divided else batch
+        return prepare(self.adapter, batch, self.ablation, self.means, run)
 
     def ablated(self, clean: Run, corrupted: Run | None) -> Writers:
         """What the writers carry where they are ablated, of the clean run's shapes."""
@@ -191,7 +198,7 @@ class Experiment:
         first = first.with_reference(logits[0])
         weights = (weight.detach().flatten() for weight in self.adapter.model.parameters())
         tensors = [
-            *(*batch.clean, *batch.corrupted, batch.answers, batch.wrong),
+            *(*batch.clean[:3], *batch.corrupted[:3], batch.answers, batch.wrong),
             *(self.metric(one, first) for one in logits),
             *([] if batch.alignment is None else [batch.alignment]),
             *(flat[:: max(1, len(flat) // FROM_EACH_WEIGHT)].float() for flat in weights),

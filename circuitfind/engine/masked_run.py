@@ -106,7 +106,7 @@ def _gradient(
         "masks are learned and circuits re-scored by gradients; acdc, exact and find(search='absolute') need none",
     )
     scale = power_of_two(at_logits)
-    count_backward(len(logits))
+    count_backward(len(logits) * prepared.inputs.part)
     if logits.requires_grad:
         torch.autograd.grad(logits, token, grad_outputs=(at_logits / scale).to(logits.dtype))
     streams.finish()
@@ -135,7 +135,7 @@ def _run(streams: Streams, token: Tensor) -> Tensor:
     prepared, adapter = streams.prepared, streams.adapter
     with torch.enable_grad(), undisturbed(adapter.model):
         visitor, skips = MaskedVisitor(streams, token), skippable(prepared, streams.plan)
-        return through_hooks(adapter, prepared.batch.clean, visitor, skips)
+        return through_hooks(adapter, prepared.inputs, visitor, skips)
 
 
 class MaskedVisitor:
@@ -194,7 +194,7 @@ class MaskedVisitor:
         own = self.prepared.empty.qkv[layer]
         if not self.plan.runs(layer, "qkv"):
             return own
-        read = self._read(layer, "qkv").transpose(0, 1).unflatten(0, self.prepared.batch.clean.ids.shape)
+        read = self._read(layer, "qkv").transpose(0, 1).unflatten(0, self.prepared.inputs.ids.shape)
         return own.with_chosen(values_by_kind(self.adapter.layers[layer], self.plan, layer, read))
 
     def _final(self, value: Tensor) -> Tensor:

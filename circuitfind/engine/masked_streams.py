@@ -157,8 +157,8 @@ class Streams:
 
     def read_tokens(self) -> tuple[Tensor, Tensor]:
         """Tokens whose logits are read, of `[batch x pos]`, and D there."""
-        read = torch.zeros_like(self.prepared.batch.clean.mask)
-        read.scatter_(1, self.prepared.batch.clean.read, True)
+        read = torch.zeros_like(self.prepared.inputs.mask)
+        read.scatter_(1, self.prepared.inputs.read, True)
         at = read.flatten().nonzero().squeeze(1)
         return at, self.written[:, at]
 

@@ -38,7 +38,11 @@ KEPT_RUNS = 2 * 2**30  # clean and empty runs that are kept between circuits; be
 KEPT_WEIGHTS = 128 * 2**20  # folded weights that are kept between runs
 STREAMS = 2**30  # readers' streams that a revision keeps between trials
 HELD = 256 * 2**20  # `[writers, tokens, d_model]` that is formed at a time
+# A processor's: glibc keeps what was freed for the next such request if it is smaller than the largest that it has seen
+# freed, up to 32 MiB. Anything larger is mapped anew, page by page, which took a fifth of the time of short passes.
+RECYCLED, FEWEST = 2**25 - 2**20, 32  # bytes; tokens that are worth more
 POINTS = 8  # of gradients that wait for one contraction
+STEPS = 5  # of them that the default method of scores takes
 BY_EXAMPLE = 4 * 2**30  # scores of every example at once
 IN_CACHE = {"cpu": 8 * 2**20}  # what fits in a processor's cache; other devices have none worth a small slice
 
@@ -111,6 +115,9 @@ PATCHES, CIRCUITS, TRIALS = SideBySide(2048, 65536), SideBySide(1024, 16384), Si
 MOST_TRIALS = SideBySide(4, 32)  # in runs, not in tokens: what was tried after an edge that stays is void
 
 
+SHARED = SideBySide(32, 16384)  # tokens before anything differs, from which on they are run by themselves
+
+
 class MemoryEstimate(NamedTuple):
     """Bytes beyond the model's weights: `activations` while scoring, `contraction` for the kernel's working set."""
 
@@ -123,12 +130,13 @@ class MemoryEstimate(NamedTuple):
 
 
 def estimate_memory(
-    adapter: Adapter, examples: int, length: int, reads: int = 1, softmax: bool = True
+    adapter: Adapter, examples: int, length: int, reads: int = 1, softmax: bool = True, points: int = STEPS
 ) -> MemoryEstimate:
     """Memory that scoring a batch of so many examples of this length takes.
 
     Args:
         reads: positions at which the metric reads the logits; softmax: whether it takes one over the vocabulary.
+        points: at which gradients are taken; of each, something waits for the contraction.
     """
     graph, tokens, size = adapter.graph, examples * length, adapter.dtype.itemsize
     stream = STREAM + POST_NORMED * adapter.coupled
@@ -141,8 +149,10 @@ def estimate_memory(
     logits = logits_bytes(adapter, examples * reads, softmax)
     held = next(token_slices(tokens, graph.n_writers, adapter, HELD))
     contraction = graph.n_writers * (held.stop - held.start) * row_bytes(adapter)
+    waiting = tokens * graph.n_layers * min(points, POINTS) * (graph.d_model + graph.readers_per_layer)
     scores = 3 * graph.n_writers * graph.n_readers * adapter.work.itemsize  # of a point, their sum, their mean
-    return MemoryEstimate(tokens * graph.n_layers * (kept + attention) + logits, contraction + scores)
+    activations = tokens * graph.n_layers * (kept + attention) + waiting * adapter.work.itemsize + logits
+    return MemoryEstimate(activations, contraction + scores)
 
 
 def _kept_of_mlp(adapter: Adapter) -> int:
@@ -181,12 +191,18 @@ class MemoryPlan(NamedTuple):
 
 
 def plan_memory(
-    adapter: Adapter, sizes: tuple[int, int, int], batch_size: int | None = None, softmax: bool = True
+    adapter: Adapter,
+    sizes: tuple[int, int, int],
+    batch_size: int | None = None,
+    softmax: bool = True,
+    points: int = STEPS,
 ) -> MemoryPlan:
-    """What scoring pairs of these sizes takes; `batch_size` as it was asked for, `softmax` as for `estimate_memory`."""
+    """What scoring pairs of these sizes takes; `batch_size` as it was asked for, the rest as for `estimate_memory`."""
     pairs, length, reads = sizes
     at_once = min(batch_size or batch_size_for(adapter, *sizes), pairs)
-    return MemoryPlan(at_once, estimate_memory(adapter, at_once, length, reads, softmax).total, weight_bytes(adapter))
+    return MemoryPlan(
+        at_once, estimate_memory(adapter, at_once, length, reads, softmax, points).total, weight_bytes(adapter)
+    )
 
 
 def sizes_of(batch: Batch) -> tuple[int, int, int]:
@@ -247,8 +263,11 @@ def in_cache(device: torch.device) -> int:
 
 
 def token_slices(n_tokens: int, rows: int, adapter: Adapter, bytes_at_a_time: int) -> Iterator[slice]:
-    """Token slices whose `[rows, tokens, d_model]` fits the budget."""
-    size = max(1, int(bytes_at_a_time * room().part) // (rows * row_bytes(adapter)))
+    """Token slices whose `[rows, tokens, d_model]` fits the budget, and on a processor is recycled."""
+    size = int(bytes_at_a_time * room().part) // (rows * row_bytes(adapter))
+    if adapter.device.type == "cpu":
+        size = min(size, max(FEWEST, RECYCLED // (rows * row_bytes(adapter))))
+    size = max(1, size)
     return (slice(start, min(start + size, n_tokens)) for start in range(0, n_tokens, size))
 
 
@@ -269,6 +288,8 @@ def within_memory(adapter: Adapter) -> Iterator[None]:
         ModelError: memory ran out, even with one pair and one run at a time.
     """
     here = Room(room().part)
+    if adapter.device.type == "cpu":
+        torch.empty(RECYCLED + 2**19, dtype=torch.uint8)  # the largest that glibc has seen freed; nothing is written
     try:
         with _within(here):
             yield

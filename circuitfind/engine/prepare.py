@@ -27,12 +27,15 @@ from circuitfind.models.layer import AttentionReaders
 class Prepared:
     """A batch with its clean, ablated and empty runs.
 
+    `batch`: as metrics are given it; `inputs`: the clean prompts as they are run, all of them or what comes after the
+    tokens that every run shares.
     `interchange`: the empty run's writers are the ablated values themselves, so a writer that no kept edge reaches
     differs from its ablated value by exactly zero.
     """
 
     adapter: Adapter
     batch: Batch
+    inputs: Inputs
     clean: Run
     ablated: Writers
     empty: Run
@@ -48,18 +51,23 @@ class Prepared:
 
 
 def prepare(
-    adapter: Adapter, batch: Batch, ablation: str | Ablation = CORRUPTED, means: Writers | None = None
+    adapter: Adapter,
+    batch: Batch,
+    ablation: str | Ablation = CORRUPTED,
+    means: Writers | None = None,
+    run: Batch | None = None,
 ) -> Prepared:
     """Runs both sides of the pairs, and the empty circuit where it is not the corrupted run.
 
-    `means`: what the mean ablations need of all pairs; see `Experiment.means`.
+    `means`: what the mean ablations need of all pairs; see `Experiment.means`. `run`: the batch as it is run.
     """
-    clean, corrupted = capture(adapter, batch.clean), capture_corrupted(adapter, batch)
+    run = run or batch
+    clean, corrupted = capture(adapter, run.clean), capture_corrupted(adapter, run)
     batch, ablation = batch.with_reference(clean.logits), ablation_of(ablation)
     values = ablated(ablation, clean, corrupted, means)
     interchange = ablation.interchange and batch.alignment is None
-    empty = corrupted if interchange else capture_empty(adapter, batch.clean, values)
-    return Prepared(adapter, batch, clean, values, empty, interchange)
+    empty = corrupted if interchange else capture_empty(adapter, run.clean, values)
+    return Prepared(adapter, batch, run.clean, clean, values, empty, interchange)
 
 
 def ablated(ablation: Ablation, clean: Run, corrupted: Run | None, means: Writers | None) -> Writers:

@@ -36,7 +36,7 @@ class PreparedRuns:
         def one(batch: Batch, rows: slice) -> R:
             key = (rows.start, rows.stop)
             try:
-                prepared = self._kept.get(key) or self.experiment.prepare(batch)
+                prepared = self._kept.get(key) or self.experiment.prepare(batch, divided=True)
                 if self._keep:
                     self._kept[key] = prepared
                 return function(prepared)

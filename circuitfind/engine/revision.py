@@ -152,7 +152,7 @@ class CircuitState:
         current = replace(self.prepared, ablated=run.writers, empty=run, clean=run, interchange=True)
         visitor = _RevisedRun(current, plan, self, masks)
         skips = skippable(current, plan)
-        logits = run_side_by_side(self.adapter, self.prepared.batch.clean, len(masks), visitor, skips)
+        logits = run_side_by_side(self.adapter, self.prepared.inputs, len(masks), visitor, skips)
         self._trial = _Trial(removals, visitor, np.flatnonzero(readers).tolist())
         return logits
 

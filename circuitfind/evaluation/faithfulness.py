@@ -203,7 +203,7 @@ class Evaluator:
                 some = masks[start : start + at_once]
 
                 def logits(prepared: Prepared, some: np.ndarray = some) -> Iterator[Tensor]:
-                    fit = CIRCUITS.runs(device, prepared.batch.clean.ids.numel())  # fewer where memory ran out
+                    fit = CIRCUITS.runs(device, prepared.inputs.ids.numel())  # fewer where memory ran out
                     return (run_circuits(prepared, some[at : at + fit]) for at in range(0, len(some), fit))
 
                 parts.append(self._outcome(logits))

@@ -22,6 +22,7 @@ import nnsight
 import torch
 from einops import einsum
 from torch import Tensor, nn
+from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
 from circuitfind.batch import Inputs
@@ -66,6 +67,7 @@ class Adapter:
         unproven: its identities are still to be proved; None: the user does not want them to be.
         proven_length: under the user's hooks, of the longest of their pairs that the identities were proved on.
         row: how its family's row was come by, where it is not the table's for its model type: "inferred as llama".
+        divided: of the longest prompt that was the same run as a whole and in two parts; -1 if one was not.
         origin: what its weights were de-quantised from, such as "GGUF Q4_1"; empty if they were stored as floats.
         held_by: the `circuitfind.only` that runs the model as a circuit at the moment; no other pass may run then.
         work: precision of circuitfind's own arithmetic: the model's, but at least float32.
@@ -90,6 +92,7 @@ class Adapter:
         self.lock = _LOCKS.setdefault(model, threading.RLock())
         self.unproven: bool | None = True
         self.proven_length = 0
+        self.divided = 0
         self.state = self._state()
 
     def _read(self) -> None:
@@ -137,6 +140,7 @@ class Adapter:
             self._read()
         if not same_form:
             vars(self).pop("envoy", None)  # it holds the modules
+            self.divided = 0
         self.state = now
         return not same_form or now.adds_hooks_to(before)
 
@@ -156,6 +160,11 @@ class Adapter:
         seen, copies = copy.copy(self), self.graph.group
         seen.graph, seen.layers = self.graph.ungrouped(), [replace(view, copies=copies) for view in self.layers]
         return seen
+
+    @property
+    def caches(self) -> bool:
+        """Whether the model takes keys and values of earlier tokens."""
+        return "past_key_values" in self._accepts
 
     @property
     def kind(self) -> str:
@@ -179,12 +188,17 @@ class Adapter:
         return device
 
     def keywords(self, inputs: Inputs) -> dict[str, Any]:
-        """Arguments of the model's forward for these inputs: explicit positions, and a mask if there is padding."""
+        """Arguments of the model's forward for these inputs: explicit positions, a mask if there is padding, and a
+        cache (the model adds to it) if they come after others."""
         keywords: dict[str, Any] = {"input_ids": inputs.ids, "use_cache": False}
-        if inputs.padded:
-            keywords["attention_mask"] = inputs.mask.long()
+        if not bool((mask := inputs.whole_mask).all()):
+            keywords["attention_mask"] = mask.long()
         if "position_ids" in self._accepts:
             keywords["position_ids"] = inputs.position_ids
+        if inputs.past is not None:
+            keywords["past_key_values"] = cache = DynamicCache()
+            for layer, (keys, values) in enumerate(inputs.past.layers):
+                cache.update(keys, values, layer)
         return keywords
 
     def check_free(self) -> None:

@@ -14,15 +14,16 @@ bias, caps and scales.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import nnsight
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from transformers import DynamicCache
 
-from circuitfind.batch import Inputs
+from circuitfind.batch import Inputs, Past
 from circuitfind.costs import count_forward
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter, Site
@@ -118,7 +119,7 @@ def through_hooks(adapter: Adapter, inputs: Inputs, visit: Visit, skips: Skips |
     adapter.check_free()
     skips = skips or {}
     blocks = sum(view.path in skips for view in adapter.layers)
-    count_forward(len(inputs.ids), 1 - blocks / len(adapter.layers))
+    count_forward(len(inputs.ids) * inputs.part, 1 - blocks / len(adapter.layers))
     try:
         with ExitStack() as skipped:
             for path, value in skips.items():
@@ -127,6 +128,18 @@ def through_hooks(adapter: Adapter, inputs: Inputs, visit: Visit, skips: Skips |
                 return _logits_read(adapter, inputs)
     except _Stopped:
         return torch.empty(0)
+
+
+def past_of(adapter: Adapter, inputs: Inputs, end: int) -> Past:
+    """What later tokens see of these prompts' tokens before `end`, which are run as far as that needs."""
+    adapter.check_free()
+    early, cache, last = inputs.positions(slice(0, end)), DynamicCache(), ("z", adapter.graph.n_layers - 1)
+    count_forward(len(inputs.ids) * end / inputs.ids.shape[1])
+    stopped = attached(adapter, lambda site, layer, _: STOP if (site, layer) == last else None)
+    with torch.no_grad(), undisturbed(adapter.model), suppress(_Stopped), stopped:
+        adapter.model(**adapter.keywords(early), past_key_values=cache)
+    layers: list[Any] = cache.layers
+    return Past(early.mask, [(layer.keys, layer.values) for layer in layers])
 
 
 @contextmanager
@@ -169,7 +182,7 @@ def through_nnsight(adapter: Adapter, inputs: Inputs, visit: Visit) -> Tensor:
     """One forward pass in an nnsight trace; result as for `through_hooks`."""
     adapter.check_free()
     envoy, keywords = adapter.envoy, adapter.keywords(inputs)
-    count_forward(len(inputs.ids))
+    count_forward(len(inputs.ids) * inputs.part)
     box: list[Tensor] = []
     with envoy.trace(**keywords) as tracer:
         if _drive(envoy, adapter.sites, visit):

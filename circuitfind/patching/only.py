@@ -274,4 +274,5 @@ def _some(prepared: Prepared, rows: Tensor, length: int) -> Prepared:
         return Run(**lists, logits=run.logits[rows])
 
     clean, empty, ablated = of_run(prepared.clean), of_run(prepared.empty), prepared.ablated.map(pick)
-    return replace(prepared, batch=prepared.batch.rows(rows), clean=clean, ablated=ablated, empty=empty)
+    batch = prepared.batch.rows(rows)
+    return replace(prepared, batch=batch, inputs=batch.clean, clean=clean, ablated=ablated, empty=empty)

@@ -196,7 +196,7 @@ class Pruning:
         self._states, mask, device = [], self.mask, adapter.device
         prepared = list(self.evaluator.prepared())
         self._states = [CircuitState(one, mask, budget(device) // len(prepared)) for one in prepared]
-        n_tokens = max(one.batch.clean.ids.numel() for one in prepared)
+        n_tokens = max(one.inputs.ids.numel() for one in prepared)
         room = budget(device) // trial_bytes(adapter, n_tokens)
         worth = min(MOST_TRIALS.at_most(device), TRIALS.at_most(device) // n_tokens, room)
         self._most = self._side_by_side or max(1, worth)
