@@ -235,7 +235,9 @@ def comparison(found: cf.Comparison, out: Output, whole: bool = False) -> None:
     are left out."""
     from circuitfind.comparison import result as tables
 
-    more = (tables.faithfulness(found), tables.closest(found), tables.overlap(found)) if whole else ()
+    more: tuple[Any, ...] = ()
+    if whole:
+        more = (tables.faithfulness(found), tables.accuracy(found), tables.closest(found), tables.overlap(found))
     for one in (tables.summary(found, intervals=False), *more):
         if one.title.startswith("Overlap") and one.rows and one.width > out.text.width:
             out.say(f"{one.title}: wider than this window, see compare.md")

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from circuitfind.costs import Costs
 from circuitfind.errors import FileError, warn
+from circuitfind.evaluation.agreement import area_under
 from circuitfind.evaluation.curve import CurvePoint
 from circuitfind.export import files, html
 from circuitfind.record import Record
@@ -56,6 +57,13 @@ class Entry:
     costs: Costs = field(default_factory=Costs)
     idle: tuple[str, ...] = ()
     refused: str = ""
+
+    @property
+    def accuracy(self) -> float:
+        """Area under the accuracy of the selection by magnitude, over the fractions of all edges: CPR and CMD can order
+        two methods oppositely, and neither says whether a circuit gives the right answers."""
+        fractions, shares = ([getattr(point, name) for point in self.absolute] for name in ("fraction", "accuracy"))
+        return float(area_under(fractions, shares)) if self.absolute else math.nan
 
 
 class SizeRow(NamedTuple):
@@ -130,7 +138,7 @@ class Comparison(Result):
     def numbers(self) -> Iterator[tuple[str, float]]:
         """Every number that a repetition should give again, by name; costs are left out, they are the machine's."""
         for entry in self.ranked:
-            for name in ("cpr", "cmd", "auroc", "auroc_heads", "rank_correlation"):
+            for name in ("cpr", "cmd", "accuracy", "auroc", "auroc_heads", "rank_correlation"):
                 value = getattr(entry, name)
                 if value is not None and not math.isnan(value):  # a file holds nothing for either
                     yield f"{entry.method} {name}", value
@@ -203,8 +211,11 @@ class TextTable(NamedTuple):
 
 
 def summary(found: Comparison, intervals: bool = True) -> TextTable:
-    """One line a method: areas, agreement, costs; best CPR first, refused methods left out."""
+    """One line a method: areas (of accuracy too, where there are answers), agreement, costs; best CPR first, refused
+    methods left out."""
     headings = ["method", "CPR", "95%", "CMD", "95%"] if intervals else ["method", "CPR", "CMD"]
+    with_answers = any(not math.isnan(entry.accuracy) for entry in found.ranked)
+    headings += ["accuracy"] * with_answers
     if found.reference:
         headings += ["AUROC edges", "AUROC heads"]
     with_exact = any(entry.rank_correlation is not None for entry in found.ranked)
@@ -214,6 +225,7 @@ def summary(found: Comparison, intervals: bool = True) -> TextTable:
         row = [entry.method]
         for value, ends in ((entry.cpr, entry.cpr_interval), (entry.cmd, entry.cmd_interval)):
             row += [_number(value), _range(ends)] if intervals else [_number(value)]
+        row += [_number(entry.accuracy)] * with_answers
         if found.reference:
             row += [_number(entry.auroc), _number(entry.auroc_heads)]
         row += [_number(entry.rank_correlation)] * with_exact
@@ -230,6 +242,17 @@ def faithfulness(found: Comparison, by: str = "absolute") -> TextTable:
     ]
     how = "highest magnitude" if by == "absolute" else "highest score"
     return TextTable(f"Faithfulness of the edges of {how}, by number of edges", ["method", *sizes], rows)
+
+
+def accuracy(found: Comparison) -> TextTable:
+    """One line a method: accuracy of the edges of highest magnitude at each size; no line without answers."""
+    ranked = [entry for entry in found.ranked if not math.isnan(entry.accuracy)]
+    sizes = [f"{point.asked:,}" for point in ranked[0].absolute] if ranked else []
+    rows = [
+        [entry.method, *(_number(point.accuracy, 2) for point in entry.absolute)]
+        for entry in sorted(ranked, key=lambda entry: -entry.accuracy)
+    ]
+    return TextTable("Accuracy of the edges of highest magnitude, by number of edges", ["method", *sizes], rows)
 
 
 def closest(found: Comparison) -> TextTable:
@@ -295,7 +318,7 @@ def _markdown(found: Comparison) -> Iterator[str]:
         " fwd, bwd: forward and backward passes, counted in passes of all pairs that a ranking was made on;"
         " MB is memory beyond the model.\n"
     )
-    for table in (faithfulness(found), closest(found), overlap(found)):
+    for table in (faithfulness(found), accuracy(found), closest(found), overlap(found)):
         yield from _in_markdown(table)
     if found.idle:
         yield "## Rankings that do nothing\n"
