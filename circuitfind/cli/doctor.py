@@ -23,7 +23,7 @@ class BatchOptions:
 def doctor(model: options.UncheckedModel, batch: BatchOptions, task: options.Task, out: Output) -> int:
     """Check a model (identities, size of its graph, memory, versions), and with --data or --task your pairs on it.
 
-    Three identities compare circuitfind's arithmetic with the model's own. Exit code 1 if one fails. Of a task it says
+    Identities compare circuitfind's arithmetic with the model's own. Exit code 1 if one fails. Of a task it says
     how well the model does it, what the model says, and what is wrong with the pairs.
 
     Example: circuitfind doctor tiny --task ioi

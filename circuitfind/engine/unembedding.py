@@ -15,8 +15,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from circuitfind.batch import Inputs
+from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import undisturbed
 from circuitfind.models.layer import module_at
@@ -37,30 +39,50 @@ class Unembedding(NamedTuple):
 
 
 def unembedding(adapter: Adapter) -> Unembedding:
-    """Learns it from two passes of one token."""
+    """Learns it from three passes of one token.
+
+    Raises:
+        ScoreError: between final norm and unembedding the model does something else (ModernBERT's head).
+    """
     adapter.check_free()
-    head = adapter.model.get_output_embeddings()
-    (scale, slope), (_, later) = (_around_head(adapter, head, value) for value in (SMALL, LARGE))
+    scale, head = head_scale(adapter), adapter.model.get_output_embeddings()
+    slope, later = (_after_head(adapter, head, value) / value for value in (SMALL, LARGE))
     bias, capped = getattr(head, "bias", None), abs(later - slope) > BENT * abs(slope)
     return Unembedding(head.weight.detach(), None if bias is None else bias.detach(), scale, slope, capped)
 
 
-def _around_head(adapter: Adapter, head: nn.Module, value: float) -> tuple[float, float]:
-    """What the head is given of ones in the place of the norm's output, and what becomes of this number (over it) in
-    the place of its own."""
-    ids, given = torch.zeros(1, 1, dtype=torch.long, device=adapter.device), []
+def head_scale(adapter: Adapter) -> float:
+    """How much of the final norm's output the unembedding is given; refuses a model where it is given anything else."""
+    norm, head = module_at(adapter.model, adapter.family.final_norm), adapter.model.get_output_embeddings()
+    ramp = torch.linspace(-1, 2, adapter.graph.d_model, dtype=adapter.dtype, device=adapter.device)
+    given: list[Tensor] = []
+    handles = [
+        norm.register_forward_hook(lambda _, __, output: ramp.expand_as(output)),
+        head.register_forward_pre_hook(lambda _, args: given.append(args[0].flatten().double().cpu())),
+    ]
+    _logit(adapter, handles)
+    expected = ramp.double().cpu()
+    scale = float(given[0][-1] / expected[-1]) if given[0].shape == expected.shape else 0.0
+    if not scale or (given[0] - scale * expected).abs().max() > BENT * abs(scale):
+        raise ScoreError(
+            f"the logits of '{adapter.kind}' are no linear map of its final norm's output, so no score can be read off"
+            " its weights: take a method that runs the model (eap-ig-inputs, exact)"
+        )
+    return scale
 
-    def put(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        given.append(float(args[0].flatten()[0]))
-        return torch.full_like(output, value)
 
-    norm = module_at(adapter.model, adapter.family.final_norm)
-    ones = norm.register_forward_hook(lambda _, __, output: torch.ones_like(output))
-    handles = (ones, head.register_forward_hook(put))
+def _after_head(adapter: Adapter, head: nn.Module, value: float) -> float:
+    """The logit that the model makes of this number."""
+    return _logit(adapter, [head.register_forward_hook(lambda _, __, output: torch.full_like(output, value))])
+
+
+def _logit(adapter: Adapter, handles: list[RemovableHandle]) -> float:
+    """The first logit of a pass of one token under these hooks, which are removed."""
+    ids = torch.zeros(1, 1, dtype=torch.long, device=adapter.device)
     try:
         with torch.no_grad(), undisturbed(adapter.model):
             logits = adapter.model(**adapter.keywords(Inputs(ids, ids == 0, ids))).logits
     finally:
         for handle in handles:
             handle.remove()
-    return given[0], float(logits.flatten()[0]) / value
+    return float(logits.flatten()[0])
