@@ -130,7 +130,7 @@ def wrap(
 
 @model_call
 def identities(model: Model) -> list[Identity]:
-    """The three identities of `circuitfind.engine.identities`, computed where the model is."""
+    """The identities of `circuitfind.engine.identities`, computed where the model is."""
     return check_identities(model.adapter)
 
 

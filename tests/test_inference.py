@@ -61,7 +61,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [  # a model, changes of its row,
     ("gemma2", {"post_attn_norm": None}, "writers + output biases = residual stream"),
     ("olmo2", {"post_mlp_norm": None, "mlp_norm": "post_feedforward_layernorm"}, "residual stream"),
     ("granite", {"residual_multiplier": None}, "writers + output biases = residual stream"),
-    ("llama", {"o": "self_attn.q_proj"}, ""),
 ]
 READ = (
     "apertus",
@@ -181,3 +180,12 @@ def test_a_folder_of_another_kind_is_refused_before_its_weights_are_read(tmp_pat
     TYPES.config_of("mamba").save_pretrained(tmp_path)
     with pytest.raises(cf.ModelError, match="'mamba' is not covered: no row of the family table fits"):
         cf.load(tmp_path)
+
+
+def test_a_head_that_is_no_linear_map_has_no_direct_effects() -> None:
+    model = cf.wrap(build("modernbert-decoder"))
+    task = cf.Task(torch.tensor([[3, 4, 5]]), torch.tensor([[3, 6, 5]]), [7], [8])
+    with pytest.raises(cf.ScoreError, match="no linear map of its final norm's output"):
+        cf.attribute(model, task, "direct", level="node")
+    with pytest.raises(cf.ScoreError, match="no linear map of its final norm's output"):
+        cf.attribute(model, task, "weights")

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from circuitfind.attribution.method import Method, Request, centred
 from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.unembedding import require_plain_head
 from circuitfind.errors import ModelError, ScoreError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.layer import Heads, LayerView
@@ -89,6 +90,7 @@ def _mlp(view: LayerView) -> tuple[Tensor, Tensor]:
 
 def _embeddings(adapter: Adapter) -> tuple[Tensor, Tensor]:
     """`[vocab, d_model]` of the token embedding and of the unembedding."""
+    require_plain_head(adapter)
     modules = adapter.model.get_input_embeddings(), adapter.model.get_output_embeddings()
     first, last = (module.weight.detach().to(adapter.work) for module in modules)
     for matrix in (first, last):

@@ -23,7 +23,7 @@ class BatchOptions:
 def doctor(model: options.UncheckedModel, batch: BatchOptions, out: Output) -> int:
     """Check a model: identities, size of its graph, memory, versions.
 
-    Three identities compare circuitfind's arithmetic with the model's own. Exit code 1 if one fails.
+    Identities compare circuitfind's arithmetic with the model's own. Exit code 1 if one fails.
 
     Example: circuitfind doctor tiny
     """

@@ -49,7 +49,7 @@ class RemoteModel(Model):
     Attributes:
         envoy: nnsight's wrapper, from which the server knows the model.
         where: nnsight's `remote`: True, the URL of a server, or "local".
-        check: the server tests the three identities before each job.
+        check: the server tests the identities before each job.
         family: names of its modules; it travels with each job, because the server may not know it.
     """
 
