@@ -169,7 +169,7 @@ MUTANTS = (
            "test_families.py::test_scores_equal_autograd_through_split_readers[codegen]",
            "CodeGen: keys taken for values"),
     Mutant("readers-unproved", "engine/identities.py",
-           "yield from (Identity(name, error, tolerance) for name, error in", "list(error for name, error in",
+           "yield from (Identity(name, error, tolerance / 10) for name, error in", "list(error for name, error in",
            "test_inference.py::test_a_wrong_row_is_caught",
            "a wrong order of a fused projection's features goes unnoticed"),
     Mutant("inferred-row-unproved", "loading.py",

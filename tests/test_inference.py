@@ -172,7 +172,7 @@ def test_a_row_is_named_on_the_command_line(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_an_inferred_row_is_proved_whether_or_not_a_check_is_asked_for() -> None:
-    with pytest.raises(cf.ModelError, match=r"'afmoe' is not covered: inferred as .* 'a layer reads the stream"):
+    with pytest.raises(cf.ModelError, match=r"'afmoe' is not covered: inferred as .* 'nothing but q, k, v and MLP"):
         cf.wrap(TYPES.build("afmoe"), check=False)
 
 

@@ -75,7 +75,8 @@ def _identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> 
     yield Identity("writers + output biases = residual stream", _stream_error(prepared), tolerance)
     if alone:
         yield Identity("a run = the model by itself", _error(_by_itself(adapter, batch.clean), clean, least), tolerance)
-        yield from (Identity(name, error, tolerance) for name, error in reader_errors(adapter, seed).items())
+        # rows of one batch that compute the same hardly differ in any precision
+        yield from (Identity(name, error, tolerance / 10) for name, error in reader_errors(adapter, seed).items())
     yield Identity("all edges in = clean run", _circuit_error(prepared, full, clean, least), tolerance)
     yield Identity("no edge in = corrupted run", _circuit_error(prepared, empty, corrupted, least), tolerance)
     yield Identity("both forms of a small circuit agree", _forms_error(prepared, least), tolerance)

@@ -23,8 +23,8 @@ from circuitfind.models.layer import PROJECTIONS
 
 LENGTH, CHANGED = 4, 2
 LEAST = 1e-4  # of the largest value: what a change of queries or keys must make somewhere
-HEADS = "queries, keys and values act through their own heads"
-READERS = "a layer reads the stream through its q, k, v and MLP only"
+HEADS = "q, k and v act through their own heads"
+READERS = "nothing but q, k, v and MLP reads the stream"
 
 
 def reader_errors(adapter: Adapter, seed: int = 0) -> dict[str, float]:
