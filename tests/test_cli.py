@@ -393,7 +393,7 @@ def test_tasks_and_models(run: Run) -> None:
 
 def test_doctor(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     said = run("doctor", "--examples", "4", "--length", "10")
-    assert said.code == 0 and said.out.count("holds") == 4
+    assert said.code == 0 and said.out.count("holds") == 7
     for part in ("1,519 edges", "38 nodes", "float32 on cpu", "sdpa", "4 pairs of 10 tokens", "torch"):
         assert part in said.out, part
     monkeypatch.setattr(

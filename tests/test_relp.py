@@ -29,13 +29,25 @@ from circuitfind.errors import ScoreError
 from circuitfind.models.families import family_of
 
 CLOSE = 1e-5  # of the largest score
-MIXTURES = {"mixtral", "qwen3_moe", "gpt_oss"}
+MIXTURES = {"mixtral", "qwen3_moe", "gpt_oss", "dbrx", "granitemoe", "llama4_text"}
+MIXTURES |= {"modernbert-decoder"}  # refused, too: its head is not linear
 TWINS = ["gpt2", "llama", "gemma2", "gpt_neox", "opt"]  # GELU, gated, gated with post-norms, parallel, ReLU
 OTHERS = [name for name in EVERY_FAMILY if name not in {*TWINS, *MIXTURES}]
 ACTIVATIONS = {"act", "act_fn", "activation_fn", "gelu_impl", "activation"}
 GATED = {
     *("llama", "llama-biased", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo", "olmo-clipped"),
-    *("olmo2", "granite", "granite-biased", "glm4", "cohere", "phi3", "stablelm", "stablelm-parallel", "smollm3"),
+    *(
+        "olmo2",
+        "granite",
+        "granite-biased",
+        "glm4",
+        "cohere",
+        "phi3",
+        "stablelm",
+        "stablelm-parallel",
+        "smollm3",
+        "moshi",
+    ),
 }
 PLACES = {"gpt2": ("resid", "neurons"), "llama": ("heads", "k"), "gemma2": ("attn", "mlp", "pattern"), "opt": ("mlp",)}
 

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from circuitfind.engine.unembedding import require_plain_head
 from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.layer import LayerView, module_at
@@ -62,8 +63,9 @@ def relevance_rules(adapter: Adapter) -> Iterator[Adapter]:
         The adapter to pull such gradients back to the stream with: its norms have fixed scales.
 
     Raises:
-        ScoreError: an MLP has no activation module or no single output projection, or computes past them.
+        ScoreError: the model's head is not linear, or an MLP has no activation module or no single output projection, or computes past them.
     """
+    require_plain_head(adapter)
     ruled, work = copy.copy(adapter), adapter.work
     mlps = [_mlp(adapter, view) for view in adapter.layers]
     rules = {activation: _identity_rule(work) for activation, _ in mlps}
