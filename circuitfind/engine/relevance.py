@@ -63,7 +63,8 @@ def relevance_rules(adapter: Adapter) -> Iterator[Adapter]:
         The adapter to pull such gradients back to the stream with: its norms have fixed scales.
 
     Raises:
-        ScoreError: the model's head is not linear, or an MLP has no activation module or no single output projection, or computes past them.
+        ScoreError: the model's head is not linear, or an MLP has no activation module or no single output projection,
+            or computes past them.
     """
     require_plain_head(adapter)
     ruled, work = copy.copy(adapter), adapter.work
