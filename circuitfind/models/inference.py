@@ -42,11 +42,11 @@ def row_of(model: Any, family: Family | str | None = None) -> tuple[Family | Non
     Raises:
         ModelError: there is no such row, or none fits.
     """
-    config = model.config.get_text_config()
+    own = FAMILIES.get(getattr(model.config.get_text_config(), "model_type", ""))
     if isinstance(family, str):
         return named(family), f"as {family}"
-    if family is not None or getattr(config, "model_type", None) in FAMILIES:
-        return family, "" if family is None else "as given"
+    if family is not None or own is not None:
+        return family, "" if family in (None, own) else "as given"
     found = _Found(model, *matching(model)).family()
     return found, f"inferred as {_told(found)}"
 
