@@ -25,8 +25,26 @@ GPT = dict(n_layer=2, n_head=4, n_embd=32, n_positions=64, **IDS)
 FALCON = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **IDS)
 
 
+LATENT = {**NEOX, "kv_lora_rank": 8, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 5}
+YARN = dict(
+    rope_type="yarn",
+    rope_theta=10000.0,
+    factor=4.0,
+    original_max_position_embeddings=16,
+    max_position_embeddings=64,
+    llama_4_scaling_beta=0.1,
+    partial_rotary_factor=0.4,
+)
+Q_LATENT = {**LATENT, "q_lora_rank": 12}
+
+
 def _moe(**more: Any) -> dict[str, Any]:
     return {**LLAMA, "num_experts_per_tok": 2, **more}
+
+
+def _latent_moe(**more: Any) -> dict[str, Any]:
+    few = dict(n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, n_group=1, topk_group=1)
+    return {**few, "num_key_value_heads": 4, **more}
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -129,6 +147,22 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "mpt": lambda: hf.MptForCausalLM(hf.MptConfig(d_model=32, n_heads=4, n_layers=2, max_seq_len=64, **IDS)),
     "nanochat": lambda: hf.NanoChatForCausalLM(hf.NanoChatConfig(**LLAMA)),
     "persimmon": lambda: hf.PersimmonForCausalLM(hf.PersimmonConfig(**NEOX)),
+    "deepseek_v2": lambda: hf.DeepseekV2ForCausalLM(
+        hf.DeepseekV2Config(q_lora_rank=None, first_k_dense_replace=1, **_latent_moe(**LATENT))
+    ),
+    "deepseek_v3": lambda: hf.DeepseekV3ForCausalLM(
+        hf.DeepseekV3Config(attention_bias=True, first_k_dense_replace=1, **_latent_moe(**Q_LATENT))
+    ),
+    "glm4_moe_lite": lambda: hf.Glm4MoeLiteForCausalLM(hf.Glm4MoeLiteConfig(**_latent_moe(**Q_LATENT))),
+    "axk1": lambda: hf.AXK1ForCausalLM(hf.AXK1Config(**_latent_moe(**Q_LATENT))),
+    "mistral4": lambda: hf.Mistral4ForCausalLM(
+        hf.Mistral4Config(rope_parameters=dict(YARN), **_latent_moe(**Q_LATENT))
+    ),
+    "youtu": lambda: hf.YoutuForCausalLM(hf.YoutuConfig(num_key_value_heads=4, **Q_LATENT)),
+    "youtu-direct": lambda: hf.YoutuForCausalLM(hf.YoutuConfig(num_key_value_heads=4, q_lora_rank=None, **LATENT)),
+    "minicpm3": lambda: hf.MiniCPM3ForCausalLM(
+        hf.MiniCPM3Config(num_key_value_heads=4, scale_depth=1.2, dim_model_base=16, **Q_LATENT)
+    ),
     "gpt_oss": lambda: hf.GptOssForCausalLM(hf.GptOssConfig(head_dim=8, **_moe(num_local_experts=4))),
 }
 EVERY_FAMILY = sorted(MODELS)

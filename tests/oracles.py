@@ -64,9 +64,12 @@ class Literal:
         if self.family.qkv:
             features = self._at(0, self.family.qkv)(torch.zeros(1, model.config.hidden_size).to(out.weight)).shape[-1]
             self.n_kv_heads = (features // self.d_head - self.n_heads) // 2
+        elif self.family.kv:
+            self.n_kv_heads = 1  # keys and values of all heads come from one latent
         else:
             self.n_kv_heads = self._at(0, self.family.k).out_features // self.d_head
-        self.multiplier = getattr(model.config, self.family.residual_multiplier or "", 1.0)
+        scale = self.family.residual_multiplier or ""
+        self.multiplier = getattr(model.config, scale, None) or getattr(self.blocks[0], scale, 1.0)
 
     # ---------------------------------------------------------------- names
     def readers(self, layer: int, kind: str) -> list[str]:
@@ -191,11 +194,55 @@ class Literal:
         if mlp_norm is not None and mlp_norm is not attn_norm:
             yield mlp_norm.register_forward_pre_hook(enter_mlp_norm)
         projections = {family.qkv: "qkv"} if family.qkv else {family.q: "q", family.k: "k", family.v: "v"}
+        if family.kv:
+            projections = {}
+            yield from self._hook_latents(layer, lambda reader: see(reader, streams[f"a{layer}"], result))
         for name, kinds in projections.items():
             yield self._at(layer, name).register_forward_hook(project(kinds))
         yield self._at(layer, family.o).register_forward_hook(write_heads)
         yield self._at(layer, family.mlp_in).register_forward_pre_hook(enter_mlp, with_kwargs=True)
         yield self._at(layer, family.mlp_out).register_forward_hook(write_mlp)
+
+    def _hook_latents(self, layer: int, see: Callable[[str], Tensor]) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        """Latent attention: each reader sends what it sees through all modules up to q, k or v; others' are left."""
+        family, config = self.family, self.model.config
+        norm, down, between, up = (
+            self._at(layer, name) for name in (family.attn_norm, family.kv_latent, family.kv_latent_norm, family.kv)
+        )
+        rank, plain, seen = config.kv_lora_rank, config.qk_nope_head_dim, {}
+
+        def normed(reader: str) -> Tensor:
+            if reader not in seen:  # a key has features in two places, but sees the stream once
+                seen[reader] = norm.forward(see(reader))
+            return seen[reader]
+
+        def after_q(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            new = output.clone().unflatten(-1, (self.n_heads, -1))
+            for head in range(self.n_heads):
+                value = normed(f"a{layer}.h{head}<q>")
+                if family.q_latent:
+                    value = self._at(layer, family.q_latent).forward(value)
+                    value = self._at(layer, family.q_latent_norm).forward(value)
+                new[..., head, :] = module.forward(value).unflatten(-1, (self.n_heads, -1))[..., head, :]
+            return new.flatten(-2)
+
+        def after_down(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            new = output.clone()
+            new[..., rank:] = module.forward(normed(f"a{layer}.kv0<k>"))[..., rank:]
+            return new
+
+        def after_up(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            new = output.clone()
+            for kind, features in (("k", slice(0, plain)), ("v", slice(plain, None))):
+                latent = down.forward(normed(f"a{layer}.kv0<{kind}>"))[..., :rank]
+                through = module.forward(between.forward(latent)).view(new.shape)
+                for head in torch.arange(new.shape[-1]).view(self.n_heads, -1):
+                    new[..., head[features]] = through[..., head[features]]
+            return new
+
+        yield self._at(layer, family.q).register_forward_hook(after_q)
+        yield down.register_forward_hook(after_down)
+        yield up.register_forward_hook(after_up)
 
     def _at(self, layer: int, name: str | None) -> nn.Module | None:
         return self.blocks[layer].get_submodule(name) if name else None
@@ -216,8 +263,11 @@ class Literal:
         else:
             for g in range(self.n_kv_heads):
                 order += [("q", g * group + i) for i in range(group)] + [("k", g), ("v", g)]
-        start = order.index((kind, head)) * self.d_head
-        return list(range(start, start + self.d_head))
+        width = self.d_head
+        if self.family.kv:
+            width = self.model.config.qk_nope_head_dim + self.model.config.qk_rope_head_dim
+        start = order.index((kind, head)) * width
+        return list(range(start, start + width))
 
     def _added(self, part: Tensor, whole: Tensor, layer: int, post_norm: str | None) -> Tensor:
         """A part's share of what `whole` adds to the stream: a post-norm scales all parts alike."""

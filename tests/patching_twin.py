@@ -70,13 +70,27 @@ class PatchingTwin:
                     if what == "pattern":
                         new[row, unit, at] = other[row, unit, at]
                     else:
-                        new[row, at, features] = other.view(value.shape)[row, at, features]
+                        new[row, at, features] = self._like(other, value)[row, at, features]
             return new
 
         return edit
 
+    def _like(self, other: Tensor, value: Tensor) -> Tensor:
+        """Keys of latent attention lie in the outputs of two modules: `_carried` has both, one after the other."""
+        if other.shape[-1] != value.shape[-1]:
+            down = self.model.hf.config.kv_lora_rank + self.model.hf.config.qk_rope_head_dim
+            other = other[..., :down] if value.shape[-1] == down else other[..., down:]
+        return other.reshape(value.shape)
+
     def _features(self, what: str, unit: int, value: Tensor) -> list[int]:
         d_head = self.literal.d_head
+        if what in ("k", "v") and self.literal.family.kv:
+            config = self.model.hf.config
+            if value.shape[-1] == config.kv_lora_rank + config.qk_rope_head_dim:
+                return list(range(config.kv_lora_rank, value.shape[-1]))
+            by_head = torch.arange(value.shape[-1]).view(self.literal.n_heads, -1)
+            plain = config.qk_nope_head_dim
+            return (by_head[:, :plain] if what == "k" else by_head[:, plain:]).flatten().tolist()
         if what == "heads":
             return list(range(unit * d_head, (unit + 1) * d_head))
         if what in ("q", "k", "v"):
@@ -99,7 +113,9 @@ class PatchingTwin:
 
         with self._hooked(what, layer, note):
             self._logits(source)
-        value = seen[0]
+        value = torch.cat([one.view(*self.batch.clean.ids.shape, -1) for one in seen], dim=-1)
+        if what == "pattern":
+            value = seen[0]
         if ablation == "zero":
             return torch.zeros_like(value) + self._kept(what, layer)
         if ablation == "mean":
@@ -125,6 +141,9 @@ class PatchingTwin:
         names |= {"attn": family.post_attn_norm or family.o, "mlp": family.post_mlp_norm or family.mlp_out}
         names |= {"attn-out": family.o, "mlp-out": family.mlp_out}
         name = names[what] if what in names else (family.qkv or getattr(family, what))
+        paths = [name]
+        if what in ("k", "v") and family.kv:
+            paths = [family.kv_latent, family.kv] if what == "k" else [family.kv]
         shape = self.batch.clean.ids.shape
 
         def shaped(value: Tensor) -> Tensor:  # some models flatten batch and position
@@ -138,15 +157,17 @@ class PatchingTwin:
         def after(_: nn.Module, __: tuple, output: Tensor | tuple) -> Tensor | tuple:
             return (shaped(output[0]), *output[1:]) if isinstance(output, tuple) else shaped(output)
 
-        module = block.get_submodule(name)
-        if what in ("resid", "heads", "neurons"):
-            handle = module.register_forward_pre_hook(before, with_kwargs=True)
-        else:
-            handle = module.register_forward_hook(after)
+        handles = []
+        for module in map(block.get_submodule, paths):
+            if what in ("resid", "heads", "neurons"):
+                handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(after))
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     @contextmanager
     def _between(self, layer: int, edit: Edit) -> Iterator[None]:

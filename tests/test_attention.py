@@ -21,7 +21,7 @@ def _theirs(model: cf.Model, ids: torch.Tensor) -> np.ndarray:
     return torch.stack(found)[:, 0].numpy()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "gemma2", "gptj", "bloom", "mistral"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt_neox", "gemma2", "gptj", "bloom", "mistral", "deepseek_v3"])
 def test_patterns_are_the_models(name: str) -> None:
     model, task = wrapped(name), id_task((7, 5))
     before = model.hf.config._attn_implementation

@@ -86,7 +86,7 @@ def test_every_place_is_its_difference_times_its_gradient(name: str, what: str) 
     assert _off(sweep, expected.sum(2, keepdims=True)) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["olmo2", "granite", "bloom", "opt", "falcon", "gptj"])
+@pytest.mark.parametrize("name", ["olmo2", "granite", "bloom", "opt", "falcon", "gptj", "minicpm3"])
 def test_other_families(name: str) -> None:
     """Post-norms only, a residual multiplier, residuals added inside, flattened MLPs, parallel blocks."""
     model = wrapped(name)
@@ -94,6 +94,14 @@ def test_other_families(name: str) -> None:
     for what in ("resid", "heads", "mlp", "attn", *(() if model.graph.parallel else ("resid-mid",))):
         sweep = _estimate(model, bound, what, by_position=True)
         assert _off(sweep, GradientTwin(model, bound).estimates(what, BOTH, [(1, 1)])) < 1e-4, what
+
+
+@pytest.mark.parametrize("what", ["q", "v", "heads"])
+def test_values_around_a_latent(what: str) -> None:
+    model = wrapped("youtu")
+    bound = id_task((5, 5)).on(model)
+    sweep = _estimate(model, bound, what, by_position=True)
+    assert _off(sweep, GradientTwin(model, bound).estimates(what, BOTH, [(1, 1)])) < 1e-4
 
 
 @pytest.mark.parametrize("what", ["heads", "pattern", "mlp", "k"])

@@ -53,7 +53,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         ((4, 3), (3, 0), (0, 2), 5 + 4),
     ],
 )
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "falcon"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "falcon", "youtu"])
 def test_only_tokens_that_differ_and_are_read_are_looked_at(
     name: str, first: tuple[int, ...], left: tuple[int, ...], right: tuple[int, ...], tokens: int,
     adapter_of: Callable[..., Adapter], looked_at: list[int],
@@ -76,7 +76,7 @@ def test_before_the_first_difference_other_ablations_change_something(looked_at:
 
 
 @pytest.mark.parametrize("together", [1, 2, 8])
-@pytest.mark.parametrize("name", ["gpt2", "gemma2", "olmo2"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "olmo2", "minicpm3"])
 def test_many_points_are_the_sum_of_each(name: str, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where more points come than wait for one contraction, and by example."""
     model = wrapped(name)

@@ -66,7 +66,18 @@ def test_other_families(name: str, what: str) -> None:
     assert off_sweep(sweep, PatchingTwin(model, bound).effects(what, False)) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["gpt_neo", "gptj", "bloom", "opt", "qwen3", "gpt_oss"])
+@pytest.mark.parametrize("what", ["q", "k", "v"])
+@pytest.mark.parametrize("name", ["youtu", "deepseek_v2"])
+def test_queries_keys_and_values_around_a_latent(name: str, what: str) -> None:
+    """One key/value head: its keys and values are those of all heads."""
+    model = wrapped(name)
+    bound = id_task((6, 6)).on(model)
+    sweep = cf.patch(model, bound, what, by_position=True)
+    assert len(sweep.axes[1].labels) == (4 if what == "q" else 1)
+    assert off_sweep(sweep, PatchingTwin(model, bound).effects(what, True)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["gpt_neo", "gptj", "bloom", "opt", "qwen3", "gpt_oss", "youtu"])
 def test_patterns_of_other_families(name: str) -> None:
     """Whatever makes a pattern (biases of position, norms, sinks) lies before it."""
     model = wrapped(name)
@@ -99,7 +110,7 @@ def test_ablations_equal_their_twins(ablation: str) -> None:
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "opt", "falcon", "granite", "olmo2"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "opt", "falcon", "granite", "olmo2", "minicpm3"])
 def test_an_mlp_is_the_node_and_attention_the_heads_of_its_layer(name: str, ablation: str) -> None:
     """Output biases (gpt2, opt, falcon) stay, post-norms (gemma2, olmo2) are part of the writer."""
     model, task = wrapped(name), id_task((5, 5, 5))

@@ -27,7 +27,8 @@ from circuitfind.errors import ModelError, ScoreError
 
 BOTH = (0, 1)
 SPANS = [{"who": (0, 2), "what": (3, 4)}, {"who": (1, 3), "what": (4, 5)}]
-OTHERS = ["gpt_oss", "olmo2", "qwen3", "mistral", "bloom"]  # sinks, norms over all heads or each, windows, ALiBi
+# sinks, norms over all heads or each, windows, ALiBi, a latent
+OTHERS = ["gpt_oss", "olmo2", "qwen3", "mistral", "bloom", "youtu"]
 
 
 class PatternTwin(PatchingTwin):

@@ -31,6 +31,7 @@ from circuitfind.models.families import family_of
 CLOSE = 1e-5  # of the largest score
 MIXTURES = {"mixtral", "qwen3_moe", "gpt_oss", "dbrx", "granitemoe", "llama4_text"}
 BENT = {"modernbert-decoder"}  # its head is not linear
+MIXTURES |= {"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "axk1", "mistral4"}
 TWINS = ["gpt2", "llama", "gemma2", "gpt_neox", "opt"]  # GELU, gated, gated with post-norms, parallel, ReLU
 OTHERS = [name for name in EVERY_FAMILY if name not in {*TWINS, *MIXTURES, *BENT}]
 ACTIVATIONS = {"act", "act_fn", "activation_fn", "gelu_impl", "activation"}
@@ -48,6 +49,7 @@ GATED = {
         "smollm3",
         "moshi",
     ),
+    *("youtu", "youtu-direct", "minicpm3"),
 }
 PLACES = {"gpt2": ("resid", "neurons"), "llama": ("heads", "k"), "gemma2": ("attn", "mlp", "pattern"), "opt": ("mlp",)}
 

@@ -19,6 +19,7 @@ FOUR = ["gpt2", "llama", "gpt_neox", "gemma2"]
 OTHERS = ["falcon-new", "opt", "bloom", "olmo2", "gpt_oss", "granite"]  # own layouts, flattening, inner residuals, ...
 OTHERS += ["codegen", "ctrl", "dbrx", "gpt_bigcode", "granitemoe", "llama4_text", "modernbert-decoder", "moshi", "mpt"]
 OTHERS += ["nanochat", "persimmon"]
+OTHERS += ["deepseek_v2", "minicpm3"]  # latents
 
 
 class Edges:

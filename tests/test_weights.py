@@ -122,3 +122,8 @@ def test_weights_need_no_particular_prompts_and_no_positive_factor_matters() -> 
 def test_experts_have_no_single_matrix() -> None:
     with pytest.raises(ScoreError, match=r"'weights' cannot score this model: its MLPs are mixtures of experts"):
         cf.attribute(wrapped("mixtral"), id_task(), "weights")
+
+
+def test_keys_of_a_latent_have_no_single_matrix() -> None:
+    with pytest.raises(ScoreError, match=r"'weights' cannot score this model: a norm stands between two projections"):
+        cf.attribute(wrapped("youtu"), id_task(), "weights")

@@ -86,8 +86,8 @@ def query_key_changes(restart: Restart, kind: str, other: Values, places: Tensor
 
 def _of_layer(restart: Restart, layer: int, kind: str, other: Tensor, at_heads: Tensor, places: Tensor) -> Tensor:
     """`[passes, units, spans, batch]`."""
-    graph, base = restart.adapter.graph, restart.base.qkv[layer]
-    shared = base.v.to(at_heads).repeat_interleave(graph.group, dim=2)
+    base = restart.base.qkv[layer]
+    shared = restart.adapter.layers[layer].values_by_head(base.v).to(at_heads)
     own: Tensor = getattr(base, kind)
     length = own.shape[1]
     scores = attention_scores(restart, layer, kind, own[None])[0]

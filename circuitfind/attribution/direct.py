@@ -145,7 +145,7 @@ def _contributions(adapter: Adapter, head: Unembedding, batch: Batch, run: Run) 
     def read(value: Tensor) -> Tensor:
         return value[rows, reads].to(work)  # batch reads ...
 
-    direction = _difference(head.weight, batch).to(work) * head.slope / reads.shape[1]
+    direction = _difference(head.weight, batch).to(work) * (head.scale * head.slope) / reads.shape[1]
     at_stream = rearrange(norm.fold(rearrange(direction, "b r d -> d b r")), "d b r -> b r d")
     at_stream = at_stream * norm.scale(read(run.resid[-1]))
     nodes = direction.new_empty(graph.n_writers, len(batch))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from circuitfind.attribution.method import Method, Request, centred
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.unembedding import require_plain_head
+from circuitfind.engine.unembedding import head_scale
 from circuitfind.errors import ModelError, ScoreError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.layer import Heads, LayerView
@@ -75,6 +75,8 @@ def _attention_readers(weights: Heads, output: Tensor) -> Heads:
 
 def _folded(view: LayerView) -> Heads:
     """`[d_model, heads, d_head]` each, the attention's norm folded in."""
+    if view.family.kv:
+        raise ScoreError("method 'weights' cannot score this model: a norm stands between two projections of its keys")
     weights = view.qkv_weight()
     return weights if view.attn_norm is None else Heads(*map(view.attn_norm.fold, weights))
 
@@ -90,7 +92,7 @@ def _mlp(view: LayerView) -> tuple[Tensor, Tensor]:
 
 def _embeddings(adapter: Adapter) -> tuple[Tensor, Tensor]:
     """`[vocab, d_model]` of the token embedding and of the unembedding."""
-    require_plain_head(adapter)
+    head_scale(adapter)
     modules = adapter.model.get_input_embeddings(), adapter.model.get_output_embeddings()
     first, last = (module.weight.detach().to(adapter.work) for module in modules)
     for matrix in (first, last):

@@ -101,7 +101,7 @@ class Recorder:
     def __post_init__(self) -> None:
         self.run = Run()
         self.leaves: dict[tuple[str, int], Tensor] = {}
-        self._separate: dict[str, Tensor] = {}  # projections of a layer whose other projections are waited for
+        self._projected: dict[str, Tensor] = {}  # of a layer whose other projections are waited for
         self._z: Tensor  # the heads of the layer whose output is waited for
 
     def record(self, inputs: Inputs) -> Run:
@@ -117,10 +117,10 @@ class Recorder:
         if site == "resid":
             return self._enter_block(layer, value)
         if site in PROJECTIONS:
-            self._separate |= self.adapter.layers[layer].layout.parts(site, detached)
-            if len(self._separate) == 3:
-                run.qkv.append(Heads(**self._separate))
-                self._separate = {}
+            self._projected[site] = detached
+            if len(self._projected) == len(self.adapter.family.projections):
+                run.qkv.append(self.adapter.layers[layer].layout.gather(self._projected))
+                self._projected = {}
             if self.differentiate:
                 self.leaves[site, layer] = value
                 return value.clone()  # OLMo clips this tensor in place: the gradient is needed from before
@@ -198,7 +198,7 @@ def capture_gradients(
     run.logits = logits.detach()
     qkv, mlp = [], []
     for layer, view in enumerate(adapter.layers):
-        qkv.append(view.as_heads([at[site, layer] for site in adapter.family.projections]))
+        qkv.append(view.layout.gather({site: at[site, layer] for site in adapter.family.projections}))
         mlp.append(at["mlp_in", layer].view(run.resid[0].shape))
     return Gradients(run, ReaderGradients(qkv, mlp, at["final", len(mlp)]), values)
 

@@ -19,7 +19,7 @@ Several circuits are evaluated side by side as rows of one batch, circuit after 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -36,7 +36,7 @@ from circuitfind.engine.reach import feeding
 from circuitfind.graph import Graph
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import Skips, Stop, Visit, through_hooks, undisturbed
-from circuitfind.models.layer import PROJECTIONS
+from circuitfind.models.layer import PROJECTIONS, Chosen, LayerView
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def skippable(prepared: Prepared, plan: Plan) -> dict[str, Tensor]:
             skips[f"{view.path}.{family.attn}"] = side_by_side(empty.attn_out[layer], times)
         else:
             for site in family.projections:
-                whole = view.layout.whole(site, empty.qkv[layer]._asdict())
+                whole = view.layout.output(site, empty.qkv[layer])
                 skips[f"{view.path}.{getattr(family, site)}"] = side_by_side(whole, times)
             if not prepared.adapter.coupled:
                 skips[f"{view.path}.{family.o}"] = side_by_side(empty.attn_out[layer], times)
@@ -168,6 +168,17 @@ def apart(value: Tensor, times: int) -> Tensor:
     return rows
 
 
+def values_by_kind(view: LayerView, plan: Plan, layer: int, read: Tensor) -> dict[str, Chosen]:
+    """q, k and v of a layer's active readers, from what these make of their streams: `[rows, pos, readers, d_read]`."""
+    found: dict[str, Chosen] = {}
+    counts = [len(plan.readers(layer, kind)) for kind in "qkv"]
+    for kind, part in zip("qkv", read.split(counts, dim=2), strict=True):
+        if part.shape[2]:
+            at = torch.from_numpy(plan.readers(layer, kind) - plan.graph.readers(layer, kind).start).to(part.device)
+            found[kind] = at, view.values_of(kind, part, at)
+    return found
+
+
 class CircuitVisitor:
     """Fills `D` as writers are computed and overwrites the active readers.
 
@@ -184,7 +195,7 @@ class CircuitVisitor:
         self.written = embed.new_empty(len(plan.writers), self.times, self.batch * self.length, width)
         self._resid: Tensor  # what the readers of the current layer read, before their terms
         self._z: Tensor
-        self._values: dict[str, Tensor] = {}  # by kind, of the layer `_values_of`
+        self._values: dict[str, Chosen] = {}  # by kind, of the layer `_values_of`
         self._values_of = -1
         if plan.sparse:
             # skipped modules never reach the sites at which D is written: what is known beforehand is written now
@@ -218,8 +229,8 @@ class CircuitVisitor:
         return None
 
     # ---------------------------------------------------------------- for runs that remember (engine/revision.py)
-    def note_values(self, layer: int, kind: str, value: Tensor) -> None:
-        """Is told a layer's new q, k or v, `[rows, pos, heads, d_head]`."""
+    def note_values(self, layer: int, new: Mapping[str, Chosen]) -> None:
+        """Is told a layer's new q, k and v, of the heads that have new ones: `[rows, pos, heads, d_head]`."""
 
     def note_written(self, layer: int, kind: str, value: Tensor) -> None:
         """Is told what a layer's "heads" or "mlp" wrote, `[circuits, batch, pos, ...]`."""
@@ -301,24 +312,13 @@ class CircuitVisitor:
         """Overwrites the active heads in a projection's output; all three kinds are computed at the first of them."""
         if self._values_of != layer:  # the first of the layer's projections, whichever comes first in this family
             self._values, self._values_of = self._attention_values(layer), layer
+            self.note_values(layer, self._values)
         layout = self.adapter.layers[layer].layout
-        base = self._base(layout.whole(site, self.prepared.empty.qkv[layer]._asdict()), value)
-        if self._values.keys().isdisjoint(site):  # a projection's name spells its kinds: "q" or "qkv"
-            return base
-        parts = layout.parts(site, base)
-        return layout.whole(site, {kind: self._overwritten(kind, layer, heads) for kind, heads in parts.items()})
+        base = self._base(layout.output(site, self.prepared.empty.qkv[layer]), value)
+        return base if self._values.keys().isdisjoint(PROJECTIONS[site]) else layout.replaced(site, base, self._values)
 
-    def _overwritten(self, kind: str, layer: int, own: Tensor) -> Tensor:
-        if kind not in self._values:
-            return own
-        local = self.plan.readers(layer, kind) - self.graph.readers(layer, kind).start
-        new = own.clone()
-        new[..., torch.from_numpy(local).to(own.device), :] = self._values[kind].to(own.dtype)
-        self.note_values(layer, kind, new)
-        return new
-
-    def _attention_values(self, layer: int) -> dict[str, Tensor]:
-        """By kind, `[rows, pos, active readers, d_head]`."""
+    def _attention_values(self, layer: int) -> dict[str, Chosen]:
+        """By kind, of the active readers."""
         readers = self.plan.readers(layer, "qkv")
         if not len(readers):
             return {}
@@ -329,10 +329,8 @@ class CircuitVisitor:
             folded.values(self.slice_streams(readers, flat, rows), local, self.adapter.centred)
             for rows in self._slices(len(readers))
         ]
-        values = torch.cat(parts, dim=1).transpose(0, 1).unflatten(0, (self.times * self.batch, self.length))
-        counts = {kind: len(self.plan.readers(layer, kind)) for kind in "qkv"}
-        pieces = zip(counts, values.split(list(counts.values()), dim=2), strict=True)
-        return {kind: piece for kind, piece in pieces if counts[kind]}
+        read = torch.cat(parts, dim=1).transpose(0, 1).unflatten(0, (self.times * self.batch, self.length))
+        return values_by_kind(self.adapter.layers[layer], self.plan, layer, read)
 
     def _mlp(self, layer: int, value: Tensor) -> Tensor:
         # self._resid is of no use in the sparse form: a skipped attention never reaches the site that moves it on

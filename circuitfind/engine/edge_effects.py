@@ -35,6 +35,7 @@ from circuitfind.engine.capture import ReaderGradients, Run
 from circuitfind.engine.memory import HELD, POINTS, in_cache, token_slices
 from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter
+from circuitfind.models.layer import Heads
 
 
 def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
@@ -55,7 +56,7 @@ def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGr
 class _Layer(NamedTuple):
     """Of one layer, sums over points at the tokens that are looked at.
 
-    values: `[tokens, readers, d_head]` gradients at the attention readers' values, times the norm's scale.
+    values: `[tokens, readers, d_read]` gradients at what the attention's readers read, times the norm's scale.
     along: of each point, y `[tokens, d_model]` and c `[tokens, readers]`.
     mlp: `[tokens, d_model]` gradients at the stream that the MLP reads.
     """
@@ -85,7 +86,7 @@ class EdgeSum:
     def _clear(self) -> None:
         """Starts sums over points."""
         graph, zeros = self._adapter.graph, partial(self._effects.new_zeros, len(self._tokens))
-        values = (graph.readers_per_layer - 1, self._adapter.d_head)
+        values = (graph.readers_per_layer - 1, self._adapter.d_read)
         self._points, self._final = 0, zeros(graph.d_model)
         self._layers = [_Layer(zeros(*values), [], zeros(graph.d_model)) for _ in self._adapter.layers]
 
@@ -99,12 +100,13 @@ class EdgeSum:
             self._contract()
         self._points += 1
         for layer, (view, sums) in enumerate(zip(self._adapter.layers, self._layers, strict=True)):
-            values = weight * torch.cat([self._at(value) for value in gradients.qkv[layer]], dim=-2)
+            stream, at_values = self._at(run.resid[layer]), Heads(*map(self._at, gradients.qkv[layer]))
+            values = weight * view.at_read(stream, at_values).together()
             if (norm := view.attn_norm) is not None:
-                y, r = norm.normed(self._at(run.resid[layer]))
+                y, r = norm.normed(stream)
                 values *= r.unsqueeze(-1)
                 if not norm.fixed_scale:
-                    read = torch.cat(view.projected(y * norm.weight), dim=-2)
+                    read = view.projected(y * norm.weight).together()
                     sums.along.append((y, torch.linalg.vecdot(values, read) / y.shape[-1]))
             sums.values.add_(values)
             sums.mlp.add_(view.mlp_pull_back(self._at(run.middle[layer]), weight * self._at(gradients.mlp[layer])))

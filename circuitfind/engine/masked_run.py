@@ -30,14 +30,14 @@ from torch import Tensor
 
 from circuitfind.costs import count_backward
 from circuitfind.engine.capture import metric_gradient, power_of_two
-from circuitfind.engine.circuit_run import Plan, skippable
+from circuitfind.engine.circuit_run import Plan, skippable, values_by_kind
 from circuitfind.engine.masked_streams import Streams, read, start, write
 from circuitfind.engine.prepare import Prepared
 from circuitfind.engine.reach import Reach
 from circuitfind.errors import ScoreError
 from circuitfind.metrics import Metric
 from circuitfind.models.backends import through_hooks, undisturbed
-from circuitfind.models.layer import PROJECTIONS
+from circuitfind.models.layer import PROJECTIONS, Heads
 
 
 class MaskGradient(NamedTuple):
@@ -149,7 +149,7 @@ class MaskedVisitor:
         self.streams, self.token = streams, token
         self.prepared, self.plan, self.adapter = streams.prepared, streams.plan, streams.adapter
         self._z: Tensor
-        self._values: dict[str, Tensor] = {}  # by kind, of the layer `_values_of`
+        self._values: Heads  # of the layer `_values_of`
         self._values_of = -1
         ablated, empty = self.prepared.ablated, self.prepared.empty
         streams.write(0, "input", self.prepared.clean.resid[0].to(ablated.embed) - ablated.embed)
@@ -166,7 +166,7 @@ class MaskedVisitor:
         if site in PROJECTIONS:
             if self._values_of != layer:
                 self._values, self._values_of = self._attention_values(layer), layer
-            new = view.layout.whole(site, self._values)
+            new = view.layout.output(site, self._values)
             return new.to(value.dtype, copy=True)  # OLMo clips this tensor in place
         if site == "z":
             self._z = value
@@ -190,20 +190,12 @@ class MaskedVisitor:
     def _read(self, layer: int, kind: str) -> Tensor:
         return read(self.token, self.streams, layer, kind)
 
-    def _attention_values(self, layer: int) -> dict[str, Tensor]:
-        """By kind, `[batch, pos, heads, d_head]`."""
-        own = self.prepared.empty.qkv[layer]._asdict()
+    def _attention_values(self, layer: int) -> Heads:
+        own = self.prepared.empty.qkv[layer]
         if not self.plan.runs(layer, "qkv"):
             return own
-        counts = [len(self.plan.readers(layer, kind)) for kind in "qkv"]
-        batch, length = self.prepared.batch.clean.ids.shape
-        values = self._read(layer, "qkv").transpose(0, 1).unflatten(0, (batch, length)).split(counts, dim=2)
-        for kind, new in zip("qkv", values, strict=True):
-            local = self.plan.readers(layer, kind) - self.plan.graph.readers(layer, kind).start
-            every = len(local) == own[kind].shape[2]
-            index = torch.from_numpy(local).to(new.device)
-            own[kind] = new if every else own[kind].to(new.dtype).index_copy(2, index, new)
-        return own
+        read = self._read(layer, "qkv").transpose(0, 1).unflatten(0, self.prepared.batch.clean.ids.shape)
+        return own.with_chosen(values_by_kind(self.adapter.layers[layer], self.plan, layer, read))
 
     def _final(self, value: Tensor) -> Tensor:
         """The final norm's input; only where the metric reads the logits is it the soft circuit's."""

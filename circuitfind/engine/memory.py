@@ -45,6 +45,7 @@ IN_CACHE = {"cpu": 8 * 2**20}  # what fits in a processor's cache; other devices
 # What is kept of a token in one block while scores are made, in round numbers: by autograd, of the captured runs, and
 # of the gradients. Values of width d_model (the second: with post-norms), of all query heads, of the key/value heads.
 STREAM, POST_NORMED, QUERIES, KEYS = 15, 4, 10, 7
+READ = 2  # values as wide as a latent, of every reader, where q, k and v are read through one
 GATED, PLAIN, COMPOSED = 3, 2, 5  # of the MLP's width: gated, one activation, one made of several operations in Python
 LOGITS, SOFTMAXES = 3, 12  # copies of the logits that are read: by a metric of single logits, of a softmax
 RUN_PER_LAYER = 10  # values of width d_model that a captured run holds of a block, in round numbers
@@ -131,7 +132,10 @@ def estimate_memory(
     """
     graph, tokens, size = adapter.graph, examples * length, adapter.dtype.itemsize
     stream = STREAM + POST_NORMED * (adapter.family.post_attn_norm is not None)
-    heads = adapter.d_head * (QUERIES * graph.n_heads + KEYS * graph.n_kv_heads)
+    queries, keys = adapter.layers[0].layout.features
+    heads = QUERIES * queries + KEYS * keys
+    if adapter.family.kv:
+        heads += READ * graph.readers_per_layer * adapter.d_read
     kept = (stream * graph.d_model + heads + _kept_of_mlp(adapter)) * (size + adapter.work.itemsize) // 2
     attention = size * graph.n_heads * length
     logits = logits_bytes(adapter, examples * reads, softmax)

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from circuitfind.engine.unembedding import require_plain_head
+from circuitfind.engine.unembedding import head_scale
 from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.layer import LayerView, module_at
@@ -66,7 +66,7 @@ def relevance_rules(adapter: Adapter) -> Iterator[Adapter]:
         ScoreError: the model's head is not linear, or an MLP has no activation module or no single output projection,
             or computes past them.
     """
-    require_plain_head(adapter)
+    head_scale(adapter)
     ruled, work = copy.copy(adapter), adapter.work
     mlps = [_mlp(adapter, view) for view in adapter.layers]
     rules = {activation: _identity_rule(work) for activation, _ in mlps}

@@ -26,7 +26,7 @@ from circuitfind.engine.memory import PATCHES
 from circuitfind.engine.writers import Writers, output
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import STOP, Skips, Stop, Visit
-from circuitfind.models.layer import AttentionReaders
+from circuitfind.models.layer import PROJECTIONS, AttentionReaders
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +61,10 @@ class Restart:
         if kind == "logits":
             return self._run(times, _shown("final", layer, streams), skips)
         local = torch.tensor([reader - graph.readers(layer, "qkv").start], device=streams.device)
-        values = self._readers(layer).values(streams.flatten(0, 1)[None], local, centred=False)[0]
-        return self._run(times, self._projected(layer, kind, values.unflatten(0, streams.shape[:2]), head), skips)
+        read = self._readers(layer).values(streams.flatten(0, 1)[None], local, centred=False)[0]
+        read = read.unflatten(0, streams.shape[:2]).unsqueeze(-2)
+        values = self.adapter.layers[layer].values_of(kind, read, torch.tensor([head], device=streams.device))
+        return self._run(times, self._projected(layer, kind, values, head), skips)
 
     def _readers(self, layer: int) -> AttentionReaders:
         """A layer's folded weights; the latest layer's are kept, because edges come reader by reader."""
@@ -126,18 +128,14 @@ class Restart:
         return z.view(*z.shape[:-1], self.adapter.graph.n_heads, -1)
 
     def _projected(self, layer: int, kind: str, new: Tensor, head: int | None = None) -> Visit:
-        """Replaces a layer's q, k or v by `[rows, pos, heads, d_head]`, or one head of it by `[rows, pos, d_head]`."""
+        """Replaces a layer's q, k or v by `[rows, pos, heads, d_head]`; `head`: only this one, of one head."""
         layout = self.adapter.layers[layer].layout
+        at = torch.arange(new.shape[-2], device=new.device) + (head or 0)
 
-        def visit(site: str, at: int, value: Tensor) -> Tensor | None:
-            if at != layer or site not in (kind, "qkv"):
+        def visit(site: str, where: int, value: Tensor) -> Tensor | None:
+            if where != layer or kind not in PROJECTIONS.get(site, ""):
                 return None
-            parts = layout.parts(site, value)
-            heads = new.to(value.dtype)
-            if head is not None:
-                heads = parts[kind].clone()
-                heads[..., head, :] = new.to(value.dtype)
-            return layout.whole(site, {**parts, kind: heads})
+            return layout.replaced(site, value, {kind: (at, new)})
 
         return visit
 

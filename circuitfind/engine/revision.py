@@ -17,6 +17,7 @@ Edges may go in any order; from the logits backwards fewer readers are affected.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ from circuitfind.engine.prepare import Prepared
 from circuitfind.engine.reach import Reach
 from circuitfind.engine.writers import Writers, total
 from circuitfind.models.adapter import Adapter
-from circuitfind.models.layer import Heads
+from circuitfind.models.layer import Chosen, Heads
 
 Edge = tuple[int, int]
 FEW = 16  # edges
@@ -237,10 +238,9 @@ class _RevisedRun(CircuitVisitor):
             if inside.sum() <= FEW:
                 streams[at] = self.state.base(reader)[tokens] + self.state.difference(inside, tokens, current)
 
-    def note_values(self, layer: int, kind: str, value: Tensor) -> None:
-        if layer not in self.qkv:
-            self.qkv[layer] = Heads(*(side_by_side(part, self.times) for part in self.prepared.empty.qkv[layer]))
-        self.qkv[layer] = self.qkv[layer]._replace(**{kind: value})
+    def note_values(self, layer: int, new: Mapping[str, Chosen]) -> None:
+        own = Heads(*(side_by_side(part, self.times) for part in self.prepared.empty.qkv[layer]))
+        self.qkv[layer] = own.with_chosen({kind: (at, heads.to(own.q.dtype)) for kind, (at, heads) in new.items()})
 
     def note_written(self, layer: int, kind: str, value: Tensor) -> None:
         # a copy, because some models (Falcon) add into the MLP's output in place

@@ -123,7 +123,8 @@ def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -
     for layer in layers:
         tensors = [part for part in noted[layer][1] or () if isinstance(part, Tensor)]
         pattern = tensors[1].detach().transpose(1, 2) if len(tensors) > 1 and tensors[1].ndim == 4 else None
-        if pattern is None or not makes_heads(adapter, pattern, run.qkv[layer].v, z[layer], inputs.mask):
+        by_head = adapter.layers[layer].values_by_head(run.qkv[layer].v)
+        if pattern is None or not makes_heads(adapter, pattern, by_head, z[layer], inputs.mask):
             raise ModelError(
                 f"this model ('{adapter.kind}') does not hand out its attention patterns: load it with"
                 " attn_implementation='eager', or patch what='heads', 'q' or 'k' instead"
@@ -132,22 +133,21 @@ def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -
     return capture(adapter, inputs), values  # the run as the user's implementation computes it
 
 
-def attended(adapter: Adapter, pattern: Tensor, value: Tensor, heads: Sequence[int]) -> Tensor:
-    """`[batch, query, heads, d_head]` that these heads' patterns make of values `[batch, key, kv_heads, d_head]`."""
-    shared = value[:, :, [head // adapter.graph.group for head in heads]]
-    return einsum(pattern.to(adapter.work), shared.to(adapter.work), "b q h k, b k h e -> b q h e")
+def attended(adapter: Adapter, pattern: Tensor, by_head: Tensor) -> Tensor:
+    """`[batch, query, heads, d_head]` that heads' patterns make of the values `[batch, key, heads, d_head]` of each."""
+    return einsum(pattern.to(adapter.work), by_head.to(adapter.work), "b q h k, b k h e -> b q h e")
 
 
-def makes_heads(adapter: Adapter, pattern: Tensor, value: Tensor, z: Tensor, mask: Tensor) -> bool:
+def makes_heads(adapter: Adapter, pattern: Tensor, by_head: Tensor, z: Tensor, mask: Tensor) -> bool:
     """Whether patterns `[batch, query, heads, key]` are those of a pass: at real positions they make its heads `z`.
 
-    `value [batch, key, kv_heads, d_head]`; `z [batch, query, heads, d_head]` is before the output projection.
+    `by_head [batch, key, heads, d_head]`: values; `z [batch, query, heads, d_head]` is before the output projection.
     """
     if pattern.shape[:3] != z.shape[:3]:
         return False
-    heads, real = range(z.shape[2]), mask.to(z.device)
-    off = (attended(adapter, pattern, value, heads) - z.to(adapter.work))[real].abs().max()
-    summed = attended(adapter, pattern.abs(), value.abs(), heads)[real].abs().max()  # what a sum's rounding scales with
+    real = mask.to(z.device)
+    off = (attended(adapter, pattern, by_head) - z.to(adapter.work))[real].abs().max()
+    summed = attended(adapter, pattern.abs(), by_head.abs())[real].abs().max()  # what a sum's rounding scales with
     return bool(off <= PATTERN_TOLERANCE.get(adapter.dtype, HALF_TOLERANCE) * summed.clamp(min=1e-6))
 
 
@@ -198,8 +198,9 @@ def attention_scores(restart: Restart, layer: int, kind: str, values: Tensor) ->
     shown = scores is not None and scores.shape[:3] == (times * examples, adapter.graph.n_heads, length)
     if scores is not None and shown:
         pattern = scores.softmax(-1)[..., :length].transpose(1, 2)
-        v, mask = (side_by_side(x, times) for x in (restart.base.qkv[layer].v, restart.inputs.mask))
-        shown = makes_heads(adapter, pattern, v, z, mask)
+        by_head = adapter.layers[layer].values_by_head(restart.base.qkv[layer].v)
+        by_head, mask = (side_by_side(x, times) for x in (by_head, restart.inputs.mask))
+        shown = makes_heads(adapter, pattern, by_head, z, mask)
     if scores is None or not shown:
         raise ModelError(
             f"this model ('{adapter.kind}') does not show its attention scores: load it with"

@@ -38,7 +38,7 @@ from circuitfind.engine.capture import ReaderGradients, Run
 from circuitfind.engine.sites import Values, attended, input_rows
 from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter
-from circuitfind.models.layer import AttentionReaders
+from circuitfind.models.layer import AttentionReaders, Heads
 from circuitfind.models.norms import Norm
 
 
@@ -66,9 +66,9 @@ def stream_gradients(adapter: Adapter, run: Run, gradients: ReaderGradients) -> 
         view = adapter.layers[layer]
         middle, at_mlp = (x[layer].to(adapter.work) for x in (run.middle, gradients.mlp))
         at_mlp = view.mlp_pull_back(middle, at_mlp)
-        at_values = torch.cat(gradients.qkv[layer], dim=-2).to(adapter.work)  # batch pos readers d_head
-        readers = AttentionReaders(view, with_bias=False)
-        entering = stream + at_mlp + readers.pull_back_together(run.resid[layer].to(adapter.work), at_values)
+        resid = run.resid[layer].to(adapter.work)
+        at_read = view.at_read(resid, Heads(*(part.to(adapter.work) for part in gradients.qkv[layer]))).together()
+        entering = stream + at_mlp + AttentionReaders(view, with_bias=False).pull_back_together(resid, at_read)
         yield StreamGradients(layer, entering, stream if adapter.graph.parallel else stream + at_mlp, stream)
         stream = entering
 
@@ -134,7 +134,7 @@ def _effects(adapter: Adapter, site: str, change: Tensor, run: Run, at: StreamGr
         at_neurons = einsum(gradient, input_rows(adapter, site, layer).to(gradient), "b t d, n d -> b t n")
         return _met(change.unsqueeze(-1), at_neurons.unsqueeze(-1))
     if site == "pattern":
-        change = attended(adapter, change, run.qkv[layer].v, range(adapter.graph.n_heads))
+        change = attended(adapter, change, view.values_by_head(run.qkv[layer].v))
     return _met(change, _at_heads(adapter, layer, gradient))
 
 

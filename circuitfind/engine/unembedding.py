@@ -1,10 +1,12 @@
 """What a model makes of its final norm's output: logits as a linear map, and what comes after it.
 
-    logits = f(W x + b)
+    logits = f(W s x + b)
 
-1. `W` and `b` are the language modelling head's.
+1. `W` and `b` are the language modelling head's. A number `s` stands before it in MiniCPM: it is given so much of
+   what the norm puts out.
 2. `f` acts on each logit: nothing, a scale (Cohere, Granite) or a soft-cap (Gemma 2). It is learnt by putting numbers
    in the place of the head's output: its slope at 0, and whether a large number keeps it (a soft-cap's does not).
+   `s` is learnt in the same way.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from circuitfind.batch import Inputs
 from circuitfind.errors import ScoreError
@@ -25,11 +28,12 @@ BENT = 0.01
 
 
 class Unembedding(NamedTuple):
-    """`weight [vocab, d_model]` as the model holds it, `bias [vocab]` or None; logits = slope x (weight . x + bias)
-    where they are not `capped`, and for small ones where they are."""
+    """`weight [vocab, d_model]` as the model holds it, `bias [vocab]` or None; logits = slope x (weight . (scale x) +
+    bias) where they are not `capped`, and for small ones where they are."""
 
     weight: Tensor
     bias: Tensor | None
+    scale: float
     slope: float
     capped: bool
 
@@ -41,42 +45,44 @@ def unembedding(adapter: Adapter) -> Unembedding:
         ScoreError: between final norm and unembedding the model does something else (ModernBERT's head).
     """
     adapter.check_free()
-    require_plain_head(adapter)
-    head = adapter.model.get_output_embeddings()
+    scale, head = head_scale(adapter), adapter.model.get_output_embeddings()
     slope, later = (_after_head(adapter, head, value) / value for value in (SMALL, LARGE))
     bias, capped = getattr(head, "bias", None), abs(later - slope) > BENT * abs(slope)
-    return Unembedding(head.weight.detach(), None if bias is None else bias.detach(), slope, capped)
+    return Unembedding(head.weight.detach(), None if bias is None else bias.detach(), scale, slope, capped)
 
 
-def require_plain_head(adapter: Adapter) -> None:
-    """Refuses a model whose unembedding does not read what the final norm gives."""
+def head_scale(adapter: Adapter) -> float:
+    """How much of the final norm's output the unembedding is given; refuses a model where it is given anything else."""
     norm, head = module_at(adapter.model, adapter.family.final_norm), adapter.model.get_output_embeddings()
-    seen: dict[str, Tensor] = {}
-    hooks = [
-        norm.register_forward_hook(lambda _, __, output: seen.update(norm=output)),
-        head.register_forward_pre_hook(lambda _, args: seen.update(head=args[0])),
+    ramp = torch.linspace(-1, 2, adapter.graph.d_model, dtype=adapter.dtype, device=adapter.device)
+    given: list[Tensor] = []
+    handles = [
+        norm.register_forward_hook(lambda _, __, output: ramp.expand_as(output)),
+        head.register_forward_pre_hook(lambda _, args: given.append(args[0].flatten().double().cpu())),
     ]
-    ids = torch.zeros(1, 1, dtype=torch.long, device=adapter.device)
-    try:
-        with torch.no_grad(), undisturbed(adapter.model):
-            adapter.model(**adapter.keywords(Inputs(ids, ids == 0, ids)))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not torch.equal(seen["norm"].flatten(), seen["head"].flatten()):
+    _logit(adapter, handles)
+    expected = ramp.double().cpu()
+    scale = float(given[0][-1] / expected[-1]) if given[0].shape == expected.shape else 0.0
+    if not scale or (given[0] - scale * expected).abs().max() > BENT * abs(scale):
         raise ScoreError(
             f"the logits of '{adapter.kind}' are no linear map of its final norm's output, so no score can be read off"
             " its weights: take a method that runs the model (eap-ig-inputs, exact)"
         )
+    return scale
 
 
 def _after_head(adapter: Adapter, head: nn.Module, value: float) -> float:
     """The logit that the model makes of this number."""
+    return _logit(adapter, [head.register_forward_hook(lambda _, __, output: torch.full_like(output, value))])
+
+
+def _logit(adapter: Adapter, handles: list[RemovableHandle]) -> float:
+    """The first logit of a pass of one token under these hooks, which are removed."""
     ids = torch.zeros(1, 1, dtype=torch.long, device=adapter.device)
-    handle = head.register_forward_hook(lambda _, __, output: torch.full_like(output, value))
     try:
         with torch.no_grad(), undisturbed(adapter.model):
             logits = adapter.model(**adapter.keywords(Inputs(ids, ids == 0, ids))).logits
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return float(logits.flatten()[0])

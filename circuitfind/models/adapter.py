@@ -25,8 +25,9 @@ from transformers.pytorch_utils import Conv1D
 from circuitfind.batch import Inputs
 from circuitfind.errors import ModelError
 from circuitfind.graph import Graph
-from circuitfind.models.families import NORMS, Family, family_of
+from circuitfind.models.families import LATENT_NORMS, NORMS, Family, family_of
 from circuitfind.models.gguf_files import marked
+from circuitfind.models.latent import LatentView
 from circuitfind.models.layer import LayerView, Layout, module_at, weight_of
 from circuitfind.models.norms import Norm
 from circuitfind.models.state import State
@@ -95,17 +96,18 @@ class Adapter:
         self._check_covered(blocks)
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.work = torch.promote_types(self.dtype, torch.float32)
-        self.d_head = weight_of(module_at(blocks[0], family.o)).shape[0] // graph.n_heads
-        layout = Layout(family.layout, graph.n_heads, graph.n_kv_heads, self.d_head)
-        multiplier = float(getattr(self.config, family.residual_multiplier)) if family.residual_multiplier else 1.0
-        self.layers = []
+        d_head = len(weight_of(module_at(blocks[0], family.o))) // graph.n_heads
+        layout = Layout(family.layout, graph.n_heads, graph.n_kv_heads, d_head)
+        scale = family.residual_multiplier
+        multiplier = float(getattr(self.config, scale, None) or getattr(blocks[0], scale)) if scale else 1.0
+        self.layers: list[LayerView] = []
         for index, block in enumerate(blocks):
             path = f"{family.layers}.{index}"
             attn, mlp, post_attn, post_mlp = (
                 _norm(block, path, getattr(family, name), graph.d_model) for name in NORMS
             )
             view = LayerView(path, family, layout, block, attn, mlp, post_attn, post_mlp, multiplier, self.work)
-            self.layers.append(view)
+            self.layers.append(LatentView.of(view) if family.kv else view)
         self.final_norm = Norm.of(module_at(model, family.final_norm), graph.d_model, family.final_norm, self.device)
         self.centred = self.final_norm.centred and all(
             norm is not None and norm.centred for view in self.layers for norm in (view.attn_norm, view.mlp_norm)
@@ -114,7 +116,7 @@ class Adapter:
 
     def _state(self) -> State:
         blocks = module_at(self.model, self.family.layers)
-        names = [name for norm in NORMS if (name := getattr(self.family, norm)) is not None]
+        names = [name for norm in (*NORMS, *LATENT_NORMS) if (name := getattr(self.family, norm)) is not None]
         norms = [module_at(block, name) for block in blocks for name in names]
         return State.of(self.model, [*norms, module_at(self.model, self.family.final_norm)])
 
@@ -142,6 +144,11 @@ class Adapter:
     def inferred(self) -> bool:
         """Whether its row was found by its modules."""
         return self.row.startswith("inferred")
+
+    @property
+    def d_read(self) -> int:
+        """Features of what a q, k or v reader makes of the stream."""
+        return self.layers[0].d_read
 
     @property
     def device(self) -> torch.device:
@@ -242,7 +249,7 @@ def graph_of(model: Any, family: Family | str | None = None) -> Graph:
 def _sizes(block: nn.Module, path: str, family: Family, n_heads: int) -> tuple[int, int]:
     """Number of key/value heads, and the width of a head."""
     shapes = {}
-    for site in ("o", *family.projections):
+    for site in ("o", *family.projections, *(("q_latent",) if family.q_latent else ())):
         name = getattr(family, site)
         if not isinstance(module := module_at(block, name), (nn.Linear, Conv1D)):
             raise ModelError(
@@ -251,6 +258,8 @@ def _sizes(block: nn.Module, path: str, family: Family, n_heads: int) -> tuple[i
             )
         shapes[site] = tuple(weight_of(module).shape)
     d_head = shapes["o"][0] // n_heads
+    if family.kv:
+        return 1, d_head
     features = shapes["qkv"][1] if "qkv" in shapes else sum(shapes[site][1] for site in "qkv")
     n_kv_heads = (features // d_head - n_heads) // 2 if d_head else 0
     wanted = {"q": n_heads, "k": n_kv_heads, "v": n_kv_heads, "qkv": n_heads + 2 * n_kv_heads}
@@ -280,7 +289,7 @@ def _check_paths(model: nn.Module, family: Family) -> None:
                 raise ModelError(f"family: {name}='{path}' is not a module of {where}: there are {', '.join(there)}")
 
     check(model, f"a {type(model).__name__}", ("layers", "final_norm"))
-    names = (*family.projections, "o", "attn", *NORMS, "mlp", "mlp_in", "mlp_out", "down")
+    names = (*family.projections, "q_latent", *LATENT_NORMS, "o", "attn", *NORMS, "mlp", "mlp_in", "mlp_out", "down")
     for index, block in enumerate(module_at(model, family.layers)):
         check(block, f"block {family.layers}.{index}", names)
 

@@ -23,6 +23,9 @@ class Family(NoFile):
         qkv: the fused projection. `layout` is the order of its output features: "concat" (all q, all k, all v),
             "per_head" (q, k, v of head 0, then of head 1, ...) or "grouped" (for each key/value head its query heads,
             then k, then v) or "four_blocks" (for each quarter of the heads its q, its v, then its k).
+        kv, kv_latent, kv_latent_norm: of latent attention (`latent.py`), in place of k and v: what makes keys and
+            values of a latent, what makes the latent of the stream, and the norm between.
+        q_latent, q_latent_norm: the same for q, if it is read through a latent, too.
         o: the attention's output projection; its *input* is the concatenated heads.
         attn, mlp: sub-modules whose call can be skipped when their result is known; None if they add the residual
             themselves or consist of several modules.
@@ -31,7 +34,7 @@ class Family(NoFile):
         mlp_in, mlp_out: modules whose input is what the MLP reads (after its norm) and whose output is what it writes.
         down: the MLP's output projection if there is a single one (for its bias).
         parallel: attention and MLP read the same residual.
-        residual_multiplier: the config's attribute that scales what a layer adds, if there is one.
+        residual_multiplier: the attribute of the config, or else of a block, that scales what a layer adds, if any.
         variants: (config attribute, value, changes): how this row changes for a form of the family.
         refuse: (config attribute, value, reason): forms that are not covered.
     """
@@ -43,6 +46,11 @@ class Family(NoFile):
     v: str = "self_attn.v_proj"
     qkv: str | None = None
     layout: str = "concat"
+    kv: str | None = None
+    kv_latent: str | None = None
+    kv_latent_norm: str | None = None
+    q_latent: str | None = None
+    q_latent_norm: str | None = None
     o: str = "self_attn.o_proj"
     attn: str | None = "self_attn"
     attn_norm: str | None = "input_layernorm"
@@ -60,11 +68,14 @@ class Family(NoFile):
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """Which of the fields q, k, v and qkv name the projections."""
+        """Which of the fields name the projections that put out q, k and v."""
+        if self.kv:
+            return ("q", "kv_latent", "kv")
         return ("qkv",) if self.qkv else ("q", "k", "v")
 
 
 LAYOUTS = ("concat", "per_head", "grouped", "four_blocks")
+LATENT_NORMS = ("q_latent_norm", "kv_latent_norm")
 NORMS = ("attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm")  # of a block
 LLAMA = Family()
 MOE = replace(LLAMA, down=None)  # expert biases depend on the routing: they are part of the MLP, not constants
@@ -74,6 +85,17 @@ SANDWICH = replace(
     mlp_norm="pre_feedforward_layernorm",
     post_mlp_norm="post_feedforward_layernorm",
 )
+LATENT = replace(
+    LLAMA,
+    q="self_attn.q_b_proj",
+    q_latent="self_attn.q_a_proj",
+    q_latent_norm="self_attn.q_a_layernorm",
+    kv="self_attn.kv_b_proj",
+    kv_latent="self_attn.kv_a_proj_with_mqa",
+    kv_latent_norm="self_attn.kv_a_layernorm",
+    variants=(("q_lora_rank", None, {"q": "self_attn.q_proj", "q_latent": None, "q_latent_norm": None}),),
+)
+LATENT_MOE = replace(LATENT, down=None)
 GPT2 = Family(
     layers="transformer.h",
     final_norm="transformer.ln_f",
@@ -89,6 +111,9 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma", "olmo", "smollm3"), LLAMA),
     **dict.fromkeys(("mixtral", "qwen3_moe", "gpt_oss"), MOE),
     **dict.fromkeys(("gemma2", "gemma3_text"), SANDWICH),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "axk1", "mistral4"), LATENT_MOE),
+    "youtu": LATENT,
+    "minicpm3": replace(LATENT, residual_multiplier="residual_scale"),
     "gpt2": replace(GPT2, refuse=(("add_cross_attention", True, "it has cross-attention"),)),
     "gpt_neo": replace(
         GPT2,

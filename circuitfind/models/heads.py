@@ -74,7 +74,7 @@ class _Probe:
         if site in PROJECTIONS:
             layout = self.adapter.layers[layer].layout
             parts = {kind: self._changed(kind, part) for kind, part in layout.parts(site, by_row).items()}
-            return layout.whole(site, parts).view_as(value)
+            return layout.whole(site, parts, by_row).view_as(value)
         if site == "z":
             self._note_heads(by_row.unflatten(-1, (self.heads, -1)).float())
         elif site == "mlp_in":

@@ -141,7 +141,7 @@ class _Found:
         self.block = self.blocks[-1]
         self._run()
         row = self.row
-        read, stream, wrote = self.given[row.qkv or row.q], self.given[""], self.wrote[row.mlp_out]
+        read, stream, wrote = self.given[row.q_latent or row.qkv or row.q], self.given[""], self.wrote[row.mlp_out]
         attn_norm = self._norm_between(stream, read)
         post_attn_norm = self._norm_of(self.wrote[row.o])
         mlp_norm = self._norm_that_gives(self.given[row.mlp_in])

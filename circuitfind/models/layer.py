@@ -25,7 +25,9 @@ from circuitfind.errors import ModelError
 from circuitfind.models.families import NORMS, Family
 from circuitfind.models.norms import Norm
 
-PROJECTIONS = ("q", "k", "v", "qkv")  # sites: outputs of the separate projections, or of the fused one
+PROJECTIONS = {"q": "q", "k": "k", "v": "v", "qkv": "qkv", "kv_latent": "k", "kv": "kv"}
+"""Sites: outputs of the separate projections, of the fused one, around a latent; by site, what it has of q, k, v."""
+Chosen = tuple[Tensor, Tensor]  # the places `[n]` of some heads, and their values `[..., n, features]`
 
 
 def module_at(root: Any, path: str) -> Any:
@@ -40,21 +42,42 @@ def weight_of(module: Any) -> Tensor:
 
 
 class Heads(NamedTuple):
-    """q `[..., heads, d_head]`, k and v `[..., kv_heads, d_head]`."""
+    """q `[..., heads, d_head]`, k and v `[..., kv_heads, d_head]`; around a latent their widths differ."""
 
     q: Tensor
     k: Tensor
     v: Tensor
 
+    def together(self) -> Tensor:
+        """`[..., readers, features]` in the order of the graph's readers, each as wide as the widest: zeros follow."""
+        short = [max(part.shape[-1] for part in self) - part.shape[-1] for part in self]
+        padded = (nn.functional.pad(part, (0, less)) if less else part for part, less in zip(self, short, strict=True))
+        return torch.cat(list(padded), dim=-2)
+
+    def with_chosen(self, new: Mapping[str, Chosen]) -> Heads:
+        """With some heads replaced, by kind."""
+        changed = {
+            kind: getattr(self, kind).to(heads.dtype).index_copy(-2, at, heads) for kind, (at, heads) in new.items()
+        }
+        return self._replace(**changed)
+
 
 @dataclass(frozen=True)
 class Layout:
-    """Order of the features of a fused projection; see `Family.layout` for the kinds."""
+    """Order of the features of a fused projection; see `Family.layout` for the kinds.
+
+    `d_head`: of what the output projection reads.
+    """
 
     kind: str
     n_heads: int
     n_kv_heads: int
     d_head: int
+
+    @property
+    def features(self) -> tuple[int, int]:
+        """Of all query heads together, and of all keys (or values) that attention computes with."""
+        return self.n_heads * self.d_head, self.n_kv_heads * self.d_head
 
     def split(self, features: Tensor) -> Heads:
         """`[..., features]` by head; views where the layout allows it."""
@@ -86,9 +109,32 @@ class Layout:
         """By kind, the heads `[..., heads, d_head]` of what a projection puts out: all three of the fused one."""
         return self.split(value)._asdict() if site == "qkv" else {site: value.unflatten(-1, (-1, self.d_head))}
 
-    def whole(self, site: str, parts: Mapping[str, Tensor]) -> Tensor:
-        """What a projection puts out, from the heads by kind (kinds that it does not have are ignored)."""
-        return self.join(Heads(*(parts[kind] for kind in "qkv"))) if site == "qkv" else parts[site].flatten(-2)
+    def gather(self, outputs: Mapping[str, Tensor]) -> Heads:
+        """The heads, from what all projections put out."""
+        parts: dict[str, Tensor] = {}
+        for site, value in outputs.items():
+            parts |= self.parts(site, value)
+        return Heads(**parts)
+
+    def whole(self, site: str, parts: Mapping[str, Tensor], own: Tensor | None = None) -> Tensor:
+        """What a projection puts out, from its `parts`; what belongs to no head is as in `own`, or 0."""
+        return self.join(Heads(**parts)) if site == "qkv" else parts[site].flatten(-2)
+
+    def here(self, site: str, kind: str, heads: Tensor) -> Tensor:
+        """Of the heads of a kind, those features that a projection puts out."""
+        return heads
+
+    def output(self, site: str, heads: Heads) -> Tensor:
+        """What a projection puts out, from all heads."""
+        return self.whole(site, {kind: self.here(site, kind, getattr(heads, kind)) for kind in PROJECTIONS[site]})
+
+    def replaced(self, site: str, value: Tensor, new: Mapping[str, Chosen]) -> Tensor:
+        """What a projection puts out with some heads replaced, by kind (kinds that it does not have are ignored)."""
+        parts = self.parts(site, value)
+        for kind, (at, heads) in new.items():
+            if kind in parts:
+                parts[kind] = parts[kind].index_copy(-2, at, self.here(site, kind, heads).to(value.dtype))
+        return self.whole(site, parts, value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,42 +169,67 @@ class LayerView:
         found = {name: getattr(self, name) for name in NORMS}
         return {name: norm for name, norm in found.items() if norm is not None}
 
-    def _projections(self) -> list[Any]:
-        return [self.module(getattr(self.family, site)) for site in self.family.projections]
+    # ---------------------------------------------------------------- attention's readers
+    def _reading(self) -> dict[str, Any]:
+        """By site, the linear modules that read the normed stream."""
+        return {site: self.module(getattr(self.family, site)) for site in self.family.projections}
 
-    def as_heads(self, parts: list[Tensor]) -> Heads:
-        """From what belongs to each projection, features last."""
-        by_kind: dict[str, Tensor] = {}
-        for site, part in zip(self.family.projections, parts, strict=True):
-            by_kind |= self.layout.parts(site, part)
-        return Heads(**by_kind)
+    def _read_by(self, outputs: Mapping[str, Tensor]) -> Heads:
+        """What each of q, k and v reads, from what belongs to each module of `_reading`, features last."""
+        return self.layout.gather(outputs)
 
     def projected(self, x: Tensor) -> Heads:
-        """`[..., heads, d_head]` each: what the projections make of `[..., d_model]`, without their biases."""
-        return self.as_heads([x @ weight_of(module).to(self.work) for module in self._projections()])
+        """`[..., heads, d_read]` each: what the readers make of `[..., d_model]`, without their biases."""
+        return self._read_by({site: x @ weight_of(one).to(self.work) for site, one in self._reading().items()})
 
     def qkv_weight(self) -> Heads:
-        """`[d_model, heads, d_head]` each for q, k and v."""
-        return self.as_heads([weight_of(module).to(self.work) for module in self._projections()])
+        """`[d_model, heads, d_read]` each for q, k and v."""
+        return self._read_by({site: weight_of(one).to(self.work) for site, one in self._reading().items()})
 
     def pull_back(self, gradient: Tensor, weights: Heads) -> Tensor:
-        """`[readers, tokens, d_model]`: gradients `[readers, tokens, d_head]` at the projections' outputs, through
+        """`[readers, tokens, d_model]`: gradients `[readers, tokens, d_read]` at what the readers make, through
         `weights`, which are `qkv_weight`, and the norm's weight and centring, but not through its scale."""
         pulled = gradient.new_empty(*gradient.shape[:2], len(weights.q))
         start = 0
         for weight in weights:  # no copy of them is made
             heads = slice(start, start := start + weight.shape[1])
-            torch.bmm(gradient[heads], weight.permute(1, 2, 0), out=pulled[heads])
+            torch.bmm(gradient[heads, :, : weight.shape[2]], weight.permute(1, 2, 0), out=pulled[heads])
         return pulled if self.attn_norm is None else self.attn_norm.centre(pulled.mul_(self.attn_norm.weight))
 
     def qkv_bias(self) -> Heads | None:
-        """`[heads, d_head]` each, or None where the projections have none."""
-        modules = self._projections()
-        if all(module.bias is None for module in modules):
+        """`[heads, d_read]` each, or None where the projections have none."""
+        modules = self._reading()
+        if all(module.bias is None for module in modules.values()):
             return None
         zeros = functools.partial(torch.zeros, dtype=self.work, device=self.device)
-        biases = [zeros(weight_of(m).shape[1]) if m.bias is None else m.bias.detach().to(self.work) for m in modules]
-        return self.as_heads(biases)
+        return self._read_by(
+            {
+                site: zeros(weight_of(one).shape[1]) if one.bias is None else one.bias.detach().to(self.work)
+                for site, one in modules.items()
+            }
+        )
+
+    @property
+    def d_read(self) -> int:
+        """Features of what a reader makes of the stream, of the widest."""
+        return self.layout.d_head
+
+    def values_of(self, kind: str, read: Tensor, heads: Tensor) -> Tensor:
+        """`[..., heads, d_head]`: q, k or v of some heads, from what they read `[..., heads, d_read]`; here, just that.
+
+        Differentiable.
+        """
+        return read
+
+    def at_read(self, stream: Tensor, gradient: Heads) -> Heads:
+        """The gradient at what the readers make of a stream `[..., d_model]`, from the one at q, k and v of its run."""
+        return gradient
+
+    def values_by_head(self, value: Tensor) -> Tensor:
+        """`[..., heads, d_head]`: of values `[..., kv_heads, d_head]`, those that each query head takes up."""
+        return value.repeat_interleave(self.layout.n_heads // self.layout.n_kv_heads, dim=-2)
+
+    # ---------------------------------------------------------------- what is written
 
     def output_weight(self) -> Tensor:
         """`[heads, d_head, d_model]`: W_O with the post-norm's weight and the residual multiplier folded in."""
@@ -232,19 +303,19 @@ class AttentionReaders:
     """q, k and v readers of one layer, in the graph's order.
 
     Attributes:
-        weight: `[readers, d_head, d_model]`, folded.
-        bias: `[readers, 1, d_head]`, or None.
+        weight: `[readers, d_read, d_model]`, folded.
+        bias: `[readers, 1, d_read]`, or None.
     """
 
     def __init__(self, view: LayerView, with_bias: bool = True) -> None:
         self.norm = view.attn_norm
-        weight = torch.cat(view.qkv_weight(), dim=1)  # d_model readers d_head
+        weight = view.qkv_weight().together()  # d_model readers d_read
         self.weight = rearrange(weight if self.norm is None else self.norm.fold(weight), "d r e -> r e d")
         biases = []
         if with_bias and self.norm is not None and self.norm.bias is not None:
             biases.append(einsum(weight, self.norm.bias, "d r e, d -> r e"))
         if with_bias and (projection := view.qkv_bias()) is not None:
-            biases.append(torch.cat(projection))
+            biases.append(projection.together())
         self.bias = torch.stack(biases).sum(0).unsqueeze(1) if biases else None
 
     @property
@@ -252,7 +323,7 @@ class AttentionReaders:
         return self.weight.numel() * self.weight.element_size()
 
     def values(self, streams: Tensor, readers: Tensor, centred: bool) -> Tensor:
-        """`[readers, tokens, d_head]`: projections of some readers.
+        """`[readers, tokens, d_read]`: what some readers make of their streams.
 
         Args:
             streams: `[readers, tokens, d_model]`, what each of them reads.
@@ -300,7 +371,7 @@ class AttentionReaders:
         streams.mul_(along * scale**2 / -streams.shape[-1]).baddbmm_(gradient * scale, weight)
 
     def pull_back_together(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient `[..., d_model]` at a stream that all readers share, from theirs `[..., readers, d_head]`."""
+        """The gradient `[..., d_model]` at a stream that all readers share, from theirs `[..., readers, d_read]`."""
         together = einsum(gradient, self.weight, "... r e, r e d -> ... d")
         if self.norm is None:
             return together

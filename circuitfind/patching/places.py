@@ -118,7 +118,8 @@ def _projected(restart: Restart, layer: int, change: Tensor, units: list[int]) -
 
 def _attended(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Tensor:
     """Patterns times the base run's values, through the output projection."""
-    return _projected(restart, layer, attended(restart.adapter, change, restart.base.qkv[layer].v, units), units)
+    by_head = restart.adapter.layers[layer].values_by_head(restart.base.qkv[layer].v)
+    return _projected(restart, layer, attended(restart.adapter, change, by_head[:, :, units]), units)
 
 
 def _down(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Tensor:

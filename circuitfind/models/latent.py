@@ -1,0 +1,155 @@
+"""Latent attention (DeepSeek): q, k and v are read through low-rank projections with a norm between.
+
+    q_h = W_h norm(A x)         k = [W_k norm(c), p]   v = W_v norm(c)   where [c, p] = B x and x is the normed stream
+
+1. Keys and values of all heads come from one latent c, and the part p of the keys that carries the position is one for
+   all heads. So a layer has one key/value head, as in the model's own cache: `a5.kv0<k>` is every head's key, the
+   features without position of all of them and then p; `a5.kv0<v>` is every head's value. Each query head is a reader
+   of its own. (A model without A projects its queries as others do.)
+2. A reader is split where it is linear: what it *reads* is A x or [c, p], one affine map of the stream up to the scale
+   of the block's norm, as for every other family. So folded weights, contractions and masked runs hold as they are.
+   `values_of` takes what is read on to q, k or v, and `at_read` takes gradients back.
+3. A key lies at two sites: its features without position in the output of `kv`, p in that of `kv_latent`.
+
+The norms of the latents do not touch the stream: RelP's rules leave them their gradient, as they do norms of queries
+and keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from einops import einsum
+from torch import Tensor
+
+from circuitfind.models.layer import Heads, LayerView, Layout, weight_of
+from circuitfind.models.norms import Norm
+
+
+@dataclass(frozen=True)
+class LatentLayout(Layout):
+    """Order of the features of the projections around a latent; `d_head` is a value's width.
+
+    Attributes:
+        rank: features of the keys' and values' latent.
+        plain, rotary: features of a key that carry no position, and those that do.
+    """
+
+    rank: int
+    plain: int
+    rotary: int
+
+    @property
+    def features(self) -> tuple[int, int]:
+        return self.n_heads * (self.plain + self.rotary), self.n_heads * max(self.plain + self.rotary, self.d_head)
+
+    def parts(self, site: str, value: Tensor) -> dict[str, Tensor]:
+        """By kind, `[..., heads, features]` of what a projection puts out: of keys what this site has of them."""
+        if site == "q":
+            return {"q": value.unflatten(-1, (self.n_heads, -1))}
+        if site == "kv_latent":
+            return {"k": value[..., self.rank :].unsqueeze(-2)}
+        value = value.squeeze(1) if value.ndim == 4 else value  # it goes through the projection as one head
+        k, v = value.unflatten(-1, (self.n_heads, -1)).split([self.plain, self.d_head], dim=-1)
+        return {"k": k.flatten(-2).unsqueeze(-2), "v": v.flatten(-2).unsqueeze(-2)}
+
+    def gather(self, outputs: Mapping[str, Tensor]) -> Heads:
+        up, rotary = self.parts("kv", outputs["kv"]), self.parts("kv_latent", outputs["kv_latent"])["k"]
+        return Heads(self.parts("q", outputs["q"])["q"], torch.cat([up["k"], rotary], dim=-1), up["v"])
+
+    def whole(self, site: str, parts: Mapping[str, Tensor], own: Tensor | None = None) -> Tensor:
+        if site == "q":
+            return super().whole(site, parts)
+        if site == "kv_latent":
+            rotary = parts["k"].squeeze(-2)
+            latent = rotary.new_zeros(*rotary.shape[:-1], self.rank) if own is None else own[..., : self.rank]
+            return torch.cat([latent, rotary], dim=-1)
+        by_head = [parts[kind].squeeze(-2).unflatten(-1, (self.n_heads, -1)) for kind in "kv"]
+        return torch.cat(by_head, dim=-1).flatten(-2)
+
+    def here(self, site: str, kind: str, heads: Tensor) -> Tensor:
+        if kind != "k":
+            return heads
+        cut = self.n_heads * self.plain
+        return heads[..., cut:] if site == "kv_latent" else heads[..., :cut]
+
+
+@dataclass(frozen=True, eq=False)
+class LatentView(LayerView):
+    """A block with latent attention; `q_latent_norm` is None where queries are projected directly."""
+
+    layout: LatentLayout
+    q_latent_norm: Norm | None
+    kv_latent_norm: Norm
+
+    @classmethod
+    def of(cls, view: LayerView) -> LatentView:
+        """From a view of the same block, and its modules."""
+        family, heads, d_head = view.family, view.layout.n_heads, view.layout.d_head
+        down, up = (weight_of(view.module(str(name))) for name in (family.kv_latent, family.kv))
+
+        def norm(name: str | None, width: int) -> Norm:
+            return Norm.of(view.module(str(name)), width, f"{view.path}.{name}", view.device)
+
+        rank, rotary = len(up), down.shape[1] - len(up)
+        layout = LatentLayout("latent", heads, 1, d_head, rank, up.shape[1] // heads - d_head, rotary)
+        q_norm = norm(family.q_latent_norm, len(weight_of(view.module(family.q)))) if family.q_latent else None
+        given = {one.name: getattr(view, one.name) for one in fields(LayerView)}
+        return cls(
+            **{**given, "layout": layout}, q_latent_norm=q_norm, kv_latent_norm=norm(family.kv_latent_norm, rank)
+        )
+
+    def _reading(self) -> dict[str, Any]:
+        return {
+            "q": self.module(self.family.q_latent or self.family.q),
+            "kv_latent": self.module(str(self.family.kv_latent)),
+        }
+
+    def _read_by(self, outputs: Mapping[str, Tensor]) -> Heads:
+        q, kv, heads = outputs["q"], outputs["kv_latent"].unsqueeze(-2), self.layout.n_heads
+        if self.q_latent_norm is None:
+            by_head = q.unflatten(-1, (heads, -1))
+        else:
+            by_head = q.unsqueeze(-2).expand(*q.shape[:-1], heads, -1)  # without copies: they read the same
+        return Heads(by_head, kv, kv[..., : self.layout.rank])
+
+    @property
+    def d_read(self) -> int:
+        return max(part.shape[-1] for part in self.qkv_weight())
+
+    def _up(self) -> Heads:
+        """`[latent, heads, d_head]` of q, and `[latent, 1, features]` of k without position and of v."""
+        q, kv = (weight_of(self.module(str(name))).to(self.work) for name in (self.family.q, self.family.kv))
+        return Heads(self.layout.parts("q", q)["q"], **self.layout.parts("kv", kv))
+
+    def values_of(self, kind: str, read: Tensor, heads: Tensor) -> Tensor:
+        up, rank = self._up(), self.layout.rank
+        if kind == "q":
+            if self.q_latent_norm is None:
+                return read[..., : up.q.shape[-1]]
+            latent = self.q_latent_norm(read[..., : len(up.q)])
+            queries: Tensor = einsum(latent, up.q[:, heads], "... h r, r h e -> ... h e")
+            return queries
+        values: Tensor = self.kv_latent_norm(read[..., :rank]) @ getattr(up, kind).squeeze(1)
+        return values if kind == "v" else torch.cat([values, read[..., rank : rank + self.layout.rotary]], dim=-1)
+
+    def at_read(self, stream: Tensor, gradient: Heads) -> Heads:
+        up, bias = self._up(), self.qkv_bias()
+        read = self.projected(stream if self.attn_norm is None else self.attn_norm(stream))
+        read = read if bias is None else Heads(*map(torch.add, read, bias))
+        q = gradient.q
+        if self.q_latent_norm is not None:
+            q = self.q_latent_norm.pull_back(read.q[..., :1, :], einsum(q, up.q, "... h e, r h e -> ... h r"))
+        at_plain, at_rotary = gradient.k.split([gradient.k.shape[-1] - self.layout.rotary, self.layout.rotary], dim=-1)
+        k, v = (
+            self.kv_latent_norm.pull_back(read.v, at @ weight.squeeze(1).T)
+            for at, weight in ((at_plain, up.k), (gradient.v, up.v))
+        )
+        return Heads(q, torch.cat([k, at_rotary], dim=-1), v)
+
+    def values_by_head(self, value: Tensor) -> Tensor:
+        by_head: Tensor = value.squeeze(-2).unflatten(-1, (self.layout.n_heads, -1))
+        return by_head
