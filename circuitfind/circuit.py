@@ -148,7 +148,7 @@ class Circuit(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Graph, edge names and record as JSON values: how results hold a circuit. `save` writes all that is known."""
-        return {"graph": asdict(self.graph), "edges": self.edges, "record": asdict(self.record)}
+        return {"graph": self.graph.as_dict(), "edges": self.edges, "record": asdict(self.record)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Circuit:

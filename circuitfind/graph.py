@@ -4,6 +4,8 @@
    Writer `input` has index 0, head h of layer l has `1 + l(H+1) + h`, its MLP `1 + l(H+1) + H`.
 2. *Readers* read it, before their norm: per layer all q, all k, all v, the MLP; `logits` last.
    With grouped-query attention k and v are the model's real key/value heads, `a{l}.kv{g}<k>`.
+   In a hybrid model some layers have a *mixer* in place of attention: a convolution, a state space, linear attention.
+   It is one writer and one reader, `s{l}` ("sequence mixer"), at the place of the layer's heads and of its q.
 3. A reader sees a *prefix* of the writers, so the edge set is one number per reader (`limits`), an edge is a
    cell of a `[writers, readers]` matrix, and a circuit or a set of scores is such a matrix. No object per edge.
 
@@ -15,19 +17,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from circuitfind.errors import FileError, NoFile
 
 KINDS = "qkv"
-_WRITER = re.compile(r"input|a(\d+)\.h(\d+)|m(\d+)")
-_READER = re.compile(r"logits|a(\d+)\.(h|kv)(\d+)<([qkv])>|m(\d+)")
+_WRITER = re.compile(r"input|a(\d+)\.h(\d+)|[ms](\d+)")
+_READER = re.compile(r"logits|a(\d+)\.(h|kv)(\d+)<([qkv])>|[ms](\d+)")
 _KIND = r"(?:[.\s_<(\[/-]*([qkv])(?:_input)?[>)\]]?)?"  # a name's end that says query, key or value
 _MLP_HOOK = r"(?:[._](?:hook_)?(?:out|in|post))?"
 _SPELLINGS = (  # of other tools: TransformerLens, ACDC, EAP, auto-circuit, papers; by what is meant
@@ -40,7 +42,7 @@ _SPELLINGS = (  # of other tools: TransformerLens, ACDC, EAP, auto-circuit, pape
 
 
 class Reader(NamedTuple):
-    """A reader taken apart: `kind` is q, k, v, mlp or logits; `head` is the query or key/value head, else 0."""
+    """A reader taken apart: `kind` is q, k, v, mixer, mlp or logits; `head` is the query or key/value head, else 0."""
 
     layer: int
     kind: str
@@ -57,7 +59,9 @@ def ends_of(edge: str) -> tuple[str, str]:
 class Graph(NoFile):
     """Writers, readers and edges of a decoder-only transformer.
 
-    `parallel`: attention and MLP read the same residual, so an MLP does not read its own layer's heads.
+    Attributes:
+        parallel: attention and MLP read the same residual, so an MLP does not read its own layer's heads.
+        mixers: the layers that have a mixer in place of attention.
     """
 
     n_layers: int
@@ -65,6 +69,7 @@ class Graph(NoFile):
     n_kv_heads: int
     d_model: int
     parallel: bool = False
+    mixers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         numbers = (self.n_layers, self.n_heads, self.n_kv_heads)
@@ -72,6 +77,9 @@ class Graph(NoFile):
         if not whole or min(numbers) < 1 or self.n_heads % self.n_kv_heads:
             layers, heads, shared = numbers
             raise FileError(f"no such graph: {layers} layers, {heads} heads on {shared} key/value heads")
+        object.__setattr__(self, "mixers", tuple(self.mixers))  # files hold a list
+        if not set(self.mixers) <= set(range(self.n_layers)):
+            raise FileError(f"no such graph: {self.n_layers} layers, and mixers in layers {list(self.mixers)}")
 
     # ---------------------------------------------------------------- counts
     @property
@@ -79,17 +87,37 @@ class Graph(NoFile):
         """Query heads served by one key/value head."""
         return self.n_heads // self.n_kv_heads
 
+    def heads_in(self, layer: int) -> int:
+        """Writers of a layer beside its MLP: its heads, or 1 for a mixer."""
+        return 1 if layer in self.mixers else self.n_heads
+
+    def counts(self, layer: int) -> tuple[int, int, int]:
+        """A layer's q, k and v readers; a mixer counts as one q."""
+        return (1, 0, 0) if layer in self.mixers else (self.n_heads, self.n_kv_heads, self.n_kv_heads)
+
+    @cached_property
+    def _first_writers(self) -> list[int]:
+        """Of each layer, and where one more would begin."""
+        counts = [self.heads_in(layer) + 1 for layer in range(self.n_layers)]
+        return [1, *(1 + np.cumsum(counts)).tolist()]
+
+    @cached_property
+    def _first_readers(self) -> list[int]:
+        """Of each layer, and `logits`."""
+        return [0, *np.cumsum([sum(self.counts(layer)) + 1 for layer in range(self.n_layers)]).tolist()]
+
     @property
     def n_writers(self) -> int:
-        return 1 + self.n_layers * (self.n_heads + 1)
+        return self._first_writers[-1]
 
     @property
     def readers_per_layer(self) -> int:
-        return self.n_heads + 2 * self.n_kv_heads + 1
+        """Of the layer with most."""
+        return max(sum(self.counts(layer)) for layer in range(self.n_layers)) + 1
 
     @property
     def n_readers(self) -> int:
-        return self.n_layers * self.readers_per_layer + 1
+        return self._first_readers[-1] + 1
 
     @property
     def n_edges(self) -> int:
@@ -103,22 +131,25 @@ class Graph(NoFile):
     # ---------------------------------------------------------------- index arithmetic
     def head(self, layer: int, head: int = 0) -> int:
         """Writer index of a head; with the default, of the layer's first head."""
-        return 1 + layer * (self.n_heads + 1) + head
+        return self._first_writers[layer] + head
 
     def heads(self, layer: int) -> slice:
-        """Writer indices of a layer's heads."""
-        return slice(self.head(layer), self.head(layer, self.n_heads))
+        """Writer indices of a layer's heads, or of its mixer."""
+        return slice(self.head(layer), self.mlp(layer))
 
     def mlp(self, layer: int) -> int:
         """Writer index of a layer's MLP."""
-        return self.head(layer, self.n_heads)
+        return self._first_writers[layer + 1] - 1
 
     def readers(self, layer: int, kind: str) -> slice:
-        """Reader indices of one kind (q, k, v, qkv, mlp, or all) in a layer; `logits` ignores the layer."""
+        """Reader indices of one kind (q, k, v, qkv, mlp, or all) in a layer; `logits` ignores the layer.
+
+        A mixer is the q of its layer.
+        """
         if kind == "logits":
             return slice(self.n_readers - 1, self.n_readers)
-        start, k = layer * self.readers_per_layer, self.n_heads
-        v, mlp, end = k + self.n_kv_heads, k + 2 * self.n_kv_heads, self.readers_per_layer
+        start, (k, keys, values) = self._first_readers[layer], self.counts(layer)
+        v, mlp, end = k + keys, k + keys + values, k + keys + values + 1
         bounds = {"q": (0, k), "k": (k, v), "v": (v, mlp), "qkv": (0, mlp), "mlp": (mlp, end), "all": (0, end)}
         low, high = bounds[kind]
         return slice(start + low, start + high)
@@ -127,8 +158,7 @@ class Graph(NoFile):
         """How many writers (a prefix of them) a reader of this layer and kind sees."""
         if kind == "logits":
             return self.n_writers
-        own_heads = kind == "mlp" and not self.parallel
-        return self.head(layer, self.n_heads if own_heads else 0)
+        return self.mlp(layer) if kind == "mlp" and not self.parallel else self.head(layer)
 
     @cached_property
     def limits(self) -> np.ndarray:
@@ -147,10 +177,11 @@ class Graph(NoFile):
         """The reader with this index, taken apart."""
         if index == self.n_readers - 1:
             return Reader(self.n_layers, "logits", 0)
-        layer, head = divmod(int(index), self.readers_per_layer)
-        for kind, count in (("q", self.n_heads), ("k", self.n_kv_heads), ("v", self.n_kv_heads)):
+        layer = int(np.searchsorted(self._first_readers, index, side="right")) - 1
+        head = int(index) - self._first_readers[layer]
+        for kind, count in zip(KINDS, self.counts(layer), strict=True):
             if head < count:
-                return Reader(layer, kind, head)
+                return Reader(layer, "mixer" if layer in self.mixers else kind, head)
             head -= count
         return Reader(layer, "mlp", 0)
 
@@ -163,20 +194,21 @@ class Graph(NoFile):
             if kind in ("mlp", "logits"):
                 serves[index, self.mlp(layer) if kind == "mlp" else -1] = True
             else:
-                first, count = (head, 1) if kind == "q" else (head * self.group, self.group)
+                first, count = (head * self.group, self.group) if kind in ("k", "v") else (head, 1)
                 serves[index, self.head(layer, first) : self.head(layer, first + count)] = True
         return serves
 
     def layer_of(self, writer: int) -> int:
         """Layer of a writer; -1 for `input`."""
-        return (int(writer) - 1) // (self.n_heads + 1) if writer else -1
+        return int(np.searchsorted(self._first_writers, writer, side="right")) - 1
 
     # ---------------------------------------------------------------- names
     @cached_property
     def writer_names(self) -> tuple[str, ...]:
         names = ["input"]
         for layer in range(self.n_layers):
-            names += [f"a{layer}.h{head}" for head in range(self.n_heads)] + [f"m{layer}"]
+            heads = [f"a{layer}.h{head}" for head in range(self.n_heads)]
+            names += [*([f"s{layer}"] if layer in self.mixers else heads), f"m{layer}"]
         return tuple(names)
 
     @cached_property
@@ -187,6 +219,9 @@ class Graph(NoFile):
     def reader_names(self) -> tuple[str, ...]:
         kv, names = "h" if self.group == 1 else "kv", []
         for layer in range(self.n_layers):
+            if layer in self.mixers:
+                names += [f"s{layer}", f"m{layer}"]
+                continue
             names += [f"a{layer}.h{head}<q>" for head in range(self.n_heads)]
             names += [f"a{layer}.{kv}{g}<{kind}>" for kind in "kv" for g in range(self.n_kv_heads)] + [f"m{layer}"]
         return (*names, "logits")
@@ -280,10 +315,16 @@ class Graph(NoFile):
         hint = f"; its keys and values are grouped, {heads}" if grouped else ""
         return f"this graph ({self}) has no {role} '{name}'{hint}"
 
+    def as_dict(self) -> dict[str, Any]:
+        """The fields, for files; `mixers` only where there are any."""
+        given = asdict(self)
+        return given if self.mixers else {name: value for name, value in given.items() if name != "mixers"}
+
     def __str__(self) -> str:
         grouped = f" on {self.n_kv_heads} key/value heads" if self.group > 1 else ""
         form = ", parallel blocks" if self.parallel else ""
-        return f"{self.n_layers} layers, {self.n_heads} heads{grouped}{form}"
+        mixed = f", {len(self.mixers)} of them with a mixer in place of attention" if self.mixers else ""
+        return f"{self.n_layers} layers{mixed}, {self.n_heads} heads{grouped}{form}"
 
     def ungrouped(self) -> Graph:
         """The same model with one key and one value reader per query head: the graph of the field's files."""

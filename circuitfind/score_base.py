@@ -73,7 +73,7 @@ class ScoreTable(Result):
     def _save(self, path: str | PathLike[str]) -> Path:
         header = {"format": FORMAT, "version": VERSION, "level": self.LEVEL}
         header |= {} if self.positions is None else {"positions": json.dumps(self.positions)}
-        header |= {name: json.dumps(files.plain(asdict(getattr(self, name)))) for name in ("graph", "record")}
+        header |= {"graph": json.dumps(self.graph.as_dict()), "record": json.dumps(files.plain(asdict(self.record)))}
         values = np.ascontiguousarray(self.values, dtype=np.float32)
         return files.write_bytes(path, save({"values": values}, metadata=header))
 

@@ -260,8 +260,11 @@ class NodeScores(ScoreTable):
         return tuple(NodeScore(node, *pair) for node, row in cells for pair in zip(labels, row, strict=True))
 
     def heads(self) -> np.ndarray:
-        """`[layer, head, ...]`: the heads' scores."""
-        return np.stack([self.values[self.graph.heads(layer)] for layer in range(self.graph.n_layers)])
+        """`[layer, head, ...]`: the heads' scores; NaN in a layer with a mixer in place of attention."""
+        found = np.full((self.graph.n_layers, self.graph.n_heads, *self.values.shape[1:]), np.nan, self.values.dtype)
+        for layer in set(range(self.graph.n_layers)) - set(self.graph.mixers):
+            found[layer] = self.values[self.graph.heads(layer)]
+        return found
 
     def key(self, by: By = "absolute") -> np.ndarray:
         """`[writers]`: what nodes are ranked by (positions summed)."""
@@ -277,8 +280,13 @@ class NodeScores(ScoreTable):
     def _repr_html_(self) -> str:
         graph, layers = self.graph, list(map(str, range(self.graph.n_layers)))
         total = self.key("signed")
-        by_layer = total[1:].reshape(graph.n_layers, -1)
-        heat = html.heat(by_layer, layers, [*map(str, range(graph.n_heads)), "MLP"], f"{self.unit} by layer and head")
+        totals = replace(self, values=total, positions=None)
+        mlps = total[[graph.mlp(layer) for layer in range(graph.n_layers)], None]
+        by_layer, columns = np.hstack([totals.heads(), mlps]), [*map(str, range(graph.n_heads)), "MLP"]
+        if graph.mixers:
+            mixed = [total[graph.head(layer)] if layer in graph.mixers else np.nan for layer in range(graph.n_layers)]
+            by_layer, columns = np.column_stack([by_layer, mixed]), [*columns, "mixer"]
+        heat = html.heat(by_layer, layers, columns, f"{self.unit} by layer and head")
         rows = [("input", float(total[0])), *((name, float(np.sum(self[name]))) for name in self.top(10))]
         return html.block(repr(self), heat, html.table(["node", self.unit], rows, "input, and the strongest nodes"))
 

@@ -35,6 +35,15 @@ YARN = dict(
     llama_4_scaling_beta=0.1,
     partial_rotary_factor=0.4,
 )
+MIXED, LINEAR = ["conv", "full_attention"], ["linear_attention", "full_attention"]
+MAMBA = dict(mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1, mamba_d_state=8, mamba_d_conv=3, mamba_chunk_size=4)
+DELTA = dict(
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=8,
+    linear_value_head_dim=8,
+    linear_conv_kernel_dim=3,
+)
 Q_LATENT = {**LATENT, "q_lora_rank": 12}
 
 
@@ -165,7 +174,61 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     ),
     "gpt_oss": lambda: hf.GptOssForCausalLM(hf.GptOssConfig(head_dim=8, **_moe(num_local_experts=4))),
 }
+MODELS |= {  # hybrids
+    "lfm2": lambda: hf.Lfm2ForCausalLM(
+        hf.Lfm2Config(layer_types=MIXED, block_auto_adjust_ff_dim=False, conv_bias=True, **LLAMA)
+    ),
+    "lfm2_moe": lambda: hf.Lfm2MoeForCausalLM(
+        hf.Lfm2MoeConfig(layer_types=MIXED, num_dense_layers=1, **_moe(num_experts=4, moe_intermediate_size=16))
+    ),
+    "bamba": lambda: hf.BambaForCausalLM(hf.BambaConfig(attn_layer_indices=[1], **MAMBA, **LLAMA)),
+    "granitemoehybrid": lambda: hf.GraniteMoeHybridForCausalLM(
+        hf.GraniteMoeHybridConfig(
+            layer_types=["mamba", "attention"],
+            num_local_experts=0,
+            shared_intermediate_size=48,
+            residual_multiplier=0.4,
+            logits_scaling=2.0,
+            **MAMBA,
+            **LLAMA,
+        )
+    ),
+    "jamba": lambda: hf.JambaForCausalLM(
+        hf.JambaConfig(
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            expert_layer_period=2,
+            expert_layer_offset=1,
+            mamba_d_state=8,
+            mamba_d_conv=3,
+            mamba_dt_rank=4,
+            use_mamba_kernels=False,
+            **_moe(num_experts=4),
+        )
+    ),
+    "olmo_hybrid": lambda: hf.OlmoHybridForCausalLM(hf.OlmoHybridConfig(layer_types=LINEAR, **DELTA, **LLAMA)),
+    "qwen3_next": lambda: hf.Qwen3NextForCausalLM(
+        hf.Qwen3NextConfig(
+            layer_types=LINEAR,
+            head_dim=8,
+            shared_expert_intermediate_size=16,
+            **DELTA,
+            **_moe(num_experts=4, moe_intermediate_size=16),
+        )
+    ),
+    "recurrent_gemma": lambda: hf.RecurrentGemmaForCausalLM(
+        hf.RecurrentGemmaConfig(
+            block_types=["recurrent", "attention"],
+            lru_width=32,
+            conv1d_width=3,
+            attention_window_size=4,
+            head_dim=8,
+            **{key: value for key, value in LLAMA.items() if key != "max_position_embeddings"},
+        )
+    ),
+}
 EVERY_FAMILY = sorted(MODELS)
+HYBRIDS = ["bamba", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe", "olmo_hybrid", "qwen3_next", "recurrent_gemma"]
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None) -> nn.Module:

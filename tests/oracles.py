@@ -59,20 +59,27 @@ class Literal:
         self.model, self.family, self.differentiable = model, family_of(model.config, family), differentiable
         self.blocks = list(model.get_submodule(self.family.layers))
         self.n_heads = model.config.num_attention_heads
-        out = self._at(0, self.family.o)
+        self.rows = [self.family.of_block(block) for block in self.blocks]
+        self.mixers = [layer for layer, row in enumerate(self.rows) if row.mixer]
+        first = next(layer for layer, row in enumerate(self.rows) if not row.mixer)
+        out = self._at(first, self.family.o)
         self.d_head = getattr(out, "in_features", out.weight.shape[0]) // self.n_heads
         if self.family.qkv:
-            features = self._at(0, self.family.qkv)(torch.zeros(1, model.config.hidden_size).to(out.weight)).shape[-1]
+            features = self._at(first, self.family.qkv)(torch.zeros(1, model.config.hidden_size).to(out.weight)).shape[
+                -1
+            ]
             self.n_kv_heads = (features // self.d_head - self.n_heads) // 2
         elif self.family.kv:
             self.n_kv_heads = 1  # keys and values of all heads come from one latent
         else:
-            self.n_kv_heads = self._at(0, self.family.k).out_features // self.d_head
+            self.n_kv_heads = self._at(first, self.family.k).out_features // self.d_head
         scale = self.family.residual_multiplier or ""
         self.multiplier = getattr(model.config, scale, None) or getattr(self.blocks[0], scale, 1.0)
 
     # ---------------------------------------------------------------- names
     def readers(self, layer: int, kind: str) -> list[str]:
+        if layer in self.mixers:
+            return [f"s{layer}"] if kind == "q" else []
         if kind == "q" or self.n_kv_heads == self.n_heads:
             return [f"a{layer}.h{head}<{kind}>" for head in range(self.n_heads)]
         return [f"a{layer}.kv{head}<{kind}>" for head in range(self.n_kv_heads)]
@@ -82,10 +89,13 @@ class Literal:
         layer = len(self.blocks) if reader == "logits" else int(reader.split(".")[0][1:])
         names = ["input"]
         for earlier in range(layer):
-            names += [f"a{earlier}.h{head}" for head in range(self.n_heads)] + [f"m{earlier}"]
+            names += [*self._before_mlp(earlier), f"m{earlier}"]
         if reader.startswith("m") and not self.family.parallel:
-            names += [f"a{layer}.h{head}" for head in range(self.n_heads)]
+            names += self._before_mlp(layer)
         return names
+
+    def _before_mlp(self, layer: int) -> list[str]:
+        return [f"s{layer}"] if layer in self.mixers else [f"a{layer}.h{head}" for head in range(self.n_heads)]
 
     def edges(self) -> list[tuple[str, str]]:
         readers = []
@@ -134,7 +144,7 @@ class Literal:
         return keywords
 
     def _hook_layer(self, layer: int, see: See, result: Pass) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        family, streams = self.family, result.streams
+        family, streams = self.rows[layer], result.streams
         attn_norm, mlp_norm = self._at(layer, family.attn_norm), self._at(layer, family.mlp_norm)
 
         def enter_block(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
@@ -163,9 +173,18 @@ class Literal:
 
             return after
 
+        def enter_mixer(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            seen = see(f"s{layer}", streams[f"a{layer}"], result)
+            new = seen if attn_norm is None else attn_norm.forward(seen)
+            return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
         def write_heads(module: nn.Module, args: tuple, output: Tensor) -> None:
             z, out = self._cut(args[0]), self._cut(output)
             bias = module.forward(torch.zeros_like(z))
+            if family.mixer:
+                result.writers[f"s{layer}"] = self._added(out - bias, out, layer, family.post_attn_norm)
+                result.biases[f"s{layer}"] = self._added(bias, out, layer, family.post_attn_norm)
+                return
             for head in range(self.n_heads):
                 alone = torch.zeros_like(z)
                 features = slice(head * self.d_head, (head + 1) * self.d_head)
@@ -197,6 +216,9 @@ class Literal:
         if family.kv:
             projections = {}
             yield from self._hook_latents(layer, lambda reader: see(reader, streams[f"a{layer}"], result))
+        if family.mixer:
+            projections = {}
+            yield self._at(layer, family.mixer).register_forward_pre_hook(enter_mixer, with_kwargs=True)
         for name, kinds in projections.items():
             yield self._at(layer, name).register_forward_hook(project(kinds))
         yield self._at(layer, family.o).register_forward_hook(write_heads)
@@ -252,7 +274,7 @@ class Literal:
         order = []  # (kind, head) of each run of d_head features
         group = self.n_heads // self.n_kv_heads
         if not self.family.qkv:
-            order = [(kind, h) for h in range(len(self.readers(0, kind)))]
+            order = [(kind, h) for h in range(self.n_heads if kind == "q" else self.n_kv_heads)]
         elif self.family.layout == "concat":
             order = [(k, h) for k in "qkv" for h in range(len(self.readers(0, k)))]
         elif self.family.layout == "per_head":
@@ -266,6 +288,8 @@ class Literal:
         width = self.d_head
         if self.family.kv:
             width = self.model.config.qk_nope_head_dim + self.model.config.qk_rope_head_dim
+        if self.family.gated and kind == "q":
+            width = 2 * self.d_head
         start = order.index((kind, head)) * width
         return list(range(start, start + width))
 

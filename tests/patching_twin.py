@@ -124,7 +124,7 @@ class PatchingTwin:
 
     def _kept(self, what: str, layer: int) -> Tensor | float:
         """What stays when nothing is written: the output bias (there is none under a post-norm)."""
-        family = self.literal.family
+        family = self.literal.rows[layer]
         name = {"attn": family.o, "mlp": family.down}.get(what)
         bias = getattr(self.literal.blocks[layer].get_submodule(name), "bias", None) if name else None
         return 0.0 if bias is None else bias
@@ -136,7 +136,7 @@ class PatchingTwin:
             with self._softened(layer, edit) if what == "pattern" else self._between(layer, edit):
                 yield
             return
-        family, block = self.literal.family, self.literal.blocks[layer]
+        family, block = self.literal.rows[layer], self.literal.blocks[layer]
         names = {"resid": "", "heads": family.o, "neurons": family.down}
         names |= {"attn": family.post_attn_norm or family.o, "mlp": family.post_mlp_norm or family.mlp_out}
         names |= {"attn-out": family.o, "mlp-out": family.mlp_out}
@@ -173,7 +173,7 @@ class PatchingTwin:
     def _between(self, layer: int, edit: Edit) -> Iterator[None]:
         """What stands between attention and MLP is what entered the block and what attention wrote: the latter is set
         so that the sum is what it should be."""
-        family, block, times = self.literal.family, self.literal.blocks[layer], self.literal.multiplier
+        family, block, times = self.literal.rows[layer], self.literal.blocks[layer], self.literal.multiplier
         entered: list[Tensor] = []
 
         def enter(_: nn.Module, args: tuple, kwargs: dict) -> None:

@@ -176,8 +176,8 @@ def test_writers_are_the_literal_ones(name: str, adapter_of: Callable[..., Adapt
         literal = Literal(adapter.model).run(pairs.clean)
     written = {"input": run.writers.embed}
     for layer in range(adapter.graph.n_layers):
-        for head, output in enumerate(adapter.head_outputs(layer, run.heads[layer])):
-            written[f"a{layer}.h{head}"] = output
+        outputs = adapter.head_outputs(layer, run.heads[layer])
+        written |= dict(zip(adapter.graph.writer_names[adapter.graph.heads(layer)], outputs, strict=True))
         written[f"m{layer}"] = run.mlps[layer]
     assert list(written) == list(adapter.graph.writer_names) == list(literal.writers)
     real = pairs.clean.mask

@@ -29,9 +29,9 @@ from circuitfind.models.adapter import Adapter
 
 # Fused heads, grouped key/value heads, parallel blocks, pre- and post-norms, post-norms only, a norm that attention and
 # MLP share (and addition in place), the same with biases, values clipped in place, residual multipliers.
-# Last, keys and values read through a latent, and queries, too.
+# Last, keys and values read through a latent, and queries, too; mixers in place of attention.
 FAMILIES = ["gpt2", "llama", "gpt_neox", "gemma2", "olmo2", "falcon", "phi", "olmo-clipped", "granite"]
-FAMILIES += ["youtu-direct", "youtu"]
+FAMILIES += ["youtu-direct", "youtu", "lfm2"]
 SURPRISE = Metric("surprise", lambda logits, batch: surprise(logits))
 
 

@@ -32,8 +32,10 @@ CLOSE = 1e-5  # of the largest score
 MIXTURES = {"mixtral", "qwen3_moe", "gpt_oss", "dbrx", "granitemoe", "llama4_text"}
 BENT = {"modernbert-decoder"}  # its head is not linear
 MIXTURES |= {"deepseek_v2", "deepseek_v3", "glm4_moe_lite", "axk1", "mistral4"}
+MIXTURES |= {"jamba", "lfm2_moe", "qwen3_next"}
+INSIDE = {"lfm2", "granitemoehybrid"}  # no module of its own for the activation
 TWINS = ["gpt2", "llama", "gemma2", "gpt_neox", "opt"]  # GELU, gated, gated with post-norms, parallel, ReLU
-OTHERS = [name for name in EVERY_FAMILY if name not in {*TWINS, *MIXTURES, *BENT}]
+OTHERS = [name for name in EVERY_FAMILY if name not in {*TWINS, *MIXTURES, *BENT, *INSIDE}]
 ACTIVATIONS = {"act", "act_fn", "activation_fn", "gelu_impl", "activation"}
 GATED = {
     *("llama", "llama-biased", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "olmo", "olmo-clipped"),
@@ -49,7 +51,7 @@ GATED = {
         "smollm3",
         "moshi",
     ),
-    *("youtu", "youtu-direct", "minicpm3"),
+    *("youtu", "youtu-direct", "minicpm3", "bamba", "olmo_hybrid", "recurrent_gemma"),
 }
 PLACES = {"gpt2": ("resid", "neurons"), "llama": ("heads", "k"), "gemma2": ("attn", "mlp", "pattern"), "opt": ("mlp",)}
 
@@ -138,12 +140,16 @@ def by_the_rules_of(name: str) -> nn.Module:
     """A copy of a model of any family with the rules around its own modules."""
     hf = copy.deepcopy(build(name))
     family = family_of(hf.config)
-    norms = {family.attn_norm, family.mlp_norm, family.post_attn_norm, family.post_mlp_norm} - {None}
-    blocks = hf.get_submodule(family.layers)
-    paths = [family.final_norm, *(f"{family.layers}.{i}.{norm}" for i in range(len(blocks)) for norm in norms)]
+    blocks, paths = hf.get_submodule(family.layers), [family.final_norm]
+    mixers: list[str] = []  # what is inside them keeps its gradient, as attention does
+    for index, row in enumerate(map(family.of_block, blocks)):
+        norms = {row.attn_norm, row.mlp_norm, row.post_attn_norm, row.post_mlp_norm} - {None}
+        paths += [f"{family.layers}.{index}.{norm}" for norm in norms]
+        mixers += [f"{family.layers}.{index}.{row.mixer}."] if row.mixer else []
     rules = {path: AnyLinearNorm(hf.get_submodule(path)) for path in paths}
     for path, module in hf.named_modules():
-        if path.split(".")[-1] in ACTIVATIONS and not list(module.parameters()):
+        of_mixer = any(mixer in path for mixer in mixers)
+        if path.split(".")[-1] in ACTIVATIONS and not list(module.parameters()) and not of_mixer:
             rules[path] = IdentityRule(module)
     for path, rule in rules.items():
         parent, _, last = path.rpartition(".")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from families import HYBRIDS
 from helpers import as_matrix, edge_scores, off, surprise
 from oracles import Literal, patch_edges
 from torch import Tensor
@@ -20,6 +21,7 @@ OTHERS = ["falcon-new", "opt", "bloom", "olmo2", "gpt_oss", "granite"]  # own la
 OTHERS += ["codegen", "ctrl", "dbrx", "gpt_bigcode", "granitemoe", "llama4_text", "modernbert-decoder", "moshi", "mpt"]
 OTHERS += ["nanochat", "persimmon"]
 OTHERS += ["deepseek_v2", "minicpm3"]  # latents
+OTHERS += HYBRIDS
 
 
 class Edges:

@@ -91,7 +91,7 @@ class DirectEffects(EffectTable):
             "logit_diff": float(self.logit_diff.mean()),
             "capped": self.capped,
             "record": asdict(self.record),
-            "graph": asdict(self.graph),
+            "graph": self.graph.as_dict(),
             "examples": {name: getattr(self, name).tolist() for name in ("per_example", "constant", "logit_diff")},
         }
 

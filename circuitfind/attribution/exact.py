@@ -91,7 +91,7 @@ def exact_node_effects(
     positions = np.arange(experiment.batch.clean.ids.shape[1]) if by_position else np.array([-1])
     writers = np.arange(graph.n_writers) if writers is None else writers
     places = np.stack(np.meshgrid(writers, positions, indexing="ij"), axis=-1).reshape(-1, 2)
-    layers = (places[:, 0] - 1) // (graph.n_heads + 1)  # -1 is the input's
+    layers = np.array([graph.layer_of(writer) for writer in places[:, 0]])  # -1 is the input's
 
     def start(batch: Batch, _: slice) -> Started:
         restart, change, started = _started(experiment, batch)

@@ -75,8 +75,14 @@ def _attention_readers(weights: Heads, output: Tensor) -> Heads:
 
 def _folded(view: LayerView) -> Heads:
     """`[d_model, heads, d_head]` each, the attention's norm folded in."""
-    if view.family.kv:
-        raise ScoreError("method 'weights' cannot score this model: a norm stands between two projections of its keys")
+    whys = {
+        "a mixer has no queries, keys and values": view.family.mixer,
+        "a norm stands between two projections of its keys": view.family.kv,
+        "its queries and their gates are read together": view.family.gated,
+    }
+    for why, so in whys.items():
+        if so:
+            raise ScoreError(f"method 'weights' cannot score this model: {why}")
     weights = view.qkv_weight()
     return weights if view.attn_norm is None else Heads(*map(view.attn_norm.fold, weights))
 

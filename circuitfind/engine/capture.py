@@ -118,10 +118,12 @@ class Recorder:
             return self._enter_block(layer, value)
         if site in PROJECTIONS:
             self._projected[site] = detached
-            if len(self._projected) == len(self.adapter.family.projections):
-                run.qkv.append(self.adapter.layers[layer].layout.gather(self._projected))
+            view = self.adapter.layers[layer]
+            if len(self._projected) == len(view.family.projections):
+                run.qkv.append(view.layout.gather(self._projected))
                 self._projected = {}
             if self.differentiate:
+                value = value.view_as(value) if site == "mixer" else value  # a norm's output: others may read it, too
                 self.leaves[site, layer] = value
                 return value.clone()  # OLMo clips this tensor in place: the gradient is needed from before
         elif site == "z":
@@ -198,7 +200,7 @@ def capture_gradients(
     run.logits = logits.detach()
     qkv, mlp = [], []
     for layer, view in enumerate(adapter.layers):
-        qkv.append(view.layout.gather({site: at[site, layer] for site in adapter.family.projections}))
+        qkv.append(view.layout.gather({site: at[site, layer] for site in view.family.projections}))
         mlp.append(at["mlp_in", layer].view(run.resid[0].shape))
     return Gradients(run, ReaderGradients(qkv, mlp, at["final", len(mlp)]), values)
 

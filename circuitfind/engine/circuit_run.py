@@ -139,18 +139,19 @@ def skippable(prepared: Prepared, plan: Plan) -> dict[str, Tensor]:
     does depend on o's result.)
     """
     skips: dict[str, Tensor] = {}
-    family, empty, times = prepared.adapter.family, prepared.empty, len(plan.terms)
+    empty, times = prepared.empty, len(plan.terms)
     for layer, view in enumerate(prepared.adapter.layers):
+        family = view.family
         if not plan.runs(layer, "all"):
             skips[view.path] = side_by_side(empty.resid[layer + 1], times)
             continue
         if family.attn and not plan.runs(layer, "qkv"):
             skips[f"{view.path}.{family.attn}"] = side_by_side(empty.attn_out[layer], times)
         else:
-            for site in family.projections:
+            for site in () if family.mixer else family.projections:
                 whole = view.layout.output(site, empty.qkv[layer])
                 skips[f"{view.path}.{getattr(family, site)}"] = side_by_side(whole, times)
-            if not prepared.adapter.coupled:
+            if view.post_attn_norm is None:
                 skips[f"{view.path}.{family.o}"] = side_by_side(empty.attn_out[layer], times)
         if family.mlp and not plan.runs(layer, "mlp"):
             skips[f"{view.path}.{family.mlp}"] = side_by_side(empty.mlp_out[layer], times)

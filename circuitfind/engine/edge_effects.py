@@ -86,9 +86,9 @@ class EdgeSum:
     def _clear(self) -> None:
         """Starts sums over points."""
         graph, zeros = self._adapter.graph, partial(self._effects.new_zeros, len(self._tokens))
-        values = (graph.readers_per_layer - 1, self._adapter.d_read)
         self._points, self._final = 0, zeros(graph.d_model)
-        self._layers = [_Layer(zeros(*values), [], zeros(graph.d_model)) for _ in self._adapter.layers]
+        sizes = [(sum(graph.counts(layer)), view.d_read) for layer, view in enumerate(self._adapter.layers)]
+        self._layers = [_Layer(zeros(*values), [], zeros(graph.d_model)) for values in sizes]
 
     def _at(self, value: Tensor) -> Tensor:
         """A value `[batch, pos, ...]` at the tokens that are looked at."""

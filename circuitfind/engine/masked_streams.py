@@ -124,14 +124,14 @@ class Streams:
         if kind != "heads":
             return self.adapter.centre(back).view(-1, self.length, self.width)
         heads, weight = self._heads(layer, rows)
-        gradient = weight.new_zeros(back.shape[1], self.graph.n_heads, weight.shape[1])
+        gradient = weight.new_zeros(back.shape[1], self.graph.heads_in(layer), weight.shape[1])
         gradient.transpose(0, 1)[heads] = torch.bmm(back, weight.mT)
         return gradient.view(-1, self.length, *gradient.shape[1:])
 
     def _rows(self, layer: int, kind: str) -> slice:
         """D's rows of the writers of this kind that take part."""
         first = {"input": 0, "heads": self.graph.head(layer), "mlp": self.graph.mlp(layer)}[kind]
-        bounds = [first, first + (self.graph.n_heads if kind == "heads" else 1)]
+        bounds = [first, first + (self.graph.heads_in(layer) if kind == "heads" else 1)]
         return slice(*np.searchsorted(self.plan.writers, bounds).tolist())
 
     def _heads(self, layer: int, rows: slice) -> tuple[Tensor, Tensor]:

@@ -131,10 +131,10 @@ def estimate_memory(
         reads: positions at which the metric reads the logits; softmax: whether it takes one over the vocabulary.
     """
     graph, tokens, size = adapter.graph, examples * length, adapter.dtype.itemsize
-    stream = STREAM + POST_NORMED * (adapter.family.post_attn_norm is not None)
-    queries, keys = adapter.layers[0].layout.features
+    stream = STREAM + POST_NORMED * adapter.coupled
+    queries, keys = max(view.layout.features for view in adapter.layers)
     heads = QUERIES * queries + KEYS * keys
-    if adapter.family.kv:
+    if adapter.family.kv or graph.mixers:
         heads += READ * graph.readers_per_layer * adapter.d_read
     kept = (stream * graph.d_model + heads + _kept_of_mlp(adapter)) * (size + adapter.work.itemsize) // 2
     attention = size * graph.n_heads * length
@@ -148,10 +148,10 @@ def estimate_memory(
 def _kept_of_mlp(adapter: Adapter) -> int:
     """Values that are kept of a token in an MLP; of one without a single output projection, as of a common shape."""
     graph, view = adapter.graph, adapter.layers[0]
-    if adapter.family.down is None:
+    if view.family.down is None:
         return GATED * 4 * graph.d_model
-    parameters = sum(one.numel() for one in module_at(view.block, adapter.family.mlp_out).parameters())
-    width: int = module_at(view.block, adapter.family.down).weight.numel() // graph.d_model
+    parameters = sum(one.numel() for one in module_at(view.block, view.family.mlp_out).parameters())
+    width: int = module_at(view.block, view.family.down).weight.numel() // graph.d_model
     if parameters > 2.5 * width * graph.d_model:
         return GATED * width
     return width * (COMPOSED if any(map(_composed, view.block.modules())) else PLAIN)

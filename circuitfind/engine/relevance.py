@@ -75,7 +75,7 @@ def relevance_rules(adapter: Adapter) -> Iterator[Adapter]:
     for view in adapter.layers:
         fixed: dict[str, Any] = {name: replace(norm, fixed_scale=True) for name, norm in view.norms.items()}
         ruled.layers.append(replace(view, **fixed))
-        paths = {name: f"{view.path}.{getattr(adapter.family, name)}" for name in fixed}
+        paths = {name: f"{view.path}.{getattr(view.family, name)}" for name in fixed}
         rules |= {paths[name]: _norm_rule(norm, work) for name, norm in fixed.items()}
     waiting = set(rules)  # until a pass meets them
 
@@ -111,7 +111,7 @@ def _halved(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
 
 def _mlp(adapter: Adapter, view: LayerView) -> tuple[str, str | None]:
     """Paths of an MLP's activation and, if it is gated, of the projection that reads the product."""
-    what, down = f"method 'relp' has rules for an MLP's activation: '{adapter.kind}'", adapter.family.down
+    what, down = f"method 'relp' has rules for an MLP's activation: '{adapter.kind}'", view.family.down
     if down is None:
         raise ScoreError(f"{what} computes those of its mixtures of experts out of reach; {REMEDY}")
     parent = ".".join([view.path, *down.split(".")[:-1]])

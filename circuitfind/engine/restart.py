@@ -60,6 +60,7 @@ class Restart:
             return self._run(times, _shown("mlp_in", layer, self.adapter.layers[layer].mlp_reads(streams)), skips)
         if kind == "logits":
             return self._run(times, _shown("final", layer, streams), skips)
+        kind = "q" if kind == "mixer" else kind
         local = torch.tensor([reader - graph.readers(layer, "qkv").start], device=streams.device)
         read = self._readers(layer).values(streams.flatten(0, 1)[None], local, centred=False)[0]
         read = read.unflatten(0, streams.shape[:2]).unsqueeze(-2)
@@ -147,9 +148,10 @@ class Restart:
 
     def _attention(self, layer: int, times: int) -> dict[str, Tensor]:
         """A layer's attention, where the family has it in a module of its own that can be skipped."""
-        if not self.adapter.family.attn:
+        view = self.adapter.layers[layer]
+        if not view.family.attn:
             return {}
-        path = f"{self.adapter.layers[layer].path}.{self.adapter.family.attn}"
+        path = f"{view.path}.{view.family.attn}"
         return {path: side_by_side(self.base.attn_out[layer], times)}
 
     def _run(self, times: int, visit: Visit, skips: Skips) -> Tensor:

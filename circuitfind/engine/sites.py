@@ -91,13 +91,16 @@ def _noted(modules: dict[int, nn.Module]) -> Iterator[dict[int, tuple[Any, Any]]
 def _capture_inputs(adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[int]) -> tuple[Run, Values]:
     with _noted({layer: projection_of(adapter, site, layer) for layer in layers}) as noted:
         run = capture(adapter, inputs)
-    shape = (*run.resid[0].shape[:2], *((adapter.graph.n_heads,) if site == "z" else ()), -1)
-    return run, {layer: entered.detach().view(shape) for layer, (entered, _) in noted.items()}
+    shape, heads = run.resid[0].shape[:2], adapter.graph.heads_in
+    return run, {
+        layer: entered.detach().view(*shape, *((heads(layer),) if site == "z" else ()), -1)
+        for layer, (entered, _) in noted.items()
+    }
 
 
 def projection_of(adapter: Adapter, site: str, layer: int) -> Any:
     """The linear module that a site's values enter: the attention's (`z`) or the MLP's (`hidden`) output projection."""
-    family = adapter.family
+    family = adapter.layers[layer].family
     name = family.o if site == "z" else family.down
     if name is None:
         raise ModelError(
@@ -116,7 +119,8 @@ def input_rows(adapter: Adapter, site: str, layer: int) -> Tensor:
 
 
 def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -> tuple[Run, Values]:
-    attentions = {layer: adapter.layers[layer].module(adapter.family.o.rpartition(".")[0]) for layer in layers}
+    views = {layer: adapter.layers[layer] for layer in layers}
+    attentions = {layer: view.module(view.family.o.rpartition(".")[0]) for layer, view in views.items()}
     with eager_attention(adapter), _noted(attentions) as noted:
         run, z = capture_site(adapter, inputs, "z", layers)
     values = {}

@@ -154,7 +154,7 @@ def _at_attention(adapter: Adapter, run: Run, at: StreamGradients) -> Tensor:
 
 
 def _at_heads(adapter: Adapter, layer: int, gradient: Tensor) -> Tensor:
-    by_head = input_rows(adapter, "z", layer).to(gradient).unflatten(0, (adapter.graph.n_heads, -1))
+    by_head = input_rows(adapter, "z", layer).to(gradient).unflatten(0, (adapter.graph.heads_in(layer), -1))
     gradients: Tensor = einsum(gradient, by_head, "b t d, h e d -> b t h e")
     return gradients
 

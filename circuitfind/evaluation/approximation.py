@@ -167,7 +167,7 @@ class Approximation(Result):
 
     def save(self, path: str | PathLike[str], **more: Any) -> Path:
         """Writes everything as `.json`, or the places as `.csv`; see `Result.save`."""
-        graph = asdict(next(iter(self.compared.values())).exact.graph)
+        graph = next(iter(self.compared.values())).exact.graph.as_dict()
         sweeps = {what: one.sweeps() for what, one in self.compared.items()}
         return super().save(path, **more, graph=graph, sweeps=sweeps)
 

@@ -122,7 +122,7 @@ def minimality(
     evaluator, chosen = Evaluator.judging(model, task, circuit, **asked)
     evaluation, mask, experiment = evaluator.evaluate(chosen), chosen.mask, evaluator.experiment
     cells = np.argwhere(mask.T)[:, ::-1]  # in the order of `Circuit.edges`
-    coupled = experiment.adapter.family.post_attn_norm is not None
+    coupled = experiment.adapter.coupled
     acts = ~without_effect(evaluator.graph, mask, coupled, experiment.interchange)[tuple(cells.T)]
     effects = np.zeros((len(cells), len(evaluator.full)))
     without = evaluator.metrics(without_each(mask, cells[acts]), int(acts.sum()), "edges")

@@ -4,7 +4,8 @@ Version 1 (UTF-8, one JSON object; unknown keys are ignored, so that later versi
 
     format   "circuitfind.circuit"
     version  1
-    graph    {n_layers, n_heads, n_kv_heads, d_model, parallel}: the graph that the names belong to
+    graph    {n_layers, n_heads, n_kv_heads, d_model, parallel}: the graph that the names belong to; of a hybrid model
+             also "mixers", the layers without attention
     record   where the numbers come from: model, task, method, metric, ablation, sign, seed, pairs, settings, versions
     nodes    names of the nodes that the edges touch (for other tools; reading takes them from the edges)
     edges    [{edge: "a0.h1->m2", estimate: 0.12 | null, exact: 0.11 | null}, ...] in units of the metric,
@@ -40,13 +41,14 @@ class _Part(BaseModel):
 
 
 class GraphPart(_Part):
-    """The five numbers of a `Graph`; the file's own copy, so that a change of the class cannot change the format."""
+    """The numbers of a `Graph`; the file's own copy, so that a change of the class cannot change the format."""
 
     n_layers: int = Field(ge=1)
     n_heads: int = Field(ge=1)
     n_kv_heads: int = Field(ge=1)
     d_model: int
     parallel: bool = False
+    mixers: list[int] = []
 
 
 # The fields of a `Record`; what a file leaves out is empty, never filled with what holds on the machine that reads it.
@@ -95,7 +97,7 @@ def write(
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "graph": asdict(graph),
+        "graph": graph.as_dict(),
         "record": plain(asdict(record)),
         "nodes": list(nodes),
         "edges": [

@@ -115,6 +115,11 @@ def write(path: str | PathLike[str], content: EapIgFile, nodes: np.ndarray | Non
     if ending not in ENDINGS:
         raise FileError(f"{path}: EAP-IG's files end in {' or '.join(ENDINGS)}")
     graph, mask, scores = content.graph, content.mask, content.scores
+    if graph.mixers:
+        raise FileError(
+            f"{path}: EAP-IG's files know heads and MLPs only, and this model has a mixer in place of attention (layer"
+            f" {', '.join(map(str, graph.mixers))}): save in circuitfind's own format"
+        )
     if graph.group > 1 and scores is not None:
         raise FileError(
             f"{path}: the file holds a score per query head, but {graph.group} heads share each key and value here,"

@@ -39,13 +39,15 @@ class EdgeRow(NamedTuple):
 
 
 def node_attributes(graph: Graph, node: str) -> dict[str, Any]:
-    """`kind`, `layer` and, for heads, `head` of a node."""
+    """`kind` (input, head, mixer, mlp, logits), `layer` and, for heads, `head` of a node."""
     if node == "logits":
         return {"kind": "logits", "layer": graph.n_layers}
     index = graph.writer(node)
     layer = graph.layer_of(index)
     if layer < 0 or index == graph.mlp(layer):
         return {"kind": "input" if layer < 0 else "mlp", "layer": layer}
+    if layer in graph.mixers:
+        return {"kind": "mixer", "layer": layer}
     return {"kind": "head", "layer": layer, "head": index - graph.head(layer)}
 
 

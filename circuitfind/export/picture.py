@@ -40,9 +40,10 @@ from circuitfind.export.graphs import EdgeRow, fed, node_attributes
 from circuitfind.graph import Graph
 
 FONT = "Helvetica,Arial,sans-serif"
-COLORS = {"q": "#0072B2", "k": "#D98200", "v": "#009E73", "mlp": "#6B7280", "logits": "#6B7280"}
+COLORS = {"q": "#0072B2", "k": "#D98200", "v": "#009E73", "mixer": "#6B7280", "mlp": "#6B7280", "logits": "#6B7280"}
 NODES = {
     "head": 'shape=ellipse fillcolor="#E8F0F8" color="#35618E"',
+    "mixer": 'shape=box style="filled,rounded" fillcolor="#E8F0F8" color="#94703A"',
     "mlp": 'shape=box style="filled,rounded" fillcolor="#F6ECDC" color="#94703A"',
     "kv": 'shape=box style="filled" fillcolor="#FFFFFF" color="#7A8594" fontsize=9 height=0.18 margin="0.04,0.01"',
     "end": 'shape=box style="filled,rounded" fillcolor="#333F4F" color="#333F4F" fontcolor="#FFFFFF"',
@@ -274,7 +275,7 @@ def _legend(graph: Graph, drawn: Sequence[Arrow]) -> str:
     if not drawn:
         return '<font point-size="12" color="#55606E">empty circuit: no edges, faithfulness 0</font>'
     kinds = {"mlp" if arrow.kind == "logits" else arrow.kind for arrow in drawn}
-    names = {"q": "query", "k": "key", "v": "value", "mlp": "into MLP or logits"}
+    names = {"q": "query", "k": "key", "v": "value", "mixer": "into mixer", "mlp": "into MLP or logits"}
     first = [f'<font color="{COLORS[key]}">■</font> {name}' for key, name in names.items() if key in kinds]
     second = []
     if effects := [arrow.effect for arrow in drawn if arrow.effect is not None]:

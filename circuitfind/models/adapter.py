@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -29,6 +30,7 @@ from circuitfind.models.families import LATENT_NORMS, NORMS, Family, family_of
 from circuitfind.models.gguf_files import marked
 from circuitfind.models.latent import LatentView
 from circuitfind.models.layer import LayerView, Layout, module_at, weight_of
+from circuitfind.models.mixer import MixerView
 from circuitfind.models.norms import Norm
 from circuitfind.models.state import State
 
@@ -96,29 +98,31 @@ class Adapter:
         self._check_covered(blocks)
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.work = torch.promote_types(self.dtype, torch.float32)
-        d_head = len(weight_of(module_at(blocks[0], family.o))) // graph.n_heads
-        layout = Layout(family.layout, graph.n_heads, graph.n_kv_heads, d_head)
         scale = family.residual_multiplier
         multiplier = float(getattr(self.config, scale, None) or getattr(blocks[0], scale)) if scale else 1.0
-        self.layers: list[LayerView] = []
-        for index, block in enumerate(blocks):
-            path = f"{family.layers}.{index}"
-            attn, mlp, post_attn, post_mlp = (
-                _norm(block, path, getattr(family, name), graph.d_model) for name in NORMS
-            )
-            view = LayerView(path, family, layout, block, attn, mlp, post_attn, post_mlp, multiplier, self.work)
-            self.layers.append(LatentView.of(view) if family.kv else view)
+        self.layers = [self._view(block, f"{family.layers}.{index}", multiplier) for index, block in enumerate(blocks)]
         self.final_norm = Norm.of(module_at(model, family.final_norm), graph.d_model, family.final_norm, self.device)
         self.centred = self.final_norm.centred and all(
             norm is not None and norm.centred for view in self.layers for norm in (view.attn_norm, view.mlp_norm)
         )
-        self.coupled = family.post_attn_norm is not None
+        self.coupled = any(view.post_attn_norm is not None for view in self.layers)
+
+    def _view(self, block: Any, path: str, multiplier: float) -> LayerView:
+        family, graph = self.family.of_block(block), self.graph
+        d_head = len(weight_of(module_at(block, family.o))) // graph.n_heads
+        layout = Layout(family.layout, graph.n_heads, graph.n_kv_heads, d_head)
+        attn, mlp, post_attn, post_mlp = (_norm(block, path, getattr(family, name), graph.d_model) for name in NORMS)
+        view = LayerView(path, family, layout, block, attn, mlp, post_attn, post_mlp, multiplier, self.work)
+        if family.mixer:
+            return MixerView.of(view)
+        return LatentView.of(view) if family.kv else view
 
     def _state(self) -> State:
-        blocks = module_at(self.model, self.family.layers)
-        names = [name for norm in (*NORMS, *LATENT_NORMS) if (name := getattr(self.family, norm)) is not None]
-        norms = [module_at(block, name) for block in blocks for name in names]
-        return State.of(self.model, [*norms, module_at(self.model, self.family.final_norm)])
+        norms = [module_at(self.model, self.family.final_norm)]
+        for block in module_at(self.model, self.family.layers):
+            names = (getattr(self.family.of_block(block), norm) for norm in (*NORMS, *LATENT_NORMS))
+            norms += [module_at(block, name) for name in names if name is not None]
+        return State.of(self.model, norms)
 
     def refresh(self) -> bool:
         """Reads again what is kept of the model, where it has changed since.
@@ -147,8 +151,8 @@ class Adapter:
 
     @property
     def d_read(self) -> int:
-        """Features of what a q, k or v reader makes of the stream."""
-        return self.layers[0].d_read
+        """Features of what a q, k or v reader makes of the stream, of the widest."""
+        return max(view.d_read for view in self.layers)
 
     @property
     def device(self) -> torch.device:
@@ -182,22 +186,14 @@ class Adapter:
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def _sites(self) -> list[Site]:
-        family, last = self.family, self.graph.n_layers
-        of_block = [
-            ("resid", "", "input"),
-            *((name, getattr(family, name), "output") for name in family.projections),
-            ("z", family.o, "input"),
-            ("attn_out", family.o, "output"),
-            ("mlp_in", family.mlp_in, "input"),
-            ("mlp_out", family.mlp_out, "output"),
-        ]
+        last = self.graph.n_layers
         return [
             *(
                 Site(name, layer, f"{view.path}.{path}".rstrip("."), side)
                 for layer, view in enumerate(self.layers)
-                for name, path, side in of_block
+                for name, path, side in _of_block(view.family)
             ),
-            Site("final", last, family.final_norm, "input"),
+            Site("final", last, self.family.final_norm, "input"),
             Site("unembed", last, self.head_path, "input"),
         ]
 
@@ -223,9 +219,10 @@ class Adapter:
 
     def _check_covered(self, blocks: nn.ModuleList) -> None:
         for block in blocks:
-            if self.family.post_attn_norm and module_at(block, self.family.o).bias is not None:
+            family = self.family.of_block(block)
+            if family.post_attn_norm and module_at(block, family.o).bias is not None:
                 raise ModelError("an attention output bias under a post-norm is not covered (attention_bias=True)")
-            down = self.family.down if self.family.post_mlp_norm else None
+            down = family.down if family.post_mlp_norm else None
             if down and module_at(block, down).bias is not None:
                 raise ModelError("an MLP output bias under a post-norm is not covered (mlp_bias=True)")
 
@@ -236,20 +233,40 @@ def graph_of(model: Any, family: Family | str | None = None) -> Graph:
     family = _within(model, family_of(config, family))
     _check_paths(model, family)
     blocks, n_heads = module_at(model, family.layers), config.num_attention_heads
-    sizes = [_sizes(block, f"{family.layers}.{index}", family, n_heads) for index, block in enumerate(blocks)]
-    for index, size in enumerate(sizes):
-        if size != sizes[0]:
+    rows = [family.of_block(block) for block in blocks]
+    sizes = {
+        index: _sizes(block, f"{family.layers}.{index}", row, n_heads)
+        for index, (block, row) in enumerate(zip(blocks, rows, strict=True))
+    }
+    mixers = tuple(index for index, row in enumerate(rows) if row.mixer)
+    first = next((index for index in sizes if index not in mixers), None)
+    if first is None:
+        raise ModelError("it has no attention at all: circuits of models with nothing but mixers are not covered")
+    for index, size in sizes.items():
+        if index not in mixers and size != sizes[first]:
             raise ModelError(
-                f"layers with heads of different sizes are not covered: {sizes[0][0]} key/value heads of {sizes[0][1]}"
-                f" in layer 0, {size[0]} of {size[1]} in layer {index}"
+                f"layers with heads of different sizes are not covered: {sizes[first][0]} key/value heads of"
+                f" {sizes[first][1]} in layer {first}, {size[0]} of {size[1]} in layer {index}"
             )
-    return Graph(len(blocks), n_heads, sizes[0][0], config.hidden_size, family.parallel)
+    return Graph(len(blocks), n_heads, sizes[first][0], config.hidden_size, family.parallel, mixers)
+
+
+def _of_block(family: Family) -> list[tuple[str, str, str]]:
+    """Name, module and side of a block's sites."""
+    return [
+        ("resid", "", "input"),
+        *((name, getattr(family, name), "input" if family.mixer else "output") for name in family.projections),
+        ("z", family.o, "input"),
+        ("attn_out", family.o, "output"),
+        ("mlp_in", family.mlp_in, "input"),
+        ("mlp_out", family.mlp_out, "output"),
+    ]
 
 
 def _sizes(block: nn.Module, path: str, family: Family, n_heads: int) -> tuple[int, int]:
     """Number of key/value heads, and the width of a head."""
     shapes = {}
-    for site in ("o", *family.projections, *(("q_latent",) if family.q_latent else ())):
+    for site in ("o", *(() if family.mixer else family.projections), *(("q_latent",) if family.q_latent else ())):
         name = getattr(family, site)
         if not isinstance(module := module_at(block, name), (nn.Linear, Conv1D)):
             raise ModelError(
@@ -258,11 +275,12 @@ def _sizes(block: nn.Module, path: str, family: Family, n_heads: int) -> tuple[i
             )
         shapes[site] = tuple(weight_of(module).shape)
     d_head = shapes["o"][0] // n_heads
-    if family.kv:
+    if family.kv or family.mixer:
         return 1, d_head
     features = shapes["qkv"][1] if "qkv" in shapes else sum(shapes[site][1] for site in "qkv")
-    n_kv_heads = (features // d_head - n_heads) // 2 if d_head else 0
-    wanted = {"q": n_heads, "k": n_kv_heads, "v": n_kv_heads, "qkv": n_heads + 2 * n_kv_heads}
+    queries = n_heads * (1 + family.gated)
+    n_kv_heads = (features // d_head - queries) // 2 if d_head else 0
+    wanted = {"q": queries, "k": n_kv_heads, "v": n_kv_heads, "qkv": n_heads + 2 * n_kv_heads}
     if (
         n_kv_heads < 1
         or n_heads % n_kv_heads
@@ -276,7 +294,7 @@ def _sizes(block: nn.Module, path: str, family: Family, n_heads: int) -> tuple[i
 def _check_paths(model: nn.Module, family: Family) -> None:
     """Checks that the blocks have the modules that the family names."""
 
-    def check(root: nn.Module, where: str, names: tuple[str, ...]) -> None:
+    def check(root: nn.Module, where: str, names: Iterable[str], family: Family = family) -> None:
         for name in names:
             path = getattr(family, name)
             try:
@@ -289,9 +307,10 @@ def _check_paths(model: nn.Module, family: Family) -> None:
                 raise ModelError(f"family: {name}='{path}' is not a module of {where}: there are {', '.join(there)}")
 
     check(model, f"a {type(model).__name__}", ("layers", "final_norm"))
-    names = (*family.projections, "q_latent", *LATENT_NORMS, "o", "attn", *NORMS, "mlp", "mlp_in", "mlp_out", "down")
+    others = ("q_latent", *LATENT_NORMS, "o", "attn", *NORMS, "mlp", "mlp_in", "mlp_out", "down")
     for index, block in enumerate(module_at(model, family.layers)):
-        check(block, f"block {family.layers}.{index}", names)
+        row = family.of_block(block)
+        check(block, f"block {family.layers}.{index}", (*row.projections, *others), row)
 
 
 def _norm(block: nn.Module, path: str, name: str | None, width: int) -> Norm | None:

@@ -204,9 +204,10 @@ def observe(adapter: Adapter) -> None:
     inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids[:, :1]))
     seen: list[tuple[str, int]] = []
     forms: dict[str, Any] = {}
-    names = [name for name in ("", adapter.family.attn, adapter.family.mlp) if name is not None]
+    parts = ((view.path, name) for view in adapter.layers for name in ("", view.family.attn, view.family.mlp))
+    paths = [f"{path}.{name}".rstrip(".") for path, name in parts if name is not None]
     with ExitStack() as hooks, torch.no_grad(), undisturbed(adapter.model):
-        for path in (f"{view.path}.{name}".rstrip(".") for view in adapter.layers for name in names):
+        for path in paths:
 
             def note(_: nn.Module, __: Any, output: Any, path: str = path) -> None:
                 forms[path] = (None, *output[1:]) if isinstance(output, tuple) else None

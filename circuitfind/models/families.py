@@ -11,6 +11,8 @@ from typing import Any
 
 from circuitfind.errors import ModelError, NoFile, entered, imported, unknown
 
+ANY = object()
+
 
 @dataclass(frozen=True)
 class Family(NoFile):
@@ -36,7 +38,11 @@ class Family(NoFile):
         parallel: attention and MLP read the same residual.
         residual_multiplier: the attribute of the config, or else of a block, that scales what a layer adds, if any.
         variants: (config attribute, value, changes): how this row changes for a form of the family.
-        refuse: (config attribute, value, reason): forms that are not covered.
+        refuse: (config attribute, value, reason): forms that are not covered; `ANY` stands for all but 0 and None.
+        mixer: the module that a block has in place of attention (`mixer.py`): its input is the normed stream. `attn` is
+            this module, too, and `o` its output projection.
+        gated: `q` puts out a query and a gate of the head's output, head by head.
+        forms: (module, changes): how this row changes for a block that has this module.
     """
 
     layers: str = "model.layers"
@@ -65,10 +71,20 @@ class Family(NoFile):
     residual_multiplier: str | None = None
     variants: tuple[tuple[str, Any, dict[str, Any]], ...] = ()
     refuse: tuple[tuple[str, Any, str], ...] = ()
+    mixer: str | None = None
+    gated: bool = False
+    forms: tuple[tuple[str, dict[str, Any]], ...] = ()
+
+    def of_block(self, block: Any) -> Family:
+        """The row in the form that a block of a hybrid model has."""
+        there = {path for path, _ in block.named_modules()} if self.forms else set()
+        return next((replace(self, **changes) for module, changes in self.forms if module in there), self)
 
     @property
     def projections(self) -> tuple[str, ...]:
         """Which of the fields name the projections that put out q, k and v."""
+        if self.mixer:
+            return ("mixer",)
         if self.kv:
             return ("q", "kv_latent", "kv")
         return ("qkv",) if self.qkv else ("q", "k", "v")
@@ -96,6 +112,30 @@ LATENT = replace(
     variants=(("q_lora_rank", None, {"q": "self_attn.q_proj", "q_latent": None, "q_latent_norm": None}),),
 )
 LATENT_MOE = replace(LATENT, down=None)
+LFM2 = replace(
+    LLAMA,
+    final_norm="model.embedding_norm",
+    o="self_attn.out_proj",
+    attn_norm="operator_norm",
+    mlp_norm="ffn_norm",
+    mlp="feed_forward",
+    mlp_in="feed_forward",
+    mlp_out="feed_forward",
+    down="feed_forward.w2",
+    forms=(("conv", {"mixer": "conv", "attn": "conv", "o": "conv.out_proj"}),),
+)
+_MAMBA = ("mamba", {"mixer": "mamba", "attn": "mamba", "o": "mamba.out_proj"})
+_DELTA = {"mixer": "linear_attn", "attn": "linear_attn", "o": "linear_attn.out_proj"}
+BAMBA = replace(
+    LLAMA,
+    final_norm="model.final_layernorm",
+    mlp_norm="pre_ff_layernorm",
+    mlp="feed_forward",
+    mlp_in="feed_forward",
+    mlp_out="feed_forward",
+    down="feed_forward.down_proj",
+    forms=(_MAMBA,),
+)
 GPT2 = Family(
     layers="transformer.h",
     final_norm="transformer.ln_f",
@@ -113,6 +153,57 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("gemma2", "gemma3_text"), SANDWICH),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "axk1", "mistral4"), LATENT_MOE),
     "youtu": LATENT,
+    "lfm2": LFM2,
+    "lfm2_moe": replace(LFM2, down=None),
+    "bamba": BAMBA,
+    "jamba": replace(BAMBA, down=None),
+    "granitemoehybrid": replace(
+        LLAMA,
+        mlp="shared_mlp",
+        mlp_in="shared_mlp",
+        mlp_out="shared_mlp",
+        down="shared_mlp.output_linear",
+        residual_multiplier="residual_multiplier",
+        forms=(_MAMBA,),
+        refuse=(("num_local_experts", ANY, "experts and a shared MLP are added side by side"),),
+    ),
+    "qwen3_next": replace(MOE, gated=True, forms=(("linear_attn", _DELTA),)),
+    "olmo_hybrid": replace(
+        LLAMA,
+        attn_norm=None,
+        mlp_norm=None,
+        post_attn_norm="post_attention_layernorm",
+        post_mlp_norm="post_feedforward_layernorm",
+        forms=(
+            (
+                "linear_attn",
+                {
+                    **_DELTA,
+                    "o": "linear_attn.o_proj",
+                    "attn_norm": "input_layernorm",
+                    "mlp_norm": "post_attention_layernorm",
+                    "post_attn_norm": None,
+                    "post_mlp_norm": None,
+                },
+            ),
+        ),
+    ),
+    "recurrent_gemma": replace(
+        LLAMA,
+        final_norm="model.final_norm",
+        q="temporal_block.q_proj",
+        k="temporal_block.k_proj",
+        v="temporal_block.v_proj",
+        o="temporal_block.o_proj",
+        attn="temporal_block",
+        attn_norm="temporal_pre_norm",
+        mlp_norm="channel_pre_norm",
+        mlp="mlp_block",
+        mlp_in="mlp_block",
+        mlp_out="mlp_block",
+        down="mlp_block.down_proj",
+        forms=(("temporal_block.linear_out", {"mixer": "temporal_block", "o": "temporal_block.linear_out"}),),
+    ),
     "minicpm3": replace(LATENT, residual_multiplier="residual_scale"),
     "gpt2": replace(GPT2, refuse=(("add_cross_attention", True, "it has cross-attention"),)),
     "gpt_neo": replace(
@@ -338,8 +429,8 @@ def family_of(config: Any, family: Family | str | None = None) -> Family:
     if not isinstance(family, Family):
         raise ModelError(f"family={family!r}: give a circuitfind.Family or the name of one")
     for attribute, value, reason in family.refuse:
-        if getattr(config, attribute, None) == value:
-            raise ModelError(f"this {kind} model is not covered: {reason} (config.{attribute} = {value})")
+        if (found := getattr(config, attribute, None)) == value or (value is ANY and found):
+            raise ModelError(f"this {kind} model is not covered: {reason} (config.{attribute} = {found})")
     for attribute, value, changes in family.variants:
         if getattr(config, attribute, None) == value:
             family = replace(family, **changes)

@@ -71,17 +71,25 @@ class _Probe:
             new = by_row[:1].repeat(self.rows, 1, 1)
             new[-1] = by_row[0].roll(1, -1)
             return new.view_as(value)
+        if site == "mixer":
+            return by_row[:1].repeat(self.rows, 1, 1).view_as(value)
         if site in PROJECTIONS:
             layout = self.adapter.layers[layer].layout
             parts = {kind: self._changed(kind, part) for kind, part in layout.parts(site, by_row).items()}
             return layout.whole(site, parts, by_row).view_as(value)
         if site == "z":
-            self._note_heads(by_row.unflatten(-1, (self.heads, -1)).float())
+            if layer in self.adapter.graph.mixers:
+                self._note_reads(by_row)
+            else:
+                self._note_heads(by_row.unflatten(-1, (self.heads, -1)).float())
         elif site == "mlp_in":
             return by_row[:1].repeat(self.rows, 1, 1).view_as(value)
         elif site == "mlp_out":
-            self.errors[READERS].append((by_row[-1] - by_row[0]).abs().max() / by_row[0].abs().max().clamp_min(1e-30))
+            self._note_reads(by_row)
         return None
+
+    def _note_reads(self, by_row: Tensor) -> None:
+        self.errors[READERS].append((by_row[-1] - by_row[0]).abs().max() / by_row[0].abs().max().clamp_min(1e-30))
 
     def _changed(self, kind: str, heads: Tensor) -> Tensor:
         new = heads[:1].repeat(self.rows, 1, 1, 1)

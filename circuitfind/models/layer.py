@@ -25,8 +25,9 @@ from circuitfind.errors import ModelError
 from circuitfind.models.families import NORMS, Family
 from circuitfind.models.norms import Norm
 
-PROJECTIONS = {"q": "q", "k": "k", "v": "v", "qkv": "qkv", "kv_latent": "k", "kv": "kv"}
-"""Sites: outputs of the separate projections, of the fused one, around a latent; by site, what it has of q, k, v."""
+PROJECTIONS = {"q": "q", "k": "k", "v": "v", "qkv": "qkv", "kv_latent": "k", "kv": "kv", "mixer": "q"}
+"""Sites: outputs of the separate projections, of the fused one, around a latent; a mixer's input. By site, what it has
+of q, k and v."""
 Chosen = tuple[Tensor, Tensor]  # the places `[n]` of some heads, and their values `[..., n, features]`
 
 
@@ -107,7 +108,9 @@ class Layout:
 
     def parts(self, site: str, value: Tensor) -> dict[str, Tensor]:
         """By kind, the heads `[..., heads, d_head]` of what a projection puts out: all three of the fused one."""
-        return self.split(value)._asdict() if site == "qkv" else {site: value.unflatten(-1, (-1, self.d_head))}
+        if site == "qkv":
+            return self.split(value)._asdict()
+        return {site: value.unflatten(-1, (self.n_heads if site == "q" else self.n_kv_heads, -1))}
 
     def gather(self, outputs: Mapping[str, Tensor]) -> Heads:
         """The heads, from what all projections put out."""
@@ -212,14 +215,14 @@ class LayerView:
     @property
     def d_read(self) -> int:
         """Features of what a reader makes of the stream, of the widest."""
-        return self.layout.d_head
+        return self.layout.d_head * (1 + self.family.gated)
 
     def values_of(self, kind: str, read: Tensor, heads: Tensor) -> Tensor:
         """`[..., heads, d_head]`: q, k or v of some heads, from what they read `[..., heads, d_read]`; here, just that.
 
         Differentiable.
         """
-        return read
+        return read[..., : self.layout.d_head] if self.family.gated and kind != "q" else read
 
     def at_read(self, stream: Tensor, gradient: Heads) -> Heads:
         """The gradient at what the readers make of a stream `[..., d_model]`, from the one at q, k and v of its run."""

@@ -209,17 +209,20 @@ def planned(experiment: Experiment, where: Where) -> SweepPlan:
 
 
 def _chosen(layers: int | Iterable[int] | None, kind: Kind, adapter: Adapter) -> list[int]:
-    n_layers = adapter.graph.n_layers
+    n_layers, mixers = adapter.graph.n_layers, set(adapter.graph.mixers) if kind.unit == "head" else set()
     if layers is None and kind.name_layers:
         each = f"each of the {n_layers} layers has {kind.count(adapter, 0):,} {kind.name}"
         raise ScoreError(f"{each}: name a layer, such as layers=0 (--layers 0)")
     if layers is None:
-        return list(range(n_layers))
+        return [layer for layer in range(n_layers) if layer not in mixers]
     given: Any = layers.tolist() if hasattr(layers, "tolist") else layers  # of numpy or torch
     chosen = list(given) if isinstance(given, Iterable) else [given]
     whole = all(isinstance(layer, Integral) and not isinstance(layer, bool) for layer in chosen)
     if not chosen or not whole or not set(chosen) <= set(range(n_layers)) or len(set(chosen)) < len(chosen):
         raise ScoreError(f"layers={layers!r}: give layers of this model, 0 to {n_layers - 1}, each of them once")
+    if unheaded := sorted(mixers & set(chosen)):
+        those = ", ".join(map(str, unheaded))
+        raise ScoreError(f"layers={layers!r}: there are no heads in {those}, but a mixer: patch what='attn' there")
     return [int(layer) for layer in chosen]
 
 

@@ -200,7 +200,7 @@ def _readers(graph: Graph, name: str) -> list[int]:
     nodes = graph.node_names[1:]
     if name in nodes:
         return [int(reader) for reader in np.flatnonzero(graph.serves[:, 1 + nodes.index(name)])]
-    examples = ", ".join(graph.reader_names[slot] for slot in (0, graph.n_heads, -2))
+    examples = ", ".join(graph.reader_names[slot] for slot in (0, graph.counts(0)[0], -2))
     said = graph.not_named("receiver", name, (*nodes, *graph.reader_names))
     raise ScoreError(f"{said} Its readers are {examples}, logits, ...")
 

@@ -111,7 +111,7 @@ def _neurons(adapter: Adapter, layer: int) -> int:
 def _projected(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Tensor:
     """Heads through the output projection."""
     weight = input_rows(restart.adapter, "z", layer)
-    rows = rearrange(weight, "(h e) d -> h e d", h=restart.adapter.graph.n_heads)[units]
+    rows = rearrange(weight, "(h e) d -> h e d", h=restart.adapter.graph.heads_in(layer))[units]
     found: Tensor = einsum(change, rows.to(change), "b t u e, u e d -> u b t d")
     return found
 
@@ -160,7 +160,7 @@ _KINDS = (
         parallel=False,
         instead="'resid', 'attn' or 'mlp'",
     ),
-    Kind("attn", "attn", "a{layer}", reached=Restart.after_mlp, by_position=True),
+    Kind("attn", "attn", "{attn}{layer}", reached=Restart.after_mlp, by_position=True),
     Kind("mlp", "mlp", "m{layer}", reached=_as_it_is, by_position=True),
     Kind("attn-out", "attn_out", "attn-out{layer}", reached=_from_attention, by_position=True),
     Kind("mlp-out", "mlp_out", "mlp-out{layer}", reached=_from_mlp, by_position=True),

@@ -192,7 +192,11 @@ class Sweep(PatchedEffects):
         label = known.label if known else f"{self.what}{{layer}}.{{unit}}" if by_unit else f"{self.what}{{layer}}"
         units = self.axes[1].labels if by_unit else ("",)
         cells = product(self.axes[0].labels, units, self.positions)
-        return [label.format(layer=layer, unit=unit, kv=kv) for layer, unit, _ in cells]
+        mixers = set(map(str, self.graph.mixers))
+        return [
+            label.format(layer=layer, unit=unit, kv=kv, attn="s" if layer in mixers else "a")
+            for layer, unit, _ in cells
+        ]
 
     @cached_property
     def _names(self) -> list[str]:
@@ -231,7 +235,7 @@ class Sweep(PatchedEffects):
     def save(self, path: str | PathLike[str]) -> Path:  # type: ignore[override]
         """Writes safetensors; axes, graph and record in the header."""
         header = {"format": FORMAT, "version": VERSION, "what": self.what}
-        parts = {"axes": self.axes, "graph": asdict(self.graph), "record": asdict(self.record)}
+        parts = {"axes": self.axes, "graph": self.graph.as_dict(), "record": asdict(self.record)}
         header |= {name: json.dumps(plain(part)) for name, part in parts.items()}
         tensors = {"per_example": self.per_example, "full": self.full, "empty": self.empty}
         return write_bytes(path, save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata=header))

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 WIDE, HIGH, LEAST = 720, 460, 640  # pixels: of a plot of cells in comfortable size, and of the narrowest figure
 LETTER = 7.0
 BAR, BARS_WIDE, LONGEST_NAME = 20, 760, 32
-PLACE = re.compile(r"m(?P<mlp>\d+)|a(?P<layer>\d+)\.(?P<kind>h|kv)(?P<unit>\d+)(<(?P<slot>[qkv])>)?")
-SLOTS = ("", "q", "k", "v", "MLP")  # in the order of their columns
+PLACE = re.compile(r"m(?P<mlp>\d+)|s(?P<mixer>\d+)|a(?P<layer>\d+)\.(?P<kind>h|kv)(?P<unit>\d+)(<(?P<slot>[qkv])>)?")
+SLOTS = ("", "q", "k", "v", "mixer", "MLP")  # in the order of their columns
 
 
 # -------------------------------------------------------------------- heat maps
@@ -129,6 +129,8 @@ def _place(name: str) -> tuple[int, _Column] | None:
         return None
     if found["mlp"]:
         return int(found["mlp"]), _Column(SLOTS.index("MLP"), 0, "MLP")
+    if found["mixer"]:
+        return int(found["mixer"]), _Column(SLOTS.index("mixer"), 0, "mixer")
     slot, shared = found["slot"] or "", "kv" if found["kind"] == "kv" else ""
     label = f"{slot} {shared}{found['unit']}".strip()
     return int(found["layer"]), _Column(SLOTS.index(slot), int(found["unit"]), label)

@@ -105,16 +105,24 @@ def strongest_edges(edges: Edges, *, n: int = EDGES) -> Figure:
 def _writers(graph: Graph) -> Groups:
     groups = [("input", slice(0, 1))]
     for layer, mlp in enumerate(map(graph.mlp, range(graph.n_layers))):
-        groups += [(f"a{layer}", graph.heads(layer)), (f"m{layer}", slice(mlp, mlp + 1))]
+        groups += [(_attention(graph, layer), graph.heads(layer)), (f"m{layer}", slice(mlp, mlp + 1))]
     return groups
 
 
 def _readers(graph: Graph) -> Groups:
     groups = []
     for layer in range(graph.n_layers):
-        groups += [(f"a{layer}<{kind}>", graph.readers(layer, kind)) for kind in "qkv"]
+        if layer in graph.mixers:
+            groups.append((f"s{layer}", graph.readers(layer, "q")))
+        else:
+            groups += [(f"a{layer}<{kind}>", graph.readers(layer, kind)) for kind in "qkv"]
         groups.append((f"m{layer}", graph.readers(layer, "mlp")))
     return [*groups, ("logits", graph.readers(graph.n_layers, "logits"))]
+
+
+def _attention(graph: Graph, layer: int) -> str:
+    """What a layer's heads go by together, or its mixer."""
+    return f"s{layer}" if layer in graph.mixers else f"a{layer}"
 
 
 def _indicator(groups: Groups) -> np.ndarray:
@@ -193,7 +201,7 @@ def components(found: DirectEffects | NodeScores) -> Figure:
     values = found.values[:, None].astype(np.float64) if isinstance(found, NodeScores) else found.per_example
     layers = [(values[graph.heads(layer)].sum(axis=0), values[graph.mlp(layer)]) for layer in range(graph.n_layers)]
     parts = np.stack([values[0], *chain.from_iterable(layers)])
-    names = ["input", *chain.from_iterable((f"a{layer}", f"m{layer}") for layer in range(graph.n_layers))]
+    names = ["input", *chain.from_iterable((_attention(graph, layer), f"m{layer}") for layer in range(graph.n_layers))]
     words = _words(found, "Layers")
     if not isinstance(found, NodeScores):
         names, parts = [*names, "biases"], np.concatenate([parts, found.constant[None]])

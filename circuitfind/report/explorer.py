@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BANDS = (30, 120, 400)  # edges of a drawing of its own
 START = 120  # edges that are shown at first, if there are more
-KINDS = {"q": "query", "k": "key", "v": "value", "mlp": "into MLP", "logits": "into logits"}
+KINDS = {"q": "query", "k": "key", "v": "value", "mixer": "into mixer", "mlp": "into MLP", "logits": "into logits"}
 DIGITS = 5  # of an effect; a tooltip shows three
 
 

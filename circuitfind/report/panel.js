@@ -11,8 +11,8 @@ const make = (tag, className, ...children) => {
 const kindOf = (name) => {
   if (name === "input") return "the embeddings";
   if (name === "logits") return "the output";
-  const [, layer, part, number] = /^[am](\d+)(?:\.(h|kv)(\d+))?$/.exec(name);
-  if (!part) return `MLP of layer ${layer}`;
+  const [, node, layer, part, number] = /^([ams])(\d+)(?:\.(h|kv)(\d+))?$/.exec(name);
+  if (!part) return `${node === "s" ? "mixer" : "MLP"} of layer ${layer}`;
   return part === "h" ? `head ${number} of layer ${layer}` : `shared key/value head ${number} of layer ${layer}`;
 };
 

@@ -269,5 +269,5 @@ def _heads(circuit: Circuit) -> list[int]:
     for row in circuit.rows():
         strength[row.writer] += abs(row.effect or 0.0)
     inside = np.flatnonzero(circuit.node_mask[:-1]).tolist()
-    heads = [writer for writer in inside if writer and writer != graph.mlp(graph.layer_of(writer))]
+    heads = [writer for writer in inside if ".h" in graph.writer_names[writer]]
     return sorted(heads, key=lambda writer: -strength[writer])

@@ -1,0 +1,65 @@
+"""A layer with a mixer in place of attention: a convolution, a state space, linear attention.
+
+What a mixer does inside is its own: it has no queries and keys that a graph could name. It is one node, as an MLP is,
+but it moves information between tokens. For the engine it is attention with one head: what this head writes is what
+enters the mixer's output projection, and what it reads, as the only reader and without a projection, is the normed
+stream, the input of the mixer's module.
+
+Some mixers (a biased convolution, that of Recurrent Gemma) take padding on the left for tokens; tasks are padded on the
+right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuitfind.models.layer import Heads, LayerView, Layout, weight_of
+
+
+@dataclass(frozen=True)
+class MixerLayout(Layout):
+    """One head: what enters the mixer is its query, and there are no keys and values."""
+
+    def parts(self, site: str, value: Tensor) -> dict[str, Tensor]:
+        return {"q": value.unsqueeze(-2)}
+
+    def gather(self, outputs: Mapping[str, Tensor]) -> Heads:
+        return _alone(outputs["mixer"])
+
+    def whole(self, site: str, parts: Mapping[str, Tensor], own: Tensor | None = None) -> Tensor:
+        return parts["q"].squeeze(-2)
+
+
+@dataclass(frozen=True, eq=False)
+class MixerView(LayerView):
+    """A block with a mixer."""
+
+    @classmethod
+    def of(cls, view: LayerView) -> MixerView:
+        """From a view of the same block."""
+        given = {one.name: getattr(view, one.name) for one in fields(LayerView)}
+        layout = MixerLayout("mixer", 1, 0, len(weight_of(view.module(view.family.o))))
+        return cls(**{**given, "layout": layout})
+
+    @property
+    def d_read(self) -> int:
+        return weight_of(self.module(self.family.o)).shape[1]
+
+    def _reading(self) -> dict[str, Any]:
+        return {}
+
+    def projected(self, x: Tensor) -> Heads:
+        return _alone(x)
+
+    def qkv_weight(self) -> Heads:
+        return _alone(torch.eye(self.d_read, dtype=self.work, device=self.device))
+
+
+def _alone(read: Tensor) -> Heads:
+    q = read.unsqueeze(-2)
+    return Heads(q, q[..., :0, :], q[..., :0, :])
