@@ -63,6 +63,8 @@ error of the identities, relative to the largest value.
 {table}"""
 SCALED = dict(residual_multiplier=0.4, embedding_multiplier=3.0, logits_scaling=2.0)
 GENERAL = {**SCALED, **COMMON, **EXPERTS, **LATENT, **INDEXED, **LINEAR}
+LATENT_HEADS = {**GENERAL, "num_key_value_heads": 4, "head_dim": 4}
+LINEAR_FIRST = {**GENERAL, "layer_types": ["linear_attention", "full_attention"]}
 VISION = dict(
     hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
 )
@@ -153,9 +155,19 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "gpt_neo": {**COMMON, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
     "gptj": {**COMMON, "rotary_dim": 4},
-    "granitemoehybrid": {**GENERAL, **MAMBA, "layer_types": ["mamba", "attention"], "shared_intermediate_size": 16},
+    "granitemoehybrid": {
+        **GENERAL,
+        **MAMBA,
+        "layer_types": ["mamba", "attention"],
+        "shared_intermediate_size": 16,
+        "num_local_experts": 0,
+    },
+    "jamba": {**GENERAL, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+    **dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid"), LINEAR_FIRST),
+    "recurrent_gemma": {**COMMON, "block_types": ["recurrent", "attention"], "lru_width": 32},
     "kimi_linear": {
         **GENERAL,
+        "num_key_value_heads": 4,
         "linear_attn_config": {
             "num_heads": 2,
             "head_dim": 8,
@@ -168,7 +180,9 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "llama4_text": {**COMMON, **EXPERTS, "intermediate_size_mlp": 48},
     "lfm2_moe": {**GENERAL, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "mamba2": {**COMMON, "num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 1},
-    "minicpm3": {**COMMON, **LATENT},
+    **dict.fromkeys(("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu"), LATENT_HEADS),
+    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), LATENT_HEADS),
+    "minicpm3": {**COMMON, **LATENT, "num_key_value_heads": 4, "head_dim": 4},
     "minimax": {**GENERAL, "layer_types": ["full_attention", "linear_attention"]},
     "mllama": {
         "text_config": {**COMMON, "cross_attention_layers": [1]},
@@ -221,8 +235,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "pad_token_id": 0,
         "ngram": 1,
     },
-    "qwen3_5": {"text_config": GENERAL, "vision_config": VISION},
-    "qwen3_5_moe": {"text_config": GENERAL, "vision_config": VISION},
+    "qwen3_5": {"text_config": LINEAR_FIRST, "vision_config": VISION},
+    "qwen3_5_moe": {"text_config": LINEAR_FIRST, "vision_config": VISION},
     "qwen4_exp": {"text_config": GENERAL},
     "reformer": {
         **COMMON,

@@ -216,6 +216,27 @@ MODELS |= {  # hybrids
             **_moe(num_experts=4, moe_intermediate_size=16),
         )
     ),
+    "qwen3_5_text": lambda: hf.Qwen3_5ForCausalLM(
+        hf.Qwen3_5TextConfig(layer_types=LINEAR, head_dim=8, **DELTA, **LLAMA)
+    ),
+    "qwen3_5_moe_text": lambda: hf.Qwen3_5MoeForCausalLM(
+        hf.Qwen3_5MoeTextConfig(
+            layer_types=LINEAR,
+            head_dim=8,
+            shared_expert_intermediate_size=16,
+            **DELTA,
+            **_moe(num_experts=4, moe_intermediate_size=16),
+        )
+    ),
+    "kimi_linear": lambda: hf.KimiLinearForCausalLM(
+        hf.KimiLinearConfig(
+            layer_types=LINEAR,
+            linear_head_dim=8,
+            linear_num_heads=2,
+            linear_conv_kernel_dim=3,
+            **_latent_moe(**{**LATENT, "num_local_experts": 4}),
+        )
+    ),
     "recurrent_gemma": lambda: hf.RecurrentGemmaForCausalLM(
         hf.RecurrentGemmaConfig(
             block_types=["recurrent", "attention"],
@@ -228,7 +249,8 @@ MODELS |= {  # hybrids
     ),
 }
 EVERY_FAMILY = sorted(MODELS)
-HYBRIDS = ["bamba", "granitemoehybrid", "jamba", "lfm2", "lfm2_moe", "olmo_hybrid", "qwen3_next", "recurrent_gemma"]
+HYBRIDS = ["bamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "lfm2_moe", "olmo_hybrid", "qwen3_5_moe_text"]
+HYBRIDS += ["qwen3_5_text", "qwen3_next", "recurrent_gemma"]
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None) -> nn.Module:

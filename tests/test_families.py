@@ -72,7 +72,9 @@ def test_slices_of_tokens_do_not_matter(
 
 
 def test_every_row_of_the_name_table_has_a_model() -> None:
-    assert {build(name).config.model_type for name in EVERY_FAMILY} == set(FAMILIES)
+    refused = {"deepseek_v32", "glm_moe_dsa"}  # with an indexer; tests/test_hybrids.py
+    kinds = {build(name).config.get_text_config().model_type for name in EVERY_FAMILY}
+    assert kinds == set(FAMILIES) - refused
 
 
 @pytest.mark.parametrize("name", EVERY_FAMILY)

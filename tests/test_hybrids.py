@@ -16,7 +16,6 @@ from toys import id_task, wrapped
 import circuitfind as cf
 from circuitfind.errors import FileError, ModelError, ScoreError
 from circuitfind.graph import Graph
-from circuitfind.models.families import FAMILIES
 
 GRAPH = Graph(3, 2, 1, 8, mixers=(1,))
 
@@ -92,18 +91,15 @@ def test_what_cannot_be_covered_is_said() -> None:
     hf.config.num_local_experts = 4
     with pytest.raises(ModelError, match="experts and a shared MLP are added side by side"):
         cf.wrap(hf, None)
-    row = FAMILIES["lfm2"]
+    hf = build("deepseek_v3")
+    hf.config.model_type, hf.config.index_topk = "deepseek_v32", 2048
+    with pytest.raises(ModelError, match="its indexer reads the stream beside q, k and v"):
+        cf.wrap(hf, None)
+    hf = build("lfm2")
+    with pytest.raises(ModelError, match=r"'model\.layers\.1' has a mixer beside its attention"):
+        hf.model.layers[1].conv = hf.model.layers[0].conv
+        cf.wrap(hf, None)
+    hf = build("lfm2")
+    hf.model.layers, hf.config.num_hidden_layers = hf.model.layers[:1], 1
     with pytest.raises(ModelError, match="it has no attention at all"):
-        cf.wrap(
-            build("lfm2"),
-            None,
-            family=replace(
-                row,
-                forms=(
-                    (
-                        "operator_norm",
-                        row.forms[0][1] | {"mixer": "feed_forward", "attn": "feed_forward", "o": "feed_forward.w2"},
-                    ),
-                ),
-            ),
-        )
+        cf.wrap(hf, None)

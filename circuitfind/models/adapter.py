@@ -239,6 +239,10 @@ def graph_of(model: Any, family: Family | str | None = None) -> Graph:
         for index, (block, row) in enumerate(zip(blocks, rows, strict=True))
     }
     mixers = tuple(index for index, row in enumerate(rows) if row.mixer)
+    for index in mixers:
+        there = {path for path, _ in blocks[index].named_modules()}
+        if rows[index].attn != family.attn and family.attn in there:
+            raise ModelError(f"'{family.layers}.{index}' has a mixer beside its attention, which is not covered")
     first = next((index for index in sizes if index not in mixers), None)
     if first is None:
         raise ModelError("it has no attention at all: circuits of models with nothing but mixers are not covered")

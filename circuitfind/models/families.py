@@ -12,6 +12,7 @@ from typing import Any
 from circuitfind.errors import ModelError, NoFile, entered, imported, unknown
 
 ANY = object()
+INDEXED = "its indexer reads the stream beside q, k and v, and chooses the tokens that attention sees"
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ LFM2 = replace(
     forms=(("conv", {"mixer": "conv", "attn": "conv", "o": "conv.out_proj"}),),
 )
 _MAMBA = ("mamba", {"mixer": "mamba", "attn": "mamba", "o": "mamba.out_proj"})
+_KIMI = {"mixer": "self_attn", **dict.fromkeys(("kv", "kv_latent", "kv_latent_norm", "q_latent", "q_latent_norm"))}
 _DELTA = {"mixer": "linear_attn", "attn": "linear_attn", "o": "linear_attn.out_proj"}
 BAMBA = replace(
     LLAMA,
@@ -152,6 +154,7 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("mixtral", "qwen3_moe", "gpt_oss"), MOE),
     **dict.fromkeys(("gemma2", "gemma3_text"), SANDWICH),
     **dict.fromkeys(("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "axk1", "mistral4"), LATENT_MOE),
+    **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), replace(LATENT_MOE, refuse=(("index_topk", ANY, INDEXED),))),
     "youtu": LATENT,
     "lfm2": LFM2,
     "lfm2_moe": replace(LFM2, down=None),
@@ -167,7 +170,9 @@ FAMILIES: dict[str, Family] = {
         forms=(_MAMBA,),
         refuse=(("num_local_experts", ANY, "experts and a shared MLP are added side by side"),),
     ),
-    "qwen3_next": replace(MOE, gated=True, forms=(("linear_attn", _DELTA),)),
+    **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text"), replace(MOE, gated=True, forms=(("linear_attn", _DELTA),))),
+    "qwen3_5_text": replace(LLAMA, gated=True, forms=(("linear_attn", _DELTA),)),
+    "kimi_linear": replace(LATENT_MOE, forms=(("self_attn.conv1d", _KIMI),)),
     "olmo_hybrid": replace(
         LLAMA,
         attn_norm=None,
