@@ -74,8 +74,8 @@ def test_every_edge_equals_a_forward_pass_of_its_own(
 def test_some_edges_of_other_families(name: str, adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
     """One edge into each kind of reader of the last layer, and into one of the first."""
     adapter = adapter_of(name)
-    edges = [edge for edge in Literal(adapter.model).edges() if edge[0] in ("input", "a0.h2", "m0")]
-    edges = [edge for edge in edges if edge[1] in ("logits", "m1", "a0.h3<q>") or edge[1].startswith("a1.")]
+    edges = [edge for edge in Literal(adapter.model).edges() if edge[0] in ("input", "a0.h2", "s0", "m0")]
+    edges = [edge for edge in edges if edge[1] in ("logits", "m1", "a0.h3<q>", "s0") or edge[1].startswith("a1.")]
     literal, patched = Literal(adapter.model), Edges(adapter, pairs.clean, pairs.corrupted)
     with torch.no_grad():
         run, source = literal.run(pairs.clean), literal.run(pairs.corrupted)
