@@ -14,7 +14,10 @@ from toys import FOUR, id_task, wrapped
 import circuitfind as cf
 from circuitfind.metrics import METRICS
 
-CAPPED, BENT = {"gemma2", "nanochat", "recurrent_gemma"}, {"modernbert-decoder"}  # logits that are capped; a head that is not linear
+CAPPED, BENT = (
+    {"gemma2", "nanochat", "recurrent_gemma"},
+    {"modernbert-decoder"},
+)  # logits that are capped; a head that is not linear
 
 
 @pytest.mark.parametrize("name", sorted(set(EVERY_FAMILY) - CAPPED - BENT))
