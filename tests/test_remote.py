@@ -277,7 +277,7 @@ def test_places_that_are_none(folder: Path, options: dict, message: str) -> None
 
 def test_an_uncovered_family_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
     transformers.T5Config(d_model=8).save_pretrained(tmp_path)
-    with pytest.raises(cf.ModelError, match="model family 't5' is not covered"):
+    with pytest.raises(cf.ModelError, match="model family 't5' has no row of its own"):
         cf.load(str(tmp_path), remote=True)
 
 
