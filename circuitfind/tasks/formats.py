@@ -20,12 +20,11 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from circuitfind.errors import plain, unknown
+from circuitfind.errors import plain, unknown, warn
 from circuitfind.tasks.chat import are_messages, check_messages
 
 NAMES = {name: name for name in ("clean", "corrupted", "answers", "wrong_answers", "spans", "corrupted_spans")}
@@ -81,7 +80,7 @@ def pairs_of(rows: Sequence[Any], counterfactual: str | None, split: str | None)
     if not pairs:
         raise BadRow(chosen[0], "this counterfactual is empty in every row: choose another with counterfactual=")
     if missing := len(chosen) - len(pairs):
-        warnings.warn(f"{missing} of {len(chosen)} rows lack this counterfactual and are left out", stacklevel=2)
+        warn(f"{missing} of {len(chosen)} rows lack this counterfactual and are left out")
     if any("spelling" in pair for pair in pairs.values()):  # a row may leave it to the model
         pairs = {at: {"spelling": None, **pair} for at, pair in pairs.items()}
     first = next(iter(pairs))
