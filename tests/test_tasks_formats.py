@@ -255,6 +255,8 @@ def test_mib_arithmetic(model: cf.Model) -> None:
     ):
         refused(lambda row=row: pairs_from_rows([row]), TaskError, message)
     assert len(cf.Task.from_rows(rows[::2], model).on(model)) == 2
+    several = cf.Task.from_rows([sum_row(12, 23, 41, 14)], model, answer="first", spelling="space").on(model)
+    assert several.answer_texts == ("3 / 5",), "of 35 and 55, read after the space that both begin with"
 
 
 def choice_row(key: int, elsewhere: int, symbols: str = "ABCD") -> dict[str, Any]:
