@@ -91,8 +91,9 @@ def test_rank_correlation_is_with_the_exact_effects(found):
 
 
 def test_costs_are_counted_per_pair(found):
-    # one pair is run twice more, to prove that prompts may be divided where they begin to differ
-    assert (found["eap"].costs.forwards, found["eap"].costs.backwards) == (pytest.approx(2, abs=0.1), 1)
+    # what all prompts begin with is run once, and one pair twice more to prove that this may be
+    assert 1 < found["eap"].costs.forwards < 2.1
+    assert 0.5 < found["eap"].costs.backwards <= 1
     assert found["exact"].costs.backwards == 0
     assert found["exact"].costs.forwards > 100
 
@@ -324,13 +325,13 @@ def test_the_command_writes_files_and_makes_them_again(tmp_path, capsys):
     assert "Not reproduced" in capsys.readouterr().out
 
 
-def test_accuracy_by_size_and_its_area(embedded) -> None:
-    found = cf.compare(embedded, cf.task("copy", embedded, n=8), ["eap", "random"], percentages=[0.0, 0.5, 1.0])
+def test_accuracy_by_size_and_its_area(tiny) -> None:
+    found = cf.compare(tiny, cf.task("copy", tiny, n=8), ["eap", "random"], percentages=[0.0, 0.5, 1.0])
     for entry in found.ranked:
         low, middle, high = (point.accuracy for point in entry.absolute)
         assert entry.accuracy == pytest.approx((low + 2 * middle + high) / 4)
     assert summary(found, intervals=False).headings[3] == "accuracy"
     table = accuracy(found)
     assert table.rows[0][0] == max(found.ranked, key=lambda entry: entry.accuracy).method
-    without = replace(cf.task("copy", embedded, n=6), answers=None, wrong_answers=None, metric="kl")
-    assert not accuracy(cf.compare(embedded, without, ["eap-ig-inputs", "random"], percentages=[0.0, 1.0])).rows
+    without = replace(cf.task("ioi", tiny, n=8), answers=None, wrong_answers=None, metric="kl")
+    assert not accuracy(cf.compare(tiny, without, ["eap-ig-inputs", "random"], percentages=[0.0, 1.0])).rows

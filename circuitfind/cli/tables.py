@@ -252,13 +252,14 @@ def comparison(found: cf.Comparison, out: Output, whole: bool = False) -> None:
 
 def recovery(found: cf.Recovery, out: Output) -> None:
     """A row a method, then a row a circuit with the methods that miss some of it."""
-    head = ("method", "exactly recovered", "AUROC", "AP", "AUROC nodes", "passes", "of eap")
+    head = ("method", "exact", "AUROC", "AP", "nodes", "passes", "x eap")
     rows: list[list[Cell]] = []
     for row in found.summary():
         rates, costs = (row.auroc, row.average_precision, row.auroc_nodes), (row.passes, row.of_eap)
         rows.append([Text(row.method, style="bold"), Right(f"{row.exact} of {row.circuits}"), *map(fixed, rates)])
         rows[-1] += [fixed(value, 1) for value in costs]
-    out.table("Methods on known circuits: AUROC and average precision of edges, passes of all pairs", head, rows)
+    title = "Circuits recovered exactly; AUROC and average precision of edges, AUROC of nodes; passes"
+    out.table(title, head, rows)
     missed: list[list[Cell]] = []
     for circuit in found.circuits:
         own = [row for row in found.recovered if row.circuit == circuit and not row.refused]

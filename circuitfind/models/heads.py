@@ -29,7 +29,7 @@ READERS = "nothing but q, k, v and MLP reads the stream"
 
 def reader_errors(adapter: Adapter, seed: int = 0) -> dict[str, float]:
     """For each of the two statements the largest value that is where none may be, relative to the largest there is; 1
-    where a change of all queries or keys changes nothing."""
+    where there are queries and keys, and changing all of them changes nothing."""
     probe = _Probe(adapter)
     vocabulary = adapter.model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(vocabulary, (1, LENGTH), generator=torch.Generator().manual_seed(seed)).to(adapter.device)
@@ -38,7 +38,7 @@ def reader_errors(adapter: Adapter, seed: int = 0) -> dict[str, float]:
     with torch.no_grad(), undisturbed(adapter.model):
         through_hooks(adapter, inputs, probe)
     errors = {name: float(torch.stack(found).max()) for name, found in probe.errors.items()}
-    if probe.least_reach < LEAST:
+    if probe.uses_patterns and probe.least_reach < LEAST:
         errors[HEADS] = max(errors[HEADS], 1.0)
     return errors
 
@@ -58,6 +58,12 @@ class _Probe:
                 self.own[self.starts[kind] + head * groups // self.heads, :, head] = True
         self.errors: dict[str, list[Tensor]] = {HEADS: [], READERS: []}
         self.reach: dict[str, list[Tensor]] = {"q": [], "k": []}
+        self.sizes: dict[str, list[Tensor]] = {"q": [], "k": [], "v": []}
+
+    @property
+    def uses_patterns(self) -> bool:
+        """Whether there are queries and keys at all: without either, all tokens are attended to alike."""
+        return all(float(torch.stack(self.sizes[kind]).max()) > 0 for kind in "qk" if self.sizes[kind])
 
     @property
     def least_reach(self) -> float:
@@ -93,6 +99,7 @@ class _Probe:
 
     def _changed(self, kind: str, heads: Tensor) -> Tensor:
         new = heads[:1].repeat(self.rows, 1, 1, 1)
+        self.sizes[kind].append(heads[0].abs().max())
         for head in range(heads.shape[-2]):
             row = new[self.starts[kind] + head]
             if kind == "v":
