@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from families import build
 from helpers import off, random_pairs
 from oracles import Literal, patch_edges
@@ -189,3 +190,9 @@ def test_a_head_that_is_no_linear_map_has_no_direct_effects() -> None:
         cf.attribute(model, task, "direct", level="node")
     with pytest.raises(cf.ScoreError, match="no linear map of its final norm's output"):
         cf.attribute(model, task, "weights")
+
+
+@pytest.mark.parametrize("positions", [2, 3])
+def test_models_of_few_positions_are_proved(positions: int) -> None:
+    config = hf.GPT2Config(vocab_size=20, n_positions=positions, n_embd=16, n_layer=2, n_head=2)
+    assert cf.wrap(hf.GPT2LMHeadModel(config), None).graph.n_layers == 2

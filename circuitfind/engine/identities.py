@@ -126,7 +126,7 @@ def require_identities(adapter: Adapter, batch: Batch | None = None) -> list[Ide
 
 def _random_pairs(adapter: Adapter, seed: int) -> Batch:
     vocabulary = adapter.model.get_input_embeddings().weight.shape[0]
-    length = max(2, min(LENGTH, getattr(adapter.config, "max_position_embeddings", LENGTH) or LENGTH))
+    length = adapter.at_most(LENGTH)
     ids = torch.randint(vocabulary, (2, 2, length), generator=torch.Generator().manual_seed(seed)).to(adapter.device)
     read = torch.full_like(ids[0, :, :1], length - 1)
     clean, corrupted = (Inputs(side, torch.ones_like(side, dtype=torch.bool), read) for side in ids)

@@ -161,6 +161,10 @@ class Adapter:
         seen.graph, seen.layers = self.graph.ungrouped(), [replace(view, copies=copies) for view in self.layers]
         return seen
 
+    def at_most(self, length: int) -> int:
+        """So many tokens, or as many as the model has positions for; at least two."""
+        return max(2, min(length, getattr(self.config, "max_position_embeddings", length) or length))
+
     @property
     def caches(self) -> bool:
         """Whether the model takes keys and values of earlier tokens."""

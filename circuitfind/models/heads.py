@@ -32,9 +32,9 @@ def reader_errors(adapter: Adapter, seed: int = 0) -> dict[str, float]:
     where there are queries and keys, and changing all of them changes nothing."""
     probe = _Probe(adapter)
     vocabulary = adapter.model.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(vocabulary, (1, LENGTH), generator=torch.Generator().manual_seed(seed)).to(adapter.device)
+    ids = torch.randint(vocabulary, (1, probe.length), generator=torch.Generator().manual_seed(seed)).to(adapter.device)
     ids = ids.expand(probe.rows, -1)
-    inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.full_like(ids[:, :1], LENGTH - 1))
+    inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.full_like(ids[:, :1], probe.length - 1))
     with torch.no_grad(), undisturbed(adapter.model):
         through_hooks(adapter, inputs, probe)
     errors = {name: float(torch.stack(found).max()) for name, found in probe.errors.items()}
@@ -51,7 +51,10 @@ class _Probe:
         groups = adapter.graph.n_kv_heads
         self.starts = {"q": 1, "k": 1 + self.heads, "v": 1 + self.heads + groups}
         self.rows = self.starts["v"] + groups + 1
-        self.own = torch.zeros(self.rows, LENGTH, self.heads, dtype=torch.bool, device=adapter.device)  # may change
+        self.length = adapter.at_most(LENGTH)
+        self.later = min(CHANGED, self.length - 1)  # from there on other tokens' keys are seen
+        # what may change
+        self.own = torch.zeros(self.rows, self.length, self.heads, dtype=torch.bool, device=adapter.device)
         for head in range(self.heads):
             self.own[self.starts["q"] + head, :CHANGED, head] = True
             for kind in "kv":
@@ -72,7 +75,7 @@ class _Probe:
     def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
         if site == "final":
             return STOP
-        by_row = value.reshape(self.rows, LENGTH, -1)
+        by_row = value.reshape(self.rows, self.length, -1)
         if site == "resid":
             new = by_row[:1].repeat(self.rows, 1, 1)
             new[-1] = by_row[0].roll(1, -1)
@@ -112,7 +115,7 @@ class _Probe:
         scale, keys, values = z[0].abs().max().clamp_min(1e-30), self.starts["k"], self.starts["v"]
         change, left = ((one.abs().amax(-1) / scale) for one in (z - z[0], z))  # rows pos heads
         self.reach["q"].append(change[1:keys].max())
-        self.reach["k"].append(change[keys:values, CHANGED:].max())
+        self.reach["k"].append(change[keys:values, self.later :].max())
         beyond, kept = change.masked_fill(self.own, 0), left[values:-1][self.own[values:-1]]
         self.errors[HEADS].append(torch.maximum(beyond[:-1].max(), kept.max()))
         self.errors[READERS].append(beyond[-1].max())
