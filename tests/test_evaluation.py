@@ -169,9 +169,9 @@ def test_prepared_runs_are_kept_only_where_they_fit(llama: cf.Model, monkeypatch
     prepared: list[int] = []
     original = Experiment.prepare
 
-    def counted(experiment: Experiment, batch: Any) -> Any:
+    def counted(experiment: Experiment, batch: Any, **how: Any) -> Any:
         prepared.append(len(batch))
-        return original(experiment, batch)
+        return original(experiment, batch, **how)
 
     monkeypatch.setattr(Experiment, "prepare", counted)
     mask = llama.graph.real[None]
