@@ -21,7 +21,7 @@ def norms_of(name: str) -> dict[str, nn.Module]:
     """A model's norms by their path, all that the name table knows."""
     model = build(name)
     family = family_of(model.config)
-    family = family.of_block(model.get_submodule(f"{family.layers}.0"))
+    family = family.of_block(model.get_submodule(f"{family.layers}.1"))
     paths = [family.final_norm]
     for part in (family.attn_norm, family.mlp_norm, family.post_attn_norm, family.post_mlp_norm):
         paths += [f"{family.layers}.1.{part}"] if part else []
