@@ -30,7 +30,7 @@ def alike(padded: bool = False, positions: list[int] | None = None, end: int = F
     return cf.Task(clean, corrupted, [5] * PAIRS, [6] * PAIRS, attention_mask=mask, **more)
 
 
-LATENTS = ["axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "mistral4", "youtu"]
+LATENTS = ["axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "minicpm3", "mistral4", "youtu", "youtu-direct"]
 WHOLE = {*LATENTS, *families.HYBRIDS}  # keys are made anew of what is kept; a mixer keeps more than keys and values
 
 
