@@ -311,7 +311,8 @@ def test_examples_apart_add_up_to_the_scores() -> None:
 def test_it_costs_what_attribution_patching_costs() -> None:
     found = cf.compare(cf.load("tiny"), cf.task("ioi", cf.load("tiny"), n=8), ["eap", "relp"])
     one, other = (found[name].costs for name in ("eap", "relp"))
-    assert (one.forwards, one.backwards) == (other.forwards, other.backwards) == (2, 1)
+    assert (one.forwards, one.backwards) == (other.forwards, other.backwards)
+    assert one.forwards <= 2 and one.backwards <= 1  # less where prompts begin alike
 
 
 def test_estimates_are_held_against_exact_effects() -> None:

@@ -52,7 +52,6 @@ class _Probe:
         self.starts = {"q": 1, "k": 1 + self.heads, "v": 1 + self.heads + groups}
         self.rows = self.starts["v"] + groups + 1
         self.length = adapter.at_most(LENGTH)
-        self.later = min(CHANGED, self.length - 1)  # from there on other tokens' keys are seen
         # what may change
         self.own = torch.zeros(self.rows, self.length, self.heads, dtype=torch.bool, device=adapter.device)
         for head in range(self.heads):
@@ -115,7 +114,7 @@ class _Probe:
         scale, keys, values = z[0].abs().max().clamp_min(1e-30), self.starts["k"], self.starts["v"]
         change, left = ((one.abs().amax(-1) / scale) for one in (z - z[0], z))  # rows pos heads
         self.reach["q"].append(change[1:keys].max())
-        self.reach["k"].append(change[keys:values, self.later :].max())
+        self.reach["k"].append(change[keys:values].max())
         beyond, kept = change.masked_fill(self.own, 0), left[values:-1][self.own[values:-1]]
         self.errors[HEADS].append(torch.maximum(beyond[:-1].max(), kept.max()))
         self.errors[READERS].append(beyond[-1].max())
