@@ -18,7 +18,8 @@ nothing. It becomes visible where the other is cut. So:
 6. What ablating an edge changes at most, as a share of the total effect, decides: `KEPT` for edges outside the circuit,
    `LEFT` for those inside it.
 
-A context costs one circuit run, and five masked gradients where it is alive; there are at most `CONTEXTS` of them.
+A context costs one circuit run, and where it is alive five masked gradients of `PAIRS` pairs; there are at most
+`CONTEXTS` of them.
 Confirming costs at most `CONFIRMED` runs, stand-ins at most `STAND_INS` squared.
 """
 
@@ -39,6 +40,7 @@ from circuitfind.scores import Scores
 from circuitfind.search.trials import Trials, Tried
 
 CONTEXTS, CONFIRMED = 16, 400
+PAIRS = 8  # that contexts are screened on; edges are confirmed on all search pairs
 ALIVE = 0.25  # of the total effect
 VISIBLE = 2.0  # times stronger than in the whole model
 SCREENED = 0.02  # of the total effect, by gradient
@@ -68,7 +70,9 @@ class Completion:
         estimates = np.abs(scores.values) / self.contrast if scores.record.is_effect else np.zeros(scores.values.shape)
         self.estimates = np.where(self.graph.real, estimates, 0)
         self.contexts: dict[Cut, _Context] = {}
-        self.runs = PreparedRuns(ends.experiment, ends.experiment.batch, ends.runs.size)
+        batch = ends.experiment.batch
+        some = batch.rows(torch.arange(min(PAIRS, len(batch)), device=batch.answers.device))
+        self.runs = PreparedRuns(ends.experiment, some, ends.runs.size)
 
     def completed(self, circuit: Tried) -> Tried:
         """The circuit with what stands in for its parts, and without what nowhere matters."""

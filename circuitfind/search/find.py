@@ -180,7 +180,8 @@ def find(
         trials.say("knock-outs", part.reading)
         facts["knocked_out"] = {**part._asdict(), "removed": list(part.removed)}
         if part.second_way:
-            warn(f"{part.reading} (cf.completeness looks further)")
+            remedy = "cf.completeness looks further" if complete else "complete=True, --complete, adds it"
+            warn(f"{part.reading} ({remedy})")
     # scores may be of other pairs, or of another metric than the one that the search was judged by
     record, run = circuit.record.seeing(evaluator.record), whole.setting
     record = replace(record, metric=run.metric.name, ablation=run.ablation, direction=run.direction)
