@@ -120,3 +120,31 @@ def test_wrong_input() -> None:
         cf.recovery(["or"], ["epa"])
     with pytest.raises(cf.ScoreError, match="testbed circuit 'xor'"):
         cf.recovery(["xor"], ["eap"])
+
+
+def test_what_was_not_run_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = cf.testbed.build("or", n=8)
+    asked = {"max_checks": 0, "random": 0, "knockouts": 0}
+    monkeypatch.setattr(complete, "CONFIRMED", 0)
+    found = cf.find(known.model, known.task, complete=True, **asked)
+    assert found.circuit.edges == cf.find(known.model, known.task, **asked).circuit.edges
+
+
+def test_a_circuit_on_target_stays_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each of its edges hardly matters, they are not dropped together."""
+    known = cf.testbed.build("ioi", n=8)
+    monkeypatch.setattr(complete, "LEFT", 2.0)
+    found = cf.find(known.model, known.task, complete=True, max_checks=0, random=0, knockouts=0)
+    assert found.circuit.edges == known.truth.edges
+
+
+def test_models_without_a_node_are_no_circuits_of_the_search() -> None:
+    known = cf.testbed.build("or", n=8)
+    found = cf.find(known.model, known.task, complete=True, max_checks=0, random=0, knockouts=0)
+    assert sum(tried.stage == "complete" for tried in found.curve) == 1  # the contexts are none
+
+
+def test_a_complete_circuit_has_no_size() -> None:
+    known = cf.testbed.build("or", n=8)
+    with pytest.raises(cf.ScoreError, match="leave edges= out"):
+        cf.find(known.model, known.task, complete=True, edges=3)

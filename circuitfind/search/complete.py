@@ -16,7 +16,8 @@ nothing. It becomes visible where the other is cut. So:
    looked at where as many of the others are cut as the model can do without.
 5. A saturated attention pattern passes no gradient on. So all edges that join nodes which are sure by now are run, too.
 6. What ablating an edge changes at most, as a share of the total effect, decides: `KEPT` for edges outside the circuit,
-   `LEFT` for those inside it.
+   `LEFT` for those inside it. An edge of the circuit that there was no run for stays, and all of them stay where the
+   circuit would otherwise leave the target.
 
 A context costs one circuit run, and where it is alive five masked gradients of `PAIRS` pairs; there are at most
 `CONTEXTS` of them.
@@ -70,6 +71,7 @@ class Completion:
         estimates = np.abs(scores.values) / self.contrast if scores.record.is_effect else np.zeros(scores.values.shape)
         self.estimates = np.where(self.graph.real, estimates, 0)
         self.contexts: dict[Cut, _Context] = {}
+        self._cut: dict[Cut, Tried] = {(): trials.whole()}
         batch = ends.experiment.batch
         some = batch.rows(torch.arange(min(PAIRS, len(batch)), device=batch.answers.device))
         self.runs = PreparedRuns(ends.experiment, some, ends.runs.size)
@@ -78,9 +80,10 @@ class Completion:
         """The circuit with what stands in for its parts, and without what nowhere matters."""
         self._look()
         effects = self._confirm(circuit.mask)
-        mask = np.where(circuit.mask, effects >= LEFT, effects >= KEPT)
-        mask = connected(self.graph, mask)
-        whole = self.trials.run(mask, "complete") if mask.any() else circuit
+        more = circuit.mask | (effects >= KEPT)
+        whole = self._run(more & ~(circuit.mask & (effects < LEFT)), circuit)  # not those that were not run: NaN
+        if self.trials.meets(circuit) and not self.trials.meets(whole):  # many that hardly matter may do so together
+            whole = self._run(more, circuit)
         added, gone = int((whole.mask & ~circuit.mask).sum()), int((circuit.mask & ~whole.mask).sum())
         self.trials.say(
             "complete",
@@ -88,6 +91,10 @@ class Completion:
             f" {circuit.n_edges:,} left out that matter nowhere",
         )
         return whole
+
+    def _run(self, mask: np.ndarray, otherwise: Tried) -> Tried:
+        mask = connected(self.graph, mask)
+        return self.trials.run(mask, "complete") if mask.any() else otherwise
 
     # ---------------------------------------------------------------- contexts
     def _look(self) -> None:
@@ -114,15 +121,18 @@ class Completion:
 
     def _without(self, cut: Cut) -> Tried:
         """The model without these nodes."""
-        mask = self.graph.real.copy()
-        mask[list(cut)] = False
-        return self.trials.run(mask, "complete") if cut else self.trials.whole()
+        if (cut := tuple(sorted(cut))) not in self._cut:
+            mask = self.graph.real.copy()
+            mask[list(cut)] = False
+            self._cut[cut] = self.trials.look(mask)
+        return self._cut[cut]
 
     def _screen(self, mask: np.ndarray) -> np.ndarray:
         """`[writers, readers]`: the largest mean |gradient| at any point, as a share of the total effect."""
         adapter, metric = self.evaluator.experiment.adapter, self.evaluator.experiment.metric
         found = np.zeros(mask.shape)
         for of_input, of_others in POINTS:
+            self.trials.check_time()
             soft = torch.from_numpy(mask).to(adapter.device, adapter.work) * of_others
             soft[0] *= of_input / of_others
 
@@ -143,7 +153,8 @@ class Completion:
         return [node for node in np.argsort(-nodes, kind="stable").tolist() if node and nodes[node] >= SCREENED]
 
     def _confirm(self, inside: np.ndarray) -> np.ndarray:
-        """`[writers, readers]`: what ablating an edge changes at most in the contexts tried; 0 where none was run."""
+        """`[writers, readers]`: what ablating an edge changes at most in the contexts tried, as a share of the total
+        effect; NaN where none was run."""
         contexts = list(self.contexts.values())
         strengths = np.stack([context.strength for context in contexts])
         tests = _Tests(self, contexts, strengths.max(0) + inside)
@@ -162,7 +173,7 @@ class Completion:
         cells = np.argwhere(joining)
         tests.run(cells, np.zeros(len(cells), dtype=int))
         tests.run(cells, context[cells[:, 1]])
-        return tests.effects
+        return np.where(tests.done, tests.effects, np.nan)
 
     def _stand_ins(self, tests: _Tests) -> None:
         """Tests the edges of nodes that stand in for each other: each node where all others are cut that can be."""
@@ -174,7 +185,7 @@ class Completion:
             for other in nodes:
                 if other != node and self._without((*cut, other)).faithfulness >= ALIVE:
                     cut = (*cut, other)
-            if cut not in self.contexts:
+            if tuple(sorted(cut)) not in self.contexts:
                 alive = self._without(cut)
                 tests.contexts.append(_Context(alive.mask, alive.outcome.metric, np.zeros(open_.shape)))
                 touching = open_ & ((np.arange(len(open_)) == node)[:, None] | self.graph.serves[:, node])
@@ -187,12 +198,14 @@ class _Tests:
 
     Attributes:
         rank: `[writers, readers]`, which edges come first.
-        effects: the largest change that ablating an edge made, as a share of the total effect; context: in which one.
+        effects: the largest change that ablating an edge made, as a share of the total effect; context: in which one;
+            done: whether it was run at all.
     """
 
     def __init__(self, search: Completion, contexts: list[_Context], rank: np.ndarray) -> None:
         self.search, self.contexts, self.rank = search, contexts, rank
         self.effects, self.context = np.zeros(rank.shape), np.zeros(rank.shape, dtype=int)
+        self.done = np.zeros(rank.shape, dtype=bool)
         self.left = CONFIRMED
 
     def run(self, cells: np.ndarray, contexts: np.ndarray) -> None:
@@ -204,6 +217,7 @@ class _Tests:
 
         def without() -> Iterator[np.ndarray]:
             for writer, reader, number in tests:
+                self.search.trials.check_time()
                 mask = self.contexts[number].mask.copy()
                 mask[writer, reader] = False
                 yield mask
@@ -211,5 +225,6 @@ class _Tests:
         metrics = self.search.evaluator.metrics(without(), len(tests), "confirming")
         for (writer, reader, number), metric in zip(tests, metrics, strict=True):
             change = float(np.abs(metric - self.contexts[number].metric).mean()) / self.search.contrast
+            self.done[writer, reader] = True
             if change > self.effects[writer, reader]:
                 self.effects[writer, reader], self.context[writer, reader] = change, number

@@ -60,6 +60,7 @@ FORMER = {  # keywords of earlier versions
     "prune_tolerance": "prune=False",
 }
 GROWTH = 0.05  # how much further from the whole model pruning may go, where it is asked for
+COMPLETING = 8.0  # times as long as the search for the smallest circuit
 LAST_RUNS = 12  # circuits that it runs where it is not
 SEARCHING = 0.7  # of the time limit; the rest is for checks
 
@@ -95,7 +96,7 @@ def find(
         tolerance: the largest distance that is on target.
         search: "balanced" re-scored pruning, or the best size of the ranking by "absolute" or "signed" score.
         complete: look for what stands in for parts of the circuit, too (backup heads, either of two heads, parts that
-            cancel), and add it (`circuitfind.search.complete`); takes several hundred runs more.
+            cancel), and add it (`circuitfind.search.complete`); takes several hundred runs more. Not with `edges`.
         prune: whether to try to drop single edges of the circuit, exactly; by default only those that
             it does not miss, with at most 12 runs.
         holdout: the part of the pairs that is held out for verification.
@@ -117,6 +118,8 @@ def find(
             gradient).
     """
     deadline = Deadline(time_limit)
+    if complete and edges is not None:
+        raise ScoreError("complete=True adds what stands in for parts of the circuit, however much: leave edges= out")
     check_target(tolerance, criterion, search, edges, time_limit)
     for name, count in {"max_checks": max_checks, "knockouts": knockouts}.items():
         check_count(name, count)
@@ -143,7 +146,7 @@ def find(
     summary = summary_of(evaluator) if twin else summarise(model, seen, batch_size=experiment.setting.batch_size)
     evaluator.check_contrast()
     trials = Trials(evaluator, criterion, tolerance, deadline, SEARCHING)
-    work = _Work.of(scores, search, max_checks, random, knockouts)
+    work = _Work.of(scores, search, complete, max_checks, random, knockouts)
     with stages("finding a circuit", sum(work)) as stage:
         if scores is None:
             with stage(work.scores):
@@ -201,8 +204,10 @@ class _Work(NamedTuple):
     frontier: float = 12.0
 
     @classmethod
-    def of(cls, scores: Scores | None, search: str, max_checks: int, random: int, knockouts: int) -> _Work:
-        runs = 60.0 if search == "balanced" else 25.0
+    def of(
+        cls, scores: Scores | None, search: str, complete: bool, max_checks: int, random: int, knockouts: int
+    ) -> _Work:
+        runs = (60.0 if search == "balanced" else 25.0) * (1 + COMPLETING * complete)
         return cls(20.0 if scores is None else 0.0, runs, 0.5 * max_checks + 2 * random, 5.0 * knockouts)
 
 
@@ -235,7 +240,7 @@ def _searched(
     """The circuit that a search finds, and `[writers, readers]`, how strong each of its edges is."""
     strength: np.ndarray = np.abs(scores.values)
     try:
-        with stages("search", 1.0) as part:
+        with stages("search", 1.0 + COMPLETING * complete) as part:
             with part(0.8):
                 if search == "balanced":
                     rescoring = Rescoring(trials, scores)
@@ -250,8 +255,9 @@ def _searched(
             if (prune or (prune is None and edges is None)) and taken.n_edges < trials.graph.n_edges:
                 with part(0.2):
                     taken = pruned(trials, taken, strength, *((GROWTH, math.inf) if prune else (FREE, LAST_RUNS)))
-        if complete:
-            taken = Completion(trials, scores).completed(taken)
+            if complete:
+                with part(COMPLETING):
+                    taken = Completion(trials, scores).completed(taken)
         return taken, strength
     except OutOfTime:
         trials.stop("the time limit has passed")

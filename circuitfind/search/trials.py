@@ -101,14 +101,27 @@ class Trials:
         """
         key = hashlib.blake2b(np.packbits(mask).tobytes()).digest()
         if key not in self._known:
-            if self.deadline.left(self.part) <= 0:
-                raise OutOfTime
+            self.check_time()
             started = time.monotonic()
             self._known[key] = self._tried(mask, self.evaluator.run(mask[None]).of(0))
             self._seconds += time.monotonic() - started
         tried = self._known[key]
         self.curve.append(TriedCircuit(stage, asked or tried.n_edges, tried.n_edges, tried.faithfulness))
         return tried
+
+    def look(self, mask: np.ndarray) -> Tried:
+        """Runs what is no candidate, such as the model without a node: it is not kept, and on no frontier.
+
+        Raises:
+            OutOfTime: the time limit has passed.
+        """
+        self.check_time()
+        return self._tried(mask, self.evaluator.run(mask[None]).of(0))
+
+    def check_time(self) -> None:
+        """Raises `OutOfTime` where the time limit has passed."""
+        if self.deadline.left(self.part) <= 0:
+            raise OutOfTime
 
     def whole(self) -> Tried:
         """The whole model, which needs no run."""
