@@ -190,8 +190,8 @@ def test_the_reference_sets_edge_for_edge(shared):
     task = cf.Task(*ids, content["answer"], content["wrong"])
     kept, thresholds = {float(key): value for key, value in reference["kept"].items()}, [0.001, 0.01, 0.1]
     edges = [model.graph.edge(name) for name in reference["order"]]
-    masks = literal_masks(model, task, thresholds, edges, metric="kl")
-    for threshold, mask in zip(thresholds, masks, strict=True):
+    for threshold in thresholds:
         circuit = cf.acdc(model, task, threshold, metric="kl", order=reference["order"])
         assert set(circuit.edges) == set(kept[threshold]), threshold
-        assert np.array_equal(mask, circuit.mask), threshold
+    (literal,) = literal_masks(model, task, [0.01], edges, metric="kl")
+    assert set(model.graph.names(literal)) == set(kept[0.01]), "the twin of the other tests is not the reference's loop"

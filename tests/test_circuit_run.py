@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from families import EVERY_FAMILY
+from families import EVERY_FAMILY, STRUCTURES
 from helpers import off, random_pairs, run_circuits_traced
 from oracles import Literal, Pass, run_circuit
 from torch import Tensor
@@ -97,7 +97,7 @@ def test_ablations_of_equal_lengths(ablation: str, adapter_of: Callable[..., Ada
     check_against_literal(adapter, plain_pairs, ablation, random_masks(adapter.graph)[:3])
 
 
-@pytest.mark.parametrize("name", EVERY_FAMILY)
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_both_forms_agree_side_by_side_and_one_by_one(
     name: str, adapter_of: Callable[..., Adapter], pairs: Batch
 ) -> None:
@@ -114,7 +114,7 @@ def test_both_forms_agree_side_by_side_and_one_by_one(
 
 
 @pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
-@pytest.mark.parametrize("name", EVERY_FAMILY)
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_full_and_empty_circuits_are_bitwise_the_runs(
     name: str, ablation: str, adapter_of: Callable[..., Adapter], pairs: Batch
 ) -> None:
@@ -131,7 +131,7 @@ def test_full_and_empty_circuits_are_bitwise_the_runs(
 
 
 @pytest.mark.parametrize("backend", ["nnsight", "hooks"])
-@pytest.mark.parametrize("name", EVERY_FAMILY)
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_traced_without_skipping_equals_hooks(
     name: str, backend: str, adapter_of: Callable[..., Adapter], pairs: Batch
 ) -> None:
@@ -231,7 +231,7 @@ def test_impossible_ablations_are_refused(pairs: Batch, plain_pairs: Batch) -> N
         ablation_of(ablation).check(plain_pairs)
 
 
-@pytest.mark.parametrize("name", EVERY_FAMILY)
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_a_small_circuit_of_mlps_alone_skips_attention_and_stays_right(name, adapter_of, pairs):
     """With no q, k, v reader active the attention never runs, and the MLP must still see the stream behind it."""
     adapter = adapter_of(name)

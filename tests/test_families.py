@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from families import EVERY_FAMILY, build
+from families import EVERY_FAMILY, STRUCTURES, build
 from helpers import as_matrix, edge_scores, off, random_pairs, surprise
 from oracles import Literal, split_reader_scores
 from torch import Tensor, nn
@@ -75,6 +75,24 @@ def test_every_row_of_the_name_table_has_a_model() -> None:
     refused = {"deepseek_v32", "glm_moe_dsa"}  # with an indexer; tests/test_hybrids.py
     kinds = {build(name).config.get_text_config().model_type for name in EVERY_FAMILY}
     assert kinds == set(FAMILIES) - refused
+
+
+def structure(adapter: Adapter) -> tuple[object, ...]:
+    """What the engine can tell families apart by: of each block, how q, k and v are read, what is added where, and
+    which modules can be skipped and what they return."""
+    layers = []
+    for view in adapter.layers:
+        family, groups = view.family, view.layout.n_heads != view.layout.n_kv_heads
+        read = (type(view), family.projections, family.qkv and view.layout.kind, groups, family.gated)
+        forms = tuple(adapter.output_forms.get(f"{view.path}.{part}") is None for part in (family.attn, family.mlp))
+        layers.append((*read, family.parallel, view.attn_norm is None, family.attn is None, family.mlp is None, forms))
+    return (adapter.centred, adapter.coupled, *layers)
+
+
+def test_each_structure_is_that_of_one_family(adapter_of: Callable[..., Adapter]) -> None:
+    of = {name: structure(adapter_of(name)) for name in EVERY_FAMILY}
+    listed = [of[name] for name in STRUCTURES]
+    assert set(listed) == set(of.values()) and len(listed) == len(set(listed))
 
 
 @pytest.mark.parametrize("name", EVERY_FAMILY)
