@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from circuitfind.patching.path import PathEffects as PathEffects, path_patch as path_patch
     from circuitfind.patching.places import Kind as Kind
     from circuitfind.patching.sweep import Sweep as Sweep
+    from circuitfind.placed_scores import PlacedScores as PlacedScores
     from circuitfind.plots.page import save_page as save_page
     from circuitfind.plots.plot import plot as plot
     from circuitfind.progress import show_progress as show_progress
@@ -120,6 +121,7 @@ else:
         "references.published": "reference",
         "references.reference": "Reference",
         "registry": "register",
+        "placed_scores": "PlacedScores",
         "scores": "NodeScores Scores",
         "search.acdc": "acdc acdc_scores",
         "search.find": "find",

@@ -21,6 +21,7 @@ from circuitfind.circuit import Circuit
 from circuitfind.errors import FileError
 from circuitfind.export import eap_ig
 from circuitfind.export.files import check_file, json_object
+from circuitfind.placed_scores import PlacedScores
 from circuitfind.scores import NodeScores, Scores
 
 READS = (
@@ -112,7 +113,8 @@ def _tensors(path: Path) -> Any:
     if name == "circuitfind.sweep":
         return import_module("circuitfind.patching.sweep").Sweep.open(path)
     if name == "circuitfind.scores":
-        return NodeScores.open(path) if header.get("level") == "node" else Scores.open(path)
+        kinds: dict[str, Any] = {kind.LEVEL: kind for kind in (Scores, NodeScores, PlacedScores)}
+        return kinds.get(header.get("level", ""), Scores).open(path)
     other = "the checkpoint of a stopped run" if set(header) == {"key"} else "tensors of something else"
     raise FileError(f"{path}: holds {name if name.startswith('circuitfind.') else other}, no result: give {READS}")
 

@@ -370,7 +370,7 @@ def test_nan_in_the_logits_is_named() -> None:
             {"ablation": "mean", "method": "exact", "direction": "denoising"},
             "'denoising' starts from the corrupted run: it needs",
         ),
-        ({"by_position": True}, "by_position=True scores nodes: use level='node'"),
+        ({"by_position": True, "method": "ifr"}, "'ifr' has no scores of edges by position: use one of eap, "),
         ({"batch_size": -1}, "batch_size must be at least 1, not -1"),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
@@ -384,6 +384,8 @@ def test_positions_of_unequal_prompts_do_not_correspond() -> None:
     model, task = wrapped("gpt2"), id_task((6, 5))
     with pytest.raises(ScoreError, match="by_position=True needs prompts of one length"):
         cf.attribute(model, task, level="node", by_position=True)
+    with pytest.raises(ScoreError, match="by_position=True needs prompts of one length"):
+        cf.attribute(model, task, by_position=True)
     for ablation in ("mean-position", "resample"):
         with pytest.raises(TaskError, match="needs prompts of one length"):
             cf.attribute(model, task, "eap", ablation=ablation)

@@ -183,7 +183,7 @@ def test_remedies_name_spans() -> None:
     for call in (cf.patch, lambda *args: cf.attribute(*args[:2], level="node", what=args[2])):
         with pytest.raises(cf.ScoreError, match=r"by the spans that they name, a, b \(by_span=True, --by-span\)"):
             call(model, spanned(), "resid")
-    with pytest.raises(cf.ScoreError, match="by_span=True belongs to the places of a sweep"):
+    with pytest.raises(cf.ScoreError, match="by_span=True is for edges and for places of a sweep"):
         cf.attribute(model, spanned(), level="node", by_span=True)
 
 

@@ -23,8 +23,9 @@ from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
-from circuitfind.patching.spans import spans_of
+from circuitfind.patching.spans import Spans, spans_of
 from circuitfind.patching.sweep import Sweep
+from circuitfind.placed_scores import PLACE, PlacedScores
 from circuitfind.scores import NodeScores, Scores
 from circuitfind.setting import Keywords
 from circuitfind.tasks.task import BoundTask, Task
@@ -56,7 +57,7 @@ def attribute(
     checkpoint: str | PathLike[str] | None = None,
     ungrouped: bool = False,
     **asked: Unpack[ScoreKeywords],
-) -> Scores | NodeScores | Sweep:
+) -> Scores | PlacedScores | NodeScores | Sweep:
     """Scores every edge, every node, or every place of a sweep, of a model on a task.
 
     Args:
@@ -68,9 +69,9 @@ def attribute(
         what: at level "node", the places of a sweep instead of the writers: "resid", "resid-mid", "attn", "mlp",
             "attn-out", "mlp-out", "heads", "q", "k", "v", "pattern" or "neurons", as for `circuitfind.patch`,
             which measures them.
-        by_position: node scores by position; prompts of one length only. Default: as `circuitfind.patch` does for
-            `what`, else no.
-        by_span: of `what`: by named spans of the prompts, as for `circuitfind.patch`.
+        by_position: scores of edges or nodes by position; prompts of one length only. Default: as `circuitfind.patch`
+            does for `what`, else no.
+        by_span: of edges and of `what`: by named spans of the prompts, as for `circuitfind.patch`.
         layers: of `what`: a layer or several; "neurons" needs it. Default: all.
         checkpoint: for "exact": a file that a stopped run leaves and the same call continues from.
         ungrouped: of a grouped-query model, score a key and a value for every query head, `a5.h3<k>` in place of
@@ -80,8 +81,8 @@ def attribute(
             (`ScoreKeywords`).
 
     Returns:
-        `Scores`, `NodeScores` or (with `what`) a `Sweep`, in units of the metric, positive = supports the behaviour
-        (scores that are not effects: higher = ranked first).
+        `Scores` (by position or span `PlacedScores`), `NodeScores` or (with `what`) a `Sweep`, in units of the metric,
+        positive = supports the behaviour (scores that are not effects: higher = ranked first).
 
     Raises:
         ScoreError: the method cannot score this (a metric flat at the clean run, a vanishing gradient, NaN), or has no
@@ -94,33 +95,36 @@ def attribute(
     return score(Experiment.of(model, task, setting), chosen, request)
 
 
-def score(experiment: Experiment, method: Method, request: Request) -> Scores | NodeScores | Sweep:
+def score(experiment: Experiment, method: Method, request: Request) -> Scores | PlacedScores | NodeScores | Sweep:
     """`attribute` of an experiment."""
     experiment = experiment.ungrouped() if request.ungrouped else experiment
     batch, graph = experiment.batch, experiment.graph
     if request.by_position and request.level == "node" and (batch.clean.padded or batch.corrupted.padded):
         raise ScoreError("by_position=True needs prompts of one length: the positions of these do not correspond")
     check_slope(experiment, method)
-    found = (method.score or partial(_by_points, method=method))(experiment, request)
+    spans = None if request.level == "place" else spans_of(experiment.bound, bool(request.by_position), request.by_span)
+    found = (method.score or partial(_by_points, method=method, spans=spans))(experiment, request)
     if isinstance(found, (Scores, NodeScores, Sweep)):
         return found
     values = as_array(found)
     record = experiment.record(method.name, level=request.level, **request.options)
     record = replace(record, sign=method.sign(request.level, request.options))
-    if request.level == "edge":
-        return Scores(graph, np.where(graph.real, values, np.float32(0)), record)
-    positions = spans_of(experiment.bound, bool(request.by_position), by_span=False)
-    return NodeScores(graph, values, record, positions and positions.labels)
+    if request.level == "node":
+        return NodeScores(graph, values, record, spans and spans.labels)
+    values = np.where(graph.real, values, np.float32(0))
+    if spans is None:
+        return Scores(graph, values, record)
+    return PlacedScores(graph, values, record.with_settings(**{PLACE: f"each {spans.by}"}), spans.labels)
 
 
-def _by_points(experiment: Experiment, request: Request, method: Method) -> Scored:
+def _by_points(experiment: Experiment, request: Request, method: Method, spans: Spans | None) -> Scored:
     """Gradients at the method's points, contracted with what is scored."""
     assert method.points is not None, "a method without score= has points="
     if request.level == "place":
         return place_effects(experiment, method, request)
     points = method.points(experiment.setting.direction, experiment.graph.n_layers, request.options)
     if request.level == "edge":
-        return mean_edge_effects(experiment, points)
+        return mean_edge_effects(experiment, points, spans)
 
     def effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
         found = node_effects(adapter, delta, run, gradients).sum(1)  # writers pos

@@ -54,7 +54,8 @@ def example_effects(experiment: Experiment, method: Method, request: Request) ->
     points = method.points(experiment.setting.direction, graph.n_layers, request.options)
 
     def one(batch: Batch, _: slice) -> tuple[np.ndarray, float]:
-        effects, largest = edges_of(experiment, batch, points, by_example=True)
+        example = torch.arange(len(batch), device=batch.clean.ids.device)[:, None].expand_as(batch.clean.ids)
+        effects, largest = edges_of(experiment, batch, points, example, len(batch))
         return effects.transpose(1, 2)[:, cells.to(effects.device)].float().cpu().numpy(), largest
 
     found = experiment.in_batches(one, "edge scores by example")

@@ -31,6 +31,7 @@ from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError
 from circuitfind.metrics import Metric
 from circuitfind.models.adapter import Adapter
+from circuitfind.patching.spans import Spans
 
 SMALLEST = 1e-6  # scores below this part of the metric are rounding noise around a vanishing gradient
 
@@ -112,7 +113,7 @@ def mean_effects(
         ScoreError: the gradient vanishes.
     """
 
-    def one(batch: Batch) -> tuple[Tensor, float]:
+    def one(batch: Batch, _: slice) -> tuple[Tensor, float]:
         found: list[Tensor] = []
         largest = each_point(experiment, batch, points, lambda at: found.append(at.effects(effects)), divided)
         return torch.stack(found).sum(0), largest
@@ -120,27 +121,38 @@ def mean_effects(
     return _mean(experiment, one, label)
 
 
-def mean_edge_effects(experiment: Experiment, points: list[Point]) -> Tensor:
-    """`[writers, readers]`: as `mean_effects`, of edges."""
-    return _mean(experiment, lambda batch: edges_of(experiment, batch, points), "edge scores")
+def mean_edge_effects(experiment: Experiment, points: list[Point], spans: Spans | None = None) -> Tensor:
+    """`[writers, readers]`: as `mean_effects`, of edges; or `[spans, writers, readers]`."""
+
+    def one(batch: Batch, rows: slice) -> tuple[Tensor, float]:
+        if spans is None:
+            effects, largest = edges_of(experiment, batch, points)
+            return effects[0], largest
+        return edges_of(experiment, batch, points, spans.numbers[rows], len(spans.labels))
+
+    return _mean(experiment, one, "edge scores")
 
 
-def _mean(experiment: Experiment, one: Callable[[Batch], tuple[Tensor, float]], label: str) -> Tensor:
-    parts, sizes = zip(*(part for _, part in experiment.in_batches(lambda batch, _: one(batch), label)), strict=True)
+def _mean(experiment: Experiment, one: Callable[[Batch, slice], tuple[Tensor, float]], label: str) -> Tensor:
+    parts, sizes = zip(*(part for _, part in experiment.in_batches(one, label)), strict=True)
     total: Tensor = torch.stack(parts).sum(0) / len(experiment)
     check_not_flat(experiment.metric, total, max(sizes))
     return total
 
 
 def edges_of(
-    experiment: Experiment, batch: Batch, points: list[Point], by_example: bool = False
+    experiment: Experiment, batch: Batch, points: list[Point], groups: Tensor | None = None, n_groups: int = 1
 ) -> tuple[Tensor, float]:
-    """Effects of a batch's edges as `EdgeSum` returns them, and the metric's largest magnitude at the points."""
+    """Effects of a batch's edges as `EdgeSum` returns them, and the metric's largest magnitude at the points.
+
+    `groups` `[batch, pos]`: the sum that each token counts in.
+    """
     sums: list[EdgeSum] = []
 
     def add(at: Pass) -> None:
         if not sums:
-            sums.append(EdgeSum(at.adapter, at.ends.delta, by_example))
+            run = at.ends.run.clean.ids.shape[1]  # of the tokens, those from where anything differs
+            sums.append(EdgeSum(at.adapter, at.ends.delta, None if groups is None else groups[:, -run:], n_groups))
         sums[0].add(at.weight, at.run, at.gradients)
 
     largest = each_point(experiment, batch, points, add, divided=True)

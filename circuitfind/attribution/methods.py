@@ -150,18 +150,28 @@ def request_of(
     options = {**method.options, **given}
     if method.check is not None:
         method.check(options)
-    for name, given_here in (("layers=", ways.get("layers") is not None), ("by_span=True", ways.get("by_span"))):
-        if given_here and what is None:
-            raise ScoreError(f"{name} belongs to the places of a sweep: give what=, such as what='resid'")
+    if ways.get("layers") is not None and what is None:
+        raise ScoreError("layers= belongs to the places of a sweep: give what=, such as what='resid'")
+    if ways.get("by_span") and what is None and level == "node":
+        raise ScoreError("by_span=True is for edges and for places of a sweep: give what=, such as what='resid'")
     if ways.get("ungrouped"):
         _check_ungrouped(method, level)
-    if ways.get("by_position") and level == "edge":
-        raise ScoreError("by_position=True scores nodes: use level='node'")
-    if ways.get("by_position") and what is None and not method.by_position:
+    if level == "edge":
+        _check_places(method, ways)
+    elif ways.get("by_position") and what is None and not method.by_position:
         known = [one.name for one in METHODS.values() if one.by_position and "node" in one.levels]
         raise ScoreError(f"method '{method.name}' has no scores by position that add up: use one of {', '.join(known)}")
     _check_setting(method, setting)
     return Request("place" if what is not None else level, options, what or "", **ways), Keywords(**setting)  # type: ignore[typeddict-item]
+
+
+def _check_places(method: Method, ways: Mapping[str, Any]) -> None:
+    """Refuses edges at their places of a method that has none."""
+    if ways.get("by_position") and ways.get("by_span"):
+        raise ScoreError("by_position=True and by_span=True are two ways to divide the prompts: give one")
+    if (ways.get("by_position") or ways.get("by_span")) and method.points is None:
+        known = [one.name for one in METHODS.values() if "edge" in one.levels and one.points]
+        raise ScoreError(f"method '{method.name}' has no scores of edges by position: use one of {', '.join(known)}")
 
 
 def _check_ungrouped(method: Method, level: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import circuitfind as cf
 from circuitfind.cli import inputs, options, tables
 from circuitfind.cli.options import given, option
 from circuitfind.cli.output import Output
+from circuitfind.errors import FileError
 
-FILES = {"Scores": "scores", "NodeScores": "node-scores"}
+FILES = {"Scores": "scores", "NodeScores": "node-scores", "PlacedScores": "placed-scores"}
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ def attribute(
     """Score every edge, node, or place of a sweep on a task.
 
     Writes scores.safetensors (edges), node-scores.safetensors, or estimates-WHAT.safetensors, and checks.json: the
-    exact effects of the strongest estimates. Positive = supports the task, except for rankings that are not effects
-    (atp-star, hisp, ifr, activation, weights, random): higher = ranked first.
+    exact effects of the strongest estimates. Edges --by-position or --by-span: placed-scores.safetensors, and
+    placed-scores.svg, the strongest of them with a column for each place. Positive = supports the task, except for
+    rankings that are not effects (atp-star, hisp, ifr, activation, weights, random): higher = ranked first.
 
     Example: circuitfind attribute tiny --task ioi --method eap
     """
@@ -73,4 +77,10 @@ def attribute(
     if checked is not None:
         files.append(checked.save(folder / "checks.json", **described))
         content["checks"] = checked.to_dict()
-    out.finish({**described, **content}, files, drawable=True)
+    if isinstance(scores, cf.PlacedScores):
+        by: Any = rank.by
+        try:
+            files.append(scores.render(folder / f"{name}.svg", by=by))
+        except FileError as error:  # no Graphviz
+            out.warn(str(error))
+    out.finish({**described, **content}, files, drawable=not isinstance(scores, cf.PlacedScores))

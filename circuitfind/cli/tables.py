@@ -52,6 +52,16 @@ def scores(
     _strongest(found.record, "edge", len(found), best, "", out, checked)
 
 
+def placed_scores(
+    found: cf.PlacedScores, out: Output, n: int = ROWS, by: Any = "absolute", checked: cf.Checks | None = None
+) -> None:
+    """The strongest edges, each at its place."""
+    best = [_Scored(row.edge, row.score, row.place) for row in found.top(n, by)]
+    _strongest(found.record, "edge", found.graph.n_edges, best, " position", out, checked)
+    if found.record.settings.get("place") == "each position":
+        _positions(out)
+
+
 def node_scores(
     found: cf.NodeScores, out: Output, n: int = ROWS, by: Any = "absolute", checked: cf.Checks | None = None
 ) -> None:
@@ -279,6 +289,7 @@ def recovery(found: cf.Recovery, out: Output) -> None:
 TABLES: dict[str, Callable[..., None]] = {
     "Sweep": sweep,
     "Scores": scores,
+    "PlacedScores": placed_scores,
     "NodeScores": node_scores,
     "Circuit": verdicts.circuit,
     "PathEffects": paths,

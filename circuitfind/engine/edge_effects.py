@@ -50,7 +50,7 @@ def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGr
     """
     effects = EdgeSum(adapter, delta)
     effects.add(1.0, run, gradients)
-    return effects.value()
+    return effects.value()[0]
 
 
 class _Layer(NamedTuple):
@@ -72,15 +72,18 @@ class EdgeSum:
     Args:
         adapter: to pull the gradients back with.
         delta: as for `edge_effects`, the same for all points.
-        by_example: keep examples apart.
+        groups: `[batch, pos]`, the sum that each token counts in, -1 for none; by default all count in one.
+        n_groups: how many sums there are.
     """
 
-    def __init__(self, adapter: Adapter, delta: Writers, by_example: bool = False) -> None:
-        graph, examples = adapter.graph, len(delta.embed) if by_example else 1
-        self._adapter, self._delta, self._by_example = adapter, delta, by_example
+    def __init__(self, adapter: Adapter, delta: Writers, groups: Tensor | None = None, n_groups: int = 1) -> None:
+        self._adapter, self._delta, graph = adapter, delta, adapter.graph
         changed = torch.stack([part.flatten(2).any(-1) for part in delta.parts]).any(0)
-        self._tokens = changed.flatten().nonzero().squeeze(-1)
-        self._effects = delta.embed.new_zeros(examples, graph.n_writers, graph.n_readers, dtype=adapter.work)
+        groups = torch.zeros_like(changed, dtype=torch.long) if groups is None else groups
+        tokens = (changed & (groups >= 0)).flatten().nonzero().squeeze(-1)
+        self._groups, order = groups.flatten()[tokens].sort(stable=True)
+        self._tokens = tokens[order]  # those of a group follow each other
+        self._effects = delta.embed.new_zeros(n_groups, graph.n_writers, graph.n_readers, dtype=adapter.work)
         self._clear()
 
     def _clear(self) -> None:
@@ -113,10 +116,9 @@ class EdgeSum:
         self._final.add_(weight * self._at(gradients.final))
 
     def value(self) -> Tensor:
-        """`[writers, readers]` summed over examples and positions, or `[batch, writers, readers]` by example; zero
-        where there is no edge."""
+        """`[groups, writers, readers]` summed over the tokens of each; zero where there is no edge."""
         self._contract()
-        return self._effects if self._by_example else self._effects[0]
+        return self._effects
 
     # ---------------------------------------------------------------- one contraction for many points
     def _contract(self) -> None:
@@ -135,14 +137,12 @@ class EdgeSum:
     def _blocks(self, kept: Tensor, buffer: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Some of the tokens block by block: (tokens, memory `[writers, tokens, d_model]`, the effects to add to)."""
         graph, start = self._adapter.graph, 0
-        rows = self._tokens[kept] // self._delta.embed.shape[1] * self._by_example
-        for row, count in zip(
-            *(one.tolist() for one in torch.unique_consecutive(rows, return_counts=True)), strict=True
-        ):
-            for part in token_slices(count, graph.readers_per_layer, self._adapter, in_cache(rows.device)):
+        groups, counts = torch.unique_consecutive(self._groups[kept], return_counts=True)
+        for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
+            for part in token_slices(count, graph.readers_per_layer, self._adapter, in_cache(kept.device)):
                 tokens, size = slice(start + part.start, start + part.stop), part.stop - part.start
                 written, buffer = buffer.tensor_split([graph.n_writers * size * graph.d_model])
-                yield tokens, written.view(graph.n_writers, size, graph.d_model), self._effects[row]
+                yield tokens, written.view(graph.n_writers, size, graph.d_model), self._effects[group]
             start += count
 
     def _add_effects(self, kept: Tensor, buffer: Tensor) -> None:

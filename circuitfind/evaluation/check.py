@@ -24,6 +24,7 @@ from circuitfind.errors import ScoreError, check_count
 from circuitfind.models.load import Model
 from circuitfind.patching.patch import Where, measured, planned
 from circuitfind.patching.sweep import Sweep
+from circuitfind.placed_scores import PLACE, PlacedScores
 from circuitfind.record import Record
 from circuitfind.result import By, Result, strongest
 from circuitfind.scores import NodeScores, Scores
@@ -123,8 +124,12 @@ def check(
     Raises:
         ScoreError: the scores are exact, no estimates of effects, or of another graph or other places.
     """
-    if not isinstance(scores, (Scores, NodeScores, Sweep)):
+    if not isinstance(scores, (Scores, PlacedScores, NodeScores, Sweep)):
         raise ScoreError(f"check needs scores of edges, nodes or places, not {type(scores).__name__}")
+    if isinstance(scores, PlacedScores) or PLACE in scores.record.settings:
+        raise ScoreError(
+            "check measures an edge at all tokens together: give it scores.total(), or leave --max-checks out"
+        )
     if not can_be_checked(scores.record):
         why = "are measured" if scores.record.method in EXACT else "estimate no effect of an ablation"
         raise ScoreError(f"scores of method '{scores.record.method}' {why}: there is nothing to check")
@@ -146,8 +151,8 @@ def check(
 
 
 def can_be_checked(record: Record) -> bool:
-    """Whether scores estimate what an ablation does, and did not measure it."""
-    return record.is_effect and bool(record.ablation) and record.method not in EXACT
+    """Whether scores estimate what an ablation does, and did not measure it; of edges, at all tokens together."""
+    return PLACE not in record.settings and record.is_effect and bool(record.ablation) and record.method not in EXACT
 
 
 def _measured(experiment: Experiment, scores: Scores | NodeScores | Sweep, top: int, by: By) -> _Measured:
