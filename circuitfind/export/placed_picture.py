@@ -19,7 +19,6 @@ from circuitfind.export.graphs import node_attributes
 from circuitfind.export.picture import COLORS, FONT, NODES, pen, quote, signed
 from circuitfind.graph import Graph
 
-
 WIDTH, HEIGHT, GAP = 78, 52, 40  # of a box and a row, and between columns, in points
 
 
@@ -105,7 +104,7 @@ def _columns(graph: Graph, boxes: Iterable[_Box], places: Sequence[str]) -> Iter
                 told = quote(f"{box.name}, {places[place]}")
                 yield f"  {box.id} [{NODES.get(box.kind, NODES['end'])} {where} label={quote(box.name)} tooltip={told}]"
         start += width + GAP
-    for row, (layer, level) in enumerate(levels):
+    for row, (layer, _) in enumerate(levels):
         if 0 <= layer < graph.n_layers and (row == 0 or levels[row - 1][0] != layer):
             yield _text(f"row {row}", f"layer {layer}", -WIDTH, HEIGHT * row, 11)
 
