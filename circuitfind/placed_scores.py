@@ -119,17 +119,17 @@ class PlacedScores(ScoreTable):
         mask[tuple(self.ranked(n, by).T)] = True
         return connected(self.graph, mask)
 
-    def to_dot(self, n: int = DRAWN, by: By = "absolute") -> str:
-        """Graphviz source of the n strongest edges, one column a place."""
+    def to_dot(self, n: int = DRAWN, by: By = "absolute", title: str | None = None) -> str:
+        """Graphviz source of the n strongest edges, one column a place; `title`: a line above the picture."""
         rows = [
             placed_picture.PlacedRow(p, u, r, float(self.values[p, u, r]))
             for p, u, r in np.argwhere(self.cut(n, by)).tolist()
         ]
-        return placed_picture.source(self.graph, rows, self.positions)
+        return placed_picture.source(self.graph, rows, self.positions, title)
 
-    def render(self, path: str | PathLike[str], n: int = DRAWN, by: By = "absolute") -> Path:
+    def render(self, path: str | PathLike[str], n: int = DRAWN, by: By = "absolute", title: str | None = None) -> Path:
         """Draws that to `.svg`, `.png` or `.pdf` with Graphviz's `dot`."""
-        return picture.render(path, self.to_dot(n, by))
+        return picture.render(path, self.to_dot(n, by, title))
 
     # ---------------------------------------------------------------- files
     def save(self, path: str | PathLike[str]) -> Path:  # type: ignore[override]

@@ -148,3 +148,9 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert cf.open(folder / "placed-scores.safetensors").record.method == "eap"
     assert not shutil.which("dot") or (folder / "placed-scores.svg").is_file()
     assert not (folder / "checks.json").exists()
+    given = ["export", str(folder / "placed-scores.safetensors"), "--top", "20", "--title", "IOI", "--out"]
+    assert main([*given, "placed.dot"]) == 0
+    assert (tmp_path / "placed.dot").read_text().count("->") > 10 and 'label="IOI"' in Path("placed.dot").read_text()
+    assert "of the 20 strongest" in capsys.readouterr().out
+    assert main([*given, "placed.graphml"]) != 0
+    assert "edges at their places are drawn only: use --to dot, svg, png, pdf" in capsys.readouterr().err

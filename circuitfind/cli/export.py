@@ -14,7 +14,8 @@ from circuitfind.cli.output import FAILED, Output
 from circuitfind.errors import FileError
 
 MIB, EAP_IG = "mib", "eap-ig"
-FORMATS = ("dot", "svg", "png", "pdf", "graphml", "json", "safetensors", EAP_IG, MIB)
+PICTURES = ("dot", "svg", "png", "pdf")
+FORMATS = (*PICTURES, "graphml", "json", "safetensors", EAP_IG, MIB)
 ENDINGS = {form: (f".{form}",) for form in FORMATS if form != MIB} | {EAP_IG: (".json", ".pt")}
 
 
@@ -40,6 +41,9 @@ def export(what: ExportOptions, sign: options.Sign, place: options.Out, out: Out
     if what.to == MIB and what.circuit.is_dir():
         return _check_mib(what.circuit, out)
     given = _open(what, sign.sign)
+    if isinstance(given, cf.PlacedScores):
+        _draw_places(given, what, place.out, out)
+        return None
     if what.to == MIB:
         _write_mib(_as_scores(what.circuit, given), place.out, what, out)
         return None
@@ -53,10 +57,32 @@ def export(what: ExportOptions, sign: options.Sign, place: options.Out, out: Out
     return None
 
 
-def _open(what: ExportOptions, sign: Any) -> cf.Circuit | cf.Scores:
-    """Scores or a circuit, cut to --top edges."""
+def _draw_places(given: cf.PlacedScores, what: ExportOptions, out: Path, console: Output) -> None:
+    """The strongest edges, each at its place."""
+    from circuitfind.export.files import write_text
+    from circuitfind.placed_scores import DRAWN
+
+    path, form = _target(what, out)
+    if form not in PICTURES:
+        raise FileError(f"{what.circuit}: edges at their places are drawn only: use --to {', '.join(PICTURES)}")
+    n = what.top or DRAWN
+    with console.waiting("drawing"):
+        if form == "dot":
+            write_text(path, given.to_dot(n, title=what.title))
+        else:
+            given.render(path, n, title=what.title)
+    edges = int(given.cut(n).sum())
+    console.say(f"Written: {path} ({count(edges, 'edge')} of the {n} strongest, those that lead to the logits)")
+    console.document({"file": str(path), "format": form, "edges": edges})
+
+
+def _open(what: ExportOptions, sign: Any) -> cf.Circuit | cf.Scores | cf.PlacedScores:
+    """Scores or a circuit, cut to --top edges; scores of edges at places as they are."""
     if what.circuit.suffix.lower() == ".safetensors":
-        scores = cf.Scores.open(what.circuit, sign)
+        try:
+            return cf.PlacedScores.open(what.circuit)
+        except FileError:
+            scores = cf.Scores.open(what.circuit, sign)
         return scores if what.top is None else scores.top(what.top)
     from circuitfind.report.sizes import strongest
 

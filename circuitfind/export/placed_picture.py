@@ -45,7 +45,7 @@ class _Box(NamedTuple):
         return quote(f"{self.name} @ {self.place}")
 
 
-def source(graph: Graph, rows: Sequence[PlacedRow], places: Sequence[str]) -> str:
+def source(graph: Graph, rows: Sequence[PlacedRow], places: Sequence[str], title: str | None = None) -> str:
     """Graphviz source; places without an edge are left out."""
     boxes: dict[_Box, None] = {}  # an ordered set, as the next
     crossing: dict[tuple[_Box, str], None] = {}
@@ -65,7 +65,7 @@ def source(graph: Graph, rows: Sequence[PlacedRow], places: Sequence[str]) -> st
     for shared, name in crossing:
         ends = (box for box in boxes if box.name == name)
         lines += [f'{shared.id} -> {box.id} [style=dotted arrowhead=vee color="#55606E" penwidth=1.3]' for box in ends]
-    return "\n".join(["digraph places {", *_settings(), *_columns(graph, boxes, places), *lines, "}", ""])
+    return "\n".join(["digraph places {", *_settings(title), *_columns(graph, boxes, places), *lines, "}", ""])
 
 
 def _node(graph: Graph, place: int, name: str) -> _Box:
@@ -79,11 +79,13 @@ def _read(graph: Graph, place: int, reader: int) -> _Box:
     return _Box(place, graph.reader(reader).layer, 0, name if ".kv" in name else f"{name} reads", "kv")
 
 
-def _settings() -> Iterable[str]:
+def _settings(title: str | None) -> Iterable[str]:
     font = f"fontname={quote(FONT)}"
     yield f'  layout=neato inputscale=72 splines=true bgcolor="#FFFFFF" pad=0.15 outputorder=edgesfirst {font}'
     yield f'  node [{font} fontsize=12 fontcolor="#1B2430" style=filled height=0.3 margin="0.07,0.03" penwidth=1.1]'
     yield "  edge [arrowsize=0.7]"
+    if title:
+        yield f"  label={quote(title)} labelloc=t fontsize=15"
 
 
 def _columns(graph: Graph, boxes: Iterable[_Box], places: Sequence[str]) -> Iterable[str]:
