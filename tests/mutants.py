@@ -255,7 +255,7 @@ MUTANTS = (
            "stream if adapter.graph.parallel else stream + at_mlp, stream)", "stream, stream)",
            "test_families.py::test_node_scores_equal_autograd_through_split_readers[gpt2]",
            "heads' node scores without the paths through their own MLP"),
-    Mutant("relp-gate-not-halved", "engine/relevance.py",
+    Mutant("relp-gate-not-halved", "engine/backward_rules.py",
            "gradient / 2", "gradient",
            "test_relp.py::test_edges_equal_autograd_through_the_rules[llama-noising-1]",
            "RelP: both factors of a gated MLP count in full"),
