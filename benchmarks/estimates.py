@@ -1,4 +1,4 @@
-"""How well methods of a pass or a few estimate exact effects: attribution patching, RelP, integrated gradients.
+"""How well methods of a pass or a few estimate exact effects: attribution patching, RelP, GIM, integrated gradients.
 
     python benchmarks/estimates.py [--model FOLDER] [--tasks copy | --data examples/pronouns.jsonl] [--n 32]
 
@@ -21,7 +21,7 @@ import circuitfind as cf
 
 BEHAVIOURS = "ioi,greater-than,gendered-pronoun,subject-verb-agreement,induction"
 PLAIN = "one gradient"  # atp over places and nodes, eap over edges
-METHODS = (PLAIN, "relp", "eap-ig-inputs")
+METHODS = (PLAIN, "relp", "gim", "eap-ig-inputs")
 ROUNDS = 7
 
 

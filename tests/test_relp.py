@@ -22,9 +22,9 @@ from circuitfind.attribution.by_example import example_effects
 from circuitfind.attribution.method import Request
 from circuitfind.attribution.methods import METHODS
 from circuitfind.batch import Batch
+from circuitfind.engine.backward_rules import RELP, backward_rules
 from circuitfind.engine.capture import capture_gradients
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.relevance import relevance_rules
 from circuitfind.errors import ScoreError
 from circuitfind.models.families import family_of
 
@@ -250,7 +250,7 @@ def test_the_model_computes_the_same_to_the_bit(name: str, pairs: Batch) -> None
     hooked = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.hf.modules()]
     found = {}
     for backend in ("nnsight", "hooks"):
-        with relevance_rules(model.adapter):
+        with backward_rules(model.adapter, RELP):
             model.adapter.backend = backend
             try:
                 found[backend] = capture_gradients(model.adapter, pairs.clean, summed)

@@ -16,8 +16,10 @@
   output, before a post-norm where a family has one. A held output is a constant: no gradient flows through it. All
   components and points have equal weights.
 * `relp` (Jafari et al. 2025): as `eap` and `atp`, with a coefficient in place of the gradient that goes back by the
-  rules of `engine/relevance.py`: constant norm scales, activations as `act(x) / x`, half for either factor of a gated
-  MLP.
+  rules of `engine/backward_rules.py`: constant norm scales, activations as `act(x) / x`, half for either factor of a
+  gated MLP.
+* `gim` (Edin et al. 2025): the same with rules for attention in place of that for activations: softmax at temperature
+  2, and less than what arrives at queries, keys and values.
 
 The three that average do not depend on the direction, and neither do their scores.
 """
@@ -27,7 +29,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from circuitfind.attribution.method import LEVELS, Method, Point
+from circuitfind.attribution.method import LEVELS, Method, Point, Points
+from circuitfind.engine.backward_rules import GIM as GIM_RULES, RELP as RELP_RULES, Rules
 from circuitfind.errors import ScoreError, check_count, unknown
 
 OFFSETS = {"left": 0.0, "midpoint": 0.5, "right": 1.0}
@@ -38,8 +41,9 @@ def one_end(direction: str, n_layers: int, options: Options) -> list[Point]:
     return [Point(1.0, 1.0 if direction == "noising" else 0.0)]
 
 
-def relevance(direction: str, n_layers: int, options: Options) -> list[Point]:
-    return [point._replace(relevance=True) for point in one_end(direction, n_layers, options)]
+def by_rules(rules: Rules) -> Points:
+    """One end, as `one_end`, with a gradient that goes back by rules."""
+    return lambda *asked: [point._replace(rules=rules) for point in one_end(*asked)]
 
 
 def both_ends(direction: str, n_layers: int, options: Options) -> list[Point]:
@@ -130,7 +134,18 @@ RELP = Method(
     "Jafari et al. 2025",
     "2 forward, 1 backward",
     LEVELS,
-    points=relevance,
+    points=by_rules(RELP_RULES),
     at_clean=True,
     by_position=True,
+)
+GIM = Method(
+    "gim",
+    "attribution patching with gradients corrected for interactions",
+    "Edin et al. 2025",
+    "2 forward, 1 backward",
+    LEVELS,
+    points=by_rules(GIM_RULES),
+    at_clean=True,
+    by_position=True,
+    spellings=("gradient-interaction-modifications",),
 )

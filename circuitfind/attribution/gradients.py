@@ -23,10 +23,10 @@ from torch import Tensor
 
 from circuitfind.attribution.method import Method, Point
 from circuitfind.batch import Batch
+from circuitfind.engine.backward_rules import Ruled, backward_rules
 from circuitfind.engine.capture import ReaderGradients, Run, capture, capture_corrupted, capture_gradients
 from circuitfind.engine.edge_effects import EdgeSum
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.relevance import relevance_rules
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError
 from circuitfind.metrics import Metric
@@ -171,7 +171,7 @@ def each_point(
     `divided`: as for `Ends`.
     """
     metric, adapter, ends, sizes = experiment.metric, experiment.adapter, Ends(experiment, batch, divided), []
-    for number, (weight, alpha, component, relevance) in enumerate(points):
+    for number, (weight, alpha, component, rules) in enumerate(points):
         embed, outputs = None, None
         at_corrupted = alpha == 0 and component is None and batch.alignment is None
         if component is not None:
@@ -182,16 +182,16 @@ def each_point(
             low, high = ends.corrupted.resid[0], ends.clean.resid[0]
             embed = low + alpha * (high - low)
         inputs = ends.run.corrupted if at_corrupted else ends.run.clean
-        with relevance_rules(adapter) if relevance else nullcontext(adapter) as ruled:
+        with backward_rules(adapter, rules) if rules else nullcontext(Ruled(adapter)) as ruled:
             run, gradients, values = capture_gradients(
-                adapter, inputs, lambda logits: metric(logits, ends.batch), embed, outputs
+                adapter, inputs, lambda logits: metric(logits, ends.batch), embed, outputs, ruled.hand_on
             )
         if number == 0 and at_corrupted:
             ends.corrupted = run
         elif number == 0 and embed is None and outputs is None and not metric.reference:
             ends.clean = run
         with torch.no_grad():
-            use(Pass(weight, ruled, ends, run, gradients))
+            use(Pass(weight, ruled.adapter, ends, run, gradients))
         del run, gradients
         sizes.append(float(values.abs().max()))
     return max(sizes)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from circuitfind.engine.backward_rules import Rules
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import NoFile
 from circuitfind.models.adapter import Adapter
@@ -40,13 +41,13 @@ class Point(NamedTuple):
         alpha: where on the line from the corrupted (0) to the clean (1) prompt.
         component: ("attn_out" or "mlp_out", layer): only this output is at alpha, the prompt is the clean one. None:
             the residual entering layer 0 is at alpha.
-        relevance: a coefficient by RelP's rules (`engine/relevance.py`) is taken in place of the gradient.
+        rules: the gradient goes back by these (`engine/backward_rules.py`).
     """
 
     weight: float
     alpha: float
     component: tuple[str, int] | None = None
-    relevance: bool = False
+    rules: Rules | None = None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,17 @@ DEFAULTS = {
     "q": ("atp",),
     "k": ("atp",),
 }
-_EFFECTS = (eap.EAP, eap.ATP, atp_star.QK, eap.INPUTS, eap.ACTIVATIONS, eap.CLEAN_CORRUPTED, eap.RELP, exact.METHOD)
+_EFFECTS = (
+    eap.EAP,
+    eap.ATP,
+    atp_star.QK,
+    eap.INPUTS,
+    eap.ACTIVATIONS,
+    eap.CLEAN_CORRUPTED,
+    eap.RELP,
+    eap.GIM,
+    exact.METHOD,
+)
 _RANKINGS = (atp_star.STAR, direct.METHOD, baselines.HISP, ifr.METHOD)
 _BASELINES = (baselines.ACTIVATION, weights.METHOD, baselines.RANDOM)
 METHODS: dict[str, Method] = {method.name: method for method in (*_EFFECTS, *_RANKINGS, *_BASELINES)}

@@ -29,11 +29,11 @@ MODEL_HELP = 'The embedded model "tiny", a Hugging Face id, a folder, or a .gguf
 ALLOW_MISSING = "Take a checkpoint that lacks weights; they are then random numbers."
 SCORES_OR_CIRCUIT = "A circuit.json, scores.safetensors, or EAP-IG's .json or .pt."
 
-EFFECTS = ("eap-ig-inputs", "eap-ig-activations", "eap", "relp", "clean-corrupted", "exact")
+EFFECTS = ("eap-ig-inputs", "eap-ig-activations", "eap", "relp", "gim", "clean-corrupted", "exact")
 RANKINGS = ("ifr", "activation", "weights", "random")  # their scores are not effects
-NODE_EFFECTS = ("eap-ig-inputs", "eap-ig-activations", "atp", "relp", "clean-corrupted", "exact", "direct")
+NODE_EFFECTS = ("eap-ig-inputs", "eap-ig-activations", "atp", "relp", "gim", "clean-corrupted", "exact", "direct")
 NODE_RANKINGS = ("atp-star", "hisp", "activation", "random")
-ESTIMATES = ("eap-ig-inputs", "atp", "relp", "clean-corrupted", "atp-qk")  # of places
+ESTIMATES = ("eap-ig-inputs", "atp", "relp", "gim", "clean-corrupted", "atp-qk")  # of places
 LEARNED = ("edge-pruning", "subnetwork-probing", "ugs")
 ABLATIONS = ("corrupted", "zero", "mean", "mean-position", "resample")
 KINDS = ("resid", "resid-mid", "attn", "mlp", "attn-out", "mlp-out", "heads", "q", "k", "v", "pattern", "neurons")

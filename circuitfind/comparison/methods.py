@@ -71,7 +71,7 @@ def _named(name: str) -> Entrant:
     return _of_method(method_of(base, level), level, kept=name in NAMES)
 
 
-EFFECTS = ("exact", "eap", "eap-ig-inputs", "eap-ig-activations", "relp", "clean-corrupted")
+EFFECTS = ("exact", "eap", "eap-ig-inputs", "eap-ig-activations", "relp", "gim", "clean-corrupted")
 OF_NODES = ("exact-nodes", "atp", "atp-star", "hisp", "subnetwork-probing-nodes")
 WITHOUT_METRIC = ("ifr", "activation", "weights", "random")
 NAMES = (*EFFECTS, *SEARCHES, *OF_NODES, *WITHOUT_METRIC)

@@ -35,7 +35,7 @@ the bottom up:
 2. `capture.py`, `prefix.py`, `ablation.py`, `prepare.py`, `experiment.py`: the runs that do not depend on a circuit.
    Where pairs begin alike, all runs that follow hold the later tokens only.
 3. `edge_effects.py`, `stream_effects.py`: first-order effects from backward passes, of edges, of nodes and places;
-   `relevance.py`: other rules back.
+   `backward_rules.py`: other rules back.
 4. `circuit_run.py`, `masked_run.py` (on `masked_streams.py`): exact circuits, hard and soft.
 5. `restart.py`, `sites.py`, `measure.py`: patching, and the one loop that measures it.
 6. `reach.py`, `revision.py`: a circuit that loses edges.

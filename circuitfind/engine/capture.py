@@ -40,6 +40,7 @@ from circuitfind.models.layer import PROJECTIONS, Heads, LayerView
 
 # ("attn_out" or "mlp_out", layer) -> what that module returns: the attention's output projection, or the MLP
 Outputs = Mapping[tuple[str, int], Tensor]
+HandOn = Callable[[str, int, Tensor], Tensor]
 Places = Mapping[tuple[str, int], Tensor]  # (site, layer) -> a value, or the gradient at it
 ADD_UP = 1e-3  # of the copies' largest gradient: how far their sum may be off that of their head
 
@@ -105,6 +106,7 @@ class Recorder:
     embed: Tensor | None = None
     differentiate: bool = False
     outputs: Outputs = field(default_factory=dict)
+    hand_on: HandOn | None = None
 
     def __post_init__(self) -> None:
         self.run = Run()
@@ -133,6 +135,7 @@ class Recorder:
             if self.differentiate:
                 value = value.view_as(value) if site == "mixer" else value  # a norm's output: others may read it, too
                 self.leaves[site, layer] = value
+                value = value if self.hand_on is None else self.hand_on(site, layer, value)
                 return value.clone()  # OLMo clips this tensor in place: the gradient is needed from before
         elif site == "z":
             self._z = detached
@@ -183,6 +186,7 @@ def capture_gradients(
     metric: Callable[[Tensor], Tensor],
     embed: Tensor | None = None,
     outputs: Outputs | None = None,
+    hand_on: HandOn | None = None,
 ) -> Gradients:
     """Runs the model forwards and backwards.
 
@@ -190,8 +194,9 @@ def capture_gradients(
         metric: from logits `[batch, reads, vocab]` to `[batch]` values; their sum is differentiated.
         embed: as for `capture`.
         outputs: constants to use in place of these modules' outputs.
+        hand_on: of (site, layer, output) of a projection of q, k and v to what the model is given in its place.
     """
-    recorder = Recorder(adapter, embed=embed, differentiate=True, outputs=outputs or {})
+    recorder = Recorder(adapter, embed=embed, differentiate=True, outputs=outputs or {}, hand_on=hand_on)
     with torch.enable_grad(), undisturbed(adapter.model):
         logits = through(adapter, inputs, recorder)
         values, at_logits = metric_gradient(

@@ -148,7 +148,7 @@ def stability(
     Args:
         task: one task, whose pairs are resampled; or several by name, each of them a sample
             (`circuitfind.by_template`, `circuitfind.by_seed`).
-        method: "eap", "eap-ig-inputs", "clean-corrupted", "relp" or "exact".
+        method: "eap", "eap-ig-inputs", "clean-corrupted", "relp", "gim" or "exact".
         n_edges, by: a circuit is `scores.top(n_edges, by)`.
         resamples: bootstrap samples at each size; of several tasks, about how many circuits of shuffled pairs.
         sizes: of the samples for the curve, in pairs; by default 4, 8, 16, ... and all, or none with `search`.
