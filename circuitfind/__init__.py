@@ -56,6 +56,10 @@ if TYPE_CHECKING:
     from circuitfind.models.load import Model as Model
     from circuitfind.opening import open as open
     from circuitfind.patching.attention import AttentionPattern as AttentionPattern, attention as attention
+    from circuitfind.patching.attention_attribution import (
+        AttentionAttribution as AttentionAttribution,
+        attention_attribution as attention_attribution,
+    )
     from circuitfind.patching.only import CircuitModel as CircuitModel, only as only
     from circuitfind.patching.patch import patch as patch
     from circuitfind.patching.path import PathEffects as PathEffects, path_patch as path_patch
@@ -108,6 +112,7 @@ else:
         "models.load": "Model",
         "opening": "open",
         "patching.attention": "AttentionPattern attention",
+        "patching.attention_attribution": "AttentionAttribution attention_attribution",
         "patching.only": "CircuitModel only",
         "patching.patch": "patch",
         "patching.path": "PathEffects path_patch",

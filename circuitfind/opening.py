@@ -31,6 +31,7 @@ HOMES = {  # by the format that a JSON file names: the module and the class that
     "circuitfind.agreement": "evaluation.agreement:Agreement",
     "circuitfind.approximation": "evaluation.approximation:Approximation",
     "circuitfind.attention": "patching.attention:AttentionPattern",
+    "circuitfind.attention-attribution": "patching.attention_attribution:AttentionAttribution",
     "circuitfind.checks": "evaluation.check:Checks",
     "circuitfind.comparison": "comparison.result:Comparison",
     "circuitfind.completeness": "evaluation.completeness:Completeness",

@@ -8,29 +8,49 @@ import circuitfind as cf
 from circuitfind.cli import inputs, options, tables
 from circuitfind.cli.options import option
 from circuitfind.cli.output import Output
-from circuitfind.errors import FileError
+from circuitfind.errors import FileError, ScoreError
+
+TOKEN = "its position, its text, or the name of a span such as IO"
 
 
 @dataclass(frozen=True)
 class HeadOptions:
     head: str = option("Such as a0.h1.", MISSING, metavar=options.NAMES)
+    key: str | None = option(f"Say why it attends to this token: {TOKEN}.", metavar="TOKEN")
+    query: str = option("From which token. Default: the last.", "-1", metavar="TOKEN")
+    against: str | None = option("Another key to compare with. Default: the mean of all others.", metavar="TOKEN")
     example: int = option("Which of the pairs, counted from 0.", 0, least=0)
     corrupted: bool = option("The corrupted prompt, not the clean one.", False)
 
 
 def attention(model: options.Model, task: options.Task, which: HeadOptions, place: options.Out, out: Output) -> None:
-    """Show what heads attend to on one prompt of a task.
+    """Show what heads attend to on one prompt of a task, and with --key why.
 
     Writes attention-HEAD.json with the whole pattern of each head (queries down, keys across), and a page that shows
-    them: attention-HEAD.html, or of several heads attention.html.
+    them: attention-HEAD.html, or of several heads attention.html. With --key in place of these attention-HEAD-why.json:
+    the score of that key by pairs of nodes, one on the query side and one on the key side.
 
     Example: circuitfind attention tiny --task ioi --head a0.h1,a3.h2
+             circuitfind attention tiny --head a3.h2 --key IO --against S1
     """
+    if which.key is None and which.against is not None:
+        raise ScoreError("--against goes with --key: the token whose score is compared")
     folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
     heads = inputs.names_in(which.head)
-    found = cf.attention(loaded, bound, heads, example=which.example, corrupted=which.corrupted)
     described = {**inputs.described(loaded, bound, out), "example": which.example}
+    prompt = {"example": which.example, "corrupted": which.corrupted}
+    if which.key is not None:
+        key, query, against = (map(_token, (which.key, which.query, which.against)))
+        whys = [
+            cf.attention_attribution(loaded, bound, head, key, query, against=against, **prompt) for head in heads
+        ]
+        files = [one.save(folder / f"attention-{one.head}-why.json", **described) for one in whys]
+        for one in whys:
+            tables.attention_attribution(one, out)
+        out.finish({**described, "scores": [one.to_dict() for one in whys]}, files)
+        return
+    found = cf.attention(loaded, bound, heads, **prompt)
     files = [one.save(folder / f"attention-{one.head}.json", **described) for one in found]
     page = files[0].with_suffix(".html") if len(files) == 1 else folder / "attention.html"
     try:
@@ -40,3 +60,8 @@ def attention(model: options.Model, task: options.Task, which: HeadOptions, plac
     for one in found:
         tables.attention(one, out)
     out.finish({**described, "patterns": [one.to_dict() for one in found]}, files)
+
+
+def _token(text: str | None) -> int | str | None:
+    """A position, where it is a number."""
+    return int(text) if text is not None and text.removeprefix("-").isdecimal() else text
