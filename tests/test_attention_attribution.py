@@ -95,7 +95,7 @@ def _literal(model: cf.Model, ids: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "gemma3"])
 def test_parts_equal_the_literal_ones(name: str) -> None:
     model, task = wrapped(name), id_task((5, 5))
-    found = cf.attention_attribution(model, task, f"a1.h{HEAD}", KEY)
+    found = cf.attention_attribution(model, task, f"a1.h{HEAD}", KEY, example=0)
     with torch.no_grad():
         expected = _literal(model, task.clean[:1]).numpy()
     np.testing.assert_allclose(found.parts, expected, atol=1e-5 * abs(expected).max())
@@ -125,14 +125,27 @@ def test_rows_ranks_and_files(tmp_path: Path) -> None:
     assert found._repr_html_() and "constant" in found.nodes
 
 
+def test_several_prompts_are_averaged() -> None:
+    model = cf.load("tiny", check=False)
+    task = cf.task("ioi", model, n=3).on(model)
+    whole = cf.attention_attribution(model, task, "a3.h2", "IO", against="S1")
+    each = [cf.attention_attribution(model, task, "a3.h2", "IO", against="S1", example=row) for row in range(3)]
+    np.testing.assert_allclose(whole.parts, np.mean([one.parts for one in each], axis=0), atol=1e-12)
+    assert whole.relative == pytest.approx(np.mean([one.relative for one in each]), abs=1e-9)
+    assert (whole.query, whole.key, whole.against, whole.record.n_examples) == ("end", "IO", "S1", 3)
+    texts = cf.attention_attribution(model, list(task.prompts), "a3.h2", 1, 4)
+    assert (texts.query, texts.key, texts.record.n_examples) == ("4", "1", 3)
+    assert cf.attention_attribution(model, task.prompts[0], "a3.h2", 1).record.n_examples == 1
+
+
 @pytest.mark.parametrize(
     ("name", "head", "key", "options", "error", "message"),
     [
         ("gpt2", "a1.h9", 0, {}, cf.ScoreError, "has no head 'a1.h9'"),
         ("gpt2", "a1.h0", 9, {}, cf.ScoreError, "key=9 is no token of the prompt: '0 "),
         ("gpt2", "a1.h0", 3, {"query": 1}, cf.ScoreError, "key '3 .*' comes after query '1 "),
-        ("gpt2", "a1.h0", 0, {"query": 0}, cf.ScoreError, "has no other key"),
-        ("gpt2", "a1.h0", 0, {"against": 0}, cf.ScoreError, "no other key that it sees"),
+        ("gpt2", "a1.h0", 0, {"query": 0}, cf.ScoreError, "has no other key: "),
+        ("gpt2", "a1.h0", 0, {"against": 0}, cf.ScoreError, "has no other key at '0 "),
         ("gpt2", "a1.h0", "name", {}, cf.ScoreError, "key='name' is no token"),
         ("gpt2", "a1.h0", True, {}, cf.ScoreError, "key=True is no token"),
         ("mistral", "a1.h0", 0, {}, cf.ScoreError, "lies outside the window"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
+from typing import Any
 
 import circuitfind as cf
 from circuitfind.cli import inputs, options, tables
@@ -19,7 +20,7 @@ class HeadOptions:
     key: str | None = option(f"Say why it attends to this token: {TOKEN}.", metavar="TOKEN")
     query: str = option("From which token. Default: the last.", "-1", metavar="TOKEN")
     against: str | None = option("Another key to compare with. Default: the mean of all others.", metavar="TOKEN")
-    example: int = option("Which of the pairs, counted from 0.", 0, least=0)
+    example: int | None = option("Which of the pairs, from 0. Default: 0; with --key the mean of all.", least=0)
     corrupted: bool = option("The corrupted prompt, not the clean one.", False)
 
 
@@ -38,19 +39,18 @@ def attention(model: options.Model, task: options.Task, which: HeadOptions, plac
     folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
     heads = inputs.names_in(which.head)
-    described = {**inputs.described(loaded, bound, out), "example": which.example}
-    prompt = {"example": which.example, "corrupted": which.corrupted}
+    example = 0 if which.example is None and which.key is None else which.example
+    described = {**inputs.described(loaded, bound, out), "example": example}
     if which.key is not None:
-        key, query, against = (map(_token, (which.key, which.query, which.against)))
-        whys = [
-            cf.attention_attribution(loaded, bound, head, key, query, against=against, **prompt) for head in heads
-        ]
+        key, query = _token(which.key), _token(which.query)
+        against = None if which.against is None else _token(which.against)
+        asked: dict[str, Any] = {"against": against, "example": example, "corrupted": which.corrupted}
+        whys = [cf.attention_attribution(loaded, bound, head, key, query, **asked) for head in heads]
         files = [one.save(folder / f"attention-{one.head}-why.json", **described) for one in whys]
-        for one in whys:
-            tables.attention_attribution(one, out)
-        out.finish({**described, "scores": [one.to_dict() for one in whys]}, files)
-        return
-    found = cf.attention(loaded, bound, heads, **prompt)
+        for why in whys:
+            tables.attention_attribution(why, out)
+        return out.finish({**described, "scores": [why.to_dict() for why in whys]}, files)
+    found = cf.attention(loaded, bound, heads, example=example or 0, corrupted=which.corrupted)
     files = [one.save(folder / f"attention-{one.head}.json", **described) for one in found]
     page = files[0].with_suffix(".html") if len(files) == 1 else folder / "attention.html"
     try:
@@ -59,9 +59,9 @@ def attention(model: options.Model, task: options.Task, which: HeadOptions, plac
         out.warn(str(error))
     for one in found:
         tables.attention(one, out)
-    out.finish({**described, "patterns": [one.to_dict() for one in found]}, files)
+    return out.finish({**described, "patterns": [one.to_dict() for one in found]}, files)
 
 
-def _token(text: str | None) -> int | str | None:
+def _token(text: str) -> int | str:
     """A position, where it is a number."""
-    return int(text) if text is not None and text.removeprefix("-").isdecimal() else text
+    return int(text) if text.removeprefix("-").isdecimal() else text

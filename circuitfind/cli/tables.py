@@ -232,12 +232,11 @@ def attention(found: cf.AttentionPattern, out: Output) -> None:
 
 def attention_attribution(found: cf.AttentionAttribution, out: Output, n: int = PAIRS, by: str = "absolute") -> None:
     """The strongest nodes on either side, and the strongest pairs."""
-    sides, pairs = (found.query_side(n, by), found.key_side(n, by)), found.top(n, by)
-    digits = digits_for(row.relative for row in (*sides[0], *sides[1], *pairs))
-    rows = []
-    for query, key, pair in zip(*sides, pairs, strict=False):
-        both = f"{pair.query_side} x {pair.key_side}"
-        named = ((query.node, query), (key.node, key), (both, pair))
+    queries, keys, pairs = found.query_side(n, by), found.key_side(n, by), found.top(n, by)
+    digits = digits_for([row.relative for row in (*queries, *keys)] + [row.relative for row in pairs])
+    rows: list[list[Cell]] = []
+    for query, key, pair in zip(queries, keys, pairs, strict=False):
+        named = ((query.node, query), (key.node, key), (f"{pair.query_side} x {pair.key_side}", pair))
         rows.append([cell for name, row in named for cell in (name, effect(row.relative, digits))])
     capped = "" if found.cap is None else f" before the cap of {found.cap:g}"
     said = f"score {number(found.score)}{capped}, attention {number(found.weight)}"

@@ -198,8 +198,8 @@ class _Watch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in PRODUCTS:
-            named = [(kwargs or {}).get(name) for name in ("batch1", "batch2")]  # as Bloom gives them
-            self._factors = args[-2:] if None in named else named
+            named = [kwargs[name] for name in ("batch1", "batch2") if kwargs and name in kwargs]  # as Bloom does
+            self._factors = named or args[-2:]
         if func in SOFTMAX:
             self.entered.append((args[0], self._factors))
         return func(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""Why a head attends to a token: its attention score as a sum over pairs of nodes, one on its query and one on its key side.
+"""Why a head attends to a token: its attention score as a sum over pairs of nodes, one on either side.
 
 A score is bilinear in what was written at the two tokens, once the scales of the norms are held as they are on this
 prompt (transformer-circuits.pub, "Tracing attention computation", 2025, for features; here for heads and MLPs):
@@ -13,11 +13,13 @@ prompt (transformer-circuits.pub, "Tracing attention computation", 2025, for fea
    each pair has a second number, `relative`: less what the same pair adds for another key, or on average for all
    others that the query sees.
 
-The sum is the model's own score, to rounding; before the soft-cap, where there is one (Gemma 2).
+The sum is the model's own score, to rounding; before the soft-cap, where there is one (Gemma 2). Of several prompts all
+numbers are means.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, NamedTuple
@@ -26,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitfind.batch import Inputs
 from circuitfind.calls import model_call
 from circuitfind.engine.capture import capture
 from circuitfind.engine.experiment import bind, check_model
@@ -33,15 +36,18 @@ from circuitfind.engine.restart import Restart
 from circuitfind.engine.score_form import read_parts, refuse, score_form, tolerance
 from circuitfind.errors import ScoreError
 from circuitfind.export import html
+from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
 from circuitfind.patching.attention import Prompts, one_prompt, place_of
 from circuitfind.patching.spans import END, position_labels
+from circuitfind.progress import track
 from circuitfind.record import NO_EFFECT, Record
 from circuitfind.result import Result, strongest
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 
 CONSTANT = "constant"
+SUMMED = ("parts", "other", "position")
 SIGN = f"{NO_EFFECT}part of an attention score before the softmax; positive = more attention"
 Where = int | str
 
@@ -68,7 +74,8 @@ class AttentionAttribution(Result):
     """One head's attention score between two tokens, by pairs of nodes.
 
     Attributes:
-        query, key, against: the tokens, as "position token"; `against` may be "the mean of N other keys".
+        query, key, against: the tokens, as "position token", or of several prompts as they were asked for; `against`
+            may be "the mean of the other keys".
         nodes: names of the rows and columns: all writers before the head, and "constant", the biases.
         parts: `[query side, key side]` what each pair adds to the score.
         other: the same for the key that the score is compared with.
@@ -134,9 +141,20 @@ class AttentionAttribution(Result):
         return [ScorePart(self.nodes[at], float(scores[at]), float(scores[at] - others[at])) for at in chosen]
 
     def _repr_html_(self) -> str:
-        sides = {"query side": self.query_side(), "key side": self.key_side(), "pairs": self.top()}
-        tables = (html.table(rows[0]._fields, rows, said) for said, rows in sides.items())
-        return html.block(repr(self), html.facts(self.shown()), *tables)
+        sides = {"query side": self.query_side(), "key side": self.key_side()}
+        tables = [html.table(ScorePart._fields, rows, said) for said, rows in sides.items()]
+        return html.block(repr(self), *tables, html.table(ScorePair._fields, self.top(), "pairs"))
+
+
+class _Score(NamedTuple):
+    """One prompt's: the positions of query, key and (of one alone) other key, and what the result has of it."""
+
+    at: tuple[int, int, int]
+    parts: Tensor
+    other: Tensor
+    position: Tensor
+    weight: float
+    cap: float | None
 
 
 @model_call
@@ -148,7 +166,7 @@ def attention_attribution(
     query: Where = -1,
     *,
     against: Where | None = None,
-    example: int = 0,
+    example: int | None = None,
     corrupted: bool = False,
 ) -> AttentionAttribution:
     """Why a head attends from one token to another: its attention score by pairs of nodes, exact.
@@ -161,8 +179,8 @@ def attention_attribution(
         head: such as "a5.h5".
         key, query: attended to, and from where (default: the last token).
         against: another key to compare the score with; default: the mean of all others that the query sees.
-        example: which of the prompts, or of the task's pairs.
-        corrupted: of a task: the corrupted prompt instead of the clean one.
+        example: which of the prompts, or of the task's pairs; default: the mean over all of them.
+        corrupted: of a task: the corrupted prompts instead of the clean ones.
 
     Returns:
         The parts in units of the score, positive = more attention; their sum is the model's own score before a cap.
@@ -173,49 +191,77 @@ def attention_attribution(
         ModelError: the model does not show its scores, or they are no such sum: latent attention, clipped projections.
     """
     check_model(model)
-    layer, number = place_of(model.graph, head)
-    given = bind(model, prompts) if isinstance(prompts, (Task, BoundTask)) else prompts
-    inputs, tokens, record = one_prompt(model, given, example, corrupted)
-    spans = _spans(given, example, corrupted)
-    at_query, at_key = (_position(name, where, tokens, spans) for name, where in (("query", query), ("key", key)))
-    adapter, run = model.adapter, capture(model.adapter, inputs)
-    form, labels = score_form(Restart(adapter, inputs, run), layer, number), position_labels(tokens)
-    seen = form.visible[at_query].nonzero().flatten().tolist()
-    if at_key not in seen:
-        why = "comes after" if at_key > at_query else "lies outside the window of"
-        raise ScoreError(f"key {labels[at_key]!r} {why} query {labels[at_query]!r}: {head} does not see it there")
-    others = [at for at in seen if at != at_key] if against is None else [_position("against", against, tokens, spans)]
-    if not others or others[0] not in seen or others == [at_key]:
-        what = "no other key" if not others else f"against={labels[others[0]]!r}, which is no other key that it sees"
-        raise ScoreError(f"query {labels[at_query]!r} has {what}: all of its attention is relative to that of others")
-    positions = torch.tensor([at_key, *others])
+    place = place_of(model.graph, head)
+    given: Any = bind(model, prompts) if isinstance(prompts, (Task, BoundTask)) else prompts
+    if example is None and (isinstance(given, str) or not isinstance(given, (BoundTask, Sequence)) or len(given) < 2):
+        example = 0
+    found = []
+    for row in track(range(len(given)) if example is None else [example], "attention scores"):
+        inputs, tokens, record = one_prompt(model, given, row, corrupted)
+        spans, labels = _spans(given, row, corrupted), position_labels(tokens)
+        at_query, at_key = (_position(name, at, labels, spans) for name, at in (("query", query), ("key", key)))
+        at_other = None if against is None else _position("against", against, labels, spans)
+        found.append(_score(model.adapter, inputs, head, place, labels, at_query, at_key, at_other))
+    if example is None:
+        names = [END if where in (-1, END) else str(where) for where in (query, key, against)]
+        record = given.record("", "", "", 0) if isinstance(given, BoundTask) else replace(record, n_examples=len(given))
+        record = replace(record, metric="", settings={**record.settings, "side": "corrupted" if corrupted else "clean"})
+    else:
+        names = [labels[position] for position in found[0].at]
+    means = (np.mean([getattr(one, name).cpu().numpy() for one in found], axis=0) for name in SUMMED)
+    return AttentionAttribution(
+        head,
+        names[0],
+        names[1],
+        "the mean of the other keys" if against is None else names[2],
+        (*model.graph.writer_names[: model.graph.reads(place[0], "q")], CONSTANT),
+        **dict(zip(SUMMED, means, strict=True)),
+        weight=float(np.mean([one.weight for one in found])),
+        cap=found[0].cap,
+        record=replace(record, method="attention-attribution", sign=SIGN),
+    )
+
+
+def _score(
+    adapter: Adapter,
+    inputs: Inputs,
+    name: str,
+    place: tuple[int, int],
+    labels: Sequence[str],
+    query: int,
+    key: int,
+    against: int | None,
+) -> _Score:
+    """Of one prompt."""
+    (layer, head), run = place, capture(adapter, inputs)
+    form = score_form(Restart(adapter, inputs, run), layer, head)
+    seen = form.visible[query].nonzero().flatten().tolist()
+    if key not in seen:
+        why = "comes after" if key > query else "lies outside the window of"
+        raise ScoreError(f"key {labels[key]!r} {why} query {labels[query]!r}: {name} does not see it there")
+    others = [at for at in seen if at != key and against in (None, at)]
+    if not others:
+        raise ScoreError(
+            f"query {labels[query]!r} has no other key{'' if against is None else f' at {labels[against]!r}'}: a score"
+            " matters only beside those of other keys that the query sees"
+        )
+    keys = torch.tensor([key, *others])
 
     def side(kind: str, places: Tensor) -> Tensor:
         """`[places, nodes + 1, features]`."""
         affine = form.queries if kind == "q" else form.keys
-        parts = read_parts(adapter, run, layer, kind, number, places) @ affine.linear[places]
+        parts = read_parts(adapter, run, layer, kind, head, places) @ affine.linear[places]
         parts[:, -1] += affine.constant[places]
         return parts.double()
 
-    of_query, of_keys = side("q", torch.tensor([at_query]))[0], side("k", positions)
-    parts, other = (form.scale * of_query @ keys.T for keys in (of_keys[0], of_keys[1:].mean(0)))
-    position, scores = form.position[at_query].double(), form.scores[at_query]
-    made = form.capped(form.scale * of_query.sum(0) @ of_keys.sum(1).T + position[positions])
-    if bool(((made - scores[positions]).abs() > tolerance(adapter) * form.scores[form.visible].abs().max()).any()):
+    of_query, of_keys = form.scale * side("q", torch.tensor([query]))[0], side("k", keys)
+    position, scores = form.position[query].double(), form.scores[query]
+    off = form.capped(of_query.sum(0) @ of_keys.sum(1).T + position[keys]) - scores[keys]
+    if bool((off.abs() > tolerance(adapter) * form.scores[form.visible].abs().max()).any()):
         refuse(adapter, "scores are not the sum of what nodes add: are its queries or keys clipped?")
-    return AttentionAttribution(
-        head,
-        labels[at_query],
-        labels[at_key],
-        labels[others[0]] if against is not None else f"the mean of {len(others)} other keys",
-        (*model.graph.writer_names[: model.graph.reads(layer, "q")], CONSTANT),
-        parts.cpu().numpy(),
-        other.cpu().numpy(),
-        torch.stack([position[at_key], position[others].mean()]).cpu().numpy(),
-        float(form.pattern[at_query, at_key]),
-        form.cap,
-        replace(record, method="attention-attribution", sign=SIGN),
-    )
+    parts, other = (of_query @ one.T for one in (of_keys[0], of_keys[1:].mean(0)))
+    distance = torch.stack([position[key], position[others].mean()])
+    return _Score((query, key, others[0]), parts, other, distance, float(form.pattern[query, key]), form.cap)
 
 
 def _spans(given: Any, example: int, corrupted: bool) -> dict[str, tuple[int, int]]:
@@ -227,18 +273,16 @@ def _spans(given: Any, example: int, corrupted: bool) -> dict[str, tuple[int, in
     return {name: (start - before, stop - before) for name, (start, stop) in given.spans[example].items()}
 
 
-def _position(name: str, where: Where, tokens: tuple[str, ...], spans: dict[str, tuple[int, int]]) -> int:
+def _position(name: str, where: Where, labels: tuple[str, ...], spans: dict[str, tuple[int, int]]) -> int:
     """The position of the token that is meant."""
-    labels = position_labels(tokens)
     if isinstance(where, Integral) and not isinstance(where, bool):
-        found = [range(len(tokens))[where]] if -len(tokens) <= where < len(tokens) else []
+        found = [range(len(labels))[where]] if -len(labels) <= where < len(labels) else []
     else:
         said = str(where).strip()
-        found = list(range(*spans.get(said, (0, 0))))
-        found = found or [len(tokens) - 1] * (said == END)
-        found = found or [at for at, label in enumerate(labels) if said in (label, *label.split(" ", 1))]
+        found = list(range(*spans.get(said, (0, 0)))) or [len(labels) - 1] * (said == END)
+        found = found or [at for at, label in enumerate(labels) if said in (label, label.split(" ", 1)[1])]
     if len(found) == 1:
         return found[0]
-    there = ", ".join(map(repr, (labels[at] for at in found or range(len(tokens)))))
+    there = ", ".join(map(repr, (labels[at] for at in found or range(len(labels)))))
     names = f"; spans: {', '.join(spans)}" if spans and not found else ""
     raise ScoreError(f"{name}={where!r} is {'several tokens' if found else 'no token'} of the prompt: {there}{names}")
