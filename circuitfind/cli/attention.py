@@ -32,7 +32,6 @@ def attention(model: options.Model, task: options.Task, which: HeadOptions, plac
     the score of that key by pairs of nodes, one on the query side and one on the key side.
 
     Example: circuitfind attention tiny --task ioi --head a0.h1,a3.h2
-             circuitfind attention tiny --head a3.h2 --key IO --against S1
     """
     if which.key is None and which.against is not None:
         raise ScoreError("--against goes with --key: the token whose score is compared")
