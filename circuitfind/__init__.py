@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from circuitfind.evaluation.agreement import Agreement as Agreement, agreement as agreement
     from circuitfind.evaluation.approximation import Approximation as Approximation, approximation as approximation
     from circuitfind.evaluation.check import Checks as Checks, check as check
+    from circuitfind.evaluation.clusters import Clusters as Clusters, clusters as clusters
     from circuitfind.evaluation.completeness import Completeness as Completeness, completeness as completeness
     from circuitfind.evaluation.curve import Curve as Curve, Mib as Mib, curve as curve, mib as mib
     from circuitfind.evaluation.diagnosis import (
@@ -96,6 +97,7 @@ else:
         "evaluation.agreement": "Agreement agreement",
         "evaluation.approximation": "Approximation approximation",
         "evaluation.check": "Checks check",
+        "evaluation.clusters": "Clusters clusters",
         "evaluation.completeness": "Completeness completeness",
         "evaluation.curve": "Curve Mib curve mib",
         "evaluation.diagnosis": "Diagnosis TaskSummary diagnose summarise",

@@ -33,6 +33,7 @@ HOMES = {  # by the format that a JSON file names: the module and the class that
     "circuitfind.attention": "patching.attention:AttentionPattern",
     "circuitfind.attention-attribution": "patching.attention_attribution:AttentionAttribution",
     "circuitfind.checks": "evaluation.check:Checks",
+    "circuitfind.clusters": "evaluation.clusters:Clusters",
     "circuitfind.comparison": "comparison.result:Comparison",
     "circuitfind.completeness": "evaluation.completeness:Completeness",
     "circuitfind.curve": "evaluation.curve:Curve",

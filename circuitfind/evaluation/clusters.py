@@ -3,7 +3,8 @@
 1. Each pair has its own edge scores, divided by their length: what counts is which edges they use, not how strongly.
    (Data-driven circuits, arXiv:2605.09129, cluster EAP-IG's scores of single examples.)
 2. Ward's tree over the pairs is cut into 2, 3, ... clusters. The cut of the largest mean silhouette, whose pairs are
-   near to their own cluster and far from the next one, is the candidate.
+   near to their own cluster and far from the next one, is the candidate; fewer than 4 pairs are no cluster, they go to
+   the nearest.
 3. Every cloud can be cut. So the candidate's silhouette is held against that of single clouds: normal ones of as many
    pairs with the same spread in the same directions (SigClust, Liu et al. 2008), cut in the same way. Unless at most 5%
    of them look as divided, there is one cluster.
@@ -173,14 +174,18 @@ def _in_few_axes(points: np.ndarray) -> np.ndarray:
 
 
 def _cuts(points: np.ndarray, most: int) -> list[tuple[Cut, np.ndarray]]:
-    """By number of clusters, the silhouette and the pairs' clusters; cuts with a cluster of few pairs are left out."""
-    distances = squareform(pdist(points))
-    tree, found = ward(points), []
-    for n in range(2, most + 1):
-        labels = fcluster(tree, n, "maxclust") - 1
-        if labels.max() == n - 1 and np.bincount(labels).min() >= SMALLEST:
-            found.append((Cut(n, silhouette(distances, labels)), labels))
-    return found
+    """By number of clusters, the silhouette and the pairs' clusters; too few pairs for one go to the nearest."""
+    distances, tree = squareform(pdist(points)), ward(points)
+    found: dict[int, tuple[Cut, np.ndarray]] = {}
+    for n in range(2, len(points) // SMALLEST + most):
+        labels = fcluster(tree, n, "maxclust")
+        kept = np.flatnonzero(np.bincount(labels) >= SMALLEST)
+        if not 2 <= len(kept) <= most or len(kept) in found:
+            continue
+        inside = labels[:, None] == kept  # pairs clusters
+        labels = np.where(inside.any(1), inside.argmax(1), (distances @ inside / inside.sum(0)).argmin(1))
+        found[len(kept)] = Cut(len(kept), silhouette(distances, labels)), labels
+    return [found[n] for n in sorted(found)]
 
 
 def silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
