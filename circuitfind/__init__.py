@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from circuitfind.evaluation.agreement import Agreement as Agreement, agreement as agreement
     from circuitfind.evaluation.approximation import Approximation as Approximation, approximation as approximation
     from circuitfind.evaluation.check import Checks as Checks, check as check
+    from circuitfind.evaluation.clusters import Clusters as Clusters, clusters as clusters
     from circuitfind.evaluation.completeness import Completeness as Completeness, completeness as completeness
     from circuitfind.evaluation.curve import Curve as Curve, Mib as Mib, curve as curve, mib as mib
     from circuitfind.evaluation.diagnosis import (
@@ -56,6 +57,10 @@ if TYPE_CHECKING:
     from circuitfind.models.load import Model as Model
     from circuitfind.opening import open as open
     from circuitfind.patching.attention import AttentionPattern as AttentionPattern, attention as attention
+    from circuitfind.patching.attention_attribution import (
+        AttentionAttribution as AttentionAttribution,
+        attention_attribution as attention_attribution,
+    )
     from circuitfind.patching.only import CircuitModel as CircuitModel, only as only
     from circuitfind.patching.patch import patch as patch
     from circuitfind.patching.path import PathEffects as PathEffects, path_patch as path_patch
@@ -93,6 +98,7 @@ else:
         "evaluation.agreement": "Agreement agreement",
         "evaluation.approximation": "Approximation approximation",
         "evaluation.check": "Checks check",
+        "evaluation.clusters": "Clusters clusters",
         "evaluation.completeness": "Completeness completeness",
         "evaluation.curve": "Curve Mib curve mib",
         "evaluation.diagnosis": "Diagnosis TaskSummary diagnose summarise",
@@ -109,6 +115,7 @@ else:
         "models.load": "Model",
         "opening": "open",
         "patching.attention": "AttentionPattern attention",
+        "patching.attention_attribution": "AttentionAttribution attention_attribution",
         "patching.only": "CircuitModel only",
         "patching.patch": "patch",
         "patching.path": "PathEffects path_patch",

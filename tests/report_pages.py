@@ -16,6 +16,8 @@ from circuitfind.scores import Scores
 SMALL = Graph(3, 4, 4, 16)
 GROUPED = Graph(3, 4, 2, 16)
 GPT2_SMALL = Graph(12, 12, 12, 768)
+PARTS = {"query side": [["m0", 1.25], ["input", -0.5]], "key side": [["a0.h1", 0.75]], "pairs": [["m0 x a0.h1", 0.5]]}
+WHY = {f"a{layer}.h{head}": {"said": "From 4 to 1", **PARTS} for layer in range(3) for head in range(4)}
 TOKENS = ("When", " Mary", " and", " John", " met", ",", " Mary", " gave", "\n")
 
 
@@ -57,7 +59,7 @@ def explored(circuit: Circuit, tokens: tuple[str, ...] = TOKENS, prompts: int = 
         circuit,
         sizes=sizes,
         effect_intervals={edge: (value - 0.25, value + 0.25) for edge, value in exact},
-        attention=[Attention(f"prompt {i}", tokens, heads) for i in range(prompts)],
+        attention=[Attention(f"prompt {i}", tokens, heads, {} if i else WHY) for i in range(prompts)],
     )
 
 

@@ -103,6 +103,17 @@ def test_an_attention_pattern(
     assert last[2] == str(int(found.pattern[-1].argmax()))
 
 
+def test_why_a_head_attends(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: cf.Model, task: cf.Task) -> None:
+    asked = ("--head", "a1.h2", "--key", "1", "--against", "0", "--query", "-2")
+    code, out, _ = said(capsys, "attention", "--out", tmp_path, *asked)
+    found = cf.attention_attribution(model, task, "a1.h2", 1, -2, against=0)
+    assert code == 0 and "Why a1.h2 attends from -2 to 1: score" in out and "less that of 0; together" in out
+    again = cf.open(tmp_path / "attention-a1.h2-why.json")
+    assert again.top(4) == found.top(4) and again.record.n_examples == len(task)
+    first = found.top(1)[0]
+    assert f"{first.query_side} x {first.key_side}" in out and found.query_side(1)[0].node in out
+
+
 @pytest.mark.parametrize(
     ("verb", "arguments", "message"),
     [
@@ -111,6 +122,8 @@ def test_an_attention_pattern(
         ("attribute", ("--what", "heads"), "use level='node'"),
         ("approximation", ("--what", "tails"), "kind of place 'tails' is unknown"),
         ("attention", ("--head", "m3"), "has no head 'm3'"),
+        ("attention", ("--head", "a1.h2", "--against", "S1"), "--against goes with --key"),
+        ("attention", ("--head", "a1.h2", "--key", "nobody"), "--key nobody is no token of the prompt"),
     ],
 )
 def test_one_line_for_a_mistake(

@@ -206,7 +206,7 @@ def test_scores_are_those_of_the_pass() -> None:
     adapter = wrapped("gpt_neox").adapter
     inputs = id_task((5, 4)).on(wrapped("gpt_neox")).batch.clean
     run, before = capture(adapter, inputs), adapter.config._attn_implementation
-    scores = attention_scores(Restart(adapter, inputs, run), 1, "q", run.qkv[1].q[None])
+    scores = attention_scores(Restart(adapter, inputs, run), 1, "q", run.qkv[1].q[None]).scores
     assert scores.shape == (1, 2, 4, 5, 5) and adapter.config._attn_implementation == before
     future = torch.ones(5, 5).triu(1).bool()
     assert scores.isfinite().all() and scores.softmax(-1)[..., future].max() == 0

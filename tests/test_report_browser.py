@@ -181,6 +181,7 @@ def test_panel_walks_the_graph_and_shows_the_pattern(browse: Callable[..., dict[
       const ink = map.getContext("2d").getImageData(0, 0, map.width, map.height).data;
       const pixels = Array.from({{ length: ink.length / 4 }}, (_, i) => ink.slice(4 * i, 4 * i + 3).join());
       results.colours = new Set(pixels).size;
+      results.why = all(".panel .why li").map((row) => row.textContent);
       all(".panel .more")[0].click();
       results.more = list(0);
       all(".panel ul.edges .row")[0].focus();
@@ -215,6 +216,7 @@ def test_panel_walks_the_graph_and_shows_the_pattern(browse: Callable[..., dict[
         )
     assert f"“gave” → “and”: {weights[28 + 2] / 255:.2f}." in left["pointed"]
     assert left["colours"] > 5
+    assert left["why"] == ["m0+1.25", "input−0.5", "a0.h1+0.75", "m0 x a0.h1+0.5"]
 
 
 def test_zoom_pan_hover_and_keys(browse: Callable[..., dict[str, Any]]) -> None:

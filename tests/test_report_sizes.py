@@ -200,6 +200,23 @@ def test_patterns_keep_their_budget(tiny: cf.Model) -> None:
     assert attention(tiny, task, Circuit.of(tiny.graph, ["input->logits"])) == []
 
 
+def test_the_strongest_heads_are_explained(tiny: cf.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = cf.task("ioi", tiny, n=4).on(tiny)
+    circuit = cf.attribute(tiny, task, method="eap").top(40)
+    monkeypatch.setattr(write, "EXPLAINED", 2)
+    first, second = attention(tiny, task, circuit)
+    assert list(first.why) == list(first.heads)[:2] and not second.why
+    for head, said in first.why.items():
+        pattern = np.tril(cf.attention(tiny, task, head, example=0).pattern, -1)
+        pattern[:, 0] = 0
+        query, key = map(int, np.unravel_index(pattern.argmax(), pattern.shape))
+        found = cf.attention_attribution(tiny, task, head, key, query, example=0)
+        assert f"From {found.query} to {found.key}: weight {found.weight:.2f}" in said["said"]
+        assert said["query side"][0] == (found.query_side(1)[0].node, found.query_side(1)[0].relative)
+        assert said["pairs"][0][1] == found.top(1)[0].relative
+    assert not write._why(tiny, task, 0, "a0.h0", torch.ones(1, 1)), "one token attends to itself"
+
+
 def test_patterns_are_of_prompts_that_can_be_read(tiny: cf.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     task = cf.task("ioi", tiny, n=6).on(tiny)
     circuit = Circuit.of(tiny.graph, ["input->a0.h0<q>", "a0.h0->logits"])

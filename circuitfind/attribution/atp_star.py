@@ -58,6 +58,7 @@ from circuitfind.errors import ScoreError
 from circuitfind.record import NO_EFFECT
 
 KINDS = ("q", "k")
+INSTEAD = ", or use method='atp'"
 SIGN = f"{NO_EFFECT}mean magnitude of first-order effects with one layer's gradient dropped, in units of the metric"
 NO_LAYER = -1  # of what is no part of a layer's attention or MLP: the embedding, the residual stream
 
@@ -90,14 +91,14 @@ def _of_layer(restart: Restart, layer: int, kind: str, other: Tensor, at_heads: 
     shared = restart.adapter.layers[layer].values_by_head(base.v).to(at_heads)
     own: Tensor = getattr(base, kind)
     length = own.shape[1]
-    scores = attention_scores(restart, layer, kind, own[None])[0]
+    scores = attention_scores(restart, layer, kind, own[None], INSTEAD).scores[0]
     held = max(1, HELD // (scores.numel() * scores.element_size()))  # of patterns
     found = []
     for units in torch.split(torch.arange(own.shape[2], device=own.device), min(restart.at_once, held)):
         replaced = own.expand(len(units), *own.shape).clone()
         for values, unit in zip(replaced, units, strict=True):
             values[:, :, unit] = other.expand_as(own)[:, :, unit].to(own)
-        new = attention_scores(restart, layer, kind, replaced)
+        new = attention_scores(restart, layer, kind, replaced, INSTEAD).scores
         if kind == "k" and scores.shape[-1] > length:  # no key moves a sink: what does is the model, with the whole row
             new = new + (scores - new)[..., length:]
         some = torch.split(at_heads, held)

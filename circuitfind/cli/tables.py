@@ -14,7 +14,7 @@ import numpy as np
 from rich.text import Text
 
 from circuitfind.cli import verdicts
-from circuitfind.cli.cells import DASH, Cell, Right, count, digits_for, fixed, number, percent, some, whole
+from circuitfind.cli.cells import DASH, Cell, Right, count, digits_for, effect, fixed, number, percent, some, whole
 from circuitfind.cli.output import Output
 from circuitfind.cli.verdicts import ROWS
 from circuitfind.errors import ScoreError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FINDERS = ("find", "find-complete")  # these give circuits, not rankings
 KEYS = 3  # tokens attended to
+PAIRS = 10  # of nodes that make a score
 CELL, FIRST = 6, 14  # widths in the heat table
 FITS = ("kind", "layer", "places", "r", "slope", "error", "wrong signs", "change")
 
@@ -239,6 +240,24 @@ def attention(found: cf.AttentionPattern, out: Output) -> None:
     out.table(title, ("", "query", "attends most to"), rows)
 
 
+def attention_attribution(found: cf.AttentionAttribution, out: Output, n: int = PAIRS, by: str = "absolute") -> None:
+    """The strongest nodes on either side, and the strongest pairs."""
+    queries, keys, pairs = found.query_side(n, by), found.key_side(n, by), found.top(n, by)
+    digits = digits_for([row.relative for row in (*queries, *keys)] + [row.relative for row in pairs])
+    rows: list[list[Cell]] = []
+    for query, key, pair in zip(queries, keys, pairs, strict=False):
+        named = ((query.node, query), (key.node, key), (f"{pair.query_side} x {pair.key_side}", pair))
+        rows.append([cell for name, row in named for cell in (name, effect(row.relative, digits))])
+    capped = "" if found.cap is None else f" before the cap of {found.cap:g}"
+    said = f"score {number(found.score)}{capped}, attention {number(found.weight)}"
+    out.table(
+        f"Why {found.head} attends from {found.query} to {found.key}: {said}",
+        ("query side", "adds", "key side", "adds", "pair", "adds"),
+        rows,
+    )
+    out.say(f"Parts of the score less that of {found.against}; together {number(found.relative)}.", style="dim")
+
+
 # -------------------------------------------------------------------- methods beside each other
 def comparison(found: cf.Comparison, out: Output, whole: bool = False) -> None:
     """The summary; of the whole also faithfulness by size, the nearest circuit of each size, overlap, and which methods
@@ -297,6 +316,7 @@ TABLES: dict[str, Callable[..., None]] = {
     "Checks": checks,
     "Approximation": approximation,
     "AttentionPattern": attention,
+    "AttentionAttribution": attention_attribution,
     "Verification": lambda found, out: verdicts.checks("Edges measured exactly", found, out),
     "Curve": verdicts.curve,
     "Mib": verdicts.mib,

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import einsum
@@ -170,44 +170,64 @@ def eager_attention(adapter: Adapter) -> Iterator[None]:
 
 # -------------------------------------------------------------------- attention scores
 SOFTMAX = (nn.functional.softmax, torch.softmax, Tensor.softmax)
+PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.baddbmm, Tensor.baddbmm)
+
+
+class Scored(NamedTuple):
+    """What enters the softmax of runs side by side, and the two factors that the scores are a product of.
+
+    scores: `[patches, batch, heads, query, key]`, with a sink one key more; masked ones are very low, but finite.
+    queries: `[patches, batch, heads, query, features]`; keys: `[patches, batch, heads (or 1, or kv_heads), key,
+    features]`: rotated, normed, of a family's own scale.
+    """
+
+    scores: Tensor
+    queries: Tensor
+    keys: Tensor
 
 
 class _Watch(TorchFunctionMode):
-    """Notes what enters every softmax inside."""
+    """Notes what enters every softmax inside, and the factors of the last product before."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.entered: list[Tensor] = []
+        self.entered: list[tuple[Tensor, Sequence[Tensor]]] = []
+        self._factors: Sequence[Tensor] = ()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func in PRODUCTS:
+            named = [kwargs[name] for name in ("batch1", "batch2") if kwargs and name in kwargs]  # as Bloom does
+            self._factors = named or args[-2:]
         if func in SOFTMAX:
-            self.entered.append(args[0])
+            self.entered.append((args[0], self._factors))
         return func(*args, **(kwargs or {}))
 
 
-def attention_scores(restart: Restart, layer: int, kind: str, values: Tensor) -> Tensor:
-    """`[patches, batch, heads, query, key]`, with a sink one key more; masked scores are very low, but finite.
+def attention_scores(restart: Restart, layer: int, kind: str, values: Tensor, instead: str = "") -> Scored:
+    """A layer's attention scores in runs with other queries ("q") or keys ("k").
 
     Args:
-        kind: "q" or "k".
         values: `[patches, batch, pos, heads or kv_heads, d_head]`, as they are projected.
+        instead: what else to do where a model does not show its scores.
     """
     adapter = restart.adapter
     with eager_attention(adapter), _Watch() as watch:
         z = restart.heads_from_projection(layer, kind, values)
-    scores = watch.entered[0].to(adapter.work) if len(watch.entered) == 1 else None
-    times, (examples, length) = len(values), restart.inputs.ids.shape
-    shown = scores is not None and scores.shape[:3] == (times * examples, adapter.graph.n_heads, length)
-    if scores is not None and shown:
+    entered, factors = watch.entered[0] if len(watch.entered) == 1 else (z, ())
+    scores, times, (examples, length) = entered.to(adapter.work), len(values), restart.inputs.ids.shape
+    shown = scores.shape[:3] == (times * examples, adapter.graph.n_heads, length) and len(factors) == 2
+    if shown:
         pattern = scores.softmax(-1)[..., :length].transpose(1, 2)
         by_head = adapter.layers[layer].values_by_head(restart.base.qkv[layer].v)
         by_head, mask = (side_by_side(x, times) for x in (by_head, restart.inputs.mask))
         shown = makes_heads(adapter, pattern, by_head, z, mask)
-    if scores is None or not shown:
+    if not shown:
         raise ModelError(
             f"this model ('{adapter.kind}') does not show its attention scores: load it with"
-            " attn_implementation='eager', or use method='atp'"
+            f" attn_implementation='eager'{instead}"
         )
-    return apart(scores.clamp(min=torch.finfo(adapter.dtype).min), times)
+    queries, keys = (one.to(adapter.work).reshape(len(z), -1, *one.shape[-2:]) for one in factors)
+    parts = scores.clamp(min=torch.finfo(adapter.dtype).min), queries, keys.mT
+    return Scored(*(apart(part, times) for part in parts))

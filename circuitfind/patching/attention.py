@@ -107,25 +107,30 @@ def attention(
     names = [head] if isinstance(head, str) or not isinstance(head, Iterable) else list(head)
     if not names:
         raise ScoreError("no head is named: give one such as 'a0.h1', or several")
-    places = [_head(model.graph, name) for name in names]
-    prompt, record = _prompt(model, prompts, example, corrupted)
-    ids = prompt.unsqueeze(0).to(model.device)
-    inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids[:, :1]))
+    places = [place_of(model.graph, name) for name in names]
+    inputs, tokens, record = one_prompt(model, prompts, example, corrupted)
     _, patterns = capture_site(model.adapter, inputs, "pattern", sorted({layer for layer, _ in places}))
-    decode = str if model.tokenizer is None else lambda token: piece(model.tokenizer, token)
-    tokens = tuple(decode(token) for token in ids[0].tolist())
     values = [patterns[layer][0, :, unit].float().cpu().numpy() for layer, unit in places]
     found = [AttentionPattern(name, tokens, each, record) for name, each in zip(names, values, strict=True)]
     return found[0] if isinstance(head, str) else found
 
 
-def _head(graph: Graph, name: str) -> tuple[int, int]:
+def place_of(graph: Graph, name: str) -> tuple[int, int]:
     """Layer and number of a head."""
     layer, _, unit = str(name).removeprefix("a").partition(".h")
     if name not in graph.writer_names or not unit:
         heads = tuple(name for name in graph.writer_names if ".h" in name)
         raise ScoreError(f"{graph.not_named('head', name, heads)} Heads are a0.h0 to {heads[-1]}")
     return int(layer), int(unit)
+
+
+def one_prompt(model: Model, prompts: Prompts, example: int, corrupted: bool) -> tuple[Inputs, tuple[str, ...], Record]:
+    """One of the prompts, without padding; its tokens as text, and where it comes from."""
+    prompt, record = _prompt(model, prompts, example, corrupted)
+    ids = prompt.unsqueeze(0).to(model.device)
+    decode = str if model.tokenizer is None else lambda token: piece(model.tokenizer, token)
+    tokens = tuple(decode(token) for token in ids[0].tolist())
+    return Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids[:, :1])), tokens, record
 
 
 def _prompt(model: Model, prompts: Prompts, example: int, corrupted: bool) -> tuple[torch.Tensor, Record]:

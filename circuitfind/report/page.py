@@ -46,11 +46,14 @@ class Attention(NamedTuple):
     Attributes:
         tokens: the prompt's tokens as text.
         heads: by head, its `[query, key]` weights in steps of 1/255 as bytes: query after query, keys up to the query.
+        why: by head, `said`: of which score, and the strongest parts of it, as `[name, value]`, by `query side`, `key
+            side` and `pairs`.
     """
 
     prompt: str
     tokens: tuple[str, ...]
     heads: Mapping[str, bytes]
+    why: Mapping[str, Mapping[str, Any]] = {}
 
 
 @dataclass(frozen=True)

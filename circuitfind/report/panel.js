@@ -119,7 +119,21 @@ class Panel {
       parts.push(select);
     } else parts.push(make("p", "soft prompt", example.prompt));
     const note = "Rows: queries, columns: keys; darker = more weight (square-root scale).";
-    return [...parts, this.map.canvas, said, make("p", "soft", note)];
+    return [...parts, this.map.canvas, said, make("p", "soft", note), ...this.#why(name)];
+  }
+
+  // The parts of the head's sharpest attention score, by node on either side and by pair.
+  #why(name) {
+    const why = data.attention[0]?.why[name];
+    if (!why) return [];
+    const lists = ["query side", "key side", "pairs"].map((side) => {
+      const rows = why[side].map(([what, value]) => {
+        const number = make("span", `number${value < 0 ? " minus" : ""}`, signed(value));
+        return make("li", "", make("span", "name", what), number);
+      });
+      return make("div", "", make("h5", "", side), make("ul", "", ...rows));
+    });
+    return [make("h4", "", "Why it attends where it attends most"), make("p", "soft", why.said), make("div", "why", ...lists)];
   }
 
   #redraw() {

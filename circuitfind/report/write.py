@@ -8,6 +8,8 @@
 3. With a model, the attention patterns of the circuit's heads on the first short clean prompts are kept: `[query, key]`
    weights in steps of 1/255, one byte each, the keys up to the query only. They share a budget of bytes: where it is
    short, the second prompt goes first, then the heads of the weakest edges.
+4. Of the strongest heads, on the first prompt: why they attend where they attend most (`attention_attribution`), the
+   first token, where heads rest, and the query's own left out.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from circuitfind.evaluation.faithfulness import Evaluation, evaluate
 from circuitfind.evaluation.verify import EdgeCheck, Verification
 from circuitfind.export.files import write_text
 from circuitfind.models.load import Model
+from circuitfind.patching.attention_attribution import attention_attribution
 from circuitfind.report.page import Attention, ExampleRow, ReportData, write
 from circuitfind.report.sizes import Size, cuts, strongest
 from circuitfind.scores import Scores
@@ -43,6 +46,7 @@ from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 
 PROMPTS = 2
+EXPLAINED, PARTS = 6, 6  # heads whose attention is divided by nodes, and how many of the parts are shown
 LONGEST = 192  # tokens; a longer prompt's pattern cannot be read on a page
 BUDGET = 900_000  # bytes of patterns
 MEASURED = ("faithfulness", "metric", "metric_full", "metric_empty", "pair_error", "accuracy", "indifferent")
@@ -243,14 +247,37 @@ def attention(
     for row in rows:
         inputs = bound.batch.clean.rows(slice(row, row + 1))
         _, patterns = capture_site(model.adapter, inputs, "pattern", layers)
-        packed = {}
-        for head in heads:
+        packed, why = {}, {}
+        for rank, head in enumerate(heads):
             layer = graph.layer_of(head)
             weights = patterns[layer][0, :, head - graph.head(layer)].to(torch.float32)
             real = inputs.mask[0].to(weights.device)
-            packed[graph.writer_names[head]] = pack(weights[real][:, real])
-        result.append(Attention(bound.prompts[row], bound.tokens[row], packed))
+            packed[name := graph.writer_names[head]] = pack(weights := weights[real][:, real])
+            if rank < EXPLAINED and row == rows[0] and (found := _why(model, bound, row, name, weights)):
+                why[name] = found
+        result.append(Attention(bound.prompts[row], bound.tokens[row], packed, why))
     return result
+
+
+def _why(model: Model, bound: BoundTask, row: int, head: str, weights: torch.Tensor) -> dict[str, Any]:
+    """Why a head attends where it attends most; nothing where its scores are not covered, or the prompt is short."""
+    sharp = weights.tril(-1)
+    sharp[:, 0] = 0
+    if not bool(sharp.any()):
+        return {}
+    query, key = divmod(int(sharp.argmax()), len(sharp))
+    try:
+        found = attention_attribution(model, bound, head, key, query, example=row)
+    except ModelError:
+        return {}
+    pairs = [(f"{one.query_side} x {one.key_side}", one.relative) for one in found.top(PARTS)]
+    sides = {"query side": found.query_side(PARTS), "key side": found.key_side(PARTS)}
+    return {
+        "said": f"From {found.query} to {found.key}: weight {found.weight:.2f}, score {found.score:.2f}, which is"
+        f" {found.relative:+.2f} beside the mean of the other keys. Parts of that:",
+        **{name: [(one.node, one.relative) for one in parts] for name, parts in sides.items()},
+        "pairs": pairs,
+    }
 
 
 def pack(weights: torch.Tensor) -> bytes:

@@ -1,0 +1,173 @@
+"""Attention scores of one head as a bilinear form: of what its query projects at one token and its key at another.
+
+Between the projections and the softmax a model rotates queries and keys, norms them (Gemma 3, Qwen 3, OLMo 2), scales
+them, and may add a bias of the distance (ALiBi) and cap the score (Gemma 2). With the norms' statistics as they are
+on this prompt,
+
+    score(i, j) = scale (q_i Q_i + a_i) . (k_j K_j + b_j) + position(i, j)      and then the cap, if there is one
+
+where `q_i` and `k_j` are what the projections put out. The model's own code gives Q, a, K and b:
+
+1. The layer's eager attention runs with unit vectors in place of its queries, then of its keys. The factors of the
+   product before the softmax are what they become (`engine/sites.py`); those of zeros are a and b.
+2. A norm gives all unit vectors one scale, and the real vectors another: one number for each token, which is fitted.
+3. `scale` is fitted to how the scores move when the queries are zero; what is left of the scores is `position`.
+4. Each step must reproduce the model's own numbers. Else the head is refused: its family does something else.
+
+`read_parts` divides `q_i` or `k_j` into what each writer adds to it, through the block's norm at its own scale.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from einops import einsum
+from torch import Tensor
+
+from circuitfind.engine.capture import Run
+from circuitfind.engine.restart import Restart
+from circuitfind.engine.sites import HALF_TOLERANCE, PATTERN_TOLERANCE, attention_scores
+from circuitfind.errors import ModelError
+from circuitfind.models.adapter import Adapter
+from circuitfind.models.layer import LayerView
+
+CAP = "attn_logit_softcapping"  # of a config
+NEARLY = 0.9  # of the cap: scores above are not taken to fit the scale
+MASKED = 64  # a score below the least number over this is masked: some families scale after they mask
+TINY = 1e-30
+
+
+class Affine(NamedTuple):
+    """What a head's projected queries or keys become: `x @ linear[pos] + constant[pos]`.
+
+    linear: `[pos, d_read, features]`; constant: `[pos, features]`.
+    """
+
+    linear: Tensor
+    constant: Tensor
+
+
+class ScoreForm(NamedTuple):
+    """One head's scores on one prompt, all by `[query, key]`.
+
+    position: what the distance adds (ALiBi), else zeros.
+    scores: as they enter the softmax, but for what a query's scores all share.
+    visible, pattern: which keys a query sees, and the weights that the softmax makes.
+    cap: None, or c where the scores are `c tanh(x / c)` of what the form makes.
+    """
+
+    queries: Affine
+    keys: Affine
+    scale: float
+    position: Tensor
+    scores: Tensor
+    visible: Tensor
+    pattern: Tensor
+    cap: float | None
+
+    def capped(self, scores: Tensor) -> Tensor:
+        return scores if self.cap is None else self.cap * torch.tanh(scores / self.cap)
+
+
+def score_form(restart: Restart, layer: int, head: int) -> ScoreForm:
+    """The form of a head's scores on the one prompt of a restart.
+
+    Raises:
+        ModelError: its scores are not shown, or are not of this form.
+    """
+    adapter, base = restart.adapter, restart.base.qkv[layer]
+    if type(adapter.layers[layer]) is not LayerView:
+        refuse(adapter, "keys of all heads are read through one latent and its norm")
+    queries, keys = (_affine(restart, layer, head, kind) for kind in "qk")
+
+    def run(values: Tensor) -> tuple[Tensor, Tensor]:
+        """The scores `[query, key (and sink)]`, and the product of the factors `[query, key]`."""
+        scores, *factors = (
+            _of_head(part, head, adapter.graph.n_heads)[0]
+            for part in attention_scores(restart, layer, "q", values[None])
+        )
+        return scores, factors[0] @ factors[1].T
+
+    def beside_own(values: Tensor) -> Tensor:
+        """Less that of the query's own token: some families take a query's largest score off."""
+        return (values - values.diagonal().unsqueeze(-1))[fit & fit.diagonal().unsqueeze(-1)]
+
+    (given, product), (empty, least) = run(base.q), run(torch.zeros_like(base.q))
+    cap: float | None = getattr(adapter.config, CAP, None)
+    scores, before = (part[:, : len(part)] for part in (given, empty))
+    visible = fit = scores > torch.finfo(adapter.dtype).min / MASKED
+    limit, uncapped = tolerance(adapter) * float(scores[visible].abs().max().clamp(min=1e-3)), scores
+    if cap is not None:
+        fit = visible & (scores.abs() < NEARLY * cap) & (before.abs() < NEARLY * cap)
+        uncapped, before = (cap * torch.atanh(part / cap) for part in (scores, before))
+    moved, product_moved = beside_own(uncapped - before), beside_own(product - least)
+    scale = float(moved @ product_moved / (product_moved @ product_moved).clamp(min=TINY))
+    left = torch.where(fit, uncapped - scale * product, 0)
+    flat = bool((beside_own(left).abs() <= limit).all())
+    shared = left.diagonal().unsqueeze(-1) if flat and cap is None else torch.zeros_like(left[:, :1])
+    position = torch.zeros_like(left) if flat else left
+    pattern = given.softmax(-1)[:, : len(given)]
+    form = ScoreForm(queries, keys, scale, position, scores - shared, visible, pattern, cap)
+    off = (form.capped(scale * product + position) - form.scores)[visible]
+    if bool((torch.cat([off, moved - scale * product_moved]).abs() > limit).any()):
+        refuse(adapter, "scores are no product of queries and keys")
+    return form
+
+
+def tolerance(adapter: Adapter) -> float:
+    """How far numbers may be off the model's own, of the largest."""
+    return PATTERN_TOLERANCE.get(adapter.dtype, HALF_TOLERANCE)
+
+
+def refuse(adapter: Adapter, why: str) -> None:
+    raise ModelError(f"the attention of this model ('{adapter.kind}') cannot be divided by nodes: its {why}")
+
+
+def _of_head(part: Tensor, head: int, n_heads: int) -> Tensor:
+    """`[patches, ...]` of the one prompt; some families do not repeat the keys that several heads share."""
+    return part[:, 0, head * part.shape[2] // n_heads]
+
+
+def _affine(restart: Restart, layer: int, head: int, kind: str) -> Affine:
+    """From runs with the layer's own queries or keys, with unit vectors of their size, and with zeros."""
+    adapter, own = restart.adapter, getattr(restart.base.qkv[layer], kind)
+    size = float(own.float().pow(2).mean().sqrt().clamp(min=1e-3))
+    probes = torch.cat([torch.eye(own.shape[-1]) * size, torch.zeros(1, own.shape[-1])]).to(own)
+    values = torch.cat([own[None], probes[:, None, None, None].expand(-1, *own.shape[:-1], -1)])
+    runs = (attention_scores(restart, layer, kind, some) for some in values.split(restart.at_once))
+    became = torch.cat(
+        [_of_head(one.queries if kind == "q" else one.keys, head, adapter.graph.n_heads) for one in runs]
+    )
+    real, *units, constant = became  # pos features
+    linear = torch.stack([unit - constant for unit in units], dim=1) / size
+    projected = own[0, :, head * own.shape[2] // adapter.graph.n_heads].to(adapter.work)
+    made, wanted = einsum(projected, linear, "t d, t d e -> t e"), real - constant
+    ratio = (wanted * made).sum(-1, keepdim=True) / made.pow(2).sum(-1, keepdim=True).clamp(min=TINY)
+    if bool(((ratio * made - wanted).abs() > tolerance(adapter) * wanted.abs().max()).any()):
+        refuse(adapter, f"{'queries' if kind == 'q' else 'keys'} are no linear map of what is projected")
+    return Affine(linear * ratio.unsqueeze(-1), constant)
+
+
+def read_parts(adapter: Adapter, run: Run, layer: int, kind: str, head: int, positions: Tensor) -> Tensor:
+    """`[positions, nodes + 1, d_read]`: what each writer before a layer, and the biases together, add to a head's
+    projected query ("q") or key ("k") on the one prompt of a run."""
+    view, at = adapter.layers[layer], head if kind == "q" else head // adapter.graph.group
+    raw: Tensor = getattr(view.qkv_weight(), kind)[:, at]  # d_model d_read
+    norm, bias = view.attn_norm, view.qkv_bias()
+    weight = raw if norm is None else norm.fold(raw)
+    constants = torch.zeros_like(raw[:, 0])
+    parts = [(run.resid[0][0, positions].to(adapter.work) @ weight).unsqueeze(1)]
+    for earlier, writing in enumerate(adapter.layers[:layer]):
+        heads, mlp = run.heads[earlier][0, positions], run.mlps[earlier][0, positions]
+        parts += [einsum(heads, writing.output_weight() @ weight, "t h e, h e d -> t h d"), (mlp @ weight).unsqueeze(1)]
+        for constant in writing.constants():
+            constants = constants if constant is None else constants + constant
+    together = torch.cat([*parts, (constants @ weight).expand(len(positions), 1, -1)], dim=1)
+    if norm is not None:
+        together *= norm.scale(run.resid[layer][0, positions].to(adapter.work)).unsqueeze(1)
+    if norm is not None and norm.bias is not None:
+        together[:, -1] += norm.bias @ raw
+    if bias is not None:
+        together[:, -1] += getattr(bias, kind)[at]
+    return together

@@ -1,0 +1,221 @@
+"""Clusters: do a task's pairs share one circuit, or are there several behind it?
+
+1. Each pair has its own edge scores, divided by their length: what counts is which edges they use, not how strongly.
+   (Data-driven circuits, arXiv:2605.09129, cluster EAP-IG's scores of single examples.)
+2. Ward's tree over the pairs is cut into 2, 3, ... clusters. The cut of the largest mean silhouette, whose pairs are
+   near to their own cluster and far from the next one, is the candidate; fewer than 4 pairs are no cluster, they go to
+   the nearest.
+3. Every cloud can be cut. So the candidate's silhouette is held against that of single clouds: normal ones of as many
+   pairs with the same spread in the same directions (SigClust, Liu et al. 2008), cut in the same way. Unless at most 5%
+   of them look as divided, there is one cluster.
+4. A cluster's scores are the means over its pairs, its circuit the top of them.
+
+Templates that take different paths are clusters, too: the labels say which pairs, not why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Unpack
+
+import numpy as np
+from scipy.cluster.hierarchy import fcluster, ward
+from scipy.spatial.distance import pdist, squareform
+
+from circuitfind.attribution.attribute import ScoreKeywords
+from circuitfind.attribution.by_example import check_by_example, example_effects
+from circuitfind.attribution.methods import method_of, request_of
+from circuitfind.calls import model_call
+from circuitfind.circuit import Circuit
+from circuitfind.engine.experiment import Experiment
+from circuitfind.errors import ScoreError, TaskError, check_count
+from circuitfind.models.load import Model
+from circuitfind.progress import track
+from circuitfind.record import Record
+from circuitfind.result import UNSAVED, By, Result
+from circuitfind.scores import Scores
+from circuitfind.tasks.task import BoundTask, Task
+
+LEVEL = 0.05
+SMALLEST = 4  # pairs of a cluster: fewer are outliers
+
+
+class Cut(NamedTuple):
+    """A number of clusters, and the mean silhouette (-1 to 1) of the pairs cut into so many."""
+
+    clusters: int
+    silhouette: float
+
+
+class Cluster(NamedTuple):
+    """A cluster's number, its pairs, the edges of its circuit, and how many of them are in no other cluster's."""
+
+    cluster: int
+    pairs: int
+    edges: int
+    own_edges: int
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Clusters(Result):
+    """The circuits that a task's pairs fall into; one, unless they are further apart than a single cloud.
+
+    Attributes:
+        labels: `[pairs]` the cluster of each, from 0, the largest first.
+        cuts: by number of clusters, their silhouettes; the best is the candidate.
+        p_value: how many single clouds look as divided as the candidate.
+        circuits: of each cluster.
+        index: the adjusted Rand index with the labels that were given: 1 = the same division, 0 = chance; else None.
+        scores: of each cluster, the mean over its pairs; files do not hold them.
+    """
+
+    FORMAT, ROWS = "circuitfind.clusters", "clusters"
+    DERIVED = ("clusters",)
+
+    labels: tuple[int, ...]
+    cuts: tuple[Cut, ...]
+    p_value: float
+    circuits: tuple[Circuit, ...]
+    index: float | None
+    record: Record
+    scores: tuple[Scores, ...] = field(default=(), metadata=UNSAVED)
+
+    def __len__(self) -> int:
+        return len(self.circuits)
+
+    @property
+    def clusters(self) -> tuple[Cluster, ...]:
+        masks, counts = np.stack([one.mask for one in self.circuits]), np.bincount(self.labels)
+        own = (masks & (masks.sum(0) == 1)).sum((1, 2))
+        return tuple(
+            Cluster(k, int(counts[k]), len(one), int(own[k]) if len(self) > 1 else len(one))
+            for k, one in enumerate(self.circuits)
+        )
+
+    def shown(self) -> dict[str, Any]:
+        return {"n_clusters": len(self), **super().shown()}
+
+    def rows_of(self, cluster: int) -> list[int]:
+        """The rows of a cluster's pairs, for `task.on(model).subset(rows)`."""
+        return np.flatnonzero(np.array(self.labels) == cluster).tolist()
+
+
+@model_call
+def clusters(
+    model: Model,
+    task: Task | BoundTask,
+    *,
+    method: str = "eap-ig-inputs",
+    n_edges: int = 200,
+    by: By = "absolute",
+    most: int = 6,
+    draws: int = 200,
+    labels: Sequence[Any] | None = None,
+    **asked: Unpack[ScoreKeywords],
+) -> Clusters:
+    """Whether a task's pairs share one circuit, and the circuit of each cluster if they do not.
+
+    Args:
+        method: one that scores pair by pair: "eap", "eap-ig-inputs", "clean-corrupted", "relp", "exact".
+        n_edges, by: a circuit is `scores.top(n_edges, by)`.
+        most: the largest number of clusters that is tried.
+        draws: single clouds that the division is held against.
+        labels: by pair, what you know of them (template, task), to compare the clusters with.
+        asked: keywords (seed: of the clouds, too) and options of the method, as for `circuitfind.attribute`.
+
+    Raises:
+        ScoreError: the method cannot score pair by pair, or a number makes no sense.
+        TaskError: fewer than 8 different pairs, or not one label a pair.
+    """
+    check_count("most", most, 2)
+    check_count("draws", draws, 20)
+    chosen = method_of(method)
+    check_by_example(chosen)
+    request, setting = request_of(chosen, "edge", None, asked)
+    experiment = Experiment.of(model, task, setting)
+    whole, bound = experiment.bound, experiment.bound.distinct()
+    if labels is not None and len(labels) != len(whole):
+        raise TaskError(f"{len(labels)} labels for {len(whole)} pairs: give one a pair")
+    if len(bound) < 2 * SMALLEST:
+        raise TaskError(f"{len(bound)} different pairs cannot be divided: give at least {2 * SMALLEST}, better 30")
+    graph, effects = experiment.graph, example_effects(experiment.on(bound), chosen, request)
+    lengths = np.linalg.norm(effects, axis=1, keepdims=True)
+    if not lengths.all():
+        raise ScoreError(f"pair {int(np.argmin(lengths))} has no score at any edge: leave it out")
+    points = _in_few_axes((effects / lengths).astype(np.float64))
+    cuts = _cuts(points, most)
+    best, found = max(cuts, key=lambda cut: cut[0].silhouette, default=(Cut(1, 0.0), np.zeros(len(points), int)))
+    rng, spread = np.random.default_rng(experiment.setting.seed), points.std(0)
+    clouds = (rng.normal(size=points.shape) * spread for _ in track(range(draws), "single clouds"))
+    apart = sum(max((cut.silhouette for cut, _ in _cuts(one, most)), default=0.0) >= best.silhouette for one in clouds)
+    p_value = (1 + apart) / (1 + draws)
+    found = found if p_value <= LEVEL else np.zeros_like(found)
+    order = np.argsort(-np.bincount(found), kind="stable")
+    found = np.argsort(order)[found]
+    record = experiment.record(chosen.name, n_edges=n_edges, by=by, most=most, draws=draws)
+    means = []
+    for k in range(len(order)):
+        values = np.zeros(graph.real.shape, dtype=np.float32)
+        values.T[graph.real.T] = effects[found == k].mean(0)
+        means.append(Scores(graph, values, replace(record, n_examples=int((found == k).sum()), pairs="")))
+    by_pair = found[whole.copies]
+    index = None if labels is None else adjusted_rand(by_pair.tolist(), labels)
+    circuits = tuple(one.top(n_edges, by) for one in means)
+    return Clusters(
+        tuple(by_pair.tolist()), tuple(cut for cut, _ in cuts), p_value, circuits, index, record, tuple(means)
+    )
+
+
+def _in_few_axes(points: np.ndarray) -> np.ndarray:
+    """`[pairs, axes]` the same cloud about its mean, in its own directions."""
+    left, sizes, _ = np.linalg.svd(points - points.mean(0), full_matrices=False)
+    return np.asarray(left * sizes)
+
+
+def _cuts(points: np.ndarray, most: int) -> list[tuple[Cut, np.ndarray]]:
+    """By number of clusters, the silhouette and the pairs' clusters; too few pairs for one go to the nearest."""
+    distances, tree = squareform(pdist(points)), ward(points)
+    found: dict[int, tuple[Cut, np.ndarray]] = {}
+    for n in range(2, len(points) // SMALLEST + most):
+        labels = fcluster(tree, n, "maxclust")
+        kept = np.flatnonzero(np.bincount(labels) >= SMALLEST)
+        if not 2 <= len(kept) <= most or len(kept) in found:
+            continue
+        inside = labels[:, None] == kept  # pairs clusters
+        labels = np.where(inside.any(1), inside.argmax(1), (distances @ inside / inside.sum(0)).argmin(1))
+        found[len(kept)] = Cut(len(kept), silhouette(distances, labels)), labels
+    return [found[n] for n in sorted(found)]
+
+
+def silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over points of (b - a) / max(a, b): a = mean distance within the cluster, b = to the nearest other one
+    (Rousseeuw 1987).
+
+    >>> silhouette(np.abs(np.subtract.outer([0.0, 1, 9, 10], [0.0, 1, 9, 10])), np.array([0, 0, 1, 1])).__round__(3)
+    0.889
+    """
+    rows, inside = np.arange(len(labels)), np.eye(labels.max() + 1)[labels]  # points clusters
+    sizes, sums = inside.sum(0), distances @ inside
+    own = sums[rows, labels] / np.maximum(sizes[labels] - 1, 1)
+    others = sums / sizes
+    others[rows, labels] = np.inf
+    nearest = others.min(1)
+    return float(((nearest - own) / np.maximum(np.maximum(nearest, own), 1e-30)).mean())
+
+
+def adjusted_rand(one: Sequence[Any], other: Sequence[Any]) -> float:
+    """How far two divisions of the same things agree: 1 = the same, 0 = as by chance (Hubert & Arabie 1985).
+
+    >>> adjusted_rand([0, 0, 1, 1], ["b", "b", "a", "a"]), adjusted_rand([0, 0, 0, 0], [0, 0, 1, 1])
+    (1.0, 0.0)
+    """
+    first, second = (np.unique(list(map(str, labels)), return_inverse=True)[1] for labels in (one, other))
+    table = np.zeros((first.max() + 1, second.max() + 1))
+    np.add.at(table, (first, second), 1)
+    together, rows, columns, pairs = (
+        float((counts * (counts - 1) / 2).sum())
+        for counts in (table, table.sum(1), table.sum(0), np.array([len(first)]))
+    )
+    chance, largest = rows * columns / pairs, (rows + columns) / 2
+    return (together - chance) / (largest - chance) if largest > chance else 1.0
