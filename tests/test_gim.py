@@ -174,6 +174,13 @@ def test_the_model_computes_the_same(pairs: Batch) -> None:
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.hf.model.layers.modules())
 
 
+@pytest.mark.parametrize("name", ["moshi", "codegen", "cohere", "bloom"])
+def test_attention_of_other_forms_is_met(name: str) -> None:
+    """An output projection inside a module, quarters of heads, norms of queries and keys by head, a residual inside."""
+    found, plain = (cf.attribute(wrapped(name), id_task((5, 5)), method) for method in ("gim", "eap"))
+    assert off_scores(found, torch.from_numpy(plain.values)) > 0.05
+
+
 # -------------------------------------------------------------------- what is refused
 @pytest.mark.parametrize(
     ("name", "why"),
