@@ -125,6 +125,14 @@ def test_rows_ranks_and_files(tmp_path: Path) -> None:
     assert found._repr_html_() and "constant" in found.nodes
 
 
+def test_half_precision_is_near_single_precision() -> None:
+    single, half = (
+        cf.attention_attribution(wrapped("gemma3", kind), id_task((6, 6)), "a1.h3", 2, example=0)
+        for kind in (torch.float32, torch.bfloat16)
+    )
+    assert abs(half.parts - single.parts).max() < 0.05 * abs(single.parts).max()
+
+
 def test_several_prompts_are_averaged() -> None:
     model = cf.load("tiny", check=False)
     task = cf.task("ioi", model, n=3).on(model)

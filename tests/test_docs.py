@@ -147,5 +147,5 @@ def test_the_sweep_by_span_prints_what_the_page_shows(
     assert any(line.startswith(command) for text in blocks("experiments.md", "sh") for line in text.splitlines())
     monkeypatch.setenv("COLUMNS", "80")
     assert main([*shlex.split(command)[1:], "--out", str(tmp_path)]) == 0
-    (shown,) = blocks("experiments.md", "text")
+    (shown,) = (text for text in blocks("experiments.md", "text") if text.startswith("Effects by span"))
     assert shown in "\n".join(line.rstrip() for line in capsys.readouterr().out.splitlines())

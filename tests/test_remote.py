@@ -115,6 +115,7 @@ CALLS = {
     "patterns": lambda model, task: cf.patch(model, task, "pattern").per_example,
     "direct": lambda model, task: cf.direct_effects(model, task).scores.values,
     "pattern": lambda model, task: cf.attention(model, task, "a1.h3").pattern,
+    "why": lambda model, task: cf.attention_attribution(model, task, "a1.h3", 0, example=0).parts,
     "path": lambda model, task: cf.path_patch(model, task, "a0.h2", "logits").per_example,
     "own metric": lambda model, task: cf.attribute(model, task, metric=lambda logits, batch: logits[:, 5]).values,
     "positions": lambda model, task: cf.attribute(model, task.on(model), level="node", what="resid").per_example,
