@@ -30,7 +30,7 @@ COUNTS = {  # of true edges, counted by hand
     "reverse": 3,
     "sort": 4,
 }
-TRAINED = [("induction-trained", "gpt2"), ("induction-trained", "llama")]
+TRAINED = [("induction-trained", "gpt2"), ("or-trained", "gpt2"), ("greater-than-trained", "llama")]
 OTHERS = [("induction", "gpt2", "real"), ("cancelling", "gpt2", "real"), ("ioi", "llama", "identity")]
 OTHERS += [("or", "llama", "identity"), ("copy-suppression", "llama", "identity")]
 

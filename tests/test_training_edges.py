@@ -10,15 +10,16 @@ import pytest
 import torch
 
 import circuitfind as cf
+from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.testbed.trained import load_trained
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 import edges
 
 
-@pytest.mark.parametrize("form", ["gpt2", "llama"])
-def test_masked_runs_are_those_of_the_engine(form: str) -> None:
-    hf = load_trained("induction", form)
+@pytest.mark.parametrize(("circuit", "form"), [("induction", "gpt2"), ("greater-than", "llama")])
+def test_masked_runs_are_those_of_the_engine(circuit: str, form: str) -> None:
+    hf = load_trained(circuit, form)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in hf.parameters():  # biases, too
@@ -27,10 +28,10 @@ def test_masked_runs_are_those_of_the_engine(form: str) -> None:
     clean, corrupted = torch.randint(11, (2, 3, 7), generator=generator)
     task = cf.Task(clean=clean, corrupted=corrupted, answers=[1, 2, 3], wrong_answers=[4, 5, 6])
     mask = model.graph.real & (np.random.default_rng(0).random(model.graph.real.shape) < 0.6)
-    wanted = cf.evaluate(model, task, cf.Circuit(model.graph, mask)).per_example
+    wanted = Evaluator.of(model, task).metrics(iter([mask]), 1, "masks")[0]
     with torch.no_grad():
         other = edges.run(hf, model.graph, corrupted)[1]
         logits, _ = edges.run(hf, model.graph, clean, torch.from_numpy(mask).float().expand(3, -1, -1), other)
         assert torch.allclose(edges.run(hf, model.graph, clean)[0], hf(clean).logits[:, -1], atol=1e-5)
     given = logits[range(3), [1, 2, 3]] - logits[range(3), [4, 5, 6]]
-    assert np.allclose(given, wanted.circuit, atol=1e-4)
+    assert np.allclose(given, wanted, atol=1e-4)
