@@ -25,7 +25,7 @@ def test_masked_runs_are_those_of_the_engine(circuit: str, form: str) -> None:
         for weight in hf.parameters():  # biases, too
             weight += 0.2 * torch.randn(weight.shape, generator=generator)
     model = cf.wrap(hf)
-    clean, corrupted = torch.randint(11, (2, 3, 7), generator=generator)
+    clean, corrupted = torch.randint(11, (2, 3, 5), generator=generator)
     task = cf.Task(clean=clean, corrupted=corrupted, answers=[1, 2, 3], wrong_answers=[4, 5, 6])
     mask = model.graph.real & (np.random.default_rng(0).random(model.graph.real.shape) < 0.6)
     wanted = Evaluator.of(model, task).metrics(iter([mask]), 1, "masks")[0]
