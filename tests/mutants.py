@@ -604,6 +604,14 @@ MUTANTS = (
            "if graph.parallel:  # both", "if not graph.parallel:  # both",
            "test_eap_ig_files.py::test_json_as_the_library_writes_it",
            "EAP-IG files list edges in another order"),
+    Mutant("proof-of-true-edges-only", "testbed/known.py",
+           "or most > known.inert:", "or False:",
+           "test_testbed.py::test_a_wrong_truth_is_noticed[input->a1.h0<q>]",
+           "a known circuit is proved though an edge beside it matters"),
+    Mutant("trained-is-compiled", "testbed/build.py",
+           "None if base == circuit else load_trained(base, form)", "None",
+           "test_testbed.py::test_trained[induction-trained-gpt2]",
+           "a trained model of the testbed has compiled weights"),
 )
 # fmt: on
 

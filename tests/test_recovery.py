@@ -53,6 +53,17 @@ def test_cancelling_effects_hide_a_node_and_what_it_reads(table: cf.Recovery) ->
     assert row(table, "cancelling", "eap-ig-inputs").exact
 
 
+def test_a_norm_hides_the_head_that_writes_nearly_all_of_a_trained_models_stream() -> None:
+    """It has no gradient along what it scales; `relp` holds the scale."""
+    known = cf.testbed.build("induction-trained", n=16)
+    exact, held, plain = (
+        cf.attribute(known.model, known.task, method=method).to_dict()["a1.h0->logits"]
+        for method in ("exact", "relp", "eap")
+    )
+    assert held == pytest.approx(exact, rel=0.01)
+    assert abs(plain) < 0.1 * exact
+
+
 def test_rows_hold_costs_and_agree_with_the_summary(table: cf.Recovery) -> None:
     for one in table.recovered:
         assert one.passes > 0

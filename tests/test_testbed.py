@@ -11,6 +11,7 @@ import torch
 
 import circuitfind as cf
 from circuitfind.testbed import Blueprint, Drawing, Known, Offset, build, names, prove
+from circuitfind.testbed.trained import SUFFIX, folder_of
 
 COUNTS = {  # of true edges, counted by hand
     "induction": 5,
@@ -29,6 +30,7 @@ COUNTS = {  # of true edges, counted by hand
     "reverse": 3,
     "sort": 4,
 }
+TRAINED = [("induction-trained", "gpt2"), ("or-trained", "gpt2"), ("greater-than-trained", "llama")]
 OTHERS = [("induction", "gpt2", "real"), ("cancelling", "gpt2", "real"), ("ioi", "llama", "identity")]
 OTHERS += [("or", "llama", "identity"), ("copy-suppression", "llama", "identity")]
 
@@ -38,7 +40,9 @@ def accuracy(known: Known) -> float:
 
 
 def test_every_circuit_is_counted() -> None:
-    assert set(COUNTS) == set(names())
+    assert {*COUNTS, *(name for name, form in TRAINED if form == "gpt2")} == set(names())
+    both = {*COUNTS} - {"reverse", "sort"}
+    assert {*both, *(name for name, form in TRAINED if form == "llama")} == set(names("llama"))
 
 
 @pytest.mark.parametrize(("name", "form", "norm"), [*((name, "gpt2", "identity") for name in COUNTS), *OTHERS])
@@ -49,6 +53,21 @@ def test_truth(name: str, form: str, norm: str) -> None:
     proof = prove(known, 4)
     assert proof.weakest[0] >= 0.02
     assert proof.strongest[0] <= (5e-3 if norm == "real" else 1e-5)
+
+
+@pytest.mark.parametrize(("name", "form"), TRAINED)
+def test_trained(name: str, form: str) -> None:
+    known, drawn = (build(one, n=200, seed=7, form=form) for one in (name, name.removesuffix(SUFFIX)))
+    assert known.truth.edges == drawn.truth.edges
+    assert known.task.clean == drawn.task.clean
+    assert accuracy(known) >= 0.98
+    proof = prove(known, 16)
+    assert proof.weakest[0] >= 0.02
+    assert 1e-5 < proof.strongest[0] <= known.inert == 0.01  # not as clean as a compiled one
+    kind, norms = {"gpt2": ("GPT2LMHeadModel", 1e-5), "llama": ("LlamaForCausalLM", 1e-6)}[form]
+    assert type(known.model.hf).__name__ == kind
+    assert norms in (getattr(known.model.config, key, None) for key in ("layer_norm_epsilon", "rms_norm_eps"))
+    assert (folder_of(name.removesuffix(SUFFIX), form) / "model.safetensors").stat().st_size < 1_000_000
 
 
 def test_what_stands_in_shows_only_where_the_other_path_is_cut() -> None:
@@ -120,8 +139,11 @@ def test_wrong_input() -> None:
         build("xor")
     with pytest.raises(cf.ScoreError, match="10 to 10,000 edges, not 5"):
         build("layered-5")
-    with pytest.raises(cf.ScoreError, match="testbed form 'gpt3' is unknown"):
-        build("or", form="gpt3")
+    for call in (lambda: build("or", form="gpt3"), lambda: names("gpt3")):
+        with pytest.raises(cf.ScoreError, match="testbed form 'gpt3' is unknown"):
+            call()
+    with pytest.raises(cf.ScoreError, match="testbed circuit 'sort-trained' is unknown"):
+        build("sort-trained")
     with pytest.raises(cf.ScoreError, match="testbed norm"):
         build("or", norm="none")
     with pytest.raises(cf.ScoreError, match="norm='real' is for form='gpt2'"):

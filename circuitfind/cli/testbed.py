@@ -56,7 +56,7 @@ def _truths(circuits: list[str] | None, what: TestbedOptions, out: Output) -> No
     rows: list[list[Cell]] = []
     document: dict[str, dict[str, Any]] = {}
     with out.progress():
-        for name in circuits or cf.testbed.names():
+        for name in circuits or cf.testbed.names(what.form):
             known = cf.testbed.build(name, n=what.n, seed=what.seed, form=what.form, norm=what.norm)
             row: list[Cell] = [Text(name, style="bold"), count(len(known.truth), "true edge"), known.summary]
             document[name] = {"summary": known.summary, "edges": known.truth.edges}

@@ -159,7 +159,7 @@ def recovery(
     Raises:
         ScoreError: an unknown circuit, form or method.
     """
-    asked = [circuits] if isinstance(circuits, (str, Drawing)) else list(circuits or names())
+    asked = [circuits] if isinstance(circuits, (str, Drawing)) else list(circuits or names(form))
     known = [build(one, n=n, seed=seed, form=form, norm=norm) for one in asked]
     entrants = _entrants(methods)
     pairs = [(one, name) for one in known for name in entrants]

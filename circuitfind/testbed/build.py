@@ -12,6 +12,7 @@ from circuitfind.setting import check_seed
 from circuitfind.testbed import circuits
 from circuitfind.testbed.known import FORMS, NORMS, Drawing, Known, make
 from circuitfind.testbed.layered import layered
+from circuitfind.testbed.trained import SUFFIX, load_trained, trained
 
 CIRCUITS: dict[str, Callable[[], Drawing]] = {
     "induction": circuits.induction,
@@ -30,17 +31,30 @@ CIRCUITS: dict[str, Callable[[], Drawing]] = {
     "reverse": circuits.reverse,
     "sort": circuits.sort,
 }
+OF_GPT2 = ("reverse", "sort")  # they read positions, which Llama's class has none of in its stream
 _LAYERED = re.compile(r"layered-(\d{1,5})")
 
 
-def names() -> list[str]:
-    """Names for `build`. Beside these, "layered-N" is a random circuit with N true edges, 10 to 10,000."""
-    return list(CIRCUITS)
+def names(form: str = "gpt2") -> list[str]:
+    """Names for `build` in a form. Those that end in "-trained" are of models that were trained to the circuit, not
+    compiled from it. Beside these, "layered-N" is a random circuit with N true edges, 10 to 10,000.
+
+    Raises:
+        ScoreError: there is no such form.
+    """
+    check_form(form)
+    compiled = [name for name in CIRCUITS if form == "gpt2" or name not in OF_GPT2]
+    return [*compiled, *(name + SUFFIX for name in trained(form))]
+
+
+def check_form(form: str) -> None:
+    if form not in FORMS:
+        raise ScoreError(unknown("testbed form", form, FORMS))
 
 
 def summary_of(name: str) -> str:
     """What a circuit computes, in one line."""
-    return (getdoc(CIRCUITS.get(name, layered)) or "").splitlines()[0].rstrip(".")
+    return (getdoc(CIRCUITS.get(name.removesuffix(SUFFIX), layered)) or "").splitlines()[0].rstrip(".")
 
 
 @own_arithmetic()
@@ -53,14 +67,14 @@ def build(circuit: str | Drawing, *, n: int = 64, seed: int = 0, form: str = "gp
         seed: decides the pairs, and of "layered-N" the circuit.
         form: "gpt2", or "llama": grouped queries, rotary positions, gated MLPs.
         norm: "identity": norms that change nothing, so that what is inert does exactly nothing; "real" (GPT-2 only):
-            LayerNorms that scale, so that everything written moves everything else a little.
+            LayerNorms that scale, so that everything written moves everything else a little. Trained models have real
+            ones in any case.
 
     Raises:
         ScoreError: there is no such circuit, or not in this form.
     """
     check_seed(seed)
-    if form not in FORMS:
-        raise ScoreError(unknown("testbed form", form, FORMS))
+    check_form(form)
     if norm not in NORMS:
         raise ScoreError(unknown("testbed norm", norm, NORMS))
     if norm == "real" and form != "gpt2":
@@ -69,6 +83,8 @@ def build(circuit: str | Drawing, *, n: int = 64, seed: int = 0, form: str = "gp
         return make("drawing", "a drawing of your own", circuit, n, seed, norm, form)
     if isinstance(circuit, str) and (found := _LAYERED.fullmatch(circuit)):
         return make(circuit, summary_of(circuit), layered(int(found[1]), seed), n, seed, norm, form)
-    if circuit not in CIRCUITS:
-        raise ScoreError(unknown("testbed circuit", circuit, [*CIRCUITS, "layered-100"]))
-    return make(circuit, summary_of(circuit), CIRCUITS[circuit](), n, seed, norm, form)
+    base = circuit.removesuffix(SUFFIX) if isinstance(circuit, str) else circuit
+    if base not in CIRCUITS or (base != circuit and circuit not in names(form)):
+        raise ScoreError(unknown("testbed circuit", circuit, [*names(form), "layered-100"]))
+    hf = None if base == circuit else load_trained(base, form)
+    return make(circuit, summary_of(circuit), CIRCUITS[base](), n, seed, norm, form, hf)

@@ -1,8 +1,10 @@
-"""`Known`: a model with a circuit that is known to be right, because the model was made from it, and the proof.
+"""`Known`: a model with a circuit that is known to be right, because the model was made to compute it, and the
+proof.
 
 1. A *drawing* is a blueprint, a way to draw pairs of prompts, and *contexts*: sets of edges that are ablated beside the
    one in question. What another path stands in for shows only where that path is cut.
-2. `build` compiles the blueprint (`weights.py`), gives the model a tokenizer of its words, and draws the pairs.
+2. `build` compiles the blueprint (`gpt2.py`, `llama.py`), or loads a model that was trained to it (`trained.py`), gives
+   the model a tokenizer of its words, and draws the pairs.
 3. `prove` measures, in each context, what the metric loses when one more edge is ablated. Each true edge must matter in
    one of the contexts; every other edge must not, in any of them.
 """
@@ -37,6 +39,7 @@ from circuitfind.testbed.llama import grouped, llama
 FORMS, NORMS = ("gpt2", "llama"), ("identity", "real")
 NEEDED = 0.02  # of the task's whole effect
 INERT = {"identity": 1e-5, "real": 5e-3}  # by kind of norm: real ones couple all that is written a little
+INERT_TRAINED = 1e-2  # what training leaves
 _TRIES = 100
 
 
@@ -75,7 +78,7 @@ class Known(NoFile):
     @property
     def reference(self) -> Reference:
         """The truth, for `circuitfind.compare(reference=)` and `agreement`."""
-        return Reference(self.name, self.truth.graph, self.truth.mask, source="the model was made from it")
+        return Reference(self.name, self.truth.graph, self.truth.mask, source="the model was made to compute it")
 
     def __repr__(self) -> str:
         return f"Known({self.name}: {len(self.truth)} true edges of {self.truth.graph.n_edges:,}; {self.summary})"
@@ -105,10 +108,11 @@ def tokenizer_of(words: Sequence[str]) -> Any:
     return made(tokenizer_object=inner, bos_token=first)
 
 
-def make(name: str, summary: str, drawing: Drawing, n: int, seed: int, norm: str, form: str) -> Known:
-    """The model, task and truth of a drawing."""
-    blueprint = drawing.blueprint
-    hf = llama(blueprint) if form == "llama" else gpt2(blueprint, norm)
+def make(name: str, summary: str, drawing: Drawing, n: int, seed: int, norm: str, form: str, hf: Any = None) -> Known:
+    """The model, task and truth of a drawing; `hf`: a model trained to it, in place of the compiled one."""
+    blueprint, inert = drawing.blueprint, INERT[norm] if hf is None else INERT_TRAINED
+    if hf is None:
+        hf = llama(blueprint) if form == "llama" else gpt2(blueprint, norm)
     model = wrap(hf, tokenizer_of(blueprint.words), name=f"testbed/{name}")
     pairs = _pairs(drawing.draw, n, seed)
     task = Task(
@@ -123,7 +127,7 @@ def make(name: str, summary: str, drawing: Drawing, n: int, seed: int, norm: str
     edges = list(map(named, blueprint.true_edges()))
     contexts = tuple(tuple(map(named, context)) for context in drawing.contexts)
     truth = Circuit.of(model.graph, edges, record=Record(model=model.name, task=name, method="truth"))
-    return Known(name, summary, model, task, truth, contexts, drawing.needed, INERT[norm])
+    return Known(name, summary, model, task, truth, contexts, drawing.needed, inert)
 
 
 def _pairs(draw: Callable[[random.Random], Pair], n: int, seed: int) -> list[Pair]:
