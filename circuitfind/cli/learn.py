@@ -25,7 +25,7 @@ class LearningOptions:
     sparsity: float | None = option(
         "Part of the edges (or nodes) to leave out, instead. Default: 0.95; subnetwork-probing and ugs keep open gates."
     )
-    steps: int | None = option("Of Adam, at the most. Default: 200, of matryoshka 400.")
+    steps: int | None = option("Of Adam, at the most. Default: 200, of matryoshka 300.")
     lr: float | None = option("Adam's learning rate. Default: the method's.")
     regularisation: float | None = option("Price of an open gate; not for edge-pruning. Default: from the task.")
     metric_of_learning: str | None = option(

@@ -109,18 +109,18 @@ LEARNERS = {
     "edge-pruning": Learner({None: (HARD_CONCRETE,)}, 0.05, sparsity=0.95),
     "subnetwork-probing": Learner({None: (HARD_CONCRETE,)}, 0.1),
     "ugs": Learner({None: (UNIFORM,)}, 0.05),
-    "matryoshka": Learner(OBJECTIVES, 0.05, 0.95, steps=400, pairs_per_step=8, metric=None, objective="both"),
+    "matryoshka": Learner(OBJECTIVES, 0.1, 0.95, steps=300, pairs_per_step=4, metric=None, objective="both"),
 }
 
 
 class TrainingKeywords(TypedDict, total=False):
     """How masks are trained.
 
-    steps: at most so many steps of Adam (200; `matryoshka` 400).
+    steps: at most so many steps of Adam (200; `matryoshka` 300).
     lr: Adam's learning rate, on the logits of the gates; by default the method's.
     regularisation: price of an open gate, in units of the metric; not for Edge Pruning. By default a tenth of
         metric(full) - metric(empty), divided by the wanted number of gates (by a tenth of all, if none is given).
-    pairs_per_step: pairs in a mini-batch (32; `matryoshka` 8).
+    pairs_per_step: pairs in a mini-batch (32; `matryoshka` 4).
     patience: stop early after so many rows of `history` without a new lowest loss (5); None never does, nor does
         `matryoshka`.
     objective: of `matryoshka`: "metric" is as published and raises the metric, "faithfulness" lowers its distance from
