@@ -511,7 +511,7 @@ def test_the_verb_writes_a_circuit_and_its_ranking(
     assert [row["step"] for row in said["history"]] == [4] and "faithfulness" in said["circuit"]["unseen"]
     assert Path("circuitfind-out/learned.dot").read_text().startswith("digraph")
     own = ("--method", "matryoshka", "--objective", "faithfulness", "--start", "circuitfind-out/learned.json")
-    assert main([*words, "--backend", "hooks", *own, "--edges", "9"]) == 0
+    assert main([*words, "--backend", "hooks", *own, "--edges", "2"]) == 0
     capsys.readouterr()
     again = cf.Scores.open("circuitfind-out/learned.safetensors")
     assert again.values.any() and not again.values[~circuit.mask].any() and "by magnitude" in again.record.sign
