@@ -473,7 +473,7 @@ MUTANTS = (
            "test_learned.py::test_soft_masks_have_k_expected_edges_and_the_gradient_of_their_definition[7.3]",
            "matryoshka: the threshold counts as a constant in the gradient"),
     Mutant("always-raised", "search/training.py",
-           "math.copysign(1.0, whole - metric) if gates.faithful else 1.0", "1.0",
+           "-(values - full.to(values)).abs() if faithful else values", "values",
            "test_learned.py::test_matryoshka_takes_turns_between_the_metric_by_sign_and_faithfulness_by_magnitude",
            "matryoshka: faithfulness beyond 1 is raised further"),
     Mutant("pruning-beyond-the-tolerance", "search/pruning.py",

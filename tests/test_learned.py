@@ -228,9 +228,9 @@ def test_matryoshka_takes_turns_between_the_metric_by_sign_and_faithfulness_by_m
         raised = step % 2 == 0
         ordered, k = (weights, 1 + u * (edges - 1)) if raised else (weights.abs(), edges**u)
         mask = spread(torch.sigmoid((ordered - threshold(ordered, k)) / 0.5))
-        metric = bound.metric(run_masked(rows, mask), rows.batch).mean()
-        whole = bound.metric(rows.clean.logits, rows.batch).mean()
-        loss = -metric if raised else (metric - whole).abs()
+        values = bound.metric(run_masked(rows, mask), rows.batch)
+        whole, metric = bound.metric(rows.clean.logits, rows.batch), values.mean()
+        loss = -metric if raised else (values - whole).abs().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

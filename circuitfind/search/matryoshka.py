@@ -16,7 +16,7 @@ A step has one of two objectives, and its own order of the edges:
 | objective | gates are ordered by | size drawn | the step |
 |---|---|---|---|
 | `metric` (as published) | s | uniformly | raises the metric, beyond the whole model's where it can |
-| `faithfulness` (ours) | \\|s\\| | log-uniformly | lowers \\|metric - whole model's\\|, of the step's mean |
+| `faithfulness` (ours) | \\|s\\| | log-uniformly | lowers \\|metric - whole model's\\|, of each pair |
 | `both` (ours) | | | the two take turns, on the same scores |
 
 So under `both` an edge that opposes the behaviour gets a score far below 0: it is among the last by sign, where MIB's

@@ -5,8 +5,8 @@ At each step, on the next mini-batch of pairs:
 1. Draw a mask from the gates' logits.
 2. Run the model under it and take the gradient of the mean metric at the mask (`engine/masked_run.py`).
 3. `loss = -metric + pressure(expected number of open gates)`; one step of Adam on the logits alone, the model's weights
-   are frozen. The pressure's multipliers follow. Gates that are to be faithful have |metric - whole model's| in place
-   of -metric. Several kinds of gates take turns (`matryoshka.py`).
+   are frozen. The pressure's multipliers follow. Gates that are to be faithful have each pair's |metric - whole
+   model's| in place of -metric. Several kinds of gates take turns (`matryoshka.py`).
 
 Means over `EVERY` steps are logged. Training stops early once what the pressure asks for has settled and the logged
 loss has found no new low (by 1%) for `patience` rows.
@@ -45,9 +45,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitfind.batch import Batch
 from circuitfind.checkpoint import SECONDS_BETWEEN_WRITES, CheckpointFile, key_of
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.masked_run import MaskGradient, mask_gradient
+from circuitfind.engine.masked_run import mask_gradient
 from circuitfind.engine.memory import batch_size_for, sizes_of
 from circuitfind.engine.prepare import Prepared
 from circuitfind.engine.prepared_runs import PreparedRuns
@@ -306,12 +307,11 @@ class Training:
         with torch.enable_grad():
             drawn = gates.sample(logits, torch.from_numpy(noise))
             mask = self.spread(drawn)
-            metric, at_mask, whole = self._metric(mask, step)
+            metric, at_mask, off = self._metric(mask, step, gates.faithful)
             expected = (gates.open_probability(logits) if gates.open_probability else drawn).sum()
             pressed = self.pressure.loss(expected, step, state.multipliers)
-            wanted = math.copysign(1.0, whole - metric) if gates.faithful else 1.0  # higher, or lower
-            (gradient,) = torch.autograd.grad(pressed - wanted * (at_mask * mask).sum(), logits)
-        loss = float(pressed.detach()) + wanted * ((whole if gates.faithful else 0.0) - metric)
+            (gradient,) = torch.autograd.grad(pressed - (at_mask * mask).sum(), logits)
+        loss = float(pressed.detach()) + (off if gates.faithful else -metric)
         row = torch.tensor([[loss, metric, float(expected.detach())]], dtype=torch.float64)
         first = MOMENTS[0] * state.first + (1 - MOMENTS[0]) * gradient
         second = MOMENTS[1] * state.second + (1 - MOMENTS[1]) * gradient**2
@@ -336,16 +336,27 @@ class Training:
             best, since = (loss, 0) if new_low else (best, since + 1)
         return since >= patience
 
-    def _metric(self, mask: Tensor, step: int) -> tuple[float, Tensor, float]:
-        """The mean metric of a step's pairs, its gradient at the mask, and the whole model's mean."""
-        total, whole, count, gradient = 0.0, 0.0, 0, torch.zeros_like(mask)
+    def _metric(self, mask: Tensor, step: int, faithful: bool) -> tuple[float, Tensor, float]:
+        """The mean metric of a step's pairs, a gradient at the mask, and the mean distance from the whole model's metric.
+
+        The gradient is the mean metric's; if it is to be `faithful`, that of minus the mean distance.
+        """
+        total, off, count, gradient = 0.0, 0.0, 0, torch.zeros_like(mask)
         metric = self.batches.experiment.metric
 
-        def run(prepared: Prepared) -> tuple[MaskGradient, Tensor]:
-            return mask_gradient(prepared, mask, metric, self.only), metric(prepared.clean.logits, prepared.batch)
+        def run(prepared: Prepared) -> tuple[Tensor, Tensor, Tensor]:
+            full, seen = metric(prepared.clean.logits, prepared.batch), []
 
-        for (values, part), full in self.batches.at(step).each(run, LABEL):
-            total, whole = total + float(values.cpu().double().sum()), whole + float(full.cpu().double().sum())
+            def rising(logits: Tensor, batch: Batch) -> Tensor:
+                values = metric(logits, batch)
+                seen.append(values.detach())
+                return -(values - full.to(values)).abs() if faithful else values
+
+            part = mask_gradient(prepared, mask, replace(metric, function=rising), self.only).gradient
+            return seen[-1], (seen[-1] - full.to(seen[-1])).abs(), part
+
+        for values, distances, part in self.batches.at(step).each(run, LABEL):
+            total, off = total + float(values.cpu().double().sum()), off + float(distances.cpu().double().sum())
             count, gradient = count + len(values), gradient + part
         if not (math.isfinite(total) and bool(gradient.isfinite().all())):
             raise ScoreError(
@@ -358,4 +369,4 @@ class Training:
                 f"the gradient of metric '{metric.name}' at the first mask is zero, so there is nothing to learn from:"
                 " give a metric that moves with the logits, such as 'kl'"
             )
-        return total / count, gradient / count, whole / count
+        return total / count, gradient / count, off / count
