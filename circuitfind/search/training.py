@@ -337,7 +337,7 @@ class Training:
         return since >= patience
 
     def _metric(self, mask: Tensor, step: int, faithful: bool) -> tuple[float, Tensor, float]:
-        """The mean metric of a step's pairs, a gradient at the mask, and the mean distance from the whole model's metric.
+        """The mean metric of a step's pairs, a gradient at the mask, and the mean distance from the whole model's.
 
         The gradient is the mean metric's; if it is to be `faithful`, that of minus the mean distance.
         """
