@@ -39,6 +39,7 @@ from circuitfind.search.acdc import GRID
 from circuitfind.search.acdc_rule import ORDERS
 from circuitfind.search.find import SEARCHES
 from circuitfind.search.learn import LEARNERS
+from circuitfind.search.matryoshka import OBJECTIVES
 from circuitfind.search.trials import CRITERIA
 from circuitfind.setting import DIRECTIONS
 from circuitfind.tasks.answers import ALL, FIRST
@@ -716,7 +717,7 @@ def test_names_in_help_are_those_of_the_registries() -> None:
     assert tuple(ABLATIONS) == options.ABLATIONS and tuple(cf.METRICS) == options.METRICS
     assert CRITERIA == options.CRITERIA and SEARCHES == options.SEARCHES
     assert tuple(KINDS) == options.KINDS and tuple(ORDERS) == options.ORDERS and tuple(LEARNERS) == options.LEARNED
-    assert options.DIRECTIONS == DIRECTIONS
+    assert options.DIRECTIONS == DIRECTIONS and tuple(OBJECTIVES) == options.OBJECTIVES
 
 
 DEFAULT = re.compile(r"Default: ([\w.,-]+)\.$")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_conformance import induction
 from torch import Tensor
-from toys import id_task, wrapped
+from toys import contrast, id_task, wrapped
 
 import circuitfind as cf
 from circuitfind.cli.app import main
@@ -22,12 +22,14 @@ from circuitfind.engine.masked_run import run_masked
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.search import training as trained
 from circuitfind.search.learn import LEARNERS, LearnedMasks
+from circuitfind.search.matryoshka import OBJECTIVES, soft_top
 from circuitfind.search.training import (
     EVERY,
     HARD_CONCRETE,
     UNIFORM,
     WARM_UP,
     MiniBatches,
+    NoPressure,
     Price,
     State,
     Target,
@@ -96,7 +98,7 @@ def test_the_target_shrinks_and_its_multipliers_follow_the_gap() -> None:
 def training_of(model: cf.Model, bound, pressure, batch_size: int | None = None, seed: int = 3) -> Training:
     batches = MiniBatches(Experiment.of(model, bound, {"batch_size": batch_size, "seed": seed}), 2)
     shape = model.graph.n_writers, model.graph.n_readers
-    return Training(batches, HARD_CONCRETE, lambda gates: gates.view(shape), pressure, 0.1)
+    return Training(batches, (HARD_CONCRETE,), lambda gates: gates.view(shape), pressure, 0.1)
 
 
 def test_training_is_adam_on_the_loss_of_masked_runs() -> None:
@@ -175,9 +177,139 @@ def test_it_stops_when_the_loss_finds_no_new_low_after_the_pressure_has_settled(
     assert stops([*rising_while_warming_up, -4.0, -4.0, -4.001])
 
 
+# -------------------------------------------------------------------- sizes that are given
+def threshold(scores: Tensor, k: float) -> Tensor:
+    """tau with sum(sigmoid((s - tau) / T)) = k by halving, then one step of Newton's, which autograd differentiates."""
+    low, high = float(scores.detach().min()) - 50, float(scores.detach().max()) + 50
+    for _ in range(60):
+        middle = (low + high) / 2
+        more = float(torch.sigmoid((scores.detach() - middle) / 0.5).sum()) > k
+        low, high = (middle, high) if more else (low, middle)
+    gates = torch.sigmoid((scores - low) / 0.5)
+    return low + (gates.sum() - k) / (gates * (1 - gates) / 0.5).sum().detach()
+
+
+@pytest.mark.parametrize("k", [1.0, 7.3, 29.5])
+def test_soft_masks_have_k_expected_edges_and_the_gradient_of_their_definition(k: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    scores, weight = (torch.randn(30, dtype=torch.float64, generator=generator) for _ in range(2))
+    scores = (3 * scores).requires_grad_(True)
+    gates = soft_top(scores, k)
+    assert float(gates.detach().sum()) == pytest.approx(k, rel=1e-9)
+    assert torch.allclose(gates, torch.sigmoid((scores - threshold(scores, k)) / 0.5), atol=1e-12)
+    (gradient,) = torch.autograd.grad((gates**2 * weight).sum(), scores)
+
+    def literal(moved: Tensor) -> float:
+        return float((torch.sigmoid((moved - threshold(moved, k)) / 0.5) ** 2 * weight).sum())
+
+    moves = 1e-5 * torch.eye(30, dtype=torch.float64)[::6]
+    slopes = [(literal(scores.detach() + move) - literal(scores.detach() - move)) / 2e-5 for move in moves]
+    assert gradient[::6].tolist() == pytest.approx(slopes, abs=1e-7)
+
+
+def test_matryoshka_takes_turns_between_the_metric_by_sign_and_faithfulness_by_magnitude() -> None:
+    """Four steps against torch's Adam, with masks from their definition."""
+    model = wrapped("llama")
+    bound, edges = id_task((7, 6, 7, 7)).on(model), model.graph.n_edges
+    batches = MiniBatches(Experiment.of(model, bound, {"seed": 3}), 2)
+
+    cells = tuple(torch.from_numpy(index) for index in np.nonzero(model.graph.real))
+
+    def spread(gates: Tensor) -> Tensor:
+        return gates.new_zeros(model.graph.real.shape).index_put(cells, gates)
+
+    training = Training(batches, OBJECTIVES["both"], spread, NoPressure(), 0.1)
+    scores = 2 * torch.randn(edges, generator=torch.Generator().manual_seed(5))
+    state, weights = State.start(scores), scores.clone().requires_grad_(True)
+    optimiser = torch.optim.Adam([weights], lr=0.1)
+    for step in range(4):
+        (rows,) = batches.at(step).each(lambda runs: runs, "runs")
+        u = np.random.default_rng((3, step)).random(edges)[0]
+        raised = step % 2 == 0
+        ordered, k = (weights, 1 + u * (edges - 1)) if raised else (weights.abs(), edges**u)
+        mask = spread(torch.sigmoid((ordered - threshold(ordered, k)) / 0.5))
+        values = bound.metric(run_masked(rows, mask), rows.batch)
+        whole, metric = bound.metric(rows.clean.logits, rows.batch), values.mean()
+        loss = -metric if raised else (values - whole).abs().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        state = training.advance(state)
+        assert state.trace[step].tolist() == pytest.approx([loss.item(), metric.item(), k], rel=1e-3)
+        close = (state.logits - weights.detach()).abs() < 2e-3
+        assert close.double().mean() > 0.98 and (state.logits - scores).abs().max() > 0.05
+    assert not training.finished(state, patience=1)
+
+
+# -------------------------------------------------------------------- starts
+@pytest.mark.parametrize("method", LEARNERS)
+def test_training_starts_from_scores_in_their_order(method: str) -> None:
+    model, task = wrapped("llama"), id_task((7, 6, 7, 7))
+    given = cf.attribute(model, task, "eap-ig-inputs", metric="kl")
+    found = learn(model, method, start=given, steps=1, lr=1e-6, prune=False, n_edges=20)
+    assert found.circuit == given.top(20, prune=False) and found.record.settings["start"] == "eap-ig-inputs"
+    by_name = learn(model, method, start="eap-ig-inputs", steps=1, lr=1e-6)
+    if method == "matryoshka":
+        assert np.array_equal(by_name.scores.ranked("signed"), given.ranked("signed"))
+        by_default = learn(model, method, steps=1, lr=1e-6)
+        assert np.array_equal(by_name.scores.values, by_default.scores.values)
+    alike = learn(model, method, start="alike", steps=1, lr=1e-6)
+    assert np.ptp(alike.scores.values[model.graph.real]) < 1e-5 and "start" not in alike.record.settings
+    nodes = cf.attribute(model, task, "eap-ig-inputs", level="node", metric="kl")
+    assert set(learn(model, method, start=nodes, level="node", n_nodes=4, steps=1, lr=1e-6).scores.top(4)) == set(
+        nodes.top(4)
+    )
+
+
+@pytest.mark.parametrize("method", LEARNERS)
+def test_of_a_circuit_only_its_edges_are_learned(method: str) -> None:
+    model = wrapped("gpt2")
+    given = cf.attribute(model, id_task((7, 6, 7, 7)), "eap-ig-inputs").top(40, prune=False)
+    found = learn(model, method, start=given, n_edges=10, steps=4, prune=False)
+    assert not found.scores.values[~given.mask].any() and found.scores.values[given.mask].all()
+    assert len(found.circuit) == 10 and not (found.circuit - given).edges
+    assert max(row.expected for row in found.history) < 40
+    bare = dataclasses.replace(given, estimates=None)  # as of a file of names
+    assert learn(model, method, start=bare, n_edges=10, steps=1).scores.values.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"start": "magic"}, "'magic'"),
+        ({"start": 3}, "start= is a int: at level 'edge' give Scores or Circuit"),
+        ({"start": "circuit", "level": "node", "n_edges": None}, "at level 'node' give NodeScores"),
+        ({"start": "other"}, "start= belongs to another graph"),
+        (
+            {"objective": "both"},
+            "'edge-pruning' has no objective 'both': matryoshka has 'both', 'faithfulness'",
+        ),
+        ({"objective": "speed", "method": "matryoshka"}, "has no objective 'speed'"),
+        ({"regularisation": 0.1, "method": "matryoshka"}, "it has no fixed price"),
+    ],
+)
+def test_starts_and_objectives_that_cannot_be(options: dict, says: str) -> None:
+    model, other = wrapped("gpt2"), wrapped("llama")
+    circuits = {"circuit": cf.Circuit.full(model.graph), "other": cf.Circuit.full(other.graph)}
+    start = {"start": circuits.get(options["start"], options["start"])} if "start" in options else {}
+    with pytest.raises(cf.ScoreError, match=says):
+        cf.learn_masks(model, id_task(), **{"n_edges": 3, **options, **start})
+
+
+def test_objectives_rank_by_sign_or_by_magnitude() -> None:
+    model, task = wrapped("llama"), contrast(0)
+    same = {"steps": 20, "lr": 0.1, "pairs_per_step": 4}
+    found = {name: cf.learn_masks(model, task, "matryoshka", objective=name, **same) for name in OBJECTIVES}
+    assert found["metric"].scores.values[model.graph.real].min() >= 0 > found["both"].scores.values.min()
+    areas = {name: cf.mib(model, task, one.scores) for name, one in found.items()}
+    start = cf.mib(model, task, cf.attribute(model, task, "eap-ig-inputs"))
+    assert min(areas["metric"].cpr, areas["both"].cpr) > start.cpr
+    assert max(areas["faithfulness"].cmd, areas["both"].cmd) < areas["metric"].cmd
+
+
 # -------------------------------------------------------------------- the whole
 def learn(model: cf.Model, method: str = "edge-pruning", **options) -> LearnedMasks:
-    settings = {"steps": 10, "lr": 0.3, "pairs_per_step": 2, "seed": 1, **options}
+    settings = {"steps": 10, "lr": 0.3, "pairs_per_step": 2, "seed": 1, "metric": "kl", **options}
     if method == "edge-pruning" and not {"n_edges", "n_nodes", "sparsity"} & set(options):
         settings["n_edges"] = 40
     return cf.learn_masks(model, id_task((7, 6, 7, 7)), method, **settings)
@@ -190,7 +322,8 @@ def test_every_method_learns_a_circuit_closer_to_the_model_than_random_ones(name
     found = learn(model, method, n_edges=60, steps=30, prune=False, patience=None)
     assert len(found.circuit) == 60 and found.scores.top(60, prune=False) == found.circuit
     values = found.scores.values[model.graph.real]
-    assert 0 <= values.min() < 0.5 < values.max() <= 1 and not found.scores.values[~model.graph.real].any()
+    low, high = (-9, 9) if method == "matryoshka" else (0, 1)
+    assert low <= values.min() < 0.5 < values.max() <= high and not found.scores.values[~model.graph.real].any()
     assert [row.step for row in found.history] == list(range(EVERY, 31, EVERY))
     assert found.circuit.record.method == method and "ranking" in found.record.sign
     evaluator = Evaluator.of(model, id_task((7, 6, 7, 7)), metric="kl")
@@ -239,8 +372,9 @@ def test_a_stopped_training_goes_on_to_the_same_end(
     with pytest.raises(KeyboardInterrupt):
         learn(model, method, checkpoint=path)
     assert path.exists() and calls == [0, 1, 2, 3, 4, 5]
-    with pytest.raises(cf.FileError, match="checkpoint of another run"):
-        learn(model, method, checkpoint=path, seed=8)
+    for other in ({"seed": 8}, {"start": "eap-ig-activations"}):
+        with pytest.raises(cf.FileError, match="checkpoint of another run"):
+            learn(model, method, checkpoint=path, **other)
     found = learn(model, method, checkpoint=path)
     assert calls[6:] == list(range(5, 10)) and not path.exists()
     assert np.array_equal(found.scores.values, whole.scores.values) and found.history == whole.history
@@ -334,7 +468,7 @@ def test_what_cannot_be_asked_for(options: dict, says: str) -> None:
 @pytest.mark.parametrize("method", LEARNERS)
 def test_only_a_method_that_steers_has_a_default_size(method: str) -> None:
     model = wrapped("gpt2")
-    made = cf.learn_masks(model, id_task(), method, steps=1).record
+    made = cf.learn_masks(model, id_task(), method, steps=1, metric="kl").record
     assert made.settings["target"] == (round(0.05 * model.graph.n_edges) if LEARNERS[method].steers else None)
 
 
@@ -376,6 +510,11 @@ def test_the_verb_writes_a_circuit_and_its_ranking(
     assert scores.top(60) == circuit and not scores.record.is_effect
     assert [row["step"] for row in said["history"]] == [4] and "faithfulness" in said["circuit"]["unseen"]
     assert Path("circuitfind-out/learned.dot").read_text().startswith("digraph")
+    own = ("--method", "matryoshka", "--objective", "faithfulness", "--start", "circuitfind-out/learned.json")
+    assert main([*words, "--backend", "hooks", *own, "--edges", "2"]) == 0
+    capsys.readouterr()
+    again = cf.Scores.open("circuitfind-out/learned.safetensors")
+    assert again.values.any() and not again.values[~circuit.mask].any() and "by magnitude" in again.record.sign
     assert main([*words, "--sparsity", "0.5"]) == 2
     assert "n_edges and sparsity are given" in json.loads(capsys.readouterr().out)["error"]
 

@@ -23,13 +23,21 @@ class LearningOptions:
     edges: int | None = option("How many edges to keep.", keyword="n_edges")
     nodes: int | None = option("How many nodes to keep, at level node.", keyword="n_nodes")
     sparsity: float | None = option(
-        "Part of the edges (or nodes) to leave out, instead. Default: 0.95 for edge-pruning, others keep open gates."
+        "Part of the edges (or nodes) to leave out, instead. Default: 0.95; subnetwork-probing and ugs keep open gates."
     )
-    steps: int | None = option("Of Adam, at the most. Default: 200.")
+    steps: int | None = option("Of Adam, at the most. Default: 200, of matryoshka 300.")
     lr: float | None = option("Adam's learning rate. Default: the method's.")
     regularisation: float | None = option("Price of an open gate; not for edge-pruning. Default: from the task.")
     metric_of_learning: str | None = option(
-        "The metric that is kept high. Default: kl.", names=("--learn-by",), keyword="metric"
+        "The metric that is kept high. Default: kl; of matryoshka the task's.", names=("--learn-by",), keyword="metric"
+    )
+    objective: str | None = option(
+        "Of matryoshka: raise the metric, keep it at the whole model's, or take turns.", words=options.OBJECTIVES
+    )
+    start: str | None = option(
+        "A method to start from, alike, or a file of scores or of a circuit (then only its edges are learned)."
+        " Default: alike, for matryoshka eap-ig-inputs.",
+        metavar="NAME|FILE",
     )
     ablation: str | None = option(f"{options.ABLATION_HELP} Default: corrupted.")
     holdout: float | None = option(options.HELD_OUT)
@@ -53,6 +61,8 @@ def learn(model: options.Model, task: options.Task, learning: LearningOptions, p
     out.facts([("model", inputs.model_line(loaded)), ("task", about)])
     checkpoint = inputs.checkpoint(loaded, learning.checkpoint or folder / CHECKPOINT, "learned", out)
     asked = given(learning, without=("holdout", "checkpoint"))
+    if learning.start is not None and Path(learning.start).is_file():
+        asked["start"] = cf.open(learning.start)
     started = time.monotonic()
     with out.progress():
         found = cf.learn_masks(loaded, seen, **asked, seed=task.seed, checkpoint=checkpoint)

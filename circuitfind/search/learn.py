@@ -10,6 +10,15 @@ level "node" each node has one gate, for all edges out of it.
 | `edge-pruning` (Bhaskar et al. 2024) | hard concrete | Lagrange multipliers steer to a wanted number of gates |
 | `subnetwork-probing` (Cao et al. 2021) | hard concrete | a fixed price a gate |
 | `ugs` (uniform gradient sampling, Li and Janson 2024) | 0, 1 or uniform between | a fixed price a gate |
+| `matryoshka` (2026) | soft, of exactly k expected edges | k is drawn anew at each step: it ranks for every size |
+
+`matryoshka` has no noise but k, an objective of its own (`matryoshka.py`), and the task's metric by default. It starts
+from estimates; the others from gates that are all alike, or from any scores:
+
+1. A strength for every gate, `log(n / (rank - 1/2))` by |score|: exponential, of mean 1, whatever the units.
+2. `matryoshka` starts at strength times the score's sign, the others at `START - SPREAD + SPREAD strength`, which has
+   the mean of gates that are all alike. (The winner of the shared task of 2025 started Edge Pruning from magnitudes of
+   EAP-IG.)
 
 Prices are in units of the metric. The default ones are parts of the contrast, metric(full) - metric(empty), so that
 they suit any metric.
@@ -34,7 +43,9 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from circuitfind.attribution.attribute import attribute
 from circuitfind.calls import model_call
+from circuitfind.checkpoint import key_of
 from circuitfind.circuit import Circuit, connected
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError, check_count, warn
@@ -45,12 +56,14 @@ from circuitfind.record import NO_EFFECT, Record
 from circuitfind.result import as_json, build
 from circuitfind.scores import NodeScores, Scores
 from circuitfind.search.found import FolderResult, save_circuit
+from circuitfind.search.matryoshka import OBJECTIVES
 from circuitfind.search.training import (
     HARD_CONCRETE,
     UNIFORM,
     Gates,
     Logged,
     MiniBatches,
+    NoPressure,
     Pressure,
     Price,
     State,
@@ -61,19 +74,31 @@ from circuitfind.setting import JudgeKeywords
 from circuitfind.tasks.task import BoundTask, Task
 
 SIGN = f"{NO_EFFECT}sigmoid of the learned logit, 0 to 1: a ranking of what to keep"
+SIGNED = f"{NO_EFFECT}learned scores: by magnitude a ranking of what to keep, by sign of what raises the metric"
+POSITIVE = f"{NO_EFFECT}softplus of learned scores: a ranking of what raises the metric"
+ALIKE, BY_DEFAULT = "alike", "eap-ig-inputs"  # what training starts from
 # The numbers, the learning rates too, were chosen on the embedded model's `greater-than` task.
 START = 2.0  # every gate's first logit: mostly open, and with a gradient
+SPREAD = 1.0  # of first logits that follow scores
 SHARE = 0.1  # the default price of all wanted gates together, as a part of the contrast
 ASCENT = 0.5  # contrasts that a step adds to a multiplier, per whole gap between the expected size and the wanted one
 
 
 class Learner(NamedTuple):
-    """A kind of gates, its learning rate, and the part of the gates that it closes by default if it steers to a size;
-    None: it has a fixed price."""
+    """A kind of gates, and what it does by default.
 
-    gates: Gates
+    Attributes:
+        gates: by objective; those that have none have one kind, under None.
+        sparsity: the part of the gates that it closes if it steers to a size; None: it has a fixed price.
+    """
+
+    gates: Mapping[Any, tuple[Gates, ...]]
     lr: float
     sparsity: float | None = None
+    steps: int = 200
+    pairs_per_step: int = 32
+    metric: str | None = "kl"
+    objective: str | None = None
 
     @property
     def steers(self) -> bool:
@@ -81,35 +106,45 @@ class Learner(NamedTuple):
 
 
 LEARNERS = {
-    "edge-pruning": Learner(HARD_CONCRETE, 0.05, sparsity=0.95),
-    "subnetwork-probing": Learner(HARD_CONCRETE, 0.1),
-    "ugs": Learner(UNIFORM, 0.05),
+    "edge-pruning": Learner({None: (HARD_CONCRETE,)}, 0.05, sparsity=0.95),
+    "subnetwork-probing": Learner({None: (HARD_CONCRETE,)}, 0.1),
+    "ugs": Learner({None: (UNIFORM,)}, 0.05),
+    "matryoshka": Learner(OBJECTIVES, 0.1, 0.95, steps=300, pairs_per_step=4, metric=None, objective="both"),
 }
 
 
 class TrainingKeywords(TypedDict, total=False):
     """How masks are trained.
 
-    steps: at most so many steps of Adam (200).
+    steps: at most so many steps of Adam (200; `matryoshka` 300).
     lr: Adam's learning rate, on the logits of the gates; by default the method's.
     regularisation: price of an open gate, in units of the metric; not for Edge Pruning. By default a tenth of
         metric(full) - metric(empty), divided by the wanted number of gates (by a tenth of all, if none is given).
-    pairs_per_step: pairs in a mini-batch (32).
-    patience: stop early after so many rows of `history` without a new lowest loss (5); None never does.
+    pairs_per_step: pairs in a mini-batch (32; `matryoshka` 4).
+    patience: stop early after so many rows of `history` without a new lowest loss (5); None never does, nor does
+        `matryoshka`.
+    objective: of `matryoshka`: "metric" is as published and raises the metric, "faithfulness" lowers its distance from
+        the whole model's, "both" (the default) does the one for the edges' order by sign, the other for that by
+        magnitude.
+    start: scores to start from (`Scores`, or `NodeScores` at level "node"), the name of a method of attribution, which
+        makes them from the same pairs, or "alike". By default "alike"; of `matryoshka` "eap-ig-inputs" under ablation
+        "corrupted". A circuit: only its edges are learned, from its estimates if it has them; all others stay closed.
     """
 
-    steps: int
+    steps: int | None
     lr: float | None
     regularisation: float | None
-    pairs_per_step: int
+    pairs_per_step: int | None
     patience: int | None
+    objective: str | None
+    start: Scores | NodeScores | Circuit | str | None
 
 
 class LearnKeywords(TrainingKeywords, JudgeKeywords, total=False):
     """The keywords of a run, and those of the training."""
 
 
-TRAINING: Mapping[str, Any] = {"steps": 200, "lr": None, "regularisation": None, "pairs_per_step": 32, "patience": 5}
+TRAINING: Mapping[str, Any] = {**dict.fromkeys(TrainingKeywords.__annotations__), "patience": 5}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -170,17 +205,19 @@ def learn_masks(
     """Learns which edges or nodes to keep, with the model's weights frozen.
 
     Args:
-        method: "edge-pruning", "subnetwork-probing" or "ugs".
+        method: "edge-pruning", "subnetwork-probing", "ugs" or "matryoshka".
         level: "edge", or "node": one gate for all edges out of a node.
         n_edges, n_nodes: how many edges (or, at level "node", nodes) the circuit has before pruning.
         sparsity: the same as the part that is left out: 0.9 keeps a tenth. Edge Pruning steers to one of the three
-            (sparsity 0.95 if none is given); the others are cut there, or, if none is given, at gates above 1/2.
+            (sparsity 0.95 if none is given); the others are cut there, or, if none is given, at gates above 1/2
+            (`matryoshka`: 0.95; `scores.top(n)` gives any other size).
         prune: keep only what is connected from `input` to `logits`.
         checkpoint: a file that a stopped run leaves and the same call continues from; removed at the end.
-        asked: steps, lr, regularisation, pairs_per_step, patience (`circuitfind.search.learn.TrainingKeywords`); metric
-            ("kl" by default: the circuit is to do what the model does; None takes the task's own; another metric is
-            maximised, even beyond the whole model's), ablation, batch_size, seed (of the mini-batches and the gates'
-            noise; on one processor the same seed gives the same result to the bit), see `circuitfind.setting`.
+        asked: steps, lr, regularisation, pairs_per_step, patience, objective, start
+            (`circuitfind.search.learn.TrainingKeywords`); metric ("kl" by default: the circuit is to do what the model
+            does; None, the default of `matryoshka`, takes the task's own; another metric is maximised, even beyond the
+            whole model's), ablation, batch_size, seed (of the mini-batches and the gates' noise; on one processor the
+            same seed gives the same result to the bit), see `circuitfind.setting`.
 
     Raises:
         ScoreError: unknown method or impossible sizes; a metric that is NaN, or has no gradient.
@@ -190,33 +227,42 @@ def learn_masks(
     if level not in ("edge", "node"):
         raise ScoreError(f"level '{level}' is unknown: use 'edge' or 'node'")
     graph = model.graph
-    count = graph.n_edges if level == "edge" else graph.n_writers
     run: Any = dict(asked)
     options = {name: run.pop(name, default) for name, default in TRAINING.items()}
-    steps, patience = options["steps"], options["patience"]
     learner = _learner(method, options)
+    steps, patience, lr = options["steps"], options["patience"], options["lr"]
+    gates = learner.gates[options["objective"]]
+    chosen = options["start"]
+    edges = chosen.mask if isinstance(chosen, Circuit) else graph.real  # that have a gate
+    count = int(edges.sum()) if level == "edge" else graph.n_writers
     if n_edges is n_nodes is sparsity is None:
         sparsity = learner.sparsity
     target = _target(level, count, n_edges, n_nodes, sparsity)
-    own = run.get("metric", "kl") is None  # None asks for the task's own
+    own = run.get("metric", learner.metric) is None  # None asks for the task's own
     experiment = Experiment.of(model, task, run, metric=None if own else "kl", direction=False)
     batches = MiniBatches(experiment, options["pairs_per_step"])
     pressure = _pressure(learner, batches, target, count, steps, options["regularisation"])
-    lr = learner.lr if options["lr"] is None else options["lr"]
-    training = Training(batches, learner.gates, _spread(graph, level, model.adapter.device), pressure, lr)
+    spread = _spread(graph, level, edges, model.adapter.device)
+    training = Training(batches, gates, spread, pressure, lr, None if edges is graph.real else edges)
     settings = {"level": level, "target": target, "steps": steps, "lr": lr}
-    settings |= {"regularisation": pressure.price} if isinstance(pressure, Price) else {}
+    settings |= {"regularisation": pressure.price} if type(pressure) is Price else {}
     settings |= {"pairs_per_step": options["pairs_per_step"], "patience": patience}
-    start = State.start(torch.full((count,), START, dtype=model.adapter.work, device=model.adapter.device))
-    state = training.run(start, steps, patience, checkpoint, (method, sorted(settings.items()), batches.seed))
-    record = replace(experiment.record(method, **settings), sign=SIGN)
-    values = torch.sigmoid(state.logits.cpu().double()).float()
-    history = state.history()
+    start, record = _start(experiment, level, chosen, learner)
+    settings |= {"objective": options["objective"]} if learner.objective else {}
+    state = training.run(
+        State.start(start.to(dtype=model.adapter.work, device=model.adapter.device)),
+        *(steps, patience, checkpoint, (method, sorted(settings.items()), batches.seed, key_of(start.numpy()))),
+    )
+    made = experiment.record(method, **settings)
+    if record is not None:
+        made = made.with_settings(start=record.method).seeing(record)
+    values, sign = _values(state.logits.cpu().double(), learner, gates)
+    record, history = replace(made, sign=sign), state.history()
     facts = {"steps": state.step, "metric_of_masked_runs": history[-1].metric, "expected": history[-1].expected}
     scores: Scores | NodeScores
     if level == "edge":
         matrix = np.zeros(graph.real.shape, dtype=np.float32)
-        matrix.T[graph.real.T] = values.numpy()
+        matrix.T[edges.T] = values.numpy()
         scores = Scores(graph, matrix, record)
         cut = scores.threshold(0.5, prune=prune) if target is None else scores.top(target, prune=prune)
     else:
@@ -233,13 +279,21 @@ def learn_masks(
 
 
 # -------------------------------------------------------------------- what is asked for
-def _learner(name: str, options: Mapping[str, Any]) -> Learner:
-    """The method of a name, if it can do what is asked."""
+def _learner(name: str, options: dict[str, Any]) -> Learner:
+    """The method of a name, if it can do what is asked; its own defaults go into `options`."""
     if name not in LEARNERS:
         raise ScoreError(f"method '{name}' does not learn masks: use one of {', '.join(LEARNERS)}")
-    learner, price, lr = LEARNERS[name], options["regularisation"], options["lr"]
+    learner = LEARNERS[name]
+    for option in ("steps", "lr", "pairs_per_step", "objective"):
+        if options[option] is None:
+            options[option] = getattr(learner, option)
+    price, lr, objective = (options[option] for option in ("regularisation", "lr", "objective"))
+    if objective not in learner.gates:
+        only = {name: sorted(map(repr, one.gates)) for name, one in LEARNERS.items() if one.objective}
+        known = "; ".join(f"{name} has {', '.join(names)}" for name, names in only.items())
+        raise ScoreError(f"method '{name}' has no objective {objective!r}: {known}")
     if learner.steers and price is not None:
-        raise ScoreError(f"method '{name}' steers to a size, it has no fixed price: leave regularisation= out")
+        raise ScoreError(f"method '{name}' is given a size, it has no fixed price: leave regularisation= out")
     if price is not None and not (isinstance(price, Real) and float(price) >= 0):
         raise ScoreError(f"regularisation={price!r} is the price of an open gate: 0 or more")
     if lr is not None and not (isinstance(lr, Real) and float(lr) > 0):
@@ -289,15 +343,63 @@ def _pressure(
             f"metric '{name}' is not higher on the whole model than with every edge ablated (the difference is"
             f" {contrast:.3g}): there is nothing for the gates to keep; give another metric"
         )
+    if learner.objective:
+        return NoPressure()
     if learner.steers and target is not None:
         return Target(target, gates, steps, ASCENT * contrast)
     return Price(SHARE * contrast / (target or SHARE * gates))
 
 
+def _start(
+    experiment: Experiment, level: str, given: Scores | NodeScores | Circuit | str | None, learner: Learner
+) -> tuple[Tensor, Record | None]:
+    """The first logits `[gates]`, and the record of what they are from; None where they are all alike.
+
+    Raises:
+        ScoreError: scores of another level or graph; no scores at all.
+    """
+    graph = experiment.graph
+    if given is None:
+        given = BY_DEFAULT if learner.objective and experiment.ablation.twin else ALIKE
+    if isinstance(given, str) and given != ALIKE:
+        same: Any = {name: getattr(experiment.setting, name) for name in ("metric", "ablation", "batch_size", "seed")}
+        found = attribute(experiment.model, experiment.bound, given, level=level, **same)
+        assert isinstance(found, (Scores, NodeScores)), "no places of a sweep were asked for"
+        given = found
+    if not isinstance(given, str):
+        wanted = (Scores, Circuit) if level == "edge" else (NodeScores,)
+        if not isinstance(given, wanted):
+            kinds = " or ".join(kind.__name__ for kind in wanted)
+            raise ScoreError(f"start= is a {type(given).__name__}: at level '{level}' give {kinds}, or a method's name")
+        if given.graph != graph:
+            raise ScoreError(f"start= belongs to another graph {graph.unlike(given.graph)}")
+    record = None if isinstance(given, str) else given.record
+    edges = given.mask if isinstance(given, Circuit) else graph.real
+    known = given.estimates if isinstance(given, Circuit) else None if isinstance(given, str) else given.values
+    if known is not None and level == "edge":
+        known = known.T[edges.T]
+    if known is None or not np.isfinite(known).all():
+        count = int(edges.sum()) if level == "edge" else graph.n_writers
+        return torch.full((count,), 0.0 if learner.objective else START), record
+    values = torch.from_numpy(known)
+    rank = values.abs().argsort(descending=True, stable=True).argsort() + 0.5
+    strength = (len(values) / rank).log()
+    return values.sign() * strength if learner.objective else START + SPREAD * (strength - 1), record
+
+
 # -------------------------------------------------------------------- from gates to masks
-def _spread(graph: Graph, level: str, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _values(logits: Tensor, learner: Learner, gates: tuple[Gates, ...]) -> tuple[Tensor, str]:
+    """Scores `[gates]` in float32 that rank as the logits do, by sign and by magnitude, and what they are."""
+    if not learner.objective:
+        return torch.sigmoid(logits).float(), SIGN
+    if any(one.faithful for one in gates):
+        return logits.float(), SIGNED
+    return torch.nn.functional.softplus(logits).float(), POSITIVE
+
+
+def _spread(graph: Graph, level: str, edges: np.ndarray, device: torch.device) -> Callable[[Tensor], Tensor]:
     """Puts gates `[gates]` into a mask `[writers, readers]`: an edge's into its cell, a node's into its row."""
-    readers, writers = (torch.from_numpy(index).to(device) for index in np.nonzero(graph.real.T))
+    readers, writers = (torch.from_numpy(index).to(device) for index in np.nonzero(edges.T))
 
     def spread(gates: Tensor) -> Tensor:
         if level == "node":

@@ -52,7 +52,7 @@ def _learner(name: str, summary: str, source: str) -> Method:
         "1 forward and backward a step",
         ("edge", "node"),
         score=partial(_learned, name=name),
-        options={"learn_by": "kl", "sparsity": LEARNERS[name].sparsity, **TRAINING},
+        options={"learn_by": LEARNERS[name].metric, "sparsity": LEARNERS[name].sparsity, **TRAINING},
         sign=lambda level, options: LEARNED_SIGN,
     )
 
@@ -79,6 +79,7 @@ SEARCHES: Mapping[str, Method] = {
         _learner("edge-pruning", "hard-concrete masks with a target size", "Bhaskar et al. 2024"),
         _learner("subnetwork-probing", "hard-concrete masks with a penalty", "Cao et al. 2021"),
         _learner("ugs", "uniform gradient sampling of masks", "Li and Janson 2024"),
+        _learner("matryoshka", "masks of k expected edges, k drawn anew at each step", "2609.25518, and ours"),
     )
 }
 

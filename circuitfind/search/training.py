@@ -5,7 +5,8 @@ At each step, on the next mini-batch of pairs:
 1. Draw a mask from the gates' logits.
 2. Run the model under it and take the gradient of the mean metric at the mask (`engine/masked_run.py`).
 3. `loss = -metric + pressure(expected number of open gates)`; one step of Adam on the logits alone, the model's weights
-   are frozen. The pressure's multipliers follow.
+   are frozen. The pressure's multipliers follow. Gates that are to be faithful have each pair's |metric - whole
+   model's| in place of -metric. Several kinds of gates take turns (`matryoshka.py`).
 
 Means over `EVERY` steps are logged. Training stops early once what the pressure asks for has settled and the logged
 loss has found no new low (by 1%) for `patience` rows.
@@ -44,6 +45,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitfind.batch import Batch
 from circuitfind.checkpoint import SECONDS_BETWEEN_WRITES, CheckpointFile, key_of
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.masked_run import mask_gradient
@@ -64,11 +66,17 @@ WARM_UP = 0.6
 
 # -------------------------------------------------------------------- gates
 class Gates(NamedTuple):
-    """A kind of gates: masks in [0, 1] from logits and uniform noise (float64) of their shape, and how likely each gate
-    is not 0."""
+    """A kind of gates.
+
+    Attributes:
+        sample: masks in [0, 1] from logits and uniform noise (float64) of their shape.
+        open_probability: how likely each gate is not 0, from logits; None: what is drawn adds up to a size of its own.
+        faithful: the metric is to be the whole model's, in place of high.
+    """
 
     sample: Callable[[Tensor, Tensor], Tensor]
-    open_probability: Callable[[Tensor], Tensor]
+    open_probability: Callable[[Tensor], Tensor] | None = None
+    faithful: bool = False
 
 
 def _hard_concrete(logits: Tensor, u: Tensor) -> Tensor:
@@ -142,6 +150,16 @@ class Target:
 
     def settled(self, step: int) -> bool:
         return step >= self.warm_up
+
+
+@dataclass(frozen=True)
+class NoPressure(Price):
+    """For gates whose number is given. No two steps have the same size: their losses cannot be compared."""
+
+    price: float = 0.0
+
+    def settled(self, step: int) -> bool:
+        return False
 
 
 Pressure = Price | Target
@@ -232,14 +250,17 @@ class State:
 class Training:
     """What a training is made of.
 
+    gates: the kinds of gates, which take turns.
     spread: from gates `[gates]` to the mask `[writers, readers]`, differentiable.
+    only: `[writers, readers]` bool, the edges that have a gate; None: all.
     """
 
     batches: MiniBatches
-    gates: Gates
+    gates: tuple[Gates, ...]
     spread: Callable[[Tensor], Tensor]
     pressure: Pressure
     lr: float
+    only: np.ndarray | None = None
 
     def run(
         self, state: State, steps: int, patience: int | None, checkpoint: str | PathLike[str] | None, settings: object
@@ -282,13 +303,16 @@ class Training:
         step = state.step
         logits = state.logits.clone().requires_grad_(True)
         noise = np.random.default_rng((self.batches.seed % 2**32, step)).random(len(logits))
+        gates = self.gates[step % len(self.gates)]
         with torch.enable_grad():
-            mask = self.spread(self.gates.sample(logits, torch.from_numpy(noise)))
-            metric, at_mask = self._metric(mask, step)
-            expected = self.gates.open_probability(logits).sum()
+            drawn = gates.sample(logits, torch.from_numpy(noise))
+            mask = self.spread(drawn)
+            metric, at_mask, off = self._metric(mask, step, gates.faithful)
+            expected = (gates.open_probability(logits) if gates.open_probability else drawn).sum()
             pressed = self.pressure.loss(expected, step, state.multipliers)
             (gradient,) = torch.autograd.grad(pressed - (at_mask * mask).sum(), logits)
-        row = torch.tensor([[float(pressed.detach()) - metric, metric, float(expected.detach())]], dtype=torch.float64)
+        loss = float(pressed.detach()) + (off if gates.faithful else -metric)
+        row = torch.tensor([[loss, metric, float(expected.detach())]], dtype=torch.float64)
         first = MOMENTS[0] * state.first + (1 - MOMENTS[0]) * gradient
         second = MOMENTS[1] * state.second + (1 - MOMENTS[1]) * gradient**2
         mean, power = first / (1 - MOMENTS[0] ** (step + 1)), second / (1 - MOMENTS[1] ** (step + 1))
@@ -312,12 +336,28 @@ class Training:
             best, since = (loss, 0) if new_low else (best, since + 1)
         return since >= patience
 
-    def _metric(self, mask: Tensor, step: int) -> tuple[float, Tensor]:
-        """The mean metric of a step's pairs, and its gradient at the mask."""
-        total, count, gradient = 0.0, 0, torch.zeros_like(mask)
+    def _metric(self, mask: Tensor, step: int, faithful: bool) -> tuple[float, Tensor, float]:
+        """The mean metric of a step's pairs, a gradient at the mask, and the mean distance from the whole model's.
+
+        The gradient is the mean metric's; if it is to be `faithful`, that of minus the mean distance.
+        """
+        total, off, count, gradient = 0.0, 0.0, 0, torch.zeros_like(mask)
         metric = self.batches.experiment.metric
-        for values, part in self.batches.at(step).each(lambda prepared: mask_gradient(prepared, mask, metric), LABEL):
-            total, count, gradient = total + float(values.cpu().double().sum()), count + len(values), gradient + part
+
+        def run(prepared: Prepared) -> tuple[Tensor, Tensor, Tensor]:
+            full, seen = metric(prepared.clean.logits, prepared.batch), []
+
+            def rising(logits: Tensor, batch: Batch) -> Tensor:
+                values = metric(logits, batch)
+                seen.append(values.detach())
+                return -(values - full.to(values)).abs() if faithful else values
+
+            part = mask_gradient(prepared, mask, replace(metric, function=rising), self.only).gradient
+            return seen[-1], (seen[-1] - full.to(seen[-1])).abs(), part
+
+        for values, distances, part in self.batches.at(step).each(run, LABEL):
+            total, off = total + float(values.cpu().double().sum()), off + float(distances.cpu().double().sum())
+            count, gradient = count + len(values), gradient + part
         if not (math.isfinite(total) and bool(gradient.isfinite().all())):
             raise ScoreError(
                 f"metric '{metric.name}' or its gradient is NaN or infinite under the mask of step {step}: look for"
@@ -329,4 +369,4 @@ class Training:
                 f"the gradient of metric '{metric.name}' at the first mask is zero, so there is nothing to learn from:"
                 " give a metric that moves with the logits, such as 'kl'"
             )
-        return total / count, gradient / count
+        return total / count, gradient / count, off / count
