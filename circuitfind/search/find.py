@@ -239,6 +239,7 @@ def _searched(
 ) -> tuple[Tried, np.ndarray]:
     """The circuit that a search finds, and `[writers, readers]`, how strong each of its edges is."""
     strength: np.ndarray = np.abs(scores.values)
+    unfinished = "; nothing was looked for that stands in for parts of the circuit" if complete else ""
     try:
         with stages("search", 1.0 + COMPLETING * complete) as part:
             with part(0.8):
@@ -256,15 +257,16 @@ def _searched(
                 with part(0.2):
                     taken = pruned(trials, taken, strength, *((GROWTH, math.inf) if prune else (FREE, LAST_RUNS)))
             if complete:
+                unfinished = "; what stands in for parts of the circuit was not all looked for"
                 with part(COMPLETING):
                     taken = Completion(trials, scores).completed(taken)
         return taken, strength
     except OutOfTime:
-        trials.stop("the time limit has passed")
+        trials.stop("the time limit has passed", unfinished)
     except KeyboardInterrupt as stop:
         if type(stop) is not KeyboardInterrupt or not trials.curve:  # SIGTERM: there is no time to go on
             raise
-        trials.stop("stopped")
+        trials.stop("stopped", unfinished)
     return chosen(trials, edges), strength
 
 
