@@ -13,6 +13,7 @@ import torch
 import circuitfind as cf
 from circuitfind.comparison.recovery import Recovered
 from circuitfind.errors import CircuitfindWarning
+from circuitfind.export import picture
 from circuitfind.search import complete
 from circuitfind.search.trials import Deadline
 from circuitfind.testbed import Blueprint, Drawing, Offset
@@ -75,6 +76,21 @@ def test_a_result_opens_again(table: cf.Recovery, tmp_path) -> None:
     again = cf.open(table.save(tmp_path / "recovery.json"))
     assert repr(again.summary()) == repr(table.summary())  # NaN is not equal to itself
     assert len(table.save(tmp_path / "recovery.csv").read_text().splitlines()) == 1 + 4 * 6
+
+
+def test_pictures_hold_a_circuit_against_the_truth(table: cf.Recovery, tmp_path) -> None:
+    again = cf.open(table.save(tmp_path / "recovery.json"))
+    assert set(row(again, "or", "find").missing) | set(row(again, "or", "exact").missing) > {"a0.h0->m1", "a0.h1->m1"}
+    drawn = again.picture("or", "exact")
+    lines = {line.partition(" [")[0].strip(): line for line in drawn.splitlines() if " -> " in line}
+    assert "style=dashed" in lines['"a0.h0" -> "m1"'] and picture.MARKS[picture.MISSING] in lines['"a0.h0" -> "m1"']
+    assert picture.MARKS[picture.FOUND] in lines['"m1" -> "logits"']
+    assert "1 true and found" in drawn and "4 missing" in drawn and "0 not true" in drawn
+    known = cf.testbed.build("or", n=2)
+    one_more = known.truth | cf.Circuit.of(known.model.graph, ["input->m1"])
+    assert picture.MARKS[picture.SPURIOUS] in one_more.to_dot(truth=known.truth)
+    with pytest.raises(cf.ScoreError, match="circuit and method 'or, acdc' is unknown"):
+        again.picture("or", "acdc")
 
 
 def three_ways() -> Drawing:

@@ -174,7 +174,7 @@ class Completion:
         effect; NaN where none was run."""
         contexts = list(self.contexts.values())
         strengths = np.stack([context.strength for context in contexts])
-        tests = _Tests(self, contexts, strengths.max(0) + inside)
+        tests = _Tests(self, contexts, strengths.max(0))
         order = np.argsort(-strengths[1:], axis=0, kind="stable") + 1  # of the contexts with cuts, for each edge
         cells = np.argwhere(inside | (strengths[0] >= SCREENED))
         tests.run(cells, np.zeros(len(cells), dtype=int))
