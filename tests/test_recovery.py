@@ -15,7 +15,7 @@ from circuitfind.comparison.recovery import Recovered
 from circuitfind.errors import CircuitfindWarning
 from circuitfind.export import picture
 from circuitfind.search import complete
-from circuitfind.search.trials import Deadline
+from circuitfind.search.trials import Deadline, Tried
 from circuitfind.testbed import Blueprint, Drawing, Offset
 from circuitfind.testbed.distractors import distract
 
@@ -200,6 +200,18 @@ def test_a_circuit_on_target_stays_there(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(complete, "LEFT", 2.0)
     found = cf.find(known.model, known.task, complete=True, max_checks=0, random=0, knockouts=0)
     assert found.circuit.edges == known.truth.edges
+
+
+def test_a_complete_circuit_that_is_off_target_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, completed = cf.testbed.build("or", n=8), complete.Completion.completed
+
+    def off(self: complete.Completion, circuit: Tried) -> Tried:
+        monkeypatch.setattr(self.trials, "meets", lambda tried: tried is circuit)
+        return completed(self, circuit)
+
+    monkeypatch.setattr(complete.Completion, "completed", off)
+    with pytest.warns(CircuitfindWarning, match="off target .faithfulness 1.00 on the search pairs"):
+        cf.find(known.model, known.task, complete=True, max_checks=0, random=0, knockouts=0)
 
 
 def test_models_without_a_node_are_no_circuits_of_the_search() -> None:

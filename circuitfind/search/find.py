@@ -60,7 +60,7 @@ FORMER = {  # keywords of earlier versions
     "prune_tolerance": "prune=False",
 }
 GROWTH = 0.05  # how much further from the whole model pruning may go, where it is asked for
-COMPLETING = 8.0  # times as long as the search for the smallest circuit
+COMPLETING = 4.0  # times as long as the search for the smallest circuit
 LAST_RUNS = 12  # circuits that it runs where it is not
 SEARCHING = 0.7  # of the time limit; the rest is for checks
 
@@ -96,7 +96,8 @@ def find(
         tolerance: the largest distance that is on target.
         search: "balanced" re-scored pruning, or the best size of the ranking by "absolute" or "signed" score.
         complete: look for what stands in for parts of the circuit, too (backup heads, either of two heads, parts that
-            cancel), and add it (`circuitfind.search.complete`); takes several hundred runs more. Not with `edges`.
+            cancel), and add it (`circuitfind.search.complete`): edges of at least 2% of the effect, which in a large
+            model may lead off target. At most some 500 runs more, most of them in part. Not with `edges`.
         prune: whether to try to drop single edges of the circuit, exactly; by default only those that
             it does not miss, with at most 12 runs.
         holdout: the part of the pairs that is held out for verification.
