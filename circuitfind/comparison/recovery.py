@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -137,7 +137,8 @@ class Recovery(Result):
             raise ScoreError(unknown("circuit and method", f"{circuit}, {method}", [", ".join(one) for one in rows]))
         truth = build(circuit, n=2, seed=self.seed, form=self.form, norm=self.norm).truth
         edges = set(truth.edges) - set(row.missing) | set(row.spurious)
-        found, style = Circuit.of(truth.graph, edges), {"truth": truth, "title": f"{circuit}: {method}"}
+        found = Circuit.of(truth.graph, edges)
+        style: dict[str, Any] = {"truth": truth, "title": f"{circuit}: {method}"}
         if path is not None:
             found.render(path, **style)
         return found.to_dot(**style)
