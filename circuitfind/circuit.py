@@ -249,12 +249,23 @@ class Circuit(Result):
         """Writes GraphML, which Gephi, Cytoscape and yEd read."""
         return graphs.write_graphml(path, self.graph, self.rows(), self.nodes)
 
-    def to_dot(self, **style: Any) -> str:
-        """Graphviz source; see `circuitfind.export.picture.source` for the style options."""
-        return picture.source(self.graph, self.rows(), self.nodes, **style)
+    def to_dot(self, *, truth: Circuit | None = None, **style: Any) -> str:
+        """Graphviz source; see `circuitfind.export.picture.source` for the style options.
+
+        Args:
+            truth: the circuit that this one should be: its edges that are missing are drawn red and dashed, edges that
+                are not true grey.
+        """
+        if truth is None:
+            return picture.source(self.graph, self.rows(), self.nodes, **style)
+        both = self | truth
+        marks = dict.fromkeys(both.edges, picture.FOUND)
+        marks |= dict.fromkeys((truth - self).edges, picture.MISSING)
+        marks |= dict.fromkeys((self - truth).edges, picture.SPURIOUS)
+        return picture.source(self.graph, both.rows(), both.nodes, marks=marks, **style)
 
     def render(self, path: str | PathLike[str], **style: Any) -> Path:
-        """Draws to `.svg`, `.png` or `.pdf` with Graphviz's `dot`.
+        """Draws to `.svg`, `.png` or `.pdf` with Graphviz's `dot`; style as for `to_dot`.
 
         Raises:
             FileError: Graphviz is not installed, or the ending is unknown.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ import torch
 
 import circuitfind as cf
 from circuitfind.comparison.recovery import Recovered
+from circuitfind.errors import CircuitfindWarning
+from circuitfind.export import picture
 from circuitfind.search import complete
+from circuitfind.search.trials import Deadline, Tried
 from circuitfind.testbed import Blueprint, Drawing, Offset
+from circuitfind.testbed.distractors import distract
 
 SEARCHED = ("find", "find-complete")
 
@@ -84,6 +89,21 @@ def test_a_result_opens_again(table: cf.Recovery, tmp_path) -> None:
     assert len(table.save(tmp_path / "recovery.csv").read_text().splitlines()) == 1 + 4 * 6
 
 
+def test_pictures_hold_a_circuit_against_the_truth(table: cf.Recovery, tmp_path) -> None:
+    again = cf.open(table.save(tmp_path / "recovery.json"))
+    assert set(row(again, "or", "find").missing) | set(row(again, "or", "exact").missing) > {"a0.h0->m1", "a0.h1->m1"}
+    drawn = again.picture("or", "exact")
+    lines = {line.partition(" [")[0].strip(): line for line in drawn.splitlines() if " -> " in line}
+    assert "style=dashed" in lines['"a0.h0" -> "m1"'] and picture.MARKS[picture.MISSING] in lines['"a0.h0" -> "m1"']
+    assert picture.MARKS[picture.FOUND] in lines['"m1" -> "logits"']
+    assert "1 true and found" in drawn and "4 missing" in drawn and "0 not true" in drawn
+    known = cf.testbed.build("or", n=2)
+    one_more = known.truth | cf.Circuit.of(known.model.graph, ["input->m1"])
+    assert picture.MARKS[picture.SPURIOUS] in one_more.to_dot(truth=known.truth)
+    with pytest.raises(cf.ScoreError, match="circuit and method 'or, acdc' is unknown"):
+        again.picture("or", "acdc")
+
+
 def three_ways() -> Drawing:
     """Three heads of which any will do: the circuit of two cuts deep."""
     plan = Blueprint(["<s>", "a", "b", "c", "yes", "no"], 3)
@@ -109,6 +129,50 @@ def test_a_third_way_is_found_behind_the_second(monkeypatch: pytest.MonkeyPatch)
     assert found.circuit.edges == known.truth.edges
     monkeypatch.setattr(complete, "STAND_INS", 0)
     assert cf.find(known.model, known.task, **asked).circuit.edges != known.truth.edges
+
+
+def strong_and_weak(share: float) -> Drawing:
+    """Two heads of which an MLP makes the answer, one of them so much of it."""
+    plan = Blueprint(["<s>", "a", "b", "c", "u", "v", "yes", "no"], 4)
+    says = 5 * (plan.select("yes") - plan.select("no"))[None]
+    for word, back, part in (("a", 1, 1 - share), ("u", 2, share)):
+        seen = plan.variable(word, 1)
+        plan.head(0, [Offset(back)], {plan.token: plan.select(word)[:, None]}, {seen: 1})
+        plan.table(1, {seen: torch.ones(1, 1)}, 0.0, {plan.output: part * says})
+    distract(plan)
+
+    def draw(rng: random.Random) -> cf.Pair:
+        return cf.Pair(f"u a {rng.choice('abc')}", f"v {rng.choice('bc')} {rng.choice('abc')}", ("yes",), ("no",))
+
+    return Drawing(plan, draw, needed=share / 2)
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.03, 5), (0.01, 3)])
+def test_what_matters_less_than_two_percent_is_not_added(share: float, found: int) -> None:
+    known = cf.testbed.build(strong_and_weak(share), n=8)
+    cf.testbed.prove(known, 6)  # by what this drawing asks of a true edge
+    circuit = cf.find(known.model, known.task, complete=True, max_checks=0, random=0, knockouts=0).circuit
+    assert len(circuit & known.truth) == len(circuit) == found
+
+
+def test_a_complete_search_keeps_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every step from contexts to confirming: the circuit is that of the search before it, and says why."""
+    known = cf.testbed.build("or", n=8)
+    asked = {"max_checks": 0, "random": 0, "knockouts": 0}
+    smallest, left = cf.find(known.model, known.task, **asked).circuit, Deadline.left
+    for step in ("_screen", "_confirm", "_stand_ins"):
+        with monkeypatch.context() as patch:
+            run = getattr(complete.Completion, step)
+
+            def late(self: complete.Completion, *more: Any, run: Any = run, patch: Any = patch) -> Any:
+                patch.setattr(Deadline, "left", lambda self, part=1.0: -1.0 if part < 1 else left(self))
+                return run(self, *more)
+
+            patch.setattr(complete.Completion, step, late)
+            with pytest.warns(CircuitfindWarning, match="what stands in for .* was not all looked for"):
+                found = cf.find(known.model, known.task, complete=True, time_limit=1000.0, **asked)
+        assert found.circuit.edges == smallest.edges, step
+        assert "stopped" in found.circuit.facts
 
 
 def test_runs_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,6 +211,18 @@ def test_a_circuit_on_target_stays_there(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(complete, "LEFT", 2.0)
     found = cf.find(known.model, known.task, complete=True, max_checks=0, random=0, knockouts=0)
     assert found.circuit.edges == known.truth.edges
+
+
+def test_a_complete_circuit_that_is_off_target_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, completed = cf.testbed.build("or", n=8), complete.Completion.completed
+
+    def off(self: complete.Completion, circuit: Tried) -> Tried:
+        monkeypatch.setattr(self.trials, "meets", lambda tried: tried is circuit)
+        return completed(self, circuit)
+
+    monkeypatch.setattr(complete.Completion, "completed", off)
+    with pytest.warns(CircuitfindWarning, match="off target .faithfulness 1.00 on the search pairs"):
+        cf.find(known.model, known.task, complete=True, max_checks=0, random=0, knockouts=0)
 
 
 def test_models_without_a_node_are_no_circuits_of_the_search() -> None:

@@ -28,13 +28,16 @@ class TestbedOptions:
     form: str = option("The class of the models.", "gpt2", words=("gpt2", "llama"))
     norm: str = option("Norms that change nothing, or LayerNorms that scale.", "identity", words=("identity", "real"))
     show: bool = option("List the circuits and their true edges, and run nothing.", False, names=("--list",))
+    pictures: bool = option(
+        "Draw truth against what each method found: CIRCUIT-METHOD.svg, missing edges red, spurious ones grey.", False
+    )
     prove: bool = option("Hold each truth against its model by exact patching, and run no method.", False)
 
 
 def testbed(what: TestbedOptions, place: options.Out, out: Output) -> None:
     """Run methods on models whose circuit is known: which of them find it, and at what cost.
 
-    Writes recovery.json and recovery.csv, one row a method and circuit.
+    Writes recovery.json and recovery.csv, one row a method and circuit, and pictures where they are asked for.
 
     Example: circuitfind testbed --circuits or,induction --methods eap,eap-ig-inputs,find-complete
     """
@@ -47,6 +50,11 @@ def testbed(what: TestbedOptions, place: options.Out, out: Output) -> None:
     with out.progress():
         found = cf.recovery(circuits, methods, n=what.n, seed=what.seed, form=what.form, norm=what.norm)
     files = [found.save(folder / f"recovery.{ending}") for ending in ("json", "csv")]
+    if what.pictures:
+        for row in found.recovered:
+            if not row.refused:
+                files.append(folder / f"{row.circuit}-{row.method}.svg")
+                found.picture(row.circuit, row.method, files[-1])
     tables.recovery(found, out)
     out.finish(found.to_dict(), files)
 

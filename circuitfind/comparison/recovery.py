@@ -14,7 +14,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from os import PathLike
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from circuitfind.circuit import Circuit
 from circuitfind.comparison.methods import Entrant, Given, chosen
 from circuitfind.costs import measuring
 from circuitfind.engine.experiment import Experiment
-from circuitfind.errors import ModelError, ScoreError, TaskError
+from circuitfind.errors import ModelError, ScoreError, TaskError, unknown
 from circuitfind.evaluation.agreement import Level, agreement
 from circuitfind.progress import track
 from circuitfind.result import Result
@@ -50,6 +51,7 @@ class Recovered(NamedTuple):
         passes: of all pairs, in forward passes.
         seconds: CPU time.
         refused: why there is no ranking; everything else is then empty.
+        missing, spurious: names of the true edges that these edges lack, and of those that are not true.
     """
 
     circuit: str
@@ -64,6 +66,8 @@ class Recovered(NamedTuple):
     passes: float = math.nan
     seconds: float = math.nan
     refused: str = ""
+    missing: tuple[str, ...] = ()
+    spurious: tuple[str, ...] = ()
 
 
 class MethodRow(NamedTuple):
@@ -116,6 +120,28 @@ class Recovery(Result):
     def of(self, method: str) -> list[Recovered]:
         """A method's rows, circuit by circuit."""
         return [row for row in self.recovered if row.method == method]
+
+    def picture(self, circuit: str, method: str, path: str | PathLike[str] | None = None) -> str:
+        """Truth against what a method found, as Graphviz source: missing edges red and dashed, spurious ones grey.
+
+        Args:
+            path: where to draw it to, too: `.svg`, `.png` or `.pdf`, with Graphviz's `dot`.
+
+        Raises:
+            ScoreError: this method did not run on this circuit; or the circuit is a drawing of your own, which is not
+                kept: use `found.render(path, truth=known.truth)`.
+            FileError: Graphviz is not installed.
+        """
+        rows = {(row.circuit, row.method): row for row in self.recovered if not row.refused}
+        if (row := rows.get((circuit, method))) is None:
+            raise ScoreError(unknown("circuit and method", f"{circuit}, {method}", [", ".join(one) for one in rows]))
+        truth = build(circuit, n=2, seed=self.seed, form=self.form, norm=self.norm).truth
+        edges = set(truth.edges) - set(row.missing) | set(row.spurious)
+        found = Circuit.of(truth.graph, edges)
+        style: dict[str, Any] = {"truth": truth, "title": f"{circuit}: {method}"}
+        if path is not None:
+            found.render(path, **style)
+        return found.to_dot(**style)
 
     def summary(self) -> list[MethodRow]:
         """A row a method, best first: by circuits recovered exactly, then by average precision."""
@@ -202,6 +228,8 @@ def _recovered(known: Known, name: str, entrant: Entrant | Finder, seed: int) ->
         exact=right == len(truth) and not extra,
         passes=(costs.forwards + BACKWARD * costs.backwards) / len(experiment),
         seconds=costs.cpu_seconds,
+        missing=tuple(truth.graph.names(truth.mask & ~found)),
+        spurious=tuple(truth.graph.names(found & ~truth.mask)),
     )
     if isinstance(given, Circuit):
         return row

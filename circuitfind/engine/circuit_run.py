@@ -101,7 +101,10 @@ def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = No
         masks: `[circuits, writers, readers]` bool.
         sparse: force one form; by default the cheaper one is taken.
     """
-    plan = Plan.of(prepared, masks, prefers_sparse(prepared, masks) if sparse is None else sparse)
+    sparse = prefers_sparse(prepared, masks) if sparse is None else sparse
+    if not sparse and (prepared.adapter.graph.real & ~masks).any():
+        return run_without(prepared, prepared.adapter.graph.real & ~masks)
+    plan = Plan.of(prepared, masks, sparse)
     visitor = CircuitVisitor(prepared, plan)
     skips = skippable(prepared, plan) if plan.sparse else {}
     return run_side_by_side(prepared.adapter, prepared.inputs, len(masks), visitor, skips)

@@ -16,7 +16,9 @@ As Graphviz draws it:
 6. Heads are ellipses, MLPs boxes, `input` and `logits` dark. Arrows are coloured by what they feed (Okabe and Ito's
    colour-blind-safe palette). Dashed = the edge opposes the behaviour. A filled arrowhead = the effect was measured by
    exact patching, a hollow one = it is an estimate.
-7. Ranks and nodes move closer together and weak edges fade as circuits grow, so that 400 edges can still be read.
+7. Held against a truth (`marks`), colours say something else: black = true and found, red and dashed = missing, grey =
+   found and not true.
+8. Ranks and nodes move closer together and weak edges fade as circuits grow, so that 400 edges can still be read.
 
 The same circuit gives the same text, byte for byte.
 """
@@ -27,7 +29,8 @@ import html
 import math
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +50,12 @@ NODES = {
     "mlp": 'shape=box style="filled,rounded" fillcolor="#F6ECDC" color="#94703A"',
     "kv": 'shape=box style="filled" fillcolor="#FFFFFF" color="#7A8594" fontsize=9 height=0.18 margin="0.04,0.01"',
     "end": 'shape=box style="filled,rounded" fillcolor="#333F4F" color="#333F4F" fontcolor="#FFFFFF"',
+}
+FOUND, MISSING, SPURIOUS = "found", "missing", "not true"  # of a truth that a circuit is held against
+MARKS = {
+    FOUND: 'color="#1B2430" penwidth=1.8 weight=4',
+    MISSING: 'color="#D0202E" fontcolor="#D0202E" penwidth=1.8 weight=4 style=dashed',
+    SPURIOUS: 'color="#B3BAC4" fontcolor="#8A93A0" penwidth=1.0',
 }
 ENDINGS = (".svg", ".png", ".pdf")
 PNG_DPI = 160
@@ -159,7 +168,12 @@ def _number(shared: str) -> tuple[int, int]:
 
 # -------------------------------------------------------------------- Graphviz
 def source(
-    graph: Graph, rows: Sequence[EdgeRow], nodes: Sequence[str], title: str | None = None, legend: bool = True
+    graph: Graph,
+    rows: Sequence[EdgeRow],
+    nodes: Sequence[str],
+    title: str | None = None,
+    legend: bool = True,
+    marks: Mapping[str, str] | None = None,
 ) -> str:
     """Graphviz source of the circuit.
 
@@ -168,6 +182,7 @@ def source(
         nodes: names of the circuit's nodes.
         title: a line above the picture.
         legend: says below the picture what colours, dashes, widths and arrowheads mean.
+        marks: by edge, one of `MARKS`: the circuit held against a truth, in place of effects.
     """
     drawn = arrows(graph, rows)
     levels = ranks(graph, nodes if drawn else ["input", "logits"], drawn)
@@ -178,10 +193,10 @@ def source(
         lines.append("  nslimit=0.5 mclimit=0.3")
     lines += ["  subgraph cluster_circuit {", "    peripheries=0 margin=4 labelloc=b labeljust=l"]
     if legend or not drawn:
-        lines.append(f"    label=<{_legend(graph, drawn)}>")
+        lines.append(f"    label=<{_legend(graph, drawn, marks)}>")
     lines += [f"    {line}" for line in _boxes(graph, levels)]
     lines.append("  }")
-    lines += [f"  {line}" for line in _lines(drawn, joints(graph, rows, nodes))]
+    lines += [f"  {line}" for line in _lines(drawn, joints(graph, rows, nodes), marks)]
     if not drawn:
         lines.append('  "input" -> "logits" [style=invis minlen=2]')
     return "\n".join([*lines, "}", ""])
@@ -255,12 +270,18 @@ def _box(graph: Graph, name: str) -> str:
     return f"{quote(name)} [{NODES.get(kind, NODES['end'])} tooltip={quote(name)}]"
 
 
-def _lines(drawn: Sequence[Arrow], pairs: Sequence[tuple[str, str]]) -> list[str]:
+def _lines(drawn: Sequence[Arrow], pairs: Sequence[tuple[str, str]], marks: Mapping[str, str] | None) -> list[str]:
     lines = [
         f'{quote(shared)} -> {quote(head)} [dir=none color="#7A8594" penwidth=1.4 weight=4 tooltip={quote(shared)}]'
         for shared, head in pairs
     ]
     for arrow in drawn:
+        if marks is not None:
+            look = f"{MARKS[marks[arrow.edge]]} tooltip={quote(f'{arrow.edge}, {marks[arrow.edge]}')}"
+            if arrow.kind in "qkv":  # colours say something else
+                look += f' label=" {arrow.kind}" fontsize=9 fontname={quote(FONT)}'
+            lines.append(f"{quote(arrow.source)} -> {quote(arrow.target)} [{look}]")
+            continue
         width, opacity = pen(arrow.share, len(drawn))
         look = f'color="{COLORS[arrow.kind]}{round(opacity * 255):02X}" penwidth={width:.2f}'
         look += f" weight={1 + round(8 * (arrow.share or 0))}"  # strong edges are drawn straighter
@@ -270,10 +291,18 @@ def _lines(drawn: Sequence[Arrow], pairs: Sequence[tuple[str, str]]) -> list[str
     return lines
 
 
-def _legend(graph: Graph, drawn: Sequence[Arrow]) -> str:
+def _legend(graph: Graph, drawn: Sequence[Arrow], marks: Mapping[str, str] | None) -> str:
     """An HTML-like table: what is drawn, in two lines."""
     if not drawn:
         return '<font point-size="12" color="#55606E">empty circuit: no edges, faithfulness 0</font>'
+    if marks is not None:
+        counts = Counter(marks[arrow.edge] for arrow in drawn)
+        lines = {FOUND: ("#1B2430", "──"), MISSING: ("#D0202E", "╌╌"), SPURIOUS: ("#8A93A0", "──")}
+        said = (
+            f'<font color="{color}">{line} {counts[mark]} {"true and " if mark == FOUND else ""}{mark}</font>'
+            for mark, (color, line) in lines.items()
+        )
+        return f'<font point-size="{10 * _scale(len(drawn)):.0f}">{"&#160;&#160;&#160; ".join(said)}</font>'
     kinds = {"mlp" if arrow.kind == "logits" else arrow.kind for arrow in drawn}
     names = {"q": "query", "k": "key", "v": "value", "mixer": "into mixer", "mlp": "into MLP or logits"}
     first = [f'<font color="{COLORS[key]}">■</font> {name}' for key, name in names.items() if key in kinds]

@@ -60,7 +60,7 @@ FORMER = {  # keywords of earlier versions
     "prune_tolerance": "prune=False",
 }
 GROWTH = 0.05  # how much further from the whole model pruning may go, where it is asked for
-COMPLETING = 8.0  # times as long as the search for the smallest circuit
+COMPLETING = 4.0  # times as long as the search for the smallest circuit
 LAST_RUNS = 12  # circuits that it runs where it is not
 SEARCHING = 0.7  # of the time limit; the rest is for checks
 
@@ -96,7 +96,8 @@ def find(
         tolerance: the largest distance that is on target.
         search: "balanced" re-scored pruning, or the best size of the ranking by "absolute" or "signed" score.
         complete: look for what stands in for parts of the circuit, too (backup heads, either of two heads, parts that
-            cancel), and add it (`circuitfind.search.complete`); takes several hundred runs more. Not with `edges`.
+            cancel), and add it (`circuitfind.search.complete`): edges of at least 2% of the effect, which in a large
+            model may lead off target. At most some 500 runs more, most of them in part. Not with `edges`.
         prune: whether to try to drop single edges of the circuit, exactly; by default only those that
             it does not miss, with at most 12 runs.
         holdout: the part of the pairs that is held out for verification.
@@ -239,6 +240,7 @@ def _searched(
 ) -> tuple[Tried, np.ndarray]:
     """The circuit that a search finds, and `[writers, readers]`, how strong each of its edges is."""
     strength: np.ndarray = np.abs(scores.values)
+    unfinished = "; nothing was looked for that stands in for parts of the circuit" if complete else ""
     try:
         with stages("search", 1.0 + COMPLETING * complete) as part:
             with part(0.8):
@@ -256,15 +258,16 @@ def _searched(
                 with part(0.2):
                     taken = pruned(trials, taken, strength, *((GROWTH, math.inf) if prune else (FREE, LAST_RUNS)))
             if complete:
+                unfinished = "; what stands in for parts of the circuit was not all looked for"
                 with part(COMPLETING):
                     taken = Completion(trials, scores).completed(taken)
         return taken, strength
     except OutOfTime:
-        trials.stop("the time limit has passed")
+        trials.stop("the time limit has passed", unfinished)
     except KeyboardInterrupt as stop:
         if type(stop) is not KeyboardInterrupt or not trials.curve:  # SIGTERM: there is no time to go on
             raise
-        trials.stop("stopped")
+        trials.stop("stopped", unfinished)
     return chosen(trials, edges), strength
 
 

@@ -146,10 +146,10 @@ class Trials:
     def say(self, stage: str, text: str) -> None:
         self.steps.append(Step(stage, text))
 
-    def stop(self, why: str) -> None:
-        """Says that the search ends early."""
+    def stop(self, why: str, unfinished: str = "") -> None:
+        """Says that the search ends early, and what it has not done."""
         count = len(self._known)
-        self.stopped = f"{why}: the search ends after {count} circuit{'' if count == 1 else 's'}"
+        self.stopped = f"{why}: the search ends after {count} circuit{'' if count == 1 else 's'}{unfinished}"
         self.say("stopped", self.stopped)
         warn(self.stopped)
 
