@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,13 @@ DENSITIES = (0.03, 0.2, 0.6, 0.95)
 @pytest.fixture(autouse=True)
 def nothing_left_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """New memory holds NaN: a row that a run forgets to write must not find what the run before left there."""
-    monkeypatch.setattr(Tensor, "new_empty", lambda value, *shape: value.new_full(shape, torch.nan))
+    original = Tensor.new_empty
+
+    def new_empty(value: Tensor, *shape: Any, **options: Any) -> Tensor:
+        made = original(value, *shape, **options)
+        return made.fill_(torch.nan) if made.is_floating_point() else made
+
+    monkeypatch.setattr(Tensor, "new_empty", new_empty)
 
 
 def random_masks(graph: Graph, seed: int = 0) -> np.ndarray:
