@@ -396,7 +396,7 @@ def test_the_points_of_integrated_gradients() -> None:
         return eap.between_embeddings("noising", 2, {"steps": steps, "rule": rule})
 
     for rule, alphas in (("left", [0, 0.25, 0.5, 0.75]), ("right", [0.25, 0.5, 0.75, 1])):
-        assert [tuple(p) for p in points(4, rule)] == [(0.25, alpha, None, False) for alpha in alphas]
+        assert [tuple(p) for p in points(4, rule)] == [(0.25, alpha, None, None) for alpha in alphas]
     assert [p.alpha for p in points(2, "midpoint")] == [0.25, 0.75]
 
 

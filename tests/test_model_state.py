@@ -11,14 +11,12 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from families import EVERY_FAMILY, LLAMA, VOCAB, build
+from families import LLAMA, STRUCTURES, VOCAB, build
 from safetensors.torch import save_file
 from torch import nn
 
 import circuitfind as cf
 from circuitfind.errors import CircuitfindWarning
-
-FOUR = ["gpt2", "llama", "gpt_neox", "gemma2"]
 
 
 @pytest.fixture()
@@ -63,7 +61,7 @@ CHANGES: list[Callable[[Any], Any]] = [trained, loaded, edited, replaced, lambda
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=["trained", "loaded", "edited", "replaced", "double", "bfloat16"])
-@pytest.mark.parametrize("name", FOUR)
+@pytest.mark.parametrize("name", ["gpt2", "gemma2"])
 def test_changed_weights_count(name: str, change: Callable[[Any], Any], task: cf.Task) -> None:
     model = cf.wrap(build(name))
     before = everything(model, task)
@@ -197,8 +195,8 @@ def test_a_hook_that_changes_gradients_only_is_refused(path: str, hook: Any, bac
         cf.attribute(model, task)
 
 
-@pytest.mark.parametrize("name", EVERY_FAMILY)
-def test_every_familys_gradients_are_those_of_its_values(name: str) -> None:
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_every_structures_gradients_are_those_of_its_values(name: str) -> None:
     model = cf.wrap(build(name), None)
     model.hf.register_forward_hook(lambda *_: None)
     ids = torch.randint(3, VOCAB, (2, 2, 12), generator=torch.Generator().manual_seed(0))
@@ -286,8 +284,10 @@ def test_adapters_are_refused() -> None:
         cf.wrap(PeftModel())
 
 
-@pytest.mark.parametrize("width", [3, 15, 17])
-def test_an_odd_width(width: int) -> None:
+@pytest.mark.parametrize(("width", "seed"), [(3, 0), (3, 10), (15, 0), (17, 0)])
+def test_an_odd_width(width: int, seed: int) -> None:
+    """New models, too, whose attention is uniform to four digits."""
+    torch.manual_seed(seed)
     model = hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=20, n_positions=8, n_embd=width, n_layer=2, n_head=1)).eval()
     for name, weight in model.named_parameters():
         if "ln_" in name:

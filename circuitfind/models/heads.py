@@ -13,6 +13,8 @@ Every layer is given the plain row's stream, and each further row changes someth
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ from circuitfind.models.backends import STOP, Stop, through_hooks, undisturbed
 from circuitfind.models.layer import PROJECTIONS
 
 LENGTH, CHANGED = 4, 2
-LEAST = 1e-4  # of the largest value: what a change of queries or keys must make somewhere
+LEAST = 1e-5  # of the largest value: what a change of queries or keys must make somewhere, unless they are small
 HEADS = "q, k and v act through their own heads"
 READERS = "nothing but q, k, v and MLP reads the stream"
 
@@ -38,7 +40,7 @@ def reader_errors(adapter: Adapter, seed: int = 0) -> dict[str, float]:
     with torch.no_grad(), undisturbed(adapter.model):
         through_hooks(adapter, inputs, probe)
     errors = {name: float(torch.stack(found).max()) for name, found in probe.errors.items()}
-    if probe.uses_patterns and probe.least_reach < LEAST:
+    if probe.uses_patterns and probe.least_reach < LEAST * min(1.0, probe.largest_product):
         errors[HEADS] = max(errors[HEADS], 1.0)
     return errors
 
@@ -66,6 +68,11 @@ class _Probe:
     def uses_patterns(self) -> bool:
         """Whether there are queries and keys at all: without either, all tokens are attended to alike."""
         return all(float(torch.stack(self.sizes[kind]).max()) > 0 for kind in "qk" if self.sizes[kind])
+
+    @property
+    def largest_product(self) -> float:
+        """Of a query's and a key's entries: a new model's attention is all but uniform, whatever they are."""
+        return math.prod(float(torch.stack(self.sizes[kind]).max()) for kind in "qk" if self.sizes[kind])
 
     @property
     def least_reach(self) -> float:
