@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     )
     from circuitfind.evaluation.agreement import Agreement as Agreement, agreement as agreement
     from circuitfind.evaluation.approximation import Approximation as Approximation, approximation as approximation
+    from circuitfind.evaluation.certified import Certified as Certified, certified as certified
     from circuitfind.evaluation.check import Checks as Checks, check as check
     from circuitfind.evaluation.clusters import Clusters as Clusters, clusters as clusters
     from circuitfind.evaluation.completeness import Completeness as Completeness, completeness as completeness
@@ -97,6 +98,7 @@ else:
         "errors": "CircuitfindError FileError ModelError ScoreError TaskError",
         "evaluation.agreement": "Agreement agreement",
         "evaluation.approximation": "Approximation approximation",
+        "evaluation.certified": "Certified certified",
         "evaluation.check": "Checks check",
         "evaluation.clusters": "Clusters clusters",
         "evaluation.completeness": "Completeness completeness",

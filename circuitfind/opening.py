@@ -33,6 +33,7 @@ HOMES = {  # by the format that a JSON file names: the module and the class that
     "circuitfind.approximation": "evaluation.approximation:Approximation",
     "circuitfind.attention": "patching.attention:AttentionPattern",
     "circuitfind.attention-attribution": "patching.attention_attribution:AttentionAttribution",
+    "circuitfind.certified": "evaluation.certified:Certified",
     "circuitfind.checks": "evaluation.check:Checks",
     "circuitfind.clusters": "evaluation.clusters:Clusters",
     "circuitfind.comparison": "comparison.result:Comparison",

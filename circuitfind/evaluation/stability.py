@@ -171,9 +171,9 @@ def stability(
         raise ScoreError("sizes are of samples of one task's pairs: give one task, or leave sizes out")
     if not several:
         sizes = _sizes(sizes, len(each[0]), search is None)
-    source: _FromScores | _FromSearch
+    source: FromScores | _FromSearch
     if search is None:
-        source = _FromScores(each, chosen, request, n_edges, by)
+        source = FromScores(each, chosen, request, n_edges, by)
     else:
         source = _FromSearch(model, [one.bound for one in each], search)
     rng, n, cuts = np.random.default_rng(each[0].setting.seed), source.ends[-1], source.ends[:-1]
@@ -238,7 +238,7 @@ class _Drawn(NamedTuple):
         return None if self.keys is None else np.corrcoef(np.stack([ranks(key) for key in self.keys]))
 
 
-class _FromScores:
+class FromScores:
     """Circuits cut from scores that are means over pairs."""
 
     def __init__(
