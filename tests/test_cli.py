@@ -501,6 +501,14 @@ MISTAKES = {
     "no circuit": (("evaluate",), "--circuit"),
     "circuit of another model": (("evaluate", "--circuit", "other.json"), "a circuit of another model"),
     "not a circuit": (("export", "missing.csv"), "missing.csv: not JSON"),
+    "edges at places, measured": (
+        ("attribute", "--n", "4", "--by-span", "--max-checks", "3"),
+        "--max-checks measures edges at all tokens together",
+    ),
+    "no file to start from": (
+        ("learn", "--n", "4", "--method", "matryoshka", "--start", "none.json"),
+        "none.json: no such file",
+    ),
     "unknown verb": (("fnid",), "fnid"),
     "unknown option": (("find", "--nn", "3"), "--nn"),
 }

@@ -9,7 +9,7 @@ import circuitfind as cf
 from circuitfind.cli import inputs, options, tables
 from circuitfind.cli.options import given, option
 from circuitfind.cli.output import Output
-from circuitfind.errors import FileError
+from circuitfind.errors import FileError, ScoreError
 
 FILES = {"Scores": "scores", "NodeScores": "node-scores", "PlacedScores": "placed-scores"}
 
@@ -60,6 +60,8 @@ def attribute(
     where |= {"ungrouped": True} if level.ungrouped else {}
     asked = inputs.run_keywords(task, run, scoring) | ({"normalise": True} if level.normalise else {})
     inputs.check_scoring(asked, **where)
+    if level.level == "edge" and (places.by_position or places.by_span) and checks.max_checks:
+        raise ScoreError("--max-checks measures edges at all tokens together: leave it out with edges at their places")
     folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
     if level.what is not None:

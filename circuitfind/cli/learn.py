@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import circuitfind as cf
 from circuitfind.cli import inputs, options, verdicts
@@ -13,6 +14,7 @@ from circuitfind.cli.cells import count, number
 from circuitfind.cli.options import given, listed, option
 from circuitfind.cli.output import Output
 
+FILES = (".json", ".pt", ".safetensors")  # of scores and circuits
 CHECKPOINT = "learn.part.safetensors"
 
 
@@ -54,15 +56,14 @@ def learn(model: options.Model, task: options.Task, learning: LearningOptions, p
 
     Example: circuitfind learn tiny --task ioi --method edge-pruning --edges 50
     """
+    start = _start(learning.start)
     folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
     seen, held_out = inputs.held_out(bound, learning.holdout, task.seed)
     about = f"{bound.name}: {len(seen)} pairs to learn with and {len(held_out)} to judge with"
     out.facts([("model", inputs.model_line(loaded)), ("task", about)])
     checkpoint = inputs.checkpoint(loaded, learning.checkpoint or folder / CHECKPOINT, "learned", out)
-    asked = given(learning, without=("holdout", "checkpoint"))
-    if learning.start is not None and Path(learning.start).is_file():
-        asked["start"] = cf.open(learning.start)
+    asked = given(learning, without=("holdout", "checkpoint")) | ({} if start is None else {"start": start})
     started = time.monotonic()
     with out.progress():
         found = cf.learn_masks(loaded, seen, **asked, seed=task.seed, checkpoint=checkpoint)
@@ -78,3 +79,9 @@ def learn(model: options.Model, task: options.Task, learning: LearningOptions, p
     ]
     content = {**inputs.described(loaded, bound, out), "history": [row._asdict() for row in found.history]}
     verdicts.tell(lines, circuit, value, seconds, partial(found.write, folder), content, out)
+
+
+def _start(given: str | None) -> Any:
+    """What a file holds, else the name of a method."""
+    is_file = given is not None and (Path(given).is_file() or Path(given).suffix in FILES)
+    return cf.open(given) if given is not None and is_file else given
