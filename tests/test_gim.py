@@ -120,6 +120,8 @@ def test_edges_equal_autograd_through_the_rules(name: str, direction: str, alpha
     scores = cf.attribute(wrapped(name), bound, "gim", direction=direction, batch_size=2)
     expected = Twin(ruled(name), bound).estimates([alpha])
     assert off_scores(scores, expected) < CLOSE
+    ordinary = cf.attribute(wrapped(name), bound, "eap", direction=direction)
+    assert off_scores(ordinary, expected) > 0.05  # the rules matter
     nodes = cf.attribute(wrapped(name), bound, "gim", level="node", direction=direction)
     np.testing.assert_allclose(nodes.values, node_sums(expected), atol=CLOSE * float(expected.abs().max()) * 10)
 

@@ -130,6 +130,15 @@ def test_what_cannot_be_placed(ways: dict, said: str, model: cf.Model, task: cf.
         cf.attribute(model, task, **ways)
 
 
+def test_what_would_not_fit_is_refused(model: cf.Model, task: cf.Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circuitfind.attribution.attribute.BY_EXAMPLE", 4 * model.graph.real.size * 6)
+    assert len(cf.attribute(model, task, "eap", by_span=True).positions) <= 6
+    with pytest.raises(
+        cf.ScoreError, match=r"1,519 edges at \d+ positions take 0 GiB: divide the prompts by named"
+    ):
+        cf.attribute(model, task, "eap", by_position=True)
+
+
 def test_totals_are_checked(model: cf.Model, task: cf.Task) -> None:
     found, whole = cf.attribute(model, task, "eap", by_span=True), cf.attribute(model, task, "eap")
     for scores in (found, found.at("end")):

@@ -18,9 +18,11 @@ from circuitfind.attribution.methods import method_of, request_of
 from circuitfind.calls import model_call
 from circuitfind.engine.capture import ReaderGradients, Run
 from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.memory import BY_EXAMPLE
 from circuitfind.engine.stream_effects import node_effects
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError
+from circuitfind.graph import Graph
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
 from circuitfind.patching.spans import Spans, spans_of
@@ -103,6 +105,8 @@ def score(experiment: Experiment, method: Method, request: Request) -> Scores | 
         raise ScoreError("by_position=True needs prompts of one length: the positions of these do not correspond")
     check_slope(experiment, method)
     spans = None if request.level == "place" else spans_of(experiment.bound, bool(request.by_position), request.by_span)
+    if request.level == "edge" and spans is not None:
+        _check_room(len(spans.labels), graph)
     found = (method.score or partial(_by_points, method=method, spans=spans))(experiment, request)
     if isinstance(found, (Scores, NodeScores, Sweep)):
         return found
@@ -115,6 +119,16 @@ def score(experiment: Experiment, method: Method, request: Request) -> Scores | 
     if spans is None:
         return Scores(graph, values, record)
     return PlacedScores(graph, values, record.with_settings(**{PLACE: f"each {spans.by}"}), spans.labels)
+
+
+def _check_room(places: int, graph: Graph) -> None:
+    """Raises ScoreError where the scores of edges at so many places would not fit in memory."""
+    size = places * graph.real.size * 4
+    if size > BY_EXAMPLE:
+        raise ScoreError(
+            f"scores of {graph.n_edges:,} edges at {places:,} positions take {size / 2**30:.0f} GiB: divide the prompts"
+            " by named spans (by_span=True, --by-span), or score edges at all tokens together"
+        )
 
 
 def _by_points(experiment: Experiment, request: Request, method: Method, spans: Spans | None) -> Scored:

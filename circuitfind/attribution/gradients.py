@@ -134,10 +134,13 @@ def mean_edge_effects(experiment: Experiment, points: list[Point], spans: Spans 
 
 
 def _mean(experiment: Experiment, one: Callable[[Batch, slice], tuple[Tensor, float]], label: str) -> Tensor:
-    parts, sizes = zip(*(part for _, part in experiment.in_batches(one, label)), strict=True)
-    total: Tensor = torch.stack(parts).sum(0) / len(experiment)
-    check_not_flat(experiment.metric, total, max(sizes))
-    return total
+    total: Tensor | float = 0.0
+    size = 0.0
+    for _, (part, largest) in experiment.in_batches(one, label):  # by position a part may be large: none is kept
+        total, size = total + part, max(size, largest)
+    mean = torch.as_tensor(total) / len(experiment)
+    check_not_flat(experiment.metric, mean, size)
+    return mean
 
 
 def edges_of(

@@ -32,6 +32,7 @@ from circuitfind.errors import ScoreError, TaskError, check_count
 from circuitfind.evaluation.stability import FromScores
 from circuitfind.graph import Graph
 from circuitfind.models.load import Model
+from circuitfind.progress import track
 from circuitfind.record import Record
 from circuitfind.result import By, Result
 from circuitfind.statistics import Interval
@@ -165,7 +166,10 @@ def certified(
         )
     source = FromScores([experiment], chosen, request, n_edges, by)
     rng = np.random.default_rng(experiment.setting.seed)
-    samples = [rows for rows in (np.flatnonzero(rng.random(n) >= deletion) for _ in range(draws)) if len(rows)]
-    counts = np.sum([one.mask for one in source.draw(samples, "draws").circuits], axis=0)  # no pairs, no edges
+    counts = np.zeros(experiment.graph.real.shape, dtype=int)
+    for _ in track(range(draws), "draws"):
+        rows = np.flatnonzero(rng.random(n) >= deletion)
+        if len(rows):  # of no pairs there are no edges
+            counts += source.cut(source.scores(rows)).mask
     record = experiment.record(chosen.name, **source.settings, deletion=deletion, draws=draws, level=level)
     return Certified(experiment.graph, counts, draws, deletion, level, record)

@@ -247,20 +247,24 @@ class FromScores:
         self.graph, self.n_edges, self.by, self.method = experiments[0].graph, n_edges, by, method.name
         check_by_example(method)
         self.settings: dict[str, Any] = {"n_edges": n_edges, "by": by}
-        self._cut(np.zeros(self.graph.n_edges))  # refuses an n_edges or by that makes no sense, before anything runs
+        self.cut(np.zeros(self.graph.n_edges))  # refuses an n_edges or by that makes no sense, before anything runs
         self.ends = list(accumulate(map(len, experiments)))
         self.effects = np.concatenate([example_effects(one, method, request) for one in experiments])
 
     def draw(self, samples: Sequence[np.ndarray], label: str) -> _Drawn:
         circuits, keys = [], []
         for rows in track(samples, label):
-            weights = np.bincount(rows, minlength=len(self.effects)) / len(rows)
-            scores = weights.astype(np.float32) @ self.effects
-            circuits.append(self._cut(scores))
+            scores = self.scores(rows)
+            circuits.append(self.cut(scores))
             keys.append(np.abs(scores) if self.by == "absolute" else scores)
         return _Drawn(tuple(circuits), np.stack(keys))
 
-    def _cut(self, scores: np.ndarray) -> Circuit:
+    def scores(self, rows: np.ndarray) -> np.ndarray:
+        """`[edges]`, the mean over these pairs."""
+        weights = np.bincount(rows, minlength=len(self.effects)) / len(rows)
+        return np.asarray(weights.astype(np.float32) @ self.effects)
+
+    def cut(self, scores: np.ndarray) -> Circuit:
         values = np.zeros(self.graph.real.shape, dtype=np.float32)
         values.T[self.graph.real.T] = scores
         cut = Scores(self.graph, values, Record(method=self.method)).top(self.n_edges, self.by)

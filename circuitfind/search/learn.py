@@ -152,7 +152,8 @@ class LearnedMasks(FolderResult):
     """What was learned.
 
     Attributes:
-        scores: `Scores`, or `NodeScores` at level "node": sigmoid of the learned logits, a ranking.
+        scores: `Scores`, or `NodeScores` at level "node", a ranking: sigmoid of the learned logits, 0 to 1; of
+            `matryoshka` the learned scores themselves, with a sign (`record.sign` says which).
         circuit: the wanted number of edges or nodes, or (none wanted) the gates above 1/2; `facts` says how it went.
         history: a row every 10 steps: step, loss, metric of the masked runs, expected number of open gates.
     """
