@@ -133,9 +133,7 @@ def test_what_cannot_be_placed(ways: dict, said: str, model: cf.Model, task: cf.
 def test_what_would_not_fit_is_refused(model: cf.Model, task: cf.Task, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("circuitfind.attribution.attribute.BY_EXAMPLE", 4 * model.graph.real.size * 6)
     assert len(cf.attribute(model, task, "eap", by_span=True).positions) <= 6
-    with pytest.raises(
-        cf.ScoreError, match=r"1,519 edges at \d+ positions take 0 GiB: divide the prompts by named"
-    ):
+    with pytest.raises(cf.ScoreError, match=r"1,519 edges at \d+ positions take 0 GiB: divide the prompts by named"):
         cf.attribute(model, task, "eap", by_position=True)
 
 

@@ -10,15 +10,10 @@ level "node" each node has one gate, for all edges out of it.
 | `edge-pruning` (Bhaskar et al. 2024) | hard concrete | Lagrange multipliers steer to a wanted number of gates |
 | `subnetwork-probing` (Cao et al. 2021) | hard concrete | a fixed price a gate |
 | `ugs` (uniform gradient sampling, Li and Janson 2024) | 0, 1 or uniform between | a fixed price a gate |
-| `matryoshka` (2026) | soft, of exactly k expected edges | k is drawn anew at each step: it ranks for every size |
+| `matryoshka` (arXiv 2609.25518) | soft, of exactly k expected edges | k is drawn anew at each step |
 
-`matryoshka` has no noise but k, an objective of its own (`matryoshka.py`), and the task's metric by default. It starts
-from estimates; the others from gates that are all alike, or from any scores:
-
-1. A strength for every gate, `log(n / (rank - 1/2))` by |score|: exponential, of mean 1, whatever the units.
-2. `matryoshka` starts at strength times the score's sign, the others at `START - SPREAD + SPREAD strength`, which has
-   the mean of gates that are all alike. (The winner of the shared task of 2025 started Edge Pruning from magnitudes of
-   EAP-IG.)
+`matryoshka` draws nothing but k, so it ranks for every size. It has objectives of its own (`matryoshka.py`), and the
+task's metric by default. `starts.py` says what the first logits are.
 
 Prices are in units of the metric. The default ones are parts of the contrast, metric(full) - metric(empty), so that
 they suit any metric.
@@ -43,7 +38,6 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from circuitfind.attribution.attribute import attribute
 from circuitfind.calls import model_call
 from circuitfind.checkpoint import key_of
 from circuitfind.circuit import Circuit, connected
@@ -57,6 +51,7 @@ from circuitfind.result import as_json, build
 from circuitfind.scores import NodeScores, Scores
 from circuitfind.search.found import FolderResult, save_circuit
 from circuitfind.search.matryoshka import OBJECTIVES
+from circuitfind.search.starts import first_logits
 from circuitfind.search.training import (
     HARD_CONCRETE,
     UNIFORM,
@@ -76,10 +71,7 @@ from circuitfind.tasks.task import BoundTask, Task
 SIGN = f"{NO_EFFECT}sigmoid of the learned logit, 0 to 1: a ranking of what to keep"
 SIGNED = f"{NO_EFFECT}learned scores: by magnitude a ranking of what to keep, by sign of what raises the metric"
 POSITIVE = f"{NO_EFFECT}softplus of learned scores: a ranking of what raises the metric"
-ALIKE, BY_DEFAULT = "alike", "eap-ig-inputs"  # what training starts from
 # The numbers, the learning rates too, were chosen on the embedded model's `greater-than` task.
-START = 2.0  # every gate's first logit: mostly open, and with a gradient
-SPREAD = 1.0  # of first logits that follow scores
 SHARE = 0.1  # the default price of all wanted gates together, as a part of the contrast
 ASCENT = 0.5  # contrasts that a step adds to a multiplier, per whole gap between the expected size and the wanted one
 
@@ -248,7 +240,7 @@ def learn_masks(
     settings = {"level": level, "target": target, "steps": steps, "lr": lr}
     settings |= {"regularisation": pressure.price} if type(pressure) is Price else {}
     settings |= {"pairs_per_step": options["pairs_per_step"], "patience": patience}
-    start, record = _start(experiment, level, chosen, learner)
+    start, record = first_logits(experiment, level, chosen, signed=learner.objective is not None)
     settings |= {"objective": options["objective"]} if learner.objective else {}
     state = training.run(
         State.start(start.to(dtype=model.adapter.work, device=model.adapter.device)),
@@ -349,43 +341,6 @@ def _pressure(
     if learner.steers and target is not None:
         return Target(target, gates, steps, ASCENT * contrast)
     return Price(SHARE * contrast / (target or SHARE * gates))
-
-
-def _start(
-    experiment: Experiment, level: str, given: Scores | NodeScores | Circuit | str | None, learner: Learner
-) -> tuple[Tensor, Record | None]:
-    """The first logits `[gates]`, and the record of what they are from; None where they are all alike.
-
-    Raises:
-        ScoreError: scores of another level or graph; no scores at all.
-    """
-    graph = experiment.graph
-    if given is None:
-        given = BY_DEFAULT if learner.objective and experiment.ablation.twin else ALIKE
-    if isinstance(given, str) and given != ALIKE:
-        same: Any = {name: getattr(experiment.setting, name) for name in ("metric", "ablation", "batch_size", "seed")}
-        found = attribute(experiment.model, experiment.bound, given, level=level, **same)
-        assert isinstance(found, (Scores, NodeScores)), "no places of a sweep were asked for"
-        given = found
-    if not isinstance(given, str):
-        wanted = (Scores, Circuit) if level == "edge" else (NodeScores,)
-        if not isinstance(given, wanted):
-            kinds = " or ".join(kind.__name__ for kind in wanted)
-            raise ScoreError(f"start= is a {type(given).__name__}: at level '{level}' give {kinds}, or a method's name")
-        if given.graph != graph:
-            raise ScoreError(f"start= belongs to another graph {graph.unlike(given.graph)}")
-    record = None if isinstance(given, str) else given.record
-    edges = given.mask if isinstance(given, Circuit) else graph.real
-    known = given.estimates if isinstance(given, Circuit) else None if isinstance(given, str) else given.values
-    if known is not None and level == "edge":
-        known = known.T[edges.T]
-    if known is None or not np.isfinite(known).all():
-        count = int(edges.sum()) if level == "edge" else graph.n_writers
-        return torch.full((count,), 0.0 if learner.objective else START), record
-    values = torch.from_numpy(known)
-    rank = values.abs().argsort(descending=True, stable=True).argsort() + 0.5
-    strength = (len(values) / rank).log()
-    return values.sign() * strength if learner.objective else START + SPREAD * (strength - 1), record
 
 
 # -------------------------------------------------------------------- from gates to masks
