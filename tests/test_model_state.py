@@ -105,11 +105,24 @@ def test_a_hook_that_changes_what_a_module_gives_is_refused(path: str, hook: Any
 
 def test_a_replaced_forward_is_refused(task: cf.Task) -> None:
     model = cf.wrap(build("llama"))
+    cf.attribute(model, task)  # nnsight has its wrapper there, and does not hear of another one's results
     mlp = model.hf.model.layers[0].mlp
     own = mlp.forward
     mlp.forward = lambda x: own(x) + own(-x)
     with pytest.raises(cf.ModelError, match=r"Hooks run on model.layers.0.mlp"):
         cf.attribute(model, task)
+
+
+def test_a_forward_replaced_before_wrapping_is_refused_where_it_acts() -> None:
+    """nnsight wraps it at the first trace; it acts after the eight tokens of the check on random prompts."""
+    hf = build("llama")
+    attention = hf.model.layers[0].self_attn
+    own = attention.forward
+    attention.forward = lambda **given: late(attention, None, own(**given))
+    model, ids = cf.wrap(hf), torch.randint(3, VOCAB, (2, 4, 14), generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        with pytest.raises(cf.ModelError, match=r"Hooks run on model.layers.0.self_attn"):
+            cf.attribute(model, cf.Task(*ids, answers=[5, 6, 7, 8], wrong_answers=[9, 10, 11, 12]))
 
 
 def test_hooks_that_leave_the_arithmetic_alone_work(task: cf.Task) -> None:

@@ -48,11 +48,13 @@ class State(NamedTuple):
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:
-    """What runs beside the module's own forward; nnsight's wrapper of it only listens."""
+    """What runs beside or instead of its class's forward; nnsight's wrapper only listens to the one that it found."""
     yield from module._forward_pre_hooks.values()
     yield from module._forward_hooks.values()
     yield from module._backward_pre_hooks.values()
     yield from module._backward_hooks.values()
     forward = vars(module).get("forward")
-    if forward is not None and not type(forward).__module__.startswith("nnsight."):
+    if type(forward).__module__.startswith("nnsight."):
+        forward = forward.state.original
+    if forward is not None and forward is not type(module).forward:
         yield forward
