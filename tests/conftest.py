@@ -18,6 +18,7 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # of processes that tests start, too: small models gain nothing by threads
 
+import proved
 import pytest
 import torch
 import transformers
@@ -27,7 +28,7 @@ from hypothesis import settings
 from torch import nn
 
 import circuitfind as cf
-from circuitfind import metrics
+from circuitfind import calls, metrics
 from circuitfind.attribution.methods import METHODS
 from circuitfind.batch import Batch
 from circuitfind.engine.ablation import ABLATIONS
@@ -52,6 +53,8 @@ ABSENT = {
     "real": ", ".join(f"no {name}" for name in (SMOLLM2, *GEMMA3, "gguf", "accelerate") if find_spec(name) is None),
 }
 """By marker, what its tests need and is not here."""
+
+calls.require_identities = proved.once(calls.require_identities)
 
 REGISTRIES: tuple[dict[str, Any], ...] = (METHODS, ABLATIONS, KINDS, FAMILIES, metrics.METRICS, builtin.TASKS)
 
