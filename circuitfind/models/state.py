@@ -53,7 +53,7 @@ def _hooks(module: nn.Module) -> Iterator[Any]:
     yield from module._forward_hooks.values()
     yield from module._backward_pre_hooks.values()
     yield from module._backward_hooks.values()
-    forward = vars(module).get("forward")
+    forward: Any = vars(module).get("forward")
     if type(forward).__module__.startswith("nnsight."):
         forward = forward.state.original
     if forward is not None and forward is not type(module).forward:
