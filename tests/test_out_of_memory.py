@@ -17,7 +17,7 @@ from circuitfind.models import backends
 
 def circuit_of(model: cf.Model) -> cf.Circuit:
     rng = np.random.default_rng(0)
-    return cf.Circuit(model.graph, model.graph.real & (rng.random(model.graph.real.shape) < 0.9))
+    return cf.Circuit(model.graph, model.graph.real & (rng.random(model.graph.real.shape) < 0.3))
 
 
 def pairs_of(model: cf.Model) -> cf.Task:

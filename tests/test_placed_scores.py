@@ -53,9 +53,10 @@ def test_a_position_is_the_difference_there_times_the_gradient_there(name: str) 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_places_add_up_to_the_scores(method: str, model: cf.Model, task: cf.Task) -> None:
-    expected = cf.attribute(model, task, method).values
+    steps = {"steps": 2} if "-ig-" in method else {}
+    expected = cf.attribute(model, task, method, **steps).values
     for ways in ({"by_position": True}, {"by_span": True}, {"by_span": True, "batch_size": 4}):
-        found = cf.attribute(model, task, method, **ways)
+        found = cf.attribute(model, task, method, **ways, **steps)
         np.testing.assert_allclose(found.total().values, expected, atol=1e-5 * np.abs(expected).max())
 
 

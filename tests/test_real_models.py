@@ -119,6 +119,18 @@ def test_exact_effects_and_circuits_equal_the_literal_runs(name: str, real: Call
         assert off(torch.from_numpy(found), expected) < 1e-4
 
 
+# -------------------------------------------------------------------- by query head
+def test_smollm2s_file_by_query_head(real: Callable[[str], cf.Model], tmp_path: Path) -> None:
+    model = real("smollm2")
+    task = cf.task("ioi", model, n=4)
+    scores = cf.attribute(model, task, "eap", ungrouped=True)
+    path = scores.save(tmp_path / "smollm2.json", format="eap-ig")
+    assert cf.Scores.open(path).to_dict() == scores.to_dict()
+    assert scores.graph.n_edges == model.graph.ungrouped().n_edges
+    back = cf.Scores.open(path, graph=model.graph)
+    assert off_scores(back, torch.from_numpy(cf.attribute(model, task, "eap").values)) < 1e-4
+
+
 # -------------------------------------------------------------------- the main job
 def test_a_search_ends_with_a_small_faithful_circuit(real: Callable[[str], cf.Model]) -> None:
     """Fewer than 150 of 70,651 edges, far nearer to the model than as many of the strongest by score."""

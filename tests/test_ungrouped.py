@@ -303,20 +303,6 @@ def test_the_command_line_scores_by_query_head(tmp_path: Path, capsys: pytest.Ca
     assert main(["evaluate", *words[1:6], "--metric", "kl", "--circuit", str(exported)]) == 0  # of the shared heads
 
 
-# -------------------------------------------------------------------- a real model
-@pytest.mark.real
-def test_smollm2s_file_by_query_head(real: Callable[[str], cf.Model], tmp_path: Path) -> None:
-    model = real("smollm2")
-    task = cf.task("ioi", model, n=4)
-    scores = cf.attribute(model, task, "eap", ungrouped=True)
-    path = scores.save(tmp_path / "smollm2.json", format="eap-ig")
-    assert (
-        cf.Scores.open(path).to_dict() == scores.to_dict() and scores.graph.n_edges == model.graph.ungrouped().n_edges
-    )
-    back = cf.Scores.open(path, graph=model.graph)
-    assert off_scores(back, torch.from_numpy(cf.attribute(model, task, "eap").values)) < 1e-4
-
-
 @pytest.mark.parametrize("name", ["deepseek_v3", "lfm2"])
 def test_latents_and_mixers_have_no_copies(name: str) -> None:
     with pytest.raises(ModelError, match="no copies by query head; leave ungrouped=True out"):
