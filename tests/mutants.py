@@ -683,7 +683,7 @@ def _started(folder: Path, tests: Sequence[str]) -> int:
 
 def _import_what_takes_time() -> None:
     """All but the package itself, of which every child has its own copy."""
-    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CIRCUITFIND_SHARED": SHARED}
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CIRCUITFIND_SHARED": SHARED, "CI": "1"}
     import families
     import torch
 

@@ -178,6 +178,7 @@ def test_unknown_orders_and_missing_scores_are_refused(model_of):
         cf.acdc(model, task, order="scores")
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_reference_sets_edge_for_edge(shared):
     import json

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import EVERY_FAMILY, STRUCTURES
+from families import EVERY_FAMILY, STRUCTURES, swept
 from helpers import off, random_pairs, run_circuits_traced
 from oracles import Literal, Pass, run_circuit
 from torch import Tensor
@@ -82,7 +82,7 @@ def check_against_literal(adapter: Adapter, batch: Batch, ablation: str, masks: 
             assert off(run_circuits(prepared, mask[None], sparse)[0], expected) < 1e-5, (mask.sum(), sparse)
 
 
-@pytest.mark.parametrize("name", EVERY_FAMILY)
+@pytest.mark.parametrize("name", swept(EVERY_FAMILY))
 def test_circuits_equal_the_literal_evaluation(name: str, adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
     adapter = adapter_of(name)
     check_against_literal(adapter, pairs, "corrupted", random_masks(adapter.graph)[1:3])

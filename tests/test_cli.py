@@ -652,6 +652,7 @@ def test_help_of_every_verb_ends_with_an_example(run: Run) -> None:
         assert example_of(said).startswith(f"circuitfind {verb}")
 
 
+@pytest.mark.slow
 def test_examples_work(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("circuitfind.search.acdc.GRID", GRID[::4])  # of the thresholds that `compare` runs ACDC at
     for verb in VERBS:  # in this order: later ones read what `find` leaves

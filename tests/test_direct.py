@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from families import EVERY_FAMILY, build
+from families import EVERY_FAMILY, build, swept
 from oracles import Literal
 from toys import FOUR, id_task, wrapped
 
@@ -20,7 +20,7 @@ CAPPED, BENT = (
 )  # logits that are capped; a head that is not linear
 
 
-@pytest.mark.parametrize("name", sorted(set(EVERY_FAMILY) - CAPPED - BENT))
+@pytest.mark.parametrize("name", swept(sorted(set(EVERY_FAMILY) - CAPPED - BENT)))
 def test_contributions_and_constants_are_the_logit_difference(name: str) -> None:
     found = cf.direct_effects(wrapped(name), id_task((7, 5, 6)), batch_size=2)
     total = found.per_example.sum(axis=0) + found.constant

@@ -39,6 +39,7 @@ def prose(page: str) -> str:
 WITH_CODE = [page for page in PAGES if page not in SLOW and blocks(page, "python")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_the_python_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -80,6 +80,7 @@ def test_attribution_patching_of_grouped_queries(run: Run, tmp_path: Path) -> No
     assert "q: 8 places" in said and "k: 4 places" in said and ".kv" in said
 
 
+@pytest.mark.slow
 def test_attribution_patching_on_a_server(run: Run, attributed: tuple[str, Path]) -> None:
     """As if on one: packed, unpacked where circuitfind is not, and run; the numbers are those of the script here."""
     here, there = attributed[0], run("attribution_patching.py", "--remote", "local")
@@ -95,6 +96,7 @@ def test_attribution_patching_of_a_real_llama(run: Run, shared: Path) -> None:
     assert "heads: 40 places" in said and "k: 20 places" in said
 
 
+@pytest.mark.slow
 def test_activation_patching(run: Run, tmp_path: Path) -> None:
     said = run("activation_patching.py")
     assert said.count("denoising: a") == 3 and said.count("noising: a") == 6
@@ -141,11 +143,13 @@ def test_edge_circuit(run: Run, tmp_path: Path) -> None:
     assert len(cf.Circuit.open(tmp_path / "circuit.json")) > 0 and (tmp_path / "circuit.dot").stat().st_size
 
 
+@pytest.mark.slow
 def test_own_behaviour(run: Run, tmp_path: Path) -> None:
     said = run("own_behaviour.py", "--n", "6")
     assert "eap-ig-inputs: " in said and "faithfulness" in said and figures(tmp_path / "own-behaviour.html") == 4
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_own_behaviour_of_a_real_model_and_a_file(run: Run, shared: Path, tmp_path: Path) -> None:
     rows = (EXAMPLES / "pronouns.jsonl").read_text(encoding="utf-8").splitlines()
@@ -186,6 +190,7 @@ def kernel() -> Iterator[Any]:
         asyncio.run(manager.shutdown_kernel(now=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(path: Path, kernel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))  # the kernel is in another folder

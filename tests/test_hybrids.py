@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from families import HYBRIDS, build
+from families import HYBRIDS, build, swept
 from helpers import off
 from patching_twin import PatchingTwin
 from toys import id_task, wrapped
@@ -54,7 +54,7 @@ def test_files_keep_the_mixers(tmp_path: Path) -> None:
         circuit.save(tmp_path / "other.json", format="eap-ig")
 
 
-@pytest.mark.parametrize("name", HYBRIDS)
+@pytest.mark.parametrize("name", swept(HYBRIDS))
 def test_places_of_a_layer_with_a_mixer(name: str) -> None:
     """What it writes is patched as attention is; it has no heads."""
     model = wrapped(name)

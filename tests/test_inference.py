@@ -77,6 +77,7 @@ READ = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TYPES.KINDS)
 def test_every_causal_type_loads_right_or_is_refused_in_a_sentence(kind: str) -> None:
     """As the table in docs says, but for figures."""

@@ -40,11 +40,8 @@ def forwards(model: Model, task: cf.Task) -> tuple[np.ndarray, float]:
     return values, costs.forwards
 
 
-CASES = [(name, True) for name in families.EVERY_FAMILY] + [(name, False) for name in ("gpt2", "llama", "gemma2")]
-
-
-@pytest.mark.parametrize(("name", "padded"), CASES)
-def test_scores_are_those_of_whole_prompts(name: str, padded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", families.swept(families.EVERY_FAMILY))
+def test_scores_are_those_of_whole_prompts(name: str, monkeypatch: pytest.MonkeyPatch, padded: bool = True) -> None:
     model, task = cf.wrap(families.build(name), name=name), alike(padded)
     forwards(model, task)  # the first time, one pair is run both ways
     found, fewer = forwards(model, task)
@@ -57,6 +54,11 @@ def test_scores_are_those_of_whole_prompts(name: str, padded: bool, monkeypatch:
         assert model.adapter.divided == LENGTH
         assert fewer == pytest.approx(PAIRS * (2 * (LENGTH - FROM) + FROM) / LENGTH)
     np.testing.assert_allclose(found, expected, atol=5e-6 * np.abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_scores_of_prompts_of_one_length(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_scores_are_those_of_whole_prompts(name, monkeypatch, padded=False)
 
 
 @pytest.mark.parametrize("method", ["eap-ig-inputs", "relp", "clean-corrupted", "eap-ig-activations"])

@@ -19,6 +19,7 @@ from circuitfind.search.trials import Deadline, Tried
 from circuitfind.testbed import Blueprint, Drawing, Offset
 from circuitfind.testbed.distractors import distract
 
+pytestmark = pytest.mark.slow
 SEARCHED = ("find", "find-complete")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import EVERY_FAMILY, build
+from families import EVERY_FAMILY, build, swept
 from helpers import off
 from test_components import GradientTwin, _estimate, _off
 from torch import Tensor, nn
@@ -179,7 +179,7 @@ def test_edges_equal_autograd_through_the_rules(name: str, direction: str, alpha
     np.testing.assert_allclose(nodes.values, node_sums(expected), atol=CLOSE * float(expected.abs().max()) * 10)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", swept(OTHERS))
 def test_edges_of_every_other_family(name: str) -> None:
     model = wrapped(name)
     bound = id_task((6, 4, 5)).on(model)
@@ -243,7 +243,7 @@ def summed(logits: Tensor) -> Tensor:
     return logits.log_softmax(-1)[..., 5].sum(-1)
 
 
-@pytest.mark.parametrize("name", sorted(set(EVERY_FAMILY) - MIXTURES - BENT - INSIDE))
+@pytest.mark.parametrize("name", swept(sorted(set(EVERY_FAMILY) - MIXTURES - BENT - INSIDE)))
 def test_the_model_computes_the_same_to_the_bit(name: str, pairs: Batch) -> None:
     model = wrapped(name)
     plain = capture_gradients(model.adapter, pairs.clean, summed)

@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 import circuitfind as cf
 from circuitfind.cli.app import app
 
+pytestmark = pytest.mark.slow
 SERVER = Path(__file__).with_name("ndif_server.py")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from families import HYBRIDS
+from families import HYBRIDS, swept
 from helpers import as_matrix, edge_scores, off, surprise
 from oracles import Literal, patch_edges
 from torch import Tensor
@@ -70,7 +70,7 @@ def test_every_edge_equals_a_forward_pass_of_its_own(
     assert off(edge_scores(adapter, pairs), expected) > 1e-2, "no first-order estimate is exact here"
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", swept(OTHERS))
 def test_some_edges_of_other_families(name: str, adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
     """One edge into each kind of reader of the last layer, and into one of the first."""
     adapter = adapter_of(name)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from families import EVERY_FAMILY, FALCON, GPT, IDS, LLAMA, build
+from families import EVERY_FAMILY, FALCON, GPT, IDS, LLAMA, build, swept
 from helpers import as_matrix, edge_scores, off, random_pairs, run_circuits_traced, surprise
 from oracles import split_reader_scores
 from torch import Tensor, nn
@@ -209,7 +209,7 @@ def test_mlps_that_return_tuples_keep_their_form(adapter_of: AdapterOf, pairs: B
     assert isinstance(returned[0], tuple) and torch.equal(logits, run.logits)
 
 
-@pytest.mark.parametrize("name", EVERY_FAMILY)
+@pytest.mark.parametrize("name", swept(EVERY_FAMILY))
 def test_skipping_a_module_with_its_own_result_changes_nothing(name: str, adapter_of: AdapterOf, pairs: Batch) -> None:
     adapter = adapter_of(name)
     run = capture(adapter, pairs.clean)
@@ -245,7 +245,7 @@ def row_alone(batch: Batch, row: int) -> Batch:
     return Batch(*sides, batch.answers[row : row + 1], batch.wrong[row : row + 1])
 
 
-@pytest.mark.parametrize("name", EVERY_FAMILY)
+@pytest.mark.parametrize("name", swept(EVERY_FAMILY))
 def test_a_padded_batch_equals_its_rows_run_one_by_one(name: str, adapter_of: AdapterOf, pairs: Batch) -> None:
     adapter = adapter_of(name)
     if name in ("lfm2", "recurrent_gemma"):  # a biased convolution, a recurrence: what stands on the left is a token
