@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from circuitfind.errors import FileError
-from circuitfind.export import circuit_file, eap_ig, graphs, html, picture
-from circuitfind.export.eap_ig_forms import EapIgFile
+from circuitfind.export import circuit_file, eap_ig, foreign, graphs, html, hub, neuronpedia, picture, table
+from circuitfind.export.eap_ig_forms import Foreign
 from circuitfind.export.graphs import EdgeRow
 from circuitfind.graph import Graph
 from circuitfind.record import Record
@@ -203,6 +204,9 @@ class Circuit(Result):
     def save(self, path: str | PathLike[str], format: eap_ig.Format = "circuitfind") -> Path:  # type: ignore[override]
         """Writes `circuit.json`, or the circuit for another tool.
 
+        A name that ends in `.neuronpedia.json` is a graph for Neuronpedia's page (`circuitfind.export.neuronpedia`),
+        `.graphml` one for Gephi, Cytoscape or yEd; `.csv` and `.parquet` are tables of the edges.
+
         Args:
             format: "circuitfind" (schema: `circuitfind.export.circuit_file`), or "eap-ig": the EAP-IG library's file,
                 `.json` or `.pt`, which MIB takes. Its scores are the estimates (0 where unknown); without any,
@@ -211,25 +215,34 @@ class Circuit(Result):
         Raises:
             FileError: the format or ending is unknown, or the place cannot be written to.
         """
+        name = str(path).lower()
+        if name.endswith(neuronpedia.ENDING):
+            return neuronpedia.write(path, self.graph, self.rows(), self.nodes, self.record, self.facts)
+        if name.endswith(".graphml"):
+            return self.to_graphml(path)
+        if table.fits(path):
+            return table.write(path, self.columns())
         if eap_ig.check_format(format) == "eap-ig":
             scores = None if self.graph.group > 1 else self.estimates
-            return eap_ig.write(path, EapIgFile(self.graph, self.mask, scores), self.node_mask)
+            return eap_ig.write(path, Foreign(self.graph, self.mask, scores), self.node_mask)
         return circuit_file.write(path, self.graph, self.rows(), self.nodes, self.record, self.facts)
 
     @classmethod
-    def open(cls, path: str | PathLike[str], sign: eap_ig.Sign = "effect", graph: Graph | None = None) -> Circuit:
-        """Reads `circuit.json` or a file of the EAP-IG library (`.json`, `.pt`) without any model.
+    def open(cls, path: str | PathLike[str], sign: foreign.Sign = "effect", graph: Graph | None = None) -> Circuit:
+        """Reads `circuit.json`, or a circuit of the EAP-IG library (`.json`, `.pt`) or of ACDC (`.pth`, `.pkl`); needs
+        no model.
 
         Args:
             sign: of an EAP-IG file: "change" where its scores are the change of the metric when an edge is ablated.
-            graph: for an EAP-IG file: the model's graph, needed where its key/value heads are grouped. An edge into a
-                shared head is in if it is in for any of its query heads.
+            graph: for a file of another tool: the model's graph, needed where its key/value heads are grouped (an edge
+                into a shared head is in if it is in for any of its query heads), and where the file does not say how
+                many heads the model has (ACDC's).
 
         Raises:
             FileError: the file is missing, of another kind or version, or names edges that its graph lacks.
         """
-        if (foreign := eap_ig.read(path, sign, graph)) is not None:
-            return cls(foreign.graph, foreign.mask, estimates=foreign.scores, record=foreign.record)
+        if (found := foreign.read(path, sign, graph)) is not None:
+            return cls(found.graph, found.mask, estimates=found.scores, record=found.record)
         content = circuit_file.read(path)
         graph = content.graph
         mask = np.zeros((graph.n_writers, graph.n_readers), dtype=bool)
@@ -243,11 +256,37 @@ class Circuit(Result):
 
     def to_networkx(self) -> networkx.MultiDiGraph:
         """Nodes and edges with their attributes; parallel edges for q, k and v of one head."""
-        return graphs.to_networkx(self.graph, self.rows(), self.nodes)
+        about = graphs.described(self.graph, self.record, self.facts)
+        return graphs.to_networkx(self.graph, self.rows(), self.nodes, about)
 
     def to_graphml(self, path: str | PathLike[str]) -> Path:
         """Writes GraphML, which Gephi, Cytoscape and yEd read."""
-        return graphs.write_graphml(path, self.graph, self.rows(), self.nodes)
+        return graphs.write_graphml(path, self.to_networkx())
+
+    def push_to_hub(
+        self, repo: str, *, private: bool | None = None, message: str = "Add a circuit", token: str | None = None
+    ) -> str:
+        """Puts `circuit.json` and a card made from the record into a dataset repository of the Hugging Face hub.
+
+        Args:
+            repo: such as "me/ioi-smollm2"; it is made if it is not there.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            FileError: the hub refuses, or cannot be reached.
+        """
+        best = sorted(self.rows(), key=lambda row: -abs(row.effect or 0))[: hub.STRONGEST]
+        strongest = [(self.graph.edge_name(row.writer, row.reader), row.estimate, row.exact) for row in best]
+        card = hub.card(repo, repr(self), self.record, self.facts, strongest)
+        with TemporaryDirectory() as folder:
+            return hub.push(repo, self.save(Path(folder, hub.FILE)), card, message, private, token)
+
+    @classmethod
+    def from_hub(cls, repo: str, *, revision: str | None = None, token: str | None = None) -> Circuit:
+        """The circuit in a dataset repository of the Hugging Face hub, as `push_to_hub` left it."""
+        return cls.open(hub.pull(repo, revision, token))
 
     def to_dot(self, *, truth: Circuit | None = None, **style: Any) -> str:
         """Graphviz source; see `circuitfind.export.picture.source` for the style options.

@@ -5,7 +5,7 @@
    its keys.
 3. A folder that a search or a comparison left is known by the `.json` in it; one of MIB's circuit track holds EAP-IG's
    files: one of scores, or circuits of several sizes.
-4. Anything else is a circuit or scores: circuit.json, or EAP-IG's `.json` and `.pt`.
+4. Anything else is a circuit or scores: circuit.json, or a file of EAP-IG, ACDC or auto-circuit (`export/foreign.py`).
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from safetensors import SafetensorError, safe_open
 
 from circuitfind.circuit import Circuit
 from circuitfind.errors import FileError
-from circuitfind.export import eap_ig
+from circuitfind.export import eap_ig, foreign
 from circuitfind.export.files import check_file, json_object
+from circuitfind.export.pickled import ENDINGS
+from circuitfind.graph import Graph
 from circuitfind.placed_scores import PlacedScores
 from circuitfind.scores import NodeScores, Scores
 
 READS = (
     "a sweep's or scores' .safetensors, circuit.json, verify.json, compare.json, paths.json, approximation.json,"
-    " attention-HEAD.json, the .json of any other result, or EAP-IG's .json or .pt"
+    " attention-HEAD.json, the .json of any other result, EAP-IG's .json or .pt, ACDC's .pth or .pkl, or a cache of"
+    " auto-circuit's scores"
 )
 HOMES = {  # by the format that a JSON file names: the module and the class that opens it
     "circuitfind.agreement": "evaluation.agreement:Agreement",
@@ -67,11 +70,15 @@ UNREAD = (  # the same, no longer read: which verb makes them again
 MOST_KEYS = 6  # of an unknown object, to name it by
 
 
-def open(path: str | PathLike[str]) -> Any:
+def open(path: str | PathLike[str], graph: Graph | None = None) -> Any:
     """The result that a file or folder holds: scores, a circuit, a sweep, a comparison, what `find` found, ...
 
+    Args:
+        graph: for a file of another tool: the model's graph; see `Circuit.open`.
+
     Returns:
-        The result; of a folder of circuits (MIB's circuit track) a list of them, smallest first.
+        The result; of a folder of circuits (MIB's circuit track) a list of them, smallest first; of a cache of several
+        sets of scores (auto-circuit) these by name.
 
     Raises:
         FileError: there is no such file, or it holds nothing that is read here; the error says what it holds.
@@ -82,9 +89,25 @@ def open(path: str | PathLike[str]) -> Any:
     check_file(path)
     if path.suffix.lower() == ".safetensors":
         return _tensors(path)
-    if path.suffix.lower() not in (".json", ".pt"):
+    if path.suffix.lower() in ENDINGS:
+        several = foreign.read_several(path)
+        if len(several) > 1:
+            return {name: Scores(*one) for name, one in several.items()}
+        return _foreign(path, graph)
+    if path.suffix.lower() != ".json":
         raise FileError(f"{path}: no result: give {READS}")
-    return _json(path)
+    found = foreign.read(path)  # before JSON as such: the scores of these files may be NaN and infinite
+    return _json(path) if found is None else _foreign(path, graph)
+
+
+def _foreign(path: Path, graph: Graph | None) -> Any:
+    """A circuit, or the scores of a file without one."""
+    found = foreign.read(path, graph=graph)
+    assert found is not None, "its ending, or its parts, say that it is one"
+    scored = found.scores is not None and found.scores.any()
+    if found.mask.any() or not (scored or found.node_scores is not None):
+        return Circuit.open(path, graph=graph)
+    return Scores.open(path, graph=graph) if scored else NodeScores.open(path, graph=graph)
 
 
 def _folder(path: Path) -> Any:
@@ -93,7 +116,7 @@ def _folder(path: Path) -> Any:
             return _class(json_object(file).get("format"), file).open(path if whole else file)
     inside = sorted(one for one in path.iterdir() if one.suffix.lower() in eap_ig.ENDINGS)
     if len(inside) == 1:
-        return _json(inside[0])
+        return open(inside[0])
     if not inside or any(one.suffix.lower() == ".json" for one in inside):
         check_file(path)  # says that it is a folder
     return sorted(map(Circuit.open, inside), key=len)
@@ -123,7 +146,7 @@ def _tensors(path: Path) -> Any:
 
 
 def _json(path: Path) -> Any:
-    content = json_object(path) if path.suffix.lower() == ".json" else {}
+    content = json_object(path)
     name = content.get("format")
     if name is None:
         if command := next((command for keys, command in UNREAD if keys <= content.keys()), None):
@@ -134,9 +157,6 @@ def _json(path: Path) -> Any:
     if content and not content.keys() & {"edges", "nodes"}:  # no circuit either, of this package or another
         found = f"'{name}'" if name else f"a JSON object of {', '.join(list(content)[:MOST_KEYS])}"
         raise FileError(f"{path}: holds {found}, no result: give {READS}")
-    file = None if "format" in content else eap_ig.read(path)
-    if file is not None and file.scores is not None and not file.mask.any():
-        return Scores.open(path)
     try:
         return Circuit.open(path)
     except FileError as error:

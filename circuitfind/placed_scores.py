@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from circuitfind.errors import ScoreError, check_count
-from circuitfind.export import html, picture, placed_picture
+from circuitfind.export import html, neuronpedia, picture, placed_picture
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 from circuitfind.result import By, check_by
@@ -121,19 +121,25 @@ class PlacedScores(ScoreTable):
 
     def to_dot(self, n: int = DRAWN, by: By = "absolute", title: str | None = None) -> str:
         """Graphviz source of the n strongest edges, one column a place; `title`: a line above the picture."""
-        rows = [
-            placed_picture.PlacedRow(p, u, r, float(self.values[p, u, r]))
-            for p, u, r in np.argwhere(self.cut(n, by)).tolist()
-        ]
-        return placed_picture.source(self.graph, rows, self.positions, title)
+        return placed_picture.source(self.graph, self._drawn(n, by), self.positions, title)
 
     def render(self, path: str | PathLike[str], n: int = DRAWN, by: By = "absolute", title: str | None = None) -> Path:
         """Draws that to `.svg`, `.png` or `.pdf` with Graphviz's `dot`."""
         return picture.render(path, self.to_dot(n, by, title))
 
+    def _drawn(self, n: int, by: By) -> list[placed_picture.PlacedRow]:
+        places = np.argwhere(self.cut(n, by)).tolist()
+        return [placed_picture.PlacedRow(p, u, r, float(self.values[p, u, r])) for p, u, r in places]
+
     # ---------------------------------------------------------------- files
-    def save(self, path: str | PathLike[str]) -> Path:  # type: ignore[override]
-        """Writes safetensors; graph, record and places in the header."""
+    def save(self, path: str | PathLike[str], n: int = DRAWN, by: By = "absolute") -> Path:  # type: ignore[override]
+        """Writes safetensors; graph, record and places in the header. A name in `.csv` or `.parquet`: a table.
+
+        A name that ends in `.neuronpedia.json` is a graph of the `n` strongest edges for Neuronpedia's page, as they
+        are drawn, each in the column of its place.
+        """
+        if str(path).lower().endswith(neuronpedia.ENDING):
+            return neuronpedia.write_placed(path, self.graph, self._drawn(n, by), self.positions, self.record)
         return self._save(path)
 
     @classmethod

@@ -15,8 +15,6 @@ Figures and pages are made by rooms above this one. A result reaches them by nam
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
@@ -29,7 +27,7 @@ from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, ge
 import numpy as np
 
 from circuitfind.errors import FileError, ScoreError
-from circuitfind.export import files, html
+from circuitfind.export import files, html, table
 from circuitfind.statistics import Interval
 
 UNSAVED: Mapping[str, Any] = {"saved": False}  # metadata of a field that files leave out
@@ -110,7 +108,7 @@ class Result:
 
     # ---------------------------------------------------------------- as a file
     def save(self, path: str | PathLike[str], **more: Any) -> Path:
-        """Writes everything as `.json`, or the rows as `.csv`.
+        """Writes everything as `.json`, or the rows as `.csv` (or as `.parquet`, where pyarrow is installed).
 
         Args:
             more: further entries of a `.json`, which reading passes over.
@@ -119,10 +117,8 @@ class Result:
             FileError: another ending, or the place cannot be written to.
         """
         ending = Path(path).suffix.lower()
-        if ending == ".csv" and self.ROWS:
-            columns, text = self.columns(), io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
-            return files.write_text(path, text.getvalue())
+        if table.fits(path) and self.ROWS:
+            return table.write(path, self.columns())
         if ending != ".json":
             also = " or .csv (its rows)" if self.ROWS else ""
             raise FileError(f"{path}: a {type(self).__name__} is saved as .json (everything){also}, not as '{ending}'")

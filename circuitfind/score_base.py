@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from circuitfind.errors import FileError, ScoreError
-from circuitfind.export import files
+from circuitfind.export import files, table
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 from circuitfind.result import Result
@@ -71,6 +71,8 @@ class ScoreTable(Result):
             )
 
     def _save(self, path: str | PathLike[str]) -> Path:
+        if table.fits(path):
+            return table.write(path, self.columns())
         header = {"format": FORMAT, "version": VERSION, "level": self.LEVEL}
         header |= {} if self.positions is None else {"positions": json.dumps(self.positions)}
         header |= {"graph": json.dumps(self.graph.as_dict()), "record": json.dumps(files.plain(asdict(self.record)))}

@@ -29,8 +29,8 @@ import numpy as np
 
 from circuitfind.circuit import Circuit, connected
 from circuitfind.errors import FileError, ScoreError, check_count
-from circuitfind.export import eap_ig, html
-from circuitfind.export.eap_ig_forms import EapIgFile
+from circuitfind.export import eap_ig, foreign, html
+from circuitfind.export.eap_ig_forms import Foreign
 from circuitfind.graph import Graph, ends_of
 from circuitfind.record import NO_EFFECT, Record
 from circuitfind.result import By, check_by, strongest
@@ -192,24 +192,25 @@ class Scores(ScoreTable):
 
     # ---------------------------------------------------------------- files
     def save(self, path: str | PathLike[str], format: eap_ig.Format = "circuitfind") -> Path:  # type: ignore[override]
-        """Writes safetensors, graph and record in the header; "eap-ig": the EAP-IG library's `.json` or `.pt`.
+        """Writes safetensors, graph and record in the header; "eap-ig": the EAP-IG library's `.json` or `.pt`; under a
+        name in `.csv` or `.parquet` a table.
 
         Raises:
             FileError: the file cannot be written; or "eap-ig" for scores of shared keys and values: that file has them
                 by query head (`attribute(ungrouped=True)`).
         """
         if eap_ig.check_format(format) == "eap-ig":
-            return eap_ig.write(path, EapIgFile(self.graph, np.zeros_like(self.graph.real), self.values))
+            return eap_ig.write(path, Foreign(self.graph, np.zeros_like(self.graph.real), self.values))
         return self._save(path)
 
     @classmethod
-    def open(cls, path: str | PathLike[str], sign: eap_ig.Sign = "effect", graph: Graph | None = None) -> Scores:
+    def open(cls, path: str | PathLike[str], sign: foreign.Sign = "effect", graph: Graph | None = None) -> Scores:
         """Reads what `save` wrote, in either format, without any model.
 
         Args:
             sign, graph: of an EAP-IG file; see `Circuit.open`. Scores of query heads are summed into a shared head's.
         """
-        return cls(*(eap_ig.read_scores(path, "edge", sign, graph) or open_scores(path, "edge")[:3]))
+        return cls(*(foreign.read_scores(path, "edge", sign, graph) or open_scores(path, "edge")[:3]))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -327,10 +328,10 @@ class NodeScores(ScoreTable):
         if eap_ig.check_format(format) == "eap-ig":
             if self.values.ndim > 1:
                 raise FileError(f"{path}: the file holds one score a node: sum these over positions first")
-            return eap_ig.write(path, EapIgFile(self.graph, np.zeros_like(self.graph.real), node_scores=self.values))
+            return eap_ig.write(path, Foreign(self.graph, np.zeros_like(self.graph.real), node_scores=self.values))
         return self._save(path)
 
     @classmethod
-    def open(cls, path: str | PathLike[str], sign: eap_ig.Sign = "effect", graph: Graph | None = None) -> NodeScores:
+    def open(cls, path: str | PathLike[str], sign: foreign.Sign = "effect", graph: Graph | None = None) -> NodeScores:
         """Reads what `save` wrote, in either format, without any model; `sign` and `graph`: see `Circuit.open`."""
-        return cls(*(eap_ig.read_scores(path, "node", sign, graph) or open_scores(path, "node")))
+        return cls(*(foreign.read_scores(path, "node", sign, graph) or open_scores(path, "node")))

@@ -190,7 +190,7 @@ def test_graphml_round_trip(tmp_path: Path) -> None:
 
 def test_graphml_leaves_unknown_values_out(tmp_path: Path) -> None:
     rows = [EdgeRow(0, GRAPH.edge("input->m1")[1], float("nan"), None)]
-    path = graphs.write_graphml(tmp_path / "c.graphml", GRAPH, rows, ["input", "m1"])
+    path = graphs.write_graphml(tmp_path / "c.graphml", graphs.to_networkx(GRAPH, rows, ["input", "m1"]))
     (found,) = (data for *_, data in networkx.read_graphml(path).edges(data=True))
     assert found.keys() & {"estimate", "exact", "effect"} == set()
 

@@ -29,7 +29,7 @@ from circuitfind.cli.app import main
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import CircuitfindError, FileError, ModelError
 from circuitfind.export import mib
-from circuitfind.export.eap_ig import regrouped
+from circuitfind.export.foreign import regrouped
 from circuitfind.graph import Graph
 from circuitfind.models.layer import Layout
 

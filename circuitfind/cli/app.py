@@ -39,6 +39,7 @@ from circuitfind.cli.evaluate import evaluate
 from circuitfind.cli.export import export
 from circuitfind.cli.find import find
 from circuitfind.cli.learn import learn
+from circuitfind.cli.mib import mib
 from circuitfind.cli.models import models
 from circuitfind.cli.options import as_text, keyword_of, option, spelled_of, value_of
 from circuitfind.cli.output import BAD_INPUT, CLOSED_PIPE, FAILED, Lasting, Output
@@ -52,7 +53,7 @@ from circuitfind.errors import CircuitfindError
 Verb = Callable[..., int | None]
 VERBS: tuple[Verb, ...] = (
     *(find, attribute, patch, approximation, attention, verify, evaluate, acdc, learn, compare),
-    *(export, show, agree, testbed, tasks, models, doctor),
+    *(export, mib, show, agree, testbed, tasks, models, doctor),
 )
 EXAMPLE = "Example: "
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import circuitfind as cf
 from circuitfind.cli import options
 from circuitfind.cli.cells import count
 from circuitfind.cli.options import option
-from circuitfind.cli.output import FAILED, Output
+from circuitfind.cli.output import Output
 from circuitfind.errors import FileError
 
-MIB, EAP_IG = "mib", "eap-ig"
-PICTURES = ("dot", "svg", "png", "pdf")
-FORMATS = (*PICTURES, "graphml", "json", "safetensors", EAP_IG, MIB)
-ENDINGS = {form: (f".{form}",) for form in FORMATS if form != MIB} | {EAP_IG: (".json", ".pt")}
+Named = TypeVar("Named", "cf.Circuit", "cf.PlacedScores")
+MIB, EAP_IG, NEURONPEDIA = "mib", "eap-ig", "neuronpedia"
+PICTURES, TABLES = ("dot", "svg", "png", "pdf"), ("csv", "parquet")
+FORMATS = (*PICTURES, "graphml", "json", "safetensors", *TABLES, NEURONPEDIA, EAP_IG, MIB)
+ENDINGS: dict[str, tuple[str, ...]] = {form: (f".{form}",) for form in FORMATS if form != MIB}
+ENDINGS |= {EAP_IG: (".json", ".pt"), NEURONPEDIA: (".neuronpedia.json",)}
 
 
 @dataclass(frozen=True)
@@ -25,28 +27,28 @@ class ExportOptions:
     to: str | None = option("The format. Default: by the ending of --out, else svg.", words=FORMATS)
     top: int | None = option("Only so many of the strongest edges.", least=1)
     title: str | None = option("A line above the picture.")
-    entry: str | None = option("For mib: such as ioi_gpt2.", metavar="TASK_MODEL")
+    entry: str | None = option(
+        "For mib: such as ioi_gpt2. For neuronpedia: the model's id there, such as gpt2-small.", metavar="NAME"
+    )
     by: str = option("For mib: what circuits of grouped-query models rank by.", options.BY[1], words=options.BY)
 
 
-def export(what: ExportOptions, sign: options.Sign, place: options.Out, out: Output) -> int | None:
+def export(what: ExportOptions, sign: options.Sign, place: options.Out, out: Output) -> None:
     """Write a circuit or scores as a picture or for another tool.
 
-    Formats: dot, svg, png, pdf (with Graphviz's "dot" installed), graphml, json; eap-ig (.json or .pt); of scores
-    also safetensors and mib, a folder of MIB's circuit track. --out is a file or a folder. With --to mib, FILE may be a
-    folder, which is checked as a submission.
+    Formats: dot, svg, png, pdf (with Graphviz's "dot" installed), graphml, json, neuronpedia (for its page and
+    circuit-tracer's), csv, parquet; eap-ig (.json or .pt); of scores also safetensors and mib, a folder of MIB's
+    circuit track, which "circuitfind mib" checks. --out is a file or a folder.
 
     Example: circuitfind export circuitfind-out/circuit.json --to graphml
     """
-    if what.to == MIB and what.circuit.is_dir():
-        return _check_mib(what.circuit, out)
     given = _open(what, sign.sign)
     if isinstance(given, cf.PlacedScores):
         _draw_places(given, what, place.out, out)
-        return None
+        return
     if what.to == MIB:
         _write_mib(_as_scores(what.circuit, given), place.out, what, out)
-        return None
+        return
     path, form = _target(what, place.out)
     if path.exists() and path.resolve() == what.circuit.resolve():
         raise FileError(f"{path}: this would overwrite {what.circuit} itself: give --out another name")
@@ -54,7 +56,6 @@ def export(what: ExportOptions, sign: options.Sign, place: options.Out, out: Out
         _write(given, path, form, what)
     out.say(f"Written: {path} ({count(len(given), 'edge')})")
     out.document({"file": str(path), "format": form, "edges": len(given), "nodes": len(getattr(given, "nodes", []))})
-    return None
 
 
 def _draw_places(given: cf.PlacedScores, what: ExportOptions, out: Path, console: Output) -> None:
@@ -63,12 +64,15 @@ def _draw_places(given: cf.PlacedScores, what: ExportOptions, out: Path, console
     from circuitfind.placed_scores import DRAWN
 
     path, form = _target(what, out)
-    if form not in PICTURES:
-        raise FileError(f"{what.circuit}: edges at their places are drawn only: use --to {', '.join(PICTURES)}")
+    if form not in (*PICTURES, NEURONPEDIA):
+        drawn = ", ".join((*PICTURES, NEURONPEDIA))
+        raise FileError(f"{what.circuit}: edges at their places are drawn only: use --to {drawn}")
     n = what.top or DRAWN
     with console.waiting("drawing"):
         if form == "dot":
             write_text(path, given.to_dot(n, title=what.title))
+        elif form == NEURONPEDIA:
+            _renamed(given, what.entry).save(path, n)
         else:
             given.render(path, n, title=what.title)
     edges = int(given.cut(n).sum())
@@ -101,7 +105,7 @@ def _as_scores(path: Path, given: cf.Circuit | cf.Scores) -> cf.Scores:
 
 def _target(what: ExportOptions, out: Path) -> tuple[Path, str]:
     """The file and its format, from --to and --out."""
-    ending = out.suffix.lower()
+    ending = ENDINGS[NEURONPEDIA][0] if out.name.lower().endswith(ENDINGS[NEURONPEDIA]) else out.suffix.lower()
     if not ending or out.is_dir():
         form = what.to or "svg"
         return out / f"{what.circuit.stem}{'.eap-ig.json' if form == EAP_IG else ENDINGS[form][0]}", form
@@ -121,23 +125,28 @@ def _write(given: cf.Circuit | cf.Scores, path: Path, form: str, what: ExportOpt
         given.save(path, format="eap-ig")
     elif form == "safetensors":
         _as_scores(what.circuit, given).save(path)
+    elif form in TABLES:
+        given.save(path)
     elif not isinstance(given, cf.Circuit):
         raise FileError(f"{what.circuit}: scores of all edges are no circuit: give --top, how many edges to take")
-    elif form == "json":
-        given.save(path)
-    elif form == "graphml":
-        given.to_graphml(path)
+    elif form in ("json", "graphml", NEURONPEDIA):
+        _renamed(given, what.entry).save(path)
     elif form == "dot":
         write_text(path, given.to_dot(title=what.title))
     else:
         given.render(path, title=what.title)
 
 
+def _renamed(given: Named, model: str | None) -> Named:
+    """The same under the model's name elsewhere."""
+    return given if model is None else replace(given, record=replace(given.record, model=model))
+
+
 # -------------------------------------------------------------------- MIB
 def _write_mib(scores: cf.Scores, root: Path, what: ExportOptions, out: Output) -> None:
     """Writes an entry of the circuit track: the scores, or nine circuits where scores are of shared keys and values."""
     from circuitfind.export import mib
-    from circuitfind.export.eap_ig_forms import EapIgFile
+    from circuitfind.export.eap_ig_forms import Foreign
 
     name, graph = what.entry, scores.graph
     by: Any = what.by
@@ -146,19 +155,8 @@ def _write_mib(scores: cf.Scores, root: Path, what: ExportOptions, out: Output) 
     if graph.group > 1:
         files = mib.write_circuits(root, name, graph, scores.ranked(by))
         why = f"{graph.group} query heads share each key and value, and MIB's scores are by query head"
-        out.say(f"Nine circuits in place of scores: {why} (circuitfind attribute --ungrouped).")
+        out.say(f"Nine circuits in place of scores: {why} (score with circuitfind attribute --ungrouped).")
     else:
-        files = mib.write_importances(root, name, EapIgFile(graph, graph.real & False, scores.values))
+        files = mib.write_importances(root, name, Foreign(graph, graph.real & False, scores.values))
     out.say(f"Written: {root / name} ({count(len(files), 'file')})")
     out.document({"folder": str(root / name), "files": [str(path) for path in files]})
-
-
-def _check_mib(root: Path, out: Output) -> int:
-    """Says what each folder of a submission holds and what is wrong with it."""
-    from circuitfind.export import mib
-
-    entries = mib.check(root)
-    rows = [(entry.name, entry.holds, entry.problem or "ok") for entry in entries]
-    out.table(f"{root} as a submission to MIB", ("folder", "holds", ""), rows)
-    out.document({"folder": str(root), "entries": [entry._asdict() for entry in entries]})
-    return FAILED if any(entry.problem for entry in entries) else 0

@@ -13,7 +13,8 @@ JSON, in the library's own order of keys, so that the same content gives the sam
     nodes_in_graph, nodes_scores   [writers] bool, float32 with NaN where unscored; scores optional
 
 1. `cfg` has no number of key/value heads: the graph has one k and one v per query head.
-2. Edges that a file does not list are outside the circuit, with score 0. Scores that are NaN or infinite become NaN.
+2. Edges that a file does not list are outside the circuit, with score 0. A score of -inf ("never in", as in the
+   library's own selections) becomes the number below the lowest; NaN and +inf are no scores: NaN.
 3. Circuits of single neurons are refused: a node is in as a whole or out.
 """
 
@@ -21,7 +22,6 @@ from __future__ import annotations
 
 import io
 import math
-import pickle
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -31,29 +31,28 @@ from circuitfind.errors import FileError
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 
+# These files do not name their ablation: the library's default is assumed.
+RECORD = Record(settings={"file": "eap-ig", "assumed": "ablation and direction"}, versions={})
 CONFIG = ("n_layers", "n_heads", "parallel_attn_mlp", "d_model")
 
 
-class EapIgFile(NamedTuple):
-    """A graph's circuit and scores.
+class Foreign(NamedTuple):
+    """What the file of another tool holds: a graph's circuit and scores.
 
     Attributes:
         mask: `[writers, readers]` bool, the circuit.
         scores: `[writers, readers]` float32 effects, NaN where the file has no number; None where it has none at all.
         node_scores: `[writers]` float32 effects, NaN where unscored; None where no node is scored.
+        record: what is known of how the file was made.
     """
 
     graph: Graph
     mask: np.ndarray
     scores: np.ndarray | None = None
     node_scores: np.ndarray | None = None
+    record: Record = RECORD
 
-    @property
-    def record(self) -> Record:
-        """What is known of how the file was made. It does not name its ablation: the library's default is assumed."""
-        return Record(settings={"file": "eap-ig", "assumed": "ablation and direction"}, versions={})
-
-    def negated(self) -> EapIgFile:
+    def negated(self) -> Foreign:
         """The same with changes of the metric turned into effects, or back."""
         scores, nodes = (None if values is None else 0 - values for values in (self.scores, self.node_scores))
         return self._replace(scores=scores, node_scores=nodes)
@@ -75,10 +74,17 @@ def graph_of(cfg: Any) -> Graph:
 
 
 def number(name: str, value: Any) -> float:
-    """A score; NaN where it is not finite."""
+    """A score as it stands in the file."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise FileError(f"'{name}': its score is not a number: {str(value)[:40]!r}")
-    return value if math.isfinite(value) else math.nan
+    return value
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    """Scores as numbers, NaN where there is none."""
+    lowest = values[np.isfinite(values)].min(initial=0)
+    values = np.where(values == -np.inf, np.nextafter(np.float32(lowest), np.float32(-np.inf)), values)
+    return np.where(np.isfinite(values), values, np.float32(np.nan)).astype(np.float32)
 
 
 def refuse_neurons(name: str, inside: bool, neurons: Any) -> None:
@@ -92,7 +98,7 @@ def refuse_neurons(name: str, inside: bool, neurons: Any) -> None:
 PARTS = {"cfg", "nodes", "edges"}
 
 
-def from_json(raw: dict[str, Any]) -> EapIgFile:
+def from_json(raw: dict[str, Any]) -> Foreign:
     """The content of a parsed file."""
     graph = graph_of(raw["cfg"])
     mask = np.zeros((graph.n_writers, graph.n_readers), dtype=bool)
@@ -107,8 +113,9 @@ def from_json(raw: dict[str, Any]) -> EapIgFile:
         if name != "logits":
             refuse_neurons(name, part["in_graph"], part.get("neurons", True))
             node_scores[graph.writer(name)] = number(name, part.get("score", math.nan))
-    scored = any("score" in part for _, part in edges)
-    return EapIgFile(graph, mask, scores if scored else None, None if np.isnan(node_scores).all() else node_scores)
+    scored = any(part.get("score", -math.inf) != -math.inf for _, part in edges)  # scores of nodes: all edges have -inf
+    of_nodes = None if np.isnan(node_scores).all() else finite(node_scores)
+    return Foreign(graph, mask, finite(scores) if scored else None, of_nodes)
 
 
 def _entries(raw: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
@@ -120,7 +127,7 @@ def _entries(raw: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
     return list(raw[key].items())
 
 
-def as_json(content: EapIgFile, inside: np.ndarray) -> dict[str, Any]:
+def as_json(content: Foreign, inside: np.ndarray) -> dict[str, Any]:
     """What to dump: `content` over an ungrouped graph, with scores; `inside` is `[nodes]` bool."""
     graph, scores = content.graph, content.scores
     assert scores is not None
@@ -154,9 +161,10 @@ def cells(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
 NEEDED = ("cfg", "src_nodes", "dst_nodes", "edges_in_graph", "nodes_in_graph")
 
 
-def from_pt(file: bytes) -> EapIgFile:
-    """The content of a file's bytes."""
-    raw = _load(file)
+def from_pt(raw: Any) -> Foreign:
+    """The content of a loaded file."""
+    if missing := [key for key in NEEDED if not isinstance(raw, dict) or key not in raw]:
+        raise FileError(f"not an EAP-IG graph: no {', '.join(missing)}")
     graph = graph_of(raw["cfg"])
     for key, names in (("src_nodes", graph.writer_names), ("dst_nodes", graph.reader_names)):
         if raw[key] != list(names):
@@ -166,28 +174,15 @@ def from_pt(file: bytes) -> EapIgFile:
     nodes = _array(raw, "nodes_in_graph", shape[:1]).astype(bool)
     scores = node_scores = None
     if raw.get("edges_scores") is not None:
-        scores = np.where(graph.real, _finite(_array(raw, "edges_scores", shape)), np.float32(0))
+        scores = finite(np.where(graph.real, _array(raw, "edges_scores", shape), np.float32(0)))
     if raw.get("nodes_scores") is not None:
-        of_nodes = _finite(_array(raw, "nodes_scores", shape[:1]))
+        of_nodes = finite(_array(raw, "nodes_scores", shape[:1]))
         node_scores = None if np.isnan(of_nodes).all() else of_nodes
     if raw.get("neurons_in_graph") is not None:
         neurons = _array(raw, "neurons_in_graph", (graph.n_writers, graph.d_model))
         for name, inside, own in zip(graph.writer_names, nodes, neurons, strict=True):
             refuse_neurons(name, inside, own)
-    return EapIgFile(graph, mask, scores, node_scores)
-
-
-def _load(file: bytes) -> dict[str, Any]:
-    import torch
-
-    try:
-        raw = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)  # wherever it was saved
-    except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        raise FileError(f"not a file of plain tensors: {str(error).partition(chr(10))[0]}") from None
-    content: dict[str, Any] = raw if isinstance(raw, dict) else {}
-    if missing := [key for key in NEEDED if key not in content]:
-        raise FileError(f"not an EAP-IG graph: no {', '.join(missing)}")
-    return content
+    return Foreign(graph, mask, scores, node_scores)
 
 
 def _array(raw: dict[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -197,11 +192,7 @@ def _array(raw: dict[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(values), values, np.float32(np.nan))
-
-
-def as_pt(content: EapIgFile, inside: np.ndarray) -> bytes:
+def as_pt(content: Foreign, inside: np.ndarray) -> bytes:
     """The file's bytes: `content` over an ungrouped graph, with scores; `inside` is `[nodes]` bool."""
     import torch
 

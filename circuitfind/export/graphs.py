@@ -5,23 +5,28 @@
 2. One networkx edge an edge of the circuit, from the writer to the node that its reader feeds, keyed by the reader's
    name, so q, k and v of one head are parallel edges: attributes `edge` (the full name), `kind` (q, k, v, mlp or
    logits), `estimate`, `exact`, and `effect` (exact where measured, else the estimate). Unknown: no attribute.
-3. A reader of a shared key/value head feeds every query head of its group: the edge is drawn to each of those that are
+3. Of the graph itself: the model's numbers, what the record says (model, task, metric, method, ...) and what was
+   measured of the circuit as a whole (faithfulness, ...), as far as these are single numbers and text.
+4. A reader of a shared key/value head feeds every query head of its group: the edge is drawn to each of those that are
    in the circuit. Where none is, it is drawn to a node of kind `kv` that stands for the shared head.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import networkx
 
 from circuitfind.export.files import write_bytes
 from circuitfind.graph import Graph
+from circuitfind.record import Record
 
 
 class EdgeRow(NamedTuple):
@@ -51,20 +56,30 @@ def node_attributes(graph: Graph, node: str) -> dict[str, Any]:
     return {"kind": "head", "layer": layer, "head": index - graph.head(layer)}
 
 
+def described(graph: Graph, record: Record, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a circuit as a whole, numbers and text only."""
+    known = {**graph.as_dict(), **asdict(record), **facts}
+    kinds = (bool, int, float, str)
+    return {name: value for name, value in known.items() if isinstance(value, kinds) and value not in ("", math.inf)}
+
+
 def fed(graph: Graph, reader: int, inside: set[str]) -> list[str]:
     """Names of the nodes that a reader feeds, as far as they are inside the circuit."""
     names = (graph.node_names[node] for node in graph.serves[reader].nonzero()[0])
     return [name for name in names if name in inside]
 
 
-def to_networkx(graph: Graph, rows: Iterable[EdgeRow], nodes: Sequence[str]) -> networkx.MultiDiGraph:
+def to_networkx(
+    graph: Graph, rows: Iterable[EdgeRow], nodes: Sequence[str], about: Mapping[str, Any] = MappingProxyType({})
+) -> networkx.MultiDiGraph:
     """The circuit as a directed multigraph (see the module's head for the attributes).
 
     Args:
         rows: the circuit's edges, effects in units of the metric, positive = supports.
         nodes: names of the circuit's nodes.
+        about: of the graph itself, as `described` gives it.
     """
-    result: networkx.MultiDiGraph = networkx.MultiDiGraph()
+    result: networkx.MultiDiGraph = networkx.MultiDiGraph(**about)
     result.add_nodes_from((node, node_attributes(graph, node)) for node in nodes)
     inside = set(nodes)
     for row in rows:
@@ -81,8 +96,8 @@ def to_networkx(graph: Graph, rows: Iterable[EdgeRow], nodes: Sequence[str]) -> 
     return result
 
 
-def write_graphml(path: str | PathLike[str], graph: Graph, rows: Iterable[EdgeRow], nodes: Sequence[str]) -> Path:
-    """Writes GraphML; unknown values are left out."""
+def write_graphml(path: str | PathLike[str], circuit: networkx.MultiDiGraph) -> Path:
+    """Writes what `to_networkx` gives as GraphML; unknown values are left out."""
     buffer = BytesIO()
-    networkx.write_graphml(to_networkx(graph, rows, nodes), buffer)
+    networkx.write_graphml(circuit, buffer)
     return write_bytes(path, buffer.getvalue())

@@ -1,8 +1,8 @@
 """Folders for MIB's circuit track (Mueller et al. 2025): one a task and model, named `{task}_{model}`.
 
-1. A folder holds either one file of scores (positive = keep), `importances.json`, or nine circuits of at most 0.1, 0.2,
+1. A folder holds either one file of scores (positive = keep), `importances.pt`, or nine circuits of at most 0.1, 0.2,
    0.5, 1, 2, 5, 10, 20 and 50% of the edges; files are those of the EAP-IG library. A tenth, empty circuit is
-   tolerated (the track's page says nine and lists ten).
+   tolerated (the track's page says nine and lists ten). JSON is taken, too, but is ten times as large.
 2. Sizes count edges as these files do, a key and value per query head: one into a shared head costs the whole group.
    A circuit takes edges best first as long as they fit. Scores are by query head, too: of a grouped-query model those
    of `attribute(ungrouped=True)`.
@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from circuitfind.errors import FileError
-from circuitfind.export import eap_ig
-from circuitfind.export.eap_ig_forms import EapIgFile
+from circuitfind.export import eap_ig, foreign
+from circuitfind.export.eap_ig_forms import Foreign
 from circuitfind.graph import Graph
 
 PERCENT = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
@@ -60,10 +60,10 @@ def _check_graph(name: str, graph: Graph) -> None:
 
 
 # -------------------------------------------------------------------- writing
-def write_importances(root: str | PathLike[str], name: str, content: EapIgFile) -> list[Path]:
-    """Writes scores: `root/name/importances.json`; of a grouped-query model those by query head."""
+def write_importances(root: str | PathLike[str], name: str, content: Foreign) -> list[Path]:
+    """Writes scores: `root/name/importances.pt`; of a grouped-query model those by query head."""
     _check_graph(name, content.graph)
-    return [eap_ig.write(Path(root, name, "importances.json"), content)]
+    return [eap_ig.write(Path(root, name, "importances.pt"), content)]
 
 
 def write_circuits(root: str | PathLike[str], name: str, graph: Graph, ranked: np.ndarray) -> list[Path]:
@@ -73,7 +73,7 @@ def write_circuits(root: str | PathLike[str], name: str, graph: Graph, ranked: n
     """
     _check_graph(name, graph)
     masks = zip(PERCENT, circuits(graph, ranked), strict=True)
-    return [eap_ig.write(Path(root, name, f"{percent:g}.pt"), EapIgFile(graph, mask)) for percent, mask in masks]
+    return [eap_ig.write(Path(root, name, f"{percent:g}.pt"), Foreign(graph, mask)) for percent, mask in masks]
 
 
 def circuits(graph: Graph, ranked: np.ndarray) -> Iterator[np.ndarray]:
@@ -112,7 +112,7 @@ def _checked(folder: Path) -> Folder:
         task_and_model(folder.name)
         contents = []
         for path in files:
-            if (content := eap_ig.read(path)) is None:
+            if (content := foreign.read(path)) is None:
                 raise FileError(f"{path.name} is not a file of the EAP-IG library")
             _check_graph(folder.name, content.graph)
             contents.append(content)
@@ -125,7 +125,7 @@ def _checked(folder: Path) -> Folder:
         return Folder(folder.name, f"{len(files)} file{'' if len(files) == 1 else 's'}", str(error))
 
 
-def _check_importances(content: EapIgFile) -> None:
+def _check_importances(content: Foreign) -> None:
     scores = content.scores
     if scores is not None and np.isnan(scores).any():
         raise FileError("some scores are not finite numbers")
@@ -133,7 +133,7 @@ def _check_importances(content: EapIgFile) -> None:
         raise FileError("one file that holds no scores, only membership: give its scores, or nine circuits")
 
 
-def _check_circuits(contents: list[EapIgFile]) -> None:
+def _check_circuits(contents: list[Foreign]) -> None:
     sizes = sorted(int(content.mask.sum()) for content in contents)
     sizes = sizes[1:] if len(sizes) == len(PERCENT) + 1 and sizes[0] == 0 else sizes
     if len(sizes) != len(PERCENT):

@@ -1,0 +1,130 @@
+"""Circuits and scores in the files of other tools: the EAP-IG library's and MIB's, ACDC's, auto-circuit's.
+
+1. A file is known by what it holds, not by its name: JSON with `cfg`, `nodes` and `edges`; a `.pt`, `.pth` or `.pkl` of
+   plain data (`pickled.py`).
+2. An EAP-IG file whose scores are the *change* of the metric when the edge is ablated is read with `sign="change"`,
+   which negates them.
+3. All of them have a key and a value per query head. Reading goes to the grouped graph where one is given: an edge into
+   a shared head is in if it is in for any of its query heads, and its score is the sum over them, because the gradient
+   at a shared key or value is the sum of those at its copies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from circuitfind.errors import FileError
+from circuitfind.export import acdc_files, auto_circuit, pickled
+from circuitfind.export.eap_ig import columns
+from circuitfind.export.eap_ig_forms import PARTS, RECORD, Foreign, from_json, from_pt
+from circuitfind.graph import Graph
+from circuitfind.record import Record
+
+Sign = Literal["effect", "change"]
+
+
+def read(path: str | PathLike[str], sign: str = "effect", graph: Graph | None = None) -> Foreign | None:
+    """Reads a file of another tool; None where it is of no such kind, or missing.
+
+    `sign`: what an EAP-IG file's scores are: "effect" (positive = keep), or "change" of the metric on ablation.
+    `graph`: the model's own, needed where key/value heads are grouped: the files do not say so.
+    """
+    if sign not in ("effect", "change"):
+        raise FileError(f"sign='{sign}' is unknown: use 'effect' (positive = keep) or 'change' (of the metric)")
+    found = _parse(Path(path), graph)
+    if found is None:
+        if sign != "effect" and Path(path).is_file():
+            raise FileError(f"{path}: sign='{sign}' is for EAP-IG's files, and this is not one")
+        return None
+    form, raw = found
+    try:
+        content = _over(graph, form(raw))
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from None
+    if sign == "change" and content.record != RECORD:
+        raise FileError(f"{path}: sign='{sign}' is for EAP-IG's files, and this is one of {content.record.method}")
+    return content.negated() if sign == "change" else content
+
+
+def read_scores(
+    path: str | PathLike[str], level: str, sign: str = "effect", graph: Graph | None = None
+) -> tuple[Graph, np.ndarray, Record] | None:
+    """The "edge" or "node" scores of a file of this kind, as `read` gives them; None where it is of another kind."""
+    content = read(path, sign, graph)
+    if content is None:
+        return None
+    values = content.scores if level == "edge" else content.node_scores
+    if values is None:
+        raise FileError(f"{path}: holds no {level} scores")
+    missing = np.isnan(values)
+    if missing.any():
+        name = content.graph.names(missing)[0] if level == "edge" else content.graph.writer_names[missing.argmax()]
+        raise FileError(f"{path}: '{name}' has no score that is a number ({missing.sum()} of {values.size} have none)")
+    return content.graph, values, content.record
+
+
+def read_several(path: str | PathLike[str]) -> dict[str, tuple[Graph, np.ndarray, Record]]:
+    """By their names, all sets of scores that a cache of auto-circuit holds; nothing of another file."""
+    raw: Any = pickled.load(path)
+    found = {name: auto_circuit.read(one) for name, one in auto_circuit.sets(raw)} if auto_circuit.fits(raw) else {}
+    return {name: (one.graph, one.scores, one.record) for name, one in found.items() if one.scores is not None}
+
+
+def _parse(path: Path, graph: Graph | None) -> tuple[Callable[[Any], Foreign], Any] | None:
+    """The function that reads this form, and its argument; None for files of another kind."""
+    if not path.is_file():
+        return None
+    if path.suffix.lower() in pickled.ENDINGS:
+        raw = pickled.load(path)
+        if acdc_files.fits(raw):
+            return lambda raw: acdc_files.read(raw, None if graph is None else graph.ungrouped()), raw
+        return (_one, raw) if auto_circuit.fits(raw) else (from_pt, raw)
+    try:
+        with path.open("rb") as file:
+            if (first := file.read(1)) != b"{":
+                return None
+            text = first + file.read()
+        raw = json.loads(text) if b'"cfg"' in text else {}
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError):  # not JSON: the reader of the other kind says so
+        return None
+    return (from_json, raw) if raw.keys() >= PARTS else None
+
+
+def _one(raw: Any) -> Foreign:
+    """The scores of a cache that holds one set."""
+    found = dict(auto_circuit.sets(raw))
+    if len(found) > 1:
+        raise FileError(f"holds {len(found)} sets of scores, which cf.open gives by name: {'; '.join(found)}")
+    return auto_circuit.read(next(iter(found.values())))
+
+
+# -------------------------------------------------------------------- grouped-query models
+def _over(graph: Graph | None, content: Foreign) -> Foreign:
+    """The content over the given graph, which may be grouped."""
+    held = content.graph
+    if graph is not None and held.d_model == 0:  # not in the file
+        held = replace(held, d_model=graph.d_model)
+        content = content._replace(graph=held)
+    if graph is None or graph == held:
+        return content
+    if graph.ungrouped() != held:
+        said, asked = (f"{g} (d_model {g.d_model})" for g in (held, graph))
+        raise FileError(f"this file is for {said}, the given graph has {asked}")
+    scores = None if content.scores is None else regrouped(graph, content.scores)
+    return content._replace(graph=graph, mask=regrouped(graph, content.mask), scores=scores)
+
+
+def regrouped(graph: Graph, values: np.ndarray) -> np.ndarray:
+    """`[writers, readers]` of `graph` from the same over `graph.ungrouped()`: any for booleans, sums for numbers."""
+    narrow = np.zeros((graph.n_readers, graph.n_writers), dtype=values.dtype)
+    (np.logical_or if values.dtype == bool else np.add).at(narrow, columns(graph), values.T)
+    return np.ascontiguousarray(narrow.T)

@@ -1,0 +1,83 @@
+"""A circuit at the Hugging Face hub: a dataset repository of `circuit.json` and a card made from the circuit's record.
+
+Everything goes through `huggingface_hub`, so that its logins, mirrors (`HF_ENDPOINT`), caches and offline mode hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from circuitfind.errors import FileError
+from circuitfind.record import Record
+
+FILE = "circuit.json"
+STRONGEST = 10
+MADE = ("model", "task", "metric", "method", "ablation", "direction", "sign")
+MEASURED = ("faithfulness", "interval", "pair_error", "accuracy", "kl", "unseen_pairs", "search_pairs")
+HEAD = "---\ntags:\n- circuitfind\n- circuit\n- mechanistic-interpretability\n---\n"
+
+
+def push(repo: str, file: Path, card: str, message: str, private: bool | None, token: str | None) -> str:
+    """Makes the repository if there is none, commits both files at once, and returns the commit's address."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    parts = [CommitOperationAdd(FILE, file), CommitOperationAdd("README.md", card.encode())]
+    try:
+        api = HfApi(token=token, library_name="circuitfind")
+        name = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True).repo_id
+        return str(api.create_commit(name, parts, commit_message=message, repo_type="dataset").commit_url)
+    except Exception as error:
+        raise _refused(repo, error) from error
+
+
+def pull(repo: str, revision: str | None, token: str | None) -> Path:
+    """The repository's `circuit.json`, in the hub's cache."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, FILE, repo_type="dataset", revision=revision, token=token))
+    except Exception as error:
+        raise _refused(repo, error) from error
+
+
+def _refused(repo: str, error: Exception) -> FileError:
+    """What the hub or the way to it says, which its library tells by some twenty classes of error."""
+    return FileError(
+        f"{repo} at the Hugging Face hub: {str(error).strip().partition(chr(10))[0] or type(error).__name__}"
+    )
+
+
+def card(repo: str, size: str, record: Record, facts: Mapping[str, Any], strongest: Sequence[Sequence[Any]]) -> str:
+    """The dataset card, Markdown. `strongest`: edge, estimated and exact effect of each."""
+    made = {
+        name: getattr(record, name) for name in ("model", "task", "metric", "method", "ablation", "direction", "sign")
+    }
+    made |= {"pairs": record.n_examples, "seed": record.seed, "circuit": size}
+    made |= {name.replace("_", " "): facts[name] for name in MEASURED if facts.get(name) is not None}
+    made |= {"versions": ", ".join(f"{name} {value}" for name, value in record.versions.items())}
+    edges = [("edge", "estimate", "exact"), ("---",) * 3, *strongest]
+    return "\n".join(
+        [
+            f"{HEAD}# A circuit for {record.task or 'a task'} in {record.model or 'a model'}\n",
+            "Which heads, MLPs and connections do the task: edges of the model's computation graph, found and measured",
+            "with circuitfind.\n",
+            f'```python\nimport circuitfind as cf\n\ncircuit = cf.Circuit.from_hub("{repo}")\n```\n',
+            *_rows([("", ""), ("---", "---"), *((name, value) for name, value in made.items() if value != "")]),
+            "\nThe strongest edges, effects in units of the metric, positive = supports the task:\n",
+            *_rows(edges),
+            "",
+        ]
+    )
+
+
+def _rows(rows: Sequence[Sequence[Any]]) -> list[str]:
+    return [f"| {' | '.join(_cell(value) for value in row)} |" for row in rows]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " to ".join(map(_cell, value))
+    text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")

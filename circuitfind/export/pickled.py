@@ -1,0 +1,64 @@
+"""Plain data from the `.pt`, `.pth` and `.pkl` files of other tools, without running any code that they name.
+
+1. What `torch.save` wrote is read with `weights_only=True`: tensors, lists, dictionaries, text and numbers.
+2. A bare pickle may name `slice`, `OrderedDict` and ACDC's `TorchIndex`, which is data (an index such as `[:, :, 3]`).
+   Anything else that it names is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections import OrderedDict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from circuitfind.errors import FileError
+from circuitfind.export.files import check_file
+
+ENDINGS = (".pt", ".pth", ".pkl")
+
+
+class TorchIndex:
+    """ACDC's index into a hook's tensor; `hashable_tuple`: `(None, None, head)` for a head, `(None,)` for a layer."""
+
+    hashable_tuple: tuple[Any, ...]
+
+
+PLAIN = {
+    ("builtins", "slice"): slice,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("acdc.acdc_utils", "TorchIndex"): TorchIndex,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in PLAIN:
+            raise FileError(f"it names {module}.{name}, and only plain data are read: save it as tensors or text")
+        return PLAIN[module, name]
+
+
+def load(path: str | PathLike[str]) -> Any:
+    """The content of a file.
+
+    Raises:
+        FileError: there is no such file, or it holds more than plain data.
+    """
+    check_file(path)
+    try:
+        content = Path(path).read_bytes()
+        if not zipfile.is_zipfile(io.BytesIO(content)) and Path(path).suffix.lower() != ".pt":
+            return _Unpickler(io.BytesIO(content)).load()
+        import torch
+
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # wherever it was saved
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from None
+    except (RuntimeError, ValueError, EOFError, AttributeError, IndexError, KeyError, pickle.UnpicklingError) as error:
+        said = str(error).partition("\n")[0]
+        raise FileError(f"{path}: not a file of plain tensors: {said}") from None
