@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from collections.abc import Collection, Iterable, Mapping
@@ -128,6 +129,11 @@ def entered(
         raise error(taken.format(name))
     registry[name] = record
     return record
+
+
+def installing(*packages: str) -> str:
+    """The command that installs packages beside this one, wherever it runs from."""
+    return f"{shlex.quote(sys.executable)} -m pip install {' '.join(packages)}"
 
 
 def check_count(name: str, value: object, least: int = 0, most: int | None = None) -> None:

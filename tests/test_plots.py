@@ -447,9 +447,12 @@ def test_without_plotly_one_line_says_what_to_install(
         lambda: comparison_page.write_page(compared, tmp_path / "page.html"),
         lambda: cf.plot({"eap": compared["eap"].signed}),
     ):
-        with pytest.raises(FileError, match=re.escape("pip install 'circuitfind[plots]'")):
+        with pytest.raises(FileError, match=f"{re.escape(sys.executable)} -m pip install plotly$"):
             call()
-    assert main(["show", str(tmp_path / "scores.safetensors")]) == 2
+    assert main(["show", str(tmp_path / "scores.safetensors")]) == 0
+    said = capsys.readouterr()
+    assert "Strongest of" in said.out and said.err.count("\n") == 1 and "-m pip install plotly" in said.err
+    assert main(["show", str(tmp_path / "scores.safetensors"), "--what", "strongest"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not list(tmp_path.glob("*.html"))
 

@@ -66,6 +66,7 @@ class OutputOptions:
     as_json: bool = option(
         "One JSON document on standard output, everything else on standard error.", False, names=("--json",)
     )
+    verbose: bool = option("All that is known of model, memory and pairs before the run.", False)
     debug: bool = option("Show the traceback of an error.", False, variable="CIRCUITFIND_DEBUG")
 
 
@@ -75,7 +76,7 @@ def _register(app: typer.Typer, verb: Verb) -> None:
     groups = {name: kind for name, kind in hints if isinstance(kind, type) and is_dataclass(kind)}
 
     def run(ctx: typer.Context, **values: Any) -> None:
-        out = Output(values["as_json"], _command(ctx))
+        out = Output(values["as_json"], _command(ctx), values["verbose"])
 
         def call() -> int | None:
             built = {name: _built(kind, values) for name, kind in groups.items()}
@@ -174,7 +175,7 @@ def _command(ctx: typer.Context) -> list[str]:
         source, value = ctx.get_parameter_source(name), ctx.params.get(name)
         if parameter.param_type_name == "argument":
             words += [str(value)] if value is not None else []
-        elif source is not None and source.name == "COMMANDLINE" and name not in ("as_json", "debug"):
+        elif source is not None and source.name == "COMMANDLINE" and name not in ("as_json", "verbose", "debug"):
             flag = getattr(parameter, "is_flag", False)
             words += [parameter.secondary_opts[0] if flag and not value else parameter.opts[0]]
             words += [] if flag else [str(value)]
@@ -183,7 +184,6 @@ def _command(ctx: typer.Context) -> list[str]:
 
 # -------------------------------------------------------------------- the app
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -24,7 +24,7 @@ class LevelOptions:
     )
     ungrouped: bool = option("Keys and values by query head, as EAP-IG's and MIB's files have them.", False)
     normalise: bool = option("hisp: divided by the norm of each layer's scores.", False)
-    show: int = option(options.SHOW, 15, least=0)
+    show: int = option(options.SHOW, 15, least=0, names=("--top", "--show"))
 
 
 @dataclass(frozen=True)

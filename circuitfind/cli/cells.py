@@ -109,7 +109,7 @@ def _names(names: tuple[str, ...]) -> str:
 
 
 FORMS: dict[str, Callable[[Any], Cell]] = {
-    **dict.fromkeys(("asked", "n_edges", "n_pairs"), whole),
+    **dict.fromkeys(("asked", "n_edges", "n_pairs", "opposing"), whole),
     **dict.fromkeys(("p_value", "adjusted"), chance),
     **dict.fromkeys(("accuracy", "frequency"), percent),
     "fraction": lambda value: percent(value, 1),

@@ -61,7 +61,7 @@ def doctor(model: options.UncheckedModel, batch: BatchOptions, task: options.Tas
     out.say("All hold: what circuitfind computes is this model." if fine else "Do not trust scores of this model here.")
     if pairs:
         out.say()
-        inputs.introduce(loaded, bound, options.Run(), out)
+        inputs.introduce(loaded, bound, options.Run(), out, whole=True)
         found["task"] = cf.diagnose(loaded, bound).to_dict()
     checks = [{**one._asdict(), "holds": one.holds} for one in identities]
     found |= {"memory": memory, "identities": checks, "dot": dot, "versions": versions}

@@ -58,6 +58,13 @@ class JudgeOptions:
     random: int | None = option("How many random circuits of each kind to compare with. Default: 10.", least=0)
 
 
+@dataclass(frozen=True)
+class PrintOptions:
+    """What is printed of a circuit."""
+
+    top: int = option(options.SHOW, verdicts.ROWS, least=0)
+
+
 def find(
     model: options.Model,
     task: options.Task,
@@ -65,6 +72,7 @@ def find(
     run: options.Run,
     search: SearchOptions,
     judge: JudgeOptions,
+    show: PrintOptions,
     place: options.Out,
     out: Output,
 ) -> int:
@@ -103,7 +111,7 @@ def find(
     with out.progress():
         result = cf.find(loaded, bound, **wanted)
     seconds = time.monotonic() - started
-    _show(result, seconds, out)
+    _show(result, seconds, show.top, out)
     with out.progress():
         files = result.write(folder, command=out.command_line(), batch_size=run.batch_size, seed=task.seed)
     out.say()
@@ -112,12 +120,12 @@ def find(
     return FAILED if len(result.circuit) == loaded.graph.n_edges else 0
 
 
-def _show(result: cf.FindResult, seconds: float, out: Output) -> None:
+def _show(result: cf.FindResult, seconds: float, top: int, out: Output) -> None:
     circuit, facts, made = result.circuit, result.circuit.facts, result.circuit.record.settings
     out.say()
     inside = set(circuit.edges)
     verdicts.checks(
-        f"The circuit's strongest edges ({circuit.record.metric})", result.checks, out, inside, verdicts.ROWS
+        f"The circuit's strongest edges, measured ({circuit.record.metric})", result.checks, out, inside, top
     )
     verdicts.frontier(result, out)
     lines = verdicts.as_a_whole(circuit, result.checks, count(facts["unseen_pairs"], "held-out pair"))
@@ -137,6 +145,6 @@ def _show(result: cf.FindResult, seconds: float, out: Output) -> None:
     elif not result.on_target:
         out.warn(
             f"on the held-out pairs the circuit is off the target that the search pairs met"
-            f" ({facts['distance']:.3f} instead of {facts['distance_on_search_pairs']:.3f}): more pairs (--n) make the"
-            " search less lucky"
+            f" ({facts['distance']:.3f} instead of {facts['distance_on_search_pairs']:.3f}): more pairs make the search"
+            " less lucky"
         )

@@ -268,11 +268,14 @@ def introduce(
     pairs: str = "",
     scoring: bool = False,
     method: str = "",
+    whole: bool = False,
 ) -> None:
-    """Says what runs on what (`scoring`: with which memory), how well the model does the task, by which method scores
-    are made, and warns of what is wrong with the task."""
+    """Says what runs on what, how well the model does the task, by which method scores are made, and warns of what is
+    wrong with the task. `whole` (or --verbose): also with which memory (`scoring`), what the model says on the first
+    pairs, and how answers are read; without it, only where something is worth a look."""
+    whole = whole or out.verbose
     lines = [("model", model_line(model))]
-    if scoring:
+    if scoring and whole:
         sizes = (len(bound), bound.batch.clean.ids.shape[1], bound.batch.clean.read.shape[1])
         softmax = bound.metric.name != "logit_diff"
         lines.append(("memory", memory_line(model, sizes, run.batch_size, softmax)))
@@ -285,11 +288,12 @@ def introduce(
     measured = f"metric {number(summary.clean)} on clean, {number(summary.corrupted)} on corrupted prompts"
     if summary.accuracy == summary.accuracy:  # NaN without answers
         measured = f"accuracy {summary.accuracy:.0%} (top token {summary.top1:.0%}); {measured}"
-    notes = "; ".join([*summary.notes, *(text for severity, text in found.findings if severity == "note")])
+    remarks = [text for severity, text in found.findings if severity == "note"]
+    notes = "; ".join([*(summary.notes if whole else ()), *remarks])
     lines += [
         ("task", f"{summary.name}, {summary.metric}: {pairs or count(len(bound), 'pair')}"),
         ("the model", f"{measured}; lower in {summary.lowered:.0%} of pairs"),
-        *said_lines(found),
+        *(said_lines(found) if whole or found.findings else ()),
         ("notes", notes),
         ("method", method),
     ]

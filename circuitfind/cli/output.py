@@ -38,7 +38,8 @@ from circuitfind.errors import CircuitfindWarning
 BAD_INPUT, FAILED, CLOSED_PIPE = 2, 1, 141  # exit codes; a signal's is 128 and its number
 PACKAGE = Path(__file__).resolve().parents[1]
 PATIENCE = 3.0  # seconds that may pass without a word
-NOTHING = "nothing was written"
+NOTHING, PAGE = "nothing was written", "report.html"
+INDENT, BETWEEN_COLUMNS = 2, 3  # of tables
 
 
 class Lasting:
@@ -75,6 +76,31 @@ class Lasting:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
+def linked(path: Path, name: str) -> Text:
+    """A file's name, to click on where the terminal knows links."""
+    return Text(name, style=f"link {path.resolve().as_uri()}")
+
+
+def _is_number(cell: Cell) -> bool:
+    return isinstance(cell, Right) or getattr(cell, "justify", "") == "right"
+
+
+def _width(cell: Cell) -> int:
+    return (cell if isinstance(cell, Text) else Text(cell)).cell_len
+
+
+def _blocks(widths: Sequence[int], may_part: bool, room: int) -> Iterator[list[int]]:
+    """Columns of a table that stand beside each other: the first, and as many of the others as there is room for."""
+    block, used = [0], widths[0]
+    for at in range(1, len(widths)):
+        if may_part and len(block) > 1 and used + BETWEEN_COLUMNS + widths[at] > room:
+            yield block
+            block, used = [0], widths[0]
+        block.append(at)
+        used += BETWEEN_COLUMNS + widths[at]
+    yield block
+
+
 class Output:
     """The streams that a verb writes to.
 
@@ -82,14 +108,15 @@ class Output:
         text: where people read: standard output, or standard error when JSON goes to standard output.
         err: standard error.
         command: the command line that started the verb, word by word.
+        verbose: whether all that is known of a run's circumstances is to be said.
         if_stopped: what Ctrl-C is answered with, if the file `state` is there.
         typed: by the library's keyword, the value as its errors show it, and the option as it was typed.
         at_end: what is undone when the verb ends.
         complete: the checkpoints of runs that are complete, but whose results are not saved yet.
     """
 
-    def __init__(self, as_json: bool, command: list[str]) -> None:
-        self.as_json, self.command = as_json, command
+    def __init__(self, as_json: bool, command: list[str], verbose: bool = False) -> None:
+        self.as_json, self.command, self.verbose = as_json, command, verbose
         self.err = Console(stderr=True, highlight=False, markup=False)
         self.text = self.err if as_json else Console(highlight=False, markup=False)
         self.if_stopped, self.state = NOTHING, Path()
@@ -108,9 +135,20 @@ class Output:
         self.text.print(text, style=style)
 
     def finish(self, content: dict[str, Any], files: Sequence[Path], drawable: bool = False) -> None:
-        """Names the files that were written (and how to see the figures of the first), and writes the document."""
+        """Names the files that were written (and how to see the figures of the first), and writes the document.
+
+        Several files of one folder go by their names, each a link where the terminal knows links; the page that is
+        there to be read has a line of its own.
+        """
+        pages = [path for path in files if path.name == PAGE]
+        rest = [path for path in files if path not in pages]
+        folders = {path.parent for path in rest}
+        together = len(rest) > 1 and len(folders) == 1
+        names = Text(", ").join(linked(path, path.name if together else str(path)) for path in rest)
         figures = f" (figures: circuitfind show {shlex.quote(str(files[0]))})" if drawable else ""
-        self.say(f"Written: {', '.join(map(str, files))}{figures}")
+        self.text.print(Text(f"Written to {rest[0].parent}: " if together else "Written: ") + names + figures)
+        for page in pages:
+            self.text.print(Text("Report: ") + linked(page, str(page)))
         self.document({**content, "files": [str(path) for path in files]})
 
     def facts(self, rows: Iterable[tuple[str, str]]) -> None:
@@ -124,16 +162,24 @@ class Output:
         self.text.print(grid)
 
     def table(self, title: str, headings: Iterable[str], rows: Iterable[Iterable[Cell]]) -> None:
-        """A table; a column of numbers is aligned to the right."""
+        """A table; a column of numbers is aligned to the right.
+
+        Numbers are never broken over lines. Where they are too many for the window, the table goes on below, with its
+        first column again.
+        """
         self.text.print(Text(title, style="bold"))
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
-        cells = [list(row) for row in rows]
-        for at, heading in enumerate(headings):
-            right = any(isinstance(row[at], Right) or getattr(row[at], "justify", "") == "right" for row in cells)
-            table.add_column(heading, justify="right" if right else "left", overflow="fold")
-        for row in cells:
-            table.add_row(*(cell if isinstance(cell, Text) else Text(cell) for cell in row))
-        self.text.print(Padding(table, (0, 0, 1, 2), expand=False))
+        heads, cells = list(headings), [list(row) for row in rows]
+        right = [any(_is_number(row[at]) for row in cells) for at in range(len(heads))]
+        widths = [max(map(_width, (heading, *(row[at] for row in cells)))) for at, heading in enumerate(heads)]
+        for columns in _blocks(widths, all(right[1:]), self.text.width - INDENT):
+            table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+            for at in columns:
+                table.add_column(
+                    heads[at], justify="right" if right[at] else "left", overflow="fold", no_wrap=right[at]
+                )
+            for row in cells:
+                table.add_row(*(cell if isinstance(cell := row[at], Text) else Text(cell) for at in columns))
+            self.text.print(Padding(table, (0, 0, 1, INDENT), expand=False))
 
     def rows(self, title: str, rows: Sequence[Any], names: str, most: int, signed: bool = True, **called: str) -> None:
         """A table of the first rows (named tuples) of a result.

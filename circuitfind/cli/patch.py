@@ -21,7 +21,7 @@ class SweepOptions:
     direction: str | None = option(
         f"{listed(options.DIRECTIONS)} (clean values into corrupted runs). Default: {options.DIRECTIONS[0]}."
     )
-    show: int = option(options.SHOW, 15, least=0)
+    show: int = option(options.SHOW, 15, least=0, names=("--top", "--show"))
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 import circuitfind as cf
-from circuitfind.cli import tables
+from circuitfind.cli import pair, tables, verdicts
 from circuitfind.cli.cells import count
 from circuitfind.cli.options import option
-from circuitfind.cli.output import Output
-from circuitfind.errors import FileError
+from circuitfind.cli.output import Output, linked
+from circuitfind.errors import FileError, installing
 
 READS = (
     "A circuit.json, a .safetensors of scores or a sweep, or the .json of any result: verify.json, compare.json,"
@@ -22,36 +25,77 @@ READS = (
 @dataclass(frozen=True)
 class ShowOptions:
     file: Path = option(READS, MISSING, argument=True, metavar="FILE")
+    other: Path | None = option("A second circuit, to compare the first with.", argument=True, metavar="[FILE]")
     what: str | None = option("Only this figure, such as effects, strongest, layers or scatter.", metavar="FIGURE")
     out: Path | None = option("Default: the file's name with .html, beside it.", metavar="PAGE.html")
+    top: int | None = option("How many rows to print. Default: 15.", least=0)
+    sort: str | None = option("The column that rows are sorted by; numbers by magnitude.", metavar="COLUMN")
+    edges: bool = option("Print the names of a circuit's edges and nothing else, one a line.", False)
 
 
 def show(given: ShowOptions, out: Output) -> None:
     """Show a file: a page of figures that opens without a network, and the strongest rows.
 
-    Blue supports the task, red opposes it, white is 0. Needs plotly, which the extra "plots" brings.
+    Two circuits, also of two models, are compared: sizes, what edges lead into, shared edges.
 
-    Example: circuitfind show circuitfind-out/circuit.json
+    Blue supports the task, red opposes it, white is 0. The page needs plotly, which the extra "plots" brings; rows are
+    printed without it.
+
+    Example: circuitfind show circuitfind-out/circuit.json --top 30 --sort exact
     """
     found = cf.open(given.file)
+    if given.other is not None:
+        _compare(found, given, given.other, out)
+        return
+    if given.edges:
+        _names(found, given, out)
+        return
+    if given.sort is not None and given.sort not in (columns := found.columns()):
+        raise FileError(f"--sort {given.sort}: {given.file} has the columns {', '.join(columns) or '(none)'}")
     path = given.out or given.file.with_suffix(".html")
     if path.suffix.lower() not in (".html", ".htm"):
         raise FileError(f"--out {path}: a page's name ends in .html")
     with out.waiting("drawing"):
-        names = _draw(found, given, path)
-    kind = tables.of(found, out)
+        names = _draw(found, given, path, out)
+    kind = tables.of(found, out, given.top, given.sort)
     if names:
-        out.say(f"Written: {path} ({count(len(names), 'figure')}: {', '.join(names)})")
+        drawn = f" ({count(len(names), 'figure')}: {', '.join(names)})"
+        out.text.print(Text("Written: ") + linked(path, str(path)) + drawn)
     page = str(path) if names else None
     out.document({"file": str(given.file), "holds": kind, "page": page, "figures": names})
 
 
-def _draw(found: Any, given: ShowOptions, path: Path) -> list[str]:
-    """Writes the page, and returns the names of its figures; none of results that have no figures."""
+def _compare(found: Any, given: ShowOptions, other: Path, out: Output) -> None:
+    second = cf.open(other)
+    for path, one in ((given.file, found), (other, second)):
+        if not isinstance(one, cf.Circuit):
+            raise FileError(f"{path}: holds no circuit, and two circuits are compared")
+    names = [path.stem for path in (given.file, other)]
+    if names[0] == names[1]:
+        names = [str(path.parent) for path in (given.file, other)]
+    told = pair.show(names, (found, second), verdicts.ROWS if given.top is None else given.top, out)
+    out.document({"files": [str(given.file), str(other)], **told})
+
+
+def _names(found: Any, given: ShowOptions, out: Output) -> None:
+    if not isinstance(found, cf.Circuit):
+        raise FileError(f"--edges: {given.file} holds no circuit: 'circuitfind export --top N --to json' cuts one")
+    if not out.as_json:
+        print("\n".join(found.edges))
+    out.document({"file": str(given.file), "holds": "circuit", "edges": found.edges})
+
+
+def _draw(found: Any, given: ShowOptions, path: Path, out: Output) -> list[str]:
+    """Writes the page, and returns the names of its figures; none of results that have no figures, or without plotly
+    where no page was asked for."""
     from circuitfind.plots.page import save_page
     from circuitfind.plots.plot import FIGURES, drawings
 
     kind = type(found).__name__
+    if find_spec("plotly") is None and given.what is None and given.out is None:
+        if kind in (*FIGURES, "Comparison"):
+            out.warn(f"no page of figures, plotly is not installed: {installing('plotly')}")
+        return []
     if kind == "Comparison" and given.what is None:
         found.save(path)
         return ["comparison"]

@@ -268,9 +268,7 @@ def comparison(found: cf.Comparison, out: Output, whole: bool = False) -> None:
     if whole:
         more = (tables.faithfulness(found), tables.accuracy(found), tables.closest(found), tables.overlap(found))
     for one in (tables.summary(found, intervals=False), *more):
-        if one.title.startswith("Overlap") and one.rows and one.width > out.text.width:
-            out.say(f"{one.title}: wider than this window, see compare.md")
-        elif one.rows:
+        if one.rows:
             out.table(one.title, one.headings, ([row[0], *map(Right, row[1:])] for row in one.rows))
     for _, said in found.idle:
         out.warn(said)
@@ -327,6 +325,7 @@ TABLES: dict[str, Callable[..., None]] = {
     "Comparison": comparison,
     "Recovery": recovery,
 }
+RANKED = ("Circuit", "Scores", "PlacedScores", "NodeScores", "Sweep", "PathEffects", "Checks", "AttentionAttribution")
 WITH_INTERVALS = ("Sweep", "PathEffects", "Verification", "Curve", "Mib", "Completeness", "Minimality")
 NAMES = {"Scores": "edge scores", "PathEffects": "effects of paths"}
 
@@ -344,11 +343,27 @@ def show(found: Any, out: Output, *options: Any) -> None:
 
 
 def _cell(value: Any) -> Cell:
+    if value is None:
+        return DASH
     return number(value) if isinstance(value, float) else Right(value) if isinstance(value, int) else str(value)
 
 
-def of(found: Any, out: Output) -> str:
-    """What a result is, and its first rows; returns the name of its kind."""
+def by_column(found: Any, out: Output, n: int, column: str | None) -> None:
+    """The first rows by a column: numbers by magnitude, the largest first, and text from a to z; unknown ones last."""
+    columns = found.columns()
+
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        value = row[column] if column else None
+        unknown = value is None or value != value
+        return (True,) if unknown else (False, -abs(value) if isinstance(value, (int, float)) else str(value))
+
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    chosen = [[_cell(value) for value in row.values()] for row in sorted(rows, key=key)[:n]]
+    out.table(f"Rows{'' if column is None else f' by {column}'}{some(n, len(rows))}", columns, chosen)
+
+
+def of(found: Any, out: Output, n: int | None = None, column: str | None = None) -> str:
+    """What a result is, and its first rows, `n` of them, by a column; returns the name of its kind."""
     name = type(found).__name__
     kind = NAMES.get(name, re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
     record = getattr(found, "record", None)
@@ -356,5 +371,8 @@ def of(found: Any, out: Output) -> str:
     edges = f"{count(len(found), 'edge')} of {found.graph.n_edges:,}" if kind == "circuit" else ""
     out.facts([("holds", kind), *made, ("edges", edges)])
     out.say()
-    show(found, out)
+    if column is not None or (n is not None and name not in RANKED):
+        by_column(found, out, ROWS if n is None else n, column)
+    else:
+        show(found, out, *([] if n is None else [n]))
     return kind

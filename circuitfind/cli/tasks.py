@@ -18,7 +18,6 @@ from circuitfind.errors import CircuitfindError, ModelError
 if TYPE_CHECKING:
     from circuitfind.tasks.builder import SingleTokens
 
-MEASURED_ON = 64
 EXAMPLES = 4
 
 
@@ -26,6 +25,7 @@ EXAMPLES = 4
 class TaskListOptions:
     model: str | None = option(f"Say what it can express. {options.MODEL_HELP}", argument=True, metavar="MODEL")
     measure: bool = option("Also how well the model does each task.", False)
+    n: int = option("How many pairs to measure on.", 64, least=1)
     show: str | None = option("Print example pairs of one task.", metavar="NAME")
     seed: int = option("Of the example pairs.", 0, least=0)
     allow_missing: bool = option(options.ALLOW_MISSING, False)
@@ -36,6 +36,7 @@ def tasks(what: TaskListOptions, out: Output) -> None:
 
     Example: circuitfind tasks tiny --measure
     """
+    from circuitfind.progress import track
     from circuitfind.tasks.builtin import TASKS, builder_of
 
     if what.show is not None:
@@ -45,11 +46,12 @@ def tasks(what: TaskListOptions, out: Output) -> None:
     if what.model is not None or what.measure:
         name = what.model or "tiny"
         ask = _measured(name, what, out) if what.measure else _expressed(name, out)
-        for task, one in TASKS.items():
-            try:
-                found[task] |= {"words": True, **ask(task, one)}
-            except CircuitfindError as error:
-                found[task] |= {"words": False, "refused": str(error)}
+        with out.progress():
+            for task, one in track(list(TASKS.items()), "tasks"):
+                try:
+                    found[task] |= {"words": True, **ask(task, one)}
+                except CircuitfindError as error:
+                    found[task] |= {"words": False, "refused": str(error)}
     rows = [(Text(name, style="bold"), _description(one)) for name, one in found.items()]
     out.table("Built-in tasks", ("name", "what, and from where"), rows)
     out.document({"model": what.model, "tasks": found})
@@ -96,8 +98,7 @@ def _measured(name: str, what: TaskListOptions, out: Output) -> Callable[[str, c
     loaded = inputs.load_model(options.UncheckedModel(model=name, allow_missing=what.allow_missing), out)
 
     def ask(task: str, one: cf.TaskBuilder) -> dict[str, Any]:
-        with out.progress():
-            summary = cf.summarise(loaded, cf.task(task, loaded, n=MEASURED_ON, seed=what.seed), warn=False)
+        summary = cf.summarise(loaded, cf.task(task, loaded, n=what.n, seed=what.seed), warn=False)
         return {key: getattr(summary, key) for key in ("n", "accuracy", "top1", "clean", "corrupted", "lowered")}
 
     return ask

@@ -100,12 +100,12 @@ class _Known(NamedTuple):
     exact: float | None
 
 
-def circuit(found: cf.Circuit, out: Output) -> None:
+def circuit(found: cf.Circuit, out: Output, n: int = ROWS) -> None:
     """The edges whose effects are known, the strongest first."""
     known = sorted((row for row in found.rows() if row.effect is not None), key=lambda row: -abs(row.effect or 0))
     if known:
         rows = [_Known(found.graph.edge_name(row.writer, row.reader), row.estimate, row.exact) for row in known]
-        out.rows("The strongest edges", rows, "edge estimate exact", ROWS)
+        out.rows("The strongest edges", rows, "edge estimate exact", n)
 
 
 def curve(found: cf.Curve, out: Output, title: str = "Faithfulness by number of edges") -> None:

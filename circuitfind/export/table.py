@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from circuitfind.errors import FileError
+from circuitfind.errors import FileError, installing
 from circuitfind.export.files import write_bytes, write_text
 
 ENDINGS = (".csv", ".parquet")
@@ -30,7 +30,7 @@ def write(path: str | PathLike[str], columns: Mapping[str, list[Any]]) -> Path:
     try:
         arrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     except ImportError:
-        raise FileError(f"{path}: Parquet needs pyarrow: pip install pyarrow, or save as .csv") from None
+        raise FileError(f"{path}: Parquet needs pyarrow: {installing('pyarrow')}; or save as .csv") from None
     buffer = io.BytesIO()
     parquet.write_table(arrow.table(dict(columns)), buffer)
     return write_bytes(path, buffer.getvalue())

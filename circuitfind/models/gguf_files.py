@@ -23,7 +23,7 @@ import numpy as np
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from circuitfind.errors import ModelError
+from circuitfind.errors import ModelError, installing
 
 SUFFIX = ".gguf"
 NEEDED = ("gguf", "accelerate")
@@ -64,7 +64,7 @@ def reading(name: str, file: str | None) -> Iterator[None]:
         return
     if missing := [package for package in NEEDED if find_spec(package) is None]:
         lack = f"{' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
-        raise ModelError(f"'{name}' is a GGUF file, which needs {lack}: pip install 'circuitfind[gguf]'")
+        raise ModelError(f"'{name}' is a GGUF file, which needs {lack}: {installing(*missing)}")
     gguf, legacy = import_module("gguf"), import_module("transformers.modeling_gguf_pytorch_utils")
     # a plain array of the mapped file: slices of a `memmap` cost ten times as much
     plain = property(lambda reader: reader.plain, lambda reader, mapped: setattr(reader, "plain", np.asarray(mapped)))

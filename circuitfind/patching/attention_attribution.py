@@ -199,8 +199,14 @@ def attention_attribution(
     for row in track(range(len(given)) if example is None else [example], "attention scores"):
         inputs, tokens, record = one_prompt(model, given, row, corrupted)
         spans, labels = _spans(given, row, corrupted), position_labels(tokens)
-        at_query, at_key = (_position(name, at, labels, spans) for name, at in (("query", query), ("key", key)))
-        at_other = None if against is None else _position("against", against, labels, spans)
+        try:
+            at_query, at_key = (_position(name, at, labels, spans) for name, at in (("query", query), ("key", key)))
+            at_other = None if against is None else _position("against", against, labels, spans)
+        except ScoreError as error:
+            if example is not None:
+                raise
+            remedy = "name a position or span that every pair has, or take one pair (example=)"
+            raise ScoreError(f"{error}, which is that of pair {row}; the mean is over all pairs: {remedy}") from None
         found.append(_score(model.adapter, inputs, head, place, labels, at_query, at_key, at_other))
     if example is None:
         names = [END if where in (-1, END) else str(where) for where in (query, key, against)]

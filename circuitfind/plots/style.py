@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from circuitfind.errors import FileError
+from circuitfind.errors import FileError, installing
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -59,7 +59,7 @@ def graph_objects() -> Any:
     try:
         import plotly.graph_objects
     except ImportError:
-        raise FileError("plots need plotly, which is not installed: pip install 'circuitfind[plots]'") from None
+        raise FileError(f"plots need plotly, which is not installed: {installing('plotly')}") from None
     return plotly.graph_objects
 
 
