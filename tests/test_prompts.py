@@ -563,7 +563,7 @@ def test_the_command_line_has_them(tiny: cf.Model, tmp_path: Path, monkeypatch: 
     document = json.loads(capsys.readouterr().out)
     assert len(document["task"]["said"]) == 2 and document["task"]["summary"]["metric"] == "logit_diff"
     assert main([*words, "--unusable", "drop"]) == 2 and "none of the 2 pairs can be used" in capsys.readouterr().err
-    assert main(["patch", "tiny", "--task", "ioi", "--n", "2", "--chat", "--what", "attn"]) == 0
+    assert main(["patch", "tiny", "--task", "ioi", "--n", "2", "--chat", "--what", "attn", "--verbose"]) == 0
     assert "in the prompt's text" in capsys.readouterr().out
     assert main([*words, "--answer", "fist"]) == 2 and "--answer 'fist' is unknown" in capsys.readouterr().err
     Path("mixed.jsonl").write_text(json.dumps({"clean": turns("a"), "corrupted": "b", "answer": "c"}) + "\n")

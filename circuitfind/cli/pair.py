@@ -62,15 +62,15 @@ def _profile(circuit: cf.Circuit) -> dict[str, Cell]:
         found[kind] = Right(f"{inside} of {whole}")
     found["faithfulness"] = fixed(circuit.facts.get("faithfulness"))
 
+    def size(part: list[EdgeRow]) -> float:
+        return sum(abs(row.effect or 0) for row in part)
+
     def share(label: str, part: list[EdgeRow]) -> None:
-        total = sum(abs(row.effect or 0) for row in rows)
-        found[label] = Right(
-            f"{len(part)} ({percent(sum(abs(row.effect or 0) for row in part) / (total or math.nan))})"
-        )
+        found[label] = Right(f"{len(part)} ({percent(size(part) / (size(rows) or math.nan))})")
 
     for kind in KINDS:
-        if part := [row for row in rows if graph.reader(row.reader).kind == kind]:
-            share(f"into {kind}", part)
+        if kind != "mixer" or graph.mixers:
+            share(f"into {kind}", [row for row in rows if graph.reader(row.reader).kind == kind])
     for third, said in enumerate(("first", "middle", "last")):
         share(f"into the {said} third of layers", [row for row in rows if _third(graph, row) == third])
     return found
