@@ -81,8 +81,8 @@ def checked(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("graph", [PLAIN, GROUPED, Graph(3, 4, 4, 16, mixers=(1,))])
 def test_a_circuit_as_a_graph_of_neuronpedia(graph: Graph, tmp_path: Path) -> None:
     circuit = scores(graph).top(60)
-    raw = checked(circuit.save(tmp_path / "Some.neuronpedia.json"))
-    assert raw["metadata"]["slug"] == "some" and raw["metadata"]["scan"] == "org/model"
+    raw = checked(circuit.save(tmp_path / "Some v1.2.neuronpedia.json"))
+    assert raw["metadata"]["slug"] == "some-v1-2" and raw["metadata"]["scan"] == "org/model"
     names = {node["node_id"]: node["clerp"] for node in raw["nodes"]}
     assert set(names.values()) - {'Output "logit_diff" (p=1.000)'} == set(circuit.nodes) - {"logits"}
     told = {edge: weight for link in raw["links"] for edge, weight in link["edges"].items()}

@@ -18,6 +18,7 @@ with a layer and a column `ctx_idx`, and links with a weight. Their nodes are fe
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -79,9 +80,7 @@ def write_placed(
     record: Record,
 ) -> Path:
     """Writes edges at their places, as `placed_picture.source` draws them."""
-    at = dict.fromkeys(
-        _Node("input", place) for place in range(len(places))
-    )  # an ordered set; the page names columns so
+    at = dict.fromkeys(_Node("input", place) for place in range(len(places)))  # the page heads columns with these
     links, read = [], dict[_Node, tuple[list[str], float]]()
     for place, writer, reader, effect in rows:
         served = [graph.node_names[node] for node in graph.serves[reader].nonzero()[0]]
@@ -124,9 +123,10 @@ def _write(
     joined: dict[tuple[str, str], dict[str, float]] = {}
     for link in links:
         joined.setdefault((ids[link.source], ids[link.target]), {})[link.edge] = float(link.weight)
+    name = Path(path).name.lower().removesuffix(ENDING).removesuffix(".json")
     said = f"{record.task or 'A circuit'} in {record.model or 'a model'}: heads and MLPs, found with circuitfind"
     metadata = {
-        "slug": Path(path).name.lower().removesuffix(ENDING).removesuffix(".json"),
+        "slug": re.sub(r"[^a-z0-9_-]+", "-", name),  # part of an address
         "scan": record.model or "unknown",
         "transcoder_list": [],
         "prompt_tokens": list(columns),

@@ -205,7 +205,7 @@ def attention_attribution(
         except ScoreError as error:
             if example is not None:
                 raise
-            remedy = "name a position or span that every pair has, or take one pair (example=)"
+            remedy = "name a position or span that every pair has, or take one pair (example=, --example)"
             raise ScoreError(f"{error}, which is that of pair {row}; the mean is over all pairs: {remedy}") from None
         found.append(_score(model.adapter, inputs, head, place, labels, at_query, at_key, at_other))
     if example is None:
