@@ -27,6 +27,7 @@ import torch
 
 import circuitfind as cf
 from circuitfind.cli.app import main
+from circuitfind.cli.inputs import of_model
 from circuitfind.errors import FileError
 from circuitfind.graph import Graph
 from circuitfind.record import Record
@@ -176,6 +177,22 @@ def test_what_acdc_saves_is_a_circuit(tmp_path: Path) -> None:
     assert whole == cf.Circuit.of(PLAIN, [edge for edge in EDGES if edge != "input->m0"]) and whole.estimates is None
     shared = cf.open(tmp_path / "edges.pkl", graph=GROUPED)
     assert "a0.h1->a1.kv1<v>" in shared.edges and shared.graph == GROUPED
+
+
+@pytest.mark.usefixtures("acdc")
+def test_verbs_take_files_of_other_tools_over_the_models_graph(tmp_path: Path) -> None:
+    (tmp_path / "edges.pkl").write_bytes(pickle.dumps([(acdc_edge(edge), 0.5) for edge in EDGES]))
+    torch.save(prune_scores(scores()), tmp_path / "scores.pkl")
+    model: Any = types.SimpleNamespace(graph=GROUPED)
+    assert of_model(cf.Circuit, tmp_path / "edges.pkl", model).graph == GROUPED
+    assert of_model(cf.Scores, tmp_path / "scores.pkl", model).graph == GROUPED
+    model.graph = Graph(2, 4, 4, 16)
+    with pytest.raises(FileError, match="has no reader 'a2"):
+        of_model(cf.Circuit, tmp_path / "edges.pkl", model)
+    with pytest.raises(FileError, match="this file is for 3 layers"):
+        of_model(cf.Scores, tmp_path / "scores.pkl", model)
+    assert main(["export", str(tmp_path / "scores.pkl"), "--top", "60", "--out", str(tmp_path / "cut.json")]) == 0
+    assert cf.Circuit.open(tmp_path / "cut.json").edges == scores().top(60).edges
 
 
 @pytest.mark.usefixtures("acdc")

@@ -6,11 +6,13 @@ from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from rich.text import Text
+
 import circuitfind as cf
 from circuitfind.cli import options
 from circuitfind.cli.cells import count
 from circuitfind.cli.options import option
-from circuitfind.cli.output import Output
+from circuitfind.cli.output import Output, linked
 from circuitfind.errors import FileError
 
 Named = TypeVar("Named", "cf.Circuit", "cf.PlacedScores")
@@ -54,7 +56,7 @@ def export(what: ExportOptions, sign: options.Sign, place: options.Out, out: Out
         raise FileError(f"{path}: this would overwrite {what.circuit} itself: give --out another name")
     with out.waiting("writing"):
         _write(given, path, form, what)
-    out.say(f"Written: {path} ({count(len(given), 'edge')})")
+    out.text.print(Text("Written: ") + linked(path, str(path)) + f" ({count(len(given), 'edge')})")
     out.document({"file": str(path), "format": form, "edges": len(given), "nodes": len(getattr(given, "nodes", []))})
 
 
@@ -91,6 +93,8 @@ def _open(what: ExportOptions, sign: Any) -> cf.Circuit | cf.Scores | cf.PlacedS
     from circuitfind.report.sizes import strongest
 
     circuit = cf.Circuit.open(what.circuit, sign)
+    if not len(circuit) and (found := cf.Scores.of(circuit)) is not None:  # importances of another tool
+        return found if what.top is None else found.top(what.top)
     return circuit if what.top is None else strongest(circuit, what.top)
 
 
