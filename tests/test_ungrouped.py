@@ -265,7 +265,7 @@ def test_mibs_check_takes_the_scores_of_grouped_models(tmp_path: Path) -> None:
         model = cf.wrap(make().eval(), None, check=False)
         scores = cf.attribute(model, id_task((6,)), "eap", ungrouped=True).save(tmp_path / f"{entry}.safetensors")
         assert main(["export", str(scores), "--to", "mib", "--entry", entry, "--out", str(tmp_path / "mib")]) == 0
-        assert [path.name for path in (tmp_path / "mib" / entry).iterdir()] == ["importances.json"]
+        assert [path.name for path in (tmp_path / "mib" / entry).iterdir()] == ["importances.pt"]
     assert [(one.name, one.holds, one.problem) for one in mib.check(tmp_path / "mib")] == [
         ("ioi_gemma2", "importances", ""),
         ("ioi_qwen2.5", "importances", ""),

@@ -203,12 +203,6 @@ class TextTable(NamedTuple):
     headings: list[str]
     rows: list[list[str]]
 
-    @property
-    def width(self) -> int:
-        """Characters of a line, with two between columns and two before the first."""
-        columns = zip(self.headings, *self.rows, strict=True)
-        return sum(2 + max(map(len, column)) for column in columns)
-
 
 def summary(found: Comparison, intervals: bool = True) -> TextTable:
     """One line a method: areas (of accuracy too, where there are answers), agreement, costs; best CPR first, refused
