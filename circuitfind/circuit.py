@@ -57,6 +57,7 @@ class Circuit(Result):
         estimates: `[writers, readers]` float32 attribution scores (units of the metric, positive = supports), or None.
         exact: `[writers, readers]` float32 measured effects, NaN where not measured, or None.
         facts: what was measured of the circuit as a whole (faithfulness, intervals, ...), JSON values only.
+        groups: names of nodes that go under a name of your own, such as "name movers"; see `with_group`.
     """
 
     graph: Graph
@@ -65,6 +66,7 @@ class Circuit(Result):
     exact: np.ndarray | None = None
     record: Record = field(default_factory=Record)
     facts: dict[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = [self.graph.n_writers, self.graph.n_readers]
@@ -98,6 +100,19 @@ class Circuit(Result):
     def with_mask(self, mask: np.ndarray) -> Circuit:
         """The same knowledge over another set of edges; what was measured of the whole no longer holds."""
         return replace(self, mask=mask, facts={})
+
+    def with_group(self, name: str, nodes: Iterable[str]) -> Circuit:
+        """The circuit with these nodes under a name, which its file keeps and pictures show; no node: without the name.
+
+        Raises:
+            FileError: the graph has no such node.
+        """
+        members = tuple(dict.fromkeys([nodes] if isinstance(nodes, str) else nodes))
+        for node in members:
+            if node not in self.graph.node_names:
+                raise FileError(f"group '{name}': {self.graph.not_named('node', node, self.graph.node_names)}")
+        others = {other: inside for other, inside in self.groups.items() if other != name}
+        return replace(self, groups=others | ({name: members} if members else {}))
 
     def connected(self) -> Circuit:
         """Only the edges on a path from `input` to `logits`."""
@@ -225,7 +240,8 @@ class Circuit(Result):
         if eap_ig.check_format(format) == "eap-ig":
             scores = None if self.graph.group > 1 else self.estimates
             return eap_ig.write(path, Foreign(self.graph, self.mask, scores), self.node_mask)
-        return circuit_file.write(path, self.graph, self.rows(), self.nodes, self.record, self.facts)
+        facts = {"facts": self.facts} | ({"groups": self.groups} if self.groups else {})
+        return circuit_file.write(path, self.graph, self.rows(), self.nodes, self.record, **facts)
 
     @classmethod
     def open(cls, path: str | PathLike[str], sign: foreign.Sign = "effect", graph: Graph | None = None) -> Circuit:
@@ -252,7 +268,7 @@ class Circuit(Result):
             mask[writers, readers] = True
             effects[:, writers, readers] = np.array(known, dtype=np.float32)  # None: NaN
         estimates, exact = (None if np.isnan(values).all() else values for values in effects)
-        return cls(graph, mask, estimates, exact, content.record, content.facts)
+        return cls(graph, mask, estimates, exact, content.record, content.facts, content.groups)
 
     def to_networkx(self) -> networkx.MultiDiGraph:
         """Nodes and edges with their attributes; parallel edges for q, k and v of one head."""

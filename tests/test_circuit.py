@@ -176,3 +176,18 @@ def test_save_and_open(tmp_path: Path) -> None:
     assert opened == saved and opened.facts == saved.facts and opened.record == saved.record
     assert np.allclose(opened.estimates[mask], values[mask]) and np.isnan(opened.estimates[~mask]).all()
     assert np.allclose(opened.exact[mask], exact[mask], equal_nan=True)
+
+
+def test_groups_go_with_the_circuit_and_its_file(tmp_path: Path) -> None:
+    circuit = Circuit.of(PLAIN, ["input->a0.h1<q>", "a0.h1->logits"]).with_group("movers", ["a0.h1", "m1", "a0.h1"])
+    assert circuit.groups == {"movers": ("a0.h1", "m1")}
+    assert circuit.connected().groups == circuit.groups
+    path = circuit.save(tmp_path / "circuit.json")
+    assert Circuit.open(path).groups == circuit.groups
+    assert circuit.with_group("movers", []).groups == {}
+    assert "groups" not in circuit.with_group("movers", []).save(tmp_path / "bare.json").read_text()
+    with pytest.raises(FileError, match=r"group 'x': this graph .* has no node 'L0H1': did you mean 'a0.h1'?"):
+        circuit.with_group("x", "L0H1")
+    path.write_text(path.read_text().replace('"m1"', '"m77"'))
+    with pytest.raises(FileError, match=r"group 'movers': .*m77"):
+        Circuit.open(path)

@@ -212,6 +212,29 @@ def test_layout_removes_crossings_that_can_be_removed() -> None:
         assert plan.boxes[low].x == pytest.approx(plan.boxes[high].x, abs=1)
 
 
+@pytest.mark.parametrize("graph", [Graph(30, 9, 3, 576), Graph(32, 32, 8, 4096), Graph(12, 12, 12, 768)], ids=str)
+def test_drawing_of_a_deep_model_fits_a_window(graph: Graph) -> None:
+    """Layers are rows in their order, boxes stand apart, and shared heads stand beside those that they serve."""
+    circuit = some(300, graph).connected()
+    text = draw(graph, circuit.rows(), circuit.nodes)
+    found = re.search(r'viewBox="0 0 (\d+) (\d+)"', text)
+    assert found is not None and int(found[1]) < 2000 and int(found[2]) < 30 * graph.n_layers + 60
+    boxes = {
+        name: (float(y), float(x), float(x) + float(width))
+        for name, x, y, width in re.findall(
+            r'class="box \w+" data-name="([^"]+)"[^>]*><rect x="([-\d.]+)" y="([-\d.]+)" width="([\d.]+)"', text
+        )
+    }
+    by_row: dict[float, list[tuple[float, float, str]]] = {}
+    for name, (y, left, right) in boxes.items():
+        by_row.setdefault(y, []).append((left, right, name))
+    for row in by_row.values():
+        assert all(a[1] < b[0] for a, b in pairwise(sorted(row)))
+    ranked = [int(re.sub(r"\D.*", "", row[0][2][1:]) or -1) for _, row in sorted(by_row.items())]
+    inner = [layer for layer in ranked if layer >= 0]
+    assert inner == sorted(inner, reverse=True) and len(by_row) <= 2 * graph.n_layers + 2
+
+
 # ------------------------------------------------------------------------------------------------ the plots
 def test_curve_marks_stages_and_the_choice() -> None:
     tags = Tags(plots.curve(data(some(5)).curve, (35, 0.93), 0.05))

@@ -82,7 +82,9 @@ def test_every_size_has_a_drawing_of_about_its_own() -> None:
     sizes = sizes_of(circuit, None, None)
     lengths = [len(size.circuit) for size in sizes]
     plates = drawn_at(sizes)
-    assert plates[-1] == len(sizes) - 1 and plates == sorted(set(plates)) and len(plates) > 2
+    assert plates == sorted(set(plates)) and len(plates) > 2
+    assert lengths[plates[-1]] <= 400 < lengths[plates[-1] + 1]  # larger ones are a matrix
+    assert drawn_at([Size(circuit)]) == [0]
     assert lengths[first_shown(sizes)] <= 120 < lengths[first_shown(sizes) + 1]
     assert first_shown(sizes) in plates
     assert drawn_at(sizes_of(connected_circuit(SMALL, 36), None, None))[1:] == []  # 30 of 36 need none of their own

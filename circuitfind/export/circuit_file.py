@@ -11,6 +11,7 @@ Version 1 (UTF-8, one JSON object; unknown keys are ignored, so that later versi
     edges    [{edge: "a0.h1->m2", estimate: 0.12 | null, exact: 0.11 | null}, ...] in units of the metric,
              positive = supports
     facts    what was measured of the circuit as a whole
+    groups   {"name movers": ["a9.h9", ...]}: nodes under a name of the user's; only where there are any
 
 Numbers are finite: what is NaN or infinite in memory is null in the file. Nothing here needs a model.
 """
@@ -18,7 +19,7 @@ Numbers are finite: what is NaN or infinite in memory is null in the file. Nothi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
@@ -76,6 +77,7 @@ class CircuitFile(_Part):
     nodes: list[str] = []
     edges: list[EdgePart]
     facts: dict[str, Any] = {}
+    groups: dict[str, list[str]] = {}
 
 
 _WHOLE = create_model("CircuitFile", __base__=CircuitFile, record=(RecordPart, RecordPart()))
@@ -88,12 +90,18 @@ class StoredCircuit(NamedTuple):
     rows: list[EdgeRow]
     record: Record
     facts: dict[str, Any]
+    groups: dict[str, tuple[str, ...]]
 
 
 def write(
-    path: str | PathLike[str], graph: Graph, rows: Iterable[EdgeRow], nodes: Sequence[str], record: Record, facts: Any
+    path: str | PathLike[str],
+    graph: Graph,
+    rows: Iterable[EdgeRow],
+    nodes: Sequence[str],
+    record: Record,
+    **more: Mapping[str, Any],
 ) -> Path:
-    """Writes circuit.json, whole or not at all."""
+    """Writes circuit.json, whole or not at all; `more`: `facts`, `groups`."""
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -104,7 +112,7 @@ def write(
             {"edge": graph.edge_name(u, r), "estimate": plain(estimate), "exact": plain(exact)}
             for u, r, estimate, exact in rows
         ],
-        "facts": plain(facts),
+        **plain(more),
     }
     return write_text(path, _layout(content))
 
@@ -124,7 +132,12 @@ def read(path: str | PathLike[str]) -> StoredCircuit:
         raise FileError(f"{path}: {_first(error)}") from None
     except FileError as error:
         raise FileError(f"{path}: graph: {error}") from None
-    return StoredCircuit(graph, _rows(path, graph, content.edges), Record(**content.record.model_dump()), content.facts)
+    groups = {name: tuple(nodes) for name, nodes in content.groups.items()}
+    for name, nodes in groups.items():
+        if strange := [node for node in nodes if node not in graph.node_names]:
+            raise FileError(f"{path}: group '{name}': {graph.not_named('node', strange[0], graph.node_names)}")
+    record = Record(**content.record.model_dump())
+    return StoredCircuit(graph, _rows(path, graph, content.edges), record, content.facts, groups)
 
 
 def _rows(path: str | PathLike[str], graph: Graph, edges: list[EdgePart]) -> list[EdgeRow]:

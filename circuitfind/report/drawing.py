@@ -1,43 +1,99 @@
-"""The circuit as an SVG picture made in Python, without Graphviz.
+"""The circuit as an SVG picture made in Python, without Graphviz, that fits a window however deep the model is.
 
-The same boxes, arrows and pens as in Graphviz's drawing (`export.picture`), placed by `report.layout`. Colours, dark
-mode and hovering belong to the page: the SVG carries classes (`arrow q opposes`, `box head`), names (`data-edge`,
-`data-name`) and every number in a tooltip; the strongest arrows come last.
+1. A layer is one row: its heads side by side, its MLP among them. Layers without a node are left out, where a dashed
+   line stands for them, and a layer that is wider than the window takes another row.
+2. A shared key/value head of a grouped-query model stands at the left of the heads that it serves, in one *block* with
+   them; the blocks are what `report.layout` places.
+3. An arrow from a head to the MLP of its own layer is an arc above the row; all others run upwards.
+4. Where the names of heads have no room, they lose their layer, which stands at the side.
+
+Arrows and pens are those of Graphviz's drawing (`export.picture`). Colours, dark mode and hovering belong to the page:
+the SVG carries classes (`arrow q opposes`, `box head`), names (`data-edge`, `data-name`) and every number in a tooltip;
+the strongest arrows come last.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import groupby
+from typing import NamedTuple
 
 from circuitfind.export.graphs import EdgeRow, node_attributes
-from circuitfind.export.picture import Arrow, Rank, arrows, describe, joints, pen, ranks
+from circuitfind.export.picture import Arrow, arrows, describe, joints, pen, ranks
 from circuitfind.graph import Graph
-from circuitfind.report.layout import BOX_HEIGHT, XY, Placement, curve, layout
+from circuitfind.report.layout import BOX_HEIGHT, GAP, WIDE, XY, Placement, curve, layout
 
-MARGIN, LABELS = 14.0, 54.0  # around the drawing; the layer labels' column at its left
-KV_HEIGHT = 16.0
+MARGIN, LABELS = 12.0, 54.0  # around the drawing; the layer labels' column at its left
+BESIDE = 3.0  # between the boxes of a block
 
 
-def draw(graph: Graph, rows: Sequence[EdgeRow], nodes: Sequence[str]) -> str:
-    """SVG text of the circuit; of an empty one, `input` and `logits` with a line that says so."""
+class Box(NamedTuple):
+    """A node, or the inputs of a shared key/value head: its label, and where it stands beside its block's centre."""
+
+    name: str
+    kind: str
+    label: str
+    width: float
+    aside: float = 0.0
+
+
+class Block(NamedTuple):
+    """Boxes that stand side by side: a key/value head and the heads that it serves, or one node."""
+
+    boxes: tuple[Box, ...]
+    width: float
+
+    @property
+    def name(self) -> str:
+        return self.boxes[0].name
+
+    @classmethod
+    def of(cls, boxes: Sequence[Box]) -> Block:
+        whole = sum(box.width + BESIDE for box in boxes) - BESIDE
+        ends = [sum(box.width + BESIDE for box in boxes[: i + 1]) - BESIDE for i in range(len(boxes))]
+        placed = (box._replace(aside=end - (box.width + whole) / 2) for box, end in zip(boxes, ends, strict=True))
+        return cls(tuple(placed), whole)
+
+
+class Row(NamedTuple):
+    """A row of the drawing: its layer, -1 for `input`, the number of layers for `logits`."""
+
+    layer: int
+    blocks: tuple[Block, ...]
+
+
+def draw(graph: Graph, rows: Sequence[EdgeRow], nodes: Sequence[str], marks: Mapping[str, str] | None = None) -> str:
+    """SVG text of the circuit; of an empty one, `input` and `logits` with a line that says so. `marks`: a further class
+    of each edge's arrow."""
     drawn = arrows(graph, rows)
-    levels, stubs = ranks(graph, nodes if drawn else ["input", "logits"], drawn), joints(graph, rows, nodes)
-    kinds = {name: _kind(graph, name) for rank in levels for name in rank.names}
-    small = max(0.0, 1 - len(drawn) / 60)  # a small circuit has room
-    lane, zoom = 6 + 10 * small, 1 + 0.4 * small
-    plan = layout([rank.names for rank in levels], {name: _width(name) for name in kinds}, _links(drawn, stubs), lane)
+    levels = _rows(graph, nodes if drawn else ["input", "logits"], drawn, joints(graph, rows, nodes))
+    blocks = [block for level in levels for block in level.blocks]
+    home = {box.name: (block, box) for block in blocks for box in block.boxes}
+    level = {block.name: i for i, row in enumerate(levels) for block in row.blocks}
+    lane = min(16.0, max(1.5, 360 / max(len(drawn), 1)))  # a small circuit has room
+    links: dict[tuple[str, str], tuple[int, float]] = {}
+    for arrow in drawn:
+        pair = home[arrow.source][0].name, home[arrow.target][0].name
+        if level[pair[0]] < level[pair[1]]:
+            count, weight = links.get(pair, (0, 0.0))
+            links[pair] = count + 1, weight + 1 + 6 * (arrow.share or 0)
+    widths = {block.name: block.width for block in blocks}
+    plan = layout([[block.name for block in row.blocks] for row in levels], widths, links, lane)
+    centres = {
+        box.name: XY(plan.boxes[block.name].x + box.aside, plan.boxes[block.name].y) for block, box in home.values()
+    }
     width, height = max(plan.width, 120.0) + LABELS + 2 * MARGIN, plan.height + 2 * MARGIN
-    size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width * zoom:.0f}" height="{height * zoom:.0f}"'
+    size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
     parts = [
         f'<svg class="circuit" {size} role="group" aria-label="Circuit of {len(drawn)} edges">',
         *_bands(graph, levels, plan, width),
         f'<g transform="translate({MARGIN + LABELS:.0f} {MARGIN:.0f})">',
-        *(_stub(plan, kinds, pair) for pair in stubs),
-        *_arrows(drawn, plan, kinds, lane),
-        *(_box(name, kind, plan.boxes[name]) for name, kind in kinds.items()),
+        *(_hull(block, plan.boxes[block.name]) for block in blocks if len(block.boxes) > 1),
+        *_arrows(drawn, plan, home, centres, lane, marks or {}),
+        *(_box(box, centres[box.name]) for _, box in home.values()),
         "</g>",
     ]
     if not drawn:
@@ -45,102 +101,148 @@ def draw(graph: Graph, rows: Sequence[EdgeRow], nodes: Sequence[str]) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
-def _kind(graph: Graph, name: str) -> str:
-    return "kv" if ".kv" in name else str(node_attributes(graph, name)["kind"])
+# -------------------------------------------------------------------- what stands where
+def _rows(graph: Graph, nodes: Sequence[str], drawn: Sequence[Arrow], stubs: Iterable[tuple[str, str]]) -> list[Row]:
+    """Layers from `input` to `logits`, those without a node left out, wide ones in several rows."""
+    shared = {head: key_value for key_value, head in stubs}
+    layers = groupby(ranks(graph, nodes, drawn), key=lambda rank: rank.layer)
+    names = [(layer, [name for rank in group for name in rank.names]) for layer, group in layers]
+    whole = max(sum(_box_of(graph, name, True).width + GAP for name in row) for _, row in names) <= 1.4 * WIDE
+    result = []
+    for layer, row in names:
+        members: dict[str, list[Box]] = {}
+        for name in row:
+            members.setdefault(shared.get(name, name), []).append(_box_of(graph, name, whole))
+        line: list[Block] = []
+        for block in map(Block.of, members.values()):
+            if line and sum(other.width + GAP for other in line) + block.width > 1.4 * WIDE:
+                result.append(Row(layer, tuple(line)))
+                line = []
+            line.append(block)
+        result.append(Row(layer, tuple(line)))
+    return result
 
 
-def _width(name: str) -> float:
-    return max(20 + 7.2 * len(name), 42.0)
+def _box_of(graph: Graph, name: str, whole: bool) -> Box:
+    kind = "kv" if ".kv" in name else str(node_attributes(graph, name)["kind"])
+    label = name if kind != "kv" and whole else name.rpartition(".")[2]
+    return Box(name, kind, label, max(14 + 6.4 * len(label), 26.0))
 
 
-def _links(drawn: Sequence[Arrow], stubs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, float]]:
-    """How many arrows run between two boxes, and how hard they pull them together."""
-    links: dict[tuple[str, str], tuple[int, float]] = {pair: (1, 6.0) for pair in stubs}
-    for arrow in drawn:
-        count, weight = links.get((arrow.source, arrow.target), (0, 0.0))
-        links[arrow.source, arrow.target] = (count + 1, weight + 1 + 6 * (arrow.share or 0))
-    return links
-
-
-def _bands(graph: Graph, levels: Sequence[Rank], plan: Placement, width: float) -> list[str]:
-    """A strip behind each layer with its label."""
-    by_layer, parts = defaultdict(list), []
-    for rank, y in zip(levels, plan.heights, strict=True):
-        if 0 <= rank.layer < graph.n_layers:
-            by_layer[rank.layer].append(y + MARGIN)
-    for layer, heights in sorted(by_layer.items()):
-        top, bottom = min(heights) - BOX_HEIGHT / 2 - 6, max(heights) + BOX_HEIGHT / 2 + 6
-        parts.append(
-            f'<rect class="band" x="0" y="{top:.1f}" width="{width:.0f}" height="{bottom - top:.1f}" rx="5"/>'
-            f'<text class="layer" x="10" y="{(top + bottom) / 2:.1f}">layer {layer}</text>'
-        )
+def _bands(graph: Graph, levels: Sequence[Row], plan: Placement, width: float) -> list[str]:
+    """A strip behind each layer with its label, and a line where layers are left out."""
+    heights = defaultdict(list)
+    for row, y in zip(levels, plan.heights, strict=True):
+        heights[row.layer].append(y + MARGIN)
+    parts, below = [], -1
+    for layer, at in sorted(heights.items()):
+        top, bottom = min(at) - BOX_HEIGHT / 2 - 3, max(at) + BOX_HEIGHT / 2 + 3
+        if layer > below + 1:  # just below the strip
+            said = (
+                f"no node of layer {below + 1}"
+                if layer == below + 2
+                else f"no node of layers {below + 1} to {layer - 1}"
+            )
+            line = f'x1="0" x2="{width:.0f}" y1="{bottom + 1:.1f}" y2="{bottom + 1:.1f}"'
+            parts.append(f'<line class="fold" {line}><title>{said}</title></line>')
+        if 0 <= layer < graph.n_layers:
+            parts.append(
+                f'<rect class="band" x="0" y="{top:.1f}" width="{width:.0f}" height="{bottom - top:.1f}" rx="4"/>'
+                f'<text class="layer" x="10" y="{(top + bottom) / 2:.1f}">layer {layer}</text>'
+            )
+        below = layer
     return parts
 
 
-def _box(name: str, kind: str, at: XY) -> str:
-    width, height = _width(name), _height(kind)
-    radius = {"head": height / 2, "kv": 2.0}.get(kind, 6.0)
+def _hull(block: Block, at: XY) -> str:
+    left, top = at.x - block.width / 2 - 2, at.y - BOX_HEIGHT / 2 - 2
+    size = f'width="{block.width + 4:.1f}" height="{BOX_HEIGHT + 4:.0f}"'
+    return f'<rect class="block" x="{left:.1f}" y="{top:.1f}" {size} rx="7"/>'
+
+
+def _box(box: Box, at: XY) -> str:
+    radius = {"head": BOX_HEIGHT / 2, "kv": 2.0}.get(box.kind, 5.0)
+    corner = f'x="{at.x - box.width / 2:.1f}" y="{at.y - BOX_HEIGHT / 2:.1f}"'
     return (
-        f'<g class="box {kind}" data-name="{escape(name)}" tabindex="-1">'
-        f'<rect x="{at.x - width / 2:.1f}" y="{at.y - height / 2:.1f}" width="{width:.1f}" height="{height:.0f}"'
-        f' rx="{radius:.0f}"/><text x="{at.x:.1f}" y="{at.y:.1f}">{escape(name)}</text></g>'
+        f'<g class="box {box.kind}" data-name="{escape(box.name)}" tabindex="-1">'
+        f'<rect {corner} width="{box.width:.1f}" height="{BOX_HEIGHT:.0f}" rx="{radius:.0f}"/>'
+        f'<text x="{at.x:.1f}" y="{at.y:.1f}">{escape(box.label)}</text></g>'
     )
 
 
-def _height(kind: str) -> float:
-    return KV_HEIGHT if kind == "kv" else BOX_HEIGHT
+# -------------------------------------------------------------------- arrows
+Homes = Mapping[str, tuple[Block, Box]]
 
 
-def _stub(plan: Placement, kinds: Mapping[str, str], pair: tuple[str, str]) -> str:
-    start, end = plan.boxes[pair[0]], plan.boxes[pair[1]]
-    points = [XY(start.x, start.y - KV_HEIGHT / 2), XY(end.x, end.y + _height(kinds[pair[1]]) / 2)]
-    return f'<path class="stub" data-from="{pair[0]}" data-to="{pair[1]}" d="{curve(points)[0]}"/>'
-
-
-def _arrows(drawn: Sequence[Arrow], plan: Placement, kinds: Mapping[str, str], lane: float) -> list[str]:
-    paths = _lanes(drawn, plan, lane)
-    leave = _ports(plan, kinds, {i: (arrow.source, paths[i][1].x) for i, arrow in enumerate(drawn)})
-    enter = _ports(plan, kinds, {i: (arrow.target, paths[i][-2].x) for i, arrow in enumerate(drawn)})
+def _arrows(
+    drawn: Sequence[Arrow],
+    plan: Placement,
+    home: Homes,
+    centres: Mapping[str, XY],
+    lane: float,
+    marks: Mapping[str, str],
+) -> list[str]:
+    paths = [_path(arrow, plan, home, centres, shift) for arrow, shift in zip(drawn, _shifts(drawn, lane), strict=True)]
+    leave = _ports(home, centres, {i: (arrow.source, paths[i][1].x) for i, arrow in enumerate(drawn)})
+    enter = _ports(home, centres, {i: (arrow.target, paths[i][-2].x) for i, arrow in enumerate(drawn)})
+    gap = min((a - b for a, b in zip(plan.heights, plan.heights[1:], strict=False)), default=BOX_HEIGHT) - BOX_HEIGHT
     parts = []
     for i, arrow in enumerate(drawn):
         width, opacity = pen(arrow.share, len(drawn))
-        long, half = 4.5 + 1.5 * width, 2.0 + 0.95 * width
-        start, end = plan.boxes[arrow.source], plan.boxes[arrow.target]
-        foot = XY(enter[i], end.y + _height(kinds[arrow.target]) / 2 + long)
-        data, slope = curve([XY(leave[i], start.y - BOX_HEIGHT / 2), *paths[i][1:-1], foot])
+        long = min(4.5 + 1.5 * width, 0.7 * gap)
+        half = min(2.0 + 0.95 * width, 0.6 * long)
+        start, end = centres[arrow.source], centres[arrow.target]
+        if start.y == end.y:  # an arc above the row
+            top = start.y - BOX_HEIGHT / 2
+            foot, rise = XY(enter[i], top - long), top - 1.6 * max(gap, long)
+            data = (
+                f"M{leave[i]:.1f} {top:.1f}C{leave[i]:.1f} {rise:.1f} {foot.x:.1f} {rise:.1f} {foot.x:.1f} {foot.y:.1f}"
+            )
+            slope, up = 0.0, -1
+        else:
+            foot, up = XY(enter[i], end.y + BOX_HEIGHT / 2 + long), 1
+            data, slope = curve([XY(leave[i], start.y - BOX_HEIGHT / 2), *paths[i][1:-1], foot])
         norm = math.hypot(slope, 1.0)
-        dx, dy = -slope / norm, -1 / norm  # upwards: y falls
+        dx, dy = -slope / norm, -up / norm  # y falls upwards
         steps = ((dx * long, dy * long), (-dy * half, dx * half), (dy * half, -dx * half))
-        head = "M" + "L".join(f"{foot.x + x:.1f} {foot.y + y:.1f}" for x, y in steps) + "Z"
-        classes = f"arrow {arrow.kind}{' opposes' if arrow.opposes else ''}{' measured' if arrow.measured else ''}"
+        tip = "M" + "L".join(f"{foot.x + x:.1f} {foot.y + y:.1f}" for x, y in steps) + "Z"
+        said = {"opposes": arrow.opposes, "measured": arrow.measured, marks.get(arrow.edge, ""): True}
+        classes = " ".join(["arrow", arrow.kind, *(name for name, holds in said.items() if name and holds)])
         parts.append(
             f'<g class="{classes}" data-edge="{escape(arrow.edge)}"'
             f' style="--w:{width:.2f};--o:{opacity:.2f}"><title>{escape(describe(arrow))}</title>'
-            f'<path class="line" d="{data}"/><path class="tip" d="{head}"/></g>'
+            f'<path class="line" d="{data}"/><path class="tip" d="{tip}"/></g>'
         )
     return parts
 
 
-def _lanes(drawn: Sequence[Arrow], plan: Placement, lane: float) -> list[list[XY]]:
-    """Each arrow's points; arrows between the same two boxes run side by side."""
+def _path(arrow: Arrow, plan: Placement, home: Homes, centres: Mapping[str, XY], shift: float) -> list[XY]:
+    """Points from box to box; within a row, the two boxes alone."""
+    pair = home[arrow.source][0].name, home[arrow.target][0].name
+    between = [XY(point.x + shift, point.y) for point in plan.paths[pair][1:-1]] if pair in plan.paths else []
+    return [centres[arrow.source], *between, centres[arrow.target]]
+
+
+def _shifts(drawn: Sequence[Arrow], lane: float) -> list[float]:
+    """How far each arrow stands aside of the others between the same two boxes."""
     pairs = [(arrow.source, arrow.target) for arrow in drawn]
-    total, seen, paths = Counter(pairs), Counter[tuple[str, str]](), {}
+    total, seen, shifts = Counter(pairs), Counter[tuple[str, str]](), [0.0] * len(drawn)
     for number in sorted(range(len(drawn)), key=lambda i: "qkv".find(drawn[i].kind)):
         pair = pairs[number]
-        shift = (seen[pair] - (total[pair] - 1) / 2) * lane
+        shifts[number] = (seen[pair] - (total[pair] - 1) / 2) * lane
         seen[pair] += 1
-        paths[number] = [XY(point.x + shift, point.y) for point in plan.paths[pair]]
-    return [paths[number] for number in range(len(drawn))]
+    return shifts
 
 
-def _ports(plan: Placement, kinds: Mapping[str, str], ends: Mapping[int, tuple[str, float]]) -> dict[int, float]:
+def _ports(home: Homes, centres: Mapping[str, XY], ends: Mapping[int, tuple[str, float]]) -> dict[int, float]:
     """x where each arrow touches its box: spread over the box in the order of where the arrows come from."""
     by_box, result = defaultdict(list), {}
     for arrow, (name, towards) in ends.items():
         by_box[name].append((towards, arrow))
     for name, touching in by_box.items():
-        room = _width(name) - (BOX_HEIGHT if kinds[name] == "head" else 14)
+        box = home[name][1]
+        room = box.width - (BOX_HEIGHT if box.kind == "head" else 10)
         step = min(7.0, room / max(len(touching) - 1, 1))
         for i, (_, arrow) in enumerate(sorted(touching)):
-            result[arrow] = plan.boxes[name].x + (i - (len(touching) - 1) / 2) * step
+            result[arrow] = centres[name].x + (i - (len(touching) - 1) / 2) * step
     return result

@@ -4,13 +4,14 @@ if (edges.length) {
   const [canvas, slider, said] = [by("canvas"), by("size"), by("said")];
   const idle = said.textContent;
   const plates = [...canvas.querySelectorAll(".plate")].map((element) => new Plate(element));
+  const matrix = new Matrix(canvas.appendChild(make("div", "plate")), canvas);
   const view = new Viewport(canvas);
-  const state = { size: Number(slider.value), off: new Set(), chosen: null, node: null, edge: null };
+  const state = { size: Number(slider.value), view: null, off: new Set(), chosen: null, node: null, edge: null, group: [] };
   let plate = null;
 
   const inSize = (edge) => edge.size <= state.size;
   const sign = (edge) => (effect(edge) < 0 ? "opposes" : "supports");
-  const isShown = (edge) => inSize(edge) && !state.off.has(edge.kind) && !state.off.has(sign(edge));
+  const isShown = (edge) => inSize(edge) && ![edge.kind, sign(edge), edge.mark].some((value) => state.off.has(value));
 
   const choose = (name) => {
     const [before, inPanel] = [state.chosen, by("panel").contains(document.activeElement)];
@@ -24,10 +25,15 @@ if (edges.length) {
     view.reveal(box);
     focusBox(name, false);
   };
-  const panel = new Panel(by("panel"), choose, (edge) => {
+  const point = (edge) => {
     state.edge = edge;
     light();
-  });
+  };
+  const groups = new Groups(by("groups"), by("keep"), (nodes) => {
+    state.group = nodes;
+    light();
+  }, () => paint());
+  const panel = new Panel(by("panel"), choose, point, groups);
 
   // The one box that Tab comes to.
   const focusBox = (name, now = true) => {
@@ -37,12 +43,13 @@ if (edges.length) {
 
   const light = () => {
     const node = state.node ?? state.chosen;
-    plate.light(state.edge ? null : node, state.edge);
+    plate.light(state.edge ? [] : node ? [node] : state.group, state.edge);
     if (state.edge) said.textContent = describe(state.edge).join("; ");
     else if (node) said.textContent = counted(node);
     else said.textContent = idle;
   };
   const counted = (name) => {
+    if (isCell(name)) return describeCell(name, isShown).join("; ");
     const [into, out] = [inputs(name).filter(isShown).length, outputs(name).filter(isShown).length];
     return `${name}: ${into} ${into === 1 ? "edge" : "edges"} in, ${out} out`;
   };
@@ -51,17 +58,26 @@ if (edges.length) {
     const { edges: count, said: measured } = data.sizes[state.size];
     const hidden = edges.filter((edge) => inSize(edge) && !isShown(edge)).length;
     const filter = hidden ? `; the filter hides ${hidden} of them` : "";
-    return `${count.toLocaleString("en")} of ${data.whole.toLocaleString("en")} edges: ${measured}${filter}`;
+    const beyond = plate !== matrix && plate.last < state.size ? `; the graph shows the strongest ${plate.arrows.length}` : "";
+    return `${count.toLocaleString("en")} of ${data.whole.toLocaleString("en")} edges: ${measured}${filter}${beyond}`;
   };
 
   const paint = () => {
-    const next = plates.find((other) => other.last >= state.size);
+    const drawn = plates.find((other) => other.last >= state.size);
+    const asMatrix = (state.view ?? (drawn ? "graph" : "matrix")) === "matrix";
+    const next = asMatrix ? matrix : (drawn ?? plates.at(-1));
+    const anew = asMatrix && matrix.show(isShown, [state.size, ...state.off]);
     if (next !== plate) {
       plate = next;
-      for (const other of plates) other.element.hidden = other !== plate;
+      for (const other of [...plates, matrix]) other.element.hidden = other !== plate;
+      for (const element of document.querySelectorAll(".of-graph")) element.hidden = asMatrix;
+      document.querySelector(".of-matrix").hidden = !asMatrix;
+      document.querySelector(`[name="view"][value="${asMatrix ? "matrix" : "graph"}"]`).checked = true;
+      if (isCell(state.chosen) && !asMatrix) state.chosen = null;
       view.show(plate.svg);
-    }
-    plate.show(isShown);
+    } else if (anew) view.show(plate.svg);
+    if (!asMatrix) plate.show(isShown);
+    groups.ring(plate.boxes);
     plate.choose(state.chosen);
     panel.show(state.chosen, isShown);
     by("shown").textContent = words();
@@ -86,12 +102,29 @@ if (edges.length) {
   });
   for (const box of document.querySelectorAll(".chips input")) {
     box.addEventListener("change", () => {
-      const value = box.dataset.kind ?? box.dataset.sign;
+      const value = box.dataset.kind ?? box.dataset.sign ?? box.dataset.mark;
       if (box.checked) state.off.delete(value);
       else state.off.add(value);
       paint();
     });
   }
+  for (const radio of document.querySelectorAll("[name=view]")) {
+    radio.addEventListener("change", () => {
+      state.view = radio.value;
+      paint();
+    });
+  }
+  const find = by("find");
+  const nodes = [...new Set(edges.flatMap((edge) => [edge.from, edge.to]))];
+  by("names").append(...[...nodes, ...groups.members.keys()].map((name) => new Option(name)));
+  find.addEventListener("change", () => {
+    const text = find.value.trim().toLowerCase();
+    const group = [...groups.members.keys()].find((name) => name.toLowerCase() === text);
+    const node = nodes.find((name) => name === text) ?? nodes.find((name) => name.includes(text));
+    if (text && group !== undefined) groups.press(group);
+    else if (text && node) choose(node);
+    else if (text) said.textContent = `no node of the circuit is named like ${text}`;
+  });
   const zooms = { in: () => view.zoom(1.5), out: () => view.zoom(1 / 1.5), fit: () => view.fit() };
   for (const button of document.querySelectorAll("[data-zoom]")) {
     button.addEventListener("click", zooms[button.dataset.zoom]);
@@ -106,7 +139,7 @@ if (edges.length) {
       light();
     }
     if (state.edge) showTip(describe(state.edge), event.clientX, event.clientY);
-    else if (node) showTip([counted(state.node), kindOf(state.node)], event.clientX, event.clientY);
+    else if (node) showTip(isCell(node) ? describeCell(node, isShown) : [counted(node), kindOf(node)], event.clientX, event.clientY);
     else hideTip();
   };
   canvas.addEventListener("pointermove", (event) => {
@@ -152,12 +185,17 @@ if (edges.length) {
   });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && state.chosen) choose(null);
+    else if (event.key === "/" && !event.target.closest?.("input, select")) {
+      find.focus();
+      event.preventDefault();
+    }
   });
 
-  for (const element of document.querySelectorAll(".slider, .zoom, .keys")) element.hidden = false;
+  for (const element of document.querySelectorAll(".slider, .tools, .zoom, .keys")) element.hidden = false;
   if (data.sizes.length < 2) document.querySelector(".slider input").hidden = true;
   canvas.classList.add("live");
   shape();
   window.addEventListener("resize", shape);
+  new ResizeObserver(() => plate === matrix && paint()).observe(canvas);
   paint();
 }

@@ -2,7 +2,8 @@
 
 1. The slider's positions are the report's sizes; each says the faithfulness measured of that circuit, or that none was.
 2. One drawing serves several positions (later arrows are hidden). A hundred edges among the places of a thousand cannot
-   be read, so there is one for up to 30 edges, for up to 120, up to 400, and for all, as far as each is needed.
+   be read, so there is one for up to 30 edges, for up to 120, and for up to 400, as far as each is needed. Larger sizes
+   are shown as a matrix of layers, which the script makes.
 3. One block of JSON holds what the script needs: every edge's ends, effects and first position, the words of every
    position, and the attention patterns. Without the script the first drawing stands there alone.
 """
@@ -10,18 +11,22 @@
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from circuitfind.circuit import Circuit
 from circuitfind.export.picture import joints, known
 from circuitfind.graph import ends_of
 from circuitfind.report.drawing import draw
-from circuitfind.report.sizes import Size, say, sizes_of
+from circuitfind.report.sizes import Size, say, sizes_of, strongest
 
 if TYPE_CHECKING:
     from circuitfind.report.page import ReportData
@@ -29,12 +34,14 @@ if TYPE_CHECKING:
 BANDS = (30, 120, 400)  # edges of a drawing of its own
 START = 120  # edges that are shown at first, if there are more
 KINDS = {"q": "query", "k": "key", "v": "value", "mixer": "into mixer", "mlp": "into MLP", "logits": "into logits"}
+MARKS = {"both": "in both", "here": "only in this circuit", "there": "only in the other"}
 DIGITS = 5  # of an effect; a tooltip shows three
 
 
 def picture(data: ReportData) -> str:
     """The section: controls, drawings, the side panel, and the data block."""
-    sizes = list(data.sizes) or sizes_of(data.circuit, data.faithfulness, data.interval)
+    both, marks = compared(data.circuit, data.beside)
+    sizes = list(data.sizes) or sizes_of(both, None if marks else data.faithfulness, data.interval)
     circuit, start = sizes[-1].circuit, first_shown(sizes)
     hint = "Point at a node or an edge for its numbers; click a node for its strongest inputs and outputs."
     keys = "Arrow keys walk from node to node, Enter opens one, + − 0 zoom."
@@ -42,10 +49,25 @@ def picture(data: ReportData) -> str:
         hint, keys = "No edge is in this circuit.", ""
     elif data.sizes:
         hint = f"{hint} Each size holds the strongest edges, as far as they are connected, and was run exactly."
-    if len(circuit) < len(data.circuit):
-        hint = f"The picture holds the strongest {len(circuit):,} of {len(data.circuit):,} edges. {hint}"
-    parts = {"controls": _controls(circuit, sizes, start), "drawings": _drawings(sizes, start)}
-    return filled("explorer.html", **parts, hint=hint, keys=keys, data=_json(_content(data, sizes)))
+    if len(circuit) < len(both):
+        hint = f"The picture holds the strongest {len(circuit):,} of {len(both):,} edges. {hint}"
+    parts = {"controls": _controls(circuit, sizes, start, marks), "drawings": _drawings(sizes, start, marks)}
+    return filled("explorer.html", **parts, hint=hint, keys=keys, data=_json(_content(data, sizes, both, marks)))
+
+
+def compared(circuit: Circuit, beside: Circuit | None) -> tuple[Circuit, dict[str, str]]:
+    """The edges of both circuits, and of each whether it is in `both`, only `here` or only `there`; effects are those
+    of the first where it knows any."""
+    if beside is None:
+        return circuit, {}
+    both = circuit | beside
+    rows = {name: row for one in (beside, circuit) for name, row in zip(one.edges, one.rows(), strict=True)}
+    effects = np.full((2, *both.mask.shape), np.nan, dtype=np.float32)
+    for row in rows.values():
+        effects[:, row.writer, row.reader] = row.estimate, row.exact
+    here, there = set(circuit.edges), set(beside.edges)
+    marks = {name: "both" if name in here & there else "here" if name in here else "there" for name in both.edges}
+    return replace(both, estimates=effects[0], exact=effects[1]), marks
 
 
 def first_shown(sizes: Sequence[Size]) -> int:
@@ -54,27 +76,28 @@ def first_shown(sizes: Sequence[Size]) -> int:
 
 
 def drawn_at(sizes: Sequence[Size]) -> list[int]:
-    """Positions that have a drawing of their own, the last one always: each serves those up to it."""
-    lengths, result = [len(size.circuit) for size in sizes], [len(sizes) - 1]
+    """Positions that have a drawing of their own: each serves those up to it. Where all are large, the first, cut."""
+    lengths, result = [len(size.circuit) for size in sizes], list[int]()
     for band in reversed(BANDS):
         fitting = [i for i, length in enumerate(lengths) if length <= band]
-        if fitting and lengths[fitting[-1]] <= 0.6 * lengths[result[0]]:
+        if fitting and (not result or lengths[fitting[-1]] <= 0.6 * lengths[result[0]]):
             result.insert(0, fitting[-1])
-    return result
+    return result or [0]
 
 
-def _drawings(sizes: Sequence[Size], start: int) -> str:
+def _drawings(sizes: Sequence[Size], start: int, marks: Mapping[str, str]) -> str:
     parts, shown = [], False
     for last in drawn_at(sizes):
-        circuit = sizes[last].circuit
+        circuit = strongest(sizes[last].circuit, BANDS[-1])
         here, shown = not shown and last >= start, shown or last >= start
-        drawing = draw(circuit.graph, circuit.rows(), circuit.nodes)
+        drawing = draw(circuit.graph, circuit.rows(), circuit.nodes, marks)
         parts.append(f'<div class="plate" data-last="{last}"{"" if here else " hidden"}>{drawing}</div>')
     return "\n".join(parts)
 
 
-def _content(data: ReportData, sizes: Sequence[Size]) -> dict[str, object]:
-    """What the script knows. An edge: from, to, kind, estimate, exact, its interval's two ends, first position."""
+def _content(data: ReportData, sizes: Sequence[Size], both: Circuit, marks: Mapping[str, str]) -> dict[str, object]:
+    """What the script knows. An edge: from, to, kind, estimate, exact, its interval's two ends, first position, and in
+    a comparison its mark."""
     circuit, graph = sizes[-1].circuit, data.circuit.graph
     positions = list(enumerate(sizes))
     first = {name: position for position, size in reversed(positions) for name in size.circuit.edges}
@@ -84,27 +107,37 @@ def _content(data: ReportData, sizes: Sequence[Size]) -> dict[str, object]:
         numbers = (row.estimate, row.exact, *data.effect_intervals.get(name, (None, None)))
         kind = graph.reader(row.reader).kind
         edges[name] = [writer, reader.partition("<")[0], kind, *map(_short, numbers), first[name]]
+        edges[name] += [marks[name]] if marks else []
     shared = defaultdict(list)
     for key_value, head in joints(graph, rows, circuit.nodes):
         shared[key_value].append(head)
     heads = [{name: b64encode(weights).decode() for name, weights in one.heads.items()} for one in data.attention]
     return {
-        "whole": len(data.circuit),
+        "whole": len(both),
         "edges": edges,
         "shared": shared,
+        "groups": data.circuit.groups,
+        "direct": {name: _short(value) for name, value in data.direct.items()},
         "sizes": [{"edges": len(size.circuit), "said": say(sizes, i, data.level)} for i, size in positions],
         "attention": [one._asdict() | {"heads": packed} for one, packed in zip(data.attention, heads, strict=True)],
         "note": data.attention_note or "Its attention pattern is not in this page.",
     }
 
 
-def _controls(circuit: Circuit, sizes: Sequence[Size], start: int) -> str:
+def _controls(circuit: Circuit, sizes: Sequence[Size], start: int, marks: Mapping[str, str]) -> str:
     if not len(circuit):
         return ""
     used = {circuit.graph.reader(row.reader).kind for row in circuit.rows()}
     chip = '<label class="chip"><input type="checkbox" data-kind="{0}" checked><i class="key {0}"></i>{1}</label>'
     kinds = "".join(chip.format(kind, name) for kind, name in KINDS.items() if kind in used)
-    return filled("controls.html", kinds=kinds, last=len(sizes) - 1, start=start)
+    counts = Counter(marks.values())
+    chips = (chip.format(mark, f"{name} ({counts[mark]:,})") for mark, name in MARKS.items() if counts[mark])
+    legend = f'<fieldset><legend class="hush">Show edges of</legend>{"".join(chips)}</fieldset>'
+    if marks:  # then colours say whose an edge is
+        kinds = re.sub(r'<i class="key \w+"></i>', "", kinds)
+        legend = legend.replace("data-kind", "data-mark")
+    parts = {"marks": legend if marks else "", "kinds": kinds}
+    return filled("controls.html", **parts, last=len(sizes) - 1, start=start)
 
 
 def filled(name: str, **values: object) -> str:

@@ -11,7 +11,8 @@ Coordinates:
 
 3. Every slot is drawn to the weighted mean of its neighbours. Passing points pull on each other hardest, so that long
    arrows run straight. A rank keeps its order and its distances: least squares under these constraints is an isotonic
-   regression (pool adjacent violators), repeated in sweeps.
+   regression (pool adjacent violators), repeated in sweeps. A drawing that is narrower than a window is stretched, and
+   one that is higher has its ranks moved together (`WIDE`, `TALL`).
 4. Between ranks an arrow is a monotone cubic (Fritsch and Carlson 1980) of x over y.
 
 Coordinates are in pixels, y grows downwards as in SVG; `input` is at the bottom.
@@ -25,7 +26,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-BOX_HEIGHT = 24.0
+BOX_HEIGHT = 18.0
+WIDE, TALL = 1180.0, 640.0  # what a window has room for
+GAP, LEAST_GAP = 12.0, 8.0  # between boxes of a rank; between ranks
+MOST_STRETCH = 2.2
 SWEEPS, PULLS = 24, 40  # for the order, and for the coordinates
 PINCH = 0.6  # of a lane: distance of arrows squeezed past a box
 STIFFNESS = 0.4  # how much a long arrow keeps to its lane where nothing is in its way
@@ -61,7 +65,7 @@ def layout(
     """
     lanes = {pair: (lane * count, weight) for pair, (count, weight) in links.items()}
     layers = slots(levels, widths, lanes)
-    x = _columns(layers)
+    x = _stretched(_columns(layers, lane))
     low = min((here - width / 2 for here, width in zip(x, layers.widths, strict=True)), default=0.0)
     high = max((here + width / 2 for here, width in zip(x, layers.widths, strict=True)), default=0.0)
     y = _heights(layers, x)
@@ -73,11 +77,11 @@ def layout(
     return Placement(boxes, paths, y, high - low, y[0] + BOX_HEIGHT / 2 if y else 0.0)
 
 
-def _columns(layers: Slots) -> list[float]:
+def _columns(layers: Slots, lane: float) -> list[float]:
     """x of every slot: neighbours pull, order and distances hold."""
     x = [0.0] * len(layers.widths)
     for row in layers.rows:
-        _place(layers, row, [0.0] * len(row), x)
+        _place(layers, row, [0.0] * len(row), x, lane)
     force = (1, 2, 6)  # between boxes, between a passing point and a box, between points
     pull = [
         [(other, weight * force[(not box) + (not layers.is_box[other])]) for other, weight in (*below, *above)]
@@ -85,16 +89,23 @@ def _columns(layers: Slots) -> list[float]:
     ]
     for sweep in range(PULLS):
         for row in layers.rows if sweep % 2 else reversed(layers.rows):
-            _place(layers, row, [_mean(pull[slot], x, x[slot]) for slot in row], x)
+            _place(layers, row, [_mean(pull[slot], x, x[slot]) for slot in row], x, lane)
     return x
 
 
-def _place(layers: Slots, row: Sequence[int], wishes: Sequence[float], x: list[float]) -> None:
+def _stretched(x: list[float]) -> list[float]:
+    """A narrow drawing uses the window's width."""
+    span = max(x, default=0.0) - min(x, default=0.0)
+    factor = min(max(WIDE / span, 1.0), MOST_STRETCH) if span else 1.0
+    return [factor * here for here in x]
+
+
+def _place(layers: Slots, row: Sequence[int], wishes: Sequence[float], x: list[float], lane: float) -> None:
     """Least squares to the wishes under the distances: isotonic regression of wish - offset."""
     offset, offsets = 0.0, []
     for i, slot in enumerate(row):
         if i:
-            gap = 22.0 if layers.is_box[slot] and layers.is_box[row[i - 1]] else 5.0
+            gap = GAP if layers.is_box[slot] and layers.is_box[row[i - 1]] else min(0.8 * lane, 5.0)
             offset += (layers.widths[slot] + layers.widths[row[i - 1]]) / 2 + gap
         offsets.append(offset)
     if not any(wishes):  # the first placing: the row around 0
@@ -145,12 +156,17 @@ def _bounds(layers: Slots, row: Sequence[int], x: Sequence[float], pinch: float)
 
 
 def _heights(layers: Slots, x: Sequence[float]) -> list[float]:
-    """y of every rank: the further arrows move sideways between two ranks, the further the ranks are apart."""
-    heights = [BOX_HEIGHT / 2]
+    """y of every rank: the further arrows move sideways between two ranks, the further the ranks are apart, as far as
+    the whole fits a window."""
+    gaps = []
     for row in reversed(layers.rows[:-1]):
         moves = sorted(abs(x[slot] - x[upper]) for slot in row for upper, _ in layers.above[slot])
         sideways = moves[int(0.8 * len(moves))] if moves else 0.0
-        heights.append(heights[-1] + (BOX_HEIGHT + min(34 + 0.14 * sideways + 0.05 * len(moves), 84)))
+        gaps.append(min(34 + 0.14 * sideways + 0.05 * len(moves), 84))
+    fitting = min(1.0, (TALL - BOX_HEIGHT * len(layers.rows)) / max(sum(gaps), 1.0))
+    heights = [BOX_HEIGHT / 2]
+    for gap in gaps:
+        heights.append(heights[-1] + BOX_HEIGHT + max(gap * fitting, LEAST_GAP))
     return heights[::-1] if layers.rows else []
 
 

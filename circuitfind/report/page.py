@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from circuitfind.evaluation.verify import EdgeCheck
 
 STYLES = ("style.css", "explorer.css")
-SCRIPTS = ("tables.js", "plate.js", "viewport.js", "hover.js", "heatmap.js", "panel.js", "explorer.js")
+SCRIPTS = ("tables", "plate", "viewport", "hover", "heatmap", "panel", "matrix", "groups", "explorer")
 
 
 class ExampleRow(NamedTuple):
@@ -76,6 +76,8 @@ class ReportData:
         random: faithfulness of random circuits of the same size; `beaten` of them are further from 1 than the circuit.
         steps: `(stage, text)` of the search, in order.
         command: the exact command, to be run again.
+        direct: by node, what it adds to the logit difference directly, past all later layers.
+        beside: another circuit that this one is compared with in the picture.
     """
 
     title: str
@@ -106,6 +108,8 @@ class ReportData:
     examples: Sequence[ExampleRow] = ()
     steps: Sequence[tuple[str, str]] = ()
     command: str = ""
+    direct: Mapping[str, float] = field(default_factory=dict)
+    beside: Circuit | None = None
 
 
 def head(data: ReportData) -> str:
@@ -332,7 +336,7 @@ SECTIONS = (head, explorer.picture, whole, curve, frontier, checks, examples, st
 def html(data: ReportData) -> str:
     """The page as text."""
     body = "\n".join(filter(None, (section(data) for section in SECTIONS)))
-    style, script = explorer.pieces(*STYLES), explorer.pieces(*SCRIPTS)
+    style, script = explorer.pieces(*STYLES), explorer.pieces(*(f"{name}.js" for name in SCRIPTS))
     return explorer.filled("page.html", title=escape(data.title), style=style, script=script, body=body)
 
 

@@ -18,13 +18,13 @@ const kindOf = (name) => {
 
 class Panel {
   // `choose(name)`: goes to a node; `point(edge)`: lights an edge up; `example`: which prompt's patterns are shown.
-  constructor(element, choose, point) {
-    Object.assign(this, { element, choose, point, example: 0, longer: new Set() });
+  constructor(element, choose, point, groups) {
+    Object.assign(this, { element, choose, point, groups, example: 0, longer: new Set() });
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#redraw());
     new ResizeObserver(() => this.#redraw()).observe(element);
   }
 
-  // Shows a node with those of its edges that `isShown` admits; nothing for null.
+  // Shows a node or a cell of the matrix with those of its edges that `isShown` admits; nothing for null.
   show(name, isShown) {
     const focused = this.element.contains(document.activeElement);
     this.element.hidden = name === null;
@@ -38,15 +38,24 @@ class Panel {
     close.addEventListener("click", () => this.choose(null));
     const title = make("h3", "", name);
     title.tabIndex = -1;
-    const parts = [close, title, make("p", "soft", kindOf(name))];
     const refresh = () => this.show(name, isShown);
-    if (name !== "input") parts.push(...this.#list("inputs", inputs(name).filter(isShown), "from", refresh));
-    if (data.shared[name]) parts.push(...this.#serves(name));
-    else if (name !== "logits") parts.push(...this.#list("outputs", outputs(name).filter(isShown), "to", refresh));
-    if (/\.h\d+$/.test(name)) parts.push(...this.#attention(name));
+    const parts = [close, title];
+    if (isCell(name)) parts.push(...this.#list("edges", members(name).filter(isShown), "name", refresh));
+    else parts.push(...this.#node(name, isShown, refresh));
     this.element.replaceChildren(...parts);
     if (focused) title.focus({ preventScroll: true }); // what had the focus is gone
     return this.#redraw();
+  }
+
+  #node(name, isShown, refresh) {
+    const parts = [make("p", "soft", kindOf(name))];
+    if (data.direct[name] !== undefined) parts.push(make("p", "", `Directly adds ${signed(data.direct[name])} to the logit difference.`));
+    if (name !== "input") parts.push(...this.#list("inputs", inputs(name).filter(isShown), "from", refresh));
+    if (data.shared[name]) parts.push(...this.#serves(name));
+    else if (name !== "logits") parts.push(...this.#list("outputs", outputs(name).filter(isShown), "to", refresh));
+    if (!data.shared[name]) parts.push(...this.groups.about(name));
+    if (/\.h\d+$/.test(name)) parts.push(...this.#attention(name));
+    return parts;
   }
 
   #list(title, all, end, refresh) {
@@ -73,14 +82,15 @@ class Panel {
   #edge(edge, end, largest) {
     const reader = edge.kind.length === 1 ? `${end === "to" ? edge.to : ""}<${edge.kind}>` : edge.to;
     const via = end === "from" && edge.to !== this.name ? ` via ${edge.to}` : "";
-    const name = make("span", "name", make("i", `key ${edge.kind}`), end === "from" ? `${edge.from}` : reader);
+    const said = { from: edge.from, to: reader, name: edge.name }[end];
+    const name = make("span", "name", make("i", `key ${edge.mark ?? edge.kind}`), said);
     if (end === "from" && edge.kind.length === 1) name.append(make("span", "soft", ` ${edge.kind}${via}`));
     const number = (value) => make("span", `number${value < 0 ? " minus" : ""}`, signed(value));
     const button = make("button", "row", name, number(edge.exact), number(edge.estimate));
     button.type = "button";
     button.title = describe(edge).join("\n");
     button.style.setProperty("--share", largest ? strength(edge) / largest : 0);
-    button.addEventListener("click", () => this.choose(edge[end]));
+    button.addEventListener("click", () => this.choose(end === "name" ? edge.from : edge[end]));
     for (const kind of ["pointerenter", "focus"]) button.addEventListener(kind, () => this.point(edge));
     for (const kind of ["pointerleave", "blur"]) button.addEventListener(kind, () => this.point(null));
     return button;

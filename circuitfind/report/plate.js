@@ -2,7 +2,7 @@
 
 // The data block: edges by name, shared key/value heads with the heads they serve, and the words of every size.
 const data = JSON.parse(document.getElementById("data").textContent);
-const FIELDS = ["from", "to", "kind", "estimate", "exact", "low", "high", "size"];
+const FIELDS = ["from", "to", "kind", "estimate", "exact", "low", "high", "size", "mark"];
 const edges = Object.entries(data.edges).map(([name, values]) => ({
   name,
   ...Object.fromEntries(FIELDS.map((field, i) => [field, values[i]])),
@@ -23,7 +23,6 @@ class Plate {
     this.last = Number(element.dataset.last);
     this.boxes = new Map([...this.svg.querySelectorAll(".box")].map((box) => [box.dataset.name, box]));
     this.arrows = [...this.svg.querySelectorAll(".arrow")].map((arrow) => [arrow, edgeNamed.get(arrow.dataset.edge)]);
-    this.stubs = [...this.svg.querySelectorAll(".stub")];
     for (const title of this.svg.querySelectorAll("title")) title.remove(); // the page has a tooltip of its own
     for (const [name, box] of this.boxes) {
       box.setAttribute("role", "button");
@@ -42,30 +41,21 @@ class Plate {
       arrow.classList.toggle("hidden", !shown);
       if (shown) used.add(edge.from).add(edge.to);
     }
-    for (const stub of this.stubs) {
-      const shown = used.has(stub.dataset.from);
-      stub.classList.toggle("hidden", !shown);
-      if (shown) used.add(stub.dataset.to);
-    }
     for (const [name, box] of this.boxes) box.classList.toggle("unused", !used.has(name));
   }
 
-  // Lights up a node with its arrows and what lies at their other ends, or one edge; nothing where both are null.
-  light(node, edge) {
-    const near = new Set(node ? [node] : edge ? [edge.from, edge.to] : []);
-    const into = node ? ends(node) : [];
+  // Lights up nodes with their arrows and what lies at the other ends, or one edge; nothing where there is neither.
+  light(nodes, edge) {
+    const near = new Set(edge ? [edge.from, edge.to] : nodes);
+    const into = new Set(nodes.flatMap(ends));
     for (const [arrow, other] of this.arrows) {
-      const lit = edge ? other === edge : node !== null && (other.from === node || into.includes(other.to));
+      const lit = edge ? other === edge : nodes.includes(other.from) || into.has(other.to);
       arrow.classList.toggle("lit", lit);
       if (lit && !arrow.classList.contains("hidden")) near.add(other.from).add(other.to);
     }
-    for (const stub of this.stubs) {
-      const lit = stub.dataset.from === node || stub.dataset.to === node;
-      stub.classList.toggle("lit", lit);
-      if (lit && !stub.classList.contains("hidden")) near.add(stub.dataset.from).add(stub.dataset.to);
-    }
+    for (const name of [...into, ...nodes.flatMap((node) => data.shared[node] ?? [])]) near.add(name);
     for (const [name, box] of this.boxes) box.classList.toggle("lit", near.has(name));
-    this.svg.classList.toggle("focused", node !== null || edge !== null);
+    this.svg.classList.toggle("focused", nodes.length > 0 || edge !== null);
   }
 
   choose(node) {
@@ -75,23 +65,27 @@ class Plate {
     }
   }
 
-  // The nearest box in the direction of an arrow key, or null.
   neighbour(name, key) {
-    const centre = (box) => {
-      const frame = box.getBoundingClientRect();
-      return [frame.x + frame.width / 2, frame.y + frame.height / 2];
-    };
-    const [x, y] = centre(this.boxes.get(name));
-    const [dx, dy] = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] }[key];
-    let [best, least] = [null, Infinity];
-    for (const [other, box] of this.boxes) {
-      const [ox, oy] = centre(box);
-      const along = (ox - x) * dx + (oy - y) * dy;
-      const aside = Math.abs((ox - x) * dy) + Math.abs((oy - y) * dx);
-      const cost = along + 2 * aside;
-      if (other === name || box.classList.contains("unused") || along <= 2 || cost >= least) continue;
-      [best, least] = [other, cost];
-    }
-    return best;
+    return nearest(this.boxes, name, key);
   }
 }
+
+// The nearest box (of `[name, element]`) in the direction of an arrow key, or null.
+const nearest = (boxes, name, key) => {
+  const centre = (box) => {
+    const frame = box.getBoundingClientRect();
+    return [frame.x + frame.width / 2, frame.y + frame.height / 2];
+  };
+  const [x, y] = centre(boxes.get(name));
+  const [dx, dy] = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] }[key];
+  let [best, least] = [null, Infinity];
+  for (const [other, box] of boxes) {
+    const [ox, oy] = centre(box);
+    const along = (ox - x) * dx + (oy - y) * dy;
+    const aside = Math.abs((ox - x) * dy) + Math.abs((oy - y) * dx);
+    const cost = along + 2 * aside;
+    if (other === name || box.classList.contains("unused") || along <= 2 || cost >= least) continue;
+    [best, least] = [other, cost];
+  }
+  return best;
+};

@@ -6,7 +6,7 @@
    an edge has one *entry*, the n from which on it is drawn: max(its rank, the first n that reaches its writer, the
    first n that leads on from its reader), by one sweep over the nodes in each direction. So all cuts are known at once.
 3. Of these, sizes evenly spread on a logarithmic scale are taken. The last is the circuit itself, or its strongest
-   `MOST` edges where it is too large to be drawn.
+   `MOST` edges where it is too large for a page.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from circuitfind.circuit import Circuit
 from circuitfind.graph import Graph
 
-MOST = 1000  # edges in a picture
+MOST = 10_000  # edges in a page
 COUNT = 16  # sizes at most
 
 
@@ -38,7 +38,7 @@ def cuts(circuit: Circuit, order: np.ndarray | None = None, most: int = MOST, co
     Args:
         order: `[edges, 2]` (writer, reader), best first, as from `Scores.ranked`, with every edge of the circuit. By
             default its edges by |effect|, unknown effects last.
-        most: edges that a picture can hold.
+        most: edges that a page can hold.
         count: sizes to try.
     """
     ranked = _by_effect(circuit) if order is None else order[circuit.mask[order[:, 0], order[:, 1]]]

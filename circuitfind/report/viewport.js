@@ -4,6 +4,8 @@ const MOST_ZOOM = 5; // pixels a unit of the drawing
 const START_ZOOM = 1.4;
 const LEAST_READABLE = 0.6;
 const FAR = 0.4; // below it the boxes' names would be specks
+const LEAST_LETTER = 9; // pixels on the screen
+const LETTER = 0.58; // width of a letter, of its height
 const LABEL_SIZE = 16; // larger, only a layer's number has room beside the boxes
 const SLACK = 4; // pixels that a click may move
 
@@ -35,6 +37,7 @@ class Viewport {
   show(svg) {
     this.svg = svg;
     this.labels = svg.querySelectorAll(".layer");
+    this.names = [...svg.querySelectorAll(".box text")].map((text) => [text, text.textContent, text.previousSibling.width.baseVal.value]);
     svg.dataset.size ??= svg.getAttribute("viewBox");
     [, , this.width, this.height] = svg.dataset.size.split(" ").map(Number);
     this.fit(false);
@@ -89,7 +92,13 @@ class Viewport {
     this.x = within(this.x, width, this.width);
     this.y = within(this.y, height, this.height);
     this.svg.setAttribute("viewBox", `${this.x} ${this.y} ${width} ${height}`);
-    this.svg.classList.toggle("far", this.scale < FAR);
+    for (const [text, name, room] of this.names) { // as large on the screen at every zoom, shorter where there is no room
+      const size = (some) => Math.min(12 / this.scale, 15, room / (some.length * LETTER));
+      const said = size(name) * this.scale >= LEAST_LETTER ? name : name.split(".").at(-1);
+      text.textContent = said;
+      text.style.fontSize = `${size(said)}px`;
+    }
+    this.svg.style.setProperty("--thin", Math.min(1, START_ZOOM / this.scale));
     const size = Math.max(11, 9 / this.scale);
     for (const label of this.labels) { // layers keep their names in sight, in letters that can be read
       label.dataset.name ??= label.textContent;

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
+from circuitfind.attribution.direct import direct_effects
 from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit
 from circuitfind.engine.experiment import bind
@@ -82,6 +84,7 @@ def report_data(
     frontier: Sequence[Any] = (),
     summary: TaskSummary | None = None,
     command: str = "",
+    beside: Circuit | None = None,
     **asked: Unpack[JudgeKeywords],
 ) -> ReportData:
     """What the report of a circuit shows.
@@ -93,16 +96,21 @@ def report_data(
         checks: the verification of this circuit on `task`; default: effects that the circuit holds, and a run of it.
         curve, steps, frontier, summary: what `find` tried, did, kept, and says of the search pairs.
         command: the command that made the circuit.
+        beside: another circuit of the same graph: the picture shows the edges of both, and whose they are.
         asked: metric and ablation (by default the circuit's own), batch_size, seed; see `circuitfind.setting`.
     """
     bound = _bound(model, task)
     known: dict[str, Any] = {"curve": curve, "steps": steps, "frontier": frontier, "command": command}
+    known["beside"] = beside
     value = None if checks is None else checks.evaluation
     if model is not None and bound is not None:
         value = evaluate(model, bound, circuit, **asked) if value is None else value
         order = None if scores is None else scores.ranked(circuit.record.settings.get("by", "absolute"))
         inside = cuts(circuit, order)
-        known["sizes"] = measure_sizes(model, bound, inside, **asked)
+        known["sizes"] = measure_sizes(model, bound, inside, **asked) if beside is None else ()
+        with suppress(TaskError):  # without wrong answers there is no logit difference
+            effects = direct_effects(model, bound, batch_size=asked.get("batch_size")).scores
+            known["direct"] = dict(zip(circuit.graph.writer_names, effects.values.tolist(), strict=True))
         try:
             known["attention"] = attention(model, bound, inside[-1])
         except ModelError as error:
