@@ -305,14 +305,15 @@ class Circuit(Result):
         return cls.open(hub.pull(repo, revision, token))
 
     def to_dot(self, *, truth: Circuit | None = None, **style: Any) -> str:
-        """Graphviz source; see `circuitfind.export.picture.source` for the style options.
+        """Graphviz source; see `circuitfind.export.picture.source` for the style options. Above 400 edges it is folded:
+        one arrow for all edges between two layers (`fold=False`: every edge; the page of `report` shows them, too).
 
         Args:
             truth: the circuit that this one should be: its edges that are missing are drawn red and dashed, edges that
                 are not true grey.
         """
         if truth is None:
-            return picture.source(self.graph, self.rows(), self.nodes, **style)
+            return picture.source(self.graph, self.rows(), self.nodes, groups=self.groups, **style)
         both = self | truth
         marks = dict.fromkeys(both.edges, picture.FOUND)
         marks |= dict.fromkeys((truth - self).edges, picture.MISSING)

@@ -118,7 +118,7 @@ class Scores(ScoreTable):
         return np.array([[value[real].sum() if real.any() else np.nan for value, real in row] for row in cells])
 
     def _repr_html_(self) -> str:
-        best = self.ranked()[: html.MOST_ROWS // 4].tolist()
+        best = self.ranked()[:15].tolist()
         rows = [(self.graph.edge_name(u, r), float(self.values[u, r])) for u, r in best]
         sides = [str(layer) for layer in range(self.graph.n_layers)]
         layers = html.heat(self.layers(), ["input", *sides], [*sides, "logits"], "sums by layer (writer, reader)")

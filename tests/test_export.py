@@ -16,7 +16,7 @@ import pytest
 
 from circuitfind.circuit import Circuit
 from circuitfind.errors import FileError
-from circuitfind.export import circuit_file, graphs, picture
+from circuitfind.export import arrows, circuit_file, graphs, picture
 from circuitfind.export.graphs import EdgeRow
 from circuitfind.graph import Graph
 from circuitfind.record import Record
@@ -220,11 +220,46 @@ def test_dot_marks_measured_edges_and_only_those() -> None:
     assert sorted(heads.values()) == ["normal"] * 3 + ["onormal"] * 4
 
 
+def test_dot_leaves_room_inside_a_hollow_head() -> None:
+    """Graphviz draws it with the arrow's pen; a head of size 1 is 10 points long."""
+    for texts in arrows_of(circuit().to_dot()).values():
+        for text in texts:
+            if "onormal" in text:
+                width, size = (float(re.search(rf"{name}=([\d.]+)", text)[1]) for name in ("penwidth", "arrowsize"))
+                assert 10 * size >= 3.5 * width and size >= 0.7
+
+
+def test_dot_folds_large_circuits_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    effects = {"input->a0.h0<q>": 3.0, "input->a0.h1<q>": -1.0, "a0.h0->m0": 0.5, "a0.h0->a2.h1<v>": 0.25}
+    made = Circuit.of(GRAPH, [*effects, "a0.h1->a2.h3<k>", "m0->logits"], exact=np.full(GRAPH.real.shape, np.nan))
+    for edge, value in effects.items():
+        made.exact[GRAPH.edge(edge)] = value
+    found = arrows_of(made.to_dot(fold=True))
+    pairs = [("input", "a0"), ("a0", "m0"), ("a0", "a2"), ("m0", "logits")]
+    assert sorted(found) == sorted(pairs) and made.to_dot() != made.to_dot(fold=True)
+    (text,) = found["input", "a0"]
+    assert "input to a0\\n2 edges, sum +2, of magnitudes 4\\nstrongest input->a0.h0<q> +3" in text
+    assert picture.COLORS["q"] in text and "arrowhead=normal" in text
+    (text,) = found["a0", "a2"]
+    assert picture.COLORS["mlp"] in text and "arrowhead=onormal" in text  # keys and values; one is not measured
+    assert len(arrows.folded(arrows.arrows(GRAPH, made.rows()), 2)[0]) == 2
+    monkeypatch.setattr(picture, "MOST_DRAWN", 5)
+    assert made.to_dot() == made.to_dot(fold=True) and "6 edges, folded by layer" in made.to_dot()
+    monkeypatch.setattr(picture, "MOST_DRAWN", 6)
+    assert made.to_dot() == made.to_dot(fold=False)
+
+
+def test_dot_frames_groups() -> None:
+    source = circuit().with_group("early <movers>", ["a0.h1", "m0"]).to_dot()
+    framed = re.findall(r'"([\w.]+)" \[[^\]]*color="#CC79A7" penwidth=3', source)
+    assert sorted(framed) == ["a0.h1", "m0"] and "early &lt;movers&gt;" in source
+
+
 def test_dot_width_grows_with_the_effect() -> None:
     found = arrows_of(circuit().to_dot())
     width = {pair: max(float(re.search(r"penwidth=([\d.]+)", t)[1]) for t in texts) for pair, texts in found.items()}
     assert width["input", "a0.h1"] > width["a0.h1", "m0"] > width["m0", "a2.h3"] > width["a2.h3", "logits"]
-    shares = {arrow.edge: arrow.share for arrow in picture.arrows(GRAPH, circuit().rows())}
+    shares = {arrow.edge: arrow.share for arrow in arrows.arrows(GRAPH, circuit().rows())}
     assert (shares[EDGES[0]], shares[EDGES[2]], shares[EDGES[4]]) == pytest.approx((1, 0.5, 0.25))
     assert list(shares) == EDGES[::-1]  # weakest first
 
@@ -261,9 +296,9 @@ def test_dot_without_effects_and_empty() -> None:
 
 
 def test_pen_thins_out_in_a_crowd() -> None:
-    assert picture.pen(0.1, 400).width < picture.pen(0.1, 20).width
-    assert picture.pen(0.1, 400).opacity < picture.pen(0.1, 20).opacity
-    for before, after in pairwise(picture.pen(share / 10, 400) for share in range(11)):
+    assert arrows.pen(0.1, 400).width < arrows.pen(0.1, 20).width
+    assert arrows.pen(0.1, 400).opacity < arrows.pen(0.1, 20).opacity
+    for before, after in pairwise(arrows.pen(share / 10, 400) for share in range(11)):
         assert before.width < after.width and before.opacity < after.opacity
 
 

@@ -9,7 +9,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from circuitfind.export.html import block, colour, facts, heat, picture, table
+from circuitfind.export.html import block, colour, facts, heat, picture, scale_end, table
 
 NASTY = '<script>alert("1")</script> & <b>'
 
@@ -62,14 +62,26 @@ def test_a_heat_map_is_white_at_zero_blue_above_and_red_below():
     assert red > blue
 
 
+def test_one_cell_does_not_drown_a_heat_map():
+    """The scale ends at the 99th percentile, and what is beyond is framed and counted."""
+    values = np.linspace(-1, 1, 900).reshape(30, 30)
+    assert scale_end(values) == 1.0
+    values[3, 4] = 50.0
+    assert 0.98 < scale_end(values) < 1.0
+    tree = parsed(heat(values, list(map(str, range(30))), list(map(str, range(30)))))
+    framed = [cell.get("title") for cell in tree.iter("td") if "outline" in cell.get("style", "")]
+    assert "3, 4: +50" in framed and len(framed) == (np.abs(values) > scale_end(values)).sum() < 10
+    assert f"{len(framed)} cells beyond, framed" in "".join(tree.itertext())
+
+
 @pytest.mark.parametrize("values", [np.zeros((2, 2)), np.full((2, 2), np.nan)])
 def test_a_heat_map_of_nothing_is_drawn(values):
     assert len(list(parsed(heat(values, ["0", "1"], ["a", "b"])).iter("td"))) == 4
 
 
 def test_a_large_heat_map_is_cut_and_labels_must_fit():
-    tree = parsed(heat(np.ones((100, 3)), [str(i) for i in range(100)], ["a", "b", "c"]))
-    assert len(list(tree.iter("td"))) == 180 and "and 40 more rows" in "".join(tree.itertext())
+    tree = parsed(heat(np.ones((170, 3)), [str(i) for i in range(170)], ["a", "b", "c"]))
+    assert len(list(tree.iter("td"))) == 390 and "and 40 more rows" in "".join(tree.itertext())
     with pytest.raises(ValueError, match=r"labels for \[1, 2\], values of shape \[2, 2\]"):
         heat(np.ones((2, 2)), ["one"], ["a", "b"])
 

@@ -184,6 +184,20 @@ def test_nodes_by_position_take_the_tokens() -> None:
         cf.plot(node_scores(), tokens=["a"])
 
 
+def test_edges_of_a_deep_model_are_on_one_screen_and_not_drowned() -> None:
+    """`input->m0` is fifty times the rest; each layer of 30 has its cells, in 1,400 pixels."""
+    graph = Graph(30, 9, 3, 576)
+    values = np.where(graph.real, np.random.default_rng(0).normal(size=graph.real.shape), 0).astype(np.float32)
+    values[graph.edge("input->m0")] = 3000
+    figure = cf.plot(cf.Scores(graph, values, Record()))
+    heat = figure.data[0]
+    marked = np.argwhere(np.array(heat.text) == "×").tolist()
+    assert heat.zmax < 300 and f"{len(marked)} cells beyond the colour scale, marked ×" in title(figure)
+    names = [heat.hovertext[u][r].partition("<br>")[0] for u, r in marked]
+    assert "<b>input -&gt; m0</b>" in names and len(names) <= 0.01 * graph.n_edges
+    assert figure.layout.width < 1400 and figure.layout.height < 900 and np.array(heat.z).shape == (61, 121)
+
+
 def test_edges_by_layer_are_sums_over_their_names() -> None:
     scores = edge_scores()
     figure = cf.plot(scores)

@@ -294,14 +294,9 @@ def test_a_report_needs_no_more_than_a_circuit(tiny: cf.Model, tmp_path: Path) -
 
 def test_a_circuit_is_left_as_files(tiny: cf.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     circuit = connected_circuit(tiny.graph, 30)
-    monkeypatch.setattr(write, "MOST_DRAWN", 10)
     monkeypatch.setenv("PATH", "")
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="Install Graphviz"):
         files = save_circuit(circuit, tmp_path, "found", "a title")
     assert [path.name for path in files] == ["found.json", "found.dot"]
     assert Circuit.open(files[0]) == circuit
-    title = f"a title: {len(circuit)} edges, the strongest 10"
-    assert title in files[1].read_text() and files[1].read_text().count("penwidth") >= 10
-    texts = [str(one.message) for one in said]
-    assert texts[0] == f"found.svg and found.dot show the strongest 10 of {len(circuit):,} edges"
-    assert "Install Graphviz" in texts[1]
+    assert f"a title: {len(circuit)} edges" in files[1].read_text()

@@ -18,16 +18,14 @@ from typing import Any
 import numpy as np
 
 SUPPORTS, OPPOSES, GAP = (33, 102, 172), (178, 24, 43), "#bdbdbd"  # RGB of the scale's ends; the grey of NaN
-MOST_ROWS, MOST_COLUMNS = 60, 80
+MOST_ROWS, MOST_COLUMNS, WRITTEN = 130, 130, 24  # of a heat map; columns up to which its cells hold numbers
 _LINE = "1px solid rgba(128,128,128,.35)"
 _TABLE = "border-collapse:collapse;margin:.4em 0;font-size:13px;line-height:1.35"
 _CAPTION = "caption-side:top;text-align:left;padding:0 0 .3em;font-weight:600;color:inherit"
 _NOTE = "opacity:.7;font-size:12px;margin:.2em 0"
 
 
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "", *, most: int | None = MOST_ROWS
-) -> str:
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "", *, most: int | None = 60) -> str:
     """A table; numbers are right-aligned and shown to four digits, None and NaN as a dash.
 
     At most `most` rows are shown (None: all), each of one value per column; a line says how many more there are.
@@ -75,29 +73,47 @@ def heat(
         matrix: `[rows, columns]`; NaN leaves a grey cell. Of a larger one, the first `MOST_ROWS` rows and
             `MOST_COLUMNS` columns are shown, and a line says how many more there are.
         row_labels, column_labels: one per row and per column; they may repeat.
-        limit: the value of full blue, and -limit that of full red; by default the largest magnitude.
+        limit: the value of full blue, and -limit that of full red; by default that of `scale_end`. Cells beyond it have
+            a frame.
     """
     values = np.asarray(matrix, dtype=np.float64)
     if values.shape != (len(row_labels), len(column_labels)):
         raise ValueError(f"labels for [{len(row_labels)}, {len(column_labels)}], values of shape {list(values.shape)}")
-    known = np.abs(values[np.isfinite(values)])
-    end = limit or (float(known.max()) if known.size else 0.0) or 1.0
+    end, beyond = limit or scale_end(values), 0 if limit else count_beyond(values, scale_end(values))
     rows, columns = list(row_labels)[:MOST_ROWS], list(column_labels)[:MOST_COLUMNS]
     head = "".join(
         f'<th style="padding:0 2px;font-weight:400;text-align:center">{escape(str(name))}</th>' for name in columns
     )
     body = ""
     for name, line in zip(rows, values.tolist(), strict=False):
-        cells = (_heat_cell(value, end, f"{name}, {other}") for other, value in zip(columns, line, strict=False))
+        written = len(columns) <= WRITTEN
+        named = zip(columns, line, strict=False)
+        cells = (_heat_cell(value, end, f"{name}, {other}", written) for other, value in named)
         body += f'<tr><th style="padding:0 6px 0 0;font-weight:400;text-align:right">{escape(str(name))}</th>'
         body += f"{''.join(cells)}</tr>"
     scale = f"{-end:.3g} red, 0 white, {end:.3g} blue" if (values < 0).any() else f"0 white, {end:.3g} blue"
+    scale += f"; {beyond} {'cell' if beyond == 1 else 'cells'} beyond, framed" if beyond else ""
     left_out = _more(len(row_labels) - len(rows), "row") + _more(len(column_labels) - len(columns), "column")
     return (
         f'<div style="overflow-x:auto"><table style="border-collapse:separate;border-spacing:1px;margin:.4em 0;'
         f'font-size:11px;line-height:1.2">{_caption(caption)}<thead><tr><th></th>{head}</tr></thead>'
         f'<tbody>{body}</tbody></table></div><div style="{_NOTE}">{scale}</div>{left_out}'
     )
+
+
+def scale_end(values: np.ndarray) -> float:
+    """The end of a colour scale about 0: the largest finite magnitude, or, where one cell would drown all others, the
+    99th percentile of those that are not 0; 1 where all is zero or unknown."""
+    known = np.sort(np.abs(values[np.isfinite(values) & (values != 0)]))
+    if not known.size:
+        return 1.0
+    most = float(known[math.ceil(0.99 * (known.size - 1))])
+    return most if known[-1] > 2 * most else float(known[-1])
+
+
+def count_beyond(values: np.ndarray, end: float) -> int:
+    """How many cells are beyond a scale's end."""
+    return int((np.abs(np.nan_to_num(values)) > end).sum())
 
 
 def picture(svg: str) -> str:
@@ -119,12 +135,14 @@ def colour(value: float, end: float) -> tuple[str, str]:
     return f"#{red:02x}{green:02x}{blue:02x}", "#ffffff" if share > 0.6 else "#222222"
 
 
-def _heat_cell(value: float, end: float, place: str) -> str:
+def _heat_cell(value: float, end: float, place: str, written: bool) -> str:
     background, text = colour(value, end)
-    said, short = (f"{value:+.4g}", f"{value:.2g}") if math.isfinite(value) else ("unknown", "")
+    said, short = (f"{value:+.4g}", f"{value:.2g}" if written else "") if math.isfinite(value) else ("unknown", "")
+    size = "min-width:34px;height:18px" if written else "min-width:9px;height:12px"
+    size += ";outline:2px solid #222" if math.isfinite(value) and abs(value) > end else ""
     return (
         f'<td title="{escape(f"{place}: {said}")}" style="background:{background};color:{text};'
-        f'min-width:34px;height:18px;padding:0 2px;text-align:center">{short}</td>'
+        f'{size};padding:0 2px;text-align:center">{short}</td>'
     )
 
 

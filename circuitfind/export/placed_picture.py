@@ -15,8 +15,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from circuitfind.export.arrows import pen, signed
 from circuitfind.export.graphs import node_attributes
-from circuitfind.export.picture import COLORS, FONT, NODES, pen, quote, signed
+from circuitfind.export.picture import COLORS, FONT, NODES, hollow, quote
 from circuitfind.graph import Graph
 
 WIDTH, HEIGHT, GAP = 78, 52, 40  # of a box and a row, and between columns, in points
@@ -60,7 +61,7 @@ def source(graph: Graph, rows: Sequence[PlacedRow], places: Sequence[str], title
         boxes |= {start: None, end: None}
         width, opacity = pen(math.sqrt(abs(effect) / largest), len(rows))
         told = quote(f"{graph.edge_name(writer, reader)}\n{places[place]}\nestimate {signed(effect)}")
-        look = f'color="{COLORS[kind]}{round(opacity * 255):02X}" penwidth={width:.2f} arrowhead=onormal tooltip={told}'
+        look = f'color="{COLORS[kind]}{round(opacity * 255):02X}" penwidth={width:.2f} {hollow(width)} tooltip={told}'
         lines.append(f"{start.id} -> {end.id} [{look}{' style=dashed' if effect < 0 else ''}]")
     for shared, name in crossing:
         ends = (box for box in boxes if box.name == name)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from circuitfind.export import html
 from circuitfind.plots import style
 from circuitfind.plots.style import Caption, Side, figure, graph_objects, hover, safe
 
@@ -48,14 +49,20 @@ def heat(
         texts: `[rows, columns]` what each cell says when the mouse is over it, already escaped.
         unit: of the values, beside the colour bar.
         signed: the diverging scale, symmetric about 0; else from 0 upwards.
-        most: the scale's end; by default the largest magnitude shown.
+        most: the scale's end; by default the largest magnitude shown, or, where that would drown all others, the 99th
+            percentile: cells beyond it are marked, and counted below the title.
     """
     n_rows, n_columns = len(rows.labels), len(columns.labels)
-    wide = float(np.clip(WIDE / max(n_columns, 1), 14, 46))
-    high = float(np.clip(HIGH / max(n_rows, 1), 13, 40))
+    wide = float(np.clip(WIDE / max(n_columns, 1), 9, 46))
+    high = float(np.clip(HIGH / max(n_rows, 1), 9, 40))
     tall = max(high * n_rows, 180)
     bar = colour_bar(unit, min(tall, HIGH))
-    trace = cells(values, texts, style.limit(values) if most is None else most, signed, colorbar=bar)
+    end, marked = html.scale_end(values) if most is None else most, {}
+    if beyond := most is None and html.count_beyond(values, end):
+        said = f"{beyond} {'cell' if beyond == 1 else 'cells'} beyond the colour scale, marked ×"
+        words = words._replace(notes=(*words.notes, said))
+        marked = {"text": np.where(np.abs(np.nan_to_num(values)) > end, "×", ""), "texttemplate": "%{text}"}
+    trace = cells(values, texts, end, signed, colorbar=bar, **marked)
     labels = 40 + LETTER * max(map(len, rows.labels), default=0) + 130
     width = max(LEAST, labels + wide * n_columns)
     x, y = axis(columns, (width - labels) / max(n_columns, 1), across=True), axis(rows, high, across=False)
@@ -89,6 +96,8 @@ def axis(side: Side, cell: float, across: bool) -> dict[str, Any]:
     """A side of the cells as plotly's axis, from left to right or from top to bottom, `cell` pixels each."""
     look = {"tickfont": {"size": 11 if cell >= 15 else 9}, "showgrid": False, "zeroline": False, "automargin": True}
     made = {"title": {"text": side.name}, **style.ticks(side.labels), **look}
+    every = -(-11 // max(int(cell), 1))  # where there are more cells than room for labels
+    made |= {name: made[name][::every] for name in ("tickvals", "ticktext")}
     ends = [-0.5, len(side.labels) - 0.5]
     fits = LETTER * max(map(len, side.labels), default=0) < cell
     return {**made, "range": ends, "tickangle": 0 if fits else -60} if across else {**made, "range": ends[::-1]}

@@ -110,12 +110,6 @@ def ticks(labels: Sequence[str], longest: int = LONGEST) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": list(range(len(short))), "ticktext": list(map(safe, short))}
 
 
-def limit(values: np.ndarray) -> float:
-    """The largest finite magnitude: the end of a symmetric scale; 1 where all is zero or unknown."""
-    finite = np.abs(values[np.isfinite(values)])
-    return float(finite.max()) if finite.size and finite.max() > 0 else 1.0
-
-
 def largest(sizes: np.ndarray, count: int) -> np.ndarray:
     """Indices of the `count` largest, in their own order."""
     return np.sort(np.argsort(-sizes, kind="stable")[:count])

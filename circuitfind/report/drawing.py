@@ -7,7 +7,7 @@
 3. An arrow from a head to the MLP of its own layer is an arc above the row; all others run upwards.
 4. Where the names of heads have no room, they lose their layer, which stands at the side.
 
-Arrows and pens are those of Graphviz's drawing (`export.picture`). Colours, dark mode and hovering belong to the page:
+Arrows and pens are those of Graphviz's drawing (`export.arrows`). Colours, dark mode and hovering belong to the page:
 the SVG carries classes (`arrow q opposes`, `box head`), names (`data-edge`, `data-name`) and every number in a tooltip;
 the strongest arrows come last.
 """
@@ -21,8 +21,8 @@ from html import escape
 from itertools import groupby
 from typing import NamedTuple
 
-from circuitfind.export.graphs import EdgeRow, node_attributes
-from circuitfind.export.picture import Arrow, arrows, describe, joints, pen, ranks
+from circuitfind.export.arrows import Arrow, arrows, attributes_of, describe, joints, pen, ranks
+from circuitfind.export.graphs import EdgeRow
 from circuitfind.graph import Graph
 from circuitfind.report.layout import BOX_HEIGHT, GAP, WIDE, XY, Placement, curve, layout
 
@@ -124,7 +124,7 @@ def _rows(graph: Graph, nodes: Sequence[str], drawn: Sequence[Arrow], stubs: Ite
 
 
 def _box_of(graph: Graph, name: str, whole: bool) -> Box:
-    kind = "kv" if ".kv" in name else str(node_attributes(graph, name)["kind"])
+    kind = str(attributes_of(graph, name)["kind"])
     label = name if kind != "kv" and whole else name.rpartition(".")[2]
     return Box(name, kind, label, max(14 + 6.4 * len(label), 26.0))
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from circuitfind.circuit import Circuit
-from circuitfind.export.picture import joints, known
+from circuitfind.export.arrows import joints, known
 from circuitfind.graph import ends_of
 from circuitfind.report.drawing import draw
 from circuitfind.report.sizes import Size, say, sizes_of, strongest

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from circuitfind.circuit import Circuit
+from circuitfind.export.arrows import signed
 from circuitfind.export.files import write_text
-from circuitfind.export.picture import signed
 from circuitfind.report import explorer, plots
 from circuitfind.report.sizes import Size
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
-from circuitfind.export.picture import signed
+from circuitfind.export.arrows import signed
 
 if TYPE_CHECKING:
     from circuitfind.evaluation.verify import EdgeCheck

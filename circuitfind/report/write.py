@@ -40,7 +40,7 @@ from circuitfind.export.files import write_text
 from circuitfind.models.load import Model
 from circuitfind.patching.attention_attribution import attention_attribution
 from circuitfind.report.page import Attention, ExampleRow, ReportData, write
-from circuitfind.report.sizes import Size, cuts, strongest
+from circuitfind.report.sizes import Size, cuts
 from circuitfind.scores import Scores
 from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import correlation, of_few
@@ -52,7 +52,6 @@ EXPLAINED, PARTS = 6, 6  # heads whose attention is divided by nodes, and how ma
 LONGEST = 192  # tokens; a longer prompt's pattern cannot be read on a page
 BUDGET = 900_000  # bytes of patterns
 MEASURED = ("faithfulness", "metric", "metric_full", "metric_empty", "pair_error", "accuracy", "indifferent")
-MOST_DRAWN = 400  # edges; Graphviz takes minutes for more, and nobody can read them
 
 
 def write_report(
@@ -132,21 +131,17 @@ def report_data(
 def save_circuit(circuit: Circuit, folder: str | PathLike[str], name: str = "circuit", title: str = "") -> list[Path]:
     """Writes NAME.json, NAME.dot and NAME.svg, and returns those that were written.
 
-    A picture shows the strongest 400 edges at most, and needs Graphviz; what is not drawn is said in a warning.
+    A picture needs Graphviz: a warning says so where it is not there. Above 400 edges it is folded by layer.
 
     Raises:
         FileError: a file cannot be written.
     """
-    folder, drawn = Path(folder), circuit
+    folder = Path(folder)
     title = f"{title}: {len(circuit)} edges" if title else f"{len(circuit)} edges"
     files = [circuit.save(folder / f"{name}.json")]
-    if len(circuit) > MOST_DRAWN:
-        drawn, title = strongest(circuit, MOST_DRAWN), f"{title}, the strongest {MOST_DRAWN}"
-        said = f"{name}.svg and {name}.dot show the strongest {MOST_DRAWN} of {len(circuit):,} edges"
-        warnings.warn(said, stacklevel=2)
-    files.append(write_text(folder / f"{name}.dot", drawn.to_dot(title=title)))
+    files.append(write_text(folder / f"{name}.dot", circuit.to_dot(title=title)))
     try:
-        files.append(drawn.render(folder / f"{name}.svg", title=title))
+        files.append(circuit.render(folder / f"{name}.svg", title=title))
     except FileError as error:
         warnings.warn(str(error), stacklevel=2)
     return files
