@@ -328,6 +328,16 @@ class Circuit(Result):
         """
         return picture.render(path, self.to_dot(**style))
 
+    def show(self, model: Any = None, task: Any = None, *, height: int = 820, **more: Any) -> Any:
+        """The circuit to be explored in a notebook: what the last line of a cell gives is shown below it.
+
+        Args:
+            model, task, more: as for `report`; with a model, sizes are measured and heads show what they attend to.
+            height: of the frame, in pixels.
+        """
+        data = import_module("circuitfind.report.write").report_data(self, model, task, **more)
+        return import_module("circuitfind.report.page").inline(data, height)
+
     def report(self, model: Any, task: Any, path: str | PathLike[str], **more: Any) -> Path:
         """Writes the report page: the circuit measured on a task, at several sizes and with its heads' attention.
 

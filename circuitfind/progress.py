@@ -7,9 +7,12 @@ is that of the whole call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from html import escape
+from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -106,11 +109,15 @@ def listening(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def show_progress() -> Iterator[None]:
-    """Shows progress bars with elapsed and remaining time (rich, on stderr) for everything inside, in this thread (in
-    another one: `contextvars.copy_context().run(function)`)."""
+    """Shows progress bars with elapsed and remaining time for everything inside, in this thread (in another one:
+    `contextvars.copy_context().run(function)`): rich's on stderr; in a notebook plain HTML, which needs no widgets."""
     import rich.progress as bars
     from rich.console import Console
 
+    if Console().is_jupyter:
+        with listening(_Notebook()):
+            yield
+        return
     text, count, left = bars.TextColumn("{task.description}"), bars.MofNCompleteColumn(), bars.TextColumn("left")
     times = bars.TimeElapsedColumn(), bars.TimeRemainingColumn()
     columns = (text, bars.BarColumn(bar_width=28), count, *times, left)
@@ -130,3 +137,38 @@ class _Rich:
 
     def finish(self, task: int) -> None:
         self.display.remove_task(task)
+
+
+class _Notebook:
+    """Bars in a cell's output, by display updates, which every notebook knows; each goes away when it is done."""
+
+    EVERY = 0.2  # seconds between updates
+
+    def __init__(self) -> None:
+        self.display: Any = import_module("IPython.display")
+        self.bars: dict[int, dict[str, Any]] = {}
+        self.count = 0
+
+    def start(self, label: str, total: float) -> int:
+        self.count += 1
+        bar = {"label": label, "total": total, "done": 0.0, "began": time.monotonic(), "shown": 0.0}
+        bar["handle"] = self.display.display(self.display.HTML(self._html(bar)), display_id=True)
+        self.bars[self.count] = bar
+        return self.count
+
+    def advance(self, task: int, steps: float) -> None:
+        bar = self.bars[task]
+        bar["done"] += steps
+        if time.monotonic() - bar["shown"] > self.EVERY:
+            bar["shown"] = time.monotonic()
+            bar["handle"].update(self.display.HTML(self._html(bar)))
+
+    def finish(self, task: int) -> None:
+        self.bars.pop(task)["handle"].update(self.display.HTML(""))
+
+    @staticmethod
+    def _html(bar: Mapping[str, Any]) -> str:
+        done, total, spent = bar["done"], bar["total"], time.monotonic() - bar["began"]
+        left = f", {spent / done * (total - done):.0f} s left" if done else ""
+        said = f"{done:.0f} of {total:.0f}, {spent:.0f} s{left}"
+        return f'<progress value="{done:g}" max="{total:g}"></progress> {escape(bar["label"])}: {said}'

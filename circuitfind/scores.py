@@ -106,6 +106,10 @@ class Scores(ScoreTable):
         readers, writers = np.divmod(order, self.graph.n_writers)
         return np.stack([writers, readers], axis=1)
 
+    def heatmap(self) -> Any:
+        """A plotly figure: effects summed by layer and kind, writers down, readers across."""
+        return self.plot("layers")
+
     def layers(self) -> np.ndarray:
         """`[writers' layers, readers' layers]`: edge scores summed, NaN where there is no edge.
 

@@ -191,7 +191,11 @@ def kernel() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.real if path.stem == "real_model" else ()) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 def test_notebooks_run(path: Path, kernel: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))  # the kernel is in another folder
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # small models are slowed down by threads, most of all on a busy machine
@@ -204,7 +208,9 @@ def test_notebooks_run(path: Path, kernel: Any, tmp_path: Path, monkeypatch: pyt
     nbclient.NotebookClient(notebook, km=kernel, timeout=300).execute()
     outputs = [output for cell in code for output in cell.outputs]
     assert any("application/vnd.plotly.v1+json" in output.get("data", {}) for output in outputs)
+    framed = any("<iframe" in output.get("data", {}).get("text/html", "") for output in outputs)
+    assert framed == (path.stem != "attribution_against_exact")
 
 
-def test_there_are_two_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["attribution_against_exact", "quickstart"]
+def test_there_are_three_notebooks() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["attribution_against_exact", "quickstart", "real_model"]

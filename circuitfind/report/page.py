@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from os import PathLike
@@ -333,11 +333,33 @@ def _percent(part: int, whole: int) -> str:
 SECTIONS = (head, explorer.picture, whole, curve, frontier, checks, examples, steps, record)
 
 
-def html(data: ReportData) -> str:
-    """The page as text."""
-    body = "\n".join(filter(None, (section(data) for section in SECTIONS)))
+def html(data: ReportData, sections: Sequence[Callable[[ReportData], str]] = SECTIONS) -> str:
+    """The page as text, of all its sections or of some."""
+    body = "\n".join(filter(None, (section(data) for section in sections)))
     style, script = explorer.pieces(*STYLES), explorer.pieces(*(f"{name}.js" for name in SCRIPTS))
     return explorer.filled("page.html", title=escape(data.title), style=style, script=script, body=body)
+
+
+class Inline(NamedTuple):
+    """The circuit to be explored in a notebook: a page of its own in a frame, which every notebook shows alike.
+
+    Nothing is loaded into the notebook itself: neither its styles nor its scripts meet those of the page.
+    """
+
+    page: str
+    height: int
+
+    def _repr_html_(self) -> str:
+        look = f"width:100%;height:{self.height}px;border:0"
+        return f'<iframe style="{look}" title="circuit" srcdoc="{escape(self.page)}"></iframe>'
+
+    def __repr__(self) -> str:
+        return f"Inline(a page of {len(self.page):,} characters: show it in a notebook)"
+
+
+def inline(data: ReportData, height: int = 820) -> Inline:
+    """The section of the circuit alone, for a notebook; `height` in pixels."""
+    return Inline(html(data, (explorer.picture,)), height)
 
 
 def write(path: str | PathLike[str], data: ReportData) -> Path:
