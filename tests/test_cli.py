@@ -352,7 +352,7 @@ def test_evaluate_per_example_and_unknown_as_null(run: Run, found: Path) -> None
 
 
 @needs_dot
-@pytest.mark.parametrize("form", ["dot", "svg", "png", "pdf", "graphml", "json"])
+@pytest.mark.parametrize("form", ["dot", "svg", "png", "pdf", "html", "graphml", "json"])
 def test_export_every_format(run: Run, found: Path, form: str) -> None:
     source = found / "circuitfind-out" / "circuit.json"
     said = run("export", str(source), "--to", form, "--out", "made", "--top", "6")

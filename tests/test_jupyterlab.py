@@ -146,7 +146,8 @@ def test_a_notebook_shows_circuits_figures_tables_and_progress(lab: Tab, tmp_pat
     assert lab.wait("document.querySelectorAll('.jp-Notebook .js-plotly-plot .heatmaplayer').length") == 1
     assert lab.value("/strongest edges/.test(document.querySelector('.jp-Notebook').innerText)")
     output = lab.value("document.querySelector('.jp-Notebook').innerText")
-    assert int(output.split("bars ")[-1].split()[0]) >= 3 and "progress" not in lab.value(inside + ".title")
+    assert int(output.split("bars ")[-1].split()[0]) >= 3 and "ipywidgets" not in output
+    assert lab.value("document.querySelectorAll('.jp-Notebook progress').length") == 0, "a bar goes when it is done"
     shot = tmp_path / "jupyterlab.png"
     shot.write_bytes(b64decode(lab.ask("Page.captureScreenshot")["data"]))
     if os.environ.get("CIRCUITFIND_SHOTS"):

@@ -198,6 +198,7 @@ def test_search_groups_and_comparison(browse: Callable[..., dict[str, Any]]) -> 
       search("movers"); results.lit = one("[data-group=movers]").getAttribute("aria-pressed");
       act(document, "keydown", {{ key: "Escape" }});
       results.focused = all(".plate:not([hidden]) .box.lit").map((box) => box.dataset.name);
+      results.hint = document.querySelector(".explorer").textContent.includes("The other circuit: {len(other)} edges");
       search("nowhere"); results.none = one("#said").textContent;
       one(".panel").focus(); act(document, "keydown", {{ key: "/" }}); results.slash = document.activeElement.id;
     """
@@ -216,7 +217,7 @@ def test_search_groups_and_comparison(browse: Callable[..., dict[str, Any]]) -> 
     assert left["ringed"] == heads[:2] and left["groups"] == ["movers (2)", "induction (1)"]
     assert f'circuit = circuit.with_group("induction", ["{heads[2]}"])' in left["kept"]
     assert left["lit"] == "true" and set(heads[:2]) <= set(left["focused"])
-    assert left["none"].startswith("no node of the circuit") and left["slash"] == "find"
+    assert left["hint"] and left["none"].startswith("no node of the circuit") and left["slash"] == "find"
 
 
 def test_panel_walks_the_graph_and_shows_the_pattern(browse: Callable[..., dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from circuitfind.errors import FileError
 Named = TypeVar("Named", "cf.Circuit", "cf.PlacedScores")
 MIB, EAP_IG, NEURONPEDIA = "mib", "eap-ig", "neuronpedia"
 PICTURES, TABLES = ("dot", "svg", "png", "pdf"), ("csv", "parquet")
-FORMATS = (*PICTURES, "graphml", "json", "safetensors", *TABLES, NEURONPEDIA, EAP_IG, MIB)
+FORMATS = (*PICTURES, "html", "graphml", "json", "safetensors", *TABLES, NEURONPEDIA, EAP_IG, MIB)
 ENDINGS: dict[str, tuple[str, ...]] = {form: (f".{form}",) for form in FORMATS if form != MIB}
 ENDINGS |= {EAP_IG: (".json", ".pt"), NEURONPEDIA: (".neuronpedia.json",)}
 
@@ -29,6 +29,7 @@ class ExportOptions:
     to: str | None = option("The format. Default: by the ending of --out, else svg.", words=FORMATS)
     top: int | None = option("Only so many of the strongest edges.", least=1)
     title: str | None = option("A line above the picture.")
+    beside: Path | None = option("For html: another circuit; the page shows whose edges are whose.", metavar="FILE")
     entry: str | None = option(
         "For mib: such as ioi_gpt2. For neuronpedia: the model's id there, such as gpt2-small.", metavar="NAME"
     )
@@ -38,9 +39,9 @@ class ExportOptions:
 def export(what: ExportOptions, sign: options.Sign, place: options.Out, out: Output) -> None:
     """Write a circuit or scores as a picture or for another tool.
 
-    Formats: dot, svg, png, pdf (with Graphviz's "dot" installed), graphml, json, neuronpedia (for its page and
-    circuit-tracer's), csv, parquet; eap-ig (.json or .pt); of scores also safetensors and mib, a folder of MIB's
-    circuit track, which "circuitfind mib" checks. --out is a file or a folder.
+    Formats: dot, svg, png, pdf (with Graphviz's "dot" installed), html (the page), graphml, json, neuronpedia (for its
+    page and circuit-tracer's), csv, parquet; eap-ig (.json or .pt); of scores also safetensors and mib, a folder of
+    MIB's circuit track, which "circuitfind mib" checks. --out is a file or a folder.
 
     Example: circuitfind export circuitfind-out/circuit.json --to graphml
     """
@@ -52,6 +53,8 @@ def export(what: ExportOptions, sign: options.Sign, place: options.Out, out: Out
         _write_mib(_as_scores(what.circuit, given), place.out, what, out)
         return
     path, form = _target(what, place.out)
+    if what.beside is not None and form != "html":
+        raise FileError("--beside is for the page: give --to html")
     if path.exists() and path.resolve() == what.circuit.resolve():
         raise FileError(f"{path}: this would overwrite {what.circuit} itself: give --out another name")
     with out.waiting("writing"):
@@ -135,6 +138,8 @@ def _write(given: cf.Circuit | cf.Scores, path: Path, form: str, what: ExportOpt
         raise FileError(f"{what.circuit}: scores of all edges are no circuit: give --top, how many edges to take")
     elif form in ("json", "graphml", NEURONPEDIA):
         _renamed(given, what.entry).save(path)
+    elif form == "html":
+        given.report(None, None, path, beside=None if what.beside is None else cf.Circuit.open(what.beside))
     elif form == "dot":
         write_text(path, given.to_dot(title=what.title))
     else:

@@ -16,6 +16,7 @@ from base64 import b64encode
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from html import escape
 from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING
@@ -51,6 +52,11 @@ def picture(data: ReportData) -> str:
         hint = f"{hint} Each size holds the strongest edges, as far as they are connected, and was run exactly."
     if len(circuit) < len(both):
         hint = f"The picture holds the strongest {len(circuit):,} of {len(both):,} edges. {hint}"
+    if data.beside is not None:
+        other = data.beside.record
+        of = f" for {other.task}" * bool(other.task) + f" in {other.model}" * bool(other.model)
+        agree = f"{data.circuit.jaccard(data.beside):.2f} of the edges of both together are shared (Jaccard)"
+        hint = f"The other circuit: {len(data.beside):,} edges{escape(of)}; {agree}. {hint}"
     parts = {"controls": _controls(circuit, sizes, start, marks), "drawings": _drawings(sizes, start, marks)}
     return filled("explorer.html", **parts, hint=hint, keys=keys, data=_json(_content(data, sizes, both, marks)))
 
