@@ -6,7 +6,7 @@ const LEAST_READABLE = 0.6;
 const FAR = 0.4; // below it the boxes' names would be specks
 const LEAST_LETTER = 9; // pixels on the screen
 const LETTER = 0.58; // width of a letter, of its height
-const LABEL_SIZE = 16; // larger, only a layer's number has room beside the boxes
+const LABEL_SIZE = 12; // larger, only a layer's number has room beside the boxes
 const SLACK = 4; // pixels that a click may move
 
 class Viewport {
