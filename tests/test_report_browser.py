@@ -199,10 +199,15 @@ def test_search_groups_and_comparison(browse: Callable[..., dict[str, Any]]) -> 
       act(document, "keydown", {{ key: "Escape" }});
       results.focused = all(".plate:not([hidden]) .box.lit").map((box) => box.dataset.name);
       results.hint = document.querySelector(".explorer").textContent.includes("The other circuit: {len(other)} edges");
+      results.places = all("[data-place]").map((box) => box.dataset.place);
+      tick('[data-place="S2"]'); results.unplaced = seen(); tick('[data-place="S2"]');
+      results.told = describe(edgeNamed.get("{circuit.edges[0]}")).join("; ");
       search("nowhere"); results.none = one("#said").textContent;
       one(".panel").focus(); act(document, "keydown", {{ key: "/" }}); results.slash = document.activeElement.id;
     """
-    data = ReportData("t", "m", {}, grouped, direct={name: 1.5 for name in circuit.nodes}, beside=other)
+    places = {edge: [("S2" if i % 2 else "the end", 0.5), ("IO", -0.25)] for i, edge in enumerate(circuit.edges)}
+    direct = dict.fromkeys(circuit.nodes, 1.5)
+    data = ReportData("t", "m", {}, grouped, direct=direct, beside=other, places=places)
     left = browse(data, script)
     here, there = set(circuit.edges), set(other.edges)
     assert left["marks"] == [
@@ -217,6 +222,8 @@ def test_search_groups_and_comparison(browse: Callable[..., dict[str, Any]]) -> 
     assert left["ringed"] == heads[:2] and left["groups"] == ["movers (2)", "induction (1)"]
     assert f'circuit = circuit.with_group("induction", ["{heads[2]}"])' in left["kept"]
     assert left["lit"] == "true" and set(heads[:2]) <= set(left["focused"])
+    assert left["places"] == ["the end", "S2"] and left["told"].endswith("at the end +0.5, IO −0.25")
+    assert left["unplaced"] == sorted((here | there) - set(circuit.edges[1::2]))
     assert left["hint"] and left["none"].startswith("no node of the circuit") and left["slash"] == "find"
 
 
@@ -413,10 +420,9 @@ def test_a_narrow_frame_shows_the_whole_width_where_it_can_be_read(
     if edges == 24:
         assert 0.4 <= across < 1 and left["scale"] == pytest.approx(across, rel=1e-3)
         assert left["cut"] == left["covered"] == 0
-        assert [name.split()[-1] for name in left["labels"]] == [name.split()[-1] for name in left["near"]]
     else:
         assert across < 0.4 and left["scale"] == pytest.approx(0.6) and left["cut"]
-        assert left["labels"] == left["near"]
+    assert [name.split()[-1] for name in left["labels"]] == [name.split()[-1] for name in left["near"]]
 
 
 def test_bare_pages_work_too(browse: Callable[..., dict[str, Any]]) -> None:

@@ -292,6 +292,16 @@ def test_a_report_needs_no_more_than_a_circuit(tiny: cf.Model, tmp_path: Path) -
         report_data(opened, None, task)
 
 
+def test_scores_by_place_say_where_an_edge_acts() -> None:
+    circuit = connected_circuit(SMALL, 20)
+    values = np.zeros((3, *SMALL.real.shape), dtype=np.float32)
+    edge = circuit.edges[4]
+    values[(slice(None), *SMALL.edge(edge))] = (0.25, -2, 0.1)
+    data = report_data(circuit, scores=cf.PlacedScores(SMALL, values, positions=("S1", "S2", "the end")))
+    assert data.places[edge] == [("S2", -2.0), ("S1", 0.25)]
+    assert told_of(html(data))["places"][edge] == [["S2", -2.0], ["S1", 0.25]]
+
+
 def test_a_circuit_is_left_as_files(tiny: cf.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     circuit = connected_circuit(tiny.graph, 30)
     monkeypatch.setenv("PATH", "")

@@ -11,7 +11,7 @@ if (edges.length) {
 
   const inSize = (edge) => edge.size <= state.size;
   const sign = (edge) => (effect(edge) < 0 ? "opposes" : "supports");
-  const isShown = (edge) => inSize(edge) && ![edge.kind, sign(edge), edge.mark].some((value) => state.off.has(value));
+  const isShown = (edge) => inSize(edge) && ![edge.kind, sign(edge), edge.mark, edge.place].some((value) => state.off.has(value));
 
   const choose = (name) => {
     const [before, inPanel] = [state.chosen, by("panel").contains(document.activeElement)];
@@ -102,7 +102,7 @@ if (edges.length) {
   });
   for (const box of document.querySelectorAll(".chips input")) {
     box.addEventListener("change", () => {
-      const value = box.dataset.kind ?? box.dataset.sign ?? box.dataset.mark;
+      const value = box.dataset.kind ?? box.dataset.sign ?? box.dataset.mark ?? `at ${box.dataset.place}`;
       if (box.checked) state.off.delete(value);
       else state.off.add(value);
       paint();

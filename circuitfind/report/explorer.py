@@ -36,6 +36,7 @@ BANDS = (30, 120, 400)  # edges of a drawing of its own
 START = 120  # edges that are shown at first, if there are more
 KINDS = {"q": "query", "k": "key", "v": "value", "mixer": "into mixer", "mlp": "into MLP", "logits": "into logits"}
 MARKS = {"both": "in both", "here": "only in this circuit", "there": "only in the other"}
+MOST_PLACES = 16  # that have a box to be ticked
 DIGITS = 5  # of an effect; a tooltip shows three
 
 
@@ -57,7 +58,10 @@ def picture(data: ReportData) -> str:
         of = f" for {other.task}" * bool(other.task) + f" in {other.model}" * bool(other.model)
         agree = f"{data.circuit.jaccard(data.beside):.2f} of the edges of both together are shared (Jaccard)"
         hint = f"The other circuit: {len(data.beside):,} edges{escape(of)}; {agree}. {hint}"
-    parts = {"controls": _controls(circuit, sizes, start, marks), "drawings": _drawings(sizes, start, marks)}
+    parts = {
+        "controls": _controls(circuit, sizes, start, marks, data.places),
+        "drawings": _drawings(sizes, start, marks),
+    }
     return filled("explorer.html", **parts, hint=hint, keys=keys, data=_json(_content(data, sizes, both, marks)))
 
 
@@ -123,6 +127,7 @@ def _content(data: ReportData, sizes: Sequence[Size], both: Circuit, marks: Mapp
         "edges": edges,
         "shared": shared,
         "groups": data.circuit.groups,
+        "places": {name: [(place, _short(value)) for place, value in data.places.get(name, ())] for name in edges},
         "direct": {name: _short(value) for name, value in data.direct.items()},
         "sizes": [{"edges": len(size.circuit), "said": say(sizes, i, data.level)} for i, size in positions],
         "attention": [one._asdict() | {"heads": packed} for one, packed in zip(data.attention, heads, strict=True)],
@@ -130,7 +135,13 @@ def _content(data: ReportData, sizes: Sequence[Size], both: Circuit, marks: Mapp
     }
 
 
-def _controls(circuit: Circuit, sizes: Sequence[Size], start: int, marks: Mapping[str, str]) -> str:
+def _controls(
+    circuit: Circuit,
+    sizes: Sequence[Size],
+    start: int,
+    marks: Mapping[str, str],
+    places: Mapping[str, Sequence[tuple[str, float]]],
+) -> str:
     if not len(circuit):
         return ""
     used = {circuit.graph.reader(row.reader).kind for row in circuit.rows()}
@@ -142,7 +153,10 @@ def _controls(circuit: Circuit, sizes: Sequence[Size], start: int, marks: Mappin
     if marks:  # then colours say whose an edge is
         kinds = re.sub(r'<i class="key \w+"></i>', "", kinds)
         legend = legend.replace("data-kind", "data-mark")
-    parts = {"marks": legend if marks else "", "kinds": kinds}
+    at = dict.fromkeys(found[0][0] for name in circuit.edges if (found := places.get(name)))
+    spans = "".join(chip.format(escape(place), escape(place)).replace("data-kind", "data-place") for place in at)
+    spans = f"<fieldset><legend>mostly at</legend>{re.sub(r'<i class=.*?</i>', '', spans)}</fieldset>"
+    parts = {"marks": legend if marks else "", "kinds": kinds, "places": spans if 1 < len(at) <= MOST_PLACES else ""}
     return filled("controls.html", **parts, last=len(sizes) - 1, start=start)
 
 

@@ -16,6 +16,8 @@ const describe = (edge) => {
     edge.exact === null ? "exact: not measured" : `exact ${signed(edge.exact)}${between}`,
     `estimate ${signed(edge.estimate)}`,
   ];
+  const places = data.places[edge.name].map(([place, value]) => `${place} ${signed(value)}`);
+  if (places.length) lines.push(`at ${places.join(", ")}`);
   if (edge.exact * edge.estimate < 0) lines.push("the estimate has the wrong sign"); // null counts as 0
   return lines;
 };

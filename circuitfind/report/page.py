@@ -78,6 +78,7 @@ class ReportData:
         command: the exact command, to be run again.
         direct: by node, what it adds to the logit difference directly, past all later layers.
         beside: another circuit that this one is compared with in the picture.
+        places: by edge, the spans or positions where its effect lies, `(place, effect)`, strongest first.
     """
 
     title: str
@@ -110,6 +111,7 @@ class ReportData:
     command: str = ""
     direct: Mapping[str, float] = field(default_factory=dict)
     beside: Circuit | None = None
+    places: Mapping[str, Sequence[tuple[str, float]]] = field(default_factory=dict)
 
 
 def head(data: ReportData) -> str:

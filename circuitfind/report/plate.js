@@ -6,6 +6,7 @@ const FIELDS = ["from", "to", "kind", "estimate", "exact", "low", "high", "size"
 const edges = Object.entries(data.edges).map(([name, values]) => ({
   name,
   ...Object.fromEntries(FIELDS.map((field, i) => [field, values[i]])),
+  place: data.places[name].length ? `at ${data.places[name][0][0]}` : null,
 }));
 const edgeNamed = new Map(edges.map((edge) => [edge.name, edge]));
 const effect = (edge) => edge.exact ?? edge.estimate;

@@ -39,6 +39,7 @@ from circuitfind.evaluation.verify import EdgeCheck, Verification
 from circuitfind.export.files import write_text
 from circuitfind.models.load import Model
 from circuitfind.patching.attention_attribution import attention_attribution
+from circuitfind.placed_scores import PlacedScores
 from circuitfind.report.page import Attention, ExampleRow, ReportData, write
 from circuitfind.report.sizes import Size, cuts
 from circuitfind.scores import Scores
@@ -76,7 +77,7 @@ def report_data(
     model: Model | None = None,
     task: Task | BoundTask | None = None,
     *,
-    scores: Scores | None = None,
+    scores: Scores | PlacedScores | None = None,
     checks: Verification | None = None,
     curve: Sequence[Any] = (),
     steps: Sequence[tuple[str, str]] = (),
@@ -91,7 +92,8 @@ def report_data(
     Args:
         model: to measure the circuit at several sizes and its heads' attention; without it only what is given is shown.
         task: preferably held-out pairs; bound to the model where no model is given.
-        scores: those that the circuit was cut from, which order the edges of smaller ones (default: |effect|).
+        scores: those that the circuit was cut from, which order the edges of smaller ones (default: |effect|); with
+            scores by position or span the page also says where an edge's effect lies.
         checks: the verification of this circuit on `task`; default: effects that the circuit holds, and a run of it.
         curve, steps, frontier, summary: what `find` tried, did, kept, and says of the search pairs.
         command: the command that made the circuit.
@@ -101,6 +103,8 @@ def report_data(
     bound = _bound(model, task)
     known: dict[str, Any] = {"curve": curve, "steps": steps, "frontier": frontier, "command": command}
     known["beside"] = beside
+    if isinstance(scores, PlacedScores):
+        known["places"], scores = _places(circuit, scores), scores.total()
     value = None if checks is None else checks.evaluation
     if model is not None and bound is not None:
         value = evaluate(model, bound, circuit, **asked) if value is None else value
@@ -145,6 +149,18 @@ def save_circuit(circuit: Circuit, folder: str | PathLike[str], name: str = "cir
     except FileError as error:
         warnings.warn(str(error), stacklevel=2)
     return files
+
+
+def _places(circuit: Circuit, scores: PlacedScores) -> dict[str, list[tuple[str, float]]]:
+    """Of each edge the places with the strongest effects, those of at least a tenth of the first."""
+    result = {}
+    for name in circuit.edges:
+        here = scores[name]
+        order = [
+            at for at in np.argsort(-np.abs(here), kind="stable")[:PARTS] if abs(here[at]) >= 0.1 * np.abs(here).max()
+        ]
+        result[name] = [(scores.positions[at], float(here[at])) for at in order]
+    return result
 
 
 def _bound(model: Model | None, task: Task | BoundTask | None) -> BoundTask | None:
