@@ -61,7 +61,19 @@ calls.require_identities = proved.once(calls.require_identities)
 REGISTRIES: tuple[dict[str, Any], ...] = (METHODS, ABLATIONS, KINDS, FAMILIES, metrics.METRICS, builtin.TASKS)
 
 # The files that take longest, longest first: they start first, so that no worker is left alone with one at the end.
-LONGEST = ("attribute", "acdc", "compare", "cli", "examples", "acdc_options", "circuit_run", "find", "patching", "docs")
+LONGEST = (
+    "attribute",
+    "jupyterlab",
+    "acdc",
+    "compare",
+    "cli",
+    "examples",
+    "acdc_options",
+    "circuit_run",
+    "find",
+    "patching",
+    "docs",
+)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
