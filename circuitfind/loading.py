@@ -45,7 +45,9 @@ def load(
             hub id and a file: "owner/name/file.gguf"). Weights of a GGUF file are de-quantised: what is measured is the
             quantised model, computed in floats.
         dtype: such as "float32"; by default the precision in which the weights are stored, float32 for a GGUF file.
-        device: a torch device; by default the accelerator if there is one.
+        device: a torch device; by default the accelerator if there is one. Over several devices, or with weights kept
+            in memory or on disk until they are needed: `device_map="auto"` or a dictionary, as in `from_pretrained`
+            (`offload_folder=` for weights on disk; needs accelerate: `pip install 'circuitfind[devices]'`).
         check: test the identities of `circuitfind.engine.identities` on a short random prompt; where the family's row
             was inferred they are always tested.
         backend: "nnsight" or "hooks", what single passes run through; the results are bitwise equal.
@@ -55,7 +57,7 @@ def load(
             the name of a built-in row, or "package.module:NAME". Without it, and without a row for the model type, one
             is inferred (`circuitfind.models.inference`); the model's repr says which.
         allow_missing: take a checkpoint that lacks weights, which transformers fills in at random, with a warning.
-        keywords: passed on to `from_pretrained` (revision, token, attn_implementation, gguf_file, ...).
+        keywords: passed on to `from_pretrained` (revision, token, attn_implementation, gguf_file, device_map, ...).
 
     Raises:
         ModelError: the model cannot be loaded, is not covered, or fails the check.
@@ -73,8 +75,8 @@ def load(
             f"with remote= the server has the weights, and '{name}' is a file here: load it without remote="
         )
     if remote:
-        if dtype is not None or device is not None:
-            raise ModelError("with remote= the server chooses dtype= and device=: leave them out")
+        if dtype is not None or device is not None or keywords.get("device_map") is not None:
+            raise ModelError("with remote= the server chooses dtype=, device= and device_map=: leave them out")
         if allow_missing or backend != "nnsight":
             ours = "allow_missing=True" if allow_missing else f"backend='{backend}'"
             raise ModelError(

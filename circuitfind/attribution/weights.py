@@ -26,7 +26,7 @@ from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.unembedding import head_scale
 from circuitfind.errors import ModelError, ScoreError
 from circuitfind.models.adapter import Adapter
-from circuitfind.models.layer import Heads, LayerView
+from circuitfind.models.layer import Heads, LayerView, weight_of
 from circuitfind.progress import track
 from circuitfind.record import NO_EFFECT
 
@@ -100,7 +100,7 @@ def _embeddings(adapter: Adapter) -> tuple[Tensor, Tensor]:
     """`[vocab, d_model]` of the token embedding and of the unembedding."""
     head_scale(adapter)
     modules = adapter.model.get_input_embeddings(), adapter.model.get_output_embeddings()
-    first, last = (module.weight.detach().to(adapter.work) for module in modules)
+    first, last = (weight_of(module).T.to(adapter.device, adapter.work) for module in modules)
     for matrix in (first, last):
         if matrix.shape[1] != adapter.graph.d_model:
             widths = f"an embedding is {matrix.shape[1]} wide, the residual stream {adapter.graph.d_model}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from circuitfind.cli import options
 from circuitfind.cli.cells import count, number, size
 from circuitfind.cli.options import given
 from circuitfind.cli.output import Output
-from circuitfind.errors import FileError, ScoreError, TaskError
+from circuitfind.errors import FileError, ModelError, ScoreError, TaskError
 from circuitfind.export import files
 
 if TYPE_CHECKING:
@@ -71,8 +72,23 @@ def load_model(which: options.UncheckedModel, out: Output, check: bool = False) 
         quiet()
         names = ("dtype", "device", "backend", "allow_missing", "family")
         where: dict[str, Any] = {name: getattr(which, name) for name in names}
+        where |= _places(which)
         where["remote"] = which.remote == "ndif" or which.remote or False
         return cf.load(which.model, check=check, **where)
+
+
+def _places(which: options.UncheckedModel) -> dict[str, Any]:
+    """Keywords of a model that is spread over devices."""
+    given_map: Any = which.device_map
+    if given_map is None:
+        return {}
+    if given_map.lstrip().startswith("{"):
+        try:
+            given_map = json.loads(given_map)
+        except ValueError as error:
+            raise ModelError(f"--device-map is no JSON: {error}") from None
+    folder = which.offload_folder
+    return {"device_map": given_map, **({} if folder is None else {"offload_folder": os.fspath(folder)})}
 
 
 def quiet() -> None:

@@ -165,6 +165,10 @@ class UncheckedModel:
     model: str = option(MODEL_HELP, "tiny", argument=True, metavar="MODEL")
     dtype: str | None = option("Precision, such as bfloat16. Default: the one of the stored weights (GGUF: float32).")
     device: str | None = option("Such as cpu or cuda:1. Default: the accelerator if there is one.")
+    device_map: str | None = option(
+        'Spread the model over devices: auto, balanced, sequential, or JSON such as {"": "cpu"}.', metavar="MAP"
+    )
+    offload_folder: Path | None = option("Where --device-map may leave weights that fit nowhere.", metavar="DIR")
     remote: str | None = option('Run on an NDIF server: "ndif", or its URL.', metavar="HOST")
     backend: str = option("What single passes run through: nnsight or hooks.", "nnsight")
     allow_missing: bool = option(ALLOW_MISSING, False)

@@ -92,12 +92,12 @@ class _Return(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, value: Tensor, back: Back) -> Tensor:
-        ctx.back = back
+        ctx.back, ctx.at = back, x.device
         return value.view_as(value)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.back(gradients[0]).to(gradients[0].dtype), None, None
+        return ctx.back(gradients[0]).to(ctx.at, gradients[0].dtype), None, None
 
 
 def _returned(x: Tensor, value: Tensor, back: Back) -> Tensor:
@@ -210,8 +210,8 @@ def _shares(adapter: Adapter) -> HandOn:
 
 
 def _norm_rule(norm: Norm, work: torch.dtype) -> Rule:
-    fixed = replace(norm, fixed_scale=True)
-    return lambda x, _: lambda gradient: fixed.pull_back(x.to(work), gradient.to(work))
+    fixed, home = replace(norm, fixed_scale=True), norm.weight.device
+    return lambda x, _: lambda gradient: fixed.pull_back(x.to(home, work), gradient.to(home, work))
 
 
 def _identity_rule(work: torch.dtype) -> Rule:

@@ -30,6 +30,7 @@ from circuitfind.graph import Graph
 from circuitfind.metrics import METRICS, Function, Metric
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
+from circuitfind.models.placement import weights_of
 from circuitfind.record import Record
 from circuitfind.setting import JudgeKeywords, Keywords, Setting
 from circuitfind.tasks.bound import BoundTask
@@ -196,7 +197,7 @@ class Experiment:
         first = batch.rows(slice(0, 1)).trimmed()
         logits = [capture(self.adapter, side).logits for side in (first.clean, first.corrupted)]
         first = first.with_reference(logits[0])
-        weights = (weight.detach().flatten() for weight in self.adapter.model.parameters())
+        weights = (weight.flatten() for weight in weights_of(self.adapter.model))
         tensors = [
             *(*batch.clean[:3], *batch.corrupted[:3], batch.answers, batch.wrong),
             *(self.metric(one, first) for one in logits),

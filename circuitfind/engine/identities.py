@@ -42,6 +42,7 @@ from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import read_rows, undisturbed
 from circuitfind.models.heads import reader_errors
+from circuitfind.models.layer import weight_of
 
 # Rounding of one addition, times what a few dozen layers of them amount to. A float64 model's RMSNorms still compute
 # in float32 (transformers casts there), hence no less than 1e-5.
@@ -154,7 +155,7 @@ def _least_logit(prepared: Prepared) -> float:
     """What errors of logits are at least relative to: they have the rounding of the stream that they are made of."""
     adapter = prepared.adapter
     stream = adapter.final_norm(prepared.clean.resid[-1])
-    unembedding = adapter.model.get_output_embeddings().weight.detach()
+    unembedding = weight_of(adapter.model.get_output_embeddings()).T.to(adapter.device)
     largest = (torch.linalg.vector_norm(rows.float(), dim=-1).max() for rows in (stream, unembedding))
     return 0.01 * math.prod(map(float, largest))
 

@@ -93,7 +93,7 @@ def _capture_inputs(adapter: Adapter, inputs: Inputs, site: str, layers: Sequenc
         run = capture(adapter, inputs)
     shape, heads = run.resid[0].shape[:2], adapter.graph.heads_in
     return run, {
-        layer: entered.detach().view(*shape, *((heads(layer),) if site == "z" else ()), -1)
+        layer: entered.detach().to(adapter.device).view(*shape, *((heads(layer),) if site == "z" else ()), -1)
         for layer, (entered, _) in noted.items()
     }
 
@@ -115,7 +115,7 @@ def input_rows(adapter: Adapter, site: str, layer: int) -> Tensor:
 
     In the model's own precision, because few of the rows are wanted at a time.
     """
-    return weight_of(projection_of(adapter, site, layer))
+    return weight_of(projection_of(adapter, site, layer)).to(adapter.device)
 
 
 def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -> tuple[Run, Values]:
@@ -126,7 +126,11 @@ def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -
     values = {}
     for layer in layers:
         tensors = [part for part in noted[layer][1] or () if isinstance(part, Tensor)]
-        pattern = tensors[1].detach().transpose(1, 2) if len(tensors) > 1 and tensors[1].ndim == 4 else None
+        pattern = (
+            tensors[1].detach().to(adapter.device).transpose(1, 2)
+            if len(tensors) > 1 and tensors[1].ndim == 4
+            else None
+        )
         by_head = adapter.layers[layer].values_by_head(run.qkv[layer].v)
         if pattern is None or not makes_heads(adapter, pattern, by_head, z[layer], inputs.mask):
             raise ModelError(
@@ -216,7 +220,8 @@ def attention_scores(restart: Restart, layer: int, kind: str, values: Tensor, in
     with eager_attention(adapter), _Watch() as watch:
         z = restart.heads_from_projection(layer, kind, values)
     entered, factors = watch.entered[0] if len(watch.entered) == 1 else (z, ())
-    scores, times, (examples, length) = entered.to(adapter.work), len(values), restart.inputs.ids.shape
+    scores, times = entered.to(adapter.device, adapter.work), len(values)
+    examples, length = restart.inputs.ids.shape
     shown = scores.shape[:3] == (times * examples, adapter.graph.n_heads, length) and len(factors) == 2
     if shown:
         pattern = scores.softmax(-1)[..., :length].transpose(1, 2)
@@ -228,6 +233,6 @@ def attention_scores(restart: Restart, layer: int, kind: str, values: Tensor, in
             f"this model ('{adapter.kind}') does not show its attention scores: load it with"
             f" attn_implementation='eager'{instead}"
         )
-    queries, keys = (one.to(adapter.work).reshape(len(z), -1, *one.shape[-2:]) for one in factors)
+    queries, keys = (one.to(scores).reshape(len(z), -1, *one.shape[-2:]) for one in factors)
     parts = scores.clamp(min=torch.finfo(adapter.dtype).min), queries, keys.mT
     return Scored(*(apart(part, times) for part in parts))

@@ -21,7 +21,8 @@ from circuitfind.batch import Inputs
 from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import undisturbed
-from circuitfind.models.layer import module_at
+from circuitfind.models.layer import module_at, weight_of
+from circuitfind.models.placement import held
 
 SMALL, LARGE = 2.0**-7, 2.0**10  # exact in half precision; no cap that matters leaves the large one as it is
 BENT = 0.01
@@ -46,9 +47,10 @@ def unembedding(adapter: Adapter) -> Unembedding:
     """
     adapter.check_free()
     scale, head = head_scale(adapter), adapter.model.get_output_embeddings()
+    weight, bias = weight_of(head).T.to(adapter.device), held(head, "bias")
     slope, later = (_after_head(adapter, head, value) / value for value in (SMALL, LARGE))
-    bias, capped = getattr(head, "bias", None), abs(later - slope) > BENT * abs(slope)
-    return Unembedding(head.weight.detach(), None if bias is None else bias.detach(), scale, slope, capped)
+    bias, capped = None if bias is None else bias.to(adapter.device), abs(later - slope) > BENT * abs(slope)
+    return Unembedding(weight, bias, scale, slope, capped)
 
 
 def head_scale(adapter: Adapter) -> float:

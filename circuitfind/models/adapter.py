@@ -31,9 +31,10 @@ from circuitfind.graph import Graph
 from circuitfind.models.families import LATENT_NORMS, NORMS, Family, family_of
 from circuitfind.models.gguf_files import marked
 from circuitfind.models.latent import LatentView
-from circuitfind.models.layer import LayerView, Layout, module_at, weight_of
+from circuitfind.models.layer import LayerView, Layout, module_at, shape_of
 from circuitfind.models.mixer import MixerView
 from circuitfind.models.norms import Norm
+from circuitfind.models.placement import device_of, is_spread, without_weights
 from circuitfind.models.state import State
 
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -70,6 +71,7 @@ class Adapter:
         divided: of the longest prompt that was the same run as a whole and in two parts; -1 if one was not.
         origin: what its weights were de-quantised from, such as "GGUF Q4_1"; empty if they were stored as floats.
         held_by: the `circuitfind.only` that runs the model as a circuit at the moment; no other pass may run then.
+        spread: its weights are on several devices, or loaded as they are needed (`circuitfind.models.placement`).
         work: precision of circuitfind's own arithmetic: the model's, but at least float32.
     """
 
@@ -102,6 +104,7 @@ class Adapter:
         self._check_covered(blocks)
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.work = torch.promote_types(self.dtype, torch.float32)
+        self.spread = is_spread(model)
         scale = family.residual_multiplier
         multiplier = float(getattr(self.config, scale, None) or getattr(blocks[0], scale)) if scale else 1.0
         self.layers = [self._view(block, f"{family.layers}.{index}", multiplier) for index, block in enumerate(blocks)]
@@ -113,13 +116,20 @@ class Adapter:
 
     def _view(self, block: Any, path: str, multiplier: float) -> LayerView:
         family, graph = self.family.of_block(block), self.graph
-        d_head = len(weight_of(module_at(block, family.o))) // graph.n_heads
+        d_head = shape_of(module_at(block, family.o))[0] // graph.n_heads
         layout = Layout(family.layout, graph.n_heads, graph.n_kv_heads, d_head)
-        attn, mlp, post_attn, post_mlp = (_norm(block, path, getattr(family, name), graph.d_model) for name in NORMS)
-        view = LayerView(path, family, layout, block, attn, mlp, post_attn, post_mlp, multiplier, self.work)
+        attn, mlp, post_attn, post_mlp = (self._norm(block, path, getattr(family, name)) for name in NORMS)
+        view = LayerView(
+            path, family, layout, block, attn, mlp, post_attn, post_mlp, multiplier, self.work, self.device
+        )
         if family.mixer:
             return MixerView.of(view)
         return LatentView.of(view) if family.kv else view
+
+    def _norm(self, block: nn.Module, path: str, name: str | None) -> Norm | None:
+        if name is None or isinstance(module_at(block, name), nn.Identity):
+            return None
+        return Norm.of(module_at(block, name), self.graph.d_model, f"{path}.{name}", self.device)
 
     def _state(self) -> State:
         norms = [module_at(self.model, self.family.final_norm)]
@@ -187,9 +197,8 @@ class Adapter:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go."""
-        device: torch.device = self.model.get_input_embeddings().weight.device
-        return device
+        """Where token ids go, and circuitfind computes."""
+        return device_of(self.model.get_input_embeddings())
 
     def keywords(self, inputs: Inputs) -> dict[str, Any]:
         """Arguments of the model's forward for these inputs: explicit positions, a mask if there is padding, and a
@@ -247,11 +256,8 @@ class Adapter:
                     f"quantised models are not covered, and weight '{name}' is {kind}: load the model in float32,"
                     " bfloat16 or float16, or de-quantise it: hf = hf.dequantize()"
                 )
-            if parameter.is_meta:
-                raise ModelError(f"weight '{name}' is on the meta device: load the weights onto a real device")
-        devices = sorted({str(parameter.device) for parameter in self.model.parameters()})
-        if len(devices) > 1:
-            raise ModelError(f"the model is spread over {', '.join(devices)}: load it onto one device")
+        if name := without_weights(self.model):
+            raise ModelError(f"weight '{name}' is on the meta device: load the weights onto a real device")
 
     def _check_covered(self, blocks: nn.ModuleList) -> None:
         for block in blocks:
@@ -313,7 +319,7 @@ def _sizes(block: nn.Module, path: str, family: Family, n_heads: int) -> tuple[i
                 f"'{path}.{name}' is a {type(module).__name__}, not a plain linear projection: quantised or"
                 " adapter-wrapped weights are not covered"
             )
-        shapes[site] = tuple(weight_of(module).shape)
+        shapes[site] = shape_of(module)
     d_head = shapes["o"][0] // n_heads
     if family.kv or family.mixer:
         return 1, d_head
@@ -351,12 +357,6 @@ def _check_paths(model: nn.Module, family: Family) -> None:
     for index, block in enumerate(module_at(model, family.layers)):
         row = family.of_block(block)
         check(block, f"block {family.layers}.{index}", (*row.projections, *others), row)
-
-
-def _norm(block: nn.Module, path: str, name: str | None, width: int) -> Norm | None:
-    if name is None or isinstance(module_at(block, name), nn.Identity):
-        return None
-    return Norm.of(module_at(block, name), width, f"{path}.{name}", next(block.parameters()).device)
 
 
 def _within(model: Any, family: Family) -> Family:

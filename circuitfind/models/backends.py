@@ -14,7 +14,7 @@ bias, caps and scales.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 import nnsight
@@ -28,6 +28,7 @@ from circuitfind.costs import count_forward
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter, Site
 from circuitfind.models.layer import module_at
+from circuitfind.models.placement import device_of, reloading
 
 
 class Stop:
@@ -46,17 +47,23 @@ class _Stopped(Exception):
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Freezes weights and switches to evaluation mode; restores both at the end."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [
+        (module, name)  # by place: offloaded weights come and go
+        for module in model.modules()
+        for name, weight in module._parameters.items()
+        if weight is not None and weight.requires_grad
+    ]
     training = [module for module in model.modules() if module.training]
-    for parameter in trained:
-        parameter.requires_grad_(False)
+    for module, name in trained:
+        getattr(module, name).requires_grad_(False)
     if training:
         model.eval()
     try:
-        yield
+        with reloading(model) if hasattr(model, "_hf_hook") else nullcontext():
+            yield
     finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        for module, name in trained:
+            getattr(module, name).requires_grad_(True)
         for module in training:
             module.training = True
 
@@ -79,6 +86,8 @@ def _with_first(output: Any, value: Tensor) -> Any:
 @contextmanager
 def attached(adapter: Adapter, visit: Visit) -> Iterator[None]:
     """Inside, every forward pass takes the visitor to every site but the unembedding (`_Stopped` if that ends it)."""
+
+    visit = _at_home(adapter, visit)
 
     def visited(site: Site, value: Tensor) -> Tensor | None:
         new = visit(site.name, site.layer, value)
@@ -109,6 +118,22 @@ def attached(adapter: Adapter, visit: Visit) -> Iterator[None]:
                 hook = hook_input if site.side == "input" else hook_output
                 hooks.callback(hook(site, module_at(adapter.model, site.path)).remove)
         yield
+
+
+def _at_home(adapter: Adapter, visit: Visit) -> Visit:
+    """The visitor, where modules compute elsewhere: what it is shown moves home, what it gives moves back."""
+    if not adapter.spread:
+        return visit
+    home = adapter.device
+
+    def moving(site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
+        here = value.to(home)
+        new = visit(site, layer, here)
+        if new is None and here is not value and here.requires_grad:
+            new = here  # gradients are taken at what the visitor was shown
+        return new.to(value.device) if isinstance(new, Tensor) else new
+
+    return moving
 
 
 def through_hooks(adapter: Adapter, inputs: Inputs, visit: Visit, skips: Skips | None = None) -> Tensor:
@@ -147,6 +172,7 @@ def _skipped(module: nn.Module, form: Any, value: Tensor) -> Iterator[None]:
     """Inside, the module returns this value, in the form of its results, and computes nothing."""
     before = module.__dict__.get("forward")  # nnsight and accelerate put one on the instance: it is restored
     # a clone, because some models (Falcon) add into the result in place
+    value = value.to(device_of(module))
     module.forward = lambda *_, **__: _with_first(form, value.clone())
     try:
         yield
@@ -173,7 +199,7 @@ def _logits_read(adapter: Adapter, inputs: Inputs) -> Tensor:
     handle = head.register_forward_pre_hook(lambda _, args: (read_rows(args[0], inputs), *args[1:]))
     try:
         logits: Tensor = adapter.model(**adapter.keywords(inputs)).logits
-        return logits
+        return logits.to(adapter.device)
     finally:
         handle.remove()
 
@@ -185,12 +211,12 @@ def through_nnsight(adapter: Adapter, inputs: Inputs, visit: Visit) -> Tensor:
     count_forward(len(inputs.ids) * inputs.part)
     box: list[Tensor] = []
     with envoy.trace(**keywords) as tracer:
-        if _drive(envoy, adapter.sites, visit):
+        if _drive(envoy, adapter.sites, _at_home(adapter, visit)):
             tracer.stop()
         else:
             head = module_at(envoy, adapter.head_path)
             head.input = read_rows(head.input, inputs)
-            box.append(nnsight.save(envoy.output.logits))
+            box.append(nnsight.save(envoy.output.logits.to(adapter.device)))
     return box[0] if box else torch.empty(0)
 
 

@@ -28,6 +28,7 @@ from circuitfind.models.families import FAMILIES, LAYOUTS, Family, named
 from circuitfind.models.heads import HEADS, reader_errors
 from circuitfind.models.layer import module_at
 from circuitfind.models.norms import Norm
+from circuitfind.models.placement import device_of
 
 TOKENS = 5
 OFF = 1e-2  # an error of heads that no precision makes
@@ -167,7 +168,8 @@ class _Found:
     # ---------------------------------------------------------------- one pass
     def _run(self) -> None:
         tokens = self.model.get_input_embeddings().weight
-        ids = torch.randint(len(tokens), (1, TOKENS), generator=torch.Generator().manual_seed(0)).to(tokens.device)
+        ids = torch.randint(len(tokens), (1, TOKENS), generator=torch.Generator().manual_seed(0))
+        ids = ids.to(device_of(self.model.get_input_embeddings()))
         with ExitStack() as hooks, torch.no_grad(), undisturbed(self.model):
             for path, module in self.block.named_modules():
                 self._note(hooks, module, path)
@@ -294,8 +296,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _is_norm(module: nn.Module, width: int) -> bool:
     try:
-        parameter = next(module.parameters(), torch.zeros(0))
-        Norm.of(module, width, "", parameter.device)
+        Norm.of(module, width, "", device_of(module))
     except Exception:  # whatever a module of another kind says to a vector
         return False
     return True

@@ -25,7 +25,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
-from circuitfind.models.layer import Heads, LayerView, Layout, weight_of
+from circuitfind.models.layer import Heads, LayerView, Layout, shape_of
 from circuitfind.models.norms import Norm
 
 
@@ -89,14 +89,14 @@ class LatentView(LayerView):
     def of(cls, view: LayerView) -> LatentView:
         """From a view of the same block, and its modules."""
         family, heads, d_head = view.family, view.layout.n_heads, view.layout.d_head
-        down, up = (weight_of(view.module(str(name))) for name in (family.kv_latent, family.kv))
+        down, up = (shape_of(view.module(str(name))) for name in (family.kv_latent, family.kv))
 
         def norm(name: str | None, width: int) -> Norm:
             return Norm.of(view.module(str(name)), width, f"{view.path}.{name}", view.device)
 
-        rank, rotary = len(up), down.shape[1] - len(up)
-        layout = LatentLayout("latent", heads, 1, d_head, rank, up.shape[1] // heads - d_head, rotary)
-        q_norm = norm(family.q_latent_norm, len(weight_of(view.module(family.q)))) if family.q_latent else None
+        rank, rotary = up[0], down[1] - up[0]
+        layout = LatentLayout("latent", heads, 1, d_head, rank, up[1] // heads - d_head, rotary)
+        q_norm = norm(family.q_latent_norm, shape_of(view.module(family.q))[0]) if family.q_latent else None
         given = {one.name: getattr(view, one.name) for one in fields(LayerView)}
         return cls(
             **{**given, "layout": layout}, q_latent_norm=q_norm, kv_latent_norm=norm(family.kv_latent_norm, rank)
@@ -122,7 +122,7 @@ class LatentView(LayerView):
 
     def _up(self) -> Heads:
         """`[latent, heads, d_head]` of q, and `[latent, 1, features]` of k without position and of v."""
-        q, kv = (weight_of(self.module(str(name))).to(self.work) for name in (self.family.q, self.family.kv))
+        q, kv = (self.weight(self.module(str(name))) for name in (self.family.q, self.family.kv))
         return Heads(self.layout.parts("q", q)["q"], **self.layout.parts("kv", kv))
 
     def values_of(self, kind: str, read: Tensor, heads: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from circuitfind.errors import ModelError
 from circuitfind.models.families import NORMS, Family
 from circuitfind.models.norms import Norm
+from circuitfind.models.placement import held
 
 PROJECTIONS = {"q": "q", "k": "k", "v": "v", "qkv": "qkv", "kv_latent": "k", "kv": "kv", "mixer": "q"}
 """Sites: outputs of the separate projections, of the fused one, around a latent; a mixer's input. By site, what it has
@@ -38,8 +39,15 @@ def module_at(root: Any, path: str) -> Any:
 
 def weight_of(module: Any) -> Tensor:
     """`[in, out]` view of a projection's weight, in the model's own precision."""
-    weight: Tensor = module.weight if isinstance(module, Conv1D) else module.weight.T
-    return weight.detach()
+    weight = held(module)
+    assert weight is not None, "a projection has a weight"
+    return weight if isinstance(module, Conv1D) else weight.T
+
+
+def shape_of(module: Any) -> tuple[int, int]:
+    """That of `weight_of`, without reading it."""
+    first, second = module.weight.shape
+    return (first, second) if isinstance(module, Conv1D) else (second, first)
 
 
 class Heads(NamedTuple):
@@ -144,9 +152,10 @@ class Layout:
 class LayerView:
     """One block: its paths, its projections and norms.
 
-    Weights are read from the modules at each use, in `work` precision, so no copy stays in memory.
+    Weights are read from the modules at each use, in `work` precision on `device`, so no copy stays in memory.
 
     Attributes:
+        device: where circuitfind computes, whatever the block's own (`circuitfind.models.placement`).
         copies: how many readers each key and each value head is: one, or in an ungrouped graph one a query head.
     """
 
@@ -160,15 +169,15 @@ class LayerView:
     post_mlp_norm: Norm | None
     multiplier: float
     work: torch.dtype
+    device: torch.device
     copies: int = field(default=1, kw_only=True)
 
     def module(self, name: str) -> Any:
         return module_at(self.block, name)
 
-    @property
-    def device(self) -> torch.device:
-        parameter: Tensor = next(self.block.parameters())
-        return parameter.device
+    def weight(self, module: Any) -> Tensor:
+        """`weight_of`, to compute with."""
+        return weight_of(module).to(self.device, self.work)
 
     @property
     def norms(self) -> dict[str, Norm]:
@@ -192,11 +201,11 @@ class LayerView:
 
     def projected(self, x: Tensor) -> Heads:
         """`[..., heads, d_read]` each: what the readers make of `[..., d_model]`, without their biases."""
-        return self._read_by({site: x @ weight_of(one).to(self.work) for site, one in self._reading().items()})
+        return self._read_by({site: x @ self.weight(one) for site, one in self._reading().items()})
 
     def qkv_weight(self) -> Heads:
         """`[d_model, heads, d_read]` each for q, k and v."""
-        return self._read_by({site: weight_of(one).to(self.work) for site, one in self._reading().items()})
+        return self._read_by({site: self.weight(one) for site, one in self._reading().items()})
 
     def pull_back(self, gradient: Tensor, weights: Heads) -> Tensor:
         """`[readers, tokens, d_model]`: gradients `[readers, tokens, d_read]` at what the readers make, through
@@ -216,7 +225,7 @@ class LayerView:
         zeros = functools.partial(torch.zeros, dtype=self.work, device=self.device)
         return self._read_by(
             {
-                site: zeros(weight_of(one).shape[1]) if one.bias is None else one.bias.detach().to(self.work)
+                site: zeros(shape_of(one)[1]) if (bias := self._bias_of(one)) is None else bias
                 for site, one in modules.items()
             }
         )
@@ -256,7 +265,7 @@ class LayerView:
         """
         if self.family.down is None:
             raise ModelError("its MLPs are mixtures of experts: which weights are used depends on the prompt")
-        read = torch.cat([weight_of(module).to(self.work) for module in self.mlp_projections()], dim=1)
+        read = torch.cat([self.weight(module) for module in self.mlp_projections()], dim=1)
         return read, self._written_by(self.module(self.family.down), self.post_mlp_norm)
 
     def mlp_projections(self) -> list[Any]:
@@ -266,7 +275,7 @@ class LayerView:
         return [module for module in inside if isinstance(module, (nn.Linear, Conv1D)) and module is not down]
 
     def _written_by(self, module: Any, norm: Norm | None) -> Tensor:
-        weight = weight_of(module).to(self.work)
+        weight = self.weight(module)
         if norm is not None:
             weight = norm.centre(weight) * norm.weight
         return weight * self.multiplier if self.multiplier != 1 else weight
@@ -300,8 +309,11 @@ class LayerView:
         return None if attn is None else attn * self.multiplier, None if mlp is None else mlp * self.multiplier
 
     def _bias(self, name: str | None) -> Tensor | None:
-        bias = getattr(self.module(name), "bias", None) if name else None
-        return None if bias is None else bias.detach().to(self.work)
+        return self._bias_of(self.module(name)) if name else None
+
+    def _bias_of(self, module: Any) -> Tensor | None:
+        bias = held(module, "bias")
+        return None if bias is None else bias.to(self.device, self.work)
 
     def _written(self, output: Tensor, biased: str | None, norm: Norm | None) -> Tensor:
         """`biased`: the projection whose bias is left out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -83,7 +84,9 @@ class Model(NoFile):
     @property
     def place(self) -> str:
         """Where it runs, for messages."""
-        return str(self.device)
+        places = getattr(self.hf, "hf_device_map", {}) if self.adapter.spread else {}
+        kinds = {f"cuda:{at}" if isinstance(at, int) else str(at) for at in places.values()}
+        return " and ".join(sorted(kinds)) or str(self.device)
 
     @property
     def remote(self) -> bool:
@@ -162,6 +165,7 @@ def fetch(
     if dtype not in (None, "auto") and not (isinstance(kind, torch.dtype) and kind.is_floating_point):
         raise ModelError(unknown("dtype", dtype, ("float32", "bfloat16", "float16", "float64")))
     source, file = source_of(name)
+    _check_places(name, device, keywords)
     with gguf_files.reading(name, file):
         config = config_of(name, **keywords)
         _check_form(config, family)
@@ -171,12 +175,30 @@ def fetch(
             origin = f"GGUF {gguf_files.stored_as(source, file, **_shared(keywords))}"
             gguf_files.unmark(hf)
     _check_loaded(name, type(hf).__name__, report, allow_missing)
+    if "device_map" in keywords:  # transformers has put it there
+        return hf.eval(), tokenizer, origin
     device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
         hf = hf.to(device)
     except (RuntimeError, AssertionError) as error:  # no such device, or its memory is full
         raise ModelError(f"cannot put '{name}' on device '{device}': {str(error).splitlines()[0]}") from None
     return hf.eval(), tokenizer, origin
+
+
+def _check_places(name: str, device: Any, keywords: dict[str, Any]) -> None:
+    """Refuses a device map that cannot be followed."""
+    if keywords.get("device_map") is None:
+        keywords.pop("device_map", None)
+        return
+    if device is not None:
+        raise ModelError(
+            f"device_map= says where every part of '{name}' goes, and device='{device}' one place: give one"
+        )
+    if find_spec("accelerate") is None:
+        raise ModelError(
+            "device_map= spreads a model by means of accelerate, which is not installed:"
+            " pip install 'circuitfind[devices]'"
+        )
 
 
 def _weights(name: str, config: Any, dtype: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -194,7 +216,7 @@ def _weights(name: str, config: Any, dtype: Any, keywords: dict[str, Any]) -> tu
             if f"'{keyword}'" in str(error):
                 raise ModelError(f"cannot load '{name}': keyword '{keyword}' is unknown to transformers") from None
         raise ModelError(_why_not(name, error)) from None
-    except BROKEN as error:  # the weights themselves
+    except (*BROKEN, AssertionError) as error:  # the weights themselves; a device that is not there
         raise ModelError(_why_not(name, error)) from None
     hf, report = loaded
     return hf, report

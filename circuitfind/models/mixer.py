@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuitfind.models.layer import Heads, LayerView, Layout, weight_of
+from circuitfind.models.layer import Heads, LayerView, Layout, shape_of
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class MixerView(LayerView):
     def of(cls, view: LayerView) -> MixerView:
         """From a view of the same block."""
         given = {one.name: getattr(view, one.name) for one in fields(LayerView)}
-        layout = MixerLayout("mixer", 1, 0, len(weight_of(view.module(view.family.o))))
+        layout = MixerLayout("mixer", 1, 0, shape_of(view.module(view.family.o))[0])
         return cls(**{**given, "layout": layout})
 
     @property
     def d_read(self) -> int:
-        return weight_of(self.module(self.family.o)).shape[1]
+        return shape_of(self.module(self.family.o))[1]
 
     def _reading(self) -> dict[str, Any]:
         return {}

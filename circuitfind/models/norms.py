@@ -7,7 +7,6 @@ here; a module of another form is refused.
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from circuitfind.errors import ModelError
+from circuitfind.models.placement import twin
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class Norm:
         eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
         parameter = next(module.parameters(), None)
         dtype = torch.float64 if parameter is not None and parameter.dtype == torch.float64 else torch.float32
-        probe = copy.deepcopy(module).to(dtype)
+        probe = twin(module).to(device, dtype)
         pattern = torch.ones(width, dtype=dtype, device=device)  # mean 0, mean square 1: the same for both kinds
         pattern[1::2] = -1
         if width % 2:

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from circuitfind.models.placement import own_forward, weights_of
+
 
 class State(NamedTuple):
     """A model as it was; objects are held, not their ids, which Python uses again."""
@@ -33,7 +35,7 @@ class State(NamedTuple):
         weights = [(weight.dtype, weight.device) for weight in model.parameters()]
         return cls(
             (*form, *weights),
-            tuple(weight.detach().clone() for norm in norms for weight in norm.parameters()),
+            tuple(weight.clone() for norm in norms for weight in weights_of(norm)),
             tuple(getattr(norm, name, None) for norm in norms for name in ("eps", "variance_epsilon")),
             {path: hooks for path, module in modules.items() if (hooks := tuple(_hooks(module)))},
         )
@@ -48,12 +50,13 @@ class State(NamedTuple):
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:
-    """What runs beside or instead of its class's forward; nnsight's wrapper only listens to the one that it found."""
+    """What runs beside or instead of its class's forward. Wrappers by nnsight and accelerate do not count, what they wrap
+    does."""
     yield from module._forward_pre_hooks.values()
     yield from module._forward_hooks.values()
     yield from module._backward_pre_hooks.values()
     yield from module._backward_hooks.values()
-    forward: Any = vars(module).get("forward")
+    forward = own_forward(module)
     if type(forward).__module__.startswith("nnsight."):
         forward = forward.state.original
     if forward is not None and forward is not type(module).forward:

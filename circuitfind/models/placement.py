@@ -1,0 +1,131 @@
+"""Where a model's weights are, and where they are computed with: one device, several, or one that loads them.
+
+Accelerate spreads a model (`device_map`) and puts a hook on its modules, which moves what they are given to their
+device. Weights kept in memory or on disk (*offloaded*) are on the meta device until their module runs.
+
+1. circuitfind computes at *home*, the device that token ids go to. What a module elsewhere holds moves home as a
+   visitor is shown it, and what the visitor returns moves back (`backends.py`); a weight moves when it is read.
+2. `held` is the one way to a weight's values, wherever they are.
+3. The way back needs the weights again: in place of an offloaded weight, autograd keeps where it is held (`reloading`).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from circuitfind.errors import ModelError
+
+
+def _hooks(module: nn.Module) -> tuple[Any, ...]:
+    """Accelerate's hooks on a module."""
+    hook = getattr(module, "_hf_hook", None)
+    return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
+
+
+def _offload(module: nn.Module) -> Any:
+    """The hook that loads a module's weights, if one does."""
+    return next((hook for hook in _hooks(module) if getattr(hook, "offload", False)), None)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes."""
+    for part in module.modules():
+        for hook in _hooks(part):
+            if (device := getattr(hook, "execution_device", None)) is not None:
+                return torch.empty(0, device=device).device  # of "cuda" the one it stands for
+        for weight in part.parameters(recurse=False):
+            return weight.device
+    return torch.device("cpu")
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether weights are on several devices, or loaded as they are needed."""
+    return hasattr(model, "_hf_hook") or len({weight.device for weight in model.parameters()}) > 1
+
+
+def held(module: nn.Module, name: str = "weight") -> Tensor | None:
+    """A weight of a module, where it is computed with; None if it has none."""
+    weight: Tensor | None = getattr(module, name, None)
+    if weight is None or not weight.is_meta or (hook := _offload(module)) is None:
+        return None if weight is None else weight.detach()
+    loaded: Tensor = hook.weights_map[name]
+    return loaded.to(hook.execution_device)
+
+
+def weights_of(module: nn.Module) -> Iterator[Tensor]:
+    """All weights of a module and of what it is made of, one at a time, in the order of `parameters`."""
+    seen: set[int] = set()
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if id(parameter) not in seen and (weight := held(part, name)) is not None:
+                seen.add(id(parameter))
+                yield weight
+
+
+def without_weights(model: nn.Module) -> str | None:
+    """The name of a weight that is nowhere, if there is one."""
+    for path, part in model.named_modules():
+        for name, weight in part.named_parameters(recurse=False):
+            if weight.is_meta and type(weight) is nn.Parameter and _offload(part) is None:
+                return f"{path}.{name}".lstrip(".")
+    return None
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A copy of a module that holds its weights itself."""
+    if not _hooks(module):
+        return copy.deepcopy(module)
+    alone = copy.copy(module)
+    left_out = ("_hf_hook", "_old_forward", "forward")
+    alone.__dict__ = {name: value for name, value in vars(module).items() if name not in left_out}
+    alone._parameters = {
+        name: None if (weight := held(module, name)) is None else nn.Parameter(weight, requires_grad=False)
+        for name in module._parameters
+    }
+    return copy.deepcopy(alone)
+
+
+def own_forward(module: nn.Module) -> Any:
+    """A forward that someone put on a module in place of its class's, accelerate's aside; None if there is none."""
+    forward = vars(module).get("forward")
+    if _hooks(module) and isinstance(forward, functools.partial):
+        forward = vars(module).get("_old_forward")
+    return None if getattr(forward, "__func__", None) is type(module).forward else forward
+
+
+@contextmanager
+def reloading(model: nn.Module) -> Iterator[None]:
+    """Inside, autograd keeps no offloaded weights: they are loaded again on the way back."""
+    places = [(part, name) for part in model.modules() if _offload(part) for name in part._parameters]
+    if not places:
+        yield
+        return
+
+    def pack(value: Tensor) -> Any:
+        if value.requires_grad or value.is_meta:
+            return value
+        address = value.untyped_storage().data_ptr()
+        for part, name in places:
+            weight = part._parameters[name]
+            if weight is not None and not weight.is_meta and weight.untyped_storage().data_ptr() == address:
+                return part, name, value.size(), value.stride(), value.storage_offset()
+        return value
+
+    def unpack(packed: Any) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        part, name, *shape = packed
+        weight = held(part, name)
+        if weight is None:
+            raise ModelError(f"the weight '{name}' of a {type(part).__name__} was taken away during a run")
+        return weight.as_strided(*shape)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
