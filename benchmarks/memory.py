@@ -1,10 +1,11 @@
 """What `estimate_memory` says of scoring, beside how far the process really grows.
 
-    python benchmarks/memory.py [NAME ...] [--pairs N] [--method METHOD]
+    python benchmarks/memory.py [NAME ...] [--pairs N] [--tokens N] [--method METHOD] [--planned]
 
 Random models of many shapes, each in a process of its own that has scored one short pair before, so that only what
 grows with the batch is counted: the resident set's high-water mark while all edges are scored, by EAP, or under KL by
-integrated gradients.
+integrated gradients. "exact" measures a few edges of every layer. `--planned`: in the batches that are planned, not in
+one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import transformers
 from gpt2_small import resident
 
 import circuitfind as cf
+from circuitfind.attribution.exact import exact_effects
+from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory import plan_memory, sizes_of
 
 GEMMA = {"head_dim": 256, "num_key_value_heads": 1, "num_attention_heads": 4, "sliding_window": 512}
@@ -43,6 +46,24 @@ SHAPES: dict[str, tuple[Any, int, int, str]] = {
             },
         ),
         32,
+        16,
+        "logit_diff",
+    ),
+    "1B": (
+        (
+            "Llama",
+            {
+                "hidden_size": 2048,
+                "intermediate_size": 8192,
+                "num_hidden_layers": 16,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "vocab_size": 128256,
+                "tie_word_embeddings": True,
+                "dtype": "bfloat16",
+            },
+        ),
+        8,
         16,
         "logit_diff",
     ),
@@ -88,12 +109,15 @@ SHAPES: dict[str, tuple[Any, int, int, str]] = {
 def build(family: str, options: dict[str, Any]) -> cf.Model:
     torch.manual_seed(0)
     options = dict(options)
-    how = options.pop("attn_implementation", "sdpa")
+    how, dtype = options.pop("attn_implementation", "sdpa"), getattr(torch, options.pop("dtype", "float32"))
     kind = "Gemma3Text" if family == "Gemma3" else family
     config = getattr(transformers, f"{kind}Config")(**options)
     config._attn_implementation = how
     name = f"{family}LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
-    return cf.wrap(getattr(transformers, name)(config).eval(), check=False)
+    torch.set_default_dtype(dtype)
+    model = getattr(transformers, name)(config).eval()
+    torch.set_default_dtype(torch.float32)
+    return cf.wrap(model, check=False)
 
 
 def task(model: cf.Model, pairs: int, tokens: int, metric: str) -> cf.Task:
@@ -102,19 +126,29 @@ def task(model: cf.Model, pairs: int, tokens: int, metric: str) -> cf.Task:
     return cf.Task(clean, corrupted, *answers, metric=metric)
 
 
-def child(name: str, pairs: int, method: str) -> None:
-    """Prints what is said and what is grown, in MB."""
-    (family, options), _, tokens, metric = SHAPES[name]
+def score(model: cf.Model, pairs: Any, method: str, batch_size: int | None = None) -> None:
+    if method != "exact":
+        cf.attribute(model, pairs, method, batch_size=batch_size)
+        return
+    graph = model.graph
+    names = [f"m{layer}->{kind}" for layer in range(graph.n_layers - 1) for kind in (f"m{layer + 1}", "logits")]
+    exact_effects(Experiment.of(model, pairs, {"batch_size": batch_size}), graph.mask(names))
+
+
+def child(name: str, pairs: int, tokens: int, method: str, planned: bool) -> None:
+    """Prints what is said and what is grown, in MB, and the size of batches."""
+    (family, options), _, _, metric = SHAPES[name]
     model = build(family, options)
-    cf.attribute(model, task(model, 1, 4, metric), method)
+    score(model, task(model, 1, 4, metric), method)
     bound = task(model, pairs, tokens, metric).on(model)
     points = 5 if method == "eap-ig-inputs" else 1
-    said = plan_memory(model.adapter, sizes_of(bound.batch), pairs, softmax=metric == "kl", points=points).beside
+    at_once = None if planned else pairs
+    plan = plan_memory(model.adapter, sizes_of(bound.batch), at_once, softmax=metric == "kl", points=points)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmHWM")
-    cf.attribute(model, bound, method, batch_size=pairs)
-    print(said / 2**20, resident("VmHWM") - before)
+    score(model, bound, method, at_once)
+    print(plan.beside / 2**20, resident("VmHWM") - before, plan.batch_size)
 
 
 def main() -> None:
@@ -122,22 +156,28 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SHAPES))
     parser.add_argument("--child", choices=SHAPES, help=argparse.SUPPRESS)
     parser.add_argument("--pairs", type=int)
+    parser.add_argument("--tokens", type=int)
     parser.add_argument("--method")
+    parser.add_argument("--planned", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.child:
-        child(options.child, options.pairs, options.method)
+        child(options.child, options.pairs, options.tokens, options.method, options.planned)
         return
-    print("| shape | method | pairs x tokens | said | grown | grown / said |\n|---|---|---|---|---|---|")
+    print(
+        "| shape | method | pairs x tokens | in a batch | said | grown | grown / said |\n|---|---|---|---|---|---|---|"
+    )
     for name in options.names or SHAPES:
         _, pairs, tokens, metric = SHAPES[name]
-        pairs = options.pairs or pairs
+        pairs, tokens = options.pairs or pairs, options.tokens or tokens
         method = options.method or ("eap" if metric == "logit_diff" else "eap-ig-inputs")
-        command = [sys.executable, __file__, "--child", name, "--pairs", str(pairs), "--method", method]
+        command = [sys.executable, __file__, "--child", name, "--pairs", str(pairs), "--tokens", str(tokens)]
+        command += ["--method", method, *(["--planned"] if options.planned else [])]
         found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        said, grown = map(float, found[-2:])
+        said, grown, at_once = map(float, found[-3:])
         print(
-            f"| {name} | `{method}` | {pairs} x {tokens} | {said:.0f} MB | {grown:.0f} MB | {grown / said:.2f} |",
+            f"| {name} | `{method}` | {pairs} x {tokens} | {at_once:.0f} | {said:.0f} MB | {grown:.0f} MB |"
+            f" {grown / said:.2f} |",
             flush=True,
         )
 

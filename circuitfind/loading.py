@@ -47,7 +47,8 @@ def load(
         dtype: such as "float32"; by default the precision in which the weights are stored, float32 for a GGUF file.
         device: a torch device; by default the accelerator if there is one. Over several devices, or with weights kept
             in memory or on disk until they are needed: `device_map="auto"` or a dictionary, as in `from_pretrained`
-            (`offload_folder=` for weights on disk; needs accelerate: `pip install 'circuitfind[devices]'`).
+            (`offload_folder=` for weights on disk; needs accelerate: `pip install 'circuitfind[devices]'`). Its heads
+            divided among the processes of `torchrun`, which all make the same calls: `tp_plan="auto"`.
         check: test the identities of `circuitfind.engine.identities` on a short random prompt; where the family's row
             was inferred they are always tested.
         backend: "nnsight" or "hooks", what single passes run through; the results are bitwise equal.

@@ -38,7 +38,8 @@ from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.restart import Restart
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter
-from circuitfind.models.layer import weight_of
+from circuitfind.models.layer import shape_of, weight_of
+from circuitfind.models.placement import gathered
 
 Values = dict[int, Tensor]  # by layer
 PATTERN_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
@@ -92,8 +93,13 @@ def _capture_inputs(adapter: Adapter, inputs: Inputs, site: str, layers: Sequenc
     with _noted({layer: projection_of(adapter, site, layer) for layer in layers}) as noted:
         run = capture(adapter, inputs)
     shape, heads = run.resid[0].shape[:2], adapter.graph.heads_in
+
+    def whole(entered: Tensor, layer: int) -> Tensor:
+        value = entered.detach().to(adapter.device)
+        return gathered(value, shape_of(projection_of(adapter, site, layer))[0], adapter.processes)
+
     return run, {
-        layer: entered.detach().to(adapter.device).view(*shape, *((heads(layer),) if site == "z" else ()), -1)
+        layer: whole(entered, layer).view(*shape, *((heads(layer),) if site == "z" else ()), -1)
         for layer, (entered, _) in noted.items()
     }
 
@@ -126,11 +132,8 @@ def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -
     values = {}
     for layer in layers:
         tensors = [part for part in noted[layer][1] or () if isinstance(part, Tensor)]
-        pattern = (
-            tensors[1].detach().to(adapter.device).transpose(1, 2)
-            if len(tensors) > 1 and tensors[1].ndim == 4
-            else None
-        )
+        shown = len(tensors) > 1 and tensors[1].ndim == 4
+        pattern = _all_heads(adapter, tensors[1].detach()).transpose(1, 2) if shown else None
         by_head = adapter.layers[layer].values_by_head(run.qkv[layer].v)
         if pattern is None or not makes_heads(adapter, pattern, by_head, z[layer], inputs.mask):
             raise ModelError(
@@ -139,6 +142,14 @@ def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -
             )
         values[layer] = pattern
     return capture(adapter, inputs), values  # the run as the user's implementation computes it
+
+
+def _all_heads(adapter: Adapter, value: Tensor) -> Tensor:
+    """`[rows, heads, ...]` at home, from those of the process (`circuitfind.models.placement`)."""
+    group, value = adapter.processes, value.to(adapter.device)
+    if group is None:
+        return value
+    return gathered(value.movedim(1, -1), value.shape[1] * group.size(), group).movedim(-1, 1)
 
 
 def attended(adapter: Adapter, pattern: Tensor, by_head: Tensor) -> Tensor:
@@ -220,7 +231,8 @@ def attention_scores(restart: Restart, layer: int, kind: str, values: Tensor, in
     with eager_attention(adapter), _Watch() as watch:
         z = restart.heads_from_projection(layer, kind, values)
     entered, factors = watch.entered[0] if len(watch.entered) == 1 else (z, ())
-    scores, times = entered.to(adapter.device, adapter.work), len(values)
+    entered, *factors = (_all_heads(adapter, one) if one.ndim == 4 else one for one in (entered, *factors))
+    scores, times = entered.to(adapter.work), len(values)
     examples, length = restart.inputs.ids.shape
     shown = scores.shape[:3] == (times * examples, adapter.graph.n_heads, length) and len(factors) == 2
     if shown:

@@ -34,7 +34,7 @@ from circuitfind.models.latent import LatentView
 from circuitfind.models.layer import LayerView, Layout, module_at, shape_of
 from circuitfind.models.mixer import MixerView
 from circuitfind.models.norms import Norm
-from circuitfind.models.placement import device_of, is_spread, without_weights
+from circuitfind.models.placement import device_of, is_shard, is_spread, processes_of, without_weights
 from circuitfind.models.state import State
 
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -72,6 +72,7 @@ class Adapter:
         origin: what its weights were de-quantised from, such as "GGUF Q4_1"; empty if they were stored as floats.
         held_by: the `circuitfind.only` that runs the model as a circuit at the moment; no other pass may run then.
         spread: its weights are on several devices, or loaded as they are needed (`circuitfind.models.placement`).
+        processes: those that hold parts of its weights (tensor parallelism), as a process group; None: it is whole.
         work: precision of circuitfind's own arithmetic: the model's, but at least float32.
     """
 
@@ -104,7 +105,7 @@ class Adapter:
         self._check_covered(blocks)
         self.dtype: torch.dtype = next(model.parameters()).dtype
         self.work = torch.promote_types(self.dtype, torch.float32)
-        self.spread = is_spread(model)
+        self.spread, self.processes = is_spread(model), processes_of(model)
         scale = family.residual_multiplier
         multiplier = float(getattr(self.config, scale, None) or getattr(blocks[0], scale)) if scale else 1.0
         self.layers = [self._view(block, f"{family.layers}.{index}", multiplier) for index, block in enumerate(blocks)]
@@ -249,7 +250,7 @@ class Adapter:
 
     def _check_weights(self) -> None:
         for name, parameter in self.model.named_parameters():
-            plain = type(parameter) in (nn.Parameter, Tensor) and parameter.dtype in PRECISIONS
+            plain = (type(parameter) in (nn.Parameter, Tensor) or is_shard(parameter)) and parameter.dtype in PRECISIONS
             if not plain:  # a config may still be marked as quantised when its weights no longer are
                 kind = f"a {type(parameter).__name__} of {str(parameter.dtype).removeprefix('torch.')}"
                 raise ModelError(

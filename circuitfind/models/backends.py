@@ -27,8 +27,8 @@ from circuitfind.batch import Inputs, Past
 from circuitfind.costs import count_forward
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter, Site
-from circuitfind.models.layer import module_at
-from circuitfind.models.placement import device_of, reloading
+from circuitfind.models.layer import module_at, shape_of
+from circuitfind.models.placement import as_given, gathered, own_part, reloading
 
 
 class Stop:
@@ -124,16 +124,23 @@ def _at_home(adapter: Adapter, visit: Visit) -> Visit:
     """The visitor, where modules compute elsewhere: what it is shown moves home, what it gives moves back."""
     if not adapter.spread:
         return visit
-    home = adapter.device
+    home, group = adapter.device, adapter.processes
+    features = {} if group is None else _features(adapter)
 
     def moving(site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
-        here = value.to(home)
+        here = gathered(value.to(home), features.get((site, layer)), group)
         new = visit(site, layer, here)
         if new is None and here is not value and here.requires_grad:
             new = here  # gradients are taken at what the visitor was shown
-        return new.to(value.device) if isinstance(new, Tensor) else new
+        return own_part(new, value.shape[-1], group).to(value.device) if isinstance(new, Tensor) else new
 
     return moving
+
+
+def _features(adapter: Adapter) -> dict[tuple[str, int], int]:
+    """Of the sites whose features are divided among processes, how many they have in all."""
+    modules = {site: module_at(adapter.model, site.path) for site in adapter.sites if site.name in ("qkv", *"qkvz")}
+    return {site[:2]: shape_of(module)[site.side == "output"] for site, module in modules.items()}
 
 
 def through_hooks(adapter: Adapter, inputs: Inputs, visit: Visit, skips: Skips | None = None) -> Tensor:
@@ -172,7 +179,7 @@ def _skipped(module: nn.Module, form: Any, value: Tensor) -> Iterator[None]:
     """Inside, the module returns this value, in the form of its results, and computes nothing."""
     before = module.__dict__.get("forward")  # nnsight and accelerate put one on the instance: it is restored
     # a clone, because some models (Falcon) add into the result in place
-    value = value.to(device_of(module))
+    value = as_given(module, value)
     module.forward = lambda *_, **__: _with_first(form, value.clone())
     try:
         yield

@@ -132,6 +132,8 @@ def adapt(
         row, origin = row_of(hf, family)
         adapter = Adapter(hf, row)
         adapter.row, adapter.backend = origin, backend
+        if adapter.processes is not None:  # nnsight calls modules past the forwards that divide their work
+            adapter.backend = "hooks"
         observe(adapter)
     except (CircuitfindError, torch.OutOfMemoryError):
         raise
@@ -175,7 +177,7 @@ def fetch(
             origin = f"GGUF {gguf_files.stored_as(source, file, **_shared(keywords))}"
             gguf_files.unmark(hf)
     _check_loaded(name, type(hf).__name__, report, allow_missing)
-    if "device_map" in keywords:  # transformers has put it there
+    if "device_map" in keywords or "tp_plan" in keywords:  # transformers has put it there
         return hf.eval(), tokenizer, origin
     device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:

@@ -6,7 +6,9 @@ device. Weights kept in memory or on disk (*offloaded*) are on the meta device u
 1. circuitfind computes at *home*, the device that token ids go to. What a module elsewhere holds moves home as a
    visitor is shown it, and what the visitor returns moves back (`backends.py`); a weight moves when it is read.
 2. `held` is the one way to a weight's values, wherever they are.
-3. The way back needs the weights again: in place of an offloaded weight, autograd keeps where it is held (`reloading`).
+3. Under tensor parallelism (`tp_plan="auto"`, one process a device) each process holds some heads' weights. All of them
+   run the same calls: a visitor is shown all heads, gathered from the processes, and its own part goes on in each.
+4. The way back needs the weights again: in place of an offloaded weight, autograd keeps where it is held (`reloading`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from circuitfind.errors import ModelError
 
@@ -46,13 +48,93 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def is_spread(model: nn.Module) -> bool:
-    """Whether weights are on several devices, or loaded as they are needed."""
-    return hasattr(model, "_hf_hook") or len({weight.device for weight in model.parameters()}) > 1
+    """Whether weights are on several devices or in several processes, or loaded as they are needed."""
+    return (
+        hasattr(model, "_hf_hook")
+        or len({weight.device for weight in model.parameters()}) > 1
+        or processes_of(model) is not None
+    )
+
+
+def is_shard(weight: Tensor) -> bool:
+    """Whether this process holds a part of the weight (a `DTensor`, whose class is imported only where it is used)."""
+    return hasattr(weight, "full_tensor")
+
+
+def processes_of(model: nn.Module) -> Any:
+    """The process group that a model's weights are divided among; None if they are not."""
+    weight: Any = next(filter(is_shard, model.parameters()), None)
+    return None if weight is None else weight.device_mesh.get_group()
+
+
+def gathered(value: Tensor, features: int | None, group: Any) -> Tensor:
+    """The features of all processes, from this one's part of them: the last axis. Differentiable."""
+    if group is None or features in (None, value.shape[-1]):
+        return value
+    if value.shape[-1] * distributed.get_world_size(group) != features:
+        raise ModelError(
+            f"a projection of {features} features has {value.shape[-1]} in this process: its heads are divided in a way"
+            " that is not covered; spread the model with device_map='auto' instead of tp_plan"
+        )
+    whole: Tensor = _Gathered.apply(value, group)  # type: ignore[no-untyped-call]  # torch has no types for it
+    return whole
+
+
+def as_given(module: nn.Module, value: Tensor) -> Tensor:
+    """What a module gives, from the whole of it: on its device, and of divided features this process's."""
+    value, weight = value.to(device_of(module)), getattr(module, "weight", None)
+    if weight is None or not is_shard(weight) or not weight.placements[0].is_shard(0):
+        return value
+    return _part(value, weight.device_mesh.get_group())
+
+
+def own_part(value: Tensor, size: int, group: Any) -> Tensor:
+    """This process's part of all features; the inverse of `gathered`, which it is on the way back, too."""
+    if group is None or value.shape[-1] == size:
+        return value
+    part: Tensor = _OwnPart.apply(value, group)  # type: ignore[no-untyped-call]
+    return part
+
+
+def _gather(value: Tensor, group: Any) -> Tensor:
+    parts = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(group.size())]
+    distributed.all_gather(parts, value.contiguous(), group=group)
+    return torch.cat(parts, dim=-1)
+
+
+def _part(value: Tensor, group: Any) -> Tensor:
+    part: Tensor = value.chunk(group.size(), dim=-1)[group.rank()]
+    return part.clone()
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return _gather(value, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _part(gradients[0], ctx.group), None
+
+
+class _OwnPart(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return _part(value, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _gather(gradients[0], ctx.group), None
 
 
 def held(module: nn.Module, name: str = "weight") -> Tensor | None:
     """A weight of a module, where it is computed with; None if it has none."""
     weight: Tensor | None = getattr(module, name, None)
+    if weight is not None and is_shard(weight):
+        whole: Tensor = weight.detach().full_tensor()  # type: ignore[attr-defined]  # asks the other processes
+        return whole
     if weight is None or not weight.is_meta or (hook := _offload(module)) is None:
         return None if weight is None else weight.detach()
     loaded: Tensor = hook.weights_map[name]
@@ -93,8 +175,10 @@ def twin(module: nn.Module) -> nn.Module:
 
 
 def own_forward(module: nn.Module) -> Any:
-    """A forward that someone put on a module in place of its class's, accelerate's aside; None if there is none."""
+    """A forward that someone put on a module in place of its class's, if one did; those that spread it do not count."""
     forward = vars(module).get("forward")
+    if getattr(forward, "__module__", "") == "transformers.distributed.tensor_parallel":
+        return None
     if _hooks(module) and isinstance(forward, functools.partial):
         forward = vars(module).get("_old_forward")
     return None if getattr(forward, "__func__", None) is type(module).forward else forward
