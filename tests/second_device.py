@@ -3,7 +3,9 @@
 1. `Elsewhere` wraps a tensor and calls its device "meta": of all kinds of device, autograd runs this one's way back on
    the processor's thread, so nothing of torch is missing.
 2. Inside `second_device()` what is made on, or moved to, "meta" is wrapped, and moving to "cpu" unwraps it.
-3. Any other operation on tensors of both places fails, as it does between a processor and an accelerator: numbers
+3. Inside `no_waiting()` nothing may ask for a value of the second device, or send one without `non_blocking`: on an
+   accelerator the processor would wait until all that was asked of it before is done.
+4. Any other operation on tensors of both places fails, as it does between a processor and an accelerator: numbers
    (tensors without axes) may come from here, and so may indices.
 """
 
@@ -16,10 +18,13 @@ from typing import Any
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 THERE = torch.device("meta")
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique_consecutive", "_unique2")
+_at_work: list[bool] = [False]
 
 
 class Elsewhere(Tensor):
@@ -37,6 +42,12 @@ class Elsewhere(Tensor):
         )
         made.held = held
         return made
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def numpy(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("can't convert a tensor of the second device to numpy: use .cpu() first")
 
     def __repr__(self) -> str:
         return f"Elsewhere({self.held})"
@@ -63,8 +74,18 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         told = ", ".join(f"{one.device} {list(one.shape)}" for one in tensors)
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {told}")
     asked = kwargs.get("device")
+    sends = name == "_to_copy" and asked is not None and (torch.device(asked).type == THERE.type) != there
+    by_mask = indexed and any(one.dtype == torch.bool for one in tensors[1:])
+    if _at_work[0] and ((sends and not kwargs.get("non_blocking")) or (there and (name in WAITS or by_mask))):
+        raise RuntimeError(f"{func} waits for the device")
     if asked is not None:
         there, kwargs = torch.device(asked).type == THERE.type, {**kwargs, "device": torch.device("cpu")}
+    if (
+        name == "copy_"
+        and there
+        and len({one.held.data_ptr() for one in tensors if isinstance(one, Elsewhere)}) == 1 == len(here) + 1
+    ):
+        return args[0]  # what `matmul` was given to write into: it is there already
     bare_args, bare_kwargs = tree_map(lambda one: one.held if isinstance(one, Elsewhere) else one, (args, kwargs))
     result = func(*bare_args, **bare_kwargs)
     if not there or name == "_local_scalar_dense":
@@ -76,10 +97,30 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return tree_map(lambda one: Elsewhere(one) if isinstance(one, Tensor) else one, result)
 
 
+class _Made(TorchFunctionMode):
+    """`torch.tensor(values, device="meta")` would not look at the values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func not in (torch.tensor, torch.as_tensor) or kwargs.get("device") is None:
+            return func(*args, **kwargs)
+        device = kwargs.pop("device")
+        return func(*args, **kwargs).to(device)
+
+
 @contextmanager
 def second_device() -> Iterator[None]:
-    with _Mode():
+    with _Mode(), _Made():
         yield
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    before, _at_work[0] = _at_work[0], True
+    try:
+        yield
+    finally:
+        _at_work[0] = before
 
 
 def put_there(model: nn.Module, path: str) -> None:

@@ -16,11 +16,12 @@ import torch
 from accelerate import dispatch_model
 from accelerate.hooks import AlignDevicesHook
 from families import VOCAB, build
-from second_device import THERE, put_there, second_device
+from second_device import THERE, no_waiting, put_there, second_device
 from torch import Tensor, nn
 
 import circuitfind as cf
-from circuitfind.models import load
+from circuitfind.models import backends, load
+from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import undisturbed
 
 Found = dict[str, Any]
@@ -103,12 +104,41 @@ def test_no_tensor_is_formed_on_the_wrong_device(monkeypatch: pytest.MonkeyPatch
             assert np.array_equal(value, expected[key]), key
 
 
+def test_nothing_waits_for_the_device_inside_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between a pass's first site and its last, what circuitfind does is asked for and not waited for."""
+    whole = build("llama")
+    pairs, sites = pairs_of(whole), []
+    monkeypatch.setattr("circuitfind.models.adapter.Adapter._check_weights", lambda self: None)
+    monkeypatch.setattr("circuitfind.engine.memory._free", lambda device: 2**30)
+
+    def strict(adapter: Adapter, visit: Any) -> Any:
+        def visited(site: str, layer: int, value: Tensor) -> Any:
+            sites.append(site)
+            with no_waiting():
+                return visit(site, layer, value)
+
+        return visited
+
+    with second_device():
+        model = cf.wrap(whole.to(THERE), backend="hooks", name="llama")
+        monkeypatch.setattr(backends, "_at_home", strict)
+        scores = cf.attribute(model, pairs, "eap")
+        for ablation in ("corrupted", "zero"):
+            cf.evaluate(model, pairs, scores.top(40), ablation=ablation)
+        cf.acdc(model, pairs, threshold=0.01, order=scores.top(6).edges)
+        cf.find(model, pairs, edges=20, random=0, knockouts=0, max_checks=0)
+    assert len(sites) > 1000
+
+
 def test_the_second_device_is_one() -> None:
     with second_device():
         there = torch.ones(2, 3).to(THERE)
         with pytest.raises(RuntimeError, match="same device"):
             there + torch.ones(2, 3)
         assert (there + 1).to("cpu").sum() == 12
+        for waits in (there.sum().item, there.cpu, there.nonzero, lambda: there[there > 0]):
+            with pytest.raises(RuntimeError, match="waits for the device"), no_waiting():
+                waits()
 
 
 def test_autograd_keeps_no_offloaded_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,11 +28,12 @@ from circuitfind.engine.capture import ReaderGradients, Run, capture, capture_co
 from circuitfind.engine.edge_effects import EdgeSum
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.writers import Writers
-from circuitfind.errors import ScoreError
+from circuitfind.errors import ScoreError, warn
 from circuitfind.metrics import Metric
 from circuitfind.models.adapter import Adapter
 from circuitfind.patching.spans import Spans
 
+UNDERFLOW = 0.02  # a part of the gradients that is zero by chance in no precision
 SMALLEST = 1e-6  # scores below this part of the metric are rounding noise around a vanishing gradient
 
 Effects = Callable[[Adapter, Writers, Run, ReaderGradients], Tensor]
@@ -189,6 +190,8 @@ def each_point(
             run, gradients, values = capture_gradients(
                 adapter, inputs, lambda logits: metric(logits, ends.batch), embed, outputs, ruled.hand_on
             )
+        if number == 0 and adapter.dtype != adapter.work:
+            check_precision(gradients, str(adapter.dtype).removeprefix("torch."))
         if number == 0 and at_corrupted:
             ends.corrupted = run
         elif number == 0 and embed is None and outputs is None and not metric.reference:
@@ -196,8 +199,34 @@ def each_point(
         with torch.no_grad():
             use(Pass(weight, ruled.adapter, ends, run, gradients))
         del run, gradients
-        sizes.append(float(values.abs().max()))
-    return max(sizes)
+        sizes.append(values.abs().max())
+    return float(torch.stack(sizes).max())
+
+
+def check_precision(gradients: ReaderGradients, dtype: str) -> None:
+    """Warns where gradients of half precision underflow: exact zeros at tokens that a later layer reads.
+
+    Raises:
+        ScoreError: some are no finite numbers.
+    """
+    counts, reached = [], gradients.final.any(-1)  # tokens whose stream a later layer reads
+    for heads, mlp in zip(reversed(gradients.qkv), reversed(gradients.mlp), strict=True):
+        read = reached | heads.v.flatten(2).any(-1)
+        for gradient, where in ((mlp, reached), (heads.v.flatten(2), read)):
+            at = gradient[where]
+            counts.append(torch.stack([(~at.isfinite()).sum(), (at == 0).sum(), where.sum() * gradient.shape[-1]]))
+        reached = read
+    broken, zeros, of = torch.stack(counts).sum(0).tolist()
+    if broken:
+        raise ScoreError(
+            f"{broken:,} gradients in {dtype} are NaN or infinite: load the model with dtype='float32', or one of"
+            " float16 with dtype='bfloat16'"
+        )
+    if zeros > UNDERFLOW * of:
+        warn(
+            f"gradients underflow in {dtype}: more than {UNDERFLOW:.0%} of them are exactly zero, and scores of early"
+            " layers may be, too: load the model with dtype='float32', or one of float16 with dtype='bfloat16'"
+        )
 
 
 def check_slope(experiment: Experiment, method: Method) -> None:

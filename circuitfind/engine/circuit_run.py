@@ -37,6 +37,7 @@ from circuitfind.graph import Graph
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import Skips, Stop, Visit, through_hooks, undisturbed
 from circuitfind.models.layer import PROJECTIONS, Chosen, LayerView
+from circuitfind.models.placement import sent
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def values_by_kind(view: LayerView, plan: Plan, layer: int, read: Tensor) -> dic
     counts = [len(plan.readers(layer, kind)) for kind in "qkv"]
     for kind, part in zip("qkv", read.split(counts, dim=2), strict=True):
         if part.shape[2]:
-            at = torch.from_numpy(plan.readers(layer, kind) - plan.graph.readers(layer, kind).start).to(part.device)
+            at = sent(plan.readers(layer, kind) - plan.graph.readers(layer, kind).start, part.device)
             found[kind] = at, view.values_of(kind, part, at)
     return found
 
@@ -302,7 +303,7 @@ class CircuitVisitor:
         circuit, tokens = rows
         count = int(np.searchsorted(self.plan.writers, self.graph.limits[readers[0]]))
         terms = self.plan.terms[circuit][np.ix_(self.plan.writers[:count], readers)].T
-        coefficients = torch.from_numpy(terms.astype(np.float32)).to(self.written)
+        coefficients = sent(terms.astype(np.float32), self.written.device).to(self.written)
         return coefficients, self.written[:count, circuit, tokens].flatten(1)
 
     def _slices(self, n_readers: int) -> list[tuple[int, slice]]:
@@ -327,7 +328,7 @@ class CircuitVisitor:
         if not len(readers):
             return {}
         folded = self.prepared.readers(layer)
-        local = torch.from_numpy(readers - self.graph.readers(layer, "qkv").start).to(self.written.device)
+        local = sent(readers - self.graph.readers(layer, "qkv").start, self.written.device)
         flat = self.adapter.centre(self._resid.to(self.adapter.work)).flatten(0, 1)
         parts = [  # slice by slice: streams of all readers at all tokens would not stay in cache
             folded.values(self.slice_streams(readers, flat, rows), local, self.adapter.centred)

@@ -137,8 +137,8 @@ class EdgeSum:
     def _blocks(self, kept: Tensor, buffer: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Some of the tokens block by block: (tokens, memory `[writers, tokens, d_model]`, the effects to add to)."""
         graph, start = self._adapter.graph, 0
-        groups, counts = torch.unique_consecutive(self._groups[kept], return_counts=True)
-        for group, count in zip(groups.tolist(), counts.tolist(), strict=True):
+        runs = torch.stack(torch.unique_consecutive(self._groups[kept], return_counts=True), dim=1)
+        for group, count in runs.tolist():
             for part in token_slices(count, graph.readers_per_layer, self._adapter, in_cache(kept.device)):
                 tokens, size = slice(start + part.start, start + part.stop), part.stop - part.start
                 written, buffer = buffer.tensor_split([graph.n_writers * size * graph.d_model])

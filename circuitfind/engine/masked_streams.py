@@ -32,6 +32,7 @@ from torch.autograd.function import once_differentiable
 
 from circuitfind.engine.circuit_run import Plan
 from circuitfind.engine.prepare import Prepared
+from circuitfind.models.placement import sent
 
 PANEL = 64  # readers of as many layers as that are worked on together, of one layer at least
 
@@ -66,6 +67,8 @@ class Streams:
         self._back: Tensor  # the gradient of D
         self._panels = self._divide()
         most = max((panel.readers.stop - panel.readers.start for panel in self._panels), default=0)
+        read = torch.zeros_like(prepared.inputs.mask).scatter_(1, prepared.inputs.read, True)
+        self._read = read.flatten().nonzero().squeeze(1)
         self._streams = embed.new_empty(most, *self.written.shape[1:])
         self._begin()
 
@@ -136,7 +139,7 @@ class Streams:
 
     def _heads(self, layer: int, rows: slice) -> tuple[Tensor, Tensor]:
         """The heads of some rows, by their index, and their output projection `[heads, d_head, d_model]`."""
-        heads = torch.from_numpy(self.plan.writers[rows] - self.graph.head(layer)).to(self.written.device)
+        heads = sent(self.plan.writers[rows] - self.graph.head(layer), self.written.device)
         return heads, self.adapter.centre(self.adapter.layers[layer].output_weight()[heads])
 
     # ---------------------------------------------------------------- readers, forth
@@ -157,10 +160,7 @@ class Streams:
 
     def read_tokens(self) -> tuple[Tensor, Tensor]:
         """Tokens whose logits are read, of `[batch x pos]`, and D there."""
-        read = torch.zeros_like(self.prepared.inputs.mask)
-        read.scatter_(1, self.prepared.inputs.read, True)
-        at = read.flatten().nonzero().squeeze(1)
-        return at, self.written[:, at]
+        return self._read, self.written[:, self._read]
 
     def _base(self, value: Tensor) -> Tensor:
         """`[tokens, d_model]`: what a reader without an edge sees."""
@@ -168,9 +168,7 @@ class Streams:
 
     def _qkv(self, layer: int) -> Tensor:
         """The q, k and v readers of a layer that take part, by their index in it."""
-        return torch.from_numpy(self.plan.readers(layer, "qkv") - self.graph.readers(layer, "qkv").start).to(
-            self.written.device
-        )
+        return sent(self.plan.readers(layer, "qkv") - self.graph.readers(layer, "qkv").start, self.written.device)
 
     def _stream(self, layer: int, kind: str) -> Tensor:
         """The streams of a layer's readers of this kind: rows of the panel."""

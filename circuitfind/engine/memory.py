@@ -48,7 +48,7 @@ IN_CACHE = {"cpu": 8 * 2**20}  # what fits in a processor's cache; other devices
 
 # What is kept of a token in one block while scores are made, in round numbers: by autograd, of the captured runs, and
 # of the gradients. Values of width d_model (the second: with post-norms), of all query heads, of the key/value heads.
-STREAM, POST_NORMED, QUERIES, KEYS = 15, 4, 10, 7
+STREAM, POST_NORMED, QUERIES, KEYS = 10, 4, 8, 5
 READ = 2  # values as wide as a latent, of every reader, where q, k and v are read through one
 GATED, PLAIN, COMPOSED = 3, 2, 5  # of the MLP's width: gated, one activation, one made of several operations in Python
 LOGITS, SOFTMAXES = 3, 12  # copies of the logits that are read: by a metric of single logits, of a softmax
@@ -145,7 +145,7 @@ def estimate_memory(
     if adapter.family.kv or graph.mixers:
         heads += READ * graph.readers_per_layer * adapter.d_read
     kept = (stream * graph.d_model + heads + _kept_of_mlp(adapter)) * (size + adapter.work.itemsize) // 2
-    attention = size * graph.n_heads * length
+    attention = size * graph.n_heads * length * (getattr(adapter.config, "_attn_implementation", "") == "eager")
     logits = logits_bytes(adapter, examples * reads, softmax)
     held = next(token_slices(tokens, graph.n_writers, adapter, HELD))
     contraction = graph.n_writers * (held.stop - held.start) * row_bytes(adapter)

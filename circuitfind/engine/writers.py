@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from circuitfind.models.adapter import Adapter
+from circuitfind.models.placement import sent
 
 
 class Writers(NamedTuple):
@@ -65,7 +66,7 @@ def total(adapter: Adapter, value: Writers, other: Writers, writers: np.ndarray,
 
     result = difference(value.embed, other.embed) if writers[0] else torch.zeros_like(other.embed.flatten(0, 1)[tokens])
     for layer in sorted({graph.layer_of(u) for u in (np.flatnonzero(writers[1:]) + 1).tolist()}):
-        inside = torch.from_numpy(np.flatnonzero(writers[graph.heads(layer)])).to(result.device)
+        inside = sent(np.flatnonzero(writers[graph.heads(layer)]), result.device)
         if len(inside):
             change = difference(value.heads[layer][:, :, inside], other.heads[layer][:, :, inside])
             result = result.addmm(change.flatten(1), adapter.layers[layer].output_weight()[inside].flatten(0, 1))

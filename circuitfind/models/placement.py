@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
@@ -45,6 +46,11 @@ def device_of(module: nn.Module) -> torch.device:
         for weight in part.parameters(recurse=False):
             return weight.device
     return torch.device("cpu")
+
+
+def sent(values: np.ndarray, device: torch.device) -> Tensor:
+    """An array on a device, for which nothing waits that was asked of the device before."""
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
 
 
 def is_spread(model: nn.Module) -> bool:
