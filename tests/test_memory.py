@@ -13,7 +13,15 @@ from helpers import edge_scores, off, random_pairs
 
 import circuitfind as cf
 from circuitfind.batch import Batch
-from circuitfind.engine.memory import PATCHES, batch_size_for, estimate_memory, in_batches, room, within_memory
+from circuitfind.engine.memory import (
+    PATCHES,
+    batch_size_for,
+    estimate_memory,
+    in_batches,
+    plan_memory,
+    room,
+    within_memory,
+)
 from circuitfind.errors import TaskError
 from circuitfind.models.adapter import Adapter
 
@@ -143,11 +151,21 @@ def test_impossible_batch_sizes_are_refused(
         list(in_batches(adapter_of("gpt2"), seven, ids_of, size, "rows"))
 
 
-def test_the_estimate_grows_with_the_batch(adapter_of: Callable[..., Adapter]) -> None:
+def test_the_estimate_grows_with_the_batch(adapter_of: Callable[..., Adapter], monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = adapter_of("gpt2")
     one, two = estimate_memory(adapter, 1, 16), estimate_memory(adapter, 2, 16)
     assert two.activations == 2 * one.activations > 0 and one.total == one.activations + one.contraction
-    assert estimate_memory(adapter, 1, 32).activations > two.activations  # attention is quadratic
+    plain = estimate_memory(adapter, 1, 32).activations
+    monkeypatch.setattr(adapter.config, "_attn_implementation_internal", "eager")
+    assert estimate_memory(adapter, 1, 32).activations > plain  # patterns are kept, and quadratic in the length
+    monkeypatch.undo()
+    sizes = (3, 16, 1)
+    scored, exact = plan_memory(adapter, sizes), plan_memory(adapter, sizes, points=0)
+    assert scored.batch_size == exact.batch_size == 3 and scored.chunk == 48 and exact.chunk == 2048
+    assert (
+        scored.beside == estimate_memory(adapter, 3, 16).total
+        and exact.beside == estimate_memory(adapter, 3, 16, points=0).total
+    )
     assert batch_size_for(adapter, 5, 16) == 5 and batch_size_for(adapter, 5, 10**7) == 1
 
 

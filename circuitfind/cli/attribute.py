@@ -67,7 +67,7 @@ def attribute(
     if level.what is not None:
         inputs.check_places(loaded, bound, asked, where)
     method = inputs.method_line(asked, level.what or level.level)
-    inputs.introduce(loaded, bound, run, out, scoring=True, method=method)
+    inputs.introduce(loaded, bound, run, out, points=inputs.points_of(asked, method), method=method)
     scores = inputs.scored(loaded, bound, asked, folder, out, **where)
     checked = inputs.checked(loaded, bound, scores, {**given(checks), "by": rank.by}, run, out)
     name = FILES.get(type(scores).__name__, f"estimates-{level.what}")

@@ -13,11 +13,19 @@ from circuitfind.cli.cells import Right
 from circuitfind.cli.options import option
 from circuitfind.cli.output import FAILED, Output
 
+PLANNED = {
+    "scores, one gradient (eap, relp)": 1,
+    "scores, 5 gradients (eap-ig-inputs, find)": 5,
+    "exact effects, sweeps, circuits": 0,
+}
+"""Kinds of call, and at how many points they take gradients."""
+
 
 @dataclass(frozen=True)
 class BatchOptions:
     examples: int = option("Pairs in the batch of the memory estimate.", 32, least=1)
     length: int = option("Tokens in each of its prompts.", 16, least=1)
+    plan: bool = option("Say for each kind of call: batches, tokens at a time, expected memory.", False)
 
 
 def doctor(model: options.UncheckedModel, batch: BatchOptions, task: options.Task, out: Output) -> int:
@@ -52,6 +60,12 @@ def doctor(model: options.UncheckedModel, batch: BatchOptions, task: options.Tas
             ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ]
     )
+    plans = {}
+    if batch.plan:
+        sizes = (batch.examples, batch.length, 1)
+        plans = {name: inputs.memory_line(loaded, sizes, points=points) for name, points in PLANNED.items()}
+        out.say()
+        out.table(f"Of {batch.examples} pairs of {batch.length} tokens", ("call", "memory"), list(plans.items()))
     out.say()
     rows = [
         (one.name, Right(f"{one.error:.1e}"), Right(f"{one.tolerance:.0e}"), _verdict(one.holds)) for one in identities
@@ -64,7 +78,13 @@ def doctor(model: options.UncheckedModel, batch: BatchOptions, task: options.Tas
         inputs.introduce(loaded, bound, options.Run(), out, whole=True)
         found["task"] = cf.diagnose(loaded, bound).to_dict()
     checks = [{**one._asdict(), "holds": one.holds} for one in identities]
-    found |= {"memory": memory, "identities": checks, "dot": dot, "versions": versions}
+    found |= {
+        "memory": memory,
+        **({"plan": plans} if plans else {}),
+        "identities": checks,
+        "dot": dot,
+        "versions": versions,
+    }
     out.document({"model": loaded.name, **found})
     return 0 if fine else FAILED
 

@@ -95,7 +95,9 @@ def find(
         scores, bound = inputs.given_scores(judge.scores, loaded, bound, asked)
     seen, held_out = inputs.held_out(bound, judge.holdout, task.seed)
     pairs = f"{len(bound)} pairs, {len(seen)} to search with and {len(held_out)} to judge with"
-    inputs.introduce(loaded, seen, run, out, pairs, scoring=True)
+    inputs.introduce(
+        loaded, seen, run, out, pairs, points=inputs.points_of(asked, asked.get("method") or "eap-ig-inputs")
+    )
     again: tuple[str, ...] = ()
     if scores is None:
         scores = inputs.scored(loaded, seen, asked, folder, out)

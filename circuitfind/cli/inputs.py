@@ -265,15 +265,29 @@ def model_line(model: cf.Model) -> str:
 
 
 def memory_line(
-    model: cf.Model, sizes: tuple[int, int, int], batch_size: int | None = None, softmax: bool = True
+    model: cf.Model, sizes: tuple[int, int, int], batch_size: int | None = None, softmax: bool = True, points: int = 5
 ) -> str:
     """Batch size and memory for scoring pairs of these sizes; arguments as for `plan_memory`."""
     if model.remote:
         return f"batches as {model.place} has room for"
     from circuitfind.engine.memory import plan_memory
 
-    plan = plan_memory(model.adapter, sizes, batch_size, softmax)
-    return f"batches of {plan.batch_size}; about {size(plan.beside)} beside {size(plan.weights)} of weights"
+    plan = plan_memory(model.adapter, sizes, batch_size, softmax, points)
+    at_once = f"batches of {plan.batch_size}, {plan.chunk:,} tokens at a time"
+    return f"{at_once}; about {size(plan.beside)} beside {size(plan.weights)} of weights"
+
+
+def points_of(asked: dict[str, Any], method: str) -> int:
+    """At how many points a method takes gradients."""
+    if "exact" in method:
+        return 0
+    return asked.get("steps") or 5 if "ig" in method else 1
+
+
+def task_memory(model: cf.Model, bound: BoundTask, run: options.Run, points: int) -> str:
+    """`memory_line` of the pairs of a task."""
+    sizes = (len(bound), bound.batch.clean.ids.shape[1], bound.batch.clean.read.shape[1])
+    return memory_line(model, sizes, run.batch_size, bound.metric.name != "logit_diff", points)
 
 
 def introduce(
@@ -282,19 +296,15 @@ def introduce(
     run: options.Run,
     out: Output,
     pairs: str = "",
-    scoring: bool = False,
+    points: int = 0,
     method: str = "",
     whole: bool = False,
 ) -> None:
-    """Says what runs on what, how well the model does the task, by which method scores are made, and warns of what is
-    wrong with the task. `whole` (or --verbose): also with which memory (`scoring`), what the model says on the first
-    pairs, and how answers are read; without it, only where something is worth a look."""
+    """Says what runs on what with which memory (`points`: with gradients at so many), how well the model does the task,
+    by which method scores are made, and warns of what is wrong with the task. `whole` (or --verbose): also what the
+    model says on the first pairs, and how answers are read; without it, only where something is worth a look."""
     whole = whole or out.verbose
-    lines = [("model", model_line(model))]
-    if scoring and whole:
-        sizes = (len(bound), bound.batch.clean.ids.shape[1], bound.batch.clean.read.shape[1])
-        softmax = bound.metric.name != "logit_diff"
-        lines.append(("memory", memory_line(model, sizes, run.batch_size, softmax)))
+    lines = [("model", model_line(model)), ("memory", task_memory(model, bound, run, points))]
     with out.progress():
         found = cf.diagnose(model, bound, batch_size=run.batch_size)
     for line in found.warnings:

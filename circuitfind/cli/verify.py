@@ -49,7 +49,8 @@ def verify(
     circuit = None if whole.circuit is None else inputs.of_model(cf.Circuit, whole.circuit, loaded)
     pairs = count(len(held_out), "pair" if seen is None else "held-out pair")
     about = f"{bound.name}, {bound.metric.name}: {pairs} to judge with"
-    out.facts([("model", inputs.model_line(loaded)), ("task", about)])
+    memory = inputs.task_memory(loaded, held_out, run, 0)
+    out.facts([("model", inputs.model_line(loaded)), ("memory", memory), ("task", about)])
     if scores is None:
         if seen is None:
             raise TaskError("--holdout 1 leaves no pairs to score on: give --scores, or a smaller part")

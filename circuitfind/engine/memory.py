@@ -52,6 +52,7 @@ STREAM, POST_NORMED, QUERIES, KEYS = 10, 4, 8, 5
 READ = 2  # values as wide as a latent, of every reader, where q, k and v are read through one
 GATED, PLAIN, COMPOSED = 3, 2, 5  # of the MLP's width: gated, one activation, one made of several operations in Python
 LOGITS, SOFTMAXES = 3, 12  # copies of the logits that are read: by a metric of single logits, of a softmax
+WITHOUT_GRADIENTS = 8  # values of width d_model of a token of a running block
 RUN_PER_LAYER = 10  # values of width d_model that a captured run holds of a block, in round numbers
 
 
@@ -136,9 +137,15 @@ def estimate_memory(
 
     Args:
         reads: positions at which the metric reads the logits; softmax: whether it takes one over the vocabulary.
-        points: at which gradients are taken; of each, something waits for the contraction.
+        points: at which gradients are taken; of each, something waits for the contraction. 0: runs without gradients
+            (exact effects, sweeps, circuits).
     """
     graph, tokens, size = adapter.graph, examples * length, adapter.dtype.itemsize
+    if not points:
+        beside = max(tokens, PATCHES.at_most(adapter.device)) * adapter.work.itemsize
+        at_work = beside * (WITHOUT_GRADIENTS * graph.d_model + _kept_of_mlp(adapter))
+        logits = logits_bytes(adapter, beside // (length * adapter.work.itemsize) * reads, softmax)
+        return MemoryEstimate(run_bytes(adapter, tokens, runs=2), at_work + logits)
     stream = STREAM + POST_NORMED * adapter.coupled
     queries, keys = max(view.layout.features for view in adapter.layers)
     heads = QUERIES * queries + KEYS * keys
@@ -183,9 +190,11 @@ def logits_bytes(adapter: Adapter, rows: int, softmax: bool = True) -> int:
 
 
 class MemoryPlan(NamedTuple):
-    """How pairs will be scored: so many at a time, with so many bytes beside the bytes of the weights."""
+    """How pairs will be scored: so many at a time, of which so many tokens are contracted at a time (without gradients:
+    run side by side), with so many bytes beside the bytes of the weights."""
 
     batch_size: int
+    chunk: int
     beside: int
     weights: int
 
@@ -200,8 +209,14 @@ def plan_memory(
     """What scoring pairs of these sizes takes; `batch_size` as it was asked for, the rest as for `estimate_memory`."""
     pairs, length, reads = sizes
     at_once = min(batch_size or batch_size_for(adapter, *sizes), pairs)
+    chunk = max(at_once * length, PATCHES.at_most(adapter.device))
+    if points:
+        chunk = next(token_slices(at_once * length, adapter.graph.n_writers, adapter, HELD)).stop
     return MemoryPlan(
-        at_once, estimate_memory(adapter, at_once, length, reads, softmax, points).total, weight_bytes(adapter)
+        at_once,
+        chunk,
+        estimate_memory(adapter, at_once, length, reads, softmax, points).total,
+        weight_bytes(adapter),
     )
 
 
