@@ -52,7 +52,7 @@ STREAM, POST_NORMED, QUERIES, KEYS = 10, 4, 8, 5
 READ = 2  # values as wide as a latent, of every reader, where q, k and v are read through one
 GATED, PLAIN, COMPOSED = 3, 2, 5  # of the MLP's width: gated, one activation, one made of several operations in Python
 LOGITS, SOFTMAXES = 3, 12  # copies of the logits that are read: by a metric of single logits, of a softmax
-WITHOUT_GRADIENTS = 8  # values of width d_model of a token of a running block
+WITHOUT_GRADIENTS = 6  # values of width d_model of a token of a running block
 RUN_PER_LAYER = 10  # values of width d_model that a captured run holds of a block, in round numbers
 
 
@@ -144,7 +144,8 @@ def estimate_memory(
     if not points:
         beside = max(tokens, PATCHES.at_most(adapter.device)) * adapter.work.itemsize
         at_work = beside * (WITHOUT_GRADIENTS * graph.d_model + _kept_of_mlp(adapter))
-        logits = logits_bytes(adapter, beside // (length * adapter.work.itemsize) * reads, softmax)
+        rows = beside // (length * adapter.work.itemsize) * reads
+        logits = logits_bytes(adapter, rows, softmax) // (1 if softmax else LOGITS)
         return MemoryEstimate(run_bytes(adapter, tokens, runs=2), at_work + logits)
     stream = STREAM + POST_NORMED * adapter.coupled
     queries, keys = max(view.layout.features for view in adapter.layers)
