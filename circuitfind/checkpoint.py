@@ -4,7 +4,9 @@
    result. A file with another key is refused, never overwritten. On a full disk the run warns and goes on.
 2. A run that measures many places keeps `[places, examples]` values, NaN where not measured yet, and writes them now
    and then: a killed process loses no more than was measured since.
-3. The file of a complete run is removed. Inside `until_saved` it waits, complete, for the block's end: what becomes of
+3. Of several processes the first writes the file, and tells the others what it read. Of many places each keeps what it
+   measured itself, in a file beside it (`NAME.rank1`); any number of processes goes on with what all have left.
+4. The file of a complete run is removed. Inside `until_saved` it waits, complete, for the block's end: what becomes of
    the result may fail, too (a full disk, Ctrl-C while it is judged).
 """
 
@@ -22,10 +24,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from circuitfind import processes
 from circuitfind.errors import FileError, warn
-from circuitfind.export.files import write_bytes
+from circuitfind.export.files import write_own
 
 SECONDS_BETWEEN_WRITES = 20.0
+OF_RANK = ".rank"
 _WAITING: ContextVar[list[CheckpointFile] | None] = ContextVar(
     "files that wait for their results to be saved", default=None
 )
@@ -34,31 +38,46 @@ _WAITING: ContextVar[list[CheckpointFile] | None] = ContextVar(
 class CheckpointFile:
     """The file of the run that `key` (see `key_of`) identifies; with no path, nothing is kept.
 
-    `parts`: what another key differs in, for the error.
+    `parts`: what another key differs in, for the error. `each`: every process has a file of its own.
     """
 
-    def __init__(self, path: str | PathLike[str] | None, key: str, parts: str) -> None:
+    def __init__(self, path: str | PathLike[str] | None, key: str, parts: str, each: bool = False) -> None:
         self.path, self.key, self.parts = None if path is None else Path(path), key, parts
+        if self.path is not None and each and not processes.first():
+            self.path = self.path.with_name(f"{self.path.name}{OF_RANK}{processes.group().rank}")
+        self._writes = each or processes.first()
 
     def read(self) -> dict[str, np.ndarray] | None:
-        """What was written last; None where there is no file yet. Files of other runs are refused."""
-        if self.path is None or not self.path.exists():
+        """What the first process wrote last; None where there is no file yet. Files of other runs are refused."""
+        path = self.path if processes.first() else None
+        return processes.gathered(lambda: None if path is None else self.content(path))[0]
+
+    def others(self) -> list[Path]:
+        """The files that other processes of this or of a stopped run left, as far as this one is to look after them."""
+        assert self.path is not None, "files are asked for"
+        here, name = processes.group(), self.path.name.partition(OF_RANK)[0]
+        found = [(one, one.suffix.removeprefix(OF_RANK)) for one in self.path.parent.glob(f"{name}{OF_RANK}*")]
+        return [one for one, rank in found if rank.isdigit() and int(rank) % here.size == here.rank % here.size]
+
+    def content(self, path: Path) -> dict[str, np.ndarray] | None:
+        """What a file of this run holds; None where there is none."""
+        if not path.exists():
             return None
         remedy = "remove it, or name another file"
         try:
-            with safe_open(str(self.path), framework="numpy") as file:
+            with safe_open(str(path), framework="numpy") as file:
                 if (file.metadata() or {}).get("key") != self.key:
-                    raise FileError(f"{self.path} is the checkpoint of another run (other {self.parts}): {remedy}")
+                    raise FileError(f"{path} is the checkpoint of another run (other {self.parts}): {remedy}")
                 return {name: file.get_tensor(name).copy() for name in file.keys()}  # noqa: SIM118 (no mapping)
         except (SafetensorError, OSError):
-            raise FileError(f"{self.path} is no checkpoint of circuitfind: {remedy}") from None
+            raise FileError(f"{path} is no checkpoint of circuitfind: {remedy}") from None
 
     def write(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Replaces what was written, whole or not at all: a run does not end because its checkpoint cannot be kept."""
-        if self.path is None:
+        if self.path is None or not self._writes:
             return
         try:
-            write_bytes(self.path, save(dict(arrays), metadata={"key": self.key}))
+            write_own(self.path, save(dict(arrays), metadata={"key": self.key}))
         except FileError as error:
             warn(f"checkpoint {error}; the run goes on without it")
 
@@ -69,11 +88,17 @@ class CheckpointFile:
             return
         waiting = _WAITING.get()
         if waiting is None:
-            self.path.unlink(missing_ok=True)
+            self.remove()
         else:
-            if arrays is not None:
+            if arrays is not None and processes.first():
                 self.write(arrays)
             waiting.append(self)
+
+    def remove(self) -> None:
+        """Removes the file, and what other processes of a stopped run left."""
+        if self.path is not None and self._writes:
+            for one in (self.path, *self.others()):
+                one.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -86,17 +111,20 @@ def until_saved() -> Iterator[list[CheckpointFile]]:
     finally:
         _WAITING.reset(token)
     for file in files:
-        if file.path is not None:
-            file.path.unlink(missing_ok=True)
+        file.remove()
 
 
 class Measurements:
     """What a long run measured, `shape` (places, examples), kept in a `CheckpointFile`."""
 
     def __init__(self, path: str | PathLike[str] | None, key: str, parts: str, shape: tuple[int, int]) -> None:
-        self.file, self._written = CheckpointFile(path, key, parts), time.monotonic()
-        known = self.file.read()
-        self.values = np.full(shape, np.nan) if known is None else known["values"]
+        self.file, self._written = CheckpointFile(path, key, parts, each=True), time.monotonic()
+        self.values = np.full(shape, np.nan)
+        files = [] if self.file.path is None else [self.file.path, *self.file.others()]
+        for left in processes.gathered(lambda: [self.file.content(one) for one in files]) if files else ():
+            for known in left:
+                if known is not None:
+                    self.values = np.where(np.isnan(known["values"]), self.values, known["values"])
 
     def missing(self, places: slice, examples: slice) -> bool:
         """Whether any of these is not measured yet."""

@@ -5,6 +5,7 @@
 2. Seconds are the wall's and the CPU time of this whole process, other threads included; passes are this thread's.
 3. Memory is the growth of the process's peak resident set (or of the accelerator's allocated memory), where the system
    can tell: Linux resets its peak on request, elsewhere the figure is None.
+4. Of several processes (`processes.py`) passes and CPU time are the sum, memory that of the largest.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from circuitfind import processes
 
 
 @dataclass
@@ -56,9 +59,13 @@ def measuring() -> Iterator[Costs]:
         yield costs
     finally:
         _counter.reset(token)
-        costs.seconds, costs.cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
-        if before is not None:
-            costs.memory = max(0, _peak() - before)
+    costs.seconds, costs.cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
+    if before is not None:
+        costs.memory = max(0, _peak() - before)
+    every = processes.gathered(lambda: costs)
+    costs.forwards, costs.backwards = sum(one.forwards for one in every), sum(one.backwards for one in every)
+    costs.seconds, costs.cpu_seconds = every[0].seconds, sum(one.cpu_seconds for one in every)
+    costs.memory = None if before is None else max(one.memory or 0 for one in every)
 
 
 def _start_of_memory() -> int | None:

@@ -37,6 +37,10 @@ class ScoreError(CircuitfindError):
     """Scores cannot be computed or used: NaN values, a vanishing gradient, a graph that does not fit."""
 
 
+class ProcessError(CircuitfindError):
+    """Processes that do a call together have lost one of them, or do not find each other."""
+
+
 class CircuitfindWarning(UserWarning):
     """Something that may mislead; the command line prints it as one line."""
 

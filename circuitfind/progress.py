@@ -15,6 +15,8 @@ from html import escape
 from importlib import import_module
 from typing import Any, Protocol, TypeVar
 
+from circuitfind import processes
+
 T = TypeVar("T")
 
 
@@ -33,7 +35,7 @@ _listener: ContextVar[Listener | None] = ContextVar("circuitfind_progress", defa
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """Gives a function to call with the number of steps just done."""
     listener = _listener.get()
-    if listener is None:
+    if listener is None or not processes.first():
         yield lambda steps: None
         return
     task = listener.start(label, total)

@@ -43,6 +43,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from circuitfind import processes
 from circuitfind.attribution import eap
 from circuitfind.attribution.components import AtPlaces, Base, Estimate, place_effects
 from circuitfind.attribution.gradients import check_not_flat, mean_over
@@ -199,7 +200,7 @@ def node_magnitudes(experiment: Experiment) -> Tensor:
         return mean_magnitude(torch.stack(found), layers).sum(-1)
 
     total = mean_over(experiment, one, "node scores")
-    check_not_flat(metric, total, max(sizes))
+    check_not_flat(metric, total, max(max(one, default=0.0) for one in processes.gathered(lambda: sizes)))
     return total
 
 

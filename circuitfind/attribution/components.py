@@ -30,6 +30,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from circuitfind import processes
 from circuitfind.attribution.gradients import Pass, check_not_flat, each_point
 from circuitfind.attribution.method import Method, Request
 from circuitfind.batch import Batch, Inputs
@@ -92,6 +93,7 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
     what, adapter, noising = request.what, experiment.adapter, experiment.setting.noising
     passes, changes, combine = estimate or Estimate()
     plan = planned(experiment, Where(what, request.by_position, request.by_span, request.layers))
+    _ = plan.means  # of all pairs, so by all processes together
     own_layers = [-1 if plan.kind.in_stream else layer for layer in plan.layers]
     at = (experiment.setting.direction, adapter.graph.n_layers, request.options)
     points = method.points(*at) if method.points else []
@@ -139,6 +141,8 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
         return as_numpy(combine(total, own_layers)), full, empty
 
     parts = [part for _, part in experiment.in_batches(one, "estimates")]
+    noted = processes.gathered(lambda: (reach, values, cosines))
+    reach, values, cosines = ([one for each in lists for one in each] for lists in zip(*noted, strict=True))
     check_not_flat(experiment.metric, torch.tensor(reach), max(values))
     _check_angle(experiment, method, what, cosines)
     effects, full, empty = (np.concatenate(values, axis=-1) for values in zip(*parts, strict=True))

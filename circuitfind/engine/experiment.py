@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from circuitfind import processes
 from circuitfind.batch import Batch
 from circuitfind.checkpoint import key_of
 from circuitfind.engine.ablation import Ablation, ablation_of, mean_of, resampled, sum_writers
@@ -31,6 +32,7 @@ from circuitfind.metrics import METRICS, Function, Metric
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
 from circuitfind.models.placement import weights_of
+from circuitfind.processes import Division
 from circuitfind.record import Record
 from circuitfind.setting import JudgeKeywords, Keywords, Setting
 from circuitfind.tasks.bound import BoundTask
@@ -142,8 +144,12 @@ class Experiment:
         over = self.ablation.mean
         if over is None:
             return None
-        sums = self.in_batches(lambda part, _: sum_writers(self.adapter, part, over == "position"), "mean activations")
-        return mean_of(part for _, part in sums)
+
+        def sums(part: Batch, _: slice) -> tuple[Writers, int]:
+            return sum_writers(self.adapter, part, over == "position")
+
+        found = in_batches(self.adapter, self.batch, sums, self.setting.batch_size, "mean activations")
+        return mean_of(part for _, part in found)
 
     # ---------------------------------------------------------------- other experiments
     def on(self, bound: BoundTask) -> Experiment:
@@ -161,10 +167,17 @@ class Experiment:
 
     # ---------------------------------------------------------------- running it
     def in_batches(
-        self, function: Callable[[Batch, slice], R], label: str, batch_size: int | None = None
+        self,
+        function: Callable[[Batch, slice], R],
+        label: str,
+        batch_size: int | None = None,
+        division: Division | None = None,
     ) -> Iterator[tuple[slice, R]]:
         """`engine.memory.in_batches` over all pairs; `batch_size` stands in for a setting that leaves it open."""
-        return in_batches(self.adapter, self.batch, function, self.setting.batch_size or batch_size, label)
+        if processes.size() > 1:
+            _ = self.means  # of all pairs: what each process makes of some of them needs these
+        size = self.setting.batch_size or batch_size
+        return in_batches(self.adapter, self.batch, function, size, label, division)
 
     def after_prefix(self, batch: Batch) -> Batch:
         """Some of the pairs from where anything differs, if they are: positions are others then."""
@@ -205,7 +218,8 @@ class Experiment:
             *(flat[:: max(1, len(flat) // FROM_EACH_WEIGHT)].float() for flat in weights),
         ]
         arrays = (tensor.cpu().numpy() for tensor in tensors)
-        return key_of(*arrays, self.graph, self.metric.name, asked.ablation, asked.direction, *settings)
+        own = key_of(*arrays, self.graph, self.metric.name, asked.ablation, asked.direction, *settings)
+        return processes.same(own)
 
 
 def _name(value: Any) -> Any:

@@ -4,7 +4,8 @@
    patched together.
 2. Each group is run, and the metric compared with that of the base run, example by example. Noising: metric(clean) -
    metric(patched); denoising: metric(patched) - metric(corrupted). Positive = the place supports the behaviour.
-3. Where a checkpoint is named, what was measured is written now and then, and when anything stops the loop. A repeated
+3. Several processes divide the places of a batch, or the pairs, whichever leaves the busiest less to do.
+4. Where a checkpoint is named, what was measured is written now and then, and when anything stops the loop. A repeated
    call measures only what is missing. Out of memory halves the batch (`engine/memory.py`).
 """
 
@@ -22,6 +23,7 @@ from circuitfind.batch import Batch
 from circuitfind.checkpoint import Measurements
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError
+from circuitfind.processes import division
 from circuitfind.progress import track
 
 PARTS = "model, prompts, metric or places"  # what decides the effects
@@ -77,28 +79,46 @@ def measure(
     own = experiment.key(*key) if checkpoint else ""
     measured = Measurements(checkpoint, own, PARTS, (n_places, len(experiment)))
 
-    def one(part: Batch, rows: slice) -> list[np.ndarray | None]:
+    divided = division(len(experiment), n_places)
+
+    def one(part: Batch, rows: slice) -> _Done:
         batch, full, empty, groups, logits = start(part, rows)
         ends = [None if end is None else metric(end, batch) for end in (full, empty)]
-        before = ends[0 if noising else 1]
+        before, done = ends[0 if noising else 1], []
         assert before is not None, "the base run is given"
-        for places, group in track(groups, label):
+        for places, group in track(groups[divided.own], label):
             if not measured.missing(places, rows):
                 continue
             values = torch.stack([metric(run, batch) for run in logits(group)])
             effects = as_numpy(before - values if noising else values - before)
             _check(effects, places.start, name)
             measured.add(places, rows, effects)
-        return [None if end is None else as_numpy(end) for end in ends]
+            done.append((places, effects))
+        return _Done([None if end is None else as_numpy(end) for end in ends], done)
 
+    ends = np.full((2, len(experiment)), np.nan)
+    known = [False, False]
     try:
-        parts = [part for _, part in experiment.in_batches(one, "pairs")]
+        for rows, part in experiment.in_batches(one, "pairs", division=divided):
+            for at, values in enumerate(part.ends):
+                if values is not None:
+                    ends[at, rows], known[at] = values, True
+            for places, effects in part.effects:  # those of other processes, too
+                measured.values[places, rows] = effects
     except BaseException:  # Ctrl-C included: what was measured is kept
         measured.flush()
         raise
     measured.finish()
-    full, empty = (None if side[0] is None else np.concatenate(side) for side in zip(*parts, strict=True))
+    full, empty = (side if there else None for side, there in zip(ends, known, strict=True))
     return Measured(measured.values, full, empty)
+
+
+class _Done(NamedTuple):
+    """What one process made of a batch: the metric `[examples]` at both ends; of its part of the places, which they are
+    and their effects `[places, examples]`."""
+
+    ends: list[np.ndarray | None]
+    effects: list[tuple[slice, np.ndarray]]
 
 
 def as_numpy(values: Tensor) -> np.ndarray:

@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
+from circuitfind import processes
 from circuitfind.batch import Batch
 from circuitfind.errors import ModelError, warn
 from circuitfind.models.adapter import Adapter
@@ -254,7 +255,7 @@ def batch_size_for(adapter: Adapter, examples: int, length: int, reads: int = 1,
 
 def budget(device: torch.device) -> int:
     """Bytes that may be held beside the weights."""
-    free = None if device.type == "cpu" else _free(device)
+    free = None if device.type == "cpu" else min(processes.gathered(lambda: _free(device)), key=lambda one: one or 0)
     return BUDGET if free is None else max(BUDGET, free // 3)
 
 
@@ -329,37 +330,73 @@ def free_memory(device: torch.device) -> None:
 
 
 def in_batches(
-    adapter: Adapter, batch: Batch, function: Callable[[Batch, slice], R], batch_size: int | None, label: str
+    adapter: Adapter,
+    batch: Batch,
+    function: Callable[[Batch, slice], R],
+    batch_size: int | None,
+    label: str,
+    division: processes.Division | None = None,
 ) -> Iterator[tuple[slice, R]]:
     """Yields (rows of the batch, what the function makes of their pairs and the rows), in order.
 
-    When memory runs out the slice is halved and only the failed rows are done again.
+    When memory runs out the slice is halved and only the failed rows are done again. Of several processes each runs a
+    batch, and all get the results of all; by a `division` of candidates, too, the same rows come once from each member.
     """
     check_batch_size(batch_size)
     here, pairs = room(), len(batch)
-    size = here.fitting(batch_size or batch_size_for(adapter, *sizes_of(batch)), pairs)
+    asked = batch_size or batch_size_for(adapter, *sizes_of(batch))
+    divided = division or processes.division(pairs)
     start = 0
     with progress(label, pairs) as advance:
         while start < pairs:
-            rows = slice(start, min(start + size, pairs))
-            part = batch.rows(rows).trimmed()
-            many, length = f"{len(part)} pair{'s' * (len(part) > 1)}", part.clean.ids.shape[1]
-            here.tried = f"a batch of {many} of {length} tokens ({label})"
-            try:
-                with _within(here):
-                    result = function(part, rows)
-            except Exception as error:
-                if not out_of_memory(error) or here.part == 0:
-                    raise
-                failed = True  # the error is let go of before memory is given back: it holds what was computed
-            else:
-                failed = False
-            if failed:
-                here.part = here.part / 2 if size > 1 else 0.0
-                size = max(1, size // 2)
-                free_memory(adapter.device)
-                warn(f"out of memory: trying again with {f'batches of {size}' if here.part else 'one run at a time'}")
-                continue
-            yield rows, result
-            start = rows.stop
-            advance(rows.stop - rows.start)
+            size = here.fitting(asked, pairs)
+            batches = divided.batches(start, pairs, size)
+            rows = batches[divided.block] if divided.block < len(batches) else None
+
+            def one(rows: slice | None = rows, size: int = size) -> _Part[R] | None:
+                return None if rows is None else _within_room(adapter, batch, rows, function, size, label, here)
+
+            parts = [part for part in processes.gathered(one) if part is not None]
+            here.part = min(part.room for part in parts)
+            done = min((part.rows.start for part in parts if part.result is None), default=batches[-1].stop)
+            for rows, result, _ in parts:
+                if result is not None and rows.stop <= done:
+                    yield rows, result[0]
+            advance(done - start)
+            start = done
+
+
+class _Part(NamedTuple, Generic[R]):
+    """What a process made of some rows, in a tuple; None where memory ran out. `room`: the part that is left."""
+
+    rows: slice
+    result: tuple[R] | None
+    room: float
+
+
+def _within_room(
+    adapter: Adapter,
+    batch: Batch,
+    rows: slice,
+    function: Callable[[Batch, slice], R],
+    size: int,
+    label: str,
+    here: Room,
+) -> _Part[R]:
+    """A function of some rows; where memory runs out, there is less room."""
+    part = batch.rows(rows).trimmed()
+    many, length = f"{len(part)} pair{'s' * (len(part) > 1)}", part.clean.ids.shape[1]
+    here.tried = f"a batch of {many} of {length} tokens ({label})"
+    try:
+        with _within(here):
+            result = function(part, rows)
+        return _Part(rows, (result,), here.part)
+    except Exception as error:
+        if not out_of_memory(error) or here.part == 0:
+            raise
+    # the error is let go of before memory is given back: it holds what was computed
+    here.part = here.part / 2 if size > 1 else 0.0
+    free_memory(adapter.device)
+    again = f"batches of {max(1, size // 2)}" if here.part else "one run at a time"
+    warn(f"out of memory: trying again with {again}")
+    return _Part(rows, None, here.part)

@@ -242,6 +242,7 @@ def change_sizes(plan: SweepPlan) -> dict[int, float]:
     """How large the changes are, by layer of a sweep; see the module."""
 
     experiment = plan.experiment
+    _ = plan.means  # of all pairs, so by all processes together
 
     def one(part: Batch, _: slice) -> Tensor:
         sides = plan.capture(part)

@@ -22,11 +22,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from circuitfind import errors
 from circuitfind.batch import log_probabilities
 from circuitfind.calls import model_call
 from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.prepare import Prepared
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.metrics import Function, Metric
 from circuitfind.models.load import Model
@@ -239,11 +241,7 @@ def _said(evaluator: Evaluator, tokenizer: Any) -> tuple[tuple[Said, ...], list[
     masses: list[float] = []
     silent: list[int] = []  # rows of which neither answer is likely
     others: list[str] = []
-    for prepared in evaluator.prepared():
-        batch, chances = prepared.batch, log_probabilities(prepared.clean.logits[:, 0]).exp().cpu()
-        ids = [side[:, 0].cpu() for side in (batch.answers, batch.wrong)]
-        right, wrong = ((chances.gather(1, one.clamp(min=0)) * (one >= 0)).sum(1) for one in ids)
-        likely = chances.topk(min(MOST_LIKELY, chances.shape[1]))
+    for ids, right, wrong, likely in evaluator.runs.each(_first_token, "first tokens"):
         known = (likely.indices.unsqueeze(-1) == torch.cat(ids, 1).unsqueeze(1)).any(-1).any(-1)
         for row, (tokens, values) in enumerate(zip(likely.indices.tolist(), likely.values.tolist(), strict=True)):
             pair = len(masses)
@@ -267,6 +265,14 @@ def _said(evaluator: Evaluator, tokenizer: Any) -> tuple[tuple[Said, ...], list[
         severity = "warning" if 2 * len(silent) > len(masses) else "note"
         found.append(Remark(severity, f"{text} most likely tokens{''.join(others[:1])}"))
     return tuple(said), found
+
+
+def _first_token(prepared: Prepared) -> tuple[list[Tensor], Tensor, Tensor, Any]:
+    """Of a batch's first read position: ids of answers and wrong answers, the chances of both, the likeliest tokens."""
+    batch, chances = prepared.batch, log_probabilities(prepared.clean.logits[:, 0]).exp().cpu()
+    ids = [side[:, 0].cpu() for side in (batch.answers, batch.wrong)]
+    right, wrong = ((chances.gather(1, one.clamp(min=0)) * (one >= 0)).sum(1) for one in ids)
+    return ids, right, wrong, chances.topk(min(MOST_LIKELY, chances.shape[1]))
 
 
 def _spelled_otherwise(tokenizer: Any, row: int, answers: list[int], likely: list[int]) -> Iterator[str]:

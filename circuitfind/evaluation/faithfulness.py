@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from circuitfind import processes
 from circuitfind.batch import wide
 from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, as_circuit
@@ -33,6 +34,7 @@ from circuitfind.errors import ScoreError
 from circuitfind.evaluation import rounding
 from circuitfind.metrics import METRICS, correctness
 from circuitfind.models.load import Model
+from circuitfind.processes import Division
 from circuitfind.progress import progress
 from circuitfind.record import Record
 from circuitfind.result import Result
@@ -292,9 +294,11 @@ class Evaluator:
             record=self.record,
         )
 
-    def prepared(self) -> Iterator[Prepared]:
-        """The pairs in batches, with their clean, ablated and empty runs."""
-        return self.runs.each(lambda prepared: prepared, LABEL)
+    def prepared(self, division: Division = Division()) -> list[Prepared]:  # noqa: B008 (a constant)
+        """Batches with their clean, ablated and empty runs: of all pairs, or of this process's by a division."""
+        with processes.alone():
+            some = self.runs.of(division.batches(0, len(self.full), len(self.full))[division.block])
+            return list(some.each(lambda prepared: prepared, LABEL))
 
     def _outcome(self, logits_of: Callable[[Prepared], Iterable[Tensor]]) -> Outcome:
         """What is measured of the logits `[circuits, batch, reads, vocab]` that a function of each batch computes, some

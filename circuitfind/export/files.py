@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from circuitfind import processes
 from circuitfind.errors import FileError, ScoreError
 
 try:
@@ -51,7 +52,12 @@ def check_file(path: str | PathLike[str]) -> None:
 
 
 def write_bytes(path: str | PathLike[str], content: bytes) -> Path:
-    """Writes `content`, making the parent folder; a reader never sees half a file."""
+    """Writes `content`, making the parent folder; a reader never sees half a file. Of several processes one writes."""
+    return write_own(path, content) if processes.first() else Path(path)
+
+
+def write_own(path: str | PathLike[str], content: bytes) -> Path:
+    """`write_bytes` of a file that belongs to this process."""
     path = Path(path)
     # A plain open, not tempfile: the file gets the permissions that the user's umask gives.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -79,7 +85,7 @@ def held(folder: str | PathLike[str], by: str) -> Iterator[None]:
     The file that says so is locked for as long as its process lives: what a killed process leaves holds nothing.
     """
     path = Path(folder, LOCK)
-    file = _locked(path)
+    file = _locked(path) if processes.first() else None
     if file is None:
         yield
         return

@@ -242,6 +242,7 @@ def measured(plan: SweepPlan, chosen: np.ndarray, checkpoint: str | PathLike[str
         checkpoint: as for `patch`, of the whole sweep.
     """
     numbers = None if plan.spans is None else plan.spans.numbers.cpu().numpy()
+    _ = plan.means  # of all pairs, so by all processes together
     key, start = (numbers, plan.what, plan.layers, plan.units), partial(_started, plan, chosen)
 
     def name(place: int) -> str:

@@ -8,7 +8,9 @@
    first that stays (or that leaves a node dangling, where such are removed). Their number doubles while that holds.
 5. What a node that has lost its last input writes goes, too, if the rule says so; then that of the nodes that lost
    their last input by it, and so on.
-6. Every 128 runs the states are computed anew from the mask, so rounding does not pile up. Up to such a point
+6. Several processes each hold the states of some pairs; where there are more processes than pairs, those that hold the
+   same divide the trials, and run the one that is accepted if it was another's. Metrics are added up batch after batch.
+7. Every 128 runs the states are computed anew from the mask, so rounding does not pile up. Up to such a point
    decisions are kept in a file. A run that goes on from there computes the states in the same way and so repeats what
    the stopped run did after it, to the bit; it repeats 128 trials at the most. The file's key holds everything that
    decides an effect: model, prompts, metric, ablation, edges and their order, and the rule.
@@ -18,13 +20,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import chain
 from os import PathLike
 
 import numpy as np
 import torch
 
+from circuitfind import processes
 from circuitfind.checkpoint import CheckpointFile, key_of
-from circuitfind.engine.memory import MOST_TRIALS, TRIALS, budget, free_memory, out_of_memory
+from circuitfind.engine.memory import MOST_TRIALS, TRIALS, budget, free_memory, out_of_memory, room
 from circuitfind.engine.revision import CircuitState, trial_bytes
 from circuitfind.errors import ScoreError, check_count, warn
 from circuitfind.evaluation.faithfulness import Evaluator
@@ -67,7 +71,11 @@ class Pruning:
         self.position, self.hopeful, self.screening_runs = 0, 1, 0
         self.current = float(evaluator.full.mean())
         self._side_by_side = side_by_side
+        device = evaluator.experiment.adapter.device
+        self._division = processes.division(len(evaluator.full), MOST_TRIALS.at_most(device))
         self._states: list[CircuitState] = []
+        self._groups: list[list[Edge]] = []  # what was tried last
+        self._own = slice(0, 0)  # which of these trials this process has run
         self._runs = 0  # since the states were computed
 
     @property
@@ -194,17 +202,28 @@ class Pruning:
         """Computes the states from the mask."""
         adapter = self.evaluator.experiment.adapter
         self._states, mask, device = [], self.mask, adapter.device
-        prepared = list(self.evaluator.prepared())
-        self._states = [CircuitState(one, mask, budget(device) // len(prepared)) for one in prepared]
-        n_tokens = max(one.inputs.ids.numel() for one in prepared)
-        room = budget(device) // trial_bytes(adapter, n_tokens)
-        worth = min(MOST_TRIALS.at_most(device), TRIALS.at_most(device) // n_tokens, room)
-        self._most = self._side_by_side or max(1, worth)
+
+        def made() -> tuple[float, int]:
+            prepared = self.evaluator.prepared(self._division)
+            self._states = [CircuitState(one, mask, budget(device) // len(prepared)) for one in prepared]
+            n_tokens = max(one.inputs.ids.numel() for one in prepared)
+            fit = budget(device) // trial_bytes(adapter, n_tokens)
+            return room().part, min(MOST_TRIALS.at_most(device), TRIALS.at_most(device) // n_tokens, fit)
+
+        parts, worth = zip(*processes.gathered(made), strict=True)
+        room().part = min(parts)
+        self._most = self._side_by_side or max(1, min(worth)) * self._division.most
         self._runs = 0
 
     def _commit(self, trial: int) -> list[int]:
-        """Makes a trial of the last run the current state of every batch."""
-        return self._all(lambda state: state.commit(trial))
+        """Makes a trial of the last run the current state of every batch; another process's is run here, too."""
+        own = self._own
+        if own.start <= trial < own.stop:
+            return self._all(lambda state: state.commit(trial - own.start))
+        gone = list(chain(*self._groups[: trial + 1]))
+        for state in self._states:
+            state.attempt([gone])
+        return self._all(lambda state: state.commit(0))
 
     def _all(self, change: Callable[[CircuitState], list[int]]) -> list[int]:
         """Changes every batch's state in the same way; what comes back is the same of each."""
@@ -237,11 +256,20 @@ class Pruning:
         free_memory(self.evaluator.experiment.adapter.device)
 
     def _metrics(self, groups: list[list[Edge]]) -> list[float]:
-        total = np.zeros(len(groups))
-        for state in self._states:
-            logits, batch = state.attempt(groups), state.prepared.batch
+        own = self._division.part(len(groups))
+        self._groups, self._own = groups, own
+        mine = [list(chain(*groups[: own.start + 1])), *groups[own.start + 1 : own.stop]]
+
+        def one(state: CircuitState) -> np.ndarray:
+            logits, batch = state.attempt(mine), state.prepared.batch
             values = torch.stack([self.evaluator.bound.metric(one, batch) for one in logits])
-            total += values.cpu().double().sum(-1).numpy()
+            return np.asarray(values.cpu().double().sum(-1))
+
+        total = np.zeros(len(groups))
+        states = self._states if own.stop > own.start else []
+        for tried, sums in processes.gathered(lambda: (own, [one(state) for state in states])):
+            for values in sums:  # batch after batch
+                total[tried] += values
         means: list[float] = (total / len(self.evaluator.full)).tolist()
         return means
 

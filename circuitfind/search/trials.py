@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
+from circuitfind import processes
 from circuitfind.errors import warn
 from circuitfind.evaluation.faithfulness import Evaluator, Outcome
 from circuitfind.search.found import Step, TriedCircuit
@@ -56,7 +57,9 @@ class Deadline:
 
     def left(self, part: float = 1.0) -> float:
         """Seconds that are left of a part of the limit."""
-        return float("inf") if self.limit is None else part * self.limit - (time.monotonic() - self.started)
+        if self.limit is None:
+            return float("inf")
+        return part * self.limit - (processes.same(time.monotonic()) - processes.same(self.started))
 
 
 def distance(criterion: str, outcome: Outcome, ends: Outcome, pairs: np.ndarray | slice = slice(None)) -> float:
@@ -156,4 +159,4 @@ class Trials:
     def affords(self, part: float = 1.0) -> float:
         """How many runs of a circuit fit in a part of the time that is left."""
         average = self._seconds / max(1, len(self._known))
-        return part * max(self.deadline.left(), 0.0) / max(average, 1e-9)
+        return part * max(self.deadline.left(), 0.0) / max(processes.same(average), 1e-9)

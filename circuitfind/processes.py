@@ -1,0 +1,238 @@
+"""Several processes that do one call together: the only module that knows `torch.distributed`.
+
+1. Every process (a rank) runs the same program on the same pairs, and holds the whole model. `join` makes them a group.
+2. A loop over batches (`engine/memory.py`) gives each rank a batch of its own, and `gathered` then gives every rank the
+   results of all, in the order of pairs. So all ranks go on with the same numbers and take the same path; what is added
+   up is added up in the same order on each.
+3. Where there are too few pairs to go round, ranks share a batch and divide its candidates (`Division`).
+4. An error of one rank is raised on all of them. Inside a rank's own part (`alone`) nothing is divided further.
+5. Rank 0 speaks and writes; the others are silent.
+
+A result equals that of one process to float rounding. It is the same to the bit where the batches are the same: what is
+patched or run in a batch then is, too, and each batch's part is added in the same order.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import pickle
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from circuitfind.errors import CircuitfindError, CircuitfindWarning, ProcessError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+R = TypeVar("R")
+START = 4  # what running both sides of a batch costs, in candidates
+ABOUT = 1.05  # of the least; larger batches are worth as much
+TIMEOUT = timedelta(days=7)  # one rank may write a report, or run a function of the user's, while the others wait
+
+
+class Group(NamedTuple):
+    """This process among `size`; `exchange` gives every rank the bytes of each."""
+
+    rank: int = 0
+    size: int = 1
+    exchange: Callable[[bytes], list[bytes]] = lambda own: [own]
+
+
+_joined = Group()
+_here: ContextVar[Group | None] = ContextVar("circuitfind_group", default=None)
+
+
+def group() -> Group:
+    """The group that divides what is run here."""
+    return _here.get() or _joined
+
+
+def size() -> int:
+    """How many processes divide what is run here."""
+    return group().size
+
+
+def first() -> bool:
+    """Whether this process speaks and writes."""
+    return group().rank == 0
+
+
+@contextmanager
+def within(other: Group) -> Iterator[None]:
+    """Inside, in this thread, another group divides the work."""
+    token = _here.set(other)
+    try:
+        yield
+    finally:
+        _here.reset(token)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process does all that is asked of it itself."""
+    with within(group()._replace(size=1)):
+        yield
+
+
+# -------------------------------------------------------------------- joining
+def join() -> bool:
+    """Makes one group of the processes that `torchrun` started: from here on they divide each call's work.
+
+    Every process must make the same calls, on the same model and pairs, with the same seeds. The group that the script
+    has initialised already is taken; else one of nccl where each process has an accelerator of its own, else of gloo.
+
+    Returns:
+        Whether there are several; False, and nothing changes, outside `torchrun`.
+
+    Raises:
+        ProcessError: the processes do not find each other.
+    """
+    global _joined
+    import torch
+    import torch.distributed as dist
+
+    if not dist.is_available() or (not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) == 1):
+        return False
+    if not dist.is_initialized():
+        here, count = (int(os.environ.get(name, 1)) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+        own = torch.cuda.device_count() >= count
+        if torch.cuda.is_available():
+            torch.cuda.set_device(here % torch.cuda.device_count())
+        try:
+            dist.init_process_group("nccl" if own else "gloo", timeout=TIMEOUT)
+        except (RuntimeError, ValueError) as error:
+            raise ProcessError(f"the processes do not find each other: {str(error).splitlines()[0]}") from None
+    _joined = Group(dist.get_rank(), dist.get_world_size(), _exchange)
+    if _joined.rank:
+        warnings.simplefilter("ignore", CircuitfindWarning)
+    return _joined.size > 1
+
+
+def leave() -> None:
+    """Ends the group that `join` made, if there is one."""
+    global _joined
+    import torch.distributed as dist
+
+    if _joined.size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+    _joined = Group()
+
+
+def _exchange(own: bytes) -> list[bytes]:
+    import torch.distributed as dist
+
+    parts: list[Any] = [None] * dist.get_world_size()
+    try:
+        dist.all_gather_object(parts, own)
+    except RuntimeError as error:
+        raise ProcessError(f"another process was lost ({str(error).strip().splitlines()[-1]})") from None
+    return parts
+
+
+# -------------------------------------------------------------------- exchanging
+def gathered(function: Callable[[], R]) -> list[R]:
+    """What a function makes on each rank, in the order of ranks, on every rank; the first error is raised on all."""
+    here = group()
+    if here.size == 1:
+        return [function()]
+    found: R | Exception
+    try:
+        with alone():
+            found = function()
+    except Exception as error:
+        found = error
+    parts: list[Any] = [_unpacked(part) for part in here.exchange(_packed(found))]
+    for rank, part in enumerate(parts):
+        if isinstance(part, Exception):
+            raise found if rank == here.rank and isinstance(found, Exception) else part
+    return parts
+
+
+def same(value: R) -> R:
+    """Rank 0's value, on every rank: of what differs between processes, such as the time."""
+    return gathered(lambda: value)[0]
+
+
+class _Pickler(pickle.Pickler):
+    """Tensors as their bytes; they are put on the receiver's own device of the same kind."""
+
+    def reducer_override(self, one: Any) -> Any:
+        import torch
+
+        if not isinstance(one, torch.Tensor):
+            return NotImplemented
+        flat = one.detach().cpu().contiguous().flatten()
+        return _tensor, (flat.view(torch.uint8).numpy(), flat.dtype, tuple(one.shape), one.device.type)
+
+
+def _tensor(raw: Any, dtype: Any, shape: tuple[int, ...], device: str) -> Tensor:
+    import torch
+
+    return torch.from_numpy(raw).view(dtype).view(shape).to(device)
+
+
+def _packed(value: object) -> bytes:
+    buffer = io.BytesIO()
+    try:
+        _Pickler(buffer, protocol=5).dump(value)
+        if isinstance(value, Exception):
+            pickle.loads(buffer.getvalue())  # some cannot be made again from what they hold
+    except Exception as error:
+        if not isinstance(value, Exception):
+            raise
+        kind = CircuitfindError if isinstance(value, CircuitfindError) else RuntimeError
+        return pickle.dumps(kind(str(value) or repr(error)))
+    return buffer.getvalue()
+
+
+def _unpacked(part: bytes) -> Any:
+    return pickle.loads(part)
+
+
+# -------------------------------------------------------------------- dividing
+class Division(NamedTuple):
+    """How ranks divide pairs and candidates: into `blocks` of ranks, each of which runs a batch of its own.
+
+    block: this rank's. place, members: it runs every `members`-th candidate from number `place` on.
+    most: the members of the largest block.
+    """
+
+    blocks: int = 1
+    block: int = 0
+    place: int = 0
+    members: int = 1
+    most: int = 1
+
+    @property
+    def own(self) -> slice:
+        """Of a sequence of candidates, this rank's; interleaved, because neighbours cost alike."""
+        return slice(self.place, None, self.members)
+
+    def part(self, candidates: int) -> slice:
+        """Of candidates of which each builds on those before it, this rank's."""
+        return slice(*(candidates * (self.place + end) // self.members for end in (0, 1)))
+
+    def batches(self, start: int, stop: int, most: int) -> list[slice]:
+        """The next batches of pairs from `start` on, one a block, of `most` pairs each at most."""
+        step = min(most, math.ceil((stop - start) / self.blocks))
+        ends = range(start, min(stop, start + self.blocks * step), step)
+        return [slice(at, min(at + step, stop)) for at in ends]
+
+
+def division(pairs: int, candidates: int = 1) -> Division:
+    """The division that leaves the busiest rank about least to do; of those, the one with the largest batches."""
+    here = group()
+    if here.size == 1:
+        return Division()
+    counts = range(1, max(1, min(here.size, pairs)) + 1)
+    work = [math.ceil(pairs / n) * (START + math.ceil(candidates / (here.size // n))) for n in counts]
+    blocks = next(n for n, most in zip(counts, work, strict=True) if most <= ABOUT * min(work))
+    of = [rank * blocks // here.size for rank in range(here.size)]
+    members = of.count(of[here.rank])
+    return Division(blocks, of[here.rank], here.rank - of.index(of[here.rank]), members, -(-here.size // blocks))
