@@ -38,7 +38,12 @@ class ScoreError(CircuitfindError):
 
 
 class ProcessError(CircuitfindError):
-    """Processes that do a call together have lost one of them, or do not find each other."""
+    """Processes that do a call together have lost one of them, or do not find each other.
+
+    first: whether this process is the first of those that are left.
+    """
+
+    first = False
 
 
 class CircuitfindWarning(UserWarning):

@@ -18,9 +18,10 @@ import io
 import math
 import os
 import pickle
+import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 START = 4  # what running both sides of a batch costs, in candidates
 ABOUT = 1.05  # of the least; larger batches are worth as much
+MEETING = timedelta(minutes=10)
+SIGN_OF_LIFE = 5.0  # seconds
 TIMEOUT = timedelta(days=7)  # one rank may write a report, or run a function of the user's, while the others wait
 
 
@@ -45,6 +48,7 @@ class Group(NamedTuple):
 
 
 _joined = Group()
+_store: list[Any] = []  # of the group that was made here: what ranks can ask of each other at any time
 _here: ContextVar[Group | None] = ContextVar("circuitfind_group", default=None)
 
 
@@ -96,16 +100,20 @@ def join() -> bool:
     global _joined
     import torch
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     if not dist.is_available() or (not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) == 1):
         return False
+    _store.clear()
     if not dist.is_initialized():
-        here, count = (int(os.environ.get(name, 1)) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-        own = torch.cuda.device_count() >= count
-        if torch.cuda.is_available():
-            torch.cuda.set_device(here % torch.cuda.device_count())
+        devices = torch.cuda.device_count()
+        own = devices >= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if devices:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % devices)
         try:
-            dist.init_process_group("nccl" if own else "gloo", timeout=TIMEOUT)
+            store, rank, ranks = next(rendezvous("env://", timeout=MEETING))
+            dist.init_process_group("nccl" if own else "gloo", None, TIMEOUT, ranks, rank, store)
+            _store.append(store)
         except (RuntimeError, ValueError) as error:
             raise ProcessError(f"the processes do not find each other: {str(error).splitlines()[0]}") from None
     _joined = Group(dist.get_rank(), dist.get_world_size(), _exchange)
@@ -122,6 +130,7 @@ def leave() -> None:
     if _joined.size > 1 and dist.is_initialized():
         dist.destroy_process_group()
     _joined = Group()
+    _store.clear()
 
 
 def _exchange(own: bytes) -> list[bytes]:
@@ -131,8 +140,45 @@ def _exchange(own: bytes) -> list[bytes]:
     try:
         dist.all_gather_object(parts, own)
     except RuntimeError as error:
-        raise ProcessError(f"another process was lost ({str(error).strip().splitlines()[-1]})") from None
+        said = str(error).strip().splitlines()[-1]
+        raise lost() or ProcessError(f"the processes cannot exchange their results: {said}") from None
     return parts
+
+
+def lost() -> ProcessError | None:
+    """The error that names the ranks that give no sign of life any more; None where all are there.
+
+    A rank that calls this gives one, and waits a while for those of the others.
+    """
+    if not _store:
+        return None
+    store, here, end = _store[0], _joined, time.monotonic() + SIGN_OF_LIFE
+    gone, words = set(range(here.size)), dict.fromkeys(range(here.size), "was lost")
+    try:
+        store.set(f"here {here.rank}", "")
+        while gone - {rank for rank, said in words.items() if said != "was lost"} and time.monotonic() < end:
+            time.sleep(0.05)
+            gone = {rank for rank in gone if not store.check([f"here {rank}"])}
+            words |= {rank: store.get(f"ended {rank}").decode() for rank in gone if store.check([f"ended {rank}"])}
+    except RuntimeError:  # who kept it is gone
+        gone = {0}
+    error = ProcessError("; ".join(f"rank {rank} of {here.size} {words[rank]}" for rank in sorted(gone)))
+    error.first = here.rank == min(set(range(here.size)) - gone)
+    return error if gone else None
+
+
+def end(said: str) -> None:
+    """Leaves the last words of a rank that ends with an error, unless the first one ends, too, and speaks for all."""
+    if not _store:
+        return
+    with suppress(RuntimeError):
+        if first():
+            _store[0].set("spoken", "")
+            return
+        with suppress(RuntimeError):
+            _store[0].wait(["spoken"], timedelta(seconds=SIGN_OF_LIFE))
+            return
+        _store[0].set(f"ended {_joined.rank}", f"ended: {said}")
 
 
 # -------------------------------------------------------------------- exchanging

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 import signal
 import sys
 import threading
@@ -26,7 +27,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from circuitfind import __version__
+from circuitfind import __version__, processes
 from circuitfind.checkpoint import until_saved
 from circuitfind.cli.acdc import acdc
 from circuitfind.cli.agree import agree
@@ -38,6 +39,7 @@ from circuitfind.cli.doctor import doctor
 from circuitfind.cli.evaluate import evaluate
 from circuitfind.cli.export import export
 from circuitfind.cli.find import find
+from circuitfind.cli.launch import launch
 from circuitfind.cli.learn import learn
 from circuitfind.cli.mib import mib
 from circuitfind.cli.models import models
@@ -48,7 +50,7 @@ from circuitfind.cli.show import show
 from circuitfind.cli.tasks import tasks
 from circuitfind.cli.testbed import testbed
 from circuitfind.cli.verify import verify
-from circuitfind.errors import CircuitfindError
+from circuitfind.errors import CircuitfindError, ProcessError
 
 Verb = Callable[..., int | None]
 VERBS: tuple[Verb, ...] = (
@@ -79,6 +81,7 @@ def _register(app: typer.Typer, verb: Verb) -> None:
         out = Output(values["as_json"], _command(ctx), values["verbose"])
 
         def call() -> int | None:
+            processes.join()
             built = {name: _built(kind, values) for name, kind in groups.items()}
             out.typed = dict(_typed(ctx, built.values()))
             return verb(out=out, **built)
@@ -120,20 +123,29 @@ def _guarded(call: Callable[[], int | None], out: Output, debug: bool) -> int:
     """Runs a verb and returns the exit code; whatever goes wrong becomes one line."""
     try:
         with out.hearing_warnings(), out.at_end, until_saved() as out.complete:
-            return call() or 0
+            code = call() or 0
+        code *= processes.first()  # the first says it for all
+        processes.leave()
+        return code
     except KeyboardInterrupt as stop:
+        if (lost := processes.lost()) is not None:
+            return out.lost(lost)
         out.stopped(_code_of(stop))
         return _code_of(stop)
+    except ProcessError as error:
+        return out.lost(error)
     except Exception as error:
         if debug:
             out.err.print(traceback.format_exc(), soft_wrap=True)
         if isinstance(error, CircuitfindError):
             out.fail(f"{error}{out.kept}", BAD_INPUT)
+            processes.end(str(error))
             return BAD_INPUT
         said = str(error).strip().partition("\n")[0]
         text = f"unexpected {type(error).__name__}{': ' if said else ''}{said}"
         text = text if debug else f"{text} (this is a bug; --debug shows where)"
         out.fail(f"{text}{out.kept}", FAILED)
+        processes.end(text)
         return FAILED
 
 
@@ -169,7 +181,8 @@ def _stoppable() -> Iterator[None]:
 
 def _command(ctx: typer.Context) -> list[str]:
     """The command line as it was given, rebuilt from what was parsed: arguments by name, options in long form."""
-    words = ["circuitfind", str(ctx.info_name)]
+    several = ctx.parent.params.get("processes", 1) if ctx.parent is not None else 1
+    words = ["circuitfind", *(["--processes", str(several)] if several > 1 else []), str(ctx.info_name)]
     for parameter in ctx.command.params:
         name = str(parameter.name)
         source, value = ctx.get_parameter_source(name), ctx.params.get(name)
@@ -202,6 +215,10 @@ def _print_version(asked: bool) -> None:
 @app.callback(invoke_without_command=True)
 def circuitfind(
     ctx: typer.Context,
+    processes: Annotated[
+        int,
+        typer.Option("--processes", min=1, help="Divide the verb's work among so many processes; before the verb."),
+    ] = 1,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -212,6 +229,8 @@ def circuitfind(
     """
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
+    elif processes > 1 and "RANK" not in os.environ:  # the processes run the same command line
+        raise typer.Exit(launch(processes, ctx.obj))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -219,9 +238,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a prompt may hold what the terminal cannot show
-    out, err = Lasting(sys.stdout), Lasting(sys.stderr)
+    silent = os.environ.get("RANK", "0") != "0"  # of several processes the first speaks
+    out, err = (Lasting(None if silent else stream) for stream in (sys.stdout, sys.stderr))
     with redirect_stdout(out), redirect_stderr(err), _stoppable():
-        code = _run(None if arguments is None else list(arguments))
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
         out.flush()
         if out.failed:
             print(f"error: the output cannot be written: {out.failed}", file=err)
@@ -231,9 +251,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code or (CLOSED_PIPE if out.unread or err.unread else 0)
 
 
-def _run(words: list[str] | None) -> int:
+def _run(words: list[str]) -> int:
     try:
-        return app(args=words, prog_name="circuitfind", standalone_mode=False) or 0
+        return app(args=words, prog_name="circuitfind", standalone_mode=False, obj=words) or 0
     except KeyboardInterrupt as stop:
         return _code_of(stop)
     except Exception as error:

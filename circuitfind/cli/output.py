@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shlex
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,7 +34,7 @@ from circuitfind.cli.cells import (
     interval,
     some,
 )
-from circuitfind.errors import CircuitfindWarning
+from circuitfind.errors import CircuitfindWarning, ProcessError
 
 BAD_INPUT, FAILED, CLOSED_PIPE = 2, 1, 141  # exit codes; a signal's is 128 and its number
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -231,6 +232,13 @@ class Output:
     def stopped(self, code: int) -> None:
         """What is left of a run that a signal ended, and how it goes on."""
         self.fail(self.if_stopped if self.state.exists() else NOTHING, code, label="stopped")
+
+    def lost(self, error: ProcessError) -> int:
+        """What is left where other processes were lost; of those that are there, the first says so."""
+        if error.first:
+            self.err = Console(file=sys.__stderr__, highlight=False, markup=False)
+            self.fail(f"{error}; {self.if_stopped if self.state.exists() else NOTHING}", FAILED)
+        return FAILED
 
     def fail(self, text: str, code: int, label: str = "error") -> None:
         """One line on standard error, and in JSON a document that says the same."""

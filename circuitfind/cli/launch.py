@@ -1,0 +1,43 @@
+"""`circuitfind --processes N VERB ...`: N processes that do the verb together, started by torch's own launcher.
+
+`torchrun --nproc-per-node N -m -- circuitfind VERB ...` does the same, on several machines, too, and adds a report of
+its own when a process fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+FAILED = 1
+
+
+def launch(processes: int, words: Sequence[str]) -> int:
+    """Runs the command line in so many processes, and returns the first one's exit code."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        1,
+        1,
+        processes,
+        run_id="circuitfind",
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "circuitfind", *words)
+    except ChildFailedError as error:
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        code = codes.get(0, next(iter(codes.values())))
+        return code if code > 0 else FAILED
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
