@@ -1,47 +1,139 @@
-"""Two processes do together what one does alone: the same numbers, the same decisions."""
+"""Two processes do together what one does alone: the same numbers, the same decisions; and what is left of one of them.
+
+The processes are copies of this one (forks), so that nothing is imported again.
+"""
 
 from __future__ import annotations
 
 import os
 import pickle
+import signal
 import socket
-import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from processes_calls import run
+import torch
+from toys import wrapped
 
+import circuitfind as cf
 from circuitfind import processes
+from circuitfind.checkpoint import Measurements
+from circuitfind.cli.app import main
+from circuitfind.errors import CircuitfindWarning
+from circuitfind.processes import Group, alone, division, gathered, within
 
-TESTS = Path(__file__).parent
 EXACT = ("exact", "sweep", "paths", "in batches of one size", "learned in batches of one size")
+
+
+def pairs(n: int = 6, metric: str = "logit_diff", length: int = 7) -> cf.Task:
+    clean, corrupted = torch.randint(3, 128, (2, n, length), generator=torch.Generator().manual_seed(0))
+    return cf.Task(clean, corrupted, list(range(3, 3 + n)), list(range(20, 20 + n)), metric=metric)
+
+
+def calls(folder: Path) -> dict[str, Callable[[], Any]]:
+    """By name, what gives numbers (arrays, lists, texts) to be compared."""
+    model, task, apart = wrapped("llama"), pairs(), pairs(9, "kl")  # by "kl" a circuit is never like the whole model
+    few, bound = pairs(1).on(model), task.on(model)
+    estimates = cf.attribute(model, apart, "eap-ig-inputs")
+    circuit = estimates.top(40)
+
+    def compared() -> Any:
+        found = cf.compare(model, apart, ["eap", "eap-ig-inputs", "clean-corrupted"], folder=folder / "compared")
+        return [(one.method, one.cpr, one.cmd, one.costs.forwards, one.costs.backwards) for one in found.entries]
+
+    def acdc(pairs: Any, **options: Any) -> Any:
+        found = cf.acdc(model, pairs, 0.02, metric=None, **options)
+        return found.edges, found.exact
+
+    def learned(**options: Any) -> Any:
+        return cf.learn_masks(model, task, steps=8, n_edges=40, **options).scores.values
+
+    def find() -> Any:
+        found = cf.find(model, apart, max_checks=5, random=2, knockouts=1)
+        return found.circuit.edges, found.checks.faithfulness
+
+    return {
+        "eap": lambda: cf.attribute(model, task, "eap").values,
+        "eap-ig-inputs": lambda: cf.attribute(model, task, "eap-ig-inputs").values,
+        "in batches of one size": lambda: cf.attribute(model, task, "eap-ig-inputs", batch_size=3).values,
+        "mean": lambda: cf.attribute(model, task, "atp", level="node", ablation="mean").values,
+        "nodes": lambda: cf.attribute(model, task, "atp-star", level="node").values,
+        "places": lambda: cf.attribute(model, task, "atp", level="node", what="heads").effects,
+        "exact": lambda: cf.attribute(model, task, "exact", checkpoint=folder / "exact").values,
+        "exact of one pair": lambda: cf.attribute(model, few, "exact").values,
+        "sweep": lambda: cf.patch(model, task, "heads", by_position=True).per_example,
+        "sweep of means": lambda: cf.patch(model, task, "resid", ablation="mean").per_example,
+        "paths": lambda: cf.path_patch(model, task).per_example,
+        "verify": lambda: [(row.name, row.exact) for row in cf.verify(model, apart, estimates, top=9).edges],
+        "evaluate": lambda: cf.evaluate(model, apart, circuit).per_example.circuit,
+        "curve": lambda: [point.faithfulness for point in cf.curve(model, apart, estimates).points],
+        "acdc": lambda: acdc(task),
+        "acdc of one pair": lambda: acdc(few),
+        "acdc under zero": lambda: acdc(task, ablation="zero", remove_dangling="tested"),
+        "learned": learned,
+        "learned in batches of one size": lambda: learned(batch_size=3),
+        "compare": compared,
+        "find": find,
+        "diagnose": lambda: [str(one) for one in cf.diagnose(model, bound).said],
+    }
+
+
+def run(folder: Path) -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CircuitfindWarning)
+        return {name: call() for name, call in calls(folder).items()}
+
+
+def start(work: Callable[[], int], folder: Path, port: int, rank: int) -> int:
+    """A process that is one of two, a copy of this one; what it says goes to a file."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            signal.alarm(240)  # it must not outlive the tests
+            said = os.open(folder / f"said{rank}", os.O_WRONLY | os.O_CREAT)
+            os.dup2(said, 1)
+            os.dup2(said, 2)
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+            group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+            os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in group.items()}})
+            code = work()
+        finally:
+            for stream in (sys.__stdout__, sys.__stderr__):
+                stream.flush()
+            os._exit(code)
+    return child
+
+
+def both(work: Callable[[], int], folder: Path) -> list[int]:
+    """How two processes end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [start(work, folder, port, rank) for rank in range(2)]
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], ...]:
-    """What one process found, and each of two: this one, which is the first of them, and another."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    """What one process found, and each of two."""
     folder = tmp_path_factory.mktemp("two")
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    paths = {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
-    script = [sys.executable, TESTS / "processes_calls.py", folder]
-    other = subprocess.Popen(script, env={**os.environ, **group, **paths, "RANK": "1", "LOCAL_RANK": "1"})
+
+    def work() -> int:
+        processes.join()
+        found = run(folder)
+        (folder / f"rank{processes.group().rank}").write_bytes(pickle.dumps(found))
+        processes.leave()
+        return 0
+
     alone = run(tmp_path_factory.mktemp("one"))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**group, "RANK": "0", "LOCAL_RANK": "0"}.items():
-            patch.setenv(name, value)
-        assert processes.join()
-        try:
-            first = run(folder)
-        finally:
-            processes.leave()
-    assert other.wait(240) == 0
-    return alone, first, pickle.loads((folder / "rank1.pickle").read_bytes())
+    assert both(work, folder) == [0, 0], "".join((folder / f"said{rank}").read_text() for rank in range(2))
+    return (alone, *(pickle.loads((folder / f"rank{rank}").read_bytes()) for rank in range(2)))
 
 
 def differ(a: Any, b: Any, tolerance: float) -> bool:
@@ -71,3 +163,78 @@ def test_the_same_to_the_bit_where_batches_are(found) -> None:
     """Places that are divided are patched in the batches of one process; so are pairs in batches of a given size."""
     alone, first, _ = found
     assert [name for name in EXACT if differ(alone[name], first[name], 0)] == []
+
+
+def test_a_lost_process_is_named_and_another_goes_on(tmp_path, capfd) -> None:
+    """One line, no traceback; one process goes on with what both had measured."""
+    command = ["attribute", "tiny", "--method", "exact", "--n", "2", "--out", str(tmp_path / "out")]
+    add, done = Measurements.add, []
+
+    def killed(self: Measurements, *measured: Any) -> None:
+        add(self, *measured)
+        done.append(measured)
+        if len(done) == 10:
+            self.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def work() -> int:
+        if os.environ["RANK"] == "1":
+            Measurements.add = killed
+        return main(command)
+
+    assert both(work, tmp_path) == [1, -signal.SIGKILL]
+    *_, last = (tmp_path / "said0").read_text().splitlines()
+    kept = tmp_path / "out" / "exact.part.safetensors"
+    assert last.startswith(f"error: rank 1 of 2 was lost; what was measured is kept in {kept}; go on with: circuitfind")
+    assert "Traceback" not in (tmp_path / "said0").read_text()
+    assert (tmp_path / "said1").read_text() == ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Measurements, "add", lambda self, *measured: (add(self, *measured), done.append(measured)))
+        assert main(command) == 0
+    assert 0 < sum(places.stop - places.start for places, *_ in done) < 1519
+    assert not [*kept.parent.glob("exact.part*")]
+    whole = cf.attribute(cf.load("tiny"), cf.task("ioi", cf.load("tiny"), n=2), "exact")
+    assert cf.Scores.open(kept.parent / "scores.safetensors").to_dict() == whole.to_dict()
+
+
+def test_an_error_of_one_is_raised_on_all() -> None:
+    """Whoever made it has the original; one that cannot be sent is named."""
+
+    class Odd(Exception):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__(f"{one} and {two}")
+
+    def fail() -> None:
+        raise Odd(1, 2)
+
+    sent: list[bytes] = []
+
+    def exchange(own: bytes) -> list[bytes]:
+        sent.append(own)
+        return [pickle.dumps(None), own]
+
+    with within(Group(1, 2, exchange)), pytest.raises(Odd):
+        gathered(fail)
+    with within(Group(0, 2, lambda own: [own, sent[0]])), pytest.raises(RuntimeError, match="1 and 2"):
+        gathered(lambda: None)
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 64])
+@pytest.mark.parametrize(("n", "candidates"), [(1, 1), (1, 50), (5, 3), (6, 1519), (64, 30), (1000, 1)])
+def test_every_candidate_of_every_pair_is_done_once(size, n, candidates) -> None:
+    """However pairs and candidates are divided; and no rank has much more to do than its part."""
+    done, most = np.zeros((n, candidates)), 0
+    for rank in range(size):
+        with within(Group(rank, size)):
+            divided, start = division(n, candidates), 0
+            mine = np.zeros_like(done)
+            while start < n:
+                batches = divided.batches(start, n, 7)
+                if divided.block < len(batches):
+                    mine[batches[divided.block], divided.own] += 1
+                start = batches[-1].stop
+            done, most = done + mine, max(most, int(mine.sum()))
+            with alone():
+                assert division(n, candidates) == processes.Division()
+    assert (done == 1).all()
+    assert most <= 2 * max(1, -(-n * candidates // size))
