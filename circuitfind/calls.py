@@ -16,10 +16,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 
+from circuitfind import processes
 from circuitfind.engine.identities import require_identities
 from circuitfind.engine.memory import within_memory
 from circuitfind.errors import ModelError
@@ -39,7 +40,9 @@ def model_call(function: Callable[P, R]) -> Callable[P, R]:
         model = arguments[0] if arguments else keywords.get("model")
         if isinstance(model, RemoteModel):
             others = {name: value for name, value in keywords.items() if name != "model"}
-            return call(model, function, arguments[1:], others)
+            one = processes.first()  # of several processes: one job on the server
+            found = processes.gathered(lambda: call(model, function, arguments[1:], others) if one else None)
+            return cast(R, found[0])
         if not isinstance(model, Model):
             return function(*arguments, **keywords)  # which says what it is instead
         with ready(model):

@@ -25,6 +25,7 @@ from circuitfind import processes
 from circuitfind.checkpoint import Measurements
 from circuitfind.cli.app import main
 from circuitfind.errors import CircuitfindWarning
+from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.processes import Group, alone, division, gathered, within
 
 EXACT = ("exact", "sweep", "paths", "in batches of one size", "learned in batches of one size")
@@ -40,7 +41,7 @@ def calls(folder: Path) -> dict[str, Callable[[], Any]]:
     model, task, apart = wrapped("llama"), pairs(), pairs(9, "kl")  # by "kl" a circuit is never like the whole model
     few, bound = pairs(1).on(model), task.on(model)
     estimates = cf.attribute(model, apart, "eap-ig-inputs")
-    circuit = estimates.top(40)
+    circuit, masks = estimates.top(40), np.stack([estimates.top(n).mask for n in (5, 9, 60)])
 
     def compared() -> Any:
         found = cf.compare(model, apart, ["eap", "eap-ig-inputs", "clean-corrupted"], folder=folder / "compared")
@@ -71,6 +72,7 @@ def calls(folder: Path) -> dict[str, Callable[[], Any]]:
         "paths": lambda: cf.path_patch(model, task).per_example,
         "verify": lambda: [(row.name, row.exact) for row in cf.verify(model, apart, estimates, top=9).edges],
         "evaluate": lambda: cf.evaluate(model, apart, circuit).per_example.circuit,
+        "circuits of one pair": lambda: Evaluator.of(model, few).run(masks).metric,
         "curve": lambda: [point.faithfulness for point in cf.curve(model, apart, estimates).points],
         "acdc": lambda: acdc(task),
         "acdc of one pair": lambda: acdc(few),

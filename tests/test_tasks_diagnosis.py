@@ -200,7 +200,7 @@ def test_a_few_pairs_that_make_the_mean(monkeypatch: pytest.MonkeyPatch, model: 
     values = {"full": np.array([9.0, 9, 9, 9, 9, 1, 1, 1, 1, 1]), "empty": np.array([0.0, 0, 0, 0, 0, 2, 2, 2, 2, 2])}
     right = np.ones(10, dtype=bool)
     fake = type("Fake", (), {**values, "full_accurate": right, "full_top1": right, "rounding_of_contrast": 0.0})()
-    fake.prepared = lambda: iter(())
+    fake.runs = type("Runs", (), {"each": lambda *_: iter(())})()
     fake.bound = finance().on(model).subset(range(10))
     monkeypatch.setattr("circuitfind.evaluation.diagnosis.Evaluator", lambda *_, **__: fake)
     found = cf.diagnose(model, finance())

@@ -196,7 +196,16 @@ class Evaluator:
         return self.experiment.setting.seed
 
     def run(self, masks: np.ndarray) -> Outcome:
-        """Runs circuits given as `[circuits, writers, readers]` bool masks."""
+        """Runs circuits given as `[circuits, writers, readers]` bool masks.
+
+        Several processes divide the pairs; where these do not go round, the circuits.
+        """
+        if len(self.full) < (several := processes.size()) and len(masks) > 1:
+            own = range(processes.group().rank, len(masks), several)
+            parts = processes.gathered(lambda: self.run(masks[own]) if own else None)
+            order = np.argsort([at for rank in range(several) for at in range(rank, len(masks), several)])
+            done = [part for part in parts if part is not None]
+            return Outcome(*(np.concatenate(values)[order] for values in zip(*done, strict=True)))
         device = self.experiment.adapter.device
         at_once = CIRCUITS.runs(device, self.runs.size * self.bound.batch.clean.ids.shape[1])
         starts, parts = range(0, len(masks), at_once), []
