@@ -108,10 +108,9 @@ def main() -> None:
             time.sleep(1)
             os.kill(rank_of(1), signal.SIGKILL)
             codes = [one.wait() for one in both]
-            said = [
-                line for line in (folder / "said1").read_text().splitlines() if line.startswith(("error", "stopped"))
-            ]
-            print(f"a rank killed: exit codes {codes}; the first host says: {said[0]}")
+            lines = (folder / "said1").read_text().splitlines()
+            said = next(line for line in lines if line.startswith(("error", "stopped")))
+            print(f"a rank killed: exit codes {codes}; the first host says: {said}")
             print("one process goes on:", "the same" if alone(folder / "host1") == one else "NOT the same")
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
         raise SystemExit(f"no network namespaces here: {error}") from None

@@ -1,0 +1,214 @@
+"""Several processes: how much faster two are, and what each of 64 would have to do and to send.
+
+    python benchmarks/processes.py [--rounds 5] [--model FOLDER]
+    python benchmarks/processes.py --simulate [--pairs 64]
+
+1. One process of one thread, and two such processes that divide the work, take turns on the same call: exact effects of
+   25 edges, ACDC on 12, a sweep of the heads of the last three layers. 8 pairs of 16 random tokens of a
+   random-weight GPT-2 small, or of the model in a folder. A turn gives one ratio of wall-clock times and, because a
+   machine may be busy, one of CPU times: that of the one process over that of the busier of the two.
+2. `--simulate`: threads stand for processes, each with a copy of the embedded model; they exchange through memory, so
+   every rank does what it would do, and its passes, exchanges and bytes received are counted. `limit` is one process's
+   passes over those of the busiest rank: what N processes gain at most, before any waiting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from common import gpt2, pairs
+
+import circuitfind as cf
+from circuitfind import costs, processes
+from circuitfind.attribution.exact import exact_effects
+from circuitfind.engine.experiment import Experiment
+
+CALLS = ("exact", "acdc", "sweep")
+SIZES = (1, 2, 8, 64)
+
+
+# -------------------------------------------------------------------- two processes
+def calls(folder: str | None) -> dict[str, Callable[[], object]]:
+    model = cf.load(folder) if folder else gpt2()
+    vocabulary, generator = model.vocabulary, torch.Generator().manual_seed(0)
+    task: cf.Task = pairs()
+    if folder:
+        clean, corrupted = torch.randint(5, vocabulary, (2, 8, 16), generator=generator)
+        task = cf.Task(clean, corrupted, list(range(100, 108)), list(range(200, 208)))
+    bound, graph = task.on(model), model.graph
+    real = np.argwhere(graph.real)
+    order = np.random.default_rng(0).permutation(len(real))
+    mask = np.zeros_like(graph.real)
+    mask[tuple(real[order[:25]].T)] = True
+    some = sorted(real[order[:12]].tolist(), key=lambda edge: -edge[1])
+    edges = [graph.edge_name(*edge) for edge in some]
+    layers = range(graph.n_layers - 3, graph.n_layers)
+    return {
+        "exact": lambda: exact_effects(Experiment.of(model, bound, {}), mask),
+        "acdc": lambda: cf.acdc(model, bound, 0.01, order=edges),
+        "sweep": lambda: cf.patch(model, bound, "heads", layers=layers),
+    }
+
+
+def work(folder: str | None) -> None:
+    """Runs what it reads the names of, and says how long that took."""
+    torch.set_num_threads(1)
+    processes.join()
+    known = calls(folder)
+    print("ready", file=sys.stderr, flush=True)
+    while name := processes.same(sys.stdin.readline().strip() if processes.first() else ""):
+        wall, cpu = time.monotonic(), time.process_time()
+        known[name]()
+        spent = processes.gathered(lambda before=cpu: time.process_time() - before)
+        if processes.first():
+            print(json.dumps([time.monotonic() - wall, max(spent)]), flush=True)
+    processes.leave()
+
+
+def group(size: int, port: int, folder: str | None) -> list[subprocess.Popen[str]]:
+    words = [sys.executable, __file__, "--work", *(["--model", folder] if folder else [])]
+    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)} for rank in range(size)]
+    pipe = subprocess.PIPE
+    return [
+        subprocess.Popen(words, env={**os.environ, **shared, **rank}, stdin=pipe, stdout=pipe, text=True)
+        for rank in ranks
+    ]
+
+
+def speed(rounds: int, folder: str | None) -> None:
+    groups = [group(size, 29500 + size, folder) for size in (1, 2)]
+
+    def timed(ranks: list[subprocess.Popen[str]], name: str) -> tuple[float, float]:
+        first = ranks[0]
+        assert first.stdin is not None and first.stdout is not None
+        print(name, file=first.stdin, flush=True)
+        wall, cpu = json.loads(first.stdout.readline())
+        return wall, cpu
+
+    for ranks in groups:
+        timed(ranks, "sweep")  # what is made once is made
+    for name in CALLS:
+        ratios = []
+        for _ in range(rounds):
+            (wall, cpu), (wall2, cpu2) = (timed(ranks, name) for ranks in groups)
+            load = os.getloadavg()[0]
+            ratios.append((wall / wall2, cpu / cpu2))
+            turn = f"{wall:.2f} s, {wall2:.2f} s by two: {wall / wall2:.2f}; CPU {cpu / cpu2:.2f}; load {load:.1f}"
+            print(f"{name}: {turn}", flush=True)
+        walls, cpus = (sorted(column) for column in zip(*ratios, strict=True))
+        print(f"{name}: median {walls[rounds // 2]:.2f}, best {walls[-1]:.2f}; CPU {cpus[rounds // 2]:.2f}", flush=True)
+    for ranks in groups:
+        for one in ranks:
+            assert one.stdin is not None
+            one.stdin.close()
+            one.wait()
+
+
+# -------------------------------------------------------------------- many, counted
+class Counted(NamedTuple):
+    """Of one rank: passes (a backward pass counts as two forward ones), exchanges, bytes received."""
+
+    passes: float
+    exchanges: int
+    bytes: int
+
+
+def simulated(size: int, call: Callable[[], object]) -> list[Counted]:
+    """A call in so many threads, each a rank of one group."""
+    sent: list[bytes] = [b""] * size
+    meeting, found = threading.Barrier(size), [Counted(0, 0, 0)] * size
+    errors: list[BaseException] = []
+
+    def rank(number: int) -> None:
+        exchanges = received = 0
+
+        def exchange(own: bytes) -> list[bytes]:
+            nonlocal exchanges, received
+            sent[number] = own
+            meeting.wait()
+            parts = list(sent)
+            meeting.wait()
+            exchanges, received = exchanges + 1, received + sum(map(len, parts)) - len(own)
+            return parts
+
+        counter = costs.Costs()
+        costs._counter.set(counter)
+        try:
+            with processes.within(processes.Group(number, size, exchange)):
+                call()
+        except BaseException as error:
+            errors.append(error)
+            meeting.abort()
+        found[number] = Counted(counter.forwards + 2 * counter.backwards, exchanges, received)
+
+    threads = [threading.Thread(target=rank, args=(number,)) for number in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return found
+
+
+def simulate(n: int, sizes: tuple[int, ...] = SIZES) -> None:
+    torch.set_num_threads(1)
+    models = threading.local()
+
+    def model() -> tuple[Any, Any]:
+        if not hasattr(models, "made"):
+            loaded = cf.load("tiny")
+            models.made = loaded, cf.task("ioi", loaded, n=n).on(loaded)
+        return models.made
+
+    def circuits() -> object:
+        loaded, bound = model()
+        scores = cf.attribute(loaded, bound, "eap")
+        return cf.curve(loaded, bound, scores)
+
+    known: dict[str, Callable[[], object]] = {
+        "eap-ig-inputs": lambda: cf.attribute(*model()),
+        "exact, edges": lambda: cf.attribute(*model(), "exact"),
+        "sweep, heads": lambda: cf.patch(*model(), "heads"),
+        "curve, 10 circuits": circuits,
+        "ACDC": lambda: cf.acdc(*model(), 0.05, order=model()[0].graph.names(model()[0].graph.real)[:-300:-1]),
+        "learned masks, 20 steps": lambda: cf.learn_masks(*model(), steps=20),
+    }
+    print(f"{n} pairs; {model()[0].graph.n_edges:,} edges")
+    for name, call in known.items():
+        alone = simulated(1, call)[0]
+        for size in sizes[1:]:
+            ranks = simulated(size, call)
+            busiest, most = max(one.passes for one in ranks), max(one.bytes for one in ranks)
+            print(
+                f"{name:24} {size:3} ranks: limit {alone.passes / busiest:5.1f}, {ranks[0].exchanges:6,} exchanges,"
+                f" {most / 2**20:8.2f} MiB a rank; {alone.passes:9,.0f} passes alone, {busiest:8,.0f} of the busiest",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--model", help="a folder; by default a random GPT-2 small")
+    parser.add_argument("--simulate", action="store_true")
+    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.work:
+        work(asked.model)
+    elif asked.simulate:
+        simulate(asked.pairs)
+    else:
+        speed(asked.rounds, asked.model)
