@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from circuitfind.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from circuitfind import testbed as testbed
+    from circuitfind import processes as processes, testbed as testbed
     from circuitfind.attribution.attribute import attribute as attribute
     from circuitfind.attribution.direct import DirectEffects as DirectEffects, direct_effects as direct_effects
     from circuitfind.attribution.method import Method as Method
@@ -125,6 +125,7 @@ else:
         "patching.sweep": "Sweep",
         "plots.page": "save_page",
         "plots.plot": "plot",
+        "processes": "processes",
         "progress": "show_progress",
         "record": "Record",
         "references.published": "reference",
