@@ -18,6 +18,7 @@ import io
 import math
 import os
 import pickle
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -98,11 +99,14 @@ def join() -> bool:
         ProcessError: the processes do not find each other.
     """
     global _joined
+    started = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    if not started and "torch.distributed" not in sys.modules:  # help and files do not wait for torch
+        return False
     import torch
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    if not dist.is_available() or (not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) == 1):
+    if not dist.is_available() or not (started or dist.is_initialized()):
         return False
     _store.clear()
     if not dist.is_initialized():
@@ -125,10 +129,11 @@ def join() -> bool:
 def leave() -> None:
     """Ends the group that `join` made, if there is one."""
     global _joined
-    import torch.distributed as dist
+    if _joined.size > 1:
+        import torch.distributed as dist
 
-    if _joined.size > 1 and dist.is_initialized():
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
     _joined = Group()
     _store.clear()
 

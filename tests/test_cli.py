@@ -704,7 +704,7 @@ def test_names_of_the_package_are_all_there() -> None:
     imports = [one for one in ast.walk(ast.parse(Path(cf.__file__).read_text())) if isinstance(one, ast.ImportFrom)]
     seen = {name.asname: one.module for one in imports for name in one.names if name.asname}  # by type checkers
     homes = {**cf._MODULE_OF, "__version__": "version"}
-    packages = {"testbed"}
+    packages = {"processes", "testbed"}
     assert seen == {name: "circuitfind" if name in packages else f"circuitfind.{at}" for name, at in homes.items()}
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = cf.nonsense  # type: ignore[attr-defined]
