@@ -237,7 +237,8 @@ class Output:
         """What is left where other processes were lost; of those that are there, the first says so."""
         if error.first:
             self.err = Console(file=sys.__stderr__, highlight=False, markup=False)
-            self.fail(f"{error}; {self.if_stopped if self.state.exists() else NOTHING}", FAILED)
+            kept = any(self.state.parent.glob(f"{self.state.name}*")) if self.state.name else False
+            self.fail(f"{error}; {self.if_stopped if kept else NOTHING}", FAILED)
         return FAILED
 
     def fail(self, text: str, code: int, label: str = "error") -> None:
