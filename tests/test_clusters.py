@@ -51,8 +51,19 @@ def test_two_behaviours_are_told_apart(tmp_path: Path) -> None:
         assert found.circuits[k].edges == scores.top(200).edges
     own = set(found.circuits[0].edges) - set(found.circuits[1].edges)
     assert found.clusters[0].own_edges == len(own) > 20
+    assert found.joined == (0, 1)
+    for k, (*served, by_all) in enumerate(found.served):
+        part = bound.subset([row for row in found.rows_of(k) if row < 2 * N])
+        circuits = (*found.circuits, cf.attribute(tiny(), bound.subset(range(2 * N)), method="eap").top(200))
+        each = [cf.evaluate(tiny(), part, circuit).faithfulness for circuit in circuits]
+        np.testing.assert_allclose([*served, by_all], each, atol=1e-4)
     again = cf.open(found.save(tmp_path / "clusters.json"))
-    assert again.labels == found.labels and again.clusters == found.clusters and not again.scores
+    assert (
+        again.labels == found.labels
+        and again.served == found.served
+        and again.clusters == found.clusters
+        and not again.scores
+    )
 
 
 @pytest.mark.parametrize("name", ["ioi", "gendered-pronoun"])
@@ -60,6 +71,14 @@ def test_one_behaviour_is_not_split(name: str) -> None:
     found = cf.clusters(tiny(), cf.task(name, tiny(), n=2 * N), method="eap", draws=40)
     assert len(found) == 1 and found.p_value > 0.05 and set(found.labels) == {0} and found.index is None
     assert found.cuts and found.clusters[0].own_edges == len(found.circuits[0])
+    assert found.joined == (0,) and found.served == (), "no circuit need run where scores are not divided"
+
+
+def test_circuits_that_serve_each_others_pairs_are_one() -> None:
+    """The scores of greater-than change by degrees with the year, and look divided."""
+    found = cf.clusters(tiny(), cf.task("greater-than", tiny(), n=2 * N, seed=1), method="eap", draws=40)
+    assert found.p_value < 0.05 and len(found) == 1 and set(found.labels) == {0}
+    assert found.joined == (0, 0, 0) and np.array(found.served).shape == (3, 4)
 
 
 def test_the_silhouette_is_that_of_its_definition() -> None:

@@ -9,6 +9,9 @@
    pairs with the same spread in the same directions (SigClust, Liu et al. 2008), cut in the same way. Unless at most 5%
    of them look as divided, there is one cluster.
 4. A cluster's scores are the means over its pairs, its circuit the top of them.
+5. Scores that change by degrees (with the year of a date) are no normal cloud and are divided all the same, anywhere.
+   What counts is whether it takes two circuits. So every circuit is run on every cluster's pairs: clusters whose
+   circuits serve each other's pairs as well as their own, within the tolerance that `find` has, are one.
 
 Templates that take different paths are clusters, too: the labels say which pairs, not why.
 """
@@ -21,6 +24,7 @@ from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 from scipy.cluster.hierarchy import fcluster, ward
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial.distance import pdist, squareform
 
 from circuitfind.attribution.attribute import ScoreKeywords
@@ -30,6 +34,8 @@ from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError, TaskError, check_count
+from circuitfind.evaluation.faithfulness import Evaluator
+from circuitfind.graph import Graph
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.record import Record
@@ -39,6 +45,7 @@ from circuitfind.tasks.task import BoundTask, Task
 
 LEVEL = 0.05
 SMALLEST = 4  # pairs of a cluster: fewer are outliers
+AS_WELL = 0.15  # how much further from the whole model a circuit that serves other pairs may be than their own
 
 
 class Cut(NamedTuple):
@@ -59,13 +66,17 @@ class Cluster(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Clusters(Result):
-    """The circuits that a task's pairs fall into; one, unless they are further apart than a single cloud.
+    """The circuits that a task's pairs fall into; one, unless their scores are further apart than a single cloud and
+    the circuits fail on each other's pairs.
 
     Attributes:
         labels: `[pairs]` the cluster of each, from 0, the largest first.
         cuts: by number of clusters, their silhouettes; the best is the candidate.
         p_value: how many single clouds look as divided as the candidate.
         circuits: of each cluster.
+        served: where scores are divided (p_value at most 0.05), by part of the candidate, the largest first, the
+            faithfulness on its pairs of the circuit of each part and, last, of the circuit of all pairs.
+        joined: by part of the candidate, its cluster: parts whose circuits serve each other's pairs are one.
         index: the adjusted Rand index with the labels that were given: 1 = the same division, 0 = chance; else None.
         scores: of each cluster, the mean over its pairs; files do not hold them.
     """
@@ -78,6 +89,8 @@ class Clusters(Result):
     p_value: float
     circuits: tuple[Circuit, ...]
     index: float | None
+    served: tuple[tuple[float, ...], ...]
+    joined: tuple[int, ...]
     record: Record
     scores: tuple[Scores, ...] = field(default=(), metadata=UNSAVED)
 
@@ -150,21 +163,64 @@ def clusters(
     clouds = (rng.normal(size=points.shape) * spread for _ in track(range(draws), "single clouds"))
     apart = sum(max((cut.silhouette for cut, _ in _cuts(one, most)), default=0.0) >= best.silhouette for one in clouds)
     p_value = (1 + apart) / (1 + draws)
-    found = found if p_value <= LEVEL else np.zeros_like(found)
-    order = np.argsort(-np.bincount(found), kind="stable")
-    found = np.argsort(order)[found]
     record = experiment.record(chosen.name, n_edges=n_edges, by=by, most=most, draws=draws)
-    means = []
-    for k in range(len(order)):
-        values = np.zeros(graph.real.shape, dtype=np.float32)
-        values.T[graph.real.T] = effects[found == k].mean(0)
-        means.append(Scores(graph, values, replace(record, n_examples=int((found == k).sum()), pairs="")))
+    found = _ranks(np.bincount(found))[found] if p_value <= LEVEL else np.zeros_like(found)
+    served, joined = np.ones((0, 0)), np.zeros(1, int)
+    if found.any():
+        parts = (*_means(graph, effects, found, record), *_means(graph, effects, np.zeros_like(found), record))
+        masks = np.stack([one.top(n_edges, by).mask for one in parts])
+        served = _served(Evaluator(experiment.on(bound)), masks, found)
+        joined = _joined(served)
+        joined = _ranks(np.bincount(joined[found]))[joined]
+        found = joined[found]
+    scores = _means(graph, effects, found, record)
     by_pair = found[whole.copies]
     index = None if labels is None else adjusted_rand(by_pair.tolist(), labels)
-    circuits = tuple(one.top(n_edges, by) for one in means)
     return Clusters(
-        tuple(by_pair.tolist()), tuple(cut for cut, _ in cuts), p_value, circuits, index, record, tuple(means)
+        tuple(by_pair.tolist()),
+        tuple(cut for cut, _ in cuts),
+        p_value,
+        tuple(one.top(n_edges, by) for one in scores),
+        index,
+        tuple(map(tuple, served.tolist())),
+        tuple(joined.tolist()),
+        record,
+        scores,
     )
+
+
+def _ranks(counts: np.ndarray) -> np.ndarray:
+    """The place of each, 0 = the largest."""
+    return np.argsort(np.argsort(-counts, kind="stable"))
+
+
+def _means(graph: Graph, effects: np.ndarray, labels: np.ndarray, record: Record) -> tuple[Scores, ...]:
+    """By label, the mean scores of its pairs."""
+    found = []
+    for rows in np.eye(labels.max() + 1, dtype=bool)[labels].T:
+        values = np.zeros(graph.real.shape, dtype=np.float32)
+        values.T[graph.real.T] = effects[rows].mean(0)
+        found.append(Scores(graph, values, replace(record, n_examples=int(rows.sum()), pairs="")))
+    return tuple(found)
+
+
+def _served(evaluator: Evaluator, masks: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`[clusters, circuits]` the faithfulness of each circuit on each cluster's pairs."""
+    inside = np.eye(labels.max() + 1)[labels]  # pairs clusters
+    with np.errstate(divide="ignore", invalid="ignore"):  # no contrast on a cluster's pairs: NaN serves nobody
+        found = (evaluator.run(masks).metric - evaluator.empty) @ inside / ((evaluator.full - evaluator.empty) @ inside)
+    return np.asarray(found.T)
+
+
+def _joined(served: np.ndarray) -> np.ndarray:
+    """By cluster, its number once those are one whose circuits serve each other's pairs as well as their own.
+
+    >>> _joined(np.array([[0.98, 0.93, 0.4], [1.02, 1.0, 0.9], [0.9, 0.6, 0.99]])).tolist()
+    [0, 0, 1]
+    """
+    off = np.abs(1 - served[:, : len(served)])
+    serves = off <= np.diag(off)[:, None] + AS_WELL  # clusters circuits
+    return np.asarray(connected_components(serves & serves.T, directed=False)[1])
 
 
 def _in_few_axes(points: np.ndarray) -> np.ndarray:
