@@ -383,9 +383,17 @@ def test_very_few_pairs(tiny: cf.Model, n: int, tmp_path: Path) -> None:
         assert all(map(math.isnan, result.checks.interval)), "one pair has no interval"
 
 
+def test_one_pair_is_searched_and_judged_on_itself(tiny: cf.Model, ioi: cf.Task, tmp_path: Path) -> None:
+    with pytest.warns(CircuitfindWarning) as said:
+        result = cf.find(tiny, ioi.on(tiny).subset([0]), **QUICK)
+    assert [str(one.message).partition(",")[0] for one in said] == ["there is one pair"]
+    facts, report = result.circuit.facts, result.report(tmp_path / "report.html").read_text()
+    assert (facts["search_pairs"], facts["unseen_pairs"], result.checks.evaluation.seen_pairs) == (1, 0, 1)
+    assert facts["faithfulness"] == pytest.approx(facts["faithfulness_on_search_pairs"]) and result.on_target
+    assert "One pair gives no interval" in report
+
+
 def test_tasks_that_cannot_be_searched(tiny: cf.Model, ioi: cf.Task) -> None:
-    with pytest.raises(TaskError, match="one pair is too few to search with and to judge with"):
-        cf.find(tiny, ioi.on(tiny).subset([0]))
     for holdout in (0.0, 1.0):
         with pytest.raises(TaskError, match=r"holdout=.*a part of the pairs is needed, between 0 and 1"):
             cf.find(tiny, ioi, holdout=holdout)

@@ -55,7 +55,7 @@ def acdc(model: options.Model, task: options.Task, pruning: PruningOptions, plac
     folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
     seen, held_out = inputs.held_out(bound, pruning.holdout, task.seed)
-    about = f"{bound.name}: {len(seen)} pairs to prune with and {len(held_out)} to judge with"
+    about = f"{bound.name}: {inputs.shares(seen, held_out, 'prune')}"
     out.facts([("model", inputs.model_line(loaded)), ("task", about), ("memory", _memory(loaded, seen))])
     started = time.monotonic()
     asked = given(pruning, without=("scores", "holdout"))

@@ -94,10 +94,8 @@ def find(
     if judge.scores is not None:
         scores, bound = inputs.given_scores(judge.scores, loaded, bound, asked)
     seen, held_out = inputs.held_out(bound, judge.holdout, task.seed)
-    pairs = f"{len(bound)} pairs, {len(seen)} to search with and {len(held_out)} to judge with"
-    inputs.introduce(
-        loaded, seen, run, out, pairs, points=inputs.points_of(asked, asked.get("method") or "eap-ig-inputs")
-    )
+    points = inputs.points_of(asked, asked.get("method") or "eap-ig-inputs")
+    inputs.introduce(loaded, seen, run, out, inputs.shares(seen, held_out, "search"), points=points)
     again: tuple[str, ...] = ()
     if scores is None:
         scores = inputs.scored(loaded, seen, asked, folder, out)
@@ -130,7 +128,11 @@ def _show(result: cf.FindResult, seconds: float, top: int, out: Output) -> None:
         f"The circuit's strongest edges, measured ({circuit.record.metric})", result.checks, out, inside, top
     )
     verdicts.frontier(result, out)
-    lines = verdicts.as_a_whole(circuit, result.checks, count(facts["unseen_pairs"], "held-out pair"))
+    lines = verdicts.as_a_whole(
+        circuit,
+        result.checks,
+        count(facts["unseen_pairs"], "held-out pair") if facts["unseen_pairs"] else "the pair itself",
+    )
     searched = count(facts["search_pairs"], "search pair")
     lines.insert(2, ("", f"{fixed(facts['faithfulness_on_search_pairs'])} on the {searched}"))
     out.facts(lines)

@@ -231,6 +231,13 @@ def held_out(bound: BoundTask, part: float | None, seed: int) -> tuple[BoundTask
     return bound.held_out(seed=seed) if part is None else bound.held_out(part, seed)
 
 
+def shares(seen: BoundTask, held_out: BoundTask, doing: str) -> str:
+    """How many pairs are for what."""
+    if held_out is seen:
+        return f"one pair, to {doing} with and to judge with"
+    return f"{len(seen) + len(held_out)} pairs, {len(seen)} to {doing} with and {len(held_out)} to judge with"
+
+
 def judged(model: cf.Model, pairs: BoundTask, circuit: cf.Circuit, batch_size: int | None, seed: int) -> cf.Evaluation:
     """A circuit on held-out pairs by the task's own metric, whatever metric it was found by."""
     by_own = replace(circuit, record=replace(circuit.record, metric=""))

@@ -60,7 +60,7 @@ def learn(model: options.Model, task: options.Task, learning: LearningOptions, p
     folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
     seen, held_out = inputs.held_out(bound, learning.holdout, task.seed)
-    about = f"{bound.name}: {len(seen)} pairs to learn with and {len(held_out)} to judge with"
+    about = f"{bound.name}: {inputs.shares(seen, held_out, 'learn')}"
     out.facts([("model", inputs.model_line(loaded)), ("task", about)])
     checkpoint = inputs.checkpoint(loaded, learning.checkpoint or folder / CHECKPOINT, "learned", out)
     asked = given(learning, without=("holdout", "checkpoint")) | ({} if start is None else {"start": start})

@@ -87,6 +87,8 @@ def frontier(found: cf.FindResult, out: Output) -> None:
         return
     judged = all(math.isfinite(point.held_out_distance) for point in points)
     pairs, on = ("held-out", "held_out_") if judged else ("search", "")
+    if found.circuit.facts.get("unseen_pairs") == 0:  # one pair, to search with and to judge with
+        pairs = "search"
     opposing = "" if points[0].opposing is None else "opposing "
     measured = f"{on}faithfulness=faithfulness {on}pair_error=error {on}kl=KL {on}accuracy=accuracy"
     out.rows(f"The frontier, on the {pairs} pairs", points, f"n_edges=edges {opposing}{measured}", len(points))

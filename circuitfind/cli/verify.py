@@ -47,7 +47,7 @@ def verify(
         scores, bound = inputs.given_scores(judge.scores, loaded, bound, asked)
     seen, held_out = (None, bound) if judge.holdout == 1 else inputs.held_out(bound, judge.holdout, task.seed)
     circuit = None if whole.circuit is None else inputs.of_model(cf.Circuit, whole.circuit, loaded)
-    pairs = count(len(held_out), "pair" if seen is None else "held-out pair")
+    pairs = count(len(held_out), "pair" if seen is None or seen is held_out else "held-out pair")
     about = f"{bound.name}, {bound.metric.name}: {pairs} to judge with"
     memory = inputs.task_memory(loaded, held_out, run, 0)
     out.facts([("model", inputs.model_line(loaded)), ("memory", memory), ("task", about)])

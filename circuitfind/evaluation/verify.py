@@ -227,7 +227,9 @@ def verified(
 
 
 def _warn_of_overlap(made: Record, judged: Record) -> None:
-    overlap, pairs = made.seen(judged), f"{judged.n_examples} pair{'' if judged.n_examples == 1 else 's'} to judge with"
+    if judged.n_examples == 1:  # one pair is scored and judged on itself, and has no others to leave out
+        return
+    overlap, pairs = made.seen(judged), f"{judged.n_examples} pairs to judge with"
     if overlap:
         warn(f"the scores were made on {overlap} of the {pairs}: leave these out, or compute scores on others")
     elif overlap is None and made.n_examples:

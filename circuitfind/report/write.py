@@ -44,7 +44,7 @@ from circuitfind.report.page import Attention, ExampleRow, ReportData, write
 from circuitfind.report.sizes import Size, cuts
 from circuitfind.scores import Scores
 from circuitfind.setting import JudgeKeywords
-from circuitfind.statistics import correlation, of_few
+from circuitfind.statistics import FEW, correlation, of_few
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 
@@ -176,7 +176,7 @@ def _measured(circuit: Circuit, value: Evaluation | None, pairs: BoundTask | Non
     if value is None:
         ends: Sequence[Any] = circuit.facts.get("interval") or (None,)
         interval = None if None in ends else _finite(ends)
-        few = of_few(circuit.facts.get("unseen_pairs", 0)) if "interval" in circuit.facts else ""
+        few = of_few(circuit.facts.get("unseen_pairs", FEW) or 1) if "interval" in circuit.facts else ""
         return {"faithfulness": circuit.facts.get("faithfulness"), "interval": interval, "few": few}
     found = {name: getattr(value, name) for name in MEASURED}
     if pairs is not None:
@@ -218,7 +218,7 @@ def _task(circuit: Circuit, pairs: BoundTask | None, summary: TaskSummary | None
             "task": summary.name,
             "metric": summary.metric,
             "search pairs": str(summary.n),
-            "held-out pairs": "" if pairs is None else str(len(pairs)),
+            "held-out pairs": "" if pairs is None else str(circuit.facts.get("unseen_pairs", len(pairs))),
             "accuracy": accuracy,
             "clean metric": f"{summary.clean:.4g}",
             "corrupted metric": f"{summary.corrupted:.4g}",

@@ -1,6 +1,7 @@
 """`find`: from a model and a task to a verified circuit, in one call.
 
-1. Pairs are split: one part for the search, the held-out other part to judge its result.
+1. Pairs are split: one part for the search, the held-out other part to judge its result. One pair is both parts: the
+   result is that prompt's own circuit.
 2. **Score** every edge by attribution.
 3. **Search** by what `search` names:
    * "balanced" (the default): from the strongest edges downwards, re-scored at every size, helpful and opposing edges
@@ -180,6 +181,8 @@ def find(
     if scores.record.is_effect:
         trials.say("opposing", _opposing(circuit, scores))
     facts = _facts(taken, trials, circuit, checks, judge)
+    if held_out is seen:
+        facts["unseen_pairs"] = 0
     if part is not None:
         trials.say("knock-outs", part.reading)
         facts["knocked_out"] = {**part._asdict(), "removed": list(part.removed)}

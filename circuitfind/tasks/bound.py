@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch, Inputs
-from circuitfind.errors import NoFile, TaskError
+from circuitfind.errors import NoFile, TaskError, warn
 from circuitfind.metrics import Function, Metric, metric_of
 from circuitfind.record import Record, fingerprints, numbered
 from circuitfind.setting import check_seed
@@ -142,13 +142,16 @@ class BoundTask(NoFile):
     def held_out(self, holdout: float = 0.5, seed: int = 0) -> tuple[BoundTask, BoundTask]:
         """Pairs to search with, and the part of the pairs (`holdout`) that is held out to judge with.
 
+        One pair is both, with a warning: what is found is that prompt's own circuit.
+
         Raises:
-            TaskError: there is one pair, or `holdout` leaves a side empty.
+            TaskError: `holdout` leaves a side empty.
         """
-        if len(self) < 2:
-            raise TaskError("one pair is too few to search with and to judge with: give at least two, better thirty")
         if not isinstance(holdout, Real) or not 0 < holdout < 1:
             raise TaskError(f"holdout={holdout!r}: a part of the pairs is needed, between 0 and 1")
+        if len(self) == 1:
+            warn("there is one pair, to search with and to judge with: what is found is of that prompt alone")
+            return self, self
         if not 0 < round(len(self) * (1 - holdout)) < len(self):
             raise TaskError(f"holdout={holdout:g}: of {len(self)} pairs that leaves none on one side; give more pairs")
         return self.split(1 - holdout, seed)
