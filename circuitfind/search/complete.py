@@ -19,6 +19,9 @@ nothing. It becomes visible where the other is cut. So:
 6. What ablating an edge changes at most, as a share of the total effect, decides: `KEPT` for edges outside the circuit,
    `LEFT` for those inside it. An edge of the circuit that there was no run for stays, and all of them stay where the
    circuit would otherwise leave the target. A way whose edges all matter less than `KEPT` is not found.
+7. Edges that oppose the task may lead off target, where those that make up for them matter too little to be added. Then
+   re-scored pruning goes down once more from the strongest edges, and never drops these (`rescoring.py`).
+8. Out of time, what was confirmed by then is added, and nothing is left out.
 
 A context costs a run, and where it is alive a masked gradient of `PAIRS` pairs (three passes), the first one five;
 there are at most `CONTEXTS`. Confirming costs at most `CONFIRMED` runs, strongest edges first, stand-ins at most
@@ -41,6 +44,7 @@ from circuitfind.engine.prepared_runs import PreparedRuns
 from circuitfind.errors import warn
 from circuitfind.progress import progress, stages
 from circuitfind.scores import Scores
+from circuitfind.search.rescoring import Rescoring
 from circuitfind.search.trials import Trials, Tried
 
 CONTEXTS, CONFIRMED = 16, 400
@@ -82,6 +86,7 @@ class Completion:
         some = batch.rows(torch.arange(min(PAIRS, len(batch)), device=batch.answers.device))
         self.advance: Callable[[int], None] = lambda steps: None
         self.runs = PreparedRuns(ends.experiment, some, ends.runs.size)
+        self.scores, self.tests = scores, _Tests(self, [], self.estimates)
 
     def completed(self, circuit: Tried) -> Tried:
         """The circuit with what stands in for its parts, and without what nowhere matters."""
@@ -95,13 +100,7 @@ class Completion:
         if self.trials.meets(circuit) and not self.trials.meets(whole):  # many that hardly matter may do so together
             whole = self._run(more, circuit)
         if self.trials.meets(circuit) and not self.trials.meets(whole):
-            said = (
-                "with what stands in for its parts the circuit is off target (faithfulness"
-                f" {whole.faithfulness:.2f} on the search pairs): edges that oppose the task are in, and those below"
-                f" {KEPT:.0%} that make up for them are not; for a faithful circuit leave complete=True out"
-            )
-            self.trials.say("complete", said)
-            warn(said)
+            whole = self._balanced(whole)
         added, gone = int((whole.mask & ~circuit.mask).sum()), int((circuit.mask & ~whole.mask).sum())
         self.trials.say(
             "complete",
@@ -110,9 +109,32 @@ class Completion:
         )
         return whole
 
-    def _run(self, mask: np.ndarray, otherwise: Tried) -> Tried:
+    def so_far(self, circuit: Tried) -> Tried:
+        """The circuit with what is confirmed by now, where there was no time for the rest."""
+        whole = self._run(circuit.mask | (self.tests.effects >= KEPT), circuit, late=True)
+        added = int((whole.mask & ~circuit.mask).sum())
+        self.trials.say("complete", f"{added:,} edges added that were confirmed in time")
+        return whole
+
+    def _run(self, mask: np.ndarray, otherwise: Tried, late: bool = False) -> Tried:
         mask = connected(self.graph, mask)
-        return self.trials.run(mask, "complete") if mask.any() else otherwise
+        return self.trials.run(mask, "complete", late=late) if mask.any() else otherwise
+
+    def _balanced(self, whole: Tried) -> Tried:
+        """The smallest circuit on target that holds this one, and what makes up for it; else this one, and a warning."""
+        Rescoring(self.trials, self.scores, whole.mask).run()
+        holding = (tried for tried in self.trials.every() if not (whole.mask & ~tried.mask).any())
+        balanced = next(filter(self.trials.meets, holding), whole)
+        said = f"with what stands in for its parts the circuit is off target (faithfulness {whole.faithfulness:.2f}"
+        said += " on the search pairs): edges that oppose the task are in"
+        if balanced is whole:
+            said += "; for a faithful circuit leave complete=True out"
+            warn(said)
+        else:
+            added = balanced.n_edges - whole.n_edges
+            said += f"; {added:,} weak edges that make up for them bring it back ({balanced.faithfulness:.2f})"
+        self.trials.say("complete", said)
+        return balanced
 
     # ---------------------------------------------------------------- contexts
     def _look(self) -> None:
@@ -185,7 +207,7 @@ class Completion:
         effect; NaN where none was run."""
         contexts = list(self.contexts.values())
         strengths = np.stack([context.strength for context in contexts])
-        tests = _Tests(self, contexts, strengths.max(0))
+        self.tests = tests = _Tests(self, contexts, strengths.max(0))
         order = np.argsort(-strengths[1:], axis=0, kind="stable") + 1  # of the contexts with cuts, for each edge
         cells = np.argwhere(inside | (strengths[0] >= SCREENED))
         tests.run(cells, np.zeros(len(cells), dtype=int))

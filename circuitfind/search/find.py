@@ -244,6 +244,7 @@ def _searched(
     """The circuit that a search finds, and `[writers, readers]`, how strong each of its edges is."""
     strength: np.ndarray = np.abs(scores.values)
     unfinished = "; nothing was looked for that stands in for parts of the circuit" if complete else ""
+    completion = None
     try:
         with stages("search", 1.0 + COMPLETING * complete) as part:
             with part(0.8):
@@ -263,7 +264,8 @@ def _searched(
             if complete:
                 unfinished = "; what stands in for parts of the circuit was not all looked for"
                 with part(COMPLETING):
-                    taken = Completion(trials, scores).completed(taken)
+                    completion = Completion(trials, scores)
+                    taken = completion.completed(taken)
         return taken, strength
     except OutOfTime:
         trials.stop("the time limit has passed", unfinished)
@@ -271,7 +273,7 @@ def _searched(
         if type(stop) is not KeyboardInterrupt or not trials.curve:  # SIGTERM: there is no time to go on
             raise
         trials.stop("stopped", unfinished)
-    return chosen(trials, edges), strength
+    return chosen(trials, edges) if completion is None else completion.so_far(taken), strength
 
 
 def _strongest(circuit: Circuit, strength: np.ndarray, scores: Scores, count: int) -> np.ndarray:

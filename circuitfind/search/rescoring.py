@@ -52,8 +52,10 @@ MEMORY = 0.5  # of the error of the last prediction, that the next one expects
 class Rescoring:
     """The rounds, from the top of some scores downwards."""
 
-    def __init__(self, trials: Trials, scores: Scores) -> None:
+    def __init__(self, trials: Trials, scores: Scores, kept: np.ndarray | None = None) -> None:
+        """`kept`: a mask of edges that are in every circuit."""
         self.trials, self.scores, self.graph = trials, scores, scores.graph
+        self.kept = np.zeros_like(self.graph.real) if kept is None else kept
         evaluator = trials.evaluator
         self.evaluator, experiment, batch = evaluator, evaluator.experiment, evaluator.experiment.batch
         self.contrast = float((evaluator.full - evaluator.empty).mean())
@@ -70,7 +72,7 @@ class Rescoring:
         """The strongest edges that do the task."""
         n = min(START, self.graph.n_edges)
         while n < self.graph.n_edges:
-            tried = self.trials.run(self.scores.top(n).mask, "start", n)
+            tried = self.trials.run(self.scores.top(n).mask | self.kept, "start", n)
             if self.trials.meets(tried):
                 self.trials.say("start", f"the strongest {n:,} edges: faithfulness {tried.faithfulness:.3f}")
                 return tried
@@ -89,7 +91,7 @@ class Rescoring:
 
     def _rounds(self, tried: Tried, edges: int | None) -> Iterator[Tried]:
         number = after = 0
-        fewest = min(FEWEST, edges or FEWEST)
+        fewest = min(FEWEST, edges or FEWEST) + int(self.kept.sum())
         while tried.n_edges > fewest and after < AFTER:
             small = edges is None or tried.n_edges <= edges
             after += edges is not None and small
@@ -122,7 +124,7 @@ class Rescoring:
         self._strength[tried.mask.tobytes()] = strength
         surplus = ((tried.outcome.metric - self.evaluator.full) / self.contrast)[fold]
         part = PART_OF_LARGE if tried.n_edges > LARGE else PART
-        n = max(1, min(int(part * tried.n_edges), tried.n_edges - least))
+        n = max(1, min(int(part * (tried.mask & ~self.kept).sum()), tried.n_edges - least))
         best = self._best(tried, gradients, surplus, fold, n)
         if n > 1 and (best is None or (self.trials.meets(tried) and not self.trials.meets(best))):
             half = self._best(tried, gradients, surplus, fold, n // 2)
@@ -134,7 +136,8 @@ class Rescoring:
 
     def _best(self, tried: Tried, gradients: np.ndarray, surplus: np.ndarray, fold: np.ndarray, n: int) -> Tried | None:
         """The best circuit without n edges of this one; None where nothing is left."""
-        cells, found = np.argwhere(tried.mask), []
+        free = ~self.kept[tried.mask]
+        cells, gradients, found = np.argwhere(tried.mask)[free], gradients[free], []
         for name, balanced in (("pairs", balanced_pairs), ("mean", balanced_mean)):
             if name == "mean" and tried.n_edges > BOTH:
                 continue
