@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import circuitfind as cf
 from circuitfind.cli.app import main
+from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.restart import Restart
 from circuitfind.errors import CircuitfindWarning
 from circuitfind.export import files
+from circuitfind.search.methods import SEARCHES, request_of
 
 EXACT = ("attribute", "tiny", "--method", "exact", "--n", "2", "--out", "x")
 PAIR = '{"clean": "Then Mary and", "corrupted": "Then John and", "answer": "Mary", "wrong": "John"}\n'
@@ -320,5 +323,9 @@ def test_circuits_without_edges_are_pointed_out(tiny):
     task = cf.task("ioi", tiny, n=4)
     with pytest.warns(CircuitfindWarning, match=r"the 5 edges let through is not connected.*n_edges=.*prune=False"):
         assert not len(cf.learn_masks(tiny, task, n_edges=5, steps=2).circuit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CircuitfindWarning)  # a ranking has no circuit that could be empty
+        request, setting = request_of(SEARCHES["edge-pruning"], {"steps": 2, "sparsity": 0.999})
+        assert SEARCHES["edge-pruning"].score(Experiment.of(tiny, task, setting), request).values.any()
     with pytest.warns(CircuitfindWarning, match=r"by threshold=1e\+30 or more"):
         assert not len(cf.acdc(tiny, task, 1e30))

@@ -121,7 +121,7 @@ class Completion:
         return self.trials.run(mask, "complete", late=late) if mask.any() else otherwise
 
     def _balanced(self, whole: Tried) -> Tried:
-        """The smallest circuit on target that holds this one, and what makes up for it; else this one, and a warning."""
+        """The smallest circuit on target that holds this one and what makes up for it; else this one."""
         Rescoring(self.trials, self.scores, whole.mask).run()
         holding = (tried for tried in self.trials.every() if not (whole.mask & ~tried.mask).any())
         balanced = next(filter(self.trials.meets, holding), whole)

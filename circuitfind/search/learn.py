@@ -261,7 +261,7 @@ def learn_masks(
     else:
         scores = NodeScores(graph, values.numpy(), record)
         cut = _of_nodes(scores, target, prune)
-    if not len(cut):
+    if prune and not len(cut):
         none = "no gate is above 1/2" if target is None else f"what the {target} {level}s let through is not connected"
         warn(
             f"{method}: {none}, so the circuit has no edges: keep more (n_{level}s=), train longer (steps=), or see"

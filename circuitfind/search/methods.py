@@ -32,7 +32,8 @@ def _sign(level: str, options: Mapping[str, Any]) -> str:
 
 def _learned(experiment: Experiment, request: Request, name: str) -> Scores | NodeScores:
     asked = _asked(experiment, request, "learn_by")
-    return learn_masks(experiment.model, experiment.bound, name, level=request.level, **asked).scores
+    # of the ranking alone no circuit is wanted, nor a warning that it would be empty
+    return learn_masks(experiment.model, experiment.bound, name, level=request.level, prune=False, **asked).scores
 
 
 def _asked(experiment: Experiment, request: Request, metric: str) -> dict[str, Any]:
