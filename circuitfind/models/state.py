@@ -50,8 +50,7 @@ class State(NamedTuple):
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:
-    """What runs beside or instead of its class's forward. Wrappers by nnsight and accelerate do not count, what they wrap
-    does."""
+    """What runs beside or instead of its class's forward; of nnsight's and accelerate's wrappers, what they wrap."""
     yield from module._forward_pre_hooks.values()
     yield from module._forward_hooks.values()
     yield from module._backward_pre_hooks.values()
