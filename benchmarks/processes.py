@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import subprocess
@@ -164,13 +165,16 @@ def simulated(size: int, call: Callable[[], object]) -> list[Counted]:
 
 def simulate(n: int, sizes: tuple[int, ...] = SIZES) -> None:
     torch.set_num_threads(1)
-    models = threading.local()
+    whole = cf.load("tiny")
+    copies = [
+        cf.wrap(copy.deepcopy(whole.hf), whole.tokenizer, name="tiny", check=False, backend="hooks")
+        for _ in range(max(sizes))
+    ]
+    task = cf.task("ioi", whole, n=n)
 
     def model() -> tuple[Any, Any]:
-        if not hasattr(models, "made"):
-            loaded = cf.load("tiny", check=False)
-            models.made = loaded, cf.task("ioi", loaded, n=n).on(loaded)
-        return models.made
+        own = copies[processes.group().rank]
+        return own, task
 
     def circuits() -> object:
         loaded, bound = model()

@@ -21,7 +21,7 @@ import pickle
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
@@ -250,7 +250,7 @@ def _unpacked(part: bytes) -> Any:
 class Division(NamedTuple):
     """How ranks divide pairs and candidates: into `blocks` of ranks, each of which runs a batch of its own.
 
-    block: this rank's. place, members: it runs every `members`-th candidate from number `place` on.
+    block: this rank's. place, members: which of so many ranks it is there.
     most: the members of the largest block.
     """
 
@@ -260,10 +260,15 @@ class Division(NamedTuple):
     members: int = 1
     most: int = 1
 
-    @property
-    def own(self) -> slice:
-        """Of a sequence of candidates, this rank's; interleaved, because neighbours cost alike."""
-        return slice(self.place, None, self.members)
+    def own(self, sizes: Iterable[int]) -> list[int]:
+        """Of groups of so many candidates, the numbers of this rank's: each goes to the one that has least so far."""
+        loads, mine = [0] * self.members, []
+        for number, size in enumerate(sizes):
+            to = loads.index(min(loads))
+            loads[to] += size
+            if to == self.place:
+                mine.append(number)
+        return mine
 
     def part(self, candidates: int) -> slice:
         """Of candidates of which each builds on those before it, this rank's."""

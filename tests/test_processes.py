@@ -233,7 +233,7 @@ def test_every_candidate_of_every_pair_is_done_once(size, n, candidates) -> None
             while start < n:
                 batches = divided.batches(start, n, 7)
                 if divided.block < len(batches):
-                    mine[batches[divided.block], divided.own] += 1
+                    mine[batches[divided.block], divided.own([1] * candidates)] += 1
                 start = batches[-1].stop
             done, most = done + mine, max(most, int(mine.sum()))
             with alone():

@@ -86,7 +86,8 @@ def measure(
         ends = [None if end is None else metric(end, batch) for end in (full, empty)]
         before, done = ends[0 if noising else 1], []
         assert before is not None, "the base run is given"
-        for places, group in track(groups[divided.own], label):
+        own = divided.own(places.stop - places.start for places, _ in groups)
+        for places, group in track([groups[at] for at in own], label):
             if not measured.missing(places, rows):
                 continue
             values = torch.stack([metric(run, batch) for run in logits(group)])
