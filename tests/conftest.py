@@ -1,7 +1,7 @@
 """Settings and fixtures shared by all tests: one thread, no network, small random models and padded pairs.
 
-Tests marked `shared`, `real` or `cuda` are left out, visibly, where the folder, the packages or the device are absent;
-those marked `slow` where no CI runs them.
+Tests marked `shared`, `real`, `cuda` or `ndif` are left out, visibly, where the folder, the packages, the device or the
+server are absent; those marked `slow` where no CI runs them.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ ABSENT = {
     "shared": "" if SHARED.is_dir() else f"no folder {SHARED}",
     "cuda": "" if torch.cuda.is_available() else "no CUDA device",
     "real": ", ".join(f"no {name}" for name in (SMOLLM2, *GEMMA3, "gguf", "accelerate") if find_spec(name) is None),
+    "ndif": "" if os.environ.get("CIRCUITFIND_NDIF") else "no CIRCUITFIND_NDIF, a folder by tests/ndif/setup.sh",
 }
 """By marker, what its tests need and is not here."""
 

@@ -1,8 +1,11 @@
-"""A server for `remote=` on this machine, speaking nnsight's protocol, in a process that cannot import circuitfind.
+"""A stand-in for an NDIF server, speaking nnsight's protocol, in a process without circuitfind.
+
+`tests/ndif` runs NDIF's own server; what that showed is kept here, so that the default tests show it, too.
 
 1. `/subscribe` is a websocket: the first message names the session, later ones are the job's states.
 2. `POST /request` brings the envelope and the job; the answer is RECEIVED, what follows goes to the session's socket.
-3. The job runs beside the weights; with `--sandbox` beside modules without weights, as for a key that is not trusted.
+3. The job runs on a thread of its own beside the weights, which need no gradients; with `--sandbox` beside no
+   modules at all, as NDIF 0.1.2 does for a key that is not trusted.
 
 Prints its port on a line of its own. Arguments: the model's folder, and `--sandbox`.
 """
@@ -30,11 +33,11 @@ from tornado.netutil import bind_sockets
 from transformers import AutoTokenizer
 
 
-class NoCircuitfind(MetaPathFinder):
-    """circuitfind is not installed here."""
+class Absent(MetaPathFinder):
+    """circuitfind is not installed here, nor is what it uses for pictures: NDIF's packages do not need them."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> None:
-        if name.partition(".")[0] == "circuitfind":
+        if name.partition(".")[0] in ("circuitfind", "graphviz", "plotly"):
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
 
@@ -60,7 +63,11 @@ class Request(tornado.web.RequestHandler):
         self.finish(ResponseModel(id="job", status=Status.RECEIVED).model_dump_json())
         await socket.write_message(ResponseModel(id="job", status=Status.RUNNING).model_dump_json())
         try:
-            done = ResponseModel(id="job", status=Status.COMPLETED, data=carried_out(self.model, job, asked.compress))
+            done = ResponseModel(
+                id="job",
+                status=Status.COMPLETED,
+                data=await asyncio.to_thread(carried_out, self.model, job, asked.compress),
+            )
             await socket.write_message(done.pickle(), binary=True)
         except Exception:
             failed = ResponseModel(id="job", status=Status.ERROR, description=traceback.format_exc())
@@ -69,7 +76,10 @@ class Request(tornado.web.RequestHandler):
 
 def carried_out(model: Any, job: bytes, compress: bool) -> bytes:
     """Rebuilds the traced block, runs it, and packs what it saved."""
-    tracer = RequestModel.deserialize(job, model._remoteable_persistent_objects(), compress=compress)
+    known = model._remoteable_persistent_objects()
+    if "--sandbox" in sys.argv:
+        known = {name: None if name.startswith("Module:") else value for name, value in known.items()}
+    tracer = RequestModel.deserialize(job, known, compress=compress)
     inc()
     try:
         tracer.execute(tracer.info.code)
@@ -83,7 +93,7 @@ def carried_out(model: Any, job: bytes, compress: bool) -> bytes:
 
 
 async def main() -> None:
-    sys.meta_path.insert(0, NoCircuitfind())
+    sys.meta_path.insert(0, Absent())
     torch.set_num_threads(1)
     folder = sys.argv[1]
     model = nnsight.TransformersModel(
@@ -92,6 +102,7 @@ async def main() -> None:
         tokenizer=AutoTokenizer.from_pretrained(folder),
         dispatch="--sandbox" not in sys.argv,
     )
+    model._module.requires_grad_(False)
     handlers = [("/subscribe", Subscribe), ("/request", Request, {"model": model})]
     sockets = bind_sockets(0, "127.0.0.1")
     tornado.httpserver.HTTPServer(tornado.web.Application(handlers), max_body_size=2**28).add_sockets(sockets)

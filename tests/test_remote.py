@@ -7,12 +7,15 @@ NDIF; the results must be those of the same model here, to the bit.
 from __future__ import annotations
 
 import importlib
+import json
+import pickle
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,12 +23,14 @@ import pytest
 import torch
 import transformers
 from families import SIZE
-from nnsight.modeling import huggingface
 from nnsight.schema.request import RequestModel
+from torch import nn
 from typer.testing import CliRunner
 
 import circuitfind as cf
 from circuitfind.cli.app import app
+from circuitfind.remote.call import RemoteModel
+from circuitfind.remote.server import run
 
 pytestmark = pytest.mark.slow
 SERVER = Path(__file__).with_name("ndif_server.py")
@@ -61,21 +66,12 @@ def serve(folder: Path) -> Iterator[Callable[..., str]]:
 
 
 @pytest.fixture(scope="module")
-def known(folder: Path) -> Iterator[None]:
-    """The hub, which nnsight asks how a model's name is spelled, is not asked here."""
-    patch = pytest.MonkeyPatch()
-    patch.setitem(huggingface._ID_CACHE, str(folder), str(folder))
-    yield
-    patch.undo()
-
-
-@pytest.fixture(scope="module")
 def here(folder: Path) -> cf.Model:
     return cf.load(str(folder), device="cpu", backend="hooks")
 
 
 @pytest.fixture(scope="module")
-def there(folder: Path, serve: Callable[..., str], known: None) -> cf.Model:
+def there(folder: Path, serve: Callable[..., str]) -> cf.Model:
     return cf.load(str(folder), remote=serve())
 
 
@@ -231,14 +227,38 @@ def test_any_other_failure_is_told_with_all_that_the_server_said(there: cf.Model
     assert "Traceback" in "".join(caught.value.__notes__)
 
 
-def test_a_server_that_keeps_the_weights_to_itself(
-    folder: Path, serve: Callable[..., str], known: None, task: cf.Task
-) -> None:
+def test_a_server_that_keeps_the_weights_to_itself(folder: Path, serve: Callable[..., str], task: cf.Task) -> None:
     with pytest.raises(cf.ModelError, match=r"sandbox.*a key that the server trusts"):
         cf.attribute(cf.load(str(folder), remote=serve("--sandbox")), task)
 
 
-def test_a_server_that_is_not_there(folder: Path, known: None, task: cf.Task) -> None:
+@pytest.mark.parametrize("module", [None, nn.Linear(1, 1, device="meta")])
+def test_a_sandbox_has_modules_without_weights_or_none(module: nn.Module | None) -> None:
+    assert pickle.loads(run(SimpleNamespace(_module=module), "circuitfind", {}, {}, b""))["weightless"]
+
+
+def test_a_package_that_the_server_lacks_is_named(there: cf.Model, task: cf.Task) -> None:
+    def drawn(logits: torch.Tensor, batch: object) -> torch.Tensor:
+        import graphviz
+
+        return logits[:, len(graphviz.__name__)]
+
+    with pytest.raises(
+        cf.ModelError, match=r"attribute needs 'graphviz', which http.* does not have: install it there"
+    ):
+        cf.attribute(there, task, metric=drawn)
+
+
+def test_a_folder_is_named_by_its_whole_path_and_the_hub_is_not_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circuitfind.remote.call.HF_HUB_OFFLINE", False)
+    monkeypatch.chdir(folder.parent)
+    model = cf.load(folder.name, remote=True)
+    assert isinstance(model, RemoteModel) and json.dumps(str(folder)) in model.envoy.to_model_key()
+
+
+def test_a_server_that_is_not_there(folder: Path, task: cf.Task) -> None:
     nobody = cf.load(str(folder), remote="http://127.0.0.1:9")
     with pytest.raises(cf.ModelError, match=r"http://127.0.0.1:9 failed: .*NDIF_API_KEY"):
         cf.attribute(nobody, task)
@@ -253,7 +273,7 @@ def test_what_needs_the_weights_here_says_so(there: cf.Model, task: cf.Task, tmp
         cf.compare(there, task, folder=tmp_path)
 
 
-def test_what_cannot_be_sent_is_refused_here(folder: Path, known: None, task: cf.Task) -> None:
+def test_what_cannot_be_sent_is_refused_here(folder: Path, task: cf.Task) -> None:
     nobody = cf.load(str(folder), remote="http://127.0.0.1:9")
     with pytest.raises(TypeError, match=r"attribute\(\) .*'metrc'"):
         cf.attribute(nobody, task, metrc="kl")

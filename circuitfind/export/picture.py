@@ -24,8 +24,6 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-import graphviz
-
 from circuitfind.errors import FileError
 from circuitfind.export.arrows import Arrow, Rank, arrows, attributes_of, describe, folded, joints, pen, ranks, signed
 from circuitfind.export.files import write_bytes
@@ -100,6 +98,8 @@ def source(
 
 def render(path: str | PathLike[str], source: str) -> Path:
     """Draws Graphviz source to `.svg`, `.png` or `.pdf`, by the path's ending."""
+    import graphviz  # here, because servers lack it (circuitfind.remote)
+
     ending = Path(path).suffix.lower()
     if ending not in ENDINGS:
         raise FileError(f"{path}: pictures end in {', '.join(ENDINGS)}; write the Graphviz source to .dot as text")
@@ -120,6 +120,8 @@ def render(path: str | PathLike[str], source: str) -> Path:
 
 def svg(source: str) -> str | None:
     """The drawing of Graphviz source as SVG text; None where `dot` is not installed or fails."""
+    import graphviz
+
     try:
         return str(graphviz.Source(source).pipe(format="svg", encoding="utf-8"))
     except (graphviz.ExecutableNotFound, subprocess.CalledProcessError):

@@ -16,6 +16,7 @@ import functools
 import importlib.resources
 import inspect
 import io
+import os
 import pickle
 import sys
 import sysconfig
@@ -26,6 +27,8 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 import nnsight
 import torch
+from huggingface_hub.constants import HF_HUB_OFFLINE
+from nnsight.modeling.huggingface import _ID_CACHE
 
 import circuitfind.errors
 from circuitfind.errors import ModelError, warn
@@ -107,6 +110,9 @@ def remote_model(
     envoy = nnsight.TransformersModel(source_of(name)[0], task="text-generation", tokenizer=tokenizer, **keywords)
     if where == _SIMULATED:
         envoy.dispatch()
+    spelled, folder = envoy.repo_id, Path(envoy.repo_id).is_dir()
+    if folder or HF_HUB_OFFLINE:  # nnsight would ask the hub how the name is spelled
+        _ID_CACHE[spelled] = os.path.abspath(spelled) if folder else spelled
     for secret in _SECRETS:  # nnsight would send them with every job
         envoy.kwargs.pop(secret, None)
     family = named(family) if isinstance(family, str) else family or FAMILIES[config.model_type]
@@ -136,6 +142,10 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
     if "error" in outcome:
         kind, text = outcome["error"]
         raise getattr(circuitfind.errors, kind)(text)
+    if "lacks" in outcome:
+        package, trace = outcome["lacks"]
+        remedy = "install it there; circuitfind itself needs einops and scipy there (NDIF: ndif[ext])"
+        raise _noted(f"{function.__name__} needs '{package}', which {model.place} does not have: {remedy}", trace)
     if "failed" in outcome:
         text, trace = outcome["failed"]
         raise _noted(f"{function.__name__} failed on {model.place}: {text}", trace)
@@ -175,7 +185,7 @@ def _sent(model: RemoteModel, request: bytes) -> bytes:
         with envoy.session(remote=model.where):
             answer: bytes = nnsight.save(run(envoy, package, texts, wrapped, request))
     except Exception as error:  # of the network, the hub, the server or nnsight, each with its own classes
-        said = str(error).strip() or type(error).__name__
+        said = str(error).strip().rstrip(".") or type(error).__name__
         raise _noted(
             f"the job for '{model.name}' on {model.place} failed: {said.splitlines()[-1]}. NDIF needs a key in"
             " NDIF_API_KEY and a model that it runs: see nnsight.ndif_status()",

@@ -102,11 +102,11 @@ def run(envoy: Any, package: str, texts: dict[str, str], wrapped: dict[str, Any]
 
     Returns:
         A pickled dictionary, `{"result": ..., "warnings": [text]}`. In place of a result it has "error", a class of
-        `circuitfind.errors` and its text; or "failed", any other error and its traceback; or "weightless" if the
-        weights are not in this process.
+        `circuitfind.errors` and its text; or "lacks", a Python package that is missing, or "failed", any other error,
+        each with the traceback; or "weightless" if the weights are not in this process.
     """
     hf, answer = envoy._module, io.BytesIO()
-    if any(parameter.is_meta for parameter in hf.parameters()):
+    if hf is None or any(parameter.is_meta for parameter in hf.parameters()):
         return pickle.dumps({"weightless": True, "warnings": []}, protocol=4)
     outcome: dict[str, Any] = {}
     with Sources(package, texts), warnings.catch_warnings(record=True) as heard, torch.enable_grad():
@@ -122,7 +122,9 @@ def run(envoy: Any, package: str, texts: dict[str, str], wrapped: dict[str, Any]
         except errors.CircuitfindError as error:
             kinds = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
             outcome["error"] = (next(kinds), str(error))  # for a user's subclass, circuitfind's base class
-        except Exception as error:  # in a user's function, or of a library that is missing
+        except ModuleNotFoundError as error:
+            outcome["lacks"] = (error.name, traceback.format_exc())
+        except Exception as error:  # in a user's function
             outcome["failed"] = (traceback.format_exception_only(error)[-1].strip(), traceback.format_exc())
         outcome["warnings"] = [str(note.message) for note in heard if issubclass(note.category, UserWarning)]
         Pickler(answer, package, model).dump(outcome)
