@@ -71,7 +71,7 @@ def main() -> None:
     resources = json.dumps({"head": 10, "cuda_memory_bytes": 2**33, "cpu_memory_bytes": 2**32})  # CPUs as one device
     subprocess.run(
         [
-            str(BIN / "ray"), "start", "--head", f"--port={HEAD}", "--node-ip-address=127.0.0.1", "--num-cpus=4",
+            str(BIN / "ray"), "start", "--head", f"--port={HEAD}", "--node-ip-address=127.0.0.1", "--num-cpus=8",
             "--num-gpus=1", f"--resources={resources}", "--object-store-memory=200000000",
             f"--ray-client-server-port={CLIENT}", "--include-dashboard=true",
             "--dashboard-host=127.0.0.1", "--dashboard-port=28265", "--disable-usage-stats",

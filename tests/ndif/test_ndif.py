@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import nnsight
 import numpy as np
 import pytest
 import torch
@@ -71,9 +72,10 @@ def url(folders: dict[str, Path]) -> Iterator[str]:
         process.wait()
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def sent(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Bytes of the last job, and which way its result came."""
+    monkeypatch.setattr(nnsight.CONFIG.APP, "REMOTE_LOGGING", False)
     said: dict[str, Any] = {}
     serialised, fetched, loaded = RequestModel.serialize, RemoteBackend.download_result, RemoteBackend.finalize
 
@@ -130,7 +132,7 @@ def test_a_call_there_gives_what_it_gives_here(call: str, name: str, both: Any, 
     at_home, abroad = (np.asarray(CALLS[call](model, task)) for model in (here, there))
     off = np.abs(at_home - abroad).max()
     sys.stdout.write(f"\n{name} {call}: off by {off:.1e} of {np.abs(at_home).max():.3g}; {sent}\n")
-    assert off <= 1e-5 * np.abs(at_home).max() + 1e-6
+    assert off <= 1e-5 * max(1.0, np.abs(at_home).max())  # metrics here are of the order of 1 to 10
     assert sent["up"] < 600_000 and sent["by"] == ("socket" if sent["down"] <= 8192 else "store")
 
 
