@@ -177,6 +177,7 @@ def test_what_a_device_map_needs_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
         cf.load("tiny", device_map="auto")
 
 
+@pytest.mark.slow
 def test_heads_divided_among_processes_give_the_same_scores(tmp_path: Path) -> None:
     build("llama").save_pretrained(tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(DIVIDED), str(tmp_path)]

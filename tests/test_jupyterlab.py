@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")]
 QUIET = ("gpu", "quic", "background-networking", "component-update", "sync", "dev-shm-usage")
 CELLS = [
     """import circuitfind as cf

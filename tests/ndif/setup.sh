@@ -8,7 +8,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 command -v debootstrap > /dev/null || { apt-get update -q && apt-get install -y -q debootstrap; }
 if [ ! -e "$root/etc/debian_version" ]; then
-    debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,redis-server trixie "$root" http://deb.debian.org/debian
+    debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv,redis-server trixie "$root"
 fi
 cp /etc/resolv.conf /etc/hosts "$root/etc/"
 cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/" # this machine's, which pip is told of
