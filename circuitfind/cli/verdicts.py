@@ -61,7 +61,7 @@ def evaluation(value: cf.Evaluation, pairs: str = "") -> Facts:
     )
     on = f" on {pairs}" if pairs else ""
     level = value.indifferent
-    turned = f"at {fixed(level)} answers and wrong answers are level" if level is not None else ""
+    turned = f"at {fixed(level)} answer and wrong answer score the same" if level is not None else ""
     return [
         ("faithfulness", f"{fixed(value.faithfulness)} ({BETWEEN} {interval(value.interval)}){on}"),
         ("", turned),

@@ -140,7 +140,7 @@ class Evaluation(Result):
 
     @property
     def indifferent(self) -> float | None:
-        """The faithfulness at which the metric is 0, where answers and wrong answers are level; None for other metrics
+        """The faithfulness at which the metric is 0, where answer and wrong answer score the same; None for other metrics
         and where the corrupted prompt does not turn the answer round."""
         full, empty = self.metric_full, self.metric_empty
         turned = self.metric_name in ("logit_diff", "prob_diff") and full > 0 > empty

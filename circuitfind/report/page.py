@@ -152,7 +152,7 @@ def whole(data: ReportData) -> str:
     plot = plots.strip(data.random, data.faithfulness, data.interval)
     meaning = "Faithfulness 1: the circuit does what the full model does; 0: no more than with every edge ablated."
     if data.indifferent is not None:
-        meaning += f" At {_number(data.indifferent)} answers and wrong answers are level."
+        meaning += f" At {_number(data.indifferent)} answer and wrong answer score the same."
     if data.pair_error is not None:
         meaning += f" Single pairs are off by {data.pair_error:.0%} of the effect, where errors of both signs count."
     meaning = f"{meaning} {data.few}".rstrip()
