@@ -140,8 +140,8 @@ class Evaluation(Result):
 
     @property
     def indifferent(self) -> float | None:
-        """The faithfulness at which the metric is 0, where answer and wrong answer score the same; None for other metrics
-        and where the corrupted prompt does not turn the answer round."""
+        """The faithfulness at which the metric is 0, so that answer and wrong answer score the same; None for other
+        metrics and where the corrupted prompt does not turn the answer round."""
         full, empty = self.metric_full, self.metric_empty
         turned = self.metric_name in ("logit_diff", "prob_diff") and full > 0 > empty
         return empty / (empty - full) if turned else None
