@@ -53,6 +53,7 @@ STREAM, POST_NORMED, QUERIES, KEYS = 10, 4, 8, 5
 READ = 2  # values as wide as a latent, of every reader, where q, k and v are read through one
 GATED, PLAIN, COMPOSED = 3, 2, 5  # of the MLP's width: gated, one activation, one made of several operations in Python
 LOGITS, SOFTMAXES = 3, 12  # copies of the logits that are read: by a metric of single logits, of a softmax
+ENDS = 8  # values of width d_model of a token in a block: what is kept of two runs, and their difference
 WITHOUT_GRADIENTS = 6  # values of width d_model of a token of a running block
 RUN_PER_LAYER = 10  # values of width d_model that a captured run holds of a block, in round numbers
 
@@ -159,6 +160,8 @@ def estimate_memory(
     held = next(token_slices(tokens, graph.n_writers, adapter, HELD))
     contraction = graph.n_writers * (held.stop - held.start) * row_bytes(adapter)
     waiting = tokens * graph.n_layers * min(points, POINTS) * (graph.d_model + graph.readers_per_layer)
+    if points > 1:  # both ends of the lines that the points lie on
+        waiting += tokens * graph.n_layers * ENDS * graph.d_model
     scores = 3 * graph.n_writers * graph.n_readers * adapter.work.itemsize  # of a point, their sum, their mean
     activations = tokens * graph.n_layers * (kept + attention) + waiting * adapter.work.itemsize + logits
     return MemoryEstimate(activations, contraction + scores)
