@@ -98,7 +98,8 @@ def find(
         search: "balanced" re-scored pruning, or the best size of the ranking by "absolute" or "signed" score.
         complete: look for what stands in for parts of the circuit, too (backup heads, either of two heads, parts that
             cancel), and add it (`circuitfind.search.complete`): edges of at least 2% of the effect, which in a large
-            model may lead off target. At most some 500 runs more, most of them in part. Not with `edges`.
+            model may lead off target; then weak edges that make up for them are added, too. At most some 500 runs more,
+            most of them in part. Not with `edges`.
         prune: whether to try to drop single edges of the circuit, exactly; by default only those that
             it does not miss, with at most 12 runs.
         holdout: the part of the pairs that is held out for verification.
