@@ -413,6 +413,15 @@ def test_a_narrow_frame_shows_the_whole_width_where_it_can_be_read(
       results.labels = shown(".layer").map((label) => label.textContent);
       for (let i = 0; i < 6; i += 1) one("[data-zoom=in]").click();
       results.near = shown(".layer").map((label) => label.textContent);
+      const names = () => shown(".box text").map((text) => text.textContent);
+      results.names = [names()];
+      one("[data-zoom=fit]").click();
+      results.names.push(names());
+      for (const size of [0, one("#size").max]) slide(size);
+      one("[name=view][value=matrix]").click();
+      one("[name=view][value=graph]").click();
+      for (let i = 0; i < 6; i += 1) one("[data-zoom=in]").click();
+      results.names.push(names());
     """
     left = browse(explored(connected_circuit(GPT2_SMALL, edges)), script, "--window-size=500,900")
     across = left["frame"] / left["whole"]
@@ -420,6 +429,8 @@ def test_a_narrow_frame_shows_the_whole_width_where_it_can_be_read(
     if edges == 24:
         assert 0.4 <= across < 1 and left["scale"] == pytest.approx(across, rel=1e-3)
         assert left["cut"] == left["covered"] == 0
+        large, small, again = left["names"]
+        assert large == again != small, "shortened names come back"
     else:
         assert across < 0.4 and left["scale"] == pytest.approx(0.6) and left["cut"]
     assert [name.split()[-1] for name in left["labels"]] == [name.split()[-1] for name in left["near"]]

@@ -46,7 +46,7 @@ class Matrix {
       const more = turned ? { transform: `rotate(-60 ${x} ${y})` } : {};
       parts.push(draw("text", { class: "side", x, y, style: `text-anchor:${anchor}`, ...more }, text));
     };
-    const each = (names, step) => names.map((name, i) => [name, i]).filter(([name, i]) => step >= 9 || (i % 2 ? 0 : 1) || name === "logits");
+    const each = (names, step) => names.map((name, i) => [name, i]).filter(([name, i]) => step >= 9 || i % 2 === 0 || name === "logits");
     for (const [name, i] of each(this.rows, high)) label(name, left - 4, top + (i + 0.5) * high, "end", false);
     for (const [name, i] of each(this.columns, wide)) label(name, left + (i + 0.5) * wide, top - 5, "start", true);
     const names = [...cells.keys()];

@@ -37,7 +37,7 @@ class Viewport {
   show(svg) {
     this.svg = svg;
     this.labels = svg.querySelectorAll(".layer");
-    this.names = [...svg.querySelectorAll(".box text")].map((text) => [text, text.textContent, text.previousSibling.width.baseVal.value]);
+    this.names = [...svg.querySelectorAll(".box text")].map((text) => [text, (text.dataset.name ??= text.textContent), text.previousSibling.width.baseVal.value]);
     svg.dataset.size ??= svg.getAttribute("viewBox");
     [, , this.width, this.height] = svg.dataset.size.split(" ").map(Number);
     this.fit(false);
