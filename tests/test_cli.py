@@ -517,6 +517,7 @@ MISTAKES = {
     ),
     "unknown verb": (("fnid",), "fnid"),
     "unknown option": (("find", "--nn", "3"), "--nn"),
+    "option of an earlier version": (("find", "--one-sided"), "--one-sided: give --criterion at-least (see"),
 }
 
 

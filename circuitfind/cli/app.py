@@ -58,6 +58,11 @@ VERBS: tuple[Verb, ...] = (
     *(export, mib, show, agree, testbed, tasks, models, doctor),
 )
 EXAMPLE = "Example: "
+REPLACED = {  # options that find had
+    "--by": "--search absolute or signed",
+    "--one-sided": "--criterion at-least",
+    "--prune-tolerance": "--tolerance",
+}
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -262,7 +267,9 @@ def _run(words: list[str]) -> int:
             raise
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "circuitfind"
-        print(f"error: {error.format_message()} (see {where} --help)", file=sys.stderr)
+        now = REPLACED.get(getattr(error, "option_name", "")) if where.endswith(" find") else None
+        said = error.format_message().partition(" (Possible")[0] + f": give {now}" if now else error.format_message()
+        print(f"error: {said} (see {where} --help)", file=sys.stderr)
         return BAD_INPUT
 
 
