@@ -232,7 +232,7 @@ class Circuit(Result):
         """
         name = str(path).lower()
         if name.endswith(neuronpedia.ENDING):
-            return neuronpedia.write(path, self.graph, self.rows(), self.nodes, self.record, self.facts)
+            return neuronpedia.write(path, self.graph, self.rows(), self.nodes, self.record, self.facts, self.groups)
         if name.endswith(".graphml"):
             return self.to_graphml(path)
         if table.fits(path):

@@ -96,6 +96,17 @@ def test_a_circuit_as_a_graph_of_neuronpedia(graph: Graph, tmp_path: Path) -> No
     assert raw["metadata"]["generation_settings"]["metric"] == "logit_diff"
 
 
+def test_groups_are_supernodes(tmp_path: Path) -> None:
+    circuit = scores().top(60)
+    inside, absent = circuit.nodes[1:4], (set(PLAIN.node_names) - set(circuit.nodes)).pop()
+    grouped = circuit.with_group("</script>", inside[:2]).with_group("late", [*inside[1:], absent])
+    grouped = grouped.with_group("x", [absent])
+    raw = checked(grouped.save(tmp_path / "c.neuronpedia.json"))
+    ids = {node["clerp"]: node["node_id"] for node in raw["nodes"]}
+    one, two, three = (ids[name] for name in inside)
+    assert raw["qParams"]["supernodes"] == [["</script>", one, two], ["late", three]]
+
+
 def test_edges_at_places_keep_their_columns(tmp_path: Path) -> None:
     values = np.zeros((3, *PLAIN.real.shape), dtype=np.float32)
     for place, edge, effect in (
@@ -216,6 +227,28 @@ def test_pickles_of_more_than_data_are_not_run(tmp_path: Path) -> None:
     (tmp_path / "f.pkl").write_bytes(pickle.dumps({"some": [1, 2]}))
     with pytest.raises(FileError, match="not an EAP-IG graph"):
         cf.open(tmp_path / "f.pkl")
+    torch.save([Evil()], tmp_path / "g.pt")
+    with pytest.raises(FileError, match=r"g.pt: .*: it names code, and only plain data are read"):
+        cf.open(tmp_path / "g.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+PART = ("blocks.0.hook_q_input", (None, None, 1), "blocks.0.hook_resid_pre", (None,))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"cbuiltins\nslice\n(tR.", "not a file of plain tensors"),
+        (pickle.dumps([(PART, "x")]), "damaged, or of another version"),
+        (pickle.dumps([(PART, 1.0), 3]), "damaged, or of another version"),
+        (pickle.dumps([(("blocks.99999999.hook_q_input", *PART[1:]), 1.0)]), "no such graph: 100000000 layers"),
+    ],
+)
+def test_damaged_files_are_named(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "d.pkl").write_bytes(content)
+    with pytest.raises(FileError, match=f"d.pkl: {said}"):
+        cf.open(tmp_path / "d.pkl")
 
 
 # -------------------------------------------------------------------- auto-circuit
@@ -251,9 +284,12 @@ def test_what_auto_circuits_acdc_never_removed_ranks_first(tmp_path: Path) -> No
     torch.save(made, tmp_path / "a.pkl")
     found = cf.Scores.open(tmp_path / "a.pkl")
     assert found.graph.edge_name(*found.ranked()[0].tolist()) == f"{PLAIN.writer_names[3]}->m1"
+    torch.save({"EAP": made, "more": 3}, tmp_path / "c.pkl")
+    with pytest.raises(FileError, match=r"c.pkl: damaged"):
+        cf.open(tmp_path / "c.pkl")
     made["blocks.1.hook_mlp_in"] = made["blocks.1.hook_mlp_in"][1:]
     torch.save(made, tmp_path / "b.pkl")
-    with pytest.raises(FileError, match=r"blocks.1.hook_mlp_in has scores of shape \[9\], not \[10\]"):
+    with pytest.raises(FileError, match=r"b.pkl: blocks.1.hook_mlp_in has scores of shape \[9\], not \[10\]"):
         cf.open(tmp_path / "b.pkl")
 
 
@@ -318,10 +354,11 @@ def test_parquet(tmp_path: Path) -> None:
 
 def test_graphml_says_where_the_circuit_comes_from(tmp_path: Path) -> None:
     circuit = scores().top(5)
-    circuit.facts.update(faithfulness=0.9, interval=[0.8, 1.0])
+    circuit.facts.update(faithfulness=0.9, interval=[0.8, 1.0], accuracy=float("nan"), note="a\x01b")
     about = networkx.read_graphml(circuit.save(tmp_path / "c.graphml")).graph
     assert (about["model"], about["task"], about["metric"]) == ("org/model", "ioi", "logit_diff")
     assert (about["n_layers"], about["parallel"], about["faithfulness"]) == (3, False, 0.9)
+    assert "accuracy" not in about and about["note"] == "a b", "what XML cannot hold"
 
 
 def test_export_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +452,7 @@ def test_to_the_hub_and_back(hub: dict[str, bytes]) -> None:
         "| model | org/model |",
         "| faithfulness | 0.9123 |",
         "| interval | 0.8 to 1 |",
-        f"| {circuit.edges[0]} |",
+        f"| {circuit.edges[0].replace('<', '&lt;')} |",
     ):
         assert said in card
     back = cf.Circuit.from_hub("me/ioi", token="t")

@@ -250,9 +250,9 @@ def test_dot_folds_large_circuits_by_layer(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_dot_frames_groups() -> None:
-    source = circuit().with_group("early <movers>", ["a0.h1", "m0"]).to_dot()
+    source = circuit().with_group("early\x01<movers>", ["a0.h1", "m0"]).to_dot()
     framed = re.findall(r'"([\w.]+)" \[[^\]]*color="#CC79A7" penwidth=3', source)
-    assert sorted(framed) == ["a0.h1", "m0"] and "early &lt;movers&gt;" in source
+    assert sorted(framed) == ["a0.h1", "m0"] and "early &lt;movers&gt;" in source  # no control characters
 
 
 def test_dot_width_grows_with_the_effect() -> None:

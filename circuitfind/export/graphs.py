@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from io import BytesIO
@@ -27,6 +28,8 @@ import networkx
 from circuitfind.export.files import write_bytes
 from circuitfind.graph import Graph
 from circuitfind.record import Record
+
+CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # what XML cannot hold
 
 
 class EdgeRow(NamedTuple):
@@ -59,8 +62,11 @@ def node_attributes(graph: Graph, node: str) -> dict[str, Any]:
 def described(graph: Graph, record: Record, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of a circuit as a whole, numbers and text only."""
     known = {**graph.as_dict(), **asdict(record), **facts}
-    kinds = (bool, int, float, str)
-    return {name: value for name, value in known.items() if isinstance(value, kinds) and value not in ("", math.inf)}
+
+    def fits(value: Any) -> bool:
+        return math.isfinite(value) if isinstance(value, float) else isinstance(value, (int, str)) and value != ""
+
+    return {name: value for name, value in known.items() if fits(value)}
 
 
 def fed(graph: Graph, reader: int, inside: set[str]) -> list[str]:
@@ -100,4 +106,4 @@ def write_graphml(path: str | PathLike[str], circuit: networkx.MultiDiGraph) -> 
     """Writes what `to_networkx` gives as GraphML; unknown values are left out."""
     buffer = BytesIO()
     networkx.write_graphml(circuit, buffer)
-    return write_bytes(path, buffer.getvalue())
+    return write_bytes(path, CONTROL.sub(b" ", buffer.getvalue()))

@@ -51,16 +51,14 @@ def _refused(repo: str, error: Exception) -> FileError:
 
 def card(repo: str, size: str, record: Record, facts: Mapping[str, Any], strongest: Sequence[Sequence[Any]]) -> str:
     """The dataset card, Markdown. `strongest`: edge, estimated and exact effect of each."""
-    made = {
-        name: getattr(record, name) for name in ("model", "task", "metric", "method", "ablation", "direction", "sign")
-    }
+    made = {name: getattr(record, name) for name in MADE}
     made |= {"pairs": record.n_examples, "seed": record.seed, "circuit": size}
     made |= {name.replace("_", " "): facts[name] for name in MEASURED if facts.get(name) is not None}
     made |= {"versions": ", ".join(f"{name} {value}" for name, value in record.versions.items())}
     edges = [("edge", "estimate", "exact"), ("---",) * 3, *strongest]
     return "\n".join(
         [
-            f"{HEAD}# A circuit for {record.task or 'a task'} in {record.model or 'a model'}\n",
+            f"{HEAD}# A circuit for {_cell(record.task or 'a task')} in {_cell(record.model or 'a model')}\n",
             "Which heads, MLPs and connections do the task: edges of the model's computation graph, found and measured",
             "with circuitfind.\n",
             f'```python\nimport circuitfind as cf\n\ncircuit = cf.Circuit.from_hub("{repo}")\n```\n',
@@ -80,4 +78,4 @@ def _cell(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return " to ".join(map(_cell, value))
     text = "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", " ")
+    return text.replace("<", "&lt;").replace("|", "\\|").replace("\n", " ")

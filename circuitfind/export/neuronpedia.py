@@ -11,8 +11,9 @@ with a layer and a column `ctx_idx`, and links with a weight. Their nodes are fe
 3. A link's weight is the effect (exact where measured, else the estimate; 1 where neither is known), positive =
    supports. The page knows one link from node to node: q, k and v of a head are summed, and `edges` lists each.
 4. `influence`, by which their page prunes, is left out: the circuit is pruned already. Small circuits are pinned as a
-   whole, because the page draws the links of pinned nodes.
-5. Their page takes `(p=...)` of a logit's label for granted, and a node above layer 0.
+   whole, because the page draws the links of pinned nodes; of large ones only nodes in groups.
+5. Groups are supernodes. A node stands in one supernode only: the first group that has it.
+6. Their page takes `(p=...)` of a logit's label for granted, and a node above layer 0.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def write(
     nodes: Sequence[str],
     record: Record,
     facts: Mapping[str, Any],
+    groups: Mapping[str, Sequence[str]],
 ) -> Path:
     """Writes a circuit; the record's model is the name of the model that Neuronpedia looks for."""
     columns, inside, links = _columns(graph), set(nodes), []
@@ -69,7 +71,7 @@ def write(
         for target in targets:
             at.setdefault(target, _Node(target, _column(graph, target)))
             links.append(_Link(at[source], at[target], edge, weight))
-    return _write(path, graph, list(at.values()), links, columns, record, facts)
+    return _write(path, graph, list(at.values()), links, columns, record, facts, groups)
 
 
 def write_placed(
@@ -94,7 +96,7 @@ def write_placed(
         links.append(_Link(source, target, edge, effect))
     for node, (served, weight) in read.items():
         links += [_Link(node, head, node.name, weight) for head in at if head.name in served]
-    return _write(path, graph, list(at), links, places, record, {})
+    return _write(path, graph, list(at), links, places, record, {}, {})
 
 
 # -------------------------------------------------------------------- columns of a circuit
@@ -117,6 +119,7 @@ def _write(
     columns: Sequence[str],
     record: Record,
     facts: Mapping[str, Any],
+    groups: Mapping[str, Sequence[str]],
 ) -> Path:
     named = {node: _node(graph, node, record) for node in sorted(nodes, key=lambda one: _rank(graph, one))}
     ids = {node: str(content["node_id"]) for node, content in named.items()}
@@ -135,10 +138,13 @@ def _write(
         "info": {"description": said, "generator": {"name": "circuitfind", "version": __version__}},
         "generation_settings": described(graph, record, facts),
     }
-    pinned = list(ids.values()) if len(ids) <= PINNED else []
+    first = {node: group for group in reversed(list(groups)) for node in groups[group]}
+    members = {group: [id for node, id in ids.items() if first.get(node.name) == group] for group in groups}
+    pinned = list(ids.values()) if len(ids) <= PINNED else [id for inside in members.values() for id in inside]
+    supernodes = [[group, *inside] for group, inside in members.items() if inside]
     content = {
         "metadata": metadata,
-        "qParams": {"pinnedIds": pinned, "supernodes": [], "linkType": "both", "clickedId": "", "sg_pos": ""},
+        "qParams": {"pinnedIds": pinned, "supernodes": supernodes, "linkType": "both", "clickedId": "", "sg_pos": ""},
         "nodes": list(named.values()),
         "links": [
             {"source": source, "target": target, "weight": sum(edges.values()), "edges": edges}

@@ -228,7 +228,10 @@ def _legend(
         }
         second = [text for text, holds in said.items() if holds]
     colors = (GROUP_COLORS[at % len(GROUP_COLORS)] for at in range(len(groups)))
-    named = [f'<font color="{color}">■</font> {html.escape(name)}' for color, name in zip(colors, groups, strict=True)]
+    named = [
+        f'<font color="{color}">■</font> {html.escape(CONTROL.sub(" ", name))}'
+        for color, name in zip(colors, groups, strict=True)
+    ]
     parts = (first, second, named, [note] if note else [])
     rows = [f'<tr><td align="left">{"&#160;&#160;&#160; ".join(cells)}</td></tr>' for cells in parts if cells]
     table = f'<table border="0" cellborder="0" cellspacing="0" cellpadding="2">{"".join(rows)}</table>'
