@@ -28,6 +28,7 @@ import numpy as np
 from circuitfind.errors import FileError, NoFile
 
 KINDS = "qkv"
+MOST = 100_000  # heads; more is a damaged file
 _WRITER = re.compile(r"input|a(\d+)\.h(\d+)|[ms](\d+)")
 _READER = re.compile(r"logits|a(\d+)\.(h|kv)(\d+)<([qkv])>|[ms](\d+)")
 _KIND = r"(?:[.\s_<(\[/-]*([qkv])(?:_input)?[>)\]]?)?"  # a name's end that says query, key or value
@@ -74,9 +75,9 @@ class Graph(NoFile):
     def __post_init__(self) -> None:
         numbers = (self.n_layers, self.n_heads, self.n_kv_heads)
         whole = all(isinstance(number, Integral) for number in numbers)
-        if not whole or min(numbers) < 1 or self.n_heads % self.n_kv_heads:
+        if not whole or min(numbers) < 1 or self.n_heads % self.n_kv_heads or self.n_layers * self.n_heads > MOST:
             layers, heads, shared = numbers
-            raise FileError(f"no such graph: {layers} layers, {heads} heads on {shared} key/value heads")
+            raise FileError(f"no such graph: {layers!r} layers, {heads!r} heads on {shared!r} key/value heads")
         object.__setattr__(self, "mixers", tuple(self.mixers))  # files hold a list
         if not set(self.mixers) <= set(range(self.n_layers)):
             raise FileError(f"no such graph: {self.n_layers} layers, and mixers in layers {list(self.mixers)}")

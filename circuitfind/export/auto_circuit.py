@@ -56,7 +56,7 @@ def read(raw: Mapping[str, Any]) -> Foreign:
     parts: dict[tuple[str, str], np.ndarray] = {}
     for name, tensor in raw.items():
         _, layer, kind = name.replace(".hook_", ".").split(".")
-        parts[layer, kind] = tensor.float().numpy()
+        parts[layer, kind] = tensor.detach().float().numpy()
     if any(kind == "attn_in" for _, kind in parts):
         raise FileError("scores of q, k and v together: make them with separate_qkv=True")
     graph = _graph(parts)

@@ -188,7 +188,7 @@ def from_pt(raw: Any) -> Foreign:
 def _array(raw: dict[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray:
     if not hasattr(raw[key], "numpy") or tuple(raw[key].shape) != shape:
         raise FileError(f"{key} is not a tensor of shape {list(shape)}, as its graph needs")
-    array: np.ndarray = raw[key].float().numpy()
+    array: np.ndarray = raw[key].detach().float().numpy()
     return array
 
 

@@ -12,7 +12,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -44,10 +45,8 @@ def read(path: str | PathLike[str], sign: str = "effect", graph: Graph | None = 
             raise FileError(f"{path}: sign='{sign}' is for EAP-IG's files, and this is not one")
         return None
     form, raw = found
-    try:
+    with _named(path):
         content = _over(graph, form(raw))
-    except FileError as error:
-        raise FileError(f"{path}: {error}") from None
     if sign == "change" and content.record != RECORD:
         raise FileError(f"{path}: sign='{sign}' is for EAP-IG's files, and this is one of {content.record.method}")
     return content.negated() if sign == "change" else content
@@ -73,8 +72,20 @@ def read_scores(
 def read_several(path: str | PathLike[str]) -> dict[str, tuple[Graph, np.ndarray, Record]]:
     """By their names, all sets of scores that a cache of auto-circuit holds; nothing of another file."""
     raw: Any = pickled.load(path)
-    found = {name: auto_circuit.read(one) for name, one in auto_circuit.sets(raw)} if auto_circuit.fits(raw) else {}
+    with _named(path):
+        found = {name: auto_circuit.read(one) for name, one in auto_circuit.sets(raw)} if auto_circuit.fits(raw) else {}
     return {name: (one.graph, one.scores, one.record) for name, one in found.items() if one.scores is not None}
+
+
+@contextmanager
+def _named(path: str | PathLike[str]) -> Iterator[None]:
+    """Errors inside name the file. It is another tool's, so any part of it can be of any type."""
+    try:
+        yield
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from None
+    except (AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise FileError(f"{path}: damaged, or of another version of its tool: {error}") from None
 
 
 def _parse(path: Path, graph: Graph | None) -> tuple[Callable[[Any], Foreign], Any] | None:

@@ -79,7 +79,8 @@ def heat(
     values = np.asarray(matrix, dtype=np.float64)
     if values.shape != (len(row_labels), len(column_labels)):
         raise ValueError(f"labels for [{len(row_labels)}, {len(column_labels)}], values of shape {list(values.shape)}")
-    end, beyond = limit or scale_end(values), 0 if limit else count_beyond(values, scale_end(values))
+    end = limit or scale_end(values)
+    beyond = count_beyond(values, end)
     rows, columns = list(row_labels)[:MOST_ROWS], list(column_labels)[:MOST_COLUMNS]
     head = "".join(
         f'<th style="padding:0 2px;font-weight:400;text-align:center">{escape(str(name))}</th>' for name in columns
@@ -113,7 +114,7 @@ def scale_end(values: np.ndarray) -> float:
 
 def count_beyond(values: np.ndarray, end: float) -> int:
     """How many cells are beyond a scale's end."""
-    return int((np.abs(np.nan_to_num(values)) > end).sum())
+    return int((np.isfinite(values) & (np.abs(values) > end)).sum())
 
 
 def picture(svg: str) -> str:

@@ -59,6 +59,8 @@ def load(path: str | PathLike[str]) -> Any:
         raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
     except FileError as error:
         raise FileError(f"{path}: {error}") from None
-    except (RuntimeError, ValueError, EOFError, AttributeError, IndexError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a broken or hostile pickle can raise anything
         said = str(error).partition("\n")[0]
+        if said.startswith("Weights only load failed"):  # torch's advice is to run the code
+            said = "it names code, and only plain data are read: save it as tensors or text"
         raise FileError(f"{path}: not a file of plain tensors: {said}") from None
