@@ -25,6 +25,7 @@ import numpy as np
 
 from circuitfind.circuit import Circuit
 from circuitfind.export.arrows import joints, known
+from circuitfind.export.graphs import EdgeRow
 from circuitfind.graph import ends_of
 from circuitfind.report.drawing import draw
 from circuitfind.report.sizes import Size, say, sizes_of, strongest
@@ -71,7 +72,10 @@ def compared(circuit: Circuit, beside: Circuit | None) -> tuple[Circuit, dict[st
     if beside is None:
         return circuit, {}
     both = circuit | beside
-    rows = {name: row for one in (beside, circuit) for name, row in zip(one.edges, one.rows(), strict=True)}
+    rows: dict[str, EdgeRow] = {}
+    for one in (beside, circuit):
+        named = zip(one.edges, one.rows(), strict=True)
+        rows |= {name: row for name, row in named if row.effect is not None or name not in rows}
     effects = np.full((2, *both.mask.shape), np.nan, dtype=np.float32)
     for row in rows.values():
         effects[:, row.writer, row.reader] = row.estimate, row.exact
