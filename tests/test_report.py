@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,9 @@ from circuitfind.graph import Graph
 from circuitfind.record import Record
 from circuitfind.report import layout, plots
 from circuitfind.report.drawing import draw
+from circuitfind.report.explorer import compared
 from circuitfind.report.page import Attention, ExampleRow, ReportData, html, write
+from circuitfind.search.found import FrontierPoint
 
 GRAPH = Graph(4, 4, 4, 16)
 EVIL = "<script>alert('x')</script> & \"$title\""
@@ -128,6 +131,13 @@ def test_page_escapes_what_comes_from_outside() -> None:
     hostile = html(ReportData(EVIL, EVIL, {EVIL: EVIL}, circuit, attention=[prompt], attention_note=end))
     assert hostile.count("<script>") == 1 and len(Tags(hostile).named("script")) == 2
     assert content(hostile)["attention"][0]["tokens"] == [EVIL, end] and content(hostile)["note"] == end
+    grouped = circuit.with_group(end, ["m0"])
+    beside = Circuit(GRAPH, some(5).mask, record=Record(model=end, task=end))
+    places = {edge: [(f"{end}{at}", 1.0)] for at, edge in enumerate(circuit.edges)}
+    for more in ({"beside": beside}, {"places": places}):
+        hostile = html(ReportData("t", "m", {}, grouped, **more))
+        assert hostile.count("<script>") == 1 and len(Tags(hostile).named("script")) == 2
+        assert content(hostile)["groups"] == {end: ["m0"]}
 
 
 def test_page_shows_the_numbers() -> None:
@@ -149,6 +159,21 @@ def test_page_without_measurements_has_only_what_is_known() -> None:
     for title in ("As a whole", "Faithfulness by size", "Every example", "Steps of the search", "Estimates against"):
         assert f"<h2>{title}" not in bare and f"<h2>{title}" in full
     assert "<h2>The circuit</h2>" in bare and "<h2>Record</h2>" in bare
+
+
+def test_a_page_of_one_pair_speaks_of_no_held_out_pairs() -> None:
+    points = [FrontierPoint(n, 0, *[0.1 * n] * 10) for n in (2, 4)]
+    page = {unseen: replace(some(5), facts={"unseen_pairs": unseen}) for unseen in (0, 1)}
+    one, two = (html(replace(data(page[unseen]), frontier=points)) for unseen in (0, 1))
+    assert "nothing is held out" in one and "held-out pairs" not in one and ">held out<" not in one
+    assert two.count("held-out pairs") == 3 and ">held out<" in two
+
+
+def test_a_comparison_takes_effects_from_whichever_circuit_knows_them() -> None:
+    known = some(9)
+    bare, other = Circuit(GRAPH, known.mask), replace(known, estimates=known.estimates * 2, exact=None)
+    assert compared(bare, known)[0].estimates[known.mask] == pytest.approx(known.estimates[known.mask])
+    assert compared(known, other)[0].estimates[known.mask] == pytest.approx(known.estimates[known.mask])
 
 
 def content(text: str) -> dict[str, Any]:

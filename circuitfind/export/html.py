@@ -85,9 +85,8 @@ def heat(
     head = "".join(
         f'<th style="padding:0 2px;font-weight:400;text-align:center">{escape(str(name))}</th>' for name in columns
     )
-    body = ""
+    body, written = "", len(columns) <= WRITTEN
     for name, line in zip(rows, values.tolist(), strict=False):
-        written = len(columns) <= WRITTEN
         named = zip(columns, line, strict=False)
         cells = (_heat_cell(value, end, f"{name}, {other}", written) for other, value in named)
         body += f'<tr><th style="padding:0 6px 0 0;font-weight:400;text-align:right">{escape(str(name))}</th>'

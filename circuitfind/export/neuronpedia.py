@@ -138,13 +138,9 @@ def _write(
         "info": {"description": said, "generator": {"name": "circuitfind", "version": __version__}},
         "generation_settings": described(graph, record, facts),
     }
-    first = {node: group for group in reversed(list(groups)) for node in groups[group]}
-    members = {group: [id for node, id in ids.items() if first.get(node.name) == group] for group in groups}
-    pinned = list(ids.values()) if len(ids) <= PINNED else [id for inside in members.values() for id in inside]
-    supernodes = [[group, *inside] for group, inside in members.items() if inside]
     content = {
         "metadata": metadata,
-        "qParams": {"pinnedIds": pinned, "supernodes": supernodes, "linkType": "both", "clickedId": "", "sg_pos": ""},
+        "qParams": _shown(ids, groups),
         "nodes": list(named.values()),
         "links": [
             {"source": source, "target": target, "weight": sum(edges.values()), "edges": edges}
@@ -152,6 +148,15 @@ def _write(
         ],
     }
     return write_text(path, json.dumps(plain(content), ensure_ascii=False, indent=1) + "\n")
+
+
+def _shown(ids: Mapping[_Node, str], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What the page shows at first: pinned nodes, and groups as supernodes."""
+    first = {node: group for group in reversed(list(groups)) for node in groups[group]}
+    members = {group: [id for node, id in ids.items() if first.get(node.name) == group] for group in groups}
+    supernodes = [[group, *inside] for group, inside in members.items() if inside]
+    pinned = list(ids.values()) if len(ids) <= PINNED else [id for inside in members.values() for id in inside]
+    return {"pinnedIds": pinned, "supernodes": supernodes, "linkType": "both", "clickedId": "", "sg_pos": ""}
 
 
 def _kind(graph: Graph, name: str) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def curve(data: ReportData) -> str:
     held_out = [(point.n_edges, point.held_out_faithfulness) for point in data.frontier]
     plot = plots.curve(data.curve, chosen, data.tolerance, held_out)
     hint = f"Faithfulness need not grow with size: edges that oppose the task lower it.{band}"
-    if any(math.isfinite(faithfulness) for _, faithfulness in held_out):
+    if not _one_pair(data) and any(math.isfinite(faithfulness) for _, faithfulness in held_out):
         hint += " Marks are on the search pairs, the line is the frontier on the held-out pairs."
     return f'<section><h2>Faithfulness by size</h2>{_legend(*marks)}{plot}<p class="hint">{hint}</p></section>'
 
@@ -179,8 +179,8 @@ def frontier(data: ReportData) -> str:
     """The nearest circuits to the whole model by size: a table."""
     if len(data.frontier) < 2:
         return ""
-    columns = {"edges": True, "opposing": True, "search pairs": True, "held out": True, "pair error": True}
-    columns |= {"KL": True, "accuracy": True}
+    on = ["faithfulness"] if _one_pair(data) else ["search pairs", "held out"]
+    columns = dict.fromkeys(("edges", "opposing", *on, "pair error", "KL", "accuracy"), True)
     rows = [
         [
             _Cell(f"{point.n_edges:,}", point.n_edges),
@@ -188,8 +188,7 @@ def frontier(data: ReportData) -> str:
             *(
                 _Cell(_number(value), value)
                 for value in (
-                    point.faithfulness,
-                    point.held_out_faithfulness,
+                    *(point.faithfulness, point.held_out_faithfulness)[: len(on)],
                     point.held_out_pair_error,
                     point.held_out_kl,
                     point.held_out_accuracy,
@@ -199,10 +198,11 @@ def frontier(data: ReportData) -> str:
         for point in data.frontier
     ]
     found = _table("Frontier: circuits by size", columns, rows)
-    hint = (
+    held_out = (
         "Faithfulness on the search pairs and on the held-out pairs; the other columns are of the held-out pairs."
-        " Opposing: edges of negative estimated effect. KL in nats."
     )
+    hint = "All columns are of the one pair: nothing is held out." if _one_pair(data) else held_out
+    hint += " Opposing: edges of negative estimated effect. KL in nats."
     return f'<section class="wide"><h2>Frontier</h2>{found}<p class="hint">{hint}</p></section>'
 
 
@@ -307,6 +307,11 @@ def _list(title: str, items: Mapping[str, Any]) -> str:
 
 def _legend(*marks: tuple[str, str]) -> str:
     return f'<div class="legend">{"".join(f"<span>{plots.symbol(kind)}{name}</span>" for kind, name in marks)}</div>'
+
+
+def _one_pair(data: ReportData) -> bool:
+    """Whether the circuit was searched with and judged with the same pair."""
+    return bool(data.circuit.facts.get("unseen_pairs") == 0)
 
 
 def _wrong(data: ReportData) -> int:
