@@ -264,7 +264,7 @@ def prune_scores(found: cf.Scores, positions: int = 0) -> dict[str, torch.Tensor
 
 
 @pytest.mark.parametrize("graph", [PLAIN, Graph(3, 4, 4, 16, parallel=True)])
-def test_scores_of_auto_circuit(graph: Graph, tmp_path: Path) -> None:
+def test_scores_of_auto_circuit(graph: Graph, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = scores(graph)
     torch.save(prune_scores(made), tmp_path / "one.pkl")
     found = cf.open(tmp_path / "one.pkl", graph=graph)
@@ -276,6 +276,8 @@ def test_scores_of_auto_circuit(graph: Graph, tmp_path: Path) -> None:
     assert several["IOI, ACDC"].values == pytest.approx(made.values)
     with pytest.raises(FileError, match=r"holds 2 sets of scores, which cf.open gives by name: IOI, EAP; IOI, ACDC"):
         cf.Scores.open(tmp_path / "cache.pkl")
+    assert main(["show", str(tmp_path / "cache.pkl")]) == 2
+    assert "holds 2 sets of scores (IOI, EAP; IOI, ACDC): save one in Python" in capsys.readouterr().err
 
 
 def test_what_auto_circuits_acdc_never_removed_ranks_first(tmp_path: Path) -> None:

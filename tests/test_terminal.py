@@ -94,6 +94,7 @@ def test_show_cuts_and_sorts(
     assert rows("--top", "3", "--sort", "estimate") == [found.edges[at] for at in best[:3]]
     assert rows("--sort", "edge", "--top", "5") == sorted(found.edges)[:5]
     assert rows("--edges") == found.edges
+    assert rows("--edges", "--top", "4") == [found.edges[at] for at in best[:4]]
     assert main(["show", str(circuit), "--edges", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["edges"] == found.edges
     assert main(["show", str(circuit), "--sort", "size"]) == 2

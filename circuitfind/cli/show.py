@@ -30,7 +30,7 @@ class ShowOptions:
     out: Path | None = option("Default: the file's name with .html, beside it.", metavar="PAGE.html")
     top: int | None = option("How many rows to print. Default: 15.", least=0)
     sort: str | None = option("The column that rows are sorted by; numbers by magnitude.", metavar="COLUMN")
-    edges: bool = option("Print the names of a circuit's edges and nothing else, one a line.", False)
+    edges: bool = option("Print the names of a circuit's edges and nothing else, one a line; of the strongest with --top.", False)
 
 
 def show(given: ShowOptions, out: Output) -> None:
@@ -43,7 +43,7 @@ def show(given: ShowOptions, out: Output) -> None:
 
     Example: circuitfind show circuitfind-out/circuit.json --top 30 --sort exact
     """
-    found = cf.open(given.file)
+    found = _one(given.file)
     if given.other is not None:
         _compare(found, given, given.other, out)
         return
@@ -65,8 +65,19 @@ def show(given: ShowOptions, out: Output) -> None:
     out.document({"file": str(given.file), "holds": kind, "page": page, "figures": names})
 
 
+def _one(path: Path) -> Any:
+    """What a file holds, where that is one result."""
+    found = cf.open(path)
+    if isinstance(found, dict):
+        keep = f"cf.open('{path}')[NAME].save('scores.safetensors')"
+        raise FileError(f"{path}: holds {len(found)} sets of scores ({'; '.join(found)}): save one in Python, {keep}")
+    if isinstance(found, list):
+        raise FileError(f"{path}: a folder of {len(found)} circuits: give one of its files")
+    return found
+
+
 def _compare(found: Any, given: ShowOptions, other: Path, out: Output) -> None:
-    second = cf.open(other)
+    second = _one(other)
     for path, one in ((given.file, found), (other, second)):
         if not isinstance(one, cf.Circuit):
             raise FileError(f"{path}: holds no circuit, and two circuits are compared")
@@ -80,9 +91,13 @@ def _compare(found: Any, given: ShowOptions, other: Path, out: Output) -> None:
 def _names(found: Any, given: ShowOptions, out: Output) -> None:
     if not isinstance(found, cf.Circuit):
         raise FileError(f"--edges: {given.file} holds no circuit: 'circuitfind export --top N --to json' cuts one")
+    edges = found.edges
+    if given.top is not None:
+        ranked = sorted(zip(found.rows(), edges, strict=True), key=lambda one: -abs(one[0].effect or 0))
+        edges = [name for _, name in ranked[: given.top]]
     if not out.as_json:
-        print("\n".join(found.edges))
-    out.document({"file": str(given.file), "holds": "circuit", "edges": found.edges})
+        print("\n".join(edges))
+    out.document({"file": str(given.file), "holds": "circuit", "edges": edges})
 
 
 def _draw(found: Any, given: ShowOptions, path: Path, out: Output) -> list[str]:
