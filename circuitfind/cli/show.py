@@ -30,7 +30,7 @@ class ShowOptions:
     out: Path | None = option("Default: the file's name with .html, beside it.", metavar="PAGE.html")
     top: int | None = option("How many rows to print. Default: 15.", least=0)
     sort: str | None = option("The column that rows are sorted by; numbers by magnitude.", metavar="COLUMN")
-    edges: bool = option("Print the names of a circuit's edges and nothing else, one a line; of the strongest with --top.", False)
+    edges: bool = option("Print the names of the edges (--top: the strongest) and nothing else, one a line.", False)
 
 
 def show(given: ShowOptions, out: Output) -> None:
