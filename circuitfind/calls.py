@@ -15,8 +15,8 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import ParamSpec, TypeVar, cast
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import ParamSpec, TypeVar
 
 import torch
 
@@ -40,12 +40,12 @@ def model_call(function: Callable[P, R]) -> Callable[P, R]:
         model = arguments[0] if arguments else keywords.get("model")
         if isinstance(model, RemoteModel):
             others = {name: value for name, value in keywords.items() if name != "model"}
-            one = processes.first()  # of several processes: one job on the server
-            found = processes.gathered(lambda: call(model, function, arguments[1:], others) if one else None)
-            return cast(R, found[0])
+            return processes.of_first(lambda: call(model, function, arguments[1:], others))  # one job on the server
         if not isinstance(model, Model):
             return function(*arguments, **keywords)  # which says what it is instead
-        with ready(model):
+        # processes that divide a model's heads all do the same; what else they divide would not fit together
+        divided = processes.alone() if model.adapter.processes is not None else nullcontext()
+        with divided, ready(model):
             return function(*arguments, **keywords)
 
     return called

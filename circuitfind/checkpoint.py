@@ -49,8 +49,7 @@ class CheckpointFile:
 
     def read(self) -> dict[str, np.ndarray] | None:
         """What the first process wrote last; None where there is no file yet. Files of other runs are refused."""
-        path = self.path if processes.first() else None
-        return processes.gathered(lambda: None if path is None else self.content(path))[0]
+        return processes.of_first(lambda: None if self.path is None else self.content(self.path))
 
     def others(self) -> list[Path]:
         """The files that other processes of this or of a stopped run left, as far as this one is to look after them."""

@@ -40,10 +40,12 @@ class ScoreError(CircuitfindError):
 class ProcessError(CircuitfindError):
     """Processes that do a call together have lost one of them, or do not find each other.
 
-    first: whether this process is the first of those that are left.
+    first: whether this process is the first of those that are left, and so the one that says so.
     """
 
-    first = False
+    def __init__(self, text: str, first: bool = True) -> None:
+        super().__init__(text)
+        self.first = first
 
 
 class CircuitfindWarning(UserWarning):

@@ -14,6 +14,7 @@ patched or run in a batch then is, too, and each batch's part is added in the sa
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import os
@@ -22,12 +23,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
-from circuitfind.errors import CircuitfindError, CircuitfindWarning, ProcessError
+from circuitfind.errors import CircuitfindError, CircuitfindWarning, ProcessError, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,7 +147,7 @@ def _exchange(own: bytes) -> list[bytes]:
         dist.all_gather_object(parts, own)
     except RuntimeError as error:
         said = str(error).strip().splitlines()[-1]
-        raise lost() or ProcessError(f"the processes cannot exchange their results: {said}") from None
+        raise lost() or ProcessError(f"the processes cannot exchange their results: {said}", first()) from None
     return parts
 
 
@@ -167,9 +168,8 @@ def lost() -> ProcessError | None:
             words |= {rank: store.get(f"ended {rank}").decode() for rank in gone if store.check([f"ended {rank}"])}
     except RuntimeError:  # who kept it is gone
         gone = {0}
-    error = ProcessError("; ".join(f"rank {rank} of {here.size} {words[rank]}" for rank in sorted(gone)))
-    error.first = here.rank == min(set(range(here.size)) - gone)
-    return error if gone else None
+    text = "; ".join(f"rank {rank} of {here.size} {words[rank]}" for rank in sorted(gone))
+    return ProcessError(text, here.rank == min(set(range(here.size)) - gone)) if gone else None
 
 
 def end(said: str) -> None:
@@ -187,27 +187,50 @@ def end(said: str) -> None:
 
 
 # -------------------------------------------------------------------- exchanging
-def gathered(function: Callable[[], R]) -> list[R]:
-    """What a function makes on each rank, in the order of ranks, on every rank; the first error is raised on all."""
+def gathered(function: Callable[[], R], label: str = "") -> list[R]:
+    """What a function makes on each rank, in the order of ranks, on every rank.
+
+    The first error is raised on all, and rank 0 warns of what others warn of. The function's name and the label tell
+    whether all are in the same call.
+
+    Raises:
+        ProcessError: a rank is lost, or is in another call.
+    """
     here = group()
     if here.size == 1:
         return [function()]
     found: R | Exception
-    try:
-        with alone():
-            found = function()
-    except Exception as error:
-        found = error
-    parts: list[Any] = [_unpacked(part) for part in here.exchange(_packed(found))]
+    with warnings.catch_warnings(record=True) if here.rank else nullcontext() as heard:
+        if heard is not None:
+            warnings.simplefilter("always", CircuitfindWarning)
+        try:
+            with alone():
+                found = function()
+        except Exception as error:
+            found = error
+    said = [str(one.message) for one in heard or () if issubclass(one.category, CircuitfindWarning)]
+    call = f"{function.__module__}.{function.__qualname__} {label}"
+    every = [pickle.loads(part) for part in here.exchange(pickle.dumps((call, said, _packed(found))))]
+    if len({other for other, *_ in every}) > 1:
+        remedy = "every one must make all of them, in one order, on the same model and pairs"
+        raise ProcessError(f"the processes do not make the same calls: {remedy}", here.rank == 0)
+    for text in dict.fromkeys(text for _, texts, _ in every for text in texts) if first() else ():
+        warn(text)
+    parts: list[Any] = [pickle.loads(part) for *_, part in every]
     for rank, part in enumerate(parts):
         if isinstance(part, Exception):
             raise found if rank == here.rank and isinstance(found, Exception) else part
     return parts
 
 
+def of_first(function: Callable[[], R]) -> R:
+    """What a function makes on rank 0, which alone calls it, on every rank."""
+    return cast(R, gathered(functools.wraps(function)(lambda: function() if first() else None))[0])
+
+
 def same(value: R) -> R:
     """Rank 0's value, on every rank: of what differs between processes, such as the time."""
-    return gathered(lambda: value)[0]
+    return of_first(lambda: value)
 
 
 class _Pickler(pickle.Pickler):
@@ -240,10 +263,6 @@ def _packed(value: object) -> bytes:
         kind = CircuitfindError if isinstance(value, CircuitfindError) else RuntimeError
         return pickle.dumps(kind(str(value) or repr(error)))
     return buffer.getvalue()
-
-
-def _unpacked(part: bytes) -> Any:
-    return pickle.loads(part)
 
 
 # -------------------------------------------------------------------- dividing

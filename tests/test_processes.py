@@ -12,6 +12,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ import circuitfind as cf
 from circuitfind import processes
 from circuitfind.checkpoint import Measurements
 from circuitfind.cli.app import main
-from circuitfind.errors import CircuitfindWarning
+from circuitfind.engine.experiment import Experiment
+from circuitfind.errors import CircuitfindWarning, ProcessError, warn
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.processes import Group, alone, division, gathered, within
 
@@ -65,6 +67,8 @@ def calls(folder: Path) -> dict[str, Callable[[], Any]]:
         "mean": lambda: cf.attribute(model, task, "atp", level="node", ablation="mean").values,
         "nodes": lambda: cf.attribute(model, task, "atp-star", level="node").values,
         "places": lambda: cf.attribute(model, task, "atp", level="node", what="heads").effects,
+        "one pair": lambda: cf.attribute(model, few, "eap").values,
+        "evaluate one pair": lambda: cf.evaluate(model, few, circuit).metric,
         "exact": lambda: cf.attribute(model, task, "exact", checkpoint=folder / "exact").values,
         "exact of one pair": lambda: cf.attribute(model, few, "exact").values,
         "sweep": lambda: cf.patch(model, task, "heads", by_position=True).per_example,
@@ -206,19 +210,57 @@ def test_an_error_of_one_is_raised_on_all() -> None:
         def __init__(self, one: int, two: int) -> None:
             super().__init__(f"{one} and {two}")
 
-    def fail() -> None:
-        raise Odd(1, 2)
+    def part() -> None:
+        if processes.group().rank:
+            raise Odd(1, 2)
 
+    sent = by_both(part, Odd)
+    with within(Group(0, 2, lambda own: sent)), pytest.raises(RuntimeError, match="1 and 2"):
+        gathered(part)
+
+
+def by_both(part: Callable[[], Any], fails: type[Exception] = ProcessError) -> list[bytes]:
+    """What each of two ranks sends of a function; the second one may fail in this way."""
     sent: list[bytes] = []
 
     def exchange(own: bytes) -> list[bytes]:
         sent.append(own)
-        return [pickle.dumps(None), own]
+        return [sent[0], own]
 
-    with within(Group(1, 2, exchange)), pytest.raises(Odd):
-        gathered(fail)
-    with within(Group(0, 2, lambda own: [own, sent[0]])), pytest.raises(RuntimeError, match="1 and 2"):
-        gathered(lambda: None)
+    for rank in range(2):
+        with within(Group(rank, 2, exchange)), suppress(fails):
+            gathered(part)
+    return sent
+
+
+def test_calls_that_differ_and_warnings_of_others_are_told() -> None:
+    """Results of two calls are never mixed; rank 0 says what another one's part of the pairs gave rise to."""
+
+    def part() -> None:
+        if processes.group().rank:
+            warn("underflow")
+
+    sent = by_both(part)
+    with within(Group(0, 2, lambda own: [own, sent[1]])):
+        with pytest.warns(CircuitfindWarning, match="underflow"):
+            gathered(part)
+        with pytest.raises(ProcessError, match="do not make the same calls"):
+            gathered(lambda: None)
+
+
+def test_processes_with_other_pairs_are_refused() -> None:
+    """Their parts would be added up to numbers of no task."""
+    sent: list[bytes] = []
+
+    def exchange(own: bytes) -> list[bytes]:
+        sent.append(own)
+        return [own, sent[0]]
+
+    model = wrapped("llama")
+    with within(Group(0, 2, exchange)):
+        Experiment.of(model, pairs(4)).share()
+        with pytest.raises(ProcessError, match="different pairs or models"):
+            Experiment.of(model, pairs(5)).share()
 
 
 @pytest.mark.parametrize("size", [2, 3, 5, 64])

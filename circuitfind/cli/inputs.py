@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import circuitfind as cf
+from circuitfind import processes
 from circuitfind.cli import options
 from circuitfind.cli.cells import count, number, size
 from circuitfind.cli.options import given
@@ -44,7 +45,7 @@ def load(model: options.Model, task: options.Task, out: Output) -> tuple[cf.Mode
         given(task, without=("data", "task", "n", "seed")),
     )
     try:
-        read = cf.Task.from_file(source, **asked)
+        read = processes.of_first(lambda: cf.Task.from_file(source, **asked))  # standard input is read once
         loaded = load_model(model, out, model.check)
         bound = read.on(loaded)
     except TaskError as error:

@@ -164,10 +164,8 @@ class _Shelf:
 
 def _ranking(search: Experiment, name: str, entrant: Entrant, shelf: _Shelf) -> _Ranking:
     """A method's ranking, from the shelf if it is there."""
-    if entrant.kept:
-        (kept, *_) = processes.gathered(lambda: shelf.take(name) if processes.first() else None)
-        if kept is not None:
-            return kept
+    if entrant.kept and (kept := processes.of_first(lambda: shelf.take(name))) is not None:
+        return kept
     with within_memory(search.adapter), measuring() as costs:
         scores = entrant.rank(search)
     per_pair = replace(costs, forwards=costs.forwards / len(search), backwards=costs.backwards / len(search))

@@ -26,12 +26,12 @@ from circuitfind.engine.memory import in_batches
 from circuitfind.engine.prefix import after_prefix
 from circuitfind.engine.prepare import Prepared, ablated, prepare
 from circuitfind.engine.writers import Writers
-from circuitfind.errors import ModelError, ScoreError, TaskError, warn
+from circuitfind.errors import ModelError, ProcessError, ScoreError, TaskError, warn
 from circuitfind.graph import Graph
 from circuitfind.metrics import METRICS, Function, Metric
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
-from circuitfind.models.placement import weights_of
+from circuitfind.models.placement import held, weights_of
 from circuitfind.processes import Division
 from circuitfind.record import Record
 from circuitfind.setting import JudgeKeywords, Keywords, Setting
@@ -166,6 +166,33 @@ class Experiment:
         return replace(self, model=replace(self.model, adapter=self.adapter.ungrouped()))
 
     # ---------------------------------------------------------------- running it
+    def share(self) -> None:
+        """Of several processes: finds together what each needs of all pairs, once they prove to have the same.
+
+        Raises:
+            ProcessError: they have different pairs or models.
+        """
+        if processes.size() > 1:
+            _ = self._is_shared, self.means
+
+    @cached_property
+    def _is_shared(self) -> bool:
+        batch, embedding = self.batch, held(self.adapter.model.get_input_embeddings())
+        assert embedding is not None, "a model embeds its tokens"
+        own = (
+            *batch.clean[:3],
+            *batch.corrupted[:3],
+            batch.answers,
+            batch.wrong,
+            embedding[batch.clean.ids[0]].float(),
+        )
+        if len(set(processes.gathered(lambda: key_of(*(tensor.cpu().numpy() for tensor in own))))) > 1:
+            said = (
+                "the processes have different pairs or models: load and make them in the same way, with the same seeds"
+            )
+            raise ProcessError(said, processes.first())
+        return True
+
     def in_batches(
         self,
         function: Callable[[Batch, slice], R],
@@ -174,8 +201,7 @@ class Experiment:
         division: Division | None = None,
     ) -> Iterator[tuple[slice, R]]:
         """`engine.memory.in_batches` over all pairs; `batch_size` stands in for a setting that leaves it open."""
-        if processes.size() > 1:
-            _ = self.means  # of all pairs: what each process makes of some of them needs these
+        self.share()
         size = self.setting.batch_size or batch_size
         return in_batches(self.adapter, self.batch, function, size, label, division)
 

@@ -343,7 +343,8 @@ def in_batches(
     """Yields (rows of the batch, what the function makes of their pairs and the rows), in order.
 
     When memory runs out the slice is halved and only the failed rows are done again. Of several processes each runs a
-    batch, and all get the results of all; by a `division` of candidates, too, the same rows come once from each member.
+    batch, or none where there are fewer pairs, and all get the results of all. With a `division` of candidates the same
+    rows come once from each member.
     """
     check_batch_size(batch_size)
     here, pairs = room(), len(batch)
@@ -354,12 +355,13 @@ def in_batches(
         while start < pairs:
             size = here.fitting(asked, pairs)
             batches = divided.batches(start, pairs, size)
-            rows = batches[divided.block] if divided.block < len(batches) else None
+            takes_part = divided.block < len(batches) and (division is not None or divided.place == 0)
+            rows = batches[divided.block] if takes_part else None
 
             def one(rows: slice | None = rows, size: int = size) -> _Part[R] | None:
                 return None if rows is None else _within_room(adapter, batch, rows, function, size, label, here)
 
-            parts = [part for part in processes.gathered(one) if part is not None]
+            parts = [part for part in processes.gathered(one, f"{label} {start}") if part is not None]
             here.part = min(part.room for part in parts)
             done = min((part.rows.start for part in parts if part.result is None), default=batches[-1].stop)
             for rows, result, _ in parts:

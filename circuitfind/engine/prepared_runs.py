@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from circuitfind import processes
 from circuitfind.batch import Batch
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory import KEPT_RUNS, in_batches, out_of_memory, room, run_bytes
@@ -24,8 +23,7 @@ class PreparedRuns:
     def __init__(self, experiment: Experiment, batch: Batch, size: int) -> None:
         self.experiment, self.batch, self._size = experiment, batch, size
         self._keep = run_bytes(experiment.adapter, experiment.batch.clean.ids.numel(), runs=2) <= KEPT_RUNS
-        if processes.size() > 1:
-            _ = experiment.means  # of all pairs: what each process makes of some of them needs these
+        experiment.share()
         self._kept: dict[tuple[int, int], Prepared] = {}
 
     def of(self, rows: slice) -> PreparedRuns:

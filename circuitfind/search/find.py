@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple, Unpack, get_args
 
 import numpy as np
 
+from circuitfind import processes
 from circuitfind.attribution.attribute import ScoreKeywords, score
 from circuitfind.attribution.method import Method, Request
 from circuitfind.attribution.methods import check_made
@@ -271,7 +272,8 @@ def _searched(
     except OutOfTime:
         trials.stop("the time limit has passed", unfinished)
     except KeyboardInterrupt as stop:
-        if type(stop) is not KeyboardInterrupt or not trials.curve:  # SIGTERM: there is no time to go on
+        # SIGTERM: there is no time to go on; of several processes each was interrupted elsewhere
+        if type(stop) is not KeyboardInterrupt or not trials.curve or processes.size() > 1:
             raise
         trials.stop("stopped", unfinished)
     return chosen(trials, edges) if completion is None else completion.so_far(taken), strength
