@@ -135,6 +135,16 @@ def test_a_folder_that_another_process_writes_to_is_refused(capsys):
     assert main(EXACT) == 0 and os.listdir("x") == ["scores.safetensors"]
 
 
+def test_processes_start_once_the_command_line_is_read(monkeypatch):
+    """What is wrong in it is said by one process, and help by none of them."""
+    started = []
+    monkeypatch.setattr("circuitfind.cli.app.launch", lambda *asked: started.append(asked) or 3)
+    assert main(["--processes", "2", "models", "--nothing"]) == 2
+    assert main(["--processes", "2", "models", "--help"]) == 0 and not started
+    assert main(["--processes", "2", "models"]) == 3
+    assert started == [(2, ["--processes", "2", "models"])]
+
+
 # -------------------------------------------------------------------- a full disk
 def full(*_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -177,6 +177,20 @@ def test_what_a_device_map_needs_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
         cf.load("tiny", device_map="auto")
 
 
+@pytest.mark.parametrize("wrong", [{}, {"": "disk"}, {"": None}, ["cpu"]])
+def test_a_device_map_without_a_device_is_refused(wrong: object) -> None:
+    with pytest.raises(cf.ModelError, match="gives no part of 'tiny' a device"):
+        cf.load("tiny", device_map=wrong)
+
+
+def test_a_device_map_of_another_model_is_refused() -> None:
+    """Its places would silently not be those of any part."""
+    with pytest.raises(
+        cf.ModelError, match=r"names 'model.layers.0', which 'tiny' does not have: it has tr"
+    ):
+        cf.load("tiny", device_map={"": "cpu", "model.layers.0": "disk"}, offload_folder="unused")
+
+
 @pytest.mark.slow
 def test_heads_divided_among_processes_give_the_same_scores(tmp_path: Path) -> None:
     build("llama").save_pretrained(tmp_path)

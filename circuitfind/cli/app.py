@@ -83,6 +83,8 @@ def _register(app: typer.Typer, verb: Verb) -> None:
     groups = {name: kind for name, kind in hints if isinstance(kind, type) and is_dataclass(kind)}
 
     def run(ctx: typer.Context, **values: Any) -> None:
+        if (several := _several(ctx)) > 1 and "RANK" not in os.environ:  # the processes run the same command line
+            raise typer.Exit(launch(several, ctx.obj))
         out = Output(values["as_json"], _command(ctx), values["verbose"])
 
         def call() -> int | None:
@@ -184,9 +186,14 @@ def _stoppable() -> Iterator[None]:
             signal.signal(one, signal.SIG_DFL)
 
 
+def _several(ctx: typer.Context) -> int:
+    """How many processes were asked for."""
+    return int(ctx.find_root().params.get("processes", 1))
+
+
 def _command(ctx: typer.Context) -> list[str]:
     """The command line as it was given, rebuilt from what was parsed: arguments by name, options in long form."""
-    several = ctx.parent.params.get("processes", 1) if ctx.parent is not None else 1
+    several = _several(ctx)
     words = ["circuitfind", *(["--processes", str(several)] if several > 1 else []), str(ctx.info_name)]
     for parameter in ctx.command.params:
         name = str(parameter.name)
@@ -234,8 +241,6 @@ def circuitfind(
     """
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
-    elif processes > 1 and "RANK" not in os.environ:  # the processes run the same command line
-        raise typer.Exit(launch(processes, ctx.obj))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ FAILED = 1
 
 
 def launch(processes: int, words: Sequence[str]) -> int:
-    """Runs the command line in so many processes, and returns the first one's exit code."""
+    """Runs the command line in so many processes, and returns the exit code of the first one that has one."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -35,9 +35,9 @@ def launch(processes: int, words: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "circuitfind", *words)
     except ChildFailedError as error:
-        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        code = codes.get(0, next(iter(codes.values())))
-        return code if code > 0 else FAILED
+        # the first may be killed, once another has ended, after it has said why
+        codes = (failure.exitcode for _, failure in sorted(error.failures.items()))
+        return next((code for code in codes if code > 0), FAILED)
     except SignalException as error:
         return 128 + int(error.sigval)
     finally:

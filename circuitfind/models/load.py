@@ -178,6 +178,7 @@ def fetch(
             gguf_files.unmark(hf)
     _check_loaded(name, type(hf).__name__, report, allow_missing)
     if "device_map" in keywords or "tp_plan" in keywords:  # transformers has put it there
+        _check_parts(name, hf, keywords.get("device_map"))
         return hf.eval(), tokenizer, origin
     device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
     try:
@@ -192,6 +193,13 @@ def _check_places(name: str, device: Any, keywords: dict[str, Any]) -> None:
     if keywords.get("device_map") is None:
         keywords.pop("device_map", None)
         return
+    given = keywords["device_map"]
+    if isinstance(given, dict):
+        followed = any(str(place) not in ("disk", "meta", "None") for place in given.values())
+    else:
+        followed = isinstance(given, (str, int, torch.device))
+    if not followed:
+        raise ModelError(f"device_map={given!r} gives no part of '{name}' a device: 'auto', or by part its device")
     if device is not None:
         raise ModelError(
             f"device_map= says where every part of '{name}' goes, and device='{device}' one place: give one"
@@ -201,6 +209,14 @@ def _check_places(name: str, device: Any, keywords: dict[str, Any]) -> None:
             "device_map= spreads a model by means of accelerate, which is not installed:"
             " pip install 'circuitfind[devices]'"
         )
+
+
+def _check_parts(name: str, hf: Any, given: Any) -> None:
+    """Refuses a device map of another model, which transformers would follow as far as it goes."""
+    parts = {path for path, _ in (*hf.named_modules(), *hf.named_parameters())}
+    if isinstance(given, dict) and (others := [key for key in given if key not in parts]):
+        known = ", ".join([path for path, _ in hf.named_modules() if path.count(".") == 1][:6])
+        raise ModelError(f"device_map= names '{others[0]}', which '{name}' does not have: it has {known}, ...")
 
 
 def _weights(name: str, config: Any, dtype: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
