@@ -43,9 +43,7 @@ def model_call(function: Callable[P, R]) -> Callable[P, R]:
             return processes.of_first(lambda: call(model, function, arguments[1:], others))  # one job on the server
         if not isinstance(model, Model):
             return function(*arguments, **keywords)  # which says what it is instead
-        # processes that divide a model's heads all do the same; what else they divide would not fit together
-        divided = processes.alone() if model.adapter.processes is not None else nullcontext()
-        with divided, ready(model):
+        with ready(model):
             return function(*arguments, **keywords)
 
     return called
@@ -59,7 +57,9 @@ def ready(model: Model) -> Iterator[None]:
         ModelError: torch's default device is "meta"; new modules or hooks break an identity; or memory ran out.
     """
     adapter = model.adapter
-    with adapter.lock, own_arithmetic(), within_memory(adapter):
+    # processes that divide its heads run the same pairs
+    divided = nullcontext() if adapter.processes is None else processes.alone()
+    with adapter.lock, own_arithmetic(), divided, within_memory(adapter):
         if adapter.held_by is None:
             if adapter.refresh():
                 observe(adapter)

@@ -31,6 +31,7 @@ def measured(model: cf.Model, task: cf.Task) -> dict[str, Any]:
 
 def main(folder: str) -> None:
     torch.set_num_threads(1)
+    cf.processes.join()  # of a divided model's pairs each process runs all
     divided = cf.load(folder, tp_plan="auto")
     assert divided.adapter.processes is not None and not divided.adapter.state.hooks
     whole = cf.load(folder)

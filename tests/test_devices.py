@@ -185,9 +185,7 @@ def test_a_device_map_without_a_device_is_refused(wrong: object) -> None:
 
 def test_a_device_map_of_another_model_is_refused() -> None:
     """Its places would silently not be those of any part."""
-    with pytest.raises(
-        cf.ModelError, match=r"names 'model.layers.0', which 'tiny' does not have: it has tr"
-    ):
+    with pytest.raises(cf.ModelError, match=r"names 'model.layers.0', which 'tiny' does not have: it has tr"):
         cf.load("tiny", device_map={"": "cpu", "model.layers.0": "disk"}, offload_folder="unused")
 
 
