@@ -2,7 +2,8 @@
 
 The identities cost a tenth of a second, and the tests wrap thousands of models, most of them copies of a few dozen.
 What counts as the same is all that the identities depend on: each module's class and plain attributes, the config,
-every parameter and buffer by value, and the family's row. Models with hooks, and large ones, are always proved.
+every parameter and buffer by value, and the family's row. Models with hooks, large ones, and those that are not all in
+this machine's memory are always proved.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def once(prove: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(prove)
     def require(adapter: Adapter, batch: Batch | None = None) -> Any:
-        if batch is not None or adapter.state.hooks or sum(p.numel() for p in adapter.model.parameters()) > LARGEST:
+        weights = list(adapter.model.parameters())
+        elsewhere = any(weight.device.type != "cpu" for weight in weights)
+        if batch is not None or adapter.state.hooks or elsewhere or sum(one.numel() for one in weights) > LARGEST:
             return prove(adapter, batch)
         key = _content(adapter)
         if key in proved:

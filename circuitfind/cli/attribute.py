@@ -66,8 +66,9 @@ def attribute(
     loaded, bound = inputs.load(model, task, out)
     if level.what is not None:
         inputs.check_places(loaded, bound, asked, where)
-    method = inputs.method_line(asked, level.what or level.level)
-    inputs.introduce(loaded, bound, run, out, points=inputs.points_of(asked, method), method=method)
+    kind = level.what or level.level
+    method = inputs.method_line(asked, kind)
+    inputs.introduce(loaded, bound, run, out, points=inputs.points_of(asked, kind), method=method)
     scores = inputs.scored(loaded, bound, asked, folder, out, **where)
     checked = inputs.checked(loaded, bound, scores, {**given(checks), "by": rank.by}, run, out)
     name = FILES.get(type(scores).__name__, f"estimates-{level.what}")

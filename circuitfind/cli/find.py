@@ -94,7 +94,7 @@ def find(
     if judge.scores is not None:
         scores, bound = inputs.given_scores(judge.scores, loaded, bound, asked)
     seen, held_out = inputs.held_out(bound, judge.holdout, task.seed)
-    points = inputs.points_of(asked, asked.get("method") or "eap-ig-inputs")
+    points = inputs.points_of(asked, "edge")
     inputs.introduce(loaded, seen, run, out, inputs.shares(seen, held_out, "search"), points=points)
     again: tuple[str, ...] = ()
     if scores is None:

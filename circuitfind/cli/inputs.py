@@ -285,11 +285,15 @@ def memory_line(
     return f"{at_once}; about {size(plan.beside)} beside {size(plan.weights)} of weights"
 
 
-def points_of(asked: dict[str, Any], method: str) -> int:
-    """At how many points a method takes gradients."""
-    if "exact" in method:
+def points_of(asked: dict[str, Any], kind: str) -> int:
+    """At how many points the method takes gradients that scores an "edge", a "node" or a kind of place."""
+    from circuitfind.attribution.methods import METHODS, default_of
+
+    method = asked.get("method") or default_of(kind, asked.get("ablation"))
+    record = METHODS.get(method) if isinstance(method, str) else method
+    if record is None or record.name == "exact":
         return 0
-    return asked.get("steps") or 5 if "ig" in method else 1
+    return int(asked.get("steps") or record.options.get("steps", 1))
 
 
 def task_memory(model: cf.Model, bound: BoundTask, run: options.Run, points: int) -> str:
