@@ -88,6 +88,7 @@ def test_weights_on_disk_give_the_same_bits(name: str, backend: str, tmp_path: P
     assert not model.adapter.state.hooks  # accelerate's are no hooks of the user's
 
 
+@pytest.mark.slow
 def test_no_tensor_is_formed_on_the_wrong_device(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = build("llama")
     whole.set_attn_implementation("eager")  # another kind of device may take another kernel
@@ -104,6 +105,7 @@ def test_no_tensor_is_formed_on_the_wrong_device(monkeypatch: pytest.MonkeyPatch
             assert np.array_equal(value, expected[key]), key
 
 
+@pytest.mark.slow
 def test_nothing_waits_for_the_device_inside_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between a pass's first site and its last, what circuitfind does is asked for and not waited for."""
     whole = build("llama")

@@ -171,6 +171,7 @@ def test_the_same_to_the_bit_where_batches_are(found) -> None:
     assert [name for name in EXACT if differ(alone[name], first[name], 0)] == []
 
 
+@pytest.mark.slow
 def test_a_lost_process_is_named_and_another_goes_on(tmp_path, capfd) -> None:
     """One line, no traceback; one process goes on with what both had measured."""
     command = ["attribute", "tiny", "--method", "exact", "--n", "2", "--out", str(tmp_path / "out")]

@@ -26,7 +26,7 @@ from circuitfind.batch import Batch, Inputs
 from circuitfind.cli.app import main
 from circuitfind.evaluation.faithfulness import Evaluator
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 BOTH = ("smollm2", "gemma3")
 GIVEN = "Mary and John went to the store. {} gave a drink to"
