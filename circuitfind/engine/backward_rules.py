@@ -50,6 +50,7 @@ from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.layer import LayerView, module_at
 from circuitfind.models.norms import Norm
+from circuitfind.models.placement import mapped
 
 Back = Callable[[Tensor], Tensor]  # from the gradient at a module's output to the one at its input
 Rule = Callable[[Tensor, Tensor], Back]  # of the module's input and output
@@ -87,22 +88,10 @@ class Ruled(NamedTuple):
     hand_on: HandOn | None = None
 
 
-class _Return(torch.autograd.Function):
-    """A given value forwards, a given map of gradients backwards."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor, back: Back) -> Tensor:
-        ctx.back, ctx.at = back, x.device
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.back(gradients[0]).to(ctx.at, gradients[0].dtype), None, None
-
-
 def _returned(x: Tensor, value: Tensor, back: Back) -> Tensor:
-    found: Tensor = _Return.apply(x, value.detach(), back)  # type: ignore[no-untyped-call]  # torch has no types for it
-    return found
+    """A value that a module made of x, which hands gradients back to x by a rule."""
+    value = value.detach()
+    return mapped(x, lambda _: value.view_as(value), back)
 
 
 @contextmanager

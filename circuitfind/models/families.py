@@ -24,11 +24,11 @@ class Family(NoFile):
             start from one block.
         q, k, v: the three projections, unless `qkv` is given.
         qkv: the fused projection. `layout` is the order of its output features: "concat" (all q, all k, all v),
-            "per_head" (q, k, v of head 0, then of head 1, ...) or "grouped" (for each key/value head its query heads,
+            "per_head" (q, k, v of head 0, then of head 1, ...), "grouped" (for each key/value head its query heads,
             then k, then v) or "four_blocks" (for each quarter of the heads its q, its v, then its k).
-        kv, kv_latent, kv_latent_norm: of latent attention (`latent.py`), in place of k and v: what makes keys and
-            values of a latent, what makes the latent of the stream, and the norm between.
-        q_latent, q_latent_norm: the same for q, if it is read through a latent, too.
+        kv, kv_latent, kv_latent_norm: in latent attention (`latent.py`), in place of k and v: the projection from the
+            latent to keys and values, the one from the stream to the latent, and the norm between.
+        q_latent, q_latent_norm: the same for q, if it has a latent, too.
         o: the attention's output projection; its *input* is the concatenated heads.
         attn, mlp: sub-modules whose call can be skipped when their result is known; None if they add the residual
             themselves or consist of several modules.
@@ -91,6 +91,16 @@ class Family(NoFile):
         return ("qkv",) if self.qkv else ("q", "k", "v")
 
 
+def _qkv(path: str) -> dict[str, Any]:
+    """Three projections, `{}` their letter."""
+    return {kind: path.format(kind) for kind in "qkv"}
+
+
+def _mlp(path: str) -> dict[str, Any]:
+    """An MLP in a module of its own."""
+    return dict.fromkeys(("mlp", "mlp_in", "mlp_out"), path)
+
+
 LAYOUTS = ("concat", "per_head", "grouped", "four_blocks")
 LATENT_NORMS = ("q_latent_norm", "kv_latent_norm")
 NORMS = ("attn_norm", "mlp_norm", "post_attn_norm", "post_mlp_norm")  # of a block
@@ -100,6 +110,13 @@ SANDWICH = replace(
     LLAMA,
     post_attn_norm="post_attention_layernorm",
     mlp_norm="pre_feedforward_layernorm",
+    post_mlp_norm="post_feedforward_layernorm",
+)
+OLMO2 = replace(
+    LLAMA,
+    attn_norm=None,
+    mlp_norm=None,
+    post_attn_norm="post_attention_layernorm",
     post_mlp_norm="post_feedforward_layernorm",
 )
 LATENT = replace(
@@ -119,22 +136,19 @@ LFM2 = replace(
     o="self_attn.out_proj",
     attn_norm="operator_norm",
     mlp_norm="ffn_norm",
-    mlp="feed_forward",
-    mlp_in="feed_forward",
-    mlp_out="feed_forward",
+    **_mlp("feed_forward"),
     down="feed_forward.w2",
     forms=(("conv", {"mixer": "conv", "attn": "conv", "o": "conv.out_proj"}),),
 )
 _MAMBA = ("mamba", {"mixer": "mamba", "attn": "mamba", "o": "mamba.out_proj"})
 _KIMI = {"mixer": "self_attn", **dict.fromkeys(("kv", "kv_latent", "kv_latent_norm", "q_latent", "q_latent_norm"))}
+_PRE_NORMED = {name: getattr(LLAMA, name) for name in NORMS}
 _DELTA = {"mixer": "linear_attn", "attn": "linear_attn", "o": "linear_attn.out_proj"}
 BAMBA = replace(
     LLAMA,
     final_norm="model.final_layernorm",
     mlp_norm="pre_ff_layernorm",
-    mlp="feed_forward",
-    mlp_in="feed_forward",
-    mlp_out="feed_forward",
+    **_mlp("feed_forward"),
     down="feed_forward.down_proj",
     forms=(_MAMBA,),
 )
@@ -162,9 +176,7 @@ FAMILIES: dict[str, Family] = {
     "jamba": replace(BAMBA, down=None),
     "granitemoehybrid": replace(
         LLAMA,
-        mlp="shared_mlp",
-        mlp_in="shared_mlp",
-        mlp_out="shared_mlp",
+        **_mlp("shared_mlp"),
         down="shared_mlp.output_linear",
         residual_multiplier="residual_multiplier",
         forms=(_MAMBA,),
@@ -173,58 +185,26 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(("qwen3_next", "qwen3_5_moe_text"), replace(MOE, gated=True, forms=(("linear_attn", _DELTA),))),
     "qwen3_5_text": replace(LLAMA, gated=True, forms=(("linear_attn", _DELTA),)),
     "kimi_linear": replace(LATENT_MOE, forms=(("self_attn.conv1d", _KIMI),)),
-    "olmo_hybrid": replace(
-        LLAMA,
-        attn_norm=None,
-        mlp_norm=None,
-        post_attn_norm="post_attention_layernorm",
-        post_mlp_norm="post_feedforward_layernorm",
-        forms=(
-            (
-                "linear_attn",
-                {
-                    **_DELTA,
-                    "o": "linear_attn.o_proj",
-                    "attn_norm": "input_layernorm",
-                    "mlp_norm": "post_attention_layernorm",
-                    "post_attn_norm": None,
-                    "post_mlp_norm": None,
-                },
-            ),
-        ),
-    ),
+    "olmo_hybrid": replace(OLMO2, forms=(("linear_attn", {**_DELTA, **_PRE_NORMED, "o": "linear_attn.o_proj"}),)),
     "recurrent_gemma": replace(
         LLAMA,
         final_norm="model.final_norm",
-        q="temporal_block.q_proj",
-        k="temporal_block.k_proj",
-        v="temporal_block.v_proj",
+        **_qkv("temporal_block.{}_proj"),
         o="temporal_block.o_proj",
         attn="temporal_block",
         attn_norm="temporal_pre_norm",
         mlp_norm="channel_pre_norm",
-        mlp="mlp_block",
-        mlp_in="mlp_block",
-        mlp_out="mlp_block",
+        **_mlp("mlp_block"),
         down="mlp_block.down_proj",
         forms=(("temporal_block.linear_out", {"mixer": "temporal_block", "o": "temporal_block.linear_out"}),),
     ),
     "minicpm3": replace(LATENT, residual_multiplier="residual_scale"),
     "gpt2": replace(GPT2, refuse=(("add_cross_attention", True, "it has cross-attention"),)),
-    "gpt_neo": replace(
-        GPT2,
-        qkv=None,
-        q="attn.attention.q_proj",
-        k="attn.attention.k_proj",
-        v="attn.attention.v_proj",
-        o="attn.attention.out_proj",
-    ),
+    "gpt_neo": replace(GPT2, qkv=None, **_qkv("attn.attention.{}_proj"), o="attn.attention.out_proj"),
     "gptj": replace(
         GPT2,
         qkv=None,
-        q="attn.q_proj",
-        k="attn.k_proj",
-        v="attn.v_proj",
+        **_qkv("attn.{}_proj"),
         o="attn.out_proj",
         mlp_norm="ln_1",
         down="mlp.fc_out",
@@ -295,13 +275,7 @@ FAMILIES: dict[str, Family] = {
         parallel=True,
     ),
     "phi3": replace(LLAMA, qkv="self_attn.qkv_proj"),
-    "olmo2": replace(
-        LLAMA,
-        attn_norm=None,
-        mlp_norm=None,
-        post_attn_norm="post_attention_layernorm",
-        post_mlp_norm="post_feedforward_layernorm",
-    ),
+    "olmo2": OLMO2,
     "granite": replace(LLAMA, residual_multiplier="residual_multiplier"),
     "glm4": replace(LLAMA, post_attn_norm="post_self_attn_layernorm", post_mlp_norm="post_mlp_layernorm"),
     "cohere": replace(LLAMA, mlp_norm="input_layernorm", parallel=True),
@@ -318,16 +292,12 @@ FAMILIES: dict[str, Family] = {
     "ctrl": Family(
         layers="transformer.h",
         final_norm="transformer.layernorm",
-        q="multi_head_attention.Wq",
-        k="multi_head_attention.Wk",
-        v="multi_head_attention.Wv",
+        **_qkv("multi_head_attention.W{}"),
         o="multi_head_attention.dense",
         attn="multi_head_attention",
         attn_norm="layernorm1",
         mlp_norm="layernorm2",
-        mlp="ffn",
-        mlp_in="ffn",
-        mlp_out="ffn",
+        **_mlp("ffn"),
         down="ffn.2",
     ),
     "dbrx": Family(
@@ -338,40 +308,23 @@ FAMILIES: dict[str, Family] = {
         attn="norm_attn_norm.attn",
         attn_norm="norm_attn_norm.norm_1",
         mlp_norm="norm_attn_norm.norm_2",
-        mlp="ffn",
-        mlp_in="ffn",
-        mlp_out="ffn",
+        **_mlp("ffn"),
         down=None,
     ),
     "gpt_bigcode": replace(GPT2, layout="per_head", variants=(("multi_query", True, {"layout": "concat"}),)),
-    "granitemoe": replace(
-        MOE,
-        mlp="block_sparse_moe",
-        mlp_in="block_sparse_moe",
-        mlp_out="block_sparse_moe",
-        residual_multiplier="residual_multiplier",
-    ),
-    "llama4_text": replace(MOE, mlp="feed_forward", mlp_in="feed_forward", mlp_out="feed_forward"),
+    "granitemoe": replace(MOE, **_mlp("block_sparse_moe"), residual_multiplier="residual_multiplier"),
+    "llama4_text": replace(MOE, **_mlp("feed_forward")),
     "modernbert-decoder": replace(
         LLAMA,
         final_norm="model.final_norm",
-        q="attn.q_proj",
-        k="attn.k_proj",
-        v="attn.v_proj",
+        **_qkv("attn.{}_proj"),
         o="attn.Wo",
         attn="attn",
         attn_norm="attn_norm",
         mlp_norm="mlp_norm",
         down="mlp.Wo",
     ),
-    "moshi": replace(
-        LLAMA,
-        q="self_attn.q_proj.linear",
-        k="self_attn.k_proj.linear",
-        v="self_attn.v_proj.linear",
-        o="self_attn.o_proj.linear",
-        down="mlp.fc2",
-    ),
+    "moshi": replace(LLAMA, **_qkv("self_attn.{}_proj.linear"), o="self_attn.o_proj.linear", down="mlp.fc2"),
     "mpt": Family(
         layers="transformer.blocks",
         final_norm="transformer.norm_f",

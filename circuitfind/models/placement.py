@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from circuitfind.errors import ModelError
+
+Map = Callable[[Tensor], Tensor]
 
 
 def _hooks(module: nn.Module) -> tuple[Any, ...]:
@@ -82,8 +84,7 @@ def gathered(value: Tensor, features: int | None, group: Any) -> Tensor:
             f"a projection of {features} features has {value.shape[-1]} in this process: its heads are divided in a way"
             " that is not covered; spread the model with device_map='auto' instead of tp_plan"
         )
-    whole: Tensor = _Gathered.apply(value, group)  # type: ignore[no-untyped-call]  # torch has no types for it
-    return whole
+    return mapped(value, lambda part: _gather(part, group), lambda gradient: _part(gradient, group))
 
 
 def as_given(module: nn.Module, value: Tensor) -> Tensor:
@@ -98,8 +99,7 @@ def own_part(value: Tensor, size: int, group: Any) -> Tensor:
     """This process's part of all features; the inverse of `gathered`, which it is on the way back, too."""
     if group is None or value.shape[-1] == size:
         return value
-    part: Tensor = _OwnPart.apply(value, group)  # type: ignore[no-untyped-call]
-    return part
+    return mapped(value, lambda whole: _part(whole, group), lambda gradient: _gather(gradient, group))
 
 
 def _gather(value: Tensor, group: Any) -> Tensor:
@@ -113,26 +113,21 @@ def _part(value: Tensor, group: Any) -> Tensor:
     return part.clone()
 
 
-class _Gathered(torch.autograd.Function):
+class _Mapped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return _gather(value, group)
+    def forward(ctx: Any, x: Tensor, forth: Map, back: Map) -> Tensor:
+        ctx.back, ctx.at = back, x.device
+        return forth(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _part(gradients[0], ctx.group), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.back(gradients[0]).to(ctx.at, gradients[0].dtype), None, None
 
 
-class _OwnPart(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return _part(value, group)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _gather(gradients[0], ctx.group), None
+def mapped(x: Tensor, forth: Map, back: Map) -> Tensor:
+    """`forth(x)`; a gradient at it becomes `back(gradient)` at x."""
+    found: Tensor = _Mapped.apply(x, forth, back)  # type: ignore[no-untyped-call]  # torch has no types for it
+    return found
 
 
 def held(module: nn.Module, name: str = "weight") -> Tensor | None:
