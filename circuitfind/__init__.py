@@ -7,7 +7,8 @@ task = cf.task("ioi", model, n=64)
 result = cf.find(model, task)
 result.circuit.render("ioi.svg")
 
-Names are imported when they are first used: reading a circuit or asking for help does not wait for torch.
+Names are imported when they are first used: reading a circuit or asking for help does not wait for torch. The imports
+below are for type checkers; at run time they are read, to know where each name is.
 """
 
 from typing import TYPE_CHECKING
@@ -84,75 +85,21 @@ if TYPE_CHECKING:
     from circuitfind.tasks.builder import Pair as Pair, TaskBuilder as TaskBuilder
     from circuitfind.tasks.task import Task as Task
 else:
-    # The same names as above, by module; type checkers see only the imports.
-    _HOMES = {
-        "attribution.attribute": "attribute",
-        "attribution.direct": "DirectEffects direct_effects",
-        "attribution.method": "Method",
-        "attribution.methods": "Methods",
-        "circuit": "Circuit",
-        "comparison.recovery": "Recovery recovery",
-        "comparison.result": "Comparison",
-        "comparison.run": "compare",
-        "engine.ablation": "Ablation",
-        "errors": "CircuitfindError FileError ModelError ScoreError TaskError",
-        "evaluation.agreement": "Agreement agreement",
-        "evaluation.approximation": "Approximation approximation",
-        "evaluation.certified": "Certified certified",
-        "evaluation.check": "Checks check",
-        "evaluation.clusters": "Clusters clusters",
-        "evaluation.completeness": "Completeness completeness",
-        "evaluation.curve": "Curve Mib curve mib",
-        "evaluation.diagnosis": "Diagnosis TaskSummary diagnose summarise",
-        "evaluation.faithfulness": "Evaluation evaluate",
-        "evaluation.hypotheses": "HypothesisTests hypotheses",
-        "evaluation.minimality": "Minimality minimality",
-        "evaluation.stability": "Stability stability",
-        "evaluation.variants": "by_seed by_template unseen",
-        "evaluation.verify": "Verification verify",
-        "graph": "Graph",
-        "loading": "load task wrap",
-        "metrics": "METRICS Metric",
-        "models.families": "Family",
-        "models.load": "Model",
-        "opening": "open",
-        "patching.attention": "AttentionPattern attention",
-        "patching.attention_attribution": "AttentionAttribution attention_attribution",
-        "patching.only": "CircuitModel only",
-        "patching.patch": "patch",
-        "patching.path": "PathEffects path_patch",
-        "patching.places": "Kind",
-        "patching.sweep": "Sweep",
-        "plots.page": "save_page",
-        "plots.plot": "plot",
-        "processes": "processes",
-        "progress": "show_progress",
-        "record": "Record",
-        "references.published": "reference",
-        "references.reference": "Reference",
-        "registry": "register",
-        "placed_scores": "PlacedScores",
-        "scores": "NodeScores Scores",
-        "search.acdc": "acdc acdc_scores",
-        "search.find": "find",
-        "search.found": "FindResult",
-        "search.learn": "LearnedMasks learn_masks",
-        "search.methods": "methods",
-        "tasks.builder": "Pair TaskBuilder",
-        "tasks.task": "Task",
-        "testbed": "testbed",
-    }
-    _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
-    __all__ = sorted([*_MODULE_OF, "__version__"])
+    from ast import ImportFrom, parse, walk
+    from importlib import import_module
+
+    _IMPORTS = [node for node in walk(parse(__spec__.loader.get_source(__name__))) if isinstance(node, ImportFrom)]
+    _MODULE_OF = {name.asname: node.module for node in _IMPORTS for name in node.names if name.asname}
+    __all__ = sorted(_MODULE_OF)
 
     def __getattr__(name):
         """PEP 562: imports what is asked for, once."""
-        from importlib import import_module
-
         if name not in _MODULE_OF:
             raise AttributeError(f"module 'circuitfind' has no attribute '{name}'")
-        home = import_module(f"circuitfind.{_MODULE_OF[name]}")
-        value = home if _MODULE_OF[name] == name else getattr(home, name)
+        if _MODULE_OF[name] == "circuitfind":
+            value = import_module(f"circuitfind.{name}")
+        else:
+            value = getattr(import_module(_MODULE_OF[name]), name)
         globals()[name] = value
         return value
 

@@ -13,6 +13,11 @@ import torch
 from torch import Tensor
 
 
+def side_by_side(value: Tensor, times: int) -> Tensor:
+    """A batch's values `[batch, ...]` several times over, batch after batch."""
+    return value if times == 1 else value.repeat(times, *[1] * (value.ndim - 1))
+
+
 class Past(NamedTuple):
     """Tokens that a batch's own come after: what attention sees of them.
 
@@ -74,7 +79,7 @@ class Inputs(NamedTuple):
 
     def repeat(self, times: int) -> Inputs:
         """The whole batch several times over, batch after batch."""
-        return self.map(lambda value: value.repeat(times, *[1] * (value.ndim - 1)))
+        return self.map(lambda value: side_by_side(value, times))
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -149,7 +154,7 @@ class Batch:
 
     def repeat(self, times: int) -> Batch:
         """The whole batch several times over, batch after batch."""
-        return self.map(lambda side: side.repeat(times), lambda value: value.repeat(times, *[1] * (value.ndim - 1)))
+        return self.each(lambda value: side_by_side(value, times))
 
     def trimmed(self) -> Batch:
         """Without the columns at the end that are padding in every row."""

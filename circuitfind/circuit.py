@@ -31,18 +31,26 @@ if TYPE_CHECKING:
     import networkx
 
 
+def paths(mask: np.ndarray, feeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`[nodes]` bool, what the edges of `mask` lead to from `input`; `[readers]` bool, what they lead from to `logits`.
+
+    `mask`: `[writers, readers]` bool; `feeds`: `[readers, nodes]` bool, the nodes that each reader feeds.
+    """
+    leads = (mask.astype(np.float32) @ feeds.astype(np.float32)) > 0  # writer -> node
+    reached, useful = np.zeros((2, feeds.shape[1]), dtype=bool)
+    reached[0] = useful[-1] = True
+    for u in range(len(mask)):  # writers are numbered in order of computation
+        if reached[u]:
+            reached |= leads[u]
+    for u in reversed(range(len(mask))):
+        useful[u] = (leads[u] & useful).any()
+    return reached, np.asarray((feeds & useful).any(axis=1))
+
+
 def connected(graph: Graph, mask: np.ndarray) -> np.ndarray:
     """The edges of `mask`, `[writers, readers]` bool, that lie on a path from `input` to `logits`."""
-    feeds = (mask.astype(np.float32) @ graph.serves.astype(np.float32)) > 0  # writer -> node
-    reached, useful = np.zeros((2, graph.n_nodes), dtype=bool)
-    reached[0] = useful[-1] = True
-    for u in range(graph.n_writers):  # writers are numbered in order of computation
-        if reached[u]:
-            reached |= feeds[u]
-    for u in reversed(range(graph.n_writers)):
-        useful[u] = (feeds[u] & useful).any()
-    read = np.asarray((graph.serves & useful).any(axis=1))
-    return mask & reached[: graph.n_writers, None] & read[None, :]
+    reached, useful = paths(mask, graph.serves)
+    return np.asarray(mask & reached[:-1, None] & useful)
 
 
 MOST_DRAWN = 150  # edges of the picture that a notebook shows

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from circuitfind.attribution import eap
 from circuitfind.attribution.gradients import mean_effects, mean_over
-from circuitfind.attribution.method import Method, Request, Scored, as_array, centred
+from circuitfind.attribution.method import Method, Request, Scored, as_array
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import ReaderGradients, Run, capture, capture_corrupted
 from circuitfind.engine.experiment import Experiment
@@ -83,7 +83,7 @@ def _norms(experiment: Experiment, batch: Batch) -> tuple[Tensor, Run]:
     norms = delta.embed.new_empty(graph.n_writers, *delta.embed.shape[:2])
 
     def size(x: Tensor) -> Tensor:
-        found: Tensor = torch.linalg.vector_norm(centred(adapter, x), dim=-1)
+        found: Tensor = torch.linalg.vector_norm(adapter.centre(x), dim=-1)
         return found
 
     norms[0] = size(delta.embed)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from circuitfind.attribution.gradients import mean_over
-from circuitfind.attribution.method import Method, Request, centred
+from circuitfind.attribution.method import Method, Request
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import Run, capture
 from circuitfind.engine.experiment import Experiment
@@ -54,19 +54,19 @@ def _shares(adapter: Adapter, run: Run, real: Tensor, read: Tensor) -> Tensor:
     weights = {"qkv": real.flatten(), "mlp": real.flatten(), "logits": read.flatten()}
     for tokens in token_slices(len(delta.embed), 2 * graph.n_writers, adapter, HELD):
         written = delta.embed.new_empty(graph.n_writers, *delta.embed[tokens].shape)
-        written[0] = centred(adapter, delta.embed[tokens])
+        written[0] = adapter.centre(delta.embed[tokens])
 
         def add(layer: int, kind: str, stream: Tensor, tokens: slice = tokens, written: Tensor = written) -> None:
             parts = written[: graph.reads(layer, kind)]
-            found = shares_of(centred(adapter, stream[tokens]), parts)[:-1] @ weights[kind][tokens]
+            found = shares_of(adapter.centre(stream[tokens]), parts)[:-1] @ weights[kind][tokens]
             shares[: len(parts), graph.readers(layer, kind)] += found.unsqueeze(1)
 
         for layer, view in enumerate(adapter.layers):
             add(layer, "qkv", resid[layer])
             heads = torch.bmm(delta.heads[layer][tokens].transpose(0, 1), view.output_weight())
-            written[graph.heads(layer)] = centred(adapter, heads)
+            written[graph.heads(layer)] = adapter.centre(heads)
             add(layer, "mlp", middle[layer])
-            written[graph.mlp(layer)] = centred(adapter, delta.mlps[layer][tokens])
+            written[graph.mlp(layer)] = adapter.centre(delta.mlps[layer][tokens])
         add(graph.n_layers, "logits", resid[-1])
     return shares
 

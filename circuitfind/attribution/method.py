@@ -28,7 +28,6 @@ from torch import Tensor
 from circuitfind.engine.backward_rules import Rules
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import NoFile
-from circuitfind.models.adapter import Adapter
 from circuitfind.record import SIGN, Record
 
 LEVELS = ("edge", "node", "place")
@@ -129,11 +128,6 @@ class Method(NoFile):
     def is_effect(self, level: str) -> bool:
         """Whether its scores, under the default options, are effects in units of the metric."""
         return Record(sign=self.sign(level, self.options)).is_effect
-
-
-def centred(adapter: Adapter, value: Tensor) -> Tensor:
-    """What the readers' norms leave of it: without its mean over d_model in a model whose norms all take that off."""
-    return value - value.mean(-1, keepdim=True) if adapter.centred else value
 
 
 def as_array(values: Tensor | np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from circuitfind.attribution.method import Method, Request, centred
+from circuitfind.attribution.method import Method, Request
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.unembedding import head_scale
 from circuitfind.errors import ModelError, ScoreError
@@ -41,7 +41,7 @@ def composition_scores(experiment: Experiment, _: Request) -> Tensor:
     written: list[tuple[slice, Tensor]] = []  # (writers, their normalised U: `[writers, rows, d_model]`)
 
     def write(writers: slice, matrix: Tensor) -> None:
-        written.append((writers, _unit(centred(adapter, matrix))))
+        written.append((writers, _unit(adapter.centre(matrix))))
 
     def read(layer: int, kind: str, matrix: Tensor) -> None:
         unit, limit = _unit(matrix), graph.reads(layer, kind)

@@ -13,7 +13,7 @@ or STOP. So every run is three things: where it **starts**, what it **edits**, a
 
 | run | starts | edits | remembers |
 |---|---|---|---|
-| `capture` | layer 0 | nothing, or the embedding | a `Run`: streams, writers, q/k/v, logits |
+| `capture` | layer 0 | nothing | a `Run`: streams, writers, q/k/v, logits |
 | `capture_gradients` | layer 0, detached | a leaf at every reader | a `Run` and the gradients at readers |
 | `prepare` | layer 0 | every reader sees the ablated values | clean, ablated and empty run |
 | `run_circuits` | layer 0 | each reader sees what a 0/1 mask lets through | logits |

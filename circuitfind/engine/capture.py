@@ -170,14 +170,9 @@ class Recorder:
         return root.clone().requires_grad_(self.differentiate)
 
 
-def capture(adapter: Adapter, inputs: Inputs, stop: bool = False, embed: Tensor | None = None) -> Run:
-    """Runs the model without gradients.
-
-    Args:
-        stop: end the pass before the unembedding (no logits).
-        embed: `[batch, pos, d_model]` to use in place of the residual that enters layer 0.
-    """
-    return Recorder(adapter, stop, embed).record(inputs)
+def capture(adapter: Adapter, inputs: Inputs, stop: bool = False) -> Run:
+    """Runs the model without gradients; `stop`: end the pass before the unembedding (no logits)."""
+    return Recorder(adapter, stop).record(inputs)
 
 
 def capture_gradients(
@@ -192,7 +187,7 @@ def capture_gradients(
 
     Args:
         metric: from logits `[batch, reads, vocab]` to `[batch]` values; their sum is differentiated.
-        embed: as for `capture`.
+        embed: `[batch, pos, d_model]` to use in place of the residual that enters layer 0.
         outputs: constants to use in place of these modules' outputs.
         hand_on: of (site, layer, output) of a projection of q, k and v to what the model is given in its place.
     """

@@ -28,7 +28,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from circuitfind.batch import Inputs
+from circuitfind.batch import Inputs, side_by_side
 from circuitfind.engine.capture import Run
 from circuitfind.engine.memory import in_cache
 from circuitfind.engine.prepare import Prepared
@@ -160,11 +160,6 @@ def skippable(prepared: Prepared, plan: Plan) -> dict[str, Tensor]:
         if family.mlp and not plan.runs(layer, "mlp"):
             skips[f"{view.path}.{family.mlp}"] = side_by_side(empty.mlp_out[layer], times)
     return skips
-
-
-def side_by_side(value: Tensor, times: int) -> Tensor:
-    """A batch's values `[batch, ...]`, as often as circuits run in one batch."""
-    return value if times == 1 else value.repeat(times, *[1] * (value.ndim - 1))
 
 
 def apart(value: Tensor, times: int) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from circuitfind.circuit import paths
 from circuitfind.graph import Graph
 
 
@@ -50,20 +51,10 @@ class Reach:
         self.feeds = feeds = feeding(graph, coupled)
         self._fed = [np.flatnonzero(row).tolist() for row in feeds]  # nodes that a reader feeds
         self._feeding = [np.flatnonzero(column).tolist() for column in feeds.T]  # readers that feed a node
-        self.inputs = mask.sum(axis=0) @ feeds.astype(np.int64)
-        self.reached = np.zeros(graph.n_nodes, dtype=bool)
-        self.useful = np.zeros(graph.n_readers, dtype=bool)
-        self.into, self.out = np.zeros(graph.n_nodes, dtype=np.int64), np.zeros(graph.n_writers, dtype=np.int64)
-        # the first counts: one sweep forwards and one backwards in the order of computation
-        self.reached[0] = self.useful[-1] = True
-        for writer in range(graph.n_writers):
-            if self.reached[writer]:
-                self.into += feeds[mask[writer]].sum(axis=0)
-                self.reached |= self.into > 0
-        for writer in reversed(range(graph.n_writers)):
-            self.out[writer] = (mask[writer] & self.useful).sum()
-            if self.out[writer]:
-                self.useful[self._feeding[writer]] = True
+        self.reached, self.useful = paths(mask, feeds)
+        counted = feeds.astype(np.int64)
+        self.inputs, self.into = mask.sum(axis=0) @ counted, mask[self.reached[:-1]].sum(axis=0) @ counted
+        self.out = (mask & self.useful).sum(axis=1)
 
     def remove(self, writer: int, reader: int) -> list[int]:
         """Takes an edge out of the mask; returns the nodes that have lost their last input by it."""

@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from circuitfind.batch import Inputs
+from circuitfind.batch import Inputs, side_by_side
 from circuitfind.engine.capture import Run
-from circuitfind.engine.circuit_run import run_side_by_side, side_by_side
+from circuitfind.engine.circuit_run import run_side_by_side
 from circuitfind.engine.memory import PATCHES
 from circuitfind.engine.writers import Writers, output
 from circuitfind.models.adapter import Adapter

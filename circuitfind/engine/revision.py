@@ -26,7 +26,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from circuitfind.engine.circuit_run import CircuitVisitor, Plan, run_side_by_side, side_by_side, skippable
+from circuitfind.batch import side_by_side
+from circuitfind.engine.circuit_run import CircuitVisitor, Plan, run_side_by_side, skippable
 from circuitfind.engine.memory import STREAMS, row_bytes, run_bytes
 from circuitfind.engine.prepare import Prepared
 from circuitfind.engine.reach import Reach

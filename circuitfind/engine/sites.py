@@ -22,7 +22,7 @@ All values are `[batch, pos, ...]`; a pattern is `[batch, query, heads, key]`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -30,14 +30,15 @@ from einops import einsum
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from circuitfind.batch import Batch, Inputs
+from circuitfind.batch import Batch, Inputs, side_by_side
 from circuitfind.engine.ablation import count_of, summed
 from circuitfind.engine.capture import Run, capture
-from circuitfind.engine.circuit_run import apart, side_by_side
+from circuitfind.engine.circuit_run import apart
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.restart import Restart
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter
+from circuitfind.models.backends import noting
 from circuitfind.models.layer import shape_of, weight_of
 from circuitfind.models.placement import gathered
 
@@ -75,22 +76,8 @@ def site_means(experiment: Experiment, site: str, layers: Sequence[int]) -> Valu
     return {layer: torch.stack([values[layer] for values, _ in parts]).sum(0) / count for layer in layers}
 
 
-@contextmanager
-def _noted(modules: dict[int, nn.Module]) -> Iterator[dict[int, tuple[Any, Any]]]:
-    """By layer, the first argument and the result of its module in a pass inside."""
-    noted: dict[int, tuple[Any, Any]] = {}
-    with ExitStack() as hooks:
-        for layer, module in modules.items():
-
-            def note(_: nn.Module, args: tuple[Any, ...], output: Any, layer: int = layer) -> None:
-                noted[layer] = (args[0] if args else None), output
-
-            hooks.callback(module.register_forward_hook(note).remove)
-        yield noted
-
-
 def _capture_inputs(adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[int]) -> tuple[Run, Values]:
-    with _noted({layer: projection_of(adapter, site, layer) for layer in layers}) as noted:
+    with noting({layer: projection_of(adapter, site, layer) for layer in layers}) as noted:
         run = capture(adapter, inputs)
     shape, heads = run.resid[0].shape[:2], adapter.graph.heads_in
 
@@ -127,7 +114,7 @@ def input_rows(adapter: Adapter, site: str, layer: int) -> Tensor:
 def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -> tuple[Run, Values]:
     views = {layer: adapter.layers[layer] for layer in layers}
     attentions = {layer: view.module(view.family.o.rpartition(".")[0]) for layer, view in views.items()}
-    with eager_attention(adapter), _noted(attentions) as noted:
+    with eager_attention(adapter), noting(attentions) as noted:
         run, z = capture_site(adapter, inputs, "z", layers)
     values = {}
     for layer in layers:

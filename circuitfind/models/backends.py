@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import nnsight
 import torch
@@ -255,21 +255,32 @@ def through(adapter: Adapter, inputs: Inputs, visit: Visit) -> Tensor:
     return BACKENDS[adapter.backend](adapter, inputs, visit)
 
 
+K = TypeVar("K")
+
+
+@contextmanager
+def noting(modules: Mapping[K, nn.Module]) -> Iterator[dict[K, tuple[Any, Any]]]:
+    """By key, the first argument and the result of its module in a pass inside."""
+    noted: dict[K, tuple[Any, Any]] = {}
+    with ExitStack() as hooks:
+        for key, module in modules.items():
+
+            def note(_: nn.Module, args: tuple[Any, ...], output: Any, key: K = key) -> None:
+                noted[key] = (args[0] if args else None), output
+
+            hooks.callback(module.register_forward_hook(note).remove)
+        yield noted
+
+
 def observe(adapter: Adapter) -> None:
     """Finds in one short run the order in which the sites execute, and which modules return tuples."""
     ids = torch.zeros(1, 2, dtype=torch.long, device=adapter.device)
     inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids[:, :1]))
     seen: list[tuple[str, int]] = []
-    forms: dict[str, Any] = {}
     parts = ((view.path, name) for view in adapter.layers for name in ("", view.family.attn, view.family.mlp))
     paths = [f"{path}.{name}".rstrip(".") for path, name in parts if name is not None]
-    with ExitStack() as hooks, torch.no_grad(), undisturbed(adapter.model):
-        for path in paths:
-
-            def note(_: nn.Module, __: Any, output: Any, path: str = path) -> None:
-                forms[path] = (None, *output[1:]) if isinstance(output, tuple) else None
-
-            hooks.callback(module_at(adapter.model, path).register_forward_hook(note).remove)
+    modules = {path: module_at(adapter.model, path) for path in paths}
+    with noting(modules) as noted, torch.no_grad(), undisturbed(adapter.model):
         through_hooks(adapter, inputs, lambda name, layer, _: seen.append((name, layer)))
     if seen.count(last := ("final", len(adapter.layers))) > 1:  # nanochat norms the embeddings with it, too
         adapter.sites = [site for site in adapter.sites if site.name != "final"]
@@ -280,4 +291,5 @@ def observe(adapter: Adapter) -> None:
         raise ModelError(f"module '{missing[0]}' did not run in a forward pass: this form of the family is not covered")
     position = {key: i for i, key in enumerate(seen)}
     adapter.sites.sort(key=lambda site: position.get((site.name, site.layer), len(position)))
-    adapter.output_forms = forms
+    results = {path: output for path, (_, output) in noted.items()}
+    adapter.output_forms = {p: (None, *one[1:]) if isinstance(one, tuple) else None for p, one in results.items()}

@@ -33,7 +33,6 @@ from circuitfind.engine.memory import KEPT_RUNS, in_batches, run_bytes, within_m
 from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import NoFile, TaskError
 from circuitfind.models.backends import attached, undisturbed
-from circuitfind.models.layer import Heads
 from circuitfind.models.load import Model
 from circuitfind.setting import JudgeKeywords
 from circuitfind.tasks.bound import BoundTask
@@ -266,13 +265,6 @@ def _some(prepared: Prepared, rows: Tensor, length: int) -> Prepared:
         value = (rearrange(value, "(b t) d -> b t d", b=size) if flat else value)[rows][:, :length].contiguous()
         return value.flatten(0, 1) if flat else value
 
-    def each(value: Tensor | Heads) -> Any:
-        return Heads(*map(pick, value)) if isinstance(value, Heads) else pick(value)
-
-    def of_run(run: Run) -> Run:
-        lists = {field.name: [*map(each, getattr(run, field.name))] for field in fields(Run) if field.name != "logits"}
-        return Run(**lists, logits=run.logits[rows])
-
-    clean, empty, ablated = of_run(prepared.clean), of_run(prepared.empty), prepared.ablated.map(pick)
-    batch = prepared.batch.rows(rows)
+    clean, empty = (replace(run.map(pick), logits=run.logits[rows]) for run in (prepared.clean, prepared.empty))
+    batch, ablated = prepared.batch.rows(rows), prepared.ablated.map(pick)
     return replace(prepared, batch=batch, inputs=batch.clean, clean=clean, ablated=ablated, empty=empty)
