@@ -46,10 +46,10 @@ from torch import Tensor
 from circuitfind import processes
 from circuitfind.attribution import eap
 from circuitfind.attribution.components import AtPlaces, Base, Estimate, place_effects
-from circuitfind.attribution.gradients import check_not_flat, mean_over
+from circuitfind.attribution.gradients import Ends, check_not_flat, mean_over
 from circuitfind.attribution.method import Method, Request, Scored
 from circuitfind.batch import Batch
-from circuitfind.engine.capture import Gradients, capture, capture_corrupted, capture_gradients
+from circuitfind.engine.capture import Gradients, capture_gradients
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory import HELD
 from circuitfind.engine.restart import Restart
@@ -185,17 +185,13 @@ def node_magnitudes(experiment: Experiment) -> Tensor:
     sizes: list[float] = []
 
     def one(batch: Batch, _: slice) -> Tensor:
-        clean = capture(adapter, batch.clean, stop=not metric.reference)
-        batch = batch.with_reference(clean.logits) if metric.reference else batch
-        corrupted = capture_corrupted(adapter, batch, stop=True) if experiment.ablation.corrupted else None
-        delta = clean.writers.minus(experiment.ablated(clean, corrupted))
-        base = Base(batch.clean, clean, batch)
-        if not experiment.setting.noising:
-            assert corrupted is not None, "denoising is checked to interchange"
-            base = Base(batch.corrupted, corrupted, batch)
-        found = []
+        ends, found = Ends(experiment, batch), []
+        if experiment.setting.noising:
+            base = Base(batch.clean, ends.clean, ends.batch)
+        else:
+            base = Base(batch.corrupted, ends.corrupted, ends.batch)
         for run, gradients, values in dropped(experiment, base):
-            found.append(node_effects(adapter, delta, run, gradients).sum(-1))
+            found.append(node_effects(adapter, ends.delta, run, gradients).sum(-1))
             sizes.append(float(values.abs().max()))
         return mean_magnitude(torch.stack(found), layers).sum(-1)
 

@@ -42,7 +42,7 @@ from circuitfind.engine.sites import Values
 from circuitfind.engine.stream_effects import head_gradients, site_effects
 from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
-from circuitfind.patching.patch import SweepPlan, Where, planned
+from circuitfind.patching.patch import SweepPlan, planned
 from circuitfind.patching.sweep import Sweep
 
 
@@ -92,7 +92,7 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
     """
     what, adapter, noising = request.what, experiment.adapter, experiment.setting.noising
     passes, changes, combine = estimate or Estimate()
-    plan = planned(experiment, Where(what, request.by_position, request.by_span, request.layers))
+    plan = planned(experiment, request.where)
     _ = plan.means  # of all pairs, so by all processes together
     own_layers = [-1 if plan.kind.in_stream else layer for layer in plan.layers]
     at = (experiment.setting.direction, adapter.graph.n_layers, request.options)

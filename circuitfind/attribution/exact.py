@@ -30,7 +30,7 @@ from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.measure import Started, measure
 from circuitfind.engine.restart import Restart, at_position
 from circuitfind.engine.writers import Writers
-from circuitfind.patching.patch import Where, runs_of, swept
+from circuitfind.patching.patch import runs_of, swept
 
 
 class EdgeEffects(NamedTuple):
@@ -143,8 +143,7 @@ def _nodes_patched(restart: Restart, change: Writers, layer: int, places: list[l
 def score(experiment: Experiment, request: Request) -> Scored:
     """Edges, nodes or places."""
     if request.level == "place":
-        where = Where(request.what, request.by_position, request.by_span, request.layers)
-        return swept(experiment, where, request.checkpoint)
+        return swept(experiment, request.where, request.checkpoint)
     if request.level == "edge":
         real = experiment.graph.real
         return exact_effects(experiment, real, request.checkpoint).matrix(real.shape)

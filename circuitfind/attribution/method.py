@@ -28,6 +28,7 @@ from torch import Tensor
 from circuitfind.engine.backward_rules import Rules
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import NoFile
+from circuitfind.patching.patch import Where
 from circuitfind.record import SIGN, Record
 
 LEVELS = ("edge", "node", "place")
@@ -69,6 +70,11 @@ class Request:
     layers: int | Iterable[int] | None = None
     checkpoint: str | PathLike[str] | None = None
     ungrouped: bool = False
+
+    @property
+    def where(self) -> Where:
+        """The places, as a sweep is asked for them."""
+        return Where(self.what, self.by_position, self.by_span, self.layers)
 
 
 Scored = Any  # by level: `[writers, readers]`, `[writers]` or `[writers, pos]` (arrays or tensors), a `Sweep`

@@ -177,21 +177,19 @@ class Experiment:
 
     @cached_property
     def _is_shared(self) -> bool:
-        batch, embedding = self.batch, held(self.adapter.model.get_input_embeddings())
+        embedding = held(self.adapter.model.get_input_embeddings())
         assert embedding is not None, "a model embeds its tokens"
-        own = (
-            *batch.clean[:3],
-            *batch.corrupted[:3],
-            batch.answers,
-            batch.wrong,
-            embedding[batch.clean.ids[0]].float(),
-        )
-        if len(set(processes.gathered(lambda: key_of(*(tensor.cpu().numpy() for tensor in own))))) > 1:
-            said = (
-                "the processes have different pairs or models: load and make them in the same way, with the same seeds"
-            )
-            raise ProcessError(said, processes.first())
+        own = _key_of(*self._pairs, embedding[self.batch.clean.ids[0]].float())
+        if len(set(processes.gathered(lambda: own))) > 1:
+            remedy = "load and make them in the same way, with the same seeds"
+            raise ProcessError(f"the processes have different pairs or models: {remedy}", processes.first())
         return True
+
+    @property
+    def _pairs(self) -> list[Tensor]:
+        """What tells these pairs from others."""
+        batch = self.batch
+        return [*batch.clean[:3], *batch.corrupted[:3], batch.answers, batch.wrong]
 
     def in_batches(
         self,
@@ -237,15 +235,19 @@ class Experiment:
         logits = [capture(self.adapter, side).logits for side in (first.clean, first.corrupted)]
         first = first.with_reference(logits[0])
         weights = (weight.flatten() for weight in weights_of(self.adapter.model))
-        tensors = [
-            *(*batch.clean[:3], *batch.corrupted[:3], batch.answers, batch.wrong),
+        own = _key_of(
+            *self._pairs,
             *(self.metric(one, first) for one in logits),
             *([] if batch.alignment is None else [batch.alignment]),
             *(flat[:: max(1, len(flat) // FROM_EACH_WEIGHT)].float() for flat in weights),
-        ]
-        arrays = (tensor.cpu().numpy() for tensor in tensors)
-        own = key_of(*arrays, self.graph, self.metric.name, asked.ablation, asked.direction, *settings)
+            *(self.graph, self.metric.name, asked.ablation, asked.direction, *settings),
+        )
         return processes.same(own)
+
+
+def _key_of(*parts: object) -> str:
+    """`key_of`, of tensors, too."""
+    return key_of(*(part.cpu().numpy() if isinstance(part, Tensor) else part for part in parts))
 
 
 def _name(value: Any) -> Any:

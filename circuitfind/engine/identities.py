@@ -62,12 +62,13 @@ class Identity(NamedTuple):
         return self.error <= self.tolerance  # false for NaN
 
 
-def check_identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> list[Identity]:
-    """Runs the identities, and the comparison of forms, on random pairs or on a batch; with hooks, derivatives too."""
-    return list(_identities(adapter, seed, batch))
+def check_identities(adapter: Adapter, seed: int = 0) -> list[Identity]:
+    """Runs the identities, and the comparison of forms, on random pairs."""
+    return list(_identities(adapter, seed))
 
 
 def _identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> Iterator[Identity]:
+    """On random pairs or on a batch; where hooks run, the derivatives, too."""
     tolerance, alone = TOLERANCE.get(adapter.dtype, 1e-4), batch is None
     batch = _random_pairs(adapter, seed) if batch is None else batch
     prepared = prepare(adapter, batch)

@@ -39,7 +39,7 @@ from circuitfind.evaluation.approximation_fit import Fit, fit, remarks
 from circuitfind.export import files
 from circuitfind.graph import Graph
 from circuitfind.models.load import Model
-from circuitfind.patching.patch import Sides, SweepPlan, Where, planned, swept
+from circuitfind.patching.patch import Sides, SweepPlan, planned, swept
 from circuitfind.patching.sweep import Axis, Sweep
 from circuitfind.record import Record
 from circuitfind.result import Result, as_json, build
@@ -208,7 +208,7 @@ def approximation(
         chosen = method_of(method, "node", kind, asked.get("ablation"))
         request, setting = request_of(chosen, "node", kind, asked, **ways)
         experiment = experiment or Experiment.of(model, task, setting)
-        requests[kind] = chosen, request, planned(experiment, Where(kind, by_position, by_span, layers))
+        requests[kind] = chosen, request, planned(experiment, request.where)
     assert experiment is not None, "a kind is given"
     compared = {kind: _compared(experiment, *request) for kind, request in requests.items()}
     records = {kind: one.estimated.record for kind, one in compared.items()}
@@ -230,7 +230,7 @@ def _compared(experiment: Experiment, method: Method, request: Request, plan: Sw
         return float(np.abs(estimates.effects).sum())
 
     estimated, other_end = estimate(experiment), None
-    exact = swept(experiment, Where(request.what, request.by_position, request.by_span, request.layers))
+    exact = swept(experiment, request.where)
     has_other = experiment.interchange and experiment.ablation.twin and not experiment.metric.flat_at_clean
     if method.name == "atp" and has_other and size(estimated):
         turned = "denoising" if experiment.setting.noising else "noising"

@@ -164,9 +164,7 @@ def _measured(experiment: Experiment, scores: Scores | NodeScores | Sweep, top: 
         writers = np.sort(strongest(total, top, by))
         names = [_Named(graph.writer_names[writer]) for writer in writers]
         return _Measured("node", names, total[writers], exact_node_effects(experiment, writers=writers))
-    mask, best = np.zeros_like(graph.real), scores.ranked(by)[:top]
-    mask[best[:, 0], best[:, 1]] = True
-    edges, effects = exact_effects(experiment, mask)
+    edges, effects = exact_effects(experiment, scores.top(top, by, prune=False).mask)
     names = [_Named(graph.edge_name(*edge)) for edge in edges]
     return _Measured("edge", names, scores.values[edges[:, 0], edges[:, 1]], effects)
 

@@ -12,9 +12,10 @@ What is found is a row as any other. It may still be wrong, so the identities pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,9 +88,9 @@ def _crosses(blocks: nn.ModuleList) -> bool:
     return any("cross" in name or name == "encoder_attn" for name in names)
 
 
-def _projections(block: nn.Module, most: int = 6) -> str:
+def _projections(block: nn.Module) -> str:
     names = [path for path, module in block.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
 
 
 def _needed(row: Family) -> set[str]:
@@ -172,36 +173,20 @@ class _Found:
         ids = ids.to(device_of(self.model.get_input_embeddings()))
         with ExitStack() as hooks, torch.no_grad(), undisturbed(self.model):
             for path, module in self.block.named_modules():
-                self._note(hooks, module, path)
+                _note(hooks, module, partial(self.given.setdefault, path), partial(self.wrote.setdefault, path))
             for path, module in self.model.named_modules():
                 if path and not path.startswith(f"{self.layers}."):
-                    hooks.callback(module.register_forward_pre_hook(self._before(path), with_kwargs=True).remove)
+                    _note(hooks, module, partial(self._note_after, path))
             self.model(input_ids=ids, use_cache=False)
         if missing := [path for path in self._named() if path not in self.given or path not in self.wrote]:
             raise _refused(self.kind, f"'{missing[0]}' of its last block does not run with a tensor")
 
+    def _note_after(self, path: str, value: Tensor) -> None:
+        self.after.append((path, value))
+
     def _named(self) -> list[str]:
         row = self.row
         return ["", *(getattr(row, name) for name in (*row.projections, "o", "mlp_in", "mlp_out"))]
-
-    def _note(self, hooks: ExitStack, module: nn.Module, path: str) -> None:
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if (value := _first_of((*args, *kwargs.values()))) is not None:
-                self.given.setdefault(path, value)
-
-        def after(_: nn.Module, __: Any, output: Any) -> None:
-            if (value := _first_of(output)) is not None:
-                self.wrote.setdefault(path, value)
-
-        hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-        hooks.callback(module.register_forward_hook(after).remove)
-
-    def _before(self, path: str) -> Any:
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if (value := _first_of((*args, *kwargs.values()))) is not None:
-                self.after.append((path, value))
-
-        return before
 
     # ---------------------------------------------------------------- what it says
     def _norms(self) -> Iterator[str]:
@@ -284,10 +269,23 @@ class _Found:
         return replace(found, layout=layout)
 
 
-def _first_of(values: Any) -> Tensor | None:
-    """A copy of the first value, if it is a tensor."""
-    value = next(iter(values), None) if isinstance(values, (tuple, list)) else values
-    return value.detach().clone() if isinstance(value, Tensor) else None
+Note = Callable[[Tensor], object]
+
+
+def _note(hooks: ExitStack, module: nn.Module, given: Note, wrote: Note | None = None) -> None:
+    """Notes copies of the first value that a module is given, and of the first that it returns, if they are tensors."""
+
+    def note(values: Any, into: Note) -> None:
+        value = next(iter(values), None) if isinstance(values, (tuple, list)) else values
+        if isinstance(value, Tensor):
+            into(value.detach().clone())
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        note((*args, *kwargs.values()), given)
+
+    hooks.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+    if wrote is not None:
+        hooks.callback(module.register_forward_hook(lambda _, __, output: note(output, wrote)).remove)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
