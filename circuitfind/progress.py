@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from html import escape
 from importlib import import_module
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from circuitfind import processes
 
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 class Listener(Protocol):
-    """What a display offers: a task with a total, advanced by some steps at a time."""
+    """What a display offers, rich's among them: a task with a total, advanced by some steps at a time."""
 
-    def start(self, label: str, total: float) -> int: ...
+    def add_task(self, description: str, *, total: float) -> int: ...
     def advance(self, task: int, steps: float) -> None: ...
-    def finish(self, task: int) -> None: ...
+    def remove_task(self, task: int) -> None: ...
 
 
 _listener: ContextVar[Listener | None] = ContextVar("circuitfind_progress", default=None)
@@ -38,11 +38,11 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     if listener is None or not processes.first():
         yield lambda steps: None
         return
-    task = listener.start(label, total)
+    task = listener.add_task(label, total=total)
     try:
         yield lambda steps: listener.advance(task, steps)
     finally:
-        listener.finish(task)
+        listener.remove_task(task)
 
 
 def track(items: Sequence[T], label: str) -> Iterator[T]:
@@ -60,7 +60,7 @@ class _Stage:
         self.advance_whole, self.left, self.work = advance, work, work
         self.totals: list[float] = []
 
-    def start(self, label: str, total: float) -> int:
+    def add_task(self, description: str, *, total: float) -> int:
         self.totals.append(total)
         return len(self.totals)
 
@@ -70,7 +70,7 @@ class _Stage:
             self.left -= done
             self.advance_whole(done)
 
-    def finish(self, task: int) -> None:
+    def remove_task(self, task: int) -> None:
         self.totals.pop()
 
 
@@ -84,7 +84,7 @@ def stages(label: str, work: float) -> Iterator[Callable[[float], AbstractContex
     if listener is None:
         yield lambda part: nullcontext()
         return
-    task = listener.start(label, work)
+    task = listener.add_task(label, total=work)
 
     @contextmanager
     def stage(part: float) -> Iterator[None]:
@@ -96,7 +96,7 @@ def stages(label: str, work: float) -> Iterator[Callable[[float], AbstractContex
     try:
         yield stage
     finally:
-        listener.finish(task)
+        listener.remove_task(task)
 
 
 @contextmanager
@@ -123,22 +123,11 @@ def show_progress() -> Iterator[None]:
     text, count, left = bars.TextColumn("{task.description}"), bars.MofNCompleteColumn(), bars.TextColumn("left")
     times = bars.TimeElapsedColumn(), bars.TimeRemainingColumn()
     columns = (text, bars.BarColumn(bar_width=28), count, *times, left)
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as display, listening(_Rich(display)):
+    with (
+        bars.Progress(*columns, console=Console(stderr=True), transient=True) as display,
+        listening(cast(Listener, display)),
+    ):
         yield
-
-
-class _Rich:
-    def __init__(self, display: Any) -> None:
-        self.display = display
-
-    def start(self, label: str, total: float) -> int:
-        return int(self.display.add_task(label, total=total))
-
-    def advance(self, task: int, steps: float) -> None:
-        self.display.advance(task, steps)
-
-    def finish(self, task: int) -> None:
-        self.display.remove_task(task)
 
 
 class _Notebook:
@@ -151,9 +140,9 @@ class _Notebook:
         self.bars: dict[int, dict[str, Any]] = {}
         self.count = 0
 
-    def start(self, label: str, total: float) -> int:
+    def add_task(self, description: str, *, total: float) -> int:
         self.count += 1
-        bar = {"label": label, "total": total, "done": 0.0, "began": time.monotonic(), "shown": 0.0}
+        bar = {"label": description, "total": total, "done": 0.0, "began": time.monotonic(), "shown": 0.0}
         bar["handle"] = self.display.display(self.display.HTML(self._html(bar)), display_id=True)
         self.bars[self.count] = bar
         return self.count
@@ -165,7 +154,7 @@ class _Notebook:
             bar["shown"] = time.monotonic()
             bar["handle"].update(self.display.HTML(self._html(bar)))
 
-    def finish(self, task: int) -> None:
+    def remove_task(self, task: int) -> None:
         self.bars.pop(task)["handle"].update(self.display.HTML(""))
 
     @staticmethod

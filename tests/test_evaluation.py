@@ -18,7 +18,7 @@ from toys import FOUR, Twin, contrast, id_task, linear, some_circuits, wrapped
 import circuitfind as cf
 from circuitfind.batch import Batch
 from circuitfind.circuit import connected
-from circuitfind.engine import prepared_runs
+from circuitfind.engine import prepare
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory import SideBySide
 from circuitfind.errors import CircuitfindWarning, FileError, ScoreError
@@ -153,7 +153,7 @@ def test_side_by_side_equals_one_by_one(llama: cf.Model, ablation: str, monkeypa
         evaluator = Evaluator.of(llama, task, ablation=ablation, **options)
         alone = np.concatenate([evaluator.run(mask[None]).metric for mask in masks])
         assert off(torch.from_numpy(alone), torch.from_numpy(together.metric)) < 1e-5
-    monkeypatch.setattr(prepared_runs, "KEPT_RUNS", 0)  # nothing is kept between circuits
+    monkeypatch.setattr(prepare, "KEPT_RUNS", 0)  # nothing is kept between circuits
     assert (
         off(torch.from_numpy(Evaluator.of(llama, task, ablation=ablation).run(masks).metric), torch.from_numpy(alone))
         < 1e-5
@@ -178,7 +178,7 @@ def test_prepared_runs_are_kept_only_where_they_fit(llama: cf.Model, monkeypatch
     evaluator = Evaluator.of(llama, TASK, batch_size=2)
     evaluator.run(mask), evaluator.run(mask)
     assert prepared == [2, 1]
-    monkeypatch.setattr(prepared_runs, "KEPT_RUNS", 0)
+    monkeypatch.setattr(prepare, "KEPT_RUNS", 0)
     evaluator = Evaluator.of(llama, TASK, batch_size=2)
     evaluator.run(mask)
     assert prepared == [2, 1] * 3

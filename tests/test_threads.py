@@ -23,14 +23,14 @@ class Notes:
         self.labels: list[str] = []
         self.done = 0
 
-    def start(self, label: str, total: int) -> int:
-        self.labels.append(f"{label} {total}")
+    def add_task(self, description: str, *, total: float) -> int:
+        self.labels.append(f"{description} {total}")
         return len(self.labels)
 
     def advance(self, task: int, steps: int) -> None:
         self.done += steps
 
-    def finish(self, task: int) -> None:
+    def remove_task(self, task: int) -> None:
         pass
 
 

@@ -9,7 +9,7 @@
    equal size against each other (Jaccard similarity).
 
 A method that cannot work here (a metric that is flat at the clean run, an ablation that it does not know, too little
-memory) is listed with its reason; the others go on. A ranking whose circuits do nothing is, too (`evaluation/idle.py`).
+memory) is listed with its reason; the others go on. So is a ranking whose circuits do nothing (`evaluation/curve.py`).
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory import within_memory
 from circuitfind.errors import FileError, ModelError, ScoreError, TaskError
 from circuitfind.evaluation.agreement import PERCENTAGES, Level, agreement, check_same_graph
-from circuitfind.evaluation.curve import Curve, Mib, curve_of, sizes_of
+from circuitfind.evaluation.curve import Curve, Mib, curve_of, idle, sizes_of
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.idle import idle
 from circuitfind.models.load import Model
 from circuitfind.progress import track
 from circuitfind.references.published import reference as named

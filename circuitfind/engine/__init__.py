@@ -15,7 +15,7 @@ or STOP. So every run is three things: where it **starts**, what it **edits**, a
 |---|---|---|---|
 | `capture` | layer 0 | nothing | a `Run`: streams, writers, q/k/v, logits |
 | `capture_gradients` | layer 0, detached | a leaf at every reader | a `Run` and the gradients at readers |
-| `prepare` | layer 0 | every reader sees the ablated values | clean, ablated and empty run |
+| `prepare` | layer 0 | nothing; every reader sees the ablated values | clean, corrupted and empty run |
 | `run_circuits` | layer 0 | each reader sees what a 0/1 mask lets through | logits |
 | `run_without` | the first block with a missing edge | the same, from the clean run | logits |
 | `run_masked` | layer 0 | the same with a mask between 0 and 1 | logits, differentiable in the mask |
@@ -32,13 +32,13 @@ What the runs are about is said once, in an `Experiment` (`experiment.py`): the 
 the bottom up:
 
 1. `writers.py`: what adds to the stream. (What reads it, as one affine map: `AttentionReaders` in `models/layer.py`.)
-2. `capture.py`, `prefix.py`, `ablation.py`, `prepare.py`, `experiment.py`: the runs that do not depend on a circuit.
-   Where pairs begin alike, all runs that follow hold the later tokens only.
+2. `capture.py`, `ablation.py`, `prepare.py`, `experiment.py`: the runs that do not depend on a circuit. Where pairs
+   begin alike, the first tokens are run once and all other runs hold the later tokens only (`prefix.py`).
 3. `edge_effects.py`, `stream_effects.py`: first-order effects from backward passes, of edges, of nodes and places;
    `backward_rules.py`: other rules back.
 4. `circuit_run.py`, `masked_run.py` (on `masked_streams.py`): exact circuits, hard and soft.
-5. `restart.py`, `sites.py`, `measure.py`: patching, and the one loop that measures it.
+5. `restart.py`, `sites.py`, `measure.py`: patching, and the one loop that measures it; `score_form.py`: attention scores.
 6. `reach.py`, `revision.py`: a circuit that loses edges.
-7. `identities.py`: what every model must pass before its numbers are believed; `unembedding.py`; `memory.py`: every
-   byte budget.
+7. `identities.py`, `derivatives.py`: what every model must pass before its numbers are believed; `unembedding.py`;
+   `memory.py`: every byte budget.
 """

@@ -32,7 +32,7 @@ from torch.autograd.function import once_differentiable
 
 from circuitfind.engine.circuit_run import Plan
 from circuitfind.engine.prepare import Prepared
-from circuitfind.models.placement import sent
+from circuitfind.models.placement import mapped, sent
 
 PANEL = 64  # readers of as many layers as that are worked on together, of one layer at least
 
@@ -266,17 +266,14 @@ class Streams:
 
 
 # -------------------------------------------------------------------- what autograd sees
-class _Start(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, mask: Tensor, streams: Streams) -> Tensor:
-        ctx.streams, ctx.dtype = streams, mask.dtype
-        return mask.new_zeros(())
+def start(mask: Tensor, streams: Streams) -> Tensor:
+    """The first token."""
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, None]:
-        ctx.streams.finish()
-        return ctx.streams.at_mask().to(ctx.dtype), None
+    def back(_: Tensor) -> Tensor:
+        streams.finish()
+        return streams.at_mask()
+
+    return mapped(mask, lambda given: given.new_zeros(()), back)
 
 
 class _Write(torch.autograd.Function):
@@ -309,8 +306,6 @@ class _Read(torch.autograd.Function):
         return ctx.token, None, None, None
 
 
-start: Callable[[Tensor, Streams], Tensor] = _Start.apply
-"""(mask, streams) -> the first token."""
 write: Callable[[Tensor, Tensor, Streams, int, str], Tensor] = _Write.apply
 """(token, difference, streams, layer, kind) -> the next token; `Streams.write`."""
 read: Callable[[Tensor, Streams, int, str], Tensor] = _Read.apply

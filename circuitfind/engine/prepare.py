@@ -5,22 +5,33 @@
 3. `empty`: the run with every edge ablated. Under interchange it is the corrupted run; otherwise (zero, means, prompts
    aligned by spans) every reader is shown the sum of the ablated values and the output biases, and the model computes
    the rest itself.
+
+`PreparedRuns` are those of many pairs, batch by batch: kept between uses where all of them fit, else computed again.
+Where memory runs out, what is kept is dropped and computed again with smaller batches; it is not kept any more if other
+batches' runs took the room.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
 
 from torch import Tensor
 
 from circuitfind.batch import Batch, Inputs
 from circuitfind.engine.ablation import CORRUPTED, Ablation, ablation_of
 from circuitfind.engine.capture import Recorder, Run, capture, capture_corrupted
-from circuitfind.engine.memory import KEPT_WEIGHTS
+from circuitfind.engine.memory import KEPT_RUNS, KEPT_WEIGHTS, in_batches, out_of_memory, room, run_bytes
 from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import Stop
 from circuitfind.models.layer import AttentionReaders
+
+if TYPE_CHECKING:
+    from circuitfind.engine.experiment import Experiment
+
+R = TypeVar("R")
 
 
 @dataclass
@@ -107,3 +118,42 @@ class _EmptyRecorder(Recorder):
     def _add(self, written: Tensor, layer: int, branch: int) -> None:
         constant = self.adapter.layers[layer].constants()[branch]
         self.stream = self.stream + written if constant is None else self.stream + written + constant
+
+
+# -------------------------------------------------------------------- batch by batch
+class PreparedRuns:
+    """The runs of some of an experiment's pairs, `size` at a time; kept if those of all its pairs fit."""
+
+    def __init__(self, experiment: Experiment, batch: Batch, size: int) -> None:
+        self.experiment, self.batch, self._size = experiment, batch, size
+        self._keep = run_bytes(experiment.adapter, experiment.batch.clean.ids.numel(), runs=2) <= KEPT_RUNS
+        experiment.share()
+        self._kept: dict[tuple[int, int], Prepared] = {}
+
+    def of(self, rows: slice) -> PreparedRuns:
+        """Those of some of the pairs."""
+        whole = rows.stop - rows.start == len(self.batch)
+        return self if whole else PreparedRuns(self.experiment, self.batch.rows(rows), self._size)
+
+    @property
+    def size(self) -> int:
+        """How many pairs are run at a time, as far as is known."""
+        return room().fitting(self._size, len(self.batch))
+
+    def each(self, function: Callable[[Prepared], R], label: str) -> Iterator[R]:
+        """A function of each prepared batch; batches are halved where memory runs out."""
+
+        def one(batch: Batch, rows: slice) -> R:
+            key = (rows.start, rows.stop)
+            try:
+                prepared = self._kept.get(key) or self.experiment.prepare(batch, divided=True)
+                if self._keep:
+                    self._kept[key] = prepared
+                return function(prepared)
+            except Exception as error:
+                if out_of_memory(error):
+                    self._keep = self._keep and self._kept.keys() <= {key}
+                    self._kept.clear()
+                raise
+
+        return (result for _, result in in_batches(self.experiment.adapter, self.batch, one, self._size, label))

@@ -3,7 +3,7 @@
 1. The best edges of the scores at each size make a circuit, pruned to what is connected: fewer edges may be left than
    were asked for, and both numbers are reported. Circuits that are given are taken as they are.
 2. Every distinct circuit is run exactly, once; the whole model and the empty circuit need no run.
-   A ranking whose circuits do nothing is warned of (`idle.py`).
+   A ranking whose circuits do nothing is warned of (`idle`).
 3. Faithfulness is a ratio of means over examples. All sizes leave out the same example at a time, so that the areas
    have intervals, too.
 4. The areas of the benchmark MIB (Mueller et al. 2025) are trapezoids, linear in the fraction of edges and not divided
@@ -29,7 +29,6 @@ from circuitfind.engine.experiment import check_model
 from circuitfind.errors import ScoreError, warn
 from circuitfind.evaluation.agreement import PERCENTAGES, area_under
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.idle import idle
 from circuitfind.graph import Graph
 from circuitfind.models.load import Model
 from circuitfind.record import Record
@@ -38,6 +37,11 @@ from circuitfind.scores import By, Scores
 from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import Interval, as_intervals, jackknife, left_out, magnitude_intervals
 from circuitfind.tasks.task import BoundTask, Task
+
+NOTHING = 0.05  # a smaller faithfulness is about 0
+SMALL, LARGE = 0.1, 0.02  # parts of the graph
+WRONG = 1 / 3  # the part of the strongest early edges that is negative, where signs are to blame
+REPAIRS = ("eap-ig-inputs", "relp")  # what works, signed
 
 
 def area_from_one(fractions: np.ndarray | Sequence[float], f: np.ndarray | Sequence[float]) -> np.ndarray:
@@ -264,3 +268,41 @@ def _made(circuits: list[Circuit]) -> Record:
     differ = (name for name in ("metric", "ablation") if len({getattr(record, name) for record in records}) > 1)
     unknown: dict[str, Any] = dict.fromkeys(differ, "")
     return replace(records[0], **unknown)
+
+
+def idle(scores: Scores, by: By, tried: Iterable[tuple[int, float]]) -> str | None:
+    """A sentence if the circuits of a ranking by effects do nothing where the whole model does the task.
+
+    Circuits from a few edges up to a tenth of the graph all have faithfulness about 0. The usual reason, in small
+    models: the gradient at the clean run has the wrong sign in the first layers, where the metric bends between the
+    prompts. Edges that everything passes through get strongly negative effects, and a signed ranking puts them last.
+    Integrated gradients and relevance propagation get the sign right; a ranking by magnitude does not need it.
+
+    `tried`: edges asked for, and faithfulness, of each circuit that was run.
+    """
+    graph = scores.graph
+    small = [(n, f) for n, f in tried if 0 < n <= SMALL * graph.n_edges]
+    most = max((n for n, _ in small), default=0)
+    if (
+        not scores.record.is_effect
+        or len(small) < 2
+        or most < LARGE * graph.n_edges
+        or any(f >= NOTHING for _, f in small)
+    ):
+        return None
+    method = scores.record.method
+    ways = [f"method='{name}'" for name in REPAIRS if name != method]
+    said = f"the best edges by {by} effect ('{method}') do nothing: at every"
+    said += f" size up to {most:,} edges the faithfulness is below {NOTHING}, while the whole model does the task"
+    if by == "signed":
+        ways.append("by='absolute'")
+        strong = scores.ranked("absolute")[:most]
+        layers = np.array([graph.reader(reader).layer for _, reader in strong.tolist()])
+        early = strong[layers < max(1, graph.n_layers // 3)]
+        wrong = int((scores.values[tuple(early.T)] < 0).sum())
+        if wrong > WRONG * len(early) > 0:
+            said += (
+                f". Of the {len(early):,} strongest edges into the first layers {wrong:,} have negative effects, so a"
+                " signed ranking leaves them out: the gradient at one prompt has the wrong sign there"
+            )
+    return f"{said}. Use {' or '.join(ways)}"

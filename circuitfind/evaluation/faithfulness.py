@@ -28,8 +28,7 @@ from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.experiment import Experiment, check_model
 from circuitfind.engine.memory import CIRCUITS, batch_size_for, sizes_of
-from circuitfind.engine.prepare import Prepared
-from circuitfind.engine.prepared_runs import PreparedRuns
+from circuitfind.engine.prepare import Prepared, PreparedRuns
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation import rounding
 from circuitfind.metrics import METRICS, correctness

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from torch.autograd.function import once_differentiable
 
 from circuitfind.errors import ModelError
 
@@ -120,6 +121,7 @@ class _Mapped(torch.autograd.Function):
         return forth(x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return ctx.back(gradients[0]).to(ctx.at, gradients[0].dtype), None, None
 

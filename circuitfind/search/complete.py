@@ -39,8 +39,7 @@ import torch
 
 from circuitfind.circuit import connected
 from circuitfind.engine.masked_run import pair_gradients
-from circuitfind.engine.prepare import Prepared
-from circuitfind.engine.prepared_runs import PreparedRuns
+from circuitfind.engine.prepare import Prepared, PreparedRuns
 from circuitfind.errors import warn
 from circuitfind.progress import progress, stages
 from circuitfind.scores import Scores

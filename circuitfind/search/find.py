@@ -36,9 +36,9 @@ from circuitfind.circuit import Circuit
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import ScoreError, check_count, unknown, warn
 from circuitfind.evaluation.completeness import second_way
+from circuitfind.evaluation.curve import idle
 from circuitfind.evaluation.diagnosis import summarise, summary_of
 from circuitfind.evaluation.faithfulness import Evaluator, Outcome
-from circuitfind.evaluation.idle import idle
 from circuitfind.evaluation.verify import MOST_RANDOM, Verification, verified
 from circuitfind.models.load import Model
 from circuitfind.progress import stages

@@ -34,8 +34,7 @@ from circuitfind.batch import Batch
 from circuitfind.circuit import connected
 from circuitfind.engine.masked_run import pair_gradients
 from circuitfind.engine.memory import batch_size_for, sizes_of
-from circuitfind.engine.prepare import Prepared
-from circuitfind.engine.prepared_runs import PreparedRuns
+from circuitfind.engine.prepare import Prepared, PreparedRuns
 from circuitfind.progress import progress
 from circuitfind.scores import Scores
 from circuitfind.search.balance import balanced_mean, balanced_pairs
