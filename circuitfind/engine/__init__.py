@@ -37,7 +37,8 @@ the bottom up:
 3. `edge_effects.py`, `stream_effects.py`: first-order effects from backward passes, of edges, of nodes and places;
    `backward_rules.py`: other rules back.
 4. `circuit_run.py`, `masked_run.py` (on `masked_streams.py`): exact circuits, hard and soft.
-5. `restart.py`, `sites.py`, `measure.py`: patching, and the one loop that measures it; `score_form.py`: attention scores.
+5. `restart.py`, `sites.py`, `measure.py`: patching, and the one loop that measures it; attention scores of a head:
+   `score_form.py`.
 6. `reach.py`, `revision.py`: a circuit that loses edges.
 7. `identities.py`, `derivatives.py`: what every model must pass before its numbers are believed; `unembedding.py`;
    `memory.py`: every byte budget.
