@@ -19,10 +19,8 @@ def side_by_side(value: Tensor, times: int) -> Tensor:
 
 
 class Past(NamedTuple):
-    """Tokens that a batch's own come after: what attention sees of them.
-
-    mask: `[batch, past]` bool, true at real tokens; layers: keys and values `[batch, kv_heads, past, d_head]` of each.
-    """
+    """The tokens before a batch's own, as attention sees them. mask: `[batch, past]` bool, true at real tokens; layers:
+    of each the keys and values `[batch, kv_heads, past, d_head]`."""
 
     mask: Tensor
     layers: list[tuple[Tensor, Tensor]]
@@ -88,11 +86,8 @@ def wide(logits: Tensor) -> Tensor:
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """Over the last axis, at least float32.
-
-    Torch's float32 `log_softmax` adds up a large vocabulary one term after another: at 262,144 tokens it is off by
-    7e-5. `logsumexp`, after the largest logit is taken off, is off by its last digit, and is near 0.
-    """
+    """Over the last axis, at least float32. (Torch's float32 `log_softmax` adds up a large vocabulary term by term and
+    is off by 7e-5 at 262,144 tokens; `logsumexp` without the largest logit is off by its last digit.)"""
     logits = wide(logits)
     logits = logits - logits.detach().amax(-1, keepdim=True)
     return logits - logits.logsumexp(-1, keepdim=True)

@@ -51,11 +51,8 @@ def model_call(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def ready(model: Model) -> Iterator[None]:
-    """Inside, the model is this thread's alone, and what is known of it is true.
-
-    Raises:
-        ModelError: torch's default device is "meta"; new modules or hooks break an identity; or memory ran out.
-    """
+    """Inside, the model is this thread's alone, and what is kept of it is up to date; ModelError where torch's default
+    device is "meta", new modules or hooks break an identity, or memory runs out."""
     adapter = model.adapter
     # processes that divide its heads run the same pairs
     divided = nullcontext() if adapter.processes is None else processes.alone()
@@ -72,11 +69,8 @@ def ready(model: Model) -> Iterator[None]:
 
 @contextmanager
 def own_arithmetic() -> Iterator[None]:
-    """Switches off the contexts of the user's that would change what is computed.
-
-    Raises:
-        ModelError: torch's default device is "meta", on which nothing has a value.
-    """
+    """Switches off the user's contexts that would change what is computed; ModelError where torch's default device is
+    "meta", on which nothing has a value."""
     if torch.get_default_device().type == "meta":
         raise ModelError("torch's default device is 'meta', where nothing has a value: call this outside that context")
     accelerator = torch.accelerator.current_accelerator()

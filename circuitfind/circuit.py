@@ -110,11 +110,8 @@ class Circuit(Result):
         return replace(self, mask=mask, facts={})
 
     def with_group(self, name: str, nodes: Iterable[str]) -> Circuit:
-        """The circuit with these nodes under a name, which its file keeps and pictures show; no node: without the name.
-
-        Raises:
-            FileError: the graph has no such node.
-        """
+        """The circuit with these nodes under a name, which files keep and pictures show (no node: without the name);
+        FileError where the graph has no such node."""
         members = tuple(dict.fromkeys([nodes] if isinstance(nodes, str) else nodes))
         for node in members:
             if node not in self.graph.node_names:
@@ -329,11 +326,8 @@ class Circuit(Result):
         return picture.source(self.graph, both.rows(), both.nodes, marks=marks, **style)
 
     def render(self, path: str | PathLike[str], **style: Any) -> Path:
-        """Draws to `.svg`, `.png` or `.pdf` with Graphviz's `dot`; style as for `to_dot`.
-
-        Raises:
-            FileError: Graphviz is not installed, or the ending is unknown.
-        """
+        """Draws to `.svg`, `.png` or `.pdf` with Graphviz's `dot`; style as for `to_dot`. FileError where Graphviz is
+        not installed, or the ending is unknown."""
         return picture.render(path, self.to_dot(**style))
 
     def show(self, model: Any = None, task: Any = None, *, height: int = 820, **more: Any) -> Any:

@@ -38,10 +38,8 @@ class ScoreError(CircuitfindError):
 
 
 class ProcessError(CircuitfindError):
-    """Processes that do a call together have lost one of them, or do not find each other.
-
-    first: whether this process is the first of those that are left, and so the one that says so.
-    """
+    """Processes that do a call together have lost one of them, or do not find each other; `first`: this process is the
+    first of those left, and speaks for them."""
 
     def __init__(self, text: str, first: bool = True) -> None:
         super().__init__(text)
@@ -53,12 +51,9 @@ class CircuitfindWarning(UserWarning):
 
 
 class NoFile:
-    """Base of public classes that are no results: their `save` says so.
+    """Base of public classes that are no results: their `save` says so, and names what is saved instead (`INSTEAD`).
 
     nnsight puts a `save` of its own on every Python object, which would complain of a trace.
-
-    Attributes:
-        INSTEAD: what is saved instead.
     """
 
     INSTEAD = "save the scores, circuit or other result that holds it"

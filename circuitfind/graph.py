@@ -143,10 +143,8 @@ class Graph(NoFile):
         return self._first_writers[layer + 1] - 1
 
     def readers(self, layer: int, kind: str) -> slice:
-        """Reader indices of one kind (q, k, v, qkv, mlp, or all) in a layer; `logits` ignores the layer.
-
-        A mixer is the q of its layer.
-        """
+        """Reader indices of one kind (q, k, v, qkv, mlp, or all) in a layer; `logits` ignores the layer, a mixer is its
+        layer's q."""
         if kind == "logits":
             return slice(self.n_readers - 1, self.n_readers)
         start, (k, keys, values) = self._first_readers[layer], self.counts(layer)
@@ -243,11 +241,8 @@ class Graph(NoFile):
         return [self.edge_name(u, r) for r, u in zip(*(index.tolist() for index in np.nonzero(mask.T)), strict=True)]
 
     def edge(self, name: str) -> tuple[int, int]:
-        """`(writer, reader)` of an edge's name.
-
-        Raises:
-            FileError: the name is malformed, or this graph has no such edge.
-        """
+        """`(writer, reader)` of an edge's name; FileError where the name is malformed, or this graph has no such
+        edge."""
         if not isinstance(name, str):
             raise FileError(f"{name!r} is not an edge: give its name, such as 'a0.h1->m2'")
         writer, arrow, reader = name.partition("->")

@@ -45,8 +45,7 @@ class PlacedEdge(NamedTuple):
 class PlacedScores(ScoreTable):
     """Effects of every edge at every place: `values [places, writers, readers]` float32 in units of the metric.
 
-    Attributes:
-        positions: the places' names: spans, or positions such as "3 Mary", tokens of the first pair.
+    positions: the places' names: spans, or positions such as "3 Mary", tokens of the first pair.
     """
 
     LEVEL = "edge by place"
@@ -133,11 +132,9 @@ class PlacedScores(ScoreTable):
 
     # ---------------------------------------------------------------- files
     def save(self, path: str | PathLike[str], n: int = DRAWN, by: By = "absolute") -> Path:  # type: ignore[override]
-        """Writes safetensors; graph, record and places in the header. A name in `.csv` or `.parquet`: a table.
-
-        A name that ends in `.neuronpedia.json` is a graph of the `n` strongest edges for Neuronpedia's page, as they
-        are drawn, each in the column of its place.
-        """
+        """Writes safetensors; graph, record and places in the header. `.csv` or `.parquet`: a table;
+        `.neuronpedia.json`: a graph for Neuronpedia's page of the `n` strongest edges, as they are drawn, each in the
+        column of its place."""
         if str(path).lower().endswith(neuronpedia.ENDING):
             return neuronpedia.write_placed(path, self.graph, self._drawn(n, by), self.positions, self.record)
         return self._save(path)

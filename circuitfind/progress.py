@@ -76,10 +76,8 @@ class _Stage:
 
 @contextmanager
 def stages(label: str, work: float) -> Iterator[Callable[[float], AbstractContextManager[None]]]:
-    """One task for a whole call: gives a function that makes the context of a stage, from the work that it is.
-
-    Of loops inside a stage the outermost count; what a stage did not report is done when it ends.
-    """
+    """One task for a whole call: gives a function that makes the context of a stage, from the work that it is. Inside a
+    stage the outermost loops count; what a stage did not report is done when it ends."""
     listener = _listener.get()
     if listener is None:
         yield lambda part: nullcontext()

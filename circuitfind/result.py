@@ -126,11 +126,8 @@ class Result:
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> Self:
-        """Reads what `save` wrote as `.json`, without any model.
-
-        Raises:
-            FileError: the file is missing, or holds something else.
-        """
+        """Reads what `save` wrote as `.json`, without any model; FileError where the file is missing, or holds
+        something else."""
         content = files.read(path, cls.FORMAT, cls.OLD_KEYS)
         with files.reading(path):
             return cls.from_dict(content)

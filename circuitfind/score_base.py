@@ -37,11 +37,7 @@ SIGN_BIT = 0x80000000
 
 
 class ScoreTable(Result):
-    """Base of `Scores` and `NodeScores`: one number per edge or node.
-
-    Attributes:
-        LEVEL: "edge" or "node".
-    """
+    """Base of scores: one number per edge or node. LEVEL: "edge", "node" or "edge by place"."""
 
     FORMAT: ClassVar[str] = FORMAT
     LEVEL: ClassVar[str]
@@ -114,10 +110,8 @@ def edges_among(graph: Graph, kept: np.ndarray) -> np.ndarray:
 
 
 def edge_values(graph: Graph, key: np.ndarray) -> np.ndarray:
-    """`[writers, readers]` float32 that sorts edges as described above, zero where there is no edge.
-
-    `key` [writers] is what nodes are ranked by, higher = better.
-    """
+    """`[writers, readers]` float32 that sorts edges as described above, zero where there is no edge; `key` [writers] is
+    what nodes are ranked by, higher = better."""
     nodes = np.append(key, np.inf).astype(np.float32)
     above_all = np.nextafter(nodes[1:-1].max(), np.float32(np.inf))
     nodes[0] = np.inf

@@ -111,10 +111,8 @@ class Scores(ScoreTable):
         return self.plot("layers")
 
     def layers(self) -> np.ndarray:
-        """`[writers' layers, readers' layers]`: edge scores summed, NaN where there is no edge.
-
-        Rows are `input` and the layers, columns the layers and `logits`.
-        """
+        """`[writers' layers, readers' layers]`: edge scores summed, NaN where there is no edge; rows are `input` and
+        the layers, columns the layers and `logits`."""
         graph = self.graph
         rows = [slice(0, 1), *(slice(graph.head(at), graph.head(at + 1)) for at in range(graph.n_layers))]
         columns = [*(graph.readers(at, "all") for at in range(graph.n_layers)), graph.readers(0, "logits")]
@@ -174,10 +172,8 @@ class Scores(ScoreTable):
         return self.cut(mask, prune, cut="greedy", n=n, by=by)
 
     def cut(self, mask: np.ndarray, prune: bool = True, **settings: object) -> Circuit:
-        """The circuit of `mask`, with these scores as its estimates and `settings` in its record.
-
-        Scores that are not effects estimate none: then the circuit has no estimates.
-        """
+        """The circuit of `mask`, with `settings` in its record, and with these scores as its estimates if they are
+        effects."""
         mask = connected(self.graph, mask) if prune else mask
         estimates = self.values if self.record.is_effect else None
         return Circuit(self.graph, mask, estimates=estimates, record=self.record.with_settings(**settings))

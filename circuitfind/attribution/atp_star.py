@@ -167,11 +167,8 @@ def dropped(experiment: Experiment, base: Base) -> Iterator[Gradients]:
 
 
 def mean_magnitude(effects: Tensor, layers: list[int]) -> Tensor:
-    """`[places, ...]` from effects `[dropped layer, places, ...]`.
-
-    Args:
-        layers: of each place; `NO_LAYER` for one of the residual stream.
-    """
+    """`[places, ...]` from effects `[dropped layer, places, ...]`; layers: of each place, `NO_LAYER` for one of the
+    residual stream."""
     at = torch.arange(len(effects), device=effects.device).unsqueeze(1)
     counts = (at != torch.tensor(layers, device=effects.device)).to(effects)
     counts = counts.view(*counts.shape, *[1] * (effects.ndim - 2))

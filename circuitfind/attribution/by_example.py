@@ -35,10 +35,8 @@ def check_by_example(method: Method) -> None:
 
 def example_effects(experiment: Experiment, method: Method, request: Request) -> np.ndarray:
     """`[examples, edges]` float32 in units of the metric, positive = supports; edges as `Scores.to_dict` orders them.
-
-    Raises:
-        ScoreError: the metric is flat, the gradient vanishes on all examples, or the result would not fit in memory.
-    """
+    ScoreError where the metric is flat, the gradient vanishes on all examples, or the result would not fit in
+    memory."""
     graph = experiment.graph
     check_slope(experiment, method)
     size = len(experiment) * graph.n_edges * 4

@@ -84,12 +84,8 @@ class Estimate(NamedTuple):
 
 
 def place_effects(experiment: Experiment, method: Method, request: Request, estimate: Estimate | None = None) -> Sweep:
-    """Estimates for every place of one kind, per example too.
-
-    Raises:
-        ScoreError: as for `circuitfind.patch`; or the gradient vanishes.
-        ModelError: the model's attention does not show its scores.
-    """
+    """Estimates for every place of one kind, per example too; errors as from `circuitfind.patch`, a ScoreError where
+    the gradient vanishes, and a ModelError where the model's attention does not show its scores."""
     what, adapter, noising = request.what, experiment.adapter, experiment.setting.noising
     passes, changes, combine = estimate or Estimate()
     plan = planned(experiment, request.where)

@@ -97,11 +97,8 @@ def default_of(kind: str, ablation: str | None = None) -> str:
 def method_of(
     method: str | Method | None, level: str = "edge", what: str | None = None, ablation: str | None = None
 ) -> Method:
-    """By name, or by "package.module:name" in code of your own; the ablation's default where none is named.
-
-    Raises:
-        ScoreError: there is none, or it has no scores at this level.
-    """
+    """By name, or by "package.module:name" in code of your own; the ablation's default where none is named. ScoreError
+    where there is none, or it has no scores at this level."""
     if level not in ("edge", "node"):
         raise ScoreError(f"level '{level}' is unknown: use 'edge' or 'node'")
     if what is not None and level != "node":

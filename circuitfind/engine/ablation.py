@@ -100,11 +100,7 @@ ABLATIONS: dict[str, Ablation] = {ablation.name: ablation for ablation in _BUILT
 
 
 def register(ablation: Ablation) -> Ablation:
-    """Gives an ablation its name, in this process.
-
-    Raises:
-        TaskError: the name is taken, or it is not an `Ablation`.
-    """
+    """Gives an ablation its name, in this process; TaskError where the name is taken, or it is not an `Ablation`."""
     return entered(ablation, Ablation, ABLATIONS, TaskError, "ablation '{}' exists: give yours another name")
 
 

@@ -222,11 +222,8 @@ def capture_gradients(
 
 
 def _at_heads(view: LayerView, layer: int, leaves: Places, at: Places) -> Heads:
-    """Gradients by reader at a layer's projections: of copies of keys and values, each copy's own.
-
-    Raises:
-        ModelError: gradients of the copies do not add up to that of their head, which serves another layer, too.
-    """
+    """Gradients by reader at a layer's projections: of copies of keys and values, each copy's own. ModelError where
+    these do not add up to the gradient of their head, which then serves another layer, too."""
 
     def parts(gradients: Iterable[Tensor], sites: Iterable[str]) -> dict[str, Tensor]:
         by_site = zip(sites, gradients, strict=True)

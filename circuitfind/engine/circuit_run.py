@@ -42,12 +42,8 @@ from circuitfind.models.placement import sent
 
 @dataclass(frozen=True)
 class Plan:
-    """Which readers need arithmetic and which writers they need it from.
-
-    Attributes:
-        terms: `[circuits, writers, readers]` bool, the D that enter each reader's stream.
-        active: `[readers]` bool.
-    """
+    """Which readers need arithmetic (`active`: `[readers]` bool), and which D enter their streams (`terms`: `[circuits,
+    writers, readers]` bool)."""
 
     graph: Graph
     terms: np.ndarray
@@ -96,12 +92,8 @@ def prefers_sparse(prepared: Prepared, masks: np.ndarray) -> bool:
 
 
 def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = None) -> Tensor:
-    """Logits `[circuits, batch, reads, vocab]` of circuits on a prepared batch.
-
-    Args:
-        masks: `[circuits, writers, readers]` bool.
-        sparse: force one form; by default the cheaper one is taken.
-    """
+    """Logits `[circuits, batch, reads, vocab]` of circuits `masks`, `[circuits, writers, readers]` bool, on a prepared
+    batch; sparse: forces one form, by default the cheaper one is taken."""
     sparse = prefers_sparse(prepared, masks) if sparse is None else sparse
     if not sparse and (prepared.adapter.graph.real & ~masks).any():
         return run_without(prepared, prepared.adapter.graph.real & ~masks)
@@ -137,11 +129,9 @@ def run_side_by_side(adapter: Adapter, inputs: Inputs, times: int, visit: Visit,
 
 
 def skippable(prepared: Prepared, plan: Plan) -> dict[str, Tensor]:
-    """Modules that the sparse form need not run, with values of the right shape.
-
-    Of attentions that run, too: what q, k and v give is overwritten, of o only the input is read. (A post-norm's scale
-    does depend on o's result.)
-    """
+    """Modules that the sparse form need not run, with values of the right shape: also the projections of an attention
+    that runs, because q, k and v are overwritten, and of o only the input is read (unless a post-norm's scale needs its
+    result)."""
     skips: dict[str, Tensor] = {}
     empty, times = prepared.empty, len(plan.terms)
     for layer, view in enumerate(prepared.adapter.layers):

@@ -167,11 +167,8 @@ class Experiment:
 
     # ---------------------------------------------------------------- running it
     def share(self) -> None:
-        """Of several processes: finds together what each needs of all pairs, once they prove to have the same.
-
-        Raises:
-            ProcessError: they have different pairs or models.
-        """
+        """Where there are several processes: checks that all have the same pairs and model (else ProcessError), and
+        finds together what each needs of all pairs."""
         if processes.size() > 1:
             _ = self._is_shared, self.means
 
@@ -286,11 +283,8 @@ def _measuring(bound: BoundTask, metric: str | Metric | Function, made: str) -> 
 
 
 def bind(model: Model, task: Task | BoundTask) -> BoundTask:
-    """The task in the model's tokens, on its device; one that is bound to this model already stays as it is.
-
-    Raises:
-        ModelError, TaskError: `model` or `task` is something else, or the two do not fit.
-    """
+    """The task in the model's tokens, on its device; one that is bound to this model already stays as it is. ModelError
+    or TaskError where `model` or `task` is something else, or the two do not fit."""
     check_model(model)
     if isinstance(task, Task):
         return task.on(model)

@@ -55,10 +55,8 @@ class PairGradients(NamedTuple):
 
 
 def run_masked(prepared: Prepared, mask: Tensor) -> Tensor:
-    """Logits `[batch, reads, vocab]` of a soft circuit, differentiable in the mask.
-
-    `mask`: `[writers, readers]` in the adapter's `work` precision; cells that are no edges are ignored.
-    """
+    """Logits `[batch, reads, vocab]` of a soft circuit, differentiable in the mask, `[writers, readers]` in the
+    adapter's `work` precision; cells that are no edges are ignored."""
     real = prepared.adapter.graph.real
     plan = _plan(prepared, mask, real if mask.requires_grad else np.zeros_like(real))
     with torch.enable_grad():
@@ -84,10 +82,8 @@ def mask_gradient(prepared: Prepared, mask: Tensor, metric: Metric, only: np.nda
 
 
 def pair_gradients(prepared: Prepared, mask: Tensor, metric: Metric, only: np.ndarray) -> PairGradients:
-    """`mask_gradient` of each pair, from one run; of edges `only`, in the order of `np.argwhere(only)`.
-
-    Summed over pairs it is `mask_gradient(prepared, mask, metric, only).gradient[only]`.
-    """
+    """`mask_gradient` of each pair, from one run; of edges `only`, in the order of `np.argwhere(only)`. Their sum over
+    pairs is `mask_gradient(prepared, mask, metric, only).gradient[only]`."""
     values, streams = _gradient(prepared, mask, metric, only, len(prepared.batch))
     return PairGradients(values, streams.at_edges(*np.nonzero(only)))
 
@@ -139,11 +135,8 @@ def _run(streams: Streams, token: Tensor) -> Tensor:
 
 
 class MaskedVisitor:
-    """Collects D as writers are computed and overwrites what every reader reads.
-
-    Args:
-        token: the first one (`masked_streams.py`).
-    """
+    """Collects D as writers are computed, and overwrites what every reader reads; token: the first one
+    (`masked_streams.py`)."""
 
     def __init__(self, streams: Streams, token: Tensor) -> None:
         self.streams, self.token = streams, token

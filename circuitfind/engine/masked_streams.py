@@ -108,10 +108,8 @@ class Streams:
 
     # ---------------------------------------------------------------- writers
     def write(self, layer: int, kind: str, difference: Tensor) -> None:
-        """Stores D as far as it takes part: of the "input", of a layer's "heads" before their projection, of its "mlp".
-
-        `difference`: `[batch, pos, d_model]`, of heads `[batch, pos, heads, d_head]`.
-        """
+        """Stores D as far as it takes part: of the "input", of a layer's "heads" before their projection, of its "mlp";
+        `[batch, pos, d_model]`, of heads `[batch, pos, heads, d_head]`."""
         rows = self._rows(layer, kind)
         if kind != "heads":
             self.written[rows] = self.adapter.centre(difference.reshape(1, -1, self.width))

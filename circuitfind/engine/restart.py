@@ -47,10 +47,8 @@ class Restart:
 
     # ---------------------------------------------------------------- one reader's input
     def edges(self, reader: int, writers: list[int], change: Writers) -> Tensor:
-        """Logits `[writers, batch, reads, vocab]` of runs in which one edge `writer -> reader` is patched.
-
-        `change`: the writers' values on a patched edge minus their values in the base run.
-        """
+        """Logits `[writers, batch, reads, vocab]` of runs in which one edge `writer -> reader` is patched; change: the
+        writers' values on a patched edge minus their values in the base run."""
         graph, times = self.adapter.graph, len(writers)
         layer, kind, head = graph.reader(reader)
         base = (self.base.middle if kind == "mlp" else self.base.resid)[layer]
@@ -97,11 +95,8 @@ class Restart:
 
     # ---------------------------------------------------------------- the stream
     def from_stream(self, layer: int, changes: Tensor) -> Tensor:
-        """Logits `[patches, batch, reads, vocab]` of runs whose stream is changed where block `layer` begins.
-
-        The number of layers stands for the final norm. `changes`, `[patches, batch, pos, d_model]`, are added to the
-        base run's stream.
-        """
+        """Logits `[patches, batch, reads, vocab]` of runs in which `changes [patches, batch, pos, d_model]` are added
+        to the base run's stream where block `layer` begins (the number of layers: at the final norm)."""
         streams = (self.base.resid[layer].to(self.adapter.work) + changes).to(self.adapter.dtype).flatten(0, 1)
 
         def visit(site: str, at: int, value: Tensor) -> Tensor | None:

@@ -39,10 +39,8 @@ TINY = 1e-30
 
 
 class Affine(NamedTuple):
-    """What a head's projected queries or keys become: `x @ linear[pos] + constant[pos]`.
-
-    linear: `[pos, d_read, features]`; constant: `[pos, features]`.
-    """
+    """What a head's projected queries or keys become: `x @ linear[pos] + constant[pos]`, with linear `[pos, d_read,
+    features]` and constant `[pos, features]`."""
 
     linear: Tensor
     constant: Tensor
@@ -71,11 +69,8 @@ class ScoreForm(NamedTuple):
 
 
 def score_form(restart: Restart, layer: int, head: int) -> ScoreForm:
-    """The form of a head's scores on the one prompt of a restart.
-
-    Raises:
-        ModelError: its scores are not shown, or are not of this form.
-    """
+    """The form of a head's scores on the one prompt of a restart; ModelError where its scores are not shown, or are not
+    of this form."""
     adapter, base = restart.adapter, restart.base.qkv[layer]
     if type(adapter.layers[layer]) is not LayerView:
         refuse(adapter, "keys of all heads are read through one latent and its norm")

@@ -104,10 +104,8 @@ def projection_of(adapter: Adapter, site: str, layer: int) -> Any:
 
 
 def input_rows(adapter: Adapter, site: str, layer: int) -> Tensor:
-    """`[features, d_model]`: what each feature of `z` or `hidden` adds to the output of the projection it enters.
-
-    In the model's own precision, because few of the rows are wanted at a time.
-    """
+    """`[features, d_model]`: what each feature of `z` or `hidden` adds to the output of the projection it enters, in
+    the model's own precision, because few rows are wanted at a time."""
     return weight_of(projection_of(adapter, site, layer)).to(adapter.device)
 
 
@@ -208,12 +206,9 @@ class _Watch(TorchFunctionMode):
 
 
 def attention_scores(restart: Restart, layer: int, kind: str, values: Tensor, instead: str = "") -> Scored:
-    """A layer's attention scores in runs with other queries ("q") or keys ("k").
-
-    Args:
-        values: `[patches, batch, pos, heads or kv_heads, d_head]`, as they are projected.
-        instead: what else to do where a model does not show its scores.
-    """
+    """A layer's attention scores in runs with other queries ("q") or keys ("k"): `values`, as they are projected,
+    `[patches, batch, pos, heads or kv_heads, d_head]`. instead: what else to do where a model does not show its
+    scores."""
     adapter = restart.adapter
     with eager_attention(adapter), _Watch() as watch:
         z = restart.heads_from_projection(layer, kind, values)

@@ -44,10 +44,8 @@ from circuitfind.models.norms import Norm
 
 # -------------------------------------------------------------------- gradients at the stream
 class StreamGradients(NamedTuple):
-    """Of one layer, `[batch, pos, d_model]` each.
-
-    entering: at the stream where the block begins; attention, mlp: where what they write is added.
-    """
+    """Of one layer, `[batch, pos, d_model]` each: at the stream where the block begins (`entering`), and where what
+    attention or the MLP writes is added."""
 
     layer: int
     entering: Tensor
@@ -56,11 +54,7 @@ class StreamGradients(NamedTuple):
 
 
 def stream_gradients(adapter: Adapter, run: Run, gradients: ReaderGradients) -> Iterator[StreamGradients]:
-    """Gradients of every layer, last layer first.
-
-    Args:
-        run: the pass at which the readers' gradients were taken.
-    """
+    """Gradients of every layer, last layer first; run: the pass at which the readers' gradients were taken."""
     stream = gradients.final.to(adapter.work)
     for layer in reversed(range(adapter.graph.n_layers)):
         view = adapter.layers[layer]
@@ -74,12 +68,8 @@ def stream_gradients(adapter: Adapter, run: Run, gradients: ReaderGradients) -> 
 
 
 def node_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
-    """`[writers, batch, pos]` first-order effects of every writer at every position.
-
-    Args:
-        delta: writers' clean values minus ablated values.
-        run: the pass at which the gradients were taken.
-    """
+    """`[writers, batch, pos]` first-order effects of every writer at every position: of `delta`, clean minus ablated
+    values, with the gradients taken at `run`."""
     graph = adapter.graph
     effects = delta.embed.new_empty(graph.n_writers, *delta.embed.shape[:2])
     for layer, entering, at_heads, at_mlp in stream_gradients(adapter, run, gradients):
@@ -101,13 +91,8 @@ class Effects(NamedTuple):
 def site_effects(
     adapter: Adapter, site: str, delta: Values, run: Run, gradients: ReaderGradients
 ) -> dict[int, Effects]:
-    """By layer, first-order effects of every unit at every position (of a pattern: query).
-
-    Args:
-        site: as for `capture_site`.
-        delta: by layer, the site's clean values minus ablated values.
-        run: the pass at which the gradients were taken.
-    """
+    """By layer, first-order effects of every unit at every position (of a pattern: query): of `delta`, a site's clean
+    minus ablated values by layer, with the gradients taken at `run`. site: as for `capture_site`."""
     if site in ("q", "k", "v"):
         return {layer: _met(change, getattr(gradients.qkv[layer], site)) for layer, change in delta.items()}
     effects: dict[int, Effects] = {}

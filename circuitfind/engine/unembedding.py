@@ -40,11 +40,8 @@ class Unembedding(NamedTuple):
 
 
 def unembedding(adapter: Adapter) -> Unembedding:
-    """Learns it from three passes of one token.
-
-    Raises:
-        ScoreError: between final norm and unembedding the model does something else (ModernBERT's head).
-    """
+    """Learns it from three passes of one token; ScoreError where the model does something else between final norm and
+    unembedding (ModernBERT's head)."""
     adapter.check_free()
     scale, head = head_scale(adapter), adapter.model.get_output_embeddings()
     weight, bias = weight_of(head).T.to(adapter.device), held(head, "bias")

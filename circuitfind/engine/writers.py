@@ -55,10 +55,8 @@ def output(adapter: Adapter, values: Writers, writer: int) -> Tensor:
 
 
 def total(adapter: Adapter, value: Writers, other: Writers, writers: np.ndarray, tokens: slice) -> Tensor:
-    """`[tokens, d_model]`: value minus other, summed over some writers (`[writers]` bool), at some of the tokens.
-
-    The heads of a layer are one matrix product, and nothing is formed of writers that are left out.
-    """
+    """`[tokens, d_model]`: value minus other, summed over some writers (`[writers]` bool), at some of the tokens. The
+    heads of a layer are one matrix product, and nothing is formed of writers that are left out."""
     graph = adapter.graph
 
     def difference(one: Tensor, two: Tensor) -> Tensor:

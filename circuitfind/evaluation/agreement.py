@@ -80,10 +80,8 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Roc:
-    """Rates and precision of the items that reach each threshold, `[thresholds + 1]`, from (0, 0) to (1, 1).
-
-    The first threshold is infinite: no item reaches it, and its precision is NaN.
-    """
+    """Rates and precision of the items that reach each threshold, `[thresholds + 1]`, from (0, 0) to (1, 1). The first
+    threshold is infinite: no item reaches it, and its precision is NaN."""
 
     thresholds: np.ndarray
     fpr: np.ndarray
@@ -233,11 +231,8 @@ def _by_class(circuit: Circuit, target: Reference) -> dict[str, ClassHeads]:
 
 
 def roc(scores: np.ndarray, truth: np.ndarray) -> Roc:
-    """The curve of `[items]` scores (higher = more likely in) and `[items]` bool.
-
-    Raises:
-        ScoreError: all items are true, or none.
-    """
+    """The curve of `[items]` scores (higher = more likely in) and `[items]` bool; ScoreError where all items are true,
+    or none."""
     positives = int(truth.sum())
     if not 0 < positives < len(truth):
         raise ScoreError(

@@ -151,10 +151,8 @@ class Said(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Diagnosis(Result):
-    """What was found, gravest first; `summary` is None where nothing could be run. Rows are the findings.
-
-    `said`: what the model says on the first pairs.
-    """
+    """What was found, gravest first; `summary` is None where nothing could be run. Rows are the findings; `said`: what
+    the model says on the first pairs."""
 
     FORMAT, ROWS, SHOWN = "circuitfind.diagnosis", "findings", ("name", "ok")
 

@@ -151,12 +151,8 @@ class Evaluation(Result):
 
 
 class Evaluator:
-    """An experiment's pairs, ready to run circuits on.
-
-    Attributes:
-        ends: the whole model and the empty circuit, as `run` would return them.
-        full, empty: their metric, `[examples]`.
-    """
+    """An experiment's pairs, ready to run circuits on. ends: the whole model and the empty circuit, as `run` would
+    return them; full, empty: their metric, `[examples]`."""
 
     def __init__(self, experiment: Experiment) -> None:
         experiment = experiment.set(direction="noising")  # circuits run on clean prompts, whatever scores were made by
@@ -195,10 +191,8 @@ class Evaluator:
         return self.experiment.setting.seed
 
     def run(self, masks: np.ndarray) -> Outcome:
-        """Runs circuits given as `[circuits, writers, readers]` bool masks.
-
-        Several processes divide the pairs; where these do not go round, the circuits.
-        """
+        """Runs circuits given as `[circuits, writers, readers]` bool masks. Several processes divide the pairs, or the
+        circuits where there are fewer pairs than processes."""
         if len(self.full) < (several := processes.size()) and len(masks) > 1:
             own = range(processes.group().rank, len(masks), several)
             parts = processes.gathered(lambda: self.run(masks[own]) if own else None)

@@ -41,9 +41,7 @@ def random_circuit(graph: Graph, n_edges: int, rng: np.random.Generator) -> Circ
 
 def same_nodes(graph: Graph, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
     """As many random edges among the nodes of a circuit, on paths from `input` to `logits`; None if it has all of them.
-
-    Edges that are on no path are drawn again, up to `PATIENCE` times; what is on none then is left out.
-    """
+    Edges on no path are drawn again, up to `PATIENCE` times, and then left out."""
     inside = Circuit(graph, mask).node_mask
     readers = np.asarray(graph.serves[:, inside].any(axis=1))
     among = graph.real & inside[:-1, None] & readers[None, :]

@@ -20,11 +20,8 @@ OVER = ("pairs", "templates", "seeds")
 
 
 def by_template(name: str, model: Model, **keywords: Any) -> dict[str, Task]:
-    """A built-in task in each of its sentence patterns, for `stability`; keywords as for `circuitfind.task`.
-
-    Raises:
-        TaskError: the task has one pattern only.
-    """
+    """A built-in task in each of its sentence patterns, for `stability`; keywords as for `circuitfind.task`. TaskError
+    where it has one pattern only."""
     templates = builder_of(name).templates
     if len(templates) < 2:
         raise TaskError(f"'{name}' has {len(templates)} sentence patterns: there is nothing to compare")
@@ -73,11 +70,8 @@ def like(circuit: Circuit, **asked: Any) -> dict[str, Any]:
 
 
 def unseen(model: Model, task: Task | BoundTask, found: Circuit | Scores | NodeScores) -> BoundTask:
-    """The held-out pairs: the task without those that `found` was found on, told by their prompts' texts.
-
-    Raises:
-        TaskError: all pairs were seen, or `found` does not say which (files of early versions, circuits made by hand).
-    """
+    """The held-out pairs: the task without those that `found` was found on, told by their prompts' texts. TaskError
+    where all pairs were seen, or `found` does not say which (files of early versions, circuits made by hand)."""
     bound, seen = bind(model, task), found.record.each_pair()
     if not seen:
         raise TaskError(f"this {type(found).__name__} does not say which pairs it was found on: none can be left out")

@@ -140,11 +140,8 @@ class Adapter:
         return State.of(self.model, norms)
 
     def refresh(self) -> bool:
-        """Reads again what is kept of the model, where it has changed since.
-
-        Returns:
-            Whether modules or hooks are new, so that the identities must be proved again.
-        """
+        """Reads again what is kept of the model where it has changed. Returns whether modules or hooks are new, so that
+        the identities must be proved again."""
         before, now = self.state, self._state()
         same_form = now.form == before.form
         if not (same_form and now.same_norms(before)):

@@ -355,11 +355,8 @@ _BUILT_IN = frozenset(FAMILIES)
 
 
 def register(model_type: str, family: Family) -> Family:
-    """Adds a family, by the `model_type` of its config; one that was registered earlier under this type is replaced.
-
-    Raises:
-        ModelError: it is not a `Family`, or the type is in the table: then pass it with `family=`.
-    """
+    """Adds a family, by the `model_type` of its config, or replaces one that was registered under it. ModelError where
+    it is not a `Family`, or the type is in the table: then pass it with `family=`."""
     taken = "family '{}' is built in: pass yours with family= to circuitfind.wrap or load"
     return entered(family, Family, FAMILIES, ModelError, taken, model_type, fixed=_BUILT_IN)
 

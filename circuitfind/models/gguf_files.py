@@ -31,11 +31,8 @@ _LOCK = Lock()
 
 
 def located(name: str) -> tuple[str, str] | None:
-    """The folder, or hub id, and the file in it; None where the name is not that of a GGUF file.
-
-    Raises:
-        ModelError: there is no such file.
-    """
+    """The folder, or hub id, and the file in it; None where the name is not that of a GGUF file, ModelError where there
+    is no such file."""
     path, parts = Path(name).expanduser(), name.split("/")
     if path.suffix.lower() != SUFFIX or path.is_dir():
         return None
@@ -54,11 +51,8 @@ def lying_in(folder: Path) -> str:
 
 @contextmanager
 def reading(name: str, file: str | None) -> Iterator[None]:
-    """A block in which transformers reads a GGUF file quickly; with None for the file, an ordinary block.
-
-    Raises:
-        ModelError: a package is missing.
-    """
+    """A block in which transformers reads a GGUF file quickly (with None for the file, an ordinary block); ModelError
+    where a package is missing."""
     if file is None:
         yield
         return

@@ -54,11 +54,8 @@ def row_of(model: Any, family: Family | str | None = None) -> tuple[Family | Non
 
 
 def matching(model: nn.Module) -> tuple[str, Family]:
-    """The path of the list of blocks, and the first row whose names every block has; shapes and values are not read.
-
-    Raises:
-        ModelError: no row has, and what a block has instead.
-    """
+    """The path of the list of blocks, and the first row whose names every block has (shapes and values are not read);
+    ModelError where no row has, with what a block has instead."""
     config: Any = model.config
     kind, depth = config.get_text_config().model_type, getattr(config.get_text_config(), "num_hidden_layers", 0)
     lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}

@@ -73,10 +73,8 @@ class Heads(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Order of the features of a fused projection; see `Family.layout` for the kinds.
-
-    `d_head`: of what the output projection reads.
-    """
+    """Order of the features of a fused projection (kinds: `Family.layout`); `d_head`: the width of what o reads of a
+    head."""
 
     kind: str
     n_heads: int
@@ -237,9 +235,7 @@ class LayerView:
 
     def values_of(self, kind: str, read: Tensor, heads: Tensor) -> Tensor:
         """`[..., heads, d_head]`: q, k or v of some heads, from what they read `[..., heads, d_read]`; here, just that.
-
-        Differentiable.
-        """
+        Differentiable."""
         return read[..., : self.layout.d_head] if self.family.gated and kind != "q" else read
 
     def at_read(self, stream: Tensor, gradient: Heads) -> Heads:
@@ -259,10 +255,8 @@ class LayerView:
         return by_head
 
     def mlp_weights(self) -> tuple[Tensor, Tensor]:
-        """`[d_model, hidden]`, all projections of the MLP's input, and `[hidden, d_model]`, its output projection.
-
-        The first without changes, the second with the post-norm's weight and the residual multiplier folded in.
-        """
+        """`[d_model, hidden]`, all projections of the MLP's input, unchanged; `[hidden, d_model]`, its output
+        projection, with the post-norm's weight and the residual multiplier folded in."""
         if self.family.down is None:
             raise ModelError("its MLPs are mixtures of experts: which weights are used depends on the prompt")
         read = torch.cat([self.weight(module) for module in self.mlp_projections()], dim=1)
@@ -324,12 +318,8 @@ class LayerView:
 
 
 class AttentionReaders:
-    """q, k and v readers of one layer, in the graph's order.
-
-    Attributes:
-        weight: `[readers, d_read, d_model]`, folded.
-        bias: `[readers, 1, d_read]`, or None.
-    """
+    """q, k and v readers of one layer, in the graph's order: folded weight `[readers, d_read, d_model]`, and bias
+    `[readers, 1, d_read]` or None."""
 
     def __init__(self, view: LayerView, with_bias: bool = True) -> None:
         self.norm = view.attn_norm
@@ -347,13 +337,8 @@ class AttentionReaders:
         return self.weight.numel() * self.weight.element_size()
 
     def values(self, streams: Tensor, readers: Tensor, centred: bool) -> Tensor:
-        """`[readers, tokens, d_read]`: what some readers make of their streams.
-
-        Args:
-            streams: `[readers, tokens, d_model]`, what each of them reads.
-            readers: `[readers]` their indices within the layer.
-            centred: the streams have mean 0 already.
-        """
+        """`[readers, tokens, d_read]`: what some readers (`[readers]` indices within the layer) make of the streams
+        `[readers, tokens, d_model]` that they read; centred: the streams have mean 0 already."""
         return self.scaled_values(streams, readers, centred)[0]
 
     def scaled_values(self, streams: Tensor, readers: Tensor, centred: bool) -> tuple[Tensor, Tensor | None]:

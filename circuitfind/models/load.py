@@ -111,11 +111,8 @@ class Model(NoFile):
 def adapt(
     name: str, hf: nn.Module, tokenizer: Any = None, backend: str = "nnsight", family: Family | str | None = None
 ) -> Model:
-    """A `Model` made from a Hugging Face model in memory.
-
-    Raises:
-        ModelError: its family, or this form of it, is not covered.
-    """
+    """A `Model` made from a Hugging Face model in memory; ModelError where its family, or this form of it, is not
+    covered."""
     if hasattr(hf, "peft_config"):
         raise ModelError("the model carries adapters: merge them first: hf = hf.merge_and_unload()")
     if not hasattr(hf, "config"):
@@ -255,11 +252,8 @@ def _check_form(config: Any, family: Family | str | None) -> None:
 
 
 def _check_loaded(name: str, kind: str, report: dict[str, Any], allow_missing: bool) -> None:
-    """Says what transformers' report holds: weights that it made up, and weights that it did not use.
-
-    Raises:
-        ModelError: weights are missing, or have other shapes than the config says.
-    """
+    """Warns of weights that transformers' report says it made up, and of those that it did not use; ModelError where
+    weights are missing, or have other shapes than the config says."""
 
     def some(found: Any) -> str:
         names = sorted(entry if isinstance(entry, str) else entry[0] for entry in found)

@@ -19,13 +19,8 @@ from circuitfind.models.placement import twin
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """A LayerNorm or RMSNorm.
-
-    Attributes:
-        weight: `[d_model]` float32 (float64 for a float64 model).
-        bias: `[d_model]`, or None where it is zero.
-        fixed_scale: `pull_back` treats r as a constant.
-    """
+    """A LayerNorm or RMSNorm. weight: `[d_model]` float32 (float64 for a float64 model); bias: the same, or None where
+    it is zero; fixed_scale: `pull_back` treats r as a constant."""
 
     weight: Tensor
     bias: Tensor | None
@@ -88,19 +83,15 @@ class Norm:
         return centred * r, r
 
     def less_scale(self, y: Tensor, gradient: Tensor) -> Tensor:
-        """`g - y mean(g y)`: what a gradient loses because the scale depends on x. Changes `gradient` in place.
-
-        `y [..., d_model]` is from `normed`; `gradient [(readers,) ..., d_model]` has r and the weight in it already.
-        """
+        """`g - y mean(g y)`: what a gradient loses because the scale depends on x. Changes `gradient [(readers,) ...,
+        d_model]`, which has r and the weight in it, in place; `y [..., d_model]` is from `normed`."""
         if self.fixed_scale:
             return gradient
         along = torch.linalg.vecdot(gradient, y) / y.shape[-1]
         return gradient.addcmul_(y, along.unsqueeze(-1), value=-1)
 
     def fold(self, projection: Tensor) -> Tensor:
-        """`C^T diag(weight) projection` for a projection `[d_model, ...]` that reads the normed stream.
-
-        With it, `projection^T norm(x) = r(x) * fold^T x + projection^T bias`.
-        """
+        """`C^T diag(weight) projection` for a projection `[d_model, ...]` that reads the normed stream: then
+        `projection^T norm(x) = r(x) * fold^T x + projection^T bias`."""
         folded = projection * self.weight.view(-1, *[1] * (projection.ndim - 1))
         return folded - folded.mean(0, keepdim=True) if self.centred else folded

@@ -115,11 +115,8 @@ class AttentionAttribution(Result):
         return tuple(map(self._pair, range(self.parts.size)))
 
     def top(self, n: int = 10, by: str = "absolute") -> list[ScorePair]:
-        """The pairs that move the score most, beside the other key's, or (by="signed") raise it most.
-
-        Raises:
-            ScoreError: an unknown way to rank.
-        """
+        """The pairs that move the score most, beside the other key's, or (by="signed") raise it most; ScoreError for
+        another `by`."""
         return [self._pair(at) for at in strongest((self.parts - self.other).ravel(), n, by).tolist()]
 
     def query_side(self, n: int = 10, by: str = "absolute") -> list[ScorePart]:

@@ -55,11 +55,8 @@ class EffectTable(Result, ABC):
         return self._rows(np.flatnonzero(~np.isnan(self.effects.ravel())))
 
     def top(self, n: int, by: str = "absolute") -> list[Any]:
-        """The rows of the n largest effects, or (by="signed") of the most positive ones, best first.
-
-        Raises:
-            ScoreError: an unknown way to rank.
-        """
+        """The rows of the n largest effects, or (by="signed") of the most positive ones, best first; ScoreError for
+        another `by`."""
         return list(self._rows(strongest(self.effects.ravel(), n, by)))
 
     def _rows(self, chosen: np.ndarray) -> tuple[Any, ...]:
@@ -102,10 +99,8 @@ class PatchedEffects(EffectTable):
 
 
 class PlaceEffect(NamedTuple):
-    """One place of a sweep, its effect and the 95% interval over examples.
-
-    position: the label of its position or span; empty where all positions are patched together.
-    """
+    """One place of a sweep, its effect and the 95% interval over examples; position: the label of its position or span,
+    empty where all positions are patched together."""
 
     place: str
     position: str
@@ -147,11 +142,8 @@ class Sweep(PatchedEffects):
 
     @property
     def normalised(self) -> np.ndarray:
-        """`[*axes]` effects divided by metric(full) - metric(empty).
-
-        Raises:
-            ScoreError: the two do not differ beyond noise.
-        """
+        """`[*axes]` effects divided by metric(full) - metric(empty); ScoreError where the two do not differ beyond
+        noise."""
         difference = self.full - self.empty
         error = standard_error(difference, self.record.copies)
         if abs(difference.mean()) <= 2 * error:
@@ -242,11 +234,8 @@ class Sweep(PatchedEffects):
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> Sweep:
-        """Reads what `save` wrote, without any model.
-
-        Raises:
-            FileError: the file is missing, or holds no sweep of this version.
-        """
+        """Reads what `save` wrote, without any model; FileError where the file is missing, or holds no sweep of this
+        version."""
         check_file(path)
         try:
             with safe_open(str(path), framework="numpy") as file:
