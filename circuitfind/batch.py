@@ -19,8 +19,8 @@ def side_by_side(value: Tensor, times: int) -> Tensor:
 
 
 class Past(NamedTuple):
-    """The tokens before a batch's own, as attention sees them. mask: `[batch, past]` bool, true at real tokens; layers:
-    of each the keys and values `[batch, kv_heads, past, d_head]`."""
+    """The tokens before a batch's own, as attention sees them. `mask`: `[batch, past]` bool, true at real tokens;
+    `layers`: of each the keys and values `[batch, kv_heads, past, d_head]`."""
 
     mask: Tensor
     layers: list[tuple[Tensor, Tensor]]

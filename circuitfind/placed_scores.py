@@ -45,7 +45,7 @@ class PlacedEdge(NamedTuple):
 class PlacedScores(ScoreTable):
     """Effects of every edge at every place: `values [places, writers, readers]` float32 in units of the metric.
 
-    positions: the places' names: spans, or positions such as "3 Mary", tokens of the first pair.
+    `positions`: the places' names: spans, or positions such as "3 Mary", tokens of the first pair.
     """
 
     LEVEL = "edge by place"

@@ -37,7 +37,7 @@ SIGN_BIT = 0x80000000
 
 
 class ScoreTable(Result):
-    """Base of scores: one number per edge or node. LEVEL: "edge", "node" or "edge by place"."""
+    """Base of scores: one number per edge or node. `LEVEL`: "edge", "node" or "edge by place"."""
 
     FORMAT: ClassVar[str] = FORMAT
     LEVEL: ClassVar[str]

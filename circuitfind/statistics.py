@@ -47,7 +47,7 @@ UNKNOWN = Interval(float("nan"), float("nan"))
 
 
 def left_out(values: np.ndarray, copies: np.ndarray | None = None) -> np.ndarray:
-    """`[..., groups]`: means over the last axis without one example, or without all copies of one. copies:
+    """`[..., groups]`: means over the last axis without one example, or without all copies of one. `copies`:
     `[examples]`, the same whole number for copies of one example; None: all are distinct."""
     values = np.asarray(values, dtype=np.float64)
     size = values.shape[-1]

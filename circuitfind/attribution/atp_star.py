@@ -167,7 +167,7 @@ def dropped(experiment: Experiment, base: Base) -> Iterator[Gradients]:
 
 
 def mean_magnitude(effects: Tensor, layers: list[int]) -> Tensor:
-    """`[places, ...]` from effects `[dropped layer, places, ...]`; layers: of each place, `NO_LAYER` for one of the
+    """`[places, ...]` from effects `[dropped layer, places, ...]`; `layers`: of each place, `NO_LAYER` for one of the
     residual stream."""
     at = torch.arange(len(effects), device=effects.device).unsqueeze(1)
     counts = (at != torch.tensor(layers, device=effects.device)).to(effects)

@@ -82,7 +82,7 @@ def exact_node_effects(
     writers: np.ndarray | None = None,
 ) -> np.ndarray:
     """`[writers, (positions,) examples]` exact effects of every writer, or of `writers` in ascending order; otherwise
-    as `exact_effects`. by_position: each position on its own, for prompts of one length only."""
+    as `exact_effects`. `by_position`: each position on its own, for prompts of one length only."""
     graph = experiment.graph
     positions = np.arange(experiment.batch.clean.ids.shape[1]) if by_position else np.array([-1])
     writers = np.arange(graph.n_writers) if writers is None else writers
@@ -102,7 +102,7 @@ def exact_node_effects(
 
 
 def _started(experiment: Experiment, batch: Batch, divided: bool) -> tuple[Restart, Writers, Started]:
-    """Where patched runs of a batch start, and what the writers carry there instead, less what they carry. divided:
+    """Where patched runs of a batch start, and what the writers carry there instead, less what they carry. `divided`:
     only from the first token at which anything differs."""
     adapter, run = experiment.adapter, experiment.after_prefix(batch) if divided else batch
     clean, corrupted = capture(adapter, run.clean), capture_corrupted(adapter, run)

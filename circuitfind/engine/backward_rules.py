@@ -61,8 +61,8 @@ HANDED_ON = {"q": 0.25, "k": 0.25, "v": 0.5}  # of the gradient that arrives
 
 @dataclass(frozen=True)
 class Rules:
-    """A set of rules. method: whose they are, for messages; activations: those are products; attention: there are rules
-    for its norms, its softmax and its projections."""
+    """A set of rules. `method`: whose they are, for messages; `activations`: those are products; `attention`: there are
+    rules for its norms, its softmax and its projections."""
 
     method: str
     activations: bool = False
@@ -73,7 +73,7 @@ RELP, GIM = Rules("relp", activations=True), Rules("gim", attention=True)
 
 
 class Ruled(NamedTuple):
-    """A model under rules. adapter: its norms have fixed scales, to pull gradients back with; hand_on: as for
+    """A model under rules. `adapter`: its norms have fixed scales, to pull gradients back with; `hand_on`: as for
     `capture_gradients`."""
 
     adapter: Adapter

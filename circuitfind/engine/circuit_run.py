@@ -93,7 +93,7 @@ def prefers_sparse(prepared: Prepared, masks: np.ndarray) -> bool:
 
 def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = None) -> Tensor:
     """Logits `[circuits, batch, reads, vocab]` of circuits `masks`, `[circuits, writers, readers]` bool, on a prepared
-    batch; sparse: forces one form, by default the cheaper one is taken."""
+    batch; `sparse`: forces one form, by default the cheaper one is taken."""
     sparse = prefers_sparse(prepared, masks) if sparse is None else sparse
     if not sparse and (prepared.adapter.graph.real & ~masks).any():
         return run_without(prepared, prepared.adapter.graph.real & ~masks)

@@ -135,7 +135,7 @@ def _run(streams: Streams, token: Tensor) -> Tensor:
 
 
 class MaskedVisitor:
-    """Collects D as writers are computed, and overwrites what every reader reads; token: the first one
+    """Collects D as writers are computed, and overwrites what every reader reads; `token`: the first one
     (`masked_streams.py`)."""
 
     def __init__(self, streams: Streams, token: Tensor) -> None:

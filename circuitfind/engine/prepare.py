@@ -68,8 +68,8 @@ def prepare(
     means: Writers | None = None,
     run: Batch | None = None,
 ) -> Prepared:
-    """Runs both sides of the pairs, and the empty circuit where it is not the corrupted run. means: those of all pairs
-    (`Experiment.means`), for the mean ablations; run: the batch as it is run."""
+    """Runs both sides of the pairs, and the empty circuit where it is not the corrupted run. `means`: those of all
+    pairs (`Experiment.means`), for the mean ablations; `run`: the batch as it is run."""
     run = run or batch
     clean, corrupted = capture(adapter, run.clean), capture_corrupted(adapter, run)
     batch, ablation = batch.with_reference(clean.logits), ablation_of(ablation)

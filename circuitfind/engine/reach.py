@@ -24,7 +24,7 @@ def without_effect(graph: Graph, mask: np.ndarray, coupled: bool, interchange: b
 
 
 def feeding(graph: Graph, coupled: bool) -> np.ndarray:
-    """`[readers, nodes]` bool: the nodes that each reader feeds. coupled: a norm on the attention's output scales all
+    """`[readers, nodes]` bool: the nodes that each reader feeds. `coupled`: a norm on the attention's output scales all
     heads of a layer together, so each q, k or v moves them all."""
     feeds = graph.serves.copy()
     for layer in range(graph.n_layers if coupled else 0):

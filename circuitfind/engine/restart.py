@@ -47,8 +47,8 @@ class Restart:
 
     # ---------------------------------------------------------------- one reader's input
     def edges(self, reader: int, writers: list[int], change: Writers) -> Tensor:
-        """Logits `[writers, batch, reads, vocab]` of runs in which one edge `writer -> reader` is patched; change: the
-        writers' values on a patched edge minus their values in the base run."""
+        """Logits `[writers, batch, reads, vocab]` of runs in which one edge `writer -> reader` is patched; `change`:
+        the writers' values on a patched edge minus their values in the base run."""
         graph, times = self.adapter.graph, len(writers)
         layer, kind, head = graph.reader(reader)
         base = (self.base.middle if kind == "mlp" else self.base.resid)[layer]

@@ -207,7 +207,7 @@ class _Watch(TorchFunctionMode):
 
 def attention_scores(restart: Restart, layer: int, kind: str, values: Tensor, instead: str = "") -> Scored:
     """A layer's attention scores in runs with other queries ("q") or keys ("k"): `values`, as they are projected,
-    `[patches, batch, pos, heads or kv_heads, d_head]`. instead: what else to do where a model does not show its
+    `[patches, batch, pos, heads or kv_heads, d_head]`. `instead`: what else to do where a model does not show its
     scores."""
     adapter = restart.adapter
     with eager_attention(adapter), _Watch() as watch:

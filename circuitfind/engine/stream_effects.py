@@ -54,7 +54,7 @@ class StreamGradients(NamedTuple):
 
 
 def stream_gradients(adapter: Adapter, run: Run, gradients: ReaderGradients) -> Iterator[StreamGradients]:
-    """Gradients of every layer, last layer first; run: the pass at which the readers' gradients were taken."""
+    """Gradients of every layer, last layer first; `run`: the pass at which the readers' gradients were taken."""
     stream = gradients.final.to(adapter.work)
     for layer in reversed(range(adapter.graph.n_layers)):
         view = adapter.layers[layer]
@@ -92,7 +92,7 @@ def site_effects(
     adapter: Adapter, site: str, delta: Values, run: Run, gradients: ReaderGradients
 ) -> dict[int, Effects]:
     """By layer, first-order effects of every unit at every position (of a pattern: query): of `delta`, a site's clean
-    minus ablated values by layer, with the gradients taken at `run`. site: as for `capture_site`."""
+    minus ablated values by layer, with the gradients taken at `run`. `site`: as for `capture_site`."""
     if site in ("q", "k", "v"):
         return {layer: _met(change, getattr(gradients.qkv[layer], site)) for layer, change in delta.items()}
     effects: dict[int, Effects] = {}

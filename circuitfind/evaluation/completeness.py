@@ -147,7 +147,7 @@ def completeness(
 
 
 class Part(NamedTuple):
-    """A part of a circuit, and the shares of the total effect that circuit and model keep without it; second_way: the
+    """A part of a circuit, and the shares of the total effect that circuit and model keep without it; `second_way`: the
     model keeps much more than the circuit, beyond what the circuit lacks to begin with."""
 
     removed: tuple[str, ...]

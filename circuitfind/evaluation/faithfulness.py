@@ -151,8 +151,8 @@ class Evaluation(Result):
 
 
 class Evaluator:
-    """An experiment's pairs, ready to run circuits on. ends: the whole model and the empty circuit, as `run` would
-    return them; full, empty: their metric, `[examples]`."""
+    """An experiment's pairs, ready to run circuits on. `ends`: the whole model and the empty circuit, as `run` would
+    return them; `full`, `empty`: their metric, `[examples]`."""
 
     def __init__(self, experiment: Experiment) -> None:
         experiment = experiment.set(direction="noising")  # circuits run on clean prompts, whatever scores were made by

@@ -54,8 +54,8 @@ class Parts(NamedTuple):
 
 
 def parts(metric: Metric, logits: Tensor, ends: Sequence[Tensor], batch: Batch, dtype: torch.dtype) -> Parts:
-    """Measures a batch on which a circuit has these logits `[batch, reads, vocab]`. ends: logits of the whole model and
-    of the empty circuit; dtype: the model's."""
+    """Measures a batch on which a circuit has these logits `[batch, reads, vocab]`. `ends`: logits of the whole model
+    and of the empty circuit; `dtype`: the model's."""
     eps = max(torch.finfo(dtype).eps, SINGLE)  # RMSNorms of a float64 model compute in float32
     off = (HALF_UNITS if eps > SINGLE else UNITS) * eps * logits.abs().amax((1, 2))
     slope, value = slopes(metric, logits, batch), metric(logits, batch).abs()

@@ -186,8 +186,8 @@ def verify(
 def verified(
     experiment: Experiment, evaluator: Evaluator, scores: Scores, circuit: Circuit, edges: np.ndarray, random: int
 ) -> Verification:
-    """`verify` of a circuit with an experiment and an evaluator of its pairs. edges: `[writers, readers]` bool, those
-    to patch; random: circuits of each random kind."""
+    """`verify` of a circuit with an experiment and an evaluator of its pairs. `edges`: `[writers, readers]` bool, those
+    to patch; `random`: circuits of each random kind."""
     _warn_of_overlap(scores.record, evaluator.record)
     graph, n, rng = experiment.graph, len(circuit), np.random.default_rng(evaluator.seed)
     masks = [random_circuit(graph, n, rng).mask for _ in range(random)]

@@ -144,7 +144,7 @@ def _features(adapter: Adapter) -> dict[tuple[str, int], int]:
 
 
 def through_hooks(adapter: Adapter, inputs: Inputs, visit: Visit, skips: Skips | None = None) -> Tensor:
-    """Logits `[batch, reads, vocab]` of a forward pass with module hooks; empty if the visitor stopped it. skips:
+    """Logits `[batch, reads, vocab]` of a forward pass with module hooks; empty if the visitor stopped it. `skips`:
     results of modules that need not run."""
     adapter.check_free()
     skips = skips or {}

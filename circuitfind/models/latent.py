@@ -31,8 +31,8 @@ from circuitfind.models.norms import Norm
 
 @dataclass(frozen=True)
 class LatentLayout(Layout):
-    """Order of the features of the projections around a latent; `d_head` is a value's width. rank: features of the
-    latent of keys and values; plain, rotary: features of a key without position, and with it."""
+    """Order of the features of the projections around a latent; `d_head` is a value's width. `rank`: features of the
+    latent of keys and values; `plain`, `rotary`: features of a key without position, and with it."""
 
     rank: int
     plain: int

@@ -338,7 +338,7 @@ class AttentionReaders:
 
     def values(self, streams: Tensor, readers: Tensor, centred: bool) -> Tensor:
         """`[readers, tokens, d_read]`: what some readers (`[readers]` indices within the layer) make of the streams
-        `[readers, tokens, d_model]` that they read; centred: the streams have mean 0 already."""
+        `[readers, tokens, d_model]` that they read; `centred`: the streams have mean 0 already."""
         return self.scaled_values(streams, readers, centred)[0]
 
     def scaled_values(self, streams: Tensor, readers: Tensor, centred: bool) -> tuple[Tensor, Tensor | None]:

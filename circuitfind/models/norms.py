@@ -19,8 +19,8 @@ from circuitfind.models.placement import twin
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """A LayerNorm or RMSNorm. weight: `[d_model]` float32 (float64 for a float64 model); bias: the same, or None where
-    it is zero; fixed_scale: `pull_back` treats r as a constant."""
+    """A LayerNorm or RMSNorm. `weight`: `[d_model]` float32 (float64 for a float64 model); `bias`: the same, or None
+    where it is zero; `fixed_scale`: `pull_back` treats r as a constant."""
 
     weight: Tensor
     bias: Tensor | None

@@ -122,8 +122,8 @@ class Sides(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SweepPlan:
-    """What a sweep goes over. spans: of the prompts, each patched on its own, or None for all positions together; axes:
-    of the result."""
+    """What a sweep goes over. `spans`: of the prompts, each patched on its own, or None for all positions together;
+    `axes`: of the result."""
 
     experiment: Experiment
     kind: Kind
@@ -234,7 +234,7 @@ def swept(experiment: Experiment, where: Where, checkpoint: str | PathLike[str] 
 
 
 def measured(plan: SweepPlan, chosen: np.ndarray, checkpoint: str | PathLike[str] | None = None) -> Measured:
-    """Exact effects of some places, by their numbers in the whole sweep, in ascending order; checkpoint: as for
+    """Exact effects of some places, by their numbers in the whole sweep, in ascending order; `checkpoint`: as for
     `patch`."""
     numbers = None if plan.spans is None else plan.spans.numbers.cpu().numpy()
     _ = plan.means  # of all pairs, so by all processes together

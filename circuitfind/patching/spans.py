@@ -24,8 +24,8 @@ END, REST = "end", "rest"
 
 
 class Spans(NamedTuple):
-    """The spans of a task's prompts by "position" or "span"; numbers: `[pairs, pos]`, the span of each position, -1 for
-    padding."""
+    """The spans of a task's prompts by "position" or "span"; `numbers`: `[pairs, pos]`, the span of each position, -1
+    for padding."""
 
     by: str
     labels: tuple[str, ...]

@@ -99,8 +99,8 @@ class PatchedEffects(EffectTable):
 
 
 class PlaceEffect(NamedTuple):
-    """One place of a sweep, its effect and the 95% interval over examples; position: the label of its position or span,
-    empty where all positions are patched together."""
+    """One place of a sweep, its effect and the 95% interval over examples; `position`: the label of its position or
+    span, empty where all positions are patched together."""
 
     place: str
     position: str
