@@ -6,18 +6,17 @@
    the MLP inputs and the final norm's input. MLP inputs get a fresh autograd node (`view_as`): a norm shared by
    attention and MLP would otherwise count both branches' gradients at either reader. Given outputs of attention or MLP
    modules become constants, which no gradient flows through.
-3. Over an ungrouped graph (`Adapter.ungrouped`) a key or value head is as many readers as it has query heads, each of
-   which reads its own copy: what other tools get by repeating keys and values before attention. A query head's output
-   `z` depends on its own copies only, so the gradient at a copy is what comes back from that head alone: of each layer
-   the way from z to the projections is gone back once a head of a group, all groups together. Rotary positions, norms
-   of keys and the attention's own form need no code. Where a norm takes all keys of a layer together (OLMo 2) the first
-   copies of all groups share one norm, and so on.
+3. Over an ungrouped graph (`Adapter.ungrouped`) each query head reads its own copy of a key and a value, as in tools
+   that repeat keys and values before attention. A query head's `z` depends on its own copies only, so the gradient at a
+   copy is what comes back from that head alone: each layer is gone back from z to the projections once for each head of
+   a group, all groups together. Where a norm takes all keys of a layer together (OLMo 2), the first copies of all
+   groups share one norm, and so on.
 
-Where prompts are aligned by spans, the corrupted run is seen from the clean prompts (`capture_corrupted`). What it left
-at position `alignment[t]` stands at the clean prompt's position t, the embedding with its learned position included, so
-every writer has an ablated value at every token. The run with every edge ablated has the corrupted run's logits: the
-unembedding reads the sum of the ablated values and biases, which is the corrupted stream. But its writers do not write
-the ablated values (a head attends over the clean prompt's tokens there), so it is computed as under mean ablation.
+Where prompts are aligned by spans, the corrupted run is moved onto the clean prompts' positions (`capture_corrupted`):
+its values at `alignment[t]`, the embedding with its learned position included, stand at position t, so every writer has
+an ablated value at every token. The run with every edge ablated then has the corrupted run's logits, because the
+unembedding reads the sum of the ablated values and biases. But its writers do not write the ablated values (a head
+attends over the clean prompt's tokens there), so it is computed as under mean ablation.
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@ With `D_u = current_u - ablated_u` for each writer, a reader v of circuit C read
     current residual - sum of D_u over the edges u -> v outside C        (dense form)
     empty residual   + sum of D_u over the edges u -> v inside C         (sparse form)
 
-1. The form with fewer terms is taken (under zero and mean ablation nearly always the sparse one). In either, a reader
-   without a term keeps the baseline's value: in the dense form the model's own (so the full circuit is the clean run to
-   the bit), in the sparse form that of the run with every edge ablated. Writers without a term are never formed.
+1. The form with fewer terms is taken (under zero and mean ablation nearly always the sparse one). A reader without a
+   term keeps the baseline's value: the model's own in the dense form (so the full circuit is the clean run to the bit),
+   that of the run with every edge ablated in the sparse form. Writers without a term are never formed.
 2. The other readers' streams are one product of coefficients with the stacked `D`, then normed, projected, and written
    over the projection's output (or the MLP's or final norm's input).
 3. In the sparse form nothing depends on the running residual, so blocks, attentions and MLPs without an active reader
-   are not run at all. Under interchange a writer that no kept edge reaches carries exactly its ablated value: its terms
+   are not run. Under interchange a writer that no kept edge reaches carries exactly its ablated value: its terms
    vanish.
 
 Several circuits are evaluated side by side as rows of one batch, circuit after circuit.
@@ -104,12 +104,11 @@ def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = No
 
 
 def run_without(prepared: Prepared, removed: np.ndarray) -> Tensor:
-    """Logits `[runs, batch, reads, vocab]` of a prepared batch without some edges: `run_circuits` with all others kept.
+    """Logits `[runs, batch, reads, vocab]` of a prepared batch without some edges, `removed [runs, writers, readers]`
+    bool, at least one in all: `run_circuits` with all others kept.
 
-    It is restarted at the first block with a reader of any of them. Up to there the base run holds, to the bit: its
-    blocks are skipped, and what their writers carry is known. From there it is a run in the dense form.
-
-    `removed`: `[runs, writers, readers]` bool, at least one edge in all.
+    It is a run in the dense form that starts at the first block with a reader of any of them. Before that it is the
+    base run, to the bit: its blocks are skipped, and what their writers carry is known.
     """
     adapter, times = prepared.adapter, len(removed)
     plan = Plan.of(prepared, adapter.graph.real & ~removed, sparse=False)
@@ -172,9 +171,9 @@ def values_by_kind(view: LayerView, plan: Plan, layer: int, read: Tensor) -> dic
 class CircuitVisitor:
     """Fills `D` as writers are computed and overwrites the active readers.
 
-    A writer's D is complete before the first reader that sees it is reached, because both are met in the order of
-    computation. In the sparse form skipped modules leave D as it was first written, and a running stream that means
-    nothing: whatever a reader without a term reads is put there from the empty run.
+    A writer's D is complete before the first reader that sees it is reached: both are met in the order of computation.
+    In the sparse form skipped modules leave D as it was first written, and the running stream means nothing: what a
+    reader without a term reads is put there from the empty run.
     """
 
     def __init__(self, prepared: Prepared, plan: Plan) -> None:

@@ -1,7 +1,7 @@
 """Whether autograd's gradients are those of the values that a model computes: hooks may detach or scale them.
 
 1. A pass is cut at every site: what a site gives is recorded, and the model goes on from a copy of it. A site's value
-   then depends on the few sites before it only, and a hook between two of them is most of what there is.
+   then depends on the few sites before it only, so that a hook between two of them makes most of the difference.
 2. Every copy moves by a random part of itself, up and down: the difference of the two values is the derivative.
 3. Autograd gives the same derivative along random directions. Positions count alike, however large their values are.
 """

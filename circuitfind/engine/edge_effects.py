@@ -2,13 +2,12 @@
 
     effect(u -> v) = sum over points and tokens of (out_u(clean) - out_u(ablated)) . J_norm^T W_v gradient_v
 
-Peers give every reader its own copy of the residual stream to get `gradient at v's input`; here only the gradients at
-the projections' outputs are taken (`d_head` wide), and pulled back analytically. What a writer's difference meets is
-the sum over points, so differences and gradients are contracted once for all of them:
+Peers give every reader its own copy of the residual stream to get `gradient at v's input`; here the gradients at the
+projections' outputs (`d_head` wide) are pulled back analytically. A writer's difference meets the sum over points, so
+differences and gradients are contracted once for all of them:
 
-1. Where nothing that is written differs between the two runs, and where no gradient arrives, nothing is added: of
-   prompts that begin alike, the tokens before the first difference; those after the last position that is read. Only
-   the other tokens are looked at.
+1. Only tokens at which something that is written differs between the two runs, and at which a gradient arrives, are
+   looked at: not those before the first difference, nor those after the last position that is read.
 2. At each point, with the norm's weight and centring folded into W and its scale r multiplied into g, a reader's
    gradient at the stream is `G_v = W' (r g_v) - y c_v`, where y is the normed stream and `c_v = y . W' (r g_v) /
    d_model = W'^T y . r g_v / d_model`. The sum of `r g_v` is kept, and of each point y and c, of rank one. MLP inputs
@@ -16,9 +15,8 @@ the sum over points, so differences and gradients are contracted once for all of
 3. The writers' differences `D_u` are laid out once for all layers: heads are projected by W_O as they come.
 4. `scores[:U, layer's readers] += D[:U] G^T`, one matrix product a layer: a reader sees a prefix of the writers.
 
-Tokens are taken in blocks whose `G` fits a processor's cache; so many blocks at a time that `[writers, tokens,
-d_model]` of them stays within bounds whatever the batch. That memory is one buffer, made once: the system hands out
-new memory page by page, at some cost.
+Tokens are taken in blocks whose `G` fits a processor's cache, so many blocks at a time that their `[writers, tokens,
+d_model]` stays within bounds. That memory is one buffer, made once: new memory costs the system time, page by page.
 """
 
 from __future__ import annotations
@@ -39,14 +37,10 @@ from circuitfind.models.layer import Heads
 
 
 def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
-    """First-order effects of all edges from the gradients of one pass, summed over examples and positions.
+    """First-order effects of all edges from the gradients of one pass, summed over examples and positions: `[writers,
+    readers]`, zero where there is no edge.
 
-    Args:
-        delta: writers' clean values minus ablated values.
-        run: the pass at which the gradients were taken.
-
-    Returns:
-        `[writers, readers]`, zero where there is no edge.
+    `delta`: writers' clean values minus ablated values; `run`: the pass at which the gradients were taken.
     """
     effects = EdgeSum(adapter, delta)
     effects.add(1.0, run, gradients)
@@ -67,14 +61,9 @@ class _Layer(NamedTuple):
 
 
 class EdgeSum:
-    """Effects of all edges summed over points: `add` each, then ask for the `value`.
-
-    Args:
-        adapter: to pull the gradients back with.
-        delta: as for `edge_effects`, the same for all points.
-        groups: `[batch, pos]`, the sum that each token counts in, -1 for none; by default all count in one.
-        n_groups: how many sums there are.
-    """
+    """Effects of all edges summed over points: `add` each, then ask for the `value`. `adapter`: to pull the gradients
+    back with; `delta`: as for `edge_effects`, the same for all points; `groups`: `[batch, pos]`, the sum that each
+    token counts in, -1 for none (by default all count in one); `n_groups`: how many sums there are."""
 
     def __init__(self, adapter: Adapter, delta: Writers, groups: Tensor | None = None, n_groups: int = 1) -> None:
         self._adapter, self._delta, graph = adapter, delta, adapter.graph

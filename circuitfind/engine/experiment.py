@@ -221,12 +221,10 @@ class Experiment:
         return self.bound.record(method, asked.ablation, asked.direction, asked.seed, **settings)
 
     def key(self, *settings: object) -> str:
-        """A digest of everything that decides effects, so that a checkpoint serves only the run that left it.
-
-        The prompts and answers, a few values of every weight, the ablation and direction, the metric by its name and by
-        its values on the first pair (a function of one's own has no other mark), and whatever else is given: arrays
-        count by content, all else by its text.
-        """
+        """A digest of everything that decides effects, so that a checkpoint serves only the run that left it: prompts
+        and answers, a few values of every weight, ablation and direction, the metric by its name and by its values on
+        the first pair (a function of one's own has no other mark), and whatever else is given: arrays count by content,
+        all else by its text."""
         batch, asked = self.batch, self.setting
         first = batch.rows(slice(0, 1)).trimmed()
         logits = [capture(self.adapter, side).logits for side in (first.clean, first.corrupted)]

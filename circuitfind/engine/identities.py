@@ -7,19 +7,19 @@ On a short random prompt and another one as its corrupted twin:
 3. the circuit of no edge = the corrupted run;
 4. the readers of a layer are those that the graph names, each of its own head (`circuitfind.models.heads`).
 
-Where the user's hooks run, two more things are asked, because hooks may do something at late positions, in long prompts
-or to gradients only:
+Hooks of the user's may do something at late positions, in long prompts or to gradients only. Where they run, two more
+things are asked:
 
 5. the identities hold on the pairs that are measured, too: on the longest and the first at the first call after a hook
    is new, and on each that is longer later;
 6. autograd's derivatives are those of the values (`derivatives.py`), in float32 and float64.
 
-What is not proved: that a hook does the same to other pairs (one that acts on some token, or by chance, may not), and
-in half precision the gradients.
+Not proved: that a hook does the same to other pairs (it may act on some token, or by chance), and in half precision the
+gradients.
 
-Each circuit is evaluated in both of its forms. A small circuit through every MLP has no identity to meet, but its two
-forms must agree: most of its modules are skipped in the sparse one. Errors are relative to the largest value compared;
-logits that are all near zero count as a hundredth of the largest that the stream and the unembedding could make.
+Each circuit is evaluated in both of its forms. A small circuit through every MLP, most of whose modules the sparse form
+skips, has no identity to meet, but its two forms must agree. Errors are relative to the largest value compared; logits
+that are all near zero count as a hundredth of the largest that the stream and the unembedding could make.
 """
 
 from __future__ import annotations

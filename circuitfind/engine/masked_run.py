@@ -8,9 +8,9 @@ one, every reader v reads, exactly,
 which for a 0/1 mask is the circuit of `circuit_run.py` in its sparse form. (It equals the model's own residual minus
 `(1 - m_uv) D_u`, but a mask that is nearly closed would leave rounding noise there, which a norm would blow up.)
 
-1. An edge whose gradient is asked for takes part if a path of open edges leads from its reader to `logits`: else it is
-   0. An open edge takes part if a path leads from its reader to `logits`, or to the writer of such an edge. All else is
-   as in the sparse form: what nothing reaches is not run, nor are projections that are overwritten.
+1. An edge whose gradient is asked for takes part if a path of open edges leads from its reader to `logits`; else its
+   gradient is 0. An open edge takes part if a path leads from its reader to `logits`, or to the writer of such an edge.
+   All else is as in the sparse form: modules that nothing reaches, and projections that are overwritten, are not run.
 2. As the model computes its writers, each D is kept once. A reader's stream is its column of the mask times the D's
    before it, then normed and projected. It is not kept, but computed again on the way back (`masked_streams.py`).
 3. The weights are frozen; gradients flow to the mask through the streams, and through the activations to the streams of
@@ -65,15 +65,10 @@ def run_masked(prepared: Prepared, mask: Tensor) -> Tensor:
 
 
 def mask_gradient(prepared: Prepared, mask: Tensor, metric: Metric, only: np.ndarray | None = None) -> MaskGradient:
-    """A masked run, forwards and backwards.
+    """A masked run, forwards and backwards; ScoreError where the metric cannot be differentiated.
 
-    Args:
-        mask: as for `run_masked`.
-        only: `[writers, readers]` bool, the edges whose gradient is wanted (default: all); it is 0 for others. Those of
-            a circuit at that circuit cost least: nothing outside it is computed.
-
-    Raises:
-        ScoreError: the metric cannot be differentiated.
+    `mask`: as for `run_masked`; `only`: `[writers, readers]` bool, the edges whose gradient is wanted (default: all),
+    it is 0 for others. A circuit's own edges at that circuit cost least: nothing outside it is computed.
     """
     only = prepared.adapter.graph.real if only is None else only
     values, streams = _gradient(prepared, mask, metric, only, 1)

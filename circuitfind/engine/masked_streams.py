@@ -48,13 +48,9 @@ class Panel(NamedTuple):
 class Streams:
     """D, what readers see of it, and once the way back has come to its end, the gradient at the mask.
 
-    Args:
-        plan: the writers and readers that take part, of one circuit in the sparse form.
-        mask: `[writers, readers]`.
-        groups: 1, or the number of pairs: then each has a gradient of its own.
-
-    Attributes:
-        gradient: `[groups, writers, readers]` of those that take part.
+    `plan`: the writers and readers that take part, of one circuit in the sparse form; `mask`: `[writers, readers]`;
+    `groups`: 1, or the number of pairs: then each has a gradient of its own. `gradient`: `[groups, writers, readers]`
+    of those that take part.
     """
 
     def __init__(self, prepared: Prepared, plan: Plan, mask: Tensor, groups: int = 1) -> None:

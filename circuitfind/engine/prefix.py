@@ -5,9 +5,9 @@ that is scored, patched or ablated is there. These tokens are run once; the othe
 see the earlier ones by their keys and values, in transformers' cache.
 
 1. Prompts are divided where the first pair of the batch differs, or is read.
-2. That a model does the same in two parts is not assumed: the longest pair is run both ways the first time, and again
-   when a longer one comes. A model for which it is not so (latent attention and mixers keep other things than keys and
-   values), one under the user's hooks and one without such a cache run whole prompts.
+2. Whether a model does the same in two parts is tried: the longest pair is run both ways the first time, and again when
+   a longer one comes. Where it does not (latent attention and mixers keep other things than keys and values), under the
+   user's hooks and without such a cache, whole prompts are run.
 """
 
 from __future__ import annotations

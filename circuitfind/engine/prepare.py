@@ -38,10 +38,9 @@ R = TypeVar("R")
 class Prepared:
     """A batch with its clean, ablated and empty runs.
 
-    `batch`: as metrics are given it; `inputs`: the clean prompts as they are run, all of them or what comes after the
-    tokens that every run shares.
-    `interchange`: the empty run's writers are the ablated values themselves, so a writer that no kept edge reaches
-    differs from its ablated value by exactly zero.
+    `batch`: as metrics are given it; `inputs`: the clean prompts as they are run, all tokens or those after the shared
+    ones; `interchange`: the empty run's writers are the ablated values, so a writer that no kept edge reaches differs
+    from its ablated value by exactly zero.
     """
 
     adapter: Adapter

@@ -2,10 +2,10 @@
 
 1. A node is *reached* while a path of kept edges leads to it from `input`; a reader is *useful* while one leads from it
    to `logits`. Under interchange a writer that is not reached carries exactly its ablated value; a reader that is not
-   useful changes nothing that is measured. Either way the edge's effect is exactly 0, and no run is needed to know it.
+   useful changes nothing that is measured. So an edge without both has an effect of exactly 0, and needs no run.
 2. `into[node]` counts kept edges from reached writers, `out[writer]` kept edges into useful readers, `inputs[node]` all
-   kept edges. Removing an edge lowers them by one; where a count falls to 0 the loss is passed on, forwards or
-   backwards. Each edge is passed at most once in either direction, however many are removed.
+   kept edges. Where a count falls to 0 the loss is passed on, forwards or backwards. Each edge is passed at most once
+   in either direction, however many are removed.
 """
 
 from __future__ import annotations
@@ -35,13 +35,8 @@ def feeding(graph: Graph, coupled: bool) -> np.ndarray:
 class Reach:
     """Connectivity of a mask that only loses edges.
 
-    Args:
-        mask: `[writers, readers]` bool; shared with the caller, changed by `remove`.
-        coupled: as for `feeding`.
-
-    Attributes:
-        feeds: from `feeding`.
-        reached: `[nodes]` bool; useful: `[readers]` bool; inputs: `[nodes]` number of kept edges in.
+    `mask`: `[writers, readers]` bool, shared with the caller and changed by `remove`; `coupled`, `feeds`: as for
+    `feeding`; `reached`: `[nodes]` bool; `useful`: `[readers]` bool; `inputs`: `[nodes]` number of kept edges in.
     """
 
     def __init__(self, graph: Graph, mask: np.ndarray, coupled: bool = False) -> None:

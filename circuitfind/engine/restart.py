@@ -1,8 +1,8 @@
 """Runs that differ from a base run from one layer on, many side by side, restarted where they begin to differ.
 
-1. `edges`: a reader sees, of some writers, other values than the base run's. Blocks before its layer are skipped; an
-   MLP reader skips the layer's attention too, `logits` skips every block. The patched stream goes through the norm and
-   the reader's own projection only. Of a key or value that one query head reads (`Adapter.ungrouped`), the head's whole
+1. `edges`: a reader sees other values of some writers than in the base run. Blocks before its layer are skipped; an MLP
+   reader skips the layer's attention too, `logits` skips every block. The patched stream goes through the norm and the
+   reader's own projection only. Of a key or value that one query head reads (`Adapter.ungrouped`), the head's whole
    group attends to the patched one, and the others' outputs are put back to the base run's.
 2. `from_stream`: something is added to the residual stream that enters a block.
 3. `after_mlp`: what a change of the stream that an MLP reads has become where the next block begins. An MLP works on

@@ -2,13 +2,12 @@
 
 1. A `CircuitState` holds a circuit's run on a batch: every writer's current value (heads before their output
    projection), and the streams of the readers that were looked at last, as many as a budget allows.
-2. Removing edges changes their readers' streams by minus the writers' `D = current - ablated`, projected when
-   needed. Affected are these readers' nodes, the readers that kept edges lead to from them, and so on to the logits
-   (all heads of a layer together where a post-norm couples them); not what no longer leads to the logits.
+2. Removing edges changes their readers' streams by minus the writers' `D = current - ablated`. Affected are these
+   readers' nodes, the readers that kept edges lead to from them, and so on to the logits (all heads of a layer together
+   where a post-norm couples them); not what no longer leads to the logits.
 3. A trial is a circuit run whose baseline is the current run: a reader's stream is its current one, minus what the
-   removed edges carried, plus `new - current` of the affected writers with an edge into it. Blocks, attentions and MLPs
-   without an affected reader are skipped, and of an attention the projections, whose results are overwritten anyway.
-   Several trials run side by side in one batch.
+   removed edges carried, plus `new - current` of the affected writers with an edge into it. Modules without an affected
+   reader are skipped, as are projections whose results are overwritten. Several trials run side by side in one batch.
 4. `commit` makes one trial of the last run the current state, without running anything.
 5. A state of any mask is computed anew in one run: so a stopped search goes on, and a long one sheds its rounding.
 
@@ -60,13 +59,9 @@ class _Trial(NamedTuple):
 class CircuitState:
     """A circuit's run on a batch, to be pruned edge by edge.
 
-    Args:
-        mask: `[writers, readers]` bool, the circuit to start from; by default all edges.
-        stream_bytes: of streams kept between trials; those of one layer's readers at the least.
-
-    Attributes:
-        mask: `[writers, readers]` bool, the edges that are left.
-        reach: what they still connect.
+    `mask`: `[writers, readers]` bool, the circuit to start from (default: all edges), then the edges that are left;
+    `stream_bytes`: of streams kept between trials, at least those of one layer's readers; `reach`: what the edges still
+    connect.
     """
 
     def __init__(self, prepared: Prepared, mask: np.ndarray | None = None, stream_bytes: int = STREAMS) -> None:

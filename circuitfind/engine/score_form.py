@@ -1,15 +1,15 @@
 """Attention scores of one head as a bilinear form: of what its query projects at one token and its key at another.
 
 Between the projections and the softmax a model rotates queries and keys, norms them (Gemma 3, Qwen 3, OLMo 2), scales
-them, and may add a bias of the distance (ALiBi) and cap the score (Gemma 2). With the norms' statistics as they are
-on this prompt,
+them, and may add a bias of the distance (ALiBi) and cap the score (Gemma 2). With the norms' statistics as they are on
+this prompt,
 
     score(i, j) = scale (q_i Q_i + a_i) . (k_j K_j + b_j) + position(i, j)      and then the cap, if there is one
 
-where `q_i` and `k_j` are what the projections put out. The model's own code gives Q, a, K and b:
+where `q_i` and `k_j` are the projections' outputs. The model's own code gives Q, a, K and b:
 
-1. The layer's eager attention runs with unit vectors in place of its queries, then of its keys. The factors of the
-   product before the softmax are what they become (`engine/sites.py`); those of zeros are a and b.
+1. The layer's eager attention runs with unit vectors in place of its queries, then of its keys, and with zeros, which
+   become a and b. What they become are the factors of the product before the softmax (`engine/sites.py`).
 2. A norm gives all unit vectors one scale, and the real vectors another: one number for each token, which is fitted.
 3. `scale` is fitted to how the scores move when the queries are zero; what is left of the scores is `position`.
 4. Each step must reproduce the model's own numbers. Else the head is refused: its family does something else.

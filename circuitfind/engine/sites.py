@@ -1,20 +1,19 @@
 """What one kind of site holds in a run, layer by layer, its means, and attention scores.
 
-1. `resid`, `middle`, `attn_out`, `mlp_out`, `q`, `k` and `v` are what a captured `Run` holds anyway. `attn` and `mlp`
-   are what these two add to the stream: after a post-norm and the residual multiplier, without the output bias. `mlp`
-   is what the node writes, `attn` the sum of the heads.
+1. `resid`, `middle`, `attn_out`, `mlp_out`, `q`, `k` and `v` are what a captured `Run` holds. `attn` and `mlp` are what
+   these two add to the stream: after a post-norm and the residual multiplier, without the output bias. `mlp` is what
+   the node writes, `attn` the sum of the heads.
 2. `z` (the heads before the output projection) and `hidden` (an MLP's neurons) are the input of that projection;
-   `pattern` is the second result of the attention module, which transformers fills under its "eager" implementation
-   only: the model is switched to it for the pass and back. A pattern is believed only if pattern x values gives the
-   heads that the same pass computed.
+   `pattern` is the second result of the attention module, which transformers gives under its "eager" implementation
+   only: the model is switched to it for the pass. A pattern is believed only if pattern x values gives the heads of the
+   same pass.
 
 All values are `[batch, pos, ...]`; a pattern is `[batch, query, heads, key]`.
 
 `attention_scores`, as they enter the softmax, in a run whose queries or keys are replaced:
 
-1. The layer's attention runs from the base run with its projection's output replaced, and the pass ends where the
-   heads reach the output projection. Rotary positions, norms of queries and keys, windows, caps and sinks are the
-   model's own.
+1. The layer's attention runs from the base run with its projection's output replaced, and the pass ends where the heads
+   reach the output projection. Rotary positions, norms, windows, caps and sinks are the model's own.
 2. It runs under the "eager" implementation, whose one softmax is watched: what enters it are the scores, a sink as one
    more column. They are believed only if softmax(scores) x values gives the heads of the same pass.
 """

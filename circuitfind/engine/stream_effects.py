@@ -1,6 +1,5 @@
-"""First-order effects of nodes and places, from the gradients of one backward pass at the stream's readers.
-
-`edge_effects.py` has those of edges.
+"""First-order effects of nodes and places, from the gradients of one backward pass at the stream's readers. (Those of
+edges: `edge_effects.py`.)
 
 `stream_gradients`: the gradient at the stream is a sum over its later readers, from the top down:
 
@@ -10,19 +9,18 @@
    k and v, pulled back through their weights and norm, s is the gradient where the block begins.
 
 `node_effects` (attribution patching): a node's difference, clean minus ablated, times the gradient where its output
-joins the stream, summed over d_model. Summing a node's edge scores gives the same number.
+joins the stream, summed over d_model: the sum of a node's edge scores.
 
 `site_effects`, in the units that a sweep patches:
 
-1. What attention or an MLP writes (`attn`, `mlp`) meets the gradient where it joins the stream. The gradient at what
-   the module puts out (`attn_out`, `mlp_out`) is that one times the residual multiplier, pulled back through the
-   post-norm where there is one.
-2. The gradient at the heads (`z`) or at an MLP's neurons (`hidden`) is that one through the output projection's rows;
-   at queries, keys and values it is taken as autograd gives it; at the stream it is the stream's own, which in the
-   middle of a block is the one where attention's output joins it.
+1. What attention or an MLP writes (`attn`, `mlp`) meets the gradient where it joins the stream. The gradient at the
+   module's output (`attn_out`, `mlp_out`) is that one times the residual multiplier, pulled back through the post-norm
+   where there is one.
+2. The gradient at the heads (`z`) or neurons (`hidden`) is that one through the output projection's rows; at queries,
+   keys and values it is autograd's; in the middle of a block it is the one where attention's output joins the stream.
 3. A unit's effect is its difference times the gradient, summed over its features; it is at most the product of the two
-   lengths, of which almost nothing is left where the two stand at a right angle. A pattern's difference makes, with
-   the values of the pass at which the gradient was taken, a difference of its head.
+   lengths, of which almost nothing is left where the two stand at a right angle. A pattern's difference makes, with the
+   values of the pass at which the gradient was taken, a difference of its head.
 """
 
 from __future__ import annotations

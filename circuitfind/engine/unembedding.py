@@ -2,11 +2,10 @@
 
     logits = f(W s x + b)
 
-1. `W` and `b` are the language modelling head's. A number `s` stands before it in MiniCPM: it is given so much of
-   what the norm puts out.
+1. `W` and `b` are the language modelling head's; a number `s` (MiniCPM) scales what it is given of the norm's output.
 2. `f` acts on each logit: nothing, a scale (Cohere, Granite) or a soft-cap (Gemma 2). It is learnt by putting numbers
-   in the place of the head's output: its slope at 0, and whether a large number keeps it (a soft-cap's does not).
-   `s` is learnt in the same way.
+   in the place of the head's output: its slope at 0, and whether a large number keeps it (a soft-cap's does not). `s`
+   is learnt in the same way.
 """
 
 from __future__ import annotations
