@@ -24,7 +24,7 @@ from gpt2_small import resident
 import circuitfind as cf
 from circuitfind.attribution.exact import exact_effects
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.memory import plan_memory, sizes_of
+from circuitfind.engine.memory_plan import plan_memory, sizes_of
 
 GEMMA = {"head_dim": 256, "num_key_value_heads": 1, "num_attention_heads": 4, "sliding_window": 512}
 # (configuration, pairs, tokens, metric)

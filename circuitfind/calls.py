@@ -6,7 +6,7 @@
    switched off inside, so the model runs as it is, in its own precision.
 4. What is kept of the weights is read again where they have changed since the last call. Where modules or hooks are
    new, the identities are proved again with them in place, here and on the pairs (`engine/identities.py`).
-5. What does not fit in memory, even in the smallest batches, ends in one line (`engine/memory.py`).
+5. What does not fit in memory, even in the smallest batches, ends in one line (`engine/batches.py`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import ParamSpec, TypeVar
 import torch
 
 from circuitfind import processes
+from circuitfind.engine.batches import within_memory
 from circuitfind.engine.identities import require_identities
-from circuitfind.engine.memory import within_memory
 from circuitfind.errors import ModelError
 from circuitfind.models.backends import observe
 from circuitfind.models.load import Model

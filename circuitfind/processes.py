@@ -1,9 +1,9 @@
 """Several processes that do one call together: the only module that knows `torch.distributed`.
 
 1. Every process (a rank) runs the same program on the same pairs, and holds the whole model. `join` makes them a group.
-2. A loop over batches (`engine/memory.py`) gives each rank a batch of its own, and `gathered` then gives every rank the
-   results of all, in the order of pairs. So all ranks go on with the same numbers and take the same path; what is added
-   up is added up in the same order on each.
+2. A loop over batches (`engine/batches.py`) gives each rank a batch of its own, and `gathered` then gives every rank
+   the results of all, in the order of pairs. So all ranks go on with the same numbers and take the same path; what is
+   added up is added up in the same order on each.
 3. Where there are too few pairs to go round, ranks share a batch and divide its candidates (`Division`).
 4. An error of one rank is raised on all of them. Inside a rank's own part (`alone`) nothing is divided further.
 5. Rank 0 speaks and writes; the others are silent.

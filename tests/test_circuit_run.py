@@ -15,7 +15,7 @@ from oracles import Literal, Pass, run_circuit
 from torch import Tensor
 
 from circuitfind.batch import Batch
-from circuitfind.engine import memory
+from circuitfind.engine import memory_plan
 from circuitfind.engine.ablation import ablation_of, mean_of, resampled, sum_writers
 from circuitfind.engine.capture import capture
 from circuitfind.engine.circuit_run import prefers_sparse, run_circuits
@@ -156,7 +156,7 @@ def test_slices_of_tokens_do_not_matter(
     adapter = adapter_of(name)
     prepared, masks = prepared_for(adapter, pairs, "corrupted"), random_masks(adapter.graph)
     whole = [run_circuits(prepared, masks, sparse) for sparse in (True, False)]
-    monkeypatch.setattr(memory, "IN_CACHE", {"cpu": 2000})  # a token or two at a time
+    monkeypatch.setattr(memory_plan, "IN_CACHE", {"cpu": 2000})  # a token or two at a time
     sliced = [run_circuits(prepared, masks, sparse) for sparse in (True, False)]
     assert all(off(a, b) < 1e-5 for a, b in zip(sliced, whole, strict=True))
 

@@ -9,7 +9,7 @@ from circuitfind.attribution.exact import exact_effects
 from circuitfind.costs import Costs, count_backward, count_forward, measuring
 from circuitfind.engine import prefix
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.memory import SideBySide
+from circuitfind.engine.memory_plan import SideBySide
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def test_nothing_waits_for_the_device_inside_a_pass(monkeypatch: pytest.MonkeyPa
     whole = build("llama")
     pairs, sites = pairs_of(whole), []
     monkeypatch.setattr("circuitfind.models.adapter.Adapter._check_weights", lambda self: None)
-    monkeypatch.setattr("circuitfind.engine.memory._free", lambda device: 2**30)
+    monkeypatch.setattr("circuitfind.engine.memory_plan._free", lambda device: 2**30)
 
     def strict(adapter: Adapter, visit: Any) -> Any:
         def visited(site: str, layer: int, value: Tensor) -> Any:

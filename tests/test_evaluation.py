@@ -20,7 +20,7 @@ from circuitfind.batch import Batch
 from circuitfind.circuit import connected
 from circuitfind.engine import prepare
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.memory import SideBySide
+from circuitfind.engine.memory_plan import SideBySide
 from circuitfind.errors import CircuitfindWarning, FileError, ScoreError
 from circuitfind.evaluation import faithfulness
 from circuitfind.evaluation.faithfulness import Evaluator

@@ -13,15 +13,8 @@ from helpers import edge_scores, off, random_pairs
 
 import circuitfind as cf
 from circuitfind.batch import Batch
-from circuitfind.engine.memory import (
-    PATCHES,
-    batch_size_for,
-    estimate_memory,
-    in_batches,
-    plan_memory,
-    room,
-    within_memory,
-)
+from circuitfind.engine.batches import in_batches, within_memory
+from circuitfind.engine.memory_plan import PATCHES, batch_size_for, estimate_memory, plan_memory, room
 from circuitfind.errors import TaskError
 from circuitfind.models.adapter import Adapter
 

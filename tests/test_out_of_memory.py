@@ -11,7 +11,7 @@ import torch
 from toys import id_task, wrapped
 
 import circuitfind as cf
-from circuitfind.engine import memory
+from circuitfind.engine import batches
 from circuitfind.models import backends
 
 
@@ -85,7 +85,7 @@ def test_calls_back_off_to_one_pair_and_one_run(name: str, monkeypatch: pytest.M
         count(prompts, part)
 
     monkeypatch.setattr(backends, "count_forward", tight)
-    monkeypatch.setattr(memory.gc, "collect", lambda: 0)  # slow in a process that holds all these tests
+    monkeypatch.setattr(batches.gc, "collect", lambda: 0)  # slow in a process that holds all these tests
     found = values(CALLS[name](model, task))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * (1 + np.nanmax(np.abs(expected))))
     assert rows.count(1) > rows.count(2) or name == "attention"
@@ -101,7 +101,7 @@ def test_calls_end_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> No
         raise MemoryError
 
     monkeypatch.setattr(backends, "count_forward", none)
-    monkeypatch.setattr(memory.gc, "collect", lambda: 0)
+    monkeypatch.setattr(batches.gc, "collect", lambda: 0)
     with pytest.raises(
         cf.ModelError, match=r"^out of memory on cpu[^\n]*give shorter prompts or fewer[^\n]*$"
     ) as raised:

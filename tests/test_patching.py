@@ -20,7 +20,7 @@ import circuitfind as cf
 from circuitfind import checkpoint
 from circuitfind.engine import restart
 from circuitfind.engine.ablation import ABLATIONS, resampled
-from circuitfind.engine.memory import SideBySide
+from circuitfind.engine.memory_plan import SideBySide
 from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.statistics import mean_intervals
 

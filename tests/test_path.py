@@ -12,7 +12,7 @@ from oracles import Literal, Pass
 from toys import FOUR, Twin, id_task, wrapped
 
 import circuitfind as cf
-from circuitfind.engine import memory
+from circuitfind.engine import memory_plan
 from circuitfind.engine.ablation import resampled
 from circuitfind.engine.circuit_run import CircuitVisitor
 from circuitfind.evaluation.faithfulness import Evaluator
@@ -130,10 +130,10 @@ def test_runs_side_by_side_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(CircuitVisitor, "__init__", noting)
     for room in (5, 40, 400):
         held.clear()
-        monkeypatch.setattr(memory, "BUDGET", room * 18 * 32 * 4)
+        monkeypatch.setattr(memory_plan, "BUDGET", room * 18 * 32 * 4)
         found = cf.path_patch(model, task, batch_size=3, **options)
         np.testing.assert_allclose(found.per_example, expected.per_example, atol=1e-5)
-        assert 0 < max(held) <= memory.BUDGET
+        assert 0 < max(held) <= memory_plan.BUDGET
     assert len(held) < 5, "with room enough, many at a time"
 
 

@@ -10,7 +10,7 @@ import torch
 import circuitfind as cf
 from circuitfind.costs import measuring
 from circuitfind.engine import prefix
-from circuitfind.engine.memory import SideBySide
+from circuitfind.engine.memory_plan import SideBySide
 from circuitfind.models.load import Model
 
 FROM, LENGTH, PAIRS = 7, 12, 8

@@ -51,7 +51,7 @@ from circuitfind.attribution.method import Method, Request, Scored
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import Gradients, capture_gradients
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.memory import HELD
+from circuitfind.engine.memory_plan import HELD
 from circuitfind.engine.restart import Restart
 from circuitfind.engine.sites import Values, attention_scores
 from circuitfind.engine.stream_effects import node_effects

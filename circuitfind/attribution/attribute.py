@@ -18,7 +18,7 @@ from circuitfind.attribution.methods import method_of, request_of
 from circuitfind.calls import model_call
 from circuitfind.engine.capture import ReaderGradients, Run
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.memory import BY_EXAMPLE
+from circuitfind.engine.memory_plan import BY_EXAMPLE
 from circuitfind.engine.stream_effects import node_effects
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError

@@ -19,7 +19,7 @@ from circuitfind.attribution.method import Method, Request
 from circuitfind.attribution.methods import METHODS
 from circuitfind.batch import Batch
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.memory import BY_EXAMPLE
+from circuitfind.engine.memory_plan import BY_EXAMPLE
 from circuitfind.errors import ScoreError
 
 

@@ -25,7 +25,7 @@ from circuitfind.attribution.method import Method, Request
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import Run, capture
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.memory import HELD, token_slices
+from circuitfind.engine.memory_plan import HELD, token_slices
 from circuitfind.models.adapter import Adapter
 from circuitfind.record import NO_EFFECT
 

@@ -278,7 +278,7 @@ def memory_line(
     """Batch size and memory for scoring pairs of these sizes; arguments as for `plan_memory`."""
     if model.remote:
         return f"batches as {model.place} has room for"
-    from circuitfind.engine.memory import plan_memory
+    from circuitfind.engine.memory_plan import plan_memory
 
     plan = plan_memory(model.adapter, sizes, batch_size, softmax, points)
     at_once = f"batches of {plan.batch_size}, {plan.chunk:,} tokens at a time"

@@ -29,8 +29,8 @@ from circuitfind.checkpoint import key_of
 from circuitfind.comparison.methods import Entrant, Given, chosen
 from circuitfind.comparison.result import Comparison, Entry
 from circuitfind.costs import Costs, measuring
+from circuitfind.engine.batches import within_memory
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.memory import within_memory
 from circuitfind.errors import FileError, ModelError, ScoreError, TaskError
 from circuitfind.evaluation.agreement import PERCENTAGES, Level, agreement, check_same_graph
 from circuitfind.evaluation.curve import Curve, Mib, curve_of, idle, sizes_of

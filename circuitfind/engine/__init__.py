@@ -40,6 +40,6 @@ the bottom up:
 5. `restart.py`, `sites.py`, `measure.py`: patching, and the one loop that measures it; attention scores of a head:
    `score_form.py`.
 6. `reach.py`, `revision.py`: a circuit that loses edges.
-7. `identities.py`, `derivatives.py`: what every model must pass before its numbers are believed; `unembedding.py`;
-   `memory.py`: every byte budget.
+7. `identities.py`, `derivatives.py`: what every model must pass before its numbers are believed; `unembedding.py`.
+8. `memory_plan.py`: every byte budget; `batches.py`: the loop over pairs, which backs off where memory runs out.
 """

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from circuitfind.batch import Inputs, side_by_side
 from circuitfind.engine.capture import Run
-from circuitfind.engine.memory import in_cache
+from circuitfind.engine.memory_plan import in_cache
 from circuitfind.engine.prepare import Prepared
 from circuitfind.engine.reach import feeding
 from circuitfind.graph import Graph

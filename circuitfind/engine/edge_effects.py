@@ -30,7 +30,7 @@ from einops import rearrange
 from torch import Tensor
 
 from circuitfind.engine.capture import ReaderGradients, Run
-from circuitfind.engine.memory import HELD, POINTS, in_cache, token_slices
+from circuitfind.engine.memory_plan import HELD, POINTS, in_cache, token_slices
 from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.layer import Heads

@@ -20,9 +20,9 @@ from circuitfind import processes
 from circuitfind.batch import Batch
 from circuitfind.checkpoint import key_of
 from circuitfind.engine.ablation import Ablation, ablation_of, mean_of, resampled, sum_writers
+from circuitfind.engine.batches import in_batches
 from circuitfind.engine.capture import Run, capture
 from circuitfind.engine.identities import require_identities_on
-from circuitfind.engine.memory import in_batches
 from circuitfind.engine.prefix import after_prefix
 from circuitfind.engine.prepare import Prepared, ablated, prepare
 from circuitfind.engine.writers import Writers
@@ -195,7 +195,7 @@ class Experiment:
         batch_size: int | None = None,
         division: Division | None = None,
     ) -> Iterator[tuple[slice, R]]:
-        """`engine.memory.in_batches` over all pairs; `batch_size` stands in for a setting that leaves it open."""
+        """`engine.batches.in_batches` over all pairs; `batch_size` stands in for a setting that leaves it open."""
         self.share()
         size = self.setting.batch_size or batch_size
         return in_batches(self.adapter, self.batch, function, size, label, division)

@@ -6,7 +6,7 @@
    metric(patched); denoising: metric(patched) - metric(corrupted). Positive = the place supports the behaviour.
 3. Several processes divide the places of a batch, or the pairs, whichever leaves the busiest less to do.
 4. Where a checkpoint is named, what was measured is written now and then, and when anything stops the loop. A repeated
-   call measures only what is missing. Out of memory halves the batch (`engine/memory.py`).
+   call measures only what is missing. Out of memory halves the batch (`engine/batches.py`).
 """
 
 from __future__ import annotations

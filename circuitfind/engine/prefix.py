@@ -17,8 +17,9 @@ from dataclasses import replace
 import torch
 
 from circuitfind.batch import Batch, Inputs
+from circuitfind.engine.batches import out_of_memory
 from circuitfind.engine.capture import capture
-from circuitfind.engine.memory import SHARED, out_of_memory
+from circuitfind.engine.memory_plan import SHARED
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import past_of
 

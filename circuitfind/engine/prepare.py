@@ -21,8 +21,9 @@ from torch import Tensor
 
 from circuitfind.batch import Batch, Inputs
 from circuitfind.engine.ablation import CORRUPTED, Ablation, ablation_of
+from circuitfind.engine.batches import in_batches, out_of_memory
 from circuitfind.engine.capture import Recorder, Run, capture, capture_corrupted
-from circuitfind.engine.memory import KEPT_RUNS, KEPT_WEIGHTS, in_batches, out_of_memory, room, run_bytes
+from circuitfind.engine.memory_plan import KEPT_RUNS, KEPT_WEIGHTS, room, run_bytes
 from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import Stop

@@ -23,7 +23,7 @@ from torch import Tensor
 from circuitfind.batch import Inputs, side_by_side
 from circuitfind.engine.capture import Run
 from circuitfind.engine.circuit_run import run_side_by_side
-from circuitfind.engine.memory import PATCHES
+from circuitfind.engine.memory_plan import PATCHES
 from circuitfind.engine.writers import Writers, output
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import STOP, Skips, Stop, Visit

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from circuitfind.batch import side_by_side
 from circuitfind.engine.circuit_run import CircuitVisitor, Plan, run_side_by_side, skippable
-from circuitfind.engine.memory import STREAMS, row_bytes, run_bytes
+from circuitfind.engine.memory_plan import STREAMS, row_bytes, run_bytes
 from circuitfind.engine.prepare import Prepared
 from circuitfind.engine.reach import Reach
 from circuitfind.engine.writers import Writers, total

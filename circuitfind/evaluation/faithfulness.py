@@ -27,7 +27,7 @@ from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.experiment import Experiment, check_model
-from circuitfind.engine.memory import CIRCUITS, batch_size_for, sizes_of
+from circuitfind.engine.memory_plan import CIRCUITS, batch_size_for, sizes_of
 from circuitfind.engine.prepare import Prepared, PreparedRuns
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation import rounding

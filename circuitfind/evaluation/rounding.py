@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from circuitfind.batch import Batch
-from circuitfind.engine.memory import out_of_memory
+from circuitfind.engine.batches import out_of_memory
 from circuitfind.metrics import Metric
 
 # Four times the root mean square difference between logits of a circuit's two forms on trained models, in units in the

@@ -26,10 +26,11 @@ from circuitfind.batch import Batch
 from circuitfind.calls import ready
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.ablation import Ablation
+from circuitfind.engine.batches import in_batches, within_memory
 from circuitfind.engine.capture import Run
 from circuitfind.engine.circuit_run import CircuitVisitor, Plan, prefers_sparse, run_circuits
 from circuitfind.engine.experiment import Experiment, bind, check_model
-from circuitfind.engine.memory import KEPT_RUNS, in_batches, run_bytes, within_memory
+from circuitfind.engine.memory_plan import KEPT_RUNS, run_bytes
 from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import NoFile, TaskError
 from circuitfind.models.backends import attached, undisturbed

@@ -30,7 +30,7 @@ from circuitfind.calls import model_call
 from circuitfind.engine.circuit_run import run_without
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.measure import Started, measure
-from circuitfind.engine.memory import PATCHES, budget, row_bytes
+from circuitfind.engine.memory_plan import PATCHES, budget, row_bytes
 from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import ScoreError
 from circuitfind.export import html

@@ -30,7 +30,7 @@ from circuitfind.attribution.methods import method_of, request_of
 from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.memory import obtainable
+from circuitfind.engine.memory_plan import obtainable
 from circuitfind.engine.revision import held_bytes
 from circuitfind.errors import ScoreError, TaskError, warn
 from circuitfind.evaluation.faithfulness import Evaluator

@@ -28,7 +28,8 @@ import torch
 
 from circuitfind import processes
 from circuitfind.checkpoint import CheckpointFile, key_of
-from circuitfind.engine.memory import MOST_TRIALS, TRIALS, budget, free_memory, out_of_memory, room
+from circuitfind.engine.batches import free_memory, out_of_memory
+from circuitfind.engine.memory_plan import MOST_TRIALS, TRIALS, budget, room
 from circuitfind.engine.revision import CircuitState, trial_bytes
 from circuitfind.errors import ScoreError, check_count, warn
 from circuitfind.evaluation.faithfulness import Evaluator

@@ -33,7 +33,7 @@ from torch import Tensor
 from circuitfind.batch import Batch
 from circuitfind.circuit import connected
 from circuitfind.engine.masked_run import pair_gradients
-from circuitfind.engine.memory import batch_size_for, sizes_of
+from circuitfind.engine.memory_plan import batch_size_for, sizes_of
 from circuitfind.engine.prepare import Prepared, PreparedRuns
 from circuitfind.progress import progress
 from circuitfind.scores import Scores

@@ -49,7 +49,7 @@ from circuitfind.batch import Batch
 from circuitfind.checkpoint import SECONDS_BETWEEN_WRITES, CheckpointFile, key_of
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.masked_run import mask_gradient
-from circuitfind.engine.memory import batch_size_for, sizes_of
+from circuitfind.engine.memory_plan import batch_size_for, sizes_of
 from circuitfind.engine.prepare import Prepared, PreparedRuns
 from circuitfind.errors import ScoreError
 from circuitfind.progress import progress
