@@ -228,8 +228,7 @@ def _print_version(asked: bool) -> None:
 def circuitfind(
     ctx: typer.Context,
     processes: Annotated[
-        int,
-        typer.Option("--processes", min=1, help="Divide the verb's work among so many processes; before the verb."),
+        int, typer.Option("--processes", min=1, help="Divide the verb's work among so many processes; before the verb.")
     ] = 1,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")

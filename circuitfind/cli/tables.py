@@ -111,13 +111,7 @@ def said_of_checks(found: cf.Checks, out: Output) -> None:
 
 
 def _strongest(
-    record: Record,
-    what: str,
-    total: int,
-    rows: list[_Scored],
-    more: str,
-    out: Output,
-    checked: cf.Checks | None,
+    record: Record, what: str, total: int, rows: list[_Scored], more: str, out: Output, checked: cf.Checks | None
 ) -> None:
     """Scores under what they are: exact effects, estimates, or neither."""
     heading = "score" if not record.is_effect else "exact" if record.method == "exact" else "estimate"

@@ -75,11 +75,7 @@ def write(
 
 
 def write_placed(
-    path: str | PathLike[str],
-    graph: Graph,
-    rows: Iterable[PlacedRow],
-    places: Sequence[str],
-    record: Record,
+    path: str | PathLike[str], graph: Graph, rows: Iterable[PlacedRow], places: Sequence[str], record: Record
 ) -> Path:
     """Writes edges at their places, as `placed_picture.source` draws them."""
     at = dict.fromkeys(_Node("input", place) for place in range(len(places)))  # the page heads columns with these

@@ -27,13 +27,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 860, 430
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross")
-STAGES = {
-    "start": "circle",
-    "re-scored": "square",
-    "grid": "circle",
-    "bisection": "square",
-    "pruning": "triangle-up",
-}
+STAGES = {"start": "circle", "re-scored": "square", "grid": "circle", "bisection": "square", "pruning": "triangle-up"}
 
 
 def measured(what: str, record: Record, *more: str) -> Caption:

@@ -90,13 +90,7 @@ def llama(plan: Blueprint) -> Any:
 
 
 def _write_head(
-    attention: Any,
-    plan: Blueprint,
-    head: Head,
-    products: list[Product],
-    stream: Channels,
-    pairs: int,
-    unread: Variable,
+    attention: Any, plan: Blueprint, head: Head, products: list[Product], stream: Channels, pairs: int, unread: Variable
 ) -> None:
     size = 2 * pairs
     query, key, value = torch.zeros(3, stream.width, size)
