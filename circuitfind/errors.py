@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 import warnings
@@ -94,6 +95,15 @@ def unknown(what: str, name: object, known: Iterable[str], spellings: Mapping[st
     hint = f": did you mean '{keys[close[0]]}'?" if close else "."
     more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
     return f"{what} {name!r} is unknown{hint} Known: {', '.join(names[:_LISTED])}{more}"
+
+
+def no_character(text: str) -> str:
+    """What is wrong with text that no tokenizer and no file takes, half of a surrogate pair; nothing of other text."""
+    found = re.search("[\ud800-\udfff]", text)
+    if found is None:
+        return ""
+    around = ascii(text[max(0, found.start() - 20) : found.end() + 20])
+    return f"{around} holds half of a surrogate pair, which is no character: take it out of the text"
 
 
 def imported(what: str, path: str, kind: type[T], error: type[CircuitfindError]) -> T:

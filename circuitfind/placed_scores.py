@@ -22,6 +22,7 @@ import numpy as np
 
 from circuitfind.errors import ScoreError, check_count
 from circuitfind.export import html, neuronpedia, picture, placed_picture
+from circuitfind.export.arrows import PlacedRow
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 from circuitfind.result import By, check_by
@@ -126,9 +127,9 @@ class PlacedScores(ScoreTable):
         """Draws that to `.svg`, `.png` or `.pdf` with Graphviz's `dot`."""
         return picture.render(path, self.to_dot(n, by, title))
 
-    def _drawn(self, n: int, by: By) -> list[placed_picture.PlacedRow]:
+    def _drawn(self, n: int, by: By) -> list[PlacedRow]:
         places = np.argwhere(self.cut(n, by)).tolist()
-        return [placed_picture.PlacedRow(p, u, r, float(self.values[p, u, r])) for p, u, r in places]
+        return [PlacedRow(p, u, r, float(self.values[p, u, r])) for p, u, r in places]
 
     # ---------------------------------------------------------------- files
     def save(self, path: str | PathLike[str], n: int = DRAWN, by: By = "absolute") -> Path:  # type: ignore[override]

@@ -19,6 +19,7 @@ from circuitfind.attribution.method import Method
 from circuitfind.cli.app import main
 from circuitfind.comparison.methods import METHODS
 from circuitfind.comparison.result import Comparison, accuracy, difference, summary
+from circuitfind.errors import CircuitfindWarning
 from circuitfind.search.learn import learn_masks
 from circuitfind.search.methods import SEARCHES
 
@@ -66,6 +67,16 @@ def test_areas_and_curves_are_those_of_the_separate_functions(tiny, bound, found
 def test_a_part_that_cannot_be_held_out_is_refused(tiny, bound):
     with pytest.raises(cf.TaskError, match="holdout=1: a part of the pairs is needed"):
         cf.compare(tiny, bound, ["eap"], holdout=1)
+
+
+def test_one_pair_is_ranked_with_and_judged_with(tiny, bound):
+    one = bound.subset([2])
+    with pytest.warns(CircuitfindWarning, match="there is one pair, to search with and to judge with"):
+        found = cf.compare(tiny, one, ["eap", "random"])
+    measured = cf.mib(tiny, one, cf.attribute(tiny, one, "eap"))
+    assert (found.n_search, found.n_judge) == (1, 1)
+    assert (found["eap"].cpr, found["eap"].cmd) == (measured.cpr, measured.cmd)
+    assert np.isnan(found["eap"].cpr_interval).all(), "one pair has no interval"
 
 
 def test_node_rankings_are_compared_as_edge_rankings(tiny, bound, found):

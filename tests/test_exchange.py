@@ -132,6 +132,20 @@ def test_edges_at_places_keep_their_columns(tmp_path: Path) -> None:
     assert [where for name, where in at.values() if name == "input"] == [0, 1, 2], "the page names columns by these"
 
 
+def test_one_place_has_a_second_column(tmp_path: Path) -> None:
+    """Their page takes the least width of all columns but the first: of one column that is no number, and no node has
+    a place."""
+    values = np.zeros((1, *PLAIN.real.shape), dtype=np.float32)
+    for edge in ("input->a0.h1<q>", "a0.h1->m1", "m1->logits"):
+        values[0][PLAIN.edge(edge)] = 1
+    placed = cf.PlacedScores(PLAIN, values, RECORD, ("end",))
+    raw = checked(placed.save(tmp_path / "place.neuronpedia.json", 3))
+    assert raw["metadata"]["prompt_tokens"] == ["", "end"]
+    assert {node["ctx_idx"] for node in raw["nodes"]} == {0, 1} and len(raw["links"]) == 3
+    named = {node["node_id"]: node for node in raw["nodes"]}
+    assert all(named[end]["ctx_idx"] == 1 for link in raw["links"] for end in (link["source"], link["target"]))
+
+
 # -------------------------------------------------------------------- ACDC
 class TorchIndex:
     """As in ACDC's code."""
@@ -363,7 +377,7 @@ def test_graphml_says_where_the_circuit_comes_from(tmp_path: Path) -> None:
     assert "accuracy" not in about and about["note"] == "a b", "what XML cannot hold"
 
 
-def test_export_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     scores().top(7).save("circuit.json")
     scores().save("scores.safetensors")
@@ -372,6 +386,13 @@ def test_export_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert raw["metadata"]["scan"] == "gpt2-small" and raw["metadata"]["slug"] == "circuit"
     assert main(["export", "scores.safetensors", "--top", "9", "--out", "x.neuronpedia.json"]) == 0
     checked(Path("x.neuronpedia.json"))
+    assert main(["export", "circuit.json", "--out", "c.graphml"]) == 0
+    capsys.readouterr()
+    assert main(["export", "c.graphml"]) == 2
+    assert (
+        "c.graphml: not JSON: this is another kind of file: give a result's .json or .safetensors"
+        in capsys.readouterr().err
+    )
     assert main(["export", "circuit.json", "--out", "c.csv"]) == 0
     assert main(["export", "scores.safetensors", "--out", "s.csv"]) == 0
     assert len(Path("s.csv").read_text().splitlines()) == PLAIN.n_edges + 1

@@ -280,6 +280,8 @@ def test_of_a_circuit_only_its_edges_are_learned(method: str) -> None:
         ({"start": 3}, "start= is a int: at level 'edge' give Scores or Circuit"),
         ({"start": "circuit", "level": "node", "n_edges": None}, "at level 'node' give NodeScores"),
         ({"start": "other"}, "start= belongs to another graph"),
+        ({"start": "empty"}, "start= is a circuit without edges, so nothing has a gate: give one that has some"),
+        ({"start": "empty", "n_edges": None}, "start= is a circuit without edges"),
         (
             {"objective": "both"},
             "'edge-pruning' has no objective 'both': matryoshka has 'both', 'faithfulness'",
@@ -291,6 +293,7 @@ def test_of_a_circuit_only_its_edges_are_learned(method: str) -> None:
 def test_starts_and_objectives_that_cannot_be(options: dict, says: str) -> None:
     model, other = wrapped("gpt2"), wrapped("llama")
     circuits = {"circuit": cf.Circuit.full(model.graph), "other": cf.Circuit.full(other.graph)}
+    circuits["empty"] = cf.Circuit.empty(model.graph)
     start = {"start": circuits.get(options["start"], options["start"])} if "start" in options else {}
     with pytest.raises(cf.ScoreError, match=says):
         cf.learn_masks(model, id_task(), **{"n_edges": 3, **options, **start})

@@ -60,8 +60,8 @@ def test_one_line_for_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[st
         (("--layers", "first"), "--layers first"),
         (("--what", "neurons"), "name a layer, such as layers=0 (--layers 0)"),
         (("--task", "ioi", "--n", "8", "--by-position"), "one length"),
-        (("--task", "ioi", "--n", "8", "--what", "resid"), "together (by_position=False, --all-positions)"),
-        (("--task", "ioi", "--n", "8", "--what", "resid"), "one template of the task (template=, --template)"),
+        (("--task", "ioi", "--n", "8", "--by-position"), "together (by_position=False, --all-positions)"),
+        (("--task", "ioi", "--n", "8", "--by-position"), "one template of the task (template=, --template)"),
         (("--seed", "-1"), "--seed"),
     ):
         code, _, err = said(capsys, "--out", tmp_path, *arguments)

@@ -180,11 +180,20 @@ def test_remedies_name_spans() -> None:
     model = wrapped("gpt2")
     with pytest.raises(cf.ScoreError, match=r"3 to 4 tokens: divide them by spans that you name in them \(spans=\)"):
         cf.patch(model, id_task((4, 3)), "resid")
-    for call in (cf.patch, lambda *args: cf.attribute(*args[:2], level="node", what=args[2])):
+    for call in (cf.patch, lambda *args, **how: cf.attribute(*args[:2], level="node", what=args[2], **how)):
         with pytest.raises(cf.ScoreError, match=r"by the spans that they name, a, b \(by_span=True, --by-span\)"):
-            call(model, spanned(), "resid")
+            call(model, spanned(), "resid", by_position=True)
     with pytest.raises(cf.ScoreError, match="by_span=True is for edges and for places of a sweep"):
         cf.attribute(model, spanned(), level="node", by_span=True)
+
+
+def test_prompts_of_unequal_length_go_by_the_spans_that_they_name() -> None:
+    """By default: positions of such prompts do not correspond."""
+    model = wrapped("gpt2")
+    assert cf.patch(model, spanned(), "mlp").to_dict() == cf.patch(model, spanned(), "mlp", by_span=True).to_dict()
+    assert cf.attribute(model, spanned(), level="node", what="resid").by_span
+    assert cf.approximation(model, spanned(), "attn").compared["attn"].exact.by_span
+    assert not cf.patch(model, spanned(), "heads").by_span, "no kind that goes by position"
 
 
 # -------------------------------------------------------------------- the result
@@ -222,7 +231,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     """The default pairs of IOI, of several templates and lengths."""
     ioi = ("tiny", "--task", "ioi", "--n", "6", "--no-check", "--out", str(tmp_path))
     labels = ("IO", "S1", "S2", "end", "rest")
-    code, (out, _) = main(["patch", *ioi, "--what", "resid", "--by-span"]), capsys.readouterr()
+    code, (out, _) = main(["patch", *ioi, "--what", "resid"]), capsys.readouterr()
     assert code == 0 and "Effects by span and layer" in out
     sweep = cf.Sweep.open(tmp_path / "patch-resid.safetensors")
     assert sweep.axes[-1] == ("span", labels)
@@ -239,5 +248,5 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert code == 0 and json.loads(out)["scores"]["axes"][-1]["labels"] == list(labels)
     code, (out, _) = main(["approximation", *ioi, "--what", "resid", "--by-span", "--json"]), capsys.readouterr()
     assert code == 0 and {place["position"] for place in json.loads(out)["places"]} == set(labels)
-    code, (_, err) = main(["patch", *ioi, "--what", "resid"]), capsys.readouterr()
+    code, (_, err) = main(["patch", *ioi, "--what", "resid", "--by-position"]), capsys.readouterr()
     assert code == 2 and "IO, S1, S2 (by_span=True, --by-span)" in " ".join(err.split())

@@ -258,6 +258,11 @@ def test_a_folder_is_named_by_its_whole_path_and_the_hub_is_not_asked(
     assert isinstance(model, RemoteModel) and json.dumps(str(folder)) in model.envoy.to_model_key()
 
 
+def test_an_nnsight_that_keeps_no_names_is_no_obstacle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("nnsight.modeling.huggingface._ID_CACHE")
+    assert isinstance(cf.load(str(folder), remote=True), RemoteModel)
+
+
 def test_a_server_that_is_not_there(folder: Path, task: cf.Task) -> None:
     nobody = cf.load(str(folder), remote="http://127.0.0.1:9")
     with pytest.raises(cf.ModelError, match=r"http://127.0.0.1:9 failed: .*NDIF_API_KEY"):

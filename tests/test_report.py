@@ -154,6 +154,12 @@ def test_page_shows_the_numbers() -> None:
     assert len(Tags(text).named("th")) == 10 == text.count('<button type="button">')
 
 
+def test_intervals_are_of_the_level_that_is_given() -> None:
+    """In the head, in the data and, by the script, in tooltips, which name no level of their own."""
+    page = html(replace(data(some(60)), level=0.9))
+    assert "90% interval" in page and '"level":"90%"' in page and "95%" not in page
+
+
 def test_page_without_measurements_has_only_what_is_known() -> None:
     bare, full = html(ReportData("t", "m", {}, some(5))), html(data(some(5)))
     for title in ("As a whole", "Faithfulness by size", "Every example", "Steps of the search", "Estimates against"):

@@ -304,6 +304,30 @@ def test_text_that_is_no_task(changes: dict[str, Any], message: str) -> None:
     refused(lambda: pairs_of_text(**changes), TaskError, message)
 
 
+HALF = "a\ud800b"
+
+
+@pytest.mark.parametrize("side", ["clean", "corrupted", "answers", "wrong_answers", "spans"])
+def test_halves_of_surrogate_pairs_in_a_task(side: str) -> None:
+    given = [["x"] if side.endswith("answers") else "x", [HALF] if side.endswith("answers") else HALF]
+    changes = {side: [{"who": "x"}, {HALF: "x"}] if side == "spans" else given}
+    refused(
+        lambda: pairs_of_text(**changes), TaskError, rf"row 1: {side}: .*a\\ud800b.* holds half of a surrogate pair"
+    )
+
+
+@pytest.mark.parametrize("name", ["c.json", "c.html", "c.neuronpedia.json", "pairs.jsonl"])
+def test_halves_of_surrogate_pairs_in_a_file(name: str, tmp_path: Path) -> None:
+    circuit = random_scores(PLAIN).top(9).with_group(HALF, ["input"])
+    task = pairs_of_text(spelling="given")
+    object.__setattr__(task, "clean", [HALF, "x"])
+    saved = {"c.html": lambda path: circuit.report(None, None, path), "pairs.jsonl": task.save}
+    refused(lambda: saved.get(name, circuit.save)(tmp_path / name), FileError, rf"{name}: .*a\\ud800b.* surrogate pair")
+    assert not list(tmp_path.iterdir())
+    drawn = circuit.to_dot(title=HALF)
+    assert drawn == drawn.encode(errors="ignore").decode(), "pictures leave it out, as control characters"
+
+
 def test_prompts_from_a_generator(embedded: cf.Model) -> None:
     task = pairs_of_text(clean=(text for text in IOI), corrupted=iter(TWINS), answers=iter(["Mary", "Aaron"]))
     assert task.on(embedded).prompts == tuple(IOI) and len(task.on(embedded)) == 2  # may be bound twice

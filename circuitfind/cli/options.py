@@ -241,7 +241,7 @@ class Places:
 
     PANEL = SCORING
     by_position: bool | None = option(
-        "Each position on its own; equal lengths only. Default: for the stream, attention and MLPs.",
+        "Each position on its own; equal lengths only. Default: of stream, attention and MLPs where lengths are equal.",
         names=("--by-position/--all-positions",),
     )
     by_span: bool = option("By the named spans of the prompts, of any lengths.", False)

@@ -8,7 +8,9 @@ drawing (`report.drawing`).
 3. `joints`: from each of these small boxes to every query head of its group that is in the circuit.
 4. `ranks`: the rows of the drawing from `input` at the bottom to `logits` at the top. A layer is one row for shared
    key/value heads, one for heads and one for its MLP; in parallel blocks heads and MLP share a row.
-5. `pen`: an arrow's width and opacity grow with the square root of |effect|: effects fall off so steeply that on a
+5. Of edges at places, a `Spot` is a node in the column of a place. An edge into a key or value ends at a spot of its
+   own, where it is read; from there it goes on to the heads that it serves, wherever they stand.
+6. `pen`: an arrow's width and opacity grow with the square root of |effect|: effects fall off so steeply that on a
    linear scale all but a handful of edges would be hairlines.
 """
 
@@ -20,10 +22,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from circuitfind.export.graphs import EdgeRow, fed, node_attributes
+from circuitfind.export.graphs import EdgeRow, fed, node_attributes, served
 from circuitfind.graph import Graph
 
 MOST_FOLDED = 120  # arrows of a folded circuit
+READS = " reads"
 
 
 class Arrow(NamedTuple):
@@ -46,6 +49,32 @@ class Arrow(NamedTuple):
     @property
     def measured(self) -> bool:
         return self.exact is not None
+
+
+class Spot(NamedTuple):
+    """A node at a place, or where a key or value (or what a mixer takes in) is read: `a20.kv0 reads`."""
+
+    place: int
+    name: str
+
+    @property
+    def reads(self) -> bool:
+        return self.name.endswith(READS)
+
+
+class PlacedRow(NamedTuple):
+    """One edge at one place: indices, and its effect in units of the metric."""
+
+    place: int
+    writer: int
+    reader: int
+    effect: float
+
+    def ends(self, graph: Graph) -> tuple[Spot, Spot]:
+        """Where it starts, and where it ends."""
+        read = graph.reader_names[self.reader].partition("<")[0] + READS
+        end = read if graph.reader(self.reader).kind in ("k", "v", "mixer") else served(graph, self.reader)[0]
+        return Spot(self.place, graph.writer_names[self.writer]), Spot(self.place, end)
 
 
 class Rank(NamedTuple):
@@ -131,7 +160,11 @@ def ranks(graph: Graph, nodes: Iterable[str], drawn: Iterable[Arrow]) -> list[Ra
 
 
 def attributes_of(graph: Graph, name: str) -> dict[str, Any]:
-    """`kind` and `layer` of a node, of a shared key/value head, or of a layer's heads together (`a3`)."""
+    """`kind` and `layer` of a node, of a shared key/value head, of what reads at a place (`head`: its number), or of a
+    layer's heads together (`a3`)."""
+    if name.endswith(READS):
+        layer, _, unit = name.removesuffix(READS)[1:].partition(".")
+        return {"kind": "kv", "layer": int(layer), "head": int(unit.strip("hkv") or 0)}
     together = re.fullmatch(r"a(\d+)(\.kv\d+)?", name)
     if together is None:
         return node_attributes(graph, name)

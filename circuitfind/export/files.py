@@ -24,7 +24,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from circuitfind import processes
-from circuitfind.errors import FileError, ScoreError
+from circuitfind.errors import FileError, ScoreError, no_character
 
 try:
     import fcntl
@@ -40,6 +40,9 @@ TENSORS = {  # by the format and level that a safetensors file names: what opens
     ),
     ("circuitfind.sweep", None): "a sweep: 'circuitfind show' draws it, Sweep.open(path) reads it",
 }
+
+
+OPENED = "give a result's .json or .safetensors, EAP-IG's .json or .pt, or ACDC's .pth or .pkl"
 
 
 # -------------------------------------------------------------------- any file
@@ -75,6 +78,8 @@ def write_own(path: str | PathLike[str], content: bytes) -> Path:
 
 def write_text(path: str | PathLike[str], text: str) -> Path:
     """`write_bytes` of UTF-8 text, line ends as they are."""
+    if why := no_character(text):
+        raise FileError(f"{path}: {why}")
     return write_bytes(path, text.encode("utf-8"))
 
 
@@ -148,9 +153,13 @@ def json_object(path: str | PathLike[str]) -> dict[str, Any]:
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are both ValueErrors
+        if found := _tensors(path):
+            raise FileError(f"{path}: holds {found}") from None
         said = "this is no text file" if isinstance(error, UnicodeDecodeError) else str(error)
-        found = _tensors(path)
-        raise FileError(f"{path}: holds {found}" if found else f"{path}: not JSON: {said}") from None
+        if Path(path).suffix.lower() != ".json":
+            kind = said if isinstance(error, UnicodeDecodeError) else "this is another kind of file"
+            said = f"{kind}: {OPENED}"
+        raise FileError(f"{path}: not JSON: {said}") from None
     if not isinstance(content, dict):
         raise FileError(f"{path}: a JSON {type(content).__name__}, not a result of circuitfind")
     return content

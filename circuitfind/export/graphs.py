@@ -69,10 +69,14 @@ def described(graph: Graph, record: Record, facts: Mapping[str, Any]) -> dict[st
     return {name: value for name, value in known.items() if fits(value)}
 
 
+def served(graph: Graph, reader: int) -> list[str]:
+    """Names of the nodes that a reader feeds."""
+    return [graph.node_names[node] for node in graph.serves[reader].nonzero()[0]]
+
+
 def fed(graph: Graph, reader: int, inside: set[str]) -> list[str]:
-    """Names of the nodes that a reader feeds, as far as they are inside the circuit."""
-    names = (graph.node_names[node] for node in graph.serves[reader].nonzero()[0])
-    return [name for name in names if name in inside]
+    """Names of those that are inside the circuit."""
+    return [name for name in served(graph, reader) if name in inside]
 
 
 def to_networkx(

@@ -13,7 +13,8 @@ with a layer and a column `ctx_idx`, and links with a weight. Their nodes are fe
 4. `influence`, by which their page prunes, is left out: the circuit is pruned already. Small circuits are pinned as a
    whole, because the page draws the links of pinned nodes; of large ones only nodes in groups.
 5. Groups are supernodes. A node stands in one supernode only: the first group that has it.
-6. Their page takes `(p=...)` of a logit's label for granted, and a node above layer 0.
+6. Their page takes `(p=...)` of a logit's label for granted, a node above layer 0, and a second column: beside one
+   place is an empty one.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from circuitfind.export.arrows import PlacedRow, Spot, attributes_of
 from circuitfind.export.files import plain, write_text
-from circuitfind.export.graphs import EdgeRow, described, fed, node_attributes
-from circuitfind.export.placed_picture import PlacedRow
+from circuitfind.export.graphs import EdgeRow, described, fed, served
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 from circuitfind.version import __version__
@@ -35,19 +36,13 @@ from circuitfind.version import __version__
 ENDING = ".neuronpedia.json"
 PINNED = 60  # nodes
 TYPES = {"input": "embedding", "head": "attention head", "mixer": "mixer", "logits": "logit", "kv": "attention input"}
-READS = " reads"
-
-
-class _Node(NamedTuple):
-    name: str
-    column: int
 
 
 class _Link(NamedTuple):
-    """One edge, or what leads on from where a key or value is read."""
+    """One edge, or what leads on from where a key or value is read; the place of its ends is their column."""
 
-    source: _Node
-    target: _Node
+    source: Spot
+    target: Spot
     edge: str
     weight: float
 
@@ -62,63 +57,55 @@ def write(
     groups: Mapping[str, Sequence[str]],
 ) -> Path:
     """Writes a circuit; the record's model is the name of the model that Neuronpedia looks for."""
-    columns, inside, links = _columns(graph), set(nodes), []
-    at = {name: _Node(name, _column(graph, name)) for name in nodes}
+    columns, inside = ["input", *(f"head {head}" for head in range(graph.n_heads)), "MLP", "logits"], set(nodes)
+
+    def spot(name: str) -> Spot:
+        kind = attributes_of(graph, name)
+        ends = {"input": 0, "mlp": graph.n_heads + 1, "mixer": 1, "logits": graph.n_heads + 2}
+        return Spot(ends.get(kind["kind"], 1 + kind.get("head", 0)), name)
+
+    links = []
     for row in rows:
-        source, weight = graph.writer_names[row.writer], 1.0 if row.effect is None else row.effect
-        edge = graph.edge_name(row.writer, row.reader)
-        targets = fed(graph, row.reader, inside) or [graph.node_names[graph.serves[row.reader].argmax()]]
-        for target in targets:
-            at.setdefault(target, _Node(target, _column(graph, target)))
-            links.append(_Link(at[source], at[target], edge, weight))
-    return _write(path, graph, list(at.values()), links, columns, record, facts, groups)
+        source, edge = spot(graph.writer_names[row.writer]), graph.edge_name(row.writer, row.reader)
+        weight = 1.0 if row.effect is None else row.effect
+        targets = fed(graph, row.reader, inside) or served(graph, row.reader)[:1]
+        links += [_Link(source, spot(target), edge, weight) for target in targets]
+    spots = dict.fromkeys([*map(spot, nodes), *(link.target for link in links)])
+    return _write(path, graph, spots, links, columns, record, facts, groups)
 
 
 def write_placed(
     path: str | PathLike[str], graph: Graph, rows: Iterable[PlacedRow], places: Sequence[str], record: Record
 ) -> Path:
     """Writes edges at their places, as `placed_picture.source` draws them."""
-    at = dict.fromkeys(_Node("input", place) for place in range(len(places)))  # the page heads columns with these
-    links, read = [], dict[_Node, tuple[list[str], float]]()
-    for place, writer, reader, effect in rows:
-        served = [graph.node_names[node] for node in graph.serves[reader].nonzero()[0]]
-        source, edge = _Node(graph.writer_names[writer], place), graph.edge_name(writer, reader)
-        if graph.reader(reader).kind in ("k", "v", "mixer"):
-            target = _Node(graph.reader_names[reader].partition("<")[0] + READS, place)
-            read[target] = served, read.get(target, ([], 0.0))[1] + effect
-        else:
-            target = _Node(served[0], place)
-        at |= {source: None, target: None}
-        links.append(_Link(source, target, edge, effect))
-    for node, (served, weight) in read.items():
-        links += [_Link(node, head, node.name, weight) for head in at if head.name in served]
-    return _write(path, graph, list(at), links, places, record, {}, {})
-
-
-# -------------------------------------------------------------------- columns of a circuit
-def _columns(graph: Graph) -> list[str]:
-    return ["input", *(f"head {head}" for head in range(graph.n_heads)), "MLP", "logits"]
-
-
-def _column(graph: Graph, name: str) -> int:
-    kind = node_attributes(graph, name)
-    ends = {"input": 0, "mlp": graph.n_heads + 1, "mixer": 1, "logits": graph.n_heads + 2}
-    return int(ends.get(kind["kind"], 1 + kind.get("head", 0)))
+    if len(places) == 1:
+        places, rows = ("", *places), [row._replace(place=1) for row in rows]
+    spots = dict.fromkeys(Spot(place, "input") for place in range(len(places)))  # the page heads columns with these
+    links, read = [], dict[Spot, tuple[list[str], float]]()
+    for row in rows:
+        start, end = row.ends(graph)
+        spots |= {start: None, end: None}
+        links.append(_Link(start, end, graph.edge_name(row.writer, row.reader), row.effect))
+        if end.reads:
+            read[end] = served(graph, row.reader), read.get(end, ([], 0.0))[1] + row.effect
+    for spot, (heads, weight) in read.items():
+        links += [_Link(spot, head, spot.name, weight) for head in spots if head.name in heads]
+    return _write(path, graph, spots, links, places, record, {}, {})
 
 
 # -------------------------------------------------------------------- the document
 def _write(
     path: str | PathLike[str],
     graph: Graph,
-    nodes: Sequence[_Node],
+    spots: Iterable[Spot],
     links: Sequence[_Link],
     columns: Sequence[str],
     record: Record,
     facts: Mapping[str, Any],
     groups: Mapping[str, Sequence[str]],
 ) -> Path:
-    named = {node: _node(graph, node, record) for node in sorted(nodes, key=lambda one: _rank(graph, one))}
-    ids = {node: str(content["node_id"]) for node, content in named.items()}
+    named = {spot: _node(graph, spot, record) for spot in sorted(spots, key=lambda one: _rank(graph, one))}
+    ids = {spot: str(content["node_id"]) for spot, content in named.items()}
     joined: dict[tuple[str, str], dict[str, float]] = {}
     for link in links:
         joined.setdefault((ids[link.source], ids[link.target]), {})[link.edge] = float(link.weight)
@@ -146,7 +133,7 @@ def _write(
     return write_text(path, json.dumps(plain(content), ensure_ascii=False, indent=1) + "\n")
 
 
-def _shown(ids: Mapping[_Node, str], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _shown(ids: Mapping[Spot, str], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """What the page shows at first: pinned nodes, and groups as supernodes."""
     first = {node: group for group in reversed(list(groups)) for node in groups[group]}
     members = {group: [id for node, id in ids.items() if first.get(node.name) == group] for group in groups}
@@ -155,36 +142,33 @@ def _shown(ids: Mapping[_Node, str], groups: Mapping[str, Sequence[str]]) -> dic
     return {"pinnedIds": pinned, "supernodes": supernodes, "linkType": "both", "clickedId": "", "sg_pos": ""}
 
 
-def _kind(graph: Graph, name: str) -> dict[str, Any]:
-    """`node_attributes`, of a node that reads keys and values too."""
-    if not name.endswith(READS):
-        return node_attributes(graph, name)
-    layer, _, head = name.removesuffix(READS)[1:].partition(".")
-    return {"kind": "kv", "layer": int(layer), "head": graph.n_heads + 1 + int(head.strip("hkv") or 0)}
+def _index(graph: Graph, kind: Mapping[str, Any]) -> int:
+    """The number of a node in its layer: heads, the MLP, then what reads keys and values."""
+    index: int = kind.get("head", graph.n_heads if kind["kind"] == "mlp" else 0)
+    return index + (graph.n_heads + 1 if kind["kind"] == "kv" else 0)
 
 
-def _rank(graph: Graph, node: _Node) -> tuple[int, int, int, int]:
-    kind = _kind(graph, node.name)
-    return kind["layer"], kind["kind"] == "mlp", kind.get("head", 0), node.column
+def _rank(graph: Graph, spot: Spot) -> tuple[int, bool, int, int]:
+    kind = attributes_of(graph, spot.name)
+    return kind["layer"], kind["kind"] == "mlp", _index(graph, kind), spot.place
 
 
-def _node(graph: Graph, node: _Node, record: Record) -> dict[str, Any]:
-    kind = _kind(graph, node.name)
-    what, layer = kind["kind"], kind["layer"]
-    index = kind.get("head", graph.n_heads if what == "mlp" else 0)
+def _node(graph: Graph, spot: Spot, record: Record) -> dict[str, Any]:
+    kind = attributes_of(graph, spot.name)
+    what, layer, index, column = kind["kind"], kind["layer"], _index(graph, kind), spot.place
     text = {"input": "E", "logits": str(layer + 1)}.get(what, str(layer))  # the page puts logits one above all others
-    label = f'Output "{record.metric or "logits"}" (p=1.000)' if what == "logits" else node.name
+    label = f'Output "{record.metric or "logits"}" (p=1.000)' if what == "logits" else spot.name
     return {
-        "node_id": f"{text}_{index}_{node.column}",
-        "feature": node.column if what == "input" else _pair(max(layer, 0), index),
+        "node_id": f"{text}_{index}_{column}",
+        "feature": column if what == "input" else _pair(max(layer, 0), index),
         "layer": text,
-        "ctx_idx": node.column,
+        "ctx_idx": column,
         "feature_type": TYPES.get(what, what),
         "token_prob": float(what == "logits"),
         "is_target_logit": what == "logits",
         "run_idx": 0,
         "reverse_ctx_idx": 0,
-        "jsNodeId": f"{text}_{index}-{node.column}",
+        "jsNodeId": f"{text}_{index}-{column}",
         "clerp": label,
         "influence": None,
         "activation": None,

@@ -49,7 +49,7 @@ ENDINGS = (".svg", ".png", ".pdf")
 PNG_DPI = 160
 MOST_DRAWN = 400  # edges; Graphviz takes minutes for more, and nobody can read them
 GROUP_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#D55E00", "#8F7AE5", "#7A9A01")
-CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # and halves of surrogate pairs, which Graphviz does not take
 
 
 # -------------------------------------------------------------------- Graphviz
@@ -87,7 +87,7 @@ def source(
         lines.append("  nslimit=0.5 mclimit=0.3")
     lines += ["  subgraph cluster_circuit {", "    peripheries=0 margin=4 labelloc=b labeljust=l"]
     if legend or not drawn:
-        lines.append(f"    label=<{_legend(graph, drawn, marks, note, groups or {})}>")
+        lines.append(f"    label=<{_legend(drawn, marks, note, groups or {})}>")
     lines += [f"    {line}" for line in _boxes(graph, levels, groups or {})]
     lines.append("  }")
     lines += [f"  {line}" for line in _lines(drawn, stubs, marks)]
@@ -134,9 +134,13 @@ def quote(text: str) -> str:
     return '"' + CONTROL.sub("", escaped) + '"'
 
 
-def hollow(width: float) -> str:
-    """An arrow's hollow head, which is drawn with the arrow's own pen: large enough to leave room inside."""
-    return f"arrowhead=onormal arrowsize={max(0.7, 0.38 * width):.2f}"
+def look(kind: str, share: float | None, count: int, said: str, opposes: bool, measured: bool = False) -> str:
+    """Colour, width, head, dashes and tooltip of an arrow, one of `count`."""
+    width, opacity = pen(share, count)
+    # a hollow head is drawn with the arrow's own pen: large enough to leave room inside
+    head = "normal" if measured else f"onormal arrowsize={max(0.7, 0.38 * width):.2f}"
+    colour = f'color="{COLORS[kind]}{round(opacity * 255):02X}" penwidth={width:.2f}'
+    return f"{colour} arrowhead={head} tooltip={quote(said)}{' style=dashed' if opposes else ''}"
 
 
 def _settings(n_edges: int, title: str | None, apart: float) -> list[str]:
@@ -181,27 +185,18 @@ def _lines(drawn: Sequence[Arrow], pairs: Sequence[tuple[str, str]], marks: Mapp
         for shared, head in pairs
     ]
     for arrow in drawn:
-        if marks is not None:
-            look = f"{MARKS[marks[arrow.edge]]} tooltip={quote(f'{arrow.edge}, {marks[arrow.edge]}')}"
-            if arrow.kind in "qkv":  # colours say something else
-                look += f' label=" {arrow.kind}" fontsize=9 fontname={quote(FONT)}'
-            lines.append(f"{quote(arrow.source)} -> {quote(arrow.target)} [{look}]")
-            continue
-        width, opacity = pen(arrow.share, len(drawn))
-        look = f'color="{COLORS[arrow.kind]}{round(opacity * 255):02X}" penwidth={width:.2f}'
-        look += f" weight={1 + round(8 * (arrow.share or 0))}"  # strong edges are drawn straighter
-        look += f" {'arrowhead=normal' if arrow.measured else hollow(width)} tooltip={quote(describe(arrow))}"
-        look += " style=dashed" if arrow.opposes else ""
-        lines.append(f"{quote(arrow.source)} -> {quote(arrow.target)} [{look}]")
+        if marks is None:
+            how = look(arrow.kind, arrow.share, len(drawn), describe(arrow), arrow.opposes, arrow.measured)
+            how += f" weight={1 + round(8 * (arrow.share or 0))}"  # strong edges are drawn straighter
+        else:
+            letter = f' label=" {arrow.kind}" fontsize=9 fontname={quote(FONT)}' if arrow.kind in "qkv" else ""
+            how = f"{MARKS[marks[arrow.edge]]} tooltip={quote(f'{arrow.edge}, {marks[arrow.edge]}')}{letter}"
+        lines.append(f"{quote(arrow.source)} -> {quote(arrow.target)} [{how}]")
     return lines
 
 
 def _legend(
-    graph: Graph,
-    drawn: Sequence[Arrow],
-    marks: Mapping[str, str] | None,
-    note: str,
-    groups: Mapping[str, Sequence[str]],
+    drawn: Sequence[Arrow], marks: Mapping[str, str] | None, note: str, groups: Mapping[str, Sequence[str]]
 ) -> str:
     """An HTML-like table: what is drawn, in two lines and those of a note and of groups."""
     if not drawn:

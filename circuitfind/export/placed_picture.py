@@ -13,71 +13,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
-from circuitfind.export.arrows import pen, signed
-from circuitfind.export.graphs import node_attributes
-from circuitfind.export.picture import COLORS, FONT, NODES, hollow, quote
+from circuitfind.export.arrows import READS, PlacedRow, Spot, attributes_of, signed
+from circuitfind.export.graphs import served
+from circuitfind.export.picture import FONT, NODES, look, quote
 from circuitfind.graph import Graph
 
 WIDTH, HEIGHT, GAP = 78, 52, 40  # of a box and a row, and between columns, in points
-
-
-class PlacedRow(NamedTuple):
-    """One edge at one place: indices, and its effect in units of the metric."""
-
-    place: int
-    writer: int
-    reader: int
-    effect: float
-
-
-class _Box(NamedTuple):
-    """One box; `level` orders a layer's rows: 0 for keys and values, 1 for heads, 2 for MLPs."""
-
-    place: int
-    layer: int
-    level: int
-    name: str
-    kind: str
-
-    @property
-    def id(self) -> str:
-        return quote(f"{self.name} @ {self.place}")
+LEVELS = {"kv": 0, "mlp": 2}  # rows of a layer, all others between them
 
 
 def source(graph: Graph, rows: Sequence[PlacedRow], places: Sequence[str], title: str | None = None) -> str:
     """Graphviz source; places without an edge are left out."""
-    boxes: dict[_Box, None] = {}  # an ordered set, as the next
-    crossing: dict[tuple[_Box, str], None] = {}
+    spots: dict[Spot, None] = {}  # an ordered set, as the next
+    crossing: dict[tuple[Spot, str], None] = {}
     lines = []
     largest = max((abs(row.effect) for row in rows), default=1.0)
-    for place, writer, reader, effect in sorted(rows, key=lambda row: abs(row.effect)):
-        kind, served = graph.reader(reader).kind, [graph.node_names[node] for node in graph.serves[reader].nonzero()[0]]
-        start = _node(graph, place, graph.writer_names[writer])
-        end = _node(graph, place, served[0]) if kind in ("q", "mlp", "logits") else _read(graph, place, reader)
-        if end.kind == "kv":
-            crossing |= {(end, name): None for name in served}
-        boxes |= {start: None, end: None}
-        width, opacity = pen(math.sqrt(abs(effect) / largest), len(rows))
-        told = quote(f"{graph.edge_name(writer, reader)}\n{places[place]}\nestimate {signed(effect)}")
-        look = f'color="{COLORS[kind]}{round(opacity * 255):02X}" penwidth={width:.2f} {hollow(width)} tooltip={told}'
-        lines.append(f"{start.id} -> {end.id} [{look}{' style=dashed' if effect < 0 else ''}]")
+    for row in sorted(rows, key=lambda row: abs(row.effect)):
+        start, end = row.ends(graph)
+        crossing |= {(end, name): None for name in served(graph, row.reader)} if end.reads else {}
+        spots |= {start: None, end: None}
+        said = f"{graph.edge_name(row.writer, row.reader)}\n{places[row.place]}\nestimate {signed(row.effect)}"
+        kind, share = graph.reader(row.reader).kind, math.sqrt(abs(row.effect) / largest)
+        lines.append(f"{_id(start)} -> {_id(end)} [{look(kind, share, len(rows), said, row.effect < 0)}]")
     for shared, name in crossing:
-        ends = (box for box in boxes if box.name == name)
-        lines += [f'{shared.id} -> {box.id} [style=dotted arrowhead=vee color="#55606E" penwidth=1.3]' for box in ends]
-    return "\n".join(["digraph places {", *_settings(title), *_columns(graph, boxes, places), *lines, "}", ""])
+        ends = (spot for spot in spots if spot.name == name)
+        lines += [
+            f'{_id(shared)} -> {_id(spot)} [style=dotted arrowhead=vee color="#55606E" penwidth=1.3]' for spot in ends
+        ]
+    return "\n".join(["digraph places {", *_settings(title), *_columns(graph, spots, places), *lines, "}", ""])
 
 
-def _node(graph: Graph, place: int, name: str) -> _Box:
-    attributes = node_attributes(graph, name)
-    return _Box(place, attributes["layer"], 2 if attributes["kind"] == "mlp" else 1, name, attributes["kind"])
+def _label(spot: Spot) -> str:
+    return spot.name.removesuffix(READS) if ".kv" in spot.name else spot.name
 
 
-def _read(graph: Graph, place: int, reader: int) -> _Box:
-    """The box of a key or value (or of what a mixer reads)."""
-    name = graph.reader_names[reader].partition("<")[0]
-    return _Box(place, graph.reader(reader).layer, 0, name if ".kv" in name else f"{name} reads", "kv")
+def _id(spot: Spot) -> str:
+    return quote(f"{_label(spot)} @ {spot.place}")
 
 
 def _settings(title: str | None) -> Iterable[str]:
@@ -89,11 +61,12 @@ def _settings(title: str | None) -> Iterable[str]:
         yield f"  label={quote(title)} labelloc=t fontsize=15"
 
 
-def _columns(graph: Graph, boxes: Iterable[_Box], places: Sequence[str]) -> Iterable[str]:
+def _columns(graph: Graph, spots: Iterable[Spot], places: Sequence[str]) -> Iterable[str]:
     """The boxes where they stand (dot would order the columns as it likes), with names of the columns and layers."""
-    cells: dict[tuple[int, int, int], list[_Box]] = {}
-    for box in sorted(boxes):
-        cells.setdefault(box[:3], []).append(box)
+    cells: dict[tuple[int, int, int], list[tuple[Spot, str]]] = {}  # by place, layer and row of the layer
+    for spot in sorted(spots, key=_label):
+        kind, layer = (attributes_of(graph, spot.name)[name] for name in ("kind", "layer"))
+        cells.setdefault((spot.place, layer, LEVELS.get(kind, 1)), []).append((spot, kind))
     levels = sorted({cell[1:] for cell in cells})
     start = 0.0
     for place in sorted({cell[0] for cell in cells}):
@@ -102,10 +75,10 @@ def _columns(graph: Graph, boxes: Iterable[_Box], places: Sequence[str]) -> Iter
         yield _text(f"column {place}", places[place], middle, -HEIGHT, 13)
         for row, level in enumerate(levels):
             inside = cells.get((place, *level), [])
-            for at, box in enumerate(inside):
+            for at, (spot, kind) in enumerate(inside):
                 where = f'pos="{middle + WIDTH * (at - (len(inside) - 1) / 2):.0f},{HEIGHT * row}!"'
-                told = quote(f"{box.name}, {places[place]}")
-                yield f"  {box.id} [{NODES.get(box.kind, NODES['end'])} {where} label={quote(box.name)} tooltip={told}]"
+                told = f"label={quote(_label(spot))} tooltip={quote(f'{_label(spot)}, {places[place]}')}"
+                yield f"  {_id(spot)} [{NODES.get(kind, NODES['end'])} {where} {told}]"
         start += width + GAP
     for row, (layer, _) in enumerate(levels):
         if 0 <= layer < graph.n_layers and (row == 0 or levels[row - 1][0] != layer):
@@ -113,5 +86,5 @@ def _columns(graph: Graph, boxes: Iterable[_Box], places: Sequence[str]) -> Iter
 
 
 def _text(name: str, text: str, x: float, y: float, size: int) -> str:
-    look = f'shape=plaintext style="" fontsize={size} fontcolor="#55606E"'
-    return f'  {quote(name)} [{look} label={quote(text)} pos="{x:.0f},{y:.0f}!"]'
+    plain = f'shape=plaintext style="" fontsize={size} fontcolor="#55606E"'
+    return f'  {quote(name)} [{plain} label={quote(text)} pos="{x:.0f},{y:.0f}!"]'

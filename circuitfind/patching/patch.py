@@ -37,7 +37,7 @@ from circuitfind.errors import ScoreError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
 from circuitfind.patching.places import Kind, Patcher, Place, kind_of
-from circuitfind.patching.spans import Spans, spans_of
+from circuitfind.patching.spans import Spans, common, spans_of, unequal
 from circuitfind.patching.sweep import Axis, Sweep
 from circuitfind.setting import Keywords
 from circuitfind.tasks.bound import BoundTask
@@ -72,8 +72,8 @@ def patch(
             "pattern" (a head's attention pattern), "neurons" (of some layers' MLPs, as their output projection reads
             them), or a kind of your own (`circuitfind.register`).
         by_position: each position is a place of its own, for prompts of one length. Default: yes for "resid",
-            "resid-mid", "attn", "mlp", "attn-out" and "mlp-out"; no for the others, whose places are then patched at
-            all positions together.
+            "resid-mid", "attn", "mlp", "attn-out" and "mlp-out" (by span where lengths differ and every pair names
+            some); no for the others, whose places are then patched at all positions together.
         by_span: instead, each named span of the prompts (`Task.spans`) is a place of its own, wherever it stands in
             each pair; the last read position ("end") and all other tokens ("rest") are two more. See
             `circuitfind.patching.spans`.
@@ -196,8 +196,11 @@ def planned(experiment: Experiment, where: Where) -> SweepPlan:
         raise ScoreError("by_span=True and by_position= divide the positions in two ways: give one of them")
     layers = _chosen(where.layers, kind, adapter)
     kind.check(experiment)
-    by_position = kind.by_position if where.by_position is None else where.by_position
-    spans = spans_of(experiment.bound, by_position, where.by_span)
+    by_position, by_span = where.by_position, where.by_span
+    if by_position is None and kind.by_position and not by_span:
+        by_span = unequal(experiment.bound) and bool(common(experiment.bound))
+        by_position = not by_span
+    spans = spans_of(experiment.bound, bool(by_position), by_span)
     axes = [Axis("layer", tuple(map(str, layers)))]
     if (units := kind.units(adapter, layers[0])) is not None:
         axes.append(Axis(units[0], tuple(units[1])))

@@ -46,8 +46,8 @@ def position_labels(tokens: Sequence[str]) -> tuple[str, ...]:
 
 def _by_position(bound: BoundTask) -> Spans:
     mask = bound.batch.clean.mask
-    if bound.batch.clean.padded or bound.batch.corrupted.padded:
-        lengths, names = mask.sum(1), _common(bound)
+    if unequal(bound):
+        lengths, names = mask.sum(1), common(bound)
         spans = f"the spans that they name, {', '.join(names)}" if names else "spans that you name in them (spans=)"
         raise ScoreError(
             f"by_position=True needs prompts of one length, these have {int(lengths.min())} to {int(lengths.max())}"
@@ -60,7 +60,7 @@ def _by_position(bound: BoundTask) -> Spans:
 
 
 def _by_name(bound: BoundTask) -> Spans:
-    labels, inputs = _common(bound), bound.batch.clean
+    labels, inputs = common(bound), bound.batch.clean
     if not labels:
         given = sorted({name for row in bound.spans for name in row})
         have = f"these pairs name {', '.join(given)}, none of them in every pair" if given else "these pairs name none"
@@ -92,7 +92,12 @@ def _by_name(bound: BoundTask) -> Spans:
     return Spans("span", tuple(labels), numbers)
 
 
-def _common(bound: BoundTask) -> list[str]:
+def unequal(bound: BoundTask) -> bool:
+    """Whether prompts differ in length, so that their positions do not correspond."""
+    return bound.batch.clean.padded or bound.batch.corrupted.padded
+
+
+def common(bound: BoundTask) -> list[str]:
     """The spans that every pair names, in the order of their mean first positions."""
     names = [name for name in bound.spans[0] if all(name in row for row in bound.spans)] if bound.spans else []
     return sorted(names, key=lambda name: sum(row[name][0] for row in bound.spans))

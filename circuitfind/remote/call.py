@@ -28,7 +28,7 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 import nnsight
 import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
-from nnsight.modeling.huggingface import _ID_CACHE
+from nnsight.modeling import huggingface
 
 import circuitfind.errors
 from circuitfind.errors import ModelError, warn
@@ -111,8 +111,10 @@ def remote_model(
     if where == _SIMULATED:
         envoy.dispatch()
     spelled, folder = envoy.repo_id, Path(envoy.repo_id).is_dir()
-    if folder or HF_HUB_OFFLINE:  # nnsight would ask the hub how the name is spelled
-        _ID_CACHE[spelled] = os.path.abspath(spelled) if folder else spelled
+    if folder or HF_HUB_OFFLINE:
+        # nnsight would ask the hub how the name is spelled, and has no public way not to; where a later version keeps
+        # no such names, it asks
+        getattr(huggingface, "_ID_CACHE", {})[spelled] = os.path.abspath(spelled) if folder else spelled
     for secret in _SECRETS:  # nnsight would send them with every job
         envoy.kwargs.pop(secret, None)
     family = named(family) if isinstance(family, str) else family or FAMILIES[config.model_type]

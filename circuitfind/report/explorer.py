@@ -128,6 +128,7 @@ def _content(data: ReportData, sizes: Sequence[Size], both: Circuit, marks: Mapp
     heads = [{name: b64encode(weights).decode() for name, weights in one.heads.items()} for one in data.attention]
     return {
         "whole": len(both),
+        "level": f"{data.level:.0%}",
         "edges": edges,
         "shared": shared,
         "groups": data.circuit.groups,

@@ -10,7 +10,7 @@ const signed = (value) => {
 };
 
 const describe = (edge) => {
-  const between = edge.low === null ? "" : ` (95% ${signed(edge.low)} to ${signed(edge.high)})`;
+  const between = edge.low === null ? "" : ` (${data.level} ${signed(edge.low)} to ${signed(edge.high)})`;
   const lines = [
     edge.name,
     edge.exact === null ? "exact: not measured" : `exact ${signed(edge.exact)}${between}`,

@@ -226,6 +226,8 @@ def learn_masks(
     steps, patience, lr = options["steps"], options["patience"], options["lr"]
     gates = learner.gates[options["objective"]]
     chosen = options["start"]
+    if isinstance(chosen, Circuit) and not len(chosen):
+        raise ScoreError("start= is a circuit without edges, so nothing has a gate: give one that has some")
     edges = chosen.mask if isinstance(chosen, Circuit) else graph.real  # that have a gate
     count = int(edges.sum()) if level == "edge" else graph.n_writers
     if n_edges is n_nodes is sparsity is None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from circuitfind.errors import FileError, TaskError
+from circuitfind.export.files import write_text
 from circuitfind.tasks.formats import NAMES, BadRow, Fields, pairs_of
 
 _PARQUET = b"PAR1"
@@ -77,11 +78,7 @@ def write_pairs(path: str | PathLike[str], columns: Mapping[str, Sequence[Any] |
     """Writes columns of text (or answers as ids) as jsonl that `read_pairs` opens."""
     given = {name: values for name, values in columns.items() if values is not None}
     rows = (dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True))
-    try:
-        Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    except OSError as error:
-        raise FileError(f"{path}: cannot be written: {error.strerror or error}") from None
-    return Path(path)
+    return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _rows(path: Path) -> _Read:

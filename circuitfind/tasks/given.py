@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
@@ -10,7 +11,7 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from circuitfind.errors import TaskError
+from circuitfind.errors import TaskError, no_character
 from circuitfind.metrics import Function, Metric, metric_of
 from circuitfind.tasks import answers as answering
 from circuitfind.tasks.chat import Message, Rendered, are_messages, check_messages, one_turn, render
@@ -77,6 +78,7 @@ class Given:
             raise TaskError("clean and corrupted must both be strings or both be id tensors")
         if self.is_ids and self.bos is not None:
             raise TaskError("bos is for prompts as text: put the BOS token's id into the prompts yourself")
+        self._check_characters(lists)
         if not self.is_ids:
             self._check_prompts()
         masks = (self.attention_mask, self.corrupted_attention_mask)
@@ -95,6 +97,14 @@ class Given:
                 " spans=[{'who': 'Mary'}], corrupted_spans=[{'who': 'the old man'}]"
             )
         self._check_answer()
+
+    def _check_characters(self, sides: Sequence[str]) -> None:
+        for side in sides:
+            given = getattr(self, side)
+            for number, one in enumerate(() if given is None or isinstance(given, Tensor) else given):
+                said = one if isinstance(one, str) else json.dumps(one, ensure_ascii=False, skipkeys=True, default=str)
+                if why := no_character(said):
+                    raise TaskError(f"row {number}: {side}: {why}")
 
     def _check_prompts(self) -> None:
         """Prompts are all text, or all messages; `chat` makes messages of text."""
