@@ -54,8 +54,7 @@ def ready(model: Model) -> Iterator[None]:
     """Inside, the model is this thread's alone, and what is kept of it is up to date; ModelError where torch's default
     device is "meta", new modules or hooks break an identity, or memory runs out."""
     adapter = model.adapter
-    # processes that divide its heads run the same pairs
-    divided = nullcontext() if adapter.processes is None else processes.alone()
+    divided = nullcontext() if adapter.processes is None else processes.in_step(adapter.processes)
     with adapter.lock, own_arithmetic(), divided, within_memory(adapter):
         if adapter.held_by is None:
             if adapter.refresh():

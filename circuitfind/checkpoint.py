@@ -120,7 +120,7 @@ class Measurements:
         self.file, self._written = CheckpointFile(path, key, parts, each=True), time.monotonic()
         self.values = np.full(shape, np.nan)
         files = [] if self.file.path is None else [self.file.path, *self.file.others()]
-        for left in processes.gathered(lambda: [self.file.content(one) for one in files]) if files else ():
+        for left in processes.of_each(lambda: [self.file.content(one) for one in files]) if files else ():
             for known in left:
                 if known is not None:
                     self.values = np.where(np.isnan(known["values"]), self.values, known["values"])

@@ -7,6 +7,9 @@
 3. Where there are too few pairs to go round, ranks share a batch and divide its candidates (`Division`).
 4. An error of one rank is raised on all of them. Inside a rank's own part (`alone`) nothing is divided further.
 5. Rank 0 speaks and writes; the others are silent.
+6. Processes that divide a model's heads run the same passes (`in_step`). They divide nothing further, but agree on what
+   may differ between them: the time, what a file holds, free memory. Else one would wait for a pass that another never
+   makes.
 
 A result equals that of one process to float rounding. It is the same to the bit where the batches are the same: what is
 patched or run in a batch then is, too, and each batch's part is added in the same order.
@@ -42,11 +45,12 @@ TIMEOUT = timedelta(days=7)  # one rank may write a report, or run a function of
 
 
 class Group(NamedTuple):
-    """This process among `size`; `exchange` gives every rank the bytes of each."""
+    """This process among `size`; `exchange` gives every rank the bytes of each, or each that runs `in_step` with it."""
 
     rank: int = 0
     size: int = 1
     exchange: Callable[[bytes], list[bytes]] = lambda own: [own]
+    in_step: bool = False
 
 
 _joined = Group()
@@ -81,8 +85,16 @@ def within(other: Group) -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process does all that is asked of it itself."""
-    with within(group()._replace(size=1)):
+    """Inside, this process does all that is asked of it itself; one that is in step with others stays so."""
+    here = group()
+    with within(here if here.in_step else Group(here.rank)):
+        yield
+
+
+@contextmanager
+def in_step(others: Any) -> Iterator[None]:
+    """Inside, this process runs what all of a torch process group run, and nothing is divided."""
+    with within(Group(group().rank, 1, functools.partial(_exchange, others=others), in_step=True)):
         yield
 
 
@@ -139,12 +151,12 @@ def leave() -> None:
     _store.clear()
 
 
-def _exchange(own: bytes) -> list[bytes]:
+def _exchange(own: bytes, others: Any = None) -> list[bytes]:
     import torch.distributed as dist
 
-    parts: list[Any] = [None] * dist.get_world_size()
+    parts: list[Any] = [None] * dist.get_world_size(others)
     try:
-        dist.all_gather_object(parts, own)
+        dist.all_gather_object(parts, own, group=others)
     except RuntimeError as error:
         said = str(error).strip().splitlines()[-1]
         raise lost() or ProcessError(f"the processes cannot exchange their results: {said}", first()) from None
@@ -188,7 +200,7 @@ def end(said: str) -> None:
 
 # -------------------------------------------------------------------- exchanging
 def gathered(function: Callable[[], R], label: str = "") -> list[R]:
-    """What a function makes on each rank, in the order of ranks, on every rank.
+    """What a function makes on each rank of those that divide the work, in the order of ranks, on every rank.
 
     The first error is raised on all, and rank 0 warns of what others warn of. The function's name and the label tell
     whether all are in the same call.
@@ -196,15 +208,20 @@ def gathered(function: Callable[[], R], label: str = "") -> list[R]:
     Raises:
         ProcessError: a rank is lost, or is in another call.
     """
+    return [function()] if size() == 1 else of_each(function, label)
+
+
+def of_each(function: Callable[[], R], label: str = "") -> list[R]:
+    """`gathered`, of ranks in step, too: for what differs between them though they run the same."""
     here = group()
-    if here.size == 1:
+    if here.size == 1 and not here.in_step:
         return [function()]
     found: R | Exception
     with warnings.catch_warnings(record=True) if here.rank else nullcontext() as heard:
         if heard is not None:
             warnings.simplefilter("always", CircuitfindWarning)
         try:
-            with alone():
+            with within(Group(here.rank)):
                 found = function()
         except Exception as error:
             found = error
@@ -224,8 +241,10 @@ def gathered(function: Callable[[], R], label: str = "") -> list[R]:
 
 
 def of_first(function: Callable[[], R]) -> R:
-    """What a function makes on rank 0, which alone calls it, on every rank."""
-    return cast(R, gathered(functools.wraps(function)(lambda: function() if first() else None))[0])
+    """What a function makes on rank 0, which alone calls it, on every rank; in a rank's own part, what it makes."""
+    if group().size == 1 and not group().in_step:
+        return function()
+    return cast(R, of_each(functools.wraps(function)(lambda: function() if first() else None))[0])
 
 
 def same(value: R) -> R:

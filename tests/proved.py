@@ -30,7 +30,7 @@ def once(prove: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(prove)
     def require(adapter: Adapter, batch: Batch | None = None) -> Any:
         weights = list(adapter.model.parameters())
-        elsewhere = any(weight.device.type != "cpu" for weight in weights)
+        elsewhere = adapter.processes is not None or any(weight.device.type != "cpu" for weight in weights)
         if batch is not None or adapter.state.hooks or elsewhere or sum(one.numel() for one in weights) > LARGEST:
             return prove(adapter, batch)
         key = _content(adapter)

@@ -10,10 +10,13 @@ import pickle
 import signal
 import socket
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +31,7 @@ from circuitfind.cli.app import main
 from circuitfind.engine.experiment import Experiment
 from circuitfind.errors import CircuitfindWarning, ProcessError, warn
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.processes import Group, alone, division, gathered, within
+from circuitfind.processes import Group, alone, division, gathered, same, within
 
 EXACT = ("exact", "sweep", "paths", "in batches of one size", "learned in batches of one size")
 
@@ -109,6 +112,8 @@ def start(work: Callable[[], int], folder: Path, port: int, rank: int) -> int:
             group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
             os.environ.update({"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in group.items()}})
             code = work()
+        except BaseException:
+            traceback.print_exc()
         finally:
             for stream in (sys.__stdout__, sys.__stderr__):
                 stream.flush()
@@ -247,6 +252,46 @@ def test_calls_that_differ_and_warnings_of_others_are_told() -> None:
             gathered(part)
         with pytest.raises(ProcessError, match="do not make the same calls"):
             gathered(lambda: None)
+
+
+def test_ranks_in_step_divide_nothing_and_agree() -> None:
+    """What rank 0 read or timed holds on both; each makes all that other ranks would divide."""
+    sent: list[bytes] = []
+
+    def exchange(own: bytes) -> list[bytes]:
+        sent.append(own)
+        return [sent[0], own]
+
+    for rank in range(2):
+        with within(Group(rank, 1, exchange, in_step=True)), alone():
+            assert same(f"of rank {rank}") == "of rank 0"
+            assert gathered(lambda rank=rank: rank) == [rank]
+            assert division(9, 9) == processes.Division()
+    with within(Group(1, 2, exchange)), alone():
+        assert same("its own part") == "its own part"
+
+
+@pytest.mark.slow
+def test_processes_that_divide_a_models_heads_agree_on_the_time(tmp_path) -> None:
+    """One whose clock has reached the limit would leave the others waiting in a pass."""
+    wrapped("llama").hf.save_pretrained(tmp_path / "model")
+
+    def work() -> int:
+        signal.alarm(100)
+        processes.join()
+        rank, model = processes.group().rank, cf.load(tmp_path / "model", tp_plan="auto")
+        with pytest.MonkeyPatch.context() as patch:
+            clock = SimpleNamespace(monotonic=lambda: time.monotonic() * 1e6**rank)
+            patch.setattr("circuitfind.search.trials.time", clock)
+            found = cf.find(model, pairs(9, "kl"), max_checks=0, random=0, knockouts=0, time_limit=60)
+        (tmp_path / f"found{rank}").write_text(repr((found.circuit.edges, [step.stage for step in found.steps])))
+        processes.leave()
+        return 0
+
+    assert both(work, tmp_path) == [0, 0], "".join((tmp_path / f"said{rank}").read_text() for rank in range(2))
+    first, second = ((tmp_path / f"found{rank}").read_text() for rank in range(2))
+    assert first == second
+    assert "stopped" not in first
 
 
 def test_processes_with_other_pairs_are_refused() -> None:

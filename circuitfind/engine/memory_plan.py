@@ -241,7 +241,7 @@ def batch_size_for(adapter: Adapter, examples: int, length: int, reads: int = 1,
 
 def budget(device: torch.device) -> int:
     """Bytes that may be held beside the weights."""
-    free = None if device.type == "cpu" else min(processes.gathered(lambda: _free(device)), key=lambda one: one or 0)
+    free = None if device.type == "cpu" else min(processes.of_each(lambda: _free(device)), key=lambda one: one or 0)
     return BUDGET if free is None else max(BUDGET, free // 3)
 
 

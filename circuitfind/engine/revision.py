@@ -1,7 +1,8 @@
 """A circuit that loses edges: what a removal changes is computed, everything else is kept from the run before.
 
 1. A `CircuitState` holds a circuit's run on a batch: every writer's current value (heads before their output
-   projection), and the streams of the readers that were looked at last, as many as a budget allows.
+   projection), and the streams of the readers that were looked at last, as many as a budget allows. What no removal has
+   reached yet reads the clean run's stream.
 2. Removing edges changes their readers' streams by minus the writers' `D = current - ablated`. Affected are these
    readers' nodes, the readers that kept edges lead to from them, and so on to the logits (all heads of a layer together
    where a post-norm couples them); not what no longer leads to the logits.
@@ -26,6 +27,7 @@ from einops import rearrange
 from torch import Tensor
 
 from circuitfind.batch import side_by_side
+from circuitfind.engine.capture import Run
 from circuitfind.engine.circuit_run import CircuitVisitor, Plan, run_side_by_side, skippable
 from circuitfind.engine.memory_plan import STREAMS, row_bytes, run_bytes
 from circuitfind.engine.prepare import Prepared
@@ -74,9 +76,10 @@ class CircuitState:
         self._most_streams = max(self.graph.readers_per_layer, stream_bytes // one)
         self._streams: dict[int, Tensor] = {}  # the one used last comes last
         self._trial: _Trial | None = None
-        missing = np.flatnonzero((self.graph.real & ~self.mask).any(axis=0)).tolist()
-        if missing:
-            self._run(self.mask[None], missing, [[]])
+        missing = (self.graph.real & ~self.mask).any(axis=0)
+        self._clean = ~missing  # `[readers]`: those that read what they read in the clean run
+        if missing.any():
+            self._run(self.mask[None], np.flatnonzero(missing).tolist(), [[]])
             self.commit(0)
 
     # ---------------------------------------------------------------- the current run
@@ -93,15 +96,20 @@ class CircuitState:
 
     def base(self, reader: int) -> Tensor:
         """`[batch x pos, d_model]`: what a reader without any edge sees."""
+        return self._stream_of(self.prepared.empty, reader)
+
+    def _stream_of(self, run: Run, reader: int) -> Tensor:
+        """`[batch x pos, d_model]`: what a reader sees in a run of the model."""
         layer, kind, _ = self.graph.reader(reader)
-        empty = self.prepared.empty
-        base = (empty.middle if kind == "mlp" else empty.resid)[layer]
-        return self.adapter.centre(base.to(self.adapter.work).flatten(0, 1))
+        stream = (run.middle if kind == "mlp" else run.resid)[layer]
+        return self.adapter.centre(stream.to(self.adapter.work).flatten(0, 1))
 
     def stream(self, reader: int) -> Tensor:
         """`[batch x pos, d_model]`: what a reader of the current circuit sees."""
         stream = self._streams.get(reader)
-        if stream is None:
+        if stream is None and self._clean[reader]:
+            stream = self._stream_of(self.prepared.clean, reader)
+        elif stream is None:
             stream = self.base(reader) + self.difference(self.mask[:, reader], slice(None))
         self._keep(reader, stream)
         return stream
@@ -155,6 +163,7 @@ class CircuitState:
     def drop(self, edge: Edge) -> list[int]:
         """Removes an edge whose effect is 0, without a run; returns the nodes that have lost their last input."""
         left = self.reach.remove(*edge)
+        self._clean[edge[1]] = False
         if not self.reach.useful[edge[1]]:
             self._streams.pop(edge[1], None)
         return left
@@ -171,6 +180,7 @@ class CircuitState:
             """One trial's values, without holding on to the others'."""
             return values if visitor.times == 1 else values[part].clone()
 
+        self._clean[self._trial.readers] = False
         for reader in self._trial.readers:
             self._streams.pop(reader, None)
             if reader in visitor.streams:

@@ -64,8 +64,9 @@ def total(adapter: Adapter, value: Writers, other: Writers, writers: np.ndarray,
 
     result = difference(value.embed, other.embed) if writers[0] else torch.zeros_like(other.embed.flatten(0, 1)[tokens])
     for layer in sorted({graph.layer_of(u) for u in (np.flatnonzero(writers[1:]) + 1).tolist()}):
-        inside = sent(np.flatnonzero(writers[graph.heads(layer)]), result.device)
-        if len(inside):
+        heads = writers[graph.heads(layer)]
+        if heads.any():
+            inside = slice(None) if heads.all() else sent(np.flatnonzero(heads), result.device)  # all: no copy
             change = difference(value.heads[layer][:, :, inside], other.heads[layer][:, :, inside])
             result = result.addmm(change.flatten(1), adapter.layers[layer].output_weight()[inside].flatten(0, 1))
         if writers[graph.mlp(layer)]:

@@ -59,7 +59,7 @@ class Deadline:
         """Seconds that are left of a part of the limit."""
         if self.limit is None:
             return float("inf")
-        return part * self.limit - processes.same(time.monotonic() - self.started)
+        return processes.same(part * self.limit - (time.monotonic() - self.started))
 
 
 def distance(criterion: str, outcome: Outcome, ends: Outcome, pairs: np.ndarray | slice = slice(None)) -> float:
