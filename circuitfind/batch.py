@@ -31,12 +31,9 @@ class Past(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """One side of a batch of pairs.
-
-    ids: `[batch, pos]` token ids; mask: `[batch, pos]` bool, true at real tokens;
-    read: `[batch, reads]` positions at which the metric reads the logits;
-    past: the tokens before, where they are not run again.
-    """
+    """One side of a batch of pairs. `ids`: `[batch, pos]` token ids; `mask`: `[batch, pos]` bool, true at real tokens;
+    `read`: `[batch, reads]` positions at which the metric reads the logits; `past`: the tokens before, where they are
+    not run again."""
 
     ids: Tensor
     mask: Tensor

@@ -127,15 +127,11 @@ def entered(
     name: str | None = None,
     fixed: Collection[str] | None = None,
 ) -> T:
-    """A record of the user's own, put into a registry.
+    """A record of the user's own, put into a registry. An `error` where it is another kind of record, or its name is
+    taken (`taken`: the message, with `{}` for the name).
 
-    Args:
-        taken: the message for a taken name, with `{}` for the name.
-        name: by default the record's own.
-        fixed: names that are taken, all others are replaced; by default those of all other records are taken.
-
-    Raises:
-        CircuitfindError: of class `error`: another kind of record, or its name is taken.
+    `name`: by default the record's own; `fixed`: names that are taken, all others are replaced; by default those of all
+    other records are taken.
     """
     if not isinstance(record, kind):
         raise error(f"register: {record!r} is not a circuitfind.{kind.__name__}")

@@ -40,14 +40,11 @@ HOMES: dict[type, Callable[[Any], Any]] = {
 
 
 def register(record: T, model_type: str | None = None) -> T:
-    """Gives a record its own name, in this process.
+    """Gives a record its own name, in this process, and returns it.
 
     Args:
         record: a `Method`, `Ablation`, `Kind`, `Metric`, `TaskBuilder` or `Family`.
         model_type: of a family: the `model_type` of the configs that it covers.
-
-    Returns:
-        The record.
 
     Raises:
         CircuitfindError: it is something else, its name is taken, or the family has no `model_type`.

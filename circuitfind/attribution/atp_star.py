@@ -66,21 +66,14 @@ NO_LAYER = -1  # of what is no part of a layer's attention or MLP: the embedding
 
 # -------------------------------------------------------------------- queries and keys
 def query_key_changes(restart: Restart, kind: str, other: Values, places: Tensor, at_heads: Tensor) -> Tensor:
-    """How much replacing each place changes the metric, to first order in the pattern.
+    """How much replacing each place changes the metric, to first order in the pattern: `[passes, layers, units, spans,
+    batch]`.
 
-    Args:
-        restart: the base run.
-        kind: "q" or "k".
-        other: by layer, what queries or keys are replaced by; may broadcast over examples and positions.
-        places: `[batch, pos, spans]`, 1 at the positions of each span that is a place of its own, else 0.
-        at_heads: `[passes, layers, batch, pos, heads, d_head]` gradients before the output projection, from passes on
-            the base run's inputs; layers in the order of `other`.
-
-    Returns:
-        `[passes, layers, units, spans, batch]`.
-
-    Raises:
-        ModelError: the model's attention does not show its scores.
+    `restart`: the base run; `kind`: "q" or "k"; `other`: by layer, what queries or keys are replaced by (may broadcast
+    over examples and positions); `places`: `[batch, pos, spans]`, 1 at the positions of each span that is a place of
+    its own, else 0; `at_heads`: `[passes, layers, batch, pos, heads, d_head]` gradients before the output projection,
+    from passes on the base run's inputs, layers in the order of `other`. ModelError where the model's attention does
+    not show its scores.
     """
     layers = zip(other.items(), at_heads.unbind(1), strict=True)
     return torch.stack([_of_layer(restart, layer, kind, new, at, places) for (layer, new), at in layers], dim=1)
@@ -125,13 +118,9 @@ def _changes(kind: str, scores: Tensor, new: Tensor, gradient: Tensor, places: T
 
 
 def single_keys(scores: Tensor, new: Tensor, gradient: Tensor) -> Tensor:
-    """`[passes, units, batch, key]`: what replacing one key alone does, for each key.
-
-    Args:
-        scores: `[batch, heads, query, key]`, finite.
-        new: `[units, batch, heads, query, key]`, with all keys of a unit replaced.
-        gradient: `[passes, batch, heads, query, key]` of the metric at the pattern.
-    """
+    """`[passes, units, batch, key]`: what replacing one key alone does, for each key. `scores`: `[batch, heads, query,
+    key]`, finite; `new`: `[units, batch, heads, query, key]`, with all keys of a unit replaced; `gradient`: `[passes,
+    batch, heads, query, key]` of the metric at the pattern."""
     pattern, top = scores.softmax(-1), scores.argmax(-1, keepdim=True)
     # Of all keys but t. Without its largest score a row has to be summed anew: the rest may be too small for 1 - a_it.
     without = scores.scatter(-1, top, torch.finfo(scores.dtype).min)

@@ -69,14 +69,10 @@ Changes = Callable[[Restart, str, Values, Tensor, Tensor], Tensor]
 
 
 class Estimate(NamedTuple):
-    """How a method differs from a sum of first-order effects over its points.
-
-    Attributes:
-        passes: effects from gradients that are taken in another way, and the metric's largest magnitude there.
-        changes: `[passes, layers, units, spans, batch]`, how much replacing each place changes the metric, from the
-            replacement and the gradients at the heads.
-        combine: from the effects of all passes to the scores; gets the plan's layers, -1 for the stream.
-    """
+    """How a method differs from a sum of first-order effects over its points. `passes`: effects from gradients that are
+    taken in another way, and the metric's largest magnitude there; `changes`: `[passes, layers, units, spans, batch]`,
+    how much replacing each place changes the metric, from the replacement and the gradients at the heads; `combine`:
+    from the effects of all passes to the scores, given the plan's layers, -1 for the stream."""
 
     passes: Passes | None = None
     changes: Changes | None = None

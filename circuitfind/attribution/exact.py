@@ -49,15 +49,11 @@ class EdgeEffects(NamedTuple):
 def exact_effects(
     experiment: Experiment, mask: np.ndarray, checkpoint: str | PathLike[str] | None = None
 ) -> EdgeEffects:
-    """Exact effects of the edges in a mask, reader by reader, in units of the metric, positive = supports.
+    """Exact effects of the edges in a mask, `[writers, readers]` bool, reader by reader, in units of the metric,
+    positive = supports. ScoreError where an effect is NaN or infinite.
 
-    Args:
-        mask: `[writers, readers]` bool.
-        checkpoint: a file that a stopped run leaves and a repeated call continues from; removed at the end.
-
-    Raises:
-        ScoreError: an effect is NaN or infinite.
-        FileError: the checkpoint belongs to another run.
+    `checkpoint`: a file that a stopped run leaves and a repeated call continues from, removed at the end; FileError
+    where it belongs to another run.
     """
     graph, (readers, writers) = experiment.graph, np.nonzero(mask.T)
     edges = np.stack([writers, readers], axis=1)

@@ -41,11 +41,8 @@ Effects = Callable[[Adapter, Writers, Run, ReaderGradients], Tensor]
 
 class Ends:
     """The clean and the corrupted run of a batch, and what the ablation changes: each made when it is first needed.
-
-    Attributes:
-        run: the pairs as they are run; `divided`: without tokens before anything differs, where nothing has an effect.
-        batch: the pairs as the metric is given them.
-    """
+    `run`: the pairs as they are run, if `divided` without the tokens before anything differs; `batch`: the pairs as the
+    metric is given them."""
 
     def __init__(self, experiment: Experiment, batch: Batch, divided: bool = False) -> None:
         self._experiment, self._pairs = experiment, batch
@@ -104,15 +101,9 @@ def mean_over(experiment: Experiment, one: Callable[[Batch, slice], Tensor], lab
 def mean_effects(
     experiment: Experiment, points: list[Point], effects: Effects, label: str, divided: bool = True
 ) -> Tensor:
-    """Weighted sum of effects over points, mean over examples.
-
-    Args:
-        effects: `node_effects` or the like: sums over a batch's examples.
-        divided: as for `Ends`: effects are summed over positions.
-
-    Raises:
-        ScoreError: the gradient vanishes.
-    """
+    """Weighted sum of effects over points, mean over examples; ScoreError where the gradient vanishes. `effects`:
+    `node_effects` or the like, sums over a batch's examples; `divided`: as for `Ends`: effects are summed over
+    positions."""
 
     def one(batch: Batch, _: slice) -> tuple[Tensor, float]:
         found: list[Tensor] = []
@@ -168,11 +159,10 @@ def each_point(
     experiment: Experiment, batch: Batch, points: list[Point], use: Callable[[Pass], None], divided: bool = False
 ) -> float:
     """Takes the gradients at each point, and hands them over; returns the metric's largest magnitude at the points.
+    `divided`: as for `Ends`.
 
     `use` must not keep a pass: the next one needs the room. A first point at the clean or the corrupted prompt is also
     the run of that side.
-
-    `divided`: as for `Ends`.
     """
     metric, adapter, ends, sizes = experiment.metric, experiment.adapter, Ends(experiment, batch, divided), []
     for number, (weight, alpha, component, rules) in enumerate(points):

@@ -72,15 +72,8 @@ def _shares(adapter: Adapter, run: Run, real: Tensor, read: Tensor) -> Tensor:
 
 
 def shares_of(stream: Tensor, parts: Tensor) -> Tensor:
-    """`[parts + 1, tokens]` shares of a stream's summands; the last is what the parts leave over.
-
-    Args:
-        stream: `[tokens, d_model]`.
-        parts: `[parts, tokens, d_model]`.
-
-    Returns:
-        Shares between 0 and 1 that sum to 1 at each token; 0 where no summand is close.
-    """
+    """`[parts + 1, tokens]` shares of the summands of a stream `[tokens, d_model]`: of its `parts [parts, tokens,
+    d_model]`, and of what these leave over. Between 0 and 1, with sum 1 at each token; 0 where no summand is close."""
     size = stream.abs().sum(-1)
     rest = parts.sum(0)  # y without the constants
     distances = torch.cat([(stream - parts).abs().sum(-1), rest.abs().sum(-1)[None]])

@@ -37,11 +37,9 @@ LEVELS = ("edge", "node", "place")
 class Point(NamedTuple):
     """Where a gradient is taken, and its weight.
 
-    Attributes:
-        alpha: where on the line from the corrupted (0) to the clean (1) prompt.
-        component: ("attn_out" or "mlp_out", layer): only this output is at alpha, the prompt is the clean one. None:
-            the residual entering layer 0 is at alpha.
-        rules: the gradient goes back by these (`engine/backward_rules.py`).
+    `alpha`: where on the line from the corrupted (0) to the clean (1) prompt; `component`: ("attn_out" or "mlp_out",
+    layer), then only this output is at alpha and the prompt is the clean one, else the residual entering layer 0 is at
+    alpha; `rules`: the gradient goes back by these (`engine/backward_rules.py`).
     """
 
     weight: float

@@ -133,15 +133,9 @@ def _elsewhere(method: Method, kind: str) -> str:
 def request_of(
     method: Method, level: str, what: str | None, asked: Mapping[str, Any], **ways: Any
 ) -> tuple[Request, Keywords]:
-    """What is asked of a method, checked as far as it can be without a model, and the keywords of the run.
-
-    Args:
-        asked: keywords of the run and options of the method; ways: further fields of `Request`.
-
-    Raises:
-        ScoreError: naming what the method cannot do.
-        TypeError: a keyword that no method has.
-    """
+    """What is asked of a method, checked as far as it can be without a model, and the keywords of the run. `asked`:
+    these and options of the method; `ways`: further fields of `Request`. ScoreError names what the method cannot do,
+    TypeError a keyword that no method has."""
     setting = {name: value for name, value in asked.items() if name in Keywords.__annotations__}
     given = {name: value for name, value in asked.items() if name not in setting and value is not None}
     for name, value in given.copy().items():
@@ -193,15 +187,8 @@ def _check_ungrouped(method: Method, level: str) -> None:
 
 
 def check_made(record: Record, asked: Mapping[str, Any]) -> Keywords:
-    """Checks that scores were made by the method and with its options that are asked for; returns the rest of `asked`,
-    the keywords of the run.
-
-    Args:
-        asked: "method", its options and keywords of the run, as far as they are given.
-
-    Raises:
-        ScoreError: naming what differs.
-    """
+    """Checks that scores were made by the method and options that are `asked` for ("method", its options, keywords of
+    the run); returns the keywords of the run. ScoreError names what differs."""
     for name, value in asked.items():
         made = record.method if name == "method" else record.settings.get(name)
         value = value.name if isinstance(value, Method) else value

@@ -88,12 +88,9 @@ def _returned(x: Tensor, value: Tensor, back: Back) -> Tensor:
 
 @contextmanager
 def backward_rules(adapter: Adapter, rules: Rules) -> Iterator[Ruled]:
-    """Gradients of passes inside go back by the rules.
-
-    Raises:
-        ScoreError: the model's head is not linear, an MLP is not of a form that the rules cover, or (attention)
-            a layer has latent attention, gated heads or a mixer; or the model computes past a module with a rule.
-    """
+    """Gradients of passes inside go back by the rules. ScoreError where the model's head is not linear, an MLP is not
+    of a form that the rules cover, (attention) a layer has latent attention, gated heads or a mixer, or the model
+    computes past a module with a rule."""
     head_scale(adapter)
     ruled, work = copy.copy(adapter), adapter.work
     at: dict[str, Rule] = {adapter.family.final_norm: _norm_rule(adapter.final_norm, work)}

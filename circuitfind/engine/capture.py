@@ -62,15 +62,11 @@ class Gradients(NamedTuple):
 
 @dataclass
 class Run:
-    """What a pass left behind. Lists are by layer; `resid` has one more entry, the final norm's input.
-
-    Attributes:
-        resid: `[batch, pos, d_model]` residual entering each block, in the model's own precision.
-        middle: `[batch, pos, d_model]` what each MLP reads, before its norm.
-        qkv: values at the projections' outputs; mlp_in: values at the MLP's input, as the module sees them.
-        attn_out, mlp_out: raw outputs of the attention's output projection and of the MLP.
-        logits: `[batch, reads, vocab]`, empty if the pass was stopped before the unembedding.
-    """
+    """What a pass left behind. Lists are by layer; `resid` has one more entry, the final norm's input. In the model's
+    own precision `resid [batch, pos, d_model]`, the residual entering each block, and `middle`, what each MLP reads,
+    before its norm; `qkv`, `mlp_in`: values at the projections' outputs and at the MLP's input, as the module sees
+    them; `attn_out`, `mlp_out`: raw outputs of the attention's output projection and of the MLP; `logits [batch, reads,
+    vocab]`, empty if the pass was stopped before the unembedding."""
 
     resid: list[Tensor] = field(default_factory=list)
     middle: list[Tensor] = field(default_factory=list)
@@ -184,11 +180,9 @@ def capture_gradients(
 ) -> Gradients:
     """Runs the model forwards and backwards.
 
-    Args:
-        metric: from logits `[batch, reads, vocab]` to `[batch]` values; their sum is differentiated.
-        embed: `[batch, pos, d_model]` to use in place of the residual that enters layer 0.
-        outputs: constants to use in place of these modules' outputs.
-        hand_on: of (site, layer, output) of a projection of q, k and v to what the model is given in its place.
+    `metric`: from logits `[batch, reads, vocab]` to `[batch]` values, whose sum is differentiated; `embed`: `[batch,
+    pos, d_model]` in place of the residual that enters layer 0; `outputs`: constants in place of these modules'
+    outputs; `hand_on`: of (site, layer, output) of a projection of q, k and v to what the model is given in its place.
     """
     recorder = Recorder(adapter, embed=embed, differentiate=True, outputs=outputs or {}, hand_on=hand_on)
     with torch.enable_grad(), undisturbed(adapter.model):

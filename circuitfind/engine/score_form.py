@@ -47,13 +47,10 @@ class Affine(NamedTuple):
 
 
 class ScoreForm(NamedTuple):
-    """One head's scores on one prompt, all by `[query, key]`.
-
-    position: what the distance adds (ALiBi), else zeros.
-    scores: as they enter the softmax, but for what a query's scores all share.
-    visible, pattern: which keys a query sees, and the weights that the softmax makes.
-    cap: None, or c where the scores are `c tanh(x / c)` of what the form makes.
-    """
+    """One head's scores on one prompt, all by `[query, key]`. `position`: what the distance adds (ALiBi), else zeros;
+    `scores`: as they enter the softmax, but for what a query's scores all share; `visible`, `pattern`: which keys a
+    query sees, and the weights that the softmax makes; `cap`: None, or c where the scores are `c tanh(x / c)` of what
+    the form makes."""
 
     queries: Affine
     keys: Affine

@@ -173,12 +173,10 @@ PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.bad
 
 
 class Scored(NamedTuple):
-    """What enters the softmax of runs side by side, and the two factors that the scores are a product of.
-
-    scores: `[patches, batch, heads, query, key]`, with a sink one key more; masked ones are very low, but finite.
-    queries: `[patches, batch, heads, query, features]`; keys: `[patches, batch, heads (or 1, or kv_heads), key,
-    features]`: rotated, normed, of a family's own scale.
-    """
+    """What enters the softmax of runs side by side, and the two factors that the scores are a product of (rotated,
+    normed, of a family's own scale). `scores`: `[patches, batch, heads, query, key]`, with a sink one key more, masked
+    ones very low but finite; `queries`: `[patches, batch, heads, query, features]`; `keys`: `[patches, batch, heads (or
+    1, or kv_heads), key, features]`."""
 
     scores: Tensor
     queries: Tensor

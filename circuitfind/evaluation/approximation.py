@@ -63,13 +63,9 @@ class EstimatedPlace(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """One kind of place.
-
-    Attributes:
-        sizes: by layer, how large the replaced change is relative to what it is part of.
-        other_end: sum of |estimates| with the gradient at the other run, over that of the estimates; None where these
-            do not come from a single gradient between two runs.
-    """
+    """One kind of place. `sizes`: by layer, how large the replaced change is relative to what it is part of;
+    `other_end`: sum of |estimates| with the gradient at the other run, over that of the estimates, or None where these
+    do not come from a single gradient between two runs."""
 
     estimated: Sweep
     exact: Sweep

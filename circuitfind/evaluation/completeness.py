@@ -172,14 +172,11 @@ class Part(NamedTuple):
 
 
 def second_way(evaluator: Evaluator, circuit: Circuit, effects: np.ndarray, count: int) -> Part | None:
-    """The part of a circuit, or the parts together, without which circuit and model differ most; None where there is
-    no part.
+    """The part of a circuit, or the parts together, without which circuit and model differ most; None where there is no
+    part. Costs two runs of a circuit for each set that is knocked out, and one.
 
-    Costs two runs of a circuit for each set that is knocked out, and one.
-
-    Args:
-        effects: `[writers, readers]` of the circuit's edges, by which parts are ranked.
-        count: how many parts to knock out, and at most so many sets of several.
+    `effects`: `[writers, readers]` of the circuit's edges, by which parts are ranked; `count`: how many parts to knock
+    out, and at most so many sets of several.
     """
     trials, graph = _Trials(evaluator, circuit, "node"), circuit.graph
     size = np.abs(np.where(circuit.mask, np.nan_to_num(effects), 0)).sum(1)

@@ -40,13 +40,9 @@ ROUNDING = 1e-12  # of HSIC, whose kernels lie between 0 and 1: permutations thi
 
 
 class Finding(NamedTuple):
-    """What a test measured.
-
-    Attributes:
-        p_values: one, or one per edge; NaN where there was nothing to test.
-        smallest: the smallest p-value that an experiment of this size can have.
-        effects, shares: of each edge, the mean |change of the metric| and the share of references that it exceeds.
-    """
+    """What a test measured. `p_values`: one, or one per edge, NaN where there was nothing to test; `smallest`: the
+    smallest p-value that an experiment of this size can have; `effects`, `shares`: of each edge, the mean |change of
+    the metric| and the share of references that it exceeds."""
 
     statistic: float
     p_values: np.ndarray

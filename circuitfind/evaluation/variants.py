@@ -37,11 +37,8 @@ def variants(
     model: Model, bound: BoundTask, over: str, name: str | None, *, seed: int = 0, **keywords: Any
 ) -> BoundTask | dict[str, Task]:
     """What stability is measured over: the "pairs" themselves, or the built-in task `name` (None: a file) in each of
-    its "templates" or in five "seeds", `seed` the first.
-
-    Raises:
-        TaskError: the pairs cannot be drawn anew, or templates are compared of one template.
-    """
+    its "templates" or in five "seeds", `seed` the first. TaskError where the pairs cannot be drawn anew, or there is
+    one template."""
     if over not in OVER:
         raise TaskError(unknown("over", over, OVER))
     if over == "pairs":

@@ -66,9 +66,9 @@ class Adapter:
         lock: held by the call that runs the model: runs put hooks on its modules.
         state: the model as it was when it was last read.
         unproven: its identities are still to be proved; None: the user does not want them to be.
-        proven_length: under the user's hooks, of the longest of their pairs that the identities were proved on.
-        row: how its family's row was come by, where it is not the table's for its model type: "inferred as llama".
-        divided: of the longest prompt that was the same run as a whole and in two parts; -1 if one was not.
+        proven_length: the length of the longest pair that they were proved on, under the user's hooks.
+        row: how its family's row was found, where it is not the table's for its model type: "inferred as llama".
+        divided: the length of the longest prompt that ran the same as a whole and in two parts; -1 if one did not.
         origin: what its weights were de-quantised from, such as "GGUF Q4_1"; empty if they were stored as floats.
         held_by: the `circuitfind.only` that runs the model as a circuit at the moment; no other pass may run then.
         spread: its weights are on several devices, or loaded as they are needed (`circuitfind.models.placement`).
@@ -153,13 +153,9 @@ class Adapter:
         return not same_form or now.adds_hooks_to(before)
 
     def ungrouped(self) -> Adapter:
-        """The same model over `Graph.ungrouped()`, where each query head reads its own copy of a key and a value.
-
-        For scores of edges (`capture_gradients`, `Restart.edges`). Circuits run over the model's own graph.
-
-        Raises:
-            ModelError: keys and values come from a latent, or a layer has a mixer in place of attention.
-        """
+        """The same model over `Graph.ungrouped()`, where each query head reads its own copy of a key and a value: for
+        scores of edges (`capture_gradients`, `Restart.edges`); circuits run over the model's own graph. ModelError
+        where keys and values come from a latent, or a layer has a mixer in place of attention."""
         if any(type(view) is not LayerView for view in self.layers):
             raise ModelError(
                 f"this {self.kind} model has latent attention, or mixers in place of attention: keys and values have no"

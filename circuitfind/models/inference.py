@@ -36,14 +36,9 @@ OFF = 1e-2  # an error of heads that no precision makes
 
 
 def row_of(model: Any, family: Family | str | None = None) -> tuple[Family | None, str]:
-    """The row to read a model by, and how it was come by: empty for the table's own, which needs no other row.
-
-    Args:
-        family: a row, the name of one in the table, or "package.module:NAME" of one; None: the table's, or inferred.
-
-    Raises:
-        ModelError: there is no such row, or none fits.
-    """
+    """The row to read a model by, and how it was found: empty for the table's own, which needs no other row. `family`:
+    a row, the name of one in the table, or "package.module:NAME" of one; None: the table's, or inferred. ModelError
+    where there is no such row, or none fits."""
     own = FAMILIES.get(getattr(model.config.get_text_config(), "model_type", ""))
     if isinstance(family, str):
         return named(family), f"as {family}"
@@ -118,12 +113,9 @@ def _told(family: Family) -> str:
 
 @dataclass
 class _Found:
-    """A model, its blocks and the row that names their parts; what one pass gave to the last block's modules.
-
-    Attributes:
-        given, wrote: by path from the block, first argument and first output.
-        after: paths from the model of modules outside of the blocks, and what they were given.
-    """
+    """A model, its blocks and the row that names their parts; what one pass gave to the last block's modules. `given`,
+    `wrote`: by path from the block, first argument and first output; `after`: paths from the model of modules outside
+    of the blocks, and what they were given."""
 
     model: Any
     layers: str

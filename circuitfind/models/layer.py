@@ -148,14 +148,9 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class LayerView:
-    """One block: its paths, its projections and norms.
-
-    Weights are read from the modules at each use, in `work` precision on `device`, so no copy stays in memory.
-
-    Attributes:
-        device: where circuitfind computes, whatever the block's own (`circuitfind.models.placement`).
-        copies: how many readers each key and each value head is: one, or in an ungrouped graph one a query head.
-    """
+    """One block: its paths, its projections and norms. Weights are read from the modules at each use, in `work`
+    precision on `device` (where circuitfind computes, `circuitfind.models.placement`), so no copy stays in memory.
+    `copies`: how many readers each key and each value head is: one, or in an ungrouped graph one a query head."""
 
     path: str
     family: Family

@@ -152,13 +152,10 @@ def fetch(
 ) -> tuple[Any, Any, str]:
     """A Hugging Face model in evaluation mode, its tokenizer or None, and what it was de-quantised from.
 
-    Args:
-        name: "tiny", a hub id, a folder, or a GGUF file.
-        dtype: as in `from_pretrained`; by default the one in which the weights are stored, float32 for a GGUF file.
-        device: by default the accelerator if there is one.
-        family: used in place of the table's row.
-        allow_missing: take a checkpoint that lacks weights, with a warning; transformers fills in random ones.
-        keywords: passed on to `from_pretrained`.
+    `name`: "tiny", a hub id, a folder, or a GGUF file; `dtype`: as in `from_pretrained`, by default that of the stored
+    weights, float32 for a GGUF file; `device`: by default the accelerator if there is one; `family`: used in place of
+    the table's row; `allow_missing`: take a checkpoint that lacks weights, with a warning; `keywords`: passed on to
+    `from_pretrained`.
     """
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if dtype not in (None, "auto") and not (isinstance(kind, torch.dtype) and kind.is_floating_point):

@@ -72,13 +72,8 @@ def only(
 
 
 class CircuitModel(NoFile):
-    """A model that runs as a circuit; made by `circuitfind.only`.
-
-    Attributes:
-        hf: the Hugging Face model itself.
-        circuit: the circuit that it runs as.
-        task: the pairs, in the model's tokens.
-    """
+    """A model that runs as a circuit; made by `circuitfind.only`. `hf`: the Hugging Face model itself; `circuit`: the
+    circuit that it runs as; `task`: the pairs, in the model's tokens."""
 
     def __init__(self, experiment: Experiment, circuit: Circuit) -> None:
         self.hf, self.circuit, self.task = experiment.model.hf, circuit, experiment.bound

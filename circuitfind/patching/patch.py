@@ -105,11 +105,9 @@ class Where(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """Both runs of a batch, which has the clean run's logits for reference.
-
-    own, other: what the site holds in the clean run, and when it is ablated.
-    full, empty: logits `[batch, reads, vocab]` with nothing and with everything ablated.
-    """
+    """Both runs of a batch, which has the clean run's logits for reference. `own`, `other`: what the site holds in the
+    clean run, and when it is ablated; `full`, `empty`: logits `[batch, reads, vocab]` with nothing and with everything
+    ablated."""
 
     batch: Batch
     clean: Run
