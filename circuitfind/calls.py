@@ -2,8 +2,8 @@
 
 1. A call with a `RemoteModel` is sent to its server (`remote/call.py`), where the same function is called.
 2. A model runs one call at a time, because runs put hooks on its modules; other threads wait.
-3. The user's contexts do not change the numbers: autocast, inference mode, a default dtype and compiled code are
-   switched off inside, so the model runs as it is, in its own precision.
+3. The user's contexts do not change the numbers: autocast, inference mode, a default dtype and compiled code are off
+   inside.
 4. What is kept of the weights is read again where they have changed since the last call. Where modules or hooks are
    new, the identities are proved again with them in place, here and on the pairs (`engine/identities.py`).
 5. What does not fit in memory, even in the smallest batches, ends in one line (`engine/batches.py`).

@@ -8,8 +8,8 @@
 replaced, and `da` the gradient of the metric at the pattern: that at the head, times the values.
 
 1. The layer's attention is run again with the place's head replaced at all positions, and its scores noted
-   (`engine/sites.py`). A score depends on one query and one key, so `s'_ij` also holds where fewer positions
-   are replaced. Other heads' scores change only where a model norms its heads together (OLMo 2), and then count.
+   (`engine/sites.py`). A score depends on one query and one key, so `s'_ij` also holds where fewer positions are
+   replaced. Other heads' scores change only where a model norms its heads together (OLMo 2), and then count.
 2. Queries: row i of the pattern depends on query i alone, so a place's effect is a sum over its rows.
 3. Keys of all positions or of a span: the place's columns of the scores are replaced, and the softmax taken.
 4. The key of one position t changes one column, so all others keep their proportions and no softmax is needed:
@@ -24,12 +24,11 @@ is turned. Costs one run of a layer's attention for each of its heads or key/val
 
     score(n) = mean over examples of the mean over layers l without n of |I_l(n)|
 
-1. `I_l(n)` is the first-order effect of n where no gradient flows through layer l's attention and MLP: what these two
-   put out is held constant when the gradient is taken; the forward pass is the same.
+1. `I_l(n)` is the first-order effect of n where no gradient flows through layer l's attention and MLP: their outputs
+   are held constant when the gradient is taken; the forward pass is the same.
 2. A node of layer l has no `I_l`: the mean is over the other layers (the residual stream's is over all of them).
-3. Magnitudes are taken of each example and each dropped layer, so nothing cancels: neither a node's direct effect with
-   what a later layer makes of it, nor one example with another. The result ranks places; it is not an effect, and has
-   no sign.
+3. Magnitudes are taken of each example and each dropped layer, so nothing cancels, within an example or between two.
+   The result ranks places; it is not an effect, and has no sign.
 
 What one later layer cancels survives in the term that drops this layer, at a layers-th of its size. Costs one forward
 and one backward pass a layer.

@@ -6,12 +6,9 @@
 2. Gradients are taken at the points of the method: the clean run for noising, the corrupted run for denoising ("atp"),
    both ("clean-corrupted"), or a line between them ("eap-ig-inputs"). `engine/stream_effects.py` brings them to the
    site.
-3. Products are summed over each unit's features and over positions: all of them, or those of each span that the
-   sweep goes by.
-4. Two methods differ (`Estimate`, Kramár et al. 2024): for queries and keys "atp-qk" and "atp-star" use the change of
-   the attention pattern, and "atp-star" takes mean magnitudes with each layer's gradient dropped, which are not
-   effects (`atp_star.py`).
-
+3. Products are summed over each unit's features and over positions: all, or those of each span that the sweep goes by.
+4. Two methods differ (`Estimate`, `atp_star.py`): for queries and keys "atp-qk" and "atp-star" use the change of the
+   attention pattern, and "atp-star" takes mean magnitudes with each layer's gradient dropped, which are not effects.
 5. A norm takes the scale off what enters it. Where an ablation changes nothing but the scale (zero ablation of all that
    a post-norm reads, or of queries under a norm of their own), the gradient stands at a right angle to the change and
    every estimate is rounding noise. Such estimates are refused.

@@ -5,10 +5,9 @@ with it carrying its clean value) - metric(corrupted).
 
 1. **Edges** of one reader are patched side by side from the cached residual that the reader's layer starts with
    (`engine/restart.py`), so a whole graph costs about half a forward pass an edge.
-2. Replacing a **node's** output is ablating all its outgoing edges together. What it writes changes the residual stream
-   by its ablated value minus its own: everything before it stays as it was. An MLP changes the stream where the next
-   block begins, a head also what its own layer's MLP reads, the input the stream that enters layer 0: from there the
-   model is restarted, several nodes side by side.
+2. Replacing a **node's** output is ablating all its outgoing edges together: the residual stream changes by its ablated
+   value minus its own. An MLP changes the stream where the next block begins, a head also what its own layer's MLP
+   reads, the input the stream that enters layer 0. The model is restarted from there, several nodes side by side.
 
 In a model with a norm after attention (Gemma 2) a head's output is taken behind that norm, each run's at its own scale;
 `circuitfind.patch` replaces heads before that norm.

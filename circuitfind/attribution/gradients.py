@@ -5,9 +5,7 @@
 A method is a list of `Point`s: where on the line `corrupted + alpha (clean - corrupted)` a gradient is taken, and its
 weight. The line is that of the residual entering layer 0, or of one component's output. EAP is the clean point alone.
 Where prompts are aligned, the line's corrupted end is the clean prompt with the corrupted embedding at its positions
-(`engine/capture.py`).
-
-The contraction with the gradients differs for edges (`engine/edge_effects.py`), nodes and places
+(`engine/capture.py`). The contraction with the gradients differs for edges (`engine/edge_effects.py`), nodes and places
 (`engine/stream_effects.py`).
 """
 

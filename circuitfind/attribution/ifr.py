@@ -10,9 +10,9 @@
 3. A score is the mean share over real tokens, of each example and then over examples; for `logits` over the positions
    that the metric reads. The q, k and v readers of a layer read one stream: their edges tie.
 
-A summand that points away from y has closeness 0, as has one that overshoots it by more than y's own size. Shares are
-not comparable between readers: those of each reader sum to 1, so a ranking of all edges prefers early readers, which
-have few writers. Cut circuits with `Scores.greedy`, which grows them from the logits, as the paper does.
+A summand that points away from y, or overshoots it by more than y's own size, has closeness 0. Each reader's shares sum
+to 1, so they are not comparable between readers: a ranking of all edges prefers early readers, which have few writers.
+Cut circuits with `Scores.greedy`, which grows them from the logits, as the paper does.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a method of attribution is: one record, from which everything else that names methods is read.
 
-A method scores edges, nodes or the places of a sweep. It is written in a file that ends in its record, and listed
-in `circuitfind/attribution/methods.py`. A method of your own is a `Method`, too: pass it to `attribute`, `find`
-or `compare` in place of a name, give it one with `circuitfind.register`, or name it as "package.module:name".
+A method scores edges, nodes or the places of a sweep. It is written in a file that ends in its record, and listed in
+`circuitfind/attribution/methods.py`. A method of your own is a `Method`, too: pass it to `attribute`, `find` or
+`compare` in place of a name, give it one with `circuitfind.register`, or name it as "package.module:name".
 
     def score(experiment, request):                     # `[writers, readers]` in units of the metric
         runs = experiment.in_batches(one_batch, "my scores")

@@ -4,9 +4,9 @@
    reference are true. Nothing is pruned.
 2. Edges rank by |effect| or by effect (`by=`). A node ranks by its own score, or by its best edge in or out (one into a
    shared key/value head counts for each query head of the group).
-3. A ranking gives an ROC over all thresholds. Each distinct score is a threshold, reached by all items of at least that
-   score. Its area is the Mann-Whitney statistic: the chance that a random true item scores above a random other one,
-   ties counting half. Average precision is the mean over true items of the precision at their threshold.
+3. A ranking gives an ROC whose thresholds are the distinct scores. Its area is the Mann-Whitney statistic: the chance
+   that a random true item scores above a random other one, ties counting half. Average precision is the mean over true
+   items of the precision at their threshold.
 4. MIB's area (Mueller et al. 2025) for edges: circuits of ten sizes, 0.1% to 100% of all edges, are grown greedily from
    the logits and pruned; trapezoids between their points, without (0, 0), divided by the last false positive rate.
 5. A circuit gives precision, recall, F1, its point in the ROC plane, and the heads of each class that it has. One that

@@ -10,7 +10,7 @@ largest layer's. For what is not estimated well, a reason is given if it was mea
 
 * a large change: what is replaced is at least half as large as what it is part of. A first-order estimate is a straight
   line; norms, attention and MLPs bend within such a distance.
-* a flatter gradient: that at the other run gives estimates at least twice as large in all, and the exact effects are
+* a flatter gradient: the one at the other run gives estimates at least twice as large in all, and exact effects are
   larger than the estimates (a slope above 1).
 """
 

@@ -1,14 +1,13 @@
 """Certified edges: which edges are in a circuit whatever a few of the pairs are (Certified Circuits, 2602.22968).
 
-1. Draw: each pair is deleted with probability `deletion`; what is left gives scores, their top edges a circuit.
-   Of no pairs there are no edges.
-2. Over many draws an edge is in a share of the circuits. Clopper and Pearson's interval holds its true probability,
-   for all edges at once (Bonferroni).
+1. Draw: each pair is deleted with probability `deletion`; what is left gives scores, their top edges a circuit. Of no
+   pairs there are no edges.
+2. Over many draws an edge is in a share of the circuits. Clopper and Pearson's interval holds its true probability, for
+   all edges at once (Bonferroni).
 3. An edge is "in" where the interval is above 1/2, "out" where it is below, else nothing is said of it.
-4. Let r pairs be added to the task, or taken away. A draw that deletes all of them, which has probability
-   deletion^r, is a draw from the task as it was. So the probability moves by at most `1 - deletion^r`, and a verdict
-   holds for every task that differs by at most `radius` pairs: the largest r for which the interval stays on its side
-   of 1/2.
+4. Let r pairs be added to the task, or taken away. A draw that deletes all of them, with probability deletion^r, is a
+   draw from the task as it was. So the edge's probability moves by at most `1 - deletion^r`, and a verdict holds for
+   every task that differs by at most `radius` pairs: the largest r for which the interval stays on its side of 1/2.
 
 The verdicts are about circuits of few pairs, as the draws have: with 0.9 a tenth of them.
 """

@@ -2,7 +2,7 @@
 
 1. Each pair has its own edge scores, divided by their length: what counts is which edges they use, not how strongly.
    (Data-driven circuits, arXiv:2605.09129, cluster EAP-IG's scores of single examples.)
-2. Ward's tree over the pairs is cut into 2, 3, ... clusters. The cut of the largest mean silhouette, whose pairs are
+2. Ward's tree over the pairs is cut into 2, 3, ... clusters. The cut with the largest mean silhouette, whose pairs are
    near to their own cluster and far from the next one, is the candidate; fewer than 4 pairs are no cluster, they go to
    the nearest.
 3. Every cloud can be cut. So the candidate's silhouette is held against that of single clouds: normal ones of as many
@@ -10,8 +10,8 @@
    of them look as divided, there is one cluster.
 4. A cluster's scores are the means over its pairs, its circuit the top of them.
 5. Scores that change by degrees (with the year of a date) are no normal cloud and are divided all the same, anywhere.
-   What counts is whether it takes two circuits. So every circuit is run on every cluster's pairs: clusters whose
-   circuits serve each other's pairs as well as their own, within the tolerance that `find` has, are one.
+   So every circuit is run on every cluster's pairs: clusters whose circuits serve each other's pairs as well as their
+   own, within the tolerance that `find` has, are one.
 
 Templates that take different paths are clusters, too: the labels say which pairs, not why.
 """

@@ -15,8 +15,8 @@
 the few parts of largest effect. Where the circuit breaks without a part and the model does not, the model has a second
 way to do the task, which the circuit leaves out. Where no part shows one, parts that stand in for each other may: from
 those that the model misses least, one after the other is added to K (a few at a time, of many), and left in unless the
-model then fails. It does not see a second way that runs through the same nodes along other edges: for that draw sets of
-edges with `completeness`.
+model then fails. It does not see a second way through the same nodes along other edges: for that draw sets of edges
+with `completeness`.
 """
 
 from __future__ import annotations

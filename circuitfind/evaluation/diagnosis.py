@@ -2,14 +2,14 @@
 
 1. The task is bound to the model. What cannot be used (an answer of several tokens, a pair of unequal length) is an
    error.
-2. Is the model right more often than by guessing, by the binomial distribution? A model that knows nothing is right
-   with chance 1 / (1 + wrong answers) where there is one answer, and with sets of answers where the right set is the
-   larger one. Without wrong answers the answer has to be the most likely token, and guessing counts as 0.
+2. Is the model right more often than by guessing, by the binomial distribution? Guessing is right with chance 1 / (1 +
+   wrong answers) where there is one answer, and with sets of answers where the right set is the larger one. Without
+   wrong answers the answer has to be the most likely token, and guessing counts as 0.
 3. Is the metric lower on corrupted prompts, on average beyond noise, and in more pairs than a coin would give?
 4. What would the model say? Where the answers have less than 1% of its probability, or neither side is among its ten
    most likely tokens, the metric is a preference between things that it does not say.
 5. What may mislead without being wrong: an answer that continues the prompt's last word, comes after two spaces or is
-   part of a character, one answer for all pairs, pairs of the same prompts. The latter count once in 2 and 3.
+   part of a character, one answer for all pairs, pairs of the same prompts (which count once in 2 and 3).
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Circuits to compare a found one with: random connected ones of its size or among its nodes, and small changes of it.
 
-A random circuit of n edges:
+A random circuit of n edges begins with `input` and `logits` inside. While edges are missing:
 
-1. `input` and `logits` are inside to begin with. While edges are missing, draw a random edge that is out; if its ends
-   are not on paths yet, complete it by random edges forwards to a node inside and backwards to one, as long as that
-   fits in what is missing.
+1. Draw a random edge that is out; if its ends are not on paths yet, complete it by random edges forwards to a node
+   inside and backwards to one, as long as that fits in what is missing.
 2. Where nothing drawn fits (one edge is missing, and every edge between the nodes inside is in), take a detour of two
    edges, if need be in place of `input->logits`.
 

@@ -9,8 +9,8 @@
 4. Baselines: of one task, the same at smaller samples, which says whether more pairs would help; of several, the same
    with their pairs dealt out anew at random: what is lost below that is due to the tasks.
 
-Bootstrap samples share pairs (each holds 63% of them on average), so they agree more than independent samples would;
-a bar of 0.8 with 100 resamples has been proposed for a circuit to count as stable.
+Bootstrap samples share pairs (each holds 63% of them on average), so they agree more than independent samples would; a
+bar of 0.8 with 100 resamples has been proposed for a circuit to count as stable.
 """
 
 from __future__ import annotations

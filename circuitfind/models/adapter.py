@@ -2,9 +2,9 @@
 
 1. The table of families (`families.py`) says where the modules are and how fused projections are laid out; sizes come
    from the config.
-2. A *site* is a module boundary: the block's input, the projections' outputs, the output projection's input and output,
-   the MLP's input and output, the final norm's input, the unembedding's input. Positional encodings, q/k norms, caps,
-   sinks and routing lie between sites, so they need no code. Each block is a `LayerView` (`layer.py`).
+2. A *site* is a module boundary: the input of a block, a projection's output, the output projection's and the MLP's
+   input and output, the inputs of the final norm and of the unembedding. Positional encodings, q/k norms, caps, sinks
+   and routing lie between sites, so they need no code. Each block is a `LayerView` (`layer.py`).
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Whether a layer's readers are those that the graph names: what the identities do not see.
 
-Whatever the order of a projection's features, and whatever else a layer reads of the stream, the other identities of
-`circuitfind.engine.identities` may hold. So the model itself is asked, in one pass of a batch of one prompt many times.
-Every layer is given the plain row's stream, and each further row changes something at every layer:
+The other identities of `circuitfind.engine.identities` may hold whatever the order of a projection's features, and
+whatever else a layer reads of the stream. So the model itself is asked, in one pass of a batch of one prompt many
+times. Every layer is given the plain row's stream, and each further row changes something at every layer:
 
 1. a query head is negated at the first two of four tokens: its own head changes there, and nothing else;
 2. a key head is negated there: its own group's heads change, at later tokens, too, and no others;
 3. a value head is zero: its own group's heads are zero, and no others change;
-4. in the last row the stream is another one, but all queries, keys, values and the MLP's input are the plain row's:
-   no head changes, and neither does what the MLP writes.
+4. in the last row the stream is another one, but all queries, keys, values and the MLP's input are the plain row's: no
+   head changes, and neither does what the MLP writes.
 """
 
 from __future__ import annotations

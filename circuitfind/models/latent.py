@@ -7,8 +7,8 @@
    features without position of all of them and then p; `a5.kv0<v>` is every head's value. Each query head is a reader
    of its own. (A model without A projects its queries as others do.)
 2. A reader is split where it is linear: what it *reads* is A x or [c, p], one affine map of the stream up to the scale
-   of the block's norm, as for every other family. So folded weights, contractions and masked runs hold as they are.
-   `values_of` takes what is read on to q, k or v, and `at_read` takes gradients back.
+   of the block's norm, so folded weights, contractions and masked runs are as for every other family. `values_of` takes
+   what is read on to q, k or v, and `at_read` takes gradients back.
 3. A key lies at two sites: its features without position in the output of `kv`, p in that of `kv_latent`.
 
 The norms of the latents do not touch the stream: RelP's rules leave them their gradient, as they do norms of queries

@@ -1,9 +1,9 @@
 """A layer with a mixer in place of attention: a convolution, a state space, linear attention.
 
-What a mixer does inside is its own: it has no queries and keys that a graph could name. It is one node, as an MLP is,
-but it moves information between tokens. For the engine it is attention with one head: what this head writes is what
-enters the mixer's output projection, and what it reads, as the only reader and without a projection, is the normed
-stream, the input of the mixer's module.
+A mixer has no queries and keys that a graph could name. It is one node, as an MLP is, but it moves information between
+tokens. For the engine it is attention with one head: what this head writes is what enters the mixer's output
+projection, and what it reads, as the only reader and without a projection, is the normed stream, the input of the
+mixer's module.
 
 Some mixers (a biased convolution, that of Recurrent Gemma) take padding on the left for tokens; tasks are padded on the
 right.

@@ -1,11 +1,9 @@
 """What a model was like when it was last read, so that a change between two calls is noticed.
 
 Projections are read from the modules at each use. Norms are kept as formulas, and hooks make modules give something
-else than their weights say. A state therefore holds:
-
-1. `form`: the module at each path with its class's forward, the precision and device of each weight.
-2. `norms`: the values of every norm's parameters, and its epsilon.
-3. `hooks`: by path, the hooks and replaced forwards that run there.
+else than their weights say. A state therefore holds the `form`, the module at each path with its class's forward, and
+the precision and device of each weight; the values of every norm's parameters (`norms`), and its epsilon; and by path
+the hooks and replaced forwards that run there (`hooks`).
 """
 
 from __future__ import annotations

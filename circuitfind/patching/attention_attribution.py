@@ -9,9 +9,9 @@ prompt (transformer-circuits.pub, "Tracing attention computation", 2025, for fea
    projections, of the norm, of the projections and of the norms of queries and keys) is one more row, "constant".
 2. Each part goes through the block's norm and the projection, and then through what the model does to queries and keys
    (`engine/score_form.py`).
-3. A score matters only beside those of other keys: the softmax does not change when all of a query's scores rise. So
-   each pair has a second number, `relative`: less what the same pair adds for another key, or on average for all
-   others that the query sees.
+3. Only differences between keys matter: the softmax does not change when all of a query's scores rise. So each pair has
+   a second number, `relative`: less what the same pair adds for another key, or on average for all others that the
+   query sees.
 
 The sum is the model's own score, to rounding; before the soft-cap, where there is one (Gemma 2). Of several prompts all
 numbers are means.

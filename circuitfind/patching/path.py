@@ -9,8 +9,8 @@
 `SIGNS` are the effects in both directions; positive = these paths support the task. This is the path patching of
 Goldowsky-Dill et al. 2023 for the set of all paths that begin with one of these edges. Wang et al. 2023 differ twice:
 they set each receiver to what it is with all other heads frozen, which hides one receiver's change from another
-downstream of it (here it is seen, as in any run of a circuit that lacks these edges); and they let the MLPs between
-sender and receivers be computed anew, so that their paths lead through these, too.
+downstream of it (here it is seen, as in any circuit without these edges); and they let the MLPs between sender and
+receivers be computed anew, so that their paths lead through these, too.
 """
 
 from __future__ import annotations
