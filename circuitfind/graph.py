@@ -327,6 +327,6 @@ class Graph(NoFile):
         return replace(self, n_kv_heads=self.n_heads)
 
     def unlike(self, other: Graph) -> str:
-        """The end of a message about what is over another graph than this one, a model's."""
+        """The end of a message that something belongs to another graph than this one, the model's."""
         by_head = "; it is by query head: score without ungrouped=True, or open its EAP-IG file with graph=model.graph"
         return f"({other}); this model has {self}{by_head if self.ungrouped() == other else ''}"

@@ -23,7 +23,7 @@ from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit
 from circuitfind.errors import ScoreError, check_count
 from circuitfind.evaluation.faithfulness import Evaluator
-from circuitfind.evaluation.hypotheses_tests import TESTS, Finding, Trial
+from circuitfind.evaluation.hypotheses_tests import TESTS, Finding, Test, Trial
 from circuitfind.graph import ends_of
 from circuitfind.models.load import Model
 from circuitfind.record import Record
@@ -31,49 +31,6 @@ from circuitfind.result import Result
 from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import adjusted
 from circuitfind.tasks.task import BoundTask, Task
-
-
-class Statement(NamedTuple):
-    """A null hypothesis, whether an ideal circuit fulfils it, and what rejecting and keeping it means."""
-
-    null: str
-    ideal: bool
-    rejected: str
-    kept: str
-
-
-STATEMENTS = {
-    "equivalence": Statement(
-        "|P(s(C) > s(M)) + P(s(C) = s(M))/2 - 1/2| < {epsilon:g}",
-        True,
-        "the circuit does not perform like the model",
-        "no sign that circuit or model does better",
-    ),
-    "independence": Statement(
-        "s(M - C) is independent of s(M)",
-        True,
-        "without the circuit, scores still go with the model's",
-        "no sign that scores without the circuit go with the model's",
-    ),
-    "minimality": Statement(
-        "for every edge e of C: P(effect of e > effect of a random added edge) >= {quantile:g}",
-        True,
-        "the circuit has edges that count for no more than random ones",
-        "no edge is shown to be needless",
-    ),
-    "sufficiency": Statement(
-        "P(C is nearer to M than a random circuit) <= {quantile:g}",
-        False,
-        "the circuit does the task better than random circuits",
-        "not shown to be better than random circuits",
-    ),
-    "partial-necessity": Statement(
-        "P(M loses more without C than without a random circuit) <= {quantile:g}",
-        False,
-        "the model needs the circuit more than random circuits",
-        "not shown to be needed more than random circuits",
-    ),
-}
 
 
 class EdgeTest(NamedTuple):
@@ -218,16 +175,16 @@ def hypotheses_of(evaluator: Evaluator, circuit: Circuit, **options: Any) -> Hyp
     asked = HypothesisOptions(**options)
     size = len(circuit) if asked.reference_size is None else asked.reference_size
     trial = Trial(evaluator, circuit, asked.epsilon, asked.permutations, asked.references, size, asked.quantile)
-    found = {name: TESTS[name](trial) for name in asked.tests}
+    found = {name: TESTS[name].made(trial) for name in asked.tests}
     within = [adjusted(finding.p_values, asked.correction) for finding in found.values()]  # over minimality's edges
     across = adjusted(np.array([values.min() for values in within]), asked.correction)
     rows = []
     for (name, finding), inner, outer in zip(found.items(), within, across, strict=True):
-        statement, rejected = STATEMENTS[name], bool(outer <= asked.alpha)
+        test, rejected = TESTS[name], bool(outer <= asked.alpha)
         others = 1 if asked.correction == "none" else len(inner) * int((~np.isnan(across)).sum())
-        null = statement.null.format(epsilon=asked.epsilon, quantile=asked.quantile)
-        supports = None if np.isnan(outer) else rejected != statement.ideal
-        reading = _reading(statement, finding, rejected, too_small=finding.smallest * others > asked.alpha)
+        null = test.null.format(epsilon=asked.epsilon, quantile=asked.quantile)
+        supports = None if np.isnan(outer) else rejected != test.ideal
+        reading = _reading(test, finding, rejected, too_small=finding.smallest * others > asked.alpha)
         edges = _edges(circuit, finding, inner, rejected & (inner <= asked.alpha))
         values = finding.statistic, float(inner.min()), float(outer)
         rows.append(HypothesisTest(name, null, *values, rejected, supports, reading, edges))
@@ -236,10 +193,10 @@ def hypotheses_of(evaluator: Evaluator, circuit: Circuit, **options: Any) -> Hyp
     return HypothesisTests(tuple(rows), len(circuit), record)
 
 
-def _reading(statement: Statement, finding: Finding, rejected: bool, too_small: bool) -> str:
+def _reading(test: Test, finding: Finding, rejected: bool, too_small: bool) -> str:
     if np.isnan(finding.p_values).all():
         return finding.said
-    outcome = statement.rejected if rejected else statement.kept
+    outcome = test.rejected if rejected else test.kept
     warning = f"; too few to reject anything: p cannot fall below {finding.smallest:.2g}" if too_small else ""
     return f"{outcome} ({finding.said}{warning})"
 

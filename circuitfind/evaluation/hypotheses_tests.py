@@ -173,26 +173,62 @@ def _against_random(trial: Trial, beaten: np.ndarray, how: str) -> Finding:
     return Finding(count / trial.references, chances[[count]], float(chances[-1]), said)
 
 
-TESTS: dict[str, Callable[[Trial], Finding]] = {
-    "equivalence": equivalence,
-    "independence": independent,
-    "minimality": minimality,
-    "sufficiency": sufficiency,
-    "partial-necessity": partial_necessity,
+class Test(NamedTuple):
+    """How a test is made, its null hypothesis, whether an ideal circuit fulfils that, and what rejecting and keeping it
+    means."""
+
+    made: Callable[[Trial], Finding]
+    null: str
+    ideal: bool
+    rejected: str
+    kept: str
+
+
+TESTS = {
+    "equivalence": Test(
+        equivalence,
+        "|P(s(C) > s(M)) + P(s(C) = s(M))/2 - 1/2| < {epsilon:g}",
+        True,
+        "the circuit does not perform like the model",
+        "no sign that circuit or model does better",
+    ),
+    "independence": Test(
+        independent,
+        "s(M - C) is independent of s(M)",
+        True,
+        "without the circuit, scores still go with the model's",
+        "no sign that scores without the circuit go with the model's",
+    ),
+    "minimality": Test(
+        minimality,
+        "for every edge e of C: P(effect of e > effect of a random added edge) >= {quantile:g}",
+        True,
+        "the circuit has edges that count for no more than random ones",
+        "no edge is shown to be needless",
+    ),
+    "sufficiency": Test(
+        sufficiency,
+        "P(C is nearer to M than a random circuit) <= {quantile:g}",
+        False,
+        "the circuit does the task better than random circuits",
+        "not shown to be better than random circuits",
+    ),
+    "partial-necessity": Test(
+        partial_necessity,
+        "P(M loses more without C than without a random circuit) <= {quantile:g}",
+        False,
+        "the model needs the circuit more than random circuits",
+        "not shown to be needed more than random circuits",
+    ),
 }
 
 
 # -------------------------------------------------------------------- independence
 class Independence(NamedTuple):
-    """HSIC and its p-value under independence."""
+    """HSIC (the biased estimate) and its p-value under independence."""
 
     statistic: float
     p_value: float
-
-
-def hsic(x: np.ndarray, y: np.ndarray) -> float:
-    """The biased estimate of HSIC from `[examples]` each."""
-    return float((_centred(gaussian_kernel(x)) * gaussian_kernel(y)).mean())
 
 
 def independence(x: np.ndarray, y: np.ndarray, permutations: int = 1000, seed: int = 0) -> Independence:

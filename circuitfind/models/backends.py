@@ -161,7 +161,7 @@ def through_hooks(adapter: Adapter, inputs: Inputs, visit: Visit, skips: Skips |
 
 
 def past_of(adapter: Adapter, inputs: Inputs, end: int) -> Past:
-    """What later tokens see of these prompts' tokens before `end`, which are run as far as that needs."""
+    """Keys and values of these prompts' tokens before `end`, for later tokens to attend to."""
     adapter.check_free()
     early, cache, last = inputs.positions(slice(0, end)), DynamicCache(), ("z", adapter.graph.n_layers - 1)
     count_forward(len(inputs.ids) * end / inputs.ids.shape[1])

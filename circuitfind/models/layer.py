@@ -130,7 +130,7 @@ class Layout:
         return self.join(Heads(**parts)) if site == "qkv" else parts[site].flatten(-2)
 
     def here(self, site: str, kind: str, heads: Tensor) -> Tensor:
-        """Of the heads of a kind, those features that a projection puts out."""
+        """Of a kind's heads, the features that this projection puts out."""
         return heads
 
     def output(self, site: str, heads: Heads) -> Tensor:

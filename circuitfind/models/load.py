@@ -48,7 +48,6 @@ class Model(NoFile):
 
     @property
     def graph(self) -> Graph:
-        """Its computation graph."""
         return self.adapter.graph
 
     @property
@@ -72,12 +71,12 @@ class Model(NoFile):
 
     @property
     def row(self) -> str:
-        """How its family's row was come by, where it is not that of its `model_type`: "inferred as llama"."""
+        """How its family's row was found, where it is not that of its `model_type`: "inferred as llama"."""
         return self.adapter.row
 
     @property
     def kind(self) -> str:
-        """Its `model_type`, and how its row was come by: "cwm (inferred as llama)"."""
+        """Its `model_type`, and how its row was found: "cwm (inferred as llama)"."""
         kind = str(getattr(self.config, "model_type", "?"))
         return f"{kind} ({self.row})" if self.row else kind
 

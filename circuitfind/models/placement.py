@@ -52,7 +52,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def sent(values: np.ndarray, device: torch.device) -> Tensor:
-    """An array on a device, for which nothing waits that was asked of the device before."""
+    """An array on a device, copied without waiting for the work that is queued there."""
     return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
 
 
@@ -97,7 +97,7 @@ def as_given(module: nn.Module, value: Tensor) -> Tensor:
 
 
 def own_part(value: Tensor, size: int, group: Any) -> Tensor:
-    """This process's part of all features; the inverse of `gathered`, which it is on the way back, too."""
+    """This process's part of all features; `gathered` backwards, in both directions."""
     if group is None or value.shape[-1] == size:
         return value
     return mapped(value, lambda whole: _part(whole, group), lambda gradient: _gather(gradient, group))
@@ -145,7 +145,7 @@ def held(module: nn.Module, name: str = "weight") -> Tensor | None:
 
 
 def weights_of(module: nn.Module) -> Iterator[Tensor]:
-    """All weights of a module and of what it is made of, one at a time, in the order of `parameters`."""
+    """All weights of a module and of its parts, one at a time, in the order of `parameters`."""
     seen: set[int] = set()
     for part in module.modules():
         for name, parameter in part._parameters.items():
@@ -178,7 +178,7 @@ def twin(module: nn.Module) -> nn.Module:
 
 
 def own_forward(module: nn.Module) -> Any:
-    """A forward that someone put on a module in place of its class's, if one did; those that spread it do not count."""
+    """The forward that the user put on a module in place of its class's, if any: accelerate's does not count."""
     forward = vars(module).get("forward")
     if getattr(forward, "__module__", "") == "transformers.distributed.tensor_parallel":
         return None
