@@ -143,6 +143,11 @@ def entered(
     return record
 
 
+def count(n: int, what: str) -> str:
+    """`1 pair`, `2,000 pairs`."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def installing(*packages: str) -> str:
     """The command that installs packages beside this one, wherever it runs from."""
     return f"{shlex.quote(sys.executable)} -m pip install {' '.join(packages)}"

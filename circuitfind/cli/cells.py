@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.text import Text
 
+from circuitfind.errors import count as count
+
 Cell = str | Text
 
 
@@ -78,11 +80,6 @@ def size(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} GB"
-
-
-def count(n: int, what: str) -> str:
-    """`1 pair`, `2,000 pairs`."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def some(shown: int, total: int) -> str:

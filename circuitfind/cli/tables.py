@@ -331,9 +331,8 @@ def show(found: Any, out: Output, *options: Any) -> None:
         TABLES[name](found, out, *options)
         if name in WITH_INTERVALS:
             out.few(found.record.n_distinct)
-    elif columns := found.columns():
-        rows = [[_cell(value) for value in row] for row in zip(*columns.values(), strict=True)]
-        out.table(f"Rows{some(ROWS, len(rows))}", columns, rows[:ROWS])
+    elif found.columns():
+        by_column(found, out, ROWS, None)
 
 
 def _cell(value: Any) -> Cell:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from circuitfind.comparison.result import Comparison, Entry, TextTable, said_of, shown_overlap, summary
+from circuitfind.comparison.result import Comparison, Entry, TextTable, remarks, said_of, shown_overlap, summary
 from circuitfind.export.files import write_text
 from circuitfind.plots import faithfulness
 from circuitfind.plots.charts import bars, heat
 from circuitfind.plots.page import page
-from circuitfind.plots.style import PALETTE, Caption, Side, figure, graph_objects, safe
+from circuitfind.plots.style import PALETTE, Caption, Side, error_bars, figure, marks, safe
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -53,13 +53,9 @@ def _parts(found: Comparison) -> Iterator[Figure | str]:
         yield from ("<h2>Faithfulness</h2>", *(faithfulness_by_size(found, by) for by in ("absolute", "signed")))
         yield from ("<h2>Over all sizes</h2>", area(found, "cpr"), area(found, "cmd"))
         yield from ("<h2>Overlap</h2>", overlap(found), "<h2>Cost</h2>", cost(found))
-    if found.idle:
-        rows = "".join(f"<li>{escape(method)}: {escape(said)}</li>" for method, said in found.idle)
-        yield f"<h2>Rankings that do nothing</h2><ul>{rows}</ul>"
-    refused = [entry for entry in found.entries if entry.refused]
-    if refused:
-        rows = "".join(f"<li>{escape(entry.method)}: {escape(entry.refused)}</li>" for entry in refused)
-        yield f"<h2>Not compared</h2><ul>{rows}</ul>"
+    for title, methods in remarks(found).items():
+        rows = "".join(f"<li>{escape(method)}: {escape(said)}</li>" for method, said in methods)
+        yield f"<h2>{title}</h2><ul>{rows}</ul>"
 
 
 # -------------------------------------------------------------------- figures
@@ -99,29 +95,15 @@ def cost(found: Comparison) -> Figure:
     entries = sorted(found.ranked, key=lambda entry: entry.costs.cpu_seconds)
     y = np.array([entry.cpr for entry in entries])
     ends = np.array([entry.cpr_interval for entry in entries]).reshape(-1, 2)
-    trace = graph_objects().Scatter(
-        x=[max(entry.costs.cpu_seconds, LEAST_SECONDS) for entry in entries],
-        y=y,
-        mode="markers+text",
-        text=[safe(entry.method) for entry in entries],
-        # neighbours on the scale have their names on different sides
-        textposition=[("top center", "bottom center")[at % 2] for at in range(len(entries))],
-        marker={"size": 9, "color": PALETTE[0]},
-        error_y={
-            "type": "data",
-            "array": ends[:, 1] - y,
-            "arrayminus": y - ends[:, 0],
-            "thickness": 0.7,
-            "width": 3,
-            "color": "#999",
-            "visible": bool(np.isfinite(ends).any()),
-        },
-        hovertext=[_spent(entry) for entry in entries],
-        hoverinfo="text",
-    )
+    names, said = [safe(entry.method) for entry in entries], [_spent(entry) for entry in entries]
+    sides = [("top center", "bottom center")[at % 2] for at in range(len(entries))]  # neighbours' names are apart
+    look = {"text": names, "textposition": sides, "marker": {"size": 9, "color": PALETTE[0]}}
+    seconds = [max(entry.costs.cpu_seconds, LEAST_SECONDS) for entry in entries]
+    look["error_y"] = error_bars(y, ends, thickness=0.7, width=3, color="#999")
+    trace = marks(seconds, y, said, "", "markers+text", **look)
     words = Caption("CPR against cost", ("processor seconds of making the ranking, without the runs that judge it",))
-    seconds = {"title": {"text": "processor seconds (log scale)"}, "type": "log", "dtick": 1}
-    return figure(trace, words, 860, 430, xaxis=seconds, yaxis={"title": {"text": "CPR"}})
+    across = {"title": {"text": "processor seconds (log scale)"}, "type": "log", "dtick": 1}
+    return figure(trace, words, 860, 430, xaxis=across, yaxis={"title": {"text": "CPR"}})
 
 
 # -------------------------------------------------------------------- texts

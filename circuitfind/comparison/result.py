@@ -229,24 +229,20 @@ def summary(found: Comparison, intervals: bool = True) -> TextTable:
 
 def faithfulness(found: Comparison, by: str = "absolute") -> TextTable:
     """One line a method: exact faithfulness at each size."""
-    sizes = [f"{point.asked:,}" for point in found.ranked[0].absolute] if found.ranked else []
-    rows = [
-        [entry.method, *(_number(point.faithfulness, 2) for point in getattr(entry, by))]
-        for entry in sorted(found.ranked, key=lambda entry: entry.cmd)
-    ]
-    how = "highest magnitude" if by == "absolute" else "highest score"
-    return TextTable(f"Faithfulness of the edges of {how}, by number of edges", ["method", *sizes], rows)
+    return _by_size("faithfulness", sorted(found.ranked, key=lambda entry: entry.cmd), by)
 
 
 def accuracy(found: Comparison) -> TextTable:
     """One line a method: accuracy of the edges of highest magnitude at each size; no line without answers."""
     ranked = [entry for entry in found.ranked if not math.isnan(entry.accuracy)]
-    sizes = [f"{point.asked:,}" for point in ranked[0].absolute] if ranked else []
-    rows = [
-        [entry.method, *(_number(point.accuracy, 2) for point in entry.absolute)]
-        for entry in sorted(ranked, key=lambda entry: -entry.accuracy)
-    ]
-    return TextTable("Accuracy of the edges of highest magnitude, by number of edges", ["method", *sizes], rows)
+    return _by_size("accuracy", sorted(ranked, key=lambda entry: -entry.accuracy), "absolute")
+
+
+def _by_size(name: str, entries: Sequence[Entry], by: str) -> TextTable:
+    sizes = [f"{point.asked:,}" for point in entries[0].absolute] if entries else []
+    rows = [[entry.method, *(_number(getattr(one, name), 2) for one in getattr(entry, by))] for entry in entries]
+    how = "highest magnitude" if by == "absolute" else "highest score"
+    return TextTable(f"{name.capitalize()} of the edges of {how}, by number of edges", ["method", *sizes], rows)
 
 
 def closest(found: Comparison) -> TextTable:
@@ -287,6 +283,13 @@ def _range(ends: tuple[float, float]) -> str:
 
 
 # -------------------------------------------------------------------- Markdown
+def remarks(found: Comparison) -> dict[str, list[tuple[str, str]]]:
+    """By heading, the methods that are of no use here, and why; no heading without a method."""
+    refused = [(entry.method, entry.refused) for entry in found.entries if entry.refused]
+    both = {"Rankings that do nothing": found.idle, "Not compared": refused}
+    return {title: methods for title, methods in both.items() if methods}
+
+
 def said_of(found: Comparison) -> str:
     """What was compared, in a sentence."""
     record = found.record
@@ -314,15 +317,8 @@ def _markdown(found: Comparison) -> Iterator[str]:
     )
     for table in (faithfulness(found), accuracy(found), closest(found), overlap(found)):
         yield from _in_markdown(table)
-    if found.idle:
-        yield "## Rankings that do nothing\n"
-        yield from (f"* {method}: {said}" for method, said in found.idle)
-        yield ""
-    refused = [entry for entry in found.entries if entry.refused]
-    if refused:
-        yield "## Not compared\n"
-        yield from (f"* {entry.method}: {entry.refused}" for entry in refused)
-        yield ""
+    for title, methods in remarks(found).items():
+        yield from (f"## {title}\n", *(f"* {method}: {said}" for method, said in methods), "")
     yield "## What they are\n"
     yield from (f"* {entry.method}: {entry.summary}" for entry in found.ranked)
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())

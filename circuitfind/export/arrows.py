@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from circuitfind.errors import count
 from circuitfind.export.graphs import EdgeRow, fed, node_attributes, served
 from circuitfind.graph import Graph
 
@@ -125,14 +126,10 @@ def folded(drawn: Iterable[Arrow], most: int = MOST_FOLDED) -> tuple[list[Arrow]
         exact = net if all(arrow.measured for arrow in inside) else None
         share = math.sqrt(sums[ends] / largest) if largest else None
         name = " to ".join(ends)
-        said = f"{name}\n{_edges(len(inside))}, sum {signed(net)}, of magnitudes {sums[ends]:.3g}"
+        said = f"{name}\n{count(len(inside), 'edge')}, sum {signed(net)}, of magnitudes {sums[ends]:.3g}"
         said += f"\nstrongest {best.edge} {signed(best.effect)}"
         result.append(Arrow(name, *ends, kind, None, exact, net, share, said))
     return result, len(bundles)
-
-
-def _edges(count: int) -> str:
-    return f"{count:,} edge{'' if count == 1 else 's'}"
 
 
 def joints(graph: Graph, rows: Iterable[EdgeRow], nodes: Iterable[str]) -> list[tuple[str, str]]:

@@ -54,6 +54,15 @@ def check_file(path: str | PathLike[str]) -> None:
         raise FileError(f"{path}: no such file")
 
 
+def read_bytes(path: str | PathLike[str]) -> bytes:
+    """The content of a file; an error where there is none, or it cannot be read."""
+    check_file(path)
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
 def write_bytes(path: str | PathLike[str], content: bytes) -> Path:
     """Writes `content`, making the parent folder; a reader never sees half a file. Of several processes one writes."""
     return write_own(path, content) if processes.first() else Path(path)
@@ -147,11 +156,9 @@ def numbers(values: Any) -> np.ndarray:
 
 def json_object(path: str | PathLike[str]) -> dict[str, Any]:
     """The JSON object that a file holds. NaN and Infinity are refused: JSON has no such numbers."""
-    check_file(path)
+    text = read_bytes(path)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse)
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+        content = json.loads(text.decode("utf-8"), parse_constant=_refuse)
     except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are both ValueErrors
         if found := _tensors(path):
             raise FileError(f"{path}: holds {found}") from None

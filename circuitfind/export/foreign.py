@@ -25,6 +25,7 @@ from circuitfind.errors import FileError
 from circuitfind.export import acdc_files, auto_circuit, pickled
 from circuitfind.export.eap_ig import columns
 from circuitfind.export.eap_ig_forms import PARTS, RECORD, Foreign, from_json, from_pt
+from circuitfind.export.files import read_bytes
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 
@@ -97,14 +98,9 @@ def _parse(path: Path, graph: Graph | None) -> tuple[Callable[[Any], Foreign], A
         if acdc_files.fits(raw):
             return lambda raw: acdc_files.read(raw, None if graph is None else graph.ungrouped()), raw
         return (_one, raw) if auto_circuit.fits(raw) else (from_pt, raw)
+    text = read_bytes(path)
     try:
-        with path.open("rb") as file:
-            if (first := file.read(1)) != b"{":
-                return None
-            text = first + file.read()
-        raw = json.loads(text) if b'"cfg"' in text else {}
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+        raw = json.loads(text) if text[:1] == b"{" and b'"cfg"' in text else {}
     except (ValueError, RecursionError):  # not JSON: the reader of the other kind says so
         return None
     return (from_json, raw) if raw.keys() >= PARTS else None

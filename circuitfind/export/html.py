@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from circuitfind.errors import count
+
 SUPPORTS, OPPOSES, GAP = (33, 102, 172), (178, 24, 43), "#bdbdbd"  # RGB of the scale's ends; the grey of NaN
 MOST_ROWS, MOST_COLUMNS, WRITTEN = 130, 130, 24  # of a heat map; columns up to which its cells hold numbers
 _LINE = "1px solid rgba(128,128,128,.35)"
@@ -92,7 +94,7 @@ def heat(
         body += f'<tr><th style="padding:0 6px 0 0;font-weight:400;text-align:right">{escape(str(name))}</th>'
         body += f"{''.join(cells)}</tr>"
     scale = f"{-end:.3g} red, 0 white, {end:.3g} blue" if (values < 0).any() else f"0 white, {end:.3g} blue"
-    scale += f"; {beyond} {'cell' if beyond == 1 else 'cells'} beyond, framed" if beyond else ""
+    scale += f"; {count(beyond, 'cell')} beyond, framed" if beyond else ""
     left_out = _more(len(row_labels) - len(rows), "row") + _more(len(column_labels) - len(columns), "column")
     return (
         f'<div style="overflow-x:auto"><table style="border-collapse:separate;border-spacing:1px;margin:.4em 0;'
@@ -171,5 +173,5 @@ def _caption(text: str) -> str:
     return f'<caption style="{_CAPTION}">{escape(text)}</caption>' if text else ""
 
 
-def _more(count: int, what: str) -> str:
-    return f'<div style="{_NOTE}">and {count:,} more {what}{"" if count == 1 else "s"}</div>' if count > 0 else ""
+def _more(n: int, what: str) -> str:
+    return f'<div style="{_NOTE}">and {count(n, f"more {what}")}</div>' if n > 0 else ""

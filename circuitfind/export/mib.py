@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from circuitfind.errors import FileError
+from circuitfind.errors import FileError, count
 from circuitfind.export import eap_ig, foreign
 from circuitfind.export.eap_ig_forms import Foreign
 from circuitfind.graph import Graph
@@ -100,9 +100,9 @@ def check(root: str | PathLike[str]) -> list[Folder]:
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     entries = [_checked(folder) for folder in folders]
     good = [task_and_model(entry.name) for entry in entries if not entry.problem]
-    for count, what in zip((len(set(column)) for column in zip(*good, strict=True)), ("task", "model"), strict=False):
-        if count < 2:
-            entries.append(Folder(".", f"{count} {what}", f"a submission needs at least two {what}s"))
+    for column, what in zip(zip(*good, strict=True), ("task", "model"), strict=False):
+        if (n := len(set(column))) < 2:
+            entries.append(Folder(".", f"{n} {what}", f"a submission needs at least two {what}s"))
     return entries if good else [*entries, Folder(".", "nothing", "no folder that MIB could evaluate")]
 
 
@@ -122,7 +122,7 @@ def _checked(folder: Path) -> Folder:
         _check_circuits(contents)
         return Folder(folder.name, f"{len(contents)} circuits", "")
     except FileError as error:
-        return Folder(folder.name, f"{len(files)} file{'' if len(files) == 1 else 's'}", str(error))
+        return Folder(folder.name, count(len(files), "file"), str(error))
 
 
 def _check_importances(content: Foreign) -> None:

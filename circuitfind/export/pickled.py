@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from circuitfind.errors import FileError
-from circuitfind.export.files import check_file
+from circuitfind.export.files import read_bytes
 
 ENDINGS = (".pt", ".pth", ".pkl")
 
@@ -47,16 +47,13 @@ def load(path: str | PathLike[str]) -> Any:
     Raises:
         FileError: there is no such file, or it holds more than plain data.
     """
-    check_file(path)
+    content = read_bytes(path)
     try:
-        content = Path(path).read_bytes()
         if not zipfile.is_zipfile(io.BytesIO(content)) and Path(path).suffix.lower() != ".pt":
             return _Unpickler(io.BytesIO(content)).load()
         import torch
 
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)  # wherever it was saved
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
     except FileError as error:
         raise FileError(f"{path}: {error}") from None
     except Exception as error:  # a broken or hostile pickle can raise anything

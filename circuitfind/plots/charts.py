@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from circuitfind.errors import count
 from circuitfind.export import html
 from circuitfind.plots import style
 from circuitfind.plots.style import Caption, Side, figure, graph_objects, hover, safe
@@ -59,8 +60,7 @@ def heat(
     bar = colour_bar(unit, min(tall, HIGH))
     end, marked = html.scale_end(values) if most is None else most, {}
     if beyond := most is None and html.count_beyond(values, end):
-        said = f"{beyond} {'cell' if beyond == 1 else 'cells'} beyond the colour scale, marked ×"
-        words = words._replace(notes=(*words.notes, said))
+        words = words._replace(notes=(*words.notes, f"{count(beyond, 'cell')} beyond the colour scale, marked ×"))
         marked = {"text": np.where(np.abs(np.nan_to_num(values)) > end, "×", ""), "texttemplate": "%{text}"}
     trace = cells(values, texts, end, signed, colorbar=bar, **marked)
     labels = 40 + LETTER * max(map(len, rows.labels), default=0) + 130

@@ -25,7 +25,7 @@ import numpy as np
 from einops import einsum
 
 from circuitfind.circuit import Circuit
-from circuitfind.errors import ScoreError
+from circuitfind.errors import ScoreError, count
 from circuitfind.graph import Graph
 from circuitfind.plots import style
 from circuitfind.plots.charts import bars, by_layer, heat
@@ -61,7 +61,7 @@ class Edges(NamedTuple):
             values = np.full(found.mask.shape, np.nan)
             for row in found.rows():
                 values[row.writer, row.reader] = np.nan if row.effect is None else row.effect
-            what = f"The circuit's {len(found):,} edge{'' if len(found) == 1 else 's'}"
+            what = f"The circuit's {count(len(found), 'edge')}"
             return cls(found.graph, found.mask, values, found.record, what)
         real, record = found.graph.real, found.record
         values = np.where(real, found.values, np.nan).astype(np.float64)
@@ -130,11 +130,11 @@ def _indicator(groups: Groups) -> np.ndarray:
     return np.repeat(np.eye(len(groups)), [part.stop - part.start for _, part in groups], axis=0)
 
 
-def _cell(edges: Edges, row: tuple[str, slice], column: tuple[str, slice], count: float, total: float) -> str:
+def _cell(edges: Edges, row: tuple[str, slice], column: tuple[str, slice], number: float, total: float) -> str:
     name = f"<b>{safe(f'{row[0]} -> {column[0]}')}</b>"
-    if not count:
+    if not number:
         return f"{name}<br>no edge"
-    text = f"{name}<br>{count:,.0f} edge{'' if count == 1 else 's'}"
+    text = f"{name}<br>{count(int(number), 'edge')}"
     part = edges.values[row[1], column[1]]
     if not np.isfinite(part).any():
         return text
@@ -155,10 +155,10 @@ def node_effects(scores: NodeScores, *, tokens: Sequence[str] | None = None, row
             raise ScoreError("tokens label positions, and these scores are not by position: leave tokens out")
         words = caption(f"Nodes, {style.made_by(record)}", record, style.colours(record))
         return by_layer(names, scores.values, words, unit(record))
-    values, count = np.asarray(scores.values, dtype=np.float64), scores.values.shape[1]
-    if tokens is not None and len(tokens) != count:
-        raise ScoreError(f"{len(tokens)} tokens for scores by {count} positions: give those of one prompt of the task")
-    labels = list(scores.positions or map(str, range(count))) if tokens is None else style.tokens_at(tokens)
+    values, length = np.asarray(scores.values, dtype=np.float64), scores.values.shape[1]
+    if tokens is not None and len(tokens) != length:
+        raise ScoreError(f"{len(tokens)} tokens for scores by {length} positions: give those of one prompt of the task")
+    labels = list(scores.positions or map(str, range(length))) if tokens is None else style.tokens_at(tokens)
     kept = style.largest(np.abs(values).max(axis=1), rows)
     cells = ((names[at], zip(labels, values[at], strict=True)) for at in kept)
     texts = [[hover(f"{name} at {label}", value) for label, value in row] for name, row in cells]
@@ -172,9 +172,9 @@ def strongest_nodes(scores: NodeScores, *, n: int = NODES) -> Figure:
     """The n nodes of largest magnitude; positions are summed."""
     record, totals = scores.record, scores.values.reshape(scores.graph.n_writers, -1).sum(axis=1, dtype=np.float64)
     order = strongest(totals, n)
-    count = f"the strongest {len(order)} of {len(totals):,}"
+    few = f"the strongest {len(order)} of {len(totals):,}"
     more = ["summed over positions"] if scores.values.ndim > 1 else []
-    words = caption(f"Nodes, {style.made_by(record)}", record, count, *more, style.colours(record))
+    words = caption(f"Nodes, {style.made_by(record)}", record, few, *more, style.colours(record))
     return bars([scores.graph.writer_names[at] for at in order], totals[order], words, unit(record))
 
 

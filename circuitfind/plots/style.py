@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from circuitfind.errors import FileError, installing
+from circuitfind.errors import FileError, count, installing
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -67,7 +67,7 @@ def graph_objects() -> Any:
 def caption(what: str, record: Record, *more: str) -> Caption:
     """What is shown, of which task in which model; `more` ends the notes."""
     subject = " in ".join(name for name in (record.task, record.model) if name)
-    pairs = f"{record.n_examples:,} pair{'' if record.n_examples == 1 else 's'}" if record.n_examples else ""
+    pairs = count(record.n_examples, "pair") if record.n_examples else ""
     ablation = f"ablation {record.ablation}" if record.ablation else ""
     notes = (record.metric, record.direction, ablation, pairs, *more)
     return Caption(f"{what}: {subject}" if subject else what, tuple(note for note in notes if note))
@@ -110,9 +110,9 @@ def ticks(labels: Sequence[str], longest: int = LONGEST) -> dict[str, Any]:
     return {"tickmode": "array", "tickvals": list(range(len(short))), "ticktext": list(map(safe, short))}
 
 
-def largest(sizes: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` largest, in their own order."""
-    return np.sort(np.argsort(-sizes, kind="stable")[:count])
+def largest(sizes: np.ndarray, n: int) -> np.ndarray:
+    """Indices of the n largest, in their own order."""
+    return np.sort(np.argsort(-sizes, kind="stable")[:n])
 
 
 def left_out(kept: int, total: int, what: str = "") -> list[str]:

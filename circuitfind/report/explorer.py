@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import json
-import re
 from base64 import b64encode
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -149,20 +148,25 @@ def _controls(
 ) -> str:
     if not len(circuit):
         return ""
-    used = {circuit.graph.reader(row.reader).kind for row in circuit.rows()}
-    chip = '<label class="chip"><input type="checkbox" data-kind="{0}" checked><i class="key {0}"></i>{1}</label>'
-    kinds = "".join(chip.format(kind, name) for kind, name in KINDS.items() if kind in used)
-    counts = Counter(marks.values())
-    chips = (chip.format(mark, f"{name} ({counts[mark]:,})") for mark, name in MARKS.items() if counts[mark])
-    legend = f'<fieldset><legend class="hush">Show edges of</legend>{"".join(chips)}</fieldset>'
-    if marks:  # then colours say whose an edge is
-        kinds = re.sub(r'<i class="key \w+"></i>', "", kinds)
-        legend = legend.replace("data-kind", "data-mark")
+    used, counts = {circuit.graph.reader(row.reader).kind for row in circuit.rows()}, Counter(marks.values())
     at = dict.fromkeys(found[0][0] for name in circuit.edges if (found := places.get(name)))
-    spans = "".join(chip.format(escape(place), escape(place)).replace("data-kind", "data-place") for place in at)
-    spans = f"<fieldset><legend>mostly at</legend>{re.sub(r'<i class=.*?</i>', '', spans)}</fieldset>"
-    parts = {"marks": legend if marks else "", "kinds": kinds, "places": spans if 1 < len(at) <= MOST_PLACES else ""}
+    # in a comparison colours say whose an edge is
+    kinds = [_chip("kind", kind, name, not marks) for kind, name in KINDS.items() if kind in used]
+    whose = [_chip("mark", mark, f"{name} ({counts[mark]:,})", True) for mark, name in MARKS.items() if counts[mark]]
+    spans = [_chip("place", place, place, False) for place in at] if 1 < len(at) <= MOST_PLACES else []
+    parts = {
+        "marks": f'<fieldset><legend class="hush">Show edges of</legend>{"".join(whose)}</fieldset>' if marks else "",
+        "kinds": "".join(kinds),
+        "places": f"<fieldset><legend>mostly at</legend>{''.join(spans)}</fieldset>" if spans else "",
+    }
     return filled("controls.html", **parts, last=len(sizes) - 1, start=start)
+
+
+def _chip(what: str, value: str, name: str, coloured: bool) -> str:
+    """A box to be ticked: edges whose `what` is this are shown."""
+    key = f'<i class="key {value}"></i>' if coloured else ""
+    box = f'<input type="checkbox" data-{what}="{escape(value)}" checked>'
+    return f'<label class="chip">{box}{key}{escape(name)}</label>'
 
 
 def filled(name: str, **values: object) -> str:

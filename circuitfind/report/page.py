@@ -181,22 +181,13 @@ def frontier(data: ReportData) -> str:
         return ""
     on = ["faithfulness"] if _one_pair(data) else ["search pairs", "held out"]
     columns = dict.fromkeys(("edges", "opposing", *on, "pair error", "KL", "accuracy"), True)
-    rows = [
-        [
-            _Cell(f"{point.n_edges:,}", point.n_edges),
-            _Cell("–" if point.opposing is None else f"{point.opposing:,}", point.opposing),
-            *(
-                _Cell(_number(value), value)
-                for value in (
-                    *(point.faithfulness, point.held_out_faithfulness)[: len(on)],
-                    point.held_out_pair_error,
-                    point.held_out_kl,
-                    point.held_out_accuracy,
-                )
-            ),
-        ]
-        for point in data.frontier
-    ]
+    rows = []
+    for point in data.frontier:
+        opposing = _Cell("–" if point.opposing is None else f"{point.opposing:,}", point.opposing)
+        on_pairs = (point.faithfulness, point.held_out_faithfulness)[: len(on)]
+        measured = (*on_pairs, point.held_out_pair_error, point.held_out_kl, point.held_out_accuracy)
+        cells = (_Cell(_number(value), value) for value in measured)
+        rows.append([_Cell(f"{point.n_edges:,}", point.n_edges), opposing, *cells])
     found = _table("Frontier: circuits by size", columns, rows)
     held_out = (
         "Faithfulness on the search pairs and on the held-out pairs; the other columns are of the held-out pairs."

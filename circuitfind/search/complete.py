@@ -38,12 +38,11 @@ import numpy as np
 import torch
 
 from circuitfind.circuit import connected
-from circuitfind.engine.masked_run import pair_gradients
-from circuitfind.engine.prepare import Prepared, PreparedRuns
+from circuitfind.engine.prepare import PreparedRuns
 from circuitfind.errors import warn
 from circuitfind.progress import progress, stages
 from circuitfind.scores import Scores
-from circuitfind.search.rescoring import Rescoring
+from circuitfind.search.rescoring import Rescoring, gradients_at
 from circuitfind.search.trials import Trials, Tried
 
 CONTEXTS, CONFIRMED = 16, 400
@@ -178,17 +177,12 @@ class Completion:
 
     def _screen(self, mask: np.ndarray, points: Sequence[tuple[float, float]]) -> np.ndarray:
         """`[writers, readers]`: the largest mean |gradient| at any point, as a share of the total effect."""
-        adapter, metric = self.evaluator.experiment.adapter, self.evaluator.experiment.metric
-        found = np.zeros(mask.shape)
+        experiment, found = self.evaluator.experiment, np.zeros(mask.shape)
         for of_input, of_others in points:
             self.trials.check_time()
-            soft = torch.from_numpy(mask).to(adapter.device, adapter.work) * of_others
+            soft = torch.from_numpy(mask).to(experiment.adapter.device, experiment.adapter.work) * of_others
             soft[0] *= of_input / of_others
-
-            def one(prepared: Prepared, soft: torch.Tensor = soft) -> np.ndarray:
-                return np.asarray(pair_gradients(prepared, soft, metric, mask).gradient.double().cpu())
-
-            each = np.concatenate(list(self.runs.each(one, "screening")), axis=1)
+            each = gradients_at(experiment, self.runs, soft, mask, "screening")
             found[mask] = np.maximum(found[mask], np.abs(each).mean(1) / self.contrast)
         return found
 

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from circuitfind.batch import Batch
 from circuitfind.circuit import connected
+from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.masked_run import pair_gradients
 from circuitfind.engine.memory_plan import batch_size_for, sizes_of
 from circuitfind.engine.prepare import Prepared, PreparedRuns
@@ -159,14 +160,18 @@ class Rescoring:
         return float(np.abs(tried.outcome.metric - self.evaluator.full).mean())
 
     def _gradients(self, runs: PreparedRuns, mask: np.ndarray) -> np.ndarray:
-        """`[edges, pairs]` of the circuit's edges, in the order of `np.argwhere(mask)`."""
-        adapter, metric = self.evaluator.experiment.adapter, self.evaluator.experiment.metric
-        ones = torch.from_numpy(mask).to(adapter.device, adapter.work)
+        experiment = self.evaluator.experiment
+        ones = torch.from_numpy(mask).to(experiment.adapter.device, experiment.adapter.work)
+        return gradients_at(experiment, runs, ones, mask, "re-scoring")
 
-        def one(prepared: Prepared) -> np.ndarray:
-            return np.asarray(pair_gradients(prepared, ones, metric, mask).gradient.double().cpu())
 
-        return np.concatenate(list(runs.each(one, "re-scoring")), axis=1)
+def gradients_at(experiment: Experiment, runs: PreparedRuns, soft: Tensor, mask: np.ndarray, label: str) -> np.ndarray:
+    """`[edges, pairs]` of the edges of a mask, in the order of `np.argwhere(mask)`, opened as far as `soft` says."""
+
+    def one(prepared: Prepared) -> np.ndarray:
+        return np.asarray(pair_gradients(prepared, soft, experiment.metric, mask).gradient.double().cpu())
+
+    return np.concatenate(list(runs.each(one, label)), axis=1)
 
 
 def _index(rows: np.ndarray, batch: Batch) -> Tensor:

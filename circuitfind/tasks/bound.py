@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -214,7 +214,7 @@ def bind_pairs(task: Given, model: ModelLike) -> BoundTask:
 
 def _bound(task: Given, model: ModelLike) -> BoundTask:
     tokenizer = task.tokenizer(model)
-    tokens, device, bos = task.tokens(tokenizer, model), model.device, "ids given"
+    tokens, bos = task.tokens(tokenizer, model), "ids given"
     notes: list[str] = []
     if tokenizer is not None:
         bos = tokenizer.describe(task.texts("clean"), tokens.clean)
@@ -224,7 +224,33 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
             notes.append(_of_several(task, tokens))
         notes.append(f"BOS token: {bos}")
     validate(tokens, model, aligned=task.align is not None)
-    length = max(map(len, (*tokens.clean, *tokens.corrupted)))
+    batch, words = _batch(task, tokens, tokenizer, model), _Words(model.tokenizer, tokens)
+    if batch.alignment is not None:
+        differ = sum(len(a) != len(b) for a, b in zip(tokens.clean, tokens.corrupted, strict=True))
+        notes.append(f"prompts aligned by spans: {differ} of {len(batch)} pairs differ in length")
+    return BoundTask(
+        task.name,
+        batch,
+        _usable(metric_of(task.metric), batch),
+        words.prompts(task.clean, tokens.clean),
+        words.prompts(task.corrupted, tokens.corrupted),
+        tuple(map(words.answers, tokens.answers, tokens.wrong)),
+        tuple(tuple(map(words.piece, ids)) for ids in tokens.clean),
+        bos,
+        getattr(model, "name", ""),
+        model.vocabulary,
+        tuple(notes),
+        task.flips,
+        _spans(task, tokens, tokenizer, "clean"),
+        getattr(model, "dequantised", ""),
+        getattr(model, "row", ""),
+        tuple(tokens.appended) if task.answer is not None else (),
+    )
+
+
+def _batch(task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None, model: ModelLike) -> Batch:
+    """The ids, padded, with what is read of them, and where."""
+    device, length = model.device, max(map(len, (*tokens.clean, *tokens.corrupted)))
     clean, corrupted = (pad(rows, length, device) for rows in (tokens.clean, tokens.corrupted))
     most = max(map(len, tokens.answers), default=0) if tokens.whole else 0
     read = places(tokens.answers, [*map(len, tokens.clean)], most) if most else task.read_positions(tokens.clean)
@@ -242,52 +268,37 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
     sides = Inputs(*clean, read), Inputs(*corrupted, read if alignment is None else alignment.gather(1, read))
     counted = [[at < len(row) for at in range(most)] for row in tokens.answers]
     summed = torch.tensor(counted, device=device) if most else None
-    batch = Batch(*sides, answers.to(device), wrong.to(device), alignment=alignment, summed=summed).plain()
-    if batch.alignment is not None:
-        differ = sum(len(a) != len(b) for a, b in zip(tokens.clean, tokens.corrupted, strict=True))
-        notes.append(f"prompts aligned by spans: {differ} of {len(batch)} pairs differ in length")
+    return Batch(*sides, answers.to(device), wrong.to(device), alignment=alignment, summed=summed).plain()
 
-    def as_text(ids: list[int]) -> str:
-        return " ".join(map(str, ids)) if model.tokenizer is None else str(model.tokenizer.decode(ids))
 
-    def prompt_texts(given: Prompts, rows: list[list[int]]) -> tuple[str, ...]:
+class _Words(NamedTuple):
+    """A task's ids as text; without a tokenizer, as numbers."""
+
+    tokenizer: Any
+    tokens: Tokens
+
+    def text(self, ids: list[int]) -> str:
+        return " ".join(map(str, ids)) if self.tokenizer is None else str(self.tokenizer.decode(ids))
+
+    def piece(self, token: int) -> str:
+        return str(token) if self.tokenizer is None else piece(self.tokenizer, token)
+
+    def prompts(self, given: Prompts, rows: list[list[int]]) -> tuple[str, ...]:
+        """As given, with what of the answer ends them."""
         if isinstance(given, Tensor):
-            return tuple(map(as_text, rows))
-        ends = (
-            as_text(ids).removeprefix(as_text(ids[:-n])) if n else ""
-            for ids, n in zip(rows, tokens.appended, strict=True)
-        )
+            return tuple(map(self.text, rows))
+        sizes = zip(rows, self.tokens.appended, strict=True)
+        ends = (self.text(ids).removeprefix(self.text(ids[:-n])) if n else "" for ids, n in sizes)
         return tuple(f"{text}{end}" for text, end in zip(map(str, given), ends, strict=True))
 
-    def as_piece(token: int) -> str:
-        return str(token) if model.tokenizer is None else piece(model.tokenizer, token)
+    def answers(self, right: list[int], wrong: list[int]) -> str:
+        return f"{self._side(right)} / {self._side(wrong)}" if wrong else self._side(right)
 
-    def some(ids: list[int], most: int = 3) -> str:
-        shown = ", ".join(as_piece(i).strip() for i in ids[:most])
+    def _side(self, ids: list[int], most: int = 3) -> str:
+        if self.tokens.whole:
+            return "".join(map(self.piece, ids)).strip()
+        shown = ", ".join(self.piece(token).strip() for token in ids[:most])
         return shown + (f", … ({len(ids)})" if len(ids) > most else "")
-
-    def named(ids: list[int]) -> str:
-        return "".join(map(as_piece, ids)).strip() if tokens.whole else some(ids)
-
-    rows = zip(tokens.answers, tokens.wrong, strict=True)
-    return BoundTask(
-        task.name,
-        batch,
-        _usable(metric_of(task.metric), batch),
-        prompt_texts(task.clean, tokens.clean),
-        prompt_texts(task.corrupted, tokens.corrupted),
-        tuple(f"{named(right)} / {named(wrong)}" if wrong else named(right) for right, wrong in rows),
-        tuple(tuple(map(as_piece, ids)) for ids in tokens.clean),
-        bos,
-        getattr(model, "name", ""),
-        model.vocabulary,
-        tuple(notes),
-        task.flips,
-        _spans(task, tokens, tokenizer, "clean"),
-        getattr(model, "dequantised", ""),
-        getattr(model, "row", ""),
-        tuple(tokens.appended) if task.answer is not None else (),
-    )
 
 
 def _of_several(task: Given, tokens: Tokens) -> str:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 MOST_PAIRS = 1_000_000
 _TRIES_FOR_A_NEW_PAIR = 50
 _BEFORE = "x"
-_REMEDY = "choose another task or model, or bring your own pairs in a file"
+REMEDY = "choose another task or model, or bring your own pairs in a file"
 
 
 class Pair(NamedTuple):
@@ -131,7 +131,7 @@ class SingleTokens:
     @staticmethod
     def _enough(kept: list[T], there: int, least: int, task: str, what: str) -> list[T]:
         if len(kept) < least:
-            raise TaskError(f"{task}: {len(kept)} of {there} {what} with this tokenizer, {least} are needed; {_REMEDY}")
+            raise TaskError(f"{task}: {len(kept)} of {there} {what} with this tokenizer, {least} are needed; {REMEDY}")
         return kept
 
     def _is_single(self, word: str) -> bool:

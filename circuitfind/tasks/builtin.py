@@ -11,7 +11,7 @@ from functools import partial
 
 from circuitfind.errors import TaskError, entered, imported, plain, unknown
 from circuitfind.tasks import ioi, lexicon, mcqa, numbers
-from circuitfind.tasks.builder import Choice, Draw, Pair, SingleTokens, TaskBuilder, numbered
+from circuitfind.tasks.builder import REMEDY, Choice, Draw, Pair, SingleTokens, TaskBuilder, numbered
 
 
 def _gendered_pronoun(words: SingleTokens, choice: Choice) -> Draw:
@@ -98,10 +98,7 @@ def _docstring(words: SingleTokens, choice: Choice) -> Draw:
     identifiers = words.need(lexicon.IDENTIFIERS, 16, "docstring", "names of arguments")
     nouns = words.need(lexicon.DESCRIPTIONS, 8, "docstring", "nouns")
     if not words.keeps(DOCSTRING):
-        raise TaskError(
-            "docstring: this tokenizer loses line breaks, spaces or punctuation of code; choose another task or model,"
-            " or bring your own pairs in a file"
-        )
+        raise TaskError(f"docstring: this tokenizer loses line breaks, spaces or punctuation of code; {REMEDY}")
     flips = choice.corruption == "random-answer"
 
     def draw(rng: random.Random, number: int) -> Pair:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from circuitfind.errors import FileError, TaskError
-from circuitfind.export.files import write_text
+from circuitfind.export.files import read_bytes, write_text
 from circuitfind.tasks.formats import NAMES, BadRow, Fields, pairs_of
 
 _PARQUET = b"PAR1"
@@ -44,8 +44,6 @@ def read_pairs(path: str | PathLike[str], *, counterfactual: str | None = None, 
     path = Path(path)
     if path.is_dir():
         raise FileError(f"{path}: a folder, not a file of pairs (give the rows of a saved dataset to Task.from_rows)")
-    if not path.exists():
-        raise FileError(f"{path}: no such file")
     read = _rows(path)
     if not read.rows:
         raise FileError(f"{path}: holds no pairs; jsonl, json and csv with a header row are read")
@@ -82,10 +80,7 @@ def write_pairs(path: str | PathLike[str], columns: Mapping[str, Sequence[Any] |
 
 
 def _rows(path: Path) -> _Read:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise FileError(f"{path}: cannot be read: {error.strerror or error}") from None
+    content = read_bytes(path)
     if content.startswith(_PARQUET):
         raise FileError(f"{path}: a parquet file: open it with datasets or pandas and give its rows to Task.from_rows")
     try:

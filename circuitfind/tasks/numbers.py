@@ -15,14 +15,13 @@ from typing import NamedTuple
 
 from circuitfind.errors import TaskError
 from circuitfind.tasks import lexicon
-from circuitfind.tasks.builder import Choice, Draw, Pair, SingleTokens, TaskBuilder, numbered
+from circuitfind.tasks.builder import REMEDY, Choice, Draw, Pair, SingleTokens, TaskBuilder, numbered
 
 CENTURIES = tuple(str(century) for century in range(10, 19))
 _YEARS = "The {event} lasted from the year {century}{start} to the year"
 _LEAST = 60  # numbers of one century (or of two digits) that are split alike
 _TENS = 3  # where the digit of the decades stands in " 1732"
 _SHOWN = "{shown}"
-_REMEDY = "choose another task or model, or bring your own pairs in a file"
 
 
 def alike(words: SingleTokens, numbers: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -82,7 +81,7 @@ def _greater_than(words: SingleTokens, choice: Choice) -> Draw:
         best = max(len(one.read) for one in found.values())
         raise TaskError(
             f"greater-than: 0 of {len(CENTURIES)} centuries can be used: {best} years of the best one are split alike"
-            f" by this tokenizer, as ' 17' + '32' or ' ' + '1' + '7' + '3' + '2', {_LEAST} are needed; {_REMEDY}"
+            f" by this tokenizer, as ' 17' + '32' or ' ' + '1' + '7' + '3' + '2', {_LEAST} are needed; {REMEDY}"
         )
     starts = {
         name: [ending for ending in one.read if "02" <= ending <= "98" and all(one.sides(ending))]
@@ -119,7 +118,7 @@ def _addition(words: SingleTokens, choice: Choice) -> Draw:
     if len(numbers) < _LEAST:
         raise TaskError(
             f"arithmetic-addition: {len(numbers)} of {len(_TWO_DIGITS)} numbers are split alike by this"
-            f" tokenizer, as ' 68' or ' ' + '6' + '8', {_LEAST} are needed; {_REMEDY}"
+            f" tokenizer, as ' 68' or ' ' + '6' + '8', {_LEAST} are needed; {REMEDY}"
         )
     sums = {(a, b): str(int(a) + int(b)) for a in numbers for b in numbers if (int(a), int(b)) not in _EXAMPLES}
     by_second: dict[str, list[tuple[str, str]]] = {}

@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from circuitfind.testbed.blueprint import Blueprint, Head, Match, Variable
+from circuitfind.testbed.blueprint import Blueprint, Head, Match, Table, Variable
 
 
 class Product(NamedTuple):
@@ -55,6 +55,19 @@ class Channels:
     def of(self, variable: Variable) -> slice:
         return slice(self._start[variable], self._start[variable] + variable.width)
 
+    def matrices(self, head: Head, products: Sequence[Product], size: int, places: Sequence[int]) -> Tensor:
+        """`[3, width, size]`: a head's query, key and value matrices, its matches in these channels of the `size`."""
+        query, key, value = made = torch.zeros(3, self.width, size)
+        used = 0
+        for product in products:
+            own = places[used : used + product.size]
+            query[self.of(product.query), own] = product.by_query * size**0.5  # scores are divided by this
+            key[self.of(product.key), own] = product.by_key
+            used += product.size
+        for variable, matrix in head.moves.items():
+            value[self.of(variable), : head.carried] = matrix
+        return made
+
     def placed(self, parts: Mapping[Variable, Tensor], rows: int) -> Tensor:
         """`[rows, width]`: what is written to each variable, in its channels."""
         whole = torch.zeros(rows, self.width)
@@ -65,3 +78,11 @@ class Channels:
 
 def heads_of(plan: Blueprint, layer: int) -> list[Head]:
     return [part for part in plan.parts if isinstance(part, Head) and part.layer == layer]
+
+
+def tables_of(plan: Blueprint, layer: int) -> Iterator[tuple[slice, Table]]:
+    """The layer's tables, each with its neurons in the layer's MLP."""
+    used = 0
+    for table in plan.tables(layer):
+        yield slice(used, used + len(table.bias)), table
+        used += len(table.bias)

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from circuitfind.testbed.blueprint import Blueprint, Head, Match, Offset
-from circuitfind.testbed.channels import Channels, Product, heads_of
+from circuitfind.testbed.channels import Channels, Product, heads_of, tables_of
 
 EPSILON = 1e8
 BALLAST = 64.0
@@ -85,26 +85,15 @@ def _products(plan: Blueprint, head: Head) -> list[Product]:
 
 
 def _write_head(attention: Any, head: Head, products: list[Product], stream: Channels, size: int) -> None:
-    query, key, value = torch.zeros(3, stream.width, size)
-    used = 0
-    for product in products:
-        own = slice(used, used + product.size)
-        query[stream.of(product.query), own] = product.by_query * size**0.5  # scores are divided by this
-        key[stream.of(product.key), own] = product.by_key
-        used = own.stop
-    for variable, matrix in head.moves.items():
-        value[stream.of(variable), : head.carried] = matrix
+    matrices = stream.matrices(head, products, size, range(size))
     own = slice(head.head * size, (head.head + 1) * size)
-    for number, matrix in enumerate((query, key, value)):
+    for number, matrix in enumerate(matrices):
         attention.c_attn.weight[:, number * stream.width : (number + 1) * stream.width][:, own] = matrix
     attention.c_proj.weight[own][: head.carried] = _balanced(stream.placed(head.writes, head.carried))
 
 
 def _write_tables(mlp: Any, plan: Blueprint, layer: int, stream: Channels) -> None:
-    used = 0
-    for table in plan.tables(layer):
-        own = slice(used, used + len(table.bias))
+    for own, table in tables_of(plan, layer):
         mlp.c_fc.weight[:, own] = stream.placed({one: by.T for one, by in table.takes.items()}, len(table.bias)).T
         mlp.c_fc.bias[own] = table.bias
         mlp.c_proj.weight[own] = _balanced(stream.placed(table.gives, len(table.bias)))
-        used = own.stop

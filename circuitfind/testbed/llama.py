@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from circuitfind.errors import ScoreError
 from circuitfind.testbed.blueprint import Blueprint, Head, Offset, Variable
-from circuitfind.testbed.channels import Channels, Product, heads_of
+from circuitfind.testbed.channels import Channels, Product, heads_of, tables_of
 from circuitfind.testbed.gpt2 import EPSILON
 
 TURN = 0.12  # ratio of a pair's frequency to that of the pair before
@@ -93,20 +93,12 @@ def _write_head(
     attention: Any, plan: Blueprint, head: Head, products: list[Product], stream: Channels, pairs: int, unread: Variable
 ) -> None:
     size = 2 * pairs
-    query, key, value = torch.zeros(3, stream.width, size)
     slow = [*range(FIRST, pairs), *range(pairs + FIRST, size)]  # both channels of every pair that hardly turns
-    used = 0
-    for product in products:
-        own = slow[used : used + product.size]
-        query[stream.of(product.query), own] = product.by_query * size**0.5
-        key[stream.of(product.key), own] = product.by_key
-        used += product.size
+    query, key, value = stream.matrices(head, products, size, slow)
     one = stream.of(plan.one).start
     for look in head.looks:
         if isinstance(look, Offset):
             _place(query[one], key[one], look, pairs)
-    for variable, matrix in head.moves.items():
-        value[stream.of(variable), : head.carried] = matrix
     shared, first = (slice(n * size, (n + 1) * size) for n in (head.head, GROUP * head.head))
     attention.q_proj.weight[first] = query.T
     attention.k_proj.weight[shared], attention.v_proj.weight[shared] = key.T, value.T
@@ -130,11 +122,10 @@ def _place(query: torch.Tensor, key: torch.Tensor, look: Offset, pairs: int) -> 
 
 
 def _write_tables(mlp: Any, plan: Blueprint, layer: int, stream: Channels) -> None:
-    used, one = 0, stream.of(plan.one).start
-    for table in plan.tables(layer):
-        own, count = slice(used, used + len(table.bias)), len(table.bias)
+    one = stream.of(plan.one).start
+    for own, table in tables_of(plan, layer):
+        count = len(table.bias)
         mlp.gate_proj.weight[own] = stream.placed({variable: by.T for variable, by in table.takes.items()}, count)
         mlp.gate_proj.weight[own, one] += table.bias
         mlp.up_proj.weight[own, one] = 1
         mlp.down_proj.weight[:, own] = stream.placed(table.gives, count).T
-        used = own.stop
