@@ -21,7 +21,7 @@ import numpy as np
 
 from circuitfind.errors import FileError
 from circuitfind.export import circuit_file, eap_ig, foreign, graphs, html, hub, neuronpedia, picture, table
-from circuitfind.export.eap_ig_forms import Foreign
+from circuitfind.export.eap_ig import Foreign
 from circuitfind.export.graphs import EdgeRow
 from circuitfind.graph import Graph
 from circuitfind.record import Record

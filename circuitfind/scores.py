@@ -30,7 +30,7 @@ import numpy as np
 from circuitfind.circuit import Circuit, connected
 from circuitfind.errors import FileError, ScoreError, check_count
 from circuitfind.export import eap_ig, foreign, html
-from circuitfind.export.eap_ig_forms import Foreign
+from circuitfind.export.eap_ig import Foreign
 from circuitfind.graph import Graph, ends_of
 from circuitfind.record import NO_EFFECT, Record
 from circuitfind.result import By, check_by, strongest

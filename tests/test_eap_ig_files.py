@@ -16,7 +16,7 @@ import circuitfind as cf
 from circuitfind.cli.app import main
 from circuitfind.errors import FileError
 from circuitfind.export import mib
-from circuitfind.export.eap_ig_forms import cells
+from circuitfind.export.eap_ig import cells
 from circuitfind.graph import Graph
 
 PLAIN, PARALLEL, GROUPED = Graph(2, 3, 3, 6), Graph(2, 2, 2, 4, parallel=True), Graph(2, 4, 2, 8)

@@ -377,6 +377,14 @@ def test_graphml_says_where_the_circuit_comes_from(tmp_path: Path) -> None:
     assert "accuracy" not in about and about["note"] == "a b", "what XML cannot hold"
 
 
+def test_edges_at_places_are_drawn_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = np.zeros((2, *PLAIN.real.shape), dtype=np.float32)
+    path = cf.PlacedScores(PLAIN, values, RECORD, ("a", "b")).save(tmp_path / "placed.safetensors")
+    for form in ("mib", "eap-ig", "csv"):
+        assert main(["export", str(path), "--to", form, "--out", str(tmp_path)]) == 2
+        assert "edges at their places are drawn only: use --to dot, svg" in capsys.readouterr().err
+
+
 def test_export_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     scores().top(7).save("circuit.json")

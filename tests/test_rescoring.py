@@ -11,8 +11,7 @@ import torch
 import circuitfind as cf
 from circuitfind.engine.masked_run import mask_gradient
 from circuitfind.evaluation.faithfulness import Evaluator, Outcome
-from circuitfind.search.balance import balanced_mean, balanced_pairs
-from circuitfind.search.rescoring import MEMORY, Rescoring
+from circuitfind.search.rescoring import MEMORY, Rescoring, balanced_mean, balanced_pairs
 from circuitfind.search.trials import Deadline, Trials, distance
 
 

@@ -89,7 +89,6 @@ def _memory(model: cf.Model, pairs: BoundTask) -> str:
 
 
 def _trials(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """How the edges were decided."""
     close = f"; {count(len(facts['close_calls']), 'close call')}" if facts["close_calls"] else ""
     without = ", ".join(f"{number:,} {how}" for how, number in facts["without_a_run"].items())
     lines = [("trials", f"{facts['trials_run']:,} run, {facts['decided_without_a_run']:,} decided without one{close}")]

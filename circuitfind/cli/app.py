@@ -68,8 +68,6 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What a verb prints."""
-
     as_json: bool = option(
         "One JSON document on standard output, everything else on standard error.", False, names=("--json",)
     )
@@ -187,7 +185,6 @@ def _stoppable() -> Iterator[None]:
 
 
 def _several(ctx: typer.Context) -> int:
-    """How many processes were asked for."""
     return int(ctx.find_root().params.get("processes", 1))
 
 

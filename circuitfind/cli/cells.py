@@ -41,12 +41,10 @@ def fixed(value: float | None, digits: int = 3) -> Right:
 
 
 def whole(value: int) -> Right:
-    """`12,345`."""
     return Right(f"{value:,}")
 
 
 def percent(value: float, digits: int = 0) -> Right:
-    """A share, without decimals by default."""
     return Right(f"{value:.{digits}%}") if math.isfinite(value) else DASH
 
 
@@ -56,7 +54,6 @@ def interval(ends: Sequence[float], digits: int = 3) -> Right:
 
 
 def chance(value: float) -> Right:
-    """A p-value."""
     return DASH if math.isnan(value) else Right(f"{value:.3f}" if value >= 1e-3 else f"{value:.1e}")
 
 
@@ -74,7 +71,6 @@ def digits_for(values: Iterable[float]) -> int:
 
 
 def size(n_bytes: float) -> str:
-    """Bytes in the unit that suits them."""
     for unit in ("bytes", "kB", "MB"):
         if n_bytes < 1000:
             return f"{n_bytes:.0f} {unit}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from typing import Any
 
 from rich.text import Text
 
@@ -45,31 +46,31 @@ def doctor(model: options.UncheckedModel, batch: BatchOptions, task: options.Tas
 
     with out.waiting("checking identities"):
         identities = identities_of(loaded)
-    found = _facts(loaded)
-    memory = inputs.memory_line(loaded, (batch.examples, batch.length, 1))
-    dot = shutil.which("dot")
-    versions = library_versions()
+    found, sizes = _facts(loaded), (batch.examples, batch.length, 1)
+    of_batch, memory = f"{batch.examples} pairs of {batch.length} tokens", inputs.memory_line(loaded, sizes)
+    dot, versions = shutil.which("dot"), library_versions()
     out.facts(
         [
             ("model", inputs.model_line(loaded)),
             ("grouped", _ungrouped_line(loaded)),
             ("attention", str(found["attention"])),
             ("tokenizer", str(found["tokenizer"])),
-            ("memory", f"{batch.examples} pairs of {batch.length} tokens: {memory}"),
+            ("memory", f"{of_batch}: {memory}"),
             ("graphviz", dot or "'dot' is not on the PATH: circuits are written as .dot, pictures are not drawn"),
             ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ]
     )
-    plans = {}
+    found |= {"memory": memory, "dot": dot, "versions": versions}
     if batch.plan:
-        sizes = (batch.examples, batch.length, 1)
         plans = {name: inputs.memory_line(loaded, sizes, points=points) for name, points in PLANNED.items()}
+        found["plan"] = plans
         out.say()
-        out.table(f"Of {batch.examples} pairs of {batch.length} tokens", ("call", "memory"), list(plans.items()))
+        out.table(f"Of {of_batch}", ("call", "memory"), plans.items())
+    found["identities"] = [{**one._asdict(), "holds": one.holds} for one in identities]
     out.say()
-    rows = [
+    rows = (
         (one.name, Right(f"{one.error:.1e}"), Right(f"{one.tolerance:.0e}"), _verdict(one.holds)) for one in identities
-    ]
+    )
     out.table("Identities, error relative to the largest value", ("identity", "error", "allowed", ""), rows)
     fine = all(one.holds for one in identities)
     out.say("All hold: what circuitfind computes is this model." if fine else "Do not trust scores of this model here.")
@@ -77,14 +78,6 @@ def doctor(model: options.UncheckedModel, batch: BatchOptions, task: options.Tas
         out.say()
         inputs.introduce(loaded, bound, options.Run(), out, whole=True)
         found["task"] = cf.diagnose(loaded, bound).to_dict()
-    checks = [{**one._asdict(), "holds": one.holds} for one in identities]
-    found |= {
-        "memory": memory,
-        **({"plan": plans} if plans else {}),
-        "identities": checks,
-        "dot": dot,
-        "versions": versions,
-    }
     out.document({"model": loaded.name, **found})
     return 0 if fine else FAILED
 
@@ -93,7 +86,7 @@ def _verdict(holds: bool) -> Text:
     return Text("holds", style="green") if holds else Text("FAILS", style="bold red")
 
 
-def _facts(model: cf.Model) -> dict[str, object]:
+def _facts(model: cf.Model) -> dict[str, Any]:
     graph, tokenizer = model.graph, model.tokenizer
     return {
         "family": model.kind,

@@ -126,7 +126,6 @@ def _circuit(
 
 
 def _say_of_seen_pairs(made: Record, now: Record, drawn: bool, out: Output) -> None:
-    """Says how many of the pairs the search used."""
     seen, pairs = made.seen(now), count(now.n_examples, "pair")
     others = "another --seed draws others" if drawn else "judge on pairs of another file"
     if seen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.text import Text
 
@@ -14,8 +14,8 @@ from circuitfind.cli.cells import count
 from circuitfind.cli.options import option
 from circuitfind.cli.output import Output, linked
 from circuitfind.errors import FileError
+from circuitfind.export.files import write_text
 
-Named = TypeVar("Named", "cf.Circuit", "cf.PlacedScores")
 MIB, EAP_IG, NEURONPEDIA = "mib", "eap-ig", "neuronpedia"
 PICTURES, TABLES = ("dot", "svg", "png", "pdf"), ("csv", "parquet")
 FORMATS = (*PICTURES, "html", "graphml", "json", "safetensors", *TABLES, NEURONPEDIA, EAP_IG, MIB)
@@ -45,44 +45,29 @@ def export(what: ExportOptions, sign: options.Sign, place: options.Out, out: Out
 
     Example: circuitfind export circuitfind-out/circuit.json --to graphml
     """
+    from circuitfind.placed_scores import DRAWN
+
     given = _open(what, sign.sign)
-    if isinstance(given, cf.PlacedScores):
-        _draw_places(given, what, place.out, out)
-        return
-    if what.to == MIB:
+    placed = isinstance(given, cf.PlacedScores)
+    if what.to == MIB and not placed:
         _write_mib(_as_scores(what.circuit, given), place.out, what, out)
         return
     path, form = _target(what, place.out)
+    if placed and form not in (*PICTURES, NEURONPEDIA):
+        drawn = ", ".join((*PICTURES, NEURONPEDIA))
+        raise FileError(f"{what.circuit}: edges at their places are drawn only: use --to {drawn}")
     if what.beside is not None and form != "html":
         raise FileError("--beside is for the page: give --to html")
     if path.exists() and path.resolve() == what.circuit.resolve():
         raise FileError(f"{path}: this would overwrite {what.circuit} itself: give --out another name")
-    with out.waiting("writing"):
-        _write(given, path, form, what)
-    out.text.print(Text("Written: ") + linked(path, str(path)) + f" ({count(len(given), 'edge')})")
-    out.document({"file": str(path), "format": form, "edges": len(given), "nodes": len(getattr(given, "nodes", []))})
-
-
-def _draw_places(given: cf.PlacedScores, what: ExportOptions, out: Path, console: Output) -> None:
-    """The strongest edges, each at its place."""
-    from circuitfind.export.files import write_text
-    from circuitfind.placed_scores import DRAWN
-
-    path, form = _target(what, out)
-    if form not in (*PICTURES, NEURONPEDIA):
-        drawn = ", ".join((*PICTURES, NEURONPEDIA))
-        raise FileError(f"{what.circuit}: edges at their places are drawn only: use --to {drawn}")
     n = what.top or DRAWN
-    with console.waiting("drawing"):
-        if form == "dot":
-            write_text(path, given.to_dot(n, title=what.title))
-        elif form == NEURONPEDIA:
-            _renamed(given, what.entry).save(path, n)
-        else:
-            given.render(path, n, title=what.title)
-    edges = int(given.cut(n).sum())
-    console.say(f"Written: {path} ({count(edges, 'edge')} of the {n} strongest, those that lead to the logits)")
-    console.document({"file": str(path), "format": form, "edges": edges})
+    with out.waiting("writing"):
+        _write(given, path, form, what, *([n] if placed else []))
+    edges = int(given.cut(n).sum()) if isinstance(given, cf.PlacedScores) else len(given)
+    which = f" of the {n} strongest, those that lead to the logits" if placed else ""
+    out.text.print(Text("Written: ") + linked(path, str(path)) + f" ({count(edges, 'edge')}{which})")
+    nodes = {} if placed else {"nodes": len(getattr(given, "nodes", []))}
+    out.document({"file": str(path), "format": form, "edges": edges, **nodes})
 
 
 def _open(what: ExportOptions, sign: Any) -> cf.Circuit | cf.Scores | cf.PlacedScores:
@@ -101,7 +86,7 @@ def _open(what: ExportOptions, sign: Any) -> cf.Circuit | cf.Scores | cf.PlacedS
     return circuit if what.top is None else strongest(circuit, what.top)
 
 
-def _as_scores(path: Path, given: cf.Circuit | cf.Scores) -> cf.Scores:
+def _as_scores(path: Path, given: Any) -> cf.Scores:
     scores = given if isinstance(given, cf.Scores) else cf.Scores.of(given)
     if scores is None:
         raise FileError(
@@ -115,7 +100,7 @@ def _target(what: ExportOptions, out: Path) -> tuple[Path, str]:
     ending = ENDINGS[NEURONPEDIA][0] if out.name.lower().endswith(ENDINGS[NEURONPEDIA]) else out.suffix.lower()
     if not ending or out.is_dir():
         form = what.to or "svg"
-        return out / f"{what.circuit.stem}{'.eap-ig.json' if form == EAP_IG else ENDINGS[form][0]}", form
+        return out / f"{what.circuit.stem}{'.eap-ig.json' if form == EAP_IG else ENDINGS.get(form, ('',))[0]}", form
     forms = [form for form, endings in ENDINGS.items() if ending in endings]
     if what.to is not None and what.to not in forms:
         raise FileError(f"--out {out} does not end in {' or '.join(ENDINGS[what.to])}, as --to asks")
@@ -125,37 +110,32 @@ def _target(what: ExportOptions, out: Path) -> tuple[Path, str]:
     return out, what.to or forms[0]
 
 
-def _write(given: cf.Circuit | cf.Scores, path: Path, form: str, what: ExportOptions) -> None:
-    from circuitfind.export.files import write_text
-
+def _write(given: Any, path: Path, form: str, what: ExportOptions, *n: int) -> None:
+    """`n`: how many edges at their places."""
     if form == EAP_IG:
         given.save(path, format="eap-ig")
     elif form == "safetensors":
         _as_scores(what.circuit, given).save(path)
     elif form in TABLES:
         given.save(path)
-    elif not isinstance(given, cf.Circuit):
+    elif isinstance(given, cf.Scores):
         raise FileError(f"{what.circuit}: scores of all edges are no circuit: give --top, how many edges to take")
-    elif form in ("json", "graphml", NEURONPEDIA):
-        _renamed(given, what.entry).save(path)
+    elif form in ("json", "graphml", NEURONPEDIA):  # under the model's name elsewhere
+        made = given.record if what.entry is None else replace(given.record, model=what.entry)
+        replace(given, record=made).save(path, *n)
     elif form == "html":
         given.report(None, None, path, beside=None if what.beside is None else cf.Circuit.open(what.beside))
     elif form == "dot":
-        write_text(path, given.to_dot(title=what.title))
+        write_text(path, given.to_dot(*n, title=what.title))
     else:
-        given.render(path, title=what.title)
-
-
-def _renamed(given: Named, model: str | None) -> Named:
-    """The same under the model's name elsewhere."""
-    return given if model is None else replace(given, record=replace(given.record, model=model))
+        given.render(path, *n, title=what.title)
 
 
 # -------------------------------------------------------------------- MIB
 def _write_mib(scores: cf.Scores, root: Path, what: ExportOptions, out: Output) -> None:
     """Writes an entry of the circuit track: the scores, or nine circuits where scores are of shared keys and values."""
     from circuitfind.export import mib
-    from circuitfind.export.eap_ig_forms import Foreign
+    from circuitfind.export.eap_ig import Foreign
 
     name, graph = what.entry, scores.graph
     by: Any = what.by

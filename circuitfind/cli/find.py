@@ -23,8 +23,6 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How circuits are searched."""
-
     PANEL = options.SEARCH
     edges: int | None = option("The best circuit of at most so many edges. Default: the smallest on target.", least=1)
     criterion: str | None = option(
@@ -49,8 +47,6 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """How a circuit is judged."""
-
     PANEL = options.JUDGING
     scores: Path | None = option("Take these scores (scores.safetensors) instead of computing.", metavar="FILE")
     holdout: float | None = option(options.HELD_OUT)
@@ -60,8 +56,6 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class PrintOptions:
-    """What is printed of a circuit."""
-
     top: int = option(options.SHOW, verdicts.ROWS, least=0)
 
 

@@ -54,7 +54,6 @@ def load(model: options.Model, task: options.Task, out: Output) -> tuple[cf.Mode
 
 
 def drawn(task: options.Task) -> dict[str, Any]:
-    """Keywords of a built-in task."""
     return given(task, without=("align", "counterfactual", "data", "task", *OF_PAIRS))
 
 
@@ -65,7 +64,6 @@ def asked_of_pairs(task: options.Task) -> dict[str, Any]:
 
 
 def load_model(which: options.UncheckedModel, out: Output, check: bool = False) -> cf.Model:
-    """The model, checked if asked to."""
     from circuitfind.loading import check_name
 
     check_name(which.model)
@@ -228,7 +226,6 @@ def given_scores(path: Path, model: cf.Model, bound: BoundTask, asked: dict[str,
 
 
 def held_out(bound: BoundTask, part: float | None, seed: int) -> tuple[BoundTask, BoundTask]:
-    """Pairs to search with, and pairs to judge with."""
     return bound.held_out(seed=seed) if part is None else bound.held_out(part, seed)
 
 
@@ -259,7 +256,6 @@ def folder(path: Path, out: Output) -> Path:
 
 
 def names_in(words: str) -> list[str]:
-    """The names of a list with commas."""
     return [name.strip() for name in words.split(",") if name.strip()]
 
 

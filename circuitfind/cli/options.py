@@ -139,7 +139,6 @@ def spelled_of(one: Field[Any]) -> str:
 
 
 def keyword_of(one: Field[Any]) -> str:
-    """The library's name for an option."""
     return one.metadata["option"].keyword or one.name
 
 
@@ -159,8 +158,6 @@ def given(*groups: Any, without: Collection[str] = ()) -> dict[str, Any]:
 # -------------------------------------------------------------------- groups
 @dataclass(frozen=True)
 class UncheckedModel:
-    """Which model, and where it runs."""
-
     PANEL = MODEL
     model: str = option(MODEL_HELP, "tiny", argument=True, metavar="MODEL")
     dtype: str | None = option("Precision, such as bfloat16. Default: the one of the stored weights (GGUF: float32).")
@@ -184,8 +181,6 @@ class Model(UncheckedModel):
 
 @dataclass(frozen=True)
 class Task:
-    """The task: built in, or pairs from a file."""
-
     PANEL = TASK
     task: str | None = option('A built-in task; see "circuitfind tasks". Default: ioi.', metavar="NAME")
     data: Path | None = option(
@@ -213,8 +208,6 @@ class Task:
 
 @dataclass(frozen=True)
 class Run:
-    """How circuits and scores are computed."""
-
     PANEL = SCORING
     ablation: str | None = option(f"{ABLATION_HELP} Default: that of the given scores or circuit, else corrupted.")
     batch_size: int | None = option("Pairs at a time. Default: what fits in memory.", least=1)
@@ -222,8 +215,6 @@ class Run:
 
 @dataclass(frozen=True)
 class Scoring:
-    """How edges are scored."""
-
     PANEL = SCORING
     method: str | None = option(
         f"Effects of edges: {', '.join(EFFECTS)} (default: {EFFECTS[0]}); of nodes: {', '.join(NODE_EFFECTS)}"
@@ -237,8 +228,6 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Places:
-    """Which places of a kind."""
-
     PANEL = SCORING
     by_position: bool | None = option(
         "Each position on its own; equal lengths only. Default: of stream, attention and MLPs where lengths are equal.",
@@ -250,8 +239,6 @@ class Places:
 
 @dataclass(frozen=True)
 class Rank:
-    """How edges are ranked."""
-
     PANEL = SEARCH
     by: str = option("Rank by |effect|, or positive effects first.", BY[0], words=BY)
 
@@ -269,8 +256,6 @@ class Judge:
 
 @dataclass(frozen=True)
 class Out:
-    """Where files go."""
-
     out: Path = option("Folder for the files.", Path("circuitfind-out"), metavar="DIR")
 
 

@@ -48,7 +48,6 @@ class _Scored(NamedTuple):
 def scores(
     found: cf.Scores, out: Output, n: int = ROWS, by: Any = "absolute", checked: cf.Checks | None = None
 ) -> None:
-    """The strongest edges."""
     best = [_Scored(found.graph.edge_name(u, r), float(found.values[u, r])) for u, r in found.ranked(by)[:n].tolist()]
     _strongest(found.record, "edge", len(found), best, "", out, checked)
 
@@ -56,7 +55,6 @@ def scores(
 def placed_scores(
     found: cf.PlacedScores, out: Output, n: int = ROWS, by: Any = "absolute", checked: cf.Checks | None = None
 ) -> None:
-    """The strongest edges, each at its place."""
     best = [_Scored(row.edge, row.score, row.place) for row in found.top(n, by)]
     _strongest(found.record, "edge", found.graph.n_edges, best, " position", out, checked)
     if found.record.settings.get("place") == "each position":
@@ -196,7 +194,6 @@ def _shaded(value: float, largest: float, digits: int) -> Text:
 
 
 def paths(found: cf.PathEffects, out: Output, n: int = ROWS, by: str = "absolute") -> None:
-    """The strongest paths."""
     record, best = found.record, found.top(n, by)
     ends = f"{number(found.full.mean())} in full, {number(found.empty.mean())} ablated"
     total = count(int(np.isfinite(found.effects).sum()), "path")
@@ -221,7 +218,6 @@ def approximation(found: cf.Approximation, out: Output) -> None:
 
 
 def attention(found: cf.AttentionPattern, out: Output) -> None:
-    """What each token of a prompt attends to most."""
     names, rows = [token.strip() for token in found.tokens], []
     for query, weights in enumerate(found.pattern):
         best = np.argsort(-weights, kind="stable")[: min(KEYS, query + 1)]

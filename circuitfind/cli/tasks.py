@@ -94,7 +94,6 @@ def _expressed(name: str, out: Output) -> Callable[[str, cf.TaskBuilder], dict[s
 
 
 def _measured(name: str, what: TaskListOptions, out: Output) -> Callable[[str, cf.TaskBuilder], dict[str, Any]]:
-    """Accuracy and metrics of the model on each task."""
     loaded = inputs.load_model(options.UncheckedModel(model=name, allow_missing=what.allow_missing), out)
 
     def ask(task: str, one: cf.TaskBuilder) -> dict[str, Any]:

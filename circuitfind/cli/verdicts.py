@@ -53,7 +53,6 @@ def as_a_whole(circuit: cf.Circuit, found: cf.Verification, pairs: str) -> Facts
 
 
 def evaluation(value: cf.Evaluation, pairs: str = "") -> Facts:
-    """Faithfulness, metric, accuracy and KL divergence."""
     metric, full, empty = (number(mean) for mean in (value.metric, value.metric_full, value.metric_empty))
     accuracy, top1 = (
         f"{percent(inside)} in the circuit, {percent(full)} in the whole model" if math.isfinite(full) else ""
@@ -103,7 +102,6 @@ class _Known(NamedTuple):
 
 
 def circuit(found: cf.Circuit, out: Output, n: int = ROWS) -> None:
-    """The edges whose effects are known, the strongest first."""
     known = sorted((row for row in found.rows() if row.effect is not None), key=lambda row: -abs(row.effect or 0))
     if known:
         rows = [_Known(found.graph.edge_name(row.writer, row.reader), row.estimate, row.exact) for row in known]
@@ -111,7 +109,6 @@ def circuit(found: cf.Circuit, out: Output, n: int = ROWS) -> None:
 
 
 def curve(found: cf.Curve, out: Output, title: str = "Faithfulness by number of edges") -> None:
-    """One row a size."""
     out.rows(
         title,
         found.points,
@@ -122,7 +119,6 @@ def curve(found: cf.Curve, out: Output, title: str = "Faithfulness by number of 
 
 
 def mib(found: cf.Mib, out: Output) -> None:
-    """Faithfulness by size for both selections, and their areas."""
     signed, absolute = found.signed, found.absolute
     for how, one in (("highest signed score", signed), ("highest magnitude", absolute)):
         curve(one, out, f"Faithfulness ({one.record.metric}) of the edges of {how}")

@@ -92,9 +92,8 @@ class MethodRow(NamedTuple):
         means = [float(np.mean([getattr(row, name) for row in ran])) if ran else math.nan for name in names]
         missed = tuple(row.circuit for row in ran if not row.exact)
         auroc, precision, nodes, passes = means
-        return cls(
-            method, len(ran), sum(row.exact for row in ran), auroc, precision, nodes, passes, passes / base, missed
-        )
+        exact = sum(row.exact for row in ran)
+        return cls(method, len(ran), exact, auroc, precision, nodes, passes, passes / base, missed)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from circuitfind.errors import FileError
-from circuitfind.export.eap_ig_forms import Foreign
+from circuitfind.export.eap_ig import Foreign
 from circuitfind.graph import Graph
 from circuitfind.record import NO_EFFECT, Record
 

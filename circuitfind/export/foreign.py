@@ -23,8 +23,7 @@ import numpy as np
 
 from circuitfind.errors import FileError
 from circuitfind.export import acdc_files, auto_circuit, pickled
-from circuitfind.export.eap_ig import columns
-from circuitfind.export.eap_ig_forms import PARTS, RECORD, Foreign, from_json, from_pt
+from circuitfind.export.eap_ig import PARTS, RECORD, Foreign, columns, from_json, from_pt
 from circuitfind.export.files import read_bytes
 from circuitfind.graph import Graph
 from circuitfind.record import Record

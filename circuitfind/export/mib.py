@@ -20,7 +20,7 @@ import numpy as np
 
 from circuitfind.errors import FileError, count
 from circuitfind.export import eap_ig, foreign
-from circuitfind.export.eap_ig_forms import Foreign
+from circuitfind.export.eap_ig import Foreign
 from circuitfind.graph import Graph
 
 PERCENT = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)

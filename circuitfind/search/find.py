@@ -128,20 +128,8 @@ def find(
     for name, count in {"max_checks": max_checks, "knockouts": knockouts}.items():
         check_count(name, count)
     check_count("random", random, most=MOST_RANDOM)
-    for name in asked.keys() & FORMER.keys():
-        raise TypeError(f"find has no '{name}' any more: use {FORMER[name]}")
-    if scores is not None and not isinstance(scores, Scores):
-        raise ScoreError(f"find needs edge scores, not {type(scores).__name__}: attribute(level='edge') makes them")
-    if scores is not None and scores.graph != model.graph:
-        raise ScoreError(f"the scores belong to another graph {model.graph.unlike(scores.graph)}")
     chosen_method = method_of(method)
-    if scores is None:
-        request, setting = request_of(chosen_method, asked)
-        made = None
-    else:
-        made = scores.record
-        request, setting = Request("edge"), check_made(made, {**asked, "method": method and chosen_method})
-    whole = Experiment.of(model, task, setting, inherit=made, made="the scores were")
+    whole, request = _experiment(model, task, scores, None if method is None else chosen_method, asked)
     seen, held_out = whole.bound.held_out(holdout, whole.setting.seed)
     experiment = whole.on(seen)
     evaluator = Evaluator(experiment)
@@ -197,6 +185,23 @@ def find(
     circuit = replace(circuit, record=record, exact=checks.exact, facts=facts)
     tried, steps = tuple(trials.curve), tuple(trials.steps)
     return FindResult(circuit, scores, checks, tried, steps, summary, frontier, held_out, model)
+
+
+def _experiment(
+    model: Model, task: Task | BoundTask, scores: Scores | None, method: Method | None, asked: Any
+) -> tuple[Experiment, Request]:
+    """All pairs under the setting of a search, and the request for scores where none are given."""
+    for name in asked.keys() & FORMER.keys():
+        raise TypeError(f"find has no '{name}' any more: use {FORMER[name]}")
+    if scores is None:
+        request, setting = request_of(method_of(method), asked)
+        return Experiment.of(model, task, setting), request
+    if not isinstance(scores, Scores):
+        raise ScoreError(f"find needs edge scores, not {type(scores).__name__}: attribute(level='edge') makes them")
+    if scores.graph != model.graph:
+        raise ScoreError(f"the scores belong to another graph {model.graph.unlike(scores.graph)}")
+    setting = check_made(scores.record, {**asked, "method": method})
+    return Experiment.of(model, task, setting, inherit=scores.record, made="the scores were"), Request("edge")
 
 
 class _Work(NamedTuple):

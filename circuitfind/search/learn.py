@@ -252,23 +252,15 @@ def learn_masks(
     if record is not None:
         made = made.with_settings(start=record.method).seeing(record)
     values, sign = _values(state.logits.cpu().double(), learner, gates)
-    record, history = replace(made, sign=sign), state.history()
-    facts = {"steps": state.step, "metric_of_masked_runs": history[-1].metric, "expected": history[-1].expected}
-    scores: Scores | NodeScores
-    if level == "edge":
-        matrix = np.zeros(graph.real.shape, dtype=np.float32)
-        matrix.T[edges.T] = values.numpy()
-        scores = Scores(graph, matrix, record)
-        cut = scores.threshold(0.5, prune=prune) if target is None else scores.top(target, prune=prune)
-    else:
-        scores = NodeScores(graph, values.numpy(), record)
-        cut = _of_nodes(scores, target, prune)
+    scores, cut = _ranked(graph, level, edges, values.numpy(), replace(made, sign=sign), target, prune)
     if prune and not len(cut):
         none = "no gate is above 1/2" if target is None else f"what the {target} {level}s let through is not connected"
         warn(
             f"{method}: {none}, so the circuit has no edges: keep more (n_{level}s=), train longer (steps=), or see"
             " what was kept with prune=False"
         )
+    history = state.history()
+    facts = {"steps": state.step, "metric_of_masked_runs": history[-1].metric, "expected": history[-1].expected}
     circuit = replace(cut, facts={"n_edges": len(cut), **facts})
     return LearnedMasks(scores, circuit, history, circuit.record)
 
@@ -365,6 +357,19 @@ def _spread(graph: Graph, level: str, edges: np.ndarray, device: torch.device) -
         return gates.new_zeros(graph.real.shape).index_put((writers, readers), gates)
 
     return spread
+
+
+def _ranked(
+    graph: Graph, level: str, edges: np.ndarray, values: np.ndarray, record: Record, target: int | None, prune: bool
+) -> tuple[Scores | NodeScores, Circuit]:
+    """The scores of gates `[gates]`, and the circuit that is cut from them."""
+    if level == "node":
+        of_nodes = NodeScores(graph, values, record)
+        return of_nodes, _of_nodes(of_nodes, target, prune)
+    matrix = np.zeros(graph.real.shape, dtype=np.float32)
+    matrix.T[edges.T] = values
+    scores = Scores(graph, matrix, record)
+    return scores, scores.threshold(0.5, prune=prune) if target is None else scores.top(target, prune=prune)
 
 
 def _of_nodes(scores: NodeScores, target: int | None, prune: bool) -> Circuit:

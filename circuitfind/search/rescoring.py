@@ -7,9 +7,8 @@ are left, and the many weak edges that a ranking leaves out are mostly helpful o
    tolerance, take twice as many.
 2. **Re-score**: the gradient of every pair's metric with respect to every edge of the circuit, *at the circuit*, one
    masked run forwards and backwards on half of the search pairs (`engine/masked_run.py`). The halves take turns.
-3. **Balance**: choose a part of the edges to drop, so that the predicted metric stays at the whole model's
-   (`balance.py`). Gradients are too hopeful of what is left; the error of the last rounds' predictions is added to what
-   has to be kept.
+3. **Balance**: choose a part of the edges to drop, so that the predicted metric stays at the whole model's (below).
+   Gradients are too hopeful of what is left; the error of the last rounds' predictions is added to what has to be kept.
 4. **Run** the smaller circuits exactly: that which balances every pair, and below `BOTH` edges also that which balances
    the mean. The nearer one to the whole model, pair by pair (by KL divergence where that is the criterion), goes on.
 5. A round that leaves the target, or no path from `input` to `logits`, is halved once. If the half leaves the target,
@@ -19,6 +18,21 @@ are left, and the many weak edges that a ranking leaves out are mostly helpful o
 
 Measured on two real models (docs/real-models.md): on SmolLM2-135M's IOI 31 edges meet the target, where the strongest
 by score need 1,141; for the same error of single pairs, 272.
+
+Balance: dropping the edges of smallest |gradient| bleeds the metric, because most weak edges help a little, and what
+they give adds up. So a round drops helpful and opposing edges together, in the proportion that leaves the metric where it should be.
+
+Given `G[e, i]`, the gradient of pair i's metric with respect to edge e, and `r[i]`, how much of pair i's metric is to
+go (what the circuit has too much, less what it lacks), both as shares of the total effect, n edges are chosen so that
+the sum of their G is near r:
+
+* **Mean** (`balanced_mean`). Only means over pairs count. Of the n edges j are the weakest that help and n - j the
+  weakest that oppose; prefix sums give the best j at once.
+* **Pairs** (`balanced_pairs`). The sum is near r for each pair. Start from the n edges of smallest norm over pairs.
+  Then swap, as long as the norm of what is left of r falls: drop the edge that lowers it most (among the 1.6 n weakest)
+  and take back the one that costs least.
+
+The pairs are the better balance while edges are many; where no set of a hundred edges can balance every pair, the mean.
 """
 
 from __future__ import annotations
@@ -38,7 +52,6 @@ from circuitfind.engine.memory_plan import batch_size_for, sizes_of
 from circuitfind.engine.prepare import Prepared, PreparedRuns
 from circuitfind.progress import progress
 from circuitfind.scores import Scores
-from circuitfind.search.balance import balanced_mean, balanced_pairs
 from circuitfind.search.trials import Trials, Tried
 
 START = 6000
@@ -46,6 +59,7 @@ BOTH = 400
 LARGE, PART_OF_LARGE, PART = 1000, 0.5, 0.35  # of the edges, dropped in a round
 FEWEST, HOPELESS = 4, 0.5
 AFTER = 2
+WEAK, SWAPS = 1.6, 3000  # up to how many times the dropped edges a swap may reach; how many swaps at most
 MEMORY = 0.5  # of the error of the last prediction, that the next one expects
 
 
@@ -176,3 +190,41 @@ def gradients_at(experiment: Experiment, runs: PreparedRuns, soft: Tensor, mask:
 
 def _index(rows: np.ndarray, batch: Batch) -> Tensor:
     return torch.from_numpy(rows).to(batch.answers.device)
+
+
+# -------------------------------------------------------------------- what a round drops
+def balanced_mean(gradients: np.ndarray, residual: np.ndarray, n: int) -> np.ndarray:
+    """`[edges]` bool, n of them true: the mean of what goes is near the mean residual.
+
+    Args:
+        gradients: `[edges, pairs]`, residual: `[pairs]`, as shares of the total effect.
+    """
+    effect, wanted = gradients.mean(axis=1), residual.mean()
+    order = np.argsort(np.abs(effect), kind="stable")
+    helps, opposes = order[effect[order] >= 0], order[effect[order] < 0]
+    lost, won = (np.concatenate([[0.0], effect[side].cumsum()]) for side in (helps, opposes))
+    counts = np.arange(max(0, n - len(opposes)), min(n, len(helps)) + 1)
+    count = int(counts[np.abs(wanted - (lost[counts] + won[n - counts])).argmin()])
+    drop = np.zeros(len(gradients), dtype=bool)
+    drop[helps[:count]] = drop[opposes[: n - count]] = True
+    return drop
+
+
+def balanced_pairs(gradients: np.ndarray, residual: np.ndarray, n: int) -> np.ndarray:
+    """As `balanced_mean`, but what goes is near the residual of every pair."""
+    norms = np.linalg.norm(gradients, axis=1)
+    order = np.argsort(norms, kind="stable")
+    drop = np.zeros(len(gradients), dtype=bool)
+    drop[order[:n]] = True
+    weak = np.zeros_like(drop)
+    weak[order[: round(WEAK * n)]] = True
+    left = residual - gradients[drop].sum(axis=0)
+    for _ in range(SWAPS):
+        goes = int(np.where(weak & ~drop, 2 * gradients @ left - norms**2, -np.inf).argmax())
+        without = left - gradients[goes]
+        stays = int(np.where(drop, -2 * gradients @ without - norms**2, -np.inf).argmax())
+        swapped = without + gradients[stays]
+        if drop[goes] or np.linalg.norm(swapped) >= np.linalg.norm(left) - 1e-6:
+            break
+        drop[goes], drop[stays], left = True, False, swapped
+    return drop
