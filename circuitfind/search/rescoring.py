@@ -20,7 +20,8 @@ Measured on two real models (docs/real-models.md): on SmolLM2-135M's IOI 31 edge
 by score need 1,141; for the same error of single pairs, 272.
 
 Balance: dropping the edges of smallest |gradient| bleeds the metric, because most weak edges help a little, and what
-they give adds up. So a round drops helpful and opposing edges together, in the proportion that leaves the metric where it should be.
+they give adds up. So a round drops helpful and opposing edges together, in the proportion that leaves the metric where
+it should be.
 
 Given `G[e, i]`, the gradient of pair i's metric with respect to edge e, and `r[i]`, how much of pair i's metric is to
 go (what the circuit has too much, less what it lacks), both as shares of the total effect, n edges are chosen so that
