@@ -304,7 +304,7 @@ def test_first_of_sets_and_without_wrong_answers(tiny: cf.Model) -> None:
         ),
         ({"answers": None}, "answer='first' is for answers as text, and the task has none"),
         ({"answers": [5, 6], "wrong_answers": [7, 8]}, r"with ids give positions=, \[batch, reads\]"),
-        ({"positions": -1}, "answer='first' says where the logits are read, and so does positions="),
+        ({"positions": -1}, "answer='first' and positions= both say where the logits are read"),
         ({"answer": "last"}, "answer is 'last': use 'first' .* or 'all'"),
         (
             {"answer": "all", "wrong_answers": ["Mary and Paul", "Anna"]},

@@ -92,9 +92,7 @@ def _check(asked: EvaluateOptions) -> None:
     if asked.circuit is not None:
         return
     if asked.curve is None:
-        raise FileError(
-            "--circuit FILE is needed: a circuit.json to run (or --curve FILE: scores to cut circuits from)"
-        )
+        raise FileError("--circuit FILE is needed: a circuit.json (or --curve FILE: scores to cut circuits from)")
     for name in OF_A_CIRCUIT:
         if getattr(asked, name):
             raise FileError(f"--{name.replace('_', '-')} is measured of one circuit: give --circuit FILE, too")

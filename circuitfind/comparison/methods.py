@@ -100,7 +100,6 @@ def _entrant(name: str, given: Given) -> Entrant:
     if isinstance(given, Method):
         return _of_method(given, "edge" if "edge" in given.levels else "node")
     if not isinstance(given, Scores) and not callable(given):
-        raise ScoreError(
-            f"method '{name}' is a {type(given).__name__}: give Scores, a Method, or a function (model, task)"
-        )
+        kind = type(given).__name__
+        raise ScoreError(f"method '{name}' is a {kind}: give Scores, a Method, or a function (model, task)")
     return Entrant(partial(_as_given, name=name, given=given), "given")

@@ -80,7 +80,5 @@ def _graph(parts: Mapping[tuple[str, str], np.ndarray]) -> Graph:
         heads = parts["0", "q_input"].shape[-2]
         parallel = parts["0", "mlp_in"].shape[-1] == parts["0", "q_input"].shape[-1]
     except (KeyError, IndexError):
-        raise FileError(
-            "no scores of edges into the first layer's queries and MLP: other graphs are not read"
-        ) from None
+        raise FileError("no scores into the first layer's queries and MLP: other graphs are not read") from None
     return Graph(layers, heads, heads, 0, parallel)

@@ -239,10 +239,7 @@ def check_target(
     if time_limit is not None and not (isinstance(time_limit, Real) and float(time_limit) > 0):
         raise ScoreError(f"time_limit={time_limit!r}: give seconds, more than 0")
     if not isinstance(tolerance, Real) or not 0 <= float(tolerance) < 1:
-        raise ScoreError(
-            f"tolerance={tolerance!r}: give how far from the whole model the circuit may be, 0 or more and below 1 (at"
-            " 1 the empty circuit would do)"
-        )
+        raise ScoreError(f"tolerance={tolerance!r}: give 0 or more, and less than 1, where the empty circuit would do")
 
 
 def _searched(

@@ -37,9 +37,7 @@ def first(right: Sequences, wrong: Sequences) -> Reading:
         while shared < shortest and len({ids[shared] for ids in every}) == 1:
             shared += 1
         if shared == shortest:
-            raise ValueError(
-                "one of the right and wrong answers is the beginning of the others: no token tells them apart"
-            )
+            raise ValueError("one of the right and wrong answers begins the others: no token tells them apart")
     sides = [list(dict.fromkeys(ids[shared] for ids in side)) for side in (right, wrong)]
     if set(sides[0]) & set(sides[1]):
         raise ValueError(
@@ -52,9 +50,7 @@ def first(right: Sequences, wrong: Sequences) -> Reading:
 def whole(right: Sequences, wrong: Sequences, compared: bool) -> Reading:
     """Every token of the answer; `compared`: the metric needs wrong answers. A ValueError says what is not defined."""
     if len(right) != 1 or len(wrong) > 1:
-        raise ValueError(
-            "answer='all' follows one right answer, beside one wrong answer at most: give one of each a row"
-        )
+        raise ValueError("answer='all' follows one right answer beside at most one wrong one: give one of each a row")
     (own,) = right
     other = list(wrong[0]) if wrong else []
     if other == list(own):

@@ -115,19 +115,15 @@ class Given:
                 if isinstance(prompt, str):
                     continue
                 if not are_messages(prompt):
-                    raise TaskError(
-                        f"row {number}: prompts are strings, lists of messages, or all of them one [batch, pos] tensor"
-                        " of ids"
-                    )
+                    ids = "or all of them one [batch, pos] tensor of ids"
+                    raise TaskError(f"row {number}: prompts are strings, lists of messages, {ids}")
                 try:
                     check_messages(prompt)
                 except ValueError as error:
                     raise TaskError(f"row {number}: {side}: {error}") from None
             if any(isinstance(prompt, str) != isinstance(self.clean[0], str) for prompt in prompts):
-                raise TaskError(
-                    f"row {number}: some prompts are text and some are messages: give all as messages, or all as text"
-                    " with chat=True"
-                )
+                remedy = "give all as messages, or all as text with chat=True"
+                raise TaskError(f"row {number}: some prompts are text and some are messages: {remedy}")
 
     def _check_answer(self) -> None:
         """What is said of the answers fits the prompts."""
@@ -149,9 +145,7 @@ class Given:
         if self.is_ids or self.answers_are_ids():
             raise TaskError(f"{about}: with ids give positions=, [batch, reads], and answers of each position")
         if self.positions is not None:
-            raise TaskError(
-                f"answer='{self.answer}' says where the logits are read, and so does positions=: leave one out"
-            )
+            raise TaskError(f"answer='{self.answer}' and positions= both say where the logits are read: leave one out")
 
     def __len__(self) -> int:
         return len(self.clean)
