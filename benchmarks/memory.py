@@ -4,8 +4,8 @@
 
 Random models of many shapes, each in a process of its own that has scored one short pair before, so that only what
 grows with the batch is counted: the resident set's high-water mark while all edges are scored, by EAP, or under KL by
-integrated gradients. "exact" measures a few edges of every layer. `--planned`: in the batches that are planned, not in
-one.
+integrated gradients. "exact" measures a few edges of every layer, "edge-pruning" learns for two steps, by KL.
+`--planned`: in the batches that are planned, not in one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from gpt2_small import resident
 import circuitfind as cf
 from circuitfind.attribution.exact import exact_effects
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.memory_plan import plan_memory, sizes_of
+from circuitfind.engine.memory_plan import plan_learning, plan_memory, sizes_of
+from circuitfind.search.learn import LEARNERS
 
 GEMMA = {"head_dim": 256, "num_key_value_heads": 1, "num_attention_heads": 4, "sliding_window": 512}
 # (configuration, pairs, tokens, metric)
@@ -127,6 +128,9 @@ def task(model: cf.Model, pairs: int, tokens: int, metric: str) -> cf.Task:
 
 
 def score(model: cf.Model, pairs: Any, method: str, batch_size: int | None = None) -> None:
+    if method in LEARNERS:
+        cf.learn_masks(model, pairs, method, steps=2, n_edges=100, batch_size=batch_size)
+        return
     if method != "exact":
         cf.attribute(model, pairs, method, batch_size=batch_size)
         return
@@ -138,12 +142,16 @@ def score(model: cf.Model, pairs: Any, method: str, batch_size: int | None = Non
 def child(name: str, pairs: int, tokens: int, method: str, planned: bool) -> None:
     """Prints what is said and what is grown, in MB, and the size of batches."""
     (family, options), _, _, metric = SHAPES[name]
+    metric = "kl" if method in LEARNERS else metric
     model = build(family, options)
     score(model, task(model, 1, 4, metric), method)
     bound = task(model, pairs, tokens, metric).on(model)
     points = 5 if method == "eap-ig-inputs" else 1
     at_once = None if planned else pairs
-    plan = plan_memory(model.adapter, sizes_of(bound.batch), at_once, softmax=metric == "kl", points=points)
+    sizes, softmax = sizes_of(bound.batch), metric == "kl"
+    plan = plan_memory(model.adapter, sizes, at_once, softmax, points)
+    if method in LEARNERS:
+        plan = plan_learning(model.adapter, sizes, LEARNERS[method].pairs_per_step, at_once, softmax)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmHWM")

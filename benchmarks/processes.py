@@ -3,10 +3,11 @@
     python benchmarks/processes.py [--rounds 5] [--model FOLDER]
     python benchmarks/processes.py --simulate [--pairs 64]
 
-1. One process of one thread, and two such processes that divide the work, take turns on the same call: exact effects of
-   25 edges, ACDC on 12, a sweep of the heads of the last three layers. 8 pairs of 16 random tokens of a
-   random-weight GPT-2 small, or of the model in a folder. A turn gives one ratio of wall-clock times and, because a
-   machine may be busy, one of CPU times: that of the one process over that of the busier of the two.
+1. One process of one thread, and two such processes that divide the work, take turns on the same call: exact effects
+   of all edges into two readers (the last MLP and a query of the middle layer), ACDC on 100 random edges, a sweep of
+   all heads. 8 pairs of 16 random tokens of a random-weight GPT-2 small, or of the model in a folder. A turn gives one
+   ratio of wall-clock times and, because a machine may be busy, one of CPU times: that of the one process over that of
+   the busier of the two.
 2. `--simulate`: threads stand for processes, each with a copy of the embedded model; they exchange through memory, so
    every rank does what it would do, and its passes, exchanges and bytes received are counted. `limit` is one process's
    passes over those of the busiest rank: what N processes gain at most, before any waiting.
@@ -47,17 +48,16 @@ def calls(folder: str | None) -> dict[str, Callable[[], object]]:
         clean, corrupted = torch.randint(5, vocabulary, (2, 8, 16), generator=generator)
         task = cf.Task(clean, corrupted, list(range(100, 108)), list(range(200, 208)))
     bound, graph = task.on(model), model.graph
-    real = np.argwhere(graph.real)
-    order = np.random.default_rng(0).permutation(len(real))
     mask = np.zeros_like(graph.real)
-    mask[tuple(real[order[:25]].T)] = True
-    some = sorted(real[order[:12]].tolist(), key=lambda edge: -edge[1])
-    edges = [graph.edge_name(*edge) for edge in some]
-    layers = range(graph.n_layers - 3, graph.n_layers)
+    readers = [graph.readers(graph.n_layers - 1, "mlp").start, graph.readers(graph.n_layers // 2, "q").start]
+    mask[:, readers] = graph.real[:, readers]
+    some = np.random.default_rng(0).permutation(np.argwhere(graph.real))[:100].tolist()
+    edges = [graph.edge_name(*edge) for edge in sorted(some, key=lambda edge: -edge[1])]
     return {
+        "warm-up": lambda: cf.patch(model, bound, "heads", layers=graph.n_layers - 1),
         "exact": lambda: exact_effects(Experiment.of(model, bound, {}), mask),
         "acdc": lambda: cf.acdc(model, bound, 0.01, order=edges),
-        "sweep": lambda: cf.patch(model, bound, "heads", layers=layers),
+        "sweep": lambda: cf.patch(model, bound, "heads"),
     }
 
 
@@ -98,7 +98,7 @@ def speed(rounds: int, folder: str | None) -> None:
         return wall, cpu
 
     for ranks in groups:
-        timed(ranks, "sweep")  # what is made once is made
+        timed(ranks, "warm-up")  # what is made once is made
     for name in CALLS:
         ratios = []
         for _ in range(rounds):
@@ -176,18 +176,19 @@ def simulate(n: int, sizes: tuple[int, ...] = SIZES) -> None:
         own = copies[processes.group().rank]
         return own, task
 
-    def circuits() -> object:
-        loaded, bound = model()
-        scores = cf.attribute(loaded, bound, "eap")
-        return cf.curve(loaded, bound, scores)
+    scores = cf.attribute(whole, task, "eap")
+    circuit = scores.top(100)
+    last = whole.graph.names(whole.graph.real)[:-301:-1]
 
     known: dict[str, Callable[[], object]] = {
-        "eap-ig-inputs": lambda: cf.attribute(*model()),
-        "exact, edges": lambda: cf.attribute(*model(), "exact"),
+        "attribute (eap-ig-inputs)": lambda: cf.attribute(*model()),
+        "exact effects, all edges": lambda: cf.attribute(*model(), "exact"),
         "sweep, heads": lambda: cf.patch(*model(), "heads"),
-        "curve, 10 circuits": circuits,
-        "ACDC": lambda: cf.acdc(*model(), 0.05, order=model()[0].graph.names(model()[0].graph.real)[:-300:-1]),
+        "evaluate": lambda: cf.evaluate(*model(), circuit),
+        "curve, 10 circuits": lambda: cf.curve(*model(), scores),
+        "ACDC, 300 edges": lambda: cf.acdc(*model(), 0.05, order=last),
         "learned masks, 20 steps": lambda: cf.learn_masks(*model(), steps=20),
+        "find": lambda: cf.find(*model()),
     }
     print(f"{n} pairs; {model()[0].graph.n_edges:,} edges")
     for name, call in known.items():
@@ -196,7 +197,7 @@ def simulate(n: int, sizes: tuple[int, ...] = SIZES) -> None:
             ranks = simulated(size, call)
             busiest, most = max(one.passes for one in ranks), max(one.bytes for one in ranks)
             print(
-                f"{name:24} {size:3} ranks: limit {alone.passes / busiest:5.1f}, {ranks[0].exchanges:6,} exchanges,"
+                f"{name:25} {size:3} ranks: limit {alone.passes / busiest:5.1f}, {ranks[0].exchanges:6,} exchanges,"
                 f" {most / 2**20:8.2f} MiB a rank; {alone.passes:9,.0f} passes alone, {busiest:8,.0f} of the busiest",
                 flush=True,
             )

@@ -96,6 +96,7 @@ def test_what_learn_has_learned_is_kept_by_default(capsys, monkeypatch):
     assert "kept in x/learn.part.safetensors; go on with" in capsys.readouterr().err
     monkeypatch.setattr(Training, "advance", really)
     assert main(["learn", "tiny", "--n", "4", "--steps", "4", "--out", "x"]) == 0
+    assert re.search(r"memory +batches of 2, .* of weights", capsys.readouterr().out)
     assert "part" not in str(os.listdir("x"))
 
 

@@ -14,7 +14,16 @@ from helpers import edge_scores, off, random_pairs
 import circuitfind as cf
 from circuitfind.batch import Batch
 from circuitfind.engine.batches import in_batches, within_memory
-from circuitfind.engine.memory_plan import PATCHES, batch_size_for, estimate_memory, plan_memory, room
+from circuitfind.engine.memory_plan import (
+    PATCHES,
+    batch_size_for,
+    estimate_memory,
+    plan_learning,
+    plan_memory,
+    room,
+    row_bytes,
+    run_bytes,
+)
 from circuitfind.errors import TaskError
 from circuitfind.models.adapter import Adapter
 
@@ -159,6 +168,9 @@ def test_the_estimate_grows_with_the_batch(adapter_of: Callable[..., Adapter], m
         scored.beside == estimate_memory(adapter, 3, 16).total
         and exact.beside == estimate_memory(adapter, 3, 16, points=0).total
     )
+    learned, step = plan_learning(adapter, (64, 16, 1), 4), plan_memory(adapter, (4, 16, 1), points=1)
+    written = 4 * 16 * adapter.graph.n_writers * row_bytes(adapter)
+    assert learned.batch_size == 4 and learned.beside == step.beside + written + run_bytes(adapter, 64 * 16, runs=2)
     assert batch_size_for(adapter, 5, 16) == 5 and batch_size_for(adapter, 5, 10**7) == 1
 
 

@@ -309,6 +309,14 @@ def test_processes_with_other_pairs_are_refused() -> None:
             Experiment.of(model, pairs(5)).share()
 
 
+def test_layers_are_dealt_out_there_and_back() -> None:
+    """A patch of layer 0 of 12 runs 12 blocks, of the last one block: two, or three, ranks have as many to run."""
+    for members in (2, 3):
+        each = [processes.Division(1, 0, rank, members).own([8] * 12) for rank in range(members)]
+        assert sorted(layer for mine in each for layer in mine) == list(range(12))
+        assert {sum(12 - layer for layer in mine) for mine in each} == {78 // members}
+
+
 @pytest.mark.parametrize("size", [2, 3, 5, 64])
 @pytest.mark.parametrize(("n", "candidates"), [(1, 1), (1, 50), (5, 3), (6, 1519), (64, 30), (1000, 1)])
 def test_every_candidate_of_every_pair_is_done_once(size, n, candidates) -> None:

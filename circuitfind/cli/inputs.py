@@ -269,14 +269,23 @@ def model_line(model: cf.Model) -> str:
 
 
 def memory_line(
-    model: cf.Model, sizes: tuple[int, int, int], batch_size: int | None = None, softmax: bool = True, points: int = 5
+    model: cf.Model,
+    sizes: tuple[int, int, int],
+    batch_size: int | None = None,
+    softmax: bool = True,
+    points: int = 5,
+    per_step: int | None = None,
 ) -> str:
-    """Batch size and memory for scoring pairs of these sizes; arguments as for `plan_memory`."""
+    """Batch size and memory for scoring pairs of these sizes, or learning masks from so many a step; arguments as for
+    `plan_memory` and `plan_learning`."""
     if model.remote:
         return f"batches as {model.place} has room for"
-    from circuitfind.engine.memory_plan import plan_memory
+    from circuitfind.engine.memory_plan import plan_learning, plan_memory
 
-    plan = plan_memory(model.adapter, sizes, batch_size, softmax, points)
+    if per_step is None:
+        plan = plan_memory(model.adapter, sizes, batch_size, softmax, points)
+    else:
+        plan = plan_learning(model.adapter, sizes, per_step, batch_size, softmax)
     at_once = f"batches of {plan.batch_size}, {plan.chunk:,} tokens at a time"
     return f"{at_once}; about {size(plan.beside)} beside {size(plan.weights)} of weights"
 
@@ -294,8 +303,9 @@ def points_of(asked: dict[str, Any], kind: str) -> int:
 
 def task_memory(model: cf.Model, bound: BoundTask, run: options.Run, points: int) -> str:
     """`memory_line` of the pairs of a task."""
-    sizes = (len(bound), bound.batch.clean.ids.shape[1], bound.batch.clean.read.shape[1])
-    return memory_line(model, sizes, run.batch_size, bound.metric.name != "logit_diff", points)
+    from circuitfind.engine.memory_plan import sizes_of
+
+    return memory_line(model, sizes_of(bound.batch), run.batch_size, bound.metric.name != "logit_diff", points)
 
 
 def introduce(

@@ -6,13 +6,16 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import circuitfind as cf
 from circuitfind.cli import inputs, options, verdicts
 from circuitfind.cli.cells import count, number
 from circuitfind.cli.options import given, listed, option
 from circuitfind.cli.output import Output
+
+if TYPE_CHECKING:
+    from circuitfind.tasks.bound import BoundTask
 
 FILES = (".json", ".pt", ".safetensors")  # of scores and circuits
 CHECKPOINT = "learn.part.safetensors"
@@ -61,7 +64,7 @@ def learn(model: options.Model, task: options.Task, learning: LearningOptions, p
     loaded, bound = inputs.load(model, task, out)
     seen, held_out = inputs.held_out(bound, learning.holdout, task.seed)
     about = f"{bound.name}: {inputs.shares(seen, held_out, 'learn')}"
-    out.facts([("model", inputs.model_line(loaded)), ("task", about)])
+    out.facts([("model", inputs.model_line(loaded)), ("memory", _memory(loaded, seen, learning)), ("task", about)])
     checkpoint = inputs.checkpoint(loaded, learning.checkpoint or folder / CHECKPOINT, "learned", out)
     asked = given(learning, without=("holdout", "checkpoint")) | ({} if start is None else {"start": start})
     started = time.monotonic()
@@ -79,6 +82,17 @@ def learn(model: options.Model, task: options.Task, learning: LearningOptions, p
     ]
     content = {**inputs.described(loaded, bound, out), "history": [row._asdict() for row in found.history]}
     verdicts.tell(lines, circuit, value, seconds, partial(found.write, folder), content, out)
+
+
+def _memory(model: cf.Model, pairs: BoundTask, learning: LearningOptions) -> str:
+    """What the steps take, by their own metric."""
+    from circuitfind.engine.memory_plan import sizes_of
+    from circuitfind.search.learn import learner_of
+
+    learner = learner_of(learning.method or options.LEARNED[0])
+    metric = learning.metric_of_learning or learner.metric or pairs.metric.name
+    sizes, per_step = sizes_of(pairs.batch), learner.pairs_per_step
+    return inputs.memory_line(model, sizes, learning.batch_size, metric != "logit_diff", per_step=per_step)
 
 
 def _start(given: str | None) -> Any:

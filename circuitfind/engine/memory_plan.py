@@ -208,6 +208,26 @@ def plan_memory(
     )
 
 
+def learning_size(adapter: Adapter, pairs: int, length: int, reads: int = 1) -> int:
+    """The largest batch of masked runs: both autograd's activations and every writer's output are held."""
+    return min(batch_size_for(adapter, pairs, length, reads, held) for held in (False, True))
+
+
+def plan_learning(
+    adapter: Adapter, sizes: tuple[int, int, int], per_step: int, batch_size: int | None = None, softmax: bool = True
+) -> MemoryPlan:
+    """`plan_memory` of masks that are learned, from so many pairs a step: beside the gradients, every writer's output
+    and the clean and empty runs, of all pairs where these are kept."""
+    pairs, length, reads = sizes
+    step = min(per_step, pairs)
+    size = batch_size or learning_size(adapter, step, length, reads)
+    plan = plan_memory(adapter, (step, length, reads), size, softmax, points=1)
+    written = plan.batch_size * length * adapter.graph.n_writers * row_bytes(adapter)
+    kept = run_bytes(adapter, pairs * length, runs=2)
+    kept = kept if kept <= KEPT_RUNS else run_bytes(adapter, plan.batch_size * length, runs=2)
+    return plan._replace(beside=plan.beside + written + kept)
+
+
 def sizes_of(batch: Batch) -> tuple[int, int, int]:
     """Pairs, tokens of a prompt, positions at which logits are read."""
     return len(batch), batch.clean.ids.shape[1], batch.clean.read.shape[1]

@@ -266,11 +266,16 @@ def learn_masks(
 
 
 # -------------------------------------------------------------------- what is asked for
-def _learner(name: str, options: dict[str, Any]) -> Learner:
-    """The method of a name, if it can do what is asked; its own defaults go into `options`."""
+def learner_of(name: str) -> Learner:
+    """The method of a name; raises ScoreError where it learns no masks."""
     if name not in LEARNERS:
         raise ScoreError(f"method '{name}' does not learn masks: use one of {', '.join(LEARNERS)}")
-    learner = LEARNERS[name]
+    return LEARNERS[name]
+
+
+def _learner(name: str, options: dict[str, Any]) -> Learner:
+    """The method of a name, if it can do what is asked; its own defaults go into `options`."""
+    learner = learner_of(name)
     for option in ("steps", "lr", "pairs_per_step", "objective"):
         if options[option] is None:
             options[option] = getattr(learner, option)

@@ -49,7 +49,7 @@ from circuitfind.batch import Batch
 from circuitfind.checkpoint import SECONDS_BETWEEN_WRITES, CheckpointFile, key_of
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.masked_run import mask_gradient
-from circuitfind.engine.memory_plan import batch_size_for, sizes_of
+from circuitfind.engine.memory_plan import learning_size, sizes_of
 from circuitfind.engine.prepare import Prepared, PreparedRuns
 from circuitfind.errors import ScoreError
 from circuitfind.progress import progress
@@ -170,9 +170,8 @@ class MiniBatches:
 
     def __init__(self, experiment: Experiment, per_step: int) -> None:
         _, length, reads = sizes_of(experiment.batch)
-        size = experiment.setting.batch_size  # it changes memory, not results beyond rounding
-        if size is None:  # both autograd's activations and every writer's output are held
-            size = min(batch_size_for(experiment.adapter, per_step, length, reads, held) for held in (False, True))
+        # it changes memory, not results beyond rounding
+        size = experiment.setting.batch_size or learning_size(experiment.adapter, per_step, length, reads)
         seed, batch = experiment.setting.seed, experiment.batch
         order = torch.randperm(len(experiment), generator=torch.Generator().manual_seed(seed))
         self.experiment, self.seed = experiment, seed
