@@ -197,6 +197,10 @@ class Graph(NoFile):
                 serves[index, self.head(layer, first) : self.head(layer, first + count)] = True
         return serves
 
+    def among(self, nodes: np.ndarray) -> np.ndarray:
+        """`[writers, readers]` bool: the edges between some of the nodes, `[nodes]` bool."""
+        return np.asarray(self.real & nodes[:-1, None] & (self.serves & nodes).any(axis=1))
+
     def layer_of(self, writer: int) -> int:
         """Layer of a writer; -1 for `input`."""
         return int(np.searchsorted(self._first_writers, writer, side="right")) - 1

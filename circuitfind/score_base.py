@@ -102,13 +102,6 @@ def open_scores(path: str | PathLike[str], level: str) -> tuple[Graph, np.ndarra
 
 
 # -------------------------------------------------------------------- nodes as edges
-def edges_among(graph: Graph, kept: np.ndarray) -> np.ndarray:
-    """`[writers, readers]` bool: all edges among the nodes `kept` [writers], `input` and `logits`."""
-    nodes = np.append(kept, True)
-    nodes[0] = True
-    return np.asarray(graph.real & nodes[:-1, None] & (graph.serves & nodes).any(axis=1))
-
-
 def edge_values(graph: Graph, key: np.ndarray) -> np.ndarray:
     """`[writers, readers]` float32 that sorts edges as described above, zero where there is no edge; `key` [writers] is
     what nodes are ranked by, higher = better."""

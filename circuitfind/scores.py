@@ -34,7 +34,7 @@ from circuitfind.export.eap_ig import Foreign
 from circuitfind.graph import Graph, ends_of
 from circuitfind.record import NO_EFFECT, Record
 from circuitfind.result import By, check_by, strongest
-from circuitfind.score_base import ScoreTable, edge_values, edges_among, open_scores
+from circuitfind.score_base import ScoreTable, edge_values, open_scores
 
 __all__ = ["By", "NodeScores", "Scores"]
 
@@ -301,7 +301,7 @@ class NodeScores(ScoreTable):
         Raises:
             FileError: the graph has no such node.
         """
-        graph, kept = self.graph, np.zeros(self.graph.n_writers, dtype=bool)
+        graph, kept = self.graph, np.zeros(self.graph.n_nodes, dtype=bool)
         settings: dict[str, Any] = {"cut": "nodes"}
         if isinstance(nodes, Iterable):
             best = [name for name in ([nodes] if isinstance(nodes, str) else nodes) if name != "logits"]
@@ -309,8 +309,8 @@ class NodeScores(ScoreTable):
             check_count("nodes", nodes)
             best = [name for name in self.top(graph.n_writers, by) if name != "input"][:nodes]
             settings |= {"n": nodes, "by": by}
-        kept[[graph.writer(name) for name in best]] = True
-        return Circuit(graph, edges_among(graph, kept), record=self.record.with_settings(**settings))
+        kept[[0, -1, *(graph.writer(name) for name in best)]] = True
+        return Circuit(graph, graph.among(kept), record=self.record.with_settings(**settings))
 
     def to_edges(self, by: By = "absolute") -> Scores:
         """The edges in the order in which they come in as nodes do, best first; see `circuitfind/score_base.py`.

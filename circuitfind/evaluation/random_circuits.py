@@ -41,10 +41,7 @@ def random_circuit(graph: Graph, n_edges: int, rng: np.random.Generator) -> Circ
 def same_nodes(graph: Graph, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
     """As many random edges among the nodes of a circuit, on paths from `input` to `logits`; None if it has all of them.
     Edges on no path are drawn again, up to `PATIENCE` times, and then left out."""
-    inside = Circuit(graph, mask).node_mask
-    readers = np.asarray(graph.serves[:, inside].any(axis=1))
-    among = graph.real & inside[:-1, None] & readers[None, :]
-    n, drawn = int(mask.sum()), np.zeros_like(mask)
+    among, n, drawn = graph.among(Circuit(graph, mask).node_mask), int(mask.sum()), np.zeros_like(mask)
     if not n or int(among.sum()) <= n:
         return None
     for _ in range(PATIENCE):
@@ -59,15 +56,7 @@ def same_nodes(graph: Graph, mask: np.ndarray, rng: np.random.Generator) -> np.n
 def random_path(graph: Graph, through: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random path from `input` to `logits` through an edge (writer, reader), as a `[writers, readers]` mask."""
     path = np.zeros_like(graph.real)
-    before, reader = map(int, through)
-    path[before, reader] = True
-    while before:
-        into = rng.choice(np.flatnonzero(graph.serves[:, before]))
-        before = rng.integers(graph.limits[into])
-        path[before, into] = True
-    while (after := rng.choice(np.flatnonzero(graph.serves[reader]))) < graph.n_writers:
-        reader = rng.choice(np.flatnonzero(graph.real[after]))
-        path[after, reader] = True
+    path[tuple(np.transpose(_Growth(graph, rng).path(*map(int, through))))] = True
     return path
 
 
@@ -97,12 +86,11 @@ class _Growth:
 
     def propose(self, room: int, inside_only: bool) -> bool:
         """Adds a random edge with what connects it; false if that needs more than `room` edges."""
-        cell = self._free_inside() if inside_only else self._free()
+        cell = self._any(self.graph.among(self.inside) & ~self.mask) if inside_only else self._free()
         if cell is None:
             return False
         writer, reader = divmod(cell, self.graph.n_readers)
-        edges = [(writer, reader), *self._backwards(writer), *self._forwards(reader)]
-        edges = list(dict.fromkeys(edge for edge in edges if not self.mask[edge]))
+        edges = list(dict.fromkeys(edge for edge in self.path(writer, reader) if not self.mask[edge]))
         if len(edges) > room:
             return False
         for u, r in edges:
@@ -117,11 +105,6 @@ class _Growth:
         hits = cells[self.graph.real.ravel()[cells] & ~self.mask.ravel()[cells]]
         return int(hits[0]) if len(hits) else self._any(self.graph.real & ~self.mask)
 
-    def _free_inside(self) -> int | None:
-        """A random edge between nodes inside that is out."""
-        readers = np.asarray(self.graph.serves[:, self.inside].any(axis=1))
-        return self._any(self.graph.real & ~self.mask & self.inside[:-1, None] & readers[None, :])
-
     def _any(self, cells: np.ndarray) -> int | None:
         found = np.flatnonzero(cells)
         return int(self.rng.choice(found)) if len(found) else None
@@ -135,6 +118,10 @@ class _Growth:
         self.mask[[0, node], [reader, -1]] = True
         self.inside[node] = True
         self.size = int(self.mask.sum())
+
+    def path(self, writer: int, reader: int) -> list[tuple[int, int]]:
+        """An edge, with random ones that lead to it from a node inside and on to one."""
+        return [(writer, reader), *self._backwards(writer), *self._forwards(reader)]
 
     def _backwards(self, node: int) -> list[tuple[int, int]]:
         """Random edges from a node inside to this one."""
