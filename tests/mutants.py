@@ -141,7 +141,7 @@ MUTANTS = (
            "test_acdc_options.py::test_dangling_nodes_go_before_the_next_edge_and_in_their_order[4]",
            "ACDC side by side: dangling nodes wait for the edges tried with the one that left them"),
     Mutant("key-without-wrong-answers", "engine/experiment.py",
-           "batch.answers, batch.wrong),", "batch.answers),",
+           "batch.answers, batch.wrong]", "batch.answers]",
            "test_acdc_checkpoint.py::test_the_key_of_a_run_knows_every_pair[wrong_answers]",
            "a checkpoint of other wrong answers is taken up"),
     # engine and models
