@@ -35,6 +35,7 @@ from circuitfind.export import html
 from circuitfind.graph import Graph
 from circuitfind.metrics import METRICS
 from circuitfind.models.adapter import Adapter
+from circuitfind.models.backends import read_rows
 from circuitfind.models.load import Model
 from circuitfind.patching.sweep import EffectTable
 from circuitfind.record import NO_EFFECT, Record
@@ -139,11 +140,10 @@ def effects_of(experiment: Experiment) -> DirectEffects:
 
 def _contributions(adapter: Adapter, head: Unembedding, batch: Batch, run: Run) -> tuple[Tensor, Tensor]:
     """`[writers, batch]` and, of the biases, `[batch]`."""
-    graph, norm, work, reads = adapter.graph, adapter.final_norm, adapter.work, batch.clean.read
-    rows = torch.arange(len(reads), device=reads.device)[:, None]
+    graph, norm, work = adapter.graph, adapter.final_norm, adapter.work
 
     def read(value: Tensor) -> Tensor:
-        return value[rows, reads].to(work)  # batch reads ...
+        return read_rows(value, batch.clean).to(work)
 
     counts = batch.weights.to(work)
     direction = _difference(head.weight, batch).to(work) * (head.scale * head.slope) * counts.unsqueeze(-1)

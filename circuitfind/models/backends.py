@@ -69,7 +69,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def read_rows(value: Tensor, inputs: Inputs) -> Tensor:
-    """`[batch, reads, d_model]`: the unembedding's input at the positions that the metric reads."""
+    """`[batch, reads, ...]`: values `[batch, pos, ...]` at the positions that the metric reads."""
     index = inputs.read.to(value.device)
     return value[torch.arange(value.shape[0], device=value.device)[:, None], index]
 

@@ -33,7 +33,7 @@ from circuitfind.engine.experiment import Experiment, bind, check_model
 from circuitfind.engine.memory_plan import KEPT_RUNS, run_bytes
 from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import NoFile, TaskError
-from circuitfind.models.backends import attached, undisturbed
+from circuitfind.models.backends import attached, read_rows, undisturbed
 from circuitfind.models.load import Model
 from circuitfind.setting import JudgeKeywords
 from circuitfind.tasks.bound import BoundTask
@@ -109,7 +109,7 @@ class CircuitModel(NoFile):
                 whole: Tensor = self.hf(**self._model.adapter.keywords(part.clean)).logits
             finally:
                 self._asked = None  # a hook of the user's may have ended the pass before it was looked at
-            return whole[torch.arange(len(part), device=whole.device)[:, None], part.clean.read.to(whole.device)]
+            return read_rows(whole, part.clean)
 
         return self._together(batch, one)
 
