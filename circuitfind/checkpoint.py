@@ -36,10 +36,8 @@ _WAITING: ContextVar[list[CheckpointFile] | None] = ContextVar(
 
 
 class CheckpointFile:
-    """The file of the run that `key` (see `key_of`) identifies; with no path, nothing is kept.
-
-    `parts`: what another key differs in, for the error. `each`: every process has a file of its own.
-    """
+    """The file of the run that `key` (see `key_of`) identifies; with no path, nothing is kept. `parts`: what another
+    key differs in, for the error; `each`: every process has a file of its own."""
 
     def __init__(self, path: str | PathLike[str] | None, key: str, parts: str, each: bool = False) -> None:
         self.path, self.key, self.parts = None if path is None else Path(path), key, parts

@@ -78,15 +78,11 @@ def plain(name: str) -> str:
 
 
 def unknown(what: str, name: object, known: Iterable[str], spellings: Mapping[str, Iterable[str]] | None = None) -> str:
-    """The message for a name that is not among the known ones.
+    """The message for a name that is not among the known ones, listed in their order. `what`: kind of thing;
+    `spellings`: of some known names, what they are called elsewhere.
 
     >>> unknown("method", "eap_ig", ["acdc", "eap-ig-inputs"])
     "method 'eap_ig' is unknown: did you mean 'eap-ig-inputs'? Known: acdc, eap-ig-inputs"
-
-    Args:
-        what: kind of thing, such as "method".
-        known: all names, in the order in which they are listed.
-        spellings: of some known names, what they are called elsewhere.
     """
     names = list(known)
     keys = {plain(other): own for own, others in (spellings or {}).items() for other in others}

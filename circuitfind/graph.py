@@ -58,12 +58,8 @@ def ends_of(edge: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Graph(NoFile):
-    """Writers, readers and edges of a decoder-only transformer.
-
-    Attributes:
-        parallel: attention and MLP read the same residual, so an MLP does not read its own layer's heads.
-        mixers: the layers that have a mixer in place of attention.
-    """
+    """Writers, readers and edges of a decoder-only transformer. `parallel`: attention and MLP read the same residual,
+    so an MLP does not read its own layer's heads; `mixers`: the layers that have a mixer in place of attention."""
 
     n_layers: int
     n_heads: int

@@ -147,12 +147,9 @@ class Correctness(NamedTuple):
 
 
 def correctness(logits: Tensor, batch: Batch) -> Correctness:
-    """Whether each example is answered right, at all its read positions.
-
-    Accurate: one answer must be above every wrong one; of several answers the summed probability must be above that of
-    the wrong ones. Without wrong answers it equals top-1. A token that a right and a wrong answer share where each is
-    read whole tells nothing.
-    """
+    """Whether each example is answered right, at all its read positions: one answer must be above every wrong one; of
+    several answers the summed probability must be above that of the wrong ones. Without wrong answers it equals top-1.
+    A token that a right and a wrong answer share where each is read whole tells nothing."""
     logprobs = log_probabilities(logits)
     best = logprobs.argmax(-1, keepdim=True)
     top1 = (best == batch.answers).any(-1).all(-1)

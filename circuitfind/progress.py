@@ -1,8 +1,7 @@
 """Progress without printing: long loops report to whoever is listening, and to nobody by default.
 
-The command line listens with a rich display; a script or notebook does the same with `with cf.show_progress():`.
-A call of several stages reports as one task (`stages`), whose total is the work that it expects, so that the time left
-is that of the whole call.
+The command line listens with a rich display; a script or notebook does the same with `with cf.show_progress():`. A call
+of several stages reports as one task (`stages`), whose total is the work that it expects.
 """
 
 from __future__ import annotations

@@ -51,12 +51,8 @@ def numbered(keys: Iterable[Hashable]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Record(NoFile):
-    """Where a number comes from.
-
-    Attributes:
-        pairs: `fingerprints` of the pairs that were seen, end to end; empty where that is not known.
-        settings: what only some methods have (steps, rule, tolerance, ...).
-    """
+    """Where a number comes from. `pairs`: `fingerprints` of the pairs that were seen, end to end, empty where that is
+    not known; `settings`: what only some methods have (steps, rule, tolerance, ...)."""
 
     model: str = ""
     task: str = ""

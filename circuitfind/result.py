@@ -56,15 +56,9 @@ def saved_as(key: str) -> Mapping[str, Any]:
 
 
 class Result:
-    """Base of everything that a call returns.
-
-    Attributes:
-        FORMAT: what its files say they hold.
-        ROWS: the field whose entries are the rows.
-        DERIVED: properties that `to_dict` adds.
-        OLD_KEYS: keys by which files written before they named their format are known.
-        SHOWN: fields and properties that `repr` names; by default all numbers and short texts.
-    """
+    """Base of everything that a call returns. FORMAT: what its files say they hold; ROWS: the field whose entries are
+    the rows; DERIVED: properties that `to_dict` adds; OLD_KEYS: keys by which files written before they named their
+    format are known; SHOWN: fields and properties that `repr` names, by default all numbers and short texts."""
 
     FORMAT: ClassVar[str] = ""
     ROWS: ClassVar[str] = ""

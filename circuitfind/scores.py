@@ -293,14 +293,8 @@ class NodeScores(ScoreTable):
 
     # ---------------------------------------------------------------- nodes as edges
     def circuit(self, nodes: int | Iterable[str], by: By = "absolute") -> Circuit:
-        """All edges among some nodes, with `input` and `logits`.
-
-        Args:
-            nodes: names, or how many of the best besides `input`.
-
-        Raises:
-            FileError: the graph has no such node.
-        """
+        """All edges among some nodes, with `input` and `logits`. `nodes`: names, or how many of the best besides
+        `input`; FileError where the graph has no such node."""
         graph, kept = self.graph, np.zeros(self.graph.n_nodes, dtype=bool)
         settings: dict[str, Any] = {"cut": "nodes"}
         if isinstance(nodes, Iterable):

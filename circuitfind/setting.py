@@ -38,11 +38,8 @@ class JudgeKeywords(TypedDict, total=False):
 
 
 class Keywords(JudgeKeywords, total=False):
-    """The keywords of a run that measures effects: those of `JudgeKeywords`, and the direction.
-
-    direction: "noising" (the default: the clean run with something ablated) or "denoising" (the corrupted run with
-        something restored).
-    """
+    """The keywords of a run that measures effects: those of `JudgeKeywords`, and the direction: "noising" (the default:
+    the clean run with something ablated) or "denoising" (the corrupted run with something restored)."""
 
     direction: str | None
 

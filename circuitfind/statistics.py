@@ -124,13 +124,10 @@ def at_least(count: int | np.ndarray, size: int, chance: float) -> np.ndarray:
 
 
 def adjusted(p_values: np.ndarray, correction: str = "holm") -> np.ndarray:
-    """p-values of a family of tests, corrected so that a bound on each is a bound on any false rejection among them.
-
-    Args:
-        p_values: `[tests]`; NaN where a test could not be made, which is then no member of the family.
-        correction: "bonferroni" multiplies by the number of tests; "holm" (1979) multiplies the smallest by it, the
-            next by one less, and so on, never below the one before: it rejects all that Bonferroni does; or "none".
-    """
+    """p-values `[tests]` of a family of tests, corrected so that a bound on each is a bound on any false rejection
+    among them; NaN where a test could not be made, which is then no member of the family. "bonferroni" multiplies by
+    the number of tests; "holm" (1979) multiplies the smallest by it, the next by one less, and so on, never below the
+    one before: it rejects all that Bonferroni does; or "none"."""
     if correction not in CORRECTIONS:
         raise ScoreError(f"correction '{correction}' is unknown: use one of {', '.join(CORRECTIONS)}")
     p_values = np.asarray(p_values, dtype=np.float64)

@@ -34,11 +34,9 @@ from circuitfind.tasks.task import BoundTask, Task
 
 
 class ScoreKeywords(Keywords, total=False):
-    """The keywords of a run, and options of the methods (one of your own may have others).
-
-    steps: points of integrated gradients (5); rule: where they lie, "left", "right" or "midpoint", of "eap-ig-inputs".
-    normalise: "hisp" as a share of each layer's L2 norm.
-    """
+    """The keywords of a run, and options of the methods (one of your own may have others). `steps`: points of
+    integrated gradients (5); `rule`: where they lie, "left", "right" or "midpoint", of "eap-ig-inputs"; `normalise`:
+    "hisp" as a share of each layer's L2 norm."""
 
     steps: int | None
     rule: str | None

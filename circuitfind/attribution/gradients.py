@@ -74,10 +74,7 @@ def _ends_of_lines(run: Run) -> Run:
 
 
 class Pass(NamedTuple):
-    """Gradients at one point.
-
-    adapter: to pull them back with; run: where they were taken.
-    """
+    """Gradients at one point; `adapter`: to pull them back with; `run`: where they were taken."""
 
     weight: float
     adapter: Adapter

@@ -48,12 +48,9 @@ def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGr
 
 
 class _Layer(NamedTuple):
-    """Of one layer, sums over points at the tokens that are looked at.
-
-    values: `[tokens, readers, d_read]` gradients at what the attention's readers read, times the norm's scale.
-    along: of each point, y `[tokens, d_model]` and c `[tokens, readers]`.
-    mlp: `[tokens, d_model]` gradients at the stream that the MLP reads.
-    """
+    """Of one layer, sums over points at the tokens that are looked at. `values`: `[tokens, readers, d_read]` gradients
+    at what the attention's readers read, times the norm's scale; `along`: of each point, y `[tokens, d_model]` and c
+    `[tokens, readers]`; `mlp`: `[tokens, d_model]` gradients at the stream that the MLP reads."""
 
     values: Tensor
     along: list[tuple[Tensor, Tensor]]

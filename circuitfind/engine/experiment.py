@@ -65,18 +65,12 @@ class Experiment:
         metric: str | Metric | None = None,
         direction: bool = True,
     ) -> Experiment:
-        """The experiment that a public call's keywords (`asked`) ask for.
+        """The experiment that a public call's keywords (`asked`) ask for. TypeError for a keyword that the call does
+        not have; ScoreError or TaskError where the metric is not known here, or does not fit the task.
 
-        Args:
-            inherit: the record of what is judged: its metric, ablation and direction hold unless `asked` says
-                otherwise, which is warned of.
-            made: what that is, as the subject of messages: "the circuit was", "the scores were".
-            metric: the call's own default, in place of the task's.
-            direction: whether the call has one.
-
-        Raises:
-            TypeError: a keyword that the call does not have.
-            ScoreError, TaskError: the metric is not known here, or does not fit the task.
+        `inherit`: the record of what is judged: its metric, ablation and direction hold unless `asked` says otherwise,
+        which is warned of; `made`: what that is, as the subject of messages ("the circuit was", "the scores were");
+        `metric`: the call's own default, in place of the task's; `direction`: whether the call has one.
         """
         known = [name for name in Keywords.__annotations__ if direction or name != "direction"]
         # None asks for the default, except of a seed: some generators take it for the time of day

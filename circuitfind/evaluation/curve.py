@@ -271,14 +271,13 @@ def _made(circuits: list[Circuit]) -> Record:
 
 
 def idle(scores: Scores, by: By, tried: Iterable[tuple[int, float]]) -> str | None:
-    """A sentence if the circuits of a ranking by effects do nothing where the whole model does the task.
+    """A sentence if the circuits of a ranking by effects do nothing where the whole model does the task. `tried`: edges
+    asked for, and faithfulness, of each circuit that was run.
 
     Circuits from a few edges up to a tenth of the graph all have faithfulness about 0. The usual reason, in small
     models: the gradient at the clean run has the wrong sign in the first layers, where the metric bends between the
     prompts. Edges that everything passes through get strongly negative effects, and a signed ranking puts them last.
     Integrated gradients and relevance propagation get the sign right; a ranking by magnitude does not need it.
-
-    `tried`: edges asked for, and faithfulness, of each circuit that was run.
     """
     graph = scores.graph
     small = [(n, f) for n, f in tried if 0 < n <= SMALL * graph.n_edges]

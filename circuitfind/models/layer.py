@@ -360,11 +360,9 @@ class AttentionReaders:
         readers: Tensor,
         centred: bool,
     ) -> None:
-        """Turns streams, each its reader's own, into the gradients at them: in place, from those at their values.
-
-        With `value = r W'^T x + b` the part of r needs no product with x again:
-        `r W' g - r^2 / d_model (g . (value - b)) x`. Arguments as for and from `scaled_values`.
-        """
+        """Turns streams, each its reader's own, into the gradients at them: in place, from those at their values. With
+        `value = r W'^T x + b` the part of r needs no product with x again: `r W' g - r^2 / d_model (g . (value - b))
+        x`. Arguments as for and from `scaled_values`."""
         weight, bias = self._of(readers)
         if self.norm is None or scale is None:
             torch.bmm(gradient, weight, out=streams)

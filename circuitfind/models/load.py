@@ -32,12 +32,8 @@ BROKEN = (OSError, ValueError, LookupError, struct.error, SafetensorError, Unpic
 
 @dataclass(frozen=True, eq=False)
 class Model(NoFile):
-    """An unmodified Hugging Face model with its computation graph.
-
-    Attributes:
-        hf: the model itself; it is never changed.
-        tokenizer: its tokenizer; with None, tasks are given as token ids.
-    """
+    """An unmodified Hugging Face model with its computation graph. `hf`: the model itself, which is never changed;
+    `tokenizer`: its tokenizer; with None, tasks are given as token ids."""
 
     INSTEAD = "save its weights with model.hf.save_pretrained(folder)"
 
