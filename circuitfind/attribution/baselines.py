@@ -34,10 +34,10 @@ from einops import einsum
 from torch import Tensor
 
 from circuitfind.attribution import eap
-from circuitfind.attribution.gradients import mean_effects, mean_over
+from circuitfind.attribution.gradients import Ends, mean_effects, mean_over
 from circuitfind.attribution.method import Method, Request, Scored, as_array
 from circuitfind.batch import Batch
-from circuitfind.engine.capture import ReaderGradients, Run, capture, capture_corrupted
+from circuitfind.engine.capture import ReaderGradients, Run
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.stream_effects import node_effects
 from circuitfind.engine.writers import Writers
@@ -77,9 +77,8 @@ def norms_of_changes(experiment: Experiment, request: Request) -> Tensor:
 def _norms(experiment: Experiment, batch: Batch) -> tuple[Tensor, Run]:
     """`[writers, batch, pos]`: norms of the writers' changes, zero at padding; and the clean run."""
     adapter, graph = experiment.adapter, experiment.graph
-    clean = capture(adapter, batch.clean, stop=True)
-    corrupted = capture_corrupted(adapter, batch, stop=True) if experiment.ablation.corrupted else None
-    delta = clean.writers.minus(experiment.ablated(clean, corrupted))
+    ends = Ends(experiment, batch)
+    clean, delta = ends.clean, ends.delta
     norms = delta.embed.new_empty(graph.n_writers, *delta.embed.shape[:2])
 
     def size(x: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from circuitfind.engine.capture import Run
 from circuitfind.engine.restart import Restart
-from circuitfind.engine.sites import HALF_TOLERANCE, PATTERN_TOLERANCE, attention_scores
+from circuitfind.engine.sites import attention_scores, tolerance
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.layer import LayerView
@@ -105,11 +105,6 @@ def score_form(restart: Restart, layer: int, head: int) -> ScoreForm:
     if bool((torch.cat([off, moved - scale * product_moved]).abs() > limit).any()):
         refuse(adapter, "scores are no product of queries and keys")
     return form
-
-
-def tolerance(adapter: Adapter) -> float:
-    """How far numbers may be off the model's own, of the largest."""
-    return PATTERN_TOLERANCE.get(adapter.dtype, HALF_TOLERANCE)
 
 
 def refuse(adapter: Adapter, why: str) -> None:

@@ -42,8 +42,11 @@ from circuitfind.models.layer import shape_of, weight_of
 from circuitfind.models.placement import gathered
 
 Values = dict[int, Tensor]  # by layer
-PATTERN_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-8}
-HALF_TOLERANCE = 0.05
+
+
+def tolerance(adapter: Adapter) -> float:
+    """How far numbers may be off the model's own, of the largest."""
+    return {torch.float32: 1e-4, torch.float64: 1e-8}.get(adapter.dtype, 0.05)
 
 
 def capture_site(adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[int]) -> tuple[Run, Values]:
@@ -151,7 +154,7 @@ def makes_heads(adapter: Adapter, pattern: Tensor, by_head: Tensor, z: Tensor, m
     real = mask.to(z.device)
     off = (attended(adapter, pattern, by_head) - z.to(adapter.work))[real].abs().max()
     summed = attended(adapter, pattern.abs(), by_head.abs())[real].abs().max()  # what a sum's rounding scales with
-    return bool(off <= PATTERN_TOLERANCE.get(adapter.dtype, HALF_TOLERANCE) * summed.clamp(min=1e-6))
+    return bool(off <= tolerance(adapter) * summed.clamp(min=1e-6))
 
 
 @contextmanager

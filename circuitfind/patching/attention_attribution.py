@@ -33,7 +33,8 @@ from circuitfind.calls import model_call
 from circuitfind.engine.capture import capture
 from circuitfind.engine.experiment import bind, check_model
 from circuitfind.engine.restart import Restart
-from circuitfind.engine.score_form import read_parts, refuse, score_form, tolerance
+from circuitfind.engine.score_form import read_parts, refuse, score_form
+from circuitfind.engine.sites import tolerance
 from circuitfind.errors import ScoreError
 from circuitfind.export import html
 from circuitfind.models.adapter import Adapter
