@@ -36,7 +36,8 @@ def paths(mask: np.ndarray, feeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     `mask`: `[writers, readers]` bool; `feeds`: `[readers, nodes]` bool, the nodes that each reader feeds.
     """
-    leads = (mask.astype(np.float32) @ feeds.astype(np.float32)) > 0  # writer -> node
+    read = mask.any(axis=0)
+    leads = (mask[:, read].astype(np.float32) @ feeds[read].astype(np.float32)) > 0  # writer -> node
     reached, useful = np.zeros((2, feeds.shape[1]), dtype=bool)
     reached[0] = useful[-1] = True
     for u in range(len(mask)):  # writers are numbered in order of computation
