@@ -26,13 +26,9 @@ class PruningOptions:
     metric_of_pruning: str | None = option(
         "The metric that edges are tried by. Default: kl.", names=("--prune-by",), keyword="metric"
     )
-    order: str | None = option(
-        f"The order in which edges are tried: {listed(options.ORDERS)}. Default: {options.ORDERS[0]}."
-    )
+    order: str | None = option(f"Order of the trials: {listed(options.ORDERS)}. Default: {options.ORDERS[0]}.")
     absolute: bool = option("Keep edges that oppose the task, too.", False)
-    remove_dangling: str | None = option(
-        "tested or untested: what nodes without inputs write goes, too. Default: it stays."
-    )
+    remove_dangling: str | None = option("tested or untested: what nodes without inputs write goes. Default: it stays.")
     screen: float | None = option(
         "Edges whose |score| is below this part of the threshold, such as 0.1, go without a test; a sample is"
         " checked. Default: every edge is tested."

@@ -68,9 +68,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 
 @dataclass(frozen=True)
 class OutputOptions:
-    as_json: bool = option(
-        "One JSON document on standard output, everything else on standard error.", False, names=("--json",)
-    )
+    as_json: bool = option("A JSON document on standard output, the rest on standard error.", False, names=("--json",))
     verbose: bool = option("All that is known of model, memory and pairs before the run.", False)
     debug: bool = option("Show the traceback of an error.", False, variable="CIRCUITFIND_DEBUG")
 

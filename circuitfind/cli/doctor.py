@@ -68,9 +68,7 @@ def doctor(model: options.UncheckedModel, batch: BatchOptions, task: options.Tas
         out.table(f"Of {of_batch}", ("call", "memory"), plans.items())
     found["identities"] = [{**one._asdict(), "holds": one.holds} for one in identities]
     out.say()
-    rows = (
-        (one.name, Right(f"{one.error:.1e}"), Right(f"{one.tolerance:.0e}"), _verdict(one.holds)) for one in identities
-    )
+    rows = ((one.name, Right(f"{one.error:.1e}"), Right(f"{one.tolerance:.0e}"), _verdict(one)) for one in identities)
     out.table("Identities, error relative to the largest value", ("identity", "error", "allowed", ""), rows)
     fine = all(one.holds for one in identities)
     out.say("All hold: what circuitfind computes is this model." if fine else "Do not trust scores of this model here.")
@@ -82,8 +80,8 @@ def doctor(model: options.UncheckedModel, batch: BatchOptions, task: options.Tas
     return 0 if fine else FAILED
 
 
-def _verdict(holds: bool) -> Text:
-    return Text("holds", style="green") if holds else Text("FAILS", style="bold red")
+def _verdict(one: Any) -> Text:
+    return Text("holds", style="green") if one.holds else Text("FAILS", style="bold red")
 
 
 def _facts(model: cf.Model) -> dict[str, Any]:

@@ -29,9 +29,7 @@ class EvaluateOptions:
         "Scores (scores.safetensors): faithfulness of their strongest edges over ten sizes, CPR and CMD.",
         metavar="FILE",
     )
-    completeness: bool = option(
-        "Run the rest of the model, and knock out random sets of nodes in circuit and model.", False
-    )
+    completeness: bool = option("Run the rest of the model; knock out random nodes in circuit and model.", False)
     minimality: bool = option("Measure what the circuit loses with each of its edges.", False)
     tests: bool = option("Hypothesis tests of the circuit.", False)
     stability: str | None = option("How far circuits agree over pairs, templates or seeds.", words=OVER)

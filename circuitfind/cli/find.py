@@ -118,9 +118,8 @@ def _show(result: cf.FindResult, seconds: float, top: int, out: Output) -> None:
     circuit, facts, made = result.circuit, result.circuit.facts, result.circuit.record.settings
     out.say()
     inside = set(circuit.edges)
-    verdicts.checks(
-        f"The circuit's strongest edges, measured ({circuit.record.metric})", result.checks, out, inside, top
-    )
+    title = f"The circuit's strongest edges, measured ({circuit.record.metric})"
+    verdicts.checks(title, result.checks, out, inside, top)
     verdicts.frontier(result, out)
     lines = verdicts.as_a_whole(
         circuit,

@@ -40,10 +40,8 @@ def load(model: options.Model, task: options.Task, out: Output) -> tuple[cf.Mode
         return loaded, replace(made, **asked_of_pairs(task)).on(loaded)
     if task.task is not None:
         raise TaskError(f"--task {task.task} and --data {task.data}: give one of the two")
-    source, asked = (
-        "/dev/stdin" if str(task.data) == "-" else task.data,
-        given(task, without=("data", "task", "n", "seed")),
-    )
+    source = "/dev/stdin" if str(task.data) == "-" else task.data
+    asked = given(task, without=("data", "task", "n", "seed"))
     try:
         read = processes.of_first(lambda: cf.Task.from_file(source, **asked))  # standard input is read once
         loaded = load_model(model, out, model.check)

@@ -39,10 +39,7 @@ OBJECTIVES = ("metric", "faithfulness", "both")
 ABLATIONS = ("corrupted", "zero", "mean", "mean-position", "resample")
 KINDS = ("resid", "resid-mid", "attn", "mlp", "attn-out", "mlp-out", "heads", "q", "k", "v", "pattern", "neurons")
 METRICS = ("logit_diff", "prob_diff", "logprob", "kl")
-ORDERS = (
-    *("reverse-topological", "reverse-topological-earliest", "reverse-topological-shuffled"),
-    *("shuffled", "scores"),
-)
+ORDERS = ("reverse-topological", "reverse-topological-earliest", "reverse-topological-shuffled", "shuffled", "scores")
 BY, LEVELS, DIRECTIONS = ("absolute", "signed"), ("edge", "node"), ("noising", "denoising")
 SIGNS = ("effect", "change")
 ANSWERS, SPELLINGS, UNUSABLE = ("first", "all"), ("space", "none", "given", "text"), ("error", "drop")
@@ -183,9 +180,7 @@ class Model(UncheckedModel):
 class Task:
     PANEL = TASK
     task: str | None = option('A built-in task; see "circuitfind tasks". Default: ioi.', metavar="NAME")
-    data: Path | None = option(
-        "Your own pairs: jsonl, csv, or data of other tools; - is standard input.", metavar="FILE"
-    )
+    data: Path | None = option("Your pairs: jsonl, csv, or data of other tools; - is standard input.", metavar="FILE")
     n: int | None = option("Number of pairs. Default: 64, or all of a file.", least=1)
     seed: int = option("Of the pairs, the split, random circuits.", 0, least=0)
     corruption: str | None = option("One of the task's named corruptions.")

@@ -175,9 +175,8 @@ class Output:
         for columns in _blocks(widths, all(right[1:]), self.text.width - INDENT):
             table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
             for at in columns:
-                table.add_column(
-                    heads[at], justify="right" if right[at] else "left", overflow="fold", no_wrap=right[at]
-                )
+                side: Any = "right" if right[at] else "left"
+                table.add_column(heads[at], justify=side, overflow="fold", no_wrap=right[at])
             for row in cells:
                 table.add_row(*(cell if isinstance(cell := row[at], Text) else Text(cell) for at in columns))
             self.text.print(Padding(table, (0, 0, 1, INDENT), expand=False))
@@ -203,9 +202,8 @@ class Output:
             return FORMS.get(name, fixed if isinstance(value, float) else str)(value)
 
         headings = [called.get(name, name) for name in columns]
-        self.table(
-            f"{title}{some(most, len(rows))}", headings, [[cell(row, name) for name in columns] for row in shown]
-        )
+        cells = [[cell(row, name) for name in columns] for row in shown]
+        self.table(f"{title}{some(most, len(rows))}", headings, cells)
 
     def few(self, pairs: int) -> None:
         """Says once where intervals rest on few different pairs."""

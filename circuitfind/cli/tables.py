@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import circuitfind as cf
     from circuitfind.record import Record
 
+    Checked = cf.Checks | None
+
 FINDERS = ("find", "find-complete")  # these give circuits, not rankings
 KEYS = 3  # tokens attended to
 PAIRS = 10  # of nodes that make a score
@@ -45,15 +47,13 @@ class _Scored(NamedTuple):
     verdict: str = ""
 
 
-def scores(
-    found: cf.Scores, out: Output, n: int = ROWS, by: Any = "absolute", checked: cf.Checks | None = None
-) -> None:
+def scores(found: cf.Scores, out: Output, n: int = ROWS, by: Any = "absolute", checked: Checked = None) -> None:
     best = [_Scored(found.graph.edge_name(u, r), float(found.values[u, r])) for u, r in found.ranked(by)[:n].tolist()]
     _strongest(found.record, "edge", len(found), best, "", out, checked)
 
 
 def placed_scores(
-    found: cf.PlacedScores, out: Output, n: int = ROWS, by: Any = "absolute", checked: cf.Checks | None = None
+    found: cf.PlacedScores, out: Output, n: int = ROWS, by: Any = "absolute", checked: Checked = None
 ) -> None:
     best = [_Scored(row.edge, row.score, row.place) for row in found.top(n, by)]
     _strongest(found.record, "edge", found.graph.n_edges, best, " position", out, checked)
@@ -62,7 +62,7 @@ def placed_scores(
 
 
 def node_scores(
-    found: cf.NodeScores, out: Output, n: int = ROWS, by: Any = "absolute", checked: cf.Checks | None = None
+    found: cf.NodeScores, out: Output, n: int = ROWS, by: Any = "absolute", checked: Checked = None
 ) -> None:
     """The strongest nodes, and of scores by position where each is strongest."""
     rows, more = [], " position there" if found.values.ndim == 2 else ""
@@ -76,7 +76,7 @@ def node_scores(
         _positions(out)
 
 
-def _beside(rows: list[_Scored], checked: cf.Checks | None) -> list[_Scored]:
+def _beside(rows: list[_Scored], checked: Checked) -> list[_Scored]:
     """The rows with the exact effects that were measured of them."""
     known = {} if checked is None else {(row.name, row.position): row for row in checked.checked}
 
@@ -109,7 +109,7 @@ def said_of_checks(found: cf.Checks, out: Output) -> None:
 
 
 def _strongest(
-    record: Record, what: str, total: int, rows: list[_Scored], more: str, out: Output, checked: cf.Checks | None
+    record: Record, what: str, total: int, rows: list[_Scored], more: str, out: Output, checked: Checked
 ) -> None:
     """Scores under what they are: exact effects, estimates, or neither."""
     heading = "score" if not record.is_effect else "exact" if record.method == "exact" else "estimate"
@@ -129,7 +129,7 @@ def _positions(out: Output) -> None:
     out.say("Positions are named by the tokens of the first clean prompt.", style="dim")
 
 
-def sweep(found: cf.Sweep, out: Output, n: int = ROWS, by: str = "absolute", checked: cf.Checks | None = None) -> None:
+def sweep(found: cf.Sweep, out: Output, n: int = ROWS, by: str = "absolute", checked: Checked = None) -> None:
     """The strongest places, and a heat table where it fits the width."""
     best, parts, record = found.top(n, by), _parts(found), found.record
     total = math.nan if parts is None else float(found.full.mean() - found.empty.mean())

@@ -185,9 +185,7 @@ def hypotheses(found: cf.HypothesisTests, out: Output) -> None:
     title = f"Hypothesis tests (alpha {made['alpha']:g}, correction: {made['correction']})"
     out.rows(title, found.tests, "name=test statistic p_value=p adjusted=corrected supports=speaks", len(found.tests))
     out.facts(line for row in found.tests for line in ((row.name, row.reading), ("", f"null: {row.null}")))
-    needless = sorted(
-        (edge for row in found.tests for edge in row.edges if edge.rejected), key=lambda edge: edge.effect
-    )
+    needless = sorted((one for row in found.tests for one in row.edges if one.rejected), key=lambda one: one.effect)
     if needless:
         out.say()
         title = "Edges that count for no more than random ones"

@@ -157,10 +157,7 @@ def _found(experiment: Experiment, complete: bool) -> Circuit:
     return find(model, bound, complete=complete, max_checks=0, random=0, knockouts=0, seed=seed).circuit
 
 
-FINDERS: Mapping[str, Finder] = {
-    "find": partial(_found, complete=False),
-    "find-complete": partial(_found, complete=True),
-}
+FINDERS: dict[str, Finder] = {"find": partial(_found, complete=False), "find-complete": partial(_found, complete=True)}
 
 
 @own_arithmetic()

@@ -84,9 +84,8 @@ def heat(
     end = limit or scale_end(values)
     beyond = count_beyond(values, end)
     rows, columns = list(row_labels)[:MOST_ROWS], list(column_labels)[:MOST_COLUMNS]
-    head = "".join(
-        f'<th style="padding:0 2px;font-weight:400;text-align:center">{escape(str(name))}</th>' for name in columns
-    )
+    look = "padding:0 2px;font-weight:400;text-align:center"
+    head = "".join(f'<th style="{look}">{escape(str(name))}</th>' for name in columns)
     body, written = "", len(columns) <= WRITTEN
     for name, line in zip(rows, values.tolist(), strict=False):
         named = zip(columns, line, strict=False)

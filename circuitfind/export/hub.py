@@ -44,9 +44,8 @@ def pull(repo: str, revision: str | None, token: str | None) -> Path:
 
 def _refused(repo: str, error: Exception) -> FileError:
     """What the hub or the way to it says, which its library tells by some twenty classes of error."""
-    return FileError(
-        f"{repo} at the Hugging Face hub: {str(error).strip().partition(chr(10))[0] or type(error).__name__}"
-    )
+    said = str(error).strip().partition("\n")[0] or type(error).__name__
+    return FileError(f"{repo} at the Hugging Face hub: {said}")
 
 
 def card(repo: str, size: str, record: Record, facts: Mapping[str, Any], strongest: Sequence[Sequence[Any]]) -> str:

@@ -49,6 +49,7 @@ ENDINGS = (".svg", ".png", ".pdf")
 PNG_DPI = 160
 MOST_DRAWN = 400  # edges; Graphviz takes minutes for more, and nobody can read them
 GROUP_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#D55E00", "#8F7AE5", "#7A9A01")
+Groups = Mapping[str, Sequence[str]]  # nodes, by a name of the user's
 CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # and halves of surrogate pairs, which Graphviz does not take
 
 
@@ -61,7 +62,7 @@ def source(
     legend: bool = True,
     marks: Mapping[str, str] | None = None,
     fold: bool | None = None,
-    groups: Mapping[str, Sequence[str]] | None = None,
+    groups: Groups | None = None,
 ) -> str:
     """Graphviz source of the circuit.
 
@@ -160,7 +161,7 @@ def _scale(n_edges: int) -> float:
     return 1 + 0.7 * min(n_edges / 400, 1.0)
 
 
-def _boxes(graph: Graph, levels: Sequence[Rank], groups: Mapping[str, Sequence[str]]) -> list[str]:
+def _boxes(graph: Graph, levels: Sequence[Rank], groups: Groups) -> list[str]:
     """Nodes rank by rank, each rank with an anchor that carries its label, and the anchors' chain."""
     lines, frames = [], dict[str, str]()
     for at, nodes in reversed(list(enumerate(groups.values()))):  # the first of several groups has the frame
@@ -195,9 +196,7 @@ def _lines(drawn: Sequence[Arrow], pairs: Sequence[tuple[str, str]], marks: Mapp
     return lines
 
 
-def _legend(
-    drawn: Sequence[Arrow], marks: Mapping[str, str] | None, note: str, groups: Mapping[str, Sequence[str]]
-) -> str:
+def _legend(drawn: Sequence[Arrow], marks: Mapping[str, str] | None, note: str, groups: Groups) -> str:
     """An HTML-like table: what is drawn, in two lines and those of a note and of groups."""
     if not drawn:
         return '<font point-size="12" color="#55606E">empty circuit: no edges, faithfulness 0</font>'

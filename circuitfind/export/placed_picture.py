@@ -37,10 +37,8 @@ def source(graph: Graph, rows: Sequence[PlacedRow], places: Sequence[str], title
         kind, share = graph.reader(row.reader).kind, math.sqrt(abs(row.effect) / largest)
         lines.append(f"{_id(start)} -> {_id(end)} [{look(kind, share, len(rows), said, row.effect < 0)}]")
     for shared, name in crossing:
-        ends = (spot for spot in spots if spot.name == name)
-        lines += [
-            f'{_id(shared)} -> {_id(spot)} [style=dotted arrowhead=vee color="#55606E" penwidth=1.3]' for spot in ends
-        ]
+        look_of = 'style=dotted arrowhead=vee color="#55606E" penwidth=1.3'
+        lines += [f"{_id(shared)} -> {_id(spot)} [{look_of}]" for spot in spots if spot.name == name]
     return "\n".join(["digraph places {", *_settings(title), *_columns(graph, spots, places), *lines, "}", ""])
 
 

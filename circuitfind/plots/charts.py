@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 WIDE, HIGH, LEAST = 720, 460, 640  # pixels: of a plot of cells in comfortable size, and of the narrowest figure
+Texts = np.ndarray | Sequence[Sequence[str]]  # of cells, already escaped
 LETTER = 7.0
 BAR, BARS_WIDE, LONGEST_NAME = 20, 760, 32
 PLACE = re.compile(r"m(?P<mlp>\d+)|s(?P<mixer>\d+)|a(?P<layer>\d+)\.(?P<kind>h|kv)(?P<unit>\d+)(<(?P<slot>[qkv])>)?")
@@ -36,7 +37,7 @@ def heat(
     values: np.ndarray,
     rows: Side,
     columns: Side,
-    texts: np.ndarray | Sequence[Sequence[str]],
+    texts: Texts,
     words: Caption,
     unit: str,
     *,
@@ -69,9 +70,7 @@ def heat(
     return figure(trace, words, width, tall, plot_bgcolor=style.GAP, xaxis=x, yaxis=y)
 
 
-def cells(
-    values: np.ndarray, texts: np.ndarray | Sequence[Sequence[str]], end: float, signed: bool, **more: Any
-) -> Any:
+def cells(values: np.ndarray, texts: Texts, end: float, signed: bool, **more: Any) -> Any:
     """The coloured cells alone, from -end (or, unsigned, from 0) to end."""
     return graph_objects().Heatmap(
         z=np.asarray(values, dtype=np.float64),

@@ -82,9 +82,8 @@ def draw(graph: Graph, rows: Sequence[EdgeRow], nodes: Sequence[str], marks: Map
             links[pair] = count + 1, weight + 1 + 6 * (arrow.share or 0)
     widths = {block.name: block.width for block in blocks}
     plan = layout([[block.name for block in row.blocks] for row in levels], widths, links, lane)
-    centres = {
-        box.name: XY(plan.boxes[block.name].x + box.aside, plan.boxes[block.name].y) for block, box in home.values()
-    }
+    at = plan.boxes
+    centres = {box.name: XY(at[block.name].x + box.aside, at[block.name].y) for block, box in home.values()}
     width, height = max(plan.width, 120.0) + LABELS + 2 * MARGIN, plan.height + 2 * MARGIN
     size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
     parts = [
@@ -138,13 +137,9 @@ def _bands(graph: Graph, levels: Sequence[Row], plan: Placement, width: float) -
     for layer, at in sorted(heights.items()):
         top, bottom = min(at) - BOX_HEIGHT / 2 - 3, max(at) + BOX_HEIGHT / 2 + 3
         if layer > below + 1:  # just below the strip
-            said = (
-                f"no node of layer {below + 1}"
-                if layer == below + 2
-                else f"no node of layers {below + 1} to {layer - 1}"
-            )
+            which = f"layer {below + 1}" if layer == below + 2 else f"layers {below + 1} to {layer - 1}"
             line = f'x1="0" x2="{width:.0f}" y1="{bottom + 1:.1f}" y2="{bottom + 1:.1f}"'
-            parts.append(f'<line class="fold" {line}><title>{said}</title></line>')
+            parts.append(f'<line class="fold" {line}><title>no node of {which}</title></line>')
         if 0 <= layer < graph.n_layers:
             parts.append(
                 f'<rect class="band" x="0" y="{top:.1f}" width="{width:.0f}" height="{bottom - top:.1f}" rx="4"/>'
@@ -195,9 +190,8 @@ def _arrows(
         if start.y == end.y:  # an arc above the row
             top = start.y - BOX_HEIGHT / 2
             foot, rise = XY(enter[i], top - long), top - 1.6 * max(gap, long)
-            data = (
-                f"M{leave[i]:.1f} {top:.1f}C{leave[i]:.1f} {rise:.1f} {foot.x:.1f} {rise:.1f} {foot.x:.1f} {foot.y:.1f}"
-            )
+            sides = f"{leave[i]:.1f} {rise:.1f} {foot.x:.1f} {rise:.1f} {foot.x:.1f} {foot.y:.1f}"
+            data = f"M{leave[i]:.1f} {top:.1f}C{sides}"
             slope, up = 0.0, -1
         else:
             foot, up = XY(enter[i], end.y + BOX_HEIGHT / 2 + long), 1

@@ -58,11 +58,9 @@ def picture(data: ReportData) -> str:
         of = f" for {other.task}" * bool(other.task) + f" in {other.model}" * bool(other.model)
         agree = f"{data.circuit.jaccard(data.beside):.2f} of the edges of both together are shared (Jaccard)"
         hint = f"The other circuit: {len(data.beside):,} edges{escape(of)}; {agree}. {hint}"
-    parts = {
-        "controls": _controls(circuit, sizes, start, marks, data.places),
-        "drawings": _drawings(sizes, start, marks),
-    }
-    return filled("explorer.html", **parts, hint=hint, keys=keys, data=_json(_content(data, sizes, both, marks)))
+    controls, drawings = _controls(circuit, sizes, start, marks, data.places), _drawings(sizes, start, marks)
+    told = {"controls": controls, "drawings": drawings, "hint": hint, "keys": keys}
+    return filled("explorer.html", **told, data=_json(_content(data, sizes, both, marks)))
 
 
 def compared(circuit: Circuit, beside: Circuit | None) -> tuple[Circuit, dict[str, str]]:

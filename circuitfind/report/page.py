@@ -189,9 +189,7 @@ def frontier(data: ReportData) -> str:
         cells = (_Cell(_number(value), value) for value in measured)
         rows.append([_Cell(f"{point.n_edges:,}", point.n_edges), opposing, *cells])
     found = _table("Frontier: circuits by size", columns, rows)
-    held_out = (
-        "Faithfulness on the search pairs and on the held-out pairs; the other columns are of the held-out pairs."
-    )
+    held_out = "Faithfulness on the search pairs and the held-out pairs; the other columns are of the held-out pairs."
     hint = "All columns are of the one pair: nothing is held out." if _one_pair(data) else held_out
     hint += " Opposing: edges of negative estimated effect. KL in nats."
     return f'<section class="wide"><h2>Frontier</h2>{found}<p class="hint">{hint}</p></section>'

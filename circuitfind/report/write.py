@@ -156,9 +156,8 @@ def _places(circuit: Circuit, scores: PlacedScores) -> dict[str, list[tuple[str,
     result = {}
     for name in circuit.edges:
         here = scores[name]
-        order = [
-            at for at in np.argsort(-np.abs(here), kind="stable")[:PARTS] if abs(here[at]) >= 0.1 * np.abs(here).max()
-        ]
+        size = np.abs(here)
+        order = [at for at in np.argsort(-size, kind="stable")[:PARTS] if size[at] >= 0.1 * size.max()]
         result[name] = [(scores.positions[at], float(here[at])) for at in order]
     return result
 

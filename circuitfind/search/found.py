@@ -134,11 +134,8 @@ class FindResult(FolderResult):
     def to_dict(self) -> dict[str, Any]:
         """JSON values (scores are saved on their own)."""
         circuit = {"edges": self.circuit.edges, "nodes": self.circuit.nodes, **self.circuit.facts}
-        return {
-            "circuit": circuit,
-            "task": as_json(self.summary),
-            **self._as_json("checks", "curve", "steps", "frontier"),
-        }
+        parts = self._as_json("checks", "curve", "steps", "frontier")
+        return {"circuit": circuit, "task": as_json(self.summary), **parts}
 
     def _as_json(self, *names: str) -> dict[str, Any]:
         return {name: as_json(getattr(self, name)) for name in names}

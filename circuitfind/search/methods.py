@@ -26,6 +26,10 @@ def _acdc(experiment: Experiment, request: Request) -> Scores:
     return acdc_scores(experiment.model, experiment.bound, **_asked(experiment, request, "prune_by"))
 
 
+def _sign(level: str, options: Mapping[str, Any]) -> str:  # by name, as it travels to servers
+    return ACDC_SIGN
+
+
 def _learned(experiment: Experiment, request: Request, name: str) -> Scores | NodeScores:
     asked = _asked(experiment, request, "learn_by")
     # of the ranking alone no circuit is wanted, nor a warning that it would be empty
@@ -71,7 +75,7 @@ SEARCHES: Mapping[str, Method] = {
                 "absolute": False,
                 "remove_dangling": None,
             },
-            sign=lambda level, options: ACDC_SIGN,
+            sign=_sign,
         ),
         _learner("edge-pruning", "hard-concrete masks with a target size", "Bhaskar et al. 2024"),
         _learner("subnetwork-probing", "hard-concrete masks with a penalty", "Cao et al. 2021"),

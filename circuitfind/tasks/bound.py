@@ -338,11 +338,9 @@ def _spans(task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None, side:
     prompts = None if task.is_ids else task.texts(side)
     found = () if given is None else locate(given, prompts, getattr(tokens, side), tokenizer, side)
     asking = generation(prompts, tokenizer) if side == "clean" and prompts and tokenizer is not None else ()
-    return (
-        tuple({**part, **own} for part, own in zip(asking, found or [{}] * len(asking), strict=True))
-        if asking
-        else found
-    )
+    if not asking:
+        return found
+    return tuple({**part, **own} for part, own in zip(asking, found or [{}] * len(asking), strict=True))
 
 
 def _counterparts(

@@ -18,16 +18,13 @@ from circuitfind.batch import Inputs, log_probabilities
 from circuitfind.errors import TaskError, warn
 from circuitfind.tasks.tokens import PromptTokenizer, pad
 
-Lists = Sequence[Sequence[str]]  # by row
+Texts = Sequence[str]
+Lists = Sequence[Texts]  # by row
 SPELLINGS = {"space": "with a leading space", "none": "without a leading space", "given": "as given"}
 BY_TEXT = "text"
 RARE = 0.01  # of the model's probability: less than this for the answers is worth a warning
 TOKENS_AT_ONCE, PROMPTS_AT_ONCE = 4096, 64
-_SPELL: dict[str, Callable[[str], str]] = {
-    "space": lambda answer: " " + answer.lstrip(),
-    "none": str.lstrip,
-    "given": str,
-}
+_SPELL: dict[str, Callable[[str], str]] = {"space": lambda one: " " + one.lstrip(), "none": str.lstrip, "given": str}
 _SEVERAL = (
     "Give answer='first' (the first token that tells right from wrong is measured) or answer='all' (the whole answer),"
     " choose answers that are one token after the prompt, or leave such rows out with unusable='drop'"
@@ -68,7 +65,7 @@ class Spelled(NamedTuple):
 
 def spelled(
     tokenizer: PromptTokenizer,
-    clean: Sequence[str],
+    clean: Texts,
     answers: Lists,
     wrong: Lists,
     wanted: Wanted,
@@ -100,9 +97,7 @@ def spelled(
     return chosen._replace(how=f"{chosen.said}{after}{why}")
 
 
-def _attempts(
-    tokenizer: PromptTokenizer, clean: Sequence[str], answers: Lists, wrong: Lists, wanted: Wanted
-) -> list[Spelled]:
+def _attempts(tokenizer: PromptTokenizer, clean: Texts, answers: Lists, wrong: Lists, wanted: Wanted) -> list[Spelled]:
     """The spellings that differ, in the order in which they are tried."""
     prompts = tokenizer(clean)
     sets = [list(dict.fromkeys([*a, *w])) for a, w in zip(answers, wrong, strict=True)]
@@ -113,9 +108,8 @@ def _attempts(
         for number, (prompt, ids, texts) in enumerate(zip(clean, prompts, sets, strict=True)):
             row: dict[str, list[int]] = {}
             given = [attempt.text(number, text) for text in texts]
-            for text, own, extra in zip(
-                texts, given, tokenizer.added(prompt, ids, given) if texts else [], strict=True
-            ):
+            added = tokenizer.added(prompt, ids, given) if texts else []
+            for text, own, extra in zip(texts, given, added, strict=True):
                 if fault := _fault(tokenizer, own, extra, wanted.several):
                     attempt.failed[number] = fault
                     break
@@ -134,7 +128,7 @@ def _fault(tokenizer: PromptTokenizer, answer: str, extra: list[int] | None, sev
     return ""
 
 
-def _preference(clean: Sequence[str], sets: list[list[str]]) -> list[str]:
+def _preference(clean: Texts, sets: list[list[str]]) -> list[str]:
     """Names of the spellings, in the order in which they are tried."""
     given = [answer for row in sets for answer in row]
     if any(answer[:1].isspace() for answer in given):  # where the prompt ends in a space, not another one
@@ -146,17 +140,14 @@ def _preference(clean: Sequence[str], sets: list[list[str]]) -> list[str]:
 
 
 # -------------------------------------------------------------------- what the model prefers
-def _preferred(
-    tokenizer: PromptTokenizer, clean: Sequence[str], tried: list[Spelled], model: Any
-) -> tuple[Spelled, str]:
+def _preferred(tokenizer: PromptTokenizer, clean: Texts, tried: list[Spelled], model: Any) -> tuple[Spelled, str]:
     """The spelling to which the model itself gives the most probability, and in words why."""
     if getattr(model, "remote", True):
         return tried[0], ", by the text: the model's weights are not here to ask"
     rows = [row for row in range(len(clean)) if not any(row in one.failed for one in tried)]
     prompts = dict(zip(rows, tokenizer([clean[row] for row in rows]), strict=True))
-    masses = _masses(
-        model, prompts, [{row: {ids[0] for ids in one.ids[row].values()} for row in rows} for one in tried]
-    )
+    sets = [{row: {ids[0] for ids in one.ids[row].values()} for row in rows} for one in tried]
+    masses = _masses(model, prompts, sets)
     best = masses.index(max(masses))  # of equals the first
     if masses[best] < RARE:
         warn(rare(masses[best]))

@@ -23,6 +23,7 @@ from circuitfind.errors import TaskError
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTES = {chr(byte): byte for byte in _PRINTABLE}
 _BYTES |= {chr(256 + n): byte for n, byte in enumerate(byte for byte in range(256) if byte not in _PRINTABLE)}
+Ids = list[int]
 MOST_FIRST = 3  # special tokens that a tokenizer puts before a text
 REPLACED = "\ufffd"  # what decoding puts in place of bytes that are no character
 
@@ -47,12 +48,12 @@ class Tokens(NamedTuple):
     each place of one answer, and not a set of them.
     """
 
-    clean: list[list[int]]
-    corrupted: list[list[int]]
-    answers: list[list[int]]
-    wrong: list[list[int]]
+    clean: list[Ids]
+    corrupted: list[Ids]
+    answers: list[Ids]
+    wrong: list[Ids]
     spelling: str
-    appended: list[int]
+    appended: Ids
     whole: bool = False
 
 
@@ -64,7 +65,7 @@ class PromptTokenizer:
         if bos and tokenizer.bos_token_id is None:
             raise TaskError("bos=True, but the tokenizer has no BOS token: leave bos out or pass bos=False")
 
-    def __call__(self, texts: Sequence[str]) -> list[list[int]]:
+    def __call__(self, texts: Sequence[str]) -> list[Ids]:
         """Ids of each text."""
         special = self.bos is not False and not self.templated
         rows = self._rows(texts, special)
@@ -78,18 +79,18 @@ class PromptTokenizer:
             out.append([first, *ids] if self.bos and ids[:1] != [first] else ids)
         return out
 
-    def _rows(self, texts: Sequence[str], special: bool) -> list[list[int]]:
+    def _rows(self, texts: Sequence[str], special: bool) -> list[Ids]:
         found = self.tokenizer(list(texts), add_special_tokens=special, padding=False, truncation=False)
         return list(found["input_ids"])
 
-    def _once(self, text: str, ids: list[int]) -> list[int]:
+    def _once(self, text: str, ids: Ids) -> Ids:
         """Without the special tokens at the beginning that the text has itself."""
         for size in range(1, MOST_FIRST + 1):
             if ids[:size] == ids[size : 2 * size] and list(self._rows([text], special=False)[0]) == ids[size:]:
                 return ids[size:]
         return ids
 
-    def describe(self, texts: Sequence[str], rows: Sequence[list[int]]) -> str:
+    def describe(self, texts: Sequence[str], rows: Sequence[Ids]) -> str:
         """How the BOS token was handled, for records."""
         token = self.tokenizer.bos_token
         own = [bool(token) and text.startswith(str(token)) for text in texts]
@@ -104,7 +105,7 @@ class PromptTokenizer:
             rule = "added by the tokenizer" if has else "none"
         return f"{rule}, but in the text of {sum(own)} of {len(own)} prompts" if any(own) else rule
 
-    def added(self, prompt: str, prompt_ids: list[int], answers: Sequence[str]) -> list[list[int] | None]:
+    def added(self, prompt: str, prompt_ids: Ids, answers: Sequence[str]) -> list[Ids | None]:
         """By answer, the ids that it adds after the prompt; None where the prompt's own ids change."""
         size = len(prompt_ids)
         rows = self([prompt + answer for answer in answers])
@@ -117,7 +118,7 @@ _EQUAL_LENGTH = (
 )
 
 
-def unpadded(ids: Tensor, mask: Any) -> list[list[int]]:
+def unpadded(ids: Tensor, mask: Any) -> list[Ids]:
     """Rows of ids without what `mask` (a tensor or lists, true at real tokens) marks as padding."""
     if ids.ndim != 2:
         raise TaskError(f"prompts as ids have shape {list(ids.shape)}: [batch, pos] is needed")
@@ -165,9 +166,7 @@ def _longest(model: Any) -> int | None:
     return None if longest is None else int(longest)
 
 
-def _fault(
-    clean: list[int], corrupted: list[int], answers: list[int], wrong: list[int], model: Any, whole: bool
-) -> str | None:
+def _fault(clean: Ids, corrupted: Ids, answers: Ids, wrong: Ids, model: Any, whole: bool) -> str | None:
     if not clean or not corrupted:
         return "the prompt is empty"
     if clean == corrupted:
@@ -184,27 +183,27 @@ def _fault(
     return None
 
 
-def pad(rows: list[list[int]], length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def pad(rows: list[Ids], length: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Ids and mask `[batch, length]`, padded on the right with id 0, which the mask hides."""
     ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
     return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
 
 
-def places(rows: list[list[int]], lengths: list[int], length: int) -> Tensor:
+def places(rows: list[Ids], lengths: Ids, length: int) -> Tensor:
     """`[batch, reads]`: the last tokens of a prompt, one for each of the answer's, the last one repeated as padding."""
     return torch.tensor(
         [[min(end - len(row) + at, end - 1) for at in range(length)] for row, end in zip(rows, lengths, strict=True)]
     )
 
 
-def by_place(rows: list[list[int]], length: int) -> Tensor:
+def by_place(rows: list[Ids], length: int) -> Tensor:
     """`[batch, reads, 1]`: the token at each place, the last one repeated as padding; no column if there are none."""
     padded = [[row[min(at, len(row) - 1)] for at in range(length)] for row in rows if row]
     return torch.tensor(padded).unsqueeze(-1) if padded else torch.zeros(len(rows), length, 0, dtype=torch.long)
 
 
-def answer_tensor(rows: list[list[int]], read: Tensor) -> Tensor:
+def answer_tensor(rows: list[Ids], read: Tensor) -> Tensor:
     """`[batch, reads, answers]`, the same answers at every read position, padded with -1."""
     width = max(map(len, rows), default=0)
     padded = torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long).view(len(rows), width)

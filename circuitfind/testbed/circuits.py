@@ -62,9 +62,8 @@ def _ioi(plan: Blueprint) -> tuple[Match, Callable[[random.Random], Pair]]:
     def draw(rng: random.Random) -> Pair:
         first, second, *others = rng.sample(NAMES, 5)
         subject = rng.choice([first, second])
-        clean, corrupted = (
-            f"{one} and {two} met {three} gave to" for one, two, three in ((first, second, subject), others)
-        )
+        drawn = ((first, second, subject), others)
+        clean, corrupted = (f"{one} and {two} met {three} gave to" for one, two, three in drawn)
         return Pair(clean, corrupted, (second if subject == first else first,), (subject,))
 
     return plan.match(inhibited, plan.token, not_the_subject), draw
@@ -292,9 +291,8 @@ def sort() -> Drawing:
     takes = {counts: up_to.repeat(1, 2), plan.token: -asked[:, None].repeat(1, 10)}
     bias = torch.tensor([1.0] * 5 + [0.0] * 5)  # a step where the count of words up to the i-th reaches the place
     plan.table(1, takes, bias, {plan.output: torch.cat([steps, -steps])})
-    plan.table(
-        1, {counts: torch.zeros(counts.width, 1)}, 1.0, {plan.output: plan.select(letters[5], strength=GAIN)[None]}
-    )
+    otherwise = plan.select(letters[5], strength=GAIN)[None]
+    plan.table(1, {counts: torch.zeros(counts.width, 1)}, 1.0, {plan.output: otherwise})
     distract(plan)
 
     def draw(rng: random.Random) -> Pair:
