@@ -474,7 +474,7 @@ MISTAKES = {
         "steps=None, not 3",
     ),
     "no steps": (("find", "--n", "4", "--steps", "0"), "--steps 0: give a whole number, 1 to 100,000"),
-    "a target that is none": (("find", "--tolerance", "99"), "--tolerance 99: give how far from the whole model"),
+    "a target that is none": (("find", "--tolerance", "99"), "--tolerance 99: give 0 or more, and less than 1"),
     "a threshold that no |effect| is below": (
         ("acdc", "--n", "4", "--absolute", "--threshold", "-1"),
         "--threshold -1: no |effect| is below it",

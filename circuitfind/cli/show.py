@@ -28,7 +28,6 @@ READS = (
     " paths.json, a curve, ..."
 )
 KINDS = ("q", "k", "v", "mixer", "mlp", "logits")
-THIRDS = 3
 
 
 @dataclass(frozen=True)
@@ -153,8 +152,9 @@ def _beside(names: Sequence[str], pair: tuple[cf.Circuit, cf.Circuit], n: int, o
     if a.graph != b.graph:
         out.say(f"Of two graphs ({a.graph}; {b.graph}), whose edges are not each other's.", style="dim")
         return told
-    effects = [{a.graph.edge_name(row.writer, row.reader): row.effect for row in one.rows()} for one in pair]
-    known = [_Shared(edge, *(_number(one.get(edge)) for one in effects)) for edge in (a | b).edges]
+    effects = [{name: row.effect for name, row in zip(one.edges, one.rows(), strict=True)} for one in pair]
+    both = {edge: (one.get(edge) for one in effects) for edge in (a | b).edges}
+    known = [_Shared(edge, *(math.nan if one is None else one for one in values)) for edge, values in both.items()]
     known.sort(key=lambda row: -max(abs(value) if math.isfinite(value) else 0 for value in row[1:]))
     inside = {"In both": (a & b).edges, f"Only in {names[0]}": (a - b).edges, f"Only in {names[1]}": (b - a).edges}
     for title, edges in inside.items():
@@ -164,10 +164,6 @@ def _beside(names: Sequence[str], pair: tuple[cf.Circuit, cf.Circuit], n: int, o
             out.rows(said, chosen, "edge effect there", n, effect=names[0], there=names[1])
     out.facts([("Jaccard", f"{fixed(a.jaccard(b))}, shared edges of all edges of the two")])
     return told | {"jaccard": a.jaccard(b), "edges": {title.lower(): edges for title, edges in inside.items()}}
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _profile(circuit: cf.Circuit) -> dict[str, Cell]:
@@ -190,10 +186,6 @@ def _profile(circuit: cf.Circuit) -> dict[str, Cell]:
         if kind != "mixer" or graph.mixers:
             share(f"into {kind}", [row for row in rows if graph.reader(row.reader).kind == kind])
     for third, said in enumerate(("first", "middle", "last")):
-        share(f"into the {said} third of layers", [row for row in rows if _third(graph, row) == third])
+        there = [row for row in rows if 3 * graph.reader(row.reader).layer // graph.n_layers == third]  # not the logits
+        share(f"into the {said} third of layers", there)
     return found
-
-
-def _third(graph: cf.Graph, row: EdgeRow) -> int:
-    """Of the layers; the logits' is none of them."""
-    return graph.reader(row.reader).layer * THIRDS // graph.n_layers

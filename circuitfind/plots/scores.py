@@ -79,7 +79,8 @@ def edge_layers(edges: Edges) -> Figure:
     """Effects summed by layer and kind: writers down, readers across."""
     graph = edges.graph
     rows, columns = _writers(graph), _readers(graph)
-    down, across = (_indicator(groups) for groups in (rows, columns))
+    sizes = ([part.stop - part.start for _, part in groups] for groups in (rows, columns))
+    down, across = (np.repeat(np.eye(len(n)), n, axis=0) for n in sizes)  # `[members, groups]`: 1 in one's own
     counts = einsum(down, edges.mask.astype(np.float64), across, "u i, u r, r j -> i j")
     totals = einsum(down, np.nan_to_num(edges.values), across, "u i, u r, r j -> i j")
     values = np.where(counts > 0, totals if edges.known else counts, np.nan)
@@ -123,11 +124,6 @@ def _readers(graph: Graph) -> Groups:
 def _attention(graph: Graph, layer: int) -> str:
     """What a layer's heads go by together, or its mixer."""
     return f"s{layer}" if layer in graph.mixers else f"a{layer}"
-
-
-def _indicator(groups: Groups) -> np.ndarray:
-    """`[members, groups]`: 1 where a writer or reader belongs to a group."""
-    return np.repeat(np.eye(len(groups)), [part.stop - part.start for _, part in groups], axis=0)
 
 
 def _cell(edges: Edges, row: tuple[str, slice], column: tuple[str, slice], number: float, total: float) -> str:

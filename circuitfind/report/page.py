@@ -117,8 +117,9 @@ class ReportData:
 def head(data: ReportData) -> str:
     """Title, model, and the numbers that matter most."""
     circuit, graph = data.circuit, data.circuit.graph
+    part = len(circuit) / graph.n_edges
     tiles = [
-        (f"{len(circuit):,}", f"edges of {graph.n_edges:,} ({_percent(len(circuit), graph.n_edges)})"),
+        (f"{len(circuit):,}", f"edges of {graph.n_edges:,} ({part:.{2 if part < 0.1 else 0}%})"),
         (f"{len(circuit.nodes):,}", f"nodes of {graph.n_nodes:,}"),
     ]
     if data.faithfulness is not None:
@@ -320,10 +321,6 @@ def _interval(data: ReportData) -> str:
     if data.interval is None:
         return ""
     return f", {data.level:.0%} interval {_number(data.interval[0])} to {_number(data.interval[1])}"
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.2%}" if part / whole < 0.1 else f"{part / whole:.0%}"
 
 
 SECTIONS = (head, explorer.picture, whole, curve, frontier, checks, examples, steps, record)

@@ -158,7 +158,7 @@ class Given:
         """The answers and the wrong answers, by row; None where there are none."""
         sides: list[Any] = [self.answers, self.wrong_answers]
         given = [side.tolist() if hasattr(side, "tolist") else side for side in sides]  # of a tensor or an array
-        return [None if rows is None else [*map(_listed, rows)] for rows in given]
+        return [rows and [list(one) if isinstance(one, (list, tuple)) else [one] for one in rows] for rows in given]
 
     def answers_are_ids(self) -> bool:
         """Whether there are answers, and all of them, right and wrong, are token ids."""
@@ -327,10 +327,6 @@ def _kind(given: Any) -> str:
     if given is None:
         return "None"
     return f"a {type(given).__name__}" + (" of no dimension" if getattr(given, "ndim", 1) == 0 else "")
-
-
-def _listed(answer: Any) -> list[Any]:
-    return list(answer) if isinstance(answer, (list, tuple)) else [answer]
 
 
 def _is_id(answer: Any) -> bool:
