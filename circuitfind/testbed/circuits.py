@@ -23,13 +23,20 @@ LETTERS, NAMES = tuple(ascii_lowercase[:10]), tuple(ascii_uppercase[:8])
 DIGITS = tuple("0123456789")
 
 
+Contexts = tuple[tuple[str, ...], ...]
+
+
+def _drawn(plan: Blueprint, draw: Callable[[random.Random], Pair], contexts: Contexts = ((),)) -> Drawing:
+    distract(plan)
+    return Drawing(plan, draw, contexts)
+
+
 def induction(sharp: float = SHARP) -> Drawing:
     """A head that attends to what followed the same word earlier, through keys that a previous-token head wrote."""
     plan = Blueprint([START, *LETTERS], 8)
     before = plan.variable("before")
     plan.head(0, [Offset(1)], plan.word(), {before: 1})
     plan.head(1, [plan.match(plan.token, before, sharp), plan.resting(sharp / 2)], plan.word(), {plan.output: GAIN})
-    distract(plan)
 
     def draw(rng: random.Random) -> Pair:
         drawn = rng.sample(LETTERS, 10)
@@ -37,7 +44,7 @@ def induction(sharp: float = SHARP) -> Drawing:
         at = rng.randrange(4)
         return Pair(" ".join([*own, own[at]]), " ".join([*other, other[0]]), (own[at + 1],), (own[at - 1],))
 
-    return Drawing(plan, draw)
+    return _drawn(plan, draw)
 
 
 def saturated() -> Drawing:
@@ -45,16 +52,14 @@ def saturated() -> Drawing:
     return induction(5 * SHARP)
 
 
-def _ioi(plan: Blueprint) -> tuple[Match, Callable[[random.Random], Pair]]:
-    """Duplicate-token head and S-inhibition head; returns by what a name mover attends, and how pairs are drawn."""
+def _ioi() -> tuple[Blueprint, list[Match], Callable[[random.Random], Pair]]:
+    """Duplicate-token head and S-inhibition head; with it by what a name mover attends, and how pairs are drawn."""
+    plan = Blueprint([START, *NAMES, "and", "met", "gave", "to"], 8)
     people = plan.select(*NAMES)
     twice, inhibited = plan.variable("twice"), plan.variable("inhibited")
     same = plan.match(plan.token, plan.token, 8 * SHARP * torch.diag(people))
-    earlier: list[Match | Offset] = [
-        same,
-        Offset(0, -6 * SHARP),
-        plan.resting(7 * SHARP),
-    ]  # rotary positions only shade what is near
+    # rotary positions only shade what is near
+    earlier: list[Match | Offset] = [same, Offset(0, -6 * SHARP), plan.resting(7 * SHARP)]
     plan.head(0, earlier, plan.word(*NAMES), {twice: 1})
     plan.head(1, [plan.towards(twice, SHARP * people), plan.resting()], {twice: torch.eye(twice.width)}, {inhibited: 1})
     not_the_subject = SHARP * torch.outer(people, people) - 2 * SHARP * torch.diag(people)
@@ -66,42 +71,32 @@ def _ioi(plan: Blueprint) -> tuple[Match, Callable[[random.Random], Pair]]:
         clean, corrupted = (f"{one} and {two} met {three} gave to" for one, two, three in drawn)
         return Pair(clean, corrupted, (second if subject == first else first,), (subject,))
 
-    return plan.match(inhibited, plan.token, not_the_subject), draw
-
-
-def _ioi_plan() -> Blueprint:
-    return Blueprint([START, *NAMES, "and", "met", "gave", "to"], 8)
+    return plan, [plan.match(inhibited, plan.token, not_the_subject), plan.resting()], draw
 
 
 def ioi() -> Drawing:
     """Indirect object: the name mover attends to the name that the S-inhibition head does not speak against."""
-    plan = _ioi_plan()
-    looks, draw = _ioi(plan)
-    plan.head(2, [looks, plan.resting()], plan.word(*NAMES), {plan.output: GAIN})
-    distract(plan)
-    return Drawing(plan, draw)
+    plan, looks, draw = _ioi()
+    plan.head(2, looks, plan.word(*NAMES), {plan.output: GAIN})
+    return _drawn(plan, draw)
 
 
 def ioi_negative() -> Drawing:
     """IOI with a second head that attends as the name mover does and writes against the name."""
-    plan = _ioi_plan()
-    looks, draw = _ioi(plan)
-    plan.head(2, [looks, plan.resting()], plan.word(*NAMES), {plan.output: GAIN})
-    plan.head(3, [looks, plan.resting()], plan.word(*NAMES), {plan.output: -GAIN / 3})
-    distract(plan)
-    return Drawing(plan, draw)
+    plan, looks, draw = _ioi()
+    plan.head(2, looks, plan.word(*NAMES), {plan.output: GAIN})
+    plan.head(3, looks, plan.word(*NAMES), {plan.output: -GAIN / 3})
+    return _drawn(plan, draw)
 
 
 def ioi_backup() -> Drawing:
     """IOI with a backup name mover, which rests where the name mover has written and takes over where it has not."""
-    plan = _ioi_plan()
-    looks, draw = _ioi(plan)
+    plan, looks, draw = _ioi()
     done = plan.variable("done")
-    plan.head(2, [looks, plan.resting()], plan.word(*NAMES), {plan.output: GAIN, done: 1})
+    plan.head(2, looks, plan.word(*NAMES), {plan.output: GAIN, done: 1})
     quiet = plan.match(done, plan.start, 4 * SHARP * plan.select(*NAMES))
-    plan.head(3, [looks, plan.resting(), quiet], plan.word(*NAMES), {plan.output: GAIN})
-    distract(plan)
-    return Drawing(plan, draw, ((), ("a2.h0->logits", "a2.h0->a3.h0<q>"), ("a3.h0->logits",)))
+    plan.head(3, [*looks, quiet], plan.word(*NAMES), {plan.output: GAIN})
+    return _drawn(plan, draw, ((), ("a2.h0->logits", "a2.h0->a3.h0<q>"), ("a3.h0->logits",)))
 
 
 def backup() -> Drawing:
@@ -112,14 +107,13 @@ def backup() -> Drawing:
     plan.head(0, [Offset(1)], plan.word(*copied), {plan.output: GAIN, done: 1})
     quiet = plan.match(done, plan.start, 4 * SHARP * plan.select(*copied))
     plan.head(1, [Offset(1), quiet], plan.word(*copied), {plan.output: GAIN})
-    distract(plan)
 
     def draw(rng: random.Random) -> Pair:
         own, wrong = rng.sample(copied, 2)
         other, end, another = rng.sample(ignored, 3)
         return Pair(f"{own} {end}", f"{other} {another}", (own,), (wrong,))
 
-    return Drawing(plan, draw, ((), ("a0.h0->logits", "a0.h0->a1.h0<q>"), ("a1.h0->logits",)))
+    return _drawn(plan, draw, ((), ("a0.h0->logits", "a0.h0->a1.h0<q>"), ("a1.h0->logits",)))
 
 
 def _last_but_one(rng: random.Random) -> Pair:
@@ -139,7 +133,6 @@ def _switches(both: bool) -> Drawing:
     else:  # min(1, a + b)
         takes, bias, gives = torch.ones(1, 2), torch.tensor([0.0, -1.0]), torch.stack([verdict, -verdict])
     plan.table(1, {first: takes, second: takes}, bias, {plan.output: gives})
-    distract(plan)
 
     def draw(rng: random.Random) -> Pair:
         one, two = rng.sample(LETTERS[:6], 2)
@@ -147,7 +140,7 @@ def _switches(both: bool) -> Drawing:
         return Pair(f"{one} on up {two}", f"{three} off down {four}", ("yes",), ("no",))
 
     contexts = ((),) if both else ((), ("a0.h0->m1",), ("a0.h1->m1",))
-    return Drawing(plan, draw, contexts)
+    return _drawn(plan, draw, contexts)
 
 
 def both() -> Drawing:
@@ -168,8 +161,7 @@ def cancelling() -> Drawing:
     for layer in (0, 1):  # each takes half of what is above 1/2 away, at twice its slope
         plan.table(layer, {seen: torch.eye(size)}, -0.5, {plan.output: -GAIN / 2 * torch.eye(size)})
     plan.head(1, [Offset(1)], plan.word(), {plan.output: GAIN})
-    distract(plan)
-    return Drawing(plan, _last_but_one)
+    return _drawn(plan, _last_but_one)
 
 
 def copy_suppression() -> Drawing:
@@ -178,13 +170,12 @@ def copy_suppression() -> Drawing:
     plan.head(0, [Offset(1)], plan.word(), {plan.output: GAIN})
     seeks = plan.match(plan.output, plan.token, SHARP / GAIN * torch.eye(plan.token.width))
     plan.head(1, [seeks, plan.resting()], plan.word(), {plan.output: -GAIN / 2})
-    distract(plan)
 
     def draw(rng: random.Random) -> Pair:
         said, *others = rng.sample(LETTERS, 9)
         return Pair(f"{said} {others[0]} {said} {others[1]}", " ".join(others[2:6]), (said,), (others[7],))
 
-    return Drawing(plan, draw)
+    return _drawn(plan, draw)
 
 
 def greater_than() -> Drawing:
@@ -195,7 +186,6 @@ def greater_than() -> Drawing:
     above = torch.stack([plan.select(*DIGITS[i + 1 :]) - plan.select(*DIGITS[: i + 1]) for i in range(10)])
     takes = torch.eye(year.width)[:, 1:11]
     plan.table(1, {year: takes}, 0.0, {plan.output: GAIN / 2 * above})
-    distract(plan)
 
     def draw(rng: random.Random) -> Pair:
         year = rng.randrange(3, 9)
@@ -203,7 +193,7 @@ def greater_than() -> Drawing:
         clean, corrupted = f"{one} from {year} to", f"{two} from {rng.randrange(0, 2)} to"
         return Pair(clean, corrupted, DIGITS[year + 1 :], DIGITS[: year + 1])
 
-    return Drawing(plan, draw)
+    return _drawn(plan, draw)
 
 
 def _sorted(plan: Blueprint, number: Variable, edges: list[float], words: list[str]) -> None:
@@ -222,7 +212,6 @@ def frac_prevs() -> Drawing:
     part = plan.variable("part", 1)
     plan.head(0, [], {plan.token: plan.select("x")[:, None]}, {part: 1})
     _sorted(plan, part, [2.5 / 8, 4.5 / 8], ["few", "half", "many"])
-    distract(plan)
 
     def draw(rng: random.Random) -> Pair:
         def prompt(count: int) -> str:
@@ -234,7 +223,7 @@ def frac_prevs() -> Drawing:
         right, wrong = rng.sample(sorted(kinds), 2)
         return Pair(prompt(rng.randint(*kinds[right])), prompt(rng.randint(*kinds[wrong])), (right,), (wrong,), True)
 
-    return Drawing(plan, draw)
+    return _drawn(plan, draw)
 
 
 def histogram() -> Drawing:
@@ -244,7 +233,6 @@ def histogram() -> Drawing:
     same = plan.match(plan.token, plan.token, 2 * SHARP * torch.diag(plan.select(*LETTERS)))
     plan.head(0, [same, plan.resting(2 * SHARP)], {plan.start: torch.ones(1, 1)}, {share: 1})  # 1 / (1 + count)
     _sorted(plan, share, [0.225, 0.29, 0.41], ["4x", "3x", "2x", "1x"])
-    distract(plan)
 
     def draw(rng: random.Random) -> Pair:
         def prompt(count: int) -> str:
@@ -256,7 +244,7 @@ def histogram() -> Drawing:
         right, wrong = rng.sample(range(1, 5), 2)
         return Pair(prompt(right), prompt(wrong), (f"{right}x",), (f"{wrong}x",), True)
 
-    return Drawing(plan, draw)
+    return _drawn(plan, draw)
 
 
 def reverse() -> Drawing:
@@ -267,7 +255,6 @@ def reverse() -> Drawing:
     for number, place in enumerate(places, 1):
         by[plan.words.index(place), 6 - number] = 2 * SHARP
     plan.head(0, [plan.match(plan.token, plan.position, by)], plan.word(*LETTERS), {plan.output: GAIN})
-    distract(plan)
 
     def draw(rng: random.Random) -> Pair:
         drawn, place, other = rng.sample(LETTERS, 10), *rng.sample(range(1, 6), 2)
@@ -275,7 +262,7 @@ def reverse() -> Drawing:
         clean, corrupted = " ".join([*own, str(place)]), " ".join([*twin, str(other)])
         return Pair(clean, corrupted, (own[5 - place],), (own[5 - other],))
 
-    return Drawing(plan, draw)
+    return _drawn(plan, draw)
 
 
 def sort() -> Drawing:
@@ -293,7 +280,6 @@ def sort() -> Drawing:
     plan.table(1, takes, bias, {plan.output: torch.cat([steps, -steps])})
     otherwise = plan.select(letters[5], strength=GAIN)[None]
     plan.table(1, {counts: torch.zeros(counts.width, 1)}, 1.0, {plan.output: otherwise})
-    distract(plan)
 
     def draw(rng: random.Random) -> Pair:
         own, twin = rng.sample(letters, 4), rng.sample(letters, 4)
@@ -301,4 +287,4 @@ def sort() -> Drawing:
         clean, corrupted = " ".join([*own, str(place)]), " ".join([*twin, str(other)])
         return Pair(clean, corrupted, (sorted(own)[place - 1],), (sorted(own)[other - 1],))
 
-    return Drawing(plan, draw)
+    return _drawn(plan, draw)
