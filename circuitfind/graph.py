@@ -16,6 +16,7 @@ The numbering is that of the EAP-IG library's files (Hanna et al. 2024), where e
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -172,7 +173,7 @@ class Graph(NoFile):
         """The reader with this index, taken apart."""
         if index == self.n_readers - 1:
             return Reader(self.n_layers, "logits", 0)
-        layer = int(np.searchsorted(self._first_readers, index, side="right")) - 1
+        layer = bisect_right(self._first_readers, index) - 1
         head = int(index) - self._first_readers[layer]
         for kind, count in zip(KINDS, self.counts(layer), strict=True):
             if head < count:
@@ -199,7 +200,7 @@ class Graph(NoFile):
 
     def layer_of(self, writer: int) -> int:
         """Layer of a writer; -1 for `input`."""
-        return int(np.searchsorted(self._first_writers, writer, side="right")) - 1
+        return bisect_right(self._first_writers, writer) - 1
 
     # ---------------------------------------------------------------- names
     @cached_property

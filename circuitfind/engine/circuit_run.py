@@ -63,7 +63,7 @@ class Plan:
     def readers(self, layer: int, kind: str) -> np.ndarray:
         """Indices of the active readers of a layer."""
         readers = self.graph.readers(layer, kind)
-        return np.asarray(readers.start + np.flatnonzero(self.active[readers]))
+        return np.asarray(readers.start + self.active[readers].nonzero()[0])
 
     def runs(self, layer: int, kind: str) -> bool:
         """Whether any reader of this layer and kind is active."""
@@ -286,7 +286,7 @@ class CircuitVisitor:
         """
         circuit, tokens = rows
         count = int(np.searchsorted(self.plan.writers, self.graph.limits[readers[0]]))
-        terms = self.plan.terms[circuit][np.ix_(self.plan.writers[:count], readers)].T
+        terms = self.plan.terms[circuit][self.plan.writers[:count, None], readers].T
         coefficients = sent(terms.astype(np.float32), self.written.device).to(self.written)
         return coefficients, self.written[:count, circuit, tokens].flatten(1)
 

@@ -213,9 +213,8 @@ class _RevisedRun(CircuitVisitor):
         circuit, tokens = rows
         base = torch.stack([self.state.stream(reader)[tokens] for reader in readers.tolist()])
         removed = self.state.mask[:, readers] & ~self.masks[circuit][:, readers]
-        for at, gone in enumerate(removed.T):
-            if gone.any():
-                base[at] -= self.state.difference(gone, tokens)
+        for at in removed.any(axis=0).nonzero()[0].tolist():
+            base[at] -= self.state.difference(removed[:, at], tokens)
         coefficients, written = self.terms_of(readers, rows)
         if len(written):
             base = (base.flatten(1).addmm_(coefficients, written)).view_as(base)

@@ -47,15 +47,16 @@ class _Stopped(Exception):
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Freezes weights and switches to evaluation mode; restores both at the end."""
+    modules = list(model.modules())
     trained = [
         (module, name)  # by place: offloaded weights come and go
-        for module in model.modules()
+        for module in modules
         for name, weight in module._parameters.items()
         if weight is not None and weight.requires_grad
     ]
-    training = [module for module in model.modules() if module.training]
+    training = [module for module in modules if module.training]
     for module, name in trained:
-        getattr(module, name).requires_grad_(False)
+        module._parameters[name].requires_grad_(False)  # type: ignore[union-attr]
     if training:
         model.eval()
     try:
@@ -63,7 +64,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         for module, name in trained:
-            getattr(module, name).requires_grad_(True)
+            module._parameters[name].requires_grad_(True)  # type: ignore[union-attr]
         for module in training:
             module.training = True
 

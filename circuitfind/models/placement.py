@@ -31,7 +31,7 @@ Map = Callable[[Tensor], Tensor]
 
 def _hooks(module: nn.Module) -> tuple[Any, ...]:
     """Accelerate's hooks on a module."""
-    hook = getattr(module, "_hf_hook", None)
+    hook = vars(module).get("_hf_hook")
     return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
 
 
