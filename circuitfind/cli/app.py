@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
@@ -255,9 +256,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code or (CLOSED_PIPE if out.unread or err.unread else 0)
 
 
+@functools.cache
+def _parser() -> Any:
+    """What reads a command line: typer builds it anew at each call of `app`, from the signatures of all verbs."""
+    return typer.main.get_command(app)
+
+
 def _run(words: list[str]) -> int:
     try:
-        return app(args=words, prog_name="circuitfind", standalone_mode=False, obj=words) or 0
+        return _parser()(args=words, prog_name="circuitfind", standalone_mode=False, obj=words) or 0
     except KeyboardInterrupt as stop:
         return _code_of(stop)
     except Exception as error:
