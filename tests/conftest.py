@@ -94,9 +94,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """What is imported stays: collecting garbage (as calls do that run out of memory) need not walk through it."""
+    """What is imported stays: collecting garbage (as calls do that run out of memory) need not walk through it.
+
+    And garbage may wait: by default it is looked for every 700 new objects, which are a pass or two of a small model.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
