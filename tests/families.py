@@ -267,9 +267,14 @@ def swept(names: Iterable[str]) -> list[Any]:
     return [pytest.param(name, marks=() if name in STRUCTURES else pytest.mark.slow) for name in names]
 
 
-def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None) -> nn.Module:
-    """A random model of the family, with weights that make every part of it matter."""
-    model = copy.deepcopy(_built(name, seed))  # tests may change theirs; a copy costs a tenth of a new one
+def build(
+    name: str, seed: int = 0, dtype: torch.dtype = torch.float32, attention: str | None = None, heads: int | None = None
+) -> nn.Module:
+    """A random model of the family, with weights that make every part of it matter.
+
+    `heads`: so many query heads, where the family's model has four: a graph of half as many nodes.
+    """
+    model = copy.deepcopy(_built(name, seed, heads))  # tests may change theirs; a copy costs a tenth of a new one
     torch.manual_seed(seed)  # what a test draws next does not depend on who built first
     if attention:
         model.set_attn_implementation(attention)
@@ -277,11 +282,18 @@ def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, attentio
 
 
 @cache
-def _built(name: str, seed: int) -> nn.Module:
+def _built(name: str, seed: int, heads: int | None) -> nn.Module:
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = MODELS[name]().eval()
+        if heads is not None:
+            config = copy.deepcopy(model.config)
+            shared = getattr(config, "num_key_value_heads", None) not in (None, config.num_attention_heads)
+            config.num_attention_heads = heads
+            if shared:
+                config.num_key_value_heads = heads // 2
+            model = type(model)(config).eval()
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if parameter.ndim > 1:

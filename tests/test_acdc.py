@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -67,14 +69,8 @@ def equal(circuit: cf.Circuit, mask: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def model_of():
-    cache: dict[str, cf.Model] = {}
-
-    def get(name: str) -> cf.Model:
-        if name not in cache:
-            cache[name] = cf.wrap(build(name), backend="hooks")
-        return cache[name]
-
-    return get
+    """Of two heads a layer, because the literal loop runs the whole model for each edge; None: of four."""
+    return cache(lambda name, heads=2: cf.wrap(build(name, heads=heads), backend="hooks"))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

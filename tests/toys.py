@@ -29,9 +29,9 @@ FOUR = ["gpt2", "llama", "gpt_neox", "gemma2"]  # fused heads, grouped key/value
 
 
 @cache
-def wrapped(name: str, dtype: torch.dtype = torch.float32) -> cf.Model:
+def wrapped(name: str, dtype: torch.dtype = torch.float32, heads: int | None = None) -> cf.Model:
     """A random model of a family without tokenizer."""
-    return cf.wrap(build(name, dtype=dtype), None, name=name)
+    return cf.wrap(build(name, dtype=dtype, heads=heads), None, name=name)
 
 
 @cache
