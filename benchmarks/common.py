@@ -14,8 +14,9 @@ import torch
 import transformers
 
 import circuitfind as cf
-from circuitfind.engine.capture import capture, capture_gradients
+from circuitfind.engine.capture import capture
 from circuitfind.engine.edge_effects import edge_effects
+from circuitfind.engine.reader_gradients import capture_gradients
 from circuitfind.models.load import Model
 from circuitfind.tasks.bound import BoundTask
 

@@ -4,8 +4,10 @@
 
 Random models of many shapes, each in a process of its own that has scored one short pair before, so that only what
 grows with the batch is counted: the resident set's high-water mark while all edges are scored, by EAP, or under KL by
-integrated gradients. "exact" measures a few edges of every layer, "edge-pruning" learns for two steps, by KL.
-`--planned`: in the batches that are planned, not in one.
+integrated gradients. Methods beside those of edges: "exact" measures a few edges of every layer, "spans" and
+"positions" patch the stream by span and by position, "edge-pruning" learns for two steps, by KL, "find" is a whole
+`find(edges=EDGES)`. `--planned`: in the batches that are planned, not in one. The last columns are the whole process,
+weights included, and its processor time.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import gc
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +26,14 @@ from gpt2_small import resident
 
 import circuitfind as cf
 from circuitfind.attribution.exact import exact_effects
+from circuitfind.attribution.methods import METHODS
+from circuitfind.cli.inputs import kept_by
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.memory_plan import plan_learning, plan_memory, sizes_of
+from circuitfind.engine.memory_plan import Kept, plan_learning, plan_memory, sizes_of
+from circuitfind.models.backends import bare_logits
 from circuitfind.search.learn import LEARNERS
 
+EDGES = 500
 GEMMA = {"head_dim": 256, "num_key_value_heads": 1, "num_attention_heads": 4, "sliding_window": 512}
 # (configuration, pairs, tokens, metric)
 SHAPES: dict[str, tuple[Any, int, int, str]] = {
@@ -124,39 +131,52 @@ def build(family: str, options: dict[str, Any]) -> cf.Model:
 def task(model: cf.Model, pairs: int, tokens: int, metric: str) -> cf.Task:
     clean, corrupted = torch.randint(3, 1000, (2, pairs, tokens), generator=torch.Generator().manual_seed(0))
     answers = [[5] * pairs, [6] * pairs] if metric == "logit_diff" else []
-    return cf.Task(clean, corrupted, *answers, metric=metric)
+    halves = {"first": (0, tokens // 2), "second": (tokens // 2, tokens)}
+    return cf.Task(clean, corrupted, *answers, metric=metric, spans=[halves] * pairs)
 
 
-def score(model: cf.Model, pairs: Any, method: str, batch_size: int | None = None) -> None:
+def done(model: cf.Model, pairs: int, tokens: int, metric: str) -> cf.Task:
+    """Pairs that a random model does: the answers are its own."""
+    given = task(model, pairs, tokens, metric).on(model).batch
+    answers = [bare_logits(model.adapter, side)[:, 0].argmax(-1).tolist() for side in (given.clean, given.corrupted)]
+    return cf.Task(given.clean.ids, given.corrupted.ids, *answers)
+
+
+def call(model: cf.Model, pairs: Any, method: str, batch_size: int | None = None) -> None:
+    graph = model.graph
     if method in LEARNERS:
         cf.learn_masks(model, pairs, method, steps=2, n_edges=100, batch_size=batch_size)
-        return
-    if method != "exact":
+    elif method == "find":
+        cf.find(model, pairs, edges=EDGES, batch_size=batch_size)
+    elif method in ("spans", "positions"):
+        cf.patch(model, pairs, "resid", by_span=method == "spans", batch_size=batch_size)
+    elif method == "exact":
+        names = [f"m{layer}->{kind}" for layer in range(graph.n_layers - 1) for kind in (f"m{layer + 1}", "logits")]
+        exact_effects(Experiment.of(model, pairs, {"batch_size": batch_size}), graph.mask(names))
+    else:
         cf.attribute(model, pairs, method, batch_size=batch_size)
-        return
-    graph = model.graph
-    names = [f"m{layer}->{kind}" for layer in range(graph.n_layers - 1) for kind in (f"m{layer + 1}", "logits")]
-    exact_effects(Experiment.of(model, pairs, {"batch_size": batch_size}), graph.mask(names))
 
 
 def child(name: str, pairs: int, tokens: int, method: str, planned: bool) -> None:
-    """Prints what is said and what is grown, in MB, and the size of batches."""
+    """Prints what is said and what is grown, in MB, the size of batches, the process's peak and processor time."""
     (family, options), _, _, metric = SHAPES[name]
     metric = "kl" if method in LEARNERS else metric
-    model = build(family, options)
-    score(model, task(model, 1, 4, metric), method)
-    bound = task(model, pairs, tokens, metric).on(model)
-    points = 5 if method == "eap-ig-inputs" else 1
+    model = build(family, {"max_position_embeddings": 8192} | options if family == "Llama" else options)
+    call(model, task(model, 1, 4, metric), method if method in {**METHODS, **LEARNERS} else "eap")
+    bound = (done if method == "find" else task)(model, pairs, tokens, metric).on(model)
     at_once = None if planned else pairs
     sizes, softmax = sizes_of(bound.batch), metric == "kl"
-    plan = plan_memory(model.adapter, sizes, at_once, softmax, points)
     if method in LEARNERS:
         plan = plan_learning(model.adapter, sizes, LEARNERS[method].pairs_per_step, at_once, softmax)
+    else:
+        kept = kept_by({"method": method if method in METHODS else "exact" if method != "find" else None}, "edge")
+        plan = plan_memory(model.adapter, sizes, at_once, softmax, kept or Kept(points=0))
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmHWM")
-    score(model, bound, method, at_once)
-    print(plan.beside / 2**20, resident("VmHWM") - before, plan.batch_size)
+    before, started = resident("VmHWM"), time.process_time()
+    call(model, bound, method, at_once)
+    peak = resident("VmHWM")
+    print(plan.beside / 2**20, peak - before, plan.batch_size, peak, time.process_time() - started)
 
 
 def main() -> None:
@@ -173,7 +193,8 @@ def main() -> None:
         child(options.child, options.pairs, options.tokens, options.method, options.planned)
         return
     print(
-        "| shape | method | pairs x tokens | in a batch | said | grown | grown / said |\n|---|---|---|---|---|---|---|"
+        "| shape | method | pairs x tokens | in a batch | said | grown | grown / said | peak | CPU s |\n"
+        "|---|---|---|---|---|---|---|---|---|"
     )
     for name in options.names or SHAPES:
         _, pairs, tokens, metric = SHAPES[name]
@@ -182,10 +203,10 @@ def main() -> None:
         command = [sys.executable, __file__, "--child", name, "--pairs", str(pairs), "--tokens", str(tokens)]
         command += ["--method", method, *(["--planned"] if options.planned else [])]
         found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        said, grown, at_once = map(float, found[-3:])
+        said, grown, at_once, peak, seconds = map(float, found[-5:])
         print(
             f"| {name} | `{method}` | {pairs} x {tokens} | {at_once:.0f} | {said:.0f} MB | {grown:.0f} MB |"
-            f" {grown / said:.2f} |",
+            f" {grown / said:.2f} | {peak:.0f} MB | {seconds:.0f} |",
             flush=True,
         )
 

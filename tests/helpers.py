@@ -13,10 +13,11 @@ from torch import Tensor
 
 from circuitfind.batch import Batch, Inputs
 from circuitfind.engine.ablation import ablation_of, mean_of, sum_writers
-from circuitfind.engine.capture import capture, capture_gradients
+from circuitfind.engine.capture import capture
 from circuitfind.engine.circuit_run import CircuitVisitor, Plan
 from circuitfind.engine.edge_effects import edge_effects
 from circuitfind.engine.prepare import Prepared
+from circuitfind.engine.reader_gradients import capture_gradients
 from circuitfind.engine.writers import Writers
 from circuitfind.graph import Graph
 from circuitfind.models.adapter import Adapter

@@ -19,8 +19,9 @@ from circuitfind.attribution import eap, gradients
 from circuitfind.attribution.method import Point
 from circuitfind.attribution.methods import names
 from circuitfind.engine.ablation import resampled
-from circuitfind.engine.capture import capture, capture_gradients
+from circuitfind.engine.capture import capture
 from circuitfind.engine.edge_effects import edge_effects
+from circuitfind.engine.reader_gradients import capture_gradients
 from circuitfind.engine.restart import Restart
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import FileError, ScoreError, TaskError

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from circuitfind.batch import Batch, Inputs
-from circuitfind.engine.capture import capture, capture_gradients
+from circuitfind.engine.capture import capture
 from circuitfind.engine.edge_effects import edge_effects
+from circuitfind.engine.reader_gradients import capture_gradients
 from circuitfind.engine.restart import Restart
 from circuitfind.graph import Graph
 from circuitfind.metrics import metric_of

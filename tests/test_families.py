@@ -13,9 +13,10 @@ from oracles import Literal, split_reader_scores
 from torch import Tensor, nn
 
 from circuitfind.batch import Batch
-from circuitfind.engine import edge_effects, memory
-from circuitfind.engine.capture import capture, capture_gradients
+from circuitfind.engine import edge_effects, memory_plan
+from circuitfind.engine.capture import capture
 from circuitfind.engine.identities import check_identities, require_identities
+from circuitfind.engine.reader_gradients import capture_gradients
 from circuitfind.engine.stream_effects import node_effects
 from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter
@@ -66,8 +67,8 @@ def test_slices_of_tokens_do_not_matter(
     whole = edge_scores(adapter, pairs)
     for held, inner in ((2**20, 3000), (5000, 2**20), (5000, 1000), (1, 1)):  # a few tokens, then one at a time
         monkeypatch.setattr(edge_effects, "HELD", held)
-        monkeypatch.setattr(memory, "IN_CACHE", {"cpu": inner})
-        assert next(memory.token_slices(27, adapter.graph.n_writers, adapter, held)).stop < 27 or held == 2**20
+        monkeypatch.setattr(memory_plan, "IN_CACHE", {"cpu": inner})
+        assert next(memory_plan.token_slices(27, adapter.graph.n_writers, adapter, held)).stop < 27 or held == 2**20
         assert off(edge_scores(adapter, pairs), whole) < 1e-5
 
 

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 import circuitfind as cf
 from circuitfind.batch import Batch
 from circuitfind.engine.backward_rules import GIM, backward_rules
-from circuitfind.engine.capture import capture_gradients
+from circuitfind.engine.reader_gradients import capture_gradients
 from circuitfind.errors import ScoreError
 
 CLOSE = 1e-5  # of the largest score

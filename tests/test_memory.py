@@ -16,6 +16,7 @@ from circuitfind.batch import Batch
 from circuitfind.engine.batches import in_batches, within_memory
 from circuitfind.engine.memory_plan import (
     PATCHES,
+    Kept,
     batch_size_for,
     estimate_memory,
     plan_learning,
@@ -162,13 +163,13 @@ def test_the_estimate_grows_with_the_batch(adapter_of: Callable[..., Adapter], m
     assert estimate_memory(adapter, 1, 32).activations > plain  # patterns are kept, and quadratic in the length
     monkeypatch.undo()
     sizes = (3, 16, 1)
-    scored, exact = plan_memory(adapter, sizes), plan_memory(adapter, sizes, points=0)
+    scored, exact = plan_memory(adapter, sizes), plan_memory(adapter, sizes, kept=Kept(points=0))
     assert scored.batch_size == exact.batch_size == 3 and scored.chunk == 48 and exact.chunk == 2048
     assert (
         scored.beside == estimate_memory(adapter, 3, 16).total
-        and exact.beside == estimate_memory(adapter, 3, 16, points=0).total
+        and exact.beside == estimate_memory(adapter, 3, 16, kept=Kept(points=0)).total
     )
-    learned, step = plan_learning(adapter, (64, 16, 1), 4), plan_memory(adapter, (4, 16, 1), points=1)
+    learned, step = plan_learning(adapter, (64, 16, 1), 4), plan_memory(adapter, (4, 16, 1), kept=Kept(1))
     written = 4 * 16 * adapter.graph.n_writers * row_bytes(adapter)
     assert learned.batch_size == 4 and learned.beside == step.beside + written + run_bytes(adapter, 64 * 16, runs=2)
     assert batch_size_for(adapter, 5, 16) == 5 and batch_size_for(adapter, 5, 10**7) == 1

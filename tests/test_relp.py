@@ -23,8 +23,8 @@ from circuitfind.attribution.method import Request
 from circuitfind.attribution.methods import METHODS
 from circuitfind.batch import Batch
 from circuitfind.engine.backward_rules import RELP, backward_rules
-from circuitfind.engine.capture import capture_gradients
 from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.reader_gradients import capture_gradients
 from circuitfind.errors import ScoreError
 from circuitfind.models.families import family_of
 

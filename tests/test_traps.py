@@ -14,11 +14,12 @@ from oracles import split_reader_scores
 from torch import Tensor, nn
 
 from circuitfind.batch import Batch, Inputs
-from circuitfind.engine.capture import capture, capture_gradients
+from circuitfind.engine.capture import capture
 from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.edge_effects import edge_effects
 from circuitfind.engine.identities import check_identities
 from circuitfind.engine.prepare import prepare
+from circuitfind.engine.reader_gradients import capture_gradients
 from circuitfind.engine.restart import Restart
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import ModelError, ScoreError

@@ -48,9 +48,9 @@ from circuitfind.attribution.components import AtPlaces, Base, Estimate, place_e
 from circuitfind.attribution.gradients import Ends, check_not_flat, mean_over
 from circuitfind.attribution.method import Method, Request, Scored
 from circuitfind.batch import Batch
-from circuitfind.engine.capture import Gradients, capture_gradients
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory_plan import HELD
+from circuitfind.engine.reader_gradients import Gradients, capture_gradients
 from circuitfind.engine.restart import Restart
 from circuitfind.engine.sites import Values, attention_scores
 from circuitfind.engine.stream_effects import node_effects

@@ -16,9 +16,10 @@ from circuitfind.attribution.gradients import check_slope, mean_edge_effects, me
 from circuitfind.attribution.method import Method, Request, Scored, as_array
 from circuitfind.attribution.methods import method_of, request_of
 from circuitfind.calls import model_call
-from circuitfind.engine.capture import ReaderGradients, Run
+from circuitfind.engine.capture import Run
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.memory_plan import BY_EXAMPLE
+from circuitfind.engine.reader_gradients import ReaderGradients
 from circuitfind.engine.stream_effects import node_effects
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError

@@ -37,8 +37,9 @@ from circuitfind.attribution import eap
 from circuitfind.attribution.gradients import Ends, mean_effects, mean_over
 from circuitfind.attribution.method import Method, Request, Scored, as_array
 from circuitfind.batch import Batch
-from circuitfind.engine.capture import ReaderGradients, Run
+from circuitfind.engine.capture import Run
 from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.reader_gradients import ReaderGradients
 from circuitfind.engine.stream_effects import node_effects
 from circuitfind.engine.writers import Writers
 from circuitfind.graph import Graph

@@ -31,9 +31,10 @@ from circuitfind import processes
 from circuitfind.attribution.gradients import Pass, check_not_flat, each_point
 from circuitfind.attribution.method import Method, Request
 from circuitfind.batch import Batch, Inputs
-from circuitfind.engine.capture import ReaderGradients, Run
+from circuitfind.engine.capture import Run
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.measure import as_numpy
+from circuitfind.engine.reader_gradients import ReaderGradients
 from circuitfind.engine.restart import Restart
 from circuitfind.engine.sites import Values
 from circuitfind.engine.stream_effects import head_gradients, site_effects

@@ -11,7 +11,7 @@ Where prompts are aligned, the line's corrupted end is the clean prompt with the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import nullcontext
 from functools import cached_property
 from typing import NamedTuple
@@ -22,9 +22,11 @@ from torch import Tensor
 from circuitfind.attribution.method import Method, Point
 from circuitfind.batch import Batch
 from circuitfind.engine.backward_rules import Ruled, backward_rules
-from circuitfind.engine.capture import ReaderGradients, Run, capture, capture_corrupted, capture_gradients
+from circuitfind.engine.capture import OUTPUTS, WRITTEN, Run, capture, capture_corrupted
 from circuitfind.engine.edge_effects import EdgeSum
 from circuitfind.engine.experiment import Experiment
+from circuitfind.engine.memory_plan import batch_size_for, sizes_of
+from circuitfind.engine.reader_gradients import ReaderGradients, capture_gradients
 from circuitfind.engine.writers import Writers
 from circuitfind.errors import ScoreError, warn
 from circuitfind.metrics import Metric
@@ -40,19 +42,23 @@ Effects = Callable[[Adapter, Writers, Run, ReaderGradients], Tensor]
 class Ends:
     """The clean and the corrupted run of a batch, and what the ablation changes: each made when it is first needed.
     `run`: the pairs as they are run, if `divided` without the tokens before anything differs; `batch`: the pairs as the
-    metric is given them."""
+    metric is given them; `keep`: the lists of the runs that are wanted (`capture`), None for all. Where not all are,
+    `delta` takes the writers out of the runs."""
 
-    def __init__(self, experiment: Experiment, batch: Batch, divided: bool = False) -> None:
-        self._experiment, self._pairs = experiment, batch
+    def __init__(
+        self, experiment: Experiment, batch: Batch, divided: bool = False, keep: Set[str] | None = None
+    ) -> None:
+        self._experiment, self._pairs, self.keep = experiment, batch, keep
         self.run = experiment.after_prefix(batch) if divided else batch
 
     @cached_property
     def clean(self) -> Run:
-        return capture(self._experiment.adapter, self.run.clean, stop=not self._experiment.metric.reference)
+        stop = not self._experiment.metric.reference
+        return capture(self._experiment.adapter, self.run.clean, stop, keep=self.keep)
 
     @cached_property
     def corrupted(self) -> Run:
-        return capture_corrupted(self._experiment.adapter, self.run, stop=True)
+        return capture_corrupted(self._experiment.adapter, self.run, stop=True, keep=self.keep)
 
     @cached_property
     def batch(self) -> Batch:
@@ -62,11 +68,16 @@ class Ends:
     def delta(self) -> Writers:
         """Writers' clean values minus ablated values; of both runs only what lines lie between is kept."""
         corrupted = self.corrupted if self._experiment.ablation.corrupted else None
-        delta = self.clean.writers.minus(self._experiment.ablated(self.clean, corrupted))
+        written, other = self.clean.writers, self._experiment.ablated(self.clean, corrupted)
         self.clean = _ends_of_lines(self.clean)
         if corrupted is not None:
             self.corrupted = _ends_of_lines(corrupted)
-        return delta
+        if self.keep is None:
+            return written.minus(other)
+        if corrupted is not None:  # `other` holds what it held
+            corrupted.heads.clear()
+            corrupted.mlps.clear()
+        return written.less(other)
 
 
 def _ends_of_lines(run: Run) -> Run:
@@ -105,7 +116,7 @@ def mean_effects(
         largest = each_point(experiment, batch, points, lambda at: found.append(at.effects(effects)), divided)
         return torch.stack(found).sum(0), largest
 
-    return _mean(experiment, one, label)
+    return _mean(experiment, one, label, points)
 
 
 def mean_edge_effects(experiment: Experiment, points: list[Point], spans: Spans | None = None) -> Tensor:
@@ -117,13 +128,22 @@ def mean_edge_effects(experiment: Experiment, points: list[Point], spans: Spans 
             return effects[0], largest
         return edges_of(experiment, batch, points, spans.numbers[rows], len(spans.labels))
 
-    return _mean(experiment, one, "edge scores")
+    return _mean(experiment, one, "edge scores", points)
 
 
-def _mean(experiment: Experiment, one: Callable[[Batch, slice], tuple[Tensor, float]], label: str) -> Tensor:
+def patterns_of(points: list[Point]) -> int:
+    """How many patterns of each head are kept under the points' rules: a softmax's value, and that of the rule."""
+    return 2 if any(point.rules is not None and point.rules.attention for point in points) else 0
+
+
+def _mean(
+    experiment: Experiment, one: Callable[[Batch, slice], tuple[Tensor, float]], label: str, points: list[Point]
+) -> Tensor:
     total: Tensor | float = 0.0
     size = 0.0
-    for _, (part, largest) in experiment.in_batches(one, label):  # by position a part may be large: none is kept
+    at_once = batch_size_for(experiment.adapter, *sizes_of(experiment.batch), patterns=patterns_of(points))
+    # by position a part may be large: none is kept
+    for _, (part, largest) in experiment.in_batches(one, label, at_once):
         total, size = total + part, max(size, largest)
     mean = torch.as_tensor(total) / len(experiment)
     check_not_flat(experiment.metric, mean, size)
@@ -145,13 +165,19 @@ def edges_of(
             sums.append(EdgeSum(at.adapter, at.ends.delta, None if groups is None else groups[:, -run:], n_groups))
         sums[0].add(at.weight, at.run, at.gradients)
 
-    largest = each_point(experiment, batch, points, add, divided=True)
+    keep = WRITTEN | (OUTPUTS if any(point.component for point in points) else set())
+    largest = each_point(experiment, batch, points, add, divided=True, keep=keep)
     with torch.no_grad():
         return sums[0].value(), largest
 
 
 def each_point(
-    experiment: Experiment, batch: Batch, points: list[Point], use: Callable[[Pass], None], divided: bool = False
+    experiment: Experiment,
+    batch: Batch,
+    points: list[Point],
+    use: Callable[[Pass], None],
+    divided: bool = False,
+    keep: Set[str] | None = None,
 ) -> float:
     """Takes the gradients at each point, and hands them over; returns the metric's largest magnitude at the points.
     `divided`: as for `Ends`.
@@ -159,7 +185,7 @@ def each_point(
     `use` must not keep a pass: the next one needs the room. A first point at the clean or the corrupted prompt is also
     the run of that side.
     """
-    metric, adapter, ends, sizes = experiment.metric, experiment.adapter, Ends(experiment, batch, divided), []
+    metric, adapter, ends, sizes = experiment.metric, experiment.adapter, Ends(experiment, batch, divided, keep), []
     for number, (weight, alpha, component, rules) in enumerate(points):
         embed, outputs = None, None
         at_corrupted = alpha == 0 and component is None and batch.alignment is None
@@ -171,15 +197,18 @@ def each_point(
             low, high = ends.corrupted.resid[0], ends.clean.resid[0]
             embed = low + alpha * (high - low)
         inputs = ends.run.corrupted if at_corrupted else ends.run.clean
+        is_clean = number == 0 and embed is None and outputs is None and not (at_corrupted or metric.reference)
+        is_corrupted = number == 0 and at_corrupted
+        wanted = keep if keep is None or is_clean or is_corrupted else set[str]()
         with backward_rules(adapter, rules) if rules else nullcontext(Ruled(adapter)) as ruled:
             run, gradients, values = capture_gradients(
-                adapter, inputs, lambda logits: metric(logits, ends.batch), embed, outputs, ruled.hand_on
+                adapter, inputs, lambda logits: metric(logits, ends.batch), embed, outputs, ruled.hand_on, wanted
             )
         if number == 0 and adapter.dtype != adapter.work:
             check_precision(gradients, str(adapter.dtype).removeprefix("torch."))
-        if number == 0 and at_corrupted:
+        if is_corrupted:
             ends.corrupted = run
-        elif number == 0 and embed is None and outputs is None and not metric.reference:
+        elif is_clean:
             ends.clean = run
         with torch.no_grad():
             use(Pass(weight, ruled.adapter, ends, run, gradients))

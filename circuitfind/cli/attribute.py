@@ -68,7 +68,7 @@ def attribute(
         inputs.check_places(loaded, bound, asked, where)
     kind = level.what or level.level
     method = inputs.method_line(asked, kind)
-    inputs.introduce(loaded, bound, run, out, points=inputs.points_of(asked, kind), method=method)
+    inputs.introduce(loaded, bound, run, out, kept=inputs.kept_by(asked, kind), method=method)
     scores = inputs.scored(loaded, bound, asked, folder, out, **where)
     checked = inputs.checked(loaded, bound, scores, {**given(checks), "by": rank.by}, run, out)
     name = FILES.get(type(scores).__name__, f"estimates-{level.what}")

@@ -41,13 +41,15 @@ def doctor(model: options.UncheckedModel, batch: BatchOptions, task: options.Tas
         loaded, bound = inputs.load(options.Model(**vars(model), check=False), task, out)
     else:
         loaded = inputs.load_model(model, out)
+    from circuitfind.engine.memory_plan import DEFAULT, Kept
     from circuitfind.loading import identities as identities_of
     from circuitfind.record import library_versions
 
     with out.waiting("checking identities"):
         identities = identities_of(loaded)
     found, sizes = _facts(loaded), (batch.examples, batch.length, 1)
-    of_batch, memory = f"{batch.examples} pairs of {batch.length} tokens", inputs.memory_line(loaded, sizes)
+    of_batch = f"{batch.examples} pairs of {batch.length} tokens"
+    memory = inputs.memory_line(loaded, sizes, kept=DEFAULT)
     dot, versions = shutil.which("dot"), library_versions()
     out.facts(
         [
@@ -62,7 +64,7 @@ def doctor(model: options.UncheckedModel, batch: BatchOptions, task: options.Tas
     )
     found |= {"memory": memory, "dot": dot, "versions": versions}
     if batch.plan:
-        plans = {name: inputs.memory_line(loaded, sizes, points=points) for name, points in PLANNED.items()}
+        plans = {name: inputs.memory_line(loaded, sizes, kept=Kept(points)) for name, points in PLANNED.items()}
         found["plan"] = plans
         out.say()
         out.table(f"Of {of_batch}", ("call", "memory"), plans.items())

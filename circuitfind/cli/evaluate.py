@@ -58,7 +58,7 @@ def evaluate(model: options.Model, task: options.Task, run: options.Run, asked: 
     experiment = Experiment.of(loaded, bound, same, inherit=found[0].record, direction=False)
     bound, record = experiment.bound, experiment.record("evaluate")
     about = f"{bound.name}, {record.metric}: {count(len(bound), 'pair')}, ablation {record.ablation}"
-    memory = inputs.task_memory(loaded, bound, run, 0)
+    memory = inputs.task_memory(loaded, bound, run, None)
     lines = [("model", inputs.model_line(loaded)), ("memory", memory), ("task", about)]
     if circuit is not None:
         lines.append(("circuit", f"{asked.circuit}: {count(len(circuit), 'edge')} of {circuit.graph.n_edges:,}"))

@@ -88,8 +88,8 @@ def find(
     if judge.scores is not None:
         scores, bound = inputs.given_scores(judge.scores, loaded, bound, asked)
     seen, held_out = inputs.held_out(bound, judge.holdout, task.seed)
-    points = inputs.points_of(asked, "edge")
-    inputs.introduce(loaded, seen, run, out, inputs.shares(seen, held_out, "search"), points=points)
+    kept = inputs.kept_by(asked, "edge")
+    inputs.introduce(loaded, seen, run, out, inputs.shares(seen, held_out, "search"), kept=kept)
     again: tuple[str, ...] = ()
     if scores is None:
         scores = inputs.scored(loaded, seen, asked, folder, out)

@@ -18,6 +18,7 @@ from circuitfind.errors import FileError, ModelError, ScoreError, TaskError
 from circuitfind.export import files
 
 if TYPE_CHECKING:
+    from circuitfind.engine.memory_plan import Kept
     from circuitfind.tasks.bound import BoundTask
 
 Read = TypeVar("Read", "cf.Circuit", "cf.Scores")
@@ -271,39 +272,42 @@ def memory_line(
     sizes: tuple[int, int, int],
     batch_size: int | None = None,
     softmax: bool = True,
-    points: int = 5,
+    kept: Kept | None = None,
     per_step: int | None = None,
 ) -> str:
     """Batch size and memory for scoring pairs of these sizes, or learning masks from so many a step; arguments as for
-    `plan_memory` and `plan_learning`."""
+    `plan_memory` (None: no gradients) and `plan_learning`."""
     if model.remote:
         return f"batches as {model.place} has room for"
-    from circuitfind.engine.memory_plan import plan_learning, plan_memory
+    from circuitfind.engine.memory_plan import Kept, plan_learning, plan_memory
 
     if per_step is None:
-        plan = plan_memory(model.adapter, sizes, batch_size, softmax, points)
+        plan = plan_memory(model.adapter, sizes, batch_size, softmax, kept or Kept(points=0))
     else:
         plan = plan_learning(model.adapter, sizes, per_step, batch_size, softmax)
-    at_once = f"batches of {plan.batch_size}, {plan.chunk:,} tokens at a time"
+    at_once = f"batches of {plan.batch_size}, {plan.chunk:,} tokens at a time" + ", block by block" * plan.by_block
     return f"{at_once}; about {size(plan.beside)} beside {size(plan.weights)} of weights"
 
 
-def points_of(asked: dict[str, Any], kind: str) -> int:
-    """At how many points the method takes gradients that scores an "edge", a "node" or a kind of place."""
+def kept_by(asked: dict[str, Any], kind: str) -> Kept | None:
+    """What the method keeps that scores an "edge", a "node" or a kind of place; None if it takes no gradients."""
+    from circuitfind.attribution.gradients import patterns_of
     from circuitfind.attribution.methods import METHODS, default_of
+    from circuitfind.engine.memory_plan import Kept
 
     method = asked.get("method") or default_of(kind, asked.get("ablation"))
     record = METHODS.get(method) if isinstance(method, str) else method
     if record is None or record.name == "exact":
-        return 0
-    return int(asked.get("steps") or record.options.get("steps", 1))
+        return None
+    points = int(asked.get("steps") or record.options.get("steps", 1))
+    return Kept(points, patterns_of(record.points("noising", 1, record.options)) if record.points else 0)
 
 
-def task_memory(model: cf.Model, bound: BoundTask, run: options.Run, points: int) -> str:
+def task_memory(model: cf.Model, bound: BoundTask, run: options.Run, kept: Kept | None) -> str:
     """`memory_line` of the pairs of a task."""
     from circuitfind.engine.memory_plan import sizes_of
 
-    return memory_line(model, sizes_of(bound.batch), run.batch_size, bound.metric.name != "logit_diff", points)
+    return memory_line(model, sizes_of(bound.batch), run.batch_size, bound.metric.name != "logit_diff", kept)
 
 
 def introduce(
@@ -312,15 +316,15 @@ def introduce(
     run: options.Run,
     out: Output,
     pairs: str = "",
-    points: int = 0,
+    kept: Kept | None = None,
     method: str = "",
     whole: bool = False,
 ) -> None:
-    """Says what runs on what with which memory (`points`: with gradients at so many), how well the model does the task,
+    """Says what runs on what with which memory (`kept`: by what takes gradients), how well the model does the task,
     by which method scores are made, and warns of what is wrong with the task. `whole` (or --verbose): also what the
     model says on the first pairs, and how answers are read; without it, only where something is worth a look."""
     whole = whole or out.verbose
-    lines = [("model", model_line(model)), ("memory", task_memory(model, bound, run, points))]
+    lines = [("model", model_line(model)), ("memory", task_memory(model, bound, run, kept))]
     with out.progress():
         found = cf.diagnose(model, bound, batch_size=run.batch_size)
     for line in found.warnings:

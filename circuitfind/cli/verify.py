@@ -49,7 +49,7 @@ def verify(
     circuit = None if whole.circuit is None else inputs.of_model(cf.Circuit, whole.circuit, loaded)
     pairs = count(len(held_out), "pair" if seen is None or seen is held_out else "held-out pair")
     about = f"{bound.name}, {bound.metric.name}: {pairs} to judge with"
-    memory = inputs.task_memory(loaded, held_out, run, 0)
+    memory = inputs.task_memory(loaded, held_out, run, None)
     out.facts([("model", inputs.model_line(loaded)), ("memory", memory), ("task", about)])
     if scores is None:
         if seen is None:

@@ -14,7 +14,7 @@ or STOP. So every run is three things: where it **starts**, what it **edits**, a
 | run | starts | edits | remembers |
 |---|---|---|---|
 | `capture` | layer 0 | nothing | a `Run`: streams, writers, q/k/v, logits |
-| `capture_gradients` | layer 0, detached | a leaf at every reader | a `Run` and the gradients at readers |
+| `capture_gradients` | layer 0, or every block | a leaf at every reader | a `Run` and the gradients at readers |
 | `prepare` | layer 0 | nothing; every reader sees the ablated values | clean, corrupted and empty run |
 | `run_circuits` | layer 0 | each reader sees what a 0/1 mask lets through | logits |
 | `run_without` | the first block with a missing edge | the same, from the clean run | logits |
@@ -34,8 +34,8 @@ the bottom up:
 1. `writers.py`: what adds to the stream. (What reads it, as one affine map: `AttentionReaders` in `models/layer.py`.)
 2. `capture.py`, `ablation.py`, `prepare.py`, `experiment.py`: the runs that do not depend on a circuit. Where pairs
    begin alike, the first tokens are run once and all other runs hold the later tokens only (`prefix.py`).
-3. `edge_effects.py`, `stream_effects.py`: first-order effects from backward passes, of edges, of nodes and places;
-   `backward_rules.py`: other rules back.
+3. `reader_gradients.py`: backward passes, whole or block by block; `backward_rules.py`: other rules back.
+   `edge_effects.py`, `stream_effects.py`: first-order effects from them, of edges, of nodes and places.
 4. `circuit_run.py`, `masked_run.py` (on `masked_streams.py`): exact circuits, hard and soft.
 5. `restart.py`, `sites.py`, `measure.py`: patching, and the one loop that measures it; attention scores of a head:
    `score_form.py`.

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from circuitfind.engine.capture import HandOn
+from circuitfind.engine.reader_gradients import HandOn
 from circuitfind.engine.sites import SOFTMAX, eager_attention
 from circuitfind.engine.unembedding import head_scale
 from circuitfind.errors import ScoreError
@@ -148,7 +148,7 @@ def backward_rules(adapter: Adapter, rules: Rules) -> Iterator[Ruled]:
 
 
 class _Softened(TorchFunctionMode):
-    """Inside watched modules, gradients go back through every softmax at `TEMPERATURE`; `met` counts them by path."""
+    """Inside watched modules, gradients go back through every softmax at `TEMPERATURE`; `met`: in the last run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class _Softened(TorchFunctionMode):
         """Returns what ends the watch."""
 
         def enter(*_: Any) -> None:
-            self._path = path
+            self._path, self.met[path] = path, 0
 
         def leave(*_: Any) -> None:
             self._path = ""

@@ -22,16 +22,16 @@ d_model]` stays within bounds. That memory is one buffer, made once: new memory 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from circuitfind.engine.capture import ReaderGradients, Run
-from circuitfind.engine.memory_plan import HELD, POINTS, in_cache, token_slices
-from circuitfind.engine.writers import Writers
+from circuitfind.engine.capture import Run
+from circuitfind.engine.memory_plan import HELD, in_cache, points_at_once, token_slices
+from circuitfind.engine.reader_gradients import ReaderGradients
+from circuitfind.engine.writers import Writers, let_go
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.layer import Heads
 
@@ -43,7 +43,8 @@ def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGr
     `delta`: writers' clean values minus ablated values; `run`: the pass at which the gradients were taken.
     """
     effects = EdgeSum(adapter, delta)
-    effects.add(1.0, run, gradients)
+    own = gradients._replace(qkv=[*gradients.qkv], mlp=[*gradients.mlp])
+    effects.add(1.0, Run(resid=[*run.resid], middle=[*run.middle]), own)
     return effects.value()[0]
 
 
@@ -74,31 +75,38 @@ class EdgeSum:
 
     def _clear(self) -> None:
         """Starts sums over points."""
-        graph, zeros = self._adapter.graph, partial(self._effects.new_zeros, len(self._tokens))
-        self._points, self._final = 0, zeros(graph.d_model)
-        sizes = [(sum(graph.counts(layer)), view.d_read) for layer, view in enumerate(self._adapter.layers)]
-        self._layers = [_Layer(zeros(*values), [], zeros(graph.d_model)) for values in sizes]
+        self._points, self._final = 0, self._effects.new_zeros(len(self._tokens), self._adapter.graph.d_model)
+        self._layers: list[_Layer] = []
 
     def _at(self, value: Tensor) -> Tensor:
         """A value `[batch, pos, ...]` at the tokens that are looked at."""
         return value.flatten(0, 1)[self._tokens].to(self._adapter.work)
 
     def add(self, weight: float, run: Run, gradients: ReaderGradients) -> None:
-        """One more point: the gradients taken at a run, and what they count."""
-        if self._points == POINTS:
+        """One more point: the gradients taken at a run, and what they count. Of both no layer is left."""
+        if self._points == points_at_once(self._adapter, len(self._tokens)):
             self._contract()
         self._points += 1
-        for layer, (view, sums) in enumerate(zip(self._adapter.layers, self._layers, strict=True)):
-            stream, at_values = self._at(run.resid[layer]), Heads(*map(self._at, gradients.qkv[layer]))
+        layers, streams = zip(self._adapter.layers, let_go(gradients.qkv), strict=True), let_go(run.resid)
+        middles, at_mlps = let_go(run.middle), let_go(gradients.mlp)
+        for layer, (view, at_qkv) in enumerate(layers):
+            stream, at_values = self._at(next(streams)), Heads(*map(self._at, at_qkv))
+            along = []
             values = weight * view.at_read(stream, at_values).together()
             if (norm := view.attn_norm) is not None:
                 y, r = norm.normed(stream)
                 values *= r.unsqueeze(-1)
                 if not norm.fixed_scale:
                     read = view.projected(y * norm.weight).together()
-                    sums.along.append((y, torch.linalg.vecdot(values, read) / y.shape[-1]))
+                    along = [(y, torch.linalg.vecdot(values, read) / y.shape[-1])]
+            pulled = view.mlp_pull_back(self._at(next(middles)), weight * self._at(next(at_mlps)))
+            if self._points == 1:
+                self._layers.append(_Layer(values, along, pulled))
+                continue
+            sums = self._layers[layer]
             sums.values.add_(values)
-            sums.mlp.add_(view.mlp_pull_back(self._at(run.middle[layer]), weight * self._at(gradients.mlp[layer])))
+            sums.along.extend(along)
+            sums.mlp.add_(pulled)
         self._final.add_(weight * self._at(gradients.final))
 
     def value(self) -> Tensor:

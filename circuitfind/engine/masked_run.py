@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from circuitfind.costs import count_backward
-from circuitfind.engine.capture import metric_gradient, power_of_two
 from circuitfind.engine.circuit_run import Plan, skippable, values_by_kind
 from circuitfind.engine.masked_streams import Streams, read, start, write
 from circuitfind.engine.prepare import Prepared
 from circuitfind.engine.reach import Reach
+from circuitfind.engine.reader_gradients import metric_gradient, power_of_two
 from circuitfind.errors import ScoreError
 from circuitfind.metrics import Metric
 from circuitfind.models.backends import through_hooks, undisturbed

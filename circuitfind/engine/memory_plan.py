@@ -33,7 +33,7 @@ HELD = 256 * 2**20  # `[writers, tokens, d_model]` that is formed at a time
 # A processor's: glibc keeps what was freed for the next such request if it is smaller than the largest that it has seen
 # freed, up to 32 MiB. Anything larger is mapped anew, page by page, which took a fifth of the time of short passes.
 RECYCLED, FEWEST = 2**25 - 2**20, 32  # bytes; tokens that are worth more
-POINTS = 8  # of gradients that wait for one contraction
+POINTS, WAITING = 8, 256 * 2**20  # of gradients that wait for one contraction: how many, and their bytes
 STEPS = 5  # of them that the default method of scores takes
 BY_EXAMPLE = 4 * 2**30  # scores of every example at once
 IN_CACHE = {"cpu": 8 * 2**20}  # what fits in a processor's cache; other devices have none worth a small slice
@@ -46,6 +46,7 @@ GATED, PLAIN, COMPOSED = 3, 2, 5  # of the MLP's width: gated, one activation, o
 LOGITS, SOFTMAXES = 3, 12  # copies of the logits that are read: by a metric of single logits, of a softmax
 ENDS = 8  # values of width d_model of a token in a block: what is kept of two runs, and their difference
 WITHOUT_GRADIENTS = 6  # values of width d_model of a token of a running block
+BLOCKS, QUERIES_BY_BLOCK, KEYS_BY_BLOCK = 6, 3, 2  # of width d_model, of all query heads, of the key/value heads
 RUN_PER_LAYER = 10  # values of width d_model that a captured run holds of a block, in round numbers
 
 
@@ -115,39 +116,81 @@ class MemoryEstimate(NamedTuple):
         return self.activations + self.contraction
 
 
+class Kept(NamedTuple):
+    """What a method keeps.
+
+    points: at which it takes gradients; of each, something waits for the contraction. 0: it takes none (exact effects,
+        sweeps, circuits). patterns: of each head, that autograd keeps under its rules. by_block: gradients may go back
+        block by block; those of masks do not.
+    """
+
+    points: int = STEPS
+    patterns: int = 0
+    by_block: bool = True
+
+
+DEFAULT = Kept()
+
+
 def estimate_memory(
-    adapter: Adapter, examples: int, length: int, reads: int = 1, softmax: bool = True, points: int = STEPS
+    adapter: Adapter, examples: int, length: int, reads: int = 1, softmax: bool = True, kept: Kept = DEFAULT
 ) -> MemoryEstimate:
     """Memory that scoring a batch of so many examples of this length takes.
 
     Args:
         reads: positions at which the metric reads the logits; softmax: whether it takes one over the vocabulary.
-        points: at which gradients are taken; of each, something waits for the contraction. 0: runs without gradients
-            (exact effects, sweeps, circuits).
     """
-    graph, tokens, size = adapter.graph, examples * length, adapter.dtype.itemsize
-    if not points:
-        beside = max(tokens, PATCHES.at_most(adapter.device)) * adapter.work.itemsize
-        at_work = beside * (WITHOUT_GRADIENTS * graph.d_model + _kept_of_mlp(adapter))
-        rows = beside // (length * adapter.work.itemsize) * reads
-        logits = logits_bytes(adapter, rows, softmax) // (1 if softmax else LOGITS)
-        return MemoryEstimate(run_bytes(adapter, tokens, runs=2), at_work + logits)
+    if not kept.points:
+        return _without_gradients(adapter, examples, length, reads, softmax)
+    graph, tokens = adapter.graph, examples * length
+    held = next(token_slices(tokens, graph.n_writers, adapter, HELD))
+    contraction = graph.n_writers * (held.stop - held.start) * row_bytes(adapter)
+    scores = 3 * graph.n_writers * graph.n_readers * adapter.work.itemsize  # of a point, their sum, their mean
+    by_block = kept.by_block and goes_by_block(adapter, length, reads)
+    activations = _of_gradients(adapter, tokens, length, kept, by_block)
+    return MemoryEstimate(activations + logits_bytes(adapter, examples * reads, softmax), contraction + scores)
+
+
+def _without_gradients(adapter: Adapter, examples: int, length: int, reads: int, softmax: bool) -> MemoryEstimate:
+    graph, tokens = adapter.graph, examples * length
+    beside = max(tokens, PATCHES.at_most(adapter.device)) * adapter.work.itemsize
+    at_work = beside * (WITHOUT_GRADIENTS * graph.d_model + _kept_of_mlp(adapter))
+    rows = beside // (length * adapter.work.itemsize) * reads
+    logits = logits_bytes(adapter, rows, softmax) // (1 if softmax else LOGITS)
+    return MemoryEstimate(run_bytes(adapter, tokens, runs=2), at_work + logits)
+
+
+def _of_gradients(adapter: Adapter, tokens: int, length: int, kept: Kept, by_block: bool) -> int:
+    """Bytes that passes forwards and backwards hold."""
+    graph, size, work = adapter.graph, adapter.dtype.itemsize, adapter.work.itemsize
     stream = STREAM + POST_NORMED * adapter.coupled
     queries, keys = max(view.layout.features for view in adapter.layers)
     heads = QUERIES * queries + KEYS * keys
     if adapter.family.kv or graph.mixers:
         heads += READ * graph.readers_per_layer * adapter.d_read
-    kept = (stream * graph.d_model + heads + _kept_of_mlp(adapter)) * (size + adapter.work.itemsize) // 2
-    attention = size * graph.n_heads * length * (getattr(adapter.config, "_attn_implementation", "") == "eager")
-    logits = logits_bytes(adapter, examples * reads, softmax)
-    held = next(token_slices(tokens, graph.n_writers, adapter, HELD))
-    contraction = graph.n_writers * (held.stop - held.start) * row_bytes(adapter)
-    waiting = tokens * graph.n_layers * min(points, POINTS) * (graph.d_model + graph.readers_per_layer)
-    if points > 1:  # both ends of the lines that the points lie on
-        waiting += tokens * graph.n_layers * ENDS * graph.d_model
-    scores = 3 * graph.n_writers * graph.n_readers * adapter.work.itemsize  # of a point, their sum, their mean
-    activations = tokens * graph.n_layers * (kept + attention) + waiting * adapter.work.itemsize + logits
-    return MemoryEstimate(activations, contraction + scores)
+    stored = (stream * graph.d_model + heads + _kept_of_mlp(adapter)) * (size + work) // 2
+    eager = getattr(adapter.config, "_attn_implementation", "") == "eager"
+    stored += size * graph.n_heads * length * max(eager, kept.patterns)
+    waiting = min(kept.points, points_at_once(adapter, tokens)) * (graph.d_model + graph.readers_per_layer)
+    if kept.points > 1:  # both ends of the lines that the points lie on
+        waiting += ENDS * graph.d_model
+    of_layer = stored + waiting * work
+    if not by_block:
+        return tokens * graph.n_layers * of_layer
+    of_layer = (BLOCKS * graph.d_model + QUERIES_BY_BLOCK * queries + KEYS_BY_BLOCK * keys + waiting) * work
+    return tokens * (graph.n_layers * of_layer + stored)
+
+
+def goes_by_block(adapter: Adapter, length: int, reads: int) -> bool:
+    """Whether gradients of a single pair go back block by block: in one pass they would not fit the budget."""
+    one = _of_gradients(adapter, length, length, DEFAULT, by_block=False) + logits_bytes(adapter, reads)
+    return one > budget(adapter.device) * room().part
+
+
+def points_at_once(adapter: Adapter, tokens: int) -> int:
+    """How many points' gradients of so many tokens wait for one contraction."""
+    each = tokens * adapter.graph.n_layers * row_bytes(adapter)
+    return max(1, min(POINTS, int(WAITING * room().part) // max(1, each)))
 
 
 def _kept_of_mlp(adapter: Adapter) -> int:
@@ -179,12 +222,14 @@ def logits_bytes(adapter: Adapter, rows: int, softmax: bool = True) -> int:
 
 class MemoryPlan(NamedTuple):
     """How pairs will be scored: so many at a time, of which so many tokens are contracted at a time (without gradients:
-    run side by side), with so many bytes beside the bytes of the weights."""
+    run side by side), with so many bytes beside the bytes of the weights; `by_block`: gradients go back block by block,
+    as in one pass those of a single pair would not fit."""
 
     batch_size: int
     chunk: int
     beside: int
     weights: int
+    by_block: bool
 
 
 def plan_memory(
@@ -192,19 +237,20 @@ def plan_memory(
     sizes: tuple[int, int, int],
     batch_size: int | None = None,
     softmax: bool = True,
-    points: int = STEPS,
+    kept: Kept = DEFAULT,
 ) -> MemoryPlan:
     """What scoring pairs of these sizes takes; `batch_size` as it was asked for, the rest as for `estimate_memory`."""
     pairs, length, reads = sizes
-    at_once = min(batch_size or batch_size_for(adapter, *sizes), pairs)
+    at_once = min(batch_size or batch_size_for(adapter, *sizes, patterns=kept.patterns), pairs)
     chunk = max(at_once * length, PATCHES.at_most(adapter.device))
-    if points:
+    if kept.points:
         chunk = next(token_slices(at_once * length, adapter.graph.n_writers, adapter, HELD)).stop
     return MemoryPlan(
         at_once,
         chunk,
-        estimate_memory(adapter, at_once, length, reads, softmax, points).total,
+        estimate_memory(adapter, at_once, length, reads, softmax, kept).total,
         weight_bytes(adapter),
+        kept.points > 0 and kept.by_block and goes_by_block(adapter, length, reads),
     )
 
 
@@ -221,7 +267,7 @@ def plan_learning(
     pairs, length, reads = sizes
     step = min(per_step, pairs)
     size = batch_size or learning_size(adapter, step, length, reads)
-    plan = plan_memory(adapter, (step, length, reads), size, softmax, points=1)
+    plan = plan_memory(adapter, (step, length, reads), size, softmax, Kept(points=1, by_block=False))
     written = plan.batch_size * length * adapter.graph.n_writers * row_bytes(adapter)
     kept = run_bytes(adapter, pairs * length, runs=2)
     kept = kept if kept <= KEPT_RUNS else run_bytes(adapter, plan.batch_size * length, runs=2)
@@ -248,12 +294,14 @@ def run_bytes(adapter: Adapter, n_tokens: int, runs: int) -> int:
     return runs * n_tokens * adapter.graph.n_layers * RUN_PER_LAYER * row_bytes(adapter)
 
 
-def batch_size_for(adapter: Adapter, examples: int, length: int, reads: int = 1, streams: bool = False) -> int:
+def batch_size_for(
+    adapter: Adapter, examples: int, length: int, reads: int = 1, streams: bool = False, patterns: int = 0
+) -> int:
     """The largest batch that fits the budget, at least 1.
 
-    `streams`: every writer's output is held in full, as exact circuits do, and no gradients are.
+    `streams`: every writer's output is held in full, as exact circuits do, and no gradients are. `patterns`: as `Kept`.
     """
-    one = estimate_memory(adapter, 1, length, reads).activations
+    one = estimate_memory(adapter, 1, length, reads, kept=Kept(patterns=patterns)).activations
     if streams:
         one = length * adapter.graph.n_writers * row_bytes(adapter) + logits_bytes(adapter, reads)
     return max(1, min(examples, budget(adapter.device) // one))

@@ -32,7 +32,8 @@ import torch
 from einops import einsum, rearrange
 from torch import Tensor
 
-from circuitfind.engine.capture import ReaderGradients, Run
+from circuitfind.engine.capture import Run
+from circuitfind.engine.reader_gradients import ReaderGradients
 from circuitfind.engine.sites import Values, attended, input_rows
 from circuitfind.engine.writers import Writers
 from circuitfind.models.adapter import Adapter

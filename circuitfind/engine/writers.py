@@ -6,9 +6,9 @@ of 8 x 16 tokens takes 10 MB instead of 60. `output` and `total` project them wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import repeat
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.placement import sent
+
+T = TypeVar("T")
 
 
 class Writers(NamedTuple):
@@ -41,6 +43,19 @@ class Writers(NamedTuple):
 
     def minus(self, other: Writers) -> Writers:
         return self.map(torch.sub, other)
+
+    def less(self, other: Writers) -> Writers:
+        """As `minus`, but both lose each layer as soon as it is used: two are held at a time, and not three."""
+        heads = [one - two for one, two in zip(let_go(self.heads), let_go(other.heads), strict=True)]
+        mlps = [one - two for one, two in zip(let_go(self.mlps), let_go(other.mlps), strict=True)]
+        return Writers(self.embed - other.embed, heads, mlps)
+
+
+def let_go(values: list[T]) -> Iterator[T]:
+    """The values in their order; the list loses each as it is asked for."""
+    values.reverse()
+    while values:
+        yield values.pop()
 
 
 def output(adapter: Adapter, values: Writers, writer: int) -> Tensor:

@@ -69,6 +69,7 @@ class Adapter:
         proven_length: the length of the longest pair that they were proved on, under the user's hooks.
         row: how its family's row was found, where it is not the table's for its model type: "inferred as llama".
         divided: the length of the longest prompt that ran the same as a whole and in two parts; -1 if one did not.
+        by_block: whether gradients block by block are those of one pass; None until it is needed.
         origin: what its weights were de-quantised from, such as "GGUF Q4_1"; empty if they were stored as floats.
         held_by: the `circuitfind.only` that runs the model as a circuit at the moment; no other pass may run then.
         spread: its weights are on several devices, or loaded as they are needed (`circuitfind.models.placement`).
@@ -96,6 +97,7 @@ class Adapter:
         self.unproven: bool | None = True
         self.proven_length = 0
         self.divided = 0
+        self.by_block: bool | None = None
         self.state = self._state()
 
     def _read(self) -> None:

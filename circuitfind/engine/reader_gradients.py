@@ -1,0 +1,285 @@
+"""Gradients at everything that reads the residual stream: of one pass backwards, or of one block after the other.
+
+1. `capture_gradients` roots autograd at a detached layer-0 input and takes gradients at the q, k, v projection outputs,
+   the MLP inputs and the final norm's input. MLP inputs get a fresh autograd node (`view_as`): a norm shared by
+   attention and MLP would otherwise count both branches' gradients at either reader. Given outputs of attention or MLP
+   modules become constants, which no gradient flows through.
+2. What autograd keeps of a long prompt does not fit. Where the plan says so (`engine/memory_plan.py`), the pass is run
+   without gradients, and then block by block from the end: a block runs again from the stream that entered it, and the
+   gradient at its output gives those at its readers and at that stream. One block's activations are kept at a time.
+   It is activation checkpointing, by the restarts of exact patching (`engine/restart.py`), for one more forward pass.
+   That blocks meet in the stream alone is not assumed: the first prompt's first tokens are gone back both ways once,
+   and a model for which it is not so goes back in one pass.
+3. Over an ungrouped graph (`Adapter.ungrouped`) a key or value head is as many readers as it has query heads, each of
+   which reads its own copy: what other tools get by repeating keys and values before attention. A query head's output
+   `z` depends on its own copies only, so the gradient at a copy is what comes back from that head alone: of each layer
+   the way from z to the projections is gone back once a head of a group, all groups together. Rotary positions, norms
+   of keys and the attention's own form need no code. Where a norm takes all keys of a layer together (OLMo 2) the first
+   copies of all groups share one norm, and so on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from circuitfind.batch import Inputs
+from circuitfind.costs import count_backward
+from circuitfind.engine.capture import READ, Outputs, Recorder, Run
+from circuitfind.engine.memory_plan import goes_by_block
+from circuitfind.errors import ModelError, ScoreError
+from circuitfind.models.adapter import Adapter
+from circuitfind.models.backends import STOP, Stop, through, through_hooks, undisturbed
+from circuitfind.models.layer import PROJECTIONS, Heads, LayerView
+
+HandOn = Callable[[str, int, Tensor], Tensor]
+Places = Mapping[tuple[str, int], Tensor]  # (site, layer) -> a value, or the gradient at it
+ADD_UP = 1e-3  # of the copies' largest gradient: how far their sum may be off that of their head
+FEW = 32  # tokens that are gone back both ways
+TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the largest gradient
+OTHERWISE = 1e-4
+
+
+class ReaderGradients(NamedTuple):
+    """Gradients of the summed metric: at projections' outputs by layer, MLPs' inputs, the final norm's input."""
+
+    qkv: list[Heads]
+    mlp: list[Tensor]
+    final: Tensor
+
+
+class Gradients(NamedTuple):
+    """A pass forwards and backwards: the run, the gradients at its readers, the metric's `[batch]` values."""
+
+    run: Run
+    at: ReaderGradients
+    values: Tensor
+
+
+@dataclass
+class _Leaves:
+    """What gradients are taken at, each with an autograd node of its own; a visitor of the sites that are read at."""
+
+    adapter: Adapter
+    hand_on: HandOn | None = None
+    at: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | None:
+        if site in PROJECTIONS:
+            value = value.view_as(value) if site == "mixer" else value  # a norm's output: others may read it, too
+            self.at[site, layer] = value
+            value = value if self.hand_on is None else self.hand_on(site, layer, value)
+            return value.clone()  # OLMo clips this tensor in place: the gradient is needed from before
+        if site == "z" and self.adapter.layers[layer].copies > 1:
+            self.at[site, layer] = value
+        elif site == "mlp_in":
+            self.at[site, layer] = value.view_as(value)
+            return self.at[site, layer]
+        elif site == "final":  # stays itself: a hook on that norm sees what it was before nnsight replaces it
+            self.at[site, layer] = value
+        return None
+
+
+def capture_gradients(
+    adapter: Adapter,
+    inputs: Inputs,
+    metric: Callable[[Tensor], Tensor],
+    embed: Tensor | None = None,
+    outputs: Outputs | None = None,
+    hand_on: HandOn | None = None,
+    keep: Collection[str] | None = None,
+) -> Gradients:
+    """Runs the model forwards and backwards.
+
+    Args:
+        metric: from logits `[batch, reads, vocab]` to `[batch]` values; their sum is differentiated.
+        embed: as for `capture`.
+        outputs: constants to use in place of these modules' outputs.
+        hand_on: of (site, layer, output) of a projection of q, k and v to what the model is given in its place.
+        keep: as for `capture`, and `READ`.
+    """
+    keep = None if keep is None else {*keep, *READ}
+    asked = _Asked(adapter, inputs, metric, embed, outputs or {}, hand_on, keep)
+    sizes = (inputs.ids.shape[1], inputs.read.shape[1])
+    return asked.by_block() if goes_by_block(adapter, *sizes) and _proved(asked) else asked.at_once()
+
+
+@dataclass
+class _Asked:
+    """Arguments of `capture_gradients`, and the two ways to go back."""
+
+    adapter: Adapter
+    inputs: Inputs
+    metric: Callable[[Tensor], Tensor]
+    embed: Tensor | None = None
+    outputs: Outputs = field(default_factory=dict)
+    hand_on: HandOn | None = None
+    keep: Collection[str] | None = None
+
+    def at_once(self) -> Gradients:
+        adapter, leaves = self.adapter, _Leaves(self.adapter, self.hand_on)
+        recorder = Recorder(adapter, embed=self.embed, outputs=self.outputs, keep=self.keep)
+
+        def visit(site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
+            new = recorder(site, layer, value)
+            if (site, layer) == ("resid", 0):
+                return recorder.run.resid[0].clone().requires_grad_()
+            return leaves(site, layer, value) if new is None else new
+
+        with torch.enable_grad(), undisturbed(adapter.model):
+            logits = through(adapter, self.inputs, visit)
+            values, seed, scale = self._seed(logits)
+            split = any(view.copies > 1 for view in adapter.layers)
+            at = self._back(logits, seed, leaves.at, split)
+            read = [self._read_at(layer, leaves.at, at, scale) for layer in range(adapter.graph.n_layers)]
+        recorder.run.logits = logits.detach()
+        final = self._scaled(at["final", adapter.graph.n_layers], scale)
+        return Gradients(recorder.run, _by_kind(read, final), values)
+
+    def by_block(self) -> Gradients:
+        adapter, blocks = self.adapter, len(self.adapter.layers)
+        run = Recorder(adapter, embed=self.embed, outputs=self.outputs, keep=self.keep).record(self.inputs)
+        values, seed, scale = self._seed(run.logits)
+        read: list[tuple[Heads, Tensor]] = []
+        with torch.enable_grad(), undisturbed(adapter.model):
+            for block in reversed(range(blocks + 1)):  # the last is what comes after the blocks
+                leaves = _Leaves(adapter, self.hand_on)
+                end = self._run_block(block, run.resid[block], leaves)
+                found = self._back(end, seed, leaves.at, block < blocks and adapter.layers[block].copies > 1)
+                if block == blocks:
+                    seed = found["final", block]
+                    final = self._scaled(seed, scale)
+                else:
+                    seed = found["resid", block]
+                    read.append(self._read_at(block, leaves.at, found, scale))
+                del leaves, end, found
+        return Gradients(run, _by_kind(read[::-1], final), values)
+
+    def _run_block(self, block: int, start: Tensor, leaves: _Leaves) -> Tensor:
+        """The stream after a block (logits after all of them) that such a stream enters."""
+        blocks = len(self.adapter.layers)
+        entered, left = (("resid" if at < blocks else "final", at) for at in (block, block + 1))
+        ends: list[Tensor] = []
+
+        def visit(site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
+            if (site, layer) == entered:
+                leaves.at[entered] = start.clone().requires_grad_()
+                return leaves.at[entered]
+            if (site, layer) == left:
+                ends.append(value)
+                return STOP
+            given = self.outputs.get((site, layer))
+            if layer != block or given is not None:
+                return None if given is None else given.clone()
+            return leaves(site, layer, value)
+
+        skips = {view.path: start for at, view in enumerate(self.adapter.layers) if at != block}
+        logits = through_hooks(self.adapter, self.inputs, visit, skips)
+        return ends[0] if ends else logits
+
+    def _seed(self, logits: Tensor) -> tuple[Tensor, Tensor, float]:
+        """The metric's values, the gradient at the logits that goes back, and the scale that was taken off it."""
+        values, at_logits = metric_gradient(
+            logits.to(self.adapter.work),
+            self.metric,
+            "the metric",
+            "attribution needs a gradient; exact patching (method='exact') does not",
+        )
+        scale = power_of_two(at_logits) if self.adapter.dtype == torch.float16 else 1.0
+        count_backward(len(self.inputs.ids) * self.inputs.part)
+        return values, (at_logits / scale).to(logits.dtype), scale
+
+    def _back(self, end: Tensor, seed: Tensor, leaves: Places, again: bool) -> dict[tuple[str, int], Tensor]:
+        given = bool(self.outputs)  # what only these depend on has no gradient
+        found = torch.autograd.grad(end, [*leaves.values()], seed, materialize_grads=given, retain_graph=again)
+        return dict(zip(leaves, found, strict=True))
+
+    def _read_at(self, layer: int, leaves: Places, at: Places, scale: float) -> tuple[Heads, Tensor]:
+        """Gradients at what a layer's attention reads, by reader, and at what its MLP reads."""
+        heads = _at_heads(self.adapter.layers[layer], layer, leaves, at)
+        mlp = self._scaled(at["mlp_in", layer], scale).view(*self.inputs.ids.shape, -1)
+        return Heads(*(self._scaled(part, scale) for part in heads)), mlp
+
+    def _scaled(self, gradient: Tensor, scale: float) -> Tensor:
+        gradient = gradient.to(self.adapter.work)
+        return gradient if scale == 1 else gradient * scale
+
+
+def _by_kind(read: list[tuple[Heads, Tensor]], final: Tensor) -> ReaderGradients:
+    return ReaderGradients([qkv for qkv, _ in read], [mlp for _, mlp in read], final)
+
+
+def _proved(asked: _Asked) -> bool:
+    """Whether a model's gradients are the same block by block; proved on a few tokens, once."""
+    adapter, few = asked.adapter, asked.inputs.ids[:1, :FEW]
+    if adapter.by_block is None:
+        last = torch.full_like(few[:, :1], few.shape[1] - 1)
+        inputs = Inputs(few, torch.ones_like(few, dtype=torch.bool), last)
+        short = _Asked(adapter, inputs, lambda logits: logits.logsumexp(-1).sum(-1), hand_on=asked.hand_on)
+        ways = [[*chain(*at.qkv), *at.mlp, at.final] for at in (short.at_once().at, short.by_block().at)]
+        tolerance = TOLERANCE.get(adapter.dtype, OTHERWISE)
+        pairs = zip(*ways, strict=True)
+        adapter.by_block = all(bool((a - b).abs().max() <= tolerance * a.abs().max()) for a, b in pairs if a.numel())
+    return adapter.by_block
+
+
+def _at_heads(view: LayerView, layer: int, leaves: Places, at: Places) -> Heads:
+    """Gradients by reader at a layer's projections: of copies of keys and values, each copy's own.
+
+    Raises:
+        ModelError: gradients of the copies do not add up to that of their head, which serves another layer, too.
+    """
+
+    def parts(gradients: Iterable[Tensor], sites: Iterable[str]) -> dict[str, Tensor]:
+        by_site = zip(sites, gradients, strict=True)
+        return {kind: part for site, value in by_site for kind, part in view.layout.parts(site, value).items()}
+
+    sites = view.family.projections
+    if view.copies == 1:
+        return view.layout.gather({site: at[site, layer] for site in sites})
+    whole = parts((at[site, layer] for site in sites), sites)
+    shared = [site for site in sites if site != "q"]
+    z, given, layout = leaves["z", layer], at["z", layer], view.layout
+    copy_of = torch.arange(layout.n_heads, device=z.device).repeat_interleave(layout.d_head) % view.copies
+    copies = []
+    for copy in range(view.copies):
+        alone = (given.view(*given.shape[:-1], -1) * (copy_of == copy)).view(z.shape)
+        found = torch.autograd.grad(z, [leaves[site, layer] for site in shared], alone, retain_graph=True)
+        copies.append(parts(found, shared))
+    split = {kind: torch.stack([one[kind] for one in copies], dim=-2) for kind in "kv"}  # ... kv_heads copies d_head
+    for kind, of_copies in split.items():
+        off = (of_copies.sum(-2) - whole[kind]).abs().max()
+        if off > max(ADD_UP, 8 * torch.finfo(z.dtype).eps) * of_copies.abs().sum(-2).max():
+            raise ModelError(
+                f"layer {layer}: its {'keys' if kind == 'k' else 'values'} serve more than this layer's attention, so"
+                " they have no scores by query head: leave ungrouped=True out"
+            )
+    return Heads(whole["q"], *(split[kind].flatten(-3, -2) for kind in "kv"))
+
+
+def metric_gradient(
+    logits: Tensor, metric: Callable[[Tensor], Tensor], name: str, remedy: str
+) -> tuple[Tensor, Tensor]:
+    """A metric's `[batch]` values, and the gradient of their sum at the logits; ScoreError if there is none."""
+    with torch.enable_grad():
+        leaf = logits.detach().requires_grad_(True)
+        values = metric(leaf)
+        if not values.requires_grad:
+            raise ScoreError(
+                f"{name} does not depend on the logits in a differentiable way (an argmax, a comparison, or .item()"
+                f" inside?): {remedy}"
+            )
+        (gradient,) = torch.autograd.grad(values.sum(), leaf, materialize_grads=True)
+    return values.detach(), gradient
+
+
+def power_of_two(gradient: Tensor) -> float:
+    """The power of two next to the largest gradient: divided by it, none underflows in a float16 model."""
+    largest = float(gradient.abs().max())
+    return 2.0 ** round(math.log2(largest)) if 0 < largest < math.inf else 1.0
