@@ -224,6 +224,8 @@ def test_what_makes_no_curve_is_named(evaluator: Evaluator, scores: cf.Scores, l
     nodes = cf.attribute(llama, contrast(2), level="node")
     for given, options, named in (
         (scores, {"sizes": [10, -1]}, "size -1 is not a number of edges"),
+        (scores, {"sizes": [10, "all"]}, "size 'all' is not a number of edges"),
+        (scores, {"percentages": [0.1, "all"]}, "between 0 and 1, not 'all'"),
         (scores, {"sizes": [len(scores) + 1]}, f"size {len(scores) + 1} is not a number"),
         (scores, {"sizes": []}, "at least one size"),
         (scores, {"percentages": (0.1, 20)}, "between 0 and 1, not 20"),

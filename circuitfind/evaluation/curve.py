@@ -235,16 +235,16 @@ def sizes_of(n_edges: int, sizes: Iterable[int] | None, percentages: Iterable[fl
         if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
             raise ScoreError(f"{name}={given!r} is not a list: give several, such as {name}=[{given!r}]")
     if sizes is None:
-        fractions = sorted(set(percentages))
-        for p in fractions:
+        for p in (fractions := list(percentages)):
             if not isinstance(p, Real) or not 0 <= p <= 1:
                 raise ScoreError(f"percentages are fractions of all edges, between 0 and 1, not {p!r}")
+        fractions = sorted(set(fractions))
         asked = [int(p * n_edges) for p in fractions]
     else:
-        asked = sorted(set(sizes))
-        for n in asked:
+        for n in (asked := list(sizes)):
             if isinstance(n, bool) or not isinstance(n, Integral) or not 0 <= n <= n_edges:
                 raise ScoreError(f"size {n!r} is not a number of edges: this graph has {n_edges:,}")
+        asked = sorted(set(asked))
         fractions = [n / n_edges for n in asked]
     if not asked:
         raise ScoreError("a curve has at least one size: none is given")
