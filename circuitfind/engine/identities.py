@@ -94,10 +94,8 @@ def require_identities_on(adapter: Adapter, batch: Batch) -> None:
         return
     lengths = torch.maximum(batch.clean.mask.sum(-1), batch.corrupted.mask.sum(-1))
     if (longest := int(lengths.max())) > adapter.proven_length:
-        rows = [int(lengths.argmax()), 0]
-        require_identities(
-            adapter, batch.rows(torch.tensor(rows[: 1 + (rows[0] > 0)], device=lengths.device)).trimmed()
-        )
+        rows = torch.tensor(sorted({int(lengths.argmax()), 0}, reverse=True), device=lengths.device)
+        require_identities(adapter, batch.rows(rows).trimmed())
         adapter.proven_length = longest
 
 

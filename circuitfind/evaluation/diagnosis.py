@@ -39,11 +39,8 @@ from circuitfind.tasks.task import BoundTask, Task
 from circuitfind.tasks.tokens import REPLACED, piece
 
 SPACES = (" ", "Ġ", "▁")  # how a vocabulary writes a leading space
-PAIRS_SHOWN, MOST_LIKELY, TOKENS_SHOWN = (
-    3,
-    10,
-    5,
-)  # pairs whose answers are shown; tokens that count as said; tokens shown
+# pairs whose answers are shown; tokens that count as said; tokens shown
+PAIRS_SHOWN, MOST_LIKELY, TOKENS_SHOWN = 3, 10, 5
 DOUBT = 0.05  # what guessing gives as often as this is no evidence
 
 

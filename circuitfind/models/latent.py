@@ -18,7 +18,7 @@ and keys.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -93,10 +93,8 @@ class LatentView(LayerView):
         rank, rotary = up[0], down[1] - up[0]
         layout = LatentLayout("latent", heads, 1, d_head, rank, up[1] // heads - d_head, rotary)
         q_norm = norm(family.q_latent_norm, shape_of(view.module(family.q))[0]) if family.q_latent else None
-        given = {one.name: getattr(view, one.name) for one in fields(LayerView)}
-        return cls(
-            **{**given, "layout": layout}, q_latent_norm=q_norm, kv_latent_norm=norm(family.kv_latent_norm, rank)
-        )
+        given: dict[str, Any] = {**vars(view), "layout": layout, "q_latent_norm": q_norm}
+        return cls(**given, kv_latent_norm=norm(family.kv_latent_norm, rank))
 
     def _reading(self) -> dict[str, Any]:
         return {

@@ -12,7 +12,7 @@ right.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,9 +42,8 @@ class MixerView(LayerView):
     @classmethod
     def of(cls, view: LayerView) -> MixerView:
         """From a view of the same block."""
-        given = {one.name: getattr(view, one.name) for one in fields(LayerView)}
         layout = MixerLayout("mixer", 1, 0, shape_of(view.module(view.family.o))[0])
-        return cls(**{**given, "layout": layout})
+        return cls(**{**vars(view), "layout": layout})
 
     @property
     def d_read(self) -> int:
