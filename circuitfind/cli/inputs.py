@@ -173,10 +173,7 @@ def where_of(places: options.Places, *whats: str | None) -> dict[str, Any]:
 
 def of_model(kind: type[Read], path: Path, model: cf.Model) -> Read:
     """What a file holds; that of another tool over the model's own graph, in which heads may share a key and value.
-
-    Raises:
-        FileError: it is of another model.
-    """
+    A FileError where it is of another model."""
     found = kind.open(path)
     if found.graph != model.graph:
         found = kind.open(path, graph=model.graph)

@@ -107,11 +107,7 @@ def as_text(one: Field[Any], declared: Any, panel: str | None) -> tuple[Any, Any
 
 
 def value_of(one: Field[Any], declared: Any, text: Any) -> Any:
-    """What a field holds, from what typer read.
-
-    Raises:
-        CircuitfindError: naming the option, what was given, and what may be.
-    """
+    """What a field holds, from what typer read; an error names the option, what was given, and what may be."""
     option, kind, spelled = one.metadata["option"], _kind(declared), spelled_of(one)
     if text is None or (kind not in (int, float) and not option.words):
         return text

@@ -79,11 +79,8 @@ METHODS: Mapping[str, Entrant] = {name: _named(name) for name in NAMES}
 
 
 def chosen(methods: Sequence[str | Method] | Mapping[str, Given] | None) -> Mapping[str, Entrant]:
-    """The methods asked for, by name; all of `METHODS` where None is given.
-
-    Raises:
-        ScoreError: an unknown name, none at all, or something that gives no scores.
-    """
+    """The methods asked for, by name; all of `METHODS` where None is given. A ScoreError where one is unknown or
+    gives no scores, or none is named."""
     if methods is None:
         return METHODS
     if not isinstance(methods, Mapping):

@@ -37,11 +37,7 @@ AREAS = {
 
 
 def write_page(found: Comparison, path: str | PathLike[str]) -> Path:
-    """Writes the page.
-
-    Raises:
-        FileError: the place cannot be written to, or plotly is not installed.
-    """
+    """Writes the page; a FileError where the place cannot be written to, or plotly is not installed."""
     title = f"{len(found.ranked)} methods on {found.record.task} in {found.record.model}"
     return write_text(path, page([*_parts(found)], title))
 

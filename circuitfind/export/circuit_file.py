@@ -118,12 +118,8 @@ def write(
 
 
 def read(path: str | PathLike[str]) -> StoredCircuit:
-    """Reads circuit.json.
-
-    Raises:
-        FileError: the file is missing, no JSON, of another format or a newer version, holds wrong types,
-            or names edges that its graph lacks or names them twice.
-    """
+    """Reads circuit.json; a FileError where it is missing, no JSON, of another format or a newer version, holds
+    wrong types, or names edges that its graph lacks or names them twice."""
     raw = read_object(path, FORMAT)
     try:
         content = _WHOLE.model_validate(raw)

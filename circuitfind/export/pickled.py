@@ -42,11 +42,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def load(path: str | PathLike[str]) -> Any:
-    """The content of a file.
-
-    Raises:
-        FileError: there is no such file, or it holds more than plain data.
-    """
+    """The content of a file; a FileError where there is none, or it holds more than plain data."""
     content = read_bytes(path)
     try:
         if not zipfile.is_zipfile(io.BytesIO(content)) and Path(path).suffix.lower() != ".pt":

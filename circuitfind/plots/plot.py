@@ -122,11 +122,7 @@ def plot(found: Any, what: str | None = None, **options: Any) -> Figure:
 
 
 def drawings(found: Any) -> dict[str, Drawing]:
-    """A result's figures by name, the default first, each drawn when it is called.
-
-    Raises:
-        ScoreError: there are no figures of this.
-    """
+    """A result's figures by name, the default first, each drawn when it is called; a ScoreError where it has none."""
     name = _kind(found)
     if name is None:
         raise ScoreError(

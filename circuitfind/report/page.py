@@ -356,9 +356,5 @@ def inline(data: ReportData, height: int = 820) -> Inline:
 
 
 def write(path: str | PathLike[str], data: ReportData) -> Path:
-    """Writes the page, whole or not at all.
-
-    Raises:
-        FileError: the file cannot be written.
-    """
+    """Writes the page, whole or not at all; a FileError where it cannot be written."""
     return write_text(path, html(data))

@@ -62,13 +62,9 @@ def write_report(
     task: Task | BoundTask | None = None,
     **more: Any,
 ) -> Path:
-    """Writes the report of a circuit as one HTML page that needs no network; arguments as for `report_data`.
-
-    Raises:
-        FileError: the file cannot be written.
-        ScoreError: faithfulness is undefined on this task.
-        TaskError: no model, and a task that is not bound to one.
-    """
+    """Writes the report of a circuit as one HTML page that needs no network; arguments as for `report_data`. A
+    FileError where it cannot be written, a ScoreError where faithfulness is undefined on this task, a TaskError for
+    a task without a model that is not bound to one."""
     return write(path, report_data(circuit, model, task, **more))
 
 
@@ -133,12 +129,9 @@ def report_data(
 
 
 def save_circuit(circuit: Circuit, folder: str | PathLike[str], name: str = "circuit", title: str = "") -> list[Path]:
-    """Writes NAME.json, NAME.dot and NAME.svg, and returns those that were written.
+    """Writes NAME.json, NAME.dot and NAME.svg, and returns those that were written; a FileError where one cannot be.
 
     A picture needs Graphviz: a warning says so where it is not there. Above 400 edges it is folded by layer.
-
-    Raises:
-        FileError: a file cannot be written.
     """
     folder = Path(folder)
     title = f"{title}: {len(circuit)} edges" if title else f"{len(circuit)} edges"

@@ -139,11 +139,8 @@ def _writers(count: int, order: str, rng: np.random.Generator) -> list[int]:
 
 # -------------------------------------------------------------------- screening
 def screened(scores: Scores | None, factor: float, threshold: float, evaluator: Evaluator) -> np.ndarray:
-    """`[writers, readers]` bool: the edges whose estimate is far below the threshold.
-
-    Raises:
-        ScoreError: no estimates, estimates of something else, or a factor that is not positive.
-    """
+    """`[writers, readers]` bool: the edges whose estimate is far below the threshold; a ScoreError without
+    estimates, with those of something else, or a factor that is not positive."""
     if not isinstance(scores, Scores) or scores.graph != evaluator.graph or not scores.record.is_effect:
         raise ScoreError("screen= needs scores=: effects of edges that attribute() estimated for this model")
     if not isinstance(factor, Real) or not 0 < factor <= 1:

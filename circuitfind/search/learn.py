@@ -320,11 +320,8 @@ def _target(level: str, count: int, n_edges: int | None, n_nodes: int | None, sp
 def _pressure(
     learner: Learner, batches: MiniBatches, target: int | None, gates: int, steps: int, price: float | None
 ) -> Pressure:
-    """What makes the masks of a training small.
-
-    Raises:
-        ScoreError: the metric does not fall when every edge is ablated, so there is nothing to measure a price by.
-    """
+    """What makes the masks of a training small; a ScoreError where the metric does not fall when every edge is
+    ablated, so that there is nothing to measure a price by."""
     if price is not None:
         return Price(price)
     contrast, name = batches.contrast(), batches.experiment.metric.name

@@ -293,11 +293,8 @@ class Training:
         return state
 
     def advance(self, state: State) -> State:
-        """One step.
-
-        Raises:
-            ScoreError: the metric or its gradient is NaN or infinite, or nothing depends on the gates.
-        """
+        """One step; a ScoreError where the metric or its gradient is NaN or infinite, or nothing depends on the
+        gates."""
         step = state.step
         logits = state.logits.clone().requires_grad_(True)
         noise = np.random.default_rng((self.batches.seed % 2**32, step)).random(len(logits))

@@ -34,11 +34,8 @@ class _Read(NamedTuple):
 
 
 def read_pairs(path: str | PathLike[str], *, counterfactual: str | None = None, split: str | None = None) -> Fields:
-    """Fields of a `Task`: name, clean, corrupted, and answers, wrong_answers, spans, unusable where the file has them.
-
-    Raises:
-        FileError: naming the file and the line.
-    """
+    """Fields of a `Task`: name, clean, corrupted, and answers, wrong_answers, spans, unusable where the file has
+    them; a FileError names the file and the line."""
     if not isinstance(path, (str, PathLike)):
         raise FileError(f"pairs are read from a path, not from {path!r}: give the name of a jsonl, csv or json file")
     path = Path(path)

@@ -30,11 +30,7 @@ NEEDED = 2e-4  # one of many edges
 
 
 def layered(edges: int, seed: int = 0) -> Drawing:
-    """Heads and MLPs of a random circuit pass numbers on, and the last MLP decides.
-
-    Raises:
-        ScoreError: fewer than 10 edges are asked for, or more than 10,000.
-    """
+    """Heads and MLPs of a random circuit pass numbers on, and the last MLP decides."""
     if not LEAST <= edges <= MOST:
         raise ScoreError(f"testbed: a layered circuit has {LEAST} to {MOST:,} edges, not {edges:,}")
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)

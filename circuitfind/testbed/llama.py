@@ -36,11 +36,7 @@ def grouped(edge: str) -> str:
 
 
 def llama(plan: Blueprint) -> Any:
-    """The model in float32, in evaluation mode.
-
-    Raises:
-        ScoreError: a match reads positions, which this class does not write down.
-    """
+    """The model in float32, in evaluation mode; a ScoreError where a match reads positions, which it does not write."""
     for part in plan.parts:
         if plan.position in [one for read in part.reads().values() for one in read]:
             raise ScoreError(f"testbed: {part.writer} reads positions, and Llama's class has none in its stream")
