@@ -121,11 +121,8 @@ def _show(result: cf.FindResult, seconds: float, top: int, out: Output) -> None:
     title = f"The circuit's strongest edges, measured ({circuit.record.metric})"
     verdicts.checks(title, result.checks, out, inside, top)
     verdicts.frontier(result, out)
-    lines = verdicts.as_a_whole(
-        circuit,
-        result.checks,
-        count(facts["unseen_pairs"], "held-out pair") if facts["unseen_pairs"] else "the pair itself",
-    )
+    pairs = count(facts["unseen_pairs"], "held-out pair") if facts["unseen_pairs"] else "the pair itself"
+    lines = verdicts.as_a_whole(circuit, result.checks, pairs)
     searched = count(facts["search_pairs"], "search pair")
     lines.insert(2, ("", f"{fixed(facts['faithfulness_on_search_pairs'])} on the {searched}"))
     out.facts(lines)
@@ -140,8 +137,6 @@ def _show(result: cf.FindResult, seconds: float, top: int, out: Output) -> None:
     elif made["edges"]:
         return
     elif not result.on_target:
-        out.warn(
-            f"on the held-out pairs the circuit is off the target that the search pairs met"
-            f" ({facts['distance']:.3f} instead of {facts['distance_on_search_pairs']:.3f}): more pairs make the search"
-            " less lucky"
-        )
+        off = f"{facts['distance']:.3f} instead of {facts['distance_on_search_pairs']:.3f}"
+        said = f"on the held-out pairs the circuit is off the target that the search pairs met ({off})"
+        out.warn(f"{said}: more pairs make the search less lucky")

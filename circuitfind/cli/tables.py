@@ -240,11 +240,8 @@ def attention_attribution(found: cf.AttentionAttribution, out: Output, n: int = 
         rows.append([cell for name, row in named for cell in (name, effect(row.relative, digits))])
     capped = "" if found.cap is None else f" before the cap of {found.cap:g}"
     said = f"score {number(found.score)}{capped}, attention {number(found.weight)}"
-    out.table(
-        f"Why {found.head} attends from {found.query} to {found.key}: {said}",
-        ("query side", "adds", "key side", "adds", "pair", "adds"),
-        rows,
-    )
+    title = f"Why {found.head} attends from {found.query} to {found.key}: {said}"
+    out.table(title, ("query side", "adds", "key side", "adds", "pair", "adds"), rows)
     out.say(f"Parts of the score less that of {found.against}; together {number(found.relative)}.", style="dim")
 
 

@@ -109,13 +109,8 @@ def circuit(found: cf.Circuit, out: Output, n: int = ROWS) -> None:
 
 
 def curve(found: cf.Curve, out: Output, title: str = "Faithfulness by number of edges") -> None:
-    out.rows(
-        title,
-        found.points,
-        "asked n_edges=kept fraction faithfulness interval accuracy kl=KL",
-        len(found.points),
-        fraction="of all",
-    )
+    names = "asked n_edges=kept fraction faithfulness interval accuracy kl=KL"
+    out.rows(title, found.points, names, len(found.points), fraction="of all")
 
 
 def mib(found: cf.Mib, out: Output) -> None:

@@ -195,11 +195,9 @@ def _entrants(methods: Sequence[str | Method] | Mapping[str, Given] | None) -> d
     if isinstance(methods, (str, Method)):
         methods = [methods]
     finders = {name: FINDERS[name] for name in methods if isinstance(name, str) and name in FINDERS}
-    rest = (
-        {k: v for k, v in methods.items() if k not in finders}
-        if isinstance(methods, Mapping)
-        else [one for one in methods if one not in finders]
-    )
+    rest: Any = [one for one in methods if one not in finders]
+    if isinstance(methods, Mapping):
+        rest = {name: methods[name] for name in rest}
     return {**(chosen(rest) if rest or not finders else {}), **finders}
 
 

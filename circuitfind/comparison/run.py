@@ -103,14 +103,11 @@ def compare(
         signed, absolute = (curve_of(evaluator, scores, percentages=sizes, by=by) for by in BOTH)
         curves[name] = Mib(signed, absolute)
     exact = rankings["exact"].scores if "exact" in rankings else None
-    entries = (
-        Entry(name, entrant.summary, refused=refused[name])
-        if name in refused
-        else _entry(name, entrant.summary, rankings[name], curves[name], exact, target)
-        for name, entrant in entrants.items()
-    )
+    entries = {name: Entry(name, entrants[name].summary, refused=why) for name, why in refused.items()}
+    for name, ranking in rankings.items():
+        entries[name] = _entry(name, entrants[name].summary, ranking, curves[name], exact, target)
     return Comparison(
-        entries=tuple(entries),
+        entries=tuple(entries[name] for name in entrants),
         overlap=_overlap([curve.absolute for curve in curves.values()]),
         n_edges=model.graph.n_edges,
         n_search=len(search),

@@ -25,12 +25,8 @@ from circuitfind.export.eap_ig import Foreign
 from circuitfind.graph import Graph
 from circuitfind.record import NO_EFFECT, Record
 
-RECORD = Record(
-    method="auto-circuit",
-    sign=f"{NO_EFFECT}a pruning score of auto-circuit: its magnitude ranks edges",
-    settings={"file": "auto-circuit"},
-    versions={},
-)
+SIGN = f"{NO_EFFECT}a pruning score of auto-circuit: its magnitude ranks edges"
+RECORD = Record(method="auto-circuit", sign=SIGN, settings={"file": "auto-circuit"}, versions={})
 _MODULE = re.compile(r"blocks\.(\d+)\.hook_(q_input|k_input|v_input|mlp_in|resid_post|attn_in)")
 KINDS = {"q_input": "q", "k_input": "k", "v_input": "v", "mlp_in": "mlp", "resid_post": "logits"}
 

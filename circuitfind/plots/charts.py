@@ -72,17 +72,9 @@ def heat(
 
 def cells(values: np.ndarray, texts: Texts, end: float, signed: bool, **more: Any) -> Any:
     """The coloured cells alone, from -end (or, unsigned, from 0) to end."""
-    return graph_objects().Heatmap(
-        z=np.asarray(values, dtype=np.float64),
-        hovertext=[list(row) for row in texts],
-        hoverinfo="text",
-        colorscale=style.SIGNED if signed else style.SHARES,
-        zmin=-end if signed else 0,
-        zmax=end,
-        xgap=1,
-        ygap=1,
-        **more,
-    )
+    scale = {"colorscale": style.SIGNED if signed else style.SHARES, "zmin": -end if signed else 0, "zmax": end}
+    said = {"hovertext": [list(row) for row in texts], "hoverinfo": "text"}
+    return graph_objects().Heatmap(z=np.asarray(values, dtype=np.float64), xgap=1, ygap=1, **said, **scale, **more)
 
 
 def colour_bar(counted: str, high: float) -> dict[str, Any]:
@@ -164,15 +156,11 @@ def bars(
     ends = np.full((len(length), 2), np.nan) if intervals is None else np.asarray(intervals, dtype=np.float64)
     further = [""] * len(names) if more is None else [f"<br>{safe(text)}" for text in more]
     columns = zip(names, length, ends, further, strict=True)
-    trace = graph_objects().Bar(
-        x=length,
-        y=np.arange(len(length)),
-        orientation="h",
-        hovertext=[hover(name, value, *between) + text for name, value, between, text in columns],
-        hoverinfo="text",
-        marker={"color": [style.SUPPORTS if v >= 0 else style.OPPOSES for v in length] if signed else style.NEUTRAL},
-        error_x=style.error_bars(length, ends, color="#222", thickness=1, width=3),
-    )
+    said = [hover(name, value, *between) + text for name, value, between, text in columns]
+    colours = [style.SUPPORTS if value >= 0 else style.OPPOSES for value in length] if signed else style.NEUTRAL
+    look = {"marker": {"color": colours}, "error_x": style.error_bars(length, ends, color="#222", thickness=1, width=3)}
+    y = np.arange(len(length))
+    trace = graph_objects().Bar(x=length, y=y, orientation="h", hovertext=said, hoverinfo="text", **look)
     across = {"title": {"text": unit}, "zerolinecolor": "#999"}
     grid = {"range": [len(length) - 0.5, -0.5], "automargin": True, "showgrid": False}
     down = grid | style.ticks(names, LONGEST_NAME)

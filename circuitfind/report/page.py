@@ -200,14 +200,11 @@ def checks(data: ReportData) -> str:
     """Exact against estimated effects: a plot and a table."""
     if not data.checks:
         return ""
-    rows = [
-        [
-            _Cell(check.name, style="name"),
-            *map(_value, (check.estimate, check.exact, check.estimate - check.exact)),
-            _Cell("wrong sign" if check.wrong_sign else "", style="warn"),
-        ]
-        for check in data.checks
-    ]
+    rows = []
+    for check in data.checks:
+        values = map(_value, (check.estimate, check.exact, check.estimate - check.exact))
+        sign = _Cell("wrong sign" if check.wrong_sign else "", style="warn")
+        rows.append([_Cell(check.name, style="name"), *values, sign])
     columns = {"edge": False, **dict.fromkeys(("estimate", "exact", "difference"), True), "sign": False}
     found = _table("Checked edges: estimated and exact effects", columns, rows)
     said, scatter = f"{len(data.checks)} edges were patched exactly", ""

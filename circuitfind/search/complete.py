@@ -100,11 +100,8 @@ class Completion:
         if self.trials.meets(circuit) and not self.trials.meets(whole):
             whole = self._balanced(whole)
         added, gone = int((whole.mask & ~circuit.mask).sum()), int((circuit.mask & ~whole.mask).sum())
-        self.trials.say(
-            "complete",
-            f"{len(self.contexts)} contexts looked at; {added:,} edges added that matter there, {gone:,} of"
-            f" {circuit.n_edges:,} left out that matter nowhere",
-        )
+        said = f"{len(self.contexts)} contexts looked at; {added:,} edges added that matter there"
+        self.trials.say("complete", f"{said}, {gone:,} of {circuit.n_edges:,} left out that matter nowhere")
         return whole
 
     def so_far(self, circuit: Tried) -> Tried:

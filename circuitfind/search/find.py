@@ -283,15 +283,14 @@ def _searched(
 
 def _strongest(circuit: Circuit, strength: np.ndarray, scores: Scores, count: int) -> np.ndarray:
     """The mask of the circuit's strongest edges and, where it has fewer, of the strongest by |score| outside of it."""
-    inside, outside = (
-        edges[np.argsort(-size[tuple(edges.T)], kind="stable")]
-        for edges, size in (
-            (np.argwhere(circuit.mask), strength),
-            (np.argwhere(circuit.graph.real & ~circuit.mask), np.abs(scores.values)),
-        )
-    )
+
+    def ranked(mask: np.ndarray, size: np.ndarray) -> np.ndarray:
+        edges = np.argwhere(mask)
+        return np.asarray(edges[np.argsort(-size[tuple(edges.T)], kind="stable")])
+
+    outside = ranked(circuit.graph.real & ~circuit.mask, np.abs(scores.values))
     mask = np.zeros_like(circuit.mask)
-    mask[tuple(np.concatenate([inside, outside])[:count].T)] = True
+    mask[tuple(np.concatenate([ranked(circuit.mask, strength), outside])[:count].T)] = True
     return mask
 
 

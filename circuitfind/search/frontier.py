@@ -78,9 +78,5 @@ def _point(trials: Trials, one: Tried, values: np.ndarray | None, held_out: Eval
 
 
 def _measures(evaluator: Evaluator, outcome: Outcome) -> tuple[float, float, float, float]:
-    return (
-        float(evaluator.faithfulness(outcome.metric)),
-        distance("pairs", outcome, evaluator.ends),
-        float(outcome.kl.mean()),
-        float(evaluator.share(outcome.accurate)),
-    )
+    off, right = distance("pairs", outcome, evaluator.ends), float(evaluator.share(outcome.accurate))
+    return float(evaluator.faithfulness(outcome.metric)), off, float(outcome.kl.mean()), right

@@ -46,11 +46,8 @@ def pruned(trials: Trials, start: Tried, strength: np.ndarray, growth: float, mo
                 advance(min(run, len(order) - at))
                 at += run
             run = 2 * run if goes else max(1, run // 2)
-    trials.say(
-        "pruning",
-        f"{start.n_edges - best.n_edges} of {start.n_edges} edges removed; faithfulness {start.faithfulness:.3f} ->"
-        f" {best.faithfulness:.3f}",
-    )
+    change = f"faithfulness {start.faithfulness:.3f} -> {best.faithfulness:.3f}"
+    trials.say("pruning", f"{start.n_edges - best.n_edges} of {start.n_edges} edges removed; {change}")
     if best.faithfulness > OVER:
         over = best.faithfulness - 1
         trials.say("pruning", f"overshoot of {over:.3f}: edges that oppose the behaviour are left out")

@@ -124,12 +124,8 @@ def _places(text: str, marked: str, marks: Sequence[str], messages: Sequence[Mes
 def _applied(tokenizer: Any, messages: Sequence[Message], asking: bool = True) -> str:
     goes_on = messages[-1]["role"] == "assistant"
     try:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=asking and not goes_on,
-            continue_final_message=goes_on,
-        )
+        asked = {"add_generation_prompt": asking and not goes_on, "continue_final_message": goes_on}
+        text = tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **asked)
     except (TemplateError, ValueError, TypeError, LookupError) as error:
         said = str(error).strip().partition("\n")[0]
         raise ValueError(f"the tokenizer's chat template does not take these messages: {said}") from None
