@@ -1,4 +1,6 @@
-"""Activation patching by its definition: one full forward pass of the plain model for each place, with one hook.
+"""Activation patching by its definition: one full run of the plain model for each place, with one hook.
+
+The runs of a layer's places are rows of one batch: side by side, and none knows of the others.
 
 Nothing of circuitfind takes part but the name table, and `oracles.Literal` for a model's inputs and feature order.
 """
@@ -55,10 +57,15 @@ class PatchingTwin:
         found = []
         for layer in layers:
             other = self._carried(what, layer, source, ablation)
-            for unit, place in product(range(0, self._units(what, other), each), places):
-                edit = self._replacement(what, unit, place, other)
-                with self._hooked(what, layer, edit):
-                    found.append(sign * (before - self._metric(self._logits(base))))
+            pairs = product(range(0, self._units(what, other), each), places)
+            edits = [self._replacement(what, unit, place, other) for unit, place in pairs]
+
+            def edit(value: Tensor, edits: list[Edit] = edits) -> Tensor:
+                return torch.cat([one(rows) for one, rows in zip(edits, value.chunk(len(edits)), strict=True)])
+
+            with self._hooked(what, layer, edit):
+                logits = self._logits(base.repeat(len(edits)))
+            found += [sign * (before - self._metric(rows)) for rows in logits.chunk(len(edits))]
         return torch.stack(found).view(len(layers), -1, len(places), len(self.bound)).double().numpy()
 
     # ---------------------------------------------------------------- one place
@@ -144,10 +151,10 @@ class PatchingTwin:
         paths = [name]
         if what in ("k", "v") and family.kv:
             paths = [family.kv_latent, family.kv] if what == "k" else [family.kv]
-        shape = self.batch.clean.ids.shape
+        length = self.batch.clean.ids.shape[1]
 
         def shaped(value: Tensor) -> Tensor:  # some models flatten batch and position
-            return edit(value.view(*shape, -1)).view(value.shape)
+            return edit(value.view(-1, length, value.shape[-1])).view(value.shape)
 
         def before(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             if args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -135,12 +136,11 @@ def test_the_gradient_at_the_full_mask_is_eap(name: str, adapter_of: Callable[..
     [(name, "corrupted") for name in (*FAMILIES, "gemma3", "qwen2")]
     + [(name, other) for name in ("gpt2", "llama", "gpt_neox", "gemma3") for other in ("zero", "mean")],
 )
-@pytest.mark.parametrize("together", [1, 64])
 def test_gradients_equal_autograd_through_split_readers(
-    name: str, ablation: str, together: int, adapter_of: Callable[..., Adapter], pairs: Batch, monkeypatch
+    name: str, ablation: str, adapter_of: Callable[..., Adapter], pairs: Batch, monkeypatch
 ) -> None:
-    """At a soft mask and at a circuit; of all edges, of the circuit's own and of any others; for each pair."""
-    monkeypatch.setattr(masked_streams, "PANEL", together)
+    """At a soft mask and at a circuit; of all edges, of the circuit's own and of any others; for each pair; with the
+    writers one by one and 64 together."""
     adapter = adapter_of(name)
     prepared, real, generator = prepared_for(adapter, pairs, ablation), adapter.graph.real, np.random.default_rng(4)
     circuit, others = (real & (generator.random(real.shape) < part) for part in (0.3, 0.2))
@@ -149,7 +149,8 @@ def test_gradients_equal_autograd_through_split_readers(
     for mask, wanted in ((soft_mask(adapter), [None, others]), (hard, [None, circuit, others, circuit | others])):
         expected = literal_gradients(prepared, mask)
         values = surprise(run_masked(prepared, mask))
-        for only in wanted:
+        for only, together in product(wanted, (1, 64)):
+            monkeypatch.setattr(masked_streams, "PANEL", together)
             edges = real if only is None else only
             found = mask_gradient(prepared, mask, SURPRISE, only)
             each, largest = pair_gradients(prepared, mask, SURPRISE, edges), float(expected.abs().max())
