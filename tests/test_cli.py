@@ -67,6 +67,7 @@ VERBS = (
     "doctor",
 )
 SMALL = ("--n", "8", "--max-checks", "5", "--random", "3")
+SMALLEST = ("--n", "4", "--method", "eap", "--max-checks", "1", "--random", "1", "--no-prune")
 needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz's dot is not installed")
 
 
@@ -277,14 +278,14 @@ def test_nothing_found_exits_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         return replace(result, circuit=replace(result.circuit, mask=result.circuit.graph.real))
 
     monkeypatch.setattr(cf, "find", everything)
-    said = run("find", *SMALL)
+    said = run("find", *SMALLEST)
     assert said.code == 1 and "nothing was found" in said.err
     assert "1,519 edges, folded by layer" in Path("circuitfind-out/circuit.dot").read_text()
 
 
 def test_without_graphviz_the_rest_still_works(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    said = run("find", *SMALL)
+    said = run("find", *SMALLEST)
     assert said.code == 0
     assert "'dot' is not on the PATH" in said.err and "svg" not in said.out.partition("Written")[2]
     assert {path.name for path in Path("circuitfind-out").iterdir()} == {
@@ -635,7 +636,7 @@ def test_warnings_are_one_line_each_once(run: Run) -> None:
         for a, b in (("Luke", "Aaron"), ("Peter", "Jessica"), ("Jane", "Melissa"), ("Olivia", "Erin"))
     ]
     Path("swapped.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
-    said = run("find", "--data", "swapped.jsonl", "--max-checks", "3", "--random", "1")
+    said = run("find", "--data", "swapped.jsonl", *SMALLEST[2:])
     assert said.err.count("the model does not prefer the answer on 2 of 2 clean prompts") == 1
 
     before = warnings.showwarning

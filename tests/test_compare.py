@@ -148,10 +148,10 @@ def test_a_reference_gives_agreement(tiny, bound, found, exact, kept):
 
 def test_every_method_gives_a_ranking(monkeypatch):
     def shortly(*given, **asked):
-        return learn_masks(*given, **{**asked, "steps": 30})
+        return learn_masks(*given, **{**asked, "steps": 8})
 
     monkeypatch.setattr("circuitfind.search.methods.learn_masks", shortly)
-    found = cf.compare(wrapped("llama"), contrast(0, lengths=(7, 6) * 6))
+    found = cf.compare(wrapped("llama"), contrast(0, lengths=(7, 6) * 4))
     assert {entry.method: entry.refused for entry in found.entries} == dict.fromkeys(METHODS, "")
     assert all(math.isfinite(entry.cpr) and entry.costs.cpu_seconds > 0 for entry in found.entries)
 
