@@ -63,19 +63,8 @@ calls.require_identities = proved.once(calls.require_identities)
 REGISTRIES: tuple[dict[str, Any], ...] = (METHODS, ABLATIONS, KINDS, FAMILIES, metrics.METRICS, builtin.TASKS)
 
 # The files that take longest, longest first: they start first, so that no worker is left alone with one at the end.
-LONGEST = (
-    "attribute",
-    "jupyterlab",
-    "acdc",
-    "compare",
-    "cli",
-    "examples",
-    "acdc_options",
-    "circuit_run",
-    "find",
-    "patching",
-    "docs",
-)
+LONGEST = ("examples", "find", "cli", "attribute", "real_models", "jupyterlab", "docs", "families", "circuit_run")
+LONGEST += ("inference", "model_state", "patching", "learned", "acdc_options", "devices", "compare", "out_of_memory")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
