@@ -6,8 +6,8 @@
 1. One process of one thread, and two such processes that divide the work, take turns on the same call: exact effects
    of all edges into two readers (the last MLP and a query of the middle layer), ACDC on 100 random edges, a sweep of
    all heads. 8 pairs of 16 random tokens of a random-weight GPT-2 small, or of the model in a folder. A turn gives one
-   ratio of wall-clock times and, because a machine may be busy, one of CPU times: that of the one process over that of
-   the busier of the two.
+   ratio of wall-clock times and, because a machine may be busy, one of CPU times and one of passes: those of the one
+   process over those of the busier of the two.
 2. `--simulate`: threads stand for processes, each with a copy of the embedded model; they exchange through memory, so
    every rank does what it would do, and its passes, exchanges and bytes received are counted. `limit` is one process's
    passes over those of the busiest rank: what N processes gain at most, before any waiting.
@@ -24,6 +24,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +36,8 @@ import circuitfind as cf
 from circuitfind import costs, processes
 from circuitfind.attribution.exact import exact_effects
 from circuitfind.engine.experiment import Experiment
+from circuitfind.evaluation.faithfulness import Evaluator
+from circuitfind.patching.patch import SweepPlan
 
 CALLS = ("exact", "acdc", "sweep")
 SIZES = (1, 8, 64)
@@ -68,11 +72,13 @@ def work(folder: str | None) -> None:
     known = calls(folder)
     print("ready", file=sys.stderr, flush=True)
     while name := processes.same(sys.stdin.readline().strip() if processes.first() else ""):
-        wall, cpu = time.monotonic(), time.process_time()
+        wall, cpu, counter = time.monotonic(), time.process_time(), costs.Costs()
+        costs._counter.set(counter)
         known[name]()
-        spent = processes.gathered(lambda before=cpu: time.process_time() - before)
+        own = time.process_time() - cpu, counter.forwards
+        spent = processes.gathered(lambda own=own: own)
         if processes.first():
-            print(json.dumps([time.monotonic() - wall, max(spent)]), flush=True)
+            print(json.dumps([time.monotonic() - wall, *map(max, zip(*spent, strict=True))]), flush=True)
     processes.leave()
 
 
@@ -90,24 +96,24 @@ def group(size: int, port: int, folder: str | None) -> list[subprocess.Popen[str
 def speed(rounds: int, folder: str | None) -> None:
     groups = [group(size, 29500 + size, folder) for size in (1, 2)]
 
-    def timed(ranks: list[subprocess.Popen[str]], name: str) -> tuple[float, float]:
+    def timed(ranks: list[subprocess.Popen[str]], name: str) -> np.ndarray:
+        """Wall-clock seconds; of the busiest rank the CPU seconds and the passes."""
         first = ranks[0]
         assert first.stdin is not None and first.stdout is not None
         print(name, file=first.stdin, flush=True)
-        wall, cpu = json.loads(first.stdout.readline())
-        return wall, cpu
+        return np.array(json.loads(first.stdout.readline()))
 
     for ranks in groups:
         timed(ranks, "warm-up")  # what is made once is made
     for name in CALLS:
-        ratios = []
+        turns = []
         for _ in range(rounds):
-            (wall, cpu), (wall2, cpu2) = (timed(ranks, name) for ranks in groups)
-            load = os.getloadavg()[0]
-            ratios.append((wall / wall2, cpu / cpu2))
-            turn = f"{wall:.2f} s, {wall2:.2f} s by two: {wall / wall2:.2f}; CPU {cpu / cpu2:.2f}; load {load:.1f}"
-            print(f"{name}: {turn}", flush=True)
-        walls, cpus = (sorted(column) for column in zip(*ratios, strict=True))
+            one, two = (timed(ranks, name) for ranks in groups)
+            wall, cpu, passes = one / two
+            turns.append((wall, cpu))
+            load, seconds = os.getloadavg()[0], f"{one[0]:.1f} s, {two[0]:.1f} s by two: {wall:.2f}"
+            print(f"{name}: {seconds}; CPU {cpu:.2f}; passes {passes:.2f}; load {load:.1f}", flush=True)
+        walls, cpus = np.sort(turns, axis=0).T
         print(f"{name}: median {walls[rounds // 2]:.2f}, best {walls[-1]:.2f}; CPU {cpus[rounds // 2]:.2f}", flush=True)
     for ranks in groups:
         for one in ranks:
@@ -163,8 +169,15 @@ def simulated(size: int, call: Callable[[], object]) -> list[Counted]:
     return found
 
 
+def unlocked(*kinds: type) -> None:
+    """Before Python 3.12 a cached property is one thread's at a time: ranks that exchange in it would wait forever."""
+    for one in (one for kind in kinds for one in vars(kind).values() if isinstance(one, cached_property)):
+        vars(one)["lock"] = nullcontext()
+
+
 def simulate(n: int, sizes: tuple[int, ...] = SIZES) -> None:
     torch.set_num_threads(1)
+    unlocked(Experiment, Evaluator, SweepPlan)
     whole = cf.load("tiny")
     copies = [
         cf.wrap(copy.deepcopy(whole.hf), whole.tokenizer, name="tiny", check=False, backend="hooks")
@@ -182,13 +195,13 @@ def simulate(n: int, sizes: tuple[int, ...] = SIZES) -> None:
 
     known: dict[str, Callable[[], object]] = {
         "attribute (eap-ig-inputs)": lambda: cf.attribute(*model()),
-        "exact effects, all edges": lambda: cf.attribute(*model(), "exact"),
         "sweep, heads": lambda: cf.patch(*model(), "heads"),
         "evaluate": lambda: cf.evaluate(*model(), circuit),
         "curve, 10 circuits": lambda: cf.curve(*model(), scores),
         "ACDC, 300 edges": lambda: cf.acdc(*model(), 0.05, order=last),
         "learned masks, 20 steps": lambda: cf.learn_masks(*model(), steps=20),
         "find": lambda: cf.find(*model()),
+        "exact effects, all edges": lambda: cf.attribute(*model(), "exact"),
     }
     print(f"{n} pairs; {model()[0].graph.n_edges:,} edges")
     for name, call in known.items():

@@ -298,16 +298,12 @@ class Division(NamedTuple):
     members: int = 1
     most: int = 1
 
-    def own(self, sizes: Iterable[int]) -> list[int]:
-        """Of groups of so many candidates, the numbers of this rank's: each goes to the one that has least so far.
-
-        Of those that have the same, to the nearest to the last, and so there and back: candidates get cheaper from
-        layer to layer, and the first rank would have the dearer one of every pair.
-        """
-        loads, mine, to = [0] * self.members, [], 0
-        for number, size in enumerate(sizes):
-            to = min(range(self.members), key=lambda rank: (loads[rank], abs(rank - to)))
-            loads[to] += size
+    def own(self, works: Iterable[int]) -> list[int]:
+        """Of groups that take so much work each, the numbers of this rank's: each goes to the one with least so far."""
+        loads, mine = [0] * self.members, []
+        for number, work in enumerate(works):
+            to = loads.index(min(loads))
+            loads[to] += work
             if to == self.place:
                 mine.append(number)
         return mine

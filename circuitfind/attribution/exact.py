@@ -26,7 +26,7 @@ from circuitfind.attribution.method import Method, Request, Scored
 from circuitfind.batch import Batch
 from circuitfind.engine.capture import capture, capture_corrupted
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.measure import Started, measure
+from circuitfind.engine.measure import Group, Started, measure
 from circuitfind.engine.restart import Restart, at_position
 from circuitfind.engine.writers import Writers
 from circuitfind.patching.patch import runs_of, swept
@@ -60,7 +60,8 @@ def exact_effects(
     def start(batch: Batch, _: slice) -> Started:
         restart, change, started = _started(experiment, batch, divided=True)
         runs = runs_of(edges[:, 1], restart.at_once)
-        groups = [(rows, (int(edges[rows.start, 1]), edges[rows, 0].tolist())) for rows in runs]
+        firsts = [(rows, int(edges[rows.start, 1])) for rows in runs]
+        groups = [Group(rows, graph.reader(at).layer, (at, edges[rows, 0].tolist())) for rows, at in firsts]
         return started._replace(groups=groups, logits=lambda group: restart.edges(group[0], group[1], change))
 
     def name(place: int) -> str:
@@ -86,7 +87,8 @@ def exact_node_effects(
 
     def start(batch: Batch, _: slice) -> Started:
         restart, change, started = _started(experiment, batch, divided=not by_position)
-        groups = [(rows, (int(layers[rows.start]), places[rows].tolist())) for rows in runs_of(layers, restart.at_once)]
+        runs = runs_of(layers, restart.at_once)
+        groups = [Group(rows, layer := int(layers[rows.start]), (layer, places[rows].tolist())) for rows in runs]
         return started._replace(groups=groups, logits=lambda group: _nodes_patched(restart, change, *group))
 
     def name(place: int) -> str:

@@ -4,7 +4,8 @@
    patched together.
 2. Each group is run, and the metric compared with that of the base run, example by example. Noising: metric(clean) -
    metric(patched); denoising: metric(patched) - metric(corrupted). Positive = the place supports the behaviour.
-3. Several processes divide the places of a batch, or the pairs, whichever leaves the busiest less to do.
+3. Several processes divide the places of a batch, by the blocks that they run, or the pairs, whichever leaves the
+   busiest less to do.
 4. Where a checkpoint is named, what was measured is written now and then, and when anything stops the loop. A repeated
    call measures only what is missing. Out of memory halves the batch (`engine/batches.py`).
 """
@@ -29,20 +30,27 @@ from circuitfind.progress import track
 PARTS = "model, prompts, metric or places"  # what decides the effects
 
 
+class Group(NamedTuple):
+    """Places that are patched together: rows of the result, the layer from which on they run, what `logits` takes."""
+
+    places: slice
+    layer: int
+    patches: Any
+
+
 class Started(NamedTuple):
     """A batch ready to be patched.
 
     batch: with the clean run's logits for reference.
     full, empty: logits `[batch, reads, vocab]` with nothing and with everything ablated; the one that is not the base
         run may be left out.
-    groups: (rows of the result, what `logits` takes for them).
     logits: runs one group: `[places, batch, reads, vocab]`.
     """
 
     batch: Batch
     full: Tensor | None
     empty: Tensor | None
-    groups: Sequence[tuple[slice, Any]]
+    groups: Sequence[Group]
     logits: Callable[[Any], Tensor]
 
 
@@ -86,8 +94,9 @@ def measure(
         ends = [None if end is None else metric(end, batch) for end in (full, empty)]
         before, done = ends[0 if noising else 1], []
         assert before is not None, "the base run is given"
-        own = divided.own(places.stop - places.start for places, _ in groups)
-        for places, group in track([groups[at] for at in own], label):
+        ends_at = experiment.graph.n_layers + 1  # the unembedding takes about as much as a block
+        own = divided.own((places.stop - places.start) * (ends_at - layer) for places, layer, _ in groups)
+        for places, _, group in track([groups[at] for at in own], label):
             if not measured.missing(places, rows):
                 continue
             values = torch.stack([metric(run, batch) for run in logits(group)])

@@ -29,7 +29,7 @@ from circuitfind.batch import Batch
 from circuitfind.calls import model_call
 from circuitfind.engine.capture import Run, moved
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.measure import Measured, Started, measure
+from circuitfind.engine.measure import Group, Measured, Started, measure
 from circuitfind.engine.prepare import capture_empty
 from circuitfind.engine.restart import Restart
 from circuitfind.engine.sites import Values, capture_site, site_means
@@ -265,5 +265,6 @@ def _started(plan: SweepPlan, chosen: np.ndarray, part: Batch, rows: slice) -> S
     layers, places = np.divmod(chosen, len(plan.places))
     groups = []
     for run in runs_of(layers, patcher.restart.at_once):
-        groups.append((run, (plan.layers[layers[run.start]], [plan.places[at] for at in places[run]])))
+        layer = plan.layers[layers[run.start]]
+        groups.append(Group(run, layer, (layer, [plan.places[at] for at in places[run]])))
     return Started(batch, full, empty, groups, lambda group: patcher.logits(*group))

@@ -29,7 +29,7 @@ from circuitfind.batch import Batch
 from circuitfind.calls import model_call
 from circuitfind.engine.circuit_run import run_without
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.measure import Started, measure
+from circuitfind.engine.measure import Group, Started, measure
 from circuitfind.engine.memory_plan import PATCHES, budget, row_bytes
 from circuitfind.engine.prepare import Prepared
 from circuitfind.errors import ScoreError
@@ -242,7 +242,8 @@ def _started(experiment: Experiment, cells: list[_PathCell], batch: Batch, _: sl
     ends = prepared.clean.logits, prepared.empty.logits
     full, empty = ends if noising else ends[::-1]
     layers = np.array([experiment.graph.reader(cell.readers[0]).layer for cell in cells])
-    groups = [(rows, cells[rows]) for rows in runs_of(layers, _at_once(experiment.adapter, batch, cells))]
+    runs = runs_of(layers, _at_once(experiment.adapter, batch, cells))
+    groups = [Group(rows, int(layers[rows.start]), cells[rows]) for rows in runs]
     return Started(batch.with_reference(full), full, empty, groups, lambda group: _logits(prepared, group))
 
 
