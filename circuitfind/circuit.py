@@ -31,26 +31,25 @@ if TYPE_CHECKING:
     import networkx
 
 
-def paths(mask: np.ndarray, feeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def paths(graph: Graph, mask: np.ndarray, feeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`[nodes]` bool, what the edges of `mask` lead to from `input`; `[readers]` bool, what they lead from to `logits`.
 
     `mask`: `[writers, readers]` bool; `feeds`: `[readers, nodes]` bool, the nodes that each reader feeds.
     """
-    read = mask.any(axis=0)
-    leads = (mask[:, read].astype(np.float32) @ feeds[read].astype(np.float32)) > 0  # writer -> node
-    reached, useful = np.zeros((2, feeds.shape[1]), dtype=bool)
+    reached, useful, read = (np.zeros(size, dtype=bool) for size in (graph.n_nodes, graph.n_nodes, graph.n_readers))
     reached[0] = useful[-1] = True
-    for u in range(len(mask)):  # writers are numbered in order of computation
-        if reached[u]:
-            reached |= leads[u]
-    for u in reversed(range(len(mask))):
-        useful[u] = (leads[u] & useful).any()
-    return reached, np.asarray((feeds & useful).any(axis=1))
+    for nodes, readers in graph.steps:
+        reached[nodes] = (mask[:, readers] & reached[:-1, None]).any(axis=0) @ feeds[readers, nodes]
+    for nodes, readers in reversed(graph.steps):
+        if nodes.start < graph.n_writers:
+            useful[nodes] = (mask[nodes] & read).any(axis=1)
+        read[readers] = feeds[readers, nodes] @ useful[nodes]
+    return reached, read
 
 
 def connected(graph: Graph, mask: np.ndarray) -> np.ndarray:
     """The edges of `mask`, `[writers, readers]` bool, that lie on a path from `input` to `logits`."""
-    reached, useful = paths(mask, graph.serves)
+    reached, useful = paths(graph, mask, graph.serves)
     return np.asarray(mask & reached[:-1, None] & useful)
 
 

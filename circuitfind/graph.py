@@ -198,6 +198,16 @@ class Graph(NoFile):
         """`[writers, readers]` bool: the edges between some of the nodes, `[nodes]` bool."""
         return np.asarray(self.real & nodes[:-1, None] & (self.serves & nodes).any(axis=1))
 
+    @cached_property
+    def steps(self) -> tuple[tuple[slice, slice], ...]:
+        """In the order of computation, nodes that do not depend on each other (a layer's heads, its MLP, `logits`), and
+        the readers that feed them."""
+        steps = []
+        for layer in range(self.n_layers):
+            heads, mlp = self.heads(layer), slice(self.mlp(layer), self.mlp(layer) + 1)
+            steps += [(heads, self.readers(layer, "qkv")), (mlp, self.readers(layer, "mlp"))]
+        return (*steps, (slice(self.n_writers, self.n_nodes), self.readers(self.n_layers, "logits")))
+
     def layer_of(self, writer: int) -> int:
         """Layer of a writer; -1 for `input`."""
         return bisect_right(self._first_writers, writer) - 1

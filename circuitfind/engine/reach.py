@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 
 from circuitfind.circuit import paths
@@ -42,12 +44,20 @@ class Reach:
     def __init__(self, graph: Graph, mask: np.ndarray, coupled: bool = False) -> None:
         self.graph, self.mask = graph, mask
         self.feeds = feeds = feeding(graph, coupled)
-        self._fed = [np.flatnonzero(row).tolist() for row in feeds]  # nodes that a reader feeds
-        self._feeding = [np.flatnonzero(column).tolist() for column in feeds.T]  # readers that feed a node
-        self.reached, self.useful = paths(mask, feeds)
+        self.reached, self.useful = paths(graph, mask, feeds)
         counted = feeds.astype(np.int64)
         self.inputs, self.into = mask.sum(axis=0) @ counted, mask[self.reached[:-1]].sum(axis=0) @ counted
         self.out = (mask & self.useful).sum(axis=1)
+
+    @cached_property
+    def _fed(self) -> list[list[int]]:
+        """Nodes that a reader feeds."""
+        return [np.flatnonzero(row).tolist() for row in self.feeds]
+
+    @cached_property
+    def _feeding(self) -> list[list[int]]:
+        """Readers that feed a node."""
+        return [np.flatnonzero(column).tolist() for column in self.feeds.T]
 
     def remove(self, writer: int, reader: int) -> list[int]:
         """Takes an edge out of the mask; returns the nodes that have lost their last input by it."""
