@@ -56,8 +56,8 @@ class Plan:
         terms = masks.copy() if sparse else graph.real & ~masks
         if sparse and prepared.interchange:  # without the terms of nodes that nothing reaches: their D is exactly zero
             feeds = feeding(graph, prepared.adapter.coupled)
-            for u in range(1, graph.n_writers):
-                terms[:, u] &= np.asarray(terms[:, :u, feeds[:, u]].any(axis=(1, 2)))[:, None]
+            for nodes, readers in graph.steps[:-1]:
+                terms[:, nodes] &= (terms[:, :, readers].any(axis=1) @ feeds[readers, nodes])[:, :, None]
         return cls(graph, terms, sparse, np.asarray(terms.any(axis=(0, 1))))
 
     def readers(self, layer: int, kind: str) -> np.ndarray:
@@ -240,13 +240,16 @@ class CircuitVisitor:
 
     def _write_heads(self, layer: int, difference: Tensor) -> None:
         """Projects and stores D of a layer's heads, `[(circuits,) batch, pos, heads, d_head]`, as far as needed."""
-        slots = [self.plan.slots.get(writer) for writer in range(self.graph.head(layer), self.graph.mlp(layer))]
-        if any(slot is not None for slot in slots):
-            weight = self.adapter.centre(self.adapter.layers[layer].output_weight())  # so the products are centred, too
-            for head, slot in enumerate(slots):
-                if slot is not None:
-                    flat = difference[..., head, :].flatten(-3, -2).expand(self.times, -1, -1)
-                    torch.matmul(flat, weight[head], out=self.written[slot])
+        heads = self.graph.heads(layer)
+        start, stop = np.searchsorted(self.plan.writers, [heads.start, heads.stop]).tolist()
+        if start == stop:
+            return
+        weight = self.adapter.centre(self.adapter.layers[layer].output_weight())  # so the products are centred, too
+        by_head = rearrange(difference.expand(self.times, *difference.shape[-4:]), "k b t h e -> h (k b t) e")
+        if stop - start < len(weight):
+            inside = sent(self.plan.writers[start:stop] - heads.start, weight.device)
+            by_head, weight = by_head[inside], weight[inside]
+        torch.bmm(by_head, weight, out=self.written[start:stop].flatten(1, 2))
 
     def _attention(self, layer: int, attn_out: Tensor) -> None:
         view = self.adapter.layers[layer]
