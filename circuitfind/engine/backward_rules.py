@@ -259,5 +259,6 @@ def _activation(adapter: Adapter, view: LayerView, rules: Rules) -> str:
 def _is_activation(module: nn.Module, view: LayerView) -> bool:
     if isinstance(module, (nn.Dropout, nn.Identity)) or [*module.parameters(), *module.children()]:
         return False
+    device = next((buffer.device for buffer in module.buffers()), None)  # none: here, where nothing waits for it
     with torch.no_grad():
-        return not module(torch.zeros(1, 1, 1, dtype=view.work, device=view.device)).any()
+        return not module(torch.zeros(1, 1, 1, dtype=view.work, device=device)).any()
