@@ -96,7 +96,7 @@ def _gradient(
         f"metric '{metric.name}'",
         "masks are learned and circuits re-scored by gradients; acdc, exact and find(search='absolute') need none",
     )
-    scale = power_of_two(at_logits)
+    scale = power_of_two(at_logits) if prepared.adapter.dtype == torch.float16 else 1.0
     count_backward(len(logits) * prepared.inputs.part)
     if logits.requires_grad:
         torch.autograd.grad(logits, token, grad_outputs=(at_logits / scale).to(logits.dtype))
