@@ -24,7 +24,7 @@ from circuitfind import processes
 from circuitfind.engine.batches import within_memory
 from circuitfind.engine.identities import require_identities
 from circuitfind.errors import ModelError
-from circuitfind.models.backends import observe
+from circuitfind.models.backends import at_rest, observe
 from circuitfind.models.load import Model
 from circuitfind.remote.call import RemoteModel, call
 
@@ -55,7 +55,7 @@ def ready(model: Model) -> Iterator[None]:
     device is "meta", new modules or hooks break an identity, or memory runs out."""
     adapter = model.adapter
     divided = nullcontext() if adapter.processes is None else processes.in_step(adapter.processes)
-    with adapter.lock, own_arithmetic(), divided, within_memory(adapter):
+    with adapter.lock, own_arithmetic(), divided, within_memory(adapter), at_rest(adapter.model):
         if adapter.held_by is None:
             if adapter.refresh():
                 observe(adapter)

@@ -149,7 +149,8 @@ class Adapter:
         if not (same_form and now.same_norms(before)):
             self._read()
         if not same_form:
-            vars(self).pop("envoy", None)  # it holds the modules
+            for name in ("envoy", "at_sites"):  # they hold the modules
+                vars(self).pop(name, None)
             self.divided = 0
         self.state = now
         return not same_form or now.adds_hooks_to(before)
@@ -242,6 +243,11 @@ class Adapter:
     def envoy(self) -> nnsight.NNsight:
         """nnsight's wrapper of the model."""
         return nnsight.NNsight(self.model)
+
+    @functools.cached_property
+    def at_sites(self) -> dict[str, nn.Module]:
+        """By path, the modules with sites."""
+        return {site.path: module_at(self.model, site.path) for site in self.sites}
 
     def _check_weights(self) -> None:
         for name, parameter in self.model.named_parameters():

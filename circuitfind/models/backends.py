@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import nnsight
 import torch
@@ -44,10 +45,26 @@ class _Stopped(Exception):
     pass
 
 
+_AT_REST: WeakSet[nn.Module] = WeakSet()
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """`undisturbed` for a whole call, whose passes need not look at every module again."""
+    with undisturbed(model):
+        outermost = model not in _AT_REST
+        _AT_REST.add(model)
+        try:
+            yield
+        finally:
+            if outermost:
+                _AT_REST.discard(model)
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Freezes weights and switches to evaluation mode; restores both at the end."""
-    modules = list(model.modules())
+    modules = [] if model in _AT_REST else list(model.modules())
     trained = [
         (module, name)  # by place: offloaded weights come and go
         for module in modules
@@ -85,8 +102,11 @@ def _with_first(output: Any, value: Tensor) -> Any:
 
 
 @contextmanager
-def attached(adapter: Adapter, visit: Visit) -> Iterator[None]:
-    """Inside, every forward pass takes the visitor to every site but the unembedding (`_Stopped` if that ends it)."""
+def attached(adapter: Adapter, visit: Visit, skips: Skips | None = None) -> Iterator[None]:
+    """Inside, every forward pass takes the visitor to every site but the unembedding (`_Stopped` if that ends it).
+
+    `skips`: what does not run; of blocks among it the first site alone is met.
+    """
 
     visit = _at_home(adapter, visit)
 
@@ -113,11 +133,12 @@ def attached(adapter: Adapter, visit: Visit) -> Iterator[None]:
 
         return module.register_forward_hook(after)
 
+    idle = {layer for layer, view in enumerate(adapter.layers) if skips and view.path in skips}
     with ExitStack() as hooks:
         for site in adapter.sites:
-            if site.name != "unembed":
+            if site.name != "unembed" and (site.layer not in idle or site.name == "resid"):
                 hook = hook_input if site.side == "input" else hook_output
-                hooks.callback(hook(site, module_at(adapter.model, site.path)).remove)
+                hooks.callback(hook(site, adapter.at_sites[site.path]).remove)
         yield
 
 
@@ -155,7 +176,7 @@ def through_hooks(adapter: Adapter, inputs: Inputs, visit: Visit, skips: Skips |
         with ExitStack() as skipped:
             for path, value in skips.items():
                 skipped.enter_context(_skipped(module_at(adapter.model, path), adapter.output_forms.get(path), value))
-            with attached(adapter, visit):
+            with attached(adapter, visit, skips):
                 return _logits_read(adapter, inputs)
     except _Stopped:
         return torch.empty(0)
