@@ -1,11 +1,12 @@
 """What scores, circuits, ACDC and learned masks cost on an accelerator, as ratios to bare passes; one table.
 
-    python benchmarks/gpu.py [--device cuda] [--seconds 450] [--out gpu.md] [--tiny]
+    python benchmarks/gpu.py [--device cuda] [--seconds 400] [--out gpu.md] [--only MODEL] [--tiny]
 
-Random models of GPT-2 small's, GPT-2 XL's and an 8B Llama's shape (bfloat16), 8 pairs of 16 tokens. Runs unattended:
-what was measured is written after every row, and rows that do not fit in the time, or in memory, are left out and
-named. Wall time, waited for at the end of each call; the median of a few, after one that is not counted. `--tiny`:
-models of two layers, to see on a processor that it runs.
+Random models of GPT-2 small's, SmolLM2-135M's, GPT-2 XL's and an 8B Llama's shape (bfloat16), 8 pairs of 16 tokens.
+Runs unattended: what was measured is written after every row, and rows that do not fit in the time, or in memory, are
+left out and named. Wall time, waited for at the end of each call; the median of a few, after one that is not counted.
+That one counts operator calls: what an accelerator is asked to launch, the same on every machine but for what is done
+in slices, or side by side. `--tiny`: models of two layers, to see on a processor that it runs.
 """
 
 from __future__ import annotations
@@ -17,20 +18,25 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import circuitfind as cf
 from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.prepare import prepare
 
+NO_WORK = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "lift_fresh"}
 PAIRS, TOKENS, ROUNDS = 8, 16, 3
 LLAMA = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
 LLAMA |= {"num_key_value_heads": 8, "vocab_size": 128256}
+SMOL = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9}
+SMOL |= {"num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True}
 SHAPES: dict[str, tuple[str, dict[str, Any], torch.dtype]] = {
     "GPT-2 small": ("GPT2", {}, torch.float32),
+    "SmolLM2": ("Llama", SMOL, torch.float32),
     "GPT-2 XL": ("GPT2", {"n_layer": 48, "n_head": 25, "n_embd": 1600}, torch.float32),
     "Llama, 8B": ("Llama", LLAMA, torch.bfloat16),
 }
@@ -59,18 +65,34 @@ def wait(device: str) -> None:
         torch.accelerator.synchronize()
 
 
-def seconds(call: Callable[[], Any], device: str, rounds: int = ROUNDS) -> float:
+class Operators(TorchDispatchMode):
+    """Counts operators that compute something: neither views nor tensors without values."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        views = [one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns]
+        self.count += not (all(views) and views) and func._schema.name.removeprefix("aten::") not in NO_WORK
+        return func(*args, **(kwargs or {}))
+
+
+class Cost(NamedTuple):
+    seconds: float
+    operators: int
+
+
+def cost(call: Callable[[], Any], device: str, rounds: int = ROUNDS) -> Cost:
+    """Of a call: seconds, the median of some rounds, and operator calls of one before them."""
+    with Operators() as operators:
+        call()
     found = []
-    for number in range(rounds + 1):
+    for _ in range(rounds):
         wait(device)
         start = time.perf_counter()
         call()
         wait(device)
-        if number or rounds == 1:
-            found.append(time.perf_counter() - start)
-        if rounds == 1:
-            break
-    return statistics.median(found)
+        found.append(time.perf_counter() - start)
+    return Cost(statistics.median(found), operators.count)
 
 
 def bare(model: cf.Model, ids: torch.Tensor, backward: bool) -> None:
@@ -92,6 +114,8 @@ def calls(model: cf.Model, task: cf.Task) -> dict[str, tuple[str, int, Callable[
     acdc = {"threshold": 1e9, "order": order, "metric": "logit_diff"}
     return {
         "all edges, `eap`": ("forward + backward", ROUNDS, lambda: cf.attribute(model, bound, "eap")),
+        "all edges, `relp`": ("forward + backward", ROUNDS, lambda: cf.attribute(model, bound, "relp")),
+        "all edges, `gim`": ("forward + backward", ROUNDS, lambda: cf.attribute(model, bound, "gim")),
         "all edges, `eap-ig-inputs`": (
             "forward + backward",
             ROUNDS,
@@ -112,13 +136,20 @@ def calls(model: cf.Model, task: cf.Task) -> dict[str, tuple[str, int, Callable[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--seconds", type=float, default=450)
+    parser.add_argument("--seconds", type=float, default=400, help="no row is begun later than that")
     parser.add_argument("--out", type=Path, default=Path("gpu.md"))
+    parser.add_argument("--only", choices=[*SHAPES], help="one of the models")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
+    on_cuda = torch.device(options.device).type == "cuda"
+    if on_cuda and not torch.cuda.is_available():
+        parser.error(f"torch finds no CUDA device here: {torch.__version__}; give --device cpu")
+    if on_cuda:
+        torch.cuda.set_device(torch.device(options.device).index or 0)
     end = time.monotonic() + options.seconds
-    lines = [f"{torch.cuda.get_device_name()}" if options.device.startswith("cuda") else options.device, ""]
-    lines += ["| model | | seconds | of a bare | peak beside the weights |", "|---|---|---|---|---|"]
+    lines = [torch.cuda.get_device_name() if on_cuda else options.device, ""]
+    lines += ["| model | | seconds | of a bare | operator calls | of a bare | peak beside the weights |"]
+    lines += ["|---|---|---|---|---|---|---|"]
 
     def say(line: str) -> None:
         lines.append(line)
@@ -126,11 +157,23 @@ def main() -> None:
         options.out.write_text("\n".join(lines) + "\n")
 
     for name, (family, shape, dtype) in SHAPES.items():
+        if options.only not in (None, name):
+            continue
         gc.collect()
-        if time.monotonic() < end:
+        if on_cuda:
+            torch.cuda.empty_cache()
+        if time.monotonic() > end:
+            say(f"| {name} | not reached in {options.seconds:.0f} s | | | | | |")
+            continue
+        try:
             measure(name, build(family, TINY[family] if options.tiny else shape, dtype, options.device), end, say)
-        else:
-            say(f"| {name} | not reached in {options.seconds:.0f} s | | | |")
+        except (cf.CircuitfindError, RuntimeError) as error:  # a card too small for the model
+            say(f"| {name} | {reason(error)} | | | | | |")
+
+
+def reason(error: Exception) -> str:
+    """Its first line, for a cell of a table."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:100].replace("|", "/")
 
 
 def measure(name: str, model: cf.Model, end: float, say: Callable[[str], None]) -> None:
@@ -141,22 +184,24 @@ def measure(name: str, model: cf.Model, end: float, say: Callable[[str], None]) 
     task = cf.Task(clean, corrupted, [5] * PAIRS, [6] * PAIRS)
     ids, base = clean.to(device), {}
     for what, backward in (("forward", False), ("forward + backward", True)):
-        base[what] = seconds(partial(bare, model, ids, backward), device)
-        say(f"| {name} | bare {what} | {base[what]:.4f} | 1 | |")
+        base[what] = cost(partial(bare, model, ids, backward), device)
+        say(f"| {name} | bare {what} | {base[what].seconds:.4f} | 1 | {base[what].operators} | 1 | |")
     for what, (of, rounds, call) in calls(model, task).items():
         if time.monotonic() > end:
-            say(f"| {name} | {what}: not reached | | | |")
+            say(f"| {name} | {what}: not reached | | | | | |")
             continue
         if on_cuda:
             torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() if on_cuda else 0
         try:
-            took = seconds(call, device, rounds)
+            took = cost(call, device, rounds)
         except (cf.CircuitfindError, RuntimeError) as error:
-            say(f"| {name} | {what}: {str(error).splitlines()[0][:100]} | | | |")
+            say(f"| {name} | {what}: {reason(error)} | | | | | |")
             continue
         peak = f"{(torch.cuda.max_memory_allocated() - before) / 2**20:.0f} MB" if on_cuda else ""
-        say(f"| {name} | {what} | {took:.3f} | {took / base[of]:.1f} x {of} | {peak} |")
+        ratios = (one / other for one, other in zip(took, base[of], strict=True))
+        told = (f"{ratio:.1f} x {of}" for ratio in ratios)
+        say(f"| {name} | {what} | {took.seconds:.3f} | {next(told)} | {took.operators} | {next(told)} | {peak} |")
 
 
 if __name__ == "__main__":
