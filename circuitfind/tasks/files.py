@@ -73,7 +73,10 @@ def write_pairs(path: str | PathLike[str], columns: Mapping[str, Sequence[Any] |
     """Writes columns of text (or answers as ids) as jsonl that `read_pairs` opens."""
     given = {name: values for name, values in columns.items() if values is not None}
     rows = (dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True))
-    return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if not Path(path).parent.is_dir():  # a misspelled folder is not made
+        raise FileError(f"{path}: cannot be written: No such file or directory")
+    return write_text(path, text)
 
 
 def _rows(path: Path) -> _Read:
