@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from circuitfind import processes
-from circuitfind.errors import count, warn
+from circuitfind.errors import warn
 from circuitfind.evaluation.faithfulness import Evaluator, Outcome
 from circuitfind.search.found import Step, TriedCircuit
 
@@ -152,7 +152,8 @@ class Trials:
 
     def stop(self, why: str, unfinished: str = "") -> None:
         """Says that the search ends early, and what it has not done."""
-        self.stopped = f"{why}: the search ends after {count(len(self._known), 'circuit')}{unfinished}"
+        count = len(self._known)
+        self.stopped = f"{why}: the search ends after {count} circuit{'' if count == 1 else 's'}{unfinished}"
         self.say("stopped", self.stopped)
         warn(self.stopped)
 
