@@ -1,7 +1,7 @@
 """Several processes: how much faster two are, and what each of 64 would have to do and to send.
 
-    python benchmarks/processes.py [--rounds 5] [--model FOLDER]
-    python benchmarks/processes.py --simulate [--pairs 64]
+    python benchmarks/processes.py [--rounds 5] [--model FOLDER] [--only NAME ...]
+    python benchmarks/processes.py --simulate [--pairs 64] [--only NAME ...]
 
 1. One process of one thread, and two such processes that divide the work, take turns on the same call: exact effects
    of all edges into two readers (the last MLP and a query of the middle layer), ACDC on 100 random edges, a sweep of
@@ -93,7 +93,7 @@ def group(size: int, port: int, folder: str | None) -> list[subprocess.Popen[str
     ]
 
 
-def speed(rounds: int, folder: str | None) -> None:
+def speed(rounds: int, folder: str | None, only: list[str]) -> None:
     groups = [group(size, 29500 + size, folder) for size in (1, 2)]
 
     def timed(ranks: list[subprocess.Popen[str]], name: str) -> np.ndarray:
@@ -105,7 +105,7 @@ def speed(rounds: int, folder: str | None) -> None:
 
     for ranks in groups:
         timed(ranks, "warm-up")  # what is made once is made
-    for name in CALLS:
+    for name in (name for name in CALLS if not only or name in only):
         turns = []
         for _ in range(rounds):
             one, two = (timed(ranks, name) for ranks in groups)
@@ -175,7 +175,7 @@ def unlocked(*kinds: type) -> None:
         vars(one)["lock"] = nullcontext()
 
 
-def simulate(n: int, sizes: tuple[int, ...] = SIZES) -> None:
+def simulate(n: int, only: list[str], sizes: tuple[int, ...] = SIZES) -> None:
     torch.set_num_threads(1)
     unlocked(Experiment, Evaluator, SweepPlan)
     whole = cf.load("tiny")
@@ -205,6 +205,8 @@ def simulate(n: int, sizes: tuple[int, ...] = SIZES) -> None:
     }
     print(f"{n} pairs; {model()[0].graph.n_edges:,} edges")
     for name, call in known.items():
+        if only and not any(part in name for part in only):
+            continue
         alone = simulated(1, call)[0]
         for size in sizes[1:]:
             ranks = simulated(size, call)
@@ -222,11 +224,12 @@ if __name__ == "__main__":
     parser.add_argument("--model", help="a folder; by default a random GPT-2 small")
     parser.add_argument("--simulate", action="store_true")
     parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="calls whose name contains one of these")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.work:
         work(asked.model)
     elif asked.simulate:
-        simulate(asked.pairs)
+        simulate(asked.pairs, asked.only)
     else:
-        speed(asked.rounds, asked.model)
+        speed(asked.rounds, asked.model, asked.only)
