@@ -3,8 +3,9 @@
 1. `Elsewhere` wraps a tensor and calls its device "meta": of all kinds of device, autograd runs this one's way back on
    the processor's thread, so nothing of torch is missing.
 2. Inside `second_device()` what is made on, or moved to, "meta" is wrapped, and moving to "cpu" unwraps it.
-3. Inside `no_waiting()` nothing may ask for a value of the second device, or send one without `non_blocking`: on an
-   accelerator the processor would wait until all that was asked of it before is done.
+3. Inside `no_waiting()` nothing may ask for a value of the second device, or for a size that depends on values, or send
+   one without `non_blocking` (as an array that indexes is): on an accelerator the processor would wait until all that
+   was asked of it before is done.
 4. Any other operation on tensors of both places fails, as it does between a processor and an accelerator: numbers
    (tensors without axes) may come from here, and so may indices.
 """
@@ -23,7 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 THERE = torch.device("meta")
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique_consecutive", "_unique2")
+WAITS = ("_local_scalar_dense", "equal", "nonzero", "masked_select", "bincount")
+WAITS += ("unique_consecutive", "unique_dim", "_unique2", "unique_dim_consecutive")
 _at_work: list[bool] = [False]
 
 
@@ -75,8 +77,14 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(f"{func}: expected all tensors to be on the same device, found {told}")
     asked = kwargs.get("device")
     sends = name == "_to_copy" and asked is not None and (torch.device(asked).type == THERE.type) != there
-    by_mask = indexed and any(one.dtype == torch.bool for one in tensors[1:])
-    if _at_work[0] and ((sends and not kwargs.get("non_blocking")) or (there and (name in WAITS or by_mask))):
+    sends |= name == "copy_" and isinstance(args[0], Elsewhere) != isinstance(args[1], Elsewhere)
+    blocks = sends and not (kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,)))
+    indices = tree_leaves(args[1]) if indexed and name.endswith(("index", "put", "put_", "impl_")) else []
+    by_values = any(
+        isinstance(one, Tensor) and (one.dtype == torch.bool or not isinstance(one, Elsewhere)) for one in indices
+    )
+    by_values |= name == "repeat_interleave" and kwargs.get("output_size") is None
+    if _at_work[0] and (blocks or (there and (name in WAITS or by_values))):
         raise RuntimeError(f"{func} waits for the device")
     if asked is not None:
         there, kwargs = torch.device(asked).type == THERE.type, {**kwargs, "device": torch.device("cpu")}

@@ -107,8 +107,9 @@ def test_no_tensor_is_formed_on_the_wrong_device(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.slow
 def test_nothing_waits_for_the_device_inside_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between a pass's first site and its last, what circuitfind does is asked for and not waited for."""
+    """Between a pass's first site and its last, and on the way back, what is done is asked for and not waited for."""
     whole = build("llama")
+    whole.set_attn_implementation("eager")
     pairs, sites = pairs_of(whole), []
     monkeypatch.setattr("circuitfind.models.adapter.Adapter._check_weights", lambda self: None)
     monkeypatch.setattr("circuitfind.engine.memory_plan._free", lambda device: 2**30)
@@ -121,9 +122,21 @@ def test_nothing_waits_for_the_device_inside_a_pass(monkeypatch: pytest.MonkeyPa
 
         return visited
 
+    back = torch.autograd.grad
+
+    def strict_back(*args: Any, **kwargs: Any) -> Any:
+        with no_waiting():
+            return back(*args, **kwargs)
+
     with second_device():
         model = cf.wrap(whole.to(THERE), backend="hooks", name="llama")
         monkeypatch.setattr(backends, "_at_home", strict)
+        monkeypatch.setattr(torch.autograd, "grad", strict_back)
+        for method in ("relp", "gim", "eap-ig-activations"):
+            cf.attribute(model, pairs, method)
+        cf.learn_masks(model, pairs, "edge-pruning", steps=2, batch_size=2)
+        for kind in ("heads", "q", "resid", "mlp"):
+            cf.patch(model, pairs, kind)
         scores = cf.attribute(model, pairs, "eap")
         for ablation in ("corrupted", "zero"):
             cf.evaluate(model, pairs, scores.top(40), ablation=ablation)
@@ -138,9 +151,19 @@ def test_the_second_device_is_one() -> None:
         with pytest.raises(RuntimeError, match="same device"):
             there + torch.ones(2, 3)
         assert (there + 1).to("cpu").sum() == 12
-        for waits in (there.sum().item, there.cpu, there.nonzero, lambda: there[there > 0]):
+        ones = there[0].long()
+        waiting: list[Any] = [there.sum().item, there.cpu, there.tolist, there.nonzero, lambda: bool(there.any())]
+        waiting += [lambda: there[there > 0], lambda: there.masked_select(there > 0), lambda: torch.equal(there, there)]
+        waiting += [lambda: there[:, torch.tensor([0, 1])], lambda: there[:, np.array([0, 1])], there.unique]
+        waiting += [lambda: torch.tensor([1, 2], device=THERE), lambda: ones.repeat_interleave(ones), ones.bincount]
+        waiting += [lambda: there.copy_(torch.ones(2, 3)), lambda: torch.ones(2, 3).copy_(there)]
+        for waits in waiting:
             with pytest.raises(RuntimeError, match="waits for the device"), no_waiting():
                 waits()
+        with no_waiting():
+            at = torch.tensor([0, 1]).to(THERE, non_blocking=True)
+            there[:, at] = there[:, at] + there.index_select(1, at)
+            there.masked_fill_(there > 1, 0).where(there > 0, 1).sort()
 
 
 def test_autograd_keeps_no_offloaded_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

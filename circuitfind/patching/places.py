@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from einops import einsum, rearrange
 from torch import Tensor
@@ -31,8 +32,9 @@ from circuitfind.engine.restart import Restart
 from circuitfind.engine.sites import Values, attended, input_rows
 from circuitfind.errors import ModelError, NoFile, ScoreError, entered, unknown
 from circuitfind.models.adapter import Adapter
+from circuitfind.models.placement import sent
 
-Written = Callable[[Restart, int, Tensor, list[int]], Tensor]
+Written = Callable[[Restart, int, Tensor, Tensor], Tensor]
 Reached = Callable[[Restart, int, Tensor], Tensor]
 
 
@@ -46,8 +48,8 @@ class Kind(NoFile):
         label: how a place is named, from `{layer}`, `{unit}` and `{kv}` ("kv" where key/value heads are shared).
         unit: what a layer's units are called; None: the layer is one unit.
         count: `(adapter, layer) ->` how many units a layer has.
-        written: `(restart, layer, change [batch, pos, units, ...], units) -> [units, batch, pos, d_model]`, how much
-            more the unit's module puts out; by default the change itself.
+        written: `(restart, layer, change [batch, pos, units, ...], units [units]) -> [units, batch, pos,
+            d_model]`, how much more the unit's module puts out; by default the change itself.
         reached: `(restart, layer, written) -> [units, batch, pos, d_model]`, the change of the stream where the block
             after the layer begins. None: the values (of q, k or v) are replaced at their projection.
         entering: the stream is changed where the layer's own block begins.
@@ -108,7 +110,7 @@ def _neurons(adapter: Adapter, layer: int) -> int:
     return len(input_rows(adapter, "hidden", layer))
 
 
-def _projected(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Tensor:
+def _projected(restart: Restart, layer: int, change: Tensor, units: Tensor) -> Tensor:
     """Heads through the output projection."""
     weight = input_rows(restart.adapter, "z", layer)
     rows = rearrange(weight, "(h e) d -> h e d", h=restart.adapter.graph.heads_in(layer))[units]
@@ -116,13 +118,13 @@ def _projected(restart: Restart, layer: int, change: Tensor, units: list[int]) -
     return found
 
 
-def _attended(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Tensor:
+def _attended(restart: Restart, layer: int, change: Tensor, units: Tensor) -> Tensor:
     """Patterns times the base run's values, through the output projection."""
     by_head = restart.adapter.layers[layer].values_by_head(restart.base.qkv[layer].v)
     return _projected(restart, layer, attended(restart.adapter, change, by_head[:, :, units]), units)
 
 
-def _down(restart: Restart, layer: int, change: Tensor, units: list[int]) -> Tensor:
+def _down(restart: Restart, layer: int, change: Tensor, units: Tensor) -> Tensor:
     """Neurons through the down projection."""
     rows = input_rows(restart.adapter, "hidden", layer)[units]
     found: Tensor = einsum(change, rows.to(change), "b t u, u d -> u b t d")
@@ -271,4 +273,5 @@ class Patcher:
         other = self.other[layer].to(own).expand_as(own)
         if self.kind.unit is None:
             return (other - own)[None]
-        return self.kind.written(self.restart, layer, other[:, :, units] - own[:, :, units], units)
+        at = sent(np.array(units), own.device)
+        return self.kind.written(self.restart, layer, other[:, :, at] - own[:, :, at], at)
