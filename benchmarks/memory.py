@@ -29,7 +29,7 @@ from circuitfind.attribution.exact import exact_effects
 from circuitfind.attribution.methods import METHODS
 from circuitfind.cli.inputs import kept_by
 from circuitfind.engine.experiment import Experiment
-from circuitfind.engine.memory_plan import Kept, plan_learning, plan_memory, sizes_of
+from circuitfind.engine.memory_plan import plan_learning, plan_memory, sizes_of
 from circuitfind.models.backends import bare_logits
 from circuitfind.search.learn import LEARNERS
 
@@ -170,7 +170,7 @@ def child(name: str, pairs: int, tokens: int, method: str, planned: bool) -> Non
         plan = plan_learning(model.adapter, sizes, LEARNERS[method].pairs_per_step, at_once, softmax)
     else:
         kept = kept_by({"method": method if method in METHODS else "exact" if method != "find" else None}, "edge")
-        plan = plan_memory(model.adapter, sizes, at_once, softmax, kept or Kept(points=0))
+        plan = plan_memory(model.adapter, sizes, at_once, softmax, kept)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before, started = resident("VmHWM"), time.process_time()

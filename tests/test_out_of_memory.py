@@ -11,7 +11,7 @@ import torch
 from toys import id_task, wrapped
 
 import circuitfind as cf
-from circuitfind.engine import batches
+from circuitfind.engine import batches, memory_plan
 from circuitfind.models import backends
 
 
@@ -107,3 +107,33 @@ def test_calls_end_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     ) as raised:
         CALLS[name](model, task)
     assert name in ("attention", "only") or "with a batch of 1 pair of 6 tokens" in str(raised.value)
+
+
+LONG = {
+    "exact": lambda model, task: cf.attribute(model, task, "exact").values,
+    "positions": lambda model, task: cf.patch(model, task, "resid").per_example,
+}
+
+
+@pytest.mark.filterwarnings("ignore::circuitfind.errors.CircuitfindWarning")
+@pytest.mark.parametrize("name", LONG)
+def test_what_was_measured_of_a_single_pair_is_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long prompt is a batch of its own: where memory runs out in the middle, runs before it are not made again."""
+    model, task = wrapped("llama"), id_task((24,))
+    rows, fails, count = [], [0], backends.count_forward
+
+    def once(prompts: int, part: float = 1.0) -> None:
+        rows.append(prompts)
+        if len(rows) == fails[0]:
+            raise MemoryError
+        count(prompts, part)
+
+    monkeypatch.setattr(backends, "count_forward", once)
+    monkeypatch.setattr(memory_plan, "PATCHES", memory_plan.SideBySide(2 * 24, 2 * 24))  # two runs side by side
+    monkeypatch.setattr("circuitfind.engine.restart.PATCHES", memory_plan.PATCHES)
+    expected, plain = LONG[name](model, task), sum(rows)
+    assert len(rows) > 20
+    fails[0] = len(rows) // 2
+    rows.clear()
+    np.testing.assert_allclose(LONG[name](model, task), expected, atol=1e-5 * np.abs(expected).max())
+    assert rows[-5:] == [1] * 5 and sum(rows) <= plain + 6  # the failed pair of runs, and what the runs start from

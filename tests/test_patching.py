@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -468,3 +469,14 @@ def test_what_prompts_and_models_do_not_allow(tmp_path: Path) -> None:
     nan = cf.Task(torch.randint(3, 9, (2, 4)), torch.randint(3, 9, (2, 4)), metric=lambda logits, _: logits[:, 0] / 0)
     with pytest.raises(cf.ScoreError, match="layer 0, unit 0 is NaN"):
         cf.patch(wrapped("gpt2"), nan, "heads")
+
+
+def test_sweeps_over_many_positions_say_what_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, task = wrapped("gpt2"), id_task((9,))
+    monkeypatch.setattr("circuitfind.patching.patch.COSTLY", 2 * 9 * 9 - 1)
+    with pytest.warns(UserWarning, match=r"18 runs of every pair, .* 9 positions in 2 layers, .* by_span=True"):
+        cf.patch(model, task, "resid")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cf.patch(model, task, "resid", layers=[0])
+        cf.patch(model, task, "resid", by_position=False)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from circuitfind.attribution.method import Method, Request, Scored
 from circuitfind.batch import Batch
-from circuitfind.engine.capture import capture, capture_corrupted
+from circuitfind.engine.capture import WRITTEN, capture, capture_corrupted
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.measure import Group, Started, measure
 from circuitfind.engine.restart import Restart, at_position
@@ -102,12 +102,14 @@ def _started(experiment: Experiment, batch: Batch, divided: bool) -> tuple[Resta
     """Where patched runs of a batch start, and what the writers carry there instead, less what they carry. `divided`:
     only from the first token at which anything differs."""
     adapter, run = experiment.adapter, experiment.after_prefix(batch) if divided else batch
-    clean, corrupted = capture(adapter, run.clean), capture_corrupted(adapter, run)
-    if experiment.setting.noising:
+    noising = experiment.setting.noising  # of the run that is not the base, what it writes is all that is needed
+    clean = capture(adapter, run.clean, keep=None if noising else WRITTEN)
+    corrupted = capture_corrupted(adapter, run, keep=WRITTEN if noising else None)
+    if noising:
         restart, other = Restart(adapter, run.clean, clean), experiment.ablated(clean, corrupted)
     else:
         restart, other = Restart(adapter, run.corrupted, corrupted), clean.writers
-    full, empty = (clean.logits, None) if experiment.setting.noising else (None, corrupted.logits)
+    full, empty = (clean.logits, None) if noising else (None, corrupted.logits)
     started = Started(batch.with_reference(clean.logits), full, empty, [], lambda group: group)
     return restart, other.minus(restart.base.writers), started
 

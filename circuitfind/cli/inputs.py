@@ -286,16 +286,16 @@ def memory_line(
     return f"{at_once}; about {size(plan.beside)} beside {size(plan.weights)} of weights"
 
 
-def kept_by(asked: dict[str, Any], kind: str) -> Kept | None:
-    """What the method keeps that scores an "edge", a "node" or a kind of place; None if it takes no gradients."""
+def kept_by(asked: dict[str, Any], kind: str) -> Kept:
+    """What the method keeps that scores an "edge", a "node" or a kind of place."""
     from circuitfind.attribution.gradients import patterns_of
     from circuitfind.attribution.methods import METHODS, default_of
-    from circuitfind.engine.memory_plan import Kept
+    from circuitfind.engine.memory_plan import PATCHING, Kept
 
     method = asked.get("method") or default_of(kind, asked.get("ablation"))
     record = METHODS.get(method) if isinstance(method, str) else method
     if record is None or record.name == "exact":
-        return None
+        return PATCHING
     points = int(asked.get("steps") or record.options.get("steps", 1))
     return Kept(points, patterns_of(record.points("noising", 1, record.options)) if record.points else 0)
 

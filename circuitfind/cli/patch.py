@@ -62,7 +62,8 @@ def patch(
     loaded, bound = inputs.load(model, task, out)
     if paths.path is None:
         inputs.check_places(loaded, bound, asked, where)
-    inputs.introduce(loaded, bound, run, out)
+    kept = inputs.kept_by({"method": "exact"}, sweep.what) if paths.path is None else None
+    inputs.introduce(loaded, bound, run, out, kept=kept)
     content: dict[str, Any] = inputs.described(loaded, bound, out)
     found: Any
     if paths.path is None:

@@ -97,7 +97,8 @@ def measure(
         ends_at = experiment.graph.n_layers + 1  # the unembedding takes about as much as a block
         own = divided.own((places.stop - places.start) * (ends_at - layer) for places, layer, _ in groups)
         for places, _, group in track([groups[at] for at in own], label):
-            if not measured.missing(places, rows):
+            if not measured.missing(places, rows):  # before memory ran out, or a run was stopped: others need them, too
+                done.append((places, measured.values[places, rows]))
                 continue
             values = torch.stack([metric(run, batch) for run in logits(group)])
             effects = as_numpy(before - values if noising else values - before)

@@ -40,13 +40,14 @@ IN_CACHE = {"cpu": 8 * 2**20}  # what fits in a processor's cache; other devices
 
 # What is kept of a token in one block while scores are made, in round numbers: by autograd, of the captured runs, and
 # of the gradients. Values of width d_model (the second: with post-norms), of all query heads, of the key/value heads.
-STREAM, POST_NORMED, QUERIES, KEYS = 10, 4, 8, 5
+STREAM, POST_NORMED, QUERIES, KEYS = 6, 4, 8, 5
 READ = 2  # values as wide as a latent, of every reader, where q, k and v are read through one
 GATED, PLAIN, COMPOSED = 3, 2, 5  # of the MLP's width: gated, one activation, one made of several operations in Python
 LOGITS, SOFTMAXES = 3, 12  # copies of the logits that are read: by a metric of single logits, of a softmax
 ENDS = 8  # values of width d_model of a token in a block: what is kept of two runs, and their difference
 WITHOUT_GRADIENTS = 6  # values of width d_model of a token of a running block
-BLOCKS, QUERIES_BY_BLOCK, KEYS_BY_BLOCK = 6, 3, 2  # of width d_model, of all query heads, of the key/value heads
+# Block by block, of both runs and the gradients, with what the heap does not give back: of the same widths.
+BLOCKS, QUERIES_BY_BLOCK, KEYS_BY_BLOCK = 9, 3, 2
 RUN_PER_LAYER = 10  # values of width d_model that a captured run holds of a block, in round numbers
 
 
@@ -121,15 +122,17 @@ class Kept(NamedTuple):
 
     points: at which it takes gradients; of each, something waits for the contraction. 0: it takes none (exact effects,
         sweeps, circuits). patterns: of each head, that autograd keeps under its rules. by_block: gradients may go back
-        block by block; those of masks do not.
+        block by block; those of masks do not. runs: captured runs where it takes no gradients: patching (`PATCHING`)
+        needs of the other run what it writes alone.
     """
 
     points: int = STEPS
     patterns: int = 0
     by_block: bool = True
+    runs: float = 2.0
 
 
-DEFAULT = Kept()
+DEFAULT, PATCHING = Kept(), Kept(points=0, runs=1.3)
 
 
 def estimate_memory(
@@ -141,7 +144,7 @@ def estimate_memory(
         reads: positions at which the metric reads the logits; softmax: whether it takes one over the vocabulary.
     """
     if not kept.points:
-        return _without_gradients(adapter, examples, length, reads, softmax)
+        return _without_gradients(adapter, examples, length, reads, softmax, kept.runs)
     graph, tokens = adapter.graph, examples * length
     held = next(token_slices(tokens, graph.n_writers, adapter, HELD))
     contraction = graph.n_writers * (held.stop - held.start) * row_bytes(adapter)
@@ -151,13 +154,15 @@ def estimate_memory(
     return MemoryEstimate(activations + logits_bytes(adapter, examples * reads, softmax), contraction + scores)
 
 
-def _without_gradients(adapter: Adapter, examples: int, length: int, reads: int, softmax: bool) -> MemoryEstimate:
+def _without_gradients(
+    adapter: Adapter, examples: int, length: int, reads: int, softmax: bool, runs: float
+) -> MemoryEstimate:
     graph, tokens = adapter.graph, examples * length
     beside = max(tokens, PATCHES.at_most(adapter.device)) * adapter.work.itemsize
     at_work = beside * (WITHOUT_GRADIENTS * graph.d_model + _kept_of_mlp(adapter))
     rows = beside // (length * adapter.work.itemsize) * reads
     logits = logits_bytes(adapter, rows, softmax) // (1 if softmax else LOGITS)
-    return MemoryEstimate(run_bytes(adapter, tokens, runs=2), at_work + logits)
+    return MemoryEstimate(run_bytes(adapter, tokens, runs), at_work + logits)
 
 
 def _of_gradients(adapter: Adapter, tokens: int, length: int, kept: Kept, by_block: bool) -> int:
@@ -289,9 +294,9 @@ def row_bytes(adapter: Adapter) -> int:
     return int(adapter.graph.d_model * adapter.work.itemsize)
 
 
-def run_bytes(adapter: Adapter, n_tokens: int, runs: int) -> int:
+def run_bytes(adapter: Adapter, n_tokens: int, runs: float) -> int:
     """Bytes that so many captured runs of so many tokens hold."""
-    return runs * n_tokens * adapter.graph.n_layers * RUN_PER_LAYER * row_bytes(adapter)
+    return int(runs * n_tokens * adapter.graph.n_layers * RUN_PER_LAYER * row_bytes(adapter))
 
 
 def batch_size_for(

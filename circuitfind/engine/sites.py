@@ -20,7 +20,7 @@ All values are `[batch, pos, ...]`; a pattern is `[batch, query, heads, key]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -42,6 +42,7 @@ from circuitfind.models.layer import shape_of, weight_of
 from circuitfind.models.placement import gathered
 
 Values = dict[int, Tensor]  # by layer
+KEPT = {"q": "qkv", "k": "qkv", "v": "qkv", "attn": "attn_out", "mlp": "mlps"}  # where a `Run` holds a site
 
 
 def tolerance(adapter: Adapter) -> float:
@@ -49,13 +50,19 @@ def tolerance(adapter: Adapter) -> float:
     return {torch.float32: 1e-4, torch.float64: 1e-8}.get(adapter.dtype, 0.05)
 
 
-def capture_site(adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[int]) -> tuple[Run, Values]:
-    """Runs the model and notes a site's values in some layers; ModelError where the family does not have it."""
+def capture_site(
+    adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[int], whole: bool = True
+) -> tuple[Run, Values]:
+    """Runs the model and notes a site's values in some layers; ModelError where the family does not have it.
+
+    `whole`: all of the run is wanted; without it, the values and the logits are.
+    """
+    keep = None if whole else {KEPT.get(site, site)}
     if site == "pattern":
-        return _capture_patterns(adapter, inputs, layers)
+        return _capture_patterns(adapter, inputs, layers, keep)
     if site in ("z", "hidden"):
-        return _capture_inputs(adapter, inputs, site, layers)
-    run = capture(adapter, inputs)
+        return _capture_inputs(adapter, inputs, site, layers, keep)
+    run = capture(adapter, inputs, keep=keep)
     if site in ("q", "k", "v"):
         return run, {layer: getattr(run.qkv[layer], site) for layer in layers}
     if site == "attn":
@@ -69,7 +76,7 @@ def site_means(experiment: Experiment, site: str, layers: Sequence[int]) -> Valu
     adapter, by_position = experiment.adapter, experiment.ablation.mean == "position"
 
     def sums(part: Batch, _: slice) -> tuple[Values, int]:
-        values = capture_site(adapter, part.corrupted, site, layers)[1]
+        values = capture_site(adapter, part.corrupted, site, layers, whole=False)[1]
         mask, count = part.corrupted.mask, count_of(part, by_position)
         return {at: summed(value.to(adapter.work), mask, by_position) for at, value in values.items()}, count
 
@@ -78,9 +85,11 @@ def site_means(experiment: Experiment, site: str, layers: Sequence[int]) -> Valu
     return {layer: torch.stack([values[layer] for values, _ in parts]).sum(0) / count for layer in layers}
 
 
-def _capture_inputs(adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[int]) -> tuple[Run, Values]:
+def _capture_inputs(
+    adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[int], keep: Container[str] | None
+) -> tuple[Run, Values]:
     with noting({layer: projection_of(adapter, site, layer) for layer in layers}) as noted:
-        run = capture(adapter, inputs)
+        run = capture(adapter, inputs, keep=keep)
     shape, heads = run.resid[0].shape[:2], adapter.graph.heads_in
 
     def whole(entered: Tensor, layer: int) -> Tensor:
@@ -111,7 +120,9 @@ def input_rows(adapter: Adapter, site: str, layer: int) -> Tensor:
     return weight_of(projection_of(adapter, site, layer)).to(adapter.device)
 
 
-def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -> tuple[Run, Values]:
+def _capture_patterns(
+    adapter: Adapter, inputs: Inputs, layers: Sequence[int], keep: Container[str] | None
+) -> tuple[Run, Values]:
     views = {layer: adapter.layers[layer] for layer in layers}
     attentions = {layer: view.module(view.family.o.rpartition(".")[0]) for layer, view in views.items()}
     with eager_attention(adapter), noting(attentions) as noted:
@@ -128,7 +139,7 @@ def _capture_patterns(adapter: Adapter, inputs: Inputs, layers: Sequence[int]) -
                 " attn_implementation='eager', or patch what='heads', 'q' or 'k' instead"
             )
         values[layer] = pattern
-    return capture(adapter, inputs), values  # the run as the user's implementation computes it
+    return capture(adapter, inputs, keep=keep), values  # the run as the user's implementation computes it
 
 
 def _all_heads(adapter: Adapter, value: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from circuitfind.engine.measure import Group, Measured, Started, measure
 from circuitfind.engine.prepare import capture_empty
 from circuitfind.engine.restart import Restart
 from circuitfind.engine.sites import Values, capture_site, site_means
-from circuitfind.errors import ScoreError
+from circuitfind.errors import ScoreError, warn
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.load import Model
 from circuitfind.patching.places import Kind, Patcher, Place, kind_of
@@ -43,6 +43,7 @@ from circuitfind.setting import Keywords
 from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 
+COSTLY = 10**7  # tokens in all runs of a sweep
 SIGNS = {
     "noising": "metric(clean) - metric(clean with the place carrying its ablated value)",
     "denoising": "metric(corrupted with the place carrying its clean value) - metric(corrupted)",
@@ -106,8 +107,8 @@ class Where(NamedTuple):
 
 class Sides(NamedTuple):
     """Both runs of a batch, which has the clean run's logits for reference. `own`, `other`: what the site holds in the
-    clean run, and when it is ablated; `full`, `empty`: logits `[batch, reads, vocab]` with nothing and with everything
-    ablated."""
+    clean run, and when it is ablated; `corrupted`: of noising under interchange no more than its logits and the site;
+    `full`, `empty`: logits `[batch, reads, vocab]` with nothing and with everything ablated."""
 
     batch: Batch
     clean: Run
@@ -175,7 +176,8 @@ class SweepPlan:
         """Runs both sides of a batch."""
         experiment, site = self.experiment, self.kind.site
         clean, own = capture_site(experiment.adapter, batch.clean, site, self.layers)
-        corrupted, twin = capture_site(experiment.adapter, batch.corrupted, site, self.layers)
+        whole = not (experiment.setting.noising and experiment.ablation.interchange)  # of what runs start from
+        corrupted, twin = capture_site(experiment.adapter, batch.corrupted, site, self.layers, whole)
         batch, means, carried = batch.with_reference(clean.logits), self.means or {}, experiment.ablation.carried
         other = {at: carried(own[at], moved(value, batch), means.get(at)) for at, value in twin.items()}
         empty = corrupted.logits
@@ -228,10 +230,22 @@ def _chosen(layers: int | Iterable[int] | None, kind: Kind, adapter: Adapter) ->
 def swept(experiment: Experiment, where: Where, checkpoint: str | PathLike[str] | None = None) -> Sweep:
     """`patch` of an experiment."""
     plan = planned(experiment, where)
+    _warn_of_cost(plan)
     effects, full, empty = measured(plan, np.arange(len(plan.layers) * len(plan.places)), checkpoint)
     assert full is not None and empty is not None, "a sweep runs both ends"
     record = replace(experiment.record("patch", **plan.settings), sign=plan.sign)
     return Sweep(plan.what, experiment.graph, plan.axes, effects.reshape(*plan.shape, -1), full, empty, record)
+
+
+def _warn_of_cost(plan: SweepPlan) -> None:
+    """Of a sweep over the positions of long prompts, whose cost grows with the square of their length."""
+    runs, length = len(plan.layers) * len(plan.places), plan.experiment.batch.clean.ids.shape[1]
+    if plan.spans is not None and plan.spans.by == "position" and runs * length > COSTLY:
+        warn(
+            f"this sweep is {runs:,} runs of every pair, one for each of {len(plan.spans.labels):,} positions in"
+            f" {len(plan.layers)} layers, and a run is half a forward pass of {length:,} tokens: by_span=True"
+            " (--by-span) patches named spans of the prompts instead, layers= (--layers) some of the layers"
+        )
 
 
 def measured(plan: SweepPlan, chosen: np.ndarray, checkpoint: str | PathLike[str] | None = None) -> Measured:
