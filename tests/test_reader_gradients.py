@@ -105,8 +105,9 @@ def test_where_a_single_pair_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(memory_plan, "BUDGET", one - 1)
     assert goes_by_block(adapter, 200, 1) and plan_memory(adapter, sizes).by_block
     assert not plan_memory(adapter, sizes, kept=Kept(points=0)).by_block
-    assert estimate_memory(adapter, 1, 200).activations < one
+    with_by_block = estimate_memory(adapter, 1, 200).activations
     monkeypatch.setattr(memory_plan, "BUDGET", one)
+    assert with_by_block != estimate_memory(adapter, 1, 200).activations == one  # less in a model of many layers
     with memory_plan.within_room(memory_plan.Room(0.0)):  # memory ran out with one pair: it is tried block by block
         assert goes_by_block(adapter, 200, 1)
 
