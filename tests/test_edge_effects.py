@@ -16,7 +16,7 @@ from toys import id_task, wrapped
 import circuitfind as cf
 from circuitfind.attribution import gradients
 from circuitfind.batch import Batch
-from circuitfind.engine import edge_effects
+from circuitfind.engine import memory_plan
 from circuitfind.engine.edge_effects import EdgeSum
 from circuitfind.engine.experiment import Experiment
 from circuitfind.models.adapter import Adapter
@@ -83,7 +83,7 @@ def test_many_points_are_the_sum_of_each(name: str, together: int, monkeypatch: 
     bound = id_task((7, 5, 6)).on(model)
     points = [gradients.Point(w, a) for w, a in ((0.5, 0.0), (0.2, 0.3), (-0.7, 0.6), (1.0, 1.0), (0.3, 0.9))]
     experiment = Experiment.of(model, bound)
-    monkeypatch.setattr(edge_effects, "POINTS", together)
+    monkeypatch.setattr(memory_plan, "POINTS", together)
     alone = [gradients.edges_of(experiment, bound.batch, [point])[0] for point in points]
     whole, _ = gradients.edges_of(experiment, bound.batch, points)
     assert off(whole, torch.stack(alone).sum(0)) < 1e-5

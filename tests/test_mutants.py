@@ -16,7 +16,9 @@ PACKAGE = Path(cf.__file__).parent
 
 def test_every_patch_applies_once_and_still_parses() -> None:
     for mutant in MUTANTS:
-        compile(mutant.applied_to(PACKAGE), mutant.file, "exec")
+        patched = mutant.applied_to(PACKAGE)
+        if mutant.file.endswith(".py"):
+            compile(patched, mutant.file, "exec")
         assert mutant.old != mutant.new, mutant.name
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS)
 

@@ -53,11 +53,11 @@ def test_costs_and_progress_are_each_threads_own() -> None:
 def test_memory_that_runs_out_in_one_thread_is_not_the_others(monkeypatch: Any) -> None:
     model, sizes, real = cf.wrap(build("llama")), [], capture.capture_corrupted
 
-    def tight(adapter: Any, batch: Any, stop: bool = False) -> Any:
+    def tight(adapter: Any, batch: Any, **keywords: Any) -> Any:
         sizes.append((threading.current_thread().name, len(batch)))
         if threading.current_thread().name == "tight" and len(batch) > 1:
             raise MemoryError
-        return real(adapter, batch, stop)
+        return real(adapter, batch, **keywords)
 
     monkeypatch.setattr("circuitfind.attribution.gradients.capture_corrupted", tight)
     found: dict[str, np.ndarray] = {}
