@@ -86,6 +86,22 @@ def test_a_state_of_any_mask_equals_that_circuit(name, ablation, adapter_of, pai
             state.commit(int(rng.integers(2)))
 
 
+@pytest.mark.parametrize("ablation", ("corrupted", "zero"))
+@pytest.mark.parametrize("name", ("gpt2", "llama", "gpt_neox", "gemma2"))
+def test_a_reader_of_all_edges_reads_what_cut_off_writers_carry(name, ablation, adapter_of, pairs):
+    """Layer 0's MLP reads nothing, and all edges from it stay."""
+    adapter = adapter_of(name)
+    prepared, graph = prepare(adapter, pairs, ablation), adapter.graph
+    mask = graph.real.copy()
+    mask[:, graph.readers(0, "mlp")] = False
+    edge = (graph.mlp(1), graph.n_readers - 1)
+    masks = np.stack([mask, mask])
+    masks[1][edge] = False
+    expected = run_circuits(prepared, masks, sparse=True)
+    for stream_bytes in (0, revision.STREAMS):
+        assert off(CircuitState(prepared, mask, stream_bytes).attempt([[], [edge]]), expected) < 1e-5
+
+
 @pytest.mark.parametrize("ablation", ("zero", "mean"))
 @pytest.mark.parametrize("name", ("gpt2", "gpt_neox"))
 def test_readers_of_many_edges_are_revised_under_every_ablation(name, ablation, adapter_of, pairs, monkeypatch):

@@ -77,7 +77,9 @@ class CircuitState:
         self._streams: dict[int, Tensor] = {}  # the one used last comes last
         self._trial: _Trial | None = None
         missing = (self.graph.real & ~self.mask).any(axis=0)
-        self._clean = ~missing  # `[readers]`: those that read what they read in the clean run
+        ablated = ~self.reach.reached[:-1] if prepared.interchange else np.zeros(self.graph.n_writers, dtype=bool)
+        # `[readers]`: those that read what they read in the clean run
+        self._clean = ~missing & ~(self.mask & ablated[:, None]).any(axis=0)
         if missing.any():
             self._run(self.mask[None], np.flatnonzero(missing).tolist(), [[]])
             self.commit(0)
