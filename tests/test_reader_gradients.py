@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from typing import Any
 
 import families
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from families import build, swept
 from helpers import random_pairs, surprise
-from torch import Tensor
+from torch import Tensor, nn
 from toys import id_task, wrapped
 
 import circuitfind as cf
@@ -83,18 +84,55 @@ def test_it_costs_one_more_forward_pass(monkeypatch: pytest.MonkeyPatch) -> None
     assert (costs.forwards, costs.backwards) == (pytest.approx(9), 3)  # both prompts, and the clean one again
 
 
-def test_blocks_that_meet_outside_the_stream_go_back_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in models whose later layers attend to an earlier one's keys and values."""
-    model = build("llama")
+def shared_values(model: nn.Module) -> None:
+    """Lets the last layer add an earlier one's values, as models do whose layers share keys and values."""
     seen: list[Tensor] = []
     first, last = model.model.layers
-    first.self_attn.v_proj.register_forward_hook(lambda _, __, output: seen.append(output))
-    last.self_attn.register_forward_hook(lambda _, __, output: (output[0] + seen[-1].sum(-1, True), *output[1:]))
+    noted, own = type(first.self_attn.v_proj).forward, type(last.self_attn).forward
+
+    def note(module: nn.Module, x: Tensor) -> Tensor:
+        seen.append(noted(module, x))
+        return seen[-1]
+
+    def more(module: nn.Module, *args: Any, **keywords: Any) -> tuple[Tensor, ...]:
+        output, *others = own(module, *args, **keywords)
+        return (output + seen[-1].sum(-1, True), *others)
+
+    for module, forward in ((first.self_attn.v_proj, note), (last.self_attn, more)):
+        module.__class__ = type("Shared", (type(module),), {"forward": forward})
+
+
+def test_blocks_that_meet_outside_the_stream_go_back_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that did not when it was last called, too."""
+    model, task = build("llama"), id_task((9,))
     loaded = cf.wrap(model, None, check=False)
-    expected = cf.attribute(loaded, id_task((9,)), "eap").values
-    by_block(monkeypatch)
-    np.testing.assert_array_equal(cf.attribute(loaded, id_task((9,)), "eap").values, expected)
-    assert loaded.adapter.by_block is False
+    monkeypatch.setattr(memory_plan, "BUDGET", 1)
+    cf.attribute(loaded, task, "eap")
+    assert loaded.adapter.by_block
+    other = build("llama")
+    shared_values(other)
+    model.model.layers = other.model.layers
+    found = cf.attribute(loaded, task, "eap").values
+    assert loaded.adapter.by_block is False and not goes_by_block(loaded.adapter, 9, 1)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(found, cf.attribute(loaded, task, "eap").values)
+
+
+def test_under_hooks_gradients_go_back_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a hook does at late tokens alone, no few tokens tell."""
+    model, task, seen = build("llama"), id_task((40,)), []
+    loaded = cf.wrap(model, None, check=False)
+    first, last = model.model.layers
+
+    def add(_: nn.Module, __: Any, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        late = torch.arange(output[0].shape[1]) >= 35
+        return (output[0] + seen[-1].sum(-1, True) * late[:, None], *output[1:])
+
+    first.self_attn.v_proj.register_forward_hook(lambda _, __, output: seen.append(output))
+    last.self_attn.register_forward_hook(add)
+    expected = cf.attribute(loaded, task, "eap").values
+    monkeypatch.setattr(memory_plan, "BUDGET", 1)
+    np.testing.assert_array_equal(cf.attribute(loaded, task, "eap").values, expected)
 
 
 def test_where_a_single_pair_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,7 +187,10 @@ def _of_gradients(adapter: Adapter, tokens: int, length: int, kept: Kept, by_blo
 
 
 def goes_by_block(adapter: Adapter, length: int, reads: int) -> bool:
-    """Whether gradients of a single pair go back block by block: in one pass they would not fit the budget."""
+    """Whether gradients of a single pair go back block by block: in one pass they would not fit the budget. Not under
+    the user's hooks, which may tie blocks together at some tokens only."""
+    if adapter.by_block is False or adapter.state.hooks:
+        return False
     one = _of_gradients(adapter, length, length, DEFAULT, by_block=False) + logits_bytes(adapter, reads)
     return one > budget(adapter.device) * room().part
 

@@ -8,8 +8,8 @@
    without gradients, and then block by block from the end: a block runs again from the stream that entered it, and the
    gradient at its output gives those at its readers and at that stream. One block's activations are kept at a time.
    It is activation checkpointing, by the restarts of exact patching (`engine/restart.py`), for one more forward pass.
-   That blocks meet in the stream alone is not assumed: the first prompt's first tokens are gone back both ways once,
-   and a model for which it is not so goes back in one pass.
+   That blocks meet in the stream alone is not assumed: a few of the prompt's tokens are gone back both ways once, and a
+   model for which it is not so goes back in one pass, as does one under the user's hooks.
 3. Over an ungrouped graph (`Adapter.ungrouped`) a key or value head is as many readers as it has query heads, each of
    which reads its own copy: what other tools get by repeating keys and values before attention. A query head's output
    `z` depends on its own copies only, so the gradient at a copy is what comes back from that head alone: of each layer
@@ -217,8 +217,9 @@ def _by_kind(read: list[tuple[Heads, Tensor]], final: Tensor) -> ReaderGradients
 
 def _proved(asked: _Asked) -> bool:
     """Whether a model's gradients are the same block by block; proved on a few tokens, once."""
-    adapter, few = asked.adapter, asked.inputs.ids[:1, :FEW]
+    adapter = asked.adapter
     if adapter.by_block is None:
+        few = asked.inputs.ids[:1].repeat(1, FEW)[:, : adapter.at_most(FEW)]
         last = torch.full_like(few[:, :1], few.shape[1] - 1)
         inputs = Inputs(few, torch.ones_like(few, dtype=torch.bool), last)
         short = _Asked(adapter, inputs, lambda logits: logits.logsumexp(-1).sum(-1), hand_on=asked.hand_on)

@@ -151,7 +151,7 @@ class Adapter:
         if not same_form:
             for name in ("envoy", "at_sites"):  # they hold the modules
                 vars(self).pop(name, None)
-            self.divided = 0
+            self.divided, self.by_block = 0, None
         self.state = now
         return not same_form or now.adds_hooks_to(before)
 
