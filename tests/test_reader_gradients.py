@@ -19,7 +19,14 @@ from circuitfind.attribution import gradients
 from circuitfind.costs import measuring
 from circuitfind.engine import memory_plan, reader_gradients
 from circuitfind.engine.capture import READ, WRITTEN, capture
-from circuitfind.engine.memory_plan import Kept, batch_size_for, estimate_memory, goes_by_block, plan_memory
+from circuitfind.engine.memory_plan import (
+    Kept,
+    batch_size_for,
+    estimate_memory,
+    goes_by_block,
+    learning_size,
+    plan_memory,
+)
 from circuitfind.engine.reader_gradients import Gradients, capture_gradients
 
 
@@ -148,6 +155,13 @@ def test_where_a_single_pair_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> No
     assert with_by_block != estimate_memory(adapter, 1, 200).activations == one  # less in a model of many layers
     with memory_plan.within_room(memory_plan.Room(0.0)):  # memory ran out with one pair: it is tried block by block
         assert goes_by_block(adapter, 200, 1)
+
+
+def test_gradients_of_masks_are_planned_for_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a model of many layers, of which more pairs fit block by block."""
+    adapter = wrapped("llama").adapter
+    monkeypatch.setattr(memory_plan, "_of_gradients", lambda *sizes, by_block: 1 if by_block else memory_plan.BUDGET)
+    assert batch_size_for(adapter, 99, 200) > learning_size(adapter, 99, 200) == 1
 
 
 def test_patterns_that_rules_keep_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ def estimate_memory(
     contraction = graph.n_writers * (held.stop - held.start) * row_bytes(adapter)
     scores = 3 * graph.n_writers * graph.n_readers * adapter.work.itemsize  # of a point, their sum, their mean
     by_block = kept.by_block and goes_by_block(adapter, length, reads)
-    activations = _of_gradients(adapter, tokens, length, kept, by_block)
+    activations = _of_gradients(adapter, tokens, length, kept, by_block=by_block)
     return MemoryEstimate(activations + logits_bytes(adapter, examples * reads, softmax), contraction + scores)
 
 
@@ -165,7 +165,7 @@ def _without_gradients(
     return MemoryEstimate(run_bytes(adapter, tokens, runs), at_work + logits)
 
 
-def _of_gradients(adapter: Adapter, tokens: int, length: int, kept: Kept, by_block: bool) -> int:
+def _of_gradients(adapter: Adapter, tokens: int, length: int, kept: Kept, *, by_block: bool) -> int:
     """Bytes that passes forwards and backwards hold."""
     graph, size, work = adapter.graph, adapter.dtype.itemsize, adapter.work.itemsize
     stream = STREAM + POST_NORMED * adapter.coupled
@@ -264,7 +264,8 @@ def plan_memory(
 
 def learning_size(adapter: Adapter, pairs: int, length: int, reads: int = 1) -> int:
     """The largest batch of masked runs: both autograd's activations and every writer's output are held."""
-    return min(batch_size_for(adapter, pairs, length, reads, held) for held in (False, True))
+    sizes = (pairs, length, reads)
+    return min(batch_size_for(adapter, *sizes, by_block=False), batch_size_for(adapter, *sizes, streams=True))
 
 
 def plan_learning(
@@ -303,13 +304,21 @@ def run_bytes(adapter: Adapter, n_tokens: int, runs: float) -> int:
 
 
 def batch_size_for(
-    adapter: Adapter, examples: int, length: int, reads: int = 1, streams: bool = False, patterns: int = 0
+    adapter: Adapter,
+    examples: int,
+    length: int,
+    reads: int = 1,
+    streams: bool = False,
+    patterns: int = 0,
+    by_block: bool = True,
 ) -> int:
     """The largest batch that fits the budget, at least 1.
 
-    `streams`: every writer's output is held in full, as exact circuits do, and no gradients are. `patterns`: as `Kept`.
+    `streams`: every writer's output is held in full, as exact circuits do, and no gradients are. `patterns` and
+    `by_block`: as for `Kept`.
     """
-    one = estimate_memory(adapter, 1, length, reads, kept=Kept(patterns=patterns)).activations
+    kept = Kept(patterns=patterns, by_block=by_block)
+    one = estimate_memory(adapter, 1, length, reads, kept=kept).activations
     if streams:
         one = length * adapter.graph.n_writers * row_bytes(adapter) + logits_bytes(adapter, reads)
     return max(1, min(examples, budget(adapter.device) // one))

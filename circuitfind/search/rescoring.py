@@ -49,7 +49,7 @@ from circuitfind.batch import Batch
 from circuitfind.circuit import connected
 from circuitfind.engine.experiment import Experiment
 from circuitfind.engine.masked_run import pair_gradients
-from circuitfind.engine.memory_plan import batch_size_for, sizes_of
+from circuitfind.engine.memory_plan import learning_size, sizes_of
 from circuitfind.engine.prepare import Prepared, PreparedRuns
 from circuitfind.progress import progress
 from circuitfind.scores import Scores
@@ -74,10 +74,7 @@ class Rescoring:
         evaluator = trials.evaluator
         self.evaluator, experiment, batch = evaluator, evaluator.experiment, evaluator.experiment.batch
         self.contrast = float((evaluator.full - evaluator.empty).mean())
-        size = experiment.setting.batch_size  # both autograd's activations and every writer's output are held
-        if size is None:
-            sizes = sizes_of(experiment.batch)
-            size = min(batch_size_for(experiment.adapter, *sizes, held) for held in (False, True))
+        size = experiment.setting.batch_size or learning_size(experiment.adapter, *sizes_of(experiment.batch))
         self.halves = [(fold, PreparedRuns(experiment, batch.rows(_index(fold, batch)), size)) for fold in trials.folds]
         self.empty = trials.empty()
         self._strength: dict[bytes, np.ndarray] = {}
