@@ -241,7 +241,7 @@ def change_sizes(plan: SweepPlan) -> dict[int, float]:
     _ = plan.means  # of all pairs, so by all processes together
 
     def one(part: Batch, _: slice) -> Tensor:
-        sides = plan.capture(part)
+        sides = plan.capture(part, whole=True)
         corrupted = sides.corrupted
         if sides.batch.alignment is not None:
             corrupted = capture_corrupted(experiment.adapter, sides.batch, stop=True)

@@ -107,8 +107,8 @@ class Where(NamedTuple):
 
 class Sides(NamedTuple):
     """Both runs of a batch, which has the clean run's logits for reference. `own`, `other`: what the site holds in the
-    clean run, and when it is ablated; `corrupted`: of noising under interchange no more than its logits and the site;
-    `full`, `empty`: logits `[batch, reads, vocab]` with nothing and with everything ablated."""
+    clean run, and when it is ablated; `corrupted`: of noising under interchange no more than its logits and the site,
+    unless all is asked for; `full`, `empty`: logits `[batch, reads, vocab]` with nothing and with all ablated."""
 
     batch: Batch
     clean: Run
@@ -172,11 +172,11 @@ class SweepPlan:
         """What mean ablation puts at the site; None for the others."""
         return site_means(self.experiment, self.kind.site, self.layers) if self.experiment.ablation.mean else None
 
-    def capture(self, batch: Batch) -> Sides:
-        """Runs both sides of a batch."""
+    def capture(self, batch: Batch, whole: bool = False) -> Sides:
+        """Runs both sides of a batch; `whole`: all of the corrupted run is wanted, even where no run starts from it."""
         experiment, site = self.experiment, self.kind.site
         clean, own = capture_site(experiment.adapter, batch.clean, site, self.layers)
-        whole = not (experiment.setting.noising and experiment.ablation.interchange)  # of what runs start from
+        whole = whole or not (experiment.setting.noising and experiment.ablation.interchange)
         corrupted, twin = capture_site(experiment.adapter, batch.corrupted, site, self.layers, whole)
         batch, means, carried = batch.with_reference(clean.logits), self.means or {}, experiment.ablation.carried
         other = {at: carried(own[at], moved(value, batch), means.get(at)) for at, value in twin.items()}
