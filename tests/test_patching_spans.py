@@ -178,7 +178,7 @@ def test_what_is_refused(task: cf.Task, options: dict[str, Any], message: str) -
 
 def test_remedies_name_spans() -> None:
     model = wrapped("gpt2")
-    with pytest.raises(cf.ScoreError, match=r"3 to 4 tokens: divide them by spans that you name in them \(spans=\)"):
+    with pytest.raises(cf.ScoreError, match=r"3 to 4 tokens: name spans in them \(spans=\) and go by these \(by_span"):
         cf.patch(model, id_task((4, 3)), "resid")
     for call in (cf.patch, lambda *args, **how: cf.attribute(*args[:2], level="node", what=args[2], **how)):
         with pytest.raises(cf.ScoreError, match=r"by the spans that they name, a, b \(by_span=True, --by-span\)"):

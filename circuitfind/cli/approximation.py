@@ -40,12 +40,16 @@ def approximation(
 
     Example: circuitfind approximation tiny --task greater_than --n 16
     """
+    from circuitfind.evaluation.approximation import KINDS
+
     where, folder = inputs.where_of(places), inputs.folder(place.out, out)
     asked: dict[str, Any] = {**where, **inputs.run_keywords(task, run), **given(estimate, without=("what",))}
     if estimate.what is not None:
         asked["what"] = inputs.names_in(estimate.what)
     loaded, bound = inputs.load(model, task, out)
-    inputs.introduce(loaded, bound, run, out, method=inputs.method_line(asked, *asked.get("what", ("place",))))
+    method = inputs.method_line(asked, *asked.get("what", ("place",)))
+    divided = inputs.places_line(bound, where, *asked.get("what", KINDS))
+    inputs.introduce(loaded, bound, run, out, method=method, places=divided)
     with out.progress():
         found = cf.approximation(loaded, bound, **asked)
     described = inputs.described(loaded, bound, out)

@@ -68,7 +68,8 @@ def attribute(
         inputs.check_places(loaded, bound, asked, where)
     kind = level.what or level.level
     method = inputs.method_line(asked, kind)
-    inputs.introduce(loaded, bound, run, out, kept=inputs.kept_by(asked, kind), method=method)
+    divided = inputs.places_line(bound, where, *([] if level.what is None else [level.what]))
+    inputs.introduce(loaded, bound, run, out, kept=inputs.kept_by(asked, kind), method=method, places=divided)
     scores = inputs.scored(loaded, bound, asked, folder, out, **where)
     checked = inputs.checked(loaded, bound, scores, {**given(checks), "by": rank.by}, run, out)
     name = FILES.get(type(scores).__name__, f"estimates-{level.what}")

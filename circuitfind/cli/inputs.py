@@ -157,6 +157,17 @@ def check_places(model: cf.Model, bound: BoundTask, asked: dict[str, Any], where
         planned(Experiment.of(model, bound, run), Where(**places))
 
 
+def places_line(bound: BoundTask, where: dict[str, Any], *whats: str) -> str:
+    """What divides the prompts where that was not asked for: spans, for places by position in unequal prompts."""
+    from circuitfind.patching.places import kind_of
+    from circuitfind.patching.spans import common, lengths, unequal
+
+    asked = where["by_span"] or where["by_position"] is not None or not any(kind_of(what).by_position for what in whats)
+    if asked or not unequal(bound) or not (names := common(bound)):
+        return ""
+    return f"by named span ({', '.join(names)}), not by position: the prompts have {lengths(bound)} tokens"
+
+
 def where_of(places: options.Places, *whats: str | None) -> dict[str, Any]:
     """Keywords of `cf.patch`, `cf.approximation` and `cf.attribute`, for these kinds of place."""
     from circuitfind.patching.places import kind_of
@@ -315,11 +326,13 @@ def introduce(
     pairs: str = "",
     kept: Kept | None = None,
     method: str = "",
+    places: str = "",
     whole: bool = False,
 ) -> None:
     """Says what runs on what with which memory (`kept`: by what takes gradients), how well the model does the task,
-    by which method scores are made, and warns of what is wrong with the task. `whole` (or --verbose): also what the
-    model says on the first pairs, and how answers are read; without it, only where something is worth a look."""
+    by which method scores are made and of which places, and warns of what is wrong with the task. `whole` (or
+    --verbose): also what the model says on the first pairs, and how answers are read; without it, only where something
+    is worth a look."""
     whole = whole or out.verbose
     lines = [("model", model_line(model)), ("memory", task_memory(model, bound, run, kept))]
     with out.progress():
@@ -339,6 +352,7 @@ def introduce(
         *(said_lines(found) if whole or found.findings else ()),
         ("notes", notes),
         ("method", method),
+        ("places", places),
     ]
     out.facts(lines)
 

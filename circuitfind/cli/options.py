@@ -221,10 +221,11 @@ class Scoring:
 class Places:
     PANEL = SCORING
     by_position: bool | None = option(
-        "Each position on its own; equal lengths only. Default: of stream, attention and MLPs where lengths are equal.",
+        "Each position on its own; prompts of equal length only. Default: for stream, attention and MLPs (where lengths"
+        " differ, by span); not for the others.",
         names=("--by-position/--all-positions",),
     )
-    by_span: bool = option("By the named spans of the prompts, of any lengths.", False)
+    by_span: bool = option("Each named span of the prompts on its own; prompts may differ in length.", False)
     layers: str | None = option("Only these; neurons need it. Default: all.", metavar="N,N,...")
 
 

@@ -63,7 +63,8 @@ def patch(
     if paths.path is None:
         inputs.check_places(loaded, bound, asked, where)
     kept = inputs.kept_by({"method": "exact"}, sweep.what) if paths.path is None else None
-    inputs.introduce(loaded, bound, run, out, kept=kept)
+    divided = inputs.places_line(bound, where, sweep.what) if paths.path is None else ""
+    inputs.introduce(loaded, bound, run, out, kept=kept, places=divided)
     content: dict[str, Any] = inputs.described(loaded, bound, out)
     found: Any
     if paths.path is None:

@@ -47,13 +47,12 @@ def position_labels(tokens: Sequence[str]) -> tuple[str, ...]:
 def _by_position(bound: BoundTask) -> Spans:
     mask = bound.batch.clean.mask
     if unequal(bound):
-        lengths, names = mask.sum(1), common(bound)
-        spans = f"the spans that they name, {', '.join(names)}" if names else "spans that you name in them (spans=)"
+        names = ", ".join(common(bound))
+        spans = f"go by the spans that they name, {names}" if names else "name spans in them (spans=) and go by these"
         raise ScoreError(
-            f"by_position=True needs prompts of one length, these have {int(lengths.min())} to {int(lengths.max())}"
-            f" tokens: divide them by {spans} (by_span=True, --by-span), take one template of the task (template=,"
-            " --template) or a subset of one length, or patch all positions of a place together (by_position=False,"
-            " --all-positions)"
+            f"by_position=True needs prompts of one length, these have {lengths(bound)} tokens: {spans} (by_span=True,"
+            " --by-span), take one template of the task (template=, --template) or a subset of one length, or patch all"
+            " positions of a place together (by_position=False, --all-positions)"
         )
     labels = position_labels(bound.tokens[0])  # of the first pair: names differ, the template does not
     return Spans("position", labels, torch.arange(mask.shape[1], device=mask.device).expand(mask.shape))
@@ -95,6 +94,12 @@ def _by_name(bound: BoundTask) -> Spans:
 def unequal(bound: BoundTask) -> bool:
     """Whether prompts differ in length, so that their positions do not correspond."""
     return bound.batch.clean.padded or bound.batch.corrupted.padded
+
+
+def lengths(bound: BoundTask) -> str:
+    """Of the prompts, such as "14 to 17"."""
+    sizes = torch.cat([bound.batch.clean.mask.sum(1), bound.batch.corrupted.mask.sum(1)])
+    return f"{int(sizes.min())} to {int(sizes.max())}"
 
 
 def common(bound: BoundTask) -> list[str]:
