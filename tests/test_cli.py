@@ -475,7 +475,20 @@ MISTAKES = {
         "steps=None, not 3",
     ),
     "no steps": (("find", "--n", "4", "--steps", "0"), "--steps 0: give a whole number, 1 to 100,000"),
-    "a target that is none": (("find", "--tolerance", "99"), "--tolerance 99: give 0 or more, and less than 1"),
+    "a target that is none": (
+        ("find", "--tolerance", "99"),
+        "--tolerance 99: give how far the circuit may be from the whole model, a number of 0 or more and less than 1",
+    ),
+    "a circuit as pairs": (("find", "--data", "other.json"), "other.json: one JSON object, not pairs: give one object"),
+    "nothing to start from": (
+        ("learn", "--n", "4", "--start", "empty.json"),
+        "--start empty.json has no edges, so there is no gate to learn: give a circuit that has some",
+    ),
+    "a start of another model": (("learn", "--n", "4", "--start", "other.json"), "--start other.json belongs to anoth"),
+    "no scores of all edges": (
+        ("export", "other.json", "--to", "safetensors"),
+        "other.json: a circuit without a score for every edge: give the scores.safetensors that it was cut from",
+    ),
     "a threshold that no |effect| is below": (
         ("acdc", "--n", "4", "--absolute", "--threshold", "-1"),
         "--threshold -1: no |effect| is below it",
@@ -532,6 +545,7 @@ def test_mistake_is_one_line_that_names_it(run: Run, case: str) -> None:
     zeros = np.zeros((tiny.n_writers, tiny.n_readers), dtype=np.float32)
     cf.Scores(tiny, zeros, cf.Record(method="exact")).save("mine.safetensors")
     cf.Circuit.full(other).save("other.json")
+    cf.Circuit.empty(tiny).save("empty.json")
     words, named = MISTAKES[case]
     said = run(*words)
     assert said.code == 2, said.err

@@ -277,11 +277,11 @@ def test_of_a_circuit_only_its_edges_are_learned(method: str) -> None:
     ("options", "says"),
     [
         ({"start": "magic"}, "'magic'"),
-        ({"start": 3}, "start= is a int: at level 'edge' give Scores or Circuit"),
+        ({"start": 3}, "start=int does not fit: at level 'edge' give Scores or Circuit"),
         ({"start": "circuit", "level": "node", "n_edges": None}, "at level 'node' give NodeScores"),
-        ({"start": "other"}, "start= belongs to another graph"),
-        ({"start": "empty"}, "start= is a circuit without edges, so nothing has a gate: give one that has some"),
-        ({"start": "empty", "n_edges": None}, "start= is a circuit without edges"),
+        ({"start": "other"}, "start=Circuit belongs to another graph"),
+        ({"start": "empty"}, "start=Circuit has no edges, so there is no gate to learn: give a circuit that has some"),
+        ({"start": "empty", "n_edges": None}, "start=Circuit has no edges"),
         (
             {"objective": "both"},
             "'edge-pruning' has no objective 'both': matryoshka has 'both', 'faithfulness'",

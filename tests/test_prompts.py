@@ -296,7 +296,7 @@ def test_first_of_sets_and_without_wrong_answers(tiny: cf.Model) -> None:
     [
         (
             {"answers": ["Mary", "Luke"], "wrong_answers": ["Mary and Kate", "Anna"]},
-            "row 0: one of .* begins the others",
+            "row 0: one of .* is the beginning of the others",
         ),
         (
             {"answers": [["Mary and Kate", "Luke"], "Luke"]},

@@ -28,7 +28,9 @@ class PruningOptions:
     )
     order: str | None = option(f"Order of the trials: {listed(options.ORDERS)}. Default: {options.ORDERS[0]}.")
     absolute: bool = option("Keep edges that oppose the task, too.", False)
-    remove_dangling: str | None = option("tested or untested: what nodes without inputs write goes. Default: it stays.")
+    remove_dangling: str | None = option(
+        "Also remove edges out of nodes that have lost their last input: tested one by one, or untested. Default: no."
+    )
     screen: float | None = option(
         "Edges whose |score| is below this part of the threshold, such as 0.1, go without a test; a sample is"
         " checked. Default: every edge is tested."

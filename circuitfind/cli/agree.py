@@ -24,7 +24,9 @@ COLUMNS = ("", "of", "true", "found", "both", "prec.", "recall", "F1", "AUROC", 
 @dataclass(frozen=True)
 class AgreeOptions:
     file: Path = option(options.SCORES_OR_CIRCUIT, MISSING, argument=True, metavar="FILE")
-    reference: str = option("ioi, greater-than, docstring, or the file of a circuit.", MISSING, metavar="NAME|FILE")
+    reference: str = option(
+        "ioi, greater-than, docstring, or a file of a circuit or reference.", MISSING, metavar="NAME|FILE"
+    )
     top: int | None = option("Of scores: take this many edges as the circuit.", least=0)
 
 

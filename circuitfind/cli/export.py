@@ -89,7 +89,8 @@ def _open(what: ExportOptions, sign: Any) -> cf.Circuit | cf.Scores | cf.PlacedS
 def _as_scores(path: Path, given: Any) -> cf.Scores:
     scores = given if isinstance(given, cf.Scores) else cf.Scores.of(given)
     if scores is None:
-        raise FileError(f"{path}: a circuit without a score for every edge: give the scores.safetensors of its edges")
+        remedy = "give the scores.safetensors that it was cut from"
+        raise FileError(f"{path}: a circuit without a score for every edge: {remedy}")
     return scores
 
 

@@ -132,7 +132,10 @@ def scatter(
     """Exact effects over estimates, both in `unit`; `estimate` and `exact` name them on the axes."""
     known = [point for point in points if np.isfinite([point.estimate, point.exact]).all()]
     if len(known) < 2:
-        raise ScoreError(f"{len(known)} of {len(points)} have both effects: two are needed (a baseline estimates none)")
+        raise ScoreError(
+            f"{len(known)} of {len(points)} have both an estimate and an exact effect: two are needed"
+            " (a baseline's scores are not estimates)"
+        )
     x, y = (np.array([getattr(point, side) for point in known]) for side in ("estimate", "exact"))
     power = float((x**2).sum())
     slope = float((x * y).sum()) / power if power else NAN

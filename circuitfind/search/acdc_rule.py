@@ -144,7 +144,8 @@ def screened(scores: Scores | None, factor: float, threshold: float, evaluator: 
     if not isinstance(scores, Scores) or scores.graph != evaluator.graph or not scores.record.is_effect:
         raise ScoreError("screen= needs scores=: effects of edges that attribute() estimated for this model")
     if not isinstance(factor, Real) or not 0 < factor <= 1:
-        raise ScoreError(f"screen={factor!r} is not a part of the threshold: give one between 0 and 1, such as 0.1")
+        remedy = "give a number above 0, at most 1, such as 0.1"
+        raise ScoreError(f"screen={factor!r} is not a part of the threshold: {remedy}")
     for name in ("metric", "ablation"):
         made, now = getattr(scores.record, name), getattr(evaluator.record, name)
         if made and made != now:

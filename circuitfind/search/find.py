@@ -239,7 +239,10 @@ def check_target(
     if time_limit is not None and not (isinstance(time_limit, Real) and float(time_limit) > 0):
         raise ScoreError(f"time_limit={time_limit!r}: give seconds, more than 0")
     if not isinstance(tolerance, Real) or not 0 <= float(tolerance) < 1:
-        raise ScoreError(f"tolerance={tolerance!r}: give 0 or more, and less than 1, where the empty circuit would do")
+        raise ScoreError(
+            f"tolerance={tolerance!r}: give how far the circuit may be from the whole model, a number of 0 or more and"
+            " less than 1 (an empty circuit is 1 away)"
+        )
 
 
 def _searched(

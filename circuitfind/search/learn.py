@@ -227,7 +227,7 @@ def learn_masks(
     gates = learner.gates[options["objective"]]
     chosen = options["start"]
     if isinstance(chosen, Circuit) and not len(chosen):
-        raise ScoreError("start= is a circuit without edges, so nothing has a gate: give one that has some")
+        raise ScoreError("start=Circuit has no edges, so there is no gate to learn: give a circuit that has some")
     edges = chosen.mask if isinstance(chosen, Circuit) else graph.real  # that have a gate
     count = int(edges.sum()) if level == "edge" else graph.n_writers
     if n_edges is n_nodes is sparsity is None:
@@ -256,8 +256,8 @@ def learn_masks(
     if prune and not len(cut):
         none = "no gate is above 1/2" if target is None else f"what the {target} {level}s let through is not connected"
         warn(
-            f"{method}: {none}, so the circuit has no edges: keep more (n_{level}s=), train longer (steps=), or see"
-            " what was kept with prune=False"
+            f"{method}: {none}, so the circuit has no edges: keep more (n_{level}s=, --{level}s), train longer (steps=,"
+            " --steps), or see what was kept with prune=False (in Python)"
         )
     history = state.history()
     facts = {"steps": state.step, "metric_of_masked_runs": history[-1].metric, "expected": history[-1].expected}

@@ -50,9 +50,11 @@ def first_logits(
         wanted = (Scores, Circuit) if level == "edge" else (NodeScores,)
         if not isinstance(given, wanted):
             kinds = " or ".join(kind.__name__ for kind in wanted)
-            raise ScoreError(f"start= is a {type(given).__name__}: at level '{level}' give {kinds}, or a method's name")
+            raise ScoreError(
+                f"start={type(given).__name__} does not fit: at level '{level}' give {kinds}, or a method's name"
+            )
         if given.graph != graph:
-            raise ScoreError(f"start= belongs to another graph {graph.unlike(given.graph)}")
+            raise ScoreError(f"start={type(given).__name__} belongs to another graph {graph.unlike(given.graph)}")
     record = None if isinstance(given, str) else given.record
     edges = given.mask if isinstance(given, Circuit) else graph.real
     known = given.estimates if isinstance(given, Circuit) else None if isinstance(given, str) else given.values

@@ -37,7 +37,9 @@ def first(right: Sequences, wrong: Sequences) -> Reading:
         while shared < shortest and len({ids[shared] for ids in every}) == 1:
             shared += 1
         if shared == shortest:
-            raise ValueError("one of the right and wrong answers begins the others: no token tells them apart")
+            raise ValueError(
+                "one of the right and wrong answers is the beginning of the others: no token tells them apart"
+            )
     sides = [list(dict.fromkeys(ids[shared] for ids in side)) for side in (right, wrong)]
     if set(sides[0]) & set(sides[1]):
         raise ValueError(

@@ -105,6 +105,9 @@ def _document(path: Path, text: str) -> _Read | None:
         return _Read(rows, [f"prompt {at}" for at in range(len(rows))], _spans(path, whole))
     if isinstance(whole, list) and not (whole and isinstance(whole[0], str)):
         return _Read(whole, [f"row {at}" for at in range(len(whole))])
+    if isinstance(whole, dict) and "\n" in text.strip():
+        remedy = "give one object a line (jsonl), a list of objects, or csv with a header row"
+        raise FileError(f"{path}: one JSON object, not pairs: {remedy}")
     return None
 
 
