@@ -7,17 +7,21 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import edge_scores, off, random_pairs
+from toys import id_task, wrapped
 
 import circuitfind as cf
 from circuitfind.batch import Batch
 from circuitfind.engine.batches import in_batches, within_memory
 from circuitfind.engine.memory_plan import (
+    JUDGING,
     PATCHES,
     Kept,
     batch_size_for,
+    circuits_at_once,
     estimate_memory,
     plan_learning,
     plan_memory,
@@ -26,6 +30,7 @@ from circuitfind.engine.memory_plan import (
     run_bytes,
 )
 from circuitfind.errors import TaskError
+from circuitfind.evaluation import faithfulness
 from circuitfind.models.adapter import Adapter
 
 
@@ -173,6 +178,30 @@ def test_the_estimate_grows_with_the_batch(adapter_of: Callable[..., Adapter], m
     written = 4 * 16 * adapter.graph.n_writers * row_bytes(adapter)
     assert learned.batch_size == 4 and learned.beside == step.beside + written + run_bytes(adapter, 64 * 16, runs=2)
     assert batch_size_for(adapter, 5, 16) == 5 and batch_size_for(adapter, 5, 10**7) == 1
+
+
+def test_circuits_run_side_by_side_as_their_outputs_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as are worth it, or fewer, where what their writers write would not fit; the numbers stay."""
+    model, task = wrapped("gpt2"), id_task((6, 6))
+    adapter, graph = model.adapter, model.graph
+    held = 12 * graph.n_writers * row_bytes(adapter)
+    assert [circuits_at_once(adapter, 12, graph.n_writers, free) for free in (0, held, 3 * held, 2**40)] == [
+        1,
+        1,
+        3,
+        85,
+    ]
+    rng, counts = np.random.default_rng(0), []
+    masks = graph.real & (rng.random((7, *graph.real.shape)) < 0.8)
+    run = faithfulness.run_circuits
+    monkeypatch.setattr(faithfulness, "run_circuits", lambda *args: counts.append(len(args[1])) or run(*args))
+    whole = faithfulness.Evaluator.of(model, task).run(masks).metric
+    monkeypatch.setattr(faithfulness, "budget", lambda device: 2 * held)
+    np.testing.assert_allclose(faithfulness.Evaluator.of(model, task).run(masks).metric, whole, atol=1e-5)
+    assert counts == [7, 2, 2, 2, 1]
+    judged = plan_memory(adapter, (64, 16, 1), kept=JUDGING).beside
+    written = 1024 * graph.n_writers * row_bytes(adapter)
+    assert judged > written + run_bytes(adapter, 64 * 16, runs=2)
 
 
 def test_trimming_takes_only_columns_that_are_padding_everywhere() -> None:

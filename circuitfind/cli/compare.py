@@ -71,7 +71,7 @@ def _compared(groups: dict[str, Any], scores: Path | None, out: Output) -> cf.Co
     loaded, bound = inputs.load(model, task, out)
     names = None if what.methods is None else inputs.names_in(what.methods)
     about = f"{bound.name}, {bound.metric.name}: {count(len(bound), 'pair')}"
-    memory = inputs.task_memory(loaded, bound, run, inputs.kept_by({}, "edge"))
+    memory = inputs.task_memory(loaded, bound, run, inputs.kept_by({}, "edge")._replace(circuits=True))
     out.facts([("model", inputs.model_line(loaded)), ("memory", memory), ("task", about)])
     out.say()
     if loaded.remote:  # a server keeps nothing

@@ -284,13 +284,13 @@ def memory_line(
     per_step: int | None = None,
 ) -> str:
     """Batch size and memory for scoring pairs of these sizes, or learning masks from so many a step; arguments as for
-    `plan_memory` (None: no gradients) and `plan_learning`."""
+    `plan_memory` (None: circuits are judged) and `plan_learning`."""
     if model.remote:
         return f"batches as {model.place} has room for"
-    from circuitfind.engine.memory_plan import Kept, plan_learning, plan_memory
+    from circuitfind.engine.memory_plan import JUDGING, plan_learning, plan_memory
 
     if per_step is None:
-        plan = plan_memory(model.adapter, sizes, batch_size, softmax, kept or Kept(points=0))
+        plan = plan_memory(model.adapter, sizes, batch_size, softmax, kept or JUDGING)
     else:
         plan = plan_learning(model.adapter, sizes, per_step, batch_size, softmax)
     at_once = f"batches of {plan.batch_size}, {plan.chunk:,} tokens at a time" + ", block by block" * plan.by_block

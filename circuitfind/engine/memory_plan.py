@@ -123,16 +123,17 @@ class Kept(NamedTuple):
     points: at which it takes gradients; of each, something waits for the contraction. 0: it takes none (exact effects,
         sweeps, circuits). patterns: of each head, that autograd keeps under its rules. by_block: gradients may go back
         block by block; those of masks do not. runs: captured runs where it takes no gradients: patching (`PATCHING`)
-        needs of the other run what it writes alone.
+        needs of the other run what it writes alone. circuits: some are run, too.
     """
 
     points: int = STEPS
     patterns: int = 0
     by_block: bool = True
     runs: float = 2.0
+    circuits: bool = False
 
 
-DEFAULT, PATCHING = Kept(), Kept(points=0, runs=1.3)
+DEFAULT, PATCHING, JUDGING = Kept(), Kept(points=0, runs=1.3), Kept(points=0, circuits=True)
 
 
 def estimate_memory(
@@ -163,6 +164,22 @@ def _without_gradients(
     rows = beside // (length * adapter.work.itemsize) * reads
     logits = logits_bytes(adapter, rows, softmax) // (1 if softmax else LOGITS)
     return MemoryEstimate(run_bytes(adapter, tokens, runs), at_work + logits)
+
+
+def _of_circuits(adapter: Adapter, sizes: tuple[int, int, int], softmax: bool) -> int:
+    """Bytes of circuits that run side by side, with every writer's output, and of the runs that are kept for them."""
+    pairs, length, reads = sizes
+    tokens = max(length, min(pairs * length, CIRCUITS.at_most(adapter.device)))
+    each = adapter.graph.n_writers * row_bytes(adapter)
+    written = max(length * each, min(tokens * each, budget(adapter.device)))
+    kept = min(run_bytes(adapter, pairs * length, runs=2), KEPT_RUNS)
+    return written + kept + _without_gradients(adapter, 1, length, reads, softmax, runs=0).total
+
+
+def circuits_at_once(adapter: Adapter, tokens: int, writers: int, free: int) -> int:
+    """How many circuits of so many tokens and writers run side by side, whose outputs fit so many free bytes."""
+    held = tokens * writers * row_bytes(adapter)
+    return max(1, min(CIRCUITS.runs(adapter.device, tokens), int(free * room().part) // max(1, held)))
 
 
 def _of_gradients(adapter: Adapter, tokens: int, length: int, kept: Kept, *, by_block: bool) -> int:
@@ -253,10 +270,11 @@ def plan_memory(
     chunk = max(at_once * length, PATCHES.at_most(adapter.device))
     if kept.points:
         chunk = next(token_slices(at_once * length, adapter.graph.n_writers, adapter, HELD)).stop
+    beside = estimate_memory(adapter, at_once, length, reads, softmax, kept).total
     return MemoryPlan(
         at_once,
         chunk,
-        estimate_memory(adapter, at_once, length, reads, softmax, kept).total,
+        max(beside, _of_circuits(adapter, sizes, softmax)) if kept.circuits else beside,
         weight_bytes(adapter),
         kept.points > 0 and kept.by_block and goes_by_block(adapter, length, reads),
     )

@@ -27,7 +27,7 @@ from circuitfind.calls import model_call
 from circuitfind.circuit import Circuit, as_circuit
 from circuitfind.engine.circuit_run import run_circuits
 from circuitfind.engine.experiment import Experiment, check_model
-from circuitfind.engine.memory_plan import CIRCUITS, batch_size_for, sizes_of
+from circuitfind.engine.memory_plan import CIRCUITS, batch_size_for, budget, circuits_at_once, sizes_of
 from circuitfind.engine.prepare import Prepared, PreparedRuns
 from circuitfind.errors import ScoreError
 from circuitfind.evaluation import rounding
@@ -159,7 +159,7 @@ class Evaluator:
         self.experiment, self.bound, self.graph = experiment, experiment.bound, experiment.graph
         sizes = sizes_of(experiment.bound.batch)
         size = experiment.setting.batch_size or batch_size_for(experiment.adapter, *sizes, streams=True)
-        self.runs = PreparedRuns(experiment, experiment.batch, size)
+        self.runs, self._free = PreparedRuns(experiment, experiment.batch, size), budget(experiment.adapter.device)
         self.ends = self._outcome(lambda prepared: [torch.stack([prepared.clean.logits, prepared.empty.logits])])
         self.full, self.empty = self.ends.metric
         self.record = experiment.record("exact circuit")
@@ -207,7 +207,8 @@ class Evaluator:
                 some = masks[start : start + at_once]
 
                 def logits(prepared: Prepared, some: np.ndarray = some) -> Iterator[Tensor]:
-                    fit = CIRCUITS.runs(device, prepared.inputs.ids.numel())  # fewer where memory ran out
+                    tokens, writers = prepared.inputs.ids.numel(), int(some.any(axis=(0, 2)).sum())
+                    fit = circuits_at_once(self.experiment.adapter, tokens, writers, self._free)
                     return (run_circuits(prepared, some[at : at + fit]) for at in range(0, len(some), fit))
 
                 parts.append(self._outcome(logits))
