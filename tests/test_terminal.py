@@ -131,3 +131,19 @@ def test_a_shell_can_complete() -> None:
     words = [sys.executable, "-m", "circuitfind"]
     found = subprocess.run(words, env={**os.environ, **asked}, capture_output=True, text=True, timeout=120)
     assert found.stdout.split() == ["attribute", "attention"]
+
+
+def test_two_circuits_beside_each_other_have_their_own_effects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    graph, edges = cf.Graph(1, 2, 2, 8), ("input->a0.h0<v>", "input->a0.h1<v>", "input->m0")
+    for name, own in (("one", {edges[0]: 1.0, edges[1]: 2.0}), ("two", {edges[1]: 3.0, edges[2]: 4.0})):
+        values = np.full(graph.real.shape, np.nan, dtype=np.float32)
+        for edge, effect in own.items():
+            values[graph.edge(edge)] = effect
+        cf.Circuit(graph, np.isfinite(values), estimates=values).save(f"{name}.json")
+    assert main(["show", "one.json", "two.json"]) == 0
+    shown = [tuple(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for row in ((edges[1], "+2.000", "+3.000"), (edges[0], "+1.000", "–"), (edges[2], "–", "+4.000")):
+        assert row in shown

@@ -153,7 +153,7 @@ def _beside(names: Sequence[str], pair: tuple[cf.Circuit, cf.Circuit], n: int, o
         out.say(f"Of two graphs ({a.graph}; {b.graph}), whose edges are not each other's.", style="dim")
         return told
     effects = [{name: row.effect for name, row in zip(one.edges, one.rows(), strict=True)} for one in pair]
-    both = {edge: (one.get(edge) for one in effects) for edge in (a | b).edges}
+    both = {edge: [one.get(edge) for one in effects] for edge in (a | b).edges}
     known = [_Shared(edge, *(math.nan if one is None else one for one in values)) for edge, values in both.items()]
     known.sort(key=lambda row: -max(abs(value) if math.isfinite(value) else 0 for value in row[1:]))
     inside = {"In both": (a & b).edges, f"Only in {names[0]}": (a - b).edges, f"Only in {names[1]}": (b - a).edges}
