@@ -151,7 +151,7 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.chdir(tmp_path)
     assert main(["attribute", "tiny", "--n", "4", "--method", "eap", "--by-span"]) == 0
     said = capsys.readouterr().out
-    assert "position" in said and "S2" in said
+    assert "estimate   span" in said and "position" not in said and "S2" in said
     folder = tmp_path / "circuitfind-out"
     assert cf.open(folder / "placed-scores.safetensors").record.method == "eap"
     assert not shutil.which("dot") or (folder / "placed-scores.svg").is_file()
@@ -161,4 +161,4 @@ def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert (tmp_path / "placed.dot").read_text().count("->") > 10 and 'label="IOI"' in Path("placed.dot").read_text()
     assert "of the 20 strongest" in capsys.readouterr().out
     assert main([*given, "placed.graphml"]) != 0
-    assert "edges at their places are drawn only: use --to dot, svg, png, pdf" in capsys.readouterr().err
+    assert "scores of edges at their places can only be drawn: use --to dot, svg, png, pdf" in capsys.readouterr().err

@@ -55,7 +55,7 @@ def export(what: ExportOptions, sign: options.Sign, place: options.Out, out: Out
     path, form = _target(what, place.out)
     if placed and form not in (*PICTURES, NEURONPEDIA):
         drawn = ", ".join((*PICTURES, NEURONPEDIA))
-        raise FileError(f"{what.circuit}: edges at their places are drawn only: use --to {drawn}")
+        raise FileError(f"{what.circuit}: scores of edges at their places can only be drawn: use --to {drawn}")
     if what.beside is not None and form != "html":
         raise FileError("--beside is for the page: give --to html")
     if path.exists() and path.resolve() == what.circuit.resolve():

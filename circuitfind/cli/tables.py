@@ -56,8 +56,10 @@ def placed_scores(
     found: cf.PlacedScores, out: Output, n: int = ROWS, by: Any = "absolute", checked: Checked = None
 ) -> None:
     best = [_Scored(row.edge, row.score, row.place) for row in found.top(n, by)]
-    _strongest(found.record, "edge", found.graph.n_edges, best, " position", out, checked)
-    if found.record.settings.get("place") == "each position":
+    by_position = found.record.settings.get("place") == "each position"
+    place = "position" if by_position else "span"
+    _strongest(found.record, "edge", found.graph.n_edges, best, " position", out, checked, position=place)
+    if by_position:
         _positions(out)
 
 
@@ -109,16 +111,16 @@ def said_of_checks(found: cf.Checks, out: Output) -> None:
 
 
 def _strongest(
-    record: Record, what: str, total: int, rows: list[_Scored], more: str, out: Output, checked: Checked
+    record: Record, what: str, total: int, rows: list[_Scored], more: str, out: Output, checked: Checked, **heads: str
 ) -> None:
-    """Scores under what they are: exact effects, estimates, or neither."""
+    """Scores under what they are: exact effects, estimates, or neither; `heads`: headings of further columns."""
     heading = "score" if not record.is_effect else "exact" if record.method == "exact" else "estimate"
     method = f" by {record.method}" if record.method else ""
     metric = f" ({record.metric})" if record.is_effect and record.metric else ""
     called = {"name": what, "effect": heading}
     title = f"Strongest of {count(total, what)}{method}{metric}"
     more = f"{' exact interval verdict' if checked else ''}{more}"
-    out.rows(title, _beside(rows, checked), f"name effect{more}", len(rows), record.is_effect, **called)
+    out.rows(title, _beside(rows, checked), f"name effect{more}", len(rows), record.is_effect, **called, **heads)
     if checked:
         said_of_checks(checked, out)
     if not record.is_effect:
