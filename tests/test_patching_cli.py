@@ -60,7 +60,7 @@ def test_many_units(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     [
         ("patch --what mlp", True),
         ("attribute --level node --what mlp --max-checks 0", True),
-        ("approximation --what mlp", True),
+        ("approximation --what mlp,heads", True),
         ("patch --what mlp --by-span", False),
         ("patch --what mlp --template abba-3", False),
         ("patch --what heads --layers 0", False),
@@ -71,7 +71,7 @@ def test_places_that_go_by_span_unasked_are_said(
 ) -> None:
     assert main([*words.split(), "--n", "4", "--no-check", "--out", str(tmp_path)]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert ("places by named span (IO, S1, S2), not by position: the prompts have 1" in told) == by_itself
+    assert ("places mlp by named span (IO, S1, S2), not by position: the prompts have 1" in told) == by_itself
 
 
 def test_one_line_for_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

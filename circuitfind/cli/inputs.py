@@ -162,10 +162,12 @@ def places_line(bound: BoundTask, where: dict[str, Any], *whats: str) -> str:
     from circuitfind.patching.places import kind_of
     from circuitfind.patching.spans import common, lengths, unequal
 
-    asked = where["by_span"] or where["by_position"] is not None or not any(kind_of(what).by_position for what in whats)
-    if asked or not unequal(bound) or not (names := common(bound)):
+    kinds = [what for what in whats if kind_of(what).by_position]
+    asked = where["by_span"] or where["by_position"] is not None
+    if asked or not kinds or not unequal(bound) or not (names := common(bound)):
         return ""
-    return f"by named span ({', '.join(names)}), not by position: the prompts have {lengths(bound)} tokens"
+    said = f"{', '.join(kinds)} by named span ({', '.join(names)})"
+    return f"{said}, not by position: the prompts have {lengths(bound)} tokens"
 
 
 def where_of(places: options.Places, *whats: str | None) -> dict[str, Any]:
