@@ -170,7 +170,7 @@ def child(name: str, pairs: int, tokens: int, method: str, planned: bool) -> Non
         plan = plan_learning(model.adapter, sizes, LEARNERS[method].pairs_per_step, at_once, softmax)
     else:
         kept = kept_by({"method": method if method in METHODS else "exact" if method != "find" else None}, "edge")
-        plan = plan_memory(model.adapter, sizes, at_once, softmax, kept._replace(circuits=method == "find"))
+        plan = plan_memory(model.adapter, sizes, at_once, softmax, kept._replace(masks=method == "find"))
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
     before, started = resident("VmHWM"), time.process_time()

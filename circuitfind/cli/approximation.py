@@ -47,9 +47,10 @@ def approximation(
     if estimate.what is not None:
         asked["what"] = inputs.names_in(estimate.what)
     loaded, bound = inputs.load(model, task, out)
+    kinds = asked.get("what", KINDS)
     method = inputs.method_line(asked, *asked.get("what", ("place",)))
-    divided = inputs.places_line(bound, where, *asked.get("what", KINDS))
-    inputs.introduce(loaded, bound, run, out, method=method, places=divided)
+    divided, kept = inputs.places_line(bound, where, *kinds), inputs.kept_by(asked, kinds[0])
+    inputs.introduce(loaded, bound, run, out, kept=kept, method=method, places=divided)
     with out.progress():
         found = cf.approximation(loaded, bound, **asked)
     described = inputs.described(loaded, bound, out)

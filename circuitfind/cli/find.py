@@ -88,7 +88,7 @@ def find(
     if judge.scores is not None:
         scores, bound = inputs.given_scores(judge.scores, loaded, bound, asked)
     seen, held_out = inputs.held_out(bound, judge.holdout, task.seed)
-    kept = inputs.kept_by(asked, "edge")._replace(circuits=True)
+    kept = inputs.kept_by(asked, "edge")._replace(masks=True)
     inputs.introduce(loaded, seen, run, out, inputs.shares(seen, held_out, "search"), kept=kept)
     again: tuple[str, ...] = ()
     if scores is None:

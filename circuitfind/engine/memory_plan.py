@@ -123,7 +123,8 @@ class Kept(NamedTuple):
     points: at which it takes gradients; of each, something waits for the contraction. 0: it takes none (exact effects,
         sweeps, circuits). patterns: of each head, that autograd keeps under its rules. by_block: gradients may go back
         block by block; those of masks do not. runs: captured runs where it takes no gradients: patching (`PATCHING`)
-        needs of the other run what it writes alone. circuits: some are run, too.
+        needs of the other run what it writes alone. circuits: some are run, too;
+        masks: their gradients are taken, too, as a search does.
     """
 
     points: int = STEPS
@@ -131,6 +132,7 @@ class Kept(NamedTuple):
     by_block: bool = True
     runs: float = 2.0
     circuits: bool = False
+    masks: bool = False
 
 
 DEFAULT, PATCHING, JUDGING = Kept(), Kept(points=0, runs=1.3), Kept(points=0, circuits=True)
@@ -167,7 +169,7 @@ def _without_gradients(
 
 
 def _of_circuits(adapter: Adapter, sizes: tuple[int, int, int], softmax: bool) -> int:
-    """Bytes of circuits that run side by side, with every writer's output, and of the runs that are kept for them."""
+    """Bytes of a circuit of all writers, with their outputs, and of the runs that are kept for it."""
     pairs, length, reads = sizes
     tokens = max(length, min(pairs * length, CIRCUITS.at_most(adapter.device)))
     each = adapter.graph.n_writers * row_bytes(adapter)
@@ -271,10 +273,14 @@ def plan_memory(
     if kept.points:
         chunk = next(token_slices(at_once * length, adapter.graph.n_writers, adapter, HELD)).stop
     beside = estimate_memory(adapter, at_once, length, reads, softmax, kept).total
+    if kept.circuits:
+        beside = max(beside, _of_circuits(adapter, sizes, softmax))
+    if kept.masks:
+        beside = max(beside, plan_learning(adapter, sizes, pairs, batch_size, softmax).beside)
     return MemoryPlan(
         at_once,
         chunk,
-        max(beside, _of_circuits(adapter, sizes, softmax)) if kept.circuits else beside,
+        beside,
         weight_bytes(adapter),
         kept.points > 0 and kept.by_block and goes_by_block(adapter, length, reads),
     )
