@@ -1,11 +1,11 @@
 """Several processes: how much faster two are, and what each of 64 would have to do and to send.
 
-    python benchmarks/processes.py [--rounds 5] [--model FOLDER] [--only NAME ...]
+    python benchmarks/processes.py [--rounds 5] [--pairs 8] [--model FOLDER] [--only NAME ...]
     python benchmarks/processes.py --simulate [--pairs 64] [--only NAME ...]
 
 1. One process of one thread, and two such processes that divide the work, take turns on the same call: exact effects
    of all edges into two readers (the last MLP and a query of the middle layer), ACDC on 100 random edges, a sweep of
-   all heads. 8 pairs of 16 random tokens of a random-weight GPT-2 small, or of the model in a folder. A turn gives one
+   all heads. Pairs of 16 random tokens of a random-weight GPT-2 small, or of the model in a folder. A turn gives one
    ratio of wall-clock times and, because a machine may be busy, one of CPU times and one of passes: those of the one
    process over those of the busier of the two.
 2. `--simulate`: threads stand for processes, each with a copy of the embedded model; they exchange through memory, so
@@ -44,13 +44,13 @@ SIZES = (1, 8, 64)
 
 
 # -------------------------------------------------------------------- two processes
-def calls(folder: str | None) -> dict[str, Callable[[], object]]:
+def calls(folder: str | None, examples: int) -> dict[str, Callable[[], object]]:
     model = cf.load(folder) if folder else gpt2()
     vocabulary, generator = model.vocabulary, torch.Generator().manual_seed(0)
-    task: cf.Task = pairs()
+    task: cf.Task = pairs(examples)
     if folder:
-        clean, corrupted = torch.randint(5, vocabulary, (2, 8, 16), generator=generator)
-        task = cf.Task(clean, corrupted, list(range(100, 108)), list(range(200, 208)))
+        clean, corrupted = torch.randint(5, vocabulary, (2, examples, 16), generator=generator)
+        task = cf.Task(clean, corrupted, [100] * examples, [200] * examples)
     bound, graph = task.on(model), model.graph
     mask = np.zeros_like(graph.real)
     readers = [graph.readers(graph.n_layers - 1, "mlp").start, graph.readers(graph.n_layers // 2, "q").start]
@@ -65,11 +65,11 @@ def calls(folder: str | None) -> dict[str, Callable[[], object]]:
     }
 
 
-def work(folder: str | None) -> None:
+def work(folder: str | None, examples: int) -> None:
     """Runs what it reads the names of, and says how long that took."""
     torch.set_num_threads(1)
     processes.join()
-    known = calls(folder)
+    known = calls(folder, examples)
     print("ready", file=sys.stderr, flush=True)
     while name := processes.same(sys.stdin.readline().strip() if processes.first() else ""):
         wall, cpu, counter = time.monotonic(), time.process_time(), costs.Costs()
@@ -82,8 +82,8 @@ def work(folder: str | None) -> None:
     processes.leave()
 
 
-def group(size: int, port: int, folder: str | None) -> list[subprocess.Popen[str]]:
-    words = [sys.executable, __file__, "--work", *(["--model", folder] if folder else [])]
+def group(size: int, port: int, folder: str | None, examples: int) -> list[subprocess.Popen[str]]:
+    words = [sys.executable, __file__, "--work", "--pairs", str(examples), *(["--model", folder] if folder else [])]
     shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(size)} for rank in range(size)]
     pipe = subprocess.PIPE
@@ -93,8 +93,8 @@ def group(size: int, port: int, folder: str | None) -> list[subprocess.Popen[str
     ]
 
 
-def speed(rounds: int, folder: str | None, only: list[str]) -> None:
-    groups = [group(size, 29500 + size, folder) for size in (1, 2)]
+def speed(rounds: int, folder: str | None, examples: int, only: list[str]) -> None:
+    groups = [group(size, 29500 + size, folder, examples) for size in (1, 2)]
 
     def timed(ranks: list[subprocess.Popen[str]], name: str) -> np.ndarray:
         """Wall-clock seconds; of the busiest rank the CPU seconds and the passes."""
@@ -223,13 +223,13 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", help="a folder; by default a random GPT-2 small")
     parser.add_argument("--simulate", action="store_true")
-    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--pairs", type=int, help="by default 8, simulated 64")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="calls whose name contains one of these")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.work:
-        work(asked.model)
+        work(asked.model, asked.pairs)
     elif asked.simulate:
-        simulate(asked.pairs, asked.only)
+        simulate(asked.pairs or 64, asked.only)
     else:
-        speed(asked.rounds, asked.model, asked.only)
+        speed(asked.rounds, asked.model, asked.pairs or 8, asked.only)
