@@ -35,6 +35,12 @@ def of(found: Gradients) -> list[Tensor]:
     return [*chain(*at.qkv), *at.mlp, at.final, values, run.logits, *run.resid, *run.middle, *run.heads, *run.mlps]
 
 
+@pytest.fixture(autouse=True)
+def _memory_of_unknown_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that `BUDGET` alone decides."""
+    monkeypatch.setattr(memory_plan, "obtainable", lambda device: None)
+
+
 def by_block(monkeypatch: pytest.MonkeyPatch, always: bool = True) -> None:
     monkeypatch.setattr(reader_gradients, "goes_by_block", lambda *_: always)
 
@@ -155,6 +161,15 @@ def test_where_a_single_pair_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> No
     assert with_by_block != estimate_memory(adapter, 1, 200).activations == one  # less in a model of many layers
     with memory_plan.within_room(memory_plan.Room(0.0)):  # memory ran out with one pair: it is tried block by block
         assert goes_by_block(adapter, 200, 1)
+
+
+def test_a_single_pair_may_take_an_eighth_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = wrapped("llama").adapter
+    one = estimate_memory(adapter, 1, 200).activations
+    monkeypatch.setattr(memory_plan, "BUDGET", 1)
+    for share, expected in ((one, False), (one - 1, True)):
+        monkeypatch.setattr(memory_plan, "obtainable", lambda device, share=share: 8 * share)
+        assert goes_by_block(adapter, 200, 1) is plan_memory(adapter, (2, 200, 1)).by_block is expected
 
 
 def test_gradients_of_masks_are_planned_for_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:

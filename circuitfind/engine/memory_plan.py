@@ -1,11 +1,12 @@
-"""Every byte budget of the package, and how large a batch may be.
+"""Byte budgets of the whole package, and how many pairs fit in a batch.
 
-1. `estimate_memory` counts what grows with the batch: activations that autograd keeps, captured writers and streams,
-   logits of the whole vocabulary, and the contraction's working set. `benchmarks/memory.py` holds it against what a
-   process grows by.
-2. `batch_size_for` is the largest batch within the budget; `plan_memory` what a header line says of it.
-3. Working sets and runs side by side are as large as their budgets, or the part of them that a call has found to be
-   there (`Room`; `engine/batches.py`).
+1. `estimate_memory` adds up everything that grows with the batch: activations kept by autograd, captured runs, logits
+   over the vocabulary, and the working set of the contraction. `benchmarks/memory.py` compares the estimate with the
+   measured growth of a process.
+2. `batch_size_for` returns the largest batch within the budget. `plan_memory` returns the batch size, working set and
+   estimate that a verb prints in its header.
+3. `goes_by_block` decides whether gradients are taken block by block because a single pair is too large.
+4. When memory runs out, `engine/batches.py` halves the budgets for the rest of the call (`Room`).
 """
 
 from __future__ import annotations
@@ -25,44 +26,49 @@ from circuitfind.batch import Batch
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.layer import module_at
 
-BUDGET = 2**30  # of activations, where free memory is not known
-KEPT_RUNS = 2 * 2**30  # clean and empty runs that are kept between circuits; beyond that they are computed again
-KEPT_WEIGHTS = 128 * 2**20  # folded weights that are kept between runs
-STREAMS = 2**30  # readers' streams that a revision keeps between trials
-HELD = 256 * 2**20  # `[writers, tokens, d_model]` that is formed at a time
-# A processor's: glibc keeps what was freed for the next such request if it is smaller than the largest that it has seen
-# freed, up to 32 MiB. Anything larger is mapped anew, page by page, which took a fifth of the time of short passes.
-RECYCLED, FEWEST = 2**25 - 2**20, 32  # bytes; tokens that are worth more
-POINTS, WAITING = 8, 256 * 2**20  # of gradients that wait for one contraction: how many, and their bytes
-STEPS = 5  # of them that the default method of scores takes
+# Budgets in bytes.
+BUDGET = 2**30  # activations of a batch, where free memory is not known
+OF_MEMORY = 8  # on a processor, a single pair may take this fraction of the machine's memory before it goes by block
+KEPT_RUNS = 2 * 2**30  # clean and empty runs kept between circuits; larger ones are computed again for each circuit
+KEPT_WEIGHTS = 128 * 2**20  # folded weights kept between runs
+STREAMS = 2**30  # residual streams at the readers, kept by a revision between trials
+HELD = 256 * 2**20  # one slice of `[writers, tokens, d_model]`
+# glibc reuses a freed buffer only if it is smaller than the largest buffer freed so far, up to 32 MiB. Larger buffers
+# are mapped again page by page, which took a fifth of the time of short passes. So slices on a processor stay below
+# this size, unless they would hold fewer than FEWEST tokens.
+RECYCLED, FEWEST = 2**25 - 2**20, 32
+POINTS, WAITING = 8, 256 * 2**20  # most gradients (integration points) that wait for one contraction, and their bytes
+STEPS = 5  # integration points of the default method
 BY_EXAMPLE = 4 * 2**30  # scores of every example at once
-IN_CACHE = {"cpu": 8 * 2**20}  # what fits in a processor's cache; other devices have none worth a small slice
+IN_CACHE = {"cpu": 8 * 2**20}  # fits in a processor's cache; on other devices small slices gain nothing
 
-# What is kept of a token in one block while scores are made, in round numbers: by autograd, of the captured runs, and
-# of the gradients. Values of width d_model (the second: with post-norms), of all query heads, of the key/value heads.
-STREAM, POST_NORMED, QUERIES, KEYS = 6, 4, 8, 5
-READ = 2  # values as wide as a latent, of every reader, where q, k and v are read through one
-GATED, PLAIN, COMPOSED = 3, 2, 5  # of the MLP's width: gated, one activation, one made of several operations in Python
-LOGITS, SOFTMAXES = 3, 12  # copies of the logits that are read: by a metric of single logits, of a softmax
-ENDS = 8  # values of width d_model of a token in a block: what is kept of two runs, and their difference
-WITHOUT_GRADIENTS = 6  # values of width d_model of a token of a running block
-# Block by block, of both runs and the gradients, with what the heap does not give back: of the same widths.
-BLOCKS, QUERIES_BY_BLOCK, KEYS_BY_BLOCK = 9, 3, 2
-RUN_PER_LAYER = 10  # values of width d_model that a captured run holds of a block, in round numbers
+# Memory per token and block while gradients are taken: the number of values kept by autograd, in captured runs and in
+# gradients, in units of a width. Rounded fits to measured growth.
+STREAM, POST_NORMED = 6, 4  # d_model; the second is added in blocks with post-norms
+QUERIES, KEYS = 8, 5  # width of all query heads; of all key/value heads
+READ = 2  # d_read of every reader, where q, k and v are read through a latent
+GATED, PLAIN, COMPOSED = 3, 2, 5  # MLP width: gated; one activation; an activation made of several Python operations
+ENDS = 8  # d_model, with several integration points: both end runs and their difference
+BLOCKS, QUERIES_BY_BLOCK, KEYS_BY_BLOCK = 9, 3, 2  # d_model, query and key/value heads, where gradients go by block
+# The same without gradients.
+WITHOUT_GRADIENTS = 6  # d_model, of the block that is running
+RUN_PER_LAYER = 10  # d_model, of a captured run
+LOGITS, SOFTMAXES = 3, 12  # copies of each row of logits: for a metric of single logits; for one with a softmax
 
 
 @dataclass
 class Room:
-    """What a call has learned about memory.
+    """How much of the budgets a call may use.
 
-    part: of the budgets, halved where memory ran out; 0 is one pair and one run at a time. tried: the last batch.
+    part: fraction of every budget, halved each time memory runs out. 0: one pair and one run at a time.
+    tried: describes the last batch that was tried, for the error message.
     """
 
     part: float = 1.0
     tried: str = ""
 
     def fitting(self, size: int, pairs: int) -> int:
-        """The size of batches of so many pairs, where `size` was to be taken."""
+        """Batch size for `pairs` pairs, where `size` was planned."""
         return max(1, int(min(size, pairs) * self.part))
 
 
@@ -70,13 +76,13 @@ _room: ContextVar[Room | None] = ContextVar("circuitfind_room", default=None)
 
 
 def room() -> Room:
-    """That of the call that is running."""
+    """The `Room` of the current call."""
     return _room.get() or Room()
 
 
 @contextmanager
 def within_room(room: Room) -> Iterator[None]:
-    """Inside, this is the `Room` of the call that is running."""
+    """Make this the `Room` of the current call."""
     token = _room.set(room)
     try:
         yield
@@ -85,29 +91,27 @@ def within_room(room: Room) -> Iterator[None]:
 
 
 class SideBySide(NamedTuple):
-    """How many tokens of runs are worth running as one batch, on a processor and elsewhere: more gains nothing."""
+    """Most tokens of runs in one batch, on a processor and on other devices. Larger batches are no faster."""
 
     processor: int
     elsewhere: int
 
     def at_most(self, device: torch.device) -> int:
-        """Of these two, the one for this device, or the part of it that there is room for."""
+        """The limit for this device, within the current `Room`."""
         return int((self.processor if device.type == "cpu" else self.elsewhere) * room().part)
 
     def runs(self, device: torch.device, tokens: int) -> int:
-        """How many runs of so many tokens, at least one."""
+        """Number of runs of `tokens` tokens each, at least 1."""
         return max(1, self.at_most(device) // tokens)
 
 
 PATCHES, CIRCUITS, TRIALS = SideBySide(2048, 65536), SideBySide(1024, 16384), SideBySide(512, 16384)
-MOST_TRIALS = SideBySide(4, 32)  # in runs, not in tokens: what was tried after an edge that stays is void
-
-
-SHARED = SideBySide(32, 16384)  # tokens before anything differs, from which on they are run by themselves
+MOST_TRIALS = SideBySide(4, 32)  # ACDC trials, not tokens: once an edge stays, the trials after it are discarded
+SHARED = SideBySide(32, 16384)  # a prefix common to all prompts is run separately if it has at least so many tokens
 
 
 class MemoryEstimate(NamedTuple):
-    """Bytes beyond the model's weights: `activations` while scoring, `contraction` for the kernel's working set."""
+    """Bytes beside the weights: `activations` grow with the batch, `contraction` is the working set of the kernel."""
 
     activations: int
     contraction: int
@@ -118,13 +122,14 @@ class MemoryEstimate(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a method keeps.
+    """What a method keeps in memory.
 
-    points: at which it takes gradients; of each, something waits for the contraction. 0: it takes none (exact effects,
-        sweeps, circuits). patterns: of each head, that autograd keeps under its rules. by_block: gradients may go back
-        block by block; those of masks do not. runs: captured runs where it takes no gradients: patching (`PATCHING`)
-        needs of the other run what it writes alone. circuits: some are run, too;
-        masks: their gradients are taken, too, as a search does.
+    points: integration points, at each of which gradients are taken. 0: no gradients (exact effects, sweeps, circuits).
+    patterns: attention patterns that autograd keeps of each head, under the method's own backward rules.
+    by_block: gradients may go back block by block. Gradients of masks may not.
+    runs: captured runs, for methods without gradients. `PATCHING` needs only the writers of its second run.
+    circuits: circuits are run, too.
+    masks: gradients of masks are taken, too, as in a search.
     """
 
     points: int = STEPS
@@ -141,10 +146,13 @@ DEFAULT, PATCHING, JUDGING = Kept(), Kept(points=0, runs=1.3), Kept(points=0, ci
 def estimate_memory(
     adapter: Adapter, examples: int, length: int, reads: int = 1, softmax: bool = True, kept: Kept = DEFAULT
 ) -> MemoryEstimate:
-    """Memory that scoring a batch of so many examples of this length takes.
+    """Estimate the memory of scoring one batch.
 
     Args:
-        reads: positions at which the metric reads the logits; softmax: whether it takes one over the vocabulary.
+        examples, length: pairs in the batch, tokens of a prompt.
+        reads: positions of a prompt at which the metric reads the logits.
+        softmax: whether the metric takes a softmax over the vocabulary.
+        kept: what the method keeps.
     """
     if not kept.points:
         return _without_gradients(adapter, examples, length, reads, softmax, kept.runs)
@@ -169,7 +177,7 @@ def _without_gradients(
 
 
 def _of_circuits(adapter: Adapter, sizes: tuple[int, int, int], softmax: bool) -> int:
-    """Bytes of a circuit of all writers, with their outputs, and of the runs that are kept for it."""
+    """Bytes of a circuit with every writer in it: all outputs, and the clean and empty runs that are kept."""
     pairs, length, reads = sizes
     tokens = max(length, min(pairs * length, CIRCUITS.at_most(adapter.device)))
     each = adapter.graph.n_writers * row_bytes(adapter)
@@ -179,13 +187,13 @@ def _of_circuits(adapter: Adapter, sizes: tuple[int, int, int], softmax: bool) -
 
 
 def circuits_at_once(adapter: Adapter, tokens: int, writers: int, free: int) -> int:
-    """How many circuits of so many tokens and writers run side by side, whose outputs fit so many free bytes."""
+    """Number of circuits that run in one batch, so that the outputs of their writers fit in `free` bytes."""
     held = tokens * writers * row_bytes(adapter)
     return max(1, min(CIRCUITS.runs(adapter.device, tokens), int(free * room().part) // max(1, held)))
 
 
 def _of_gradients(adapter: Adapter, tokens: int, length: int, kept: Kept, *, by_block: bool) -> int:
-    """Bytes that passes forwards and backwards hold."""
+    """Bytes held by forward and backward passes."""
     graph, size, work = adapter.graph, adapter.dtype.itemsize, adapter.work.itemsize
     stream = STREAM + POST_NORMED * adapter.coupled
     queries, keys = max(view.layout.features for view in adapter.layers)
@@ -196,7 +204,7 @@ def _of_gradients(adapter: Adapter, tokens: int, length: int, kept: Kept, *, by_
     eager = getattr(adapter.config, "_attn_implementation", "") == "eager"
     stored += size * graph.n_heads * length * max(eager, kept.patterns)
     waiting = min(kept.points, points_at_once(adapter, tokens)) * (graph.d_model + graph.readers_per_layer)
-    if kept.points > 1:  # both ends of the lines that the points lie on
+    if kept.points > 1:
         waiting += ENDS * graph.d_model
     of_layer = stored + waiting * work
     if not by_block:
@@ -206,22 +214,35 @@ def _of_gradients(adapter: Adapter, tokens: int, length: int, kept: Kept, *, by_
 
 
 def goes_by_block(adapter: Adapter, length: int, reads: int) -> bool:
-    """Whether gradients of a single pair go back block by block: in one pass they would not fit the budget. Not under
-    the user's hooks, which may tie blocks together at some tokens only."""
+    """Whether gradients go back block by block, because those of a single pair are too large for one pass.
+
+    Too large is more than the budget of a batch, and on a processor more than an eighth of the machine's memory: the
+    second forward pass of every block costs a quarter to two fifths of the time, so memory that is there is used first.
+    Gradients go back in one pass wherever the user's hooks are, as these may connect blocks at a few tokens only.
+    """
     if adapter.by_block is False or adapter.state.hooks:
         return False
     one = _of_gradients(adapter, length, length, DEFAULT, by_block=False) + logits_bytes(adapter, reads)
-    return one > budget(adapter.device) * room().part
+    return one > for_one_pair(adapter.device) * room().part
+
+
+def for_one_pair(device: torch.device) -> int:
+    """Bytes that gradients of a single pair may take in one pass; the same for all processes."""
+    most = budget(device)
+    if device.type != "cpu":
+        return most
+    owned = processes.of_each(lambda: obtainable(device))
+    return max(most, min(one or 0 for one in owned) // OF_MEMORY)
 
 
 def points_at_once(adapter: Adapter, tokens: int) -> int:
-    """How many points' gradients of so many tokens wait for one contraction."""
+    """Number of integration points whose gradients are held for one contraction."""
     each = tokens * adapter.graph.n_layers * row_bytes(adapter)
     return max(1, min(POINTS, int(WAITING * room().part) // max(1, each)))
 
 
 def _kept_of_mlp(adapter: Adapter) -> int:
-    """Values that are kept of a token in an MLP; of one without a single output projection, as of a common shape."""
+    """Values kept of a token in an MLP. Without a single output projection, those of a gated MLP of width 4 d_model."""
     graph, view = adapter.graph, adapter.layers[0]
     if view.family.down is None:
         return GATED * 4 * graph.d_model
@@ -233,7 +254,7 @@ def _kept_of_mlp(adapter: Adapter) -> int:
 
 
 def _composed(module: nn.Module) -> bool:
-    """Whether this is an activation made of several operations (GPT-2's GELU), each of which keeps its input."""
+    """Whether this activation is made of several operations (GPT-2's GELU), each of which keeps its input."""
     if not type(module).__module__.startswith(("torch.nn.modules.activation", "transformers.activations")):
         return False
     with torch.enable_grad():
@@ -242,21 +263,19 @@ def _composed(module: nn.Module) -> bool:
 
 
 def logits_bytes(adapter: Adapter, rows: int, softmax: bool = True) -> int:
-    """Bytes of the copies that are made of so many rows of logits."""
+    """Bytes of all copies of `rows` rows of logits."""
     vocabulary: int = adapter.model.get_output_embeddings().weight.shape[0]
     return rows * vocabulary * adapter.work.itemsize * (SOFTMAXES if softmax else LOGITS)
 
 
 class MemoryPlan(NamedTuple):
-    """How pairs will be scored: so many at a time, of which so many tokens are contracted at a time (without gradients:
-    run side by side), with so many bytes beside the bytes of the weights; `by_block`: gradients go back block by block,
-    as in one pass those of a single pair would not fit."""
+    """How pairs will be scored."""
 
     batch_size: int
-    chunk: int
-    beside: int
-    weights: int
-    by_block: bool
+    chunk: int  # tokens contracted at a time; without gradients, tokens run at a time
+    beside: int  # bytes beside the weights
+    weights: int  # bytes
+    by_block: bool  # gradients go back block by block
 
 
 def plan_memory(
@@ -266,7 +285,13 @@ def plan_memory(
     softmax: bool = True,
     kept: Kept = DEFAULT,
 ) -> MemoryPlan:
-    """What scoring pairs of these sizes takes; `batch_size` as it was asked for, the rest as for `estimate_memory`."""
+    """Plan the scoring of pairs.
+
+    Args:
+        sizes: pairs, tokens of a prompt, positions at which the metric reads the logits (`sizes_of`).
+        batch_size: as the user gave it; None lets the budget decide.
+        softmax, kept: as for `estimate_memory`.
+    """
     pairs, length, reads = sizes
     at_once = min(batch_size or batch_size_for(adapter, *sizes, patterns=kept.patterns), pairs)
     chunk = max(at_once * length, PATCHES.at_most(adapter.device))
@@ -287,7 +312,7 @@ def plan_memory(
 
 
 def learning_size(adapter: Adapter, pairs: int, length: int, reads: int = 1) -> int:
-    """The largest batch of masked runs: both autograd's activations and every writer's output are held."""
+    """Largest batch of masked runs, which hold autograd's activations and the output of every writer."""
     sizes = (pairs, length, reads)
     return min(batch_size_for(adapter, *sizes, by_block=False), batch_size_for(adapter, *sizes, streams=True))
 
@@ -295,8 +320,11 @@ def learning_size(adapter: Adapter, pairs: int, length: int, reads: int = 1) -> 
 def plan_learning(
     adapter: Adapter, sizes: tuple[int, int, int], per_step: int, batch_size: int | None = None, softmax: bool = True
 ) -> MemoryPlan:
-    """`plan_memory` of masks that are learned, from so many pairs a step: beside the gradients, every writer's output
-    and the clean and empty runs, of all pairs where these are kept."""
+    """`plan_memory` for learning masks, from `per_step` pairs a step.
+
+    Adds the output of every writer, and the clean and empty runs: of all pairs if these fit `KEPT_RUNS`, else of one
+    batch.
+    """
     pairs, length, reads = sizes
     step = min(per_step, pairs)
     size = batch_size or learning_size(adapter, step, length, reads)
@@ -318,12 +346,12 @@ def weight_bytes(adapter: Adapter) -> int:
 
 
 def row_bytes(adapter: Adapter) -> int:
-    """Bytes of one `[d_model]` in circuitfind's own precision."""
+    """Bytes of one `[d_model]` vector in the precision of circuitfind's own sums."""
     return int(adapter.graph.d_model * adapter.work.itemsize)
 
 
 def run_bytes(adapter: Adapter, n_tokens: int, runs: float) -> int:
-    """Bytes that so many captured runs of so many tokens hold."""
+    """Bytes of `runs` captured runs."""
     return int(runs * n_tokens * adapter.graph.n_layers * RUN_PER_LAYER * row_bytes(adapter))
 
 
@@ -338,8 +366,9 @@ def batch_size_for(
 ) -> int:
     """The largest batch that fits the budget, at least 1.
 
-    `streams`: every writer's output is held in full, as exact circuits do, and no gradients are. `patterns` and
-    `by_block`: as for `Kept`.
+    Args:
+        streams: the batch holds the output of every writer and no gradients, as exact circuits do.
+        patterns, by_block: as for `Kept`.
     """
     kept = Kept(patterns=patterns, by_block=by_block)
     one = estimate_memory(adapter, 1, length, reads, kept=kept).activations
@@ -349,18 +378,18 @@ def batch_size_for(
 
 
 def budget(device: torch.device) -> int:
-    """Bytes that may be held beside the weights."""
+    """Bytes that a batch may hold beside the weights: a third of an accelerator's free memory, at least `BUDGET`."""
     free = None if device.type == "cpu" else min(processes.of_each(lambda: _free(device)), key=lambda one: one or 0)
     return BUDGET if free is None else max(BUDGET, free // 3)
 
 
 def obtainable(device: torch.device) -> int | None:
-    """Bytes that could be had at all: what is free on an accelerator, what the machine has; None if not known."""
+    """Free bytes of an accelerator, or the memory of the machine; None if not known."""
     if device.type != "cpu":
         return _free(device)
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):  # not on every system
+    except (AttributeError, OSError, ValueError):  # some systems do not tell
         return None
 
 
@@ -370,12 +399,12 @@ def _free(device: torch.device) -> int | None:
 
 
 def in_cache(device: torch.device) -> int:
-    """Bytes worth working on at a time."""
+    """Bytes of a slice that is worked on at a time."""
     return int(IN_CACHE.get(device.type, HELD) * room().part)
 
 
 def token_slices(n_tokens: int, rows: int, adapter: Adapter, bytes_at_a_time: int) -> Iterator[slice]:
-    """Token slices whose `[rows, tokens, d_model]` fits the budget, and on a processor is recycled."""
+    """Slices of tokens whose `[rows, tokens, d_model]` fits `bytes_at_a_time`, and on a processor `RECYCLED`."""
     size = int(bytes_at_a_time * room().part) // (rows * row_bytes(adapter))
     if adapter.device.type == "cpu":
         size = min(size, max(FEWEST, RECYCLED // (rows * row_bytes(adapter))))
