@@ -125,10 +125,13 @@ def test_gradients_equal_finite_differences(name: str, adapter_of: Callable[...,
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_gradient_at_the_full_mask_is_eap(name: str, adapter_of: Callable[..., Adapter], pairs: Batch) -> None:
-    adapter = adapter_of(name)
-    ones = torch.ones(adapter.graph.real.shape)
-    assert off(mask_gradient(prepare(adapter, pairs), ones, SURPRISE).gradient, edge_scores(adapter, pairs)) < 1e-5
+def test_the_gradient_at_the_full_mask_is_eap(name: str, pairs: Batch) -> None:
+    """Through a latent in float64: in float32, rounding alone reaches 1e-5 there."""
+    model = build(name).to(torch.float64 if name == "youtu-direct" else torch.float32)
+    adapter = cf.wrap(model, name=name, check=False).adapter
+    ones = torch.ones(adapter.graph.real.shape, dtype=adapter.work)
+    gradient = mask_gradient(prepare(adapter, pairs), ones, SURPRISE).gradient
+    assert off(gradient, edge_scores(adapter, pairs)) < 1e-5
 
 
 @pytest.mark.parametrize(
