@@ -1,4 +1,4 @@
-"""Settings and fixtures shared by all tests: one thread, no network, small random models and padded pairs.
+"""Settings and fixtures shared by all tests: few threads, no network, small random models and padded pairs.
 
 Tests marked `shared`, `real`, `cuda` or `ndif` are left out, visibly, where the folder, the packages, the device or the
 server are absent; those marked `slow` where no CI runs them.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -38,7 +39,9 @@ from circuitfind.models.families import FAMILIES
 from circuitfind.patching.places import KINDS
 from circuitfind.tasks import builtin
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup`, too, as tests send it
 transformers.logging.set_verbosity_error()
 settings.register_profile("short", max_examples=12, derandomize=True, deadline=None, database=None)
 settings.register_profile("long", max_examples=300, deadline=None, print_blob=True)
