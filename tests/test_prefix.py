@@ -42,7 +42,8 @@ def forwards(model: Model, task: cf.Task) -> tuple[np.ndarray, float]:
 
 @pytest.mark.parametrize("name", families.swept(families.EVERY_FAMILY))
 def test_scores_are_those_of_whole_prompts(name: str, monkeypatch: pytest.MonkeyPatch, padded: bool = True) -> None:
-    model, task = cf.wrap(families.build(name), name=name), alike(padded)
+    precision = torch.float64 if name == "opt" else torch.float32  # a ReLU near its kink
+    model, task = cf.wrap(families.build(name).to(precision), name=name), alike(padded)
     forwards(model, task)  # the first time, one pair is run both ways
     found, fewer = forwards(model, task)
     monkeypatch.setattr(prefix, "SHARED", NEVER)
