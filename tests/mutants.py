@@ -324,7 +324,7 @@ MUTANTS = (
            "test_reader_gradients.py::test_blocks_that_meet_outside_the_stream_go_back_in_one_pass",
            "gradients block by block miss what blocks hand on beside the stream"),
     Mutant("unreached-nodes-under-zero", "engine/circuit_run.py",
-           "if not prepared.interchange:  # then even nodes", "if False:  # then even nodes",
+           "if not prepared.interchange:  # then nodes", "if False:  # then nodes",
            "test_circuit_run.py::test_ablations_equal_the_literal_evaluation[llama-zero]",
            "zero ablation: nodes that nothing reaches count as ablated"),
     Mutant("site-means-clean-mask", "engine/sites.py",

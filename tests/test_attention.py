@@ -115,5 +115,5 @@ def test_what_is_no_model_is_said_first() -> None:
 
 
 def test_a_model_that_keeps_its_patterns_to_itself() -> None:
-    with pytest.raises(cf.ModelError, match="does not hand out its attention patterns"):
+    with pytest.raises(cf.ModelError, match="does not return its attention patterns"):
         cf.attention(wrapped("falcon-new"), id_task((4, 4)), "a0.h0")

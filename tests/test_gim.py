@@ -187,10 +187,10 @@ def test_attention_of_other_forms_is_met(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("mixtral", "'mixtral' computes those of its mixtures of experts out of reach"),
+        ("mixtral", "in 'mixtral' they lie inside mixtures of experts, out of reach"),
         ("youtu", r"'model\.layers\.0' of 'youtu' has latent attention in place of queries"),
         ("lfm2", r"'model\.layers\.0' of 'lfm2' has a mixer in place of queries"),
-        ("falcon", r"one softmax of 'transformer\.h\.0\.self_attention', and met 0: load the model with attn_imp"),
+        ("falcon", r"one softmax of 'transformer\.h\.0\.self_attention', which calls 0: load the model with attn_imp"),
     ],
 )
 def test_what_the_rules_do_not_cover_is_refused(name: str, why: str) -> None:
@@ -205,7 +205,7 @@ def test_a_gated_mlp_of_another_form_is_refused(method: str) -> None:
     mlp = hf.transformer.h[1].mlp
     mlp.gate = Conv1D(1, 32)
     mlp.forward = lambda x: mlp.c_proj(mlp.act(mlp.c_fc(x)) * mlp.gate(x).sigmoid())
-    with pytest.raises(ScoreError, match=r"what 'transformer\.h\.1\.mlp\.c_proj' reads is not as wide"):
+    with pytest.raises(ScoreError, match=r"input of 'transformer\.h\.1\.mlp\.c_proj' is neither as wide"):
         cf.attribute(cf.wrap(hf, None, backend="hooks", check=False), id_task((5, 5)), method)
 
 
@@ -214,5 +214,5 @@ def test_attention_with_a_softmax_of_its_own_is_refused() -> None:
     attn = hf.transformer.h[1].attn
     whole = attn.forward
     attn.forward = lambda x, **options: whole(x + 0 * x.softmax(-1), **options)
-    with pytest.raises(ScoreError, match=r"one softmax of 'transformer\.h\.1\.attn', and met 2"):
+    with pytest.raises(ScoreError, match=r"one softmax of 'transformer\.h\.1\.attn', which calls 2"):
         cf.attribute(cf.wrap(hf, None, backend="hooks", check=False), id_task((5, 5)), "gim")

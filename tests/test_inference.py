@@ -187,9 +187,9 @@ def test_a_folder_of_another_kind_is_refused_before_its_weights_are_read(tmp_pat
 def test_a_head_that_is_no_linear_map_has_no_direct_effects() -> None:
     model = cf.wrap(build("modernbert-decoder"))
     task = cf.Task(torch.tensor([[3, 4, 5]]), torch.tensor([[3, 6, 5]]), [7], [8])
-    with pytest.raises(cf.ScoreError, match="no linear map of its final norm's output"):
+    with pytest.raises(cf.ScoreError, match="not a linear map of its final norm's output"):
         cf.attribute(model, task, "direct", level="node")
-    with pytest.raises(cf.ScoreError, match="no linear map of its final norm's output"):
+    with pytest.raises(cf.ScoreError, match="not a linear map of its final norm's output"):
         cf.attribute(model, task, "weights")
 
 

@@ -103,7 +103,7 @@ def test_calls_end_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(backends, "count_forward", none)
     monkeypatch.setattr(batches.gc, "collect", lambda: 0)
     with pytest.raises(
-        cf.ModelError, match=r"^out of memory on cpu[^\n]*give shorter prompts or fewer[^\n]*$"
+        cf.ModelError, match=r"^out of memory on cpu[^\n]*use shorter or fewer prompts[^\n]*$"
     ) as raised:
         CALLS[name](model, task)
     assert name in ("attention", "only") or "with a batch of 1 pair of 6 tokens" in str(raised.value)

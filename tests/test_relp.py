@@ -275,7 +275,7 @@ def test_scores_in_half_precision() -> None:
 # -------------------------------------------------------------------- what is refused
 @pytest.mark.parametrize("name", sorted(MIXTURES))
 def test_mixtures_of_experts_are_refused(name: str) -> None:
-    with pytest.raises(ScoreError, match=f"'{name}' computes those of its mixtures of experts out of reach"):
+    with pytest.raises(ScoreError, match=f"in '{name}' they lie inside mixtures of experts, out of reach"):
         cf.attribute(wrapped(name), id_task((5, 5)), "relp")
 
 
@@ -284,7 +284,7 @@ def test_an_activation_that_is_no_module_is_refused() -> None:
     mlp = hf.transformer.h[1].mlp
     mlp.forward = lambda x: mlp.c_proj(nn.functional.gelu(mlp.c_fc(x)))
     model = cf.wrap(hf, None, backend="hooks")
-    with pytest.raises(ScoreError, match=r"'transformer\.h\.1\.mlp\.act', but the model computes past it"):
+    with pytest.raises(ScoreError, match=r"'transformer\.h\.1\.mlp\.act', but the model's forward pass does not call"):
         cf.attribute(model, id_task((5, 5)), "relp")
     mlp.act = nn.Dropout()
     with pytest.raises(ScoreError, match=r"no single module for it in 'transformer\.h\.1\.mlp' \(found: none\)"):

@@ -220,7 +220,7 @@ def test_keys_that_another_layer_uses_too_are_refused() -> None:
     first.self_attn.v_proj.register_forward_hook(lambda _, __, output: seen.append(output))
     last.self_attn.register_forward_hook(lambda _, __, output: (output[0] + seen[-1].sum(-1, True), *output[1:]))
     loaded = cf.wrap(model, None, check=False)
-    with pytest.raises(ModelError, match="layer 0: its values serve more than this layer's attention"):
+    with pytest.raises(ModelError, match="layer 0: its values are used outside this layer's attention"):
         cf.attribute(loaded, id_task((9,)), "eap", ungrouped=True)
 
 

@@ -1,13 +1,13 @@
-"""What an edge outside a circuit carries: one record for each ablation, in a registry that users can add to.
+"""Ablations: the value that an edge outside a circuit carries. One record each, in a registry that users can add to.
 
-* `corrupted` (interchange, the default): the writer's value in the corrupted run, on the clean prompt's positions where
-  the two are aligned (`engine/capture.py`).
-* `zero`: nothing.
+* `corrupted` (interchange, the default): the writer's value in the corrupted run. Where pairs are aligned by spans, it
+  is moved to the clean prompt's positions (`engine/capture.py`).
+* `zero`: zero.
 * `mean`: the writer's mean over the corrupted prompts and all their real positions.
-* `mean-position`: its mean over the corrupted prompts at each position; prompts of one length only.
-* `resample`: its value in the corrupted run of another, randomly drawn example (seeded); prompts of one length only.
+* `mean-position`: its mean over the corrupted prompts at each position; prompts of equal length only.
+* `resample`: its value in the corrupted run of another example, drawn at random (seeded); prompts of equal length only.
 
-Only `corrupted` makes the run with every edge ablated equal to the corrupted run (with aligned pairs, only its logits).
+Only under `corrupted` is the run with every edge ablated the corrupted run (between aligned pairs: only its logits).
 """
 
 from __future__ import annotations
@@ -34,14 +34,16 @@ class Ablation(NoFile):
     """One kind of ablation.
 
     Attributes:
-        carried: from a value of the clean run `[batch, pos, ...]`, the same value of the corrupted run and its mean
-            `[1, 1 or pos, ...]` (each None unless asked for below) to what is carried instead, of the clean value's
-            shape. It is applied to every writer's output, and to every value that a sweep patches.
-        corrupted: it needs the corrupted run.
-        mean: it needs means over the corrupted prompts: over all real positions ("all") or at each ("position").
-        interchange: what is carried is the value of one run: a node that nothing reaches differs from it by exactly 0.
-        redealt: each example is paired with another one's corrupted prompt, drawn with the seed.
-        equal_lengths: prompts of one length only.
+        carried: a function that returns the ablated value, in the shape of the clean value. Its arguments: the clean
+            value `[batch, pos, ...]`, the corrupted one, and the mean `[1, 1 or pos, ...]`; the last two are None
+            unless requested below. Applied to every writer's output and to every value that a sweep patches.
+        corrupted: whether `carried` needs the corrupted run.
+        mean: None, or which means over the corrupted prompts `carried` needs: over all real positions ("all") or at
+            each position ("position").
+        interchange: whether all ablated values come from one run of the model. A node that no kept edge reaches then
+            has exactly its ablated value.
+        redealt: whether each example gets another example's corrupted prompt, drawn with the seed.
+        equal_lengths: whether all prompts must have equal length.
     """
 
     name: str
@@ -54,11 +56,11 @@ class Ablation(NoFile):
 
     @property
     def twin(self) -> bool:
-        """The clean run and the run that ablated values come from are the two sides of a pair."""
+        """Whether the ablated values come from the run of the pair's own corrupted prompt."""
         return self.interchange and not self.redealt
 
     def check(self, batch: Batch, direction: str = "noising") -> None:
-        """TaskError or ScoreError for pairs that this ablation, or this direction under it, is not defined for."""
+        """Raise a TaskError or ScoreError if this ablation, or the direction under it, is not defined for the pairs."""
         if self.equal_lengths:
             if batch.clean.padded or batch.corrupted.padded:
                 what = f"ablation '{self.name}' needs prompts of one length, these differ"
@@ -69,7 +71,7 @@ class Ablation(NoFile):
             refuse_aligned(batch, "direction 'denoising'", "use 'noising', with the sides exchanged if need be")
 
     def check_direction(self, direction: str) -> None:
-        """What can be said of the direction before there are pairs."""
+        """Raise a ScoreError if the direction is not defined under this ablation, whatever the pairs."""
         if direction == "denoising" and not self.twin:
             raise ScoreError("direction 'denoising' starts from the corrupted run: it needs ablation='corrupted'")
 
@@ -100,12 +102,12 @@ ABLATIONS: dict[str, Ablation] = {ablation.name: ablation for ablation in _BUILT
 
 
 def register(ablation: Ablation) -> Ablation:
-    """Gives an ablation its name, in this process; TaskError where the name is taken, or it is not an `Ablation`."""
+    """Register an ablation under its name, in this process. TaskError if the name is taken or it is no `Ablation`."""
     return entered(ablation, Ablation, ABLATIONS, TaskError, "ablation '{}' exists: give yours another name")
 
 
 def ablation_of(name: str | Ablation) -> Ablation:
-    """The ablation of this name; TaskError with those that there are if there is none."""
+    """Return the ablation of this name. TaskError, which lists the known names, if there is none."""
     if isinstance(name, Ablation):
         return name
     if name not in ABLATIONS:
@@ -114,7 +116,11 @@ def ablation_of(name: str | Ablation) -> Ablation:
 
 
 def resampled(batch: Batch, seed: int, copies: np.ndarray | None = None) -> Batch:
-    """The same pairs with their corrupted prompts dealt out anew; no example keeps its own, or that of a copy."""
+    """Return the pairs with their corrupted prompts shuffled: no example gets its own, or that of a copy of it.
+
+    `copies`: `[batch]` a group number for each example, equal for copies; by default there are none. TaskError if there
+    are too few different prompts.
+    """
     group = torch.arange(len(batch)) if copies is None else torch.as_tensor(copies)
     sizes = group.bincount()
     most = int(sizes.max())
@@ -124,7 +130,7 @@ def resampled(batch: Batch, seed: int, copies: np.ndarray | None = None) -> Batc
         raise TaskError(f"ablation 'resample' needs other prompts for each: {most} of {len(batch)} pairs are copies")
     place = torch.empty_like(sizes)
     place[torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed))] = torch.arange(len(sizes))
-    order = place[group].argsort(stable=True)  # copies beside each other
+    order = place[group].argsort(stable=True)  # copies stand next to each other
     other = torch.empty_like(order)
     other[order] = order.roll(most)
     return replace(batch, corrupted=batch.corrupted.rows(other.to(batch.corrupted.ids.device)))
@@ -132,25 +138,26 @@ def resampled(batch: Batch, seed: int, copies: np.ndarray | None = None) -> Batc
 
 # -------------------------------------------------------------------- means over all corrupted prompts
 def summed(value: Tensor, mask: Tensor, by_position: bool) -> Tensor:
-    """`[1, 1 or pos, ...]`: the sum of a value `[batch, pos, ...]` over a batch (and its real positions)."""
+    """Sum `value [batch, pos, ...]` over the batch, and unless `by_position` over its real positions: `[1, 1 or pos,
+    ...]`."""
     weight = mask.to(value.device, value.dtype)
     return (value * weight.view(*weight.shape, *[1] * (value.ndim - 2))).sum(0 if by_position else (0, 1), keepdim=True)
 
 
 def count_of(batch: Batch, by_position: bool) -> int:
-    """How many values such a sum adds up."""
+    """Return how many values `summed` adds up."""
     return len(batch) if by_position else int(batch.corrupted.mask.sum())
 
 
 def sum_writers(adapter: Adapter, batch: Batch, by_position: bool) -> tuple[Writers, int]:
-    """Every writer summed over a batch's corrupted prompts (and their real positions), and how many were summed."""
+    """Return `summed` values of every writer in the corrupted runs of a batch, and how many values were added up."""
     writers = capture(adapter, batch.corrupted, stop=True).writers
     total = writers.map(lambda part: summed(part.to(adapter.work), batch.corrupted.mask, by_position))
     return total, count_of(batch, by_position)
 
 
 def mean_of(parts: Iterable[tuple[Writers, int]]) -> Writers:
-    """Means from the sums of all batches."""
+    """Return the means, from the sums and counts of all batches."""
     sums, counts = zip(*parts, strict=True)
     total: Writers = functools.reduce(lambda a, b: a.map(torch.add, b), sums)
     return total.map(lambda value: value / sum(counts))

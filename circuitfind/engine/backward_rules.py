@@ -1,33 +1,33 @@
-"""Other ways back through the same model: rules that change what a gradient meets, and nothing that is computed.
+"""Modified backward rules: they change the backward pass only. The forward pass stays the model's own.
 
-Two sets of them. Both hold the scale of norms constant and halve what the product of a gated MLP hands back, so that
-its two factors together get `value . coefficient` of the product.
+There are two sets of rules. Both treat the scale of norms as a constant, and halve the gradients at the two factors of
+a gated MLP's product: the factors together then get the product's `value . gradient` once, not twice.
 
 `RELP`, relevance propagation (Jafari et al. 2025):
 
-1. LN-rule: the scale of every norm of the residual stream, post-norms and the final norm among them, is a constant.
-2. Identity rule: an MLP's activation is the product `x (act(x) / x)` with a constant second factor; nothing passes
-   where x is 0. For ReLU that is the derivative anyway. A gate's activation is under this rule, too, as in the authors'
-   program.
-3. Half rule: the product of a gated MLP hands back half of what comes to it.
+1. LN rule: the scale of every norm on the residual stream is a constant, also of post-norms and the final norm.
+2. Identity rule: an MLP's activation is the product `x (act(x) / x)`, whose second factor is a constant. The gradient
+   is 0 where x is 0. For ReLU this is the ordinary derivative. The activation of a gate follows the rule, too, as in
+   the authors' code.
+3. Half rule: the gradient at both factors of a gated MLP's product is halved.
 
-Attention keeps its gradient: its patterns, and with them norms of queries and keys, which never touch the stream.
-(Constant patterns are a rule of the authors' as well, but none of their default ones.)
+The gradient through attention is unchanged: through its patterns, and so through the norms of queries and keys, which
+are not on the residual stream. (The authors' code can also hold patterns constant, but not by default.)
 
 `GIM`, gradients corrected for interactions (Edin et al. 2025, arXiv 2505.17630):
 
-1. The scale of every norm is a constant, norms of queries and keys among them.
-2. Softmax of attention: its derivative is taken of the scores at temperature 2, `s (g - sum s g)` with `s =
-   softmax(scores / 2)` and no factor 1/2. A key that takes all attention still passes something on.
-3. Of what arrives at queries and at keys, a quarter is handed on; of what arrives at values, half.
-4. Half rule, as above. Activations keep their derivative.
+1. The scale of every norm is a constant, also of norms of queries and keys.
+2. The attention softmax is differentiated at temperature 2: `s (g - sum s g)` with `s = softmax(scores / 2)`, without
+   the factor 1/2. So a query that attends to one key only still has a gradient.
+3. The gradients at queries and at keys are multiplied by 1/4, those at values by 1/2.
+4. The half rule, as above. Activations keep their derivative.
 
-Attention is run under transformers' "eager" implementation, whose one softmax a layer is met on its way. (The authors'
-program replaces `softmax`, which fused attention never calls, and releases up to 0.1.4 lacked the fourth rule.)
+For this, attention runs in transformers' "eager" implementation, which calls one softmax in each layer. (The authors'
+code replaces `softmax`, which fused attention never calls; its releases up to 0.1.4 lacked the fourth rule.)
 
-The activation is the MLP's one child without parameters that maps 0 to 0. An MLP is gated if what its input is
-projected to is twice as wide as what its output projection reads; of another width it is refused, and so is a model
-that computes past a module with a rule.
+How modules are recognised: the activation is the only child of the MLP that has no parameters and maps 0 to 0. An MLP
+is gated if its input projections are together twice as wide as the input of its output projection. If they are neither
+as wide nor twice as wide, the MLP is refused. So is a model whose forward pass skips a module with a rule.
 """
 
 from __future__ import annotations
@@ -52,17 +52,17 @@ from circuitfind.models.layer import LayerView, module_at
 from circuitfind.models.norms import Norm
 from circuitfind.models.placement import mapped
 
-Back = Callable[[Tensor], Tensor]  # from the gradient at a module's output to the one at its input
-Rule = Callable[[Tensor, Tensor], Back]  # of the module's input and output
+Back = Callable[[Tensor], Tensor]  # from the gradient at a module's output to the gradient at its input
+Rule = Callable[[Tensor, Tensor], Back]  # from a module's input and output
 REMEDY = "use method='eap-ig-inputs', 'eap' or 'atp'"
 TEMPERATURE = 2.0
-HANDED_ON = {"q": 0.25, "k": 0.25, "v": 0.5}  # of the gradient that arrives
+FACTORS = {"q": 0.25, "k": 0.25, "v": 0.5}  # GIM's third rule
 
 
 @dataclass(frozen=True)
 class Rules:
-    """A set of rules. `method`: whose they are, for messages; `activations`: those are products; `attention`: there are
-    rules for its norms, its softmax and its projections."""
+    """A set of rules. `method`: the method's name, for messages; `activations`: whether the identity rule applies;
+    `attention`: whether the norms, the softmax and the projections of attention have rules."""
 
     method: str
     activations: bool = False
@@ -73,24 +73,27 @@ RELP, GIM = Rules("relp", activations=True), Rules("gim", attention=True)
 
 
 class Ruled(NamedTuple):
-    """A model under rules. `adapter`: its norms have fixed scales, to pull gradients back with; `hand_on`: as for
-    `capture_gradients`."""
+    """A model under rules. `adapter`: a copy whose norms have fixed scales, to pull gradients back through them;
+    `hand_on`: as for `capture_gradients`."""
 
     adapter: Adapter
     hand_on: HandOn | None = None
 
 
 def _returned(x: Tensor, value: Tensor, back: Back) -> Tensor:
-    """A value that a module made of x, which hands gradients back to x by a rule."""
+    """Return `value`, which a module computed from x, with `back` as its derivative with respect to x."""
     value = value.detach()
     return mapped(x, lambda _: value.view_as(value), back)
 
 
 @contextmanager
 def backward_rules(adapter: Adapter, rules: Rules) -> Iterator[Ruled]:
-    """Gradients of passes inside go back by the rules. ScoreError where the model's head is not linear, an MLP is not
-    of a form that the rules cover, (attention) a layer has latent attention, gated heads or a mixer, or the model
-    computes past a module with a rule."""
+    """Inside this context, backward passes follow the rules.
+
+    Raises:
+        ScoreError: the logits are not linear in the final norm's output, the rules do not cover the form of an MLP or
+            (for rules of attention) of an attention layer, or the forward pass skips a module that has a rule.
+    """
     head_scale(adapter)
     ruled, work = copy.copy(adapter), adapter.work
     at: dict[str, Rule] = {adapter.family.final_norm: _norm_rule(adapter.final_norm, work)}
@@ -108,7 +111,7 @@ def backward_rules(adapter: Adapter, rules: Rules) -> Iterator[Ruled]:
             attention = _attention(adapter, view, rules)
             attentions.append(f"{view.path}.{attention}")
             at |= {path: _norm_rule(norm, work) for path, norm in _inner_norms(view, attention).items()}
-    waiting = {*at, *products, *attentions}  # until a pass meets them
+    waiting = {*at, *products, *attentions}  # modules with a rule that no pass has called yet
 
     def follow(path: str, rule: Rule) -> Callable[..., Any]:
         def after(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Any:
@@ -136,19 +139,22 @@ def backward_rules(adapter: Adapter, rules: Rules) -> Iterator[Ruled]:
             for path in attentions:
                 for remove in softened.watch(path, module_at(adapter.model, path)):
                     inside.callback(remove)
-        yield Ruled(ruled, _shares(adapter) if rules.attention else None)
+        yield Ruled(ruled, _scaled_projections(adapter) if rules.attention else None)
         waiting -= {path for path in attentions if softened.met[path] == 1}
     if waiting:
         path = min(waiting)
-        past = f"has a rule for '{path}', but the model computes past it: {REMEDY}"
+        why = f"has a rule for '{path}', but the model's forward pass does not call it: {REMEDY}"
         if path in attentions:
-            past = f"has a rule for the one softmax of '{path}', and met {softened.met[path]}: "
-            past += f"load the model with attn_implementation='eager', or {REMEDY}"
-        raise ScoreError(f"method '{rules.method}' {past}")
+            why = f"has a rule for the one softmax of '{path}', which calls {softened.met[path]}: "
+            why += f"load the model with attn_implementation='eager', or {REMEDY}"
+        raise ScoreError(f"method '{rules.method}' {why}")
 
 
 class _Softened(TorchFunctionMode):
-    """Inside watched modules, gradients go back through every softmax at `TEMPERATURE`; `met`: in the last run."""
+    """Inside watched modules, every softmax is differentiated at `TEMPERATURE`.
+
+    `met`: by path, how many softmaxes the module called in the last pass.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -156,7 +162,7 @@ class _Softened(TorchFunctionMode):
         self._path = ""
 
     def watch(self, path: str, module: nn.Module) -> list[Callable[[], None]]:
-        """Returns what ends the watch."""
+        """Watch a module; returns the functions that end this."""
 
         def enter(*_: Any) -> None:
             self._path, self.met[path] = path, 0
@@ -177,12 +183,14 @@ class _Softened(TorchFunctionMode):
         return _returned(args[0], value, lambda gradient: soft * (gradient - (soft * gradient).sum(-1, keepdim=True)))
 
 
-def _shares(adapter: Adapter) -> HandOn:
+def _scaled_projections(adapter: Adapter) -> HandOn:
+    """GIM's third rule: multiply the gradients at q, k and v by `FACTORS`."""
+
     def hand_on(site: str, layer: int, value: Tensor) -> Tensor:
         layout = adapter.layers[layer].layout
         parts = layout.parts(site, value.detach().flatten(0, -2)[0])
-        share = layout.whole(site, {kind: torch.full_like(part, HANDED_ON[kind]) for kind, part in parts.items()})
-        return _returned(value, value, lambda gradient: gradient * share)
+        factors = layout.whole(site, {kind: torch.full_like(part, FACTORS[kind]) for kind, part in parts.items()})
+        return _returned(value, value, lambda gradient: gradient * factors)
 
     return hand_on
 
@@ -196,9 +204,9 @@ def _identity_rule(work: torch.dtype) -> Rule:
     return lambda x, value: lambda gradient: gradient * torch.where(x == 0, 0, value.to(work) / x)
 
 
-# -------------------------------------------------------------------- what the rules are for
+# -------------------------------------------------------------------- the modules that rules apply to
 def _attention(adapter: Adapter, view: LayerView, rules: Rules) -> str:
-    """The path of a layer's attention within its block."""
+    """Return the path of a layer's attention within its block; ScoreError if the rules do not cover it."""
     other = "a mixer" if view.family.mixer else "latent attention" if view.family.kv else ""
     if other or view.family.gated:
         what = f"{other} in place of queries, keys and values" if other else "gates at its heads"
@@ -210,7 +218,7 @@ def _attention(adapter: Adapter, view: LayerView, rules: Rules) -> str:
 
 
 def _inner_norms(view: LayerView, attention: str) -> dict[str, Norm]:
-    """By path, norms within attention: of queries, keys or values, or of a head each."""
+    """Return the norms within attention by path: those of queries, keys or values, of all heads or of one."""
     found = {}
     for name, module in module_at(view.block, attention).named_modules():
         if "norm" in name and not [*module.children()] and not isinstance(module, nn.Identity):
@@ -222,14 +230,15 @@ def _inner_norms(view: LayerView, attention: str) -> dict[str, Norm]:
 
 
 def _product(adapter: Adapter, view: LayerView, rules: Rules) -> list[str]:
-    """The path of the projection that reads the product of a gated MLP, if it is one."""
+    """Return the path of the projection that reads a gated MLP's product; none if the MLP is not gated."""
     path = f"{view.path}.{_down(adapter, view, rules)}"
     read = sum(module.weight.numel() for module in view.mlp_projections())
     times, rest = divmod(read, module_at(adapter.model, path).weight.numel())
     if rest or times not in (1, 2):
         raise ScoreError(
-            f"method '{rules.method}' has a rule for the product of a gated MLP: what '{path}' reads is not as wide as"
-            f" what the MLP's input is projected to, nor half of it, so it is not known what is multiplied; {REMEDY}"
+            f"method '{rules.method}' has a rule for the product of a gated MLP: the input of '{path}' is neither"
+            f" as wide as the MLP's input projections together nor half as wide, so it is unclear what is multiplied;"
+            f" {REMEDY}"
         )
     return [path] if times == 2 else []
 
@@ -237,14 +246,14 @@ def _product(adapter: Adapter, view: LayerView, rules: Rules) -> list[str]:
 def _down(adapter: Adapter, view: LayerView, rules: Rules) -> str:
     if view.family.down is None:
         raise ScoreError(
-            f"method '{rules.method}' has rules for an MLP's activation or product: '{adapter.kind}' computes those of"
-            f" its mixtures of experts out of reach; {REMEDY}"
+            f"method '{rules.method}' has rules for an MLP's activation or product: in '{adapter.kind}' they lie inside"
+            f" mixtures of experts, out of reach; {REMEDY}"
         )
     return view.family.down
 
 
 def _activation(adapter: Adapter, view: LayerView, rules: Rules) -> str:
-    """The path of an MLP's activation."""
+    """Return the path of an MLP's activation."""
     parent = ".".join([view.path, *_down(adapter, view, rules).split(".")[:-1]])
     children = module_at(adapter.model, parent).named_children()
     found = [name for name, child in children if _is_activation(child, view)]
@@ -259,6 +268,6 @@ def _activation(adapter: Adapter, view: LayerView, rules: Rules) -> str:
 def _is_activation(module: nn.Module, view: LayerView) -> bool:
     if isinstance(module, (nn.Dropout, nn.Identity)) or [*module.parameters(), *module.children()]:
         return False
-    device = next((buffer.device for buffer in module.buffers()), None)  # none: here, where nothing waits for it
+    device = next((buffer.device for buffer in module.buffers()), None)  # no buffers: the CPU, so that nothing waits
     with torch.no_grad():
         return not module(torch.zeros(1, 1, 1, dtype=view.work, device=device)).any()

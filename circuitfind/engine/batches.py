@@ -1,9 +1,9 @@
-"""The loop over batches of pairs, and what happens where one does not fit in memory.
+"""The loop over batches of pairs, with smaller batches when memory runs out.
 
-1. `in_batches` works through the pairs in batches. Where one runs out of memory, the next are half as large, with a
-   warning that says so; so are working sets and runs side by side. A single pair is tried once more, one run at a time.
-   What a call has learned about its `Room` (`engine/memory_plan.py`) holds for all of its loops.
-2. What does not fit even so leaves a public call as one line (`within_memory`).
+1. `in_batches` works through the pairs in batches. When memory runs out, it warns, halves the batch size and tries
+   again; working sets and the number of runs side by side are halved, too. A single pair that does not fit is tried
+   once more, one run at a time. All loops of a call share what was learned (`Room` in `engine/memory_plan.py`).
+2. If even that does not fit, the public call ends with a one-line error (`within_memory`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from circuitfind.setting import check_batch_size
 
 R = TypeVar("R")
 
-# How a processor, an accelerator, numpy and the system say that there is no memory left.
+# Out-of-memory messages of the CPU allocator, accelerators, numpy and the operating system.
 OUT_OF_MEMORY = re.compile(
     r"out of memory|(can't|cannot|could not|unable to|failed to) (allocate|create a memory)|not enough memory"
     r"|bad_alloc|alloc_failed",
@@ -37,7 +37,7 @@ ASKED_FOR = re.compile(r"allocate ([\d.,]+ ?(?:bytes|[KMGT]i?B))")
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether this is how a device, a library or the system says so."""
+    """Whether an error says that memory ran out: on a device, in a library or in the operating system."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     if isinstance(error, OSError):
@@ -47,14 +47,15 @@ def out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def within_memory(adapter: Adapter) -> Iterator[None]:
-    """Inside, loops share their `Room`, and what does not fit ends in one line.
+    """Inside this context, all loops share one `Room`, and running out of memory is a `ModelError` of one line.
 
     Raises:
-        ModelError: memory ran out, even with one pair and one run at a time.
+        ModelError: memory ran out even with one pair and one run at a time, or outside any loop over pairs.
     """
     here = Room(room().part)
     if adapter.device.type == "cpu":
-        torch.empty(RECYCLED + 2**19, dtype=torch.uint8)  # the largest that glibc has seen freed; nothing is written
+        # glibc keeps freed memory up to the largest block that it has seen freed (`memory_plan.RECYCLED`): show it one
+        torch.empty(RECYCLED + 2**19, dtype=torch.uint8)
     try:
         with within_room(here):
             yield
@@ -65,13 +66,13 @@ def within_memory(adapter: Adapter) -> Iterator[None]:
         tried = f" with {here.tried}" * bool(here.tried) + (f", where {asked[1]} were asked for" if asked else "")
         raise ModelError(
             f"out of memory on {adapter.device}{tried}; the model's weights take"
-            f" {weight_bytes(adapter) / 2**20:,.0f} MiB: give shorter prompts or fewer, or load the model in half"
+            f" {weight_bytes(adapter) / 2**20:,.0f} MiB: use shorter or fewer prompts, or load the model in half"
             " precision (dtype='bfloat16') or on a device with more memory"
         ) from None
 
 
 def free_memory(device: torch.device) -> None:
-    """Gives back what nothing refers to any more."""
+    """Release memory that nothing refers to any more."""
     gc.collect()
     if device.type != "cpu":
         torch.accelerator.empty_cache()
@@ -85,11 +86,17 @@ def in_batches(
     label: str,
     division: processes.Division | None = None,
 ) -> Iterator[tuple[slice, R]]:
-    """Yields (rows of the batch, what the function makes of their pairs and the rows), in order.
+    """Apply a function to the pairs batch by batch, and yield `(rows, result)` in the order of the pairs.
 
-    When memory runs out the slice is halved and only the failed rows are done again. Of several processes each runs a
-    batch, or none where there are fewer pairs, and all get the results of all. With a `division` of candidates the same
-    rows come once from each member.
+    Args:
+        function: gets some of the pairs, and the slice `rows` that they occupy in the whole batch.
+        batch_size: by default as many pairs as fit the memory budget.
+        label: names the loop in the progress bar and in messages.
+        division: how processes divide pairs and candidates. All members of a block then run the same rows, so these
+            are yielded once for each member.
+
+    When memory runs out, the batch size is halved and only the failed rows are run again. With several processes each
+    runs a batch of its own (or none, if there are too few pairs), and every process gets all results.
     """
     check_batch_size(batch_size)
     here, pairs = room(), len(batch)
@@ -117,7 +124,7 @@ def in_batches(
 
 
 class _Part(NamedTuple, Generic[R]):
-    """What a process made of some rows, in a tuple; None where memory ran out. `room`: the part that is left."""
+    """One process's result for some rows, in a tuple (None if memory ran out), and its `Room.part` afterwards."""
 
     rows: slice
     result: tuple[R] | None
@@ -133,7 +140,7 @@ def _tried(
     label: str,
     here: Room,
 ) -> _Part[R]:
-    """A function of some rows; where memory runs out, there is less room."""
+    """Apply the function to some rows; if memory runs out, reduce `here` and return no result."""
     part = batch.rows(rows).trimmed()
     many, length = f"{len(part)} pair{'s' * (len(part) > 1)}", part.clean.ids.shape[1]
     here.tried = f"a batch of {many} of {length} tokens ({label})"
@@ -144,7 +151,7 @@ def _tried(
     except Exception as error:
         if not out_of_memory(error) or here.part == 0:
             raise
-    # the error is let go of before memory is given back: it holds what was computed
+    # outside the except block, because the error's traceback refers to what was computed
     here.part = here.part / 2 if size > 1 else 0.0
     free_memory(adapter.device)
     again = f"batches of {max(1, size // 2)}" if here.part else "one run at a time"

@@ -1,13 +1,13 @@
-"""One forward pass, remembered: what every writer wrote and what every reader read.
+"""Record one forward pass: the outputs of all writers and the inputs of all readers.
 
-`capture` runs a model and keeps its writers (`engine/writers.py`), its residual streams, and its logits at the read
-positions. Gradients: `engine/reader_gradients.py`.
+`capture` runs the model and records its writers (`engine/writers.py`), its residual streams, and its logits at the read
+positions. For gradients see `engine/reader_gradients.py`.
 
-Where prompts are aligned by spans, the corrupted run is moved onto the clean prompts' positions (`capture_corrupted`):
-its values at `alignment[t]`, the embedding with its learned position included, stand at position t, so every writer has
-an ablated value at every token. The run with every edge ablated then has the corrupted run's logits, because the
-unembedding reads the sum of the ablated values and biases. But its writers do not write the ablated values (a head
-attends over the clean prompt's tokens there), so it is computed as under mean ablation.
+If pairs are aligned by spans, `capture_corrupted` moves the corrupted run to the clean prompts' positions: position t
+gets the values of position `alignment[t]`, including the embedding with its learned position. So every writer has an
+ablated value at every token. The run with every edge ablated then has the corrupted run's logits, because the
+unembedding reads the sum of the ablated values and biases. But its writers do not compute the ablated values (its heads
+attend over the clean prompt's tokens), so it is run in its own right, as under mean ablation.
 """
 
 from __future__ import annotations
@@ -26,19 +26,25 @@ from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import STOP, Stop, through, undisturbed
 from circuitfind.models.layer import PROJECTIONS, Heads
 
-# ("attn_out" or "mlp_out", layer) -> what that module returns: the attention's output projection, or the MLP
+# ("attn_out" or "mlp_out", layer) -> the output of that module: the attention's output projection, or the MLP
 Outputs = Mapping[tuple[str, int], Tensor]
-WRITTEN, READ = {"heads", "mlps"}, {"resid", "middle"}  # of a `Run`: what its writers are; where its readers read
+WRITTEN, READ = {"heads", "mlps"}, {"resid", "middle"}  # fields of a `Run`: those of writers; streams that are read
 OUTPUTS = {"attn_out", "mlp_out"}
 
 
 @dataclass
 class Run:
-    """What a pass left behind. Lists are by layer; `resid` has one more entry, the final norm's input. In the model's
-    own precision `resid [batch, pos, d_model]`, the residual entering each block, and `middle`, what each MLP reads,
-    before its norm; `qkv`, `mlp_in`: values at the projections' outputs and at the MLP's input, as the module sees
-    them; `attn_out`, `mlp_out`: raw outputs of the attention's output projection and of the MLP; `logits [batch, reads,
-    vocab]`, empty if the pass was stopped before the unembedding."""
+    """The values recorded in one pass. All but the logits are lists by layer.
+
+    Attributes:
+        resid: `[batch, pos, d_model]`, the residual stream where each block begins, in the model's precision; one more
+            entry at the end, the final norm's input.
+        middle: `[batch, pos, d_model]`, the stream that each MLP reads, before its norm, in the model's precision.
+        heads, mlps: as in `Writers`.
+        qkv, mlp_in: outputs of the q, k and v projections, and the MLP module's input (after the norm).
+        attn_out, mlp_out: raw outputs of the attention's output projection and of the MLP.
+        logits: `[batch, reads, vocab]`; empty if the pass was stopped before the unembedding.
+    """
 
     resid: list[Tensor] = field(default_factory=list)
     middle: list[Tensor] = field(default_factory=list)
@@ -55,7 +61,7 @@ class Run:
         return Writers(self.resid[0].to(self.mlps[0].dtype), self.heads, self.mlps)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Run:
-        """The same function of every value but the logits."""
+        """Apply a function to every value but the logits, and return the new `Run`."""
 
         def each(value: Any) -> Any:
             return Heads(*map(function, value)) if isinstance(value, Heads) else function(value)
@@ -66,10 +72,10 @@ class Run:
 
 @dataclass
 class Recorder:
-    """The visitor that fills a `Run`; arguments as for `capture`.
+    """The visitor that fills a `Run`. `stop` and `keep`: as for `capture`.
 
-    `outputs`: what these modules are to return instead. `keep`: the lists of the `Run` that are filled; by default all.
-    Of `resid` the first is always kept, for the writers.
+    `embed`: replaces the stream that enters layer 0. `outputs`: replace the outputs of these modules. The first entry
+    of `resid` is always kept, because it is a writer.
     """
 
     adapter: Adapter
@@ -80,12 +86,12 @@ class Recorder:
 
     def __post_init__(self) -> None:
         self.run = Run()
-        self._projected: dict[str, Tensor] = {}  # of a layer whose other projections are waited for
-        self._stream: Tensor  # that entered the block
-        self._z: Tensor  # the heads of the layer whose output is waited for
+        self._projected: dict[str, Tensor] = {}  # the current layer's projections so far
+        self._stream: Tensor  # the stream where the current block begins
+        self._z: Tensor  # the current layer's heads, before the output projection
 
     def record(self, inputs: Inputs) -> Run:
-        """Runs the model without gradients."""
+        """Run the model without gradients and return the filled `Run`."""
         with torch.no_grad(), undisturbed(self.adapter.model):
             self.run.logits = through(self.adapter, inputs, self)
         return self.run
@@ -134,20 +140,20 @@ class Recorder:
 
 
 def capture(adapter: Adapter, inputs: Inputs, stop: bool = False, keep: Container[str] | None = None) -> Run:
-    """Runs the model without gradients; `stop`: end the pass before the unembedding (no logits); `keep`: the lists of
-    the `Run` that are wanted, by default all."""
+    """Run the model without gradients and record the pass. `stop`: end it before the unembedding (no logits); `keep`:
+    names of the lists of the `Run` to fill, by default all."""
     return Recorder(adapter, stop, keep=keep).record(inputs)
 
 
-# -------------------------------------------------------------------- prompts that are aligned by spans
+# -------------------------------------------------------------------- pairs aligned by spans
 def capture_corrupted(adapter: Adapter, batch: Batch, stop: bool = False, keep: Container[str] | None = None) -> Run:
-    """The corrupted run, moved onto the clean prompts' positions where pairs are aligned; its logits are its own."""
+    """Record the corrupted run. Aligned pairs: moved to the clean prompts' positions, except the logits."""
     run = capture(adapter, batch.corrupted, stop, keep=keep)
     return run if batch.alignment is None else run.map(lambda value: moved(value, batch))
 
 
 def moved(value: Tensor, batch: Batch) -> Tensor:
-    """Values of the corrupted run, `[batch, pos, ...]` or `[batch x pos, ...]`, on the clean prompts' positions."""
+    """Move values `[batch, pos, ...]` or `[batch x pos, ...]` of the corrupted run to the clean prompts' positions."""
     if batch.alignment is None:
         return value
     index = batch.alignment.to(value.device)
@@ -156,6 +162,6 @@ def moved(value: Tensor, batch: Batch) -> Tensor:
 
 
 def refuse_aligned(batch: Batch, what: str, remedy: str) -> None:
-    """Raises a TaskError for `what` has no meaning between aligned prompts, if these are."""
+    """Raise a TaskError if the pairs are aligned by spans, because `what` has no meaning there."""
     if batch.alignment is not None:
         raise TaskError(f"{what} is not defined between prompts aligned by spans: {remedy}")

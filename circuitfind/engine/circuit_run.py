@@ -1,20 +1,21 @@
-"""Exact circuits: one forward pass in which every reader sees only what its circuit lets through.
+"""Exact circuits: one forward pass in which every edge outside the circuit carries its ablated value.
 
-With `D_u = current_u - ablated_u` for each writer, a reader v of circuit C reads, exactly,
+With `D_u = current_u - ablated_u` for each writer u, a reader v of circuit C reads exactly
 
     current residual - sum of D_u over the edges u -> v outside C        (dense form)
     empty residual   + sum of D_u over the edges u -> v inside C         (sparse form)
 
-1. The form with fewer terms is taken (under zero and mean ablation nearly always the sparse one). A reader without a
-   term keeps the baseline's value: the model's own in the dense form (so the full circuit is the clean run to the bit),
-   that of the run with every edge ablated in the sparse form. Writers without a term are never formed.
-2. The other readers' streams are one product of coefficients with the stacked `D`, then normed, projected, and written
-   over the projection's output (or the MLP's or final norm's input).
-3. In the sparse form nothing depends on the running residual, so blocks, attentions and MLPs without an active reader
-   are not run. Under interchange a writer that no kept edge reaches carries exactly its ablated value: its terms
-   vanish.
+1. The form in which fewer readers have terms is used; under zero and mean ablation the sparse form, unless every edge
+   is kept. A reader without terms keeps its base value: in the dense form the model's own (so the full circuit equals
+   the clean run to the bit), in the sparse form that of the run with every edge ablated. A writer without terms is
+   never projected.
+2. For the other ("active") readers, one matrix product of 0/1 coefficients with the stacked D gives their streams.
+   These are normed and projected, and replace the projection's output (or the input of the MLP or of the final norm).
+3. In the sparse form nothing depends on the running residual stream, so blocks, attentions and MLPs without an active
+   reader are skipped. Under interchange a writer that no kept edge reaches has exactly its ablated value: its D is 0
+   and its terms are dropped.
 
-Several circuits are evaluated side by side as rows of one batch, circuit after circuit.
+Several circuits run side by side as rows of one batch, circuit after circuit.
 """
 
 from __future__ import annotations
@@ -42,8 +43,13 @@ from circuitfind.models.placement import sent
 
 @dataclass(frozen=True)
 class Plan:
-    """Which readers need arithmetic (`active`: `[readers]` bool), and which D enter their streams (`terms`: `[circuits,
-    writers, readers]` bool)."""
+    """What a run of circuits has to compute.
+
+    Attributes:
+        terms: `[circuits, writers, readers]` bool: which D enter a reader's stream, added (sparse) or subtracted.
+        sparse: the form.
+        active: `[readers]` bool: the readers whose streams are computed; from `of`, those with a term in any circuit.
+    """
 
     graph: Graph
     terms: np.ndarray
@@ -54,14 +60,14 @@ class Plan:
     def of(cls, prepared: Prepared, masks: np.ndarray, sparse: bool) -> Plan:
         graph = prepared.adapter.graph
         terms = masks.copy() if sparse else graph.real & ~masks
-        if sparse and prepared.interchange:  # without the terms of nodes that nothing reaches: their D is exactly zero
+        if sparse and prepared.interchange:  # drop the terms of nodes that no kept edge reaches: their D is exactly 0
             feeds = feeding(graph, prepared.adapter.coupled)
             for nodes, readers in graph.steps[:-1]:
                 terms[:, nodes] &= (terms[:, :, readers].any(axis=1) @ feeds[readers, nodes])[:, :, None]
         return cls(graph, terms, sparse, np.asarray(terms.any(axis=(0, 1))))
 
     def readers(self, layer: int, kind: str) -> np.ndarray:
-        """Indices of the active readers of a layer."""
+        """Return the indices of a layer's active readers of this kind."""
         readers = self.graph.readers(layer, kind)
         return np.asarray(readers.start + self.active[readers].nonzero()[0])
 
@@ -71,20 +77,20 @@ class Plan:
 
     @cached_property
     def writers(self) -> np.ndarray:
-        """Indices of the writers that occur in any term."""
+        """The indices of the writers that occur in any term."""
         return np.flatnonzero(self.terms.any(axis=(0, 2)))
 
     @cached_property
     def slots(self) -> dict[int, int]:
-        """Row of `D` that each needed writer takes."""
+        """By writer that occurs in any term, its row in the stacked D."""
         return {int(u): slot for slot, u in enumerate(self.writers)}
 
 
 def prefers_sparse(prepared: Prepared, masks: np.ndarray) -> bool:
-    """Which form is taken: the one with fewer active readers.
+    """Whether the sparse form is used. Under interchange: if no more readers have terms in it than in the dense form.
 
-    Under zero and mean ablation it is the sparse one, unless every edge is in: what is left of a stream after
-    subtracting all of it is rounding noise, which a norm would blow up.
+    Under other ablations it is unless every edge is kept: subtracting nearly all of a stream would leave rounding
+    noise, which a norm amplifies.
     """
     real = prepared.adapter.graph.real
     inside, outside = (edges.any(axis=(0, 1)).sum() for edges in (masks, real & ~masks))
@@ -92,8 +98,8 @@ def prefers_sparse(prepared: Prepared, masks: np.ndarray) -> bool:
 
 
 def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = None) -> Tensor:
-    """Logits `[circuits, batch, reads, vocab]` of circuits `masks`, `[circuits, writers, readers]` bool, on a prepared
-    batch; `sparse`: forces one form, by default the cheaper one is taken."""
+    """Return logits `[circuits, batch, reads, vocab]` of circuits, given by `masks [circuits, writers, readers]` bool,
+    on a prepared batch. `sparse`: the form to use, by default as `prefers_sparse` says."""
     sparse = prefers_sparse(prepared, masks) if sparse is None else sparse
     if not sparse and (prepared.adapter.graph.real & ~masks).any():
         return run_without(prepared, prepared.adapter.graph.real & ~masks)
@@ -104,11 +110,10 @@ def run_circuits(prepared: Prepared, masks: np.ndarray, sparse: bool | None = No
 
 
 def run_without(prepared: Prepared, removed: np.ndarray) -> Tensor:
-    """Logits `[runs, batch, reads, vocab]` of a prepared batch without some edges, `removed [runs, writers, readers]`
-    bool, at least one in all: `run_circuits` with all others kept.
+    """Return logits `[runs, batch, reads, vocab]` of runs in which all edges but `removed` are kept.
 
-    It is a run in the dense form that starts at the first block with a reader of any of them. Before that it is the
-    base run, to the bit: its blocks are skipped, and what their writers carry is known.
+    `removed`: `[runs, writers, readers]` bool, not all False. The run is in the dense form and starts at the first
+    block with a reader of a removed edge. Earlier blocks equal the clean run to the bit, so they are skipped.
     """
     adapter, times = prepared.adapter, len(removed)
     plan = Plan.of(prepared, adapter.graph.real & ~removed, sparse=False)
@@ -121,16 +126,19 @@ def run_without(prepared: Prepared, removed: np.ndarray) -> Tensor:
 
 
 def run_side_by_side(adapter: Adapter, inputs: Inputs, times: int, visit: Visit, skips: Skips) -> Tensor:
-    """Logits `[times, batch, reads, vocab]` of a batch that runs several times over; empty if the pass was stopped."""
+    """Run a batch `times` times side by side; returns logits `[times, batch, reads, vocab]`, empty if the visitor
+    stopped the pass."""
     with torch.no_grad(), undisturbed(adapter.model):
         logits = through_hooks(adapter, inputs.repeat(times), visit, skips)
     return apart(logits, times) if logits.numel() else logits
 
 
 def skippable(prepared: Prepared, plan: Plan) -> dict[str, Tensor]:
-    """Modules that the sparse form need not run, with values of the right shape: also the projections of an attention
-    that runs, because q, k and v are overwritten, and of o only the input is read (unless a post-norm's scale needs its
-    result)."""
+    """Return the modules that the sparse form need not run, by path, each with an output of the right shape.
+
+    Of an attention that does run, the projections of q, k and v are skipped, because their outputs are overwritten. So
+    is the output projection, of which only the input is used, unless a post-norm's scale depends on its output.
+    """
     skips: dict[str, Tensor] = {}
     empty, times = prepared.empty, len(plan.terms)
     for layer, view in enumerate(prepared.adapter.layers):
@@ -152,13 +160,14 @@ def skippable(prepared: Prepared, plan: Plan) -> dict[str, Tensor]:
 
 
 def apart(value: Tensor, times: int) -> Tensor:
-    """`[circuits, batch, ...]` from rows of circuits that ran side by side."""
+    """Split the rows of runs side by side: `[times x batch, ...]` -> `[times, batch, ...]`."""
     rows: Tensor = rearrange(value, "(k b) ... -> k b ...", k=times)
     return rows
 
 
 def values_by_kind(view: LayerView, plan: Plan, layer: int, read: Tensor) -> dict[str, Chosen]:
-    """q, k and v of a layer's active readers, from what these make of their streams: `[rows, pos, readers, d_read]`."""
+    """Return q, k and v of a layer's active readers by kind; `read [rows, pos, readers, d_read]`: their projected
+    streams."""
     found: dict[str, Chosen] = {}
     counts = [len(plan.readers(layer, kind)) for kind in "qkv"]
     for kind, part in zip("qkv", read.split(counts, dim=2), strict=True):
@@ -169,11 +178,11 @@ def values_by_kind(view: LayerView, plan: Plan, layer: int, read: Tensor) -> dic
 
 
 class CircuitVisitor:
-    """Fills `D` as writers are computed and overwrites the active readers.
+    """The visitor that fills D as writers are computed, and overwrites the inputs of active readers.
 
-    A writer's D is complete before the first reader that sees it is reached: both are met in the order of computation.
-    In the sparse form skipped modules leave D as it was first written, and the running stream means nothing: what a
-    reader without a term reads is put there from the empty run.
+    Sites are visited in the order of computation, so a writer's D is complete before any reader needs it. In the sparse
+    form skipped modules leave D as it was initialised, and the running residual stream has no meaning: readers without
+    terms get the empty run's values.
     """
 
     def __init__(self, prepared: Prepared, plan: Plan) -> None:
@@ -182,14 +191,14 @@ class CircuitVisitor:
         embed = prepared.ablated.embed
         self.batch, self.length, width = embed.shape
         self.written = embed.new_empty(len(plan.writers), self.times, self.batch * self.length, width)
-        self._resid: Tensor  # what the readers of the current layer read, before their terms
-        self._z: Tensor
-        self._values: dict[str, Chosen] = {}  # by kind, of the layer `_values_of`
+        self._resid: Tensor  # base of the current layer's streams, to which their terms are added
+        self._z: Tensor  # the current layer's heads, before the output projection
+        self._values: dict[str, Chosen] = {}  # new q, k and v by kind, of the layer `_values_of`
         self._values_of = -1
         if plan.sparse:
-            # skipped modules never reach the sites at which D is written: what is known beforehand is written now
+            # skipped modules do not come to the sites that write D, so D of their writers is written in advance
             self._write(0, prepared.clean.resid[0].to(embed) - embed)
-            if not prepared.interchange:  # then even nodes that nothing reaches differ from their ablated values
+            if not prepared.interchange:  # then nodes that no kept edge reaches differ from their ablated values, too
                 for layer in range(self.graph.n_layers):
                     self.write_known(prepared.empty, layer, [k for k in ("qkv", "mlp") if not plan.runs(layer, k)])
 
@@ -217,29 +226,29 @@ class CircuitVisitor:
             return base if streams is None else streams[0].view(value.shape).to(value.dtype)
         return None
 
-    # ---------------------------------------------------------------- for runs that remember (engine/revision.py)
+    # ---------------------------------------------------------------- hooks for subclasses (engine/revision.py)
     def note_values(self, layer: int, new: Mapping[str, Chosen]) -> None:
-        """Is told a layer's new q, k and v, of the heads that have new ones: `[rows, pos, heads, d_head]`."""
+        """Called with a layer's new q, k and v by kind, `[rows, pos, heads, d_head]` of the heads that change."""
 
     def note_written(self, layer: int, kind: str, value: Tensor) -> None:
-        """Is told what a layer's "heads" or "mlp" wrote, `[circuits, batch, pos, ...]`."""
+        """Called with the output of a layer's "heads" or "mlp", `[circuits, batch, pos, ...]`."""
 
     # ---------------------------------------------------------------- writers
     def write_known(self, run: Run, layer: int, kinds: Sequence[str] = ("qkv", "mlp")) -> None:
-        """D of a layer's heads ("qkv") or MLP ("mlp"), from a run that holds their values."""
+        """Write D of a layer's heads ("qkv") and MLP ("mlp") from the values of a recorded run."""
         if "qkv" in kinds:
             self._write_heads(layer, run.heads[layer] - self.prepared.ablated.heads[layer])
         if "mlp" in kinds:
             self._write(self.graph.mlp(layer), run.mlps[layer] - self.prepared.ablated.mlps[layer])
 
     def _write(self, writer: int, difference: Tensor) -> None:
-        """Stores D of a writer, `[(circuits,) batch, pos, d_model]`, if it is needed."""
+        """Store D of a writer, `[(circuits,) batch, pos, d_model]`, if it occurs in a term."""
         if writer in self.plan.slots:
             flat = difference.reshape(-1, self.batch * self.length, difference.shape[-1])
             self.written[self.plan.slots[writer]] = self.adapter.centre(flat)
 
     def _write_heads(self, layer: int, difference: Tensor) -> None:
-        """Projects and stores D of a layer's heads, `[(circuits,) batch, pos, heads, d_head]`, as far as needed."""
+        """Project and store D of a layer's heads, `[(circuits,) batch, pos, heads, d_head]`, of those in a term."""
         heads = self.graph.heads(layer)
         start, stop = np.searchsorted(self.plan.writers, [heads.start, heads.stop]).tolist()
         if start == stop:
@@ -262,18 +271,18 @@ class CircuitVisitor:
 
     # ---------------------------------------------------------------- readers
     def _base(self, empty: Tensor, own: Tensor) -> Tensor:
-        """What is there without any term: a value of the empty run in the sparse form, the model's own in the dense."""
+        """Return the value without any terms: the empty run's in the sparse form, the model's own in the dense form."""
         return side_by_side(empty, self.times) if self.plan.sparse else own
 
     def _streams(self, readers: np.ndarray, base: Tensor) -> Tensor | None:
-        """`[readers, circuits x batch x pos, d_model]` that the readers see; None if the baseline is all they see."""
+        """Return the readers' streams `[readers, circuits x batch x pos, d_model]`; None if none of them is active."""
         if not self.plan.active[readers].any():
             return None
         flat = self.adapter.centre(base.to(self.adapter.work)).flatten(0, 1)
         return torch.cat([self.slice_streams(readers, flat, rows) for rows in self._slices(len(readers))], dim=1)
 
     def slice_streams(self, readers: np.ndarray, flat: Tensor, rows: tuple[int, slice]) -> Tensor:
-        """Streams of one slice of one circuit's tokens, `[readers, tokens, d_model]`."""
+        """Return streams `[readers, tokens, d_model]` at `rows = (circuit, tokens)`; `flat`: the base of all rows."""
         circuit, tokens = rows
         coefficients, written = self.terms_of(readers, rows)
         offset = circuit * self.batch * self.length
@@ -282,10 +291,10 @@ class CircuitVisitor:
         return torch.addmm(stream, sign * coefficients, written).view(len(readers), -1, flat.shape[-1])
 
     def terms_of(self, readers: np.ndarray, rows: tuple[int, slice]) -> tuple[Tensor, Tensor]:
-        """Coefficients `[readers, writers]` (0 or 1) of the terms of one circuit, and D `[writers, tokens x d_model]`.
+        """Return one circuit's coefficients `[readers, writers]` (0 or 1) and D `[writers, tokens x d_model]`.
 
-        Writers are numbered in the order of computation: those that readers of one layer and kind can see are a prefix
-        of the rows of D, so no row is copied, and none is read before it is written.
+        Writers are numbered in the order of computation, so those that readers of one layer and kind can see are the
+        first rows of D: no row is copied, and none is read before it is written.
         """
         circuit, tokens = rows
         count = int(np.searchsorted(self.plan.writers, self.graph.limits[readers[0]]))
@@ -294,15 +303,15 @@ class CircuitVisitor:
         return coefficients, self.written[:count, circuit, tokens].flatten(1)
 
     def _slices(self, n_readers: int) -> list[tuple[int, slice]]:
-        """(circuit, tokens) slices small enough to stay in cache."""
+        """Return (circuit, tokens) slices whose streams fit in cache."""
         n_tokens, width = self.batch * self.length, self.written.shape[-1]
         size = max(1, in_cache(self.written.device) // (n_readers * width * self.written.element_size()))
         starts = range(0, n_tokens, size)
         return [(k, slice(start, min(start + size, n_tokens))) for k in range(self.times) for start in starts]
 
     def _projection(self, site: str, layer: int, value: Tensor) -> Tensor:
-        """Overwrites the active heads in a projection's output; all three kinds are computed at the first of them."""
-        if self._values_of != layer:  # the first of the layer's projections, whichever comes first in this family
+        """Overwrite the active heads in a projection's output; q, k and v are all computed at the first projection."""
+        if self._values_of != layer:  # the layer's first projection, which differs by family
             self._values, self._values_of = self._attention_values(layer), layer
             self.note_values(layer, self._values)
         layout = self.adapter.layers[layer].layout
@@ -310,14 +319,14 @@ class CircuitVisitor:
         return base if self._values.keys().isdisjoint(PROJECTIONS[site]) else layout.replaced(site, base, self._values)
 
     def _attention_values(self, layer: int) -> dict[str, Chosen]:
-        """By kind, of the active readers."""
+        """Return the layer's new q, k and v by kind, of the active readers."""
         readers = self.plan.readers(layer, "qkv")
         if not len(readers):
             return {}
         folded = self.prepared.readers(layer)
         local = sent(readers - self.graph.readers(layer, "qkv").start, self.written.device)
         flat = self.adapter.centre(self._resid.to(self.adapter.work)).flatten(0, 1)
-        parts = [  # slice by slice: streams of all readers at all tokens would not stay in cache
+        parts = [  # in slices, because streams of all readers at all tokens would not fit in cache
             folded.values(self.slice_streams(readers, flat, rows), local, self.adapter.centred)
             for rows in self._slices(len(readers))
         ]
@@ -325,7 +334,7 @@ class CircuitVisitor:
         return values_by_kind(self.adapter.layers[layer], self.plan, layer, read)
 
     def _mlp(self, layer: int, value: Tensor) -> Tensor:
-        # self._resid is of no use in the sparse form: a skipped attention never reaches the site that moves it on
+        # in the sparse form self._resid is not up to date, because a skipped attention does not come to its site
         base = self._base(self.prepared.empty.middle[layer], self._resid)
         streams = self._streams(self.plan.readers(layer, "mlp"), base)
         if streams is None:

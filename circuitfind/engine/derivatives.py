@@ -1,9 +1,11 @@
-"""Whether autograd's gradients are those of the values that a model computes: hooks may detach or scale them.
+"""Check that autograd's gradients are the derivatives of what the model computes: hooks may detach or scale them.
 
-1. A pass is cut at every site: what a site gives is recorded, and the model goes on from a copy of it. A site's value
-   then depends on the few sites before it only, so that a hook between two of them makes most of the difference.
-2. Every copy moves by a random part of itself, up and down: the difference of the two values is the derivative.
-3. Autograd gives the same derivative along random directions. Positions count alike, however large their values are.
+1. A pass is cut at every site: the site's value is recorded, and the model continues from a copy, a new leaf of
+   autograd. So each value depends on the leaves of the few sites before it only, and a hook between two sites makes a
+   large difference there.
+2. Every leaf is moved by a random fraction of itself, up and down: the central difference is the derivative.
+3. Autograd must give the same derivative along random directions. All positions have equal weight, however large their
+   values are.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import through_hooks, undisturbed
 
 TOLERANCE = 2e-2  # errors are about 5e-4 in float32
-STEPS = (1e-3, 1e-4)  # parts of a value; the smaller where a step changes an expert or crosses a kink
+STEPS = (1e-3, 1e-4)  # fractions of a value; the second in case the first selects another expert or crosses a kink
 DIRECTIONS = 3
-LEAST = 0.05  # a derivative along a part of all values is at least such a part of the value, for errors
+LEAST = 0.05  # of the value: smaller derivatives count as this large when errors are divided by them
 Place = tuple[str, int]
 
 
 def derivative_error(adapter: Adapter, inputs: Inputs) -> float:
-    """The largest error of a derivative by autograd, relative to the derivative (with two steps: the smaller)."""
+    """Return the largest error of a derivative by autograd, relative to the derivative; the smaller of two steps'
+    errors."""
     first = _error(adapter, inputs, STEPS[0])
     return first if first <= TOLERANCE else min(first, _error(adapter, inputs, STEPS[1]))
 
@@ -58,7 +61,8 @@ def _error(adapter: Adapter, inputs: Inputs, step: float) -> float:
 
 
 def _cut(adapter: Adapter, inputs: Inputs, put: dict[Place, Tensor]) -> tuple[dict[Place, Tensor], dict[Place, Tensor]]:
-    """What every site gives, and what the model goes on from there: `put`, or a copy."""
+    """Run the model cut at every site; returns the sites' values, and the values that the model continued from: those
+    in `put`, or else copies that require a gradient."""
     given: dict[Place, Tensor] = {}
     leaves: dict[Place, Tensor] = {}
 

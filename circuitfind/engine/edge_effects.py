@@ -1,22 +1,25 @@
-"""First-order effects of all edges, from the gradients of backward passes, without splitting the stream.
+"""First-order effects of all edges from the gradients of backward passes, without splitting the residual stream.
 
     effect(u -> v) = sum over points and tokens of (out_u(clean) - out_u(ablated)) . J_norm^T W_v gradient_v
 
-Peers give every reader its own copy of the residual stream to get `gradient at v's input`; here the gradients at the
-projections' outputs (`d_head` wide) are pulled back analytically. A writer's difference meets the sum over points, so
-differences and gradients are contracted once for all of them:
+The points are those at which gradients are taken: one, or several of integrated gradients. Other tools give every
+reader its own copy of the residual stream to get the gradient at its input. Here the gradients at the projections'
+outputs (`d_head` wide) are pulled back to the stream analytically. The difference of a writer is the same at all
+points, so gradients are summed over points first, and contracted with the differences once:
 
-1. Only tokens at which something that is written differs between the two runs, and at which a gradient arrives, are
-   looked at: not those before the first difference, nor those after the last position that is read.
-2. At each point, with the norm's weight and centring folded into W and its scale r multiplied into g, a reader's
-   gradient at the stream is `G_v = W' (r g_v) - y c_v`, where y is the normed stream and `c_v = y . W' (r g_v) /
-   d_model = W'^T y . r g_v / d_model`. The sum of `r g_v` is kept, and of each point y and c, of rank one. MLP inputs
-   are pulled back by the norm alone, `logits` is at the stream already: their sums are kept.
-3. The writers' differences `D_u` are laid out once for all layers: heads are projected by W_O as they come.
-4. `scores[:U, layer's readers] += D[:U] G^T`, one matrix product a layer: a reader sees a prefix of the writers.
+1. Only tokens at which a writer differs between the two runs and some gradient is not zero are used: none before the
+   first difference, none after the last position that is read.
+2. At each point, with the norm's weight and centring folded into W (giving W') and its scale r multiplied into the
+   gradient g, a reader's gradient at the stream is `G_v = W' (r g_v) - y c_v`, where y is the normed stream and
+   `c_v = y . W' (r g_v) / d_model = W'^T y . r g_v / d_model`. Kept are the sum of `r g_v` over points, and y and c of
+   each point. Gradients at MLP inputs are pulled back through the norm alone, that at `logits` is at the stream
+   already: their sums over points are kept.
+3. The writers' differences `D_u` are stacked once for all layers, heads projected by W_O.
+4. `scores[:U, layer's readers] += D[:U] G^T`, one matrix product for each layer and kind of reader: the readers of a
+   layer see the first U writers.
 
-Tokens are taken in blocks whose `G` fits a processor's cache, so many blocks at a time that their `[writers, tokens,
-d_model]` stays within bounds. That memory is one buffer, made once: new memory costs the system time, page by page.
+Tokens are processed in blocks whose G fits in the CPU's cache, and in slices of several blocks whose D `[writers,
+tokens, d_model]` fits a memory budget. D is one buffer that is reused, because newly mapped memory is slow.
 """
 
 from __future__ import annotations
@@ -37,10 +40,10 @@ from circuitfind.models.layer import Heads
 
 
 def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
-    """First-order effects of all edges from the gradients of one pass, summed over examples and positions: `[writers,
-    readers]`, zero where there is no edge.
+    """Return first-order effects of all edges, `[writers, readers]`, from the gradients of one pass, summed over
+    examples and positions; zero where there is no edge.
 
-    `delta`: writers' clean values minus ablated values; `run`: the pass at which the gradients were taken.
+    `delta`: writers' clean values minus ablated values; `run`: the pass in which the gradients were taken.
     """
     effects = EdgeSum(adapter, delta)
     own = gradients._replace(qkv=[*gradients.qkv], mlp=[*gradients.mlp])
@@ -49,9 +52,14 @@ def edge_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGr
 
 
 class _Layer(NamedTuple):
-    """Of one layer, sums over points at the tokens that are looked at. `values`: `[tokens, readers, d_read]` gradients
-    at what the attention's readers read, times the norm's scale; `along`: of each point, y `[tokens, d_model]` and c
-    `[tokens, readers]`; `mlp`: `[tokens, d_model]` gradients at the stream that the MLP reads."""
+    """One layer's sums over points, at the tokens that are used.
+
+    Attributes:
+        values: `[tokens, readers, d_read]`, the gradients at the projected streams of attention's readers, times the
+            norm's scale: `r g_v`.
+        along: y `[tokens, d_model]` and c `[tokens, readers]` of each point.
+        mlp: `[tokens, d_model]`, the gradients at the stream that the MLP reads.
+    """
 
     values: Tensor
     along: list[tuple[Tensor, Tensor]]
@@ -59,9 +67,15 @@ class _Layer(NamedTuple):
 
 
 class EdgeSum:
-    """Effects of all edges summed over points: `add` each, then ask for the `value`. `adapter`: to pull the gradients
-    back with; `delta`: as for `edge_effects`, the same for all points; `groups`: `[batch, pos]`, the sum that each
-    token counts in, -1 for none (by default all count in one); `n_groups`: how many sums there are."""
+    """Effects of all edges summed over points: `add` each point, then read `value()`.
+
+    Args:
+        adapter: its weights and norms pull the gradients back.
+        delta: writers' clean values minus ablated values, the same for all points.
+        groups: `[batch, pos]`, the number of the group whose sum a token belongs to, -1 for none; by default all tokens
+            are in one group.
+        n_groups: the number of groups.
+    """
 
     def __init__(self, adapter: Adapter, delta: Writers, groups: Tensor | None = None, n_groups: int = 1) -> None:
         self._adapter, self._delta, graph = adapter, delta, adapter.graph
@@ -69,21 +83,21 @@ class EdgeSum:
         groups = torch.zeros_like(changed, dtype=torch.long) if groups is None else groups
         tokens = (changed & (groups >= 0)).flatten().nonzero().squeeze(-1)
         self._groups, order = groups.flatten()[tokens].sort(stable=True)
-        self._tokens = tokens[order]  # those of a group follow each other
+        self._tokens = tokens[order]  # grouped
         self._effects = delta.embed.new_zeros(n_groups, graph.n_writers, graph.n_readers, dtype=adapter.work)
         self._clear()
 
     def _clear(self) -> None:
-        """Starts sums over points."""
+        """Start the sums over points anew."""
         self._points, self._final = 0, self._effects.new_zeros(len(self._tokens), self._adapter.graph.d_model)
         self._layers: list[_Layer] = []
 
     def _at(self, value: Tensor) -> Tensor:
-        """A value `[batch, pos, ...]` at the tokens that are looked at."""
+        """Return a value `[batch, pos, ...]` at the tokens that are used, `[tokens, ...]`."""
         return value.flatten(0, 1)[self._tokens].to(self._adapter.work)
 
     def add(self, weight: float, run: Run, gradients: ReaderGradients) -> None:
-        """One more point: the gradients taken at a run, and what they count. Of both no layer is left."""
+        """Add a point: gradients taken in a run, times `weight`. Both are emptied layer by layer, to free memory."""
         if self._points == points_at_once(self._adapter, len(self._tokens)):
             self._contract()
         self._points += 1
@@ -110,7 +124,7 @@ class EdgeSum:
         self._final.add_(weight * self._at(gradients.final))
 
     def value(self) -> Tensor:
-        """`[groups, writers, readers]` summed over the tokens of each; zero where there is no edge."""
+        """Return the effects `[groups, writers, readers]`, summed over each group's tokens; zero where no edge is."""
         self._contract()
         return self._effects
 
@@ -129,7 +143,8 @@ class EdgeSum:
         self._clear()
 
     def _blocks(self, kept: Tensor, buffer: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Some of the tokens block by block: (tokens, memory `[writers, tokens, d_model]`, the effects to add to)."""
+        """Yield blocks of some tokens: (tokens, the part of the buffer for D `[writers, tokens, d_model]`, the effects
+        `[writers, readers]` of their group)."""
         graph, start = self._adapter.graph, 0
         runs = torch.stack(torch.unique_consecutive(self._groups[kept], return_counts=True), dim=1)
         for group, count in runs.tolist():
@@ -140,7 +155,7 @@ class EdgeSum:
             start += count
 
     def _add_effects(self, kept: Tensor, buffer: Tensor) -> None:
-        """Adds the effects of some of the tokens, given by their places among those that are looked at."""
+        """Add the effects of some tokens, given by their indices among the tokens that are used."""
         adapter, graph, delta, tokens_of_all = self._adapter, self._adapter.graph, self._delta, self._tokens[kept]
         blocks = list(self._blocks(kept, buffer))
 

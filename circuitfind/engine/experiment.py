@@ -1,10 +1,10 @@
-"""A model, pairs in its tokens and a setting: what every measurement takes.
+"""`Experiment`: the model, the tokenised pairs and the setting, which every measurement takes.
 
-1. `Experiment.of` binds a task to a model, fills in the setting (from keywords, then from the record of the circuit or
-   scores that are judged, then from the task and the defaults) and checks once that the three go together.
-2. Whatever depends on all pairs is computed once, when it is first needed: the means of the mean ablations, the other
-   pairing of "resample".
-3. Everything below runs batches of it: `in_batches`, `prepare`, `ablated`.
+1. `Experiment.of` binds a task to a model, fills in the setting (from the call's keywords, else from the record of the
+   circuit or scores that are evaluated, else from the task and the defaults) and checks that the three are compatible.
+2. What depends on all pairs is computed once, when it is first needed: the means of the mean ablations, and the
+   shuffled corrupted prompts of "resample".
+3. Measurements run it batch by batch: `in_batches`, `prepare`, `ablated`.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 
 R = TypeVar("R")
-FROM_EACH_WEIGHT = 64  # values of each weight that tell one run from another
+FROM_EACH_WEIGHT = 64  # values of each weight tensor that enter a checkpoint's key
 
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """What is measured, on what, and how; refuses pairs that do not allow the ablation or the direction."""
+    """A model, its task and the setting of a call. TaskError or ScoreError if the ablation or the direction is not
+    defined for the pairs."""
 
     model: Model
     bound: BoundTask
@@ -65,19 +66,28 @@ class Experiment:
         metric: str | Metric | None = None,
         direction: bool = True,
     ) -> Experiment:
-        """The experiment that a public call's keywords (`asked`) ask for. TypeError for a keyword that the call does
-        not have; ScoreError or TaskError where the metric is not known here, or does not fit the task.
+        """Return the experiment of a public call.
 
-        `inherit`: the record of what is judged: its metric, ablation and direction hold unless `asked` says otherwise,
-        which is warned of; `made`: what that is, as the subject of messages ("the circuit was", "the scores were");
-        `metric`: the call's own default, in place of the task's; `direction`: whether the call has one.
+        Args:
+            asked: the call's keywords.
+            inherit: the record of the circuit or scores that are evaluated. Its metric, ablation and direction are used
+                unless a keyword overrides them, with a warning.
+            made: what `inherit` is of, as the subject of messages ("the circuit was", "the scores were").
+            metric: the call's default, in place of the task's metric.
+            direction: whether the call has a direction.
+
+        Raises:
+            TypeError: a keyword that the call does not have.
+            ModelError: `model` is no model of circuitfind, or fails its self-check on the pairs.
+            ScoreError, TaskError: the metric is not known in this process, or does not fit the task; `task` is no task,
+                or does not fit the model; see also `Experiment`.
         """
         known = [name for name in Keywords.__annotations__ if direction or name != "direction"]
-        # None asks for the default, except of a seed: some generators take it for the time of day
+        # None means the default, except for a seed: some generators take None for the time of day
         given: dict[str, Any] = {k: v for k, v in (asked or {}).items() if v is not None or k == "seed"}
         for name in asked or {}:
             if name not in known:
-                raise TypeError(f"keyword '{name}' does not apply here: a run is set by {', '.join(known)}")
+                raise TypeError(f"keyword '{name}' does not apply here: the keywords of a run are {', '.join(known)}")
         bound = bind(model, task)
         inherited: dict[str, str] = {}
         if inherit is not None:
@@ -89,19 +99,19 @@ class Experiment:
             elif _name(given[name]) != value:
                 warn(f"{made} made with {name}='{value}' and judged with {name}='{_name(given[name])}', as asked")
         chosen = given.pop("metric", metric)
-        if chosen not in (None, bound.metric.name):  # a task's own function has no other name to be found by
+        if chosen not in (None, bound.metric.name):  # the name of a task's own function is not in METRICS
             bound = _measuring(bound, chosen, made if chosen == inherited.get("metric") else "")
         require_identities_on(model.adapter, bound.batch)
         return cls(model, bound, Setting(bound.metric, **given))
 
     def tell_of(self, record: Record, made: str) -> None:
-        """Warns where something else that is judged was made with another metric or ablation."""
+        """Warn if something else that is evaluated here was made with another metric or ablation."""
         now = {"metric": self.metric.name, "ablation": self.setting.ablation}
         for name, value in _inherited(record, [*now]).items():
             if value != now[name]:
                 warn(f"{made} made with {name}='{value}' and judged with {name}='{now[name]}'")
 
-    # ---------------------------------------------------------------- what it is made of
+    # ---------------------------------------------------------------- its parts
     @property
     def adapter(self) -> Adapter:
         return self.model.adapter
@@ -123,18 +133,18 @@ class Experiment:
 
     @cached_property
     def batch(self) -> Batch:
-        """All pairs, as they are run: with other corrupted prompts where the ablation deals them out anew."""
+        """All pairs as they are run: under "resample" with shuffled corrupted prompts."""
         batch = self.bound.batch
         return resampled(batch, self.setting.seed, self.bound.copies) if self.ablation.redealt else batch
 
     @property
     def interchange(self) -> bool:
-        """In the run with every edge ablated each writer writes its ablated value."""
+        """Whether every writer computes exactly its ablated value in the run with every edge ablated."""
         return self.ablation.interchange and self.batch.alignment is None
 
     @cached_property
     def means(self) -> Writers | None:
-        """What the mean ablations put in place of each writer; None for the others."""
+        """Each writer's mean, for the mean ablations; None for other ablations."""
         over = self.ablation.mean
         if over is None:
             return None
@@ -145,24 +155,28 @@ class Experiment:
         found = in_batches(self.adapter, self.batch, sums, self.setting.batch_size, "mean activations")
         return mean_of(part for _, part in found)
 
-    # ---------------------------------------------------------------- other experiments
+    # ---------------------------------------------------------------- variants
     def on(self, bound: BoundTask) -> Experiment:
-        """The same asked of other pairs."""
+        """Return the same experiment on other pairs."""
         return replace(self, bound=bound.with_metric(self.metric))
 
     def set(self, **changes: Any) -> Experiment:
-        """The same pairs under a setting that differs in these fields."""
+        """Return the same experiment with these fields of the setting changed."""
         setting = replace(self.setting, **changes)
         return Experiment(self.model, self.bound.with_metric(setting.metric), setting)
 
     def ungrouped(self) -> Experiment:
-        """The same with a key and a value reader for every query head: for scores of edges (`Adapter.ungrouped`)."""
+        """Return the experiment with a key and a value reader for every query head (`Adapter.ungrouped`), for scores of
+        edges."""
         return replace(self, model=replace(self.model, adapter=self.adapter.ungrouped()))
 
     # ---------------------------------------------------------------- running it
     def share(self) -> None:
-        """Where there are several processes: checks that all have the same pairs and model (else ProcessError), and
-        finds together what each needs of all pairs."""
+        """With several processes: check that all have the same pairs and model, and compute the means together.
+
+        Raises:
+            ProcessError: the processes have different pairs or models.
+        """
         if processes.size() > 1:
             _ = self._is_shared, self.means
 
@@ -172,13 +186,13 @@ class Experiment:
         assert embedding is not None, "a model embeds its tokens"
         own = _key_of(*self._pairs, embedding[self.batch.clean.ids[0]].float())
         if len(set(processes.gathered(lambda: own))) > 1:
-            remedy = "load and make them in the same way, with the same seeds"
+            remedy = "load and build them in the same way in every process, with the same seeds"
             raise ProcessError(f"the processes have different pairs or models: {remedy}", processes.first())
         return True
 
     @property
     def _pairs(self) -> list[Tensor]:
-        """What tells these pairs from others."""
+        """The tensors that identify the pairs."""
         batch = self.batch
         return [*batch.clean[:3], *batch.corrupted[:3], batch.answers, batch.wrong]
 
@@ -189,36 +203,41 @@ class Experiment:
         batch_size: int | None = None,
         division: Division | None = None,
     ) -> Iterator[tuple[slice, R]]:
-        """`engine.batches.in_batches` over all pairs; `batch_size` stands in for a setting that leaves it open."""
+        """Call `engine.batches.in_batches` over all pairs; `batch_size`: the default if the setting has none."""
         self.share()
         size = self.setting.batch_size or batch_size
         return in_batches(self.adapter, self.batch, function, size, label, division)
 
     def after_prefix(self, batch: Batch) -> Batch:
-        """Some of the pairs from where anything differs, if they are: positions are others then."""
+        """Return some pairs without the tokens before the first difference, if the ablation and the model allow it.
+
+        Positions then count from the first token that is left.
+        """
         shared = self.ablation.interchange and self.ablation.corrupted and batch.alignment is None
         return after_prefix(self.adapter, batch) if shared else batch
 
     def prepare(self, batch: Batch, divided: bool = False) -> Prepared:
-        """The clean, ablated and empty runs of some of the pairs; `divided`: from where anything differs."""
+        """Return the clean and empty runs and the ablated values of some pairs; `divided`: `after_prefix`."""
         run = self.after_prefix(batch) if divided else batch
         return prepare(self.adapter, batch, self.ablation, self.means, run)
 
     def ablated(self, clean: Run, corrupted: Run | None) -> Writers:
-        """What the writers carry where they are ablated, of the clean run's shapes."""
+        """Return the writers' ablated values for a batch, in the shapes of the clean run."""
         return ablated(self.ablation, clean, corrupted, self.means)
 
-    # ---------------------------------------------------------------- saying what it is
+    # ---------------------------------------------------------------- records and keys
     def record(self, method: str, **settings: Any) -> Record:
-        """The record of a result."""
+        """Return the record of a result that this experiment made."""
         asked = self.setting
         return self.bound.record(method, asked.ablation, asked.direction, asked.seed, **settings)
 
     def key(self, *settings: object) -> str:
-        """A digest of everything that decides effects, so that a checkpoint serves only the run that left it: prompts
-        and answers, a few values of every weight, ablation and direction, the metric by its name and by its values on
-        the first pair (a function of one's own has no other mark), and whatever else is given: arrays count by content,
-        all else by its text."""
+        """Return a digest of everything that determines effects, so that a checkpoint is used only by its own run.
+
+        It covers prompts and answers, a few values of every weight, the ablation and the direction, the metric's name
+        and its values on the first pair (the user's own functions differ in nothing else), and `settings`: arrays by
+        content, everything else by its `repr`.
+        """
         batch, asked = self.batch, self.setting
         first = batch.rows(slice(0, 1)).trimmed()
         logits = [capture(self.adapter, side).logits for side in (first.clean, first.corrupted)]
@@ -235,7 +254,7 @@ class Experiment:
 
 
 def _key_of(*parts: object) -> str:
-    """`key_of`, of tensors, too."""
+    """Call `key_of`, with tensors as arrays."""
     return key_of(*(part.cpu().numpy() if isinstance(part, Tensor) else part for part in parts))
 
 
@@ -244,13 +263,13 @@ def _name(value: Any) -> Any:
 
 
 def _inherited(record: Record, known: list[str]) -> dict[str, str]:
-    """What a record says of how it was made, as far as the call has such a keyword; nothing where no run made it."""
+    """Return a record's metric, ablation and direction, those among the known keywords; none if no run made it."""
     made = {name: getattr(record, name) for name in ("metric", "ablation", "direction") if name in known}
     return {name: value for name, value in made.items() if value and record.n_examples}
 
 
 def _warn_of_others(record: Record, bound: BoundTask, made: str) -> None:
-    """Warns where what is judged was made on another model or task, or under another rule for BOS tokens."""
+    """Warn if the record is of another model or task, or of another rule for BOS tokens."""
     sides = {
         "model": (record.model, bound.model),
         "task": (record.task, bound.name),
@@ -262,10 +281,10 @@ def _warn_of_others(record: Record, bound: BoundTask, made: str) -> None:
 
 
 def _measuring(bound: BoundTask, metric: str | Metric | Function, made: str) -> BoundTask:
-    """The pairs under a metric; `made`: what the metric was inherited from, if it was."""
+    """Return the task with another metric; `made`: what the metric was inherited from, or empty."""
     if made and metric not in METRICS:
         raise ScoreError(
-            f"{made} made with the metric '{metric}', which is not known by name here, and the task measures"
+            f"{made} made with the metric '{metric}', which is not known in this process, and the task measures"
             f" '{bound.metric.name}': pass metric="
         )
     try:
@@ -275,8 +294,12 @@ def _measuring(bound: BoundTask, metric: str | Metric | Function, made: str) -> 
 
 
 def bind(model: Model, task: Task | BoundTask) -> BoundTask:
-    """The task in the model's tokens, on its device; one that is bound to this model already stays as it is. ModelError
-    or TaskError where `model` or `task` is something else, or the two do not fit."""
+    """Return the task in the model's tokens, on its device. A task that is already bound to the model is kept.
+
+    Raises:
+        ModelError: `model` is not what `cf.load` or `cf.wrap` returned.
+        TaskError: `task` is no task, is bound to another model, or does not fit the model.
+    """
     check_model(model)
     if isinstance(task, Task):
         return task.on(model)
@@ -298,7 +321,7 @@ def bind(model: Model, task: Task | BoundTask) -> BoundTask:
 
 
 def check_model(model: Any) -> None:
-    """Raises a ModelError for what did not come from `load` or `wrap`, which says what it is."""
+    """Raise a ModelError, which says what was passed, unless `model` came from `load` or `wrap`."""
     if isinstance(model, Model):
         return
     what = f"a {type(model).__name__}: give what cf.load or cf.wrap returned"

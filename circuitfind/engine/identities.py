@@ -1,25 +1,25 @@
-"""The identities that every model must pass before its numbers are believed.
+"""The identities that every model must satisfy before its numbers are trusted.
 
-On a short random prompt and another one as its corrupted twin:
+On pairs of short random prompts, within a tolerance that depends on the dtype:
 
 1. writers + output biases = the residual stream that enters the final norm;
-2. the circuit of all edges = the clean run, and that = the model by itself;
-3. the circuit of no edge = the corrupted run;
-4. the readers of a layer are those that the graph names, each of its own head (`circuitfind.models.heads`).
+2. the circuit of all edges = the clean run = the model called without circuitfind;
+3. the circuit of no edges = the corrupted run;
+4. a layer reads the stream only through the readers that the graph names, each of its own head (`models/heads.py`).
 
-Hooks of the user's may do something at late positions, in long prompts or to gradients only. Where they run, two more
-things are asked:
+The user's hooks may act at late positions only, in long prompts only, or on gradients only. So with hooks, two more
+things are checked:
 
-5. the identities hold on the pairs that are measured, too: on the longest and the first at the first call after a hook
-   is new, and on each that is longer later;
-6. autograd's derivatives are those of the values (`derivatives.py`), in float32 and float64.
+5. the identities on the pairs that are measured: after a hook is added, on the longest and the first pair of the next
+   call, and of each later call with a longer pair;
+6. that autograd's gradients are the derivatives of the values (`derivatives.py`), in float32 and float64.
 
-Not proved: that a hook does the same to other pairs (it may act on some token, or by chance), and in half precision the
-gradients.
+What is not checked: that a hook does the same to all other pairs (it may act on some tokens only, or at random), and
+gradients in half precision.
 
-Each circuit is evaluated in both of its forms. A small circuit through every MLP, most of whose modules the sparse form
-skips, has no identity to meet, but its two forms must agree. Errors are relative to the largest value compared; logits
-that are all near zero count as a hundredth of the largest that the stream and the unembedding could make.
+Each circuit is run in both of its forms. There is no identity for a small circuit through every MLP, in whose sparse
+form most modules are skipped, but its two forms must agree. Errors are relative to the largest value compared; for
+logits that are all near zero, to 1% of the largest logit that the stream and the unembedding could produce.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ from circuitfind.models.backends import read_rows, undisturbed
 from circuitfind.models.heads import reader_errors
 from circuitfind.models.layer import weight_of
 
-# Rounding of one addition, times what a few dozen layers of them amount to. A float64 model's RMSNorms still compute
-# in float32 (transformers casts there), hence no less than 1e-5.
+# Rounding errors that a few dozen layers add up to. In a float64 model RMSNorms still compute in float32 (transformers
+# casts there), hence 1e-5.
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 LENGTH = 8
 
 
 class Identity(NamedTuple):
-    """A check's name, its error relative to the largest value, and the error that is allowed."""
+    """A check's name, its error relative to the largest value, and the largest error that is allowed."""
 
     name: str
     error: float
@@ -63,12 +63,12 @@ class Identity(NamedTuple):
 
 
 def check_identities(adapter: Adapter, seed: int = 0) -> list[Identity]:
-    """Runs the identities, and the comparison of forms, on random pairs."""
+    """Check all identities on random pairs, and return each with its error."""
     return list(_identities(adapter, seed))
 
 
 def _identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> Iterator[Identity]:
-    """On random pairs or on a batch; where hooks run, the derivatives, too."""
+    """Check the identities on a batch (by default random pairs), and with hooks the derivatives, too."""
     tolerance, alone = TOLERANCE.get(adapter.dtype, 1e-4), batch is None
     batch = _random_pairs(adapter, seed) if batch is None else batch
     prepared = prepare(adapter, batch)
@@ -77,7 +77,7 @@ def _identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> 
     yield Identity("writers + output biases = residual stream", _stream_error(prepared), tolerance)
     if alone:
         yield Identity("a run = the model by itself", _error(_by_itself(adapter, batch.clean), clean, least), tolerance)
-        # rows of one batch that compute the same hardly differ in any precision
+        # these compare rows of one batch that compute the same: they hardly differ in any precision
         yield from (Identity(name, error, tolerance / 10) for name, error in reader_errors(adapter, seed).items())
     yield Identity("all edges in = clean run", _circuit_error(prepared, full, clean, least), tolerance)
     yield Identity("no edge in = corrupted run", _circuit_error(prepared, empty, corrupted, least), tolerance)
@@ -88,8 +88,8 @@ def _identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> 
 
 
 def require_identities_on(adapter: Adapter, batch: Batch) -> None:
-    """Under the user's hooks, requires the identities on the longest and the first of these pairs, unless they hold on
-    longer ones."""
+    """With the user's hooks, require the identities on the longest and the first of these pairs, unless they were
+    proved on a longer pair."""
     if not adapter.state.hooks or adapter.unproven is None or adapter.held_by is not None:
         return
     lengths = torch.maximum(batch.clean.mask.sum(-1), batch.corrupted.mask.sum(-1))
@@ -100,7 +100,7 @@ def require_identities_on(adapter: Adapter, batch: Batch) -> None:
 
 
 def require_identities(adapter: Adapter, batch: Batch | None = None) -> list[Identity]:
-    """Runs the identities; ModelError, naming the identity and its error, for a model that fails one."""
+    """Check the identities and return them; ModelError, which names the identity and its error, if one fails."""
     identities = []
     for identity in _identities(adapter, batch=batch):
         identities.append(identity)
@@ -119,7 +119,7 @@ def require_identities(adapter: Adapter, batch: Batch | None = None) -> list[Ide
                 )
             raise ModelError(
                 f"the model's self-check failed: {said}. {why};"
-                " check=False in cf.load or cf.wrap leaves the check out, but scores then cannot be trusted"
+                " check=False in cf.load or cf.wrap skips the check, but then scores cannot be trusted"
             )
     return identities
 
@@ -135,7 +135,7 @@ def _random_pairs(adapter: Adapter, seed: int) -> Batch:
 
 
 def _by_itself(adapter: Adapter, inputs: Inputs) -> Tensor:
-    """The model's logits without explicit positions."""
+    """Return the logits at the read positions of a plain call of the model, without explicit position ids."""
     with torch.no_grad(), undisturbed(adapter.model):
         return read_rows(adapter.model(input_ids=inputs.ids, use_cache=False).logits, inputs)
 
@@ -151,7 +151,8 @@ def _stream_error(prepared: Prepared) -> float:
 
 
 def _least_logit(prepared: Prepared) -> float:
-    """What errors of logits are at least relative to: they have the rounding of the stream that they are made of."""
+    """Return the least value that errors of logits are divided by: 1% of the largest logit that the final stream and
+    the unembedding could produce, because logits have the rounding errors of that stream."""
     adapter = prepared.adapter
     stream = adapter.final_norm(prepared.clean.resid[-1])
     unembedding = weight_of(adapter.model.get_output_embeddings()).T.to(adapter.device)
@@ -160,13 +161,13 @@ def _least_logit(prepared: Prepared) -> float:
 
 
 def _circuit_error(prepared: Prepared, mask: np.ndarray, expected: Tensor, least: float) -> float:
-    """The larger error of a circuit's two forms; NaN if either is (Python's `max` would lose it)."""
+    """Return the larger error of a circuit's two forms; NaN if either is NaN (which Python's `max` could lose)."""
     errors = [_error(run_circuits(prepared, mask, sparse)[0], expected, least) for sparse in (False, True)]
     return float(torch.tensor(errors).max())
 
 
 def _forms_error(prepared: Prepared, least: float) -> float:
-    """How far the sparse and the dense run of `input->m{l}->logits`, for all layers l, are apart."""
+    """Return the difference between the two forms of the circuit of `input->m{l}->logits` for all layers l."""
     graph = prepared.adapter.graph
     names = [name for layer in range(graph.n_layers) for name in (f"input->m{layer}", f"m{layer}->logits")]
     sparse, dense = (run_circuits(prepared, graph.mask(names)[None], form) for form in (True, False))
@@ -174,5 +175,5 @@ def _forms_error(prepared: Prepared, least: float) -> float:
 
 
 def _error(value: Tensor, expected: Tensor, least: float = 0.0) -> float:
-    value, expected = value.cpu().double(), expected.cpu().double()  # not every accelerator has float64
+    value, expected = value.cpu().double(), expected.cpu().double()  # some accelerators have no float64
     return float((value - expected).abs().max()) / max(float(expected.abs().max()), least, 1e-30)

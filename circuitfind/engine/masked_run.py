@@ -1,21 +1,23 @@
-"""Soft circuits: one forward pass in which every edge is let through in part, differentiable in how much.
+"""Circuits with soft masks: one forward pass, differentiable in the weight of every edge.
 
-With `D_u = current_u - ablated_u` for each writer and a mask m, 1 = the edge carries its current value, 0 = its ablated
-one, every reader v reads, exactly,
+With `D_u = current_u - ablated_u` for each writer u and a mask m (1: the edge carries its current value, 0: its ablated
+value), a reader v reads exactly
 
     empty residual + sum over u of m_uv D_u
 
-which for a 0/1 mask is the circuit of `circuit_run.py` in its sparse form. (It equals the model's own residual minus
-`(1 - m_uv) D_u`, but a mask that is nearly closed would leave rounding noise there, which a norm would blow up.)
+For a 0/1 mask this is the circuit of `circuit_run.py` in its sparse form. (It also equals the model's own residual
+minus `(1 - m_uv) D_u`, but where a mask is nearly 0 that would leave rounding noise, which a norm amplifies.)
 
-1. An edge whose gradient is asked for takes part if a path of open edges leads from its reader to `logits`; else its
-   gradient is 0. An open edge takes part if a path leads from its reader to `logits`, or to the writer of such an edge.
-   All else is as in the sparse form: modules that nothing reaches, and projections that are overwritten, are not run.
-2. As the model computes its writers, each D is kept once. A reader's stream is its column of the mask times the D's
-   before it, then normed and projected. It is not kept, but computed again on the way back (`masked_streams.py`).
-3. The weights are frozen; gradients flow to the mask through the streams, and through the activations to the streams of
-   earlier layers. At the mask of all ones the gradient is the EAP score of every edge; at a circuit, `only` its own
-   edges cost little more than running it.
+1. Edges with `m_uv != 0` are called open. An edge whose gradient is requested takes part if a path of open edges leads
+   from its reader to `logits`; otherwise its gradient is 0. An open edge takes part if a path leads from its reader to
+   `logits`, or to the writer of a requested edge that takes part. Modules without a reader that takes part, and
+   projections whose outputs are overwritten, are not run, as in the sparse form.
+2. D of each writer is stored once, as the model computes it. A reader's stream is its column of the mask times the D of
+   the writers before it, then normed and projected. Streams are not kept for the backward pass but computed again
+   (`masked_streams.py`).
+3. The weights are frozen. Gradients flow to the mask through the readers' streams, and through the activations to the
+   streams of earlier layers. At the mask of all ones the gradient is the EAP score of every edge. At a 0/1 circuit, the
+   gradient of `only` its own edges costs little more than running it.
 
 A node's gate is a mask whose row has one value: `gate[:, None].expand(-1, n_readers)`.
 """
@@ -41,22 +43,24 @@ from circuitfind.models.layer import PROJECTIONS, Heads
 
 
 class MaskGradient(NamedTuple):
-    """The metric `[batch]` of a masked run, and the gradient `[writers, readers]` of its sum."""
+    """The metric's `values [batch]` in a masked run, and the gradient `[writers, readers]` of their sum."""
 
     values: Tensor
     gradient: Tensor
 
 
 class PairGradients(NamedTuple):
-    """The metric `[batch]` of a masked run, and the gradient of each pair's own, `[edges, batch]`."""
+    """The metric's `values [batch]` in a masked run, and the gradient of each of them, `[edges, batch]`."""
 
     values: Tensor
     gradient: Tensor
 
 
 def run_masked(prepared: Prepared, mask: Tensor) -> Tensor:
-    """Logits `[batch, reads, vocab]` of a soft circuit, differentiable in the mask, `[writers, readers]` in the
-    adapter's `work` precision; cells that are no edges are ignored."""
+    """Return logits `[batch, reads, vocab]` of a circuit with a soft mask, differentiable in the mask.
+
+    `mask`: `[writers, readers]` in the adapter's `work` precision; entries that are no edges are ignored.
+    """
     real = prepared.adapter.graph.real
     plan = _plan(prepared, mask, real if mask.requires_grad else np.zeros_like(real))
     with torch.enable_grad():
@@ -65,10 +69,10 @@ def run_masked(prepared: Prepared, mask: Tensor) -> Tensor:
 
 
 def mask_gradient(prepared: Prepared, mask: Tensor, metric: Metric, only: np.ndarray | None = None) -> MaskGradient:
-    """A masked run, forwards and backwards; ScoreError where the metric cannot be differentiated.
+    """Run a circuit with a soft mask forwards and backwards; ScoreError if the metric is not differentiable.
 
-    `mask`: as for `run_masked`; `only`: `[writers, readers]` bool, the edges whose gradient is wanted (default: all),
-    it is 0 for others. A circuit's own edges at that circuit cost least: nothing outside it is computed.
+    `mask`: as for `run_masked`; `only`: `[writers, readers]` bool, the edges whose gradient is requested (default:
+    all); for other edges it is 0. Cheapest are a circuit's own edges at that circuit: nothing outside it is computed.
     """
     only = prepared.adapter.graph.real if only is None else only
     values, streams = _gradient(prepared, mask, metric, only, 1)
@@ -77,8 +81,8 @@ def mask_gradient(prepared: Prepared, mask: Tensor, metric: Metric, only: np.nda
 
 
 def pair_gradients(prepared: Prepared, mask: Tensor, metric: Metric, only: np.ndarray) -> PairGradients:
-    """`mask_gradient` of each pair, from one run; of edges `only`, in the order of `np.argwhere(only)`. Their sum over
-    pairs is `mask_gradient(prepared, mask, metric, only).gradient[only]`."""
+    """Compute `mask_gradient` for each pair separately, in one run: `gradient [edges, batch]`, edges in the order of
+    `np.argwhere(only)`. Its sum over pairs is `mask_gradient(prepared, mask, metric, only).gradient[only]`."""
     values, streams = _gradient(prepared, mask, metric, only, len(prepared.batch))
     return PairGradients(values, streams.at_edges(*np.nonzero(only)))
 
@@ -86,7 +90,7 @@ def pair_gradients(prepared: Prepared, mask: Tensor, metric: Metric, only: np.nd
 def _gradient(
     prepared: Prepared, mask: Tensor, metric: Metric, only: np.ndarray, groups: int
 ) -> tuple[Tensor, Streams]:
-    """The metric's `[batch]` values, and streams with the gradient at the mask."""
+    """Return the metric's `[batch]` values, and the streams with the gradient with respect to the mask."""
     streams = Streams(prepared, _plan(prepared, mask, only), mask, groups)
     token = streams.written.new_zeros((), requires_grad=True)
     logits = _run(streams, token)
@@ -94,7 +98,7 @@ def _gradient(
         logits.to(prepared.adapter.work),
         lambda at: metric(at, prepared.batch),
         f"metric '{metric.name}'",
-        "masks are learned and circuits re-scored by gradients; acdc, exact and find(search='absolute') need none",
+        "learned masks and re-scoring need its gradient; acdc, exact and find(search='absolute') do not",
     )
     scale = power_of_two(at_logits) if prepared.adapter.dtype == torch.float16 else 1.0
     count_backward(len(logits) * prepared.inputs.part)
@@ -106,7 +110,7 @@ def _gradient(
 
 
 def _plan(prepared: Prepared, mask: Tensor, wanted: np.ndarray) -> Plan:
-    """What takes part in the run of a mask, and in the gradient of some edges."""
+    """Return the edges that take part in a masked run, given the edges whose gradient is requested."""
     graph = prepared.adapter.graph
     if mask.shape != graph.real.shape:
         raise ScoreError(f"the mask has shape {list(mask.shape)}, the graph needs {list(graph.real.shape)}")
@@ -130,19 +134,19 @@ def _run(streams: Streams, token: Tensor) -> Tensor:
 
 
 class MaskedVisitor:
-    """Collects D as writers are computed, and overwrites what every reader reads; `token`: the first one
+    """The visitor that stores D as writers are computed, and overwrites every reader's input; `token`: from `start`
     (`masked_streams.py`)."""
 
     def __init__(self, streams: Streams, token: Tensor) -> None:
         self.streams, self.token = streams, token
         self.prepared, self.plan, self.adapter = streams.prepared, streams.plan, streams.adapter
         self._z: Tensor
-        self._values: Heads  # of the layer `_values_of`
+        self._values: Heads  # q, k and v of the layer `_values_of`
         self._values_of = -1
         ablated, empty = self.prepared.ablated, self.prepared.empty
         streams.write(0, "input", self.prepared.clean.resid[0].to(ablated.embed) - ablated.embed)
         for layer in range(0 if self.prepared.interchange else self.plan.graph.n_layers):
-            if not self.plan.runs(layer, "qkv"):  # their writers are constant, and perhaps not run
+            if not self.plan.runs(layer, "qkv"):  # these writers are constants, and their modules may be skipped
                 streams.write(layer, "heads", empty.heads[layer] - ablated.heads[layer])
             if not self.plan.runs(layer, "mlp"):
                 streams.write(layer, "mlp", empty.mlps[layer] - ablated.mlps[layer])
@@ -150,7 +154,7 @@ class MaskedVisitor:
     def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | None:
         view, empty = self.adapter.layers[min(layer, self.plan.graph.n_layers - 1)], self.prepared.empty
         if site == "resid":
-            return value.detach()  # nothing is read from it: no graph of it is kept
+            return value.detach()  # no reader uses it, so autograd need not keep it
         if site in PROJECTIONS:
             if self._values_of != layer:
                 self._values, self._values_of = self._attention_values(layer), layer
@@ -186,7 +190,7 @@ class MaskedVisitor:
         return own.with_chosen(values_by_kind(self.adapter.layers[layer], self.plan, layer, read))
 
     def _final(self, value: Tensor) -> Tensor:
-        """The final norm's input; only where the metric reads the logits is it the soft circuit's."""
+        """Return the final norm's input: the masked circuit's at the read positions, the empty run's elsewhere."""
         base = self.prepared.empty.resid[-1]
         if self.plan.runs(layer=0, kind="logits"):
             at, _ = self.streams.read_tokens()

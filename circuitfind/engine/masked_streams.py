@@ -1,23 +1,25 @@
-"""What the readers of a soft circuit see, and the gradients of the mask and of the writers on the way back.
+"""The streams that readers of a soft-masked circuit see, and the backward pass to the mask and the writers.
 
 With D `[writers, tokens, d_model]` (current minus ablated values) and a mask m, a reader's stream is
 
     x_v = base_v + sum over u of m_uv D_u        so        dm_uv = <D_u, S_v>    and    dD_u = sum over v of m_uv S_v
 
-where S_v is the gradient at its stream. All of it is a few matrix products with one buffer of D and one of its
-gradient:
+where S_v is the gradient at that stream. All this is done by a few matrix products with one buffer for D and one for
+its gradient:
 
-1. Only writers and readers that take part have rows. Writers stand in the order of computation: what the readers of a
-   layer see is a prefix of the rows, and no row is copied.
-2. A *panel* `[readers, tokens, d_model]` holds the streams of a few layers. One product adds for all its readers what
-   comes before its first layer, one for each layer what comes before that, one the layer's own heads for its MLP: so D
-   is read a few times in all, and not once for each layer.
-3. On the way back the panel's streams are computed again, and each turns in place into the gradient at it. These go in
-   the same three products to the gradients of D and of the mask.
-4. q, k and v need no second projection for it: `AttentionReaders.pull_back_own`.
+1. Only writers and readers that take part have rows. Writers are in the order of computation, so the readers of a layer
+   see the first rows of D, and no row is copied.
+2. A *panel* `[readers, tokens, d_model]` holds the streams of all readers of a few layers. Three kinds of products fill
+   it: one adds the writers before the panel's first layer for all its readers; one for each layer adds the writers
+   between that and the layer; one for each layer adds the layer's own heads for its MLP. So D is read a few times in
+   all, not once for each layer.
+3. In the backward pass the panel's streams are computed again, and each is overwritten with its gradient. The same
+   three products take these gradients to those of D and of the mask.
+4. q, k and v are not projected a second time for this: see `AttentionReaders.pull_back_own`.
 
-Autograd goes through the rest of the model. `start`, `read` and `write` tie it to the buffers. Each takes a *token*, a
-number without meaning, from the last `write` before it: so the way back comes to a writer after all who read it.
+Autograd differentiates the rest of the model. `start`, `read` and `write` connect it to the buffers. Each `read` and
+`write` takes a *token*, a number without meaning, that the last `write` (or `start`) returned. These tokens make
+autograd call the backward of a `write` only after those of all later reads.
 """
 
 from __future__ import annotations
@@ -34,11 +36,11 @@ from circuitfind.engine.circuit_run import Plan
 from circuitfind.engine.prepare import Prepared
 from circuitfind.models.placement import mapped, sent
 
-PANEL = 64  # readers of as many layers as that are worked on together, of one layer at least
+PANEL = 64  # readers of a panel, at most, unless a single layer has more
 
 
 class Panel(NamedTuple):
-    """Layers `first` to `end` (without it), and their readers among those that take part."""
+    """Layers `first` to `end` (exclusive), and their readers, as a slice of those that take part."""
 
     first: int
     end: int
@@ -46,11 +48,16 @@ class Panel(NamedTuple):
 
 
 class Streams:
-    """D, what readers see of it, and once the way back has come to its end, the gradient at the mask.
+    """The buffers of D, of readers' streams and of gradients.
 
-    `plan`: the writers and readers that take part, of one circuit in the sparse form; `mask`: `[writers, readers]`;
-    `groups`: 1, or the number of pairs: then each has a gradient of its own. `gradient`: `[groups, writers, readers]`
-    of those that take part.
+    Args:
+        plan: one circuit in the sparse form, whose terms are the edges that take part.
+        mask: `[writers, readers]`.
+        groups: 1, or the number of pairs, for a gradient of each pair.
+
+    Attributes:
+        written: D, `[writers, tokens, d_model]`, of the writers that take part.
+        gradient: `[groups, writers, readers]` of those that take part, complete after `finish`.
     """
 
     def __init__(self, prepared: Prepared, plan: Plan, mask: Tensor, groups: int = 1) -> None:
@@ -69,7 +76,7 @@ class Streams:
         self._begin()
 
     def _divide(self) -> list[Panel]:
-        """The panel of each layer."""
+        """Return the panel of each layer."""
         panels: list[Panel] = []
         first = 0
         for layer in range(self.graph.n_layers):
@@ -80,32 +87,34 @@ class Streams:
         return panels
 
     def _begin(self) -> None:
-        """The panel holds nothing yet, on the way forth or back."""
+        """Empty the panel, before the forward and before the backward pass."""
         self._open: Panel | None = None
-        self._layer: int | None = None  # the layer of the open panel whose readers see all but the layer's own heads
-        self._came = np.zeros(len(self.readers), dtype=bool)  # the readers with their gradient in the panel
+        self._layer: int | None = None  # the open panel's layer whose streams are complete but for its own heads
+        self._came = np.zeros(len(self.readers), dtype=bool)  # readers whose gradient is in the panel
 
     # ---------------------------------------------------------------- rows
     def _readers(self, layer: int, end: int | None = None, kind: str = "all") -> slice:
-        """Those of a layer, or of all layers from it to another (without that), among those that take part."""
+        """Return the readers of a layer, or of all layers from it to `end` (exclusive), as a slice of those that take
+        part."""
         start, stop = self.graph.readers(layer, kind).start, self.graph.readers((end or layer + 1) - 1, kind).stop
         return slice(*np.searchsorted(self.readers, [start, stop]).tolist())
 
     def _seen(self, layer: int, kind: str = "qkv", since: int | None = None) -> slice:
-        """D's rows that a layer's readers of this kind see, less those before another layer."""
+        """Return the rows of D that a layer's readers of this kind see; with `since`, only those of that layer and
+        later ones."""
         bounds = [0 if since is None else self.graph.head(since), self.graph.reads(layer, kind)]
         return slice(*np.searchsorted(self.plan.writers, bounds).tolist())
 
     def _of(self, readers: slice) -> Tensor:
-        """These readers' rows of the panel."""
+        """Return these readers' rows of the open panel."""
         assert self._open is not None, "readers are in an open panel"
         offset = self._open.readers.start
         return self._streams[readers.start - offset : readers.stop - offset]
 
     # ---------------------------------------------------------------- writers
     def write(self, layer: int, kind: str, difference: Tensor) -> None:
-        """Stores D as far as it takes part: of the "input", of a layer's "heads" before their projection, of its "mlp";
-        `[batch, pos, d_model]`, of heads `[batch, pos, heads, d_head]`."""
+        """Store D of the "input", of a layer's "mlp" (`[batch, pos, d_model]`) or of its "heads" (`[batch, pos, heads,
+        d_head]`, before their output projection), of the writers that take part."""
         rows = self._rows(layer, kind)
         if kind != "heads":
             self.written[rows] = self.adapter.centre(difference.reshape(1, -1, self.width))
@@ -114,7 +123,7 @@ class Streams:
             torch.bmm(difference.flatten(0, 1).transpose(0, 1)[heads], weight, out=self.written[rows])
 
     def pull_writers(self, layer: int, kind: str) -> Tensor:
-        """The gradient at what `write` was given."""
+        """Return the gradient at the difference that `write` got."""
         self._settle(layer)
         rows = self._rows(layer, kind)
         back = self._back[rows]
@@ -126,22 +135,22 @@ class Streams:
         return gradient.view(-1, self.length, *gradient.shape[1:])
 
     def _rows(self, layer: int, kind: str) -> slice:
-        """D's rows of the writers of this kind that take part."""
+        """Return the rows of D of a layer's writers of this kind."""
         first = {"input": 0, "heads": self.graph.head(layer), "mlp": self.graph.mlp(layer)}[kind]
         bounds = [first, first + (self.graph.heads_in(layer) if kind == "heads" else 1)]
         return slice(*np.searchsorted(self.plan.writers, bounds).tolist())
 
     def _heads(self, layer: int, rows: slice) -> tuple[Tensor, Tensor]:
-        """The heads of some rows, by their index, and their output projection `[heads, d_head, d_model]`."""
+        """Return the index of each row's head, and the heads' output projection `[heads, d_head, d_model]`."""
         heads = sent(self.plan.writers[rows] - self.graph.head(layer), self.written.device)
         return heads, self.adapter.centre(self.adapter.layers[layer].output_weight()[heads])
 
-    # ---------------------------------------------------------------- readers, forth
+    # ---------------------------------------------------------------- readers, forward
     def see(self, layer: int, kind: str) -> tuple[Tensor, Tensor | None]:
-        """What a layer's readers that take part make of their streams, and what `pull_readers` needs with it.
+        """Return the input of a layer's readers, and for `pull_readers` the norm's scale (qkv) or None.
 
-        qkv: their values `[readers, tokens, d_head]`, and the norm's scale; mlp: its input `[tokens, d_model]`;
-        logits: the final norm's input, where logits are read.
+        qkv: projected values `[readers, tokens, d_read]`; mlp: the MLP's input `[tokens, d_model]`; logits: the final
+        norm's input at the read positions, `[read tokens, d_model]`.
         """
         if kind == "logits":
             at, written = self.read_tokens()
@@ -153,19 +162,19 @@ class Streams:
         return self.prepared.readers(layer).scaled_values(streams, self._qkv(layer), self.adapter.centred)
 
     def read_tokens(self) -> tuple[Tensor, Tensor]:
-        """Tokens whose logits are read, of `[batch x pos]`, and D there."""
+        """Return the indices, within `batch x pos`, of the tokens whose logits are read, and D there."""
         return self._read, self.written[:, self._read]
 
     def _base(self, value: Tensor) -> Tensor:
-        """`[tokens, d_model]`: what a reader without an edge sees."""
+        """Return a stream of the empty run as `[tokens, d_model]`: the base of a reader's stream."""
         return self.adapter.centre(value.reshape(-1, self.width).to(self.adapter.work))
 
     def _qkv(self, layer: int) -> Tensor:
-        """The q, k and v readers of a layer that take part, by their index in it."""
+        """Return the q, k and v readers of a layer that take part, by their index within the layer."""
         return sent(self.plan.readers(layer, "qkv") - self.graph.readers(layer, "qkv").start, self.written.device)
 
     def _stream(self, layer: int, kind: str) -> Tensor:
-        """The streams of a layer's readers of this kind: rows of the panel."""
+        """Return the streams of a layer's readers of this kind, as rows of the panel."""
         panel, of_layer = self._panels[layer], self._readers(layer)
         if self._open != panel:
             self._open, self._layer = panel, None
@@ -191,9 +200,9 @@ class Streams:
         if seen.start < seen.stop and readers.start < readers.stop:
             self._of(readers).flatten(1).addmm_(self.amounts[seen, readers].T, self.written[seen].flatten(1))
 
-    # ---------------------------------------------------------------- readers, back
+    # ---------------------------------------------------------------- readers, backward
     def pull_readers(self, layer: int, kind: str, gradient: Tensor, value: Tensor, scale: Tensor | None) -> None:
-        """Takes the gradient at what `see` gave, with what it gave."""
+        """Take the gradient at the value that `see` returned; `value` (for qkv) and `scale`: what it returned."""
         if kind == "logits":
             self._pull_logits(gradient)
             return
@@ -209,7 +218,7 @@ class Streams:
             folded.pull_back_own(streams, gradient, value, scale, self._qkv(layer), self.adapter.centred)
 
     def _pull_logits(self, gradient: Tensor) -> None:
-        """The first on the way back."""
+        """Take the gradient at the final norm's input: the first step of the backward pass."""
         self._begin()
         at, written = self.read_tokens()
         self._back = torch.zeros_like(self.written)
@@ -219,7 +228,8 @@ class Streams:
         self.gradient.zero_()[:, :, -1].T.index_add_(1, group, found)
 
     def _settle(self, layer: int) -> None:
-        """Sends on what has come back from readers of later layers."""
+        """Send the gradients of later layers' readers to the writers within their panel's layers, and once a panel is
+        complete, to the writers before it."""
         panel = self._open
         if panel and self._layer is not None and self._layer > layer:
             self._send(self._seen(self._layer, since=panel.first), self._readers(self._layer))
@@ -229,28 +239,28 @@ class Streams:
             self._open = None
 
     def _send(self, seen: slice, readers: slice) -> None:
-        """From the gradients at some readers' streams to those of some of D's rows, and of the mask."""
+        """Take the gradients at these readers' streams to the gradients of these rows of D, and of the mask."""
         count, at = seen.stop - seen.start, self._of(readers)
         if not count or not len(at):
             return
-        for idle in np.flatnonzero(~self._came[readers]):  # nothing that is differentiated depends on them
+        for idle in np.flatnonzero(~self._came[readers]):  # the metric does not depend on these readers
             at[int(idle)] = 0
         self._back[seen].flatten(1).addmm_(self.amounts[seen, readers], at.flatten(1))
         written = self.written[seen].view(count, self.groups, -1).transpose(0, 1)
         self.gradient[:, seen, readers] = torch.bmm(written, at.view(len(at), self.groups, -1).permute(1, 2, 0))
 
     def finish(self) -> None:
-        """Sends on the last of what has come back; then `gradient` is whole."""
+        """Send the remaining gradients; `gradient` is then complete."""
         self._settle(-1)
 
     def at_mask(self) -> Tensor:
-        """`[writers, readers]`: the gradient of all groups together, 0 for what takes no part."""
+        """Return the gradient `[writers, readers]` summed over groups; 0 for edges that take no part."""
         whole = self.gradient.new_zeros(self.graph.real.shape)
         whole[np.ix_(self.plan.writers, self.readers)] = self.gradient.sum(0)
         return whole
 
     def at_edges(self, writers: np.ndarray, readers: np.ndarray) -> Tensor:
-        """`[edges, groups]`: the gradient of some edges, 0 for what takes no part."""
+        """Return the gradient `[edges, groups]` of some edges; 0 for those that take no part."""
         found = self.gradient.new_zeros(len(writers), self.groups)
         known = np.isin(writers, self.plan.writers) & self.plan.active[readers]
         rows = np.searchsorted(self.plan.writers, writers[known])
@@ -261,7 +271,7 @@ class Streams:
 
 # -------------------------------------------------------------------- what autograd sees
 def start(mask: Tensor, streams: Streams) -> Tensor:
-    """The first token."""
+    """Return the first token; its backward completes the gradient and hands it to the mask."""
 
     def back(_: Tensor) -> Tensor:
         streams.finish()
@@ -303,4 +313,4 @@ class _Read(torch.autograd.Function):
 write: Callable[[Tensor, Tensor, Streams, int, str], Tensor] = _Write.apply
 """(token, difference, streams, layer, kind) -> the next token; `Streams.write`."""
 read: Callable[[Tensor, Streams, int, str], Tensor] = _Read.apply
-"""(token, streams, layer, kind) -> what `Streams.see` gives."""
+"""(token, streams, layer, kind) -> the value of `Streams.see`."""

@@ -1,13 +1,13 @@
-"""The one loop of exact patching: many places patched, each in a run of its own, several runs side by side.
+"""The loop of all exact patching: each place is patched in a run of its own, several runs side by side.
 
-1. For each batch of pairs, `start` runs what does not depend on the place: both ends, and the groups of places that are
-   patched together.
-2. Each group is run, and the metric compared with that of the base run, example by example. Noising: metric(clean) -
+1. For each batch of pairs, `start` runs what does not depend on the place (the clean and the ablated run), and divides
+   the places into groups that run side by side.
+2. Each group is run, and its metric compared with that of the base run, example by example. Noising: metric(clean) -
    metric(patched); denoising: metric(patched) - metric(corrupted). Positive = the place supports the behaviour.
-3. Several processes divide the places of a batch, by the blocks that they run, or the pairs, whichever leaves the
-   busiest less to do.
-4. Where a checkpoint is named, what was measured is written now and then, and when anything stops the loop. A repeated
-   call measures only what is missing. Out of memory halves the batch (`engine/batches.py`).
+3. Several processes divide either the places of a batch (by the number of blocks that they run) or the pairs, whichever
+   leaves the busiest process less work.
+4. With a checkpoint, effects are saved from time to time and when anything stops the loop; a repeated call measures
+   only what is missing. When memory runs out, the batch is halved (`engine/batches.py`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from circuitfind.errors import ScoreError
 from circuitfind.processes import division
 from circuitfind.progress import track
 
-PARTS = "model, prompts, metric or places"  # what decides the effects
+PARTS = "model, prompts, metric or places"  # what a checkpoint's key depends on, for the error about another key
 
 
 class Group(NamedTuple):
-    """Places that are patched together: rows of the result, the layer from which on they run, what `logits` takes."""
+    """Places that are patched side by side: their rows in the result, the first layer that is run, and the argument of
+    `Started.logits`."""
 
     places: slice
     layer: int
@@ -41,10 +42,11 @@ class Group(NamedTuple):
 class Started(NamedTuple):
     """A batch ready to be patched.
 
-    batch: with the clean run's logits for reference.
-    full, empty: logits `[batch, reads, vocab]` with nothing and with everything ablated; the one that is not the base
-        run may be left out.
-    logits: runs one group: `[places, batch, reads, vocab]`.
+    batch: the pairs, with the clean run's logits as reference.
+    full, empty: logits `[batch, reads, vocab]` with no edge and with every edge ablated; None is allowed for the one
+        that is not the base run.
+    groups: all places, group by group.
+    logits: runs one group's `patches` and returns logits `[places, batch, reads, vocab]`.
     """
 
     batch: Batch
@@ -55,8 +57,8 @@ class Started(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """`effects [places, examples]` in units of the metric; the metric `[examples]` with nothing and with everything
-    ablated (None where that end was not run)."""
+    """`effects [places, examples]` in units of the metric; `full`, `empty`: the metric `[examples]` with no edge and
+    with every edge ablated, None if that was not run."""
 
     effects: np.ndarray
     full: np.ndarray | None
@@ -72,16 +74,18 @@ def measure(
     checkpoint: str | PathLike[str] | None = None,
     key: Sequence[object] = (),
 ) -> Measured:
-    """Effects of patching all places on all examples.
+    """Measure the effect of patching each place, on all examples.
 
     Args:
-        start: gets a batch, and which rows of all pairs it holds.
-        name: of a place by its number, for errors.
+        start: gets a batch, and the slice of all pairs that it holds.
+        name: returns the name of a place by its number, for errors.
+        label: names the loop in the progress bar.
         checkpoint: a file that a stopped run leaves and a repeated call continues from; removed at the end.
-        key: what decides the places, for the checkpoint.
+        key: what determines the places, for the checkpoint's key.
 
     Raises:
-        ScoreError, FileError: an effect is NaN or infinite; the checkpoint belongs to another run.
+        ScoreError: an effect is NaN or infinite.
+        FileError: the checkpoint belongs to another run.
     """
     noising, metric = experiment.setting.noising, experiment.metric
     own = experiment.key(*key) if checkpoint else ""
@@ -94,10 +98,10 @@ def measure(
         ends = [None if end is None else metric(end, batch) for end in (full, empty)]
         before, done = ends[0 if noising else 1], []
         assert before is not None, "the base run is given"
-        ends_at = experiment.graph.n_layers + 1  # the unembedding takes about as much as a block
+        ends_at = experiment.graph.n_layers + 1  # the unembedding costs about as much as a block
         own = divided.own((places.stop - places.start) * (ends_at - layer) for places, layer, _ in groups)
         for places, _, group in track([groups[at] for at in own], label):
-            if not measured.missing(places, rows):  # before memory ran out, or a run was stopped: others need them, too
+            if not measured.missing(places, rows):  # measured before memory ran out or the run was stopped
                 done.append((places, measured.values[places, rows]))
                 continue
             values = torch.stack([metric(run, batch) for run in logits(group)])
@@ -114,9 +118,9 @@ def measure(
             for at, values in enumerate(part.ends):
                 if values is not None:
                     ends[at, rows], known[at] = values, True
-            for places, effects in part.effects:  # those of other processes, too
+            for places, effects in part.effects:  # also those that other processes measured
                 measured.values[places, rows] = effects
-    except BaseException:  # Ctrl-C included: what was measured is kept
+    except BaseException:  # including Ctrl-C: save what was measured
         measured.flush()
         raise
     measured.finish()
@@ -125,20 +129,20 @@ def measure(
 
 
 class _Done(NamedTuple):
-    """What one process made of a batch: the metric `[examples]` at both ends; of its part of the places, which they are
-    and their effects `[places, examples]`."""
+    """One process's results for a batch. `ends`: the metric `[examples]` of `full` and `empty`; `effects`: of each of
+    its groups the places and their effects `[places, examples]`."""
 
     ends: list[np.ndarray | None]
     effects: list[tuple[slice, np.ndarray]]
 
 
 def as_numpy(values: Tensor) -> np.ndarray:
-    """In float64."""
+    """Return values as a float64 array."""
     return values.double().cpu().numpy()
 
 
 def _check(effects: np.ndarray, first: int, name: Callable[[int], str]) -> None:
-    """Refuses NaN and infinity among effects `[places, examples of a batch]`."""
+    """Raise a ScoreError if an effect `[places, examples of a batch]` is NaN or infinite."""
     bad = np.argwhere(~np.isfinite(effects))
     if len(bad):
         place, example = bad[0].tolist()

@@ -1,13 +1,14 @@
-"""Tokens that come before anything differs between the two prompts of a pair: run once for all runs.
+"""The shared prefix: tokens before the first difference between clean and corrupted prompts are run only once.
 
-Up to the first difference every run of a pair is the same (attention only looks back), so under interchange nothing
-that is scored, patched or ablated is there. These tokens are run once; the other runs hold the later tokens only, and
-see the earlier ones by their keys and values, in transformers' cache.
+Attention is causal, so before the first difference all runs of a pair are the same, and under interchange every
+difference and effect there is zero. These tokens are run once. All other runs hold the later tokens only, and attend to
+the keys and values of the earlier tokens in transformers' cache.
 
-1. Prompts are divided where the first pair of the batch differs, or is read.
-2. Whether a model does the same in two parts is tried: the longest pair is run both ways the first time, and again when
-   a longer one comes. Where it does not (latent attention and mixers keep other things than keys and values), under the
-   user's hooks and without such a cache, whole prompts are run.
+1. All prompts of a batch are divided at one position: the first at which the sides of any pair differ, or a metric
+   reads the logits.
+2. Whether a model computes the same in two parts is tested: the longest prompt is run both ways, and again when a
+   longer one comes. Whole prompts are run if the results differ (latent attention and mixers cache other things than
+   keys and values), under the user's hooks, and for models without such a cache.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from circuitfind.engine.memory_plan import SHARED
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import past_of
 
-TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the largest value in the stream
-OTHERWISE = 1e-4
+TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # relative to the largest value in the stream
+OTHERWISE = 1e-4  # for other dtypes
 
 
 def after_prefix(adapter: Adapter, batch: Batch) -> Batch:
-    """The same pairs from where the first of them differs, if enough is gained by it; positions are others then."""
+    """Return the pairs without their shared prefix, if that saves enough tokens and the model allows it.
+
+    Positions then count from the first token that is left.
+    """
     start = _first_difference(batch)
     if start * len(batch) < SHARED.at_most(adapter.device) or not _divides(adapter, batch.clean, start):
         return batch
@@ -38,12 +42,12 @@ def after_prefix(adapter: Adapter, batch: Batch) -> Batch:
 
 
 def after(adapter: Adapter, inputs: Inputs, start: int) -> Inputs:
-    """The same prompts from a position on."""
+    """Return the prompts from a position on, with the keys and values of the tokens before it."""
     return inputs.positions(slice(start, None))._replace(past=past_of(adapter, inputs, start))
 
 
 def _first_difference(batch: Batch) -> int:
-    """The first position at which the sides of any pair differ, or are read."""
+    """Return the first position at which the sides of any pair differ, or logits are read."""
     clean, corrupted = batch.clean, batch.corrupted
     same = ((clean.ids == corrupted.ids) & (clean.mask == corrupted.mask)).all(0)
     read = min(int(clean.read.min()), int(corrupted.read.min()))
@@ -51,7 +55,7 @@ def _first_difference(batch: Batch) -> int:
 
 
 def _divides(adapter: Adapter, inputs: Inputs, start: int) -> bool:
-    """Whether the model gives the same in two parts; proved on the longest prompt, unless it was on a longer one."""
+    """Whether the model computes the same in two parts; tested on the longest prompt, unless a longer one passed."""
     if adapter.state.hooks or adapter.divided < 0 or not adapter.caches:
         return False
     lengths = inputs.mask.sum(-1)
@@ -64,11 +68,12 @@ def _divides(adapter: Adapter, inputs: Inputs, start: int) -> bool:
 
 
 def _division_error(adapter: Adapter, inputs: Inputs, start: int) -> float:
-    """How far a prompt's last stream is from that in two parts, relative to the largest value; infinite if it fails."""
+    """Return the error of the final stream of a prompt run in two parts, relative to the largest value; infinite if the
+    model raises an error."""
     whole = capture(adapter, inputs, stop=True).resid[-1][:, start:]
     try:
         parts = capture(adapter, after(adapter, inputs, start), stop=True).resid[-1]
-    except Exception as error:  # a model of the user's own may do anything with a cache
+    except Exception as error:  # the user's own model may do anything with a cache
         if out_of_memory(error):
             raise
         return torch.inf

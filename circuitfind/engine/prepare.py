@@ -1,14 +1,14 @@
-"""Everything about a batch of pairs that does not depend on the circuit, computed once.
+"""The runs of a batch of pairs that do not depend on the circuit: computed once.
 
 1. `clean`: the clean run.
-2. `ablated`: what each writer carries on an edge outside a circuit.
-3. `empty`: the run with every edge ablated. Under interchange it is the corrupted run; otherwise (zero, means, prompts
-   aligned by spans) every reader is shown the sum of the ablated values and the output biases, and the model computes
-   the rest itself.
+2. `ablated`: each writer's ablated value, which an edge outside a circuit carries.
+3. `empty`: the run with every edge ablated. Under interchange it is the corrupted run. Otherwise (zero, means, pairs
+   aligned by spans) the input of every reader is replaced by the sum of the ablated values and output biases before it,
+   and the model computes the rest.
 
-`PreparedRuns` are those of many pairs, batch by batch: kept between uses where all of them fit, else computed again.
-Where memory runs out, what is kept is dropped and computed again with smaller batches; it is not kept any more if other
-batches' runs took the room.
+`PreparedRuns` holds these for many pairs, batch by batch. They are kept between uses if those of all pairs fit a memory
+budget, otherwise computed again. When memory runs out, the kept runs are dropped; if those of other batches were among
+them, runs are not kept from then on.
 """
 
 from __future__ import annotations
@@ -37,11 +37,13 @@ R = TypeVar("R")
 
 @dataclass
 class Prepared:
-    """A batch with its clean, ablated and empty runs.
+    """A batch with its clean run, ablated values and empty run.
 
-    `batch`: as metrics are given it; `inputs`: the clean prompts as they are run, all tokens or those after the shared
-    ones; `interchange`: the empty run's writers are the ablated values, so a writer that no kept edge reaches differs
-    from its ablated value by exactly zero.
+    Attributes:
+        batch: the pairs, for metrics: whole prompts, with the clean run's logits as reference.
+        inputs: the clean prompts as they are run: whole, or without the shared prefix (`prefix.py`).
+        interchange: whether the empty run's writers equal the ablated values. Then a writer that no kept edge reaches
+            has exactly its ablated value.
     """
 
     adapter: Adapter
@@ -54,7 +56,7 @@ class Prepared:
     _readers: dict[int, AttentionReaders] = field(default_factory=dict)
 
     def readers(self, layer: int) -> AttentionReaders:
-        """A layer's folded weights, kept between calls where all layers' fit a modest budget."""
+        """Return a layer's folded weights; kept between calls if those of all layers fit a memory budget."""
         folded = self._readers.get(layer) or AttentionReaders(self.adapter.layers[layer])
         if folded.n_bytes * self.adapter.graph.n_layers <= KEPT_WEIGHTS:
             self._readers[layer] = folded
@@ -68,8 +70,12 @@ def prepare(
     means: Writers | None = None,
     run: Batch | None = None,
 ) -> Prepared:
-    """Runs both sides of the pairs, and the empty circuit where it is not the corrupted run. `means`: those of all
-    pairs (`Experiment.means`), for the mean ablations; `run`: the batch as it is run."""
+    """Run both sides of the pairs, and the empty circuit unless it is the corrupted run.
+
+    Args:
+        means: `Experiment.means`, for the mean ablations.
+        run: the pairs as they are run, if without their shared prefix; default: `batch`.
+    """
     run = run or batch
     clean, corrupted = capture(adapter, run.clean), capture_corrupted(adapter, run)
     batch, ablation = batch.with_reference(clean.logits), ablation_of(ablation)
@@ -80,18 +86,18 @@ def prepare(
 
 
 def ablated(ablation: Ablation, clean: Run, corrupted: Run | None, means: Writers | None) -> Writers:
-    """The writers' ablated values for one batch, of the clean run's shapes; `corrupted` is from `capture_corrupted`."""
+    """Return the writers' ablated values in the clean run's shapes. `corrupted`: from `capture_corrupted`, or None."""
     other = corrupted.writers if corrupted is not None and ablation.corrupted else None
     return clean.writers.map(ablation.carried, other, means)
 
 
 def capture_empty(adapter: Adapter, inputs: Inputs, values: Writers) -> Run:
-    """The run in which every reader sees the ablated values only."""
+    """Record the run in which every reader sees the sum of ablated values and output biases."""
     return _EmptyRecorder(adapter, values).record(inputs)
 
 
 class _EmptyRecorder(Recorder):
-    """Shows every reader the sum of the ablated values so far."""
+    """Replaces every reader's input by the sum of the ablated values and output biases before it."""
 
     def __init__(self, adapter: Adapter, values: Writers) -> None:
         super().__init__(adapter)
@@ -120,7 +126,7 @@ class _EmptyRecorder(Recorder):
 
 # -------------------------------------------------------------------- batch by batch
 class PreparedRuns:
-    """The runs of some of an experiment's pairs, `size` at a time; kept if those of all its pairs fit."""
+    """The prepared runs of some of an experiment's pairs, `size` pairs at a time; kept if all its pairs' runs fit."""
 
     def __init__(self, experiment: Experiment, batch: Batch, size: int) -> None:
         self.experiment, self.batch, self._size = experiment, batch, size
@@ -129,17 +135,17 @@ class PreparedRuns:
         self._kept: dict[tuple[int, int], Prepared] = {}
 
     def of(self, rows: slice) -> PreparedRuns:
-        """Those of some of the pairs."""
+        """Return the prepared runs of some of these pairs."""
         whole = rows.stop - rows.start == len(self.batch)
         return self if whole else PreparedRuns(self.experiment, self.batch.rows(rows), self._size)
 
     @property
     def size(self) -> int:
-        """How many pairs are run at a time, as far as is known."""
+        """How many pairs are run at a time, until memory runs out again."""
         return room().fitting(self._size, len(self.batch))
 
     def each(self, function: Callable[[Prepared], R], label: str) -> Iterator[R]:
-        """A function of each prepared batch; batches are halved where memory runs out."""
+        """Apply a function to each prepared batch and yield the results; batches are halved when memory runs out."""
 
         def one(batch: Batch, rows: slice) -> R:
             key = (rows.start, rows.stop)

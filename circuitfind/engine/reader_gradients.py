@@ -1,21 +1,21 @@
-"""Gradients at everything that reads the residual stream: of one pass backwards, or of one block after the other.
+"""Gradients at every reader of the residual stream, by one backward pass or block by block.
 
-1. `capture_gradients` roots autograd at a detached layer-0 input and takes gradients at the q, k, v projection outputs,
-   the MLP inputs and the final norm's input. MLP inputs get a fresh autograd node (`view_as`): a norm shared by
-   attention and MLP would otherwise count both branches' gradients at either reader. Given outputs of attention or MLP
-   modules become constants, which no gradient flows through.
-2. What autograd keeps of a long prompt does not fit. Where the plan says so (`engine/memory_plan.py`), the pass is run
-   without gradients, and then block by block from the end: a block runs again from the stream that entered it, and the
-   gradient at its output gives those at its readers and at that stream. One block's activations are kept at a time.
-   It is activation checkpointing, by the restarts of exact patching (`engine/restart.py`), for one more forward pass.
-   That blocks meet in the stream alone is not assumed: a few of the prompt's tokens are gone back both ways once, and a
-   model for which it is not so goes back in one pass, as does one under the user's hooks.
-3. Over an ungrouped graph (`Adapter.ungrouped`) a key or value head is as many readers as it has query heads, each of
-   which reads its own copy: what other tools get by repeating keys and values before attention. A query head's output
-   `z` depends on its own copies only, so the gradient at a copy is what comes back from that head alone: of each layer
-   the way from z to the projections is gone back once a head of a group, all groups together. Rotary positions, norms
-   of keys and the attention's own form need no code. Where a norm takes all keys of a layer together (OLMo 2) the first
-   copies of all groups share one norm, and so on.
+1. `capture_gradients` starts autograd at a detached layer-0 input and takes gradients at the outputs of the q, k and v
+   projections, at the MLP inputs and at the final norm's input. MLP inputs get an autograd node of their own
+   (`view_as`): where attention and MLP share a norm, the gradient at either would otherwise include that of the other.
+   If outputs of attention or MLP modules are replaced, they are constants, and no gradient flows through them.
+2. Autograd's activations of a long prompt may not fit in memory. If the plan says so (`engine/memory_plan.py`), the
+   forward pass runs without gradients. Then, from the last block to the first, each block runs again from the recorded
+   stream where it begins, and the gradient at its output gives those at its readers and at that stream. So activations
+   of one block are held at a time, for one more forward pass: activation checkpointing.
+   This is only right if blocks are connected through the stream alone. Each model is therefore tested once, on a few
+   tokens. If the two ways differ, or under the user's hooks, gradients are taken in one pass.
+3. In an ungrouped graph (`Adapter.ungrouped`) each query head has a key and a value reader of its own: a copy of the
+   key or value head that its group shares. (Other tools repeat keys and values before attention.) A query head's output
+   `z` depends on its own copies only, so the gradient at a copy is the part that flows back from that head. It takes
+   one backward pass from z to the projections for each copy, of one head in every group at once. Rotary positions,
+   norms of keys and the kind of attention need no code of their own. If one norm takes all keys of a layer together
+   (OLMo 2), the first copies of all groups share one norm, and so do the second, and so on.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ from circuitfind.models.layer import PROJECTIONS, Heads, LayerView
 
 HandOn = Callable[[str, int, Tensor], Tensor]
 Places = Mapping[tuple[str, int], Tensor]  # (site, layer) -> a value, or the gradient at it
-ADD_UP = 1e-3  # of the copies' largest gradient: how far their sum may be off that of their head
-FEW = 32  # tokens that are gone back both ways
-TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the largest gradient
-OTHERWISE = 1e-4
+ADD_UP = 1e-3  # how far the copies' gradients may be from adding up to their head's, relative to the largest
+FEW = 32  # tokens on which gradients block by block are tested
+TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of that test, relative to the largest gradient
+OTHERWISE = 1e-4  # for other dtypes
 
 
 class ReaderGradients(NamedTuple):
-    """Gradients of the summed metric: at projections' outputs by layer, MLPs' inputs, the final norm's input."""
+    """Gradients of the summed metric: by layer at the outputs of the q, k and v projections (by head) and at the MLP's
+    input `[batch, pos, d_model]`, and at the final norm's input."""
 
     qkv: list[Heads]
     mlp: list[Tensor]
@@ -55,7 +56,7 @@ class ReaderGradients(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """A pass forwards and backwards: the run, the gradients at its readers, the metric's `[batch]` values."""
+    """A forward and backward pass: the run, the gradients at its readers, and the metric's `[batch]` values."""
 
     run: Run
     at: ReaderGradients
@@ -64,7 +65,7 @@ class Gradients(NamedTuple):
 
 @dataclass
 class _Leaves:
-    """What gradients are taken at, each with an autograd node of its own; a visitor of the sites that are read at."""
+    """The visitor that gives every reader's value an autograd node of its own, and notes it to take the gradient at."""
 
     adapter: Adapter
     hand_on: HandOn | None = None
@@ -72,16 +73,16 @@ class _Leaves:
 
     def __call__(self, site: str, layer: int, value: Tensor) -> Tensor | None:
         if site in PROJECTIONS:
-            value = value.view_as(value) if site == "mixer" else value  # a norm's output: others may read it, too
+            value = value.view_as(value) if site == "mixer" else value  # the output of a norm, which others may read
             self.at[site, layer] = value
             value = value if self.hand_on is None else self.hand_on(site, layer, value)
-            return value.clone()  # OLMo clips this tensor in place: the gradient is needed from before
+            return value.clone()  # OLMo clips this tensor in place; the gradient is taken before that
         if site == "z" and self.adapter.layers[layer].copies > 1:
             self.at[site, layer] = value
         elif site == "mlp_in":
             self.at[site, layer] = value.view_as(value)
             return self.at[site, layer]
-        elif site == "final":  # stays itself: a hook on that norm sees what it was before nnsight replaces it
+        elif site == "final":  # not replaced: a hook on that norm would see the tensor from before nnsight replaces it
             self.at[site, layer] = value
         return None
 
@@ -95,14 +96,18 @@ def capture_gradients(
     hand_on: HandOn | None = None,
     keep: Collection[str] | None = None,
 ) -> Gradients:
-    """Runs the model forwards and backwards.
+    """Run the model forwards and backwards.
 
     Args:
         metric: from logits `[batch, reads, vocab]` to `[batch]` values; their sum is differentiated.
-        embed: as for `capture`.
-        outputs: constants to use in place of these modules' outputs.
-        hand_on: of (site, layer, output) of a projection of q, k and v to what the model is given in its place.
-        keep: as for `capture`, and `READ`.
+        embed, outputs: as for `Recorder`; replaced outputs are constants.
+        hand_on: called with (site, layer, output) of each q, k and v projection; the model continues with the tensor
+            that it returns.
+        keep: as for `capture`; the lists in `READ` are always filled.
+
+    Raises:
+        ScoreError: the metric is not differentiable.
+        ModelError: see `_at_heads`.
     """
     keep = None if keep is None else {*keep, *READ}
     asked = _Asked(adapter, inputs, metric, embed, outputs or {}, hand_on, keep)
@@ -112,7 +117,7 @@ def capture_gradients(
 
 @dataclass
 class _Asked:
-    """Arguments of `capture_gradients`, and the two ways to go back."""
+    """The arguments of `capture_gradients`, and the two ways to take the gradients."""
 
     adapter: Adapter
     inputs: Inputs
@@ -148,7 +153,7 @@ class _Asked:
         values, seed, scale = self._seed(run.logits)
         read: list[tuple[Heads, Tensor]] = []
         with torch.enable_grad(), undisturbed(adapter.model):
-            for block in reversed(range(blocks + 1)):  # the last is what comes after the blocks
+            for block in reversed(range(blocks + 1)):  # the last one is from the final norm to the logits
                 leaves = _Leaves(adapter, self.hand_on)
                 end = self._run_block(block, run.resid[block], leaves)
                 found = self._back(end, seed, leaves.at, block < blocks and adapter.layers[block].copies > 1)
@@ -162,7 +167,7 @@ class _Asked:
         return Gradients(run, _by_kind(read[::-1], final), values)
 
     def _run_block(self, block: int, start: Tensor, leaves: _Leaves) -> Tensor:
-        """The stream after a block (logits after all of them) that such a stream enters."""
+        """Run one block from the stream `start`; returns the stream after it (for the last one: the logits)."""
         blocks = len(self.adapter.layers)
         entered, left = (("resid" if at < blocks else "final", at) for at in (block, block + 1))
         ends: list[Tensor] = []
@@ -184,7 +189,7 @@ class _Asked:
         return ends[0] if ends else logits
 
     def _seed(self, logits: Tensor) -> tuple[Tensor, Tensor, float]:
-        """The metric's values, the gradient at the logits that goes back, and the scale that was taken off it."""
+        """Return the metric's values, the gradient at the logits divided by a scale, and the scale."""
         values, at_logits = metric_gradient(
             logits.to(self.adapter.work),
             self.metric,
@@ -196,12 +201,12 @@ class _Asked:
         return values, (at_logits / scale).to(logits.dtype), scale
 
     def _back(self, end: Tensor, seed: Tensor, leaves: Places, again: bool) -> dict[tuple[str, int], Tensor]:
-        given = bool(self.outputs)  # what only these depend on has no gradient
+        given = bool(self.outputs)  # leaves that only affect replaced outputs have no gradient
         found = torch.autograd.grad(end, [*leaves.values()], seed, materialize_grads=given, retain_graph=again)
         return dict(zip(leaves, found, strict=True))
 
     def _read_at(self, layer: int, leaves: Places, at: Places, scale: float) -> tuple[Heads, Tensor]:
-        """Gradients at what a layer's attention reads, by reader, and at what its MLP reads."""
+        """Return the gradients at a layer's q, k and v by reader, and at its MLP's input."""
         heads = _at_heads(self.adapter.layers[layer], layer, leaves, at)
         mlp = self._scaled(at["mlp_in", layer], scale).view(*self.inputs.ids.shape, -1)
         return Heads(*(self._scaled(part, scale) for part in heads)), mlp
@@ -216,7 +221,7 @@ def _by_kind(read: list[tuple[Heads, Tensor]], final: Tensor) -> ReaderGradients
 
 
 def _proved(asked: _Asked) -> bool:
-    """Whether a model's gradients are the same block by block; proved on a few tokens, once."""
+    """Whether the model's gradients block by block equal those of one pass; tested once, on a few tokens."""
     adapter = asked.adapter
     if adapter.by_block is None:
         few = asked.inputs.ids[:1].repeat(1, FEW)[:, : adapter.at_most(FEW)]
@@ -231,10 +236,10 @@ def _proved(asked: _Asked) -> bool:
 
 
 def _at_heads(view: LayerView, layer: int, leaves: Places, at: Places) -> Heads:
-    """Gradients by reader at a layer's projections: of copies of keys and values, each copy's own.
+    """Return the gradients by reader at a layer's q, k and v; in an ungrouped graph, of each copy of a key or value.
 
     Raises:
-        ModelError: gradients of the copies do not add up to that of their head, which serves another layer, too.
+        ModelError: the copies' gradients do not add up to that of their head, because another layer uses it, too.
     """
 
     def parts(gradients: Iterable[Tensor], sites: Iterable[str]) -> dict[str, Tensor]:
@@ -258,8 +263,8 @@ def _at_heads(view: LayerView, layer: int, leaves: Places, at: Places) -> Heads:
         off = (of_copies.sum(-2) - whole[kind]).abs().max()
         if off > max(ADD_UP, 8 * torch.finfo(z.dtype).eps) * of_copies.abs().sum(-2).max():
             raise ModelError(
-                f"layer {layer}: its {'keys' if kind == 'k' else 'values'} serve more than this layer's attention, so"
-                " they have no scores by query head: leave ungrouped=True out"
+                f"layer {layer}: its {'keys' if kind == 'k' else 'values'} are used outside this layer's attention,"
+                " too, so they have no scores by query head: leave ungrouped=True out"
             )
     return Heads(whole["q"], *(split[kind].flatten(-3, -2) for kind in "kv"))
 
@@ -267,7 +272,8 @@ def _at_heads(view: LayerView, layer: int, leaves: Places, at: Places) -> Heads:
 def metric_gradient(
     logits: Tensor, metric: Callable[[Tensor], Tensor], name: str, remedy: str
 ) -> tuple[Tensor, Tensor]:
-    """A metric's `[batch]` values, and the gradient of their sum at the logits; ScoreError if there is none."""
+    """Return a metric's `[batch]` values and the gradient of their sum with respect to the logits; ScoreError, which
+    names the metric and the remedy, if the values do not depend on the logits differentiably."""
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_(True)
         values = metric(leaf)
@@ -281,6 +287,7 @@ def metric_gradient(
 
 
 def power_of_two(gradient: Tensor) -> float:
-    """The power of two next to the largest gradient: divided by it, none underflows in a float16 model."""
+    """Return a power of two near the largest gradient, by which gradients are divided so that they do not
+    underflow in a float16 model."""
     largest = float(gradient.abs().max())
     return 2.0 ** round(math.log2(largest)) if 0 < largest < math.inf else 1.0

@@ -1,16 +1,17 @@
-"""Runs that differ from a base run from one layer on, many side by side, restarted where they begin to differ.
+"""Patched runs that start at the layer where they begin to differ from a base run; many run side by side.
 
-1. `edges`: a reader sees other values of some writers than in the base run. Blocks before its layer are skipped; an MLP
-   reader skips the layer's attention too, `logits` skips every block. The patched stream goes through the norm and the
-   reader's own projection only. Of a key or value that one query head reads (`Adapter.ungrouped`), the head's whole
-   group attends to the patched one, and the others' outputs are put back to the base run's.
-2. `from_stream`: something is added to the residual stream that enters a block.
-3. `after_mlp`: what a change of the stream that an MLP reads has become where the next block begins. An MLP works on
-   each position by itself, so one run with the change at *all* positions serves every patch of some positions, and a
-   sweep over positions restarts at the next block. `after_middle` is the same for a stream that is replaced there.
-4. `from_projection`: a layer's queries, keys or values are replaced; the layer's attention is run again.
+1. `edges`: a reader sees a patched value of one writer. Blocks before its layer are skipped; an MLP reader also skips
+   the layer's attention, and `logits` every block. The patched stream goes through the norm and the reader's own
+   projection only. If the reader is one query head's copy of a key or value (`Adapter.ungrouped`), all heads of the
+   group attend to the patched key or value, and the outputs of the others are set back to the base run's.
+2. `from_stream`: a change is added to the residual stream where a block begins.
+3. `after_mlp`: a change of the stream after a layer's attention is taken through the MLP to where the next block
+   begins. An MLP computes each position separately, so one run with the change at *all* positions serves patches of
+   single positions, too, and a sweep over positions restarts at the next block. `after_middle` does the same where the
+   stream is replaced, rather than changed a little.
+4. `from_projection`: a layer's queries, keys or values are replaced, and its attention is run again.
 
-Changes are differences to the base run, in circuitfind's own precision; zero means unchanged.
+Changes are differences from the base run, in the adapter's `work` precision; zero means unchanged.
 """
 
 from __future__ import annotations
@@ -32,23 +33,23 @@ from circuitfind.models.layer import PROJECTIONS, AttentionReaders
 
 @dataclass(frozen=True, eq=False)
 class Restart:
-    """A base run of a batch, from which patched runs start."""
+    """A base run of a batch, and the patched runs that start from it."""
 
     adapter: Adapter
     inputs: Inputs
     base: Run
     _latest: dict[int, AttentionReaders] = field(default_factory=dict)
-    _attended: dict[int, Tensor] = field(default_factory=dict)  # by layer, the base run's heads
+    _attended: dict[int, Tensor] = field(default_factory=dict)  # by layer, head outputs of the base run
 
     @property
     def at_once(self) -> int:
-        """How many patches run side by side."""
+        """How many patches to run side by side."""
         return PATCHES.runs(self.adapter.device, self.inputs.ids.numel())
 
     # ---------------------------------------------------------------- one reader's input
     def edges(self, reader: int, writers: list[int], change: Writers) -> Tensor:
-        """Logits `[writers, batch, reads, vocab]` of runs in which one edge `writer -> reader` is patched; `change`:
-        the writers' values on a patched edge minus their values in the base run."""
+        """Return logits `[writers, batch, reads, vocab]` of runs in each of which one edge `writer -> reader` is
+        patched. `change`: the values on a patched edge minus those in the base run, of all writers."""
         graph, times = self.adapter.graph, len(writers)
         layer, kind, head = graph.reader(reader)
         base = (self.base.middle if kind == "mlp" else self.base.resid)[layer]
@@ -71,7 +72,10 @@ class Restart:
         return self._run(times, self._for_one_copy(layer, head, visit) if copies > 1 else visit, skips)
 
     def _for_one_copy(self, layer: int, head: int, patched: Visit) -> Visit:
-        """What is patched for this query head (and, in a norm of all keys together, its like in other groups) alone."""
+        """Restrict a patch of a shared key or value to this query head: other heads get the base run's outputs.
+
+        Heads with the same place in other groups are not set back, because a norm of all keys may change them, too.
+        """
         if layer not in self._attended:
             self._attended.clear()
             self._attended[layer] = self.heads_from_projection(layer, "k", self.base.qkv[layer].k[None])
@@ -87,7 +91,7 @@ class Restart:
         return visit
 
     def _readers(self, layer: int) -> AttentionReaders:
-        """A layer's folded weights; the latest layer's are kept, because edges come reader by reader."""
+        """Return a layer's folded weights; the latest layer's are kept, because edges come reader by reader."""
         if layer not in self._latest:
             self._latest.clear()
             self._latest[layer] = AttentionReaders(self.adapter.layers[layer])
@@ -95,8 +99,8 @@ class Restart:
 
     # ---------------------------------------------------------------- the stream
     def from_stream(self, layer: int, changes: Tensor) -> Tensor:
-        """Logits `[patches, batch, reads, vocab]` of runs in which `changes [patches, batch, pos, d_model]` are added
-        to the base run's stream where block `layer` begins (the number of layers: at the final norm)."""
+        """Return logits `[patches, batch, reads, vocab]` of runs in which `changes [patches, batch, pos, d_model]` are
+        added to the base run's stream where block `layer` begins (`layer = n_layers`: at the final norm)."""
         streams = (self.base.resid[layer].to(self.adapter.work) + changes).to(self.adapter.dtype).flatten(0, 1)
 
         def visit(site: str, at: int, value: Tensor) -> Tensor | None:
@@ -106,17 +110,18 @@ class Restart:
         return self._run(len(changes), visit, skips)
 
     def after_mlp(self, layer: int, changes: Tensor) -> Tensor:
-        """What changes `[patches, batch, pos, d_model]` after a layer's attention are where the next block begins."""
+        """Return the changes of the stream where the next block begins, given `changes [patches, batch, pos, d_model]`
+        after a layer's attention."""
         if self.adapter.graph.parallel:  # this layer's MLP does not read them
             return changes
         middle = self.base.middle[layer].to(self.adapter.work) + changes
         return changes + self._rewritten(layer, middle) - self.base.mlps[layer]
 
     def after_middle(self, layer: int, changes: Tensor) -> Tensor:
-        """As `after_mlp`, where the stream after attention is replaced, rather than changed: not for parallel blocks.
+        """Do what `after_mlp` does, where the stream after attention is replaced; not for parallel blocks.
 
-        The next block sees that stream and what the MLP adds to it, without the base run's rounding, which norms blow
-        up where little is left of the stream (zero ablation).
+        The new stream is computed without the base run's values, whose rounding errors a norm would amplify where
+        little is left of the stream (zero ablation).
         """
         middle = self.base.middle[layer].to(self.adapter.work) + changes
         after, bias = middle + self._rewritten(layer, middle), self.adapter.layers[layer].constants()[1]
@@ -125,7 +130,8 @@ class Restart:
         return torch.where((changes != 0).any(-1, keepdim=True), moved, 0)
 
     def _rewritten(self, layer: int, middle: Tensor) -> Tensor:
-        """`[patches, batch, pos, d_model]` what a layer's MLP adds when such streams are before its norm."""
+        """Return a layer's MLP outputs `[patches, batch, pos, d_model]`, as added to the stream, for the streams
+        `middle` before its norm."""
         view, times = self.adapter.layers[layer], len(middle)
         show = _shown("mlp_in", layer, view.mlp_reads(middle).flatten(0, 1))
         skips = self._earlier(layer, times) | self._attention(layer, times)
@@ -133,19 +139,22 @@ class Restart:
 
     # ---------------------------------------------------------------- queries, keys, values
     def from_projection(self, layer: int, kind: str, values: Tensor) -> Tensor:
-        """Logits of runs in which a layer's q, k or v are `[patches, batch, pos, heads, d_head]`."""
+        """Return logits `[patches, batch, reads, vocab]` of runs in which a layer's q, k or v are replaced by `values
+        [patches, batch, pos, heads, d_head]`."""
         visit = self._projected(layer, kind, values.flatten(0, 1))
         return self._run(len(values), visit, self._earlier(layer, len(values)))
 
     def heads_from_projection(self, layer: int, kind: str, values: Tensor) -> Tensor:
-        """`[patches x batch, pos, heads, d_head]` of the layer before its output projection; nothing else is run."""
+        """Return the layer's heads before its output projection, `[patches x batch, pos, heads, d_head]`, in runs of
+        its attention only with q, k or v replaced by `values`."""
         start = side_by_side(self.base.resid[layer], len(values))
         others = {view.path: start for index, view in enumerate(self.adapter.layers) if index != layer}
         z = self._until(("z", layer), self._projected(layer, kind, values.flatten(0, 1)), len(values), others)
         return z.view(*z.shape[:-1], self.adapter.graph.n_heads, -1)
 
     def _projected(self, layer: int, kind: str, new: Tensor, head: int | None = None) -> Visit:
-        """Replaces a layer's q, k or v by `[rows, pos, heads, d_head]`; `head`: only this one, of one head."""
+        """Return a visitor that replaces a layer's q, k or v by `new [rows, pos, heads, d_head]`; with `head`, only
+        that head's, by a `new` of one head."""
         layout = self.adapter.layers[layer].layout
         at = torch.arange(new.shape[-2], device=new.device) + (head or 0)
 
@@ -158,12 +167,12 @@ class Restart:
 
     # ---------------------------------------------------------------- running
     def _earlier(self, layer: int, times: int) -> dict[str, Tensor]:
-        """Blocks before a layer, which need not run."""
+        """Return the blocks before a layer, to be skipped, each with the base run's stream at the layer as output."""
         start = side_by_side(self.base.resid[layer], times)
         return {view.path: start for view in self.adapter.layers[:layer]}
 
     def _attention(self, layer: int, times: int) -> dict[str, Tensor]:
-        """A layer's attention, where the family has it in a module of its own that can be skipped."""
+        """Return a layer's attention, to be skipped, with the base run's output; none if it is no module of its own."""
         view = self.adapter.layers[layer]
         if not view.family.attn:
             return {}
@@ -174,7 +183,7 @@ class Restart:
         return run_side_by_side(self.adapter, self.inputs, times, visit, skips)
 
     def _until(self, end: tuple[str, int], visit: Visit, times: int, skips: Skips) -> Tensor:
-        """What a site holds in such a run, which ends there."""
+        """Run until a site (name, layer) is reached, and return its value."""
         found: list[Tensor] = []
 
         def visit_or_stop(site: str, layer: int, value: Tensor) -> Tensor | Stop | None:
@@ -188,7 +197,7 @@ class Restart:
 
 
 def _shown(site: str, layer: int, new: Tensor) -> Visit:
-    """Replaces what one site of a layer holds."""
+    """Return a visitor that replaces the value of one site."""
 
     def visit(name: str, at: int, value: Tensor) -> Tensor | None:
         return new.view(value.shape).to(value.dtype) if (name, at) == (site, layer) else None
@@ -197,7 +206,7 @@ def _shown(site: str, layer: int, new: Tensor) -> Visit:
 
 
 def at_position(change: Tensor, position: int) -> Tensor:
-    """A change `[batch, pos, d_model]` at one position only."""
+    """Return a change `[batch, pos, d_model]` that is zero except at one position."""
     alone = torch.zeros_like(change)
     alone[:, position] = change[:, position]
     return alone

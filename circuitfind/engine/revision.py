@@ -1,18 +1,19 @@
-"""A circuit that loses edges: what a removal changes is computed, everything else is kept from the run before.
+"""A circuit that loses edges: only the nodes that a removal affects are run again.
 
 1. A `CircuitState` holds a circuit's run on a batch: every writer's current value (heads before their output
-   projection), and the streams of the readers that were looked at last, as many as a budget allows. What no removal has
-   reached yet reads the clean run's stream.
-2. Removing edges changes their readers' streams by minus the writers' `D = current - ablated`. Affected are these
-   readers' nodes, the readers that kept edges lead to from them, and so on to the logits (all heads of a layer together
-   where a post-norm couples them); not what no longer leads to the logits.
-3. A trial is a circuit run whose baseline is the current run: a reader's stream is its current one, minus what the
-   removed edges carried, plus `new - current` of the affected writers with an edge into it. Modules without an affected
-   reader are skipped, as are projections whose results are overwritten. Several trials run side by side in one batch.
-4. `commit` makes one trial of the last run the current state, without running anything.
-5. A state of any mask is computed anew in one run: so a stopped search goes on, and a long one sheds its rounding.
+   projection), and the streams of the most recently used readers, as many as a memory budget allows. A reader that no
+   removal has affected yet sees the clean run's stream.
+2. Removing an edge subtracts its writer's `D = current - ablated` from its reader's stream. This affects the reader's
+   node (with a post-norm on attention, all heads of the layer), the readers of kept edges from it, and so on to the
+   logits. Readers from which no path leads to the logits any more are left out.
+3. A trial is a circuit run whose base is the current run: a reader's stream is its current one, minus D of the removed
+   edges, plus `new - current` of the affected writers with an edge into it. Modules without an affected reader are
+   skipped, and so are projections whose outputs are overwritten. Several trials run side by side in one batch.
+4. `commit` makes one trial of the last run the current state, without a run.
+5. The state of any mask can be computed from scratch in one run. So a stopped search can be resumed, and a long one can
+   get rid of accumulated rounding errors.
 
-Edges may go in any order; from the logits backwards fewer readers are affected.
+Edges may be removed in any order; going backwards from the logits affects the fewest readers.
 """
 
 from __future__ import annotations
@@ -37,21 +38,24 @@ from circuitfind.models.adapter import Adapter
 from circuitfind.models.layer import Chosen, Heads
 
 Edge = tuple[int, int]
-FEW = 16  # edges
+FEW = 16  # edges: see `_RevisedRun._from_few`
 
 
 def held_bytes(adapter: Adapter, n_tokens: int) -> int:
-    """What the states of so many tokens hold, streams aside: the clean, the empty and the current run."""
+    """Return the bytes that states of `n_tokens` tokens hold besides streams: the clean, the empty and the current
+    run."""
     return run_bytes(adapter, n_tokens, runs=3)
 
 
 def trial_bytes(adapter: Adapter, n_tokens: int) -> int:
-    """What one trial takes at most while it runs: every writer's change, and as much for streams and logits."""
+    """Return the bytes that one trial of `n_tokens` tokens takes at most: every writer's change, and as much for
+    streams and logits."""
     return 2 * n_tokens * adapter.graph.n_writers * row_bytes(adapter)
 
 
 class _Trial(NamedTuple):
-    """The last run: its groups of removals, cumulative by trial, the visitor that holds its values, its readers."""
+    """The last run. `removals`: its groups of edges, of which trial k removes the first k + 1; `visitor`: holds its
+    values; `readers`: those that it affected."""
 
     removals: list[list[Edge]]
     visitor: _RevisedRun
@@ -61,24 +65,28 @@ class _Trial(NamedTuple):
 class CircuitState:
     """A circuit's run on a batch, to be pruned edge by edge.
 
-    `mask`: `[writers, readers]` bool, the circuit to start from (default: all edges), then the edges that are left;
-    `stream_bytes`: of streams kept between trials, at least those of one layer's readers; `reach`: what the edges still
-    connect.
+    Args:
+        mask: `[writers, readers]` bool, the circuit to start from; default: all edges.
+        stream_bytes: a budget for the streams that are kept between trials; those of one layer's readers always are.
+
+    Attributes:
+        mask: the edges that are left.
+        reach: the connectivity of these edges.
     """
 
     def __init__(self, prepared: Prepared, mask: np.ndarray | None = None, stream_bytes: int = STREAMS) -> None:
         self.prepared, self.adapter, self.graph = prepared, prepared.adapter, prepared.adapter.graph
         self.mask = self.graph.real.copy() if mask is None else mask.copy()
         clean = prepared.clean
-        self.run = clean.map(lambda value: value)  # lists of its own, of which commits replace entries
+        self.run = clean.map(lambda value: value)  # a copy with its own lists, whose entries commits replace
         self.reach = Reach(self.graph, self.mask, self.adapter.coupled)
         one = clean.resid[0].numel() * self.adapter.work.itemsize
         self._most_streams = max(self.graph.readers_per_layer, stream_bytes // one)
-        self._streams: dict[int, Tensor] = {}  # the one used last comes last
+        self._streams: dict[int, Tensor] = {}  # by reader, the least recently used first
         self._trial: _Trial | None = None
         missing = (self.graph.real & ~self.mask).any(axis=0)
         ablated = ~self.reach.reached[:-1] if prepared.interchange else np.zeros(self.graph.n_writers, dtype=bool)
-        # `[readers]`: those that read what they read in the clean run
+        # `[readers]` bool: readers whose stream is still that of the clean run
         self._clean = ~missing & ~(self.mask & ablated[:, None]).any(axis=0)
         if missing.any():
             self._run(self.mask[None], np.flatnonzero(missing).tolist(), [[]])
@@ -86,10 +94,10 @@ class CircuitState:
 
     # ---------------------------------------------------------------- the current run
     def difference(self, writers: np.ndarray, tokens: slice, current: Writers | None = None) -> Tensor:
-        """`[tokens, d_model]`: D = value - ablated value, summed over some writers (`[writers]` bool).
+        """Return D = value - ablated value, summed over some `writers` (`[writers]` bool): `[tokens, d_model]`.
 
-        Under interchange a writer that nothing reaches carries its ablated value: it is left out, no noise comes in.
-        `current`: the writers' values, in place of those of the current run.
+        Under interchange, writers that are not reached have their ablated value: they are left out, so that they add no
+        rounding noise. `current`: the writers' values; by default those of the current run.
         """
         if self.prepared.interchange:
             writers = writers & self.reach.reached[:-1]
@@ -97,17 +105,17 @@ class CircuitState:
         return self.adapter.centre(total(self.adapter, current, self.prepared.ablated, writers, tokens))
 
     def base(self, reader: int) -> Tensor:
-        """`[batch x pos, d_model]`: what a reader without any edge sees."""
+        """Return the stream `[batch x pos, d_model]` that a reader without kept edges sees."""
         return self._stream_of(self.prepared.empty, reader)
 
     def _stream_of(self, run: Run, reader: int) -> Tensor:
-        """`[batch x pos, d_model]`: what a reader sees in a run of the model."""
+        """Return the stream `[batch x pos, d_model]` that a reader sees in a recorded run of the model."""
         layer, kind, _ = self.graph.reader(reader)
         stream = (run.middle if kind == "mlp" else run.resid)[layer]
         return self.adapter.centre(stream.to(self.adapter.work).flatten(0, 1))
 
     def stream(self, reader: int) -> Tensor:
-        """`[batch x pos, d_model]`: what a reader of the current circuit sees."""
+        """Return the stream `[batch x pos, d_model]` that a reader of the current circuit sees."""
         stream = self._streams.get(reader)
         if stream is None and self._clean[reader]:
             stream = self._stream_of(self.prepared.clean, reader)
@@ -124,7 +132,7 @@ class CircuitState:
 
     # ---------------------------------------------------------------- trials
     def affected(self, readers: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Readers `[readers]` and writers `[writers]` (bool) that a change at these readers can reach."""
+        """Return the readers `[readers]` and writers `[writers]` (bool) that a change at these readers affects."""
         graph, changed = self.graph, np.zeros(self.graph.n_readers, dtype=bool)
         changed[readers] = True
         changed &= self.reach.useful
@@ -140,7 +148,8 @@ class CircuitState:
         return changed, writers
 
     def attempt(self, removals: list[list[Edge]]) -> Tensor:
-        """Logits `[trials, batch, reads, vocab]` without the first group of edges, the first two groups, and so on."""
+        """Return logits `[trials, batch, reads, vocab]` without the first group of edges, without the first two groups,
+        and so on; the state stays as it is until `commit`."""
         masks = np.repeat(self.mask[None], len(removals), axis=0)
         for trial, group in enumerate(removals):
             for writer, reader in group:
@@ -148,13 +157,13 @@ class CircuitState:
         return self._run(masks, [reader for group in removals for _, reader in group], removals)
 
     def _run(self, masks: np.ndarray, changed: list[int], removals: list[list[Edge]]) -> Tensor:
-        """Runs circuits whose readers differ from the current run's only at `changed` and after it."""
+        """Run circuits that differ from the current one only in edges into the readers `changed`."""
         readers, writers = self.affected(changed)
         if self.prepared.interchange:  # as in `difference`
             writers &= self.reach.reached[:-1]
         terms = masks & writers[None, :, None] & readers[None, None, :]
         plan = Plan(self.graph, terms, True, readers)
-        run = self.run  # unaffected writers keep their values exactly, whatever the ablation
+        run = self.run  # the base: unaffected writers keep exactly their current values, whatever the ablation
         current = replace(self.prepared, ablated=run.writers, empty=run, clean=run, interchange=True)
         visitor = _RevisedRun(current, plan, self, masks)
         skips = skippable(current, plan)
@@ -163,7 +172,7 @@ class CircuitState:
         return logits
 
     def drop(self, edge: Edge) -> list[int]:
-        """Removes an edge whose effect is 0, without a run; returns the nodes that have lost their last input."""
+        """Remove an edge whose effect is 0, without a run; returns the nodes that lose their last input by this."""
         left = self.reach.remove(*edge)
         self._clean[edge[1]] = False
         if not self.reach.useful[edge[1]]:
@@ -171,7 +180,7 @@ class CircuitState:
         return left
 
     def commit(self, trial: int) -> list[int]:
-        """Makes a trial of the last attempt the current state; returns the nodes that have lost their last input."""
+        """Make a trial of the last `attempt` the current state; returns the nodes that lose their last input."""
         assert self._trial is not None, "commit follows an attempt"
         removals, visitor = self._trial.removals[: trial + 1], self._trial.visitor
         left = [node for group in removals for edge in group for node in self.reach.remove(*edge)]
@@ -179,7 +188,7 @@ class CircuitState:
         tokens = slice(rows.start * visitor.length, rows.stop * visitor.length)
 
         def own(values: Tensor, part: slice) -> Tensor:
-            """One trial's values, without holding on to the others'."""
+            """Return one trial's values, copied so that the others' are freed."""
             return values if visitor.times == 1 else values[part].clone()
 
         self._clean[self._trial.readers] = False
@@ -201,13 +210,13 @@ class CircuitState:
 
 
 class _RevisedRun(CircuitVisitor):
-    """The run behind a trial; it keeps streams, q, k, v and what heads and MLPs write, for `CircuitState.commit`."""
+    """The visitor of trials; it keeps streams, q, k, v and outputs of heads and MLPs, for `CircuitState.commit`."""
 
     def __init__(self, current: Prepared, plan: Plan, state: CircuitState, masks: np.ndarray) -> None:
         super().__init__(current, plan)
         self.state, self.masks = state, masks
         self.streams: dict[int, Tensor] = {}  # by reader
-        self.qkv: dict[int, Heads] = {}  # by layer, as the next two
+        self.qkv: dict[int, Heads] = {}  # by layer, like the next two
         self.heads: dict[int, Tensor] = {}
         self.mlps: dict[int, Tensor] = {}
 
@@ -229,10 +238,10 @@ class _RevisedRun(CircuitVisitor):
         return base
 
     def _from_few(self, readers: np.ndarray, streams: Tensor, rows: tuple[int, slice]) -> None:
-        """Computes the streams of readers with few edges left from these edges alone.
+        """Compute the streams of readers with at most `FEW` edges as a sum over these edges.
 
-        Where the ablated values do not make up a run (zero, mean), what is left of a stream can be nothing. As a
-        difference of what was there and what was removed it would be rounding noise, which a norm blows up.
+        Under ablations other than interchange (zero, mean) almost nothing may be left of a stream. As a difference
+        between what was there and what was removed it would be rounding noise, which a norm amplifies.
         """
         circuit, tokens = rows
         examples = slice(circuit * self.batch, (circuit + 1) * self.batch)

@@ -1,20 +1,23 @@
-"""Attention scores of one head as a bilinear form: of what its query projects at one token and its key at another.
+"""A head's attention scores as a bilinear form of its projected query at one token and its projected key at another.
 
-Between the projections and the softmax a model rotates queries and keys, norms them (Gemma 3, Qwen 3, OLMo 2), scales
-them, and may add a bias of the distance (ALiBi) and cap the score (Gemma 2). With the norms' statistics as they are on
-this prompt,
+Between the projections and the softmax a model rotates queries and keys, may normalise them (Gemma 3, Qwen 3, OLMo 2),
+scales them, and may add a bias that depends on the distance (ALiBi) and cap the score (Gemma 2). With the scales of
+these norms held as they are on this prompt,
 
     score(i, j) = scale (q_i Q_i + a_i) . (k_j K_j + b_j) + position(i, j)      and then the cap, if there is one
 
-where `q_i` and `k_j` are the projections' outputs. The model's own code gives Q, a, K and b:
+where `q_i` and `k_j` are the projections' outputs. Q, a, K and b are found by running the model's own code:
 
-1. The layer's eager attention runs with unit vectors in place of its queries, then of its keys, and with zeros, which
-   become a and b. What they become are the factors of the product before the softmax (`engine/sites.py`).
-2. A norm gives all unit vectors one scale, and the real vectors another: one number for each token, which is fitted.
-3. `scale` is fitted to how the scores move when the queries are zero; what is left of the scores is `position`.
-4. Each step must reproduce the model's own numbers. Else the head is refused: its family does something else.
+1. The layer's eager attention runs with unit vectors in place of its queries, then in place of its keys, and with
+   zeros. The factors of the product before the softmax (`engine/sites.py`) are then the rows of Q or K (plus a or b),
+   and a or b.
+2. A norm of queries or keys scales all unit vectors alike, and the real vectors differently. The ratio, one number for
+   each token, is fitted.
+3. `scale` is fitted to the change of the scores when the queries are set to zero; the rest of the scores is `position`.
+4. Each step must reproduce the model's own numbers. Otherwise the head is refused, because its scores are not of this
+   form.
 
-`read_parts` divides `q_i` or `k_j` into what each writer adds to it, through the block's norm at its own scale.
+`read_parts` decomposes `q_i` or `k_j` into the part of each writer, through the block's norm with its actual scale.
 """
 
 from __future__ import annotations
@@ -32,25 +35,31 @@ from circuitfind.errors import ModelError
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.layer import LayerView
 
-CAP = "attn_logit_softcapping"  # of a config
-NEARLY = 0.9  # of the cap: scores above are not taken to fit the scale
-MASKED = 64  # a score below the least number over this is masked: some families scale after they mask
+CAP = "attn_logit_softcapping"  # the config's attribute
+NEARLY = 0.9  # of the cap: larger scores are not used to fit the scale
+MASKED = 64  # scores below the dtype's least number divided by this are masked: some families scale after masking
 TINY = 1e-30
 
 
 class Affine(NamedTuple):
-    """What a head's projected queries or keys become: `x @ linear[pos] + constant[pos]`, with linear `[pos, d_read,
-    features]` and constant `[pos, features]`."""
+    """The map from a head's projected queries or keys x to a factor of the scores: `x @ linear[pos] + constant[pos]`,
+    with `linear [pos, d_read, features]` and `constant [pos, features]`."""
 
     linear: Tensor
     constant: Tensor
 
 
 class ScoreForm(NamedTuple):
-    """One head's scores on one prompt, all by `[query, key]`. `position`: what the distance adds (ALiBi), else zeros;
-    `scores`: as they enter the softmax, but for what a query's scores all share; `visible`, `pattern`: which keys a
-    query sees, and the weights that the softmax makes; `cap`: None, or c where the scores are `c tanh(x / c)` of what
-    the form makes."""
+    """One head's scores on one prompt. All matrices are `[query, key]`.
+
+    Attributes:
+        queries, keys, scale: the bilinear form.
+        position: the bias that depends on the distance (ALiBi), else zeros.
+        scores: what enters the softmax, up to a constant for each query.
+        visible: whether a query can attend to a key.
+        pattern: the attention weights.
+        cap: None, or c if the scores are `c tanh(x / c)` of the form's values x.
+    """
 
     queries: Affine
     keys: Affine
@@ -66,15 +75,15 @@ class ScoreForm(NamedTuple):
 
 
 def score_form(restart: Restart, layer: int, head: int) -> ScoreForm:
-    """The form of a head's scores on the one prompt of a restart; ModelError where its scores are not shown, or are not
-    of this form."""
+    """Return the form of a head's scores on the single prompt of `restart`; ModelError if the model does not show its
+    scores, or they are not of this form."""
     adapter, base = restart.adapter, restart.base.qkv[layer]
     if type(adapter.layers[layer]) is not LayerView:
         refuse(adapter, "keys of all heads are read through one latent and its norm")
     queries, keys = (_affine(restart, layer, head, kind) for kind in "qk")
 
     def run(values: Tensor) -> tuple[Tensor, Tensor]:
-        """The scores `[query, key (and sink)]`, and the product of the factors `[query, key]`."""
+        """Return the scores `[query, key (and sink)]` and the product of their factors `[query, key]`."""
         scores, *factors = (
             _of_head(part, head, adapter.graph.n_heads)[0]
             for part in attention_scores(restart, layer, "q", values[None])
@@ -82,7 +91,7 @@ def score_form(restart: Restart, layer: int, head: int) -> ScoreForm:
         return scores, factors[0] @ factors[1].T
 
     def beside_own(values: Tensor) -> Tensor:
-        """Less that of the query's own token: some families take a query's largest score off."""
+        """Subtract the score of the query's own token, because some families subtract a query's largest score."""
         return (values - values.diagonal().unsqueeze(-1))[fit & fit.diagonal().unsqueeze(-1)]
 
     (given, product), (empty, least) = run(base.q), run(torch.zeros_like(base.q))
@@ -103,7 +112,7 @@ def score_form(restart: Restart, layer: int, head: int) -> ScoreForm:
     form = ScoreForm(queries, keys, scale, position, scores - shared, visible, pattern, cap)
     off = (form.capped(scale * product + position) - form.scores)[visible]
     if bool((torch.cat([off, moved - scale * product_moved]).abs() > limit).any()):
-        refuse(adapter, "scores are no product of queries and keys")
+        refuse(adapter, "scores are not a product of queries and keys")
     return form
 
 
@@ -112,12 +121,12 @@ def refuse(adapter: Adapter, why: str) -> None:
 
 
 def _of_head(part: Tensor, head: int, n_heads: int) -> Tensor:
-    """`[patches, ...]` of the one prompt; some families do not repeat the keys that several heads share."""
+    """Return a head's part of the single prompt, `[patches, ...]`; some families do not repeat keys of shared heads."""
     return part[:, 0, head * part.shape[2] // n_heads]
 
 
 def _affine(restart: Restart, layer: int, head: int, kind: str) -> Affine:
-    """From runs with the layer's own queries or keys, with unit vectors of their size, and with zeros."""
+    """Find the map of a head's queries or keys, from runs with the layer's own, with scaled unit vectors and zeros."""
     adapter, own = restart.adapter, getattr(restart.base.qkv[layer], kind)
     size = float(own.float().pow(2).mean().sqrt().clamp(min=1e-3))
     probes = torch.cat([torch.eye(own.shape[-1]) * size, torch.zeros(1, own.shape[-1])]).to(own)
@@ -132,13 +141,13 @@ def _affine(restart: Restart, layer: int, head: int, kind: str) -> Affine:
     made, wanted = einsum(projected, linear, "t d, t d e -> t e"), real - constant
     ratio = (wanted * made).sum(-1, keepdim=True) / made.pow(2).sum(-1, keepdim=True).clamp(min=TINY)
     if bool(((ratio * made - wanted).abs() > tolerance(adapter) * wanted.abs().max()).any()):
-        refuse(adapter, f"{'queries' if kind == 'q' else 'keys'} are no linear map of what is projected")
+        refuse(adapter, f"{'queries' if kind == 'q' else 'keys'} are not linear in what the projection returns")
     return Affine(linear * ratio.unsqueeze(-1), constant)
 
 
 def read_parts(adapter: Adapter, run: Run, layer: int, kind: str, head: int, positions: Tensor) -> Tensor:
-    """`[positions, nodes + 1, d_read]`: what each writer before a layer, and the biases together, add to a head's
-    projected query ("q") or key ("k") on the one prompt of a run."""
+    """Return what each writer before a layer, and last all biases together, add to a head's projected query ("q") or
+    key ("k") on the single prompt of a run: `[positions, writers + 1, d_read]`."""
     view, at = adapter.layers[layer], head if kind == "q" else head // adapter.graph.group
     raw: Tensor = getattr(view.qkv_weight(), kind)[:, at]  # d_model d_read
     norm, bias = view.attn_norm, view.qkv_bias()

@@ -1,21 +1,21 @@
-"""What one kind of site holds in a run, layer by layer, its means, and attention scores.
+"""Values of one site in a run, layer by layer; their means; and attention scores.
 
-1. `resid`, `middle`, `attn_out`, `mlp_out`, `q`, `k` and `v` are what a captured `Run` holds. `attn` and `mlp` are what
-   these two add to the stream: after a post-norm and the residual multiplier, without the output bias. `mlp` is what
-   the node writes, `attn` the sum of the heads.
-2. `z` (the heads before the output projection) and `hidden` (an MLP's neurons) are the input of that projection;
-   `pattern` is the second result of the attention module, which transformers gives under its "eager" implementation
-   only: the model is switched to it for the pass. A pattern is believed only if pattern x values gives the heads of the
-   same pass.
+`capture_site` knows these sites. All values are `[batch, pos, ...]`; a pattern is `[batch, query, heads, key]`.
 
-All values are `[batch, pos, ...]`; a pattern is `[batch, query, heads, key]`.
+1. `resid`, `middle`, `attn_out`, `mlp_out`, `q`, `k` and `v` are fields of a captured `Run`. `attn` and `mlp` are what
+   attention and the MLP add to the stream: after the post-norm and the residual multiplier, without the output bias.
+   So `mlp` is the output of the MLP node, and `attn` the sum of the outputs of the layer's heads.
+2. `z` (heads before the output projection) and `hidden` (an MLP's neurons) are the inputs of output projections.
+3. `pattern` is the second result of the attention module, which transformers returns only in its "eager"
+   implementation: the model is switched to it for the pass. A pattern is accepted only if pattern x values reproduces
+   the heads of the same pass.
 
-`attention_scores`, as they enter the softmax, in a run whose queries or keys are replaced:
+`attention_scores` returns what enters the softmax in a run whose queries or keys are replaced:
 
-1. The layer's attention runs from the base run with its projection's output replaced, and the pass ends where the heads
-   reach the output projection. Rotary positions, norms, windows, caps and sinks are the model's own.
-2. It runs under the "eager" implementation, whose one softmax is watched: what enters it are the scores, a sink as one
-   more column. They are believed only if softmax(scores) x values gives the heads of the same pass.
+1. The layer's attention runs from the base run with the output of its projection replaced, and the pass ends at the
+   output projection. Rotary positions, norms, windows, caps and sinks are the model's own.
+2. It runs in the "eager" implementation, whose one softmax is intercepted: its input are the scores, with a sink as one
+   more column. They are accepted only if softmax(scores) x values reproduces the heads of the same pass.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from circuitfind.models.layer import shape_of, weight_of
 from circuitfind.models.placement import gathered
 
 Values = dict[int, Tensor]  # by layer
-KEPT = {"q": "qkv", "k": "qkv", "v": "qkv", "attn": "attn_out", "mlp": "mlps"}  # where a `Run` holds a site
+KEPT = {"q": "qkv", "k": "qkv", "v": "qkv", "attn": "attn_out", "mlp": "mlps"}  # the field of a `Run` for a site
 
 
 def tolerance(adapter: Adapter) -> float:
-    """How far numbers may be off the model's own, of the largest."""
+    """Return how far numbers may be from the model's own, relative to the largest."""
     return {torch.float32: 1e-4, torch.float64: 1e-8}.get(adapter.dtype, 0.05)
 
 
 def capture_site(
     adapter: Adapter, inputs: Inputs, site: str, layers: Sequence[int], whole: bool = True
 ) -> tuple[Run, Values]:
-    """Runs the model and notes a site's values in some layers; ModelError where the family does not have it.
+    """Run the model and return the run and a site's values in some layers; ModelError if the model does not have it.
 
-    `whole`: all of the run is wanted; without it, the values and the logits are.
+    `whole`: record the whole run; otherwise only what the values and the logits need.
     """
     keep = None if whole else {KEPT.get(site, site)}
     if site == "pattern":
@@ -72,7 +72,8 @@ def capture_site(
 
 
 def site_means(experiment: Experiment, site: str, layers: Sequence[int]) -> Values:
-    """A site's means over the corrupted prompts and all their real positions, or at each position."""
+    """Return a site's means over the corrupted prompts and all their real positions, or at each position, as the
+    ablation says."""
     adapter, by_position = experiment.adapter, experiment.ablation.mean == "position"
 
     def sums(part: Batch, _: slice) -> tuple[Values, int]:
@@ -103,7 +104,7 @@ def _capture_inputs(
 
 
 def projection_of(adapter: Adapter, site: str, layer: int) -> Any:
-    """The linear module that a site's values enter: the attention's (`z`) or the MLP's (`hidden`) output projection."""
+    """Return the output projection that a site's values enter: the attention's (`z`) or the MLP's (`hidden`)."""
     family = adapter.layers[layer].family
     name = family.o if site == "z" else family.down
     if name is None:
@@ -115,8 +116,8 @@ def projection_of(adapter: Adapter, site: str, layer: int) -> Any:
 
 
 def input_rows(adapter: Adapter, site: str, layer: int) -> Tensor:
-    """`[features, d_model]`: what each feature of `z` or `hidden` adds to the output of the projection it enters, in
-    the model's own precision, because few rows are wanted at a time."""
+    """Return the weight `[features, d_model]` of the projection that `z` or `hidden` enters, in the model's precision
+    (callers convert the few rows that they need)."""
     return weight_of(projection_of(adapter, site, layer)).to(adapter.device)
 
 
@@ -135,7 +136,7 @@ def _capture_patterns(
         by_head = adapter.layers[layer].values_by_head(run.qkv[layer].v)
         if pattern is None or not makes_heads(adapter, pattern, by_head, z[layer], inputs.mask):
             raise ModelError(
-                f"this model ('{adapter.kind}') does not hand out its attention patterns: load it with"
+                f"this model ('{adapter.kind}') does not return its attention patterns: load it with"
                 " attn_implementation='eager', or patch what='heads', 'q' or 'k' instead"
             )
         values[layer] = pattern
@@ -143,7 +144,8 @@ def _capture_patterns(
 
 
 def _all_heads(adapter: Adapter, value: Tensor) -> Tensor:
-    """`[rows, heads, ...]` at home, from those of the process (`circuitfind.models.placement`)."""
+    """Return `[rows, heads, ...]` of all heads on the model's own device, given those of this process
+    (`models/placement.py`)."""
     group, value = adapter.processes, value.to(adapter.device)
     if group is None:
         return value
@@ -151,26 +153,27 @@ def _all_heads(adapter: Adapter, value: Tensor) -> Tensor:
 
 
 def attended(adapter: Adapter, pattern: Tensor, by_head: Tensor) -> Tensor:
-    """`[batch, query, heads, d_head]` that heads' patterns make of the values `[batch, key, heads, d_head]` of each."""
+    """Return pattern x values, `[batch, query, heads, d_head]`; `by_head [batch, key, heads, d_head]`: the values."""
     return einsum(pattern.to(adapter.work), by_head.to(adapter.work), "b q h k, b k h e -> b q h e")
 
 
 def makes_heads(adapter: Adapter, pattern: Tensor, by_head: Tensor, z: Tensor, mask: Tensor) -> bool:
-    """Whether patterns `[batch, query, heads, key]` are those of a pass: at real positions they make its heads `z`.
+    """Whether patterns `[batch, query, heads, key]` reproduce a pass's heads at real positions.
 
-    `by_head [batch, key, heads, d_head]`: values; `z [batch, query, heads, d_head]` is before the output projection.
+    `by_head [batch, key, heads, d_head]`: the values; `z [batch, query, heads, d_head]`: the heads before the output
+    projection; `mask [batch, query]`: true at real positions.
     """
     if pattern.shape[:3] != z.shape[:3]:
         return False
     real = mask.to(z.device)
     off = (attended(adapter, pattern, by_head) - z.to(adapter.work))[real].abs().max()
-    summed = attended(adapter, pattern.abs(), by_head.abs())[real].abs().max()  # what a sum's rounding scales with
-    return bool(off <= tolerance(adapter) * summed.clamp(min=1e-6))
+    scale = attended(adapter, pattern.abs(), by_head.abs())[real].abs().max()  # rounding of the sum grows with this
+    return bool(off <= tolerance(adapter) * scale.clamp(min=1e-6))
 
 
 @contextmanager
 def eager_attention(adapter: Adapter) -> Iterator[None]:
-    """Runs inside compute attention step by step, as transformers' "eager" implementation does."""
+    """Inside this context, the model runs transformers' "eager" attention."""
     before = adapter.config._attn_implementation
     if before != "eager":
         adapter.model.set_attn_implementation("eager")
@@ -187,10 +190,14 @@ PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.bad
 
 
 class Scored(NamedTuple):
-    """What enters the softmax of runs side by side, and the two factors that the scores are a product of (rotated,
-    normed, of a family's own scale). `scores`: `[patches, batch, heads, query, key]`, with a sink one key more, masked
-    ones very low but finite; `queries`: `[patches, batch, heads, query, features]`; `keys`: `[patches, batch, heads (or
-    1, or kv_heads), key, features]`."""
+    """The input of the softmax, and the two factors whose product gives the scores (after rotation and norms, scaled
+    as the family does).
+
+    Attributes:
+        scores: `[patches, batch, heads, query, key]`, with a sink one key more; masked ones are very low but finite.
+        queries: `[patches, batch, heads, query, features]`.
+        keys: `[patches, batch, heads (or 1, or kv_heads), key, features]`.
+    """
 
     scores: Tensor
     queries: Tensor
@@ -198,7 +205,7 @@ class Scored(NamedTuple):
 
 
 class _Watch(TorchFunctionMode):
-    """Notes what enters every softmax inside, and the factors of the last product before."""
+    """Notes the input of every softmax, and the factors of the last matrix product before it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,9 +224,15 @@ class _Watch(TorchFunctionMode):
 
 
 def attention_scores(restart: Restart, layer: int, kind: str, values: Tensor, instead: str = "") -> Scored:
-    """A layer's attention scores in runs with other queries ("q") or keys ("k"): `values`, as they are projected,
-    `[patches, batch, pos, heads or kv_heads, d_head]`. `instead`: what else to do where a model does not show its
-    scores."""
+    """Return a layer's attention scores in runs with its queries ("q") or keys ("k") replaced.
+
+    Args:
+        values: `[patches, batch, pos, heads or kv_heads, d_head]`, in place of the projection's output.
+        instead: another remedy, to append to the error.
+
+    Raises:
+        ModelError: the model does not show its scores.
+    """
     adapter = restart.adapter
     with eager_attention(adapter), _Watch() as watch:
         z = restart.heads_from_projection(layer, kind, values)

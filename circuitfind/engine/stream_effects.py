@@ -1,26 +1,27 @@
-"""First-order effects of nodes and places, from the gradients of one backward pass at the stream's readers. (Those of
-edges: `edge_effects.py`.)
+"""First-order effects of nodes and places, from one backward pass's gradients at the readers of the residual stream.
+(For edges see `edge_effects.py`.)
 
-`stream_gradients`: the gradient at the stream is a sum over its later readers, from the top down:
+`stream_gradients` computes the gradient at the stream as a sum over the readers of later layers, from the top down:
 
 1. `s = gradient at the final norm's input`.
-2. For each layer, last first: what the MLP adds meets s. The gradient at the MLP's input, pulled back through its norm,
-   comes on top; what attention adds meets that sum (s alone in a parallel block). With the gradients at the layer's q,
-   k and v, pulled back through their weights and norm, s is the gradient where the block begins.
+2. For each layer, last first: s is the gradient at the MLP's contribution. Add the gradient at the MLP's input, pulled
+   back through its norm: the sum is the gradient at attention's contribution (in a parallel block that is s alone). Add
+   the gradients at q, k and v, pulled back through their weights and norm: the sum is the gradient where the block
+   begins, the s of the layer before.
 
 `node_effects` (attribution patching): a node's difference, clean minus ablated, times the gradient where its output
-joins the stream, summed over d_model: the sum of a node's edge scores.
+is added to the stream, summed over d_model. It equals the sum of the node's edge scores.
 
 `site_effects`, in the units that a sweep patches:
 
-1. What attention or an MLP writes (`attn`, `mlp`) meets the gradient where it joins the stream. The gradient at the
-   module's output (`attn_out`, `mlp_out`) is that one times the residual multiplier, pulled back through the post-norm
-   where there is one.
-2. The gradient at the heads (`z`) or neurons (`hidden`) is that one through the output projection's rows; at queries,
-   keys and values it is autograd's; in the middle of a block it is the one where attention's output joins the stream.
-3. A unit's effect is its difference times the gradient, summed over its features; it is at most the product of the two
-   lengths, of which almost nothing is left where the two stand at a right angle. A pattern's difference makes, with the
-   values of the pass at which the gradient was taken, a difference of its head.
+1. `attn` and `mlp`, the contributions of attention and MLP: the gradient where they are added to the stream. `attn_out`
+   and `mlp_out`, the modules' outputs: that gradient times the residual multiplier, pulled back through the post-norm
+   if there is one. `resid`: the gradient where the block begins; `middle`: where attention's contribution is added.
+2. `z` (heads) and `hidden` (neurons): the gradient at the module's output, through the output projection's rows. `q`,
+   `k`, `v`: autograd's gradient.
+3. A unit's effect is its difference times the gradient, summed over its features. Its magnitude is at most the product
+   of their two norms, and far smaller where they are nearly orthogonal. A pattern's difference is first multiplied by
+   the values of the pass in which the gradients were taken, which gives a difference of the head.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from circuitfind.models.norms import Norm
 
 # -------------------------------------------------------------------- gradients at the stream
 class StreamGradients(NamedTuple):
-    """Of one layer, `[batch, pos, d_model]` each: at the stream where the block begins (`entering`), and where what
-    attention or the MLP writes is added."""
+    """One layer's gradients at the stream, `[batch, pos, d_model]` each: where the block begins (`entering`), and where
+    the contributions of attention and of the MLP are added."""
 
     layer: int
     entering: Tensor
@@ -53,7 +54,7 @@ class StreamGradients(NamedTuple):
 
 
 def stream_gradients(adapter: Adapter, run: Run, gradients: ReaderGradients) -> Iterator[StreamGradients]:
-    """Gradients of every layer, last layer first; `run`: the pass at which the readers' gradients were taken."""
+    """Yield the gradients of every layer, last layer first; `run`: the pass in which `gradients` were taken."""
     stream = gradients.final.to(adapter.work)
     for layer in reversed(range(adapter.graph.n_layers)):
         view = adapter.layers[layer]
@@ -67,8 +68,10 @@ def stream_gradients(adapter: Adapter, run: Run, gradients: ReaderGradients) -> 
 
 
 def node_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
-    """`[writers, batch, pos]` first-order effects of every writer at every position: of `delta`, clean minus ablated
-    values, with the gradients taken at `run`."""
+    """Return first-order effects `[writers, batch, pos]` of every writer at every position.
+
+    `delta`: clean minus ablated values; `run`: the pass in which `gradients` were taken.
+    """
     graph = adapter.graph
     effects = delta.embed.new_empty(graph.n_writers, *delta.embed.shape[:2])
     for layer, entering, at_heads, at_mlp in stream_gradients(adapter, run, gradients):
@@ -81,7 +84,8 @@ def node_effects(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGr
 
 
 class Effects(NamedTuple):
-    """First-order effects `[batch, pos, units]`, and the most that changes and gradients of this length can have."""
+    """First-order effects `[batch, pos, units]`, and the product of the norms of difference and gradient, which bounds
+    their magnitude."""
 
     value: Tensor
     most: Tensor
@@ -90,8 +94,11 @@ class Effects(NamedTuple):
 def site_effects(
     adapter: Adapter, site: str, delta: Values, run: Run, gradients: ReaderGradients
 ) -> dict[int, Effects]:
-    """By layer, first-order effects of every unit at every position (of a pattern: query): of `delta`, a site's clean
-    minus ablated values by layer, with the gradients taken at `run`. `site`: as for `capture_site`."""
+    """Return first-order effects of every unit at every position (of a pattern: every query), by layer.
+
+    `site`: as for `capture_site`; `delta`: its clean minus ablated values by layer; `run`: the pass in which
+    `gradients` were taken.
+    """
     if site in ("q", "k", "v"):
         return {layer: _met(change, getattr(gradients.qkv[layer], site)) for layer, change in delta.items()}
     effects: dict[int, Effects] = {}
@@ -123,7 +130,7 @@ def _effects(adapter: Adapter, site: str, change: Tensor, run: Run, at: StreamGr
 
 
 def head_gradients(adapter: Adapter, layers: Container[int], run: Run, gradients: ReaderGradients) -> Values:
-    """By layer, `[batch, pos, heads, d_head]` gradients at the heads before the output projection."""
+    """Return the gradients `[batch, pos, heads, d_head]` at the heads before their output projection, by layer."""
     found: Values = {}
     for at in stream_gradients(adapter, run, gradients):
         if at.layer in layers:
@@ -132,7 +139,7 @@ def head_gradients(adapter: Adapter, layers: Container[int], run: Run, gradients
 
 
 def _at_attention(adapter: Adapter, run: Run, at: StreamGradients) -> Tensor:
-    """The gradient at the output of the attention's output projection."""
+    """Return the gradient at the output of the attention's output projection."""
     view = adapter.layers[at.layer]
     return _before(view.post_attn_norm, run.attn_out[at.layer], at.attention * view.multiplier)
 
@@ -144,7 +151,7 @@ def _at_heads(adapter: Adapter, layer: int, gradient: Tensor) -> Tensor:
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product over the last axis."""
+    """Return the inner product over the last axis."""
     product: Tensor = torch.linalg.vecdot(a, b)
     return product
 
@@ -154,5 +161,5 @@ def _met(change: Tensor, gradient: Tensor) -> Effects:
 
 
 def _before(norm: Norm | None, output: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient at a module's output from the one behind its post-norm."""
+    """Return the gradient at a module's output, from the gradient after its post-norm."""
     return gradient if norm is None else norm.pull_back(output.to(gradient), gradient)

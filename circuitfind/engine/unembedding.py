@@ -1,11 +1,11 @@
-"""What a model makes of its final norm's output: logits as a linear map, and what comes after it.
+"""From the final norm's output x to the logits: a linear map, and what follows it.
 
     logits = f(W s x + b)
 
-1. `W` and `b` are the language modelling head's; a number `s` (MiniCPM) scales what it is given of the norm's output.
-2. `f` acts on each logit: nothing, a scale (Cohere, Granite) or a soft-cap (Gemma 2). It is learnt by putting numbers
-   in the place of the head's output: its slope at 0, and whether a large number keeps it (a soft-cap's does not). `s`
-   is learnt in the same way.
+1. `W` and `b` are the weight and bias of the language modelling head. A number `s` scales its input (MiniCPM; else 1).
+2. `f` acts on each logit: the identity, a scale (Cohere, Granite) or a soft-cap (Gemma 2). It is measured by replacing
+   the head's output with numbers: its slope near 0, and whether a large number has the same slope (under a soft-cap it
+   does not). `s` is measured by replacing the norm's output.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from circuitfind.models.backends import undisturbed
 from circuitfind.models.layer import module_at, weight_of
 from circuitfind.models.placement import held
 
-SMALL, LARGE = 2.0**-7, 2.0**10  # exact in half precision; no cap that matters leaves the large one as it is
-BENT = 0.01
+SMALL, LARGE = 2.0**-7, 2.0**10  # exact in half precision; any soft-cap that matters changes the large one
+BENT = 0.01  # relative deviation from a linear map
 
 
 class Unembedding(NamedTuple):
-    """`weight [vocab, d_model]` as the model holds it, `bias [vocab]` or None; logits = slope x (weight . (scale x) +
-    bias) where they are not `capped`, and for small ones where they are."""
+    """logits = slope (weight (scale x) + bias), for x the final norm's output; if `capped`, for small logits only.
+
+    `weight`: `[vocab, d_model]` in the model's precision; `bias`: `[vocab]` or None.
+    """
 
     weight: Tensor
     bias: Tensor | None
@@ -39,8 +41,11 @@ class Unembedding(NamedTuple):
 
 
 def unembedding(adapter: Adapter) -> Unembedding:
-    """Learns it from three passes of one token; ScoreError where the model does something else between final norm and
-    unembedding (ModernBERT's head)."""
+    """Return a model's unembedding, measured in three passes of one token.
+
+    Raises:
+        ScoreError: the model does more than scale between final norm and unembedding (ModernBERT's head).
+    """
     adapter.check_free()
     scale, head = head_scale(adapter), adapter.model.get_output_embeddings()
     weight, bias = weight_of(head).T.to(adapter.device), held(head, "bias")
@@ -50,7 +55,8 @@ def unembedding(adapter: Adapter) -> Unembedding:
 
 
 def head_scale(adapter: Adapter) -> float:
-    """How much of the final norm's output the unembedding is given; refuses a model where it is given anything else."""
+    """Return the number s by which the final norm's output is scaled before the head; ScoreError if the head's input is
+    anything else."""
     norm, head = module_at(adapter.model, adapter.family.final_norm), adapter.model.get_output_embeddings()
     ramp = torch.linspace(-1, 2, adapter.graph.d_model, dtype=adapter.dtype, device=adapter.device)
     given: list[Tensor] = []
@@ -63,19 +69,19 @@ def head_scale(adapter: Adapter) -> float:
     scale = float(given[0][-1] / expected[-1]) if given[0].shape == expected.shape else 0.0
     if not scale or (given[0] - scale * expected).abs().max() > BENT * abs(scale):
         raise ScoreError(
-            f"the logits of '{adapter.kind}' are no linear map of its final norm's output, so no score can be read off"
-            " its weights: take a method that runs the model (eap-ig-inputs, exact)"
+            f"the logits of '{adapter.kind}' are not a linear map of its final norm's output, so no score can be"
+            " computed from its weights: use a method that runs the model (eap-ig-inputs, exact)"
         )
     return scale
 
 
 def _after_head(adapter: Adapter, head: nn.Module, value: float) -> float:
-    """The logit that the model makes of this number."""
+    """Return the logit that the model computes if the head's output is `value`."""
     return _logit(adapter, [head.register_forward_hook(lambda _, __, output: torch.full_like(output, value))])
 
 
 def _logit(adapter: Adapter, handles: list[RemovableHandle]) -> float:
-    """The first logit of a pass of one token under these hooks, which are removed."""
+    """Return the first logit of a pass of one token under these hooks, and remove them."""
     ids = torch.zeros(1, 1, dtype=torch.long, device=adapter.device)
     try:
         with torch.no_grad(), undisturbed(adapter.model):

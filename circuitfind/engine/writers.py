@@ -1,7 +1,7 @@
-"""What the writers add to the residual stream, and sums and differences of it.
+"""`Writers`: one value for each writer of the residual stream, with sums and differences.
 
-Heads are kept *before* their output projection (already times a post-norm's scale), `d_head` wide: a GPT-2 small batch
-of 8 x 16 tokens takes 10 MB instead of 60. `output` and `total` project them when they are needed.
+Heads are stored *before* their output projection (but already times a post-norm's scale), `d_head` wide: for GPT-2
+small and 8 x 16 tokens this takes 10 MB instead of 60. `output` and `total` project them when needed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 class Writers(NamedTuple):
-    """A value for each writer, such as what it adds to the residual stream or a difference of two runs.
+    """A value for each writer: what it adds to the residual stream, or the difference of two runs.
 
-    embed: `[batch, pos, d_model]`; heads: by layer `[batch, pos, heads, d_head]`, to be projected by the layer's
-    `output_weight`; mlps: by layer `[batch, pos, d_model]`, without output biases.
+    embed: `[batch, pos, d_model]`; heads: by layer `[batch, pos, heads, d_head]`, to be multiplied by the layer's
+    `output_weight`; mlps: by layer `[batch, pos, d_model]`. Output biases are not included.
     """
 
     embed: Tensor
@@ -36,7 +36,7 @@ class Writers(NamedTuple):
         return [self.embed, *self.heads, *self.mlps]
 
     def map(self, function: Callable[..., Tensor], *others: Writers | None) -> Writers:
-        """The same function of every part, and of the same part of others (None where there is no other)."""
+        """Apply a function to every part and the same part of `others` (None for another that is None)."""
         rest = (repeat(None) if other is None else other.parts for other in others)
         embed, *layers = (function(*values) for values in zip(self.parts, *rest, strict=False))
         return Writers(embed, layers[: len(self.heads)], layers[len(self.heads) :])
@@ -45,21 +45,21 @@ class Writers(NamedTuple):
         return self.map(torch.sub, other)
 
     def less(self, other: Writers) -> Writers:
-        """As `minus`, but both lose each layer as soon as it is used: two are held at a time, and not three."""
+        """Compute `minus`, emptying the layer lists of both on the way, so that two values are held and not three."""
         heads = [one - two for one, two in zip(let_go(self.heads), let_go(other.heads), strict=True)]
         mlps = [one - two for one, two in zip(let_go(self.mlps), let_go(other.mlps), strict=True)]
         return Writers(self.embed - other.embed, heads, mlps)
 
 
 def let_go(values: list[T]) -> Iterator[T]:
-    """The values in their order; the list loses each as it is asked for."""
+    """Yield the values in their order, and remove each from the list, so that its memory can be freed."""
     values.reverse()
     while values:
         yield values.pop()
 
 
 def output(adapter: Adapter, values: Writers, writer: int) -> Tensor:
-    """`[batch, pos, d_model]`: one writer's value at the residual stream."""
+    """Return one writer's value at the residual stream, `[batch, pos, d_model]`."""
     graph, layer = adapter.graph, adapter.graph.layer_of(writer)
     if writer == 0:
         return values.embed
@@ -70,8 +70,10 @@ def output(adapter: Adapter, values: Writers, writer: int) -> Tensor:
 
 
 def total(adapter: Adapter, value: Writers, other: Writers, writers: np.ndarray, tokens: slice) -> Tensor:
-    """`[tokens, d_model]`: value minus other, summed over some writers (`[writers]` bool), at some of the tokens. The
-    heads of a layer are one matrix product, and nothing is formed of writers that are left out."""
+    """Return value minus other, summed over `writers` (`[writers]` bool), at some of the tokens: `[tokens, d_model]`.
+
+    The heads of a layer take one matrix product; nothing is computed for writers that are left out.
+    """
     graph = adapter.graph
 
     def difference(one: Tensor, two: Tensor) -> Tensor:
@@ -81,7 +83,9 @@ def total(adapter: Adapter, value: Writers, other: Writers, writers: np.ndarray,
     for layer in sorted({graph.layer_of(u) for u in (np.flatnonzero(writers[1:]) + 1).tolist()}):
         heads = writers[graph.heads(layer)]
         if heads.any():
-            inside = slice(None) if heads.all() else sent(np.flatnonzero(heads), result.device)  # all: no copy
+            inside = (
+                slice(None) if heads.all() else sent(np.flatnonzero(heads), result.device)
+            )  # a slice copies nothing
             change = difference(value.heads[layer][:, :, inside], other.heads[layer][:, :, inside])
             result = result.addmm(change.flatten(1), adapter.layers[layer].output_weight()[inside].flatten(0, 1))
         if writers[graph.mlp(layer)]:
