@@ -1,12 +1,13 @@
-"""`model_call`: what every public function of a model does before it runs.
+"""`model_call`: the decorator of every public function that takes a model.
 
-1. A call with a `RemoteModel` is sent to its server (`remote/call.py`), where the same function is called.
-2. A model runs one call at a time, because runs put hooks on its modules; other threads wait.
-3. The user's contexts do not change the numbers: autocast, inference mode, a default dtype and compiled code are off
-   inside.
-4. What is kept of the weights is read again where they have changed since the last call. Where modules or hooks are
-   new, the identities are proved again with them in place, here and on the pairs (`engine/identities.py`).
-5. What does not fit in memory, even in the smallest batches, ends in one line (`engine/batches.py`).
+1. A call with a `RemoteModel` is sent to its server (`remote/call.py`), which calls the same function.
+2. A model runs one call at a time, because runs put hooks on its modules. Calls from other threads wait.
+3. The user's contexts do not change the numbers: autocast, inference mode, the default dtype and compiled code are
+   switched off inside.
+4. Cached weights are updated if the model's weights have changed since the last call. If modules or hooks are new, the
+   identities are checked again with them in place, on random pairs here and later on the call's pairs
+   (`engine/identities.py`).
+5. If a call does not fit in memory even with the smallest batches, it ends with a one-line error (`engine/batches.py`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ R = TypeVar("R")
 
 
 def model_call(function: Callable[P, R]) -> Callable[P, R]:
-    """Makes the model, a public function's first argument, ready for the call, or sends the call to its server."""
+    """Wrap a public function whose first argument is a model: make it `ready`, or send the call to its server."""
 
     @functools.wraps(function)
     def called(*arguments: P.args, **keywords: P.kwargs) -> R:
@@ -42,7 +43,7 @@ def model_call(function: Callable[P, R]) -> Callable[P, R]:
             others = {name: value for name, value in keywords.items() if name != "model"}
             return processes.of_first(lambda: call(model, function, arguments[1:], others))  # one job on the server
         if not isinstance(model, Model):
-            return function(*arguments, **keywords)  # which says what it is instead
+            return function(*arguments, **keywords)  # raises an error that says what was passed
         with ready(model):
             return function(*arguments, **keywords)
 
@@ -51,8 +52,11 @@ def model_call(function: Callable[P, R]) -> Callable[P, R]:
 
 @contextmanager
 def ready(model: Model) -> Iterator[None]:
-    """Inside, the model is this thread's alone, and what is kept of it is up to date; ModelError where torch's default
-    device is "meta", new modules or hooks break an identity, or memory runs out."""
+    """Inside this context, the model is used by this thread alone, and what is cached of it is up to date.
+
+    Raises:
+        ModelError: torch's default device is "meta", an identity fails with new modules or hooks, or memory runs out.
+    """
     adapter = model.adapter
     divided = nullcontext() if adapter.processes is None else processes.in_step(adapter.processes)
     with adapter.lock, own_arithmetic(), divided, within_memory(adapter), at_rest(adapter.model):
@@ -68,10 +72,10 @@ def ready(model: Model) -> Iterator[None]:
 
 @contextmanager
 def own_arithmetic() -> Iterator[None]:
-    """Switches off the user's contexts that would change what is computed; ModelError where torch's default device is
-    "meta", on which nothing has a value."""
+    """Switch off the user's contexts that would change results; ModelError if torch's default device is "meta", where
+    tensors have no values."""
     if torch.get_default_device().type == "meta":
-        raise ModelError("torch's default device is 'meta', where nothing has a value: call this outside that context")
+        raise ModelError("torch's default device is 'meta', where tensors have no values: call this outside of it")
     accelerator = torch.accelerator.current_accelerator()
     kinds = {"cpu"} if accelerator is None else {"cpu", accelerator.type}
     with ExitStack() as contexts:
@@ -83,14 +87,14 @@ def own_arithmetic() -> Iterator[None]:
 
 
 class _Process:
-    """What torch has once for all threads: the first call sets it, and the last one that ends sets it back."""
+    """Torch settings that all threads share: set by the first call that begins, restored by the last that ends."""
 
     def __init__(self) -> None:
         self.lock, self.calls, self.before = threading.Lock(), 0, ExitStack()
 
     @contextmanager
     def eager(self) -> Iterator[None]:
-        """Inside, compiled code runs as written, and new tensors are float32."""
+        """Inside this context, compiled code runs eagerly, and the default dtype is float32."""
         with self.lock:
             if not self.calls:
                 self.before.callback(torch.set_default_dtype, torch.get_default_dtype())

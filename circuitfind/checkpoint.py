@@ -1,13 +1,15 @@
-"""Named arrays of a long run on disk, so that a stopped run goes on where it was.
+"""Checkpoints: named arrays of a long run on disk, from which a stopped run continues.
 
-1. A file is written whole or not at all, and carries the key of its run: a digest of everything that decides the
-   result. A file with another key is refused, never overwritten. On a full disk the run warns and goes on.
-2. A run that measures many places keeps `[places, examples]` values, NaN where not measured yet, and writes them now
-   and then: a killed process loses no more than was measured since.
-3. Of several processes the first writes the file, and tells the others what it read. Of many places each keeps what it
-   measured itself, in a file beside it (`NAME.rank1`); any number of processes goes on with what all have left.
-4. The file of a complete run is removed. Inside `until_saved` it waits, complete, for the block's end: what becomes of
-   the result may fail, too (a full disk, Ctrl-C while it is judged).
+1. A file is written completely or not at all. It contains the key of its run, a digest of everything that determines
+   the result. A file with another key is refused, never overwritten. If a file cannot be written (a full disk), the run
+   warns and continues.
+2. `Measurements`: a run that measures many places keeps values `[places, examples]`, NaN where not measured yet, and
+   writes them from time to time. A killed process loses only what it measured since.
+3. With several processes, the first writes the file and sends the others what it read. `Measurements` differ: each
+   process writes its own values to its own file (`NAME.rank1` and so on), and a later run with any number of processes
+   continues from all of them.
+4. The file is removed when the run is complete. Inside `until_saved` it is removed only at the end of the block,
+   because later steps may fail, too (a full disk, Ctrl-C during an evaluation).
 """
 
 from __future__ import annotations
@@ -31,13 +33,19 @@ from circuitfind.export.files import write_own
 SECONDS_BETWEEN_WRITES = 20.0
 OF_RANK = ".rank"
 _WAITING: ContextVar[list[CheckpointFile] | None] = ContextVar(
-    "files that wait for their results to be saved", default=None
+    "checkpoints to be removed when the results are saved", default=None
 )
 
 
 class CheckpointFile:
-    """The file of the run that `key` (see `key_of`) identifies; with no path, nothing is kept. `parts`: what another
-    key differs in, for the error; `each`: every process has a file of its own."""
+    """The checkpoint of one run.
+
+    Args:
+        path: the file; None: nothing is read or written.
+        key: identifies the run; see `key_of`.
+        parts: what the key depends on, for the error about a file with another key.
+        each: whether every process has a file of its own; otherwise only the first process writes.
+    """
 
     def __init__(self, path: str | PathLike[str] | None, key: str, parts: str, each: bool = False) -> None:
         self.path, self.key, self.parts = None if path is None else Path(path), key, parts
@@ -46,18 +54,19 @@ class CheckpointFile:
         self._writes = each or processes.first()
 
     def read(self) -> dict[str, np.ndarray] | None:
-        """What the first process wrote last; None where there is no file yet. Files of other runs are refused."""
+        """Return the arrays in the first process's file, on every process; None if there is no file. FileError for a
+        file of another run."""
         return processes.of_first(lambda: None if self.path is None else self.content(self.path))
 
     def others(self) -> list[Path]:
-        """The files that other processes of this or of a stopped run left, as far as this one is to look after them."""
-        assert self.path is not None, "files are asked for"
+        """Return this process's share of the files that other processes of this or a stopped run left."""
+        assert self.path is not None, "a checkpoint without a path has no files"
         here, name = processes.group(), self.path.name.partition(OF_RANK)[0]
         found = [(one, one.suffix.removeprefix(OF_RANK)) for one in self.path.parent.glob(f"{name}{OF_RANK}*")]
         return [one for one, rank in found if rank.isdigit() and int(rank) % here.size == here.rank % here.size]
 
     def content(self, path: Path) -> dict[str, np.ndarray] | None:
-        """What a file of this run holds; None where there is none."""
+        """Return the arrays in a file; None if there is none. FileError if it is of another run or no checkpoint."""
         if not path.exists():
             return None
         remedy = "remove it, or name another file"
@@ -70,7 +79,7 @@ class CheckpointFile:
             raise FileError(f"{path} is no checkpoint of circuitfind: {remedy}") from None
 
     def write(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Replaces what was written, whole or not at all: a run does not end because its checkpoint cannot be kept."""
+        """Replace the file's content, completely or not at all; warn, rather than raise, if that fails."""
         if self.path is None or not self._writes:
             return
         try:
@@ -79,8 +88,8 @@ class CheckpointFile:
             warn(f"checkpoint {error}; the run goes on without it")
 
     def finish(self, arrays: Mapping[str, np.ndarray] | None = None) -> None:
-        """Removes the file of a run that is complete. Inside `until_saved` it waits there, with the last `arrays` if
-        they are not written yet."""
+        """Remove the file, because the run is complete. Inside `until_saved`: write the final `arrays`, if given, and
+        leave the file to be removed at the end of the block."""
         if self.path is None:
             return
         waiting = _WAITING.get()
@@ -92,7 +101,7 @@ class CheckpointFile:
             waiting.append(self)
 
     def remove(self) -> None:
-        """Removes the file, and what other processes of a stopped run left."""
+        """Remove the file and those that other processes left."""
         if self.path is not None and self._writes:
             for one in (self.path, *self.others()):
                 one.unlink(missing_ok=True)
@@ -100,7 +109,8 @@ class CheckpointFile:
 
 @contextmanager
 def until_saved() -> Iterator[list[CheckpointFile]]:
-    """Inside, files of complete runs stay; they are removed if the block ends without an error. Gives those files."""
+    """Inside this context, checkpoints of complete runs are kept; they are removed if it ends without an error. Yields
+    the list of these checkpoints."""
     files: list[CheckpointFile] = []
     token = _WAITING.set(files)
     try:
@@ -112,7 +122,7 @@ def until_saved() -> Iterator[list[CheckpointFile]]:
 
 
 class Measurements:
-    """What a long run measured, `shape` (places, examples), kept in a `CheckpointFile`."""
+    """Values of a long run, of `shape` (places, examples), saved to a `CheckpointFile`; NaN where not measured yet."""
 
     def __init__(self, path: str | PathLike[str] | None, key: str, parts: str, shape: tuple[int, int]) -> None:
         self.file, self._written = CheckpointFile(path, key, parts, each=True), time.monotonic()
@@ -124,28 +134,28 @@ class Measurements:
                     self.values = np.where(np.isnan(known["values"]), self.values, known["values"])
 
     def missing(self, places: slice, examples: slice) -> bool:
-        """Whether any of these is not measured yet."""
+        """Whether any of these values is not measured yet."""
         return bool(np.isnan(self.values[places, examples]).any())
 
     def add(self, places: slice, examples: slice, effects: np.ndarray) -> None:
-        """Notes effects `[places, examples]`; writes now and then."""
+        """Store effects `[places, examples]`, and write the file from time to time."""
         self.values[places, examples] = effects
         if time.monotonic() - self._written > SECONDS_BETWEEN_WRITES:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what there is, if there is anything."""
+        """Write the file, if anything was measured."""
         if not np.isnan(self.values).all():
             self.file.write({"values": self.values})
         self._written = time.monotonic()
 
     def finish(self) -> None:
-        """The run is complete."""
+        """Finish the file, because the run is complete."""
         self.file.finish({"values": self.values})
 
 
 def key_of(*parts: object) -> str:
-    """A digest of arrays (by content) and everything else (by its text)."""
+    """Return a digest of arrays (by content) and other objects (by `repr`), as hexadecimal digits."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else repr(part).encode())

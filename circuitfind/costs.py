@@ -1,11 +1,14 @@
-"""What a computation cost: forward and backward passes, seconds, memory. For comparisons of methods.
+"""The cost of a computation in forward and backward passes, seconds and memory, to compare methods.
 
-1. `measuring()` counts everything inside. Each forward pass adds its prompts times the part of the blocks that ran: one
-   prompt through the whole model is 1, a restart from the middle layer half. A backward pass adds its prompts.
-2. Seconds are the wall's and the CPU time of this whole process, other threads included; passes are this thread's.
-3. Memory is the growth of the process's peak resident set (or of the accelerator's allocated memory), where the system
-   can tell: Linux resets its peak on request, elsewhere the figure is None.
-4. Of several processes (`processes.py`) passes and CPU time are the sum, memory that of the largest.
+1. `measuring()` counts everything inside its block. A forward pass counts its prompts times the fraction of the blocks
+   that ran: 1 for a prompt through the whole model, 1/2 for a restart from the middle layer. A backward pass counts its
+   prompts.
+2. `seconds` is wall-clock time. CPU time is that of the whole process, other threads included. Passes are those of this
+   thread.
+3. Memory is the growth of the peak: of CUDA's allocated memory, or without CUDA of the process's resident set. It is
+   None where the peak cannot be reset (outside Linux).
+4. With several processes (`processes.py`), passes and CPU time are summed, wall-clock time is rank 0's, and memory is
+   that of the process with the largest growth.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from circuitfind import processes
 
 @dataclass
 class Costs:
-    """Counted so far; `memory` in bytes beyond what was held at the start, None where it cannot be told."""
+    """Counts so far. `forwards`, `backwards`: in prompts; `memory`: growth of the peak in bytes, None if unknown."""
 
     forwards: float = 0.0
     backwards: float = 0.0
@@ -37,20 +40,21 @@ _counter: ContextVar[Costs | None] = ContextVar("circuitfind_costs", default=Non
 
 
 def count_forward(prompts: float, part: float = 1.0) -> None:
-    """Notes a forward pass of so many prompts, or parts of them, through this part of the blocks."""
+    """Count a forward pass of `prompts` (a fraction of one, if only part of its tokens ran) through this part of the
+    blocks."""
     if (costs := _counter.get()) is not None:
         costs.forwards += prompts * part
 
 
 def count_backward(prompts: float) -> None:
-    """Notes a backward pass of so many prompts."""
+    """Count a backward pass of `prompts`."""
     if (costs := _counter.get()) is not None:
         costs.backwards += prompts
 
 
 @contextmanager
 def measuring() -> Iterator[Costs]:
-    """Counts what happens inside; the times and the memory are there when it ends."""
+    """Count the passes inside this context. Times and memory are filled in when it ends."""
     costs = Costs()
     before = _start_of_memory()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -69,7 +73,7 @@ def measuring() -> Iterator[Costs]:
 
 
 def _start_of_memory() -> int | None:
-    """Bytes held now, with the peak reset to it; None where no peak can be reset."""
+    """Reset the peak, and return the bytes held now; None if the peak cannot be reset."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated()
@@ -85,7 +89,7 @@ def _peak() -> int:
 
 
 def _status(field: str) -> int:
-    """Bytes of a field of Linux's account of this process."""
+    """Return a field of `/proc/self/status` in bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{field}:"):
             return 1024 * int(line.split()[1])

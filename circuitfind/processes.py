@@ -1,18 +1,18 @@
-"""Several processes that do one call together: the only module that knows `torch.distributed`.
+"""Several processes that share the work of one call. The only module that uses `torch.distributed`.
 
 1. Every process (a rank) runs the same program on the same pairs, and holds the whole model. `join` makes them a group.
-2. A loop over batches (`engine/batches.py`) gives each rank a batch of its own, and `gathered` then gives every rank
-   the results of all, in the order of pairs. So all ranks go on with the same numbers and take the same path; what is
-   added up is added up in the same order on each.
-3. Where there are too few pairs to go round, ranks share a batch and divide its candidates (`Division`).
-4. An error of one rank is raised on all of them. Inside a rank's own part (`alone`) nothing is divided further.
-5. Rank 0 speaks and writes; the others are silent.
-6. Processes that divide a model's heads run the same passes (`in_step`). They divide nothing further, but agree on what
-   may differ between them: the time, what a file holds, free memory. Else one would wait for a pass that another never
-   makes.
+2. The loop over batches (`engine/batches.py`) gives each rank a batch of its own. `gathered` then sends all results to
+   every rank, in the order of the pairs. So all ranks continue with the same numbers, sum them in the same order, and
+   take the same branches.
+3. If there are fewer pairs than ranks, several ranks run the same batch and divide its candidates (`Division`).
+4. An error on one rank is raised on all. Inside a rank's own part (`alone`), work is not divided further.
+5. Rank 0 prints and writes files; the others are silent.
+6. Ranks that hold parts of one model (divided by heads) run the same passes (`in_step`) and divide no work. But they
+   must agree on what may differ between processes (the time, the content of a file, free memory); otherwise one rank
+   would wait forever for a pass that another does not run.
 
-A result equals that of one process to float rounding. It is the same to the bit where the batches are the same: what is
-patched or run in a batch then is, too, and each batch's part is added in the same order.
+A result equals that of a single process up to float rounding, and to the bit if the batches are the same: the same runs
+are then made in each batch, and the batches' results are added in the same order.
 """
 
 from __future__ import annotations
@@ -37,15 +37,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 R = TypeVar("R")
-START = 4  # what running both sides of a batch costs, in candidates
-ABOUT = 1.05  # of the least; larger batches are worth as much
-MEETING = timedelta(minutes=10)
-SIGN_OF_LIFE = 5.0  # seconds
-TIMEOUT = timedelta(days=7)  # one rank may write a report, or run a function of the user's, while the others wait
+START = 4  # the cost of running both sides of a batch, in candidates
+ABOUT = 1.05  # a division may cost this much times the cheapest one, if its batches are larger
+MEETING = timedelta(minutes=10)  # to wait for all processes to join
+SIGN_OF_LIFE = 5.0  # seconds to wait for the other ranks, when one seems lost
+TIMEOUT = timedelta(days=7)  # long, because one rank may write a report, or run a user's function, while others wait
 
 
 class Group(NamedTuple):
-    """This process among `size`; `exchange` gives every rank the bytes of each, or each that runs `in_step` with it."""
+    """This process's `rank` among `size`. `exchange`: sends its bytes to all ranks of the group (with `in_step`: of
+    those that run in step with it), and returns theirs, in the order of ranks."""
 
     rank: int = 0
     size: int = 1
@@ -54,28 +55,28 @@ class Group(NamedTuple):
 
 
 _joined = Group()
-_store: list[Any] = []  # of the group that was made here: what ranks can ask of each other at any time
+_store: list[Any] = []  # the key-value store of the group that `join` made, for `lost` and `end`; else empty
 _here: ContextVar[Group | None] = ContextVar("circuitfind_group", default=None)
 
 
 def group() -> Group:
-    """The group that divides what is run here."""
+    """Return the group that divides the work here."""
     return _here.get() or _joined
 
 
 def size() -> int:
-    """How many processes divide what is run here."""
+    """Return how many processes divide the work here."""
     return group().size
 
 
 def first() -> bool:
-    """Whether this process speaks and writes."""
+    """Whether this process is the one that prints and writes files: rank 0."""
     return group().rank == 0
 
 
 @contextmanager
 def within(other: Group) -> Iterator[None]:
-    """Inside, in this thread, another group divides the work."""
+    """Inside this context (in this thread), another group divides the work."""
     token = _here.set(other)
     try:
         yield
@@ -85,7 +86,7 @@ def within(other: Group) -> Iterator[None]:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process does all that is asked of it itself; one that is in step with others stays so."""
+    """Inside this context, this process does not divide its work; if it is in step with others, it stays so."""
     here = group()
     with within(here if here.in_step else Group(here.rank)):
         yield
@@ -93,27 +94,28 @@ def alone() -> Iterator[None]:
 
 @contextmanager
 def in_step(others: Any) -> Iterator[None]:
-    """Inside, this process runs what all of a torch process group run, and nothing is divided."""
+    """Inside this context, all ranks of a torch process group run the same, and no work is divided."""
     with within(Group(group().rank, 1, functools.partial(_exchange, others=others), in_step=True)):
         yield
 
 
 # -------------------------------------------------------------------- joining
 def join() -> bool:
-    """Makes one group of the processes that `torchrun` started: from here on they divide each call's work.
+    """Make one group of the processes that `torchrun` started, which then share the work of each call.
 
-    Every process must make the same calls, on the same model and pairs, with the same seeds. The group that the script
-    has initialised already is taken; else one of nccl where each process has an accelerator of its own, else of gloo.
+    Every process must make the same calls, on the same model and pairs, with the same seeds. If the script has already
+    initialised `torch.distributed`, that group is used. Otherwise the backend is nccl if each process has a GPU of its
+    own, else gloo.
 
     Returns:
-        Whether there are several; False, and nothing changes, outside `torchrun`.
+        Whether there are several processes. Outside `torchrun` nothing happens, and this is False.
 
     Raises:
-        ProcessError: the processes do not find each other.
+        ProcessError: the processes cannot find each other.
     """
     global _joined
     started = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    if not started and "torch.distributed" not in sys.modules:  # help and files do not wait for torch
+    if not started and "torch.distributed" not in sys.modules:  # do not import torch just to show help or open a file
         return False
     import torch
     import torch.distributed as dist
@@ -140,7 +142,7 @@ def join() -> bool:
 
 
 def leave() -> None:
-    """Ends the group that `join` made, if there is one."""
+    """End the group that `join` made, if there is one."""
     global _joined
     if _joined.size > 1:
         import torch.distributed as dist
@@ -164,9 +166,9 @@ def _exchange(own: bytes, others: Any = None) -> list[bytes]:
 
 
 def lost() -> ProcessError | None:
-    """The error that names the ranks that give no sign of life any more; None where all are there.
+    """Return an error that names the ranks that no longer respond; None if all respond.
 
-    A rank that calls this gives one, and waits a while for those of the others.
+    A rank that calls this shows that it is alive, and waits up to `SIGN_OF_LIFE` for the others to do the same.
     """
     if not _store:
         return None
@@ -178,14 +180,14 @@ def lost() -> ProcessError | None:
             time.sleep(0.05)
             gone = {rank for rank in gone if not store.check([f"here {rank}"])}
             words |= {rank: store.get(f"ended {rank}").decode() for rank in gone if store.check([f"ended {rank}"])}
-    except RuntimeError:  # who kept it is gone
+    except RuntimeError:  # rank 0, which hosts the store, is gone
         gone = {0}
     text = "; ".join(f"rank {rank} of {here.size} {words[rank]}" for rank in sorted(gone))
     return ProcessError(text, here.rank == min(set(range(here.size)) - gone)) if gone else None
 
 
 def end(said: str) -> None:
-    """Leaves the last words of a rank that ends with an error, unless the first one ends, too, and speaks for all."""
+    """Leave the error message of a rank that ends, for `lost`, unless rank 0 ends, too, and prints its own."""
     if not _store:
         return
     with suppress(RuntimeError):
@@ -200,10 +202,10 @@ def end(said: str) -> None:
 
 # -------------------------------------------------------------------- exchanging
 def gathered(function: Callable[[], R], label: str = "") -> list[R]:
-    """What a function makes on each rank of those that divide the work, in the order of ranks, on every rank.
+    """Call a function on every rank that divides the work, and return all results on every rank, in the order of ranks.
 
-    The first error is raised on all, and rank 0 warns of what others warn of. The function's name and the label tell
-    whether all are in the same call.
+    An error is raised on all ranks (of several, the lowest rank's). Warnings of all ranks are shown by rank 0. The
+    function's name and the label are compared, to detect ranks that are in different calls.
 
     Raises:
         ProcessError: a rank is lost, or is in another call.
@@ -212,7 +214,7 @@ def gathered(function: Callable[[], R], label: str = "") -> list[R]:
 
 
 def of_each(function: Callable[[], R], label: str = "") -> list[R]:
-    """`gathered`, of ranks in step, too: for what differs between them though they run the same."""
+    """Do what `gathered` does, also for ranks in step: for values that may differ between them."""
     here = group()
     if here.size == 1 and not here.in_step:
         return [function()]
@@ -241,19 +243,19 @@ def of_each(function: Callable[[], R], label: str = "") -> list[R]:
 
 
 def of_first(function: Callable[[], R]) -> R:
-    """What a function makes on rank 0, which alone calls it, on every rank; in a rank's own part, what it makes."""
+    """Call a function on rank 0 only, and return its result on every rank. Inside `alone`, call it on this rank."""
     if group().size == 1 and not group().in_step:
         return function()
     return cast(R, of_each(functools.wraps(function)(lambda: function() if first() else None))[0])
 
 
 def same(value: R) -> R:
-    """Rank 0's value, on every rank: of what differs between processes, such as the time."""
+    """Return rank 0's value on every rank, for values that may differ between processes, such as the time."""
     return of_first(lambda: value)
 
 
 class _Pickler(pickle.Pickler):
-    """Tensors as their bytes; they are put on the receiver's own device of the same kind."""
+    """Pickles tensors as bytes; the receiver puts them on its own device of the same type."""
 
     def reducer_override(self, one: Any) -> Any:
         import torch
@@ -275,7 +277,7 @@ def _packed(value: object) -> bytes:
     try:
         _Pickler(buffer, protocol=5).dump(value)
         if isinstance(value, Exception):
-            pickle.loads(buffer.getvalue())  # some cannot be made again from what they hold
+            pickle.loads(buffer.getvalue())  # raises for exceptions that cannot be unpickled
     except Exception as error:
         if not isinstance(value, Exception):
             raise
@@ -286,10 +288,10 @@ def _packed(value: object) -> bytes:
 
 # -------------------------------------------------------------------- dividing
 class Division(NamedTuple):
-    """How ranks divide pairs and candidates: into `blocks` of ranks, each of which runs a batch of its own.
+    """How ranks divide pairs and candidates: into `blocks` of ranks, each of which runs batches of its own.
 
-    block: this rank's. place, members: which of so many ranks it is there.
-    most: the members of the largest block.
+    block: this rank's block. place: this rank's number among the `members` of its block.
+    most: the number of members of the largest block.
     """
 
     blocks: int = 1
@@ -299,7 +301,10 @@ class Division(NamedTuple):
     most: int = 1
 
     def own(self, works: Iterable[int]) -> list[int]:
-        """Of groups that take so much work each, the numbers of this rank's: each goes to the one with least so far."""
+        """Return the indices of this rank's groups, given the work of every group.
+
+        Groups are assigned in order, each to the member with the least work so far.
+        """
         loads, mine = [0] * self.members, []
         for number, work in enumerate(works):
             to = loads.index(min(loads))
@@ -309,18 +314,19 @@ class Division(NamedTuple):
         return mine
 
     def part(self, candidates: int) -> slice:
-        """Of candidates of which each builds on those before it, this rank's."""
+        """Return this rank's slice of candidates, for candidates that each build on those before."""
         return slice(*(candidates * (self.place + end) // self.members for end in (0, 1)))
 
     def batches(self, start: int, stop: int, most: int) -> list[slice]:
-        """The next batches of pairs from `start` on, one a block, of `most` pairs each at most."""
+        """Return the next batches of pairs from `start` on, one for each block, of at most `most` pairs each."""
         step = min(most, math.ceil((stop - start) / self.blocks))
         ends = range(start, min(stop, start + self.blocks * step), step)
         return [slice(at, min(at + step, stop)) for at in ends]
 
 
 def division(pairs: int, candidates: int = 1) -> Division:
-    """The division that leaves the busiest rank about least to do; of those, the one with the largest batches."""
+    """Return the division that (nearly) minimises the work of the busiest rank; of those, the one with the fewest
+    blocks, whose batches are largest."""
     here = group()
     if here.size == 1:
         return Division()

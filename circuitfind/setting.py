@@ -1,7 +1,7 @@
-"""What a run is asked, said once: the metric, what ablated edges carry, the direction, the batch size and the seed.
+"""The setting of a run: metric, ablation, direction, batch size and seed.
 
-Every public call that runs the model takes these five as keywords (`Keywords`). They become one `Setting`, checked when
-it is built, and travel with the model and the pairs as one `circuitfind.engine.experiment.Experiment`.
+Every public call that runs the model takes these as keywords (`Keywords`). They become one `Setting`, which is checked
+when it is built, and with the model and the pairs one `circuitfind.engine.experiment.Experiment`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ DIRECTIONS = ("noising", "denoising")
 
 
 class JudgeKeywords(TypedDict, total=False):
-    """The keywords of a run of circuits, which has no direction.
+    """The keywords of calls that run circuits, which have no direction.
 
-    metric: overrides the task's metric: a name of `circuitfind.METRICS`, a `Metric`, or a function
+    metric: overrides the task's metric: a name in `circuitfind.METRICS`, a `Metric`, or a function
         `(logits at the read positions, batch) -> [batch]`.
-    ablation: what an ablated edge carries: "corrupted" (the default), "zero", "mean", "mean-position", "resample" or a
-        name that you registered; see `circuitfind.engine.ablation`.
-    batch_size: pairs that run at a time; by default as many as a memory budget allows.
-    seed: of everything that is drawn at random.
+    ablation: the value of an edge outside the circuit: "corrupted" (the default), "zero", "mean", "mean-position",
+        "resample" or a name that you registered; see `circuitfind.engine.ablation`.
+    batch_size: how many pairs run at a time; by default as many as fit a memory budget.
+    seed: seeds everything that is drawn at random.
 
-    What circuits and scores were made with is inherited: a call that is given one uses the metric, the ablation and
-    (where it has one) the direction of its record unless a keyword says otherwise, and then warns.
+    A call that evaluates a circuit or scores uses the metric, the ablation and (if the call has one) the direction that
+    these were made with. A keyword overrides this, with a warning.
     """
 
     metric: str | Metric | Function | None
@@ -38,15 +38,18 @@ class JudgeKeywords(TypedDict, total=False):
 
 
 class Keywords(JudgeKeywords, total=False):
-    """The keywords of a run that measures effects: those of `JudgeKeywords`, and the direction: "noising" (the default:
-    the clean run with something ablated) or "denoising" (the corrupted run with something restored)."""
+    """The keywords of calls that measure effects: those of `JudgeKeywords` and a direction.
+
+    direction: "noising" (the default: the clean run with something ablated) or "denoising" (the corrupted run with
+        something restored).
+    """
 
     direction: str | None
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The keywords of a run with their defaults filled in, checked."""
+    """The keywords of a run with defaults filled in; ScoreError or TaskError for a value that is not allowed."""
 
     metric: Metric
     ablation: str = "corrupted"
@@ -67,13 +70,14 @@ class Setting:
 
 
 def check_seed(seed: object) -> None:
-    """Refuses what some generators take for another seed (-1 for 1, None for the time of day) and others refuse."""
+    """Raise a TaskError unless a seed is an integer from 0 to 2^63 - 1. Some generators take other values for another
+    seed (-1 for 1, None for the time of day), others refuse them."""
     if not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
         raise TaskError(f"seed={seed!r} is no seed: give a whole number, 0 or more, of at most 63 bits")
 
 
 def check_batch_size(size: object) -> None:
-    """Refuses what is neither None nor a number of pairs."""
+    """Raise a TaskError unless a batch size is None or a positive integer."""
     if size is not None and (not isinstance(size, Integral) or isinstance(size, bool)):
         raise TaskError(f"batch_size must be a whole number, not {size!r}")
     if size is not None and int(size) < 1:
