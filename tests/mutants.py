@@ -320,7 +320,7 @@ MUTANTS = (
            "test_attribute.py::test_small_gradients_survive_float16",
            "float16: gradients keep the scale that saved them from underflow"),
     Mutant("blocks-unproved", "engine/reader_gradients.py",
-           " and _proved(asked)", "",
+           " and _equal_by_block(whole)", "",
            "test_reader_gradients.py::test_blocks_that_meet_outside_the_stream_go_back_in_one_pass",
            "gradients block by block miss what blocks hand on beside the stream"),
     Mutant("unreached-nodes-under-zero", "engine/circuit_run.py",

@@ -62,7 +62,7 @@ def test_every_method_of_points(method: str, direction: str, monkeypatch: pytest
     expected = cf.attribute(model, task, method, direction=direction).values
     by_block(monkeypatch)
     model.adapter.by_block = True
-    monkeypatch.setattr(reader_gradients._Asked, "at_once", None)
+    monkeypatch.setattr(reader_gradients._Pass, "at_once", None)
     np.testing.assert_array_equal(cf.attribute(model, task, method, direction=direction).values, expected)
 
 

@@ -2,24 +2,24 @@
 
 The model is never rewritten. A run is a forward pass through the user's own modules that calls a *visitor* at each site
 (`models/backends.py`), in the order of computation. The visitor gets the site's tensor and returns a tensor to put in
-its place, None to leave it, or STOP to end the pass. What distinguishes the runs is where they **start**, what they
-**change** and what they **return**.
+its place, None to leave it, or STOP to end the pass. Runs differ in where they **start**, what they **change** and what
+they **return**. *Writers* (nodes) add to the residual stream, *readers* are the inputs that read it.
 
     residual stream   embed ──●────────────●──▶ ... ──●──▶ final norm ──▶ logits at the read positions
                               │ norm       ▲ (+)      │
     readers (changed)         ├▶ q k v     │          └▶ logits
                               └▶ MLP in    │
     writers (recorded)          heads z, MLP out
-                                  each reader sees    base + sum of m_uv (value_u - ablated_u)
+                              in a circuit with mask m, reader v sees    base_v + sum of m_uv (value_u - ablated_u)
 
 | run | starts at | changes | returns |
 |---|---|---|---|
 | `capture` | layer 0 | nothing | a `Run`: residual streams, writers, q/k/v, logits |
 | `capture_gradients` | layer 0, or at every block in turn | nothing | a `Run` and the gradients at its readers |
 | `prepare` | layer 0 | nothing; in the empty run all readers see ablated values | clean, corrupted, empty run |
-| `run_circuits` | layer 0 | each reader sees the edges that a 0/1 mask keeps | logits |
-| `run_without` | the first block with a missing edge | the same, as differences to the clean run | logits |
-| `run_masked` | layer 0 | the same with a mask between 0 and 1 | logits, differentiable in the mask |
+| `run_circuits` | layer 0 | each reader sees only the edges that a 0/1 mask keeps | logits |
+| `run_without` | the first block with a missing edge | readers of missing edges do not see these edges | logits |
+| `run_masked` | layer 0 | each reader sees its edges times a soft mask | logits, differentiable in the mask |
 | `mask_gradient` | layer 0 | the same | the metric and its gradient with respect to the mask |
 | `pair_gradients` | layer 0 | the same | the same for each pair separately |
 | `Restart` | the first layer that a patch changes | one reader's input, the stream, or q, k or v | logits |
@@ -31,7 +31,7 @@ Benchmarks measure that each special path is worth having (`benchmarks/gpt2_smal
 restart from the middle layer costs half a forward pass, a sparse circuit less than a full one, and a trial of ACDC only
 the modules that its removal affects.
 
-The modules, from the bottom up. A call's model, pairs and setting travel together as one `Experiment`.
+The modules, in reading order. A call's model, pairs and setting travel together as one `Experiment`.
 
 1. `memory_plan.py`: every byte budget. `batches.py`: the loop over pairs, with smaller batches when memory runs out.
 2. `writers.py`: what each node adds to the residual stream. (The affine map from the stream to q, k and v is

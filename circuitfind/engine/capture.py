@@ -30,6 +30,12 @@ from circuitfind.models.layer import PROJECTIONS, Heads
 Outputs = Mapping[tuple[str, int], Tensor]
 WRITTEN, READ = {"heads", "mlps"}, {"resid", "middle"}  # fields of a `Run`: those of writers; streams that are read
 OUTPUTS = {"attn_out", "mlp_out"}
+ROUNDING = {torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Return how far a model's values may differ between two ways to compute them, relative to the largest value."""
+    return ROUNDING.get(dtype, 1e-4)
 
 
 @dataclass

@@ -100,7 +100,7 @@ class Experiment:
                 warn(f"{made} made with {name}='{value}' and judged with {name}='{_name(given[name])}', as asked")
         chosen = given.pop("metric", metric)
         if chosen not in (None, bound.metric.name):  # the name of a task's own function is not in METRICS
-            bound = _measuring(bound, chosen, made if chosen == inherited.get("metric") else "")
+            bound = _with_metric(bound, chosen, made if chosen == inherited.get("metric") else "")
         require_identities_on(model.adapter, bound.batch)
         return cls(model, bound, Setting(bound.metric, **given))
 
@@ -280,7 +280,7 @@ def _warn_of_others(record: Record, bound: BoundTask, made: str) -> None:
             warn(f"{made} made with {what} '{then}', this run has '{now}'")
 
 
-def _measuring(bound: BoundTask, metric: str | Metric | Function, made: str) -> BoundTask:
+def _with_metric(bound: BoundTask, metric: str | Metric | Function, made: str) -> BoundTask:
     """Return the task with another metric; `made`: what the metric was inherited from, or empty."""
     if made and metric not in METRICS:
         raise ScoreError(

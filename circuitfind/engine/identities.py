@@ -76,7 +76,9 @@ def _identities(adapter: Adapter, seed: int = 0, batch: Batch | None = None) -> 
     clean, corrupted, least = prepared.clean.logits, prepared.empty.logits, _least_logit(prepared)
     yield Identity("writers + output biases = residual stream", _stream_error(prepared), tolerance)
     if alone:
-        yield Identity("a run = the model by itself", _error(_by_itself(adapter, batch.clean), clean, least), tolerance)
+        yield Identity(
+            "a run = the model by itself", _error(_plain_logits(adapter, batch.clean), clean, least), tolerance
+        )
         # these compare rows of one batch that compute the same: they hardly differ in any precision
         yield from (Identity(name, error, tolerance / 10) for name, error in reader_errors(adapter, seed).items())
     yield Identity("all edges in = clean run", _circuit_error(prepared, full, clean, least), tolerance)
@@ -134,7 +136,7 @@ def _random_pairs(adapter: Adapter, seed: int) -> Batch:
     return Batch(clean, corrupted, answers, answers)
 
 
-def _by_itself(adapter: Adapter, inputs: Inputs) -> Tensor:
+def _plain_logits(adapter: Adapter, inputs: Inputs) -> Tensor:
     """Return the logits at the read positions of a plain call of the model, without explicit position ids."""
     with torch.no_grad(), undisturbed(adapter.model):
         return read_rows(adapter.model(input_ids=inputs.ids, use_cache=False).logits, inputs)

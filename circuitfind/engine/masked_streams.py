@@ -67,7 +67,7 @@ class Streams:
         self.amounts = mask.detach()[np.ix_(plan.writers, self.readers)].to(embed)
         self.written = embed.new_empty(len(plan.writers), embed.shape[:2].numel(), self.width)
         self.gradient = embed.new_zeros(groups, *self.amounts.shape)
-        self._back: Tensor  # the gradient of D
+        self._at_written: Tensor  # the gradient of D
         self._panels = self._divide()
         most = max((panel.readers.stop - panel.readers.start for panel in self._panels), default=0)
         read = torch.zeros_like(prepared.inputs.mask).scatter_(1, prepared.inputs.read, True)
@@ -90,7 +90,7 @@ class Streams:
         """Empty the panel, before the forward and before the backward pass."""
         self._open: Panel | None = None
         self._layer: int | None = None  # the open panel's layer whose streams are complete but for its own heads
-        self._came = np.zeros(len(self.readers), dtype=bool)  # readers whose gradient is in the panel
+        self._has_gradient = np.zeros(len(self.readers), dtype=bool)  # readers whose gradient is in the panel
 
     # ---------------------------------------------------------------- rows
     def _readers(self, layer: int, end: int | None = None, kind: str = "all") -> slice:
@@ -126,7 +126,7 @@ class Streams:
         """Return the gradient at the difference that `write` got."""
         self._settle(layer)
         rows = self._rows(layer, kind)
-        back = self._back[rows]
+        back = self._at_written[rows]
         if kind != "heads":
             return self.adapter.centre(back).view(-1, self.length, self.width)
         heads, weight = self._heads(layer, rows)
@@ -209,7 +209,7 @@ class Streams:
         self._settle(layer)
         readers = self._readers(layer, kind=kind)
         streams = self._stream(layer, kind)
-        self._came[readers] = True
+        self._has_gradient[readers] = True
         if kind == "mlp":
             streams[0] = self.adapter.layers[layer].mlp_pull_back(streams[0], gradient)
             self._send(self._own(layer), readers)
@@ -221,8 +221,8 @@ class Streams:
         """Take the gradient at the final norm's input: the first step of the backward pass."""
         self._begin()
         at, written = self.read_tokens()
-        self._back = torch.zeros_like(self.written)
-        self._back[:, at] = self.amounts[:, -1, None, None] * gradient
+        self._at_written = torch.zeros_like(self.written)
+        self._at_written[:, at] = self.amounts[:, -1, None, None] * gradient
         found = torch.linalg.vecdot(written, gradient)
         group = at * self.groups // self.written.shape[1]
         self.gradient.zero_()[:, :, -1].T.index_add_(1, group, found)
@@ -243,9 +243,9 @@ class Streams:
         count, at = seen.stop - seen.start, self._of(readers)
         if not count or not len(at):
             return
-        for idle in np.flatnonzero(~self._came[readers]):  # the metric does not depend on these readers
+        for idle in np.flatnonzero(~self._has_gradient[readers]):  # the metric does not depend on these readers
             at[int(idle)] = 0
-        self._back[seen].flatten(1).addmm_(self.amounts[seen, readers], at.flatten(1))
+        self._at_written[seen].flatten(1).addmm_(self.amounts[seen, readers], at.flatten(1))
         written = self.written[seen].view(count, self.groups, -1).transpose(0, 1)
         self.gradient[:, seen, readers] = torch.bmm(written, at.view(len(at), self.groups, -1).permute(1, 2, 0))
 

@@ -19,13 +19,10 @@ import torch
 
 from circuitfind.batch import Batch, Inputs
 from circuitfind.engine.batches import out_of_memory
-from circuitfind.engine.capture import capture
+from circuitfind.engine.capture import capture, rounding
 from circuitfind.engine.memory_plan import SHARED
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.backends import past_of
-
-TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # relative to the largest value in the stream
-OTHERWISE = 1e-4  # for other dtypes
 
 
 def after_prefix(adapter: Adapter, batch: Batch) -> Batch:
@@ -62,7 +59,7 @@ def _divides(adapter: Adapter, inputs: Inputs, start: int) -> bool:
     longest = int(lengths.argmax())
     if int(lengths[longest]) > adapter.divided:
         error = _division_error(adapter, inputs.rows(slice(longest, longest + 1)), start)
-        holds = error <= TOLERANCE.get(adapter.dtype, OTHERWISE)  # false for NaN
+        holds = error <= rounding(adapter.dtype)  # false for NaN
         adapter.divided = int(lengths[longest]) if holds else -1
     return adapter.divided > 0
 

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from circuitfind.batch import Inputs
 from circuitfind.costs import count_backward
-from circuitfind.engine.capture import READ, Outputs, Recorder, Run
+from circuitfind.engine.capture import READ, Outputs, Recorder, Run, rounding
 from circuitfind.engine.memory_plan import goes_by_block
 from circuitfind.errors import ModelError, ScoreError
 from circuitfind.models.adapter import Adapter
@@ -42,8 +42,6 @@ HandOn = Callable[[str, int, Tensor], Tensor]
 Places = Mapping[tuple[str, int], Tensor]  # (site, layer) -> a value, or the gradient at it
 ADD_UP = 1e-3  # how far the copies' gradients may be from adding up to their head's, relative to the largest
 FEW = 32  # tokens on which gradients block by block are tested
-TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of that test, relative to the largest gradient
-OTHERWISE = 1e-4  # for other dtypes
 
 
 class ReaderGradients(NamedTuple):
@@ -110,13 +108,13 @@ def capture_gradients(
         ModelError: see `_at_heads`.
     """
     keep = None if keep is None else {*keep, *READ}
-    asked = _Asked(adapter, inputs, metric, embed, outputs or {}, hand_on, keep)
+    whole = _Pass(adapter, inputs, metric, embed, outputs or {}, hand_on, keep)
     sizes = (inputs.ids.shape[1], inputs.read.shape[1])
-    return asked.by_block() if goes_by_block(adapter, *sizes) and _proved(asked) else asked.at_once()
+    return whole.by_block() if goes_by_block(adapter, *sizes) and _equal_by_block(whole) else whole.at_once()
 
 
 @dataclass
-class _Asked:
+class _Pass:
     """The arguments of `capture_gradients`, and the two ways to take the gradients."""
 
     adapter: Adapter
@@ -141,11 +139,11 @@ class _Asked:
             logits = through(adapter, self.inputs, visit)
             values, seed, scale = self._seed(logits)
             split = any(view.copies > 1 for view in adapter.layers)
-            at = self._back(logits, seed, leaves.at, split)
-            read = [self._read_at(layer, leaves.at, at, scale) for layer in range(adapter.graph.n_layers)]
+            at = self._gradients(logits, seed, leaves.at, split)
+            read = [self._at_readers(layer, leaves.at, at, scale) for layer in range(adapter.graph.n_layers)]
         recorder.run.logits = logits.detach()
         final = self._scaled(at["final", adapter.graph.n_layers], scale)
-        return Gradients(recorder.run, _by_kind(read, final), values)
+        return Gradients(recorder.run, _by_reader(read, final), values)
 
     def by_block(self) -> Gradients:
         adapter, blocks = self.adapter, len(self.adapter.layers)
@@ -156,15 +154,15 @@ class _Asked:
             for block in reversed(range(blocks + 1)):  # the last one is from the final norm to the logits
                 leaves = _Leaves(adapter, self.hand_on)
                 end = self._run_block(block, run.resid[block], leaves)
-                found = self._back(end, seed, leaves.at, block < blocks and adapter.layers[block].copies > 1)
+                found = self._gradients(end, seed, leaves.at, block < blocks and adapter.layers[block].copies > 1)
                 if block == blocks:
                     seed = found["final", block]
                     final = self._scaled(seed, scale)
                 else:
                     seed = found["resid", block]
-                    read.append(self._read_at(block, leaves.at, found, scale))
+                    read.append(self._at_readers(block, leaves.at, found, scale))
                 del leaves, end, found
-        return Gradients(run, _by_kind(read[::-1], final), values)
+        return Gradients(run, _by_reader(read[::-1], final), values)
 
     def _run_block(self, block: int, start: Tensor, leaves: _Leaves) -> Tensor:
         """Run one block from the stream `start`; returns the stream after it (for the last one: the logits)."""
@@ -200,12 +198,12 @@ class _Asked:
         count_backward(len(self.inputs.ids) * self.inputs.part)
         return values, (at_logits / scale).to(logits.dtype), scale
 
-    def _back(self, end: Tensor, seed: Tensor, leaves: Places, again: bool) -> dict[tuple[str, int], Tensor]:
+    def _gradients(self, end: Tensor, seed: Tensor, leaves: Places, again: bool) -> dict[tuple[str, int], Tensor]:
         given = bool(self.outputs)  # leaves that only affect replaced outputs have no gradient
         found = torch.autograd.grad(end, [*leaves.values()], seed, materialize_grads=given, retain_graph=again)
         return dict(zip(leaves, found, strict=True))
 
-    def _read_at(self, layer: int, leaves: Places, at: Places, scale: float) -> tuple[Heads, Tensor]:
+    def _at_readers(self, layer: int, leaves: Places, at: Places, scale: float) -> tuple[Heads, Tensor]:
         """Return the gradients at a layer's q, k and v by reader, and at its MLP's input."""
         heads = _at_heads(self.adapter.layers[layer], layer, leaves, at)
         mlp = self._scaled(at["mlp_in", layer], scale).view(*self.inputs.ids.shape, -1)
@@ -216,20 +214,20 @@ class _Asked:
         return gradient if scale == 1 else gradient * scale
 
 
-def _by_kind(read: list[tuple[Heads, Tensor]], final: Tensor) -> ReaderGradients:
+def _by_reader(read: list[tuple[Heads, Tensor]], final: Tensor) -> ReaderGradients:
     return ReaderGradients([qkv for qkv, _ in read], [mlp for _, mlp in read], final)
 
 
-def _proved(asked: _Asked) -> bool:
+def _equal_by_block(whole: _Pass) -> bool:
     """Whether the model's gradients block by block equal those of one pass; tested once, on a few tokens."""
-    adapter = asked.adapter
+    adapter = whole.adapter
     if adapter.by_block is None:
-        few = asked.inputs.ids[:1].repeat(1, FEW)[:, : adapter.at_most(FEW)]
+        few = whole.inputs.ids[:1].repeat(1, FEW)[:, : adapter.at_most(FEW)]
         last = torch.full_like(few[:, :1], few.shape[1] - 1)
         inputs = Inputs(few, torch.ones_like(few, dtype=torch.bool), last)
-        short = _Asked(adapter, inputs, lambda logits: logits.logsumexp(-1).sum(-1), hand_on=asked.hand_on)
+        short = _Pass(adapter, inputs, lambda logits: logits.logsumexp(-1).sum(-1), hand_on=whole.hand_on)
         ways = [[*chain(*at.qkv), *at.mlp, at.final] for at in (short.at_once().at, short.by_block().at)]
-        tolerance = TOLERANCE.get(adapter.dtype, OTHERWISE)
+        tolerance = rounding(adapter.dtype)
         pairs = zip(*ways, strict=True)
         adapter.by_block = all(bool((a - b).abs().max() <= tolerance * a.abs().max()) for a, b in pairs if a.numel())
     return adapter.by_block

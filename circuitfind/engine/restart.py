@@ -55,12 +55,12 @@ class Restart:
         base = (self.base.middle if kind == "mlp" else self.base.resid)[layer]
         changes = torch.stack([output(self.adapter, change, writer) for writer in writers])
         streams = (base.to(self.adapter.work) + changes).flatten(0, 1)  # writers x batch, pos, d_model
-        skips = self._earlier(layer, times)
+        skips = self._skipped_blocks(layer, times)
         if kind == "mlp":
-            skips |= self._attention(layer, times)
-            return self._run(times, _shown("mlp_in", layer, self.adapter.layers[layer].mlp_reads(streams)), skips)
+            skips |= self._skipped_attention(layer, times)
+            return self._run(times, _replacing("mlp_in", layer, self.adapter.layers[layer].mlp_reads(streams)), skips)
         if kind == "logits":
-            return self._run(times, _shown("final", layer, streams), skips)
+            return self._run(times, _replacing("final", layer, streams), skips)
         kind = "q" if kind == "mixer" else kind
         local = torch.tensor([reader - graph.readers(layer, "qkv").start], device=streams.device)
         read = self._readers(layer).values(streams.flatten(0, 1)[None], local, centred=False)[0]
@@ -133,23 +133,23 @@ class Restart:
         """Return a layer's MLP outputs `[patches, batch, pos, d_model]`, as added to the stream, for the streams
         `middle` before its norm."""
         view, times = self.adapter.layers[layer], len(middle)
-        show = _shown("mlp_in", layer, view.mlp_reads(middle).flatten(0, 1))
-        skips = self._earlier(layer, times) | self._attention(layer, times)
-        return view.mlp_written(self._until(("mlp_out", layer), show, times, skips)).view(middle.shape)
+        show = _replacing("mlp_in", layer, view.mlp_reads(middle).flatten(0, 1))
+        skips = self._skipped_blocks(layer, times) | self._skipped_attention(layer, times)
+        return view.mlp_written(self._value_at(("mlp_out", layer), show, times, skips)).view(middle.shape)
 
     # ---------------------------------------------------------------- queries, keys, values
     def from_projection(self, layer: int, kind: str, values: Tensor) -> Tensor:
         """Return logits `[patches, batch, reads, vocab]` of runs in which a layer's q, k or v are replaced by `values
         [patches, batch, pos, heads, d_head]`."""
         visit = self._projected(layer, kind, values.flatten(0, 1))
-        return self._run(len(values), visit, self._earlier(layer, len(values)))
+        return self._run(len(values), visit, self._skipped_blocks(layer, len(values)))
 
     def heads_from_projection(self, layer: int, kind: str, values: Tensor) -> Tensor:
         """Return the layer's heads before its output projection, `[patches x batch, pos, heads, d_head]`, in runs of
         its attention only with q, k or v replaced by `values`."""
         start = side_by_side(self.base.resid[layer], len(values))
         others = {view.path: start for index, view in enumerate(self.adapter.layers) if index != layer}
-        z = self._until(("z", layer), self._projected(layer, kind, values.flatten(0, 1)), len(values), others)
+        z = self._value_at(("z", layer), self._projected(layer, kind, values.flatten(0, 1)), len(values), others)
         return z.view(*z.shape[:-1], self.adapter.graph.n_heads, -1)
 
     def _projected(self, layer: int, kind: str, new: Tensor, head: int | None = None) -> Visit:
@@ -166,12 +166,12 @@ class Restart:
         return visit
 
     # ---------------------------------------------------------------- running
-    def _earlier(self, layer: int, times: int) -> dict[str, Tensor]:
+    def _skipped_blocks(self, layer: int, times: int) -> dict[str, Tensor]:
         """Return the blocks before a layer, to be skipped, each with the base run's stream at the layer as output."""
         start = side_by_side(self.base.resid[layer], times)
         return {view.path: start for view in self.adapter.layers[:layer]}
 
-    def _attention(self, layer: int, times: int) -> dict[str, Tensor]:
+    def _skipped_attention(self, layer: int, times: int) -> dict[str, Tensor]:
         """Return a layer's attention, to be skipped, with the base run's output; none if it is no module of its own."""
         view = self.adapter.layers[layer]
         if not view.family.attn:
@@ -182,7 +182,7 @@ class Restart:
     def _run(self, times: int, visit: Visit, skips: Skips) -> Tensor:
         return run_side_by_side(self.adapter, self.inputs, times, visit, skips)
 
-    def _until(self, end: tuple[str, int], visit: Visit, times: int, skips: Skips) -> Tensor:
+    def _value_at(self, end: tuple[str, int], visit: Visit, times: int, skips: Skips) -> Tensor:
         """Run until a site (name, layer) is reached, and return its value."""
         found: list[Tensor] = []
 
@@ -196,7 +196,7 @@ class Restart:
         return found[0]
 
 
-def _shown(site: str, layer: int, new: Tensor) -> Visit:
+def _replacing(site: str, layer: int, new: Tensor) -> Visit:
     """Return a visitor that replaces the value of one site."""
 
     def visit(name: str, at: int, value: Tensor) -> Tensor | None:

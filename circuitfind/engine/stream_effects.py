@@ -100,7 +100,7 @@ def site_effects(
     `gradients` were taken.
     """
     if site in ("q", "k", "v"):
-        return {layer: _met(change, getattr(gradients.qkv[layer], site)) for layer, change in delta.items()}
+        return {layer: _product(change, getattr(gradients.qkv[layer], site)) for layer, change in delta.items()}
     effects: dict[int, Effects] = {}
     for at in stream_gradients(adapter, run, gradients):
         if at.layer in delta:
@@ -114,19 +114,19 @@ def _effects(adapter: Adapter, site: str, change: Tensor, run: Run, at: StreamGr
     view, layer = adapter.layers[at.layer], at.layer
     in_stream = {"resid": at.entering, "middle": at.attention, "attn": at.attention, "mlp": at.mlp}
     if site in in_stream:
-        return _met(change.unsqueeze(-2), in_stream[site].unsqueeze(-2))
+        return _product(change.unsqueeze(-2), in_stream[site].unsqueeze(-2))
     if site in ("mlp_out", "hidden"):
-        gradient = _before(view.post_mlp_norm, run.mlp_out[layer].view(at.mlp.shape), at.mlp * view.multiplier)
+        gradient = _before_norm(view.post_mlp_norm, run.mlp_out[layer].view(at.mlp.shape), at.mlp * view.multiplier)
     else:
         gradient = _at_attention(adapter, run, at)
     if site in ("mlp_out", "attn_out"):
-        return _met(change.unsqueeze(-2), gradient.unsqueeze(-2))
+        return _product(change.unsqueeze(-2), gradient.unsqueeze(-2))
     if site == "hidden":
         at_neurons = einsum(gradient, input_rows(adapter, site, layer).to(gradient), "b t d, n d -> b t n")
-        return _met(change.unsqueeze(-1), at_neurons.unsqueeze(-1))
+        return _product(change.unsqueeze(-1), at_neurons.unsqueeze(-1))
     if site == "pattern":
         change = attended(adapter, change, view.values_by_head(run.qkv[layer].v))
-    return _met(change, _at_heads(adapter, layer, gradient))
+    return _product(change, _at_heads(adapter, layer, gradient))
 
 
 def head_gradients(adapter: Adapter, layers: Container[int], run: Run, gradients: ReaderGradients) -> Values:
@@ -141,7 +141,7 @@ def head_gradients(adapter: Adapter, layers: Container[int], run: Run, gradients
 def _at_attention(adapter: Adapter, run: Run, at: StreamGradients) -> Tensor:
     """Return the gradient at the output of the attention's output projection."""
     view = adapter.layers[at.layer]
-    return _before(view.post_attn_norm, run.attn_out[at.layer], at.attention * view.multiplier)
+    return _before_norm(view.post_attn_norm, run.attn_out[at.layer], at.attention * view.multiplier)
 
 
 def _at_heads(adapter: Adapter, layer: int, gradient: Tensor) -> Tensor:
@@ -156,10 +156,10 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return product
 
 
-def _met(change: Tensor, gradient: Tensor) -> Effects:
+def _product(change: Tensor, gradient: Tensor) -> Effects:
     return Effects(_dot(change, gradient), change.norm(dim=-1) * gradient.norm(dim=-1))
 
 
-def _before(norm: Norm | None, output: Tensor, gradient: Tensor) -> Tensor:
+def _before_norm(norm: Norm | None, output: Tensor, gradient: Tensor) -> Tensor:
     """Return the gradient at a module's output, from the gradient after its post-norm."""
     return gradient if norm is None else norm.pull_back(output.to(gradient), gradient)
