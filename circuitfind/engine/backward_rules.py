@@ -95,22 +95,7 @@ def backward_rules(adapter: Adapter, rules: Rules) -> Iterator[Ruled]:
             (for rules of attention) of an attention layer, or the forward pass skips a module that has a rule.
     """
     head_scale(adapter)
-    ruled, work = copy.copy(adapter), adapter.work
-    at: dict[str, Rule] = {adapter.family.final_norm: _norm_rule(adapter.final_norm, work)}
-    ruled.layers = []
-    products: list[str] = []
-    attentions: list[str] = []
-    for view in adapter.layers:
-        fixed: dict[str, Any] = {name: replace(norm, fixed_scale=True) for name, norm in view.norms.items()}
-        ruled.layers.append(replace(view, **fixed))
-        at |= {f"{view.path}.{getattr(view.family, name)}": _norm_rule(norm, work) for name, norm in view.norms.items()}
-        products += _product(adapter, view, rules)
-        if rules.activations:
-            at[_activation(adapter, view, rules)] = _identity_rule(work)
-        if rules.attention:
-            attention = _attention(adapter, view, rules)
-            attentions.append(f"{view.path}.{attention}")
-            at |= {path: _norm_rule(norm, work) for path, norm in _inner_norms(view, attention).items()}
+    at, products, attentions = _ruled_modules(adapter, rules)
     waiting = {*at, *products, *attentions}  # modules with a rule that no pass has called yet
 
     def follow(path: str, rule: Rule) -> Callable[..., Any]:
@@ -139,7 +124,7 @@ def backward_rules(adapter: Adapter, rules: Rules) -> Iterator[Ruled]:
             for path in attentions:
                 for remove in softened.watch(path, module_at(adapter.model, path)):
                     inside.callback(remove)
-        yield Ruled(ruled, _scaled_projections(adapter) if rules.attention else None)
+        yield Ruled(_with_fixed_scales(adapter), _scaled_projections(adapter) if rules.attention else None)
         waiting -= {path for path in attentions if softened.met[path] == 1}
     if waiting:
         path = min(waiting)
@@ -205,6 +190,35 @@ def _identity_rule(work: torch.dtype) -> Rule:
 
 
 # -------------------------------------------------------------------- the modules that rules apply to
+def _with_fixed_scales(adapter: Adapter) -> Adapter:
+    """Return a copy of the adapter whose layers' norms have fixed scales."""
+    ruled = copy.copy(adapter)
+    ruled.layers = []
+    for view in adapter.layers:
+        fixed: dict[str, Any] = {name: replace(norm, fixed_scale=True) for name, norm in view.norms.items()}
+        ruled.layers.append(replace(view, **fixed))
+    return ruled
+
+
+def _ruled_modules(adapter: Adapter, rules: Rules) -> tuple[dict[str, Rule], list[str], list[str]]:
+    """Return the rules of norms and activations by path, and the paths of the projections that read a gated MLP's
+    product and (for rules of attention) of attentions."""
+    work = adapter.work
+    at: dict[str, Rule] = {adapter.family.final_norm: _norm_rule(adapter.final_norm, work)}
+    products: list[str] = []
+    attentions: list[str] = []
+    for view in adapter.layers:
+        at |= {f"{view.path}.{getattr(view.family, name)}": _norm_rule(norm, work) for name, norm in view.norms.items()}
+        products += _product(adapter, view, rules)
+        if rules.activations:
+            at[_activation(adapter, view, rules)] = _identity_rule(work)
+        if rules.attention:
+            attention = _attention(adapter, view, rules)
+            attentions.append(f"{view.path}.{attention}")
+            at |= {path: _norm_rule(norm, work) for path, norm in _inner_norms(view, attention).items()}
+    return at, products, attentions
+
+
 def _attention(adapter: Adapter, view: LayerView, rules: Rules) -> str:
     """Return the path of a layer's attention within its block; ScoreError if the rules do not cover it."""
     other = "a mixer" if view.family.mixer else "latent attention" if view.family.kv else ""

@@ -124,7 +124,7 @@ class EdgeSum:
         self._final.add_(weight * self._at(gradients.final))
 
     def value(self) -> Tensor:
-        """Return the effects `[groups, writers, readers]`, summed over each group's tokens; zero where no edge is."""
+        """Return effects `[groups, writers, readers]`, summed over each group's tokens; zero where there is no edge."""
         self._contract()
         return self._effects
 

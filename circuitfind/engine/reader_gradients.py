@@ -63,7 +63,7 @@ class Gradients(NamedTuple):
 
 @dataclass
 class _Leaves:
-    """The visitor that gives every reader's value an autograd node of its own, and notes it to take the gradient at."""
+    """The visitor that gives every reader's value an autograd node of its own, and records it to take its gradient."""
 
     adapter: Adapter
     hand_on: HandOn | None = None
