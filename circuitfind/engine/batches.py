@@ -111,7 +111,7 @@ def in_batches(
             rows = batches[divided.block] if takes_part else None
 
             def one(rows: slice | None = rows, size: int = size) -> _Part[R] | None:
-                return None if rows is None else _tried(adapter, batch, rows, function, size, label, here)
+                return None if rows is None else _attempt(adapter, batch, rows, function, size, label, here)
 
             parts = [part for part in processes.gathered(one, f"{label} {start}") if part is not None]
             here.part = min(part.room for part in parts)
@@ -131,7 +131,7 @@ class _Part(NamedTuple, Generic[R]):
     room: float
 
 
-def _tried(
+def _attempt(
     adapter: Adapter,
     batch: Batch,
     rows: slice,

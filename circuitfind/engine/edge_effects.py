@@ -34,7 +34,7 @@ from torch import Tensor
 from circuitfind.engine.capture import Run
 from circuitfind.engine.memory_plan import HELD, in_cache, points_at_once, token_slices
 from circuitfind.engine.reader_gradients import ReaderGradients
-from circuitfind.engine.writers import Writers, let_go
+from circuitfind.engine.writers import Writers, emptying
 from circuitfind.models.adapter import Adapter
 from circuitfind.models.layer import Heads
 
@@ -101,8 +101,8 @@ class EdgeSum:
         if self._points == points_at_once(self._adapter, len(self._tokens)):
             self._contract()
         self._points += 1
-        layers, streams = zip(self._adapter.layers, let_go(gradients.qkv), strict=True), let_go(run.resid)
-        middles, at_mlps = let_go(run.middle), let_go(gradients.mlp)
+        layers, streams = zip(self._adapter.layers, emptying(gradients.qkv), strict=True), emptying(run.resid)
+        middles, at_mlps = emptying(run.middle), emptying(gradients.mlp)
         for layer, (view, at_qkv) in enumerate(layers):
             stream, at_values = self._at(next(streams)), Heads(*map(self._at, at_qkv))
             along = []

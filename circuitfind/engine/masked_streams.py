@@ -40,10 +40,9 @@ PANEL = 64  # readers of a panel, at most, unless a single layer has more
 
 
 class Panel(NamedTuple):
-    """Layers `first` to `end` (exclusive), and their readers, as a slice of those that take part."""
+    """The first of a panel's layers, and the readers of all of them, as a slice of those that take part."""
 
     first: int
-    end: int
     readers: slice
 
 
@@ -82,7 +81,7 @@ class Streams:
         for layer in range(self.graph.n_layers):
             if self._readers(first, layer + 1).stop - self._readers(first).start > PANEL:
                 first = layer
-            panel = Panel(first, layer + 1, self._readers(first, layer + 1))
+            panel = Panel(first, self._readers(first, layer + 1))
             panels[first:] = [panel] * (layer + 1 - first)
         return panels
 

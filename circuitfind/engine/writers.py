@@ -46,12 +46,12 @@ class Writers(NamedTuple):
 
     def less(self, other: Writers) -> Writers:
         """Compute `minus`, emptying the layer lists of both on the way, so that two values are held and not three."""
-        heads = [one - two for one, two in zip(let_go(self.heads), let_go(other.heads), strict=True)]
-        mlps = [one - two for one, two in zip(let_go(self.mlps), let_go(other.mlps), strict=True)]
+        heads = [one - two for one, two in zip(emptying(self.heads), emptying(other.heads), strict=True)]
+        mlps = [one - two for one, two in zip(emptying(self.mlps), emptying(other.mlps), strict=True)]
         return Writers(self.embed - other.embed, heads, mlps)
 
 
-def let_go(values: list[T]) -> Iterator[T]:
+def emptying(values: list[T]) -> Iterator[T]:
     """Yield the values in their order, and remove each from the list, so that its memory can be freed."""
     values.reverse()
     while values:
