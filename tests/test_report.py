@@ -157,7 +157,14 @@ def test_page_shows_the_numbers() -> None:
 def test_intervals_are_of_the_level_that_is_given() -> None:
     """In the head, in the data and, by the script, in tooltips, which name no level of their own."""
     page = html(replace(data(some(60)), level=0.9))
-    assert "90% interval" in page and '"level":"90%"' in page and "95%" not in page
+    assert "faithfulness, 90% interval" in page and '"level":"90%"' in page and "95%" not in page
+    assert re.search(r"<title>the circuit: faithfulness [\d.]+, 90% interval", page)
+
+
+def test_settings_without_a_value_are_left_out() -> None:
+    circuit = replace(some(5), record=Record(settings={"steps": 5, "edges": None}))
+    page = html(replace(data(some(5)), circuit=circuit))
+    assert "<dt>steps</dt><dd>5</dd>" in page and "<dt>edges</dt>" not in page
 
 
 def test_page_without_measurements_has_only_what_is_known() -> None:
@@ -172,7 +179,7 @@ def test_a_page_of_one_pair_speaks_of_no_held_out_pairs() -> None:
     page = {unseen: replace(some(5), facts={"unseen_pairs": unseen}) for unseen in (0, 1)}
     one, two = (html(replace(data(page[unseen]), frontier=points)) for unseen in (0, 1))
     assert "nothing is held out" in one and "held-out pairs" not in one and ">held out<" not in one
-    assert two.count("held-out pairs") == 3 and ">held out<" in two
+    assert two.count("held-out pairs") == 2 and ">held out<" in two
 
 
 def test_a_comparison_takes_effects_from_whichever_circuit_knows_them() -> None:

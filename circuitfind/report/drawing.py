@@ -1,15 +1,15 @@
-"""The circuit as an SVG picture made in Python, without Graphviz, that fits a window however deep the model is.
+"""The circuit as an SVG picture, made in Python without Graphviz, that fits a window however deep the model is.
 
-1. A layer is one row: its heads side by side, its MLP among them. Layers without a node are left out, where a dashed
-   line stands for them, and a layer that is wider than the window takes another row.
-2. A shared key/value head of a grouped-query model stands at the left of the heads that it serves, in one *block* with
-   them; the blocks are what `report.layout` places.
+1. Each layer is a row of its heads and its MLP, in several rows if it is wider than the window. A dashed line replaces
+   layers without a node.
+2. In a grouped-query model, a shared key/value head and the heads that it serves form one *block*, with the key/value
+   head at the left. `report.layout` places blocks.
 3. An arrow from a head to the MLP of its own layer is an arc above the row; all others run upwards.
-4. Where the names of heads have no room, they lose their layer, which stands at the side.
+4. Where head names do not fit, they are shortened to `h3`: the layer is named at the side.
 
-Arrows and pens are those of Graphviz's drawing (`export.arrows`). Colours, dark mode and hovering belong to the page:
-the SVG carries classes (`arrow q opposes`, `box head`), names (`data-edge`, `data-name`) and every number in a tooltip;
-the strongest arrows come last.
+Arrows and line widths are those of the Graphviz drawing (`export.arrows`). The page sets colours, dark mode and
+hovering: the SVG has only classes (`arrow q opposes`, `box head`), names (`data-edge`, `data-name`) and numbers in
+tooltips. The strongest arrows are drawn last, on top.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BESIDE = 3.0  # between the boxes of a block
 
 
 class Box(NamedTuple):
-    """A node, or the inputs of a shared key/value head: its label, and where it stands beside its block's centre."""
+    """A node, or the inputs of a shared key/value head. `aside`: pixels from its block's centre to its own."""
 
     name: str
     kind: str
@@ -41,7 +41,7 @@ class Box(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Boxes that stand side by side: a key/value head and the heads that it serves, or one node."""
+    """Boxes side by side: a key/value head and the heads that it serves, or a single node."""
 
     boxes: tuple[Box, ...]
     width: float
@@ -59,15 +59,15 @@ class Block(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the drawing: its layer, -1 for `input`, the number of layers for `logits`."""
+    """A row of the drawing. `layer` is -1 for `input` and the number of layers for `logits`."""
 
     layer: int
     blocks: tuple[Block, ...]
 
 
 def draw(graph: Graph, rows: Sequence[EdgeRow], nodes: Sequence[str], marks: Mapping[str, str] | None = None) -> str:
-    """SVG text of the circuit; of an empty one, `input` and `logits` with a line that says so. `marks`: a further class
-    of each edge's arrow."""
+    """Return the circuit as SVG text; an empty circuit is `input` and `logits` with a note. `marks`: by edge name,
+    a further class for its arrow."""
     drawn = arrows(graph, rows)
     levels = _rows(graph, nodes if drawn else ["input", "logits"], drawn, joints(graph, rows, nodes))
     blocks = [block for level in levels for block in level.blocks]
@@ -102,7 +102,7 @@ def draw(graph: Graph, rows: Sequence[EdgeRow], nodes: Sequence[str], marks: Map
 
 # -------------------------------------------------------------------- what stands where
 def _rows(graph: Graph, nodes: Sequence[str], drawn: Sequence[Arrow], stubs: Iterable[tuple[str, str]]) -> list[Row]:
-    """Layers from `input` to `logits`, those without a node left out, wide ones in several rows."""
+    """Rows from `input` to `logits`, without layers that have no node; wide layers take several rows."""
     shared = {head: key_value for key_value, head in stubs}
     layers = groupby(ranks(graph, nodes, drawn), key=lambda rank: rank.layer)
     names = [(layer, [name for rank in group for name in rank.names]) for layer, group in layers]
@@ -129,7 +129,7 @@ def _box_of(graph: Graph, name: str, whole: bool) -> Box:
 
 
 def _bands(graph: Graph, levels: Sequence[Row], plan: Placement, width: float) -> list[str]:
-    """A strip behind each layer with its label, and a line where layers are left out."""
+    """A strip with a label behind each layer, and a line wherever layers are left out."""
     heights = defaultdict(list)
     for row, y in zip(levels, plan.heights, strict=True):
         heights[row.layer].append(y + MARGIN)
@@ -211,14 +211,14 @@ def _arrows(
 
 
 def _path(arrow: Arrow, plan: Placement, home: Homes, centres: Mapping[str, XY], shift: float) -> list[XY]:
-    """Points from box to box; within a row, the two boxes alone."""
+    """The points that an arrow passes through; within a row, only the centres of its two boxes."""
     pair = home[arrow.source][0].name, home[arrow.target][0].name
     between = [XY(point.x + shift, point.y) for point in plan.paths[pair][1:-1]] if pair in plan.paths else []
     return [centres[arrow.source], *between, centres[arrow.target]]
 
 
 def _shifts(drawn: Sequence[Arrow], lane: float) -> list[float]:
-    """How far each arrow stands aside of the others between the same two boxes."""
+    """The sideways shift of each arrow, in pixels, so that arrows between the same two boxes run side by side."""
     pairs = [(arrow.source, arrow.target) for arrow in drawn]
     total, seen, shifts = Counter(pairs), Counter[tuple[str, str]](), [0.0] * len(drawn)
     for number in sorted(range(len(drawn)), key=lambda i: "qkv".find(drawn[i].kind)):
@@ -229,7 +229,7 @@ def _shifts(drawn: Sequence[Arrow], lane: float) -> list[float]:
 
 
 def _ports(home: Homes, centres: Mapping[str, XY], ends: Mapping[int, tuple[str, float]]) -> dict[int, float]:
-    """x where each arrow touches its box: spread over the box in the order of where the arrows come from."""
+    """The x at which each arrow touches its box: arrows are spread over it, sorted by where their other ends lie."""
     by_box, result = defaultdict(list), {}
     for arrow, (name, towards) in ends.items():
         by_box[name].append((towards, arrow))

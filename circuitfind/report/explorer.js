@@ -123,7 +123,7 @@ if (edges.length) {
     const node = nodes.find((name) => name === text) ?? nodes.find((name) => name.includes(text));
     if (text && group !== undefined) groups.press(group);
     else if (text && node) choose(node);
-    else if (text) said.textContent = `no node of the circuit is named like ${text}`;
+    else if (text) said.textContent = `no node of the circuit and no group matches “${text}”`;
   });
   const zooms = { in: () => view.zoom(1.5), out: () => view.zoom(1 / 1.5), fit: () => view.fit() };
   for (const button of document.querySelectorAll("[data-zoom]")) {

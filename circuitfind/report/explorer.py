@@ -1,11 +1,12 @@
-"""The circuit, to be explored: drawings at a few sizes, the controls around them, and the data for the script.
+"""The interactive section of the circuit: drawings at a few sizes, controls, and the data for the script.
 
-1. The slider's positions are the report's sizes; each says the faithfulness measured of that circuit, or that none was.
-2. One drawing serves several positions (later arrows are hidden). A hundred edges among the places of a thousand cannot
-   be read, so there is one for up to 30 edges, for up to 120, and for up to 400, as far as each is needed. Larger sizes
-   are shown as a matrix of layers, which the script makes.
-3. One block of JSON holds what the script needs: every edge's ends, effects and first position, the words of every
-   position, and the attention patterns. Without the script the first drawing stands there alone.
+1. The slider's positions are the report's sizes. Each shows the measured faithfulness of its circuit, or says
+   that it was not measured.
+2. One drawing serves several positions: arrows of larger sizes are hidden. A hundred edges in a layout made for a
+   thousand would be illegible, so up to three drawings are made: for up to 30, 120 and 400 edges. The script shows
+   larger sizes as a matrix of layers.
+3. A block of JSON holds the script's data: the ends, effects and first position of every edge, the text of every
+   position, and the attention patterns. Without the script only the first drawing is shown.
 """
 
 from __future__ import annotations
@@ -32,27 +33,27 @@ from circuitfind.report.sizes import Size, say, sizes_of, strongest
 if TYPE_CHECKING:
     from circuitfind.report.page import ReportData
 
-BANDS = (30, 120, 400)  # edges of a drawing of its own
-START = 120  # edges that are shown at first, if there are more
+BANDS = (30, 120, 400)  # most edges in each drawing
+START = 120  # most edges in the size shown first
 KINDS = {"q": "query", "k": "key", "v": "value", "mixer": "into mixer", "mlp": "into MLP", "logits": "into logits"}
 MARKS = {"both": "in both", "here": "only in this circuit", "there": "only in the other"}
-MOST_PLACES = 16  # that have a box to be ticked
-DIGITS = 5  # of an effect; a tooltip shows three
+MOST_PLACES = 16  # with more places there are no checkboxes for them
+DIGITS = 5  # significant digits of an effect in the data; tooltips show three
 
 
 def picture(data: ReportData) -> str:
-    """The section: controls, drawings, the side panel, and the data block."""
+    """Return the section as HTML: controls, drawings, side panel and data block."""
     both, marks = compared(data.circuit, data.beside)
     sizes = list(data.sizes) or sizes_of(both, None if marks else data.faithfulness, data.interval)
     circuit, start = sizes[-1].circuit, first_shown(sizes)
     hint = "Point at a node or an edge for its numbers; click a node for its strongest inputs and outputs."
-    keys = "Arrow keys walk from node to node, Enter opens one, + − 0 zoom."
+    keys = "Keys: arrows move between nodes, Enter opens a node, + and − zoom, 0 fits the picture to its frame."
     if not len(circuit):
-        hint, keys = "No edge is in this circuit.", ""
+        hint, keys = "This circuit has no edges.", ""
     elif data.sizes:
-        hint = f"{hint} Each size holds the strongest edges, as far as they are connected, and was run exactly."
+        hint = f"{hint} Each size on the slider is a circuit of the strongest connected edges, and was run exactly."
     if len(circuit) < len(both):
-        hint = f"The picture holds the strongest {len(circuit):,} of {len(both):,} edges. {hint}"
+        hint = f"The picture shows the strongest {len(circuit):,} of {len(both):,} edges. {hint}"
     if data.beside is not None:
         other = data.beside.record
         of = f" for {other.task}" * bool(other.task) + f" in {other.model}" * bool(other.model)
@@ -64,8 +65,8 @@ def picture(data: ReportData) -> str:
 
 
 def compared(circuit: Circuit, beside: Circuit | None) -> tuple[Circuit, dict[str, str]]:
-    """The edges of both circuits, and of each whether it is in `both`, only `here` or only `there`; effects are those
-    of the first where it knows any."""
+    """Return the union of two circuits, and by edge whether it is in `both`, only `here` (`circuit`) or only `there`
+    (`beside`). Effects are those of `circuit` where it has any, else those of `beside`."""
     if beside is None:
         return circuit, {}
     both = circuit | beside
@@ -82,12 +83,13 @@ def compared(circuit: Circuit, beside: Circuit | None) -> tuple[Circuit, dict[st
 
 
 def first_shown(sizes: Sequence[Size]) -> int:
-    """The position to start from: the largest that can be read, or the smallest there is."""
+    """The position shown first: the largest of at most `START` edges, or the smallest."""
     return max((i for i, size in enumerate(sizes) if len(size.circuit) <= START), default=0)
 
 
 def drawn_at(sizes: Sequence[Size]) -> list[int]:
-    """Positions that have a drawing of their own: each serves those up to it. Where all are large, the first, cut."""
+    """Positions with a drawing, which also serves the smaller positions; if all circuits are larger than the largest
+    drawing, only the first, of which the strongest edges are drawn."""
     lengths, result = [len(size.circuit) for size in sizes], list[int]()
     for band in reversed(BANDS):
         fitting = [i for i, length in enumerate(lengths) if length <= band]
@@ -107,8 +109,8 @@ def _drawings(sizes: Sequence[Size], start: int, marks: Mapping[str, str]) -> st
 
 
 def _content(data: ReportData, sizes: Sequence[Size], both: Circuit, marks: Mapping[str, str]) -> dict[str, object]:
-    """What the script knows. An edge: from, to, kind, estimate, exact, its interval's two ends, first position, and in
-    a comparison its mark."""
+    """The script's data. An edge is a list: from, to, kind, estimate, exact, the two ends of its interval, its first
+    position, and in a comparison its mark."""
     circuit, graph = sizes[-1].circuit, data.circuit.graph
     positions = list(enumerate(sizes))
     first = {name: position for position, size in reversed(positions) for name in size.circuit.edges}
@@ -133,7 +135,7 @@ def _content(data: ReportData, sizes: Sequence[Size], both: Circuit, marks: Mapp
         "direct": {name: _short(value) for name, value in data.direct.items()},
         "sizes": [{"edges": len(size.circuit), "said": say(sizes, i, data.level)} for i, size in positions],
         "attention": [one._asdict() | {"heads": packed} for one, packed in zip(data.attention, heads, strict=True)],
-        "note": data.attention_note or "Its attention pattern is not in this page.",
+        "note": data.attention_note or "This page does not contain its attention pattern.",
     }
 
 
@@ -148,7 +150,7 @@ def _controls(
         return ""
     used, counts = {circuit.graph.reader(row.reader).kind for row in circuit.rows()}, Counter(marks.values())
     at = dict.fromkeys(found[0][0] for name in circuit.edges if (found := places.get(name)))
-    # in a comparison colours say whose an edge is
+    # in a comparison, colours show which circuit an edge belongs to
     kinds = [_chip("kind", kind, name, not marks) for kind, name in KINDS.items() if kind in used]
     whose = [_chip("mark", mark, f"{name} ({counts[mark]:,})", True) for mark, name in MARKS.items() if counts[mark]]
     spans = [_chip("place", place, place, False) for place in at] if 1 < len(at) <= MOST_PLACES else []
@@ -161,19 +163,19 @@ def _controls(
 
 
 def _chip(what: str, value: str, name: str, coloured: bool) -> str:
-    """A box to be ticked: edges whose `what` is this are shown."""
+    """A checkbox that shows or hides the edges whose `what` is `value`."""
     key = f'<i class="key {value}"></i>' if coloured else ""
     box = f'<input type="checkbox" data-{what}="{escape(value)}" checked>'
     return f'<label class="chip">{box}{key}{escape(name)}</label>'
 
 
 def filled(name: str, **values: object) -> str:
-    """A template of this package with its values, which are HTML."""
+    """Return a template of this package, filled with values that are already HTML."""
     return Template(pieces(name)).substitute(values)
 
 
 def pieces(*names: str) -> str:
-    """Files of this package, one after the other."""
+    """Return the concatenated text of files of this package."""
     folder = files("circuitfind.report")
     return "\n\n".join(folder.joinpath(name).read_text(encoding="utf-8").strip() for name in names)
 
@@ -184,5 +186,5 @@ def _short(value: float | None) -> float | None:
 
 
 def _json(content: object) -> str:
-    """JSON that cannot end the block it stands in."""
+    """JSON without `<`, so that it cannot close its script element."""
     return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,19 +1,19 @@
-"""Layered drawing: where the boxes of a circuit stand and how its arrows run.
+"""Layered layout of a circuit: positions of its boxes and paths of its arrows.
 
 Order within each rank (Sugiyama et al. 1981, as in Graphviz's dot, Gansner et al. 1993):
 
-1. A *slot* is a place in a rank: a box, or a point where a long arrow passes through. Arrows between the same two boxes
+1. A *slot* is a place in a rank: a box, or a point that a long arrow passes through. Arrows between the same two boxes
    share their slots.
-2. Sweeps up and down sort each rank by the mean position of its neighbours in the rank just sorted (barycentres). The
-   order with the fewest crossings is kept.
+2. Sweeps up and down sort each rank by the mean position of each slot's neighbours in the rank just sorted
+   (barycentres). The order with the fewest crossings is kept.
 
 Coordinates:
 
-3. Every slot is drawn to the weighted mean of its neighbours. Passing points pull on each other hardest, so that long
-   arrows run straight. A rank keeps its order and its distances: least squares under these constraints is an isotonic
-   regression (pool adjacent violators), repeated in sweeps. A drawing that is narrower than a window is stretched, and
-   one that is higher has its ranks moved together (`WIDE`, `TALL`).
-4. Between ranks an arrow is a monotone cubic (Fritsch and Carlson 1980) of x over y.
+3. Every slot is pulled towards the weighted mean of its neighbours. Passing points have the largest weights for each
+   other, so that long arrows run straight. Each rank keeps its order and minimum distances: least squares under these
+   constraints is an isotonic regression (pool adjacent violators), repeated in sweeps. A drawing narrower than a window
+   is stretched, and in one that is too high the ranks move closer together (`WIDE`, `TALL`).
+4. Between ranks an arrow is a monotone cubic (Fritsch and Carlson 1980) with x as a function of y.
 
 Coordinates are in pixels, y grows downwards as in SVG; `input` is at the bottom.
 """
@@ -27,12 +27,12 @@ from itertools import pairwise
 from typing import NamedTuple
 
 BOX_HEIGHT = 18.0
-WIDE, TALL = 1180.0, 640.0  # what a window has room for
+WIDE, TALL = 1180.0, 640.0  # room in a window
 GAP, LEAST_GAP = 12.0, 8.0  # between boxes of a rank; between ranks
 MOST_STRETCH = 2.2
 SWEEPS, PULLS = 24, 40  # for the order, and for the coordinates
 PINCH = 0.6  # of a lane: distance of arrows squeezed past a box
-STIFFNESS = 0.4  # how much a long arrow keeps to its lane where nothing is in its way
+STIFFNESS = 0.4  # pull of a long arrow's lane, against 1 for the straight line
 
 
 class XY(NamedTuple):
@@ -56,7 +56,7 @@ def layout(
     links: Mapping[tuple[str, str], tuple[int, float]],
     lane: float,
 ) -> Placement:
-    """Places boxes and links; widths and distances are in pixels.
+    """Place boxes and links; widths and distances are in pixels.
 
     Args:
         levels: names of the boxes, rank by rank from the bottom.
@@ -78,7 +78,7 @@ def layout(
 
 
 def _columns(layers: Slots, lane: float) -> list[float]:
-    """x of every slot: neighbours pull, order and distances hold."""
+    """The x of every slot, pulled by its neighbours within each rank's order and minimum distances."""
     x = [0.0] * len(layers.widths)
     for row in layers.rows:
         _place(layers, row, [0.0] * len(row), x, lane)
@@ -94,14 +94,15 @@ def _columns(layers: Slots, lane: float) -> list[float]:
 
 
 def _stretched(x: list[float]) -> list[float]:
-    """A narrow drawing uses the window's width."""
+    """Stretch a narrow drawing to the window's width, by at most `MOST_STRETCH`."""
     span = max(x, default=0.0) - min(x, default=0.0)
     factor = min(max(WIDE / span, 1.0), MOST_STRETCH) if span else 1.0
     return [factor * here for here in x]
 
 
 def _place(layers: Slots, row: Sequence[int], wishes: Sequence[float], x: list[float], lane: float) -> None:
-    """Least squares to the wishes under the distances: isotonic regression of wish - offset."""
+    """Set x of a rank nearest to the wishes, in least squares, at the minimum distances: isotonic regression of
+    wish - offset."""
     offset, offsets = 0.0, []
     for i, slot in enumerate(row):
         if i:
@@ -124,7 +125,7 @@ def _place(layers: Slots, row: Sequence[int], wishes: Sequence[float], x: list[f
 
 
 def _relax(layers: Slots, x: list[float], y: Sequence[float], pinch: float) -> None:
-    """Pulls long arrows taut between the boxes that they pass, most of the way from their lanes (x and y by slot)."""
+    """Straighten long arrows between the boxes that they pass, most of the way from their lanes (x and y by slot)."""
     lanes, room = list(x), _rooms(layers, x, pinch)
     for _ in range(PULLS):
         for chain in layers.chains.values():
@@ -136,7 +137,7 @@ def _relax(layers: Slots, x: list[float], y: Sequence[float], pinch: float) -> N
 
 
 def _rooms(layers: Slots, x: Sequence[float], pinch: float) -> dict[int, tuple[float, float]]:
-    """How far a passing point may move towards the boxes beside it: one lane further off for each point in between."""
+    """The range of x for each passing point between the boxes beside it, `pinch` further off for each point between."""
     rooms = {}
     for row in layers.rows:
         lows, highs = _bounds(layers, row, x, pinch), _bounds(layers, row[::-1], x, -pinch)
@@ -146,7 +147,8 @@ def _rooms(layers: Slots, x: Sequence[float], pinch: float) -> dict[int, tuple[f
 
 
 def _bounds(layers: Slots, row: Sequence[int], x: Sequence[float], pinch: float) -> list[float]:
-    """The nearest that each point may come to the last box before it; `pinch` is negative from right to left."""
+    """How near each point may come to the last box before it in `row`; `pinch` is negative if `row` runs from right to
+    left."""
     sign = 1 if pinch > 0 else -1
     edge, bounds = -sign * 1e9, []
     for slot in row:
@@ -156,8 +158,8 @@ def _bounds(layers: Slots, row: Sequence[int], x: Sequence[float], pinch: float)
 
 
 def _heights(layers: Slots, x: Sequence[float]) -> list[float]:
-    """y of every rank: the further arrows move sideways between two ranks, the further the ranks are apart, as far as
-    the whole fits a window."""
+    """The y of every rank. Ranks are further apart where the arrows between them run further sideways; all gaps shrink
+    if the drawing would not fit a window."""
     gaps = []
     for row in reversed(layers.rows[:-1]):
         moves = sorted(abs(x[slot] - x[upper]) for slot in row for upper, _ in layers.above[slot])
@@ -171,7 +173,7 @@ def _heights(layers: Slots, x: Sequence[float]) -> list[float]:
 
 
 def curve(points: Sequence[XY]) -> tuple[str, float]:
-    """SVG path data through points of falling y, and the slope dx/dy with which it arrives."""
+    """Return SVG path data through points of decreasing y, and the slope dx/dy at its end."""
     slopes = [(b.x - a.x) / (b.y - a.y) for a, b in pairwise(points)]
     inner = [2 * (a * b) / (a + b) if a * b > 0 else 0.0 for a, b in pairwise(slopes)]
     tangents = [_tilt(slopes[0]), *inner, _tilt(slopes[-1])]
@@ -184,7 +186,7 @@ def curve(points: Sequence[XY]) -> tuple[str, float]:
 
 
 def _tilt(slope: float) -> float:
-    """Arrows leave and arrive nearly upright, however far they have to go sideways."""
+    """Limit a slope dx/dy, so that arrows leave and arrive nearly vertically."""
     return min(max(slope * 0.3, -0.9), 0.9)
 
 
@@ -213,7 +215,7 @@ class Slots:
 def slots(
     levels: Sequence[Sequence[str]], widths: Mapping[str, float], links: Mapping[tuple[str, str], tuple[float, float]]
 ) -> Slots:
-    """Boxes and passing points of every rank, ordered; as for `layout`, but `links` say the width where they pass."""
+    """Boxes and passing points of every rank, ordered. Arguments as for `layout`, but `links` has (width, weight)."""
     result = Slots(rows=[[] for _ in levels])
     level = {name: rank for rank, names in enumerate(levels) for name in names}
     for name, rank in level.items():
@@ -230,7 +232,7 @@ def slots(
 
 
 def _order(layers: Slots) -> None:
-    """Sweeps until the crossings stop falling; leaves the best order in `layers.rows`."""
+    """Sort the ranks until the crossings stop decreasing; leave the best order in `layers.rows`."""
     place = [0.0] * len(layers.widths)
     for row in layers.rows:
         _number(row, place)
@@ -251,13 +253,13 @@ def _order(layers: Slots) -> None:
 
 
 def _number(row: Sequence[int], place: list[float]) -> None:
-    """Places in 0..1, so that ranks of different sizes compare."""
+    """Set the place of each slot in its rank, from 0 to 1, so that ranks of different sizes are comparable."""
     for i, slot in enumerate(row):
         place[slot] = (i + 0.5) / len(row)
 
 
 def _mean(neighbours: Sequence[tuple[int, float]], place: Sequence[float], default: float) -> float:
-    """The weighted mean place of neighbours; the default without any."""
+    """The weighted mean place of the neighbours, or the default if there are none."""
     total = sum(weight for _, weight in neighbours)
     return sum(weight * place[slot] for slot, weight in neighbours) / total if total else default
 

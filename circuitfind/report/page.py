@@ -1,10 +1,10 @@
 """report.html: one self-contained page about a circuit and the search that found it.
 
-1. `ReportData` holds what the page shows: plain data, nothing that needs a model. `report.write` makes it.
-2. Each section is a function from that to HTML, which escapes all text from outside. The circuit with its controls
-   comes from `report.explorer`, the plots from `report.plots`. Columns of tables sort when clicked (`tables.js`).
-3. Style and script stand in the page itself. Nothing is loaded from anywhere, which a content security policy in the
-   page's head enforces. The page reads on paper, on a phone, in the dark, and without the script.
+1. `ReportData` holds the contents of the page as plain data, without a model. `report.write` makes it.
+2. Each section is a function from `ReportData` to HTML, and escapes all text from outside. `report.explorer` makes the
+   circuit with its controls, `report.plots` the plots. Clicking a column's title sorts its table (`tables.js`).
+3. Styles and scripts are part of the page, which loads nothing: a content security policy in its head enforces that.
+   The page also works in print, on a phone, in dark mode, and without its script.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from circuitfind.circuit import Circuit
+from circuitfind.errors import count
 from circuitfind.export.arrows import signed
 from circuitfind.export.files import write_text
 from circuitfind.report import explorer, plots
@@ -46,8 +47,8 @@ class Attention(NamedTuple):
     Attributes:
         tokens: the prompt's tokens as text.
         heads: by head, its `[query, key]` weights in steps of 1/255 as bytes: query after query, keys up to the query.
-        why: by head, `said`: of which score, and the strongest parts of it, as `[name, value]`, by `query side`, `key
-            side` and `pairs`.
+        why: by head, `said`, a text that names the explained score, and under `query side`, `key side` and `pairs` the
+            strongest contributions to it, as `(name, value)`.
     """
 
     prompt: str
@@ -58,26 +59,28 @@ class Attention(NamedTuple):
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything that the page shows; what is left out has no section.
+    """The contents of the page. A section without data is left out.
 
     Attributes:
         task: label -> text, such as `{"task": "ioi", "held-out pairs": "64"}`.
-        sizes: the slider's circuits, each inside the next; by default cuts by |effect|, only the whole measured.
-        faithfulness, interval: of the circuit as a whole, and its interval over the examples (`level`, 0.95 = 95%).
-        few: what to know where these are few.
+        sizes: the slider's circuits, each inside the next; by default cuts by |effect|, of which only the whole circuit
+            has a faithfulness.
+        faithfulness, interval: of the whole circuit; the interval over examples is at confidence `level` (0.95 = 95%),
+            as are `effect_intervals`.
+        few: a caution shown if the examples are few, else empty.
         pair_error, accuracy, indifferent: of the circuit, as in `Evaluation`.
         metric, metric_full, metric_empty: means over examples of circuit, full model and empty circuit.
         checks: edges with estimated and exact effect; `correlation` of the two.
         effect_intervals: by edge, the interval of its exact effect.
-        attention: what the circuit's heads attend to on a prompt or two; attention_note: why there is nothing.
+        attention: attention patterns of the circuit's heads on a prompt or two; attention_note: why there are none.
         curve: circuits that the search tried, each with `n_edges`, `faithfulness` and `stage`.
-        frontier: the nearest circuits to the whole model by size, as `find` gives them.
-        tolerance: half the width of the target, a band around 1; None where the target is no such band.
+        frontier: for each size, the circuit nearest to the full model, as in `FindResult`.
+        tolerance: half the width of the target band around faithfulness 1; None if the target is not a band.
         random: faithfulness of random circuits of the same size; `beaten` of them are further from 1 than the circuit.
         steps: `(stage, text)` of the search, in order.
-        command: the exact command, to be run again.
-        direct: by node, what it adds to the logit difference directly, past all later layers.
-        beside: another circuit that this one is compared with in the picture.
+        command: the command that made the circuit.
+        direct: by node, its direct effect on the logit difference, not through later layers.
+        beside: another circuit, compared with this one in the picture.
         places: by edge, the spans or positions where its effect lies, `(place, effect)`, strongest first.
     """
 
@@ -115,7 +118,7 @@ class ReportData:
 
 
 def head(data: ReportData) -> str:
-    """Title, model, and the numbers that matter most."""
+    """Title, model and key numbers."""
     circuit, graph = data.circuit, data.circuit.graph
     part = len(circuit) / graph.n_edges
     tiles = [
@@ -135,7 +138,7 @@ def head(data: ReportData) -> str:
 
 
 def whole(data: ReportData) -> str:
-    """Faithfulness of the circuit as a whole, beside random circuits of its size."""
+    """Faithfulness of the whole circuit and of random circuits of its size."""
     if data.faithfulness is None:
         return ""
     parts = []
@@ -150,18 +153,18 @@ def whole(data: ReportData) -> str:
             f"<p>{data.beaten} of {len(data.random)} random circuits with as many edges are further from 1.</p>"
             + _legend(("circuit", f"the circuit{' with its interval' if data.interval else ''}"), ("random", "random"))
         )
-    plot = plots.strip(data.random, data.faithfulness, data.interval)
-    meaning = "Faithfulness 1: the circuit does what the full model does; 0: no more than with every edge ablated."
+    plot = plots.strip(data.random, data.faithfulness, data.interval, data.level)
+    meaning = "Faithfulness 1: the mean metric of the full model; 0: that of the model with every edge ablated."
     if data.indifferent is not None:
-        meaning += f" At {_number(data.indifferent)} answer and wrong answer score the same."
+        meaning += f" At faithfulness {_number(data.indifferent)}, the answer and the wrong answer score the same."
     if data.pair_error is not None:
-        meaning += f" Single pairs are off by {data.pair_error:.0%} of the effect, where errors of both signs count."
+        meaning += f" Pair error {data.pair_error:.0%}: mean |circuit - full|, as a share of mean |full - empty|."
     meaning = f"{meaning} {data.few}".rstrip()
     return f'<section><h2>As a whole</h2>{"".join(parts)}{plot}<p class="hint">{meaning}</p></section>'
 
 
 def curve(data: ReportData) -> str:
-    """Every circuit that the search has tried."""
+    """Faithfulness by size of every circuit that the search tried."""
     if not data.curve:
         return ""
     chosen = None if data.faithfulness is None else (len(data.circuit), data.faithfulness)
@@ -170,14 +173,14 @@ def curve(data: ReportData) -> str:
     band = "" if data.tolerance is None else f" The band is the target, 1 ± {data.tolerance:g}."
     held_out = [(point.n_edges, point.held_out_faithfulness) for point in data.frontier]
     plot = plots.curve(data.curve, chosen, data.tolerance, held_out)
-    hint = f"Faithfulness need not grow with size: edges that oppose the task lower it.{band}"
+    hint = f"Faithfulness can fall as a circuit grows, because some edges oppose the task.{band}"
     if not _one_pair(data) and any(math.isfinite(faithfulness) for _, faithfulness in held_out):
-        hint += " Marks are on the search pairs, the line is the frontier on the held-out pairs."
+        hint += " Marks: every circuit tried, on the search pairs. Line: the frontier, on the held-out pairs."
     return f'<section><h2>Faithfulness by size</h2>{_legend(*marks)}{plot}<p class="hint">{hint}</p></section>'
 
 
 def frontier(data: ReportData) -> str:
-    """The nearest circuits to the whole model by size: a table."""
+    """A table of the frontier: for each size, the circuit nearest to the full model."""
     if len(data.frontier) < 2:
         return ""
     on = ["faithfulness"] if _one_pair(data) else ["search pairs", "held out"]
@@ -190,9 +193,9 @@ def frontier(data: ReportData) -> str:
         cells = (_Cell(_number(value), value) for value in measured)
         rows.append([_Cell(f"{point.n_edges:,}", point.n_edges), opposing, *cells])
     found = _table("Frontier: circuits by size", columns, rows)
-    held_out = "Faithfulness on the search pairs and the held-out pairs; the other columns are of the held-out pairs."
-    hint = "All columns are of the one pair: nothing is held out." if _one_pair(data) else held_out
-    hint += " Opposing: edges of negative estimated effect. KL in nats."
+    held_out = "Search pairs, held out: faithfulness on these pairs. Pair error, KL, accuracy: on the held-out pairs."
+    hint = "All columns are measured on the only pair: nothing is held out." if _one_pair(data) else held_out
+    hint += " Opposing: edges with a negative estimated effect. KL: KL(full model || circuit) in nats."
     return f'<section class="wide"><h2>Frontier</h2>{found}<p class="hint">{hint}</p></section>'
 
 
@@ -207,12 +210,14 @@ def checks(data: ReportData) -> str:
         rows.append([_Cell(check.name, style="name"), *values, sign])
     columns = {"edge": False, **dict.fromkeys(("estimate", "exact", "difference"), True), "sign": False}
     found = _table("Checked edges: estimated and exact effects", columns, rows)
-    said, scatter = f"{len(data.checks)} edges were patched exactly", ""
+    said, scatter = f"{count(len(data.checks), 'edge')} patched exactly", ""
     if _estimated(data):
-        said += f"; {_wrong(data)} of their estimates have the wrong sign"
+        said += f"; estimates with the wrong sign: {_wrong(data)}"
         marks = (("check", "an edge"), *((("error", "wrong sign"),) if _wrong(data) else ()))
         scatter = f"<div>{_legend(*marks)}{plots.scatter(data.checks)}</div>"
-    correlation = "" if data.correlation is None else f" Their correlation is {data.correlation:.2f}."
+    correlation = (
+        "" if data.correlation is None else f" Estimates and exact effects correlate at {data.correlation:.2f}."
+    )
     title = f"<h2>Estimates against exact patching</h2><p>{said}.{correlation}</p>"
     return f'<section class="wide">{title}<div class="beside">{scatter}{found}</div></section>'
 
@@ -228,24 +233,24 @@ def examples(data: ReportData) -> str:
     columns = {"prompt": False, "answer": False, "full": True, "circuit": True, "empty": True}
     name = data.circuit.record.metric or "metric"
     found = _table(f"Every example: {name} in the full model, the circuit and the empty circuit", columns, rows)
-    return f'<section class="wide"><h2>Every example</h2><p>{escape(name)}, clean prompts.</p>{found}</section>'
+    return f'<section class="wide"><h2>Every example</h2><p>{escape(name)} on each clean prompt.</p>{found}</section>'
 
 
 def steps(data: ReportData) -> str:
-    """What the search did, in order."""
+    """The steps of the search, in order."""
     items = "".join(f"<li><b>{escape(stage)}</b> {escape(text)}</li>" for stage, text in data.steps)
     section = f'<section class="wide"><h2>Steps of the search</h2><ol class="steps">{items}</ol></section>'
     return section if items else ""
 
 
 def record(data: ReportData) -> str:
-    """Where the numbers come from: the command, the task, the method, the versions."""
+    """The record: command, task, method, settings and versions."""
     made = data.circuit.record
     known: dict[str, Any] = {key: getattr(made, key) for key in ("method", "metric", "ablation", "direction")}
     known |= {"examples": made.n_examples, "seed": str(made.seed), "start token": made.bos, "sign": made.sign}
     method = {key: text for key, text in {**known, "graph": data.circuit.graph}.items() if text}
-    listed = {key: "; ".join(map(str, value)) for key, value in made.settings.items() if isinstance(value, list)}
-    settings = made.settings | listed
+    given = {key: value for key, value in made.settings.items() if value is not None}
+    settings = {key: "; ".join(map(str, one)) if isinstance(one, list) else one for key, one in given.items()}
     command = f'<h3>Command</h3><pre tabindex="0"><code>{escape(data.command)}</code></pre>' if data.command else ""
     titles = {"Task": data.task, "Method": method, "Settings": settings, "Versions": made.versions}
     lists = "".join(_list(title, items) for title, items in titles.items())
@@ -253,7 +258,7 @@ def record(data: ReportData) -> str:
 
 
 class _Cell(NamedTuple):
-    """A cell's text, the number it is sorted by, and a class for its colour; `text` is not yet escaped."""
+    """A cell's text (not escaped), the number that sorts it, and its CSS class."""
 
     text: str
     value: float | None = None
@@ -261,7 +266,7 @@ class _Cell(NamedTuple):
 
 
 def _table(caption: str, columns: Mapping[str, bool], rows: Sequence[Sequence[_Cell]]) -> str:
-    """A table in a box that scrolls by itself and is reachable by keyboard; `columns` says which hold numbers."""
+    """Return a table in a scrolling box that the keyboard can reach. `columns`: by title, whether it holds numbers."""
     style = {True: ' class="number"', False: ""}
     head = "".join(
         f'<th scope="col"{style[number]}><button type="button">{escape(title)}</button></th>'
@@ -297,7 +302,7 @@ def _legend(*marks: tuple[str, str]) -> str:
 
 
 def _one_pair(data: ReportData) -> bool:
-    """Whether the circuit was searched with and judged with the same pair."""
+    """Whether the circuit was evaluated on the search's only pair, so that nothing is held out."""
     return bool(data.circuit.facts.get("unseen_pairs") == 0)
 
 
@@ -306,7 +311,7 @@ def _wrong(data: ReportData) -> int:
 
 
 def _estimated(data: ReportData) -> bool:
-    """Whether any check has an estimate: baselines give none."""
+    """Whether any checked edge has an estimated effect: scores of baselines are not estimates."""
     return any(math.isfinite(check.estimate) for check in data.checks)
 
 
@@ -324,17 +329,15 @@ SECTIONS = (head, explorer.picture, whole, curve, frontier, checks, examples, st
 
 
 def html(data: ReportData, sections: Sequence[Callable[[ReportData], str]] = SECTIONS) -> str:
-    """The page as text, of all its sections or of some."""
+    """Return the page, with all sections or the given ones, as HTML."""
     body = "\n".join(filter(None, (section(data) for section in sections)))
     style, script = explorer.pieces(*STYLES), explorer.pieces(*(f"{name}.js" for name in SCRIPTS))
     return explorer.filled("page.html", title=escape(data.title), style=style, script=script, body=body)
 
 
 class Inline(NamedTuple):
-    """The circuit to be explored in a notebook: a page of its own in a frame, which every notebook shows alike.
-
-    Nothing is loaded into the notebook itself: neither its styles nor its scripts meet those of the page.
-    """
+    """The interactive circuit for a notebook: a page in a frame, whose styles and scripts are isolated from the
+    notebook's."""
 
     page: str
     height: int
@@ -348,10 +351,10 @@ class Inline(NamedTuple):
 
 
 def inline(data: ReportData, height: int = 820) -> Inline:
-    """The section of the circuit alone, for a notebook; `height` in pixels."""
+    """Return only the circuit's section, for a notebook; `height` in pixels."""
     return Inline(html(data, (explorer.picture,)), height)
 
 
 def write(path: str | PathLike[str], data: ReportData) -> Path:
-    """Writes the page, whole or not at all; a FileError where it cannot be written."""
+    """Write the page atomically and return its path. Raises FileError if it cannot be written."""
     return write_text(path, html(data))

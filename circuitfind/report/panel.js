@@ -61,7 +61,7 @@ class Panel {
   #list(title, all, end, refresh) {
     const sorted = [...all].sort((a, b) => strength(b) - strength(a));
     const shown = this.longer.has(title) ? sorted : sorted.slice(0, STRONGEST);
-    const heading = make("h4", "", `Strongest ${title}`, make("span", "soft", ` ${all.length} shown in the picture`));
+    const heading = make("h4", "", `Strongest ${title}`, make("span", "soft", ` (${all.length} shown)`));
     if (!all.length) return [heading];
     const items = shown.map((edge) => make("li", "", this.#edge(edge, end, strength(sorted[0]))));
     const head = make("div", "row head", make("span", "", ""), make("span", "", "exact"), make("span", "", "estimate"));
@@ -103,7 +103,7 @@ class Panel {
       button.addEventListener("click", () => this.choose(head));
       return button;
     });
-    return [make("h4", "", "Heads that it serves"), make("p", "", ...heads)];
+    return [make("h4", "", "Heads that share it"), make("p", "", ...heads)];
   }
 
   #attention(name) {
@@ -143,7 +143,7 @@ class Panel {
       });
       return make("div", "", make("h5", "", side), make("ul", "", ...rows));
     });
-    return [make("h4", "", "Why it attends where it attends most"), make("p", "soft", why.said), make("div", "why", ...lists)];
+    return [make("h4", "", "Why it attends where it does"), make("p", "soft", why.said), make("div", "why", ...lists)];
   }
 
   #redraw() {

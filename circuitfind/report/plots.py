@@ -1,7 +1,7 @@
 """The page's plots as SVG: faithfulness by size, exact against estimated effects, random circuits; and their axes.
 
-Every mark says its numbers in a tooltip; colours come from the page's style sheet. An axis is `linear`, `log` (positive
-values only) or `root` (sign times square root, for effects that fall off steeply), with round ticks.
+Every mark has a tooltip with its numbers. Colours come from the page's style sheet. An axis is `linear`, `log`
+(positive values only) or `root` (sign times square root, for effects that fall off steeply), with round ticks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def curve(
     Args:
         chosen: edges and faithfulness of the circuit that was chosen.
         tolerance: half the width of the band around 1 that counts as faithful.
-        frontier: edges and faithfulness along the line; by default it goes through all that were tried.
+        frontier: `(edges, faithfulness)` of the points on the line; by default all circuits tried.
     """
     known = sorted((p for p in points if math.isfinite(p.faithfulness)), key=lambda p: (p.n_edges, p.faithfulness))
     band, all_tried = tolerance or 0.0, [(p.n_edges, p.faithfulness) for p in known] + ([chosen] if chosen else [])
@@ -75,8 +75,10 @@ def scatter(checks: Sequence[EdgeCheck]) -> str:
     return _svg(parts, HEIGHT, f"Exact against estimated effect of {len(known)} edges, square-root scales")
 
 
-def strip(random: Sequence[float], faithfulness: float, interval: tuple[float, float] | None) -> str:
-    """Faithfulness of random circuits of the same size as dots, that of the circuit with its interval above them."""
+def strip(
+    random: Sequence[float], faithfulness: float, interval: tuple[float, float] | None, level: float = 0.95
+) -> str:
+    """Faithfulness of random circuits of the same size as dots, and above them the circuit's with its interval."""
     known = [value for value in random if math.isfinite(value)]
     x = ScaledAxis(*around([0.0, 1.0, faithfulness, *known, *(interval or ())]), 16, WIDTH - 16)
     y = ScaledAxis(0.0, 1.0, 112, 10)
@@ -87,14 +89,14 @@ def strip(random: Sequence[float], faithfulness: float, interval: tuple[float, f
         parts.append(_mark("random", x.at(value), height, f"random circuit {i + 1}: faithfulness {value:.3f}"))
     said = f"the circuit: faithfulness {faithfulness:.3f}"
     if interval:
-        said += f", interval {interval[0]:.3f} to {interval[1]:.3f}"
+        said += f", {level:.0%} interval {interval[0]:.3f} to {interval[1]:.3f}"
         parts.append(_line("interval", (x.at(interval[0]), y.at(0.75)), (x.at(interval[1]), y.at(0.75))))
     parts.append(_mark("circuit", x.at(faithfulness), y.at(0.75), said))
     return _svg(parts, 152, f"{said}; {len(known)} random circuits of the same size")
 
 
 def symbol(kind: str) -> str:
-    """A mark by itself, for a legend."""
+    """A single mark for a legend."""
     size = 'viewBox="0 0 14 14" width="14" height="14"'
     return f'<svg class="plot symbol" {size} aria-hidden="true">{_mark(kind, 7, 7)}</svg>'
 
@@ -133,12 +135,12 @@ class ScaledAxis:
     scale: Scale = "linear"
 
     def at(self, value: float) -> float:
-        """The pixel of a value; a value beyond the axis lies at its end."""
+        """The pixel of a value; values beyond the axis are clamped to its end."""
         low, high, here = (_warp(v, self.scale) for v in (self.low, self.high, min(max(value, self.low), self.high)))
         return self.start + (here - low) / (high - low) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Round values on the axis, at least 40 pixels apart; 0 is one of them where it is on the axis."""
+        """Round values for ticks, including 0 if it is on the axis; on log and root scales at least 40 pixels apart."""
         if self.scale == "linear":
             step = next(s for s in _round_numbers() if s >= (self.high - self.low) / 6)
             first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
@@ -158,7 +160,7 @@ class ScaledAxis:
 
 
 def around(values: Iterable[float], scale: Scale = "linear") -> tuple[float, float]:
-    """Lowest and highest value with a margin, never of zero width."""
+    """Return the range of the finite values with a margin; it never has zero width."""
     known = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(known), max(known)
     if scale == "log":

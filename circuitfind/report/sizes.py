@@ -2,11 +2,12 @@
 
 1. The circuit's edges are ranked: in the order given (`find` gives that of its scores; faithfulness is measured on
    held-out pairs), else by |effect|.
-2. A cut is the strongest n edges, pruned to what is connected from `input` to `logits`. Each lies inside the next, so
-   an edge has one *entry*, the n from which on it is drawn: max(its rank, the first n that reaches its writer, the
-   first n that leads on from its reader), by one sweep over the nodes in each direction. So all cuts are known at once.
-3. Of these, sizes evenly spread on a logarithmic scale are taken. The last is the circuit itself, or its strongest
-   `MOST` edges where it is too large for a page.
+2. A cut is the strongest n edges, pruned to those on a path from `input` to `logits`. Each cut contains all smaller
+   ones, so every edge has one *entry*, the smallest n whose cut contains it: the maximum of its rank, the first n that
+   connects `input` to its writer, and the first n that connects its reader to `logits`. One sweep over the nodes in
+   each direction gives the entries of all edges.
+3. Sizes are chosen evenly on a logarithmic scale. The last is the circuit itself, or its strongest `MOST` edges if it
+   is too large for a page.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import numpy as np
 from circuitfind.circuit import Circuit
 from circuitfind.graph import Graph
 
-MOST = 10_000  # edges in a page
-COUNT = 16  # sizes at most
+MOST = 10_000  # edges on a page
+COUNT = 16  # most sizes
 
 
 class Size(NamedTuple):
-    """One position of the slider: a circuit, and its faithfulness with its interval where it was run exactly."""
+    """One position of the slider: a circuit, with its faithfulness and interval if it was run exactly."""
 
     circuit: Circuit
     faithfulness: float | None = None
@@ -33,13 +34,13 @@ class Size(NamedTuple):
 
 
 def cuts(circuit: Circuit, order: np.ndarray | None = None, most: int = MOST, count: int = COUNT) -> list[Circuit]:
-    """The circuit at growing sizes, each inside the next, the circuit itself last.
+    """Return cuts of a circuit, smallest first, each contained in the next; the circuit itself is last.
 
     Args:
         order: `[edges, 2]` (writer, reader), best first, as from `Scores.ranked`, with every edge of the circuit. By
             default its edges by |effect|, unknown effects last.
-        most: edges that a page can hold.
-        count: sizes to try.
+        most: the most edges that a page holds.
+        count: how many sizes to try.
     """
     ranked = _by_effect(circuit) if order is None else order[circuit.mask[order[:, 0], order[:, 1]]]
     entries = _entries(circuit.graph, ranked)
@@ -51,7 +52,7 @@ def cuts(circuit: Circuit, order: np.ndarray | None = None, most: int = MOST, co
     wanted = np.geomspace(1, max(largest, 1), count).tolist() if len(lengths) else []
     nearest = np.array(sorted({int(np.abs(np.log(lengths / size)).argmin()) for size in wanted}), dtype=int)
     result = [_cut(circuit, ranked[entries <= step]) for step in steps[nearest]]
-    if whole:  # as it is: it need not be connected
+    if whole:  # not pruned: the circuit itself may have unconnected edges
         return [*(cut for cut in result if len(cut) < len(circuit)), circuit]
     return result or [_cut(circuit, ranked[:most])]
 
@@ -62,13 +63,13 @@ def strongest(circuit: Circuit, n: int) -> Circuit:
 
 
 def sizes_of(circuit: Circuit, faithfulness: float | None, interval: tuple[float, float] | None) -> list[Size]:
-    """The cuts of a circuit of which nothing but the whole was run."""
+    """The cuts of a circuit, of which only the whole circuit was run."""
     *smaller, last = cuts(circuit)
     return [*map(Size, smaller), Size(last, faithfulness, interval) if len(last) == len(circuit) else Size(last)]
 
 
 def say(sizes: Sequence[Size], position: int, level: float = 0.95) -> str:
-    """What is known of the faithfulness at a position: what was measured there, or the nearest that was."""
+    """The text of a position: its measured faithfulness, or that of the nearest measured sizes."""
     here = sizes[position]
     if here.faithfulness is not None and math.isfinite(here.faithfulness):
         between = ""
@@ -90,7 +91,8 @@ def _cut(circuit: Circuit, edges: np.ndarray) -> Circuit:
 
 
 def _entries(graph: Graph, ranked: np.ndarray) -> np.ndarray:
-    """`[edges]`: the least n for which each of `ranked` is connected within its first n; beyond their number: never."""
+    """`[edges]`: for each edge of `ranked`, the least n at which the first n edges connect it to `input` and `logits`;
+    `len(ranked) + 1` if none does."""
     never = len(ranked) + 1
     served = {reader: np.flatnonzero(graph.serves[reader]).tolist() for reader in set(ranked[:, 1].tolist())}
     reached, leads = [never] * graph.n_nodes, [never] * graph.n_nodes  # by node: from `input`, to `logits`

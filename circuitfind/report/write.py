@@ -1,15 +1,15 @@
-"""The report of a circuit, from whatever is known of it; and the files that a circuit is left in.
+"""Make the report of a circuit from whatever is known about it, and save a circuit's files.
 
 `write_report` makes the page:
 
 1. Faithfulness and the metric of every example come from a verification or from a run on the task's pairs; without
-   either, what the circuit's own file says is shown.
-2. With a model, cuts of the circuit at growing sizes (`report.sizes`) are run exactly, with an interval over the pairs.
+   either, the facts in the circuit's file are shown.
+2. With a model, cuts of the circuit at increasing sizes (`report.sizes`) are run exactly, with intervals over pairs.
 3. With a model, the attention patterns of the circuit's heads on the first short clean prompts are kept: `[query, key]`
-   weights in steps of 1/255, one byte each, the keys up to the query only. They share a budget of bytes: where it is
-   short, the second prompt goes first, then the heads of the weakest edges.
-4. Of the strongest heads, on the first prompt: why they attend where they attend most (`attention_attribution`), the
-   first token, where heads rest, and the query's own left out.
+   weights in steps of 1/255, one byte each, keys up to the query only. If they exceed a budget of bytes, the second
+   prompt is dropped, then the heads with the weakest edges.
+4. The largest weight of each of the strongest heads on the first prompt is explained (`attention_attribution`). Weights
+   on the first token, a common attention sink, and on the query's own token do not count.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ from circuitfind.tasks.bound import BoundTask
 from circuitfind.tasks.task import Task
 
 PROMPTS = 2
-EXPLAINED, PARTS = 6, 6  # heads whose attention is divided by nodes, and how many of the parts are shown
-LONGEST = 192  # tokens; a longer prompt's pattern cannot be read on a page
-BUDGET = 900_000  # bytes of patterns
+EXPLAINED, PARTS = 6, 6  # heads whose attention is explained; contributions shown for each
+LONGEST = 192  # tokens; the pattern of a longer prompt would be illegible
+BUDGET = 900_000  # bytes of attention patterns
 MEASURED = ("faithfulness", "metric", "metric_full", "metric_empty", "pair_error", "accuracy", "indifferent")
 
 
@@ -62,9 +62,14 @@ def write_report(
     task: Task | BoundTask | None = None,
     **more: Any,
 ) -> Path:
-    """Writes the report of a circuit as one HTML page that needs no network; arguments as for `report_data`. A
-    FileError where it cannot be written, a ScoreError where faithfulness is undefined on this task, a TaskError for
-    a task without a model that is not bound to one."""
+    """Write the report of a circuit as one HTML page that needs no network, and return its path. Arguments as for
+    `report_data`.
+
+    Raises:
+        FileError: the page cannot be written.
+        ScoreError: faithfulness is undefined on this task.
+        TaskError: the task is not bound to a model, and no model is given.
+    """
     return write(path, report_data(circuit, model, task, **more))
 
 
@@ -83,17 +88,19 @@ def report_data(
     beside: Circuit | None = None,
     **asked: Unpack[JudgeKeywords],
 ) -> ReportData:
-    """What the report of a circuit shows.
+    """Return the contents of a circuit's report.
 
     Args:
-        model: to measure the circuit at several sizes and its heads' attention; without it only what is given is shown.
-        task: preferably held-out pairs; bound to the model where no model is given.
-        scores: those that the circuit was cut from, which order the edges of smaller ones (default: |effect|); with
-            scores by position or span the page also says where an edge's effect lies.
-        checks: the verification of this circuit on `task`; default: effects that the circuit holds, and a run of it.
-        curve, steps, frontier, summary: what `find` tried, did, kept, and says of the search pairs.
+        model: runs the circuit at several sizes and gives its heads' attention patterns; without a model, only what is
+            given is shown.
+        task: preferably held-out pairs; bound to the model if no model is given.
+        scores: the scores that the circuit was cut from, which rank the edges of its smaller sizes (default: |effect|);
+            with scores by position or span, the page also shows where an edge's effect lies.
+        checks: the verification of this circuit on `task`; default: the effects stored in the circuit, and a run of it.
+        curve, steps, frontier, summary: from `find`: the circuits tried, the search's steps, its frontier, and the
+            summary of the task on the search pairs.
         command: the command that made the circuit.
-        beside: another circuit of the same graph: the picture shows the edges of both, and whose they are.
+        beside: another circuit of the same graph; the picture shows the edges of both, and which belong to which.
         asked: metric and ablation (by default the circuit's own), batch_size, seed; see `circuitfind.setting`.
     """
     bound = _bound(model, task)
@@ -129,9 +136,12 @@ def report_data(
 
 
 def save_circuit(circuit: Circuit, folder: str | PathLike[str], name: str = "circuit", title: str = "") -> list[Path]:
-    """Writes NAME.json, NAME.dot and NAME.svg, and returns those that were written; a FileError where one cannot be.
+    """Write NAME.json, NAME.dot and NAME.svg into a folder and return the paths written.
 
-    A picture needs Graphviz: a warning says so where it is not there. Above 400 edges it is folded by layer.
+    The SVG needs Graphviz: without it, there is a warning and no SVG. Above 400 edges the drawing is folded by layer.
+
+    Raises:
+        FileError: NAME.json or NAME.dot cannot be written.
     """
     folder = Path(folder)
     title = f"{title}: {len(circuit)} edges" if title else f"{len(circuit)} edges"
@@ -145,7 +155,7 @@ def save_circuit(circuit: Circuit, folder: str | PathLike[str], name: str = "cir
 
 
 def _places(circuit: Circuit, scores: PlacedScores) -> dict[str, list[tuple[str, float]]]:
-    """Of each edge the places with the strongest effects, those of at least a tenth of the first."""
+    """By edge, the places of its strongest effects, strongest first: those of at least a tenth of the largest."""
     result = {}
     for name in circuit.edges:
         here = scores[name]
@@ -164,7 +174,7 @@ def _bound(model: Model | None, task: Task | BoundTask | None) -> BoundTask | No
 
 
 def _measured(circuit: Circuit, value: Evaluation | None, pairs: BoundTask | None) -> dict[str, Any]:
-    """Of the circuit as a whole: from a run, or from the facts that the circuit holds."""
+    """Fields on the whole circuit, from an evaluation or from the facts stored in the circuit."""
     if value is None:
         ends: Sequence[Any] = circuit.facts.get("interval") or (None,)
         interval = None if None in ends else _finite(ends)
@@ -180,7 +190,7 @@ def _measured(circuit: Circuit, value: Evaluation | None, pairs: BoundTask | Non
 
 
 def _checked(circuit: Circuit, checks: Verification | None) -> dict[str, Any]:
-    """Edges with estimated and exact effects."""
+    """Fields on edges with exact effects, from a verification or from the effects stored in the circuit."""
     if checks is not None:
         pairs = zip(checks.edges, checks.intervals, strict=True)
         intervals = {edge.name: ends for edge, ends in pairs if _finite(ends)}
@@ -226,7 +236,7 @@ def _finite(ends: Sequence[float]) -> tuple[float, float] | None:
 def measure_sizes(
     model: Model, task: Task | BoundTask, circuits: Sequence[Circuit], **asked: Unpack[JudgeKeywords]
 ) -> list[Size]:
-    """Runs every cut of a circuit exactly; `asked` and errors as for `circuitfind.evaluate`."""
+    """Run every cut of a circuit exactly; `asked` and errors as for `circuitfind.evaluate`."""
     found = run_curve(model, task, circuits, **asked)
     pairs = zip(found.circuits, found.points, strict=True)
     return [Size(circuit, point.faithfulness, point.interval) for circuit, point in pairs]
@@ -236,10 +246,11 @@ def measure_sizes(
 def attention(
     model: Model, task: Task | BoundTask, circuit: Circuit, *, prompts: int = PROMPTS, budget: int = BUDGET
 ) -> list[Attention]:
-    """The attention patterns of a circuit's heads on the first clean prompts of at most `LONGEST` tokens.
+    """Return the attention patterns of a circuit's heads on the first clean prompts of at most `LONGEST` tokens.
 
     Args:
-        budget: bytes that they may take in all.
+        prompts: the most prompts.
+        budget: the most bytes of all patterns together.
 
     Raises:
         ModelError: the model does not hand out its attention patterns.
@@ -271,7 +282,7 @@ def attention(
 
 
 def _why(model: Model, bound: BoundTask, row: int, head: str, weights: torch.Tensor) -> dict[str, Any]:
-    """Why a head attends where it attends most; nothing where its scores are not covered, or the prompt is short."""
+    """Explain a head's largest attention weight; empty if there is none, or its scores cannot be decomposed."""
     sharp = weights.tril(-1)
     sharp[:, 0] = 0
     if not bool(sharp.any()):
@@ -284,15 +295,16 @@ def _why(model: Model, bound: BoundTask, row: int, head: str, weights: torch.Ten
     pairs = [(f"{one.query_side} x {one.key_side}", one.relative) for one in found.top(PARTS)]
     sides = {"query side": found.query_side(PARTS), "key side": found.key_side(PARTS)}
     return {
-        "said": f"From {found.query} to {found.key}: weight {found.weight:.2f}, score {found.score:.2f}, which is"
-        f" {found.relative:+.2f} beside the mean of the other keys. Parts of that:",
+        "said": "The largest weight on the first prompt, apart from those on the first token and on the query itself."
+        f" From {found.query} to {found.key}: weight {found.weight:.2f}, score {found.score:.2f}, which is"
+        f" {found.relative:+.2f} relative to the mean over the other keys. Contributions to this difference:",
         **{name: [(one.node, one.relative) for one in parts] for name, parts in sides.items()},
         "pairs": pairs,
     }
 
 
 def pack(weights: torch.Tensor) -> bytes:
-    """`[query, key]` weights in 0..1 as bytes, 255 = 1: query after query, its keys up to itself."""
+    """Pack `[query, key]` weights in 0..1 as bytes, 255 = 1: row by row, with each query's keys up to itself."""
     whole = (weights.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return bytes(whole[np.tril_indices(len(whole))].tobytes())
 
@@ -302,7 +314,7 @@ def _cells(length: int) -> int:
 
 
 def _heads(circuit: Circuit) -> list[int]:
-    """Writer indices of the circuit's heads, those of the largest summed |effect| of edges out first."""
+    """Writer indices of the circuit's heads, by summed |effect| of their outgoing edges, largest first."""
     graph, strength = circuit.graph, np.zeros(circuit.graph.n_writers)
     for row in circuit.rows():
         strength[row.writer] += abs(row.effect or 0.0)
