@@ -1,11 +1,11 @@
-"""The charts that figures are made of: heat maps, tables of named places by layer, and bars with intervals.
+"""Charts for figures: heat maps, heat maps of named places by layer, and bars with intervals.
 
-1. Heat maps: rows run downwards as in a table (layer 0 on top). Both sides are numbered axes under labels, so that a
-   token may stand at several positions. Cells keep a readable size: a long prompt makes a wide figure, many rows make a
-   high one. Each cell says its place and value when the mouse is over it.
-2. Places by layer: layers down; heads and the MLP across, or the readers of each layer (q, k, v, MLP). What belongs to
-   no layer (`input`, `logits`) is said below the title. Cells without a place are grey.
-3. Bars: one a name, the first on top.
+1. Heat maps: rows run downwards as in a table (layer 0 on top). Both axes are numbered and labelled, because a token
+   may be at several positions. Cells stay readable: long prompts make wide figures, many rows high ones. A cell's hover
+   text gives its place and value.
+2. Places by layer: layers down; heads and the MLP across, or the readers of each layer (q, k, v, MLP). Values that
+   belong to no layer (`input`, `logits`) are given below the title. Cells without a place are grey.
+3. Bars: one for each name, the first on top.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from circuitfind.plots.style import Caption, Side, figure, graph_objects, hover,
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-WIDE, HIGH, LEAST = 720, 460, 640  # pixels: of a plot of cells in comfortable size, and of the narrowest figure
-Texts = np.ndarray | Sequence[Sequence[str]]  # of cells, already escaped
+WIDE, HIGH, LEAST = 720, 460, 640  # pixels: preferred size of a plot of cells; width of the narrowest figure
+Texts = np.ndarray | Sequence[Sequence[str]]  # hover texts of cells, already escaped
 LETTER = 7.0
 BAR, BARS_WIDE, LONGEST_NAME = 20, 760, 32
 PLACE = re.compile(r"m(?P<mlp>\d+)|s(?P<mixer>\d+)|a(?P<layer>\d+)\.(?P<kind>h|kv)(?P<unit>\d+)(<(?P<slot>[qkv])>)?")
@@ -44,15 +44,15 @@ def heat(
     signed: bool = True,
     most: float | None = None,
 ) -> Figure:
-    """A heat map.
+    """Return a heat map.
 
     Args:
         values: `[rows, columns]`; NaN leaves a grey gap.
-        texts: `[rows, columns]` what each cell says when the mouse is over it, already escaped.
-        unit: of the values, beside the colour bar.
-        signed: the diverging scale, symmetric about 0; else from 0 upwards.
-        most: the scale's end; by default the largest magnitude shown, or, where that would drown all others, the 99th
-            percentile: cells beyond it are marked, and counted below the title.
+        texts: `[rows, columns]` hover texts, already escaped.
+        unit: the unit of the values, shown beside the colour bar.
+        signed: whether the scale is diverging and symmetric about 0; else it starts at 0.
+        most: the end of the scale. By default the largest magnitude shown, or the 99th percentile if the largest would
+            make all others invisible; cells beyond it are marked, and counted below the title.
     """
     n_rows, n_columns = len(rows.labels), len(columns.labels)
     wide = float(np.clip(WIDE / max(n_columns, 1), 9, 46))
@@ -71,23 +71,23 @@ def heat(
 
 
 def cells(values: np.ndarray, texts: Texts, end: float, signed: bool, **more: Any) -> Any:
-    """The coloured cells alone, from -end (or, unsigned, from 0) to end."""
+    """Return the trace of coloured cells, on a scale from -end (if not signed, from 0) to end."""
     scale = {"colorscale": style.SIGNED if signed else style.SHARES, "zmin": -end if signed else 0, "zmax": end}
     said = {"hovertext": [list(row) for row in texts], "hoverinfo": "text"}
     return graph_objects().Heatmap(z=np.asarray(values, dtype=np.float64), xgap=1, ygap=1, **said, **scale, **more)
 
 
 def colour_bar(counted: str, high: float) -> dict[str, Any]:
-    """The scale beside the plot, from its top downwards; `high` in pixels."""
+    """Return a colour bar beside the plot, aligned with its top; `high`: its height in pixels."""
     title = {"text": counted, "side": "right"}
     return {"title": title, "thickness": 14, "lenmode": "pixels", "len": high, "y": 1, "yanchor": "top"}
 
 
 def axis(side: Side, cell: float, across: bool) -> dict[str, Any]:
-    """A side of the cells as plotly's axis, from left to right or from top to bottom, `cell` pixels each."""
+    """Return plotly's axis for one side of the cells, from left to right or top to bottom; `cell`: pixels of each."""
     look = {"tickfont": {"size": 11 if cell >= 15 else 9}, "showgrid": False, "zeroline": False, "automargin": True}
     made = {"title": {"text": side.name}, **style.ticks(side.labels), **look}
-    every = -(-11 // max(int(cell), 1))  # where there are more cells than room for labels
+    every = -(-11 // max(int(cell), 1))  # label only some cells if there is no room for all labels
     made |= {name: made[name][::every] for name in ("tickvals", "ticktext")}
     ends = [-0.5, len(side.labels) - 0.5]
     fits = LETTER * max(map(len, side.labels), default=0) < cell
@@ -104,7 +104,7 @@ class _Column(NamedTuple):
 def by_layer(
     names: Sequence[str], values: np.ndarray, words: Caption, unit: str, ends: np.ndarray | None = None
 ) -> Figure:
-    """The table of named values `[names]`, NaN where there is none; `ends` [names, 2] are those of their intervals."""
+    """Return a heat map by layer of named values `[names]`, NaN if unknown; `ends` `[names, 2]`: 95% intervals."""
     between = np.full((len(names), 2), np.nan) if ends is None else ends
     known = {name: (float(value), *pair) for name, value, pair in zip(names, values, between.tolist(), strict=True)}
     placed = {name: at for name in names if (at := _place(name)) is not None}
@@ -147,10 +147,10 @@ def bars(
     signed: bool = True,
     more: Sequence[str] | None = None,
 ) -> Figure:
-    """Horizontal bars, one a name; names may repeat.
+    """Return horizontal bars, one for each name; names may repeat.
 
-    `intervals`: (low, high) of each value; NaN where there is none. `signed`: blue for positive values, red for
-    negative; else all grey. `more`: what else each says when the mouse is over it.
+    `intervals`: the 95% interval (low, high) of each value, NaN if there is none. `signed`: blue for positive values,
+    red for negative ones; else all grey. `more`: further hover text of each bar.
     """
     length = np.asarray(values, dtype=np.float64)
     ends = np.full((len(length), 2), np.nan) if intervals is None else np.asarray(intervals, dtype=np.float64)

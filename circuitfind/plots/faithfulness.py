@@ -1,10 +1,10 @@
 """Faithfulness against the number of edges, which has a log scale; the line at 1 is the whole model.
 
-1. A curve's points stand at the number of edges that was asked for, with 95% intervals; how many were left after
-   pruning is said when the mouse is over a point. Several methods are lines of one figure.
-2. A search's circuits stand at the number of edges that they have, marked by stage, with the circuit that was chosen.
+1. A curve's points are at the number of edges asked for, with 95% intervals. The hover text gives the number left after
+   pruning. Several methods are lines of one figure.
+2. A search's circuits are at their number of edges, with a symbol for each stage. A star marks the chosen circuit.
 
-A log scale has no 0: circuits without edges stand at 1.
+A log scale has no 0: circuits without edges are shown at 1.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ STAGES = {"start": "circle", "re-scored": "square", "grid": "circle", "bisection
 
 
 def measured(what: str, record: Record, *more: str) -> Caption:
-    """A caption for what was run exactly: it has an ablation, and no direction."""
+    """Return the caption of exact runs of circuits, which have an ablation but no direction."""
     return caption(what, replace(record, direction=""), *more)
 
 
 def curves(points: Mapping[str, Sequence[CurvePoint]], words: Caption) -> Figure:
-    """One line a method: `{name: points}`, smallest size first."""
-    slowly = cycle(symbol for symbol in SYMBOLS for _ in PALETTE)  # another after each round of colours
+    """Return a figure with a line for each method; `points`: by method name, smallest size first."""
+    slowly = cycle(symbol for symbol in SYMBOLS for _ in PALETTE)  # the next symbol once all colours are used
     looks = zip(cycle(PALETTE), slowly, strict=False)
     lines = [_line(*curve, *look) for curve, look in zip(points.items(), looks, strict=False)]
     return _framed(lines, words, "edges asked for (log scale)")
 
 
 def search(tried: Sequence[Any], circuit: Circuit) -> Figure:
-    """Every circuit that a search ran, each with `n_edges`, `faithfulness` and `stage`, and the one that it chose."""
+    """Return a figure of every circuit that a search ran (`n_edges`, `faithfulness`, `stage`) and the one it chose."""
     known = sorted((point for point in tried if np.isfinite(point.faithfulness)), key=lambda point: point.n_edges)
     x, y = _sizes(point.n_edges for point in known), [point.faithfulness for point in known]
     look = {"symbol": [STAGES.get(point.stage, "circle") for point in known], "size": 9, "color": PALETTE[0]}

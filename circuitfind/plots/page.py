@@ -1,6 +1,6 @@
-"""Pages of figures that open from disk without a network: plotly.js stands in the page once.
+"""Pages of figures that open from disk without a network: each page includes plotly.js once.
 
-A content security policy in the page's head forbids every request. The same figures give the same page, byte for byte.
+A content security policy in the page's head forbids all requests. The same figures give the same page, byte for byte.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 
 def save_page(figures: Figure | Sequence[Figure], path: str | PathLike[str], title: str = "circuitfind") -> Path:
-    """Writes figures to one HTML page that needs no network.
+    """Write figures to one HTML page that needs no network, and return its path.
 
     Raises:
-        FileError: these are no figures, or none, the place cannot be written to, or plotly is not installed.
+        FileError: no figure is given, or something else than figures; the path cannot be written; or plotly is not
+            installed.
     """
     several = list(figures) if isinstance(figures, Sequence) else [figures]
     if not several:
@@ -36,7 +37,7 @@ def save_page(figures: Figure | Sequence[Figure], path: str | PathLike[str], tit
 
 
 def page(parts: Sequence[Figure | str], title: str) -> str:
-    """A page of figures and of pieces of HTML between them, whose outside text is escaped already."""
+    """Return a page of figures and pieces of HTML, whose text from outside is already escaped."""
     graph_objects()
     from plotly.offline import get_plotlyjs
 
@@ -46,7 +47,7 @@ def page(parts: Sequence[Figure | str], title: str) -> str:
 
 
 def _figure(figure: Figure, at: int) -> str:
-    """A place for a figure and its data beside it, in which no text can end the script."""
+    """Return an element for a figure with its data, in which no text can close the script element."""
     data = figure.to_json().replace("<", "\\u003c")
     return (
         f'<div class="scroll"><div data-figure="figure-{at}"></div></div>\n'

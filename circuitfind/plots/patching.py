@@ -1,22 +1,24 @@
-"""Figures of what was measured by running the model: sweeps of places, paths between them, attention patterns.
+"""Figures of sweeps over places, of path patching and of attention patterns.
 
 Sweeps:
 
-1. Places of one axis (layers) are bars; of two (layer and head, layer and position or span) a heat map.
-2. Heads by position or span are a heat map of one row a head. Where there are too many rows, those with the largest
-   effect at any of them are shown, in the model's order, and the caption says so.
-3. Neurons are a histogram a layer, with counts on a log scale; the strongest neurons are marked, with their names.
+1. A sweep with one axis (layers) is bars; with two (layer and head, layer and position or span) a heat map.
+2. Heads by position or span are a heat map with a row for each head. If there are too many heads, those with the
+   largest effect at any position are shown, in the model's order, and the caption says so.
+3. Neurons are a histogram for each layer, with counts on a log scale; the strongest neurons are marked and named.
 
 Paths:
 
-4. A few paths are bars. Of more, into one receiver (or several together), a table has the senders: layers by heads with
-   the MLPs beside them; of one sender into receivers apart, the receivers: layers by q, k, v and MLP.
-5. Several senders into receivers apart are senders by receivers, cut as in 2. Cells without a path are grey.
+4. A few paths are bars. More paths into one receiver (or several patched together) are a heat map of the senders,
+   layers by heads and MLP. More paths from one sender into separate receivers are a heat map of the receivers, layers
+   by q, k, v and MLP.
+5. Paths from several senders into separate receivers are a heat map of senders by receivers, cut as in 2. Cells without
+   a path are grey.
 
 Attention patterns:
 
-6. Queries down, keys across, from 0 (white) to 1 (blue); each row sums to at most 1. Several heads stand beside each
-   other, in the order given.
+6. Queries down, keys across, from 0 (white) to 1 (blue); each row sums to at most 1. Several heads are side by side, in
+   the order given.
 """
 
 from __future__ import annotations
@@ -43,8 +45,8 @@ if TYPE_CHECKING:
     from circuitfind.record import Record
 
 ROWS, BARS, MARKED, BINS = 200, 30, 20, 80
-FEW = 12  # paths that are bars rather than a table
-CELL, SMALLEST, LARGEST = 20, 200, 520  # pixels: of a token in one pattern of several, and of such patterns
+FEW = 12  # most paths that are shown as bars
+CELL, SMALLEST, LARGEST = 20, 200, 520  # pixels: a token in one of several patterns; smallest and largest such pattern
 WORDS = {
     "resid": "Residual stream",
     "resid-mid": "Residual stream between attention and MLPs",
@@ -63,9 +65,10 @@ WORDS = {
 
 # -------------------------------------------------------------------- sweeps
 def sweep_effects(sweep: Sweep, *, normalised: bool = False, rows: int = ROWS) -> Figure:
-    """Every place of a sweep; `normalised`: divided by metric(full) - metric(empty); `rows`: most heads with a row."""
+    """Return a figure of all effects of a sweep; `normalised`: divided by metric(full) - metric(empty); `rows`: the
+    most heads with a row."""
     values = sweep.normalised if normalised else sweep.effects
-    counted = "effect / (full - ablated)" if normalised else unit(sweep.record)
+    counted = "effect / (clean - ablated)" if normalised else unit(sweep.record)
     axes = [Side(*axis) for axis in sweep.axes]
     if "neuron" in (axis.name for axis in axes):
         return _histogram(sweep, values, counted)
@@ -104,14 +107,14 @@ def _sweep_words(sweep: Sweep, *more: str) -> Caption:
 
 
 def _ends(found: Sweep | PathEffects) -> str:
-    return f"{found.full.mean():.3g} in full, {found.empty.mean():.3g} ablated"
+    return f"clean run {found.full.mean():.3g}, ablated run {found.empty.mean():.3g}"
 
 
 def _hovers(sweep: Sweep) -> list[str]:
-    """What each place says, in the order of `effects.ravel()`."""
+    """The hover text of each place, in the order of `effects.ravel()`."""
     places = [f" at {safe(label)}" if label else "" for label in sweep.positions]
     try:
-        parts = [f"<br>{part:.1%} of full - ablated" for part in sweep.normalised.ravel()]
+        parts = [f"<br>{part:.1%} of clean - ablated" for part in sweep.normalised.ravel()]
     except ScoreError:
         parts = [""] * sweep.effects.size
     return [
@@ -140,7 +143,7 @@ def _histogram(sweep: Sweep, values: np.ndarray, counted: str) -> Figure:
 
 # -------------------------------------------------------------------- paths
 def path_effects(found: PathEffects, *, rows: int = ROWS) -> Figure:
-    """Every path; `rows`: how many senders, and how many receivers, are shown at most where there are many."""
+    """Return a figure of all paths; `rows`: the most senders, and the most receivers, that a heat map shows."""
     values = found.effects
     if not many_paths(found):
         return strongest_paths(found, n=FEW)
@@ -158,7 +161,7 @@ def path_effects(found: PathEffects, *, rows: int = ROWS) -> Figure:
 
 
 def many_paths(found: PathEffects) -> bool:
-    """Whether there are enough paths for a table."""
+    """Whether there are too many paths for bars."""
     return bool(np.isfinite(found.effects).sum() > FEW)
 
 
@@ -175,7 +178,7 @@ def _table(found: PathEffects, names: tuple[str, ...], per_example: np.ndarray) 
 
 
 def _short(receivers: str) -> str:
-    """Receivers that were patched together, where they are many."""
+    """Shorten the names of receivers that were patched together, if they are more than three."""
     names = receivers.split(" + ")
     return receivers if len(names) <= 3 else f"{names[0]} and {len(names) - 1} others"
 
@@ -191,7 +194,7 @@ UNIT = "attention"
 
 
 def attention(found: AttentionPattern | Sequence[AttentionPattern]) -> Figure:
-    """Token by token."""
+    """Return a figure of one attention pattern or several, token by token."""
     several = list(found) if isinstance(found, Sequence) else [found]
     sides = [style.tokens_at(one.tokens) for one in several]
     texts = [_pattern_hovers(one, labels) for one, labels in zip(several, sides, strict=True)]

@@ -1,8 +1,8 @@
-"""`plot`: the figures that belong to a result, by its type.
+"""`plot`: the figures of a result, by its type.
 
-`FIGURES` is the table of them: a result's type to its figures by name, the default first. A new figure is a function of
-the result (and of options) and a line here; `FIGURES["MyResult"] = {"layers": draw}` adds one from outside the package.
-Types are known by their names, so that reading scores does not wait for the types that bring torch with them.
+`FIGURES` maps the name of a result's type to its figures by name, the default first. To add a figure, write a function
+of the result (and of options) and list it here; from outside the package, set `FIGURES["MyResult"] = {"layers": draw}`.
+Keys are names, not types, because importing some of the types would import torch.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Drawing = Callable[..., "Figure"]
 
 
 class If(NamedTuple):
-    """A figure that only some results of a type have."""
+    """A figure of only those results of a type for which `holds` is true."""
 
     holds: Callable[[Any], bool]
     draw: Drawing
@@ -38,7 +38,7 @@ EDGES: dict[str, Drawing | If] = {
 
 
 def _curves(found: Mapping[str, Any]) -> Figure:
-    """Of curves, or of their points, by name."""
+    """Return the figure of several curves, or lists of their points, by name."""
     points = {name: getattr(one, "points", one) for name, one in found.items()}
     for name, one in points.items():
         if not isinstance(one, Sequence) or not all(hasattr(point, "faithfulness") for point in one):
@@ -85,7 +85,7 @@ PAIRED = ("Sweep", "NodeScores", "Scores")
 
 
 def plot(found: Any, what: str | None = None, **options: Any) -> Figure:
-    """The figure of a result; it shows itself in a notebook, `figure.show()` opens it elsewhere.
+    """Return a figure of a result. A notebook displays it; elsewhere, `figure.show()` opens it.
 
     Colours: white is 0, blue is positive (supports the behaviour), red is negative (opposes it).
 
@@ -122,7 +122,7 @@ def plot(found: Any, what: str | None = None, **options: Any) -> Figure:
 
 
 def drawings(found: Any) -> dict[str, Drawing]:
-    """A result's figures by name, the default first, each drawn when it is called; a ScoreError where it has none."""
+    """Return functions that draw a result's figures, by name, the default first; a ScoreError if it has none."""
     name = _kind(found)
     if name is None:
         raise ScoreError(
@@ -135,7 +135,7 @@ def drawings(found: Any) -> dict[str, Drawing]:
 
 
 def _kind(found: Any) -> str | None:
-    """The name in the table of a result's type, or of what a dictionary or several results are."""
+    """The key in `FIGURES` of a result, a dictionary, a pair or several results; None if there is none."""
     kinds = [kind.__name__ for kind in type(found).__mro__]
     if known := next((name for name in kinds if name in FIGURES), None):
         return known

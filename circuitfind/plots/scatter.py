@@ -1,16 +1,17 @@
-"""Estimate against exact effect, one point an edge or place, coloured by kind; and where approximations fail.
+"""Estimated against exact effects, a point for each edge or place, coloured by kind; and where approximations fail.
 
 1. On the dashed line y = x an estimate is right. The solid line is exact = slope x estimate through the origin, the
    slope of `circuitfind.verify` (1 = unbiased, above 1 = underestimated).
-2. Points whose estimate has the wrong sign are crosses. 95% intervals of the exact effects stand where they are known.
-3. The caption has Pearson's r, the slope and the number of wrong signs; what is not finite on either side is left out.
+2. Points whose estimate has the wrong sign are crosses. Exact effects have 95% intervals if these are known.
+3. The caption gives Pearson's r, the slope and the number of wrong signs. Points with a value that is not finite are
+   left out.
 
-Of an approximation:
+Approximations:
 
-4. A plot a kind of place, coloured by layer. Crosses are the places that matter (`evaluation/approximation_fit.py`) and
-   have the wrong sign. The sentences on where the estimates fail stand below the title.
-5. By layer a cell is Pearson's r; slope, error and size of the change are said when the mouse is over it. Grey where r
-   is undefined.
+4. There is a subplot for each kind of place, coloured by layer. Crosses are the places that matter
+   (`evaluation/approximation_fit.py`) and have the wrong sign. Sentences below the title say where the estimates fail.
+5. By layer, a cell is Pearson's r, grey if undefined. Its hover text gives the slope, the error and the size of the
+   change.
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ if TYPE_CHECKING:
 
 NAN = float("nan")
 MOST_INTERVALS = 400  # error bars; more hide the points
-WIDE, HIGH, SPACE, MOST_TICKS = 400, 320, (90, 120), 12  # pixels of one kind's plot and between plots; ticks of layers
+WIDE, HIGH, SPACE, MOST_TICKS = (
+    400,
+    320,
+    (90, 120),
+    12,
+)  # pixels of a subplot and between subplots; most ticks of layers
 DEPTHS = ["#440154", "#3b528b", "#21918c", "#5ec962", "#d8a31a"]  # from the first layer to the last
 KINDS = {  # of a reader or a component, by its name
     "queries": r".*<q>",
@@ -61,7 +67,7 @@ KINDS = {  # of a reader or a component, by its name
 
 
 class EffectPair(NamedTuple):
-    """An edge or place: its estimated and its exact effect, and the ends of the exact one's interval."""
+    """The estimated and the exact effect of an edge or place, and the 95% interval of the exact effect."""
 
     name: str
     estimate: float
@@ -71,7 +77,7 @@ class EffectPair(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Of an edge its reader's, else the place's own."""
+        """The kind of an edge's reader, or of a place."""
         name = self.name.partition(" at ")[0].rpartition("->")[2]
         return next((kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, name)), "others")
 
@@ -81,26 +87,26 @@ class EffectPair(NamedTuple):
 
 
 def of_checks(found: Verification) -> Figure:
-    """The edges that a verification measured."""
+    """Return the scatter plot of the edges that a verification measured."""
     points = [EffectPair(*edge, *ends) for edge, ends in zip(found.edges, found.intervals, strict=True)]
     record = replace(found.evaluation.record, direction="")
     return scatter(points, caption("Edges, estimated and exact", record), unit(record))
 
 
 def of_estimates(found: Checks) -> Figure:
-    """Estimates that were measured."""
+    """Return the scatter plot of the strongest estimates and their exact effects."""
     points = [EffectPair(row.name, row.estimate, row.exact, *row.interval) for row in found.checked]
     words = caption("The strongest estimates, and exact effects", found.record)
     return scatter(points, words, unit(found.record), style.made_by(found.record))
 
 
 def both_known(circuit: Circuit) -> bool:
-    """Whether enough of a circuit's edges have both effects."""
+    """Whether at least two of a circuit's edges have both effects."""
     return sum(row.estimate is not None and row.exact is not None for row in circuit.rows()) > 1
 
 
 def of_circuit(circuit: Circuit) -> Figure:
-    """A circuit's own edges, where both effects are known."""
+    """Return the scatter plot of a circuit's edges with both effects."""
     points = [
         EffectPair(circuit.graph.edge_name(row.writer, row.reader), row.estimate, row.exact)
         for row in circuit.rows()
@@ -111,7 +117,8 @@ def of_circuit(circuit: Circuit) -> Figure:
 
 
 def of_pair(estimated: Sweep | NodeScores | Scores, exact: Sweep | NodeScores | Scores) -> Figure:
-    """The same edges, nodes or places scored twice: by an estimate, and by exact patching (or any other method)."""
+    """Return the scatter plot of two sets of scores of the same edges, nodes or places: usually an estimate and exact
+    patching. ScoreError if they are not comparable."""
     if type(estimated) is not type(exact):
         raise ScoreError(f"a {type(estimated).__name__} goes against its like, not a {type(exact).__name__}")
     for name in ("model", "task", "metric", "direction", "ablation"):
@@ -129,7 +136,8 @@ def of_pair(estimated: Sweep | NodeScores | Scores, exact: Sweep | NodeScores | 
 def scatter(
     points: Sequence[EffectPair], words: Caption, unit: str, estimate: str = "estimate", exact: str = "exact"
 ) -> Figure:
-    """Exact effects over estimates, both in `unit`; `estimate` and `exact` name them on the axes."""
+    """Return the scatter plot of exact effects (y) against estimates (x), both in `unit`; `estimate` and `exact` label
+    the axes."""
     known = [point for point in points if np.isfinite([point.estimate, point.exact]).all()]
     if len(known) < 2:
         raise ScoreError(
@@ -151,7 +159,7 @@ def scatter(
 def plane(
     x: np.ndarray, y: np.ndarray, across: str, up: str, slopes: Mapping[str, float]
 ) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Both axes, with 0 on them, and lines through the origin: y = x, and those of the named slopes."""
+    """Return both axes, which include 0, and lines through the origin: y = x and the named slopes."""
     axes: list[dict[str, Any]] = []
     for values, title in ((x, across), (y, up)):
         low, high = min(values.min(), 0.0), max(values.max(), 0.0)
@@ -176,7 +184,7 @@ def _of_kind(points: Sequence[EffectPair], kind: str, colour: str) -> Any:
 def effect_marks(
     points: Sequence[EffectPair], name: str, crosses: Sequence[bool], look: dict[str, Any], bars: str
 ) -> Any:
-    """Points as plotly draws them, some of them as crosses; `look`: their colours; `bars`: that of their intervals."""
+    """Return a trace of points, some of them crosses; `look`: their colours; `bars`: the colour of their intervals."""
     x, y = [point.estimate for point in points], np.array([point.exact for point in points])
     texts = [f"<b>{safe(p.name)}</b><br>estimate {p.estimate:+.4g}<br>exact {p.exact:+.4g}" for p in points]
     marker = {"size": 7, "opacity": 0.75, "symbol": ["x" if cross else "circle" for cross in crosses], **look}
@@ -187,7 +195,7 @@ def effect_marks(
 
 
 def _named(scores: Sweep | NodeScores | Scores) -> tuple[list[str], np.ndarray]:
-    """Names and values, in one order."""
+    """Names and values, in the same order."""
     if isinstance(scores, Scores):
         return scores.graph.names(scores.graph.real), scores.values.T[scores.graph.real.T]
     if isinstance(scores, NodeScores):
@@ -203,7 +211,7 @@ def _named(scores: Sweep | NodeScores | Scores) -> tuple[list[str], np.ndarray]:
 
 # -------------------------------------------------------------------- approximations
 def approximation_scatter(found: Approximation) -> Figure:
-    """Every place, a panel a kind."""
+    """Return scatter plots of all places, a subplot for each kind."""
     layers = _layers(found)
     parts: list[Subplot] = []
     for what, group in groupby(found.places(), key=lambda place: place.kind):
@@ -222,7 +230,7 @@ def approximation_scatter(found: Approximation) -> Figure:
 
 
 def approximation_layers(found: Approximation) -> Figure:
-    """How well each layer of each kind is estimated."""
+    """Return a heat map of Pearson's r between estimates and exact effects: kinds of place by layer."""
     labels = _layers(found)
     values = np.full((len(found.compared), len(labels)), np.nan)
     texts = [["not measured"] * len(labels) for _ in found.compared]
@@ -242,7 +250,7 @@ def _layers(found: Approximation) -> list[int]:
 
 
 def _depths(layers: list[int]) -> dict[str, Any]:
-    """Colours of points by layer."""
+    """The colour scale of points by layer."""
     shown = layers[:: -(-len(layers) // MOST_TICKS)]
     bar = {**colour_bar("layer", HIGH), "tickvals": shown, "ticktext": list(map(str, shown))}
     return {"colorscale": DEPTHS, "cmin": layers[0], "cmax": layers[-1], "colorbar": bar}

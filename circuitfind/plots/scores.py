@@ -1,18 +1,18 @@
-"""Figures of scores: edges summed by layer, nodes by layer or position, what adds up to the logits, and the strongest.
+"""Figures of scores: edges by layer, nodes by layer or position, direct logit attribution, and the strongest of each.
 
-Edges, from scores of all of them or from a circuit's own:
+Edges, from the scores of all edges or from a circuit:
 
 1. Writers are grouped by layer into `input`, heads and MLP; readers into queries, keys, values, MLP, and `logits`.
-2. A cell is the sum of its edges' effects, which is the first-order effect of all of them together. When the mouse is
-   over it, it says how many they are and which is the strongest. Cells without edges are grey.
-3. A circuit's effect is the exact one where it was measured, else the estimate. Where neither is known of any edge, a
-   cell is its number of edges.
+2. A cell is the sum of its edges' effects, a first-order estimate of their joint effect. Its hover text gives their
+   number and the strongest. Cells without edges are grey.
+3. The effect of a circuit's edge is the exact one if it was measured, else the estimate. If no edge has either, a cell
+   is its number of edges.
 
 Direct logit attribution:
 
 4. `components` are bars in the order of the stream: `input`, then each layer's attention (its heads together) and MLP,
-   then what the biases add. They sum to the logit difference. The sum over the first of them is what the stream up to
-   there gives through the frozen final norm (the "accumulated" logit difference), which a bar says on hovering.
+   then the biases. They sum to the logit difference. Each bar's hover text gives the sum of the bars up to it: the
+   "accumulated" logit difference of the residual stream there, through the frozen final norm.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Groups = list[tuple[str, slice]]
 
 # -------------------------------------------------------------------- edges
 class Edges(NamedTuple):
-    """Edges to show: `mask [writers, readers]`, their `values` (NaN where unknown), and what to call them."""
+    """Edges to show: `mask` and `values` `[writers, readers]` (NaN if unknown), and `what`, their name in captions."""
 
     graph: Graph
     mask: np.ndarray
@@ -55,7 +55,7 @@ class Edges(NamedTuple):
 
     @classmethod
     def of(cls, found: Any) -> Edges:
-        """All edges that scores rate, those of a circuit, or those of the circuit that a search found."""
+        """The edges of scores, of a circuit, or of the circuit that a search found."""
         found = getattr(found, "circuit", found)
         if isinstance(found, Circuit):
             values = np.full(found.mask.shape, np.nan)
@@ -76,7 +76,7 @@ class Edges(NamedTuple):
 
 
 def edge_layers(edges: Edges) -> Figure:
-    """Effects summed by layer and kind: writers down, readers across."""
+    """Return a heat map of effects summed by layer and kind: writers down, readers across."""
     graph = edges.graph
     rows, columns = _writers(graph), _readers(graph)
     sizes = ([part.stop - part.start for _, part in groups] for groups in (rows, columns))
@@ -92,10 +92,10 @@ def edge_layers(edges: Edges) -> Figure:
 
 
 def strongest_edges(edges: Edges, *, n: int = EDGES) -> Figure:
-    """The n edges of largest magnitude."""
+    """Return bars of the n edges of largest magnitude; a ScoreError if no effect is known."""
     if not edges.known:
         raise ScoreError("no effect is known of any of these edges: nothing to rank (verify measures them)")
-    cells = np.argwhere(np.isfinite(edges.values).T)[:, ::-1]  # reader by reader, as everywhere
+    cells = np.argwhere(np.isfinite(edges.values).T)[:, ::-1]  # ordered by reader, as everywhere
     found = edges.values[tuple(cells.T)]
     order = strongest(found, n)
     names = [edges.graph.edge_name(*cells[at].tolist()) for at in order]
@@ -122,7 +122,7 @@ def _readers(graph: Graph) -> Groups:
 
 
 def _attention(graph: Graph, layer: int) -> str:
-    """What a layer's heads go by together, or its mixer."""
+    """The name of a layer's heads together, or of its mixer."""
     return f"s{layer}" if layer in graph.mixers else f"a{layer}"
 
 
@@ -165,7 +165,7 @@ def node_effects(scores: NodeScores, *, tokens: Sequence[str] | None = None, row
 
 
 def strongest_nodes(scores: NodeScores, *, n: int = NODES) -> Figure:
-    """The n nodes of largest magnitude; positions are summed."""
+    """Return bars of the n nodes of largest magnitude, summed over positions."""
     record, totals = scores.record, scores.values.reshape(scores.graph.n_writers, -1).sum(axis=1, dtype=np.float64)
     order = strongest(totals, n)
     few = f"the strongest {len(order)} of {len(totals):,}"
@@ -176,14 +176,14 @@ def strongest_nodes(scores: NodeScores, *, n: int = NODES) -> Figure:
 
 # -------------------------------------------------------------------- direct logit attribution
 def direct_effects(found: DirectEffects) -> Figure:
-    """Layers by heads with the MLPs beside them."""
+    """Return a heat map of direct effects: layers by heads and MLP."""
     means, ends = found.per_example.mean(axis=-1), found.intervals_of(found.per_example)
     words = _words(found, "Nodes", f"biases {found.constant.mean():+.3g}")
     return by_layer(found.graph.writer_names, means, words, unit(found.record), ends)
 
 
 def strongest_direct(found: DirectEffects, *, n: int = NODES) -> Figure:
-    """The n nodes that add or take the most, with 95% intervals."""
+    """Return bars of the n nodes of largest direct effect in magnitude, with 95% intervals."""
     means = found.per_example.mean(axis=-1)
     order = strongest(means, n)
     words = _words(found, "Nodes", f"the strongest {len(order)} of {len(means):,}")
@@ -192,7 +192,7 @@ def strongest_direct(found: DirectEffects, *, n: int = NODES) -> Figure:
 
 
 def components(found: DirectEffects | NodeScores) -> Figure:
-    """Each layer's attention and MLP; of node scores, which have means alone, without biases and intervals."""
+    """Return bars of each layer's attention and MLP. Node scores are only means, without biases or intervals."""
     graph = found.graph
     values = found.values[:, None].astype(np.float64) if isinstance(found, NodeScores) else found.per_example
     layers = [(values[graph.heads(layer)].sum(axis=0), values[graph.mlp(layer)]) for layer in range(graph.n_layers)]

@@ -1,9 +1,9 @@
-"""What all figures share: plotly, imported when it is needed; colours, captions, labels, plots side by side.
+"""Parts of all figures: the lazy import of plotly, colours, captions, labels, subplots.
 
 1. Effects are coloured by plotly's "RdBu" from -limit to limit, the largest magnitude shown: 0 is white, blue is
    positive (supports the behaviour), red is negative (opposes it). Shares, which have no sign, go from white to blue.
-2. A caption says what is shown, of which task in which model, then metric, direction, ablation and number of pairs.
-3. Text from outside (tokens, names) is escaped, because plotly reads all text as a kind of HTML.
+2. A caption names the quantity, the task and the model, then metric, direction, ablation and number of pairs.
+3. Text from outside (tokens, names) is escaped, because plotly interprets text as HTML.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ METHODS = {
     "eap": "edge attribution patching",
     "direct": "direct logit attribution",
 }
-LONGEST = 20  # characters of an axis' label
-CHARACTER, NOTE_CHARACTER = 9.0, 5.9  # pixels of a letter in the title and below it, with some air
-BUTTONS = 190  # pixels that plotly's own buttons take of the title's first line
-WIDEST = 1120  # pixels of a figure; plots that do not fit beside each other go into the next row
+LONGEST = 20  # characters of a tick label
+CHARACTER, NOTE_CHARACTER = 9.0, 5.9  # width in pixels of a letter in the title and in the notes, generously
+BUTTONS = 190  # width in pixels of plotly's buttons, beside the title
+WIDEST = 1120  # width in pixels of a figure; subplots that do not fit go into the next row
 MARGINS, SUBTITLE = 100, 14  # pixels: left and right of the plots together; height of a letter in a plot's own title
 
 
 class Caption(NamedTuple):
-    """A figure's title, the smaller line below it, and sentences below that, each on a line of its own."""
+    """A figure's title, the notes in a smaller line below it, and remarks below these, one a line."""
 
     title: str
     notes: tuple[str, ...] = ()
@@ -48,14 +48,14 @@ class Caption(NamedTuple):
 
 
 class Side(NamedTuple):
-    """One side of a heat map: what it counts, and a label for each row or column; labels may repeat."""
+    """An axis of a heat map: its name, and a label for each row or column; labels may repeat."""
 
     name: str
     labels: Sequence[str]
 
 
 def graph_objects() -> Any:
-    """The module `plotly.graph_objects`."""
+    """Return the module `plotly.graph_objects`; a FileError if plotly is not installed."""
     try:
         import plotly.graph_objects
     except ImportError:
@@ -65,7 +65,7 @@ def graph_objects() -> Any:
 
 # -------------------------------------------------------------------- words
 def caption(what: str, record: Record, *more: str) -> Caption:
-    """What is shown, of which task in which model; `more` ends the notes."""
+    """Return the caption of a figure of `what`, by the record; the notes end with `more`."""
     subject = " in ".join(name for name in (record.task, record.model) if name)
     pairs = count(record.n_examples, "pair") if record.n_examples else ""
     ablation = f"ablation {record.ablation}" if record.ablation else ""
@@ -74,12 +74,12 @@ def caption(what: str, record: Record, *more: str) -> Caption:
 
 
 def made_by(record: Record) -> str:
-    """The method in words."""
+    """The name of the record's method, written out."""
     return METHODS.get(record.method, record.method or "an unknown method")
 
 
 def unit(record: Record) -> str:
-    """What a colour bar or an axis counts."""
+    """The label of a colour bar or an axis: the unit of the values."""
     if record.method == "direct":
         return "logits"
     if not record.is_effect:
@@ -88,59 +88,59 @@ def unit(record: Record) -> str:
 
 
 def colours(record: Record) -> str:
-    """What the two colours mean, for a caption; scores that are not effects neither support nor oppose."""
+    """The meaning of the two colours, for a caption; only effects support or oppose."""
     if record.method == "direct":
         return "blue raises the logit difference, red lowers it"
     return "blue supports, red opposes" if record.is_effect else "scores, not effects"
 
 
 def safe(text: object) -> str:
-    """Text from outside as plotly shows it literally."""
+    """Escape text from outside, so that plotly shows it literally."""
     return escape(str(text).replace("\n", "⏎"), quote=False)
 
 
 def tokens_at(tokens: Sequence[str]) -> list[str]:
-    """A label a position: its number and its token."""
+    """Return a label for each position: its number and its token."""
     return [f"{place} {token.strip() or repr(token)}" for place, token in enumerate(tokens)]
 
 
 def ticks(labels: Sequence[str], longest: int = LONGEST) -> dict[str, Any]:
-    """An axis that counts 0, 1, 2, ... under labels, which may repeat and need not be short."""
+    """Return ticks for an axis of 0, 1, 2, ... from labels, which may repeat; long ones are cut to `longest`."""
     short = [label if len(label) <= longest else f"{label[: longest - 1]}…" for label in map(str, labels)]
     return {"tickmode": "array", "tickvals": list(range(len(short))), "ticktext": list(map(safe, short))}
 
 
 def largest(sizes: np.ndarray, n: int) -> np.ndarray:
-    """Indices of the n largest, in their own order."""
+    """Return the indices of the n largest sizes, in increasing order."""
     return np.sort(np.argsort(-sizes, kind="stable")[:n])
 
 
 def left_out(kept: int, total: int, what: str = "") -> list[str]:
-    """A note where not all are shown."""
+    """Return a note if fewer than all are shown, else an empty list."""
     return [f"the strongest {kept} of {total:,} {what}".rstrip()] if kept < total else []
 
 
 def hover(name: str, value: float, low: float = np.nan, high: float = np.nan) -> str:
-    """What a mark says when the mouse is over it: its name, its value, its interval."""
+    """Return the hover text of a mark: its name, its value, and its 95% interval if there is one."""
     if np.isnan(value):
         return f"<b>{safe(name)}</b><br>no value"
     return f"<b>{safe(name)}</b><br>{value:+.4g}" + (f"<br>95% {low:.4g} to {high:.4g}" if np.isfinite(low) else "")
 
 
 def error_bars(values: np.ndarray, ends: np.ndarray, **look: Any) -> dict[str, Any]:
-    """Intervals `ends` [values, 2] around values, as plotly takes them."""
+    """Return plotly's error bars for the intervals `ends` `[values, 2]` of values `[values]`."""
     arms = {"array": ends[:, 1] - values, "arrayminus": values - ends[:, 0]}
     return {"type": "data", **arms, "visible": bool(np.isfinite(ends).any()), **look}
 
 
 def marks(x: Any, y: Any, texts: Sequence[str], name: str, mode: str = "markers", **look: Any) -> Any:
-    """Points, or lines through them; `texts` is what each says when the mouse is over it, already escaped."""
+    """Return points, or lines through them; `texts` are their hover texts, already escaped."""
     return graph_objects().Scatter(x=x, y=y, mode=mode, name=name, hovertext=texts, hoverinfo="text", **look)
 
 
 # -------------------------------------------------------------------- figures
 def figure(data: Any, words: Caption, width: float, height: float, **layout: Any) -> Figure:
-    """Traces under a caption; `height` is that of the plot alone, to which the caption's is added."""
+    """Return a figure of traces under a caption; `height` is the plot's alone, without the caption."""
     titles = textwrap.wrap(words.title, int((width - 40 - BUTTONS) / CHARACTER), break_on_hyphens=False)
     small_print = ["; ".join(words.notes), *words.remarks]
     notes = [line for text in small_print for line in textwrap.wrap(text, int((width - 40) / NOTE_CHARACTER))]
@@ -161,7 +161,7 @@ def figure(data: Any, words: Caption, width: float, height: float, **layout: Any
 
 
 class Subplot(NamedTuple):
-    """A plot among others: its title (lines separated by <br>, escaped), traces, and axes as plotly takes them."""
+    """A subplot: its title (escaped, lines separated by <br>), its traces, and its axes as plotly layouts."""
 
     title: str
     traces: Sequence[Any]
@@ -178,8 +178,8 @@ def subplots(
     legend: float,
     **layout: Any,
 ) -> Figure:
-    """Lays plots out row by row. In pixels: `wide` and `high` of each, the `gap` between them, across and down, for
-    labels and titles, and `legend` beside them, for a colour bar."""
+    """Return a figure of subplots, row by row. In pixels: width and height of each (`wide`, `high`), the `gap` between
+    them (across, down) for labels and titles, and the width at the right for a colour bar (`legend`)."""
     columns = max(1, min(len(parts), int((WIDEST - MARGINS - legend + gap[0]) // (wide + gap[0]))))
     rows = -(-len(parts) // columns)
     across, down = columns * wide + (columns - 1) * gap[0], rows * high + (rows - 1) * gap[1]
@@ -204,5 +204,5 @@ def subplots(
 
 
 def heading(*lines: str) -> str:
-    """A plot's own title: the first line bold."""
+    """Return a subplot's title, escaped, with its first line bold."""
     return "<br>".join([f"<b>{safe(lines[0])}</b>", *map(safe, lines[1:])])
