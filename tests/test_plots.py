@@ -300,6 +300,8 @@ def test_scatter_of_a_verification(checks: cf.Verification) -> None:
         assert all(name.endswith(kind) for name in names)
         ends = dict(zip((edge.name for edge in checks.edges), checks.intervals, strict=True))
         np.testing.assert_allclose(np.array(trace.y) + trace.error_y.array, [ends[name].high for name in names])
+    low, high = figure.layout.yaxis.range
+    assert all(low < end < high for interval in checks.intervals for end in interval), "no interval is cut off"
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,9 @@ def scatter(
     slope = float((x * y).sum()) / power if power else NAN
     wrong = sum(point.wrong_sign for point in known)
     said = f"r {correlation(x, y):.3f}, slope {slope:.3f}, {wrong} of {len(known):,} with the wrong sign (crosses)"
-    axes, lines = plane(x, y, f"{estimate}: {unit}", f"{exact}: {unit}", {f"slope {slope:.3f}": slope})
+    ends = np.array([(point.low, point.high) for point in known]).ravel()
+    shown = np.concatenate([y, ends[np.isfinite(ends)]])
+    axes, lines = plane(x, shown, f"{estimate}: {unit}", f"{exact}: {unit}", {f"slope {slope:.3f}": slope})
     kinds = [kind for kind in (*KINDS, "others") if any(point.kind == kind for point in known)]
     traces = [_of_kind([p for p in known if p.kind == kind], kind, style.PALETTE[at]) for at, kind in enumerate(kinds)]
     words = words._replace(notes=(*words.notes, said))
@@ -159,7 +161,7 @@ def scatter(
 def plane(
     x: np.ndarray, y: np.ndarray, across: str, up: str, slopes: Mapping[str, float]
 ) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Return both axes, which include 0, and lines through the origin: y = x and the named slopes."""
+    """Return both axes, which include 0 and the values, and lines through the origin: y = x and the named slopes."""
     axes: list[dict[str, Any]] = []
     for values, title in ((x, across), (y, up)):
         low, high = min(values.min(), 0.0), max(values.max(), 0.0)

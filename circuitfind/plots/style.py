@@ -156,6 +156,7 @@ def figure(data: Any, words: Caption, width: float, height: float, **layout: Any
         height=round(height + top + 60),
         margin={"l": 70, "r": 30, "t": top, "b": 60},
         hoverlabel={"align": "left"},
+        modebar={"bgcolor": "rgba(255,255,255,0)"},  # the notes start behind the buttons
     )
     return made.update_layout(**layout)
 
