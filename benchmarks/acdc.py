@@ -3,12 +3,12 @@
     python benchmarks/acdc.py [--edges 300]
     python benchmarks/acdc.py --full [--threshold T] [--checkpoint FILE]
 
-1. The embedded model, IOI, 32 pairs: CPU seconds of `acdc` to the end, and of the textbook loop that runs the whole
-   circuit for every edge (on a sample of edges, scaled up), with equal decisions on that sample.
+1. The embedded model, IOI, 32 pairs: CPU seconds of a whole `acdc` run, and of the textbook loop that runs the whole
+   circuit for every edge (on a sample of edges, scaled up). Decisions on that sample are equal.
 2. GPT-2 small, 8 prompts of 16 tokens, one thread: a fixed sample of edges spread over all layers, each tried alone in
    the circuit that a backwards run would have by then (every later reader keeps a random 2% of its edges), as ratio to
-   a bare forward pass of the same batch. Beside it the dearest case: the same edges in the full, unpruned graph.
-3. `--full`: the same model and pairs, all 32,491 edges by KL, from first to last. A stopped run goes on from the
+   a bare forward pass of the same batch. The worst case is measured too: the same edges in the full, unpruned graph.
+3. `--full`: the same model and pairs, all 32,491 edges by KL, from first to last. A stopped run continues from the
    checkpoint. The default threshold, 0.0001, is the smallest of `acdc_scores`' grid.
 """
 

@@ -1,11 +1,11 @@
-"""All methods on the embedded model's five tasks, and on a model and pairs of one's own: the tables of the docs.
+"""All methods on the embedded model's five tasks, and optionally on your own model and pairs: the tables of the docs.
 
     python benchmarks/comparison.py --out runs [--model FOLDER --data examples/pronouns.jsonl] [--methods eap,random]
 
-64 pairs of each task (all of a file), half to rank the edges with, half to judge on; one thread. Each task's
-comparison is left in OUT as compare.json, .csv and .md, with every method's scores; a stopped run goes on from there.
-Printed are CPR and CMD by method and task, how well scores rank the exact effects, the method nearest to 1 at each
-size, and what the rankings cost.
+Each task has 64 pairs (of a file, all): half rank the edges, half evaluate the circuits. One thread. Each task's
+comparison is written to OUT as compare.json, .csv and .md, with every method's scores; a stopped run continues from
+there. Prints CPR and CMD by method and task, how well scores rank the exact effects, the method whose faithfulness is
+nearest to 1 at each size, and the cost of each ranking.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BEHAVIOURS = ("ioi", "greater-than", "gendered-pronoun", "subject-verb-agreement
 
 
 def run(out: Path, folder: str | None, data: str | None, methods: list[str] | None) -> dict[str, Comparison]:
-    """Comparisons by task; those that are there already are read."""
+    """Comparisons by task; finished ones are read from their files."""
     tasks: dict[str, Callable[[], tuple[cf.Model, cf.Task]]] = {
         name: lambda name=name: ((model := cf.load("tiny", backend="hooks")), cf.task(name, model, n=64))
         for name in BEHAVIOURS

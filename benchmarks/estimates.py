@@ -1,4 +1,4 @@
-"""How well methods of a pass or a few estimate exact effects: attribution patching, RelP, GIM, integrated gradients.
+"""How well methods of a few passes estimate exact effects: attribution patching, RelP, GIM, integrated gradients.
 
     python benchmarks/estimates.py [--model FOLDER] [--tasks copy | --data examples/pronouns.jsonl] [--n 32]
 

@@ -1,9 +1,9 @@
 """Which causal language models of transformers are covered: `python benchmarks/families.py` prints the page
 docs/family-table.md, in two minutes.
 
-Every model type for which `AutoModelForCausalLM` has a class is built small and at random, with every weight away from
-where it starts, and wrapped. A type loads if a row fits and all identities hold; else the one sentence of the refusal
-is shown.
+Every model type for which `AutoModelForCausalLM` has a class is built small, with random weights that all differ from
+their initial values, and wrapped. A type loads if a row fits and all identities hold; else the reason of the refusal is
+shown.
 """
 
 from __future__ import annotations

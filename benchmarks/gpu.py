@@ -1,12 +1,12 @@
-"""What scores, circuits, ACDC and learned masks cost on an accelerator, as ratios to bare passes; one table.
+"""Cost of scores, circuits, ACDC and learned masks on an accelerator, as ratios to bare passes, in one table.
 
     python benchmarks/gpu.py [--device cuda] [--seconds 400] [--out gpu.md] [--only MODEL] [--tiny]
 
 Random models of GPT-2 small's, SmolLM2-135M's, GPT-2 XL's and an 8B Llama's shape (bfloat16), 8 pairs of 16 tokens.
-Runs unattended: what was measured is written after every row, and rows that do not fit in the time, or in memory, are
-left out and named. Wall time, waited for at the end of each call; the median of a few, after one that is not counted.
-That one counts operator calls: what an accelerator is asked to launch, the same on every machine but for what is done
-in slices, or side by side. `--tiny`: models of two layers, to see on a processor that it runs.
+Runs unattended: the table is written after every row, and rows that do not fit in the time or in memory are named but
+left out. Times are wall times, synchronised at the end of each call: the median of a few, after a warm-up. The warm-up
+counts operator calls, which an accelerator has to launch: the same number on every machine, unless work is sliced or
+run side by side. `--tiny`: models of two layers, to test the script on a CPU.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python benchmarks/growth.py [--sizes 10,100,1000,10000] [--methods A,B,...] [--pairs 16] [--limit 120]
 
-The random circuits `layered-N` of the testbed, in GPT-2's form: CPU seconds on one thread, and how far the process grew
-beyond what it held before (peak resident set). A method is left out at a size where, growing as the number of edges of
-the graph, it would take longer than the limit.
+The random circuits `layered-N` of the testbed, in GPT-2's form: CPU seconds on one thread, and the growth of the
+process (peak resident set). A method is skipped at sizes where, if its time grew as the graph's number of edges, it
+would exceed the limit.
 """
 
 from __future__ import annotations

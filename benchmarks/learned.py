@@ -1,11 +1,12 @@
-"""Learned masks beside attribution: how close to the whole model circuits of one size are, and what they cost.
+"""Learned masks and attribution compared: faithfulness and cost of circuits of one size.
 
     python benchmarks/learned.py [--tasks greater-than ioi induction] [--edges 100]
 
-Embedded model, 64 pairs of a task: half to find a circuit with, half to judge it on. Each method names so many edges,
-of which what is connected is run: its size, faithfulness and KL from the whole model on the held-out pairs, and the CPU
-seconds (one thread) that finding it took. The methods' defaults were chosen on greater-than. First, what a step costs:
-a masked run forwards and backwards of random-weight GPT-2 small, 8 prompts of 16 tokens, in bare forward passes.
+Embedded model, 64 pairs of a task: half to find a circuit with, half to judge it on. Each method selects `--edges`
+edges, and the connected ones are run. Shown are their number, faithfulness and KL from the whole model on the held-out
+pairs, and the CPU seconds (one thread) of finding them. The methods' defaults were chosen on greater-than. First, the
+cost of a step: a masked run forwards and backwards of random-weight GPT-2 small, 8 prompts of 16 tokens, in bare
+forward passes.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""What `estimate_memory` says of scoring, beside how far the process really grows.
+"""The memory that `estimate_memory` predicts for scoring, beside the measured growth of the process.
 
     python benchmarks/memory.py [NAME ...] [--pairs N] [--tokens N] [--method METHOD] [--planned]
 
-Random models of many shapes, each in a process of its own that has scored one short pair before, so that only what
+Random models of many shapes, each in its own process that has already scored one short pair, so that only memory that
 grows with the batch is counted: the resident set's high-water mark while all edges are scored, by EAP, or under KL by
 integrated gradients. Methods beside those of edges: "exact" measures a few edges of every layer, "spans" and
 "positions" patch the stream by span and by position, "edge-pruning" learns for two steps, by KL, "find" is a whole
-`find(edges=EDGES)`. `--planned`: in the batches that are planned, not in one. The last columns are the whole process,
-weights included, and its processor time.
+`find(edges=EDGES)`. `--planned`: in the planned batches, not in one. The last columns are the memory of the whole
+process, weights included, and its CPU time.
 """
 
 from __future__ import annotations

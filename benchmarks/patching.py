@@ -2,9 +2,9 @@
 
     python benchmarks/patching.py [--layers 0 1 2 ...] [--what heads resid ...]
 
-CPU time of each sweep by position, divided by its number of places times that of a bare forward pass (median of passes
-before and after it). The default layers are a sample with the mean depth of all: costs fall evenly from the first layer
-to the last.
+CPU time of each sweep by position, divided by its number of places times the CPU time of a bare forward pass (median of
+passes before and after it). The default layers are a sample with the mean depth of all: costs fall evenly from the
+first layer to the last.
 """
 
 from __future__ import annotations

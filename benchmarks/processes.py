@@ -1,16 +1,16 @@
-"""Several processes: how much faster two are, and what each of 64 would have to do and to send.
+"""Several processes: the speedup of two, and the passes and traffic of each of up to 64.
 
     python benchmarks/processes.py [--rounds 5] [--pairs 8] [--model FOLDER] [--only NAME ...]
     python benchmarks/processes.py --simulate [--pairs 64] [--only NAME ...]
 
 1. One process of one thread, and two such processes that divide the work, take turns on the same call: exact effects
    of all edges into two readers (the last MLP and a query of the middle layer), ACDC on 100 random edges, a sweep of
-   all heads. Pairs of 16 random tokens of a random-weight GPT-2 small, or of the model in a folder. A turn gives one
-   ratio of wall-clock times and, because a machine may be busy, one of CPU times and one of passes: those of the one
-   process over those of the busier of the two.
-2. `--simulate`: threads stand for processes, each with a copy of the embedded model; they exchange through memory, so
-   every rank does what it would do, and its passes, exchanges and bytes received are counted. `limit` is one process's
-   passes over those of the busiest rank: what N processes gain at most, before any waiting.
+   all heads. Pairs of 16 random tokens of a random-weight GPT-2 small, or of the model in a folder. Each turn
+   gives a ratio of wall-clock times and, because the machine may be busy, ratios of CPU times and of passes: the one
+   process over the busier of the two.
+2. `--simulate`: threads stand for processes, each with a copy of the embedded model; they exchange data through
+   memory. Passes, exchanges and bytes received are counted for each rank. `limit` is the passes of one process over
+   those of the busiest rank: an upper bound on the speedup of N processes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def calls(folder: str | None, examples: int) -> dict[str, Callable[[], object]]:
 
 
 def work(folder: str | None, examples: int) -> None:
-    """Runs what it reads the names of, and says how long that took."""
+    """Run the calls whose names are read from standard input, and print what each took."""
     torch.set_num_threads(1)
     processes.join()
     known = calls(folder, examples)
@@ -104,7 +104,7 @@ def speed(rounds: int, folder: str | None, examples: int, only: list[str]) -> No
         return np.array(json.loads(first.stdout.readline()))
 
     for ranks in groups:
-        timed(ranks, "warm-up")  # what is made once is made
+        timed(ranks, "warm-up")  # so that one-time work is not timed
     for name in (name for name in CALLS if not only or name in only):
         turns = []
         for _ in range(rounds):

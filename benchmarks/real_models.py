@@ -4,9 +4,9 @@
     python benchmarks/real_models.py MODEL --find [--pairs 64]
 
 MODEL: whatever `cf.load` takes. The pairs are the built-in task `ioi`; one thread, CPU time, medians of paired turns.
-A bare pass is the model as a user would call it, the whole vocabulary at every position. `--parts` times what edge
-scores are made of. The circuit is that of the strongest edges by score; a random one of that size has more nodes. Peak
-memory is that of a fresh process that scores once, beyond the loaded model.
+A bare pass is the model as a user would call it, the whole vocabulary at every position. `--parts` times the
+parts of edge scoring. The circuit has the strongest edges by score; a random circuit of that size has more nodes. Peak
+memory is measured in a fresh process that scores once, beyond the loaded model.
 
 `--find`: CPU time of one whole `cf.find`, scores and checks included, over a bare forward pass of its search pairs.
 """
@@ -50,7 +50,7 @@ def bare(model: Model, bound: BoundTask, backward: bool) -> None:
 
 
 def contestants(model: Model, bound: BoundTask) -> dict[str, Callable[[], object]]:
-    """What is timed, by name."""
+    """The timed calls, by name."""
     prepared = prepare(model.adapter, bound.batch)
     strong = cf.attribute(model, bound, "eap-ig-inputs").top(EDGES).mask
     drawn = random_circuit(model.graph, EDGES, np.random.default_rng(0)).mask

@@ -1,14 +1,14 @@
-"""One call on two hosts: network namespaces joined by a cable of the kernel's, `torchrun` in each.
+"""One call on two hosts: two network namespaces joined by a virtual cable (veth), with `torchrun` in each.
 
     python benchmarks/two_hosts.py
 
-Needs the right to make network namespaces (`ip netns`); says so and ends where it is missing.
+Needs the permission to create network namespaces (`ip netns`), and exits with a message without it.
 
-1. Two processes, one a host, measure the exact effects of the embedded model's edges; nothing but the network joins
-   them, each writes to a folder of its own. Bytes are those that the first host's interface counts.
-2. The effects are those of one process.
-3. The same again, and the second host's process is killed: the first says so and keeps what was measured; one process
-   goes on with it.
+1. Two processes, one on each host, measure the exact effects of the embedded model's edges. Only the network connects
+   them, and each writes to its own folder. Bytes are counted by the first host's interface.
+2. The effects must equal those of one process.
+3. The call is repeated, and the second host's process is killed: the first reports this and keeps its measurements, and
+   one process continues from them.
 """
 
 from __future__ import annotations

@@ -3,13 +3,12 @@
 python examples/activation_patching.py                 # the embedded model; pages go to --out
 python examples/activation_patching.py --model openai-community/gpt2
 
-Denoising asks what is enough to bring the behaviour back, noising what it cannot do without. An effect of 1
-(normalised) is all of the difference between the clean and the corrupted run; where the two do not differ beyond noise,
-effects are drawn as they are, in units of the metric.
+Denoising shows which activations are sufficient to restore the behaviour, noising which are necessary for it. A
+normalised effect of 1 is the whole difference between the clean and the corrupted run. If that difference is within
+noise, effects are drawn unnormalised, in units of the metric.
 
-On prompts in both orders the two give the same numbers: each prompt is also the corrupted side of its neighbour, so a
-patch of one pair is a patch of the other. Noising is therefore shown with other corrupted prompts, which name three
-people who do not occur in the clean one.
+If every prompt is also the corrupted side of its neighbour, as in these eight, denoising and noising give the same
+numbers. Noising is therefore shown with other corrupted prompts, which name three people who are not in the clean one.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ import circuitfind as cf
 
 
 def can_be_normalised(sweep: cf.Sweep) -> bool:
-    """Whether clean and corrupted run differ beyond noise, by which effects are divided; says so if they do not."""
+    """Whether the clean and the corrupted run differ beyond noise; print a note if they do not."""
     try:
         return sweep.normalised.size > 0
     except cf.ScoreError as error:
-        print(f"effects are drawn as they are: {error}")
+        print(f"effects are drawn unnormalised: {error}")
         return False
 
 

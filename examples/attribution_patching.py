@@ -1,4 +1,4 @@
-"""Attribution patching over heads and positions, on eight prompts, beside the exact effects that it estimates.
+"""Attribution patching over heads and positions on eight prompts, compared with exact patching.
 
 python examples/attribution_patching.py                 # the embedded model; pages go to --out
 python examples/attribution_patching.py --model openai-community/gpt2
@@ -6,8 +6,8 @@ python examples/attribution_patching.py --model meta-llama/Llama-3.2-1B --dtype 
 python examples/attribution_patching.py --model meta-llama/Llama-3.1-8B --remote ndif
 python examples/attribution_patching.py --model FOLDER --task copy
 
-Two forward passes and one backward pass estimate every place; patching runs the model once a place. Keys and values of
-a model with grouped queries are those of the key/value heads that it really has.
+Two forward passes and one backward pass estimate the effects of all places; exact patching needs a run for each place.
+Keys and values of a model with grouped queries are those of its real key/value heads.
 """
 
 from __future__ import annotations

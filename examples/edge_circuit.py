@@ -1,4 +1,4 @@
-"""Edge circuits: score every edge, cut circuits of every size, search, and judge on pairs that nothing has seen.
+"""Edge circuits: score every edge, cut circuits of every size, search, and evaluate on held-out pairs.
 
 python examples/edge_circuit.py                 # the embedded model; pages go to --out
 python examples/edge_circuit.py --model openai-community/gpt2 --task greater-than

@@ -1,8 +1,8 @@
 """Eight prompts of indirect object identification, four sentences in both name orders, as tutorials use them.
 
 Each prompt is the clean side of one pair and the corrupted side of its neighbour, so the clean and the corrupted mean
-logit difference are each other's negative. GPT-2 small, whose tokenizer puts no BOS token in front, is published to
-give 2.8138 and -2.8138 on these sentences.
+logit difference are each other's negative. The published values for GPT-2 small, without a BOS token, are
+2.8138 and -2.8138.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def eight_prompts(model: cf.Model) -> cf.Task:
 
 
 def both_orders(task: cf.Task) -> cf.Task:
-    """Each pair, and the same pair with its sides exchanged."""
+    """Return a task with each pair followed by the same pair with its sides exchanged."""
     return cf.Task(
         clean=[prompt for pair in zip(task.clean, task.corrupted, strict=True) for prompt in pair],
         corrupted=[prompt for pair in zip(task.corrupted, task.clean, strict=True) for prompt in pair],
@@ -43,11 +43,11 @@ def both_orders(task: cf.Task) -> cf.Task:
 
 
 def report(model: cf.Model, task: cf.Task) -> None:
-    """How well the model does it; beside the published figure where that is of this model and these prompts."""
+    """Print the mean logit differences, and for GPT-2 small on these prompts the published value."""
     ends = cf.summarise(model, task)
     print(f"{model}\n{task.name}: mean logit difference {ends.clean:+.4f} clean, {ends.corrupted:+.4f} corrupted")
     if task.name.endswith("eight prompts") and model.name.split("/")[-1] == "gpt2":
-        print(f"published for GPT-2 small: {PUBLISHED:+.4f} clean; apart by {abs(ends.clean - PUBLISHED):.4f}")
+        print(f"published for GPT-2 small: {PUBLISHED:+.4f} clean; difference {abs(ends.clean - PUBLISHED):.4f}")
 
 
 def both(first: str, second: str) -> tuple[tuple[str, str], tuple[str, str]]:

@@ -3,8 +3,8 @@
 python examples/unequal_prompts.py                 # the embedded model; pages go to --out
 python examples/unequal_prompts.py --model openai-community/gpt2
 
-Pairs of different lengths are padded and masked; nothing is to be done but to leave positions out. Within a pair the
-lengths must be equal, unless spans are named on both sides: then it is known which token stands for which.
+Pairs of different lengths are padded and masked; only scores by position are not available. The two prompts of a pair
+must have equal lengths, unless spans are named on both sides, which align their tokens.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def test_activation_patching(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:the model does not prefer the answer")
 def test_activation_patching_of_random_weights(run: Run, tmp_path: Path) -> None:
-    """Nothing to normalise by: effects are drawn as they are, and the script says so."""
+    """Nothing to normalise by: effects are drawn unnormalised, and the script says so."""
     import transformers as hf
 
     tokenizer = cf.load("tiny", check=False).tokenizer
@@ -117,7 +117,7 @@ def test_activation_patching_of_random_weights(run: Run, tmp_path: Path) -> None
     ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     said = run("activation_patching.py", "--model", str(folder))
-    assert "effects are drawn as they are: a normalised effect is undefined" in said
+    assert "effects are drawn unnormalised: a normalised effect is undefined" in said
     for direction in ("denoising", "noising"):
         assert figures(tmp_path / f"{direction}.html") == 9
 

@@ -1,10 +1,10 @@
-"""Samples as tensors: what the model sees, and what it should learn at which position with which weight.
+"""Samples as tensors: inputs, targets, their positions and their weights.
 
 * The answer's position weighs 1, and so does every position of a repeated list that the first half
   determines; all others weigh `OTHER_WEIGHT`.
 * An answer with several right continuations shares its weight equally among them.
-* Some rows begin with the end-of-text token, and some are read at shifted positions (as if something came
-  before them), so that the model minds neither.
+* Some rows begin with the end-of-text token, and some have shifted position ids (as if text came before
+  them), so that the model is robust to both.
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ Three rules:
    places, nouns, years, ...); one combination in five, by hash, is held out: training never sees it in any
    prompt of a behaviour, and evaluation uses nothing else.
 2. Both twins of a flipping pair are ordinary clean prompts: the corrupted ones are trained like the others.
-3. Twelve names (`UNSEEN_IN_IOI`) never stand in an IOI prompt. They are trained in lists and in filler
+3. Twelve names (`UNSEEN_IN_IOI`) never occur in an IOI prompt. They are trained in lists and in filler
    sentences, so that IOI on unseen names can be measured.
 
-Every example is a `Sample`: a text, and the distribution of what follows it (uniform over all right answers).
+Every example is a `Sample`: a text and its right continuations, which are equally likely.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A model under a mask of its edges, differentiable in its weights: what `circuitfind.engine` runs with frozen ones.
 
-Every reader sees `constants + sum over writers of m * own + (1 - m) * other`: what the writer writes in this run where
-the edge is let through (m = 1), and what it wrote in another run where it is not. Each prompt has a mask of its own.
-GPT-2 and Llama as transformers has them, their modules and parameters used as they are.
+Every reader gets `constants + sum over writers of m * own + (1 - m) * other`: the writer's output in this run if the
+edge is kept (m = 1), and its output in another run if not. Each prompt has its own mask. GPT-2 and Llama are the models
+of transformers, with their modules and parameters unchanged.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def layer_of(hf: Any, number: int, graph: Graph) -> Layer:
 
 
 class Written(NamedTuple):
-    """What each writer writes: those before the last layer at every token, and all of them at the last token,
-    `[batch, writer, position, d_model]`."""
+    """Outputs of writers, `[batch, writer, position, d_model]`: before the last layer at every token, and of all at the
+    last token."""
 
     before: Tensor
     last: Tensor
@@ -65,12 +65,12 @@ class Written(NamedTuple):
 def run(
     hf: Any, graph: Graph, ids: Tensor, mask: Tensor | None = None, other: Written | None = None
 ) -> tuple[Tensor, Written]:
-    """Logits `[batch, vocab]` at the last token, and what each writer writes.
+    """Return the logits `[batch, vocab]` at the last token, and every writer's output.
 
     Args:
         ids: `[batch, position]`.
-        mask: `[batch, writer, reader]`; without one every edge is let through.
-        other: what was written in the other run.
+        mask: `[batch, writer, reader]`; without a mask every edge is kept.
+        other: the writers' outputs in the other run.
     """
     length = ids.shape[1]
     at = torch.arange(length)

@@ -3,14 +3,14 @@
     python training/train_testbed.py induction --form gpt2
 
 1. The teacher is the model that is compiled from the drawing: the high-level causal model, with the same heads and
-   MLPs. An example is a prompt, another one, and a set of edges. The edges of the set are let through, all others carry
-   what they carried in the other prompt.
-2. The student learns what the teacher answers then, with the same edges let through.
+   MLPs. An example is a prompt, another prompt, and a set of edges. Edges of the set are kept; all others carry their
+   activations from the other prompt.
+2. The student is trained to give the teacher's logits with the same edges kept.
 3. The loss is the squared difference of their logits (less their means), over the variance of the teacher's. For edges
-   of the circuit this is interchange intervention training (Geiger et al. 2022); for all others, which do nothing in
-   the teacher, it is strictness (SIIT, Gupta et al. 2024), by edges in place of nodes.
+   of the circuit this is interchange intervention training (Geiger et al. 2022); for all others, which have no effect
+   in the teacher, it is the strictness loss of SIIT (Gupta et al. 2024), on edges in place of nodes.
 
-One thread; the same seed and library versions give the same weights. `--only-measure` measures weights that are there.
+One thread; the same seed and library versions give the same weights. `--only-measure` measures existing weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Train the embedded model from nothing and write it, with its tokenizer and its figures, into the package.
+"""Train the embedded model from scratch and write it, with its tokenizer and its figures, into the package.
 
     python training/train_tiny.py
 
@@ -6,8 +6,8 @@ GPT-2 class, 4 layers of 8 heads, d=128, about a million parameters, one thread;
 versions give the same result. Two things decide whether IOI is learnt within minutes:
 1. The answer's position, and every position of a repeated list that the first half determines, weighs 1; all
    others weigh 0.05 (batches.py). With equal weights IOI stays near a coin toss for thousands of steps.
-2. Names are seen twice in lists and fillers, too, not in IOI's templates only (see corpus.py).
-An answer with several right continuations (greater-than) is learnt as the uniform distribution over them.
+2. Names are repeated in lists and filler sentences too, not only in IOI's templates (see corpus.py).
+An answer with several right continuations (greater-than) is trained towards the uniform distribution over them.
 """
 
 from __future__ import annotations
