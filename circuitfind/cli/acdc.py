@@ -22,29 +22,31 @@ CHECKPOINT = "acdc.part.safetensors"
 
 @dataclass(frozen=True)
 class PruningOptions:
-    threshold: float | None = option("An edge goes if removing it lowers the metric by less. Default: 0.05.")
+    threshold: float | None = option("Remove an edge if this lowers the metric by less. Default: 0.05.")
     metric_of_pruning: str | None = option(
-        "The metric that edges are tried by. Default: kl.", names=("--prune-by",), keyword="metric"
+        "Metric of the trials. Default: kl.", names=("--prune-by",), keyword="metric"
     )
     order: str | None = option(f"Order of the trials: {listed(options.ORDERS)}. Default: {options.ORDERS[0]}.")
-    absolute: bool = option("Keep edges that oppose the task, too.", False)
+    absolute: bool = option("Also keep edges that oppose the task.", False)
     remove_dangling: str | None = option(
-        "Also remove edges out of nodes that have lost their last input: tested one by one, or untested. Default: no."
+        "Also remove outgoing edges of nodes that have lost their last input: 'tested' one by one, or 'untested'."
+        " Default: no."
     )
     screen: float | None = option(
-        "Edges whose |score| is below this part of the threshold, such as 0.1, go without a test; a sample is"
-        " checked. Default: every edge is tested."
+        "Remove edges without a trial if |score| is below this fraction of the threshold, such as 0.1; a sample of them"
+        " is checked. Default: every edge is tried."
     )
     scores: Path | None = option(
-        "scores.safetensors for --screen (default: eap-ig-inputs, computed) or --order scores.", metavar="FILE"
+        "Scores (scores.safetensors) for --screen or --order scores. Default for --screen: compute eap-ig-inputs.",
+        metavar="FILE",
     )
     ablation: str | None = option(f"{options.ABLATION_HELP} Default: corrupted.")
     holdout: float | None = option(options.HELD_OUT)
-    batch_size: int | None = option("Pairs at a time. Default: what fits in memory.", least=1)
+    batch_size: int | None = option("Pairs per batch. Default: as many as fit in memory.", least=1)
 
 
 def acdc(model: options.Model, task: options.Task, pruning: PruningOptions, place: options.Out, out: Output) -> None:
-    """Prune the full graph edge by edge (ACDC), and judge what is left on held-out pairs.
+    """Prune the full graph edge by edge (ACDC) and evaluate the remaining circuit on held-out pairs.
 
     Writes acdc.json, acdc.dot and acdc.svg.
 

@@ -25,9 +25,11 @@ COLUMNS = ("", "of", "true", "found", "both", "prec.", "recall", "F1", "AUROC", 
 class AgreeOptions:
     file: Path = option(options.SCORES_OR_CIRCUIT, MISSING, argument=True, metavar="FILE")
     reference: str = option(
-        "ioi, greater-than, docstring, or a file of a circuit or reference.", MISSING, metavar="NAME|FILE"
+        "Published circuit: ioi, greater-than, docstring, or a file with a circuit or reference.",
+        MISSING,
+        metavar="NAME|FILE",
     )
-    top: int | None = option("Of scores: take this many edges as the circuit.", least=0)
+    top: int | None = option("For scores: take this many of the strongest edges as the circuit.", least=0)
 
 
 def agree(what: AgreeOptions, sign: options.Sign, rank: options.Rank, out: Output) -> None:

@@ -69,8 +69,10 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(si
 
 @dataclass(frozen=True)
 class OutputOptions:
-    as_json: bool = option("A JSON document on standard output, the rest on standard error.", False, names=("--json",))
-    verbose: bool = option("All that is known of model, memory and pairs before the run.", False)
+    as_json: bool = option(
+        "Print a JSON document on standard output, and everything else on standard error.", False, names=("--json",)
+    )
+    verbose: bool = option("Print more about the model, memory and pairs before the run.", False)
     debug: bool = option("Show the traceback of an error.", False, variable="CIRCUITFIND_DEBUG")
 
 
@@ -224,15 +226,15 @@ def _print_version(asked: bool) -> None:
 def circuitfind(
     ctx: typer.Context,
     processes: Annotated[
-        int, typer.Option("--processes", min=1, help="Divide the verb's work among so many processes; before the verb.")
+        int, typer.Option("--processes", min=1, help="Number of processes that share the work (before the verb).")
     ] = 1,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Which heads, MLPs and connections of a language model do a task, and how sure that is.
+    """Find the heads, MLPs and connections of a language model that do a task, and measure how well.
 
-    Every verb takes the embedded model "tiny" and the task "ioi" when none is named.
+    Without MODEL and --task, verbs use the embedded model "tiny" and the task "ioi".
     """
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())

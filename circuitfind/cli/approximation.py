@@ -18,11 +18,11 @@ class EstimateOptions:
         f"Kinds of place: {', '.join(options.KINDS)}. Default: resid,attn,mlp,heads.", metavar="KIND,KIND,..."
     )
     method: str | None = option(
-        f"Of the estimate: {listed(options.ESTIMATES)} (for q and k), {options.OWN_METHOD}. Default:"
+        f"Method of the estimates: {listed(options.ESTIMATES)} (for q and k), {options.OWN_METHOD}. Default:"
         f" {options.OF_PLACES}."
     )
-    steps: int | None = option("Of integrated gradients. Default: 5.")
-    direction: str | None = option(f"{listed(options.DIRECTIONS)}. Default: {options.DIRECTIONS[0]}.")
+    steps: int | None = option("Steps of integrated gradients. Default: 5.")
+    direction: str | None = option(f"Direction: {listed(options.DIRECTIONS)}. Default: {options.DIRECTIONS[0]}.")
 
 
 def approximation(
@@ -34,9 +34,10 @@ def approximation(
     place: options.Out,
     out: Output,
 ) -> None:
-    """Compare estimates with exact patching, place by place, and say where they fail.
+    """Compare estimates with exact patching at every place, and report where they fail.
 
-    Writes approximation.json. Change: how large what is replaced is beside what it is part of.
+    Writes approximation.json. "Change" is the norm of the replaced difference, relative to the
+    residual stream or vector that it is part of.
 
     Example: circuitfind approximation tiny --task greater_than --n 16
     """

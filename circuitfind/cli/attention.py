@@ -16,20 +16,21 @@ TOKEN = "its position, its text, or the name of a span such as IO"
 
 @dataclass(frozen=True)
 class HeadOptions:
-    head: str = option("Such as a0.h1.", MISSING, metavar=options.NAMES)
-    key: str | None = option(f"Say why it attends to this token: {TOKEN}.", metavar="TOKEN")
-    query: str = option("From which token. Default: the last.", "-1", metavar="TOKEN")
-    against: str | None = option("Another key to compare with. Default: the mean of all others.", metavar="TOKEN")
-    example: int | None = option("Which of the pairs, from 0. Default: 0; with --key the mean of all.", least=0)
-    corrupted: bool = option("The corrupted prompt, not the clean one.", False)
+    head: str = option("Heads, such as a0.h1.", MISSING, metavar=options.NAMES)
+    key: str | None = option(f"Explain the attention to this token: {TOKEN}.", metavar="TOKEN")
+    query: str = option("Query token. Default: the last.", "-1", metavar="TOKEN")
+    against: str | None = option("Key to compare with. Default: the mean of all other keys.", metavar="TOKEN")
+    example: int | None = option("Number of the pair, from 0. Default: 0; with --key, the mean of all.", least=0)
+    corrupted: bool = option("Use the corrupted prompt instead of the clean one.", False)
 
 
 def attention(model: options.Model, task: options.Task, which: HeadOptions, place: options.Out, out: Output) -> None:
-    """Show what heads attend to on one prompt of a task, and with --key why.
+    """Show what heads attend to on a prompt of a task and, with --key, why.
 
-    Writes attention-HEAD.json with the whole pattern of each head (queries down, keys across), and a page that shows
-    them: attention-HEAD.html, or of several heads attention.html. With --key in place of these attention-HEAD-why.json:
-    the score of that key by pairs of nodes, one on the query side and one on the key side.
+    Writes attention-HEAD.json with the whole pattern of each head (queries down, keys across), and a page
+    that shows them: attention-HEAD.html, or attention.html for several heads. With --key, writes
+    attention-HEAD-why.json instead: the attention score of that key, split into pairs of a node on the query side and
+    a node on the key side.
 
     Example: circuitfind attention tiny --task ioi --head a0.h1,a3.h2
     """

@@ -22,8 +22,8 @@ class LevelOptions:
         'With --level node: the places that "circuitfind patch" measures, instead of the nodes.',
         metavar="|".join(options.KINDS),
     )
-    ungrouped: bool = option("Keys and values by query head, as EAP-IG's and MIB's files have them.", False)
-    normalise: bool = option("hisp: divided by the norm of each layer's scores.", False)
+    ungrouped: bool = option("Score keys and values for each query head, as files of EAP-IG and MIB do.", False)
+    normalise: bool = option("For hisp: divide by the norm of each layer's scores.", False)
     show: int = option(options.SHOW, 15, least=0, names=("--top", "--show"))
 
 
@@ -31,7 +31,7 @@ class LevelOptions:
 class CheckOptions:
     PANEL = options.JUDGING
     max_checks: int | None = option(
-        "How many of the strongest estimates to measure exactly, too. Default: 10.", least=0, keyword="top"
+        "Number of strongest estimates to measure exactly as well. Default: 10.", least=0, keyword="top"
     )
 
 

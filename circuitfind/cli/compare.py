@@ -21,13 +21,13 @@ SAME = 1e-5  # numbers of a repetition on another machine; on the same one they 
 @dataclass(frozen=True)
 class CompareOptions:
     PANEL = options.JUDGING
-    methods: str | None = option("Methods, by name, separated by commas. Default: all.", metavar="A,B,...")
+    methods: str | None = option("Names of methods, separated by commas. Default: all.", metavar="A,B,...")
     reference: str | None = option(
-        "A known circuit of this model: ioi, greater-than, docstring, or a file.", metavar="NAME|FILE"
+        "Published circuit of this model to compare with: ioi, greater-than, docstring, or a file.", metavar="NAME|FILE"
     )
-    holdout: float | None = option("Part of the pairs that circuits are judged on. Default: 0.5.")
+    holdout: float | None = option("Fraction of pairs held out to judge circuits. Default: 0.5.")
     again: Path | None = option(
-        "Make the comparison of this compare.json again, and compare every number with it.", metavar="FILE"
+        "Repeat the comparison saved in this compare.json and check every number against it.", metavar="FILE"
     )
 
 

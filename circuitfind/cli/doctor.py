@@ -24,16 +24,16 @@ PLANNED = {
 
 @dataclass(frozen=True)
 class BatchOptions:
-    examples: int = option("Pairs in the batch of the memory estimate.", 32, least=1)
-    length: int = option("Tokens in each of its prompts.", 16, least=1)
-    plan: bool = option("Say for each kind of call: batches, tokens at a time, expected memory.", False)
+    examples: int = option("Number of pairs for the memory estimate.", 32, least=1)
+    length: int = option("Tokens per prompt for the memory estimate.", 16, least=1)
+    plan: bool = option("Print batch size, tokens at a time and expected memory of each kind of call.", False)
 
 
 def doctor(model: options.UncheckedModel, batch: BatchOptions, task: options.Task, out: Output) -> int:
-    """Check a model (identities, size of its graph, memory, versions), and with --data or --task your pairs on it.
+    """Check a model (identities, size of its graph, memory, versions), and with --data or --task your pairs.
 
-    Identities compare circuitfind's arithmetic with the model's own. Exit code 1 if one fails. Of a task it says
-    how well the model does it, what the model says, and what is wrong with the pairs.
+    Identities compare circuitfind's arithmetic with the model's own. Exit code 1 if one fails. For a task, doctor
+    reports how well the model does it, what the model answers, and problems with the pairs.
 
     Example: circuitfind doctor tiny --task ioi
     """

@@ -24,23 +24,25 @@ OF_A_CIRCUIT = ("completeness", "minimality", "tests", "stability", "per_example
 @dataclass(frozen=True)
 class EvaluateOptions:
     PANEL = options.JUDGING
-    circuit: Path | None = option("A circuit.json.", metavar="FILE")
+    circuit: Path | None = option("Circuit to evaluate (circuit.json).", metavar="FILE")
     curve: Path | None = option(
-        "Scores (scores.safetensors): faithfulness of their strongest edges over ten sizes, CPR and CMD.",
+        "Scores (scores.safetensors): faithfulness of circuits of ten sizes made from them, CPR and CMD.",
         metavar="FILE",
     )
-    completeness: bool = option("Run the rest of the model; knock out random nodes in circuit and model.", False)
-    minimality: bool = option("Measure what the circuit loses with each of its edges.", False)
-    tests: bool = option("Hypothesis tests of the circuit.", False)
-    stability: str | None = option("How far circuits agree over pairs, templates or seeds.", words=OVER)
+    completeness: bool = option(
+        "Completeness: run the model without the circuit; knock out random nodes in circuit and model.", False
+    )
+    minimality: bool = option("Minimality: measure what the circuit loses without each of its edges.", False)
+    tests: bool = option("Run hypothesis tests of the circuit.", False)
+    stability: str | None = option("Measure how far circuits agree over pairs, templates or seeds.", words=OVER)
     unseen: bool = option("Leave out the pairs that the search used.", False)
-    per_example: bool = option("List the metric of every example.", False)
+    per_example: bool = option("Print the metric of every pair.", False)
 
 
 def evaluate(model: options.Model, task: options.Task, run: options.Run, asked: EvaluateOptions, out: Output) -> None:
-    """Run the model as a circuit, exactly: how much of the task is left, and what the circuit lacks or wastes.
+    """Run the model as a circuit, exactly, and measure how much of the task it keeps.
 
-    With --curve, circuits of ten sizes are cut from scores, and --circuit may be left out.
+    With --curve, circuits of ten sizes are made from scores; --circuit is then optional.
 
     Example: circuitfind evaluate tiny --circuit circuitfind-out/circuit.json
     """

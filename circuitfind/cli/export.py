@@ -26,14 +26,17 @@ ENDINGS |= {EAP_IG: (".json", ".pt"), NEURONPEDIA: (".neuronpedia.json",)}
 @dataclass(frozen=True)
 class ExportOptions:
     circuit: Path = option(options.SCORES_OR_CIRCUIT, MISSING, argument=True, metavar="FILE")
-    to: str | None = option("The format. Default: by the ending of --out, else svg.", words=FORMATS)
-    top: int | None = option("Only so many of the strongest edges.", least=1)
-    title: str | None = option("A line above the picture.")
-    beside: Path | None = option("For html: another circuit; the page shows whose edges are whose.", metavar="FILE")
-    entry: str | None = option(
-        "For mib: such as ioi_gpt2. For neuronpedia: the model's id there, such as gpt2-small.", metavar="NAME"
+    to: str | None = option("Format. Default: from the extension of --out, else svg.", words=FORMATS)
+    top: int | None = option("Export only this many of the strongest edges.", least=1)
+    title: str | None = option("Title above the picture.")
+    beside: Path | None = option(
+        "For html: a second circuit; the page marks which edges belong to which.", metavar="FILE"
     )
-    by: str = option("For mib: what circuits of grouped-query models rank by.", options.BY[1], words=options.BY)
+    entry: str | None = option(
+        "For mib: task and model, such as ioi_gpt2. For neuronpedia: the model's id there, such as gpt2-small.",
+        metavar="NAME",
+    )
+    by: str = option("For mib: how edges of grouped-query models are ranked.", options.BY[1], words=options.BY)
 
 
 def export(what: ExportOptions, sign: options.Sign, place: options.Out, out: Output) -> None:

@@ -24,34 +24,43 @@ TARGETS = {
 @dataclass(frozen=True)
 class SearchOptions:
     PANEL = options.SEARCH
-    edges: int | None = option("The best circuit of at most so many edges. Default: the smallest on target.", least=1)
+    edges: int | None = option(
+        "Find the best circuit with at most this many edges. Default: the smallest circuit on target.", least=1
+    )
     criterion: str | None = option(
-        "What is to be like the whole model: the mean metric, at-least as much of it, the pairs one by one, or the"
-        " predictions (kl). Default: mean.",
+        "Distance from the whole model. mean: of the mean metric. at-least: the same, but exceeding the whole model"
+        " counts as on target. pairs: pair by pair. kl: KL divergence. Default: mean.",
         words=options.CRITERIA,
     )
-    tolerance: float | None = option("How far from the whole model the circuit may be, by that. Default: 0.15.")
+    tolerance: float | None = option("Largest distance from the whole model that is on target. Default: 0.15.")
     search: str | None = option(
-        "Balanced re-scored pruning, or sizes of one ranking by absolute or signed score. Default: balanced.",
+        "How to search: balanced pruning with re-scoring, or the best size of one ranking by absolute or signed score."
+        " Default: balanced.",
         words=options.SEARCHES,
     )
-    complete: bool = option("Add what stands in for parts of the circuit: backups, either of two heads.", False)
+    complete: bool = option("Also find backups: parts that take over when parts of the circuit are ablated.", False)
     prune: bool | None = option(
-        "Drop single edges at the end, exactly. Default: the few that are not missed.", names=("--prune/--no-prune",)
+        "Try to remove single edges at the end, by exact runs. Default: only a few edges that are not needed.",
+        names=("--prune/--no-prune",),
     )
     knockouts: int | None = option(
-        "Parts of the circuit to ablate in it and in the model, which may have a second way. Default: 3.", least=0
+        "Number of parts to ablate in the circuit and in the model, to see if the model has a second way. Default: 3.",
+        least=0,
     )
-    time_limit: float | None = option("Seconds; the best circuit by then is kept.", metavar="SECONDS")
+    time_limit: float | None = option(
+        "Time limit of the search and checks; the best circuit so far is kept.", metavar="SECONDS"
+    )
 
 
 @dataclass(frozen=True)
 class JudgeOptions:
     PANEL = options.JUDGING
-    scores: Path | None = option("Take these scores (scores.safetensors) instead of computing.", metavar="FILE")
+    scores: Path | None = option(
+        "Use the scores in this file (scores.safetensors) instead of computing them.", metavar="FILE"
+    )
     holdout: float | None = option(options.HELD_OUT)
-    max_checks: int | None = option("How many of the strongest edges to measure exactly. Default: 40.", least=0)
-    random: int | None = option("How many random circuits of each kind to compare with. Default: 10.", least=0)
+    max_checks: int | None = option("Number of strongest edges to measure exactly. Default: 40.", least=0)
+    random: int | None = option("Number of random circuits of each kind to compare with. Default: 10.", least=0)
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,10 @@ def find(
     place: options.Out,
     out: Output,
 ) -> int:
-    """Find the smallest circuit that does a task, verify it exactly, draw it.
+    """Find the smallest circuit that does a task, verify it exactly and draw it.
 
     Writes circuit.json, scores.safetensors, find.json, circuit.dot, circuit.svg and report.html.
-    Exit code 1: no circuit smaller than the whole model is on target.
+    Exit code 1: no circuit smaller than the whole model was on target.
 
     Example: circuitfind find tiny --task ioi --n 64
     """

@@ -23,39 +23,40 @@ CHECKPOINT = "learn.part.safetensors"
 
 @dataclass(frozen=True)
 class LearningOptions:
-    method: str | None = option(f"{listed(options.LEARNED)}. Default: {options.LEARNED[0]}.")
-    level: str = option("Gates of edges or of whole nodes.", options.LEVELS[0], words=options.LEVELS)
-    edges: int | None = option("How many edges to keep.", keyword="n_edges")
-    nodes: int | None = option("How many nodes to keep, at level node.", keyword="n_nodes")
+    method: str | None = option(f"Method: {listed(options.LEARNED)}. Default: {options.LEARNED[0]}.")
+    level: str = option("Learn gates of edges or of whole nodes.", options.LEVELS[0], words=options.LEVELS)
+    edges: int | None = option("Number of edges to keep.", keyword="n_edges")
+    nodes: int | None = option("Number of nodes to keep, with --level node.", keyword="n_nodes")
     sparsity: float | None = option(
-        "Part of the edges (or nodes) to leave out, instead. Default: 0.95; subnetwork-probing and ugs keep open gates."
+        "Fraction of edges (or nodes) to remove, instead of a number to keep. Default: 0.95; subnetwork-probing and ugs"
+        " keep all open gates."
     )
-    steps: int | None = option("Of Adam, at the most. Default: 200, of matryoshka 300.")
-    lr: float | None = option("Adam's learning rate. Default: the method's.")
-    regularisation: float | None = option("Price of an open gate; not for edge-pruning. Default: from the task.")
+    steps: int | None = option("Most steps of Adam. Default: 200 (matryoshka: 300).")
+    lr: float | None = option("Learning rate of Adam. Default: that of the method.")
+    regularisation: float | None = option("Penalty of an open gate; not for edge-pruning. Default: set from the task.")
     metric_of_learning: str | None = option(
-        "The metric that is kept high. Default: kl; of matryoshka the task's.", names=("--learn-by",), keyword="metric"
+        "Metric of the loss. Default: kl (matryoshka: the task's metric).", names=("--learn-by",), keyword="metric"
     )
     objective: str | None = option(
-        "Of matryoshka: raise the metric, keep it at the whole model's, or take turns.", words=options.OBJECTIVES
+        "For matryoshka: raise the metric, match the whole model's, or alternate.", words=options.OBJECTIVES
     )
     start: str | None = option(
-        "A method to start from, alike, or a file of scores or of a circuit (then only its edges are learned)."
-        " Default: alike, for matryoshka eap-ig-inputs.",
+        "Start: scores of a method, 'alike' (all gates equal), a file of scores, or a circuit file (then only its edges"
+        " are learned). Default: alike (matryoshka: eap-ig-inputs).",
         metavar="NAME|FILE",
     )
     ablation: str | None = option(f"{options.ABLATION_HELP} Default: corrupted.")
     holdout: float | None = option(options.HELD_OUT)
-    batch_size: int | None = option("Pairs at a time. Default: what fits in memory.", least=1)
+    batch_size: int | None = option("Pairs per batch. Default: as many as fit in memory.", least=1)
     checkpoint: Path | None = option(
         f"Kept when stopped; the same command goes on from it. Default: {CHECKPOINT} in --out.", metavar="FILE"
     )
 
 
 def learn(model: options.Model, task: options.Task, learning: LearningOptions, place: options.Out, out: Output) -> None:
-    """Learn which edges to keep by gradient descent, and judge them on held-out pairs.
+    """Learn which edges to keep by gradient descent, and evaluate them on held-out pairs.
 
-    Writes learned.json, learned.dot, learned.svg, learned.safetensors (the ranking) and learning.json (the training).
+    Writes learned.json, learned.dot, learned.svg, learned.safetensors (the ranking) and learning.json (training).
 
     Example: circuitfind learn tiny --task ioi --method edge-pruning --edges 50
     """

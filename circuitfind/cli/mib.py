@@ -11,13 +11,15 @@ from circuitfind.cli.output import FAILED, Output
 
 @dataclass(frozen=True)
 class MibOptions:
-    folder: Path = option("One folder a task and model in it, such as ioi_gpt2.", MISSING, argument=True, metavar="DIR")
+    folder: Path = option(
+        "Folder with one subfolder for each task and model, such as ioi_gpt2.", MISSING, argument=True, metavar="DIR"
+    )
 
 
 def mib(what: MibOptions, out: Output) -> int:
     """Check a folder as a submission to MIB's circuit track.
 
-    "circuitfind export --to mib" writes such folders. Exit code 1: something is wrong with it.
+    "circuitfind export --to mib" writes such folders. Exit code 1: the submission has errors.
 
     Example: circuitfind mib submission
     """

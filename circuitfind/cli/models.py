@@ -17,7 +17,7 @@ HEADINGS = ("task, corruption", "accuracy", "clean", "corrupted", "lowered", "fl
 
 
 def models(out: Output) -> None:
-    """Say how good the embedded model is, and which model families are covered.
+    """Describe the embedded model and list the supported model families.
 
     Example: circuitfind models
     """

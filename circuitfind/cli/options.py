@@ -1,13 +1,13 @@
-"""Options that several verbs have, each declared once, in groups that verbs pick from.
+"""Options shared by several verbs, declared once, in groups from which verbs choose.
 
-1. A field of a group is an `option(...)`. Its name is that of the library's keyword wherever there is one, so that
-   `given` makes keywords of the options that were given; the library fills in the defaults. `PANEL` of a group is its
+1. A field of a group is an `option(...)`. It has the name of the library's keyword where there is one, so that `given`
+   can turn the options that were typed into keywords. The library fills in the defaults. `PANEL` of a group is its
    heading in the help.
-2. `as_text` and `value_of` stand between typer and the fields: numbers and words of a list are text to typer, and are
-   checked here. Everything else is checked by the library, with its own one-line errors.
+2. `as_text` and `value_of` convert between typer and the fields. Typer reads numbers and words of a list as text; they
+   are checked here. Everything else is checked by the library, which raises its own one-line errors.
 
-Names in help texts and lists of words stand below in full, so that help does not wait for torch; a test holds them
-against the registries.
+The names in help texts are spelled out below, so that `--help` does not have to import torch. A test compares them with
+the registries.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from circuitfind.errors import CircuitfindError, unknown
 
 MODEL, TASK, SCORING, SEARCH, JUDGING = "Model", "Task", "Scoring", "Search", "Verification"
 MODEL_HELP = 'The embedded model "tiny", a Hugging Face id, a folder, or a .gguf file.'
-ALLOW_MISSING = "Take a checkpoint that lacks weights; they are then random numbers."
+ALLOW_MISSING = "Load a checkpoint even if weights are missing; missing weights are then random."
 SCORES_OR_CIRCUIT = "A circuit.json, scores.safetensors, or EAP-IG's .json or .pt."
 
 EFFECTS = ("eap-ig-inputs", "eap-ig-activations", "eap", "relp", "gim", "clean-corrupted", "exact")
@@ -51,25 +51,26 @@ def listed(words: tuple[str, ...], last: str = "or") -> str:
     return f"{', '.join(words[:-1])} {last} {words[-1]}"
 
 
-ABLATION_HELP = f"What an edge outside the circuit carries: {listed(ABLATIONS)}."
+ABLATION_HELP = f"Value that ablated edges carry: {listed(ABLATIONS)}."
 OF_PLACES = "eap-ig-inputs; atp for q and k, and where the ablation is not corrupted"  # the default
-OWN_METHOD = "or package.module:name of your own"
-FAMILY = f"Row of the family table to read it by, {OWN_METHOD}. Default: its type's, or an inferred one."
-HELD_OUT = "Part of the pairs that is held out to judge the circuit with. Default: 0.5."
-SHOW = "How many of the strongest to print."
+OWN_METHOD = "or your own as package.module:name"
+FAMILY = f"Family: a row of the family table, {OWN_METHOD}. Default: by the model's type, else inferred."
+HELD_OUT = "Fraction of pairs held out to judge the circuit. Default: 0.5."
+SHOW = "Number of rows to print, strongest first."
 NAMES = "NAME,NAME,..."
 
 
 @dataclass(frozen=True)
 class Option:
-    """How a field is given.
+    """How an option is typed.
 
     Attributes:
-        names: `--name`, where it is not the field's; a switch that is off by default has one, others `--yes/--no`.
-        keyword: the library's, where it is not the field's name.
-        least: the smallest number.
-        words: all that it can be.
-        variable: of the environment, which gives it, too.
+        names: spellings, if not the field's name. A switch that is off by default has one; others have `--yes/--no`.
+        keyword: the library's keyword, if not the field's name.
+        least: the smallest number allowed.
+        words: all values allowed.
+        variable: environment variable that sets the option.
+        argument: positional, without a `--name`.
     """
 
     help: str
@@ -83,12 +84,12 @@ class Option:
 
 
 def option(help: str, default: Any = None, **how: Any) -> Any:
-    """A field of a group, with the further attributes of its `Option`; `MISSING`: it must be given."""
+    """A field of a group. `how`: further attributes of its `Option`; default `MISSING`: the option is required."""
     return field(default=default, metadata={"option": Option(help, **how)})
 
 
 def as_text(one: Field[Any], declared: Any, panel: str | None) -> tuple[Any, Any]:
-    """A field's annotation and default as typer is told of them; `panel`: the heading of its group in the help."""
+    """A field's annotation and default for typer. `panel`: heading of its group in the help."""
     option, kind, metavar = one.metadata["option"], _kind(declared), one.metadata["option"].metavar
     default = Parameter.empty if one.default is MISSING else one.default
     if metavar is None and (option.words or kind in (int, float)):
@@ -107,7 +108,7 @@ def as_text(one: Field[Any], declared: Any, panel: str | None) -> tuple[Any, Any
 
 
 def value_of(one: Field[Any], declared: Any, text: Any) -> Any:
-    """What a field holds, from what typer read; an error names the option, what was given, and what may be."""
+    """Convert the text that typer read into the field's value; a CircuitfindError says what is allowed."""
     option, kind, spelled = one.metadata["option"], _kind(declared), spelled_of(one)
     if text is None or (kind not in (int, float) and not option.words):
         return text
@@ -136,12 +137,12 @@ def keyword_of(one: Field[Any]) -> str:
 
 
 def _kind(declared: Any) -> Any:
-    """The type of what is declared, without None."""
+    """The declared type, without None."""
     return next(one for one in (*get_args(declared), declared) if one is not NoneType)
 
 
 def given(*groups: Any, without: Collection[str] = ()) -> dict[str, Any]:
-    """The options that were given, as keywords of the library; `without`: fields that are left out."""
+    """The options that were typed, as keywords of the library, without the fields in `without`."""
     found: dict[str, Any] = {}
     for group in groups:
         found |= {keyword_of(one): getattr(group, one.name) for one in fields(group) if one.name not in without}
@@ -153,14 +154,14 @@ def given(*groups: Any, without: Collection[str] = ()) -> dict[str, Any]:
 class UncheckedModel:
     PANEL = MODEL
     model: str = option(MODEL_HELP, "tiny", argument=True, metavar="MODEL")
-    dtype: str | None = option("Precision, such as bfloat16. Default: the one of the stored weights (GGUF: float32).")
-    device: str | None = option("Such as cpu or cuda:1. Default: the accelerator if there is one.")
+    dtype: str | None = option("Precision, such as bfloat16. Default: that of the stored weights (GGUF: float32).")
+    device: str | None = option("Device, such as cpu or cuda:1. Default: an accelerator if there is one.")
     device_map: str | None = option(
         'Spread the model over devices: auto, balanced, sequential, or JSON such as {"": "cpu"}.', metavar="MAP"
     )
-    offload_folder: Path | None = option("Where --device-map may leave weights that fit nowhere.", metavar="DIR")
-    remote: str | None = option('Run on an NDIF server: "ndif", or its URL.', metavar="HOST")
-    backend: str = option("What single passes run through: nnsight or hooks.", "nnsight")
+    offload_folder: Path | None = option("Folder for weights that fit on no device of --device-map.", metavar="DIR")
+    remote: str | None = option('Run on an NDIF server: "ndif", or the URL of another server.', metavar="HOST")
+    backend: str = option("How single forward passes are run: nnsight or hooks.", "nnsight")
     allow_missing: bool = option(ALLOW_MISSING, False)
     family: str | None = option(FAMILY, metavar="NAME")
 
@@ -169,92 +170,105 @@ class UncheckedModel:
 class Model(UncheckedModel):
     """A model that is checked when it is loaded."""
 
-    check: bool = option("Check on loading that circuitfind computes this model right.", True)
+    check: bool = option("Check at loading that circuitfind's arithmetic equals the model's own.", True)
 
 
 @dataclass(frozen=True)
 class Task:
     PANEL = TASK
-    task: str | None = option('A built-in task; see "circuitfind tasks". Default: ioi.', metavar="NAME")
-    data: Path | None = option("Your pairs: jsonl, csv, or data of other tools; - is standard input.", metavar="FILE")
-    n: int | None = option("Number of pairs. Default: 64, or all of a file.", least=1)
-    seed: int = option("Of the pairs, the split, random circuits.", 0, least=0)
-    corruption: str | None = option("One of the task's named corruptions.")
-    template: str | None = option("Only sentences of this name, such as abba or abba-3 for ioi.")
-    counterfactual: str | None = option("Of MIB data: which counterfactual is the corrupted prompt.")
-    align: str | None = option("spans: a file's pairs of unequal length, by its columns of spans.")
-    chat: bool = option("Each prompt is one turn of the user, in the tokenizer's chat template.", False)
+    task: str | None = option('Name of a built-in task ("circuitfind tasks" lists them). Default: ioi.', metavar="NAME")
+    data: Path | None = option(
+        "File with your own pairs: jsonl, csv, or a format of another tool; - is standard input.", metavar="FILE"
+    )
+    n: int | None = option("Number of pairs. Default: 64, or all pairs of a file.", least=1)
+    seed: int = option("Random seed of pairs, the held-out split and random circuits.", 0, least=0)
+    corruption: str | None = option("How prompts are corrupted: a name that the task defines.")
+    template: str | None = option("Use only this template, such as abba or abba-3 for ioi.")
+    counterfactual: str | None = option("For MIB data: the counterfactual to use as the corrupted prompt.")
+    align: str | None = option('"spans": align prompts of unequal length by the named spans in the file.')
+    chat: bool = option("Wrap each prompt as a user turn in the tokenizer's chat template.", False)
     answer: str | None = option(
-        "Of answers of several tokens: first, the token that tells right from wrong, or all, summed. Default: refuse.",
+        "For answers of several tokens: use the first token that tells right from wrong, or sum over all tokens."
+        " Default: refuse such answers.",
         words=ANSWERS,
     )
     spelling: str | None = option(
-        "Of answers: with a space before them, none, as given, or as the text suggests. Default: as the model prefers.",
+        "Spelling of answers: with a leading space, without one, as given, or as the prompt's end suggests. Default: as"
+        " the model prefers.",
         words=SPELLINGS,
     )
-    unusable: str | None = option("Pairs that cannot be used: error, or drop them. Default: error.", words=UNUSABLE)
+    unusable: str | None = option("What to do with unusable pairs. Default: error.", words=UNUSABLE)
     metric: str | None = option(f"{listed(METRICS)}. Default: that of the given scores or circuit, else the task's.")
-    bos: bool | None = option("Force a BOS token or none. Default: as the tokenizer does.")
+    bos: bool | None = option("Add a BOS token, or remove it. Default: what the tokenizer does.")
 
 
 @dataclass(frozen=True)
 class Run:
     PANEL = SCORING
     ablation: str | None = option(f"{ABLATION_HELP} Default: that of the given scores or circuit, else corrupted.")
-    batch_size: int | None = option("Pairs at a time. Default: what fits in memory.", least=1)
+    batch_size: int | None = option("Pairs per batch. Default: as many as fit in memory.", least=1)
 
 
 @dataclass(frozen=True)
 class Scoring:
     PANEL = SCORING
     method: str | None = option(
-        f"Effects of edges: {', '.join(EFFECTS)} (default: {EFFECTS[0]}); of nodes: {', '.join(NODE_EFFECTS)}"
-        f" (default: {OF_PLACES}); --what q or k: atp-qk, too. Not effects: {', '.join(RANKINGS)}; of nodes:"
-        f" {', '.join(NODE_RANKINGS)}; {OWN_METHOD}."
+        f"Method of scores. Effects of edges: {', '.join(EFFECTS)} (default: {EFFECTS[0]}). Effects of nodes:"
+        f" {', '.join(NODE_EFFECTS)} (default: {OF_PLACES}); with --what q or k also atp-qk. Rankings that are not"
+        f" effects: {', '.join(RANKINGS)}; of nodes: {', '.join(NODE_RANKINGS)}. Can also be your own:"
+        " package.module:name."
     )
-    steps: int | None = option("Of integrated gradients. Default: 5.")
-    rule: str | None = option("Of eap-ig-inputs: left (default), right or midpoint.")
-    direction: str | None = option(f"{listed(DIRECTIONS)}. Default: that of the given scores, else noising.")
+    steps: int | None = option("Steps of integrated gradients. Default: 5.")
+    rule: str | None = option("Integration rule of eap-ig-inputs: left (default), right or midpoint.")
+    direction: str | None = option(
+        f"Direction of patching: {listed(DIRECTIONS)}. Default: that of the given scores, else noising."
+    )
 
 
 @dataclass(frozen=True)
 class Places:
     PANEL = SCORING
     by_position: bool | None = option(
-        "Each position on its own; prompts of equal length only. Default: for stream, attention and MLPs (where lengths"
-        " differ, by span); not for the others.",
+        "Patch each position separately (prompts of equal length only). Default: yes for the residual stream, attention"
+        " and MLPs (by span where lengths differ), no for other places.",
         names=("--by-position/--all-positions",),
     )
-    by_span: bool = option("Each named span of the prompts on its own; prompts may differ in length.", False)
-    layers: str | None = option("Only these; neurons need it. Default: all.", metavar="N,N,...")
+    by_span: bool = option("Patch each named span of the prompts separately; prompts may differ in length.", False)
+    layers: str | None = option("Layers to patch; required for neurons. Default: all.", metavar="N,N,...")
 
 
 @dataclass(frozen=True)
 class Rank:
     PANEL = SEARCH
-    by: str = option("Rank by |effect|, or positive effects first.", BY[0], words=BY)
+    by: str = option(
+        "Rank by |effect| (absolute), or by effect with the largest positive first (signed).", BY[0], words=BY
+    )
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Scores of a file in place of new ones, and the part of the pairs that is held out."""
+    """Scores from a file, and the split into pairs for estimates and held-out pairs."""
 
     PANEL = JUDGING
-    scores: Path | None = option("Take these scores (scores.safetensors) instead of computing.", metavar="FILE")
-    holdout: float | None = option("Part of the pairs that is held out to judge with. Default: 0.5.")
-    top: int | None = option("How many of the strongest edges to measure exactly. Default: 50.", least=0)
-    random: int | None = option("How many random circuits to compare with. Default: 20.", least=0)
+    scores: Path | None = option(
+        "Use the scores in this file (scores.safetensors) instead of computing them.", metavar="FILE"
+    )
+    holdout: float | None = option("Fraction of pairs held out for measuring. Default: 0.5.")
+    top: int | None = option("Number of strongest edges to measure exactly. Default: 50.", least=0)
+    random: int | None = option("Number of random circuits to compare with. Default: 20.", least=0)
 
 
 @dataclass(frozen=True)
 class Out:
-    out: Path = option("Folder for the files.", Path("circuitfind-out"), metavar="DIR")
+    out: Path = option("Folder for output files.", Path("circuitfind-out"), metavar="DIR")
 
 
 @dataclass(frozen=True)
 class Sign:
-    """What the scores of an EAP-IG file are."""
+    """Sign convention of an EAP-IG file."""
 
     sign: str = option(
-        'Of an EAP-IG file: "effect", positive = keep, or "change" of the metric when ablated.', SIGNS[0], words=SIGNS
+        'Sign of an EAP-IG file: "effect" (positive = supports the task) or "change" of the metric when ablated.',
+        SIGNS[0],
+        words=SIGNS,
     )

@@ -17,9 +17,9 @@ CHECKPOINT = "patch.part.safetensors"
 @dataclass(frozen=True)
 class SweepOptions:
     PANEL = options.SCORING
-    what: str = option("Which places, one at a time.", "heads", metavar="|".join(options.KINDS))
+    what: str = option("Kind of place to patch, one place at a time.", "heads", metavar="|".join(options.KINDS))
     direction: str | None = option(
-        f"{listed(options.DIRECTIONS)} (clean values into corrupted runs). Default: {options.DIRECTIONS[0]}."
+        f"Direction: {listed(options.DIRECTIONS)} (clean values into corrupted runs). Default: {options.DIRECTIONS[0]}."
     )
     show: int = option(options.SHOW, 15, least=0, names=("--top", "--show"))
 
@@ -32,10 +32,10 @@ class PathOptions:
         metavar=options.NAMES,
     )
     to: str | None = option(
-        "The receivers, patched together: such as 'a2.h6<v>', a2.h6 (its q, k and v), m3. Default: logits.",
+        "Receivers, patched together, such as 'a2.h6<v>', a2.h6 (its q, k and v) or m3. Default: logits.",
         metavar=options.NAMES,
     )
-    separate: bool = option("Each receiver on its own.", False)
+    separate: bool = option("Patch each receiver separately.", False)
 
 
 def patch(
@@ -49,7 +49,7 @@ def patch(
     place: options.Out,
     out: Output,
 ) -> None:
-    """Patch every head, layer, position, ... one at a time, and measure the metric.
+    """Patch every head, layer or position, one at a time, and measure the metric.
 
     Writes patch-WHAT.safetensors, or paths.json with --path. Positive = supports the task, in both directions.
 

@@ -33,18 +33,18 @@ KINDS = ("q", "k", "v", "mixer", "mlp", "logits")
 @dataclass(frozen=True)
 class ShowOptions:
     file: Path = option(READS, MISSING, argument=True, metavar="FILE")
-    other: Path | None = option("A second circuit, to compare the first with.", argument=True, metavar="[FILE]")
-    what: str | None = option("Only this figure, such as effects, strongest, layers or scatter.", metavar="FIGURE")
-    out: Path | None = option("Default: the file's name with .html, beside it.", metavar="PAGE.html")
-    top: int | None = option("How many rows to print. Default: 15.", least=0)
-    sort: str | None = option("The column that rows are sorted by; numbers by magnitude.", metavar="COLUMN")
-    edges: bool = option("Print the names of the edges (--top: the strongest) and nothing else, one a line.", False)
+    other: Path | None = option("Second circuit to compare with the first.", argument=True, metavar="[FILE]")
+    what: str | None = option("Make only this figure, such as effects, strongest, layers or scatter.", metavar="FIGURE")
+    out: Path | None = option("Page to write. Default: FILE with .html as its extension.", metavar="PAGE.html")
+    top: int | None = option("Number of rows to print. Default: 15.", least=0)
+    sort: str | None = option("Column to sort rows by; numbers by magnitude.", metavar="COLUMN")
+    edges: bool = option("Print only edge names, one per line (with --top: the strongest).", False)
 
 
 def show(given: ShowOptions, out: Output) -> None:
-    """Show a file: a page of figures that opens without a network, and the strongest rows.
+    """Show a file: print its strongest rows and write a page of figures that opens offline.
 
-    Two circuits, also of two models, are compared: sizes, what edges lead into, shared edges.
+    Two circuits, also of different models, are compared by size, kinds of edges and shared edges.
 
     Blue supports the task, red opposes it, white is 0. The page needs plotly, which the extra "plots" brings; rows are
     printed without it.

@@ -23,16 +23,16 @@ EXAMPLES = 4
 
 @dataclass(frozen=True)
 class TaskListOptions:
-    model: str | None = option(f"Say what it can express. {options.MODEL_HELP}", argument=True, metavar="MODEL")
-    measure: bool = option("Also how well the model does each task.", False)
-    n: int = option("How many pairs to measure on.", 64, least=1)
+    model: str | None = option(f"Model whose tokenizer to check. {options.MODEL_HELP}", argument=True, metavar="MODEL")
+    measure: bool = option("Also measure how well the model does each task.", False)
+    n: int = option("Number of pairs to measure on.", 64, least=1)
     show: str | None = option("Print example pairs of one task.", metavar="NAME")
-    seed: int = option("Of the example pairs.", 0, least=0)
+    seed: int = option("Random seed of the example pairs.", 0, least=0)
     allow_missing: bool = option(options.ALLOW_MISSING, False)
 
 
 def tasks(what: TaskListOptions, out: Output) -> None:
-    """List the built-in tasks; with MODEL, which of them its tokenizer can express.
+    """List the built-in tasks and, with MODEL, which of them its tokenizer can express.
 
     Example: circuitfind tasks tiny --measure
     """

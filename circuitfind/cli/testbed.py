@@ -21,23 +21,26 @@ class TestbedOptions:
         metavar="A,B,...",
     )
     methods: str | None = option(
-        "Methods, by name, separated by commas; find and find-complete, too. Default: all.", metavar="A,B,..."
+        "Names of methods, separated by commas, find and find-complete included. Default: all.", metavar="A,B,..."
     )
-    n: int = option("Pairs of prompts.", 32, least=2)
-    seed: int = option("Of the pairs, and of layered-N.", 0, least=0)
-    form: str = option("The class of the models.", "gpt2", words=("gpt2", "llama"))
-    norm: str = option("Norms that change nothing, or LayerNorms that scale.", "identity", words=("identity", "real"))
-    show: bool = option("List the circuits and their true edges, and run nothing.", False, names=("--list",))
+    n: int = option("Number of pairs.", 32, least=2)
+    seed: int = option("Random seed of the pairs and of layered-N.", 0, least=0)
+    form: str = option("Class of the models.", "gpt2", words=("gpt2", "llama"))
+    norm: str = option(
+        "Norms of the models: identity, or LayerNorms that rescale.", "identity", words=("identity", "real")
+    )
+    show: bool = option("List the known circuits and their true edges, and run nothing.", False, names=("--list",))
     pictures: bool = option(
-        "Draw truth against what each method found: CIRCUIT-METHOD.svg, missing edges red, spurious ones grey.", False
+        "Draw each found circuit against the true one (CIRCUIT-METHOD.svg): missing edges red, spurious edges grey.",
+        False,
     )
-    prove: bool = option("Hold each truth against its model by exact patching, and run no method.", False)
+    prove: bool = option("Check each true circuit on its model by exact patching, and run no method.", False)
 
 
 def testbed(what: TestbedOptions, place: options.Out, out: Output) -> None:
-    """Run methods on models whose circuit is known: which of them find it, and at what cost.
+    """Run methods on models with a known circuit, and measure which find it and at what cost.
 
-    Writes recovery.json and recovery.csv, one row a method and circuit, and pictures where they are asked for.
+    Writes recovery.json and recovery.csv, with a row for each method and circuit, and pictures with --pictures.
 
     Example: circuitfind testbed --circuits or,induction --methods eap,eap-ig-inputs,find-complete
     """

@@ -17,7 +17,9 @@ from circuitfind.errors import TaskError
 @dataclass(frozen=True)
 class WholeOptions:
     PANEL = options.JUDGING
-    circuit: Path | None = option("A circuit.json. Default: the circuit of the strongest edges.", metavar="FILE")
+    circuit: Path | None = option(
+        "Circuit to verify (circuit.json). Default: the circuit of the strongest edges.", metavar="FILE"
+    )
 
 
 def verify(
@@ -30,10 +32,10 @@ def verify(
     place: options.Out,
     out: Output,
 ) -> None:
-    """Measure the strongest edges, and a circuit as a whole, beside their estimates.
+    """Measure the strongest edges and a whole circuit exactly, and compare with the estimates.
 
-    Pairs are split as "find" splits them: estimates come from one part, exact effects from the other. With --scores and
-    --holdout 1 all pairs are measured on. Writes verify.json.
+    Pairs are split as in "find": estimates come from one part, exact effects from the held-out part. With --scores and
+    --holdout 1, exact effects come from all pairs. Writes verify.json.
 
     Example: circuitfind verify tiny --task ioi --top 20
     """
