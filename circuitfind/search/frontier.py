@@ -1,10 +1,10 @@
-"""The frontier of a search: for each size the nearest circuit to the whole model, and which one is taken.
+"""The frontier of a search: for each size the circuit nearest to the whole model, and which one is chosen.
 
-1. Of all circuits that were run, those are on the frontier that are nearer to the whole model than every smaller one,
-   by the criterion of the search or by the error of single pairs.
-2. Each is run on the held-out pairs, too.
-3. The circuit of the headline is the smallest on target; where a number of edges was asked for, the nearest of at most
-   that many.
+1. A circuit is on the frontier if it is nearer to the whole model than every smaller circuit that was run, by the
+   search's criterion or by the error on single pairs.
+2. Up to `MOST` circuits on the frontier, and the chosen one, are also run on the held-out pairs if there is time.
+3. The search returns the smallest circuit on target or, if a number of edges was asked for, the nearest circuit with
+   at most that many.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def nearest(trials: Trials) -> list[Tried]:
     best = np.full(2, np.inf)
     for one in trials.every():
         far = np.array([one.distance, distance("pairs", one.outcome, trials.evaluator.ends)])
-        new = one.n_edges > (found[-1].n_edges if found else 0)  # of a size the first is the nearest
+        new = one.n_edges > (found[-1].n_edges if found else 0)  # circuits of equal size come nearest first
         if new and (far < best).any():
             found.append(one)
             best = np.minimum(best, far)
@@ -35,8 +35,8 @@ def nearest(trials: Trials) -> list[Tried]:
 
 
 def chosen(trials: Trials, edges: int | None) -> Tried:
-    """The circuit of the headline; the whole model where no other is on target. Where none is as small as asked for,
-    the smallest that was run.
+    """Return the circuit that the search reports; the whole model if no other is on target. If no circuit has at most
+    `edges` edges, return the smallest that was run.
     """
     points = nearest(trials)
     if edges is not None:
@@ -48,11 +48,11 @@ def chosen(trials: Trials, edges: int | None) -> Tried:
 def measured(
     trials: Trials, taken: Tried, values: np.ndarray | None, held_out: Evaluator | None
 ) -> tuple[FrontierPoint, ...]:
-    """The frontier, with the circuit that was taken.
+    """Return the frontier, thinned to about `MOST` points, which include the chosen circuit.
 
     Args:
-        values: `[writers, readers]` estimated effects; None where scores are none.
-        held_out: None where there is no time to run circuits on the held-out pairs.
+        values: `[writers, readers]` estimated effects; None where the scores are not estimates of effects.
+        held_out: None if there is no time to run circuits on the held-out pairs.
     """
     points = _thinned(nearest(trials), taken)
     return tuple(_point(trials, one, values, held_out) for one in track(points, "frontier"))

@@ -1,8 +1,9 @@
-"""Exact pruning: single edges of a circuit that it can do without, each removal run exactly.
+"""Exact pruning: remove the edges that a circuit does not need, and run the circuit after each removal.
 
-1. Edges are tried weakest first. Runs of edges that all go are taken together and doubled; a run that may not go is
-   halved.
-2. What is left must stay on target, and no further from the whole model than before plus an allowance.
+1. Edges are tried in groups, weakest first. The group size starts at 1, doubles after each removal and halves when a
+   group has to stay; an edge that has to stay on its own is skipped.
+2. A removal is accepted if the circuit stays on target, and its distance from the whole model grows by no more than an
+   allowance in all. If the circuit starts off target, the distance may not grow.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ FREE = 0.01  # of the total effect: what is lost without an edge that is not nee
 
 
 def pruned(trials: Trials, start: Tried, strength: np.ndarray, growth: float, most: float = math.inf) -> Tried:
-    """The circuit without what it does not need.
+    """Return the circuit without the edges that it does not need.
 
     Args:
-        strength: `[writers, readers]`, by which edges are ordered.
-        growth: how much the distance may grow by pruning, in all.
+        strength: `[writers, readers]`; the weakest edges are tried first.
+        growth: how much pruning may add to the distance, in all.
         most: circuits to run at most.
     """
     limit = min(start.distance + growth, max(trials.tolerance, start.distance))
@@ -36,7 +37,7 @@ def pruned(trials: Trials, start: Tried, strength: np.ndarray, growth: float, mo
             mask = best.mask.copy()
             mask[tuple(order[at : at + run].T)] = False
             mask, goes = connected(trials.graph, mask), False
-            if mask.sum() < best.n_edges:  # else they went with others
+            if mask.sum() < best.n_edges:  # otherwise earlier removals disconnected them
                 tried, tries = trials.run(mask, "pruning"), tries + 1
                 goes = tried.distance <= limit
                 best = tried if goes else best

@@ -1,10 +1,10 @@
 """The size search: the smallest circuit of the top n edges of a ranking that is on target.
 
 1. **Grid**: circuits of the top 1, 2, 4, ... edges (pruned to what is connected) are run exactly. Faithfulness is not
-   monotone in size, so the first size that is on target, or lies on the other side of it than the size before, is
-   looked into.
-2. **Bisection** between that size and the one before, towards the smallest size on target; if there is none, the grid
-   goes on.
+   monotone in size, so the grid pauses at the first size that is on target, or that overshoots where the previous size
+   undershot (or the reverse).
+2. **Bisection** between that size and the previous one looks for the smallest size on target. If it finds none, the
+   grid continues.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class SizeSearch:
         return tried.faithfulness > 1 and not self.trials.meets(tried)
 
     def smallest(self, edges: int | None = None) -> Tried:
-        """The smallest top-n circuit on target that the grid and the bisections see.
+        """Return the smallest top-n circuit on target that the grid and the bisections run.
 
-        edges: where a number is asked for, the top so many, whatever their distance; the grid ends there.
+        edges: if given, the grid ends at this size and the top `edges` edges are returned, whatever their distance.
         """
         last = min(edges or self.scores.graph.n_edges, self.scores.graph.n_edges)
         sizes = [2**k for k in range((last - 1).bit_length())] + [last]
@@ -48,10 +48,10 @@ class SizeSearch:
                 if best is not None:
                     return best
             before, over_before = n, over
-        return self._top(last, "grid")  # where nothing was asked for the whole model, whose distance is 0
+        return self._top(last, "grid")  # without `edges`, this is the whole model, whose distance is 0
 
     def _bisect(self, low: int, low_is_over: bool, high: int, best: Tried | None) -> Tried | None:
-        """Halves (low, high] towards the smallest size on target, or where the target is crossed first.
+        """Bisect (low, high] for the smallest size on target, or for the size at which faithfulness crosses it.
 
         Args:
             low_is_over: `low` overshoots, otherwise it undershoots; `high` is on the other side, or on target.
