@@ -156,7 +156,7 @@ def test_the_verb_checks_its_strongest_rows(level: str, tmp_path: Path, capsys: 
     assert code == 0 and isinstance(found, cf.Checks) and len(found.checked) == 10
     assert [row.name for row in found.checked] == [row.name for row in expected.checked]
     np.testing.assert_allclose([row.exact for row in found.checked], [row.exact for row in expected.checked], atol=1e-6)
-    counts = f"{found.wrong_signs} with the wrong sign, {found.off - found.wrong_signs} more off by more than half"
+    counts = f"{found.wrong_signs} with the wrong sign, {found.off - found.wrong_signs} more wrong by more than half"
     assert f"10 estimates by eap-ig-inputs measured exactly: {counts}" in " ".join(said.split())
     line = next(line.split() for line in said.splitlines() if line.split()[:1] == [found.checked[0].name])
     assert float(line[1]) == pytest.approx(found.checked[0].estimate, abs=1e-3)

@@ -167,7 +167,7 @@ def test_find_json_is_one_document_with_all_fields(found: Path) -> None:
 
 def test_find_says_what_it_did(found: Path) -> None:
     text = (found / "said.txt").read_text()
-    for part in ("1,519 edges", "batches of 4", "4 to search with and 4 to judge with", "accuracy 100%"):
+    for part in ("1,519 edges", "batches of 4", "8 pairs: 4 to search, 4 held out", "accuracy 100%"):
         assert part in text, part
     for part in (
         "95% interval",
@@ -187,7 +187,7 @@ def test_find_says_what_it_did(found: Path) -> None:
 def test_one_pair_is_named_as_such(run: Run) -> None:
     said = run("find", "--n", "1", "--max-checks", "2", "--random", "1", "--no-prune", "--knockouts", "0")
     assert said.code == 0 and said.err.count("there is one pair") == 1
-    for part in ("one pair, to search with and to judge with", "on the pair itself", "One pair gives no interval"):
+    for part in ("1 pair, used both to search and to evaluate", "on the pair itself", "One pair gives no interval"):
         assert part in " ".join(said.out.split()), part
     assert "held-out" not in said.out
 
@@ -279,7 +279,7 @@ def test_nothing_found_exits_1(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(cf, "find", everything)
     said = run("find", *SMALLEST)
-    assert said.code == 1 and "nothing was found" in said.err
+    assert said.code == 1 and "no circuit found" in said.err
     assert "1,519 edges, folded by layer" in Path("circuitfind-out/circuit.dot").read_text()
 
 

@@ -107,7 +107,7 @@ def test_why_a_head_attends(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
     asked = ("--head", "a1.h2", "--key", "1", "--against", "0", "--query", "-2")
     code, out, _ = said(capsys, "attention", "--out", tmp_path, *asked)
     found = cf.attention_attribution(model, task, "a1.h2", 1, -2, against=0)
-    assert code == 0 and "Why a1.h2 attends from -2 to 1: score" in out and "less that of 0; together" in out
+    assert code == 0 and "Why a1.h2 attends from -2 to 1: score" in out and "minus that of 0; they sum to" in out
     again = cf.open(tmp_path / "attention-a1.h2-why.json")
     assert again.top(4) == found.top(4) and again.record.n_examples == len(task)
     first = found.top(1)[0]

@@ -70,7 +70,7 @@ def test_tables_fit_and_seen_pairs_are_named(run: Callable) -> None:
         "CMD",
         "nodes knocked out",
         "complement",
-        "What the circuit loses with each edge",
+        "What the circuit loses without each edge",
         "superfluous",
         "divergence",
         "used 4 of these 8 pairs: --unseen leaves them out",

@@ -559,7 +559,7 @@ def test_the_command_line_has_them(tiny: cf.Model, tmp_path: Path, monkeypatch: 
     assert main([*words, "--answer", "first", "--chat", "--spelling", "space"]) == 0
     out = capsys.readouterr().out
     assert (
-        "it says    pair 0: '" in out and "answers spelled with a leading space; answers are read at the first" in out
+        "answers    pair 0: '" in out and "answers spelled with a leading space; answers are read at the first" in out
     )
     assert "BOS token: in the prompt's text" in " ".join(out.split())
     assert main([*words, "--answer", "all", "--json"]) == 0

@@ -1,4 +1,4 @@
-"""What stands in the tables' cells: numbers as short text, a dash for what is not known, and the columns of results."""
+"""Cells of tables: numbers as short text, a dash for unknown values, and the columns of results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def number(value: float | None) -> Right:
 
 
 def fixed(value: float | None, digits: int = 3) -> Right:
-    """A fixed number of decimals, for faithfulness and correlations."""
+    """A number with fixed decimals, for faithfulness and correlations."""
     if value is None or not math.isfinite(value):
         return DASH
     text = f"{value:.{digits}f}"
@@ -65,7 +65,7 @@ def effect(value: float, digits: int) -> Text:
 
 
 def digits_for(values: Iterable[float]) -> int:
-    """Decimals that show four digits of the largest value, so that the points of a column line up."""
+    """Decimals that show four digits of the largest value, so that a column is aligned."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     return min(max(3 - math.floor(math.log10(largest)), 0), 8) if largest else 3
 
@@ -79,7 +79,7 @@ def size(n_bytes: float) -> str:
 
 
 def some(shown: int, total: int) -> str:
-    """What a title adds where a table has not all rows."""
+    """Ending of a title if the table does not show all rows."""
     return f"; {shown} of {total:,}" if total > shown else ""
 
 
@@ -87,7 +87,7 @@ def some(shown: int, total: int) -> str:
 BETWEEN = "95% interval"
 EFFECTS = {"effect", "estimate", "exact", "difference", "there"}
 PLAIN = {"circuit", "model"}  # metrics, with the decimals of the effects beside them
-NAMED = 6  # names of a set that are shown
+NAMED = 6  # names shown of a set
 HEADINGS = {"interval": BETWEEN, "wrong_sign": "", "verdict": "", "superfluous": ""}
 
 

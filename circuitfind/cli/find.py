@@ -14,10 +14,10 @@ from circuitfind.cli.output import FAILED, Output
 from circuitfind.errors import FileError
 
 TARGETS = {
-    "mean": "faithfulness is off 1 by",
-    "at-least": "faithfulness is below 1 by",
-    "pairs": "the pair error is",
-    "kl": "the KL divergence, over that of the empty circuit, is",
+    "mean": "|1 - faithfulness|",
+    "at-least": "1 - faithfulness",
+    "pairs": "pair error",
+    "kl": "KL divergence, relative to that of the empty circuit,",
 }
 
 
@@ -127,7 +127,7 @@ def _show(result: cf.FindResult, seconds: float, top: int, out: Output) -> None:
     circuit, facts, made = result.circuit, result.circuit.facts, result.circuit.record.settings
     out.say()
     inside = set(circuit.edges)
-    title = f"The circuit's strongest edges, measured ({circuit.record.metric})"
+    title = f"The circuit's strongest edges, measured exactly ({circuit.record.metric})"
     verdicts.checks(title, result.checks, out, inside, top)
     verdicts.frontier(result, out)
     pairs = count(facts["unseen_pairs"], "held-out pair") if facts["unseen_pairs"] else "the pair itself"
@@ -138,14 +138,14 @@ def _show(result: cf.FindResult, seconds: float, top: int, out: Output) -> None:
     out.few(result.checks.record.n_distinct)
     size = f" with at most {made['edges']:,} edges" if made["edges"] else ""
     said = f"Target: {TARGETS[made['criterion']]} at most {made['tolerance']:g}{size}."
-    out.say(f"\n{said} {len(result.curve)} circuits run; {seconds:.1f} s in all.", style="dim")
+    out.say(f"\n{said} {len(result.curve)} circuits run, {seconds:.1f} s in total.", style="dim")
     for step in result.steps:
         out.say(f"{step.stage}: {step.text}", style="dim")
     if len(circuit) == circuit.graph.n_edges:
-        out.warn("no circuit smaller than the whole model is on target: nothing was found")
+        out.warn("no circuit found: none smaller than the whole model is on target")
     elif made["edges"]:
         return
     elif not result.on_target:
-        off = f"{facts['distance']:.3f} instead of {facts['distance_on_search_pairs']:.3f}"
-        said = f"on the held-out pairs the circuit is off the target that the search pairs met ({off})"
-        out.warn(f"{said}: more pairs make the search less lucky")
+        off = f"distance {facts['distance']:.3f} instead of {facts['distance_on_search_pairs']:.3f}"
+        said = f"the circuit is on target on the search pairs, but not on the held-out pairs ({off})"
+        out.warn(f"{said}: use more pairs")

@@ -1,4 +1,4 @@
-"""From options to a model and a task, and the lines that describe them before a run."""
+"""Load the model and task that options name, and describe them before a run."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 Read = TypeVar("Read", "cf.Circuit", "cf.Scores")
 DEFAULT_TASK = "ioi"
-OF_FILES, BUILT_IN = ("counterfactual", "align"), ("corruption", "template")  # options of one kind of task only
+OF_FILES, BUILT_IN = ("counterfactual", "align"), ("corruption", "template")  # options for one kind of task only
 OF_PAIRS = ("chat", "answer", "spelling", "unusable")
 CHECKPOINT = "exact.part.safetensors"
 
 
 # -------------------------------------------------------------------- model and task
 def load(model: options.Model, task: options.Task, out: Output) -> tuple[cf.Model, BoundTask]:
-    """The model, and the task in its tokens; a file of pairs is read before the model is loaded."""
+    """Load the model and bind the task to it. A file of pairs is read first, so that its errors come early."""
     for name in OF_FILES if task.data is None else BUILT_IN:
         if (value := getattr(task, name)) is not None:
             kind = "pairs of a file (--data)" if task.data is None else "built-in tasks (--task)"
@@ -57,7 +57,8 @@ def drawn(task: options.Task) -> dict[str, Any]:
 
 
 def asked_of_pairs(task: options.Task) -> dict[str, Any]:
-    """How prompts and answers of any task are read; those of a built-in task are text that goes on, not a chat's."""
+    """Options on how prompts and answers are read. Prompts of a built-in task are continued text, so --chat changes the
+    default spelling of their answers."""
     asked = {name: value for name in OF_PAIRS if (value := getattr(task, name)) is not None}
     return {**({"spelling": None} if task.chat else {}), **asked}
 
@@ -76,7 +77,7 @@ def load_model(which: options.UncheckedModel, out: Output, check: bool = False) 
 
 
 def _places(which: options.UncheckedModel) -> dict[str, Any]:
-    """Keywords of a model that is spread over devices."""
+    """Keywords for a model spread over devices."""
     given_map: Any = which.device_map
     if given_map is None:
         return {}
@@ -84,13 +85,13 @@ def _places(which: options.UncheckedModel) -> dict[str, Any]:
         try:
             given_map = json.loads(given_map)
         except ValueError as error:
-            raise ModelError(f"--device-map is no JSON: {error}") from None
+            raise ModelError(f"--device-map is not valid JSON: {error}") from None
     folder = which.offload_folder
     return {"device_map": given_map, **({} if folder is None else {"offload_folder": os.fspath(folder)})}
 
 
 def quiet() -> None:
-    """Silences the libraries' own bars and logs; what a user has set in the environment stays."""
+    """Silence progress bars and logs of libraries, except what the user has set in the environment."""
     told = "TRANSFORMERS_VERBOSITY" in os.environ
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import nnsight
@@ -100,18 +101,18 @@ def quiet() -> None:
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     nnsight.CONFIG.APP.REMOTE_LOGGING = False
     hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    if not told:  # the variable would come too late where transformers is imported already
+    if not told:  # the variable has no effect once transformers is imported
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
-# -------------------------------------------------------------------- what is asked of the library
+# -------------------------------------------------------------------- keywords for the library
 def run_keywords(task: options.Task, *groups: options.Run | options.Scoring) -> dict[str, Any]:
-    """Keywords of a run: metric and seed of the task, and what the groups hold."""
+    """Keywords of a run: metric and seed of the task, and the options of the groups."""
     return {**given(*groups), **({} if task.metric is None else {"metric": task.metric}), "seed": task.seed}
 
 
 def check_scoring(asked: dict[str, Any], level: str = "edge", what: str | None = None, **where: Any) -> None:
-    """Refuses, before a model is loaded, what cannot be scored."""
+    """Refuse unsuitable scoring options before a model is loaded."""
     from circuitfind.attribution.methods import method_of, request_of
 
     known = {name: value for name, value in asked.items() if name != "method"}
@@ -119,7 +120,7 @@ def check_scoring(asked: dict[str, Any], level: str = "edge", what: str | None =
 
 
 def method_line(asked: dict[str, Any], *kinds: str) -> str:
-    """The method of scores of an "edge", a "node" or kinds of place, and why it is not the usual default."""
+    """Name the method for edges, nodes or kinds of place; explain if it is not the usual default."""
     from circuitfind.attribution.methods import default_of
 
     if asked.get("method") is not None:
@@ -239,27 +240,27 @@ def held_out(bound: BoundTask, part: float | None, seed: int) -> tuple[BoundTask
 
 
 def shares(seen: BoundTask, held_out: BoundTask, doing: str) -> str:
-    """How many pairs are for what."""
+    """Describe how pairs are split; `doing`: the purpose of the first part."""
     if held_out is seen:
-        return f"one pair, to {doing} with and to judge with"
-    return f"{len(seen) + len(held_out)} pairs, {len(seen)} to {doing} with and {len(held_out)} to judge with"
+        return f"1 pair, used both to {doing} and to evaluate"
+    return f"{len(seen) + len(held_out)} pairs: {len(seen)} to {doing}, {len(held_out)} held out"
 
 
 def judged(model: cf.Model, pairs: BoundTask, circuit: cf.Circuit, batch_size: int | None, seed: int) -> cf.Evaluation:
-    """A circuit on held-out pairs by the task's own metric, whatever metric it was found by."""
+    """Evaluate a circuit on held-out pairs by the task's own metric, whichever metric it was found with."""
     by_own = replace(circuit, record=replace(circuit.record, metric=""))
     return cf.evaluate(model, pairs, by_own, batch_size=batch_size, seed=seed)
 
 
 def folder(path: Path, out: Output) -> Path:
-    """The folder for files, made now and held to the end of the verb, so that a bad place, or one where another process
-    writes, is known before anything is computed."""
+    """Create the output folder and hold it until the verb ends. A bad folder, or one that another process writes to, is
+    thus reported before anything is computed."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FileError(f"--out {path}: no folder can be made there: {error.strerror or error}") from None
+        raise FileError(f"--out {path}: cannot create this folder: {error.strerror or error}") from None
     if not os.access(path, os.W_OK):
-        raise FileError(f"--out {path}: this folder cannot be written to")
+        raise FileError(f"--out {path}: cannot write to this folder")
     out.at_end.enter_context(files.held(path, out.command_line()))
     return path
 
@@ -268,7 +269,7 @@ def names_in(words: str) -> list[str]:
     return [name.strip() for name in words.split(",") if name.strip()]
 
 
-# -------------------------------------------------------------------- described
+# -------------------------------------------------------------------- descriptions
 def model_line(model: cf.Model) -> str:
     """Family, graph, size, precision, device."""
     graph = model.graph
@@ -285,10 +286,10 @@ def memory_line(
     kept: Kept | None = None,
     per_step: int | None = None,
 ) -> str:
-    """Batch size and memory for scoring pairs of these sizes, or learning masks from so many a step; arguments as for
-    `plan_memory` (None: circuits are judged) and `plan_learning`."""
+    """Describe batch size and memory of scoring, or, with `per_step`, of learning masks. Arguments as for `plan_memory`
+    (kept=None: circuits are evaluated) and `plan_learning`."""
     if model.remote:
-        return f"batches as {model.place} has room for"
+        return f"batch size chosen by {model.place}"
     from circuitfind.engine.memory_plan import JUDGING, plan_learning, plan_memory
 
     if per_step is None:
@@ -296,11 +297,11 @@ def memory_line(
     else:
         plan = plan_learning(model.adapter, sizes, per_step, batch_size, softmax)
     at_once = f"batches of {plan.batch_size}, {plan.chunk:,} tokens at a time" + ", block by block" * plan.by_block
-    return f"{at_once}; about {size(plan.beside)} beside {size(plan.weights)} of weights"
+    return f"{at_once}; about {size(plan.beside)} plus {size(plan.weights)} of weights"
 
 
 def kept_by(asked: dict[str, Any], kind: str) -> Kept:
-    """What the method keeps that scores an "edge", a "node" or a kind of place."""
+    """What the method for an "edge", a "node" or a kind of place keeps in memory."""
     from circuitfind.attribution.gradients import patterns_of
     from circuitfind.attribution.methods import METHODS, default_of
     from circuitfind.engine.memory_plan import PATCHING, Kept
@@ -314,7 +315,7 @@ def kept_by(asked: dict[str, Any], kind: str) -> Kept:
 
 
 def task_memory(model: cf.Model, bound: BoundTask, run: options.Run, kept: Kept | None) -> str:
-    """`memory_line` of the pairs of a task."""
+    """`memory_line` for the pairs of a task."""
     from circuitfind.engine.memory_plan import sizes_of
 
     return memory_line(model, sizes_of(bound.batch), run.batch_size, bound.metric.name != "logit_diff", kept)
@@ -331,10 +332,14 @@ def introduce(
     places: str = "",
     whole: bool = False,
 ) -> None:
-    """Says what runs on what with which memory (`kept`: by what takes gradients), how well the model does the task,
-    by which method scores are made and of which places, and warns of what is wrong with the task. `whole` (or
-    --verbose): also what the model says on the first pairs, and how answers are read; without it, only where something
-    is worth a look."""
+    """Print the model, task, memory, method and places of a run and how well the model does the task, and warn of
+    problems with the task.
+
+    Args:
+        pairs: how they are split; kept: what the method keeps in memory, for the memory line.
+        whole: also print the model's answers on the first pairs and how answers are read, as --verbose does; without
+            it, the answers are printed only if the diagnosis has findings.
+    """
     whole = whole or out.verbose
     lines = [("model", model_line(model)), ("memory", task_memory(model, bound, run, kept))]
     with out.progress():
@@ -350,7 +355,7 @@ def introduce(
     notes = "; ".join([*(summary.notes if whole else ()), *remarks])
     lines += [
         ("task", f"{summary.name}, {summary.metric}: {pairs or count(len(bound), 'pair')}"),
-        ("the model", f"{measured}; lower in {summary.lowered:.0%} of pairs"),
+        ("the model", f"{measured}; corrupted is lower in {summary.lowered:.0%} of pairs"),
         *(said_lines(found) if whole or found.findings else ()),
         ("notes", notes),
         ("method", method),
@@ -360,12 +365,12 @@ def introduce(
 
 
 def said_lines(found: cf.Diagnosis) -> list[tuple[str, str]]:
-    """What the model says on the first pairs, as facts."""
-    return [("" if at else "it says", f"pair {one.pair}: {one}") for at, one in enumerate(found.said)]
+    """The model's answers on the first pairs, as facts."""
+    return [("" if at else "answers", f"pair {one.pair}: {one}") for at, one in enumerate(found.said)]
 
 
 def described(model: cf.Model, bound: BoundTask, out: Output) -> dict[str, Any]:
-    """What ran on what: the head of every JSON document."""
+    """Model, task and command: the head of every JSON document."""
     run = {"command": out.command_line(), "model": model.name, "task": bound.name, "pairs": len(bound)}
     if bound.weights:
         run["weights"] = bound.weights

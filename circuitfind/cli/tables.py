@@ -1,6 +1,6 @@
-"""Results as tables and lines on the terminal, each kind in one place for every verb that shows it.
+"""Results as tables and lines on the terminal: one function for each kind of result, used by every verb.
 
-Effects have a sign, opposing ones are red. The decimals of a table follow its largest effect.
+Effects show their sign; opposing effects are red. The decimals of a table depend on its largest effect.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Checked = cf.Checks | None
 
-FINDERS = ("find", "find-complete")  # these give circuits, not rankings
+FINDERS = ("find", "find-complete")  # these return circuits, not rankings
 KEYS = 3  # tokens attended to
 PAIRS = 10  # of nodes that make a score
 CELL, FIRST = 6, 14  # widths in the heat table
@@ -34,7 +34,7 @@ FITS = ("kind", "layer", "places", "r", "slope", "error", "wrong signs", "change
 
 # -------------------------------------------------------------------- scores and sweeps
 class _Scored(NamedTuple):
-    """A score, and the position where it is strongest, or the interval and part of the total effect of a place."""
+    """A score with its strongest position, or with the interval and fraction of the total effect of a place."""
 
     name: str
     effect: float
@@ -66,7 +66,7 @@ def placed_scores(
 def node_scores(
     found: cf.NodeScores, out: Output, n: int = ROWS, by: Any = "absolute", checked: Checked = None
 ) -> None:
-    """The strongest nodes, and of scores by position where each is strongest."""
+    """Print the strongest nodes; with scores by position, also the position where each is strongest."""
     rows, more = [], " position there" if found.values.ndim == 2 else ""
     for name in found.top(n, by):
         each = np.atleast_1d(found[name])
@@ -79,7 +79,7 @@ def node_scores(
 
 
 def _beside(rows: list[_Scored], checked: Checked) -> list[_Scored]:
-    """The rows with the exact effects that were measured of them."""
+    """Add the exact effects that were measured to the rows."""
     known = {} if checked is None else {(row.name, row.position): row for row in checked.checked}
 
     def one(row: _Scored) -> _Scored:
@@ -93,7 +93,7 @@ def _beside(rows: list[_Scored], checked: Checked) -> list[_Scored]:
 
 
 def checks(found: cf.Checks, out: Output, n: int = ROWS) -> None:
-    """What was estimated beside what was measured."""
+    """Print estimates and exact effects side by side."""
     rows = _beside([_Scored(row.name, row.estimate, row.position) for row in found.checked], found)
     what = found.level if found.level in ("edge", "node") else "place"
     names = f"name {'position ' * any(row.position for row in rows)}effect exact interval verdict"
@@ -102,18 +102,18 @@ def checks(found: cf.Checks, out: Output, n: int = ROWS) -> None:
 
 
 def said_of_checks(found: cf.Checks, out: Output) -> None:
-    """How many estimates are wrong, in one line."""
+    """Print in one line how many estimates are wrong."""
     n, wrong, off = len(found.checked), found.wrong_signs, found.off - found.wrong_signs
     method = f" by {found.record.method}" if found.record.method else ""
-    said = f"{count(n, 'estimate')}{method} measured exactly: {wrong} with the wrong sign, {off} more off by more than"
-    out.say(f"{said} half of the exact effect.", style="yellow" if wrong or off else "")
+    said = f"{count(n, 'estimate')}{method} measured exactly: {wrong} with the wrong sign, {off} more wrong by"
+    out.say(f"{said} more than half the exact effect.", style="yellow" if wrong or off else "")
     out.few(found.n_distinct)
 
 
 def _strongest(
     record: Record, what: str, total: int, rows: list[_Scored], more: str, out: Output, checked: Checked, **heads: str
 ) -> None:
-    """Scores under what they are: exact effects, estimates, or neither; `heads`: headings of further columns."""
+    """Print scores as exact effects, estimates or plain scores; `heads`: headings of further columns."""
     heading = "score" if not record.is_effect else "exact" if record.method == "exact" else "estimate"
     method = f" by {record.method}" if record.method else ""
     metric = f" ({record.metric})" if record.is_effect and record.metric else ""
@@ -132,7 +132,7 @@ def _positions(out: Output) -> None:
 
 
 def sweep(found: cf.Sweep, out: Output, n: int = ROWS, by: str = "absolute", checked: Checked = None) -> None:
-    """The strongest places, and a heat table where it fits the width."""
+    """Print the strongest places, and a heat table if it fits the width."""
     best, parts, record = found.top(n, by), _parts(found), found.record
     total = math.nan if parts is None else float(found.full.mean() - found.empty.mean())
     rows = [
@@ -141,7 +141,7 @@ def sweep(found: cf.Sweep, out: Output, n: int = ROWS, by: str = "absolute", che
     ]
     method = "" if record.method == "patch" else f" by {record.method}"
     title = f"Strongest of {count(found.effects.size, 'place')}{method}, {record.direction} ({record.metric}"
-    title = f"{title} {number(found.full.mean())} in full, {number(found.empty.mean())} ablated)"
+    title = f"{title} {number(found.full.mean())} unablated, {number(found.empty.mean())} ablated)"
     called = {"name": "place", "position": found.axes[-1].name, "effect": "effect" if record.is_effect else "score"}
     called |= {"effect": "estimate"} if checked else {}
     more = "exact interval verdict" if checked else "interval normalised"
@@ -155,7 +155,7 @@ def sweep(found: cf.Sweep, out: Output, n: int = ROWS, by: str = "absolute", che
 
 
 def _parts(found: cf.Sweep) -> np.ndarray | None:
-    """Normalised effects; None where they are undefined, or the values are not effects."""
+    """Normalised effects; None if they are undefined or the values are not effects."""
     try:
         return found.normalised if found.record.is_effect else None
     except ScoreError:
@@ -163,7 +163,7 @@ def _parts(found: cf.Sweep) -> np.ndarray | None:
 
 
 def _heat(found: cf.Sweep, parts: np.ndarray | None, out: Output) -> None:
-    """Layers across and positions or spans down, or layers down and heads across."""
+    """Print a heat table: positions or spans by layers, or layers by heads."""
     values, unit = (found.effects, "metric") if parts is None else (100 * parts, "% of full - ablated")
     axes, note = list(found.axes), ""
     if values.ndim == 3:  # a head at the position where it is strongest
@@ -189,7 +189,7 @@ def _heat(found: cf.Sweep, parts: np.ndarray | None, out: Output) -> None:
 
 
 def _shaded(value: float, largest: float, digits: int) -> Text:
-    """Red where it opposes, bold from half of the strongest on, faint below a twentieth."""
+    """Red: opposes the task. Bold: at least half the strongest. Faint: below a twentieth of it."""
     size = abs(value) / largest if largest else 0.0
     weight = "bold" if size >= 0.5 else "dim" if size < 0.05 else ""
     return Text(fixed(value, digits), style=f"{weight} {'red' if value < 0 else ''}".strip(), justify="right")
@@ -197,14 +197,14 @@ def _shaded(value: float, largest: float, digits: int) -> Text:
 
 def paths(found: cf.PathEffects, out: Output, n: int = ROWS, by: str = "absolute") -> None:
     record, best = found.record, found.top(n, by)
-    ends = f"{number(found.full.mean())} in full, {number(found.empty.mean())} ablated"
+    ends = f"{number(found.full.mean())} unablated, {number(found.empty.mean())} ablated"
     total = count(int(np.isfinite(found.effects).sum()), "path")
     title = f"Strongest of {total}, {record.direction} ({record.metric} {ends})"
     out.rows(title, best, "sender receiver=receivers effect interval", len(best))
 
 
 def approximation(found: cf.Approximation, out: Output) -> None:
-    """How well each kind of place is estimated, in numbers and in words."""
+    """Print how well each kind of place is estimated, in numbers and in words."""
     rows: list[list[Cell]] = []
     for what, one in found.compared.items():
         for layer in (None, *one.layers):
@@ -233,7 +233,7 @@ def attention(found: cf.AttentionPattern, out: Output) -> None:
 
 
 def attention_attribution(found: cf.AttentionAttribution, out: Output, n: int = PAIRS, by: str = "absolute") -> None:
-    """The strongest nodes on either side, and the strongest pairs."""
+    """Print the strongest nodes of each side, and the strongest pairs."""
     queries, keys, pairs = found.query_side(n, by), found.key_side(n, by), found.top(n, by)
     digits = digits_for([row.relative for row in (*queries, *keys)] + [row.relative for row in pairs])
     rows: list[list[Cell]] = []
@@ -244,10 +244,12 @@ def attention_attribution(found: cf.AttentionAttribution, out: Output, n: int = 
     said = f"score {number(found.score)}{capped}, attention {number(found.weight)}"
     title = f"Why {found.head} attends from {found.query} to {found.key}: {said}"
     out.table(title, ("query side", "adds", "key side", "adds", "pair", "adds"), rows)
-    out.say(f"Parts of the score less that of {found.against}; together {number(found.relative)}.", style="dim")
+    out.say(
+        f"Contributions to the score minus that of {found.against}; they sum to {number(found.relative)}.", style="dim"
+    )
 
 
-# -------------------------------------------------------------------- methods beside each other
+# -------------------------------------------------------------------- comparison of methods
 def comparison(found: cf.Comparison, out: Output, whole: bool = False) -> None:
     """The summary; of the whole also faithfulness by size, the nearest circuit of each size, overlap, and which methods
     are left out."""
@@ -267,14 +269,14 @@ def comparison(found: cf.Comparison, out: Output, whole: bool = False) -> None:
 
 
 def recovery(found: cf.Recovery, out: Output) -> None:
-    """A row a method, then a row a circuit with the methods that miss some of it."""
+    """Print a row for each method, then for each circuit the methods that miss some of it."""
     head = ("method", "exact", "AUROC", "AP", "nodes", "passes", "x eap")
     rows: list[list[Cell]] = []
     for row in found.summary():
         rates, costs = (row.auroc, row.average_precision, row.auroc_nodes), (row.passes, row.of_eap)
         rows.append([Text(row.method, style="bold"), Right(f"{row.exact} of {row.circuits}"), *map(fixed, rates)])
         rows[-1] += [fixed(value, 1) for value in costs]
-    title = "Circuits recovered exactly; AUROC and average precision of edges, AUROC of nodes; passes"
+    title = "Circuits recovered exactly; AUROC and average precision of edges, AUROC of nodes, passes"
     out.table(title, head, rows)
     missed: list[list[Cell]] = []
     for circuit in found.circuits:
@@ -285,7 +287,7 @@ def recovery(found: cf.Recovery, out: Output) -> None:
             if not row.exact
         )
         missed.append([Text(circuit, style="bold"), whole(own[0].edges if own else 0), ", ".join(said) or DASH])
-    out.table("Not recovered exactly: true edges found (and others)", ("circuit", "edges", "methods"), missed)
+    out.table("Not recovered exactly: true edges found (+ spurious ones)", ("circuit", "edges", "methods"), missed)
     for method, reason in {row.method: row.refused for row in found.recovered if row.refused}.items():
         circuits = ", ".join(row.circuit for row in found.of(method) if row.refused)
         out.warn(f"{method} gives no ranking on {circuits}: {reason}")
@@ -320,7 +322,7 @@ NAMES = {"Scores": "edge scores", "PathEffects": "effects of paths"}
 
 
 def show(found: Any, out: Output, *options: Any) -> None:
-    """The table of a result, of its rows where it has none of its own; `options`: how many rows, ranked by what."""
+    """Print the table of a result, or its rows. `options`: number of rows, and the ranking."""
     name = type(found).__name__
     if name in TABLES:
         TABLES[name](found, out, *options)
@@ -337,7 +339,7 @@ def _cell(value: Any) -> Cell:
 
 
 def by_column(found: Any, out: Output, n: int, column: str | None) -> None:
-    """The first rows by a column: numbers by magnitude, the largest first, and text from a to z; unknown ones last."""
+    """Print the first rows, sorted by a column: numbers by magnitude, text from a to z, unknown values last."""
     columns = found.columns()
 
     def key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -351,13 +353,13 @@ def by_column(found: Any, out: Output, n: int, column: str | None) -> None:
 
 
 def of(found: Any, out: Output, n: int | None = None, column: str | None = None) -> str:
-    """What a result is, and its first rows, `n` of them, by a column; returns the name of its kind."""
+    """Print the kind of a result and its first `n` rows, sorted by a column; return the kind."""
     name = type(found).__name__
     kind = NAMES.get(name, re.sub("(?<=[a-z])(?=[A-Z])", " ", name).lower())
     record = getattr(found, "record", None)
     made = [] if record is None else [("model", record.model), ("task", record.task)]
     edges = f"{count(len(found), 'edge')} of {found.graph.n_edges:,}" if kind == "circuit" else ""
-    out.facts([("holds", kind), *made, ("edges", edges)])
+    out.facts([("kind", kind), *made, ("edges", edges)])
     out.say()
     if column is not None or (n is not None and name not in RANKED):
         by_column(found, out, ROWS if n is None else n, column)

@@ -1,4 +1,4 @@
-"""Circuits and what was measured of them, as tables and lines on the terminal."""
+"""Circuits and their evaluations, as tables and lines on the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from circuitfind.cli.output import Output
 if TYPE_CHECKING:
     import circuitfind as cf
 
-ROWS = 15  # of a table, where nothing else is asked for
+ROWS = 15  # of a table, by default
 KNOCK_OUTS, WEAKEST = 10, 25
 Facts = list[tuple[str, str]]
 
@@ -22,14 +22,14 @@ Facts = list[tuple[str, str]]
 def checks(
     title: str, found: cf.Verification, out: Output, inside: Collection[str] | None = None, n: int = WEAKEST
 ) -> None:
-    """The edges of largest exact effect, among those inside a circuit where one is given."""
+    """Print the edges with the largest exact effects; `inside`: only edges of this circuit."""
     chosen = [row for row in found.rows() if inside is None or row.edge in inside]
     chosen.sort(key=lambda row: -abs(row.exact))
     out.rows(title, chosen, "edge estimate exact interval wrong_sign", n)
 
 
 def as_a_whole(circuit: cf.Circuit, found: cf.Verification, pairs: str) -> Facts:
-    """What verification says of the circuit; `pairs` says what it was judged with."""
+    """Results of a verification; `pairs` names the pairs that it was made with."""
     graph, value = circuit.graph, found.evaluation
     share = f"{count(len(circuit), 'edge')} of {graph.n_edges:,} ({len(circuit) / graph.n_edges:.2%})"
     lines = [("circuit", f"{share}, {count(len(circuit.nodes), 'node')} of {graph.n_nodes:,}")]
@@ -38,17 +38,19 @@ def as_a_whole(circuit: cf.Circuit, found: cf.Verification, pairs: str) -> Facts
         lines.append(("seen pairs", f"{value.seen_pairs} of these pairs were used to find the circuit"))
     if found.random:
         between = interval((min(found.random), max(found.random)))
-        drawn = f"{count(len(found.random), 'random circuit')} of that size: {between}"
-        lines.append(("random", f"{drawn}; {found.beaten} of them further from 1"))
+        drawn = f"{count(len(found.random), 'random circuit')} of this size: faithfulness {between}"
+        lines.append(("random", f"{drawn}; the circuit is nearer to 1 than {found.beaten} of them"))
     if found.same_nodes:
         between = interval((min(found.same_nodes), max(found.same_nodes)))
-        lines.append(("", f"{len(found.same_nodes)} of random edges among its own nodes: {between}"))
+        lines.append(("", f"{len(found.same_nodes)} with random edges between the circuit's own nodes: {between}"))
     if found.ranked is not None:
-        lines.append(("", f"as many edges of largest |score|: {fixed(found.ranked)}"))
+        lines.append(("", f"the same number of edges with the largest |score|: {fixed(found.ranked)}"))
     if not all(math.isnan(edge.estimate) for edge in found.edges):
         r, slope = fixed(found.correlation), fixed(found.slope, 2)
         wrong, measured = count(found.sign_errors, "wrong sign"), count(len(found.edges), "edge")
-        lines.append(("estimates", f"{measured} measured: correlation {r}, slope {slope}, {wrong}"))
+        lines.append(
+            ("estimates", f"compared with {measured} measured exactly: correlation {r}, slope {slope}, {wrong}")
+        )
     return [*lines, *overshoot(found.faithfulness)]
 
 
@@ -60,11 +62,14 @@ def evaluation(value: cf.Evaluation, pairs: str = "") -> Facts:
     )
     on = f" on {pairs}" if pairs else ""
     level = value.indifferent
-    turned = f"at {fixed(level)} answer and wrong answer score the same" if level is not None else ""
+    turned = f"{fixed(level)} is where the answer and the wrong answer have equal logits" if level is not None else ""
     return [
         ("faithfulness", f"{fixed(value.faithfulness)} ({BETWEEN} {interval(value.interval)}){on}"),
         ("", turned),
-        ("pair error", f"{fixed(value.pair_error)}: how far single pairs are off, of the total effect"),
+        (
+            "pair error",
+            f"{fixed(value.pair_error)}: mean distance from the whole model per pair, over the total effect",
+        ),
         ("metric", f"{metric} in the circuit, {full} in the whole model, {empty} with every edge ablated"),
         ("accuracy", accuracy),
         ("top token", f"an answer: {top1}" if top1 else ""),
@@ -73,14 +78,14 @@ def evaluation(value: cf.Evaluation, pairs: str = "") -> Facts:
 
 
 def overshoot(faithfulness: float) -> Facts:
-    """Named where it is more than rounding."""
+    """A line if faithfulness exceeds 1 by more than rounding."""
     if faithfulness <= 1.005:
         return []
-    return [("overshoot", f"{faithfulness - 1:.3f} above 1: edges that oppose the task are left out")]
+    return [("overshoot", f"{faithfulness - 1:.3f} above 1: the circuit leaves out edges that oppose the task")]
 
 
 def frontier(found: cf.FindResult, out: Output) -> None:
-    """The nearest circuits to the whole model by size, each on the held-out pairs if there was time for it."""
+    """Print the circuit nearest to the whole model at each size, on the held-out pairs if there was time."""
     points = found.frontier
     if len(points) < 2:
         return
@@ -90,11 +95,16 @@ def frontier(found: cf.FindResult, out: Output) -> None:
         pairs = "search"
     opposing = "" if points[0].opposing is None else "opposing "
     measured = f"{on}faithfulness=faithfulness {on}pair_error=error {on}kl=KL {on}accuracy=accuracy"
-    out.rows(f"The frontier, on the {pairs} pairs", points, f"n_edges=edges {opposing}{measured}", len(points))
+    out.rows(
+        f"Frontier: nearest circuit at each size, on the {pairs} pairs",
+        points,
+        f"n_edges=edges {opposing}{measured}",
+        len(points),
+    )
 
 
 class _Known(NamedTuple):
-    """An edge of a circuit; None where it was not measured."""
+    """An edge of a circuit; None: not estimated, or not measured."""
 
     edge: str
     estimate: float | None
@@ -132,7 +142,7 @@ def tell(
     content: dict[str, Any],
     out: Output,
 ) -> None:
-    """Says what was found, saves it, and writes the document."""
+    """Print the results, save them, and write the JSON document."""
     out.say()
     out.facts([*lines, *evaluation(value, f"{value.record.n_examples} held-out pairs")])
     out.few(value.record.n_distinct)
@@ -144,10 +154,10 @@ def tell(
 
 # -------------------------------------------------------------------- tests of a circuit
 def completeness(found: cf.Completeness, out: Output) -> None:
-    """The complement and the knock-outs with the largest gaps."""
+    """Print the complement, and the knock-outs with the largest gaps."""
     ordered = sorted(found.knockouts, key=lambda one: -one.gap)
     if ordered:
-        title = f"Knocked out in circuit and model, largest gaps first ({found.record.metric})"
+        title = f"Knock-outs in circuit and model, largest gaps first ({found.record.metric})"
         names = "removed circuit model difference interval"
         out.rows(title, ordered, names, KNOCK_OUTS, removed=f"{found.level}s knocked out")
     rest = found.complement
@@ -159,9 +169,9 @@ def completeness(found: cf.Completeness, out: Output) -> None:
 
 
 def minimality(found: cf.Minimality, out: Output) -> None:
-    """The edges that matter least, and what is left without the superfluous ones."""
+    """Print the edges with the smallest effects, and the circuit without the superfluous ones."""
     weakest = sorted(found.edges, key=lambda edge: abs(edge.effect))
-    title = f"What the circuit loses with each edge, weakest first ({found.record.metric})"
+    title = f"What the circuit loses without each edge, weakest first ({found.record.metric})"
     out.rows(title, weakest, "edge effect interval superfluous", WEAKEST)
     rule = "the interval includes 0" + (f", or less than {found.threshold:g}" if found.threshold else "")
     before, after = found.evaluation, found.reduced_evaluation
@@ -175,7 +185,7 @@ def minimality(found: cf.Minimality, out: Output) -> None:
 
 
 def hypotheses(found: cf.HypothesisTests, out: Output) -> None:
-    """One row a test, what each means, and the edges that count for no more than random ones."""
+    """Print a row for each test, its reading, and the edges that matter no more than random ones."""
     made = found.record.settings
     title = f"Hypothesis tests (alpha {made['alpha']:g}, correction: {made['correction']})"
     out.rows(title, found.tests, "name=test statistic p_value=p adjusted=corrected supports=speaks", len(found.tests))
@@ -183,15 +193,15 @@ def hypotheses(found: cf.HypothesisTests, out: Output) -> None:
     needless = sorted((one for row in found.tests for one in row.edges if one.rejected), key=lambda one: one.effect)
     if needless:
         out.say()
-        title = "Edges that count for no more than random ones"
+        title = "Edges that matter no more than random ones"
         out.rows(title, needless, "edge effect share=above adjusted", ROWS, adjusted="corrected p")
 
 
 def stability(found: cf.Stability, out: Output) -> None:
-    """Agreement, what to compare it with, the curve, and the edges that stay."""
+    """Print the agreement, its baseline, the curve, and the stable edges."""
     sizes, stable = sorted({len(circuit) for circuit in found.circuits}), found.stable
     edges = f"{sizes[0]:,} to {sizes[-1]:,} edges" if len(sizes) > 1 else count(sizes[0], "edge")
-    shuffled = "" if found.shuffled is None else f"{fixed(found.shuffled)} with all pairs dealt out at random"
+    shuffled = "" if found.shuffled is None else f"{fixed(found.shuffled)} if all pairs are divided at random"
     out.facts(
         [
             ("stability", f"{count(len(found.circuits), 'circuit')} of {edges} by {found.record.method}"),
@@ -207,4 +217,4 @@ def stability(found: cf.Stability, out: Output) -> None:
         out.rows("Agreement by number of pairs", found.curve, names, len(found.curve), interval=of_pairs)
     if stable:
         out.say()
-        out.rows("Edges that stay", stable, "edge frequency=circuits", ROWS)
+        out.rows("Stable edges", stable, "edge frequency=circuits", ROWS)
