@@ -1,10 +1,10 @@
-"""The methods that can be compared: each ranks all edges, on the pairs of an experiment.
+"""Methods that can be compared. Each ranks all edges on the pairs of an experiment.
 
-* A name is that of a method of attribution (`circuitfind.attribution.methods`) or of search
-  (`circuitfind.search.methods`: ACDC and learned masks, trained once).
-* A method that scores nodes ranks an edge by the lower of its two ends (`NodeScores.to_edges`), by magnitude. A name
-  that ends in "-nodes" is the method before it, scoring nodes.
-* A method of your own is a `Method`, "package.module:name" of one, a function `(model, task) -> Scores`, or `Scores`.
+* A name is that of an attribution method (`circuitfind.attribution.methods`) or of a search
+  (`circuitfind.search.methods`: ACDC, and learned masks, trained once).
+* A method that scores nodes gives an edge the score of the weaker of its two nodes, by magnitude
+  (`NodeScores.to_edges`). "NAME-nodes" is method NAME scoring nodes.
+* Your own method is a `Method`, "package.module:name" of one, a function `(model, task) -> Scores`, or `Scores`.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Entrant(NamedTuple):
     """A method in a comparison.
 
     Attributes:
-        rank: makes the ranking on an experiment's pairs.
-        summary: what it is, in a few words.
-        kept: whether a folder keeps the ranking under the method's name. A user's own method can change under its name.
+        rank: makes the ranking on the pairs of an experiment.
+        summary: describes the method in a few words.
+        kept: whether the ranking may be kept under the method's name. False for a user's method, whose code can change.
     """
 
     rank: Callable[[Experiment], Scores]
@@ -79,15 +79,14 @@ METHODS: Mapping[str, Entrant] = {name: _named(name) for name in NAMES}
 
 
 def chosen(methods: Sequence[str | Method] | Mapping[str, Given] | None) -> Mapping[str, Entrant]:
-    """The methods asked for, by name; all of `METHODS` where None is given. A ScoreError where one is unknown or
-    gives no scores, or none is named."""
+    """The chosen methods by name; None: all of `METHODS`. Raises a ScoreError if none is given, or an unsuitable one."""
     if methods is None:
         return METHODS
     if not isinstance(methods, Mapping):
         several = [methods] if isinstance(methods, (str, Method)) else methods
         methods = {one.name if isinstance(one, Method) else one: one for one in several}
     if not methods:
-        raise ScoreError(f"no method is named: use some of {', '.join(NAMES)}")
+        raise ScoreError(f"no method given: use some of {', '.join(NAMES)}")
     return {name: _entrant(name, given) for name, given in methods.items()}
 
 

@@ -1,9 +1,9 @@
-"""A comparison as one HTML page that needs no network: the summary, then a figure for each question.
+"""A comparison as one HTML page that opens offline: the summary, then a figure for each question.
 
 1. How faithful are the circuits of each size? Curves of both selections.
 2. Which ranking is best over all sizes? CPR and CMD with their intervals.
-3. Do the methods find the same circuits? Overlap of every two, at a size to choose.
-4. What does it cost? CPR over processor seconds.
+3. Do the methods find the same circuits? Overlap of each two, with a slider for the size.
+4. What does it cost? CPR against CPU seconds.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
     from circuitfind.statistics import Interval
 
-LEAST_SECONDS = 1e-3  # where a method that took less stands on the log scale
+LEAST_SECONDS = 1e-3  # smallest value on the log scale
 AREAS = {
     "cpr": "area under the faithfulness of the edges of highest score",
-    "cmd": "area between the faithfulness of the edges of highest magnitude and 1; less is better",
+    "cmd": "area between the faithfulness of the edges of highest magnitude and 1; lower is better",
 }
 
 
 def write_page(found: Comparison, path: str | PathLike[str]) -> Path:
-    """Writes the page; a FileError where the place cannot be written to, or plotly is not installed."""
+    """Write the page; a FileError if the file cannot be written or plotly is not installed."""
     title = f"{len(found.ranked)} methods on {found.record.task} in {found.record.model}"
     return write_text(path, page([*_parts(found)], title))
 
@@ -56,14 +56,14 @@ def _parts(found: Comparison) -> Iterator[Figure | str]:
 
 # -------------------------------------------------------------------- figures
 def faithfulness_by_size(found: Comparison, by: str) -> Figure:
-    """One line a method; `by` is the selection, "signed" or "absolute"."""
+    """A line for each method. `by`: selection of edges, "signed" or "absolute"."""
     how = "highest magnitude" if by == "absolute" else "highest score"
     points = {entry.method: getattr(entry, by) for entry in found.ranked}
     return faithfulness.curves(points, faithfulness.measured(f"The edges of {how}", found.record))
 
 
 def area(found: Comparison, name: str) -> Figure:
-    """CPR, the largest on top, or CMD, the smallest."""
+    """Bars of CPR, largest on top, or of CMD, smallest on top."""
     best = 1 if name == "cmd" else -1
     entries = sorted(found.ranked, key=lambda entry: best * getattr(entry, name))
     names, values = [entry.method for entry in entries], [getattr(entry, name) for entry in entries]
@@ -72,7 +72,7 @@ def area(found: Comparison, name: str) -> Figure:
 
 
 def overlap(found: Comparison) -> Figure:
-    """Jaccard similarity of every two methods' circuits, with a slider for the number of edges."""
+    """Jaccard similarity of the circuits of each two methods, with a slider for the number of edges."""
     names, sizes, shown = [entry.method for entry in found.ranked], sorted(found.overlap), shown_overlap(found)
     words = Caption("Overlap of the circuits (Jaccard)", ("edges of highest magnitude; 1 = the same edges",))
     sides = Side("", names), Side("", names)
@@ -82,23 +82,25 @@ def overlap(found: Comparison) -> Figure:
         {"label": f"{size:,}", "method": "restyle", "args": [{"z": [found.overlap[size]], "hovertext": [hovers[size]]}]}
         for size in sizes
     ]
-    slider = {"active": sizes.index(shown), "currentvalue": {"prefix": "edges asked for: "}, "pad": {"t": 110}}
+    slider = {"active": sizes.index(shown), "currentvalue": {"prefix": "number of edges: "}, "pad": {"t": 110}}
     return made.update_layout(sliders=[{**slider, "steps": steps}], height=made.layout.height + 120)
 
 
 def cost(found: Comparison) -> Figure:
-    """CPR over processor seconds, a point a method."""
+    """CPR against CPU seconds, a point for each method."""
     entries = sorted(found.ranked, key=lambda entry: entry.costs.cpu_seconds)
     y = np.array([entry.cpr for entry in entries])
     ends = np.array([entry.cpr_interval for entry in entries]).reshape(-1, 2)
     names, said = [safe(entry.method) for entry in entries], [_spent(entry) for entry in entries]
-    sides = [("top center", "bottom center")[at % 2] for at in range(len(entries))]  # neighbours' names are apart
+    sides = [
+        ("top center", "bottom center")[at % 2] for at in range(len(entries))
+    ]  # so that names of neighbours do not overlap
     look = {"text": names, "textposition": sides, "marker": {"size": 9, "color": PALETTE[0]}}
     seconds = [max(entry.costs.cpu_seconds, LEAST_SECONDS) for entry in entries]
     look["error_y"] = error_bars(y, ends, thickness=0.7, width=3, color="#999")
     trace = marks(seconds, y, said, "", "markers+text", **look)
-    words = Caption("CPR against cost", ("processor seconds of making the ranking, without the runs that judge it",))
-    across = {"title": {"text": "processor seconds (log scale)"}, "type": "log", "dtick": 1}
+    words = Caption("CPR against cost", ("CPU seconds for making the ranking, without its evaluation",))
+    across = {"title": {"text": "CPU seconds (log scale)"}, "type": "log", "dtick": 1}
     return figure(trace, words, 860, 430, xaxis=across, yaxis={"title": {"text": "CPR"}})
 
 
@@ -114,7 +116,7 @@ def _spent(entry: Entry) -> str:
     costs = entry.costs
     return (
         f"<b>{safe(entry.method)}</b><br>CPR {entry.cpr:.3f}{_range(entry.cpr_interval)}"
-        f"<br>{costs.cpu_seconds:.3g} s, {costs.forwards:,.1f} forward, {costs.backwards:,.1f} backward passes a pair"
+        f"<br>{costs.cpu_seconds:.3g} s, {costs.forwards:,.1f} forward, {costs.backwards:,.1f} backward passes per pair"
     )
 
 

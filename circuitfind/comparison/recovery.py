@@ -1,11 +1,11 @@
-"""`recovery`: which methods find the circuits that are known, and at what cost.
+"""`recovery`: which methods find known circuits, and at what cost.
 
-1. Every method ranks the edges of every known circuit (`circuitfind.testbed`), on the same pairs.
-2. The ranking by |score| is held against the truth: AUROC and average precision of edges, AUROC of nodes (a node ranks
-   by its best edge), and how many of the strongest edges, as many as are true, are true. Scores below the rounding of
-   float32 count as 0, and ties with them as ties.
-3. `find` and `find-complete` give circuits in place of rankings: what counts is whether the circuit is the true one.
-4. Costs are passes of all pairs, a backward pass counted as two forward passes.
+1. Every method ranks the edges of every known circuit (`circuitfind.testbed`) on the same pairs.
+2. The ranking by |score| is compared with the true circuit: AUROC and average precision of edges, AUROC of nodes (a
+   node has the score of its best edge), and the number of true edges among the k strongest, where k edges are true.
+   Scores below the rounding of float32 count as 0.
+3. `find` and `find-complete` return circuits instead of rankings: the circuit is compared with the true one.
+4. Costs are counted in forward passes of all pairs; a backward pass counts as two.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class Recovered(NamedTuple):
     """One method on one circuit.
 
     Attributes:
-        edges: how many are true.
+        edges: number k of true edges.
         auroc, average_precision, auroc_nodes: of the ranking; NaN without one.
-        found: how many edges are true of the strongest, as many as are true; of a circuit, of all of its edges.
-        extra: how many of these edges are not true.
-        exact: whether these edges are the true ones.
-        passes: of all pairs, in forward passes.
+        found: number of true edges among the k strongest, or in the circuit.
+        extra: number of spurious edges among them.
+        exact: whether these edges are exactly the true ones.
+        passes: costs in forward passes of all pairs.
         seconds: CPU time.
-        refused: why there is no ranking; everything else is then empty.
-        missing, spurious: names of the true edges that these edges lack, and of those that are not true.
+        refused: why there is no ranking; all other fields are then empty.
+        missing, spurious: names of true edges not found, and of found edges that are not true.
     """
 
     circuit: str
@@ -71,8 +71,10 @@ class Recovered(NamedTuple):
 
 
 class MethodRow(NamedTuple):
-    """A method over all circuits that it could be run on (`circuits`): how many it recovered exactly, means of the
-    other figures, the circuits that it did not recover, and its passes over those of eap.
+    """A method over all circuits that it could run on.
+
+    circuits: their number; exact: number recovered exactly; of_eap: passes relative to those of eap; missed: circuits
+    not recovered exactly. The other fields are means over circuits.
     """
 
     method: str
@@ -98,7 +100,7 @@ class MethodRow(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Recovery(Result):
-    """Methods on known circuits; rows are one method on one circuit each."""
+    """Methods on known circuits: a row for each method and circuit."""
 
     FORMAT, ROWS = "circuitfind.recovery", "recovered"
 
@@ -117,18 +119,18 @@ class Recovery(Result):
         return list(dict.fromkeys(row.method for row in self.recovered))
 
     def of(self, method: str) -> list[Recovered]:
-        """A method's rows, circuit by circuit."""
+        """Rows of a method, one for each circuit."""
         return [row for row in self.recovered if row.method == method]
 
     def picture(self, circuit: str, method: str, path: str | PathLike[str] | None = None) -> str:
-        """Truth against what a method found, as Graphviz source: missing edges red and dashed, spurious ones grey.
+        """Draw the true circuit against the found one, as Graphviz source: missing edges red and dashed, spurious grey.
 
         Args:
-            path: where to draw it to, too: `.svg`, `.png` or `.pdf`, with Graphviz's `dot`.
+            path: also render to this `.svg`, `.png` or `.pdf` file, with Graphviz's `dot`.
 
         Raises:
-            ScoreError: this method did not run on this circuit; or the circuit is a drawing of your own, which is not
-                kept: use `found.render(path, truth=known.truth)`.
+            ScoreError: the method did not run on this circuit, or the circuit is your own drawing, which is not stored:
+                use `found.render(path, truth=known.truth)`.
             FileError: Graphviz is not installed.
         """
         rows = {(row.circuit, row.method): row for row in self.recovered if not row.refused}
@@ -143,7 +145,7 @@ class Recovery(Result):
         return found.to_dot(**style)
 
     def summary(self) -> list[MethodRow]:
-        """A row a method, best first: by circuits recovered exactly, then by average precision."""
+        """A row for each method, best first: by circuits recovered exactly, then by average precision."""
         base = np.mean([row.passes for row in self.of("eap")]) if "eap" in self.methods else math.nan
         rows = (MethodRow.of(method, self.of(method), float(base)) for method in self.methods)
         return sorted(rows, key=lambda row: (-row.exact, -np.nan_to_num(row.average_precision), row.passes))
@@ -170,11 +172,11 @@ def recovery(
     form: str = "gpt2",
     norm: str = "identity",
 ) -> Recovery:
-    """Runs methods on known circuits.
+    """Run methods on known circuits.
 
     Args:
         circuits: names or drawings, as for `circuitfind.testbed.build`; default: all.
-        methods: as for `circuitfind.compare`, and "find", "find-complete"; default: all.
+        methods: as for `circuitfind.compare`, also "find" and "find-complete"; default: all.
         n: number of pairs.
         seed, form, norm: as for `circuitfind.testbed.build`.
 
@@ -232,13 +234,13 @@ def _recovered(known: Known, name: str, entrant: Entrant | Finder, seed: int) ->
 
 
 def _above_rounding(scores: Scores) -> Scores:
-    """Scores with 0 for what is rounding: that would be a ranking, too."""
+    """Set scores that are only rounding to 0, so that they do not count as a ranking."""
     values = np.asarray(scores.values)
     return replace(scores, values=np.where(np.abs(values) > ROUNDING * np.abs(values).max(), values, 0))
 
 
 def _strongest(scores: Scores, count: int) -> np.ndarray:
-    """`[writers, readers]` bool: the edges of largest |score|; none of score 0."""
+    """`[writers, readers]` bool: the `count` edges of largest |score|, without edges of score 0."""
     mask = np.zeros_like(scores.graph.real)
     mask[tuple(scores.ranked("absolute")[:count].T)] = True
     return np.asarray(mask & (scores.values != 0))

@@ -1,7 +1,7 @@
-"""What a comparison found: one entry a method, and how far the methods' circuits overlap; as tables of text, too.
+"""The result of a comparison: an entry for each method, the overlap of their circuits, and tables of both.
 
-`save` writes JSON (everything), CSV (one line a method and size), Markdown (the report) or HTML (the page), or all four
-into a folder. `difference` tests a reproduction.
+`save` writes JSON (everything), CSV (a row for each method and size), Markdown (the report) or HTML (the page), or all
+four into a folder. `difference` compares a repetition with the original.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from circuitfind.statistics import UNKNOWN, Interval, of_few
 
 PAGE = "circuitfind.comparison.page"
 SOME_EFFECT = 0.05  # of faithfulness
-SHOWN_OVERLAP = 0.05  # of all edges: the overlap at the size nearest to this part is shown
+SHOWN_OVERLAP = 0.05  # the overlap is shown at the size nearest to this fraction of all edges
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Entry:
     Attributes:
         cpr, cmd: as `circuitfind.mib`: CPR of the signed selection, CMD of the absolute one, with 95% intervals.
         signed, absolute: the two curves.
-        auroc, auroc_heads: against the reference circuit, where there is one.
-        rank_correlation: Spearman's rho of |score| with |exact effect| over all edges, where `exact` is compared, too.
-        costs: of making the ranking; passes are counted in passes of all pairs that it was made on.
-        idle: which of the two selections do nothing at any small size, and why; usually none.
-        refused: why the method gave no ranking here; everything else is then empty.
+        auroc, auroc_heads: of edges and of heads, against the reference circuit; None without one.
+        rank_correlation: Spearman's rho of |score| with |exact effect| over all edges; None unless `exact` is compared.
+        costs: of making the ranking. Passes are counted in passes of all search pairs.
+        idle: selections whose small circuits all do nothing, with the reason; usually empty.
+        refused: why the method gave no ranking; all other fields are then empty.
     """
 
     method: str
@@ -60,8 +60,10 @@ class Entry:
 
     @property
     def accuracy(self) -> float:
-        """Area under the accuracy of the selection by magnitude, over the fractions of all edges: CPR and CMD can order
-        two methods oppositely, and neither says whether a circuit gives the right answers."""
+        """Area under the accuracy of circuits selected by magnitude, over the fraction of edges.
+
+        CPR and CMD can rank two methods in opposite order, and neither shows whether a circuit gives right answers.
+        """
         fractions, shares = ([getattr(point, name) for point in self.absolute] for name in ("fraction", "accuracy"))
         return float(area_under(fractions, shares)) if self.absolute else math.nan
 
@@ -89,9 +91,9 @@ class Comparison(Result):
     Attributes:
         entries: by method, in the order asked for.
         overlap: by number of edges, `[method][method]` Jaccard similarities of the absolute selections' circuits.
-        n_search, n_judge: pairs that the rankings were made on, and held-out pairs that the circuits were run on.
-        record: of the exact runs; its settings hold the comparison's.
-        arguments: how to make it again, where the command line made it.
+        n_search, n_judge: number of pairs for the rankings, and of held-out pairs for running the circuits.
+        record: of the exact runs, with the settings of the comparison.
+        arguments: command-line arguments that repeat the comparison; empty if it was made from Python.
     """
 
     FORMAT, ROWS = "circuitfind.comparison", "entries"
@@ -113,34 +115,34 @@ class Comparison(Result):
 
     @property
     def ranked(self) -> list[Entry]:
-        """The methods that gave a ranking."""
+        """Entries of methods that gave a ranking."""
         return [entry for entry in self.entries if not entry.refused]
 
     @property
     def idle(self) -> list[tuple[str, str]]:
-        """Methods with a selection that does nothing, and why."""
+        """Methods with a selection that does nothing, with the reason."""
         return [(entry.method, said) for entry in self.ranked for said in entry.idle]
 
     def closest(self) -> list[tuple[CurvePoint, str]]:
-        """At each size the method whose circuit's faithfulness is nearest to 1, by the absolute selection."""
+        """For each size, the point and method with faithfulness nearest to 1, selected by magnitude."""
         points = zip(*([(point, entry.method) for point in entry.absolute] for entry in self.ranked), strict=True)
         return [min(at_size, key=lambda found: abs(1 - found[0].faithfulness)) for at_size in points]
 
     def with_arguments(self, **arguments: Any) -> Comparison:
-        """A copy that says how it was asked for."""
+        """A copy with the arguments that repeat it."""
         return replace(self, arguments=arguments)
 
     def rows(self) -> Sequence[SizeRow]:
-        """One row a method, selection and size."""
+        """A row for each method, selection and size."""
         curves = [(entry.method, by, getattr(entry, by)) for entry in self.ranked for by in ("signed", "absolute")]
         return [SizeRow(method, by, **point._asdict()) for method, by, points in curves for point in points]
 
     def numbers(self) -> Iterator[tuple[str, float]]:
-        """Every number that a repetition should give again, by name; costs are left out, they are the machine's."""
+        """Every number that a repetition should reproduce, by name. Costs depend on the machine and are left out."""
         for entry in self.ranked:
             for name in ("cpr", "cmd", "accuracy", "auroc", "auroc_heads", "rank_correlation"):
                 value = getattr(entry, name)
-                if value is not None and not math.isnan(value):  # a file holds nothing for either
+                if value is not None and not math.isnan(value):  # a file stores neither
                     yield f"{entry.method} {name}", value
             for by in ("signed", "absolute"):
                 for point in getattr(entry, by):
@@ -151,10 +153,10 @@ class Comparison(Result):
                     yield f"overlap of {self.ranked[row].method} and {self.ranked[column].method} at {size}", value
 
     def save(self, path: str | PathLike[str], **more: Any) -> Path:
-        """Writes `.json`, `.csv`, `.md`, `.html` (needs plotly), or compare.json and so on into a folder.
+        """Write `.json`, `.csv`, `.md` or `.html` (needs plotly), or compare.json, .csv, .md and .html into a folder.
 
         Raises:
-            FileError: another ending, or the place cannot be written to.
+            FileError: another extension, or the file cannot be written.
         """
         path = Path(path)
         ending = path.suffix.lower()
@@ -171,7 +173,7 @@ class Comparison(Result):
         return path
 
     def write(self, folder: str | PathLike[str]) -> list[Path]:
-        """Writes compare.json, .csv, .md and, with plotly installed, .html; returns the files that were written."""
+        """Write compare.json, .csv, .md and, if plotly is installed, .html; return the files written."""
         written = [self.save(Path(folder) / f"compare.{ending}") for ending in ("json", "csv", "md")]
         try:
             return [*written, self.save(Path(folder) / "compare.html")]
@@ -185,7 +187,7 @@ class Comparison(Result):
 
 
 def difference(a: Comparison, b: Comparison) -> tuple[float, str]:
-    """The largest difference between two comparisons' numbers, and where it is; infinite where one lacks a number."""
+    """The largest difference between the numbers of two comparisons, and its name; infinite if one lacks a number."""
     ours, theirs = dict(a.numbers()), dict(b.numbers())
     lacking = sorted(ours.keys() ^ theirs.keys())
     if lacking:
@@ -205,8 +207,7 @@ class TextTable(NamedTuple):
 
 
 def summary(found: Comparison, intervals: bool = True) -> TextTable:
-    """One line a method: areas (of accuracy too, where there are answers), agreement, costs; best CPR first, refused
-    methods left out."""
+    """A row for each method with a ranking, best CPR first: CPR, CMD, accuracy (with answers), agreement, costs."""
     headings = ["method", "CPR", "95%", "CMD", "95%"] if intervals else ["method", "CPR", "CMD"]
     with_answers = any(not math.isnan(entry.accuracy) for entry in found.ranked)
     headings += ["accuracy"] * with_answers
@@ -228,12 +229,12 @@ def summary(found: Comparison, intervals: bool = True) -> TextTable:
 
 
 def faithfulness(found: Comparison, by: str = "absolute") -> TextTable:
-    """One line a method: exact faithfulness at each size."""
+    """A row for each method: exact faithfulness at each size."""
     return _by_size("faithfulness", sorted(found.ranked, key=lambda entry: entry.cmd), by)
 
 
 def accuracy(found: Comparison) -> TextTable:
-    """One line a method: accuracy of the edges of highest magnitude at each size; no line without answers."""
+    """A row for each method: accuracy of the edges of highest magnitude at each size; empty without answers."""
     ranked = [entry for entry in found.ranked if not math.isnan(entry.accuracy)]
     return _by_size("accuracy", sorted(ranked, key=lambda entry: -entry.accuracy), "absolute")
 
@@ -246,16 +247,16 @@ def _by_size(name: str, entries: Sequence[Entry], by: str) -> TextTable:
 
 
 def closest(found: Comparison) -> TextTable:
-    """One line a size: the method whose circuit is nearest to the whole model."""
+    """A row for each size: the method with the circuit nearest to the whole model."""
     rows = []
     for point, method in found.closest():
-        who = method if point.faithfulness >= SOME_EFFECT else "none does anything"
+        who = method if point.faithfulness >= SOME_EFFECT else "no method has an effect"
         rows.append([f"{point.asked:,}", f"{point.fraction:.1%}", who, _number(point.faithfulness, 2)])
-    return TextTable("Nearest to faithfulness 1", ["edges", "of all", "method", "faithfulness"], rows)
+    return TextTable("Circuit with faithfulness nearest to 1", ["edges", "of all", "method", "faithfulness"], rows)
 
 
 def overlap(found: Comparison) -> TextTable:
-    """Jaccard similarities of the methods' circuits at one size."""
+    """Jaccard similarities of the circuits of all methods at one size."""
     if not found.overlap:
         return TextTable("Overlap", [], [])
     size, names = shown_overlap(found), [entry.method for entry in found.ranked]
@@ -284,24 +285,24 @@ def _range(ends: tuple[float, float]) -> str:
 
 # -------------------------------------------------------------------- Markdown
 def remarks(found: Comparison) -> dict[str, list[tuple[str, str]]]:
-    """By heading, the methods that are of no use here, and why; no heading without a method."""
+    """Methods without a useful result here and the reason, by heading; only headings with a method."""
     refused = [(entry.method, entry.refused) for entry in found.entries if entry.refused]
-    both = {"Rankings that do nothing": found.idle, "Not compared": refused}
+    both = {"Rankings without an effect": found.idle, "Not compared": refused}
     return {title: methods for title, methods in both.items() if methods}
 
 
 def said_of(found: Comparison) -> str:
-    """What was compared, in a sentence."""
+    """Describe the comparison in a sentence."""
     record = found.record
     made = (
-        f"Rankings were made on {found.n_search} pairs and judged on {found.n_judge} held-out pairs. Metric"
+        f"Rankings come from {found.n_search} pairs; circuits were run on {found.n_judge} held-out pairs. Metric"
         f" {record.metric}, ablation {record.ablation}, seed {record.seed}; the graph has {found.n_edges:,} edges."
     )
     return f"{made} {of_few(record.n_distinct)}".rstrip()
 
 
 def _markdown(found: Comparison) -> Iterator[str]:
-    """The report: what was compared, the tables, and how to make them again."""
+    """The report: description, tables, and how to repeat the comparison."""
     record = found.record
     yield f"# {len(found.ranked)} methods on {record.task} in {record.model}\n"
     yield f"{said_of(found)}\n"
@@ -312,19 +313,18 @@ def _markdown(found: Comparison) -> Iterator[str]:
         "CPR: area under the faithfulness of the edges of highest score, over the fraction of edges; CMD: area between"
         " the faithfulness of the edges of highest magnitude and 1, lower is better."
         " rho: Spearman's rank correlation of |score| with |exact effect|."
-        " fwd, bwd: forward and backward passes, counted in passes of all pairs that a ranking was made on;"
-        " MB is memory beyond the model.\n"
+        " fwd, bwd: forward and backward passes of all search pairs; MB: memory beside the model.\n"
     )
     for table in (faithfulness(found), accuracy(found), closest(found), overlap(found)):
         yield from _in_markdown(table)
     for title, methods in remarks(found).items():
         yield from (f"## {title}\n", *(f"* {method}: {said}" for method, said in methods), "")
-    yield "## What they are\n"
+    yield "## The methods\n"
     yield from (f"* {entry.method}: {entry.summary}" for entry in found.ranked)
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     yield f"\nMade with {versions}."
     if found.arguments:
-        yield "`circuitfind compare --again compare.json` makes it again and compares every number."
+        yield "`circuitfind compare --again compare.json` repeats the comparison and checks every number."
     yield ""
 
 

@@ -1,15 +1,15 @@
-"""`compare`: many methods on one model and task, judged alike on held-out pairs.
+"""`compare`: many methods on one model and task, evaluated in the same way on held-out pairs.
 
-1. The pairs are split: rankings are made on one part, circuits are run on the other.
-2. Each method makes its ranking; passes, seconds and memory are measured while it does. A folder keeps each method's
-   scores as `METHOD.safetensors`, so that a stopped comparison goes on where it was.
-3. The ten sizes of the benchmark MIB (or given ones) are cut from each ranking, signed and by magnitude, and run
-   exactly: faithfulness curves with intervals, CPR and CMD.
-4. Rankings are held against a reference circuit (AUROC) and against the exact effects (rank correlation), circuits of
-   equal size against each other (Jaccard similarity).
+1. Split the pairs: rankings are made on one part, circuits are run on the held-out part.
+2. Make each method's ranking, and measure its passes, CPU time and memory. With a folder, each method's scores are kept
+   as `METHOD.safetensors`, so that a stopped comparison can continue.
+3. Cut circuits of the ten sizes of the benchmark MIB (or of given sizes) from each ranking, by signed score and by
+   magnitude, and run them exactly: faithfulness curves with intervals, CPR and CMD.
+4. Compare rankings with a reference circuit (AUROC) and with exact effects (rank correlation), and circuits of equal
+   size with each other (Jaccard similarity).
 
-A method that cannot work here (a metric that is flat at the clean run, an ablation that it does not know, too little
-memory) is listed with its reason; the others go on. So is a ranking whose circuits do nothing (`evaluation/curve.py`).
+A method that cannot run here (a metric that is flat at the clean run, an unsuitable ablation, too little memory) is
+listed with the reason, and the others continue. So is a ranking whose circuits do nothing (`evaluation/curve.py`).
 """
 
 from __future__ import annotations
@@ -61,20 +61,20 @@ def compare(
     folder: str | PathLike[str] | None = None,
     **asked: Unpack[JudgeKeywords],
 ) -> Comparison:
-    """Compares methods on one model and task.
+    """Compare methods on one model and task.
 
     Args:
-        methods: names of `circuitfind.comparison.methods.METHODS` (default: all), "package.module:name" of a method of
-            your own, `Method` records; or `{name: Scores, function or Method}`.
-        reference: a circuit of this model that is known, or its name (`circuitfind.reference`).
-        holdout: the part of the pairs that is held out: circuits are judged on it, rankings do not see it.
-        percentages: sizes, as fractions of all edges. CPR and CMD are MIB's at the default only.
-        folder: keeps each method's scores (`METHOD.safetensors`); a repeated call takes them from there.
+        methods: names of `circuitfind.comparison.methods.METHODS` (default: all), "package.module:name" of your
+            own method, `Method` records, or `{name: Scores, function or Method}`.
+        reference: a known circuit of this model, or its name (`circuitfind.reference`).
+        holdout: fraction of pairs held out: circuits are run on them, rankings are made on the others.
+        percentages: sizes, as fractions of all edges. CPR and CMD equal MIB's only at the default.
+        folder: where each method's scores are kept (`METHOD.safetensors`); a repeated call reads them.
         asked: metric, ablation, batch_size, seed; see `circuitfind.setting`.
 
     Raises:
-        ScoreError: an unknown method, a reference circuit of another model, percentages that make no sense, or
-            faithfulness is undefined on this task.
+        ScoreError: an unknown method, a reference circuit of another model, invalid percentages, or undefined
+            faithfulness on this task.
         TaskError: too few pairs.
     """
     experiment = Experiment.of(model, task, asked, direction=False)
@@ -83,11 +83,11 @@ def compare(
     entrants = chosen(methods)
     if target is not None:
         check_same_graph(model.graph, target)
-    _, fractions = sizes_of(model.graph.n_edges, None, percentages)  # refuses nonsense before hours are spent
+    _, fractions = sizes_of(model.graph.n_edges, None, percentages)  # raises before any work is done
     sizes = tuple(fractions)
     evaluator = Evaluator(experiment.on(judge))
     evaluator.check_contrast()
-    # what the model makes of the pairs stands for its weights: both ends, because under `kl` one of them is always 0
+    # the metric on the pairs identifies the weights; both ends, because under `kl` one of them is always 0
     asked_again = {name: getattr(experiment.setting, name) for name in ("ablation", "batch_size", "seed")}
     made = (evaluator.full, evaluator.empty, experiment.metric.name)
     shelf = _Shelf(folder, key_of(model.name, search.prompts, search.corrupted_prompts, *made, asked_again))
@@ -118,35 +118,35 @@ def compare(
 
 
 class _Ranking(NamedTuple):
-    """A method's scores, and what it cost to make them; passes are counted in passes of all pairs."""
+    """A method's scores and their costs; passes are counted in passes of all pairs."""
 
     scores: Scores
     costs: Costs
 
 
 def kept_at(folder: Path, name: str) -> Path:
-    """Where a method's scores are kept."""
+    """File that keeps a method's scores."""
     return folder / f"{name.replace('/', '_')}.safetensors"
 
 
 class _Shelf:
-    """A folder of rankings; without a folder, nothing is kept.
+    """A folder that keeps rankings; without a folder, nothing is kept.
 
-    The record of kept scores holds their costs and a key of everything that decides them: the pairs, what the model
-    makes of them, the ablation, the seed. A file with another key is replaced.
+    The record of kept scores holds their costs, and a key of everything that determines them: pairs, metric of the
+    model on them, ablation, seed. A file with another key is replaced.
     """
 
     def __init__(self, folder: str | PathLike[str] | None, key: str) -> None:
         self.folder, self.key = None if folder is None else Path(folder), f"{__version__} {key}"
 
     def take(self, name: str) -> _Ranking | None:
-        """The ranking that an earlier, equal run left."""
+        """The ranking kept by an earlier run with the same key; None if there is none."""
         if self.folder is None or not (path := kept_at(self.folder, name)).is_file():
             return None
         try:
             scores = Scores.open(path)
         except FileError:
-            return None  # written by something else, or by another version: made anew
+            return None  # written by another program or version
         if scores.record.settings.get(KEY) != self.key:
             return None
         return _Ranking(scores, Costs(**scores.record.settings[COSTS]))
@@ -159,7 +159,7 @@ class _Shelf:
 
 
 def _ranking(search: Experiment, name: str, entrant: Entrant, shelf: _Shelf) -> _Ranking:
-    """A method's ranking, from the shelf if it is there."""
+    """A method's ranking, read from the shelf if it is kept there."""
     if entrant.kept and (kept := processes.of_first(lambda: shelf.take(name))) is not None:
         return kept
     with within_memory(search.adapter), measuring() as costs:
@@ -194,18 +194,18 @@ def _entry(
 
 
 def _idle(scores: Scores, by: By, curve: Curve) -> str | None:
-    """What a selection that does nothing is told of."""
+    """Why a selection does nothing; None if it does something."""
     return idle(scores, by, ((point.asked, point.faithfulness) for point in curve.points))
 
 
 def _rank_correlation(scores: Scores, exact: Scores) -> float:
-    """Of magnitudes, over all edges."""
+    """Spearman's rho of magnitudes over all edges."""
     real = exact.graph.real
     return rank_correlation(np.abs(scores.values[real]), np.abs(exact.values[real]))
 
 
 def _overlap(curves: list[Curve]) -> dict[int, list[list[float]]]:
-    """By size asked for, the Jaccard similarity of every two methods' circuits; of two empty ones it is 1."""
+    """For each size, Jaccard similarities of the circuits of all pairs of methods; 1 for two empty circuits."""
     sizes = [point.asked for point in curves[0].points] if curves else []
     cuts = {size: [curve.circuits[at] for curve in curves] for at, size in enumerate(sizes)}
     return {size: [[one.jaccard(other) for other in circuits] for one in circuits] for size, circuits in cuts.items()}
