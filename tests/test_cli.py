@@ -523,7 +523,7 @@ MISTAKES = {
     "not a circuit": (("export", "missing.csv"), "missing.csv: not JSON"),
     "edges at places, measured": (
         ("attribute", "--n", "4", "--by-span", "--max-checks", "3"),
-        "--max-checks measures edges at all tokens together",
+        "--max-checks measures edges over all tokens",
     ),
     "no file to start from": (
         ("learn", "--n", "4", "--method", "matryoshka", "--start", "none.json"),

@@ -122,7 +122,7 @@ def test_why_a_head_attends(tmp_path: Path, capsys: pytest.CaptureFixture[str], 
         ("attribute", ("--what", "heads"), "use level='node'"),
         ("approximation", ("--what", "tails"), "kind of place 'tails' is unknown"),
         ("attention", ("--head", "m3"), "has no head 'm3'"),
-        ("attention", ("--head", "a1.h2", "--against", "S1"), "--against goes with --key"),
+        ("attention", ("--head", "a1.h2", "--against", "S1"), "--against needs --key"),
         ("attention", ("--head", "a1.h2", "--key", "nobody"), "--key nobody is no token of the prompt"),
     ],
 )

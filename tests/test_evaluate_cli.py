@@ -106,7 +106,7 @@ def test_the_same_pairs_are_known_with_another_start_token(run: Callable) -> Non
 @pytest.mark.parametrize("option", ["completeness", "minimality", "per-example"])
 def test_what_needs_a_circuit_says_so(run: Callable, option: str) -> None:
     code, _, err = run("--curve", "scores.safetensors", f"--{option}")
-    assert code == 2 and f"--{option} is measured of one circuit: give --circuit FILE" in err
+    assert code == 2 and f"--{option} needs a circuit: add --circuit FILE" in err
     code, _, err = run(f"--{option}")
     assert code == 2 and "--circuit FILE is needed" in err
 

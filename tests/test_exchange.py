@@ -382,7 +382,7 @@ def test_edges_at_places_are_drawn_only(tmp_path: Path, capsys: pytest.CaptureFi
     path = cf.PlacedScores(PLAIN, values, RECORD, ("a", "b")).save(tmp_path / "placed.safetensors")
     for form in ("mib", "eap-ig", "csv"):
         assert main(["export", str(path), "--to", form, "--out", str(tmp_path)]) == 2
-        assert "scores of edges at their places can only be drawn: use --to dot, svg" in capsys.readouterr().err
+        assert "scores of edges by position or span can only be drawn: use --to dot, svg" in capsys.readouterr().err
 
 
 def test_export_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,7 @@ def acdc(model: options.Model, task: options.Task, pruning: PruningOptions, plac
 
     facts = circuit.facts
     lines = [
-        ("circuit", f"{count(len(circuit), 'edge')} of {loaded.graph.n_edges:,}, left unpruned"),
+        ("circuit", f"{count(len(circuit), 'edge')} of {loaded.graph.n_edges:,}, left after pruning"),
         *_trials(facts),
         ("pruning", f"{circuit.record.metric} {facts['metric_full']:.4g} -> {facts['metric']:.4g}"),
     ]
@@ -80,7 +80,7 @@ def acdc(model: options.Model, task: options.Task, pruning: PruningOptions, plac
 
 
 def _memory(model: cf.Model, pairs: BoundTask) -> str:
-    """What the runs that pruning starts from take."""
+    """Memory of the runs that pruning starts from."""
     from circuitfind.engine.revision import held_bytes
 
     if model.remote:
@@ -91,7 +91,9 @@ def _memory(model: cf.Model, pairs: BoundTask) -> str:
 def _trials(facts: dict[str, Any]) -> list[tuple[str, str]]:
     close = f"; {count(len(facts['close_calls']), 'close call')}" if facts["close_calls"] else ""
     without = ", ".join(f"{number:,} {how}" for how, number in facts["without_a_run"].items())
-    lines = [("trials", f"{facts['trials_run']:,} run, {facts['decided_without_a_run']:,} decided without one{close}")]
+    lines = [
+        ("trials", f"{facts['trials_run']:,} run, {facts['decided_without_a_run']:,} decided without a run{close}")
+    ]
     lines += [("without a run", without)]
     if "screening" in facts:
         found = facts["screening"]

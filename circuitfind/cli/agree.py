@@ -1,4 +1,4 @@
-"""`circuitfind agree`: scores or a circuit beside a published circuit."""
+"""`circuitfind agree`: compare scores or a circuit with a published circuit."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def agree(what: AgreeOptions, sign: options.Sign, rank: options.Rank, out: Outpu
     target, given = reference(what.reference), _ranking(what, kind, by)
     found = [agreement(given, target, by=by, level=level) for level in levels_of(target)]
     if not found:
-        raise FileError(f"--reference {what.reference}: names no edges and no heads")
+        raise FileError(f"--reference {what.reference}: contains neither edges nor heads")
     out.facts([("reference", f"{target.name}: {target.n_edges:,} edges"), ("source", target.source)])
     out.table(f"{what.file} against {target.name}, ranked by {by} effect", COLUMNS, map(_row, found))
     for result in found:
         if result.mib_auroc == result.mib_auroc:
-            out.say(f"AUROC of edges as MIB computes it, from ten greedy circuits: {fixed(result.mib_auroc)}")
+            out.say(f"AUROC of edges as in MIB, from ten greedy circuits: {fixed(result.mib_auroc)}")
     if heads := found[-1].heads:
         rows = [
             (name, " ".join(has) or "–", Text(" ".join(lacks), style="yellow")) for name, (has, lacks) in heads.items()

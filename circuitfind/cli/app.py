@@ -1,13 +1,13 @@
 """The command line: `circuitfind VERB [MODEL] [--task NAME | --data FILE] [--out DIR]`.
 
-1. A verb is a function in a file of its name. Its parameters are groups of options (`cli/options.py`)
-   and one `Output`; the last line of its docstring is an example.
-2. The groups' fields become the signature that typer reads (`_parameters`), and the groups are built again from what
-   typer parsed. Typer is told that numbers and words of a list are text: a wrong one is then reported like any other
-   bad input, in JSON too.
-3. Exit codes: 0 done; 1 a check failed or nothing was found; 2 bad input; 130 Ctrl-C, 143 SIGTERM (what was done is
-   kept in both cases, and what is complete until its files are written); 141 done, but the reader of the output went
-   away. Bad input ends with one line, which names an option as it was typed; `--debug` shows the traceback as well.
+1. A verb is a function in a file of the same name. Its parameters are groups of options (`cli/options.py`) and one
+   `Output`; the last line of its docstring is an example.
+2. The fields of the groups become the signature that typer reads (`_parameters`), and the groups are built from what
+   typer parsed. Typer reads numbers and words of a list as text, so that wrong ones are reported like any other bad
+   input, also in JSON.
+3. Exit codes: 0 done; 1 a check failed or nothing was found; 2 bad input; 130 Ctrl-C, 143 SIGTERM (finished work is
+   kept in both cases); 141 done, but the output's reader was closed. Bad input ends with one line, which names an
+   option as it was typed; `--debug` also shows the traceback.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ VERBS: tuple[Verb, ...] = (
     *(export, mib, show, agree, testbed, tasks, models, doctor),
 )
 EXAMPLE = "Example: "
-REPLACED = {  # options that find had
+REPLACED = {  # former options of find
     "--by": "--search absolute or signed",
     "--one-sided": "--criterion at-least",
     "--prune-tolerance": "--tolerance",
@@ -77,12 +77,12 @@ class OutputOptions:
 
 
 def _register(app: typer.Typer, verb: Verb) -> None:
-    """Makes a function a verb of the app, under its own name."""
+    """Add a function to the app as a verb of the same name."""
     hints = get_type_hints(verb).items()
     groups = {name: kind for name, kind in hints if isinstance(kind, type) and is_dataclass(kind)}
 
     def run(ctx: typer.Context, **values: Any) -> None:
-        if (several := _several(ctx)) > 1 and "RANK" not in os.environ:  # the processes run the same command line
+        if (several := _several(ctx)) > 1 and "RANK" not in os.environ:  # each process runs this command line
             raise typer.Exit(launch(several, ctx.obj))
         out = Output(values["as_json"], _command(ctx), values["verbose"])
 
@@ -103,7 +103,7 @@ def _register(app: typer.Typer, verb: Verb) -> None:
 
 
 def _parameters(kind: type) -> Iterator[inspect.Parameter]:
-    """A group's fields as parameters of a function."""
+    """The fields of a group as parameters of a function."""
     hints = get_type_hints(kind)
     for one in fields(kind):
         annotation, default = as_text(one, hints[one.name], getattr(kind, "PANEL", None))
@@ -111,13 +111,13 @@ def _parameters(kind: type) -> Iterator[inspect.Parameter]:
 
 
 def _built(kind: type, values: dict[str, Any]) -> Any:
-    """A group of options from what typer read."""
+    """Build a group of options from what typer parsed."""
     hints = get_type_hints(kind)
     return kind(**{one.name: value_of(one, hints[one.name], values[one.name]) for one in fields(kind)})
 
 
 def _typed(ctx: typer.Context, groups: Iterable[Any]) -> Iterator[tuple[str, tuple[str, str]]]:
-    """Of each option that was typed, the library's keyword, its value as errors show it, and how it was typed."""
+    """For each option that was typed: the library's keyword, its value as errors show it, and its spelling."""
     for group in groups:
         for one in fields(group):
             if (source := ctx.get_parameter_source(one.name)) is not None and source.name == "COMMANDLINE":
@@ -126,11 +126,11 @@ def _typed(ctx: typer.Context, groups: Iterable[Any]) -> Iterator[tuple[str, tup
 
 
 def _guarded(call: Callable[[], int | None], out: Output, debug: bool) -> int:
-    """Runs a verb and returns the exit code; whatever goes wrong becomes one line."""
+    """Run a verb and return the exit code; every error becomes one line."""
     try:
         with out.hearing_warnings(), out.at_end, until_saved() as out.complete:
             code = call() or 0
-        code *= processes.first()  # the first says it for all
+        code *= processes.first()  # the first process reports for all
         processes.leave()
         return code
     except KeyboardInterrupt as stop:
@@ -156,7 +156,7 @@ def _guarded(call: Callable[[], int | None], out: Output, debug: bool) -> int:
 
 
 class _Signal(KeyboardInterrupt):
-    """A signal that asks the process to end, answered as Ctrl-C is."""
+    """A signal that asks the process to end, handled like Ctrl-C."""
 
 
 def _code_of(stop: KeyboardInterrupt) -> int:
@@ -165,7 +165,7 @@ def _code_of(stop: KeyboardInterrupt) -> int:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise a `_Signal`; one that is sent twice at once (as `timeout` does) raises one."""
+    """Let SIGTERM and SIGHUP raise a `_Signal`; a signal sent twice at once (as by `timeout`) raises only one."""
     last = -math.inf
 
     def stop(number: int, _: object) -> None:
@@ -175,7 +175,9 @@ def _stoppable() -> Iterator[None]:
             raise _Signal(number)
 
     main_thread = threading.current_thread() is threading.main_thread()
-    ours = [one for one in SIGNALS if main_thread and signal.getsignal(one) is signal.SIG_DFL]  # not those of `nohup`
+    ours = [
+        one for one in SIGNALS if main_thread and signal.getsignal(one) is signal.SIG_DFL
+    ]  # not ignored, as under `nohup`
     for one in ours:
         signal.signal(one, stop)
     try:
@@ -190,7 +192,7 @@ def _several(ctx: typer.Context) -> int:
 
 
 def _command(ctx: typer.Context) -> list[str]:
-    """The command line as it was given, rebuilt from what was parsed: arguments by name, options in long form."""
+    """The command line, rebuilt from what was parsed, with options in long form."""
     several = _several(ctx)
     words = ["circuitfind", *(["--processes", str(several)] if several > 1 else []), str(ctx.info_name)]
     for parameter in ctx.command.params:
@@ -241,11 +243,11 @@ def circuitfind(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code."""
+    """Run the command line and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a prompt may hold what the terminal cannot show
-    silent = os.environ.get("RANK", "0") != "0"  # of several processes the first speaks
+            stream.reconfigure(errors="replace")  # a prompt may contain characters that the terminal cannot show
+    silent = os.environ.get("RANK", "0") != "0"  # only the first of several processes prints
     out, err = (Lasting(None if silent else stream) for stream in (sys.stdout, sys.stderr))
     with redirect_stdout(out), redirect_stderr(err), _stoppable():
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
@@ -260,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @functools.cache
 def _parser() -> Any:
-    """What reads a command line: typer builds it anew at each call of `app`, from the signatures of all verbs."""
+    """The parser of command lines. Cached, because typer rebuilds it at each call of `app`."""
     return typer.main.get_command(app)
 
 
@@ -270,7 +272,7 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt as stop:
         return _code_of(stop)
     except Exception as error:
-        # typer's usage errors: which class they are depends on its version, this method does not
+        # the class of usage errors depends on the version of typer; this method does not
         if not hasattr(error, "format_message"):
             raise
         context = getattr(error, "ctx", None)

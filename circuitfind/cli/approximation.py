@@ -1,4 +1,4 @@
-"""`circuitfind approximation`: estimates beside exact patching."""
+"""`circuitfind approximation`: compare estimates with exact patching."""
 
 from __future__ import annotations
 

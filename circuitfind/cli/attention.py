@@ -35,7 +35,7 @@ def attention(model: options.Model, task: options.Task, which: HeadOptions, plac
     Example: circuitfind attention tiny --task ioi --head a0.h1,a3.h2
     """
     if which.key is None and which.against is not None:
-        raise ScoreError("--against goes with --key: the token whose score is compared")
+        raise ScoreError("--against needs --key: the token whose score is compared")
     folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
     heads = inputs.names_in(which.head)
@@ -63,5 +63,5 @@ def attention(model: options.Model, task: options.Task, which: HeadOptions, plac
 
 
 def _token(text: str) -> int | str:
-    """A position, where it is a number."""
+    """The position as an integer, if it is one."""
     return int(text) if text.removeprefix("-").isdecimal() else text

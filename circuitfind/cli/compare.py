@@ -1,4 +1,4 @@
-"""`circuitfind compare`: methods beside each other on one model and task, and the same again from its record."""
+"""`circuitfind compare`: compare methods on one model and task, or repeat a saved comparison."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from circuitfind.cli.options import given, option
 from circuitfind.cli.output import FAILED, Output
 from circuitfind.errors import FileError
 
-KEPT = "compare.part"  # scores of the methods that are done
-SAME = 1e-5  # numbers of a repetition on another machine; on the same one they are equal
+KEPT = "compare.part"  # scores of finished methods
+SAME = 1e-5  # tolerance of a repetition on another machine; on the same machine numbers are equal
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def compare(
 
 
 def _clear(kept: Path, found: cf.Comparison) -> None:
-    """Removes the scores of a comparison that is complete; those of other methods, which another run left, stay."""
+    """Remove the kept scores of a complete comparison, but not those that another run left."""
     from circuitfind.comparison.run import kept_at
 
     for entry in found.ranked:
@@ -66,7 +66,7 @@ def _clear(kept: Path, found: cf.Comparison) -> None:
 
 
 def _compared(groups: dict[str, Any], scores: Path | None, out: Output) -> cf.Comparison:
-    """The comparison that groups of options ask for."""
+    """Run the comparison that the options ask for."""
     model, task, run, what = (groups[name] for name in GROUPS)
     loaded, bound = inputs.load(model, task, out)
     names = None if what.methods is None else inputs.names_in(what.methods)
@@ -87,19 +87,21 @@ def _compared(groups: dict[str, Any], scores: Path | None, out: Output) -> cf.Co
 
 
 def _again(path: Path, out: Output) -> int | None:
-    """The same comparison from its own record: every ranking is made anew."""
+    """Repeat a comparison from its record, with all rankings made again."""
     from circuitfind.comparison.result import difference
 
     before = cf.Comparison.open(path)
     try:
         groups = {name: _rebuilt(kind, before.arguments[name]) for name, kind in GROUPS.items()}
     except (KeyError, TypeError):
-        raise FileError(f"{path}: it does not say how it was made (only 'circuitfind compare' notes that)") from None
+        raise FileError(
+            f"{path}: it does not hold the command that made it (only 'circuitfind compare' saves that)"
+        ) from None
     found = _compared(groups, None, out)
     apart, where = difference(before, found)
     total = len(dict(before.numbers()))
     if apart == 0:
-        out.say(f"Reproduced: all {total:,} numbers of {path} are equal to the last bit.")
+        out.say(f"Reproduced: all {total:,} numbers of {path} are equal to the bit.")
     elif apart <= SAME:
         out.say(f"Reproduced: {total:,} numbers of {path}, the largest difference is {apart:.1e} ({where}).")
     else:

@@ -1,4 +1,4 @@
-"""`circuitfind doctor`: whether a model is computed right here."""
+"""`circuitfind doctor`: check that a model is computed correctly on this machine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLANNED = {
     "scores, 5 gradients (eap-ig-inputs, find)": 5,
     "exact effects, sweeps, circuits": 0,
 }
-"""Kinds of call, and at how many points they take gradients."""
+"""Kinds of call, and their number of integration points."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,11 @@ def doctor(model: options.UncheckedModel, batch: BatchOptions, task: options.Tas
     rows = ((one.name, Right(f"{one.error:.1e}"), Right(f"{one.tolerance:.0e}"), _verdict(one)) for one in identities)
     out.table("Identities, error relative to the largest value", ("identity", "error", "allowed", ""), rows)
     fine = all(one.holds for one in identities)
-    out.say("All hold: what circuitfind computes is this model." if fine else "Do not trust scores of this model here.")
+    out.say(
+        "All hold: circuitfind computes this model correctly."
+        if fine
+        else "Do not trust scores of this model on this machine."
+    )
     if pairs:
         out.say()
         inputs.introduce(loaded, bound, options.Run(), out, whole=True)
@@ -109,7 +113,7 @@ def _tokenizer_line(model: cf.Model) -> str:
 
 
 def _ungrouped_line(model: cf.Model) -> str:
-    """For grouped-query models: the count with one key and value per query head, as other tools count."""
+    """For grouped-query models: the number of edges with one key and value per query head, as in other tools."""
     if model.graph.group == 1:
         return ""
     return f"{model.graph.ungrouped().n_edges:,} edges as other tools count, with keys and values for every query head"

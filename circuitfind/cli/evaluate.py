@@ -1,4 +1,4 @@
-"""`circuitfind evaluate`: a circuit run exactly, and its tests."""
+"""`circuitfind evaluate`: run a circuit exactly, and test it."""
 
 from __future__ import annotations
 
@@ -92,16 +92,16 @@ def _check(asked: EvaluateOptions) -> None:
     if asked.circuit is not None:
         return
     if asked.curve is None:
-        raise FileError("--circuit FILE is needed: a circuit.json (or --curve FILE: scores to cut circuits from)")
+        raise FileError("give --circuit FILE (a circuit.json), or --curve FILE (scores to make circuits from)")
     for name in OF_A_CIRCUIT:
         if getattr(asked, name):
-            raise FileError(f"--{name.replace('_', '-')} is measured of one circuit: give --circuit FILE, too")
+            raise FileError(f"--{name.replace('_', '-')} needs a circuit: add --circuit FILE")
 
 
 def _circuit(
     model: cf.Model, bound: BoundTask, circuit: cf.Circuit, asked: EvaluateOptions, out: Output, same: Any
 ) -> dict[str, Any]:
-    """What was asked for of the circuit, shown and for the document."""
+    """Run and print the evaluations asked for; return them for the JSON document."""
     with out.progress():
         value = cf.evaluate(model, bound, circuit, **same)
     out.facts([*verdicts.evaluation(value), *verdicts.overshoot(value.faithfulness)])

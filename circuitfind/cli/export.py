@@ -1,4 +1,4 @@
-"""`circuitfind export`: circuits and scores as pictures, and for other tools."""
+"""`circuitfind export`: write circuits and scores as pictures or for other tools."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def export(what: ExportOptions, sign: options.Sign, place: options.Out, out: Out
     path, form = _target(what, place.out)
     if placed and form not in (*PICTURES, NEURONPEDIA):
         drawn = ", ".join((*PICTURES, NEURONPEDIA))
-        raise FileError(f"{what.circuit}: scores of edges at their places can only be drawn: use --to {drawn}")
+        raise FileError(f"{what.circuit}: scores of edges by position or span can only be drawn: use --to {drawn}")
     if what.beside is not None and form != "html":
-        raise FileError("--beside is for the page: give --to html")
+        raise FileError("--beside only applies to the page: give --to html")
     if path.exists() and path.resolve() == what.circuit.resolve():
         raise FileError(f"{path}: this would overwrite {what.circuit} itself: give --out another name")
     n = what.top or DRAWN
@@ -74,7 +74,7 @@ def export(what: ExportOptions, sign: options.Sign, place: options.Out, out: Out
 
 
 def _open(what: ExportOptions, sign: Any) -> cf.Circuit | cf.Scores | cf.PlacedScores:
-    """Scores or a circuit, cut to --top edges; scores of edges at places as they are."""
+    """Read scores or a circuit and keep the --top strongest edges; placed scores are kept whole."""
     if what.circuit.suffix.lower() == ".safetensors":
         try:
             return cf.PlacedScores.open(what.circuit)
@@ -84,7 +84,7 @@ def _open(what: ExportOptions, sign: Any) -> cf.Circuit | cf.Scores | cf.PlacedS
     from circuitfind.report.sizes import strongest
 
     circuit = cf.Circuit.open(what.circuit, sign)
-    if not len(circuit) and (found := cf.Scores.of(circuit)) is not None:  # importances of another tool
+    if not len(circuit) and (found := cf.Scores.of(circuit)) is not None:  # another tool's file may hold only scores
         return found if what.top is None else found.top(what.top)
     return circuit if what.top is None else strongest(circuit, what.top)
 
@@ -98,14 +98,14 @@ def _as_scores(path: Path, given: Any) -> cf.Scores:
 
 
 def _target(what: ExportOptions, out: Path) -> tuple[Path, str]:
-    """The file and its format, from --to and --out."""
+    """The output file and its format, from --to and --out."""
     ending = ENDINGS[NEURONPEDIA][0] if out.name.lower().endswith(ENDINGS[NEURONPEDIA]) else out.suffix.lower()
     if not ending or out.is_dir():
         form = what.to or "svg"
         return out / f"{what.circuit.stem}{'.eap-ig.json' if form == EAP_IG else ENDINGS.get(form, ('',))[0]}", form
     forms = [form for form, endings in ENDINGS.items() if ending in endings]
     if what.to is not None and what.to not in forms:
-        raise FileError(f"--out {out} does not end in {' or '.join(ENDINGS[what.to])}, as --to asks")
+        raise FileError(f"--out {out} does not end in {' or '.join(ENDINGS[what.to])}, as --to requires")
     if not forms:
         known = ", ".join(dict.fromkeys(one[1:] for endings in ENDINGS.values() for one in endings))
         raise FileError(f"--out {out}: unknown format '{ending[1:]}': use one of {known}")
@@ -113,7 +113,7 @@ def _target(what: ExportOptions, out: Path) -> tuple[Path, str]:
 
 
 def _write(given: Any, path: Path, form: str, what: ExportOptions, *n: int) -> None:
-    """`n`: how many edges at their places."""
+    """Write the file. `n`: number of edges to draw of placed scores."""
     if form == EAP_IG:
         given.save(path, format="eap-ig")
     elif form == "safetensors":
@@ -121,8 +121,8 @@ def _write(given: Any, path: Path, form: str, what: ExportOptions, *n: int) -> N
     elif form in TABLES:
         given.save(path)
     elif isinstance(given, cf.Scores):
-        raise FileError(f"{what.circuit}: scores of all edges are no circuit: give --top, how many edges to take")
-    elif form in ("json", "graphml", NEURONPEDIA):  # under the model's name elsewhere
+        raise FileError(f"{what.circuit}: these are scores, not a circuit: give --top, the number of edges to take")
+    elif form in ("json", "graphml", NEURONPEDIA):  # --entry is the model's name there
         made = given.record if what.entry is None else replace(given.record, model=what.entry)
         replace(given, record=made).save(path, *n)
     elif form == "html":
@@ -135,7 +135,7 @@ def _write(given: Any, path: Path, form: str, what: ExportOptions, *n: int) -> N
 
 # -------------------------------------------------------------------- MIB
 def _write_mib(scores: cf.Scores, root: Path, what: ExportOptions, out: Output) -> None:
-    """Writes an entry of the circuit track: the scores, or nine circuits where scores are of shared keys and values."""
+    """Write an entry of the circuit track: scores, or nine circuits if scores are of shared keys and values."""
     from circuitfind.export import mib
     from circuitfind.export.eap_ig import Foreign
 
@@ -146,7 +146,7 @@ def _write_mib(scores: cf.Scores, root: Path, what: ExportOptions, out: Output) 
     if graph.group > 1:
         files = mib.write_circuits(root, name, graph, scores.ranked(by))
         why = f"{graph.group} query heads share each key and value, and MIB's scores are by query head"
-        out.say(f"Nine circuits in place of scores: {why} (score with circuitfind attribute --ungrouped).")
+        out.say(f"Wrote nine circuits instead of scores: {why} (score with circuitfind attribute --ungrouped).")
     else:
         files = mib.write_importances(root, name, Foreign(graph, graph.real & False, scores.values))
     out.say(f"Written: {root / name} ({count(len(files), 'file')})")

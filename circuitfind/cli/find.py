@@ -1,4 +1,4 @@
-"""`circuitfind find`: the smallest circuit, judged on held-out pairs."""
+"""`circuitfind find`: find the smallest circuit and evaluate it on held-out pairs."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def find(
         scores = inputs.scored(loaded, seen, asked, folder, out)
         try:
             again = ("--scores", str(scores.save(folder / "scores.safetensors")))
-        except FileError as error:  # the search can still be made, and its result be read
+        except FileError as error:  # the search can run without a picture
             out.warn(str(error))
     if again or judge.scores is not None:
         out.if_stopped, out.state = f"the scores are kept; go on with: {out.command_line(*again)}", folder

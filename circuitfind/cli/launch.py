@@ -15,12 +15,12 @@ FAILED = 1
 
 
 def launch(processes: int, words: Sequence[str]) -> int:
-    """Runs the command line in so many processes, and returns the exit code of the first one that has one."""
+    """Run the command line in several processes, and return the first exit code."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.disable(logging.ERROR)  # the processes say what there is to say
+    logging.disable(logging.ERROR)  # the processes report errors themselves
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         1,
@@ -35,7 +35,7 @@ def launch(processes: int, words: Sequence[str]) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "circuitfind", *words)
     except ChildFailedError as error:
-        # the first may be killed, once another has ended, after it has said why
+        # the launcher may kill the first process after another one failed and the first has reported it
         codes = (failure.exitcode for _, failure in sorted(error.failures.items()))
         return next((code for code in codes if code > 0), FAILED)
     except SignalException as error:

@@ -1,4 +1,4 @@
-"""`circuitfind learn`: masks by gradient descent."""
+"""`circuitfind learn`: learn masks by gradient descent."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def learn(model: options.Model, task: options.Task, learning: LearningOptions, p
     record = circuit.record
     early = " (stopped early: no new lowest loss)" if last.step < record.settings["steps"] else ""
     lines = [
-        ("circuit", f"{count(len(circuit), 'edge')} of {loaded.graph.n_edges:,}, what is connected"),
+        ("circuit", f"{count(len(circuit), 'edge')} of {loaded.graph.n_edges:,} (connected ones)"),
         ("learning", f"{record.method}, {count(last.step, 'step')}{early}"),
         ("last steps", f"{record.metric} {number(last.metric)}, {last.expected:.0f} gates open"),
     ]
@@ -86,7 +86,7 @@ def learn(model: options.Model, task: options.Task, learning: LearningOptions, p
 
 
 def _memory(model: cf.Model, pairs: BoundTask, learning: LearningOptions) -> str:
-    """What the steps take, by their own metric."""
+    """Memory of the steps, by their own metric."""
     from circuitfind.engine.memory_plan import sizes_of
     from circuitfind.search.learn import learner_of
 
@@ -97,6 +97,6 @@ def _memory(model: cf.Model, pairs: BoundTask, learning: LearningOptions) -> str
 
 
 def _start(given: str | None) -> Any:
-    """What a file holds, else the name of a method."""
+    """The scores or circuit in a file, or else the name of a method."""
     is_file = given is not None and (Path(given).is_file() or Path(given).suffix in FILES)
     return cf.open(given) if given is not None and is_file else given

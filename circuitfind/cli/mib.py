@@ -1,4 +1,4 @@
-"""`circuitfind mib`: a folder, checked as a submission to MIB's circuit track."""
+"""`circuitfind mib`: check a folder as a submission to MIB's circuit track."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`circuitfind models`: the embedded model, and the families that are covered."""
+"""`circuitfind models`: the embedded model, and the supported families."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def models(out: Output) -> None:
     out.table("How well it does the built-in tasks", HEADINGS, rows)
     out.say(LEGEND, style="dim")
     out.say()
-    out.facts([("covered", f"{len(FAMILIES)} families: {', '.join(sorted(FAMILIES))}")])
+    out.facts([("supported", f"{len(FAMILIES)} families: {', '.join(sorted(FAMILIES))}")])
     out.document({"embedded": {"tiny": figures}, "families": sorted(FAMILIES)})
 
 

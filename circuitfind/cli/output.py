@@ -1,4 +1,4 @@
-"""Where a verb writes: text and tables for people, one JSON document for machines, progress and warnings beside it."""
+"""Output of a verb: text and tables, a JSON document, progress and warnings."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ from circuitfind.cli.cells import (
 )
 from circuitfind.errors import CircuitfindWarning, ProcessError
 
-BAD_INPUT, FAILED, CLOSED_PIPE = 2, 1, 141  # exit codes; a signal's is 128 and its number
+BAD_INPUT, FAILED, CLOSED_PIPE = 2, 1, 141  # exit codes; that of a signal is 128 plus its number
 PACKAGE = Path(__file__).resolve().parents[1]
-PATIENCE = 3.0  # seconds that may pass without a word
+PATIENCE = 3.0  # seconds without output, after which a line is printed
 NOTHING, PAGE = "nothing was written", "report.html"
 INDENT, BETWEEN_COLUMNS = 2, 3  # of tables
 
 
 class Lasting:
-    """A stream whose reader may go away (`| head -1`), whose disk may be full, or that is closed (`>&-`): the work goes
-    on, and what is written from then on is lost.
+    """A stream that may stop accepting output: its reader is closed (`| head -1`), the disk is full, or it is closed
+    (`>&-`). The work continues, and later output is lost.
 
     Attributes:
-        unread: the reader went away.
-        failed: why else it could not be written to, or nothing.
+        unread: the reader was closed.
+        failed: another reason why writing failed, or "".
     """
 
     def __init__(self, stream: Any) -> None:
@@ -78,7 +78,7 @@ class Lasting:
 
 
 def linked(path: Path, name: str) -> Text:
-    """A file's name, to click on where the terminal knows links."""
+    """A file's name as a link, for terminals that support links."""
     return Text(name, style=f"link {path.resolve().as_uri()}")
 
 
@@ -91,7 +91,7 @@ def _width(cell: Cell) -> int:
 
 
 def _blocks(widths: Sequence[int], may_part: bool, room: int) -> Iterator[list[int]]:
-    """Columns of a table that stand beside each other: the first, and as many of the others as there is room for."""
+    """Divide columns into blocks that fit the width, each with the first column."""
     block, used = [0], widths[0]
     for at in range(1, len(widths)):
         if may_part and len(block) > 1 and used + BETWEEN_COLUMNS + widths[at] > room:
@@ -103,17 +103,17 @@ def _blocks(widths: Sequence[int], may_part: bool, room: int) -> Iterator[list[i
 
 
 class Output:
-    """The streams that a verb writes to.
+    """The output streams of a verb.
 
     Attributes:
-        text: where people read: standard output, or standard error when JSON goes to standard output.
+        text: console for text: standard output, or standard error if JSON goes to standard output.
         err: standard error.
         command: the command line that started the verb, word by word.
-        verbose: whether all that is known of a run's circumstances is to be said.
-        if_stopped: what Ctrl-C is answered with, if the file `state` is there.
-        typed: by the library's keyword, the value as its errors show it, and the option as it was typed.
-        at_end: what is undone when the verb ends.
-        complete: the checkpoints of runs that are complete, but whose results are not saved yet.
+        verbose: whether to print more about model, memory and pairs.
+        if_stopped: message after Ctrl-C, if the file `state` exists.
+        typed: for each of the library's keywords, the value as errors show it, and the option as it was typed.
+        at_end: callbacks for the end of the verb.
+        complete: checkpoints of runs that are complete but not saved yet.
     """
 
     def __init__(self, as_json: bool, command: list[str], verbose: bool = False) -> None:
@@ -127,19 +127,19 @@ class Output:
         self._warned: set[str] = set()
 
     def command_line(self, *more: str) -> str:
-        """The command as one would type it, with further words at its end."""
+        """The command as one would type it, with more words at its end."""
         return shlex.join([*self.command, *more])
 
-    # ---------------------------------------------------------------- for people
+    # ---------------------------------------------------------------- text
     def say(self, text: str = "", style: str = "") -> None:
-        """A line (or lines, wrapped at words)."""
+        """Print text, wrapped at words."""
         self.text.print(text, style=style)
 
     def finish(self, content: dict[str, Any], files: Sequence[Path], drawable: bool = False) -> None:
-        """Names the files that were written (and how to see the figures of the first), and writes the document.
+        """Print the names of the files that were written, and the JSON document.
 
-        Several files of one folder go by their names, each a link where the terminal knows links; the page that is
-        there to be read has a line of its own.
+        Names are links in terminals that support them. The report has its own line. `drawable`: add the command that
+        shows figures of the first file.
         """
         pages = [path for path in files if path.name == PAGE]
         rest = [path for path in files if path not in pages]
@@ -153,7 +153,7 @@ class Output:
         self.document({**content, "files": [str(path) for path in files]})
 
     def facts(self, rows: Iterable[tuple[str, str]]) -> None:
-        """Labels and texts in two columns; empty texts are left out."""
+        """Print labels and texts in two columns, without empty texts."""
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_column(style="bold", no_wrap=True)
         grid.add_column(overflow="fold")
@@ -163,10 +163,9 @@ class Output:
         self.text.print(grid)
 
     def table(self, title: str, headings: Iterable[str], rows: Iterable[Iterable[Cell]]) -> None:
-        """A table; a column of numbers is aligned to the right.
+        """Print a table, with columns of numbers aligned to the right.
 
-        Numbers are never broken over lines. Where they are too many for the window, the table goes on below, with its
-        first column again.
+        Numbers are never broken over lines. A table that is too wide continues below, with its first column repeated.
         """
         self.text.print(Text(title, style="bold"))
         heads, cells = list(headings), [list(row) for row in rows]
@@ -182,11 +181,13 @@ class Output:
             self.text.print(Padding(table, (0, 0, 1, INDENT), expand=False))
 
     def rows(self, title: str, rows: Sequence[Any], names: str, most: int, signed: bool = True, **called: str) -> None:
-        """A table of the first rows (named tuples) of a result.
+        """Print a table of the first rows (named tuples) of a result.
 
         Args:
-            names: of the fields that are columns, `field=heading` where the two differ; `called`: the same.
-            signed: effects show their sign, opposing ones in red.
+            most: number of rows.
+            names: fields to show, separated by spaces; `field=heading` for another heading.
+            signed: show the sign of effects, opposing ones in red.
+            called: headings by field, as in `names`.
         """
         shown, called = rows[:most], HEADINGS | dict(word.split("=") for word in names.split() if "=" in word) | called
         columns = [word.partition("=")[0] for word in names.split()]
@@ -206,7 +207,7 @@ class Output:
         self.table(f"{title}{some(most, len(rows))}", headings, cells)
 
     def few(self, pairs: int) -> None:
-        """Says once where intervals rest on few different pairs."""
+        """Warn once if intervals are based on few different pairs."""
         from circuitfind.statistics import of_few
 
         text = of_few(pairs)
@@ -214,9 +215,9 @@ class Output:
             self._warned.add(text)
             self.say(text, "yellow")
 
-    # ---------------------------------------------------------------- for machines
+    # ---------------------------------------------------------------- JSON
     def document(self, content: dict[str, Any]) -> None:
-        """The JSON document, where JSON was asked for; NaN becomes null."""
+        """Print the JSON document if --json was given; NaN becomes null."""
         if self.as_json:
             from circuitfind.export.files import plain
 
@@ -224,15 +225,15 @@ class Output:
 
     @property
     def kept(self) -> str:
-        """The end of an error's line: what is left of a run that was complete."""
+        """Ending of an error message: where the work of a complete run is kept."""
         return f"; {self.if_stopped}" if self.complete and self.state.exists() else ""
 
     def stopped(self, code: int) -> None:
-        """What is left of a run that a signal ended, and how it goes on."""
+        """Report that a signal stopped the run, what is kept, and how to continue."""
         self.fail(self.if_stopped if self.state.exists() else NOTHING, code, label="stopped")
 
     def lost(self, error: ProcessError) -> int:
-        """What is left where other processes were lost; of those that are there, the first says so."""
+        """Report that other processes were lost, and what is kept; only the first remaining process prints."""
         if error.first:
             self.err = Console(file=sys.__stderr__, highlight=False, markup=False)
             kept = any(self.state.parent.glob(f"{self.state.name}*")) if self.state.name else False
@@ -240,23 +241,23 @@ class Output:
         return FAILED
 
     def fail(self, text: str, code: int, label: str = "error") -> None:
-        """One line on standard error, and in JSON a document that says the same."""
-        for name, (value, typed) in self.typed.items():  # an error begins with what it is about
+        """Print one line on standard error and, with --json, a document with the same text."""
+        for name, (value, typed) in self.typed.items():  # name options as they were typed
             asked = rf"(?<![\w.]){name}={re.escape(value)}(?!\.?\w)|^{name}=(\[.*?\]|'.*?'|[^\s:,]+)"
             text = re.sub(asked, typed.replace("\\", r"\\"), text)
         self.err.print(Text.assemble((f"{label}: ", "bold red"), text), soft_wrap=True)
         self.document({label: text, "exit_code": code})
 
-    # ---------------------------------------------------------------- beside the work
+    # ---------------------------------------------------------------- warnings and progress
     def warn(self, text: str) -> None:
-        """One yellow line on standard error, once however often it is said."""
+        """Print a warning in yellow on standard error; repeated warnings are printed once."""
         if text not in self._warned:
             self._warned.add(text)
             self.err.print(Text.assemble(("warning: ", "yellow"), (text, "yellow")), soft_wrap=True)
 
     @contextlib.contextmanager
     def hearing_warnings(self) -> Iterator[None]:
-        """Python warnings raised in this package become lines; other libraries' are for their developers."""
+        """Print Python warnings of this package as lines; hide those of other libraries."""
 
         def show(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
             inside = issubclass(category, UserWarning) and PACKAGE in Path(filename).resolve().parents
@@ -270,7 +271,7 @@ class Output:
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[None]:
-        """Bars with elapsed and remaining time for everything inside; none where nobody watches."""
+        """Show progress bars with elapsed and remaining time, if standard error is a terminal."""
         if not self.err.is_terminal:
             yield
             return
@@ -281,7 +282,7 @@ class Output:
 
     @contextlib.contextmanager
     def waiting(self, text: str) -> Iterator[None]:
-        """A sign of life where no number of steps is known; where nobody watches, a line if it takes long."""
+        """Show a spinner while waiting; if standard error is no terminal, print a line if it takes long."""
         if self.err.is_terminal:
             with self.err.status(text):
                 yield

@@ -1,4 +1,4 @@
-"""`circuitfind patch`: exact effects of places or paths."""
+"""`circuitfind patch`: measure exact effects of places or paths."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def patch(
     Example: circuitfind patch tiny --task ioi --what heads --direction denoising
     """
     if paths.path is None and (paths.to is not None or paths.separate):
-        raise ScoreError("--to and --separate belong to path patching: name the senders with --path, or --path all")
+        raise ScoreError("--to and --separate need path patching: name the senders with --path, or use --path all")
     folder, where = inputs.folder(place.out, out), {"what": sweep.what, **inputs.where_of(places, sweep.what)}
     asked = inputs.run_keywords(task, run) | {"direction": sweep.direction}
     loaded, bound = inputs.load(model, task, out)

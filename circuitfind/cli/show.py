@@ -62,7 +62,7 @@ def show(given: ShowOptions, out: Output) -> None:
         raise FileError(f"--sort {given.sort}: {given.file} has the columns {', '.join(columns) or '(none)'}")
     path = given.out or given.file.with_suffix(".html")
     if path.suffix.lower() not in (".html", ".htm"):
-        raise FileError(f"--out {path}: a page's name ends in .html")
+        raise FileError(f"--out {path}: the page must end in .html")
     with out.waiting("drawing"):
         names = _draw(found, given, path, out)
     kind = tables.of(found, out, given.top, given.sort)
@@ -74,7 +74,7 @@ def show(given: ShowOptions, out: Output) -> None:
 
 
 def _one(path: Path) -> Any:
-    """What a file holds, where that is one result."""
+    """The result in a file; FileError if the file holds several."""
     found = cf.open(path)
     if isinstance(found, dict):
         keep = f"cf.open('{path}')[NAME].save('scores.safetensors')"
@@ -88,7 +88,7 @@ def _compare(found: Any, given: ShowOptions, other: Path, out: Output) -> None:
     second = _one(other)
     for path, one in ((given.file, found), (other, second)):
         if not isinstance(one, cf.Circuit):
-            raise FileError(f"{path}: holds no circuit, and two circuits are compared")
+            raise FileError(f"{path}: holds no circuit; only circuits can be compared")
     names = [path.stem for path in (given.file, other)]
     if names[0] == names[1]:
         names = [str(path.parent) for path in (given.file, other)]
@@ -98,7 +98,7 @@ def _compare(found: Any, given: ShowOptions, other: Path, out: Output) -> None:
 
 def _names(found: Any, given: ShowOptions, out: Output) -> None:
     if not isinstance(found, cf.Circuit):
-        raise FileError(f"--edges: {given.file} holds no circuit: 'circuitfind export --top N --to json' cuts one")
+        raise FileError(f"--edges: {given.file} holds no circuit: make one with 'circuitfind export --top N --to json'")
     edges = found.edges
     if given.top is not None:
         ranked = sorted(zip(found.rows(), edges, strict=True), key=lambda one: -abs(one[0].effect or 0))
@@ -109,8 +109,8 @@ def _names(found: Any, given: ShowOptions, out: Output) -> None:
 
 
 def _draw(found: Any, given: ShowOptions, path: Path, out: Output) -> list[str]:
-    """Writes the page, and returns the names of its figures; none of results that have no figures, or without plotly
-    where no page was asked for."""
+    """Write the page and return the names of its figures. No page if the result has no figures, or if plotly is not
+    installed and no page was asked for."""
     from circuitfind.plots.page import save_page
     from circuitfind.plots.plot import FIGURES, drawings
 
@@ -134,7 +134,7 @@ def _draw(found: Any, given: ShowOptions, path: Path, out: Output) -> list[str]:
 
 # -------------------------------------------------------------------- two circuits
 class _Shared(NamedTuple):
-    """An edge, and its effect in both circuits; NaN where it is not in one, or not known."""
+    """An edge and its effect in both circuits; NaN if it is not in a circuit or not known."""
 
     edge: str
     effect: float
@@ -142,7 +142,7 @@ class _Shared(NamedTuple):
 
 
 def _beside(names: Sequence[str], pair: tuple[cf.Circuit, cf.Circuit], n: int, out: Output) -> dict[str, Any]:
-    """Prints the comparison, `n` edges of each kind, and returns it as JSON values."""
+    """Print the comparison, with `n` edges of each kind, and return it as JSON values."""
     profiles = [_profile(circuit) for circuit in pair]
     labels = list(dict.fromkeys(label for one in profiles for label in one))
     rows = ([label, *(one.get(label, Right("0")) for one in profiles)] for label in labels)
@@ -150,7 +150,10 @@ def _beside(names: Sequence[str], pair: tuple[cf.Circuit, cf.Circuit], n: int, o
     told: dict[str, Any] = {name: dict(one) for name, one in zip(names, profiles, strict=True)}
     a, b = pair
     if a.graph != b.graph:
-        out.say(f"Of two graphs ({a.graph}; {b.graph}), whose edges are not each other's.", style="dim")
+        out.say(
+            f"The two circuits belong to different graphs ({a.graph}; {b.graph}), so edges cannot be matched.",
+            style="dim",
+        )
         return told
     effects = [{name: row.effect for name, row in zip(one.edges, one.rows(), strict=True)} for one in pair]
     both = {edge: [one.get(edge) for one in effects] for edge in (a | b).edges}
@@ -162,7 +165,7 @@ def _beside(names: Sequence[str], pair: tuple[cf.Circuit, cf.Circuit], n: int, o
         if chosen:
             said = f"{title}: {count(len(edges), 'edge')}, the strongest first"
             out.rows(said, chosen, "edge effect there", n, effect=names[0], there=names[1])
-    out.facts([("Jaccard", f"{fixed(a.jaccard(b))}, shared edges of all edges of the two")])
+    out.facts([("Jaccard", f"{fixed(a.jaccard(b))}, fraction of shared edges among all edges of the two")])
     return told | {"jaccard": a.jaccard(b), "edges": {title.lower(): edges for title, edges in inside.items()}}
 
 

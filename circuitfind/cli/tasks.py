@@ -1,4 +1,4 @@
-"""`circuitfind tasks`: the built-in tasks, and which of them a model can do."""
+"""`circuitfind tasks`: the built-in tasks, and how well a model does them."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _description(one: dict[str, Any]) -> Text:
 
 
 def _expressed(name: str, out: Output) -> Callable[[str, cf.TaskBuilder], dict[str, Any]]:
-    """Whether the tokenizer alone has each task's words; the weights are not loaded."""
+    """Check whether the tokenizer has the words of each task, without loading the weights."""
     words = _words(name, out)
 
     def ask(task: str, one: cf.TaskBuilder) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def _words(name: str, out: Output) -> SingleTokens:
 
         tokenizer = fetch_tokenizer(name)
     if tokenizer is None:
-        raise ModelError(f"'{name}' has no tokenizer that can be loaded: tasks are made of words")
+        raise ModelError(f"'{name}' has no tokenizer that can be loaded, and tasks need one")
     return SingleTokens(tokenizer)
 
 

@@ -1,4 +1,4 @@
-"""`circuitfind testbed`: methods on circuits that are known to be right."""
+"""`circuitfind testbed`: run methods on known circuits."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def testbed(what: TestbedOptions, place: options.Out, out: Output) -> None:
 
 
 def _truths(circuits: list[str] | None, what: TestbedOptions, out: Output) -> None:
-    """Lists circuits, with their proofs where they are asked for."""
+    """List circuits, with their proofs if asked for."""
     rows: list[list[Cell]] = []
     document: dict[str, dict[str, Any]] = {}
     with out.progress():

@@ -1,4 +1,4 @@
-"""`circuitfind verify`: estimates and a circuit, measured exactly."""
+"""`circuitfind verify`: measure estimates and a circuit exactly."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def verify(
     seen, held_out = (None, bound) if judge.holdout == 1 else inputs.held_out(bound, judge.holdout, task.seed)
     circuit = None if whole.circuit is None else inputs.of_model(cf.Circuit, whole.circuit, loaded)
     pairs = count(len(held_out), "pair" if seen is None or seen is held_out else "held-out pair")
-    about = f"{bound.name}, {bound.metric.name}: {pairs} to judge with"
+    about = f"{bound.name}, {bound.metric.name}: measured on {pairs}"
     memory = inputs.task_memory(loaded, held_out, run, None)
     out.facts([("model", inputs.model_line(loaded)), ("memory", memory), ("task", about)])
     if scores is None:
         if seen is None:
-            raise TaskError("--holdout 1 leaves no pairs to score on: give --scores, or a smaller part")
+            raise TaskError("--holdout 1 leaves no pairs to score on: give --scores, or a smaller fraction")
         scores = inputs.scored(loaded, seen, asked, folder, out)
     made = scores.record
     keywords: Any = {**check_made(made, asked), **given(judge, without=("scores", "holdout"))}

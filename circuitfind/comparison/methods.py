@@ -79,7 +79,7 @@ METHODS: Mapping[str, Entrant] = {name: _named(name) for name in NAMES}
 
 
 def chosen(methods: Sequence[str | Method] | Mapping[str, Given] | None) -> Mapping[str, Entrant]:
-    """The chosen methods by name; None: all of `METHODS`. Raises a ScoreError if none is given, or an unsuitable one."""
+    """The chosen methods by name; None: all of `METHODS`. A ScoreError if none is given, or an unsuitable one."""
     if methods is None:
         return METHODS
     if not isinstance(methods, Mapping):
