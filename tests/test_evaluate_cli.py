@@ -108,7 +108,7 @@ def test_what_needs_a_circuit_says_so(run: Callable, option: str) -> None:
     code, _, err = run("--curve", "scores.safetensors", f"--{option}")
     assert code == 2 and f"--{option} needs a circuit: add --circuit FILE" in err
     code, _, err = run(f"--{option}")
-    assert code == 2 and "--circuit FILE is needed" in err
+    assert code == 2 and "give --circuit FILE (a circuit.json)" in err
 
 
 def test_few_pairs_are_said_once(run: Callable) -> None:
