@@ -32,14 +32,14 @@ class Interval(NamedTuple):
     high: float
 
 
-FEW = 16  # pairs of which intervals are shown with a word of warning
+FEW = 16  # intervals over fewer pairs are shown with a warning
 
 
 def of_few(distinct: int) -> str:
-    """What a reader of intervals over so few different pairs should know; empty where they are enough."""
+    """A warning for intervals over few different pairs; empty if there are enough."""
     if distinct == 1:
-        return "One pair gives no interval: how far others would differ is not known."
-    text = f"Intervals from {distinct} different pairs cannot know of pairs that behave otherwise."
+        return "One pair gives no interval: it is not known how much others would differ."
+    text = f"Intervals from only {distinct} different pairs may miss pairs that behave differently."
     return text if 0 < distinct < FEW else ""
 
 
