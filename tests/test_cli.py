@@ -477,7 +477,7 @@ MISTAKES = {
     "no steps": (("find", "--n", "4", "--steps", "0"), "--steps 0: give a whole number, 1 to 100,000"),
     "a target that is none": (
         ("find", "--tolerance", "99"),
-        "--tolerance 99: give how far the circuit may be from the whole model, a number of 0 or more and less than 1",
+        "--tolerance 99: give the largest distance from the whole model that is on target, in [0, 1)",
     ),
     "a circuit as pairs": (("find", "--data", "other.json"), "other.json: one JSON object, not pairs: give one object"),
     "nothing to start from": (
@@ -493,7 +493,7 @@ MISTAKES = {
         ("acdc", "--n", "4", "--absolute", "--threshold", "-1"),
         "--threshold -1: no |effect| is below it",
     ),
-    "a part beyond the whole": (("acdc", "--n", "4", "--screen", "5"), "--screen 5 is not a part of the threshold"),
+    "a part beyond the whole": (("acdc", "--n", "4", "--screen", "5"), "--screen 5 is not a fraction of the threshold"),
     "no edges": (("learn", "--n", "4", "--edges", "0"), "--edges 0: give a whole number, 1 to 1,519"),
     "nothing left": (("learn", "--n", "4", "--sparsity", "1"), "--sparsity 1 leaves none of 1,519 edges"),
     "a seed beyond 63 bits": (("find", "--seed", "9" * 25), f"--seed {'9' * 25} is no seed"),

@@ -1,16 +1,16 @@
 """ACDC, automatic circuit discovery (Conmy et al. 2023): the same decisions, with far fewer operations.
 
 1. Start from the full graph. Go through the edges in a given order (`acdc_rule.py`).
-2. Remove the edge on trial: its reader gets the ablated value of what the writer contributes. With
-   `r = metric(current) - metric(after removal)` (with `kl` the increase of the KL divergence), the edge stays out if
-   `r < threshold`, strictly, and the next edge is compared with the circuit without it; else it is put back.
-3. What is left is the circuit; nothing is pruned afterwards.
+2. Remove the edge on trial: its reader gets the writer's ablated value. Let `r = metric(current) - metric(after
+   removal)`; with `kl`, r is the increase of the KL divergence. If `r < threshold`, strictly, the edge is removed for
+   good, and the next edge is compared with the circuit without it. Otherwise the edge is put back.
+3. The edges that are left are the circuit. Nothing is pruned afterwards.
 
-Nothing that makes it fast changes a decision: a trial computes only what the removal changes (`engine/revision.py`),
+The optimisations change no decision: a trial computes only the modules that the removal affects (`engine/revision.py`),
 edges without effect are decided without a run, and a few edges are tried side by side (`acdc_pruning.py`). Decisions so
-close to the threshold that rounding may turn them on another machine are listed (`evaluation/rounding.py`).
+close to the threshold that rounding could reverse them on another machine are listed (`evaluation/rounding.py`).
 
-A run at each threshold of a grid gives edges scores (`acdc_scores`), as in auto-circuit (Miller et al. 2024).
+`acdc_scores` scores edges by one run at each threshold of a grid, as in auto-circuit (Miller et al. 2024).
 """
 
 from __future__ import annotations
@@ -62,35 +62,36 @@ def acdc(
     checkpoint: str | PathLike[str] | None = None,
     **asked: Unpack[JudgeKeywords],
 ) -> Circuit:
-    """Prunes the full graph edge by edge.
+    """Prune the full graph edge by edge with ACDC.
 
     Args:
-        threshold: an edge goes if removing it lowers the metric by less than this (units of the metric).
-        order: a name of `circuitfind.search.acdc_rule.ORDERS`, or edge names (other edges then stay).
-        scores: for order="scores" and for `screen` (by default computed there, by "eap-ig-inputs").
-        absolute: compare |r| with the threshold, so that edges that oppose the behaviour stay, too.
-        remove_dangling: when a node has lost its last input, its outgoing edges go, too, and so on: "untested", or
-            "tested" by the rule each. Under interchange ("corrupted", "resample") such a node carries its ablated
-            value, so its edges have no effect and take no run. Under the other ablations, or with aligned pairs, it
-            does not, and "untested" is refused.
-        screen: edges with |score| < screen * threshold go without a test, and up to 100 of them, drawn with the seed,
-            are measured in the circuits in which they were skipped (`acdc_rule.py`); None tests every edge.
-        side_by_side: trials in one batch; by default as many as the device gains from.
-        checkpoint: a file that a stopped run leaves and the same call continues from, with the same result (at most
-            128 trials are made again); removed at the end.
-        asked: metric ("kl" by default; None takes the task's own), ablation, batch_size, seed (of the shuffled orders
-            and the check of screening, too); see `circuitfind.setting`.
+        threshold: an edge is removed if its removal lowers the metric by less than this (units of the metric).
+        order: a name of `circuitfind.search.acdc_rule.ORDERS`, or a list of edge names (other edges then stay).
+        scores: edge scores, for order="scores" and for `screen` ("eap-ig-inputs" scores are computed for `screen` if
+            none are given).
+        absolute: compare |r| with the threshold, so that edges that oppose the behaviour also stay.
+        remove_dangling: whether a node that has lost its last input loses its outgoing edges, too, and so on down the
+            graph: None (no), "untested" (all of them), or "tested" (each by the rule). Under interchange ("corrupted",
+            "resample") such a node carries its ablated value, so its edges have no effect and need no run. Under other
+            ablations, or with aligned pairs, its edges have effects, and "untested" raises an error.
+        screen: remove edges with |score| < screen * threshold without a test. Up to 100 of them, drawn with the seed,
+            are then measured in the circuits from which they were removed (`acdc_rule.py`). None tests every edge.
+        side_by_side: trials in one batch; by default as many as make the device faster.
+        checkpoint: a file from which the same call continues after it was stopped, with the same result; about
+            128 trials are repeated. Deleted at the end.
+        asked: metric ("kl" by default; None: the task's own), ablation, batch_size, seed (also of the shuffled orders
+            and of the check of screening); see `circuitfind.setting`.
 
     Returns:
-        The circuit, unpruned. `exact`: each edge's effect when it was decided last (NaN: not measured). `facts`: how
-        many trials were run and edges decided without one, by reason, the close calls, the check of screening.
+        The circuit, unpruned. `exact`: each edge's effect at its last decision (NaN: not measured). `facts`: how many
+        trials were run; how many edges were decided without one, by reason; the close calls; the check of screening.
 
     Raises:
-        ScoreError: unknown order, a metric that is NaN, options that do not go together.
+        ScoreError: the order is unknown, the metric is NaN or infinite, or two options exclude each other.
         FileError: the checkpoint belongs to another run.
         TaskError: the pairs do not fit in memory.
     """
-    Rule(threshold, absolute)  # refuses nonsense before anything runs
+    Rule(threshold, absolute)  # an invalid threshold raises before anything runs
     evaluator = _evaluator(model, task, asked)
     if scores is None and screen is not None:
         scores = _estimated(evaluator.experiment)
@@ -110,13 +111,13 @@ def acdc(
         facts["screening"] = {"runs": pruning.screening_runs, **checked.facts(model.graph)}
     file.finish()
     if not pruning.mask.any():
-        warn(f"ACDC: no edge matters by threshold={threshold!r} or more, so the circuit has none: give a lower one")
+        warn(f"ACDC removed every edge at threshold={threshold!r}, so the circuit is empty: give a lower threshold")
     record = evaluator.experiment.record("acdc", **settings)
     return Circuit(model.graph, pruning.mask, exact=exact, record=record, facts=facts)
 
 
 def _estimated(experiment: Experiment) -> Scores:
-    """Estimates of the effects that edges are tried by."""
+    """Return effects estimated by the default method, for screening."""
     method = method_of(None)
     request, _ = request_of(method, "edge", None, {"ablation": experiment.setting.ablation})
     found = score(experiment, method, request)
@@ -138,24 +139,24 @@ def acdc_scores(
     checkpoint: str | PathLike[str] | None = None,
     **asked: Unpack[JudgeKeywords],
 ) -> Scores:
-    """Scores every edge by the smallest threshold at which ACDC removes it: one whole run at each of a grid.
+    """Score every edge by the smallest threshold at which ACDC removes it: one whole run at each threshold of a grid.
 
-    A run at one threshold may keep edges that a run at a lower one removes, so the edges that score above t are not
-    always those that the run at t keeps: `record.settings` holds, by threshold, how many the run `kept` and in how many
-    edges the two `differ`.
+    A run at one threshold may keep edges that a run at a lower threshold removes, so the edges with scores above t are
+    not always the edges that the run at t keeps. For each threshold, `record.settings` holds how many edges the run
+    `kept`, and in how many edges it and the scores `differ`.
 
     Args:
-        thresholds: positive and rising; by default nine from 0.0001 to 1, two a decade. They are rounded to float32.
+        thresholds: positive and ascending; by default nine from 0.0001 to 1, two per decade. Rounded to float32.
         order, scores, absolute, remove_dangling, side_by_side, asked: as for `acdc`.
-        checkpoint: as for `acdc`; one file a threshold, its number appended to the name.
+        checkpoint: as for `acdc`; one file per threshold, with the threshold's index appended to the name.
 
     Returns:
-        Scores in units of the metric, all positive; not effects. An edge that no threshold removes has the next value
-        beyond the grid (`settings["beyond"]`). The edges that the grid's thresholds up to t leave are
-        `scores.threshold(the next one, prune=False)`.
+        Scores in units of the metric, all positive; not effects. An edge that no threshold removes gets a value beyond
+        the grid (`settings["beyond"]`). `scores.threshold(the threshold after t, prune=False)` has the edges that no
+        threshold up to t removes.
 
     Raises:
-        ScoreError: thresholds that are not positive and rising; otherwise as `acdc`.
+        ScoreError: the thresholds are not positive and ascending; otherwise as `acdc`.
     """
     grid = _grid(GRID if thresholds is None else thresholds)
     evaluator = _evaluator(model, task, asked)
@@ -184,23 +185,24 @@ def acdc_scores(
 
 
 def _evaluator(model: Model, task: Task | BoundTask, asked: JudgeKeywords) -> Evaluator:
-    """The pairs, ready to run; the metric is "kl" unless the call says otherwise.
+    """Return the evaluator of the pairs. The metric is "kl" unless the call names one.
 
     Raises:
-        TaskError: their runs, which are all held, do not fit in memory.
+        TaskError: the runs of all pairs, which ACDC holds at once, do not fit in memory.
     """
     own = "metric" in asked and asked["metric"] is None  # None asks for the task's own
     experiment = Experiment.of(model, task, asked, metric=None if own else "kl", direction=False)
     needed, there = held_bytes(model.adapter, experiment.batch.clean.ids.numel()), obtainable(model.device)
     if there is not None and needed > there:
         raise TaskError(
-            f"ACDC holds the runs of all {len(experiment)} pairs, about {needed / 2**30:.0f} GiB, and there are"
-            f" {there / 2**30:.0f} on {model.device}: give fewer pairs, or shorter ones"
+            f"ACDC holds the runs of all {len(experiment)} pairs, about {needed / 2**30:.0f} GiB, and"
+            f" {model.device} has {there / 2**30:.0f} GiB: give fewer or shorter pairs"
         )
     return Evaluator(experiment)
 
 
 def _dangling(remove: str | None, evaluator: Evaluator) -> str | None:
+    """Return `remove_dangling`; ScoreError if it is unknown, or not valid under the ablation."""
     if remove not in (None, "tested", "untested"):
         raise ScoreError(f"remove_dangling={remove!r} is unknown: use None, 'tested' or 'untested'")
     ablation = evaluator.experiment.ablation
@@ -213,18 +215,18 @@ def _dangling(remove: str | None, evaluator: Evaluator) -> str | None:
 
 
 def _grid(thresholds: Iterable[float]) -> list[float]:
-    """The thresholds as float32 values, and the next beyond."""
+    """Return the thresholds as float32 values, followed by a value beyond them, for edges that are never removed."""
     if not isinstance(thresholds, Iterable):
         raise ScoreError(f"thresholds={thresholds!r} are not a grid: give several, or run acdc(threshold=...) once")
     thresholds = list(thresholds)
     grid = [float(np.float32(t)) if isinstance(t, Real) else float("nan") for t in thresholds]
     if not grid or not all(0 < t < float("inf") for t in grid) or any(b <= a for a, b in pairwise(grid)):
-        raise ScoreError(f"thresholds={thresholds} are not a grid: give positive numbers, each above the one before")
+        raise ScoreError(f"thresholds={thresholds} are not a grid: give positive numbers in ascending order")
     return [*grid, float(np.float32(grid[-1] * (grid[-1] / grid[-2] if len(grid) > 1 else 10)))]
 
 
 def _facts(pruning: Pruning) -> dict[str, Any]:
-    """What is known of the run, JSON values."""
+    """Return the circuit's facts, as JSON values."""
     graph, decisions, counts = pruning.evaluator.graph, pruning.decisions, Counter(d.how for d in pruning.decisions)
     rounding = max(of_mean(pruning.evaluator.rounding(mask)) for mask in (graph.real, pruning.mask))
     close = [d for d in decisions if pruning.rule.close(d.effect, rounding)]

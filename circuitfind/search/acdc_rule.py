@@ -1,22 +1,24 @@
-"""ACDC's rule: in which order edges are tried, when one goes, and which go untested.
+"""ACDC's rule: the order in which edges are tried, which of them are removed, and which are removed without a test.
 
 The circuit depends on the order (Chen et al. 2024), so every order has a name and a seed. The reverse-topological ones
-go through the readers from `logits` back to layer 0; in a layer the MLP comes first, then the attention's v, k and q
-readers, each from the last head to the first. They differ in a reader's own edges:
+go through the readers from `logits` back to layer 0; within a layer the MLP comes first, then the v, k and q inputs,
+each from the last head to the first. They differ in the order of the edges into one reader:
 
 * `reverse-topological`: latest writers first, as in the original code.
 * `reverse-topological-earliest`: earliest writers first.
-* `reverse-topological-shuffled`: in a random order, drawn with the seed.
-* `shuffled`: all edges in a random order; no topology.
+* `reverse-topological-shuffled`: writers in a random order, drawn with the seed.
+* `shuffled`: all edges in a random order, drawn with the seed.
 * `scores`: all edges, smallest |score| first; needs `scores=`.
 
-With screening, edges whose estimated effect is far below the threshold go untested, and a sample of them is checked:
+With screening, edges whose estimated effect is far below the threshold are skipped: removed without a test. A sample of
+them is checked.
 
-1. An edge is screened if |estimate| < factor * threshold. When its turn comes it goes; what is left is measured, so the
-   edges that are tested are compared with the circuit as it is.
-2. Afterwards some of the edges that went so, drawn at random, are measured exactly, each *in the circuit at the moment
-   it was removed*: all decisions before it made, none after it. One that ACDC's rule would have kept is a wrong skip.
-3. The rate of wrong skips among all skipped edges lies in Wilson's score interval (1927), at 95%.
+1. An edge is screened if |estimate| < factor * threshold. It is removed when its turn comes. The circuit that is left
+   is then measured, so that the next test compares with the current circuit.
+2. Afterwards the effects of some skipped edges, drawn at random, are measured exactly, each *in the circuit from which
+   it was removed*, after all earlier decisions and before all later ones. A skip is wrong if the rule would have kept
+   the edge.
+3. The rate of wrong skips among all skipped edges has Wilson's score interval (1927), at 95%.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from circuitfind.statistics import Interval
 
 Edge = tuple[int, int]  # writer, reader
 ORDERS = ("reverse-topological", "reverse-topological-earliest", "reverse-topological-shuffled", "shuffled", "scores")
-# How an edge is decided.
+# how an edge is decided
 TESTED = "tested"
 CUT_OFF = "reader cut off from the logits"
 UNREACHED = "writer carries its ablated value"
@@ -45,12 +47,13 @@ DANGLING = "writer left dangling"
 SCREENED = "screened"
 REASONS = (TESTED, CUT_OFF, UNREACHED, DANGLING, SCREENED)
 
-CHECKED = 100  # skipped edges that are measured, or all if there are fewer
-Z = 1.959964  # of the standard normal distribution, for 95%
+CHECKED = 100  # the most skipped edges that are measured
+Z = 1.959964  # the 97.5th percentile of the standard normal distribution
 
 
 class Decision(NamedTuple):
-    """What was decided of an edge: its effect at that moment (NaN: not measured), whether it stays, and how."""
+    """A decision about an edge: its effect in the circuit of that moment (NaN: not measured), whether it is kept, and
+    how this was decided (one of `REASONS`)."""
 
     edge: Edge
     effect: float
@@ -60,11 +63,11 @@ class Decision(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Rule:
-    """An edge goes if its effect (or the effect's magnitude) is strictly below the threshold.
+    """An edge is removed if its effect (with `absolute`, the effect's magnitude) is strictly below the threshold.
 
     Attributes:
-        dangling: whether what nodes without inputs write goes, too: None, "tested" or "untested".
-        screened: `[writers, readers]` bool, edges that go without a test; None for none.
+        dangling: whether nodes without inputs lose their outgoing edges: None, "tested" or "untested" (as for `acdc`).
+        screened: `[writers, readers]` bool, edges that are removed without a test; None for none.
     """
 
     threshold: float
@@ -85,20 +88,21 @@ class Rule:
         return abs(effect) if self.absolute else effect
 
     def goes(self, effect: float) -> bool:
-        """Whether an edge of this effect is removed."""
+        """Whether an edge with this effect is removed."""
         return self._size(effect) < self.threshold
 
     def close(self, effect: float, rounding: float) -> bool:
-        """Whether rounding, of either of the two metrics that differ by the effect, may turn the decision."""
+        """Whether rounding could reverse the decision. The effect is a difference of two metrics, each off by up to
+        `rounding`."""
         return abs(self._size(effect) - self.threshold) <= 2 * rounding
 
     def screens(self, edge: Edge) -> bool:
-        """Whether the edge goes without a test."""
+        """Whether the edge is removed without a test."""
         return self.screened is not None and bool(self.screened[edge])
 
 
 def mask_after(real: np.ndarray, decisions: Iterable[Decision]) -> np.ndarray:
-    """`[writers, readers]` bool: what is left of all edges after some decisions."""
+    """Return the circuit after some decisions, `[writers, readers]` bool: all real edges without the removed ones."""
     mask = real.copy()
     for edge, _, kept, _ in decisions:
         mask[edge] = kept
@@ -107,14 +111,14 @@ def mask_after(real: np.ndarray, decisions: Iterable[Decision]) -> np.ndarray:
 
 # -------------------------------------------------------------------- orders
 def edges_in_order(graph: Graph, order: str | Sequence[str], seed: int = 0, scores: Scores | None = None) -> list[Edge]:
-    """Every edge, in the order in which they are tried.
+    """Return the edges in the order in which they are tried.
 
     Args:
-        order: a name of `ORDERS`, or the edges' names themselves (then only these are tried).
+        order: a name of `ORDERS`, or a list of edge names (then only these are tried).
 
     Raises:
-        ScoreError: unknown order, or no scores for `scores`.
-        FileError: a list names an edge that the graph lacks.
+        ScoreError: the order is unknown, or "scores" without edge scores of this graph.
+        FileError: a name in the list is not an edge of the graph.
     """
     if not isinstance(order, str):
         return [graph.edge(name) for name in order]
@@ -131,7 +135,7 @@ def edges_in_order(graph: Graph, order: str | Sequence[str], seed: int = 0, scor
 
 
 def _writers(count: int, order: str, rng: np.random.Generator) -> list[int]:
-    """The writers of a reader's own edges."""
+    """Return the first `count` writers, those of one reader's edges, in the order of trial."""
     if order.endswith("-shuffled"):
         return [int(writer) for writer in rng.permutation(count)]
     return list(range(count) if order.endswith("-earliest") else reversed(range(count)))
@@ -139,26 +143,35 @@ def _writers(count: int, order: str, rng: np.random.Generator) -> list[int]:
 
 # -------------------------------------------------------------------- screening
 def screened(scores: Scores | None, factor: float, threshold: float, evaluator: Evaluator) -> np.ndarray:
-    """`[writers, readers]` bool: the edges whose estimate is far below the threshold; a ScoreError without
-    estimates, with those of something else, or a factor that is not positive."""
+    """Return the edges with |estimate| < factor * threshold, `[writers, readers]` bool.
+
+    Raises:
+        ScoreError: the scores are not estimated effects of this graph's edges, with the evaluator's metric and
+            ablation; or the factor is not in (0, 1].
+    """
     if not isinstance(scores, Scores) or scores.graph != evaluator.graph or not scores.record.is_effect:
         raise ScoreError("screen= needs scores=: effects of edges that attribute() estimated for this model")
     if not isinstance(factor, Real) or not 0 < factor <= 1:
-        remedy = "give a number above 0, at most 1, such as 0.1"
-        raise ScoreError(f"screen={factor!r} is not a part of the threshold: {remedy}")
+        raise ScoreError(f"screen={factor!r} is not a fraction of the threshold: give a number in (0, 1], such as 0.1")
     for name in ("metric", "ablation"):
         made, now = getattr(scores.record, name), getattr(evaluator.record, name)
         if made and made != now:
             raise ScoreError(
-                f"scores= estimate effects with {name} '{made}', the edges are tried with '{now}': screening compares"
-                f" the two, so make the scores with {name}='{now}', or give acdc {name}='{made}'"
+                f"scores= estimate effects with {name} '{made}', but acdc tries edges with '{now}': compute the scores"
+                f" with {name}='{now}', or give acdc {name}='{made}'"
             )
     return (np.abs(scores.values) < factor * threshold) & scores.graph.real
 
 
 @dataclass(frozen=True)
 class SkipCheck:
-    """Exact effects of some skipped edges in the circuits in which they were skipped, and which of them should stay."""
+    """How good the screening was.
+
+    Attributes:
+        skipped: number of edges that were removed without a test.
+        effects: exact effects of a sample of them, each in the circuit from which the edge was removed.
+        wrong: the edges of the sample that the rule would have kept.
+    """
 
     skipped: int
     effects: dict[Edge, float]
@@ -166,7 +179,7 @@ class SkipCheck:
 
     @classmethod
     def of(cls, evaluator: Evaluator, rule: Rule, decisions: list[Decision]) -> SkipCheck:
-        """Measures a sample of the skipped edges, drawn with the evaluator's seed."""
+        """Measure a sample of the skipped edges, drawn with the evaluator's seed."""
         skipped = [at for at, decision in enumerate(decisions) if decision.how == SCREENED]
         drawn = np.random.default_rng(evaluator.seed).permutation(len(skipped))[:CHECKED]
         effects: dict[Edge, float] = {}
@@ -181,7 +194,7 @@ class SkipCheck:
 
     @property
     def interval(self) -> Interval:
-        """Of the rate of wrong skips; exactly the rate where all skipped edges were measured."""
+        """The 95% interval of the rate of wrong skips; the rate itself if all skipped edges were measured."""
         found, size = len(self.wrong), len(self.effects)
         if size == self.skipped:
             return Interval(self.rate, self.rate)
@@ -190,11 +203,11 @@ class SkipCheck:
 
     @property
     def rate(self) -> float:
-        """Wrong skips among those measured; NaN where nothing was skipped."""
+        """The fraction of wrong skips among the measured ones; NaN if no edge was skipped."""
         return len(self.wrong) / len(self.effects) if self.effects else float("nan")
 
     def facts(self, graph: Graph) -> dict[str, Any]:
-        """JSON values."""
+        """Return the check as JSON values."""
         wrong = [{"edge": graph.edge_name(*edge), "effect": self.effects[edge]} for edge in self.wrong]
         rate = {"rate": self.rate, "interval": list(self.interval)} if self.effects else {}
         return {"skipped": self.skipped, "checked": len(self.effects), "wrong": wrong, **rate}

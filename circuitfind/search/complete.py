@@ -1,32 +1,37 @@
-"""From a circuit that does the task to one that holds every way of doing it: backups, either-or, what cancels.
+"""From a circuit that does the task to one with every way of doing it: backups, alternatives, parts that cancel.
 
-A search for the smallest circuit leaves out what stands in for another part (Wang et al. 2022, "Interpretability in the
-wild", section 4), and single effects do not show it either: ablating one of two heads of which either will do changes
-nothing. It becomes visible where the other is cut. So:
+A search for the smallest circuit leaves out nodes that stand in for another (Wang et al. 2022, "Interpretability in the
+wild", section 4). Single effects do not show them either: if either of two heads is enough, ablating one of them
+changes nothing. Each of them shows an effect once the other is cut. So:
 
-1. **Screen** a context, the model without some nodes (first: none): the gradient of every pair's metric with respect to
-   every edge. In the whole model it is taken along the way from the ablated to the clean model, too: with all edges
-   opened by half, and with the input's edges opened by a quarter, a half and three quarters. The largest |gradient|
-   counts: an edge that matters anywhere on the way is seen. So do the scores that the search began with.
-2. **Cut** the strongest nodes, one at a time: each is a new context. Where the model then still does part of the task
-   (`ALIVE`), it is screened. Nodes that became visible there are cut beside it; whatever node is strongest comes next.
-3. **Confirm** by exact runs: each edge of the circuit, and what the screen of the whole model shows, is ablated in the
-   whole model. As long as it does nothing it is ablated in the contexts where it is visible, too: where its gradient is
-   above that of the whole, open model (edges of the circuit: where they look strongest).
-4. Nodes whose edges are still open stand in for each other, or do nothing. Each of the strongest (`STAND_INS`) is
-   looked at where as many of the others are cut as the model can do without.
-5. A saturated attention pattern passes no gradient on. So all edges that join nodes which are sure by now are run, too.
-6. What ablating an edge changes at most, as a share of the total effect, decides: `KEPT` for edges outside the circuit,
-   `LEFT` for those inside it. An edge of the circuit that there was no run for stays, and all of them stay where the
-   circuit would otherwise leave the target. A way whose edges all matter less than `KEPT` is not found.
-7. Edges that oppose the task may lead off target, where those that make up for them matter too little to be added. Then
-   re-scored pruning goes down once more from the strongest edges, and never drops these (`rescoring.py`).
-8. Out of time, what was confirmed by then is added, and nothing is left out.
+1. **Screen** a context, which is the model without some nodes (the first: without none): take the gradient of every
+   pair's metric with respect to every edge. In the whole model, also take it at points between the ablated and the
+   clean model: with all edges open by half, and with the input's edges open by a quarter, a half and three quarters.
+   An edge's strength in a context is its largest |gradient| (in the whole model: or its |score|, if that is larger).
+2. **Cut** the strongest nodes, one at a time: each makes a new context. If the model then still does part of the task
+   (`ALIVE`), screen that context, and later cut, in addition, the nodes that became visible in it. The strongest node
+   that waits is cut next.
+3. **Confirm** by exact runs: ablate each edge of the circuit, and each edge that is strong in the whole model, in the
+   whole model. While its effect is below `KEPT`, it is also ablated in contexts in which it is visible: with at least
+   twice its gradient in the whole, open model. An edge of the circuit with effects below `LEFT` is also ablated in the
+   contexts in which it is strongest.
+4. Nodes whose strong edges still have no effect stand in for each other, or do nothing. Test each of the strongest
+   (`STAND_INS`) in a context in which as many of the others are cut as the model can do without.
+5. A saturated attention pattern passes no gradient on. So all edges between nodes with confirmed edges are run, too.
+6. The largest change by which ablating an edge moves the metric, as a fraction of the total effect, decides: an edge
+   outside the circuit is added from `KEPT` on, and one inside is removed below `LEFT`. An edge of the circuit that was
+   not run stays; and all of them stay if the circuit would leave the target without them. A way of doing the task
+   whose edges all have effects below `KEPT` is not found.
+7. Added edges that oppose the task may lead off target, if the edges that compensate have effects too small to be
+   added. Then re-scored pruning starts once more from the strongest edges, and never drops this circuit
+   (`rescoring.py`).
+8. If the time limit passes, the edges that are confirmed by then are added, and none are removed.
 
-A context costs a run, and where it is alive a masked gradient of `PAIRS` pairs (three passes), the first one five;
-there are at most `CONTEXTS`. Confirming costs at most `CONFIRMED` runs, strongest edges first, stand-ins at most
-`STAND_INS` squared: at most 480 runs of the search pairs and 60 passes of eight pairs. A run starts at the first block
-that lacks an edge: in all that was 113 forward passes on SmolLM2's IOI, and 5 backward (docs/real-models.md).
+A context costs one run and, if the model still does the task, a masked gradient of `PAIRS` pairs (three passes; five
+such gradients in the first context); there are at most `CONTEXTS`. Confirming costs at most `CONFIRMED` runs, strongest
+edges first, and stand-ins at most `STAND_INS` squared: at most 480 runs of the search pairs and 60 passes of eight
+pairs. A run starts at the first block that lacks an edge, so on SmolLM2's IOI all this cost 113 forward passes and 5
+backward passes (docs/real-models.md).
 """
 
 from __future__ import annotations
@@ -46,23 +51,24 @@ from circuitfind.search.rescoring import Rescoring, gradients_at
 from circuitfind.search.trials import Trials, Tried
 
 CONTEXTS, CONFIRMED = 16, 400
-PAIRS = 8  # that contexts are screened on; edges are confirmed on all search pairs
-ALIVE = 0.25  # of the total effect
-VISIBLE = 2.0  # times stronger than in the whole model
-SCREENED = 0.02  # of the total effect, by gradient
+PAIRS = 8  # pairs on which contexts are screened; edges are confirmed on all search pairs
+ALIVE = 0.25  # the least faithfulness of a context that is screened
+VISIBLE = 2.0  # an edge is visible in a context if it is this many times as strong as in the whole model
+SCREENED = 0.02  # the least strength of an edge that is tested, as a fraction of the total effect
 STAND_INS = 8
-TRIES = 4  # contexts in which an edge is confirmed
-KEPT, LEFT = 0.02, 0.002  # of the total effect, exactly
-AT_ONCE = 16  # edges confirmed between two looks at the time limit
-LOOKING = 160  # what contexts cost, in confirming runs
-OPENING = ((0.5, 0.5), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0))  # how far the input's edges, and all others, are open
+TRIES = 4  # the most contexts in which one edge is tested
+KEPT, LEFT = 0.02, 0.002  # exact effects, as fractions of the total effect
+AT_ONCE = 16  # edges confirmed between two checks of the time limit
+LOOKING = 160  # estimated duration of screening all contexts, in confirming runs
+OPENING = ((0.5, 0.5), (0.25, 1.0), (0.5, 1.0), (0.75, 1.0))  # points: mask of the input's edges, of all other edges
 OPEN = ((1.0, 1.0),)
 
 Cut = tuple[int, ...]  # writers, sorted
 
 
 class _Context(NamedTuple):
-    """The model without some nodes: its mask, its metric `[pairs]`, and how strong each edge looks in it."""
+    """The model without some nodes: its mask, its metric `[pairs]`, and the strength of each edge in it (a fraction of
+    the total effect). Masks and strengths are `[writers, readers]`."""
 
     mask: np.ndarray
     metric: np.ndarray
@@ -70,7 +76,7 @@ class _Context(NamedTuple):
 
 
 class Completion:
-    """The search; `completed` gives its circuit."""
+    """The search for what stands in for parts of a circuit; `completed` returns the larger circuit."""
 
     def __init__(self, trials: Trials, scores: Scores) -> None:
         self.trials, self.graph, self.evaluator = trials, trials.graph, trials.evaluator
@@ -87,25 +93,26 @@ class Completion:
         self.scores, self.tests = scores, _Tests(self, [], self.estimates)
 
     def completed(self, circuit: Tried) -> Tried:
-        """The circuit with what stands in for its parts, and without what nowhere matters."""
+        """Return the circuit with what stands in for its parts, and without edges that matter in no context."""
         with stages("completing", LOOKING + CONFIRMED) as part:
             with part(LOOKING):
                 self._look()
             with part(CONFIRMED), progress("confirming", CONFIRMED) as self.advance:
                 effects = self._confirm(circuit.mask)
         more = circuit.mask | (effects >= KEPT)
-        whole = self._run(more & ~(circuit.mask & (effects < LEFT)), circuit)  # not those that were not run: NaN
-        if self.trials.meets(circuit) and not self.trials.meets(whole):  # many that hardly matter may do so together
+        without = circuit.mask & (effects < LEFT)  # edges that were not run, with NaN, are not among them
+        whole = self._run(more & ~without, circuit)
+        if self.trials.meets(circuit) and not self.trials.meets(whole):  # many small effects may add up
             whole = self._run(more, circuit)
         if self.trials.meets(circuit) and not self.trials.meets(whole):
             whole = self._balanced(whole)
         added, gone = int((whole.mask & ~circuit.mask).sum()), int((circuit.mask & ~whole.mask).sum())
-        said = f"{len(self.contexts)} contexts looked at; {added:,} edges added that matter there"
-        self.trials.say("complete", f"{said}, {gone:,} of {circuit.n_edges:,} left out that matter nowhere")
+        said = f"{len(self.contexts)} contexts screened; {added:,} edges added that matter there"
+        self.trials.say("complete", f"{said}, {gone:,} of {circuit.n_edges:,} removed that matter in none")
         return whole
 
     def so_far(self, circuit: Tried) -> Tried:
-        """The circuit with what is confirmed by now, where there was no time for the rest."""
+        """Return the circuit with the edges that are confirmed by now, if there is no time for the rest."""
         whole = self._run(circuit.mask | (self.tests.effects >= KEPT), circuit, late=True)
         added = int((whole.mask & ~circuit.mask).sum())
         self.trials.say("complete", f"{added:,} edges added that were confirmed in time")
@@ -116,25 +123,25 @@ class Completion:
         return self.trials.run(mask, "complete", late=late) if mask.any() else otherwise
 
     def _balanced(self, whole: Tried) -> Tried:
-        """The smallest circuit on target that holds this one and what makes up for it; else this one."""
+        """Return the smallest circuit on target with all edges of `whole` and some that compensate; else `whole`."""
         Rescoring(self.trials, self.scores, whole.mask).run()
         holding = (tried for tried in self.trials.every() if not (whole.mask & ~tried.mask).any())
         balanced = next(filter(self.trials.meets, holding), whole)
         said = f"with what stands in for its parts the circuit is off target (faithfulness {whole.faithfulness:.2f}"
-        said += " on the search pairs): edges that oppose the task are in"
+        said += " on the search pairs), as it now contains edges that oppose the task"
         if balanced is whole:
             said += "; for a faithful circuit leave complete=True out"
             warn(said)
         else:
             added = balanced.n_edges - whole.n_edges
-            said += f"; {added:,} weak edges that make up for them bring it back ({balanced.faithfulness:.2f})"
+            said += f"; {added:,} weak edges that compensate bring it back ({balanced.faithfulness:.2f})"
         self.trials.say("complete", said)
         return balanced
 
     # ---------------------------------------------------------------- contexts
     def _look(self) -> None:
-        """Screens contexts, the whole model first."""
-        waiting: dict[Cut, float] = {(): 0.0}  # and how strong the node is that is cut last
+        """Screen contexts, the whole model first."""
+        waiting: dict[Cut, float] = {(): 0.0}  # with the strength of the last node to cut
         tried: set[Cut] = set()
         dead: list[Cut] = []
         with progress("contexts", CONTEXTS) as advance:
@@ -154,7 +161,7 @@ class Completion:
                 advance(1)
 
     def _context(self, cut: Cut) -> _Context | None:
-        """None where the model does nothing without these nodes."""
+        """Return the screened context without these nodes; None if the model no longer does the task."""
         tried = self._without(cut)
         if tried.faithfulness < ALIVE:
             return None
@@ -165,7 +172,7 @@ class Completion:
         return _Context(tried.mask, tried.outcome.metric, strength)
 
     def _without(self, cut: Cut) -> Tried:
-        """The model without these nodes."""
+        """Return the model without these nodes, run once."""
         if (cut := tuple(sorted(cut))) not in self._cut:
             mask = self.graph.real.copy()
             mask[list(cut)] = False
@@ -173,7 +180,8 @@ class Completion:
         return self._cut[cut]
 
     def _screen(self, mask: np.ndarray, points: Sequence[tuple[float, float]]) -> np.ndarray:
-        """`[writers, readers]`: the largest mean |gradient| at any point, as a share of the total effect."""
+        """Return each edge's largest mean |gradient| at any of the points, as a fraction of the total effect,
+        `[writers, readers]`."""
         experiment, found = self.evaluator.experiment, np.zeros(mask.shape)
         for of_input, of_others in points:
             self.trials.check_time()
@@ -184,8 +192,8 @@ class Completion:
         return found
 
     def _strong(self, cut: Cut) -> list[tuple[int, float]]:
-        """Nodes to cut next, and how strong they are: in the whole model all that are screened, else those that became
-        visible."""
+        """Return the nodes to cut next, with their strength: those with a strong edge in this context that, unless the
+        context is the whole model, became visible."""
         strength = self.contexts[cut].strength
         before = self.contexts[()].strength if cut else np.zeros_like(strength)
         visible = np.where(strength >= VISIBLE * before, strength, 0)
@@ -193,12 +201,12 @@ class Completion:
         return [(node, float(nodes[node])) for node in np.flatnonzero(nodes >= SCREENED).tolist() if node]
 
     def _confirm(self, inside: np.ndarray) -> np.ndarray:
-        """`[writers, readers]`: what ablating an edge changes at most in the contexts tried, as a share of the total
-        effect; NaN where none was run."""
+        """Return the largest change of the metric by ablating each edge in any context, `[writers, readers]`, as a
+        fraction of the total effect; NaN for edges that were not run. `inside`: the circuit."""
         contexts = list(self.contexts.values())
         strengths = np.stack([context.strength for context in contexts])
         self.tests = tests = _Tests(self, contexts, strengths.max(0))
-        order = np.argsort(-strengths[1:], axis=0, kind="stable") + 1  # of the contexts with cuts, for each edge
+        order = np.argsort(-strengths[1:], axis=0, kind="stable") + 1  # for each edge, the contexts with cuts
         cells = np.argwhere(inside | (strengths[0] >= SCREENED))
         tests.run(cells, np.zeros(len(cells), dtype=int))
         for chosen in order[: TRIES - 1]:
@@ -210,7 +218,8 @@ class Completion:
         sure, serves = tests.effects >= KEPT, self.graph.serves
         read = np.asarray(sure.any(axis=0))
         nodes = np.asarray((read[:, None] & serves).any(axis=0))
-        context = np.where(sure, tests.context, 0).max(0)  # by reader; then by node, and by reader again
+        # the last context with a sure edge: into each reader, then into each node, which all its readers share
+        context = np.where(sure, tests.context, 0).max(0)
         context = (serves * (serves * context[:, None]).max(0)).max(1)
         writers, readers = np.asarray(sure.any(axis=1)), np.asarray((serves & nodes).any(axis=1))
         joining = self.graph.real & writers[:, None] & readers & (tests.effects == 0)
@@ -220,7 +229,7 @@ class Completion:
         return np.where(tests.done, tests.effects, np.nan)
 
     def _stand_ins(self, tests: _Tests) -> None:
-        """Tests the edges of nodes that stand in for each other: each node where all others are cut that can be."""
+        """Test the edges of nodes that may stand in for each other: each with as many of the others cut as possible."""
         open_ = self.graph.real & (tests.rank >= SCREENED) & (tests.effects < KEPT)
         size = np.where(open_, tests.rank, 0).max(1)
         nodes = [node for node in np.argsort(-size, kind="stable").tolist() if node and size[node]][:STAND_INS]
@@ -238,12 +247,14 @@ class Completion:
 
 
 class _Tests:
-    """Exact runs of contexts without one edge, while there are any left.
+    """Exact runs of contexts with one more edge ablated, at most `CONFIRMED`. Arrays are `[writers, readers]`.
 
     Attributes:
-        rank: `[writers, readers]`, which edges come first.
-        effects: the largest change that ablating an edge made, as a share of the total effect; context: in which one;
-            done: whether it was run at all.
+        rank: edges with larger values are run first.
+        effects: the largest change of the metric by ablating the edge, as a fraction of the total effect.
+        context: the number of the context in which it was largest.
+        done: whether the edge was run.
+        left: the number of runs that are left.
     """
 
     def __init__(self, search: Completion, contexts: list[_Context], rank: np.ndarray) -> None:
@@ -253,11 +264,11 @@ class _Tests:
         self.left = CONFIRMED
 
     def run(self, cells: np.ndarray, contexts: np.ndarray) -> None:
-        """Ablates edges `[edges, 2]`, each in the context of this number `[edges]`, unless its writer is cut there."""
+        """Ablate edges `[edges, 2]`, each in the context with this number `[edges]`, unless the context lacks it."""
         first = np.argsort(-self.rank[tuple(cells.T)], kind="stable")
         tests = [(int(contexts[at]), *cells[at].tolist()[::-1]) for at in first]
         tests = [one for one in tests if self.contexts[one[0]].mask[one[:0:-1]]][: self.left]
-        tests.sort()  # runs side by side are those that restart in the same layer
+        tests.sort()  # so that runs in one batch restart in the same layer
         self.left -= len(tests)
         for start in range(0, len(tests), AT_ONCE):
             self.search.trials.check_time()

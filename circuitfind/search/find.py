@@ -1,21 +1,23 @@
 """`find`: from a model and a task to a verified circuit, in one call.
 
-1. Pairs are split: one part for the search, the held-out other part to judge its result. One pair is both parts: the
-   result is that prompt's own circuit.
+1. The pairs are split: search pairs, on which the circuit is found, and held-out pairs, on which it is verified. A
+   single pair is used for both: the result is that prompt's own circuit.
 2. **Score** every edge by attribution.
-3. **Search** by what `search` names:
-   * "balanced" (the default): from the strongest edges downwards, re-scored at every size, helpful and opposing edges
-     dropped in balance (`rescoring.py`); where it finds nothing, as "absolute";
+3. **Search**, with one of these (`search`):
+   * "balanced" (the default): start from the strongest edges and drop more and more of them, re-scored at every size,
+     helpful and opposing edges in balance (`rescoring.py`); if no circuit but the whole model results, as "absolute";
    * "absolute", "signed": the smallest size of one ranking, by |score| or by signed score (`ranked.py`).
-4. **Choose** the smallest circuit on target, or the nearest to the whole model of at most `edges` edges
-   (`frontier.py`). The target is a distance of at most `tolerance` by a `criterion` (`trials.py`).
-5. **Prune** exactly: single edges whose removal leaves it on target (`pruning.py`).
-6. **Knock-outs**: parts of the circuit are ablated inside it and inside the whole model. If the model does not miss
-   them, it has a second way to do the task (`evaluation/completeness.py`).
-7. **Verify** on the held-out pairs: exact effects of the strongest edges, the circuit as a whole, other circuits of its
-   size; the other sizes of the frontier.
+4. **Choose** the smallest circuit on target; or, if `edges` is given, the circuit nearest to the whole model of at most
+   that many edges (`frontier.py`). The target is a distance of at most `tolerance` by the `criterion` (`trials.py`).
+5. **Prune**: remove single edges, with an exact run for each removal, while the circuit stays on target (`pruning.py`).
+6. With `complete`, **add** what stands in for parts of the circuit (`complete.py`).
+7. **Verify** on the held-out pairs: exact effects of the strongest edges, faithfulness of the circuit, random circuits
+   of its size.
+8. **Knock out** parts of the circuit, inside it and inside the whole model. If the model does without them, it has a
+   second way to do the task (`evaluation/completeness.py`).
+9. Run the circuits of other sizes on the frontier on the held-out pairs.
 
-A search that is stopped (Ctrl-C) or runs out of time goes on from 4 with the circuits that it has run.
+A search that is stopped (Ctrl-C) or runs out of time continues at 4 with the circuits that it has run.
 """
 
 from __future__ import annotations
@@ -55,16 +57,16 @@ from circuitfind.tasks.task import BoundTask, Task
 
 Search = Literal["balanced", "absolute", "signed"]
 SEARCHES: tuple[str, ...] = get_args(Search)
-FORMER = {  # keywords of earlier versions
+FORMER = {  # keywords of earlier versions, and what to use now
     "top": "max_checks",
     "by": "search='absolute' or search='signed'",
     "one_sided": "criterion='at-least'",
     "prune_tolerance": "prune=False",
 }
-GROWTH = 0.05  # how much further from the whole model pruning may go, where it is asked for
-COMPLETING = 4.0  # times as long as the search for the smallest circuit
-LAST_RUNS = 12  # circuits that it runs where it is not
-SEARCHING = 0.7  # of the time limit; the rest is for checks
+GROWTH = 0.05  # how much prune=True may add to the distance from the whole model
+LAST_RUNS = 12  # circuits that pruning runs at most by default
+COMPLETING = 4.0  # duration of completing, relative to the search for the smallest circuit
+SEARCHING = 0.7  # fraction of the time limit for the search; the rest is for checks
 
 
 @model_call
@@ -87,43 +89,46 @@ def find(
     scores: Scores | None = None,
     **asked: Unpack[ScoreKeywords],
 ) -> FindResult:
-    """Finds the smallest circuit that still does the task, and verifies it.
+    """Find the smallest circuit that still does the task, and verify it on held-out pairs.
 
     Args:
-        method: of the scores ("eap-ig-inputs"): as for `circuitfind.attribute`, or "acdc", "edge-pruning",
-            "subnetwork-probing" or "ugs" (`circuitfind.search.methods`).
-        edges: the best circuit of at most so many edges; by default the smallest circuit on target.
-        criterion: what the distance from the whole model is: "mean" (|1 - faithfulness|), "at-least" (more than the
-            whole model counts as on target, too), "pairs" (the error of single pairs) or "kl" (KL divergence).
+        method: the method that scores the edges ("eap-ig-inputs"): any of `circuitfind.attribute`, or "acdc",
+            "edge-pruning", "subnetwork-probing", "ugs" or "matryoshka" (`circuitfind.search.methods`).
+        edges: return the best circuit of at most this many edges; by default the smallest circuit on target.
+        criterion: the distance from the whole model: "mean" (|1 - faithfulness|), "at-least" (the same, but 0 if the
+            circuit does more than the model), "pairs" (the error of single pairs) or "kl" (KL divergence).
         tolerance: the largest distance that is on target.
-        search: "balanced" re-scored pruning, or the best size of the ranking by "absolute" or "signed" score.
-        complete: look for what stands in for parts of the circuit, too (backup heads, either of two heads, parts that
-            cancel), and add it (`circuitfind.search.complete`): edges of at least 2% of the effect, which in a large
-            model may lead off target; then weak edges that make up for them are added, too. At most some 500 runs more,
-            most of them in part. Not with `edges`.
-        prune: whether to try to drop single edges of the circuit, exactly; by default only those that
-            it does not miss, with at most 12 runs.
-        holdout: the part of the pairs that is held out for verification.
+        search: "balanced" (re-scored pruning), or the smallest size of the ranking by "absolute" or "signed" score.
+        complete: also find and add what stands in for parts of the circuit: backup heads, heads of which either is
+            enough, parts that cancel (`circuitfind.search.complete`). Adds edges whose effect is at least 2% of the
+            total. In a large model these may lead off target; then weak edges that compensate are added, too. Takes up
+            to about 500 further runs, most of which start in a later layer. Not with `edges`.
+        prune: True: try to remove each edge, with exact runs. None: only in the first 12 runs, and only edges that
+            change the distance by at most 0.01; with `edges`, do not prune. False: do not prune.
+        holdout: the fraction of the pairs that is held out for verification.
         max_checks: how many edges to measure exactly: the circuit's strongest, then the strongest outside of it.
         random: how many random circuits to compare with.
-        knockouts: how many parts of the circuit (its heads of a layer, an MLP) to ablate inside it and inside the
-            model, to see whether the model has a second way, and at most so many sets of several; each costs two runs
-            of a circuit on the search pairs.
-        time_limit: seconds that the call may take, in all. The search then ends with the best circuit so far, and is
-            checked as far as there is time.
-        scores: take these instead of computing them (a search that was stopped goes on from its saved scores).
-        asked: keywords of the run (by default those of the given scores; seed: of the split and the random circuits,
-            too) and options of the method.
+        knockouts: how many parts of the circuit (one layer's heads, or an MLP) to ablate inside it and inside the
+            model, to see whether the model has a second way; and at most this many sets of several parts. Each costs
+            two runs of a circuit on the search pairs.
+        time_limit: seconds that the whole call may take. The search then ends with the best circuit so far, which is
+            verified as far as time allows.
+        scores: edge scores to use instead of computing them, such as the saved scores of a search that was stopped.
+        asked: keywords of the run (by default those of the given scores; the seed is also that of the split and of the
+            random circuits), and options of the method.
+
+    Returns:
+        The circuit with its verification, the frontier, the scores, and every circuit and decision of the search.
 
     Raises:
-        TaskError: too few pairs, or they do not fit the model.
-        ScoreError: scores or faithfulness are undefined on this task, or the given scores were made by another method
-            or with other options than those asked for; the metric cannot be differentiated (search="absolute" needs no
+        TaskError: too few pairs, or pairs that do not fit the model.
+        ScoreError: scores or faithfulness are undefined on this task; the given scores were made by another method or
+            with other options than the call names; or the metric cannot be differentiated (search="absolute" needs no
             gradient).
     """
     deadline = Deadline(time_limit)
     if complete and edges is not None:
-        raise ScoreError("complete=True adds what stands in for parts of the circuit, however much: leave edges= out")
+        raise ScoreError("complete=True may add any number of edges: leave edges= out")
     check_target(tolerance, criterion, search, edges, time_limit)
     for name, count in {"max_checks": max_checks, "knockouts": knockouts}.items():
         check_count(name, count)
@@ -133,7 +138,7 @@ def find(
     seen, held_out = whole.bound.held_out(holdout, whole.setting.seed)
     experiment = whole.on(seen)
     evaluator = Evaluator(experiment)
-    # the empty circuit is the corrupted run under this ablation only
+    # only under this ablation is the empty circuit the corrupted run
     twin = experiment.ablation.twin
     summary = summary_of(evaluator) if twin else summarise(model, seen, batch_size=experiment.setting.batch_size)
     evaluator.check_contrast()
@@ -155,7 +160,7 @@ def find(
         with stage(work.judge):
             judge = Evaluator(whole.on(held_out))
         with stage(work.checks):
-            # of the time that is left most is for exact effects, which take about half a run each
+            # most of the time left is for exact effects, which take about half a run each
             to_patch = _strongest(circuit, strength, scores, int(min(max_checks, trials.affords())))
             others = int(min(random, trials.affords(0.2)))
             checks = verified(whole.on(held_out), judge, scores, circuit, to_patch, others)
@@ -179,7 +184,7 @@ def find(
         if part.second_way:
             remedy = "cf.completeness looks further" if complete else "complete=True, --complete, adds it"
             warn(f"{part.reading} ({remedy})")
-    # scores may be of other pairs, or of another metric than the one that the search was judged by
+    # the given scores may be of other pairs, or of another metric than the search's
     record, run = circuit.record.seeing(evaluator.record), whole.setting
     record = replace(record, metric=run.metric.name, ablation=run.ablation, direction=run.direction)
     circuit = replace(circuit, record=record, exact=checks.exact, facts=facts)
@@ -190,14 +195,15 @@ def find(
 def _experiment(
     model: Model, task: Task | BoundTask, scores: Scores | None, method: Method | None, asked: Any
 ) -> tuple[Experiment, Request]:
-    """All pairs under the setting of a search, and the request for scores where none are given."""
+    """Return the experiment on all pairs, and the request for scores if none are given. TypeError: a keyword of an
+    earlier version; ScoreError: the scores are not edge scores of this model."""
     for name in asked.keys() & FORMER.keys():
         raise TypeError(f"find has no '{name}' any more: use {FORMER[name]}")
     if scores is None:
         request, setting = request_of(method_of(method), asked)
         return Experiment.of(model, task, setting), request
     if not isinstance(scores, Scores):
-        raise ScoreError(f"find needs edge scores, not {type(scores).__name__}: attribute(level='edge') makes them")
+        raise ScoreError(f"find needs edge scores, not {type(scores).__name__}: use attribute(level='edge')")
     if scores.graph != model.graph:
         raise ScoreError(f"the scores belong to another graph {model.graph.unlike(scores.graph)}")
     setting = check_made(scores.record, {**asked, "method": method})
@@ -205,7 +211,7 @@ def _experiment(
 
 
 class _Work(NamedTuple):
-    """About how many runs of the search pairs the stages of a search are."""
+    """The estimated duration of each stage, in runs of the search pairs, for the progress bar."""
 
     scores: float
     search: float
@@ -229,7 +235,7 @@ def check_target(
     edges: int | None = None,
     time_limit: float | None = None,
 ) -> None:
-    """Refuses what is no target, and no limit."""
+    """Raise a ScoreError if an option is unknown or out of range."""
     if criterion not in CRITERIA:
         raise ScoreError(unknown("criterion", criterion, CRITERIA))
     if search not in SEARCHES:
@@ -237,20 +243,20 @@ def check_target(
     if edges is not None:
         check_count("edges", edges, 1)
     if time_limit is not None and not (isinstance(time_limit, Real) and float(time_limit) > 0):
-        raise ScoreError(f"time_limit={time_limit!r}: give seconds, more than 0")
+        raise ScoreError(f"time_limit={time_limit!r}: give a number of seconds above 0")
     if not isinstance(tolerance, Real) or not 0 <= float(tolerance) < 1:
         raise ScoreError(
-            f"tolerance={tolerance!r}: give how far the circuit may be from the whole model, a number of 0 or more and"
-            " less than 1 (an empty circuit is 1 away)"
+            f"tolerance={tolerance!r}: give the largest distance from the whole model that is on target, in [0, 1)"
+            " (the empty circuit's distance is 1)"
         )
 
 
 def _searched(
     trials: Trials, scores: Scores, search: str, edges: int | None, prune: bool | None, complete: bool
 ) -> tuple[Tried, np.ndarray]:
-    """The circuit that a search finds, and `[writers, readers]`, how strong each of its edges is."""
+    """Return the result of the search, and the strength of each of its edges, `[writers, readers]`."""
     strength: np.ndarray = np.abs(scores.values)
-    unfinished = "; nothing was looked for that stands in for parts of the circuit" if complete else ""
+    unfinished = "; it has not looked for what stands in for parts of the circuit" if complete else ""
     completion = None
     try:
         with stages("search", 1.0 + COMPLETING * complete) as part:
@@ -269,7 +275,7 @@ def _searched(
                 with part(0.2):
                     taken = pruned(trials, taken, strength, *((GROWTH, math.inf) if prune else (FREE, LAST_RUNS)))
             if complete:
-                unfinished = "; what stands in for parts of the circuit was not all looked for"
+                unfinished = "; it has not finished looking for what stands in for parts of the circuit"
                 with part(COMPLETING):
                     completion = Completion(trials, scores)
                     taken = completion.completed(taken)
@@ -277,7 +283,7 @@ def _searched(
     except OutOfTime:
         trials.stop("the time limit has passed", unfinished)
     except KeyboardInterrupt as stop:
-        # SIGTERM: there is no time to go on; of several processes each was interrupted elsewhere
+        # not after SIGTERM, which leaves no time, nor with several processes, each interrupted at another point
         if type(stop) is not KeyboardInterrupt or not trials.curve or processes.size() > 1:
             raise
         trials.stop("stopped", unfinished)
@@ -285,7 +291,8 @@ def _searched(
 
 
 def _strongest(circuit: Circuit, strength: np.ndarray, scores: Scores, count: int) -> np.ndarray:
-    """The mask of the circuit's strongest edges and, where it has fewer, of the strongest by |score| outside of it."""
+    """Return the mask of the circuit's `count` strongest edges; if it has fewer, also of the strongest by |score|
+    outside of it."""
 
     def ranked(mask: np.ndarray, size: np.ndarray) -> np.ndarray:
         edges = np.argwhere(mask)
@@ -298,7 +305,7 @@ def _strongest(circuit: Circuit, strength: np.ndarray, scores: Scores, count: in
 
 
 def _opposing(circuit: Circuit, scores: Scores) -> str:
-    """How many edges of negative estimated effect are in and, of the strongest ones by |score|, out."""
+    """Say how many edges with a negative estimated effect are in the circuit, and how many strong ones are not."""
     strong = scores.top(START, prune=False).mask & ~circuit.mask
     inside, outside = (int((scores.values[mask] < 0).sum()) for mask in (circuit.mask, strong))
     said = f"{inside:,} of the circuit's {len(circuit):,} edges have a negative estimated effect"
@@ -308,15 +315,16 @@ def _opposing(circuit: Circuit, scores: Scores) -> str:
 
 
 def _off_size(taken: Tried, edges: int | None) -> str:
-    """What is wrong with the size of what was found, if anything."""
+    """Return a warning if the circuit is empty or has more edges than `edges`, else an empty string."""
     if not taken.n_edges:
         return f"the strongest {edges} edges hold no path from input to logits: the circuit is empty"
     if edges is not None and taken.n_edges > edges:
-        return f"no circuit of at most {edges:,} edges was met: this one has {taken.n_edges:,}"
+        return f"the search found no circuit of at most {edges:,} edges: this one has {taken.n_edges:,}"
     return ""
 
 
 def _facts(taken: Tried, trials: Trials, circuit: Circuit, checks: Verification, judge: Evaluator) -> dict[str, Any]:
+    """Return the circuit's facts, as JSON values."""
     of_circuit = ("metric", "metric_full", "metric_empty", "accuracy", "accuracy_full", "pair_error")
     each, ends = checks.evaluation.per_example, trials.evaluator.ends
     outcome = Outcome(each.circuit, each.accurate, each.top1, each.kl)

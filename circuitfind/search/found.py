@@ -1,4 +1,4 @@
-"""Results of searches, in memory and as folders: what the verbs leave."""
+"""Results of searches, in memory and as folders."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ REPORT = "circuitfind.report.write"
 
 
 class TriedCircuit(NamedTuple):
-    """A circuit that was run: stage ("start", "re-scored", "grid", "bisection", "pruning"), edges asked for and kept,
-    exact faithfulness."""
+    """A circuit that was run: stage of the search ("start", "re-scored", "grid", "bisection", "pruning", "complete"),
+    number of edges asked for, number of edges that are connected, exact faithfulness."""
 
     stage: str
     asked: int
@@ -34,10 +34,12 @@ class TriedCircuit(NamedTuple):
 class FrontierPoint(NamedTuple):
     """A circuit on the frontier, on the search pairs and on the held-out pairs.
 
-    opposing: its edges of negative estimated effect, None where scores estimate no effects; distance: by the search's
-    criterion, on the search pairs that of the worse half; pair_error: mean over pairs of |circuit - model|, over the
-    mean of |model - empty circuit|; kl: KL(whole model || circuit) in nats; accuracy: NaN on a task without answers.
-    Held-out values are NaN where there was no time for them.
+    opposing: number of its edges with a negative estimated effect; None if the scores are no effects.
+    distance: by the search's criterion; on the search pairs, that of the worse half.
+    pair_error: mean over pairs of |circuit - model|, divided by the mean of |model - empty circuit|.
+    kl: KL(whole model || circuit), in nats.
+    accuracy: NaN on a task without answers.
+    held_out_...: the same on the held-out pairs; NaN if there was no time to run them.
     """
 
     n_edges: int
@@ -62,13 +64,13 @@ class Step(NamedTuple):
 
 
 class FolderResult(Result, ABC):
-    """A result whose `save` writes a folder; a path that ends in .csv gets the rows as a table."""
+    """A result that `save` writes as a folder, or, if the path ends in .csv, as a table of its rows."""
 
     def save(self, path: str | PathLike[str], **more: Any) -> Path:
-        """Writes the folder; see `write`.
+        """Write the folder (see `write`) or the table, and return its path.
 
         Raises:
-            FileError: the place cannot be written to.
+            FileError: the path cannot be written.
         """
         if Path(path).suffix.lower() == ".csv":
             return super().save(path)
@@ -77,24 +79,24 @@ class FolderResult(Result, ABC):
 
     @abstractmethod
     def write(self, folder: str | PathLike[str], **more: Any) -> list[Path]:
-        """Writes the folder, and returns the files that were written."""
+        """Write the folder, and return the files that were written."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class FindResult(FolderResult):
-    """What `find` found.
+    """The result of `find`.
 
     Attributes:
-        circuit: the circuit, with estimates, exact effects and the facts measured of it.
-        scores: every edge's estimate, from the search pairs.
+        circuit: the circuit, with estimated and exact effects of its edges and the measured facts.
+        scores: every edge's score, from the search pairs.
         checks: the verification on the held-out pairs.
         curve: every circuit that was run, in order.
         steps: every decision, in words.
         summary: how well the model does the task on the search pairs.
-        frontier: for each size the nearest circuit to the whole model, smallest first.
-        held_out: the held-out pairs; None where the result was opened (`circuitfind.unseen(model, task,
+        frontier: for each size the circuit nearest to the whole model, smallest first.
+        held_out: the held-out pairs; None if the result was opened from a file (`circuitfind.unseen(model, task,
             result.circuit)` finds them again).
-        model: the model that was searched; None where the result was opened.
+        model: the model that was searched; None if the result was opened from a file.
     """
 
     FORMAT, ROWS = "circuitfind.find", "curve"
@@ -116,15 +118,15 @@ class FindResult(FolderResult):
 
     @property
     def on_target(self) -> bool:
-        """Whether the faithfulness on the held-out pairs, too, is within the tolerance of the search."""
+        """Whether the distance from the whole model on the held-out pairs is within the tolerance of the search."""
         made, facts = self.circuit.record.settings, self.circuit.facts
         if "distance" in facts:
             return bool(facts["distance"] <= made["tolerance"])
-        value = self.checks.faithfulness  # a file of an earlier version
+        value = self.checks.faithfulness  # saved by an earlier version
         return bool(value >= 1 - made["tolerance"] and (made["one_sided"] or value <= 1 + made["tolerance"]))
 
     def shown(self) -> dict[str, Any]:
-        """What a line of text says of the result."""
+        """Return the facts that the one-line display shows."""
         known = {"task": self.summary.name, "n_edges": len(self.circuit)}
         return {**known, "faithfulness": self.checks.faithfulness, "interval": self.checks.interval}
 
@@ -132,7 +134,7 @@ class FindResult(FolderResult):
         return html.block(type(self).__name__, html.facts(self.shown()), self.circuit._repr_html_())
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values (scores are saved on their own)."""
+        """Return the result as JSON values, without the scores."""
         circuit = {"edges": self.circuit.edges, "nodes": self.circuit.nodes, **self.circuit.facts}
         parts = self._as_json("checks", "curve", "steps", "frontier")
         return {"circuit": circuit, "task": as_json(self.summary), **parts}
@@ -142,10 +144,11 @@ class FindResult(FolderResult):
 
     # ---------------------------------------------------------------- as a folder
     def write(self, folder: str | PathLike[str], **more: Any) -> list[Path]:
-        """circuit.json, circuit.dot, circuit.svg (with Graphviz), scores.safetensors, find.json and report.html.
+        """Write circuit.json, circuit.dot, circuit.svg (if Graphviz is installed), scores.safetensors, find.json and
+        report.html; return their paths.
 
         Args:
-            more: `command`, the command that the report shows; `batch_size` and `seed` of what it measures.
+            more: `command`, shown in the report; `batch_size` and `seed` of the report's own measurements.
         """
         folder = Path(folder)
         kept = self._as_json("checks", "curve", "steps", "summary", "frontier")
@@ -159,10 +162,10 @@ class FindResult(FolderResult):
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> Self:
-        """Reads the folder that `save` wrote, without any model.
+        """Read the folder that `save` wrote. Needs no model.
 
         Raises:
-            FileError: a file is missing, or holds something else.
+            FileError: a file is missing or not of this format.
         """
         folder = Path(path)
         content = files.read(folder / "find.json", cls.FORMAT)
@@ -171,12 +174,12 @@ class FindResult(FolderResult):
             hints = get_type_hints(cls)
             known = {name: build(hints[name], content[name]) for name in ("checks", "curve", "steps", "summary")}
             known["frontier"] = build(hints["frontier"], content.get("frontier", []))
-        estimates = scores.values if scores.record.is_effect else None  # a circuit's file knows those of its own edges
+        estimates = scores.values if scores.record.is_effect else None  # the circuit's file has its own edges only
         return cls(replace(circuit, estimates=estimates, exact=known["checks"].exact), scores, **known)
 
     def report(self, path: str | PathLike[str], **more: Any) -> Path:
-        """Writes the report page. Where the model is known, the circuit is also run at several sizes and its heads'
-        attention patterns are shown; arguments as for `save`.
+        """Write the report page, and return its path. If the result holds its model, the page also shows circuits of
+        several sizes and the heads' attention patterns, which are computed now. Arguments as for `write`.
         """
         known = {name: getattr(self, name) for name in ("scores", "checks", "curve", "steps", "summary", "frontier")}
         page: Path = import_module(REPORT).write_report(path, self.circuit, self.model, self.held_out, **known, **more)
@@ -184,6 +187,6 @@ class FindResult(FolderResult):
 
 
 def save_circuit(circuit: Circuit, folder: str | PathLike[str], name: str, title: str) -> list[Path]:
-    """`circuitfind.report.write.save_circuit`."""
+    """Call `circuitfind.report.write.save_circuit`; return the files that were written."""
     written: list[Path] = import_module(REPORT).save_circuit(circuit, folder, name, title)
     return written

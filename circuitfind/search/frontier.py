@@ -1,10 +1,10 @@
-"""The frontier of a search: for each size the circuit nearest to the whole model, and which one is chosen.
+"""The frontier of a search: for each size the circuit nearest to the whole model; and the choice of the result.
 
 1. A circuit is on the frontier if it is nearer to the whole model than every smaller circuit that was run, by the
-   search's criterion or by the error on single pairs.
-2. Up to `MOST` circuits on the frontier, and the chosen one, are also run on the held-out pairs if there is time.
-3. The search returns the smallest circuit on target or, if a number of edges was asked for, the nearest circuit with
-   at most that many.
+   criterion of the search or by the error of single pairs.
+2. Every circuit on the frontier is run on the held-out pairs, too.
+3. The result is the smallest circuit on target; or, if a number of edges was asked for, the nearest circuit of at most
+   that many edges.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MOST = 16  # points
 
 
 def nearest(trials: Trials) -> list[Tried]:
-    """The circuits on the frontier, smallest first."""
+    """Return the circuits on the frontier, smallest first."""
     found: list[Tried] = []
     best = np.full(2, np.inf)
     for one in trials.every():
         far = np.array([one.distance, distance("pairs", one.outcome, trials.evaluator.ends)])
-        new = one.n_edges > (found[-1].n_edges if found else 0)  # circuits of equal size come nearest first
+        new = one.n_edges > (found[-1].n_edges if found else 0)  # the first of each size is the nearest
         if new and (far < best).any():
             found.append(one)
             best = np.minimum(best, far)
@@ -35,8 +35,8 @@ def nearest(trials: Trials) -> list[Tried]:
 
 
 def chosen(trials: Trials, edges: int | None) -> Tried:
-    """Return the circuit that the search reports; the whole model if no other is on target. If no circuit has at most
-    `edges` edges, return the smallest that was run.
+    """Return the result of the search; the whole model if no smaller circuit is on target. If `edges` is given and no
+    circuit is as small, return the smallest that was run.
     """
     points = nearest(trials)
     if edges is not None:
@@ -48,18 +48,18 @@ def chosen(trials: Trials, edges: int | None) -> Tried:
 def measured(
     trials: Trials, taken: Tried, values: np.ndarray | None, held_out: Evaluator | None
 ) -> tuple[FrontierPoint, ...]:
-    """Return the frontier, thinned to about `MOST` points, which include the chosen circuit.
+    """Return the frontier's points, and that of `taken`, the result.
 
     Args:
-        values: `[writers, readers]` estimated effects; None where the scores are not estimates of effects.
-        held_out: None if there is no time to run circuits on the held-out pairs.
+        values: `[writers, readers]` estimated effects; None if the scores are no effects.
+        held_out: the evaluator of the held-out pairs; None if there is no time to run circuits on them.
     """
     points = _thinned(nearest(trials), taken)
     return tuple(_point(trials, one, values, held_out) for one in track(points, "frontier"))
 
 
 def _thinned(points: Sequence[Tried], taken: Tried) -> list[Tried]:
-    """At most `MOST` of the points, evenly spread, and the circuit that was taken."""
+    """Return at most `MOST` of the points, evenly spread, and the result."""
     kept = np.linspace(0, len(points) - 1, min(MOST, len(points))).round().astype(int).tolist()
     found = [points[at] for at in kept]
     if not any(np.array_equal(one.mask, taken.mask) for one in found):
@@ -78,5 +78,6 @@ def _point(trials: Trials, one: Tried, values: np.ndarray | None, held_out: Eval
 
 
 def _measures(evaluator: Evaluator, outcome: Outcome) -> tuple[float, float, float, float]:
+    """Return faithfulness, error of single pairs, KL divergence and accuracy."""
     off, right = distance("pairs", outcome, evaluator.ends), float(evaluator.share(outcome.accurate))
     return float(evaluator.faithfulness(outcome.metric)), off, float(outcome.kl.mean()), right

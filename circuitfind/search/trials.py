@@ -1,15 +1,17 @@
-"""The circuits that a search has run: each once, exactly, with how far it is from the whole model.
+"""The circuits that a search has run, each exactly and only once, with their distances from the whole model.
 
-The distance is 0 where a circuit does what the whole model does. A criterion says which difference counts:
+The distance is 0 if a circuit does the same as the whole model, and about 1 for the empty circuit. The criterion
+defines it:
 
-    mean      |1 - faithfulness|, of the mean metric over pairs
-    at-least  the same, but only where the circuit does less than the model
-    pairs     mean over pairs of |circuit - model|, over the mean of |model - empty circuit|: a mean that is right
-              because errors of single pairs cancel is not enough
-    kl        KL(whole model || circuit), over that of the empty circuit
+    mean      |1 - faithfulness|, where faithfulness is a ratio of means over pairs
+    at-least  max(0, 1 - faithfulness): a circuit may do more than the model
+    pairs     mean over pairs of |circuit - model|, divided by the mean of |model - empty circuit|: errors of opposite
+              sign do not cancel
+    kl        KL(whole model || circuit), divided by that of the empty circuit
 
-A circuit is on target where the distance is at most the tolerance on *each half* of the search pairs (`FOLDS`; with
-few pairs, on all of them): a search takes the smallest circuit on target, which is the luckiest one, too.
+A circuit is on target if its distance is at most the tolerance on *each half* of the search pairs (`FOLDS`; with few
+pairs, on all of them together). A search takes the smallest circuit on target, and the smallest of many may be on
+target by chance; it is less likely to be so on both halves.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ from circuitfind.search.found import Step, TriedCircuit
 
 Criterion = Literal["mean", "at-least", "pairs", "kl"]
 CRITERIA: tuple[str, ...] = get_args(Criterion)
-ROUNDING = 1e-9  # 1 - 0.85 is above 0.15
-FOLDS, LEAST = 2, 4  # halves, of at least so many pairs each
+ROUNDING = 1e-9  # in floating point 1 - 0.85 is larger than 0.15
+FOLDS, LEAST = 2, 4  # parts of the search pairs, and the fewest pairs in each
 
 
 class Tried(NamedTuple):
-    """A circuit that was run: its mask, what came out `[pairs]`, and its distance from the whole model."""
+    """A circuit that was run: mask `[writers, readers]`, outcome `[pairs]`, distance from the whole model (on the worse
+    half of the pairs), faithfulness."""
 
     mask: np.ndarray
     outcome: Outcome
@@ -50,23 +53,25 @@ class OutOfTime(Exception):
 
 
 class Deadline:
-    """How long a call may take in all (`limit`, in seconds; None: as long as it takes)."""
+    """The time limit of a call, in seconds from now; None: no limit."""
 
     def __init__(self, limit: float | None) -> None:
         self.limit, self.started = limit, time.monotonic()
 
     def left(self, part: float = 1.0) -> float:
-        """Seconds that are left of a part of the limit."""
+        """Return the seconds that are left of this fraction of the limit; the same in all processes."""
         if self.limit is None:
             return float("inf")
         return processes.same(part * self.limit - (time.monotonic() - self.started))
 
 
 def distance(criterion: str, outcome: Outcome, ends: Outcome, pairs: np.ndarray | slice = slice(None)) -> float:
-    """How far a circuit is from the whole model on some of the pairs.
+    """Return how far a circuit is from the whole model on some of the pairs (see the module docstring).
 
     Args:
-        outcome: of the circuit, `[pairs]`; ends: of the whole model and the empty circuit, `[2, pairs]`.
+        outcome: the circuit's, `[pairs]`.
+        ends: those of the whole model and of the empty circuit, `[2, pairs]`.
+        pairs: indices of the pairs that count.
     """
     full, empty = ends.metric
     if criterion == "kl":
@@ -79,7 +84,15 @@ def distance(criterion: str, outcome: Outcome, ends: Outcome, pairs: np.ndarray 
 
 
 class Trials:
-    """Runs circuits on the search pairs, and keeps what came out."""
+    """Run circuits on the search pairs, and keep their outcomes.
+
+    Attributes:
+        part: the fraction of the time limit that the search may use.
+        curve: every circuit that a stage of the search asked for, in order.
+        steps: every decision, in words.
+        stopped: why the search ended early; empty if it did not.
+        folds: the indices of the pairs of each half.
+    """
 
     def __init__(
         self, evaluator: Evaluator, criterion: str, tolerance: float, deadline: Deadline, part: float = 1.0
@@ -97,7 +110,11 @@ class Trials:
         self.folds: Sequence[np.ndarray] = [np.sort(part) for part in np.array_split(order, 1 if few else FOLDS)]
 
     def run(self, mask: np.ndarray, stage: str, asked: int | None = None, late: bool = False) -> Tried:
-        """The circuit of a mask, run unless it was run before; `late`: whatever the time.
+        """Return the circuit of a mask, run now unless it was run before.
+
+        Args:
+            stage, asked: for `curve`.
+            late: run it even if the time limit has passed.
 
         Raises:
             OutOfTime: the time limit has passed.
@@ -114,7 +131,7 @@ class Trials:
         return tried
 
     def look(self, mask: np.ndarray) -> Tried:
-        """Runs what is no candidate, such as the model without a node: it is not kept, and on no frontier.
+        """Run a circuit that is no candidate, such as the model without a node: it is not kept, nor on the frontier.
 
         Raises:
             OutOfTime: the time limit has passed.
@@ -123,16 +140,16 @@ class Trials:
         return self._tried(mask, self.evaluator.run(mask[None]).of(0))
 
     def check_time(self) -> None:
-        """Raises `OutOfTime` where the time limit has passed."""
+        """Raise `OutOfTime` if the time limit has passed."""
         if self.deadline.left(self.part) <= 0:
             raise OutOfTime
 
     def whole(self) -> Tried:
-        """The whole model, which needs no run."""
+        """Return the whole model, which needs no further run."""
         return self._tried(self.graph.real.copy(), self.evaluator.ends.of(0))
 
     def empty(self) -> Tried:
-        """The circuit without edges, which needs no run either."""
+        """Return the circuit without edges, which needs no further run."""
         return self._tried(np.zeros_like(self.graph.real), self.evaluator.ends.of(1))
 
     def _tried(self, mask: np.ndarray, outcome: Outcome) -> Tried:
@@ -144,20 +161,21 @@ class Trials:
         return tried.distance <= self.tolerance + ROUNDING
 
     def every(self) -> list[Tried]:
-        """All that were run, smallest first."""
+        """Return all circuits that were run, smallest first, and those of one size by distance."""
         return sorted(self._known.values(), key=lambda tried: (tried.n_edges, tried.distance))
 
     def say(self, stage: str, text: str) -> None:
+        """Record a decision of the search."""
         self.steps.append(Step(stage, text))
 
     def stop(self, why: str, unfinished: str = "") -> None:
-        """Says that the search ends early, and what it has not done."""
+        """Warn that the search ends early, and record it. `unfinished`: ends the sentence with what was not done."""
         count = len(self._known)
         self.stopped = f"{why}: the search ends after {count} circuit{'' if count == 1 else 's'}{unfinished}"
         self.say("stopped", self.stopped)
         warn(self.stopped)
 
     def affords(self, part: float = 1.0) -> float:
-        """How many runs of a circuit fit in a part of the time that is left."""
+        """Return how many runs of a circuit fit in this fraction of the time that is left; inf without a time limit."""
         average = self._seconds / max(1, len(self._known))
         return part * max(self.deadline.left(), 0.0) / max(processes.same(average), 1e-9)
