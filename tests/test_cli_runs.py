@@ -332,7 +332,7 @@ def test_numbers_without_meaning_are_refused(tiny):
 
 def test_circuits_without_edges_are_pointed_out(tiny):
     task = cf.task("ioi", tiny, n=4)
-    with pytest.warns(CircuitfindWarning, match=r"the 5 edges let through is not connected.*n_edges=.*prune=False"):
+    with pytest.warns(CircuitfindWarning, match=r"the top 5 edges hold no path.*n_edges=.*prune=False"):
         assert not len(cf.learn_masks(tiny, task, n_edges=5, steps=2).circuit)
     with warnings.catch_warnings():
         warnings.simplefilter("error", CircuitfindWarning)  # a ranking has no circuit that could be empty

@@ -488,7 +488,7 @@ def test_an_overshoot_that_jumps_over_the_target(scripted: Callable[..., SizeSea
     assert asked(found, "grid") == [1, 2, 4, 8, 16, 32, 64]
     assert [step.text for step in found.trials.steps] == [
         "the top 32 edges (32 connected) overshoot: faithfulness 1.500",
-        "faithfulness jumps over the target between 20 and 21 edges: going on",
+        "faithfulness jumps over the target between 20 and 21 edges: the grid continues",
         "the top 64 edges (64 connected) reach faithfulness 1.000: on target",
         "the smallest size on target is the top 50 edges (50 connected)",
     ]

@@ -280,14 +280,14 @@ def test_of_a_circuit_only_its_edges_are_learned(method: str) -> None:
         ({"start": 3}, "start=int does not fit: at level 'edge' give Scores or Circuit"),
         ({"start": "circuit", "level": "node", "n_edges": None}, "at level 'node' give NodeScores"),
         ({"start": "other"}, "start=Circuit belongs to another graph"),
-        ({"start": "empty"}, "start=Circuit has no edges, so there is no gate to learn: give a circuit that has some"),
+        ({"start": "empty"}, "start=Circuit has no edges, so there is no gate to learn: give a circuit with edges"),
         ({"start": "empty", "n_edges": None}, "start=Circuit has no edges"),
         (
             {"objective": "both"},
             "'edge-pruning' has no objective 'both': matryoshka has 'both', 'faithfulness'",
         ),
         ({"objective": "speed", "method": "matryoshka"}, "has no objective 'speed'"),
-        ({"regularisation": 0.1, "method": "matryoshka"}, "it has no fixed price"),
+        ({"regularisation": 0.1, "method": "matryoshka"}, "so it has no fixed price"),
     ],
 )
 def test_starts_and_objectives_that_cannot_be(options: dict, says: str) -> None:
@@ -453,7 +453,7 @@ def test_half_precision_models_learn_in_single_precision() -> None:
         ({"n_edges": 10**6}, "n_edges=1000000: give a whole number, 1 to"),
         ({"n_edges": 2.5}, "n_edges=2.5: give a whole number"),
         ({"sparsity": 90}, "sparsity=90 is the part"),
-        ({"n_edges": 3, "regularisation": 0.1}, "it has no fixed price"),
+        ({"n_edges": 3, "regularisation": 0.1}, "so it has no fixed price"),
         ({"method": "ugs", "regularisation": -1.0}, "price of an open gate"),
         ({"n_edges": 3, "steps": 0}, "steps=0: give a whole number, 1 or more"),
         ({"n_edges": 3, "patience": 0}, "patience=0: give a whole number, 1 or more"),

@@ -1,26 +1,25 @@
-"""`learn_masks`: a circuit by gradient descent on which edges (or nodes) to let through.
+"""`learn_masks`: learn by gradient descent which edges (or nodes) a circuit keeps.
 
-Every edge gets a gate between 0 and 1. Gates are drawn at random around learned logits, the model runs with each edge
-let through as far as its gate says, and the logits learn to keep the metric with few open gates (`training.py`). By
-default the metric is `kl`: stay close to the whole model. What is learned is a ranking, and a circuit cut from it. At
-level "node" each node has one gate, for all edges out of it.
+Every edge has a gate between 0 and 1. At each step gates are drawn at random around learned logits, the model runs with
+each edge scaled by its gate, and the logits are updated to keep the metric with few open gates (`training.py`). The
+default metric is `kl`, the distance from the whole model's predictions. The result is a ranking, and a circuit cut from
+it. At level "node" each node has one gate, for all its outgoing edges.
 
 | method | gates | what makes the circuit small |
 |---|---|---|
-| `edge-pruning` (Bhaskar et al. 2024) | hard concrete | Lagrange multipliers steer to a wanted number of gates |
-| `subnetwork-probing` (Cao et al. 2021) | hard concrete | a fixed price a gate |
-| `ugs` (uniform gradient sampling, Li and Janson 2024) | 0, 1 or uniform between | a fixed price a gate |
+| `edge-pruning` (Bhaskar et al. 2024) | hard concrete | Lagrange multipliers steer to a target number of gates |
+| `subnetwork-probing` (Cao et al. 2021) | hard concrete | a fixed price per gate |
+| `ugs` (uniform gradient sampling, Li and Janson 2024) | 0, 1 or uniform between | a fixed price per gate |
 | `matryoshka` (arXiv 2609.25518) | soft, of exactly k expected edges | k is drawn anew at each step |
 
-`matryoshka` draws nothing but k, so it ranks for every size. It has objectives of its own (`matryoshka.py`), and the
-task's metric by default. `starts.py` says what the first logits are.
+`matryoshka` draws only k at random, so its ranking serves every size. It has its own objectives (`matryoshka.py`), and
+uses the task's metric by default. `starts.py` sets the first logits.
 
-Prices are in units of the metric. The default ones are parts of the contrast, metric(full) - metric(empty), so that
-they suit any metric.
+Prices are in units of the metric. The default prices are fractions of metric(full) - metric(empty), so they suit any
+metric.
 
-Differences from the authors' own code: Edge Pruning there learns gates of whole nodes beside those of edges; here every
-edge of the graph has its own gate and nothing else has one. One mask is drawn for all pairs of a step, where UGS draws
-several for each pair: its gradients are noisier here.
+Differences from the authors' code: their Edge Pruning also has gates for whole nodes; here only edges have gates. One
+mask is drawn for all pairs of a step, where their UGS draws several for each pair, so its gradients are noisier here.
 """
 
 from __future__ import annotations
@@ -71,17 +70,18 @@ from circuitfind.tasks.task import BoundTask, Task
 SIGN = f"{NO_EFFECT}sigmoid of the learned logit, 0 to 1: a ranking of what to keep"
 SIGNED = f"{NO_EFFECT}learned scores: by magnitude a ranking of what to keep, by sign of what raises the metric"
 POSITIVE = f"{NO_EFFECT}softplus of learned scores: a ranking of what raises the metric"
-# The numbers, the learning rates too, were chosen on the embedded model's `greater-than` task.
-SHARE = 0.1  # the default price of all wanted gates together, as a part of the contrast
-ASCENT = 0.5  # contrasts that a step adds to a multiplier, per whole gap between the expected size and the wanted one
+# These numbers and the learning rates were chosen on the embedded model's `greater-than` task.
+# The contrast is metric(full) - metric(empty).
+SHARE = 0.1  # default price of all wanted gates together, as a fraction of the contrast
+ASCENT = 0.5  # learning rate of the multipliers, in contrasts per step and unit gap
 
 
 class Learner(NamedTuple):
-    """A kind of gates, and what it does by default.
+    """A method, with its gates and defaults.
 
     Attributes:
-        gates: by objective; those that have none have one kind, under None.
-        sparsity: the part of the gates that it closes if it steers to a size; None: it has a fixed price.
+        gates: its kinds of gates, by objective; under None for a method without objectives.
+        sparsity: the default fraction of gates to close, for methods that steer to a size; None: it has a fixed price.
     """
 
     gates: Mapping[Any, tuple[Gates, ...]]
@@ -108,19 +108,21 @@ LEARNERS = {
 class TrainingKeywords(TypedDict, total=False):
     """How masks are trained.
 
-    steps: at most so many steps of Adam (200; `matryoshka` 300).
-    lr: Adam's learning rate, on the logits of the gates; by default the method's.
-    regularisation: price of an open gate, in units of the metric; not for Edge Pruning. By default a tenth of
-        metric(full) - metric(empty), divided by the wanted number of gates (by a tenth of all, if none is given).
+    steps: the most steps of Adam (200; `matryoshka` 300).
+    lr: Adam's learning rate for the gates' logits; by default the method's.
+    regularisation: the price of an open gate, in units of the metric; not for `edge-pruning` and `matryoshka`. By
+        default a tenth of metric(full) - metric(empty), divided by the wanted number of gates (if none is given, by a
+        tenth of all gates).
     pairs_per_step: pairs in a mini-batch (32; `matryoshka` 4).
-    patience: stop early after so many rows of `history` without a new lowest loss (5); None never does, nor does
-        `matryoshka`.
-    objective: of `matryoshka`: "metric" is as published and raises the metric, "faithfulness" lowers its distance from
-        the whole model's, "both" (the default) does the one for the edges' order by sign, the other for that by
-        magnitude.
-    start: scores to start from (`Scores`, or `NodeScores` at level "node"), the name of a method of attribution, which
-        makes them from the same pairs, or "alike". By default "alike"; of `matryoshka` "eap-ig-inputs" under ablation
-        "corrupted". A circuit: only its edges are learned, from its estimates if it has them; all others stay closed.
+    patience: stop early after this many rows of `history` without a new lowest loss (5); None: never. `matryoshka`
+        never stops early.
+    objective: for `matryoshka`. "metric", as published, raises the metric; "faithfulness" lowers the distance from the
+        whole model's metric; "both" (the default) trains the order by sign with the former, and the order by magnitude
+        with the latter.
+    start: scores to start from (`Scores`, or `NodeScores` at level "node"); or the name of an attribution method that
+        computes them from the same pairs; or "alike". By default "alike"; for `matryoshka` under ablation "corrupted"
+        "eap-ig-inputs". With a circuit, only its edges have gates, which start from its estimates, if any; all other
+        edges stay closed.
     """
 
     steps: int | None
@@ -133,7 +135,7 @@ class TrainingKeywords(TypedDict, total=False):
 
 
 class LearnKeywords(TrainingKeywords, JudgeKeywords, total=False):
-    """The keywords of a run, and those of the training."""
+    """The keywords of a run and of the training."""
 
 
 TRAINING: Mapping[str, Any] = {**dict.fromkeys(TrainingKeywords.__annotations__), "patience": 5}
@@ -141,13 +143,14 @@ TRAINING: Mapping[str, Any] = {**dict.fromkeys(TrainingKeywords.__annotations__)
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LearnedMasks(FolderResult):
-    """What was learned.
+    """The result of `learn_masks`.
 
     Attributes:
-        scores: `Scores`, or `NodeScores` at level "node", a ranking: sigmoid of the learned logits, 0 to 1; of
-            `matryoshka` the learned scores themselves, with a sign (`record.sign` says which).
-        circuit: the wanted number of edges or nodes, or (none wanted) the gates above 1/2; `facts` says how it went.
-        history: a row every 10 steps: step, loss, metric of the masked runs, expected number of open gates.
+        scores: a ranking, as `Scores`, or `NodeScores` at level "node": sigmoid of the learned logits, 0 to 1; of
+            `matryoshka` the learned scores themselves, or their softplus under objective "metric" (see `record.sign`).
+        circuit: of the wanted number of edges or nodes; if none was given, of the gates above 1/2. Its `facts` have the
+            number of steps and the last row of the history.
+        history: a row per 10 steps: step, and mean loss, metric of the masked runs and expected number of open gates.
     """
 
     FORMAT, ROWS = "circuitfind.learned", "history"
@@ -158,11 +161,12 @@ class LearnedMasks(FolderResult):
     record: Record
 
     def shown(self) -> dict[str, Any]:
-        """What a line of text says of the result."""
+        """Return the facts that the one-line display shows."""
         return {"method": self.record.method, "n_edges": len(self.circuit), "steps": self.history[-1].step}
 
     def write(self, folder: str | PathLike[str], **more: Any) -> list[Path]:
-        """learned.json, learned.dot and learned.svg (the circuit), learned.safetensors (the ranking), learning.json."""
+        """Write learned.json, learned.dot and, if Graphviz is installed, learned.svg (the circuit), learned.safetensors
+        (the ranking) and learning.json (the history); return their paths."""
         made, folder = self.record, Path(folder)
         return [
             *save_circuit(self.circuit, folder, "learned", f"{made.method} on {made.task} in {made.model}"),
@@ -172,7 +176,7 @@ class LearnedMasks(FolderResult):
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> Self:
-        """Reads the folder that `save` wrote, without any model."""
+        """Read the folder that `save` wrote. Needs no model. FileError: a file is missing or not of this format."""
         folder = Path(path)
         circuit, content = Circuit.open(folder / "learned.json"), files.read(folder / "learning.json", cls.FORMAT)
         with files.reading(folder / "learning.json"):
@@ -195,25 +199,25 @@ def learn_masks(
     checkpoint: str | PathLike[str] | None = None,
     **asked: Unpack[LearnKeywords],
 ) -> LearnedMasks:
-    """Learns which edges or nodes to keep, with the model's weights frozen.
+    """Learn which edges or nodes to keep. The model's weights are frozen.
 
     Args:
         method: "edge-pruning", "subnetwork-probing", "ugs" or "matryoshka".
-        level: "edge", or "node": one gate for all edges out of a node.
-        n_edges, n_nodes: how many edges (or, at level "node", nodes) the circuit has before pruning.
-        sparsity: the same as the part that is left out: 0.9 keeps a tenth. Edge Pruning steers to one of the three
-            (sparsity 0.95 if none is given); the others are cut there, or, if none is given, at gates above 1/2
-            (`matryoshka`: 0.95; `scores.top(n)` gives any other size).
-        prune: keep only what is connected from `input` to `logits`.
-        checkpoint: a file that a stopped run leaves and the same call continues from; removed at the end.
+        level: "edge", or "node" (one gate for all edges from a node).
+        n_edges, n_nodes: the number of edges (or, at level "node", nodes) of the circuit, before pruning.
+        sparsity: the size as the fraction that is left out: 0.9 keeps a tenth. `edge-pruning` steers to the given size
+            (0.95 by default). The ranking of other methods is cut at that size; without one, at gates above 1/2
+            (`matryoshka`: at 0.95). `scores.top(n)` gives a circuit of any other size.
+        prune: keep only edges on a path from `input` to `logits`.
+        checkpoint: a file from which the same call continues after it was stopped. Deleted at the end.
         asked: steps, lr, regularisation, pairs_per_step, patience, objective, start
-            (`circuitfind.search.learn.TrainingKeywords`); metric ("kl" by default: the circuit is to do what the model
-            does; None, the default of `matryoshka`, takes the task's own; another metric is maximised, even beyond the
-            whole model's), ablation, batch_size, seed (of the mini-batches and the gates' noise; on one processor the
-            same seed gives the same result to the bit), see `circuitfind.setting`.
+            (`circuitfind.search.learn.TrainingKeywords`); metric ("kl" by default; None, the default of `matryoshka`:
+            the task's own; metrics other than "kl" are maximised, even beyond the whole model's), ablation, batch_size,
+            seed (of the mini-batches and the gates' noise; on one processor the same seed gives the same result to the
+            bit), see `circuitfind.setting`.
 
     Raises:
-        ScoreError: unknown method or impossible sizes; a metric that is NaN, or has no gradient.
+        ScoreError: the method or an option is unknown, the size is impossible, or the metric is NaN or has no gradient.
         TaskError: the task does not fit the model or the ablation.
         FileError: the checkpoint belongs to another run.
     """
@@ -227,8 +231,8 @@ def learn_masks(
     gates = learner.gates[options["objective"]]
     chosen = options["start"]
     if isinstance(chosen, Circuit) and not len(chosen):
-        raise ScoreError("start=Circuit has no edges, so there is no gate to learn: give a circuit that has some")
-    edges = chosen.mask if isinstance(chosen, Circuit) else graph.real  # that have a gate
+        raise ScoreError("start=Circuit has no edges, so there is no gate to learn: give a circuit with edges")
+    edges = chosen.mask if isinstance(chosen, Circuit) else graph.real  # the edges that have gates
     count = int(edges.sum()) if level == "edge" else graph.n_writers
     if n_edges is n_nodes is sparsity is None:
         sparsity = learner.sparsity
@@ -254,10 +258,10 @@ def learn_masks(
     values, sign = _values(state.logits.cpu().double(), learner, gates)
     scores, cut = _ranked(graph, level, edges, values.numpy(), replace(made, sign=sign), target, prune)
     if prune and not len(cut):
-        none = "no gate is above 1/2" if target is None else f"what the {target} {level}s let through is not connected"
+        kept = "gates above 1/2" if target is None else f"the top {target} {level}s"
         warn(
-            f"{method}: {none}, so the circuit has no edges: keep more (n_{level}s=, --{level}s), train longer (steps=,"
-            " --steps), or see what was kept with prune=False (in Python)"
+            f"{method}: {kept} hold no path from input to logits, so the circuit is empty: keep more (n_{level}s=,"
+            f" --{level}s), train longer (steps=, --steps), or see the unconnected edges with prune=False (in Python)"
         )
     history = state.history()
     facts = {"steps": state.step, "metric_of_masked_runs": history[-1].metric, "expected": history[-1].expected}
@@ -265,16 +269,16 @@ def learn_masks(
     return LearnedMasks(scores, circuit, history, circuit.record)
 
 
-# -------------------------------------------------------------------- what is asked for
+# -------------------------------------------------------------------- options
 def learner_of(name: str) -> Learner:
-    """The method of a name; raises ScoreError where it learns no masks."""
+    """Return the method of this name. ScoreError if none that learns masks has it."""
     if name not in LEARNERS:
         raise ScoreError(f"method '{name}' does not learn masks: use one of {', '.join(LEARNERS)}")
     return LEARNERS[name]
 
 
 def _learner(name: str, options: dict[str, Any]) -> Learner:
-    """The method of a name, if it can do what is asked; its own defaults go into `options`."""
+    """Return the method of this name, and set its defaults in `options`. ScoreError if an option is not valid."""
     learner = learner_of(name)
     for option in ("steps", "lr", "pairs_per_step", "objective"):
         if options[option] is None:
@@ -285,9 +289,9 @@ def _learner(name: str, options: dict[str, Any]) -> Learner:
         known = "; ".join(f"{name} has {', '.join(names)}" for name, names in only.items())
         raise ScoreError(f"method '{name}' has no objective {objective!r}: {known}")
     if learner.steers and price is not None:
-        raise ScoreError(f"method '{name}' is given a size, it has no fixed price: leave regularisation= out")
+        raise ScoreError(f"method '{name}' steers to a size, so it has no fixed price: leave regularisation= out")
     if price is not None and not (isinstance(price, Real) and float(price) >= 0):
-        raise ScoreError(f"regularisation={price!r} is the price of an open gate: 0 or more")
+        raise ScoreError(f"regularisation={price!r}: give the price of an open gate, a number of 0 or more")
     if lr is not None and not (isinstance(lr, Real) and float(lr) > 0):
         raise ScoreError(f"lr={lr!r}: give a number above 0")
     for count in ("steps", "pairs_per_step", "patience"):
@@ -297,19 +301,19 @@ def _learner(name: str, options: dict[str, Any]) -> Learner:
 
 
 def _target(level: str, count: int, n_edges: int | None, n_nodes: int | None, sparsity: float | None) -> int | None:
-    """How many gates the circuit keeps."""
+    """Return the number of gates that the circuit keeps; None if no size is given."""
     given = {"n_edges": n_edges, "n_nodes": n_nodes, "sparsity": sparsity}
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
-        raise ScoreError(f"{' and '.join(named)} are given: one of them says the circuit's size")
+        raise ScoreError(f"{' and '.join(named)} each set the circuit's size: give one of them")
     other = "n_nodes" if level == "edge" else "n_edges"
     if other in named:
         raise ScoreError(f"{other} is for level='{'node' if level == 'edge' else 'edge'}': give n_{level}s or sparsity")
     if sparsity is not None:
         if not isinstance(sparsity, Real) or not 0 <= sparsity <= 1:
-            raise ScoreError(f"sparsity={sparsity!r} is the part of {level}s that is left out: between 0 and 1")
+            raise ScoreError(f"sparsity={sparsity!r}: give the fraction of {level}s that is left out, between 0 and 1")
         if not (kept := round((1 - sparsity) * count)):
-            raise ScoreError(f"sparsity={sparsity!r} leaves none of {count:,} {level}s: give less")
+            raise ScoreError(f"sparsity={sparsity!r} leaves none of {count:,} {level}s: give a smaller value")
         return kept
     n = n_edges if level == "edge" else n_nodes
     if n is not None:
@@ -320,8 +324,8 @@ def _target(level: str, count: int, n_edges: int | None, n_nodes: int | None, sp
 def _pressure(
     learner: Learner, batches: MiniBatches, target: int | None, gates: int, steps: int, price: float | None
 ) -> Pressure:
-    """What makes the masks of a training small; a ScoreError where the metric does not fall when every edge is
-    ablated, so that there is nothing to measure a price by."""
+    """Return the pressure that makes masks small. ScoreError if its default needs the contrast, and the metric does not
+    fall when every edge is ablated."""
     if price is not None:
         return Price(price)
     contrast, name = batches.contrast(), batches.experiment.metric.name
@@ -330,7 +334,7 @@ def _pressure(
     if contrast <= 0:
         raise ScoreError(
             f"metric '{name}' is not higher on the whole model than with every edge ablated (the difference is"
-            f" {contrast:.3g}): there is nothing for the gates to keep; give another metric"
+            f" {contrast:.3g}): there is no effect for the gates to keep; give another metric"
         )
     if learner.objective:
         return NoPressure()
@@ -339,9 +343,9 @@ def _pressure(
     return Price(SHARE * contrast / (target or SHARE * gates))
 
 
-# -------------------------------------------------------------------- from gates to masks
+# -------------------------------------------------------------------- from gates to masks and scores
 def _values(logits: Tensor, learner: Learner, gates: tuple[Gates, ...]) -> tuple[Tensor, str]:
-    """Scores `[gates]` in float32 that rank as the logits do, by sign and by magnitude, and what they are."""
+    """Return scores `[gates]` in float32, in the order of the logits, and the text of `record.sign`."""
     if not learner.objective:
         return torch.sigmoid(logits).float(), SIGN
     if any(one.faithful for one in gates):
@@ -350,7 +354,7 @@ def _values(logits: Tensor, learner: Learner, gates: tuple[Gates, ...]) -> tuple
 
 
 def _spread(graph: Graph, level: str, edges: np.ndarray, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Puts gates `[gates]` into a mask `[writers, readers]`: an edge's into its cell, a node's into its row."""
+    """Return the function from gates `[gates]` to a mask `[writers, readers]`; a node's gate fills its row."""
     readers, writers = (torch.from_numpy(index).to(device) for index in np.nonzero(edges.T))
 
     def spread(gates: Tensor) -> Tensor:
@@ -364,7 +368,7 @@ def _spread(graph: Graph, level: str, edges: np.ndarray, device: torch.device) -
 def _ranked(
     graph: Graph, level: str, edges: np.ndarray, values: np.ndarray, record: Record, target: int | None, prune: bool
 ) -> tuple[Scores | NodeScores, Circuit]:
-    """The scores of gates `[gates]`, and the circuit that is cut from them."""
+    """Return the scores with these values `[gates]`, and the circuit that is cut from them."""
     if level == "node":
         of_nodes = NodeScores(graph, values, record)
         return of_nodes, _of_nodes(of_nodes, target, prune)
@@ -375,7 +379,7 @@ def _ranked(
 
 
 def _of_nodes(scores: NodeScores, target: int | None, prune: bool) -> Circuit:
-    """All edges out of the chosen nodes."""
+    """Return the circuit of all edges from the `target` top nodes, or from nodes with scores above 1/2."""
     graph, chosen = scores.graph, np.zeros(scores.graph.n_writers, dtype=bool)
     if target is None:
         chosen = scores.values > 0.5

@@ -1,27 +1,26 @@
 """Soft masks of exactly k expected edges (Matryoshka Attribution, 2026): one ranking that serves every size.
 
-Every gate has a score s. A step draws a size k out of n gates, and lets each gate through as far as
+Every gate has a score s. A step draws a size k, from 1 to the number of gates, and opens each gate to
 
     m = sigmoid((s - tau) / T),        tau such that the sum of m is k        (T = 1/2; tau by bisection)
 
-As k differs at each step, the scores learn a ranking whose first k serve for every k. tau depends on every score: with
-`slope = m (1 - m) / T` and g the loss's gradient at m, the gradient at s is, by implicit differentiation,
+As k differs at each step, the scores learn a ranking whose top k edges work for every k. tau depends on every score:
+with `slope = m (1 - m) / T` and g the loss's gradient at m, the gradient at s is, by implicit differentiation,
 
     slope (g - sum(g slope) / sum(slope))
 
-so scores only ever compete: the gradients add up to 0.
+so the gradients of all scores add up to 0: scores only compete.
 
-A step has one of two objectives, and its own order of the edges:
+A step has one of two objectives, each with its own order of the edges:
 
 | objective | gates are ordered by | size drawn | the step |
 |---|---|---|---|
-| `metric` (as published) | s | uniformly | raises the metric, beyond the whole model's where it can |
-| `faithfulness` (ours) | \\|s\\| | log-uniformly | lowers \\|metric - whole model's\\|, of each pair |
-| `both` (ours) | | | the two take turns, on the same scores |
+| `metric` (as published) | s | uniformly | raises the metric, even beyond the whole model's |
+| `faithfulness` (ours) | \\|s\\| | log-uniformly | lowers each pair's \\|metric - whole model's\\| |
+| `both` (ours) | | | alternates between the two, on the same scores |
 
-So under `both` an edge that opposes the behaviour gets a score far below 0: it is among the last by sign, where MIB's
-CPR wants it, and among the first by magnitude, where its CMD does. Effects are ranked in these two ways, and here both
-ways are trained.
+So under `both` an edge that opposes the behaviour gets a score far below 0: it is among the last by sign, as MIB's CPR
+needs, and among the first by magnitude, as its CMD needs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""ACDC and learned masks as `Method` records, beside those of attribution: whatever ranks edges, by name.
+"""ACDC and learned masks as `Method` records, which rank edges by name like the methods of attribution.
 
-Both prune by the KL divergence from the whole model, as in their papers, whatever metric is measured; the options
-`prune_by` and `learn_by` name another.
+By default they use the KL divergence from the whole model, as in their papers, whatever the metric of the call
+(`matryoshka`: the metric of the call). The options `prune_by` and `learn_by` name another metric.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ def _acdc(experiment: Experiment, request: Request) -> Scores:
     return acdc_scores(experiment.model, experiment.bound, **_asked(experiment, request, "prune_by"))
 
 
-def _sign(level: str, options: Mapping[str, Any]) -> str:  # by name, as it travels to servers
+def _sign(level: str, options: Mapping[str, Any]) -> str:  # a named function, as it is sent to servers
     return ACDC_SIGN
 
 
 def _learned(experiment: Experiment, request: Request, name: str) -> Scores | NodeScores:
     asked = _asked(experiment, request, "learn_by")
-    # of the ranking alone no circuit is wanted, nor a warning that it would be empty
+    # only the ranking is used, so a warning that its circuit is empty would mislead
     return learn_masks(experiment.model, experiment.bound, name, level=request.level, prune=False, **asked).scores
 
 
 def _asked(experiment: Experiment, request: Request, metric: str) -> dict[str, Any]:
-    """The keywords of a public call that asks for the same; `metric`: the option that names the metric."""
+    """Return the keywords of the public call for this request. `metric`: the option that names its metric."""
     setting, options = experiment.setting, dict(request.options)
     if not setting.noising:
         raise ScoreError("ACDC and learned masks run circuits on the clean prompts: leave direction='denoising' out")
@@ -86,27 +86,28 @@ SEARCHES: Mapping[str, Method] = {
 
 
 def method_of(method: str | Method | None, level: str = "edge") -> Method:
-    """As `circuitfind.attribution.methods.method_of`, the searches included."""
+    """As `circuitfind.attribution.methods.method_of`, but ACDC and learned masks are known, too."""
     found = SEARCHES.get(method, method) if isinstance(method, str) else method
     return attribution.method_of(found, level)
 
 
 def request_of(method: Method, asked: Mapping[str, Any]) -> tuple[Request, Keywords]:
-    """As `circuitfind.attribution.methods.request_of` for scores of edges; None is a value of the searches' options."""
+    """As `circuitfind.attribution.methods.request_of` for edge scores. For ACDC and learned masks, an option given as
+    None is None, not its default."""
     request, setting = attribution.request_of(method, "edge", None, asked)
     unset = {name: None for name in method.options if method.name in SEARCHES and asked.get(name, ...) is None}
     return replace(request, options={**request.options, **unset}), setting
 
 
-# -------------------------------------------------------------------- what there is
+# -------------------------------------------------------------------- listing
 def methods(level: str | None = None) -> Methods:
-    """All methods by name, those of your own that you registered too.
+    """List all methods, with those that you registered.
 
     Args:
-        level: only those that score an "edge", a "node" or a "place"; default: all.
+        level: only methods that score an "edge", a "node" or a "place"; None: all.
 
     Raises:
-        ScoreError: an unknown level.
+        ScoreError: the level is unknown.
     """
     if level is not None and level not in LEVELS:
         raise ScoreError(unknown("level", level, LEVELS))
@@ -117,6 +118,6 @@ def methods(level: str | None = None) -> Methods:
 
 
 def _calls(method: Method) -> str:
-    """The public calls that take a method of attribution by name."""
+    """Return the public calls that take this attribution method by name."""
     levels = {"find": {"edge"}, "compare": {"edge", "node"}, "stability": {"edge"}, "approximation": {"place"}}
     return ", ".join(["attribute", *(call for call, scored in levels.items() if scored & set(method.levels))])

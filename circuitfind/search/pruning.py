@@ -1,9 +1,9 @@
-"""Exact pruning: remove the edges that a circuit does not need, and run the circuit after each removal.
+"""Exact pruning: remove edges that a circuit can do without, with an exact run for each removal.
 
-1. Edges are tried in groups, weakest first. The group size starts at 1, doubles after each removal and halves when a
-   group has to stay; an edge that has to stay on its own is skipped.
-2. A removal is accepted if the circuit stays on target, and its distance from the whole model grows by no more than an
-   allowance in all. If the circuit starts off target, the distance may not grow.
+1. Edges are tried weakest first, in groups. After a removal that is accepted the next group is twice as large, after
+   one that is not, half as large.
+2. A removal is accepted if the distance from the whole model grows by no more than an allowance, over all removals, and
+   the circuit stays on target (or, if it was off target, comes no further from it).
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from circuitfind.circuit import connected
 from circuitfind.progress import progress
 from circuitfind.search.trials import Trials, Tried
 
-OVER = 1.005  # less is rounding
-FREE = 0.01  # of the total effect: what is lost without an edge that is not needed
+OVER = 1.005  # smallest faithfulness that is reported as an overshoot
+FREE = 0.01  # the default allowance
 
 
 def pruned(trials: Trials, start: Tried, strength: np.ndarray, growth: float, most: float = math.inf) -> Tried:
     """Return the circuit without the edges that it does not need.
 
     Args:
-        strength: `[writers, readers]`; the weakest edges are tried first.
-        growth: how much pruning may add to the distance, in all.
-        most: circuits to run at most.
+        strength: `[writers, readers]`; weaker edges are tried first.
+        growth: how much all removals together may add to the distance from the whole model.
+        most: the most circuits to run.
     """
     limit = min(start.distance + growth, max(trials.tolerance, start.distance))
-    edges = np.argwhere(start.mask.T)[:, ::-1]  # reader by reader, as the graph's order is
+    edges = np.argwhere(start.mask.T)[:, ::-1]  # reader by reader, the graph's order
     order = edges[np.argsort(strength[tuple(edges.T)], kind="stable")]
     best, run, at, tries = start, 1, 0, 0
     with progress("pruning", len(order)) as advance:
@@ -37,7 +37,7 @@ def pruned(trials: Trials, start: Tried, strength: np.ndarray, growth: float, mo
             mask = best.mask.copy()
             mask[tuple(order[at : at + run].T)] = False
             mask, goes = connected(trials.graph, mask), False
-            if mask.sum() < best.n_edges:  # otherwise earlier removals disconnected them
+            if mask.sum() < best.n_edges:  # else all of them are already removed
                 tried, tries = trials.run(mask, "pruning"), tries + 1
                 goes = tried.distance <= limit
                 best = tried if goes else best

@@ -1,10 +1,8 @@
-"""The size search: the smallest circuit of the top n edges of a ranking that is on target.
+"""The size search: the smallest n for which the circuit of the top n edges of a ranking is on target.
 
-1. **Grid**: circuits of the top 1, 2, 4, ... edges (pruned to what is connected) are run exactly. Faithfulness is not
-   monotone in size, so the grid pauses at the first size that is on target, or that overshoots where the previous size
-   undershot (or the reverse).
-2. **Bisection** between that size and the previous one looks for the smallest size on target. If it finds none, the
-   grid continues.
+1. **Grid**: run circuits of the top 1, 2, 4, ... edges (pruned to connected edges) exactly, up to the first size that
+   is on target, or on the other side of the target than the size before it. (Faithfulness is not monotone in size.)
+2. **Bisection** between these two sizes, towards the smallest size on target. If there is none, the grid continues.
 """
 
 from __future__ import annotations
@@ -21,16 +19,16 @@ class SizeSearch:
         self.trials, self.scores, self.by = trials, scores, by
 
     def _top(self, n: int, stage: str) -> Tried:
+        """Run the circuit of the top n edges."""
         return self.trials.run(self.scores.top(n, self.by).mask, stage, n)
 
     def _over(self, tried: Tried) -> bool:
-        """Whether a circuit that is off target does more than the whole model."""
+        """Whether a circuit is off target because it does more than the whole model."""
         return tried.faithfulness > 1 and not self.trials.meets(tried)
 
     def smallest(self, edges: int | None = None) -> Tried:
-        """Return the smallest top-n circuit on target that the grid and the bisections run.
-
-        edges: if given, the grid ends at this size and the top `edges` edges are returned, whatever their distance.
+        """Return the smallest circuit on target among those of the grid and the bisections; if there is none, the whole
+        model. With `edges`, run the grid up to that size and return the circuit of the top `edges` edges.
         """
         last = min(edges or self.scores.graph.n_edges, self.scores.graph.n_edges)
         sizes = [2**k for k in range((last - 1).bit_length())] + [last]
@@ -48,13 +46,13 @@ class SizeSearch:
                 if best is not None:
                     return best
             before, over_before = n, over
-        return self._top(last, "grid")  # without `edges`, this is the whole model, whose distance is 0
+        return self._top(last, "grid")
 
     def _bisect(self, low: int, low_is_over: bool, high: int, best: Tried | None) -> Tried | None:
-        """Bisect (low, high] for the smallest size on target, or for the size at which faithfulness crosses it.
+        """Bisect (low, high] towards the smallest size on target; return the circuit, or None if no size is on target.
 
         Args:
-            low_is_over: `low` overshoots, otherwise it undershoots; `high` is on the other side, or on target.
+            low_is_over: whether `low` overshoots the target; `high` is on the other side of it, or on target.
             best: the circuit at `high` if that is on target.
         """
         found = high
@@ -70,6 +68,6 @@ class SizeSearch:
         if best is not None:
             said = f"the smallest size on target is the top {found} edges ({best.n_edges} connected)"
         else:
-            said = f"faithfulness jumps over the target between {low} and {high} edges: going on"
+            said = f"faithfulness jumps over the target between {low} and {high} edges: the grid continues"
         self.trials.say("bisection", said)
         return best

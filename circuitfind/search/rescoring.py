@@ -1,39 +1,41 @@
 """Balanced re-scored pruning: from the strongest edges down to a few, with new gradients at every size.
 
-A ranking that was made at the whole model is a poor guide to a small circuit: what an edge does depends on which others
-are left, and the many weak edges that a ranking leaves out are mostly helpful ones. So:
+A ranking computed at the whole model is a poor guide to a small circuit: an edge's effect depends on which other edges
+are left, and most of the many weak edges that a ranking drops are helpful. So:
 
-1. **Start** from the strongest `START` edges by |score|. While they are further from the whole model than the
-   tolerance, take twice as many.
-2. **Re-score**: the gradient of every pair's metric with respect to every edge of the circuit, *at the circuit*, one
-   masked run forwards and backwards on half of the search pairs (`engine/masked_run.py`). The halves take turns.
-3. **Balance**: choose a part of the edges to drop, so that the predicted metric stays at the whole model's (below).
-   Gradients are too hopeful of what is left; the error of the last rounds' predictions is added to what has to be kept.
-4. **Run** the smaller circuits exactly: that which balances every pair, and below `BOTH` edges also that which balances
-   the mean. The nearer one to the whole model, pair by pair (by KL divergence where that is the criterion), goes on.
-5. A round that leaves the target, or no path from `input` to `logits`, is halved once. If the half leaves the target,
-   too, the round stands, unless hardly anything is left (`HOPELESS`): further down a circuit may be on target again.
-6. From 2, until next to nothing is left, or of what the model does. Where a number of edges is asked for, the rounds go
-   on to it in any case: one ends there, and `AFTER` more look for a smaller circuit that is nearer.
+1. **Start** from the strongest `START` edges by |score|. While they are off target, double their number.
+2. **Re-score**: compute the gradient of every pair's metric with respect to every edge of the circuit, *at the
+   circuit*, by one masked run forward and backward on half of the search pairs (`engine/masked_run.py`). The halves
+   alternate.
+3. **Balance**: choose the edges to drop, a fixed fraction of them, so that the predicted metric stays at the whole
+   model's (below). Gradients overestimate the metric of the smaller circuit, so the mean error of the last rounds'
+   predictions is added to the prediction.
+4. **Run** the smaller circuits exactly: the circuit that balances every pair and, from at most `BOTH` edges, also the
+   circuit that balances the mean. Continue with the one whose pairs are nearer to the whole model's (by KL divergence
+   if that is the criterion).
+5. If this leaves the target, or no circuit has a path from `input` to `logits`, try again with half as many edges to
+   drop. If that leaves the target, too, the first circuit counts, unless hardly anything of the task is left in it
+   (`HOPELESS`): a smaller circuit may be on target again.
+6. Repeat from 2, until hardly any edges, or hardly anything of the task, are left. If a number of edges is given,
+   rounds go on to exactly that number in any case, and up to `AFTER` further rounds look for a smaller circuit that is
+   nearer.
 
-Measured on two real models (docs/real-models.md): on SmolLM2-135M's IOI 31 edges meet the target, where the strongest
-by score need 1,141; for the same error of single pairs, 272.
+On SmolLM2-135M's IOI, 31 edges found in this way are on target, and the strongest edges by score only from 1,141 edges
+on; with a bound on the error of single pairs, it takes 272 (docs/real-models.md).
 
-Balance: dropping the edges of smallest |gradient| bleeds the metric, because most weak edges help a little, and what
-they give adds up. So a round drops helpful and opposing edges together, in the proportion that leaves the metric where
-it should be.
+Balance: dropping the edges of smallest |gradient| lowers the metric, because most weak edges help a little, and their
+effects add up. So a round drops helpful and opposing edges together, in the proportion that keeps the metric.
 
-Given `G[e, i]`, the gradient of pair i's metric with respect to edge e, and `r[i]`, how much of pair i's metric is to
-go (what the circuit has too much, less what it lacks), both as shares of the total effect, n edges are chosen so that
-the sum of their G is near r:
+Let `G[e, i]` be the gradient of pair i's metric with respect to edge e, and `r[i]` the surplus of pair i's metric over
+the whole model's (negative: a deficit), both as fractions of the total effect. Choose n edges whose G add up to r:
 
-* **Mean** (`balanced_mean`). Only means over pairs count. Of the n edges j are the weakest that help and n - j the
-  weakest that oppose; prefix sums give the best j at once.
-* **Pairs** (`balanced_pairs`). The sum is near r for each pair. Start from the n edges of smallest norm over pairs.
-  Then swap, as long as the norm of what is left of r falls: drop the edge that lowers it most (among the 1.6 n weakest)
-  and take back the one that costs least.
+* **Mean** (`balanced_mean`): on average over pairs. Of the n edges, j are the weakest that help and n - j the weakest
+  that oppose; cumulative sums give the best j.
+* **Pairs** (`balanced_pairs`): for each pair. Start from the n edges of smallest norm over pairs. Then swap edges while
+  this lowers the norm of r - (sum of G): drop the edge that lowers it most (among the 1.6 n weakest), and put back the
+  dropped edge that raises it least.
 
-The pairs are the better balance while edges are many; where no set of a hundred edges can balance every pair, the mean.
+Balancing pairs is better while there are many edges; among a hundred edges, none may balance every pair.
 """
 
 from __future__ import annotations
@@ -57,18 +59,18 @@ from circuitfind.search.trials import Trials, Tried
 
 START = 6000
 BOTH = 400
-LARGE, PART_OF_LARGE, PART = 1000, 0.5, 0.35  # of the edges, dropped in a round
-FEWEST, HOPELESS = 4, 0.5
+LARGE, PART_OF_LARGE, PART = 1000, 0.5, 0.35  # fraction of the edges to drop in a round, above and up to LARGE edges
+FEWEST, HOPELESS = 4, 0.5  # fewest edges; largest error, relative to that of the empty circuit
 AFTER = 2
-WEAK, SWAPS = 1.6, 3000  # up to how many times the dropped edges a swap may reach; how many swaps at most
-MEMORY = 0.5  # of the error of the last prediction, that the next one expects
+WEAK, SWAPS = 1.6, 3000  # swaps are among the WEAK * n weakest edges; the most swaps
+MEMORY = 0.5  # weight of the last errors of prediction in the next prediction
 
 
 class Rescoring:
-    """The rounds, from the top of some scores downwards."""
+    """The rounds of one search."""
 
     def __init__(self, trials: Trials, scores: Scores, kept: np.ndarray | None = None) -> None:
-        """`kept`: a mask of edges that are in every circuit."""
+        """`scores`: order the edges at the start; `kept`: mask of edges that are never dropped."""
         self.trials, self.scores, self.graph = trials, scores, scores.graph
         self.kept = np.zeros_like(self.graph.real) if kept is None else kept
         evaluator = trials.evaluator
@@ -81,7 +83,7 @@ class Rescoring:
         self._expected = {"pairs": 0.0, "mean": 0.0}  # errors of prediction, as shares of the total effect
 
     def start(self) -> Tried:
-        """The strongest edges that do the task."""
+        """Return the strongest `START` edges, or 2, 4, 8, ... times as many, on target; else the whole model."""
         n = min(START, self.graph.n_edges)
         while n < self.graph.n_edges:
             tried = self.trials.run(self.scores.top(n).mask | self.kept, "start", n)
@@ -92,7 +94,7 @@ class Rescoring:
         return self.trials.whole()
 
     def run(self, edges: int | None = None) -> None:
-        """Tries ever smaller circuits; `edges`: the number that is asked for."""
+        """Run ever smaller circuits. `edges`: the number of edges asked for."""
         with progress("re-scoring", 1 + self._expected_rounds()) as advance:
             start = smallest = self.start()
             advance(1)
@@ -102,6 +104,7 @@ class Rescoring:
         self.trials.say("re-scored", f"from {start.n_edges:,} to {smallest.n_edges:,} edges")
 
     def _rounds(self, tried: Tried, edges: int | None) -> Iterator[Tried]:
+        """Yield the circuit of each round."""
         number = after = 0
         fewest = min(FEWEST, edges or FEWEST) + int(self.kept.sum())
         while tried.n_edges > fewest and after < AFTER:
@@ -115,21 +118,24 @@ class Rescoring:
             yield tried
 
     def _expected_rounds(self) -> int:
-        """About how many rounds there are."""
+        """Estimate the number of rounds, for the progress bar."""
         n = min(START, self.graph.n_edges)
         large = math.log(max(n, LARGE) / LARGE) / -math.log(1 - PART_OF_LARGE)
         return math.ceil(large + math.log(max(min(n, LARGE), 10) / 10) / -math.log(1 - PART))
 
     def strength(self, tried: Tried) -> np.ndarray:
-        """`[writers, readers]`: |mean gradient| at the circuit, or at the one that it was cut from; else |score|."""
+        """Return the strength of each edge, `[writers, readers]`: |mean gradient| at this circuit or the circuit that
+        it was cut from, if known; else |score|."""
         known = self._strength.get(tried.mask.tobytes())
         return np.abs(self.scores.values) if known is None else known
 
     def _lost(self, tried: Tried) -> bool:
-        """Whether hardly anything is left of what the model does."""
+        """Whether hardly anything is left of the task in a circuit."""
         return self._error(tried) > HOPELESS * self._error(self.empty)
 
     def _round(self, tried: Tried, fold: np.ndarray, runs: PreparedRuns, least: int) -> Tried | None:
+        """Return the next smaller circuit; None if no edges are left. `fold`, `runs`: the pairs on which to re-score;
+        `least`: the fewest edges, before pruning to connected edges."""
         gradients = self._gradients(runs, tried.mask) / self.contrast
         strength = np.zeros(tried.mask.shape, dtype=np.float32)
         strength[tried.mask] = np.abs(gradients.mean(axis=1))
@@ -147,7 +153,7 @@ class Rescoring:
         return best
 
     def _best(self, tried: Tried, gradients: np.ndarray, surplus: np.ndarray, fold: np.ndarray, n: int) -> Tried | None:
-        """The best circuit without n edges of this one; None where nothing is left."""
+        """Drop n edges, and return the best of the circuits that result; None if none of them has edges."""
         free = ~self.kept[tried.mask]
         cells, gradients, found = np.argwhere(tried.mask)[free], gradients[free], []
         for name, balanced in (("pairs", balanced_pairs), ("mean", balanced_mean)):
@@ -167,18 +173,24 @@ class Rescoring:
         return min(found, key=self._error, default=None)
 
     def _error(self, tried: Tried) -> float:
+        """Return the mean KL divergence if that is the criterion, else the mean |circuit - model|."""
         if self.trials.criterion == "kl":
             return float(tried.outcome.kl.mean())
         return float(np.abs(tried.outcome.metric - self.evaluator.full).mean())
 
     def _gradients(self, runs: PreparedRuns, mask: np.ndarray) -> np.ndarray:
+        """Return gradients `[edges, pairs]` at a circuit."""
         experiment = self.evaluator.experiment
         ones = torch.from_numpy(mask).to(experiment.adapter.device, experiment.adapter.work)
         return gradients_at(experiment, runs, ones, mask, "re-scoring")
 
 
 def gradients_at(experiment: Experiment, runs: PreparedRuns, soft: Tensor, mask: np.ndarray, label: str) -> np.ndarray:
-    """`[edges, pairs]` of the edges of a mask, in the order of `np.argwhere(mask)`, opened as far as `soft` says."""
+    """Return the gradient of each pair's metric with respect to the edges of a mask, `[edges, pairs]`, in the order of
+    `np.argwhere(mask)`.
+
+    `soft`: the mask under which the model runs, `[writers, readers]` between 0 and 1; `label`: for the progress bar.
+    """
 
     def one(prepared: Prepared) -> np.ndarray:
         return np.asarray(pair_gradients(prepared, soft, experiment.metric, mask).gradient.double().cpu())
@@ -190,12 +202,13 @@ def _index(rows: np.ndarray, batch: Batch) -> Tensor:
     return torch.from_numpy(rows).to(batch.answers.device)
 
 
-# -------------------------------------------------------------------- what a round drops
+# -------------------------------------------------------------------- choosing the edges to drop
 def balanced_mean(gradients: np.ndarray, residual: np.ndarray, n: int) -> np.ndarray:
-    """`[edges]` bool, n of them true: the mean of what goes is near the mean residual.
+    """Choose n edges to drop, `[edges]` bool, so that their mean gradients add up to about the mean surplus.
 
     Args:
-        gradients: `[edges, pairs]`, residual: `[pairs]`, as shares of the total effect.
+        gradients: `[edges, pairs]`, as fractions of the total effect.
+        residual: each pair's surplus over the whole model's metric, `[pairs]`, in the same unit.
     """
     effect, wanted = gradients.mean(axis=1), residual.mean()
     order = np.argsort(np.abs(effect), kind="stable")
@@ -209,7 +222,7 @@ def balanced_mean(gradients: np.ndarray, residual: np.ndarray, n: int) -> np.nda
 
 
 def balanced_pairs(gradients: np.ndarray, residual: np.ndarray, n: int) -> np.ndarray:
-    """As `balanced_mean`, but what goes is near the residual of every pair."""
+    """As `balanced_mean`, but the gradients add up to about the surplus of every pair."""
     norms = np.linalg.norm(gradients, axis=1)
     order = np.argsort(norms, kind="stable")
     drop = np.zeros(len(gradients), dtype=bool)

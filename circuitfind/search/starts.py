@@ -1,9 +1,10 @@
-"""What learned masks start from: gates that are all alike, or that follow scores.
+"""The first logits of learned masks: all equal, or in the order of given scores.
 
-1. A strength for every gate, `log(n / (rank - 1/2))` by |score|: exponential, of mean 1, whatever the units.
-2. Gates with a sign (`matryoshka`) start at strength times the score's sign, by default from estimates of the same
-   pairs. The others start alike, or from scores at `START - SPREAD + SPREAD strength`, which has the mean of gates that
-   are all alike. (The winner of the shared task of 2025 started Edge Pruning from magnitudes of EAP-IG.)
+1. Each gate gets a strength, `log(n / (rank - 1/2))`, from its rank by |score|. Strengths are distributed exponentially
+   with mean 1, whatever the units of the scores.
+2. Gates with a sign (`matryoshka`) start at strength times the sign of the score; the default scores are estimates from
+   the same pairs. Other gates start all at `START` by default, or from scores at `START - SPREAD + SPREAD strength`,
+   which has the same mean. (The winner of MIB's shared task of 2025 started Edge Pruning from magnitudes of EAP-IG.)
 """
 
 from __future__ import annotations
@@ -22,21 +23,22 @@ from circuitfind.record import Record
 from circuitfind.scores import NodeScores, Scores
 
 ALIKE, BY_DEFAULT = "alike", "eap-ig-inputs"
-START = 2.0  # every gate's first logit: mostly open, and with a gradient
-SPREAD = 1.0  # of first logits that follow scores
+START = 2.0  # mean first logit: gates are mostly open, but still have a gradient
+SPREAD = 1.0  # standard deviation of first logits from scores
 
 
 def first_logits(
     experiment: Experiment, level: str, given: Scores | NodeScores | Circuit | str | None, signed: bool
 ) -> tuple[Tensor, Record | None]:
-    """The first logits `[gates]`, and the record of what they are from; None where they are all alike.
+    """Return the first logits `[gates]`, and the record of the scores that they are from; None if from no scores.
 
     Args:
-        given: scores, a circuit (only its edges have gates), a method's name, or "alike"; None: the default.
-        signed: gates are ordered by sign as well as by magnitude, as those of `matryoshka` are.
+        given: scores, a circuit (only its edges have gates), the name of an attribution method, or "alike"; None: the
+            default.
+        signed: whether the gates' scores have a sign, as those of `matryoshka`.
 
     Raises:
-        ScoreError: scores of another level or graph; no scores at all.
+        ScoreError: `given` is of another type, level or graph.
     """
     graph = experiment.graph
     if given is None:

@@ -1,20 +1,20 @@
-"""Learns gates by gradient descent: a random mask, a masked run, a step of Adam, again.
+"""Learn gates by gradient descent: draw a mask, run the model under it, update the gates' logits with Adam.
 
 At each step, on the next mini-batch of pairs:
 
 1. Draw a mask from the gates' logits.
 2. Run the model under it and take the gradient of the mean metric at the mask (`engine/masked_run.py`).
-3. `loss = -metric + pressure(expected number of open gates)`; one step of Adam on the logits alone, the model's weights
-   are frozen. The pressure's multipliers follow. Gates that are to be faithful have each pair's |metric - whole
-   model's| in place of -metric. Several kinds of gates take turns (`matryoshka.py`).
+3. Take one step of Adam on the logits, to lower `loss = -metric + pressure(expected number of open gates)`, and update
+   the pressure's multipliers. Faithful gates have the mean of |metric - whole model's| over pairs in place of -metric.
+   A method with several kinds of gates alternates between them (`matryoshka.py`).
 
-Means over `EVERY` steps are logged. Training stops early once what the pressure asks for has settled and the logged
-loss has found no new low (by 1%) for `patience` rows.
+Means over `EVERY` steps are logged. Training stops early if, since the pressure settled (its target no longer changes),
+the logged loss has not fallen by 1% below its lowest value for `patience` rows.
 
-A step is a function from one immutable state to the next, and its noise is seeded by its number: a training that is
-stopped anywhere goes on to the same end, to the bit.
+A step is a function from one immutable state to the next, and its noise is seeded by its number. So a training that is
+stopped at any step continues to the same result, to the bit.
 
-Hard concrete gates (Louizos et al. 2018) are often exactly 0 or 1, and differentiable:
+Hard concrete gates (Louizos et al. 2018) are often exactly 0 or 1, and still differentiable:
 
 1. With u uniform on (0, 1): `s = sigmoid((log u - log(1 - u) + logit) / T)`, stretched to `low + (high - low) s` and
    clamped to [0, 1]. As in Edge Pruning (Bhaskar et al. 2024): T = 2/3, stretched to (-0.1, 1.1).
@@ -23,13 +23,13 @@ Hard concrete gates (Louizos et al. 2018) are often exactly 0 or 1, and differen
 
 Uniform gates (uniform gradient sampling, UGS, Li and Janson 2024), with `p = sigmoid(logit)` and `w = p (1 - p)`:
 
-1. A gate is 1 with probability p - w/2, 0 with probability 1 - p - w/2, else a uniform number in [0, 1]. Its mean is p.
-2. Only a gate between 0 and 1 has a gradient, which is 1 to p: in expectation w times the mean slope of the loss from
-   0 to 1, where a smooth mask takes the slope at one point.
+1. A gate is 1 with probability p - w/2, 0 with probability 1 - p - w/2, else uniform in [0, 1]. Its mean is p.
+2. Only a gate between 0 and 1 has a gradient: its derivative with respect to p is 1. So the expected gradient is w
+   times the mean slope of the loss from 0 to 1, where a smooth mask takes the slope at one point.
 
-The loss gains a pressure, in units of the metric, that grows with the expected number of open gates: a fixed `Price` a
-gate, as in subnetwork probing (Cao et al. 2021) and UGS, or Lagrange multipliers that steer to a wanted number of gates
-(`Target`), as in Edge Pruning.
+The pressure is in units of the metric and grows with the expected number of open gates: a fixed `Price` per gate, as in
+subnetwork probing (Cao et al. 2021) and UGS, or Lagrange multipliers that steer to a wanted number of gates (`Target`),
+as in Edge Pruning.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ from circuitfind.progress import progress
 
 EVERY = 10
 LABEL = "masked runs"
-NEW_LOW = 0.01  # a loss that falls by less than this part of itself has found no new low
-MOMENTS = (0.9, 0.999)  # Adam's
+NEW_LOW = 0.01  # relative fall below the lowest loss that counts as a new low
+MOMENTS = (0.9, 0.999)  # Adam's betas
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3
 SHIFT = TEMPERATURE * math.log(-LOW / HIGH)
 WARM_UP = 0.6
@@ -68,9 +68,10 @@ class Gates(NamedTuple):
     """A kind of gates.
 
     Attributes:
-        sample: masks in [0, 1] from logits and uniform noise (float64) of their shape.
-        open_probability: how likely each gate is not 0, from logits; None: what is drawn adds up to a size of its own.
-        faithful: the metric is to be the whole model's, in place of high.
+        sample: from logits and uniform noise (float64) of their shape to gates in [0, 1].
+        open_probability: from logits to each gate's probability not to be 0; None: the sum of the drawn gates is the
+            number of open gates.
+        faithful: train the metric to equal the whole model's, instead of to be high.
     """
 
     sample: Callable[[Tensor, Tensor], Tensor]
@@ -88,7 +89,7 @@ def _uniform(logits: Tensor, u: Tensor) -> Tensor:
     p = torch.sigmoid(logits)
     fixed = p.detach()
     width = (fixed * (1 - fixed)).clamp(min=torch.finfo(logits.dtype).tiny)
-    inside = (fixed - u.to(logits)) / width + 0.5  # uniform on [0, 1] where u is inside the window around p
+    inside = (fixed - u.to(logits)) / width + 0.5  # uniform on [0, 1] if u is in the window of width w around p
     return (inside + (p - fixed) * ((inside > 0) & (inside < 1))).clamp(0, 1)
 
 
@@ -98,29 +99,29 @@ UNIFORM = Gates(_uniform, torch.sigmoid)
 
 @dataclass(frozen=True)
 class Price:
-    """A fixed price, in units of the metric, for every gate that is expected to be open."""
+    """A fixed price, in units of the metric, per expected open gate."""
 
     price: float
 
     def loss(self, expected: Tensor, step: int, multipliers: Tensor) -> Tensor:
-        """What the loss gains. Multipliers `[2]` are those of `Target`, which a price does without."""
+        """Return what to add to the loss. `multipliers [2]`: only `Target` uses them."""
         return self.price * expected
 
     def ascended(self, multipliers: Tensor, expected: float, step: int) -> Tensor:
-        """The multipliers after this step."""
+        """Return the multipliers after this step."""
         return multipliers
 
     def settled(self, step: int) -> bool:
-        """Whether what is asked for no longer changes."""
+        """Whether the pressure's target no longer changes."""
         return True
 
 
 @dataclass(frozen=True)
 class Target:
-    """Steers the expected number of open gates to `target` out of `gates`, over a training of so many steps.
+    """Steers the expected number of open gates to `target` out of `gates`, over a training of `steps` steps.
 
-    With `gap = (expected - wanted) / gates` the loss gains `a gap + b gap^2`; the multipliers a and b follow by
-    gradient ascent at the rate `ascent` (units of the metric per step and whole gap). The wanted size shrinks linearly
+    With `gap = (expected - wanted) / gates`, `a gap + b gap^2` is added to the loss; the multipliers a and b are
+    updated by gradient ascent with the learning rate `ascent` (units of the metric). The wanted number shrinks linearly
     from all gates to the target over the first `WARM_UP` of the steps.
     """
 
@@ -134,7 +135,7 @@ class Target:
         return max(1, round(WARM_UP * self.steps))
 
     def wanted(self, step: int) -> float:
-        """The size asked for at a step."""
+        """Return the wanted number of open gates at a step."""
         return self.gates - (self.gates - self.target) * min(1.0, step / self.warm_up)
 
     def loss(self, expected: Tensor, step: int, multipliers: Tensor) -> Tensor:
@@ -153,7 +154,8 @@ class Target:
 
 @dataclass(frozen=True)
 class NoPressure(Price):
-    """For gates whose number is given. No two steps have the same size: their losses cannot be compared."""
+    """No pressure, for gates whose number is drawn at each step. Losses of different sizes cannot be compared, so
+    training never stops early."""
 
     price: float = 0.0
 
@@ -170,7 +172,7 @@ class MiniBatches:
 
     def __init__(self, experiment: Experiment, per_step: int) -> None:
         _, length, reads = sizes_of(experiment.batch)
-        # it changes memory, not results beyond rounding
+        # the batch size changes results by rounding only
         size = experiment.setting.batch_size or learning_size(experiment.adapter, per_step, length, reads)
         seed, batch = experiment.setting.seed, experiment.batch
         order = torch.randperm(len(experiment), generator=torch.Generator().manual_seed(seed))
@@ -179,13 +181,13 @@ class MiniBatches:
         self.batches = [PreparedRuns(experiment, part, size) for part in parts]
 
     def at(self, step: int) -> PreparedRuns:
-        """The mini-batch of a step."""
+        """Return the mini-batch of a step."""
         epoch, place = divmod(step, len(self.batches))
         generator = torch.Generator().manual_seed(self.seed + 1 + epoch)
         return self.batches[int(torch.randperm(len(self.batches), generator=generator)[place])]
 
     def contrast(self) -> float:
-        """The metric of the whole model minus that with every edge ablated, mean over all pairs."""
+        """Return the metric of the whole model minus that with every edge ablated, mean over all pairs."""
 
         def lost(prepared: Prepared) -> float:
             runs, metric = (prepared.clean, prepared.empty), self.experiment.metric
@@ -196,7 +198,7 @@ class MiniBatches:
 
 
 class Logged(NamedTuple):
-    """Means over the steps since the row before: loss, metric of the masked runs, expected open gates."""
+    """The last of some steps, and means over them: loss, metric of the masked runs, expected number of open gates."""
 
     step: int
     loss: float
@@ -208,8 +210,8 @@ class Logged(NamedTuple):
 class State:
     """Everything that changes in training.
 
-    logits, first, second: `[gates]` and Adam's two moments of their gradient; multipliers: `[2]` of the pressure;
-    trace: `[steps, 3]` loss, metric and expected open gates of every step done.
+    logits: `[gates]`; first, second: Adam's moments of their gradient, `[gates]`; multipliers: the pressure's, `[2]`.
+    trace: loss, metric and expected number of open gates of every step so far, `[steps, 3]`.
     """
 
     logits: Tensor
@@ -226,31 +228,31 @@ class State:
 
     @property
     def step(self) -> int:
-        """How many steps are done."""
+        """The number of steps so far."""
         return len(self.trace)
 
     def history(self) -> tuple[Logged, ...]:
-        """The trace in means over `EVERY` steps; a rest at the end counts as a row."""
+        """Return the trace as means over `EVERY` steps; fewer steps at the end make a row, too."""
         rows = [part.mean(0).tolist() for part in self.trace.split(EVERY)] if self.step else []
         return tuple(Logged(min((i + 1) * EVERY, self.step), *row) for i, row in enumerate(rows))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The fields, for a checkpoint."""
+        """Return the fields, for a checkpoint."""
         return {field.name: getattr(self, field.name).cpu().numpy() for field in fields(self)}
 
     def of_arrays(self, known: dict[str, np.ndarray]) -> State:
-        """A state from `arrays`, on the devices of this one."""
+        """Return the state with the fields `known`, on the devices of this state."""
         on = {field.name: getattr(self, field.name).device for field in fields(self)}
         return State(**{name: torch.from_numpy(known[name]).to(device) for name, device in on.items()})
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a training is made of.
+    """Everything that stays the same in training.
 
-    gates: the kinds of gates, which take turns.
-    spread: from gates `[gates]` to the mask `[writers, readers]`, differentiable.
-    only: `[writers, readers]` bool, the edges that have a gate; None: all.
+    gates: the kinds of gates; steps alternate between them.
+    spread: the differentiable function from gates `[gates]` to the mask `[writers, readers]`.
+    only: the edges that have a gate, `[writers, readers]` bool; None: all.
     """
 
     batches: MiniBatches
@@ -263,10 +265,10 @@ class Training:
     def run(
         self, state: State, steps: int, patience: int | None, checkpoint: str | PathLike[str] | None, settings: object
     ) -> State:
-        """Trains for `steps` steps or until `finished`, from where a stopped run left off.
+        """Train for `steps` steps or until `finished`, from the checkpoint if there is one; return the last state.
 
         Args:
-            settings: everything, besides pairs, metric and ablation, that decides the result.
+            settings: everything else that decides the result, besides pairs, metric and ablation.
 
         Raises:
             FileError: the checkpoint belongs to another run.
@@ -286,15 +288,15 @@ class Training:
                     if time.monotonic() - written > SECONDS_BETWEEN_WRITES:
                         file.write(state.arrays())
                         written = time.monotonic()
-            except BaseException:  # Ctrl-C included: what was learned is kept
+            except BaseException:  # also on Ctrl-C
                 file.write(state.arrays())
                 raise
         file.finish(state.arrays())
         return state
 
     def advance(self, state: State) -> State:
-        """One step; a ScoreError where the metric or its gradient is NaN or infinite, or nothing depends on the
-        gates."""
+        """Return the state after one step. ScoreError if the metric or its gradient is NaN or infinite, or the first
+        gradient is zero."""
         step = state.step
         logits = state.logits.clone().requires_grad_(True)
         noise = np.random.default_rng((self.batches.seed % 2**32, step)).random(len(logits))
@@ -332,9 +334,9 @@ class Training:
         return since >= patience
 
     def _metric(self, mask: Tensor, step: int, faithful: bool) -> tuple[float, Tensor, float]:
-        """The mean metric of a step's pairs, a gradient at the mask, and the mean distance from the whole model's.
+        """Return the mean metric of a step's pairs, a gradient at the mask, and the mean |metric - whole model's|.
 
-        The gradient is the mean metric's; if it is to be `faithful`, that of minus the mean distance.
+        The gradient is that of the mean metric; with `faithful`, that of minus the mean distance.
         """
         total, off, count, gradient = 0.0, 0.0, 0, torch.zeros_like(mask)
         metric = self.batches.experiment.metric
@@ -361,7 +363,7 @@ class Training:
             )
         if not step and not bool(gradient.any()):
             raise ScoreError(
-                f"the gradient of metric '{metric.name}' at the first mask is zero, so there is nothing to learn from:"
-                " give a metric that moves with the logits, such as 'kl'"
+                f"the gradient of metric '{metric.name}' at the first mask is zero, so training would not"
+                " change anything: give a metric with a gradient, such as 'kl'"
             )
         return total / count, gradient / count, off / count
