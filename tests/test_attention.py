@@ -99,8 +99,8 @@ def test_what_is_refused(
     [
         ("", "prompt '' has no tokens"),
         (["a", ""], "prompt '' has no tokens"),
-        (5, "prompts: 5 is no text: give a task"),
-        ([1, 2], "prompts: 1 is no text: give a task"),
+        (5, "prompts: 5 is not text: give a task"),
+        ([1, 2], "prompts: 1 is not text: give a task"),
     ],
 )
 def test_prompts_that_are_none(prompts: Any, message: str) -> None:

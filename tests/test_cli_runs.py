@@ -338,5 +338,5 @@ def test_circuits_without_edges_are_pointed_out(tiny):
         warnings.simplefilter("error", CircuitfindWarning)  # a ranking has no circuit that could be empty
         request, setting = request_of(SEARCHES["edge-pruning"], {"steps": 2, "sparsity": 0.999})
         assert SEARCHES["edge-pruning"].score(Experiment.of(tiny, task, setting), request).values.any()
-    with pytest.warns(CircuitfindWarning, match=r"by threshold=1e\+30 or more"):
+    with pytest.warns(CircuitfindWarning, match=r"at threshold=1e\+30"):
         assert not len(cf.acdc(tiny, task, 1e30))

@@ -214,7 +214,7 @@ def test_a_search_that_is_stopped_keeps_its_best_circuit(
         none = cf.find(tiny, ioi, scores=found.scores, time_limit=1e-6, **QUICK)
     assert len(none.circuit) == tiny.graph.n_edges and math.isnan(none.frontier[0].held_out_distance)
     assert not none.checks.edges and not none.checks.random, "the time before the search counts, too"
-    with pytest.raises(ScoreError, match="time_limit=0: give seconds"):
+    with pytest.raises(ScoreError, match="time_limit=0: give a number of seconds"):
         cf.find(tiny, ioi, time_limit=0)
 
 

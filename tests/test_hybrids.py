@@ -66,7 +66,7 @@ def test_places_of_a_layer_with_a_mixer(name: str) -> None:
         assert off(found, torch.from_numpy(PatchingTwin(model, bound).effects(what, True))) < 1e-4, what
     heads = cf.patch(model, bound, "heads", by_position=False)
     assert heads.names() == [f"a1.h{head}" for head in range(4)]
-    with pytest.raises(ScoreError, match=r"there are no heads in 0, but a mixer: patch what='attn' there"):
+    with pytest.raises(ScoreError, match=r"no heads but a mixer in layers 0: patch what='attn' there"):
         cf.patch(model, bound, "v", layers=0)
     assert (cf.attribute(model, bound, "exact", level="node")["s0"]) == pytest.approx(
         cf.patch(model, bound, "attn", by_position=False).effects[0], rel=1e-4, abs=1e-5

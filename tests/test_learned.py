@@ -452,7 +452,7 @@ def test_half_precision_models_learn_in_single_precision() -> None:
         ({"n_edges": 3, "level": "node"}, "n_edges is for level='edge'"),
         ({"n_edges": 10**6}, "n_edges=1000000: give a whole number, 1 to"),
         ({"n_edges": 2.5}, "n_edges=2.5: give a whole number"),
-        ({"sparsity": 90}, "sparsity=90 is the part"),
+        ({"sparsity": 90}, "sparsity=90: give the fraction"),
         ({"n_edges": 3, "regularisation": 0.1}, "so it has no fixed price"),
         ({"method": "ugs", "regularisation": -1.0}, "price of an open gate"),
         ({"n_edges": 3, "steps": 0}, "steps=0: give a whole number, 1 or more"),

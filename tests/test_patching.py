@@ -59,7 +59,7 @@ def test_every_place_equals_a_forward_pass_of_its_own(name: str, what: str) -> N
 def test_other_families(name: str, what: str) -> None:
     model = wrapped(name)
     if what == "resid-mid" and model.graph.parallel:
-        with pytest.raises(cf.ModelError, match="attention and MLP of a block read the same stream"):
+        with pytest.raises(cf.ModelError, match="attention and MLP read the same stream"):
             cf.patch(model, id_task((6, 4)), what, by_position=False)
         return
     bound = id_task((6, 4)).on(model)
@@ -413,11 +413,11 @@ def test_a_sweep_survives_a_file(tmp_path: Path) -> None:
         ("heads", {"direction": "sideways"}, "direction 'sideways'"),
         ("heads", {"direction": "denoising", "ablation": "zero"}, "needs ablation='corrupted'"),
         ("heads", {"layers": 2}, "0 to 1"),
-        ("heads", {"layers": [0, 0]}, "each of them once"),
+        ("heads", {"layers": [0, 0]}, "each only once"),
         ("heads", {"layers": []}, "0 to 1"),
         ("heads", {"layers": "all"}, "0 to 1"),
         ("heads", {"layers": True}, "layers=True: give layers"),
-        ("heads", {"layers": [0, True]}, "each of them once"),
+        ("heads", {"layers": [0, True]}, "each only once"),
         ("heads", {"layers": torch.tensor([0.0, 1.0])}, "0 to 1"),
         (["heads"], {}, r"kind of place \['heads'\] is unknown.* Known: resid, "),
         (None, {}, "kind of place None is unknown"),

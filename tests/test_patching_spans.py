@@ -166,9 +166,9 @@ def test_what_spans_leave_over(spans: Any, more: Any, expected: dict[str, list[l
             {},
             "row 1: spans 'a' and 'b' overlap, at positions 1 to 1",
         ),
-        (id_task((4, 4), spans=[{"rest": (0, 1)}] * 2), {}, "'rest' is the name of what spans leave over"),
-        (spanned(), {"by_position": True}, "divide the positions in two ways"),
-        (spanned(), {"by_position": False}, "divide the positions in two ways"),
+        (id_task((4, 4), spans=[{"rest": (0, 1)}] * 2), {}, "'rest' means all tokens outside the spans"),
+        (spanned(), {"by_position": True}, "exclude each other"),
+        (spanned(), {"by_position": False}, "exclude each other"),
     ],
 )
 def test_what_is_refused(task: cf.Task, options: dict[str, Any], message: str) -> None:
@@ -178,7 +178,7 @@ def test_what_is_refused(task: cf.Task, options: dict[str, Any], message: str) -
 
 def test_remedies_name_spans() -> None:
     model = wrapped("gpt2")
-    with pytest.raises(cf.ScoreError, match=r"3 to 4 tokens: name spans in them \(spans=\) and go by these \(by_span"):
+    with pytest.raises(cf.ScoreError, match=r"3 to 4 tokens: name spans in them \(spans=\) and use these \(by_span"):
         cf.patch(model, id_task((4, 3)), "resid")
     for call in (cf.patch, lambda *args, **how: cf.attribute(*args[:2], level="node", what=args[2], **how)):
         with pytest.raises(cf.ScoreError, match=r"by the spans that they name, a, b \(by_span=True, --by-span\)"):

@@ -107,7 +107,7 @@ def test_shapes_and_endings_are_checked(results: dict[str, Any], tmp_path: Path)
     path = results["paths"].save(tmp_path / "result.json")
     content = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(content | {"receivers": content["receivers"][:1]}))
-    with pytest.raises(cf.FileError, match=r"effects by example have shape .* write it again"):
+    with pytest.raises(cf.FileError, match=r"per_example has shape .* write it again"):
         cf.PathEffects.open(path)
     with pytest.raises(cf.FileError, match="no such file"):
         cf.PathEffects.open(tmp_path / "absent.json")

@@ -1,7 +1,7 @@
-"""Attention patterns as the model computes them: how much each token of a prompt attends to each token before it.
+"""Attention patterns as the model computes them: how much each token of a prompt attends to itself and earlier tokens.
 
-Read from the attention modules under transformers' "eager" implementation, to which the model is switched for the pass
-and back; a pattern is accepted only if it makes the heads that the same pass computed (`engine/sites.py`).
+They are read from the attention modules under transformers' "eager" implementation, to which the model is switched for
+this pass. A pattern is accepted only if it gives the head outputs of the same pass (`engine/sites.py`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RECORD = Record(method="attention", ablation="", direction="", sign=f"{NO_EFFECT
 
 
 class Attended(NamedTuple):
-    """How much one token of a prompt attends to another, each named as "position token"."""
+    """The attention weight from one token (the query) to another, both named "position token"."""
 
     query: str
     key: str
@@ -45,9 +45,9 @@ class AttentionPattern(Result):
     """One head's attention on one prompt.
 
     Attributes:
-        tokens: the prompt's, as text (ids as text without a tokenizer).
-        pattern: `[query, key]` weights between 0 and 1; a row sums to 1, or to less in a model with attention sinks.
-        record: its settings say which of the prompts it is: `example`, and `side`, clean or corrupted, of a task.
+        tokens: the prompt's tokens as text (without a tokenizer, ids as text).
+        pattern: weights `[query, key]` between 0 and 1; a row sums to 1, or to less in a model with attention sinks.
+        record: its settings name the prompt: `example`, and for a task `side`, clean or corrupted.
     """
 
     FORMAT = "circuitfind.attention"
@@ -58,7 +58,7 @@ class AttentionPattern(Result):
     record: Record = field(default=RECORD)
 
     def rows(self) -> tuple[Attended, ...]:
-        """Every query with itself and every key before it."""
+        """Return the weights from every query to itself and to every key before it."""
         names, cells = position_labels(self.tokens), zip(*np.tril_indices(len(self.tokens)), strict=True)
         return tuple(Attended(names[query], names[key], float(self.pattern[query, key])) for query, key in cells)
 
@@ -76,7 +76,7 @@ Prompts = Task | BoundTask | str | Sequence[str]
 
 
 @overload
-def attention(  # type: ignore[overload-overlap]  # a string is an iterable of strings, too
+def attention(  # type: ignore[overload-overlap]  # a string is also an iterable of strings
     model: Model, prompts: Prompts, head: str, *, example: int = 0, corrupted: bool = False
 ) -> AttentionPattern: ...
 @overload
@@ -87,26 +87,28 @@ def attention(
 def attention(
     model: Model, prompts: Prompts, head: str | Iterable[str], *, example: int = 0, corrupted: bool = False
 ) -> AttentionPattern | list[AttentionPattern]:
-    """The attention patterns of heads on a prompt, without padding; several cost what one costs. `cf.plot` draws them.
+    """Return the attention patterns of one or several heads on a prompt, without padding, from one forward pass.
+
+    `cf.plot` draws them.
 
     Args:
         prompts: a task, a prompt, or several.
-        head: such as "a5.h5", or several.
-        example: which of the prompts, or of the task's pairs.
-        corrupted: of a task: the corrupted prompt instead of the clean one.
+        head: a head such as "a5.h5", or several.
+        example: number of the prompt, or of the task's pair, from 0.
+        corrupted: for a task, use the corrupted prompt instead of the clean one.
 
     Returns:
-        The pattern; of several heads a list.
+        The pattern of a head; for several heads, a list.
 
     Raises:
-        ScoreError: no such head or example.
-        TaskError: no prompt, one without tokens, or one as text for a model without tokenizer.
-        ModelError: the model does not hand out its attention patterns.
+        ScoreError: there is no such head or example.
+        TaskError: there is no prompt, it has no tokens, or it is text and the model has no tokenizer.
+        ModelError: the model does not return its attention patterns.
     """
     check_model(model)
     names = [head] if isinstance(head, str) or not isinstance(head, Iterable) else list(head)
     if not names:
-        raise ScoreError("no head is named: give one such as 'a0.h1', or several")
+        raise ScoreError("no head is named: give one or several, such as 'a0.h1'")
     places = [place_of(model.graph, name) for name in names]
     inputs, tokens, record = one_prompt(model, prompts, example, corrupted)
     _, patterns = capture_site(model.adapter, inputs, "pattern", sorted({layer for layer, _ in places}))
@@ -116,7 +118,7 @@ def attention(
 
 
 def place_of(graph: Graph, name: str) -> tuple[int, int]:
-    """Layer and number of a head."""
+    """Return the layer and number of a head, given its name. ScoreError if there is none."""
     layer, _, unit = str(name).removeprefix("a").partition(".h")
     if name not in graph.writer_names or not unit:
         heads = tuple(name for name in graph.writer_names if ".h" in name)
@@ -125,7 +127,7 @@ def place_of(graph: Graph, name: str) -> tuple[int, int]:
 
 
 def one_prompt(model: Model, prompts: Prompts, example: int, corrupted: bool) -> tuple[Inputs, tuple[str, ...], Record]:
-    """One of the prompts, without padding; its tokens as text, and where it comes from."""
+    """Return one of the prompts without padding, its tokens as text, and the record that names it."""
     prompt, record = _prompt(model, prompts, example, corrupted)
     ids = prompt.unsqueeze(0).to(model.device)
     decode = str if model.tokenizer is None else lambda token: piece(model.tokenizer, token)
@@ -134,7 +136,7 @@ def one_prompt(model: Model, prompts: Prompts, example: int, corrupted: bool) ->
 
 
 def _prompt(model: Model, prompts: Prompts, example: int, corrupted: bool) -> tuple[torch.Tensor, Record]:
-    """The ids of the prompt, without padding, and where it comes from."""
+    """Return the prompt's ids without padding, and the record that names it."""
     if isinstance(prompts, (Task, BoundTask)):
         bound, name = bind(model, prompts), "corrupted" if corrupted else "clean"
         _check_example(example, len(bound))
@@ -148,11 +150,11 @@ def _prompt(model: Model, prompts: Prompts, example: int, corrupted: bool) -> tu
     texts = [prompts] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else list(prompts)
     for text in texts:
         if not isinstance(text, str):
-            raise TaskError(f"prompts: {text!r} is no text: give a task (cf.Task of token ids), a prompt, or several")
+            raise TaskError(f"prompts: {text!r} is not text: give a task (of text or token ids), a prompt, or several")
     _check_example(example, len(texts))
     ids = PromptTokenizer(model.tokenizer, None)([texts[example]])[0]
     if not len(ids):
-        raise TaskError(f"prompt {texts[example]!r} has no tokens: there is nothing to attend to")
+        raise TaskError(f"prompt {texts[example]!r} has no tokens: give a longer one")
     settings = {"example": example, **({"weights": model.dequantised} if model.dequantised else {})}
     return torch.tensor(ids), replace(RECORD, model=model.name, n_examples=1, settings=settings)
 

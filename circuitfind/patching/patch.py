@@ -1,15 +1,16 @@
-"""Activation-patching sweeps: each place of a model replaced, on its own, by its value in another run.
+"""Activation-patching sweeps: each place of a model is replaced by its value in another run, one place at a time.
 
-1. Noising (the default, as everywhere): the clean run with one place carrying its ablated value;
+1. Noising (the default): the clean run with one place carrying its ablated value;
    effect = metric(clean) - metric(patched). Denoising: the corrupted run with one place carrying its clean value;
-   effect = metric(patched) - metric(corrupted). Positive = the place supports the task, in both.
-2. The base run is captured once. A patch restarts where it first changes anything (`engine/restart.py`), several
-   patches run as rows of one batch, and logits are computed at the metric's positions only.
+   effect = metric(patched) - metric(corrupted). In both, positive = the place supports the task.
+2. The base run is captured once. A patched run restarts at the first layer that the patch changes
+   (`engine/restart.py`), several patches run side by side in one batch, and logits are computed at the metric's
+   positions only.
 
-Denoising is the causal tracing of Meng et al. 2022, with clean and corrupted prompts as in Wang et al. 2023; which of
-the two directions answers which question: Heimersheim and Nanda 2024.
+Denoising is the causal tracing of Meng et al. 2022, with clean and corrupted prompts as in Wang et al. 2023.
+Heimersheim and Nanda 2024 discuss which question each direction answers.
 
-`planned` is what a sweep goes over, its arguments checked; estimates of the same places start from it, too.
+`planned` checks the arguments and returns the places of a sweep. Estimates of the same places use it, too.
 """
 
 from __future__ import annotations
@@ -62,42 +63,42 @@ def patch(
     checkpoint: str | PathLike[str] | None = None,
     **asked: Unpack[Keywords],
 ) -> Sweep:
-    """Patches every place of one kind, one at a time, and measures the metric.
+    """Patch every place of one kind, one at a time, and measure the effect on the metric.
 
     Args:
         what: "resid" (the residual stream entering each block), "resid-mid" (the stream between a block's attention and
-            its MLP), "attn", "mlp" (what a layer's attention or MLP writes to the stream, as nodes do: after a
-            post-norm, without the output bias, which stays), "attn-out", "mlp-out" (what the module puts out, bias and
-            all, before a post-norm), "heads" (a head's output before the output projection), "q", "k", "v" (a head's
-            queries, keys or values as they are projected; the model's own key/value heads where they are grouped),
-            "pattern" (a head's attention pattern), "neurons" (of some layers' MLPs, as their output projection reads
-            them), or a kind of your own (`circuitfind.register`).
-        by_position: each position is a place of its own, for prompts of one length. Default: yes for "resid",
-            "resid-mid", "attn", "mlp", "attn-out" and "mlp-out" (by span where lengths differ and every pair names
-            some); no for the others, whose places are then patched at all positions together.
-        by_span: instead, each named span of the prompts (`Task.spans`) is a place of its own, wherever it stands in
-            each pair; the last read position ("end") and all other tokens ("rest") are two more. See
+            MLP), "attn", "mlp" (the output that a layer's attention or MLP adds to the stream, like a node's: after a
+            post-norm, without the output bias, which is not patched), "attn-out", "mlp-out" (the module's output before
+            a post-norm, with bias), "heads" (a head's output before the output projection), "q", "k", "v" (a head's
+            projected queries, keys or values; with grouped-query attention, keys and values of the model's key/value
+            heads), "pattern" (a head's attention pattern), "neurons" (activations of MLP neurons before the output
+            projection), or a registered kind of your own (`circuitfind.register`).
+        by_position: patch each position separately, for prompts of one length. By default True for "resid",
+            "resid-mid", "attn", "mlp", "attn-out" and "mlp-out" (if prompts differ in length and every pair names some
+            spans, by span instead), and False for the others: all positions are patched together.
+        by_span: patch each named span of the prompts (`Task.spans`) separately, at its own positions in each pair. The
+            last read position ("end") and all other tokens ("rest") are two further spans. See
             `circuitfind.patching.spans`.
-        layers: a layer or several; "neurons" needs it. Default: all.
-        checkpoint: a file that a stopped sweep leaves and the same call continues from; removed at the end.
+        layers: one layer or several; by default all. "neurons" needs it.
+        checkpoint: a file from which the same call continues after it was stopped. Deleted at the end.
         asked: metric, ablation, direction, batch_size, seed; see `circuitfind.setting.Keywords`.
 
     Returns:
-        A `Sweep`: effects in units of the metric along named axes, positive = supports, per example too.
+        A `Sweep`: effects in units of the metric along named axes, also per example; positive = supports the task.
 
     Raises:
-        ScoreError: an unknown kind of place, layer or direction; prompts whose positions do not correspond, or without
-            spans to go by; NaN or infinity.
+        ScoreError: the kind of place, a layer or the direction is unknown; prompts differ in length or name no spans
+            and cannot be swept this way; or the metric is NaN or infinite.
         TaskError: the task does not fit the model or the ablation.
         FileError: the checkpoint belongs to another sweep.
-        ModelError: the model has no such places (neurons of a mixture of experts, patterns that it does not show, a
-            stream between attention and MLP where both read the same).
+        ModelError: the model has no such places (neurons of a mixture of experts, patterns that it does not return,
+            "resid-mid" in parallel blocks).
     """
     return swept(Experiment.of(model, task, asked), Where(what, by_position, by_span, layers), checkpoint)
 
 
 class Where(NamedTuple):
-    """The places of a sweep, as `patch` is asked for them."""
+    """The arguments of `patch` that name the places."""
 
     what: str = "heads"
     by_position: bool | None = None
@@ -106,9 +107,13 @@ class Where(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """Both runs of a batch, which has the clean run's logits for reference. `own`, `other`: what the site holds in the
-    clean run, and when it is ablated; `corrupted`: of noising under interchange no more than its logits and the site,
-    unless all is asked for; `full`, `empty`: logits `[batch, reads, vocab]` with nothing and with all ablated."""
+    """Both runs of a batch.
+
+    batch: the pairs, with the clean run's logits as reference.
+    corrupted: for noising under interchange, its logits only (unless `capture(whole=True)`).
+    own, other: the site's clean and ablated values.
+    full, empty: logits `[batch, reads, vocab]` with nothing and with everything ablated.
+    """
 
     batch: Batch
     clean: Run
@@ -121,8 +126,8 @@ class Sides(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SweepPlan:
-    """What a sweep goes over. `spans`: of the prompts, each patched on its own, or None for all positions together;
-    `axes`: of the result."""
+    """The places of a sweep. `spans`: the prompts' spans, which are patched separately; None: all positions together.
+    `axes`: those of the result."""
 
     experiment: Experiment
     kind: Kind
@@ -140,7 +145,7 @@ class SweepPlan:
 
     @property
     def units(self) -> int:
-        """Of each layer."""
+        """The number of units in each layer."""
         return len(self.axes[1].labels) if self.kind.unit else 1
 
     @property
@@ -150,7 +155,7 @@ class SweepPlan:
 
     @cached_property
     def places(self) -> list[Place]:
-        """Of one layer."""
+        """The places in one layer."""
         spans = [None] if self.spans is None else range(len(self.spans.labels))
         return [Place(unit, span) for unit in range(self.units) for span in spans]
 
@@ -159,21 +164,21 @@ class SweepPlan:
         return f"effect: {SIGNS[self.experiment.setting.direction]}; positive = the place supports the behaviour"
 
     def numbers(self, rows: slice, batch: Batch) -> Tensor | None:
-        """`[batch, pos]` which span each position belongs to, of a batch made of these rows of all pairs."""
+        """Return the span of each position, `[batch, pos]`, for the batch with these rows of all pairs."""
         return None if self.spans is None else self.spans.numbers[rows, : batch.clean.ids.shape[1]]
 
     def name(self, place: int) -> str:
-        """Of a place by its number in the whole sweep."""
+        """Return the name of a place, given its number in the whole sweep."""
         layer, at = divmod(place, len(self.places))
         return f"{self.what} in layer {self.layers[layer]}, unit {self.places[at].unit}"
 
     @cached_property
     def means(self) -> Values | None:
-        """What mean ablation puts at the site; None for the others."""
+        """The site's means, for the mean ablations; None for other ablations."""
         return site_means(self.experiment, self.kind.site, self.layers) if self.experiment.ablation.mean else None
 
     def capture(self, batch: Batch, whole: bool = False) -> Sides:
-        """Runs both sides of a batch; `whole`: all of the corrupted run is wanted, even where no run starts from it."""
+        """Run both sides of a batch. `whole`: record the whole corrupted run, even if no patched run starts from it."""
         experiment, site = self.experiment, self.kind.site
         clean, own = capture_site(experiment.adapter, batch.clean, site, self.layers)
         whole = whole or not (experiment.setting.noising and experiment.ablation.interchange)
@@ -187,13 +192,13 @@ class SweepPlan:
 
 
 def planned(experiment: Experiment, where: Where) -> SweepPlan:
-    """What a sweep goes over, its arguments checked; raises ScoreError or ModelError as `patch`."""
+    """Check the arguments of a sweep, and return its places. Errors as for `patch`."""
     kind, adapter = kind_of(where.what), experiment.adapter
     for name, given in (("by_position", where.by_position), ("by_span", where.by_span)):
         if given not in (None, True, False):
             raise ScoreError(f"{name}={given!r}: give True or False")
     if where.by_span and where.by_position is not None:
-        raise ScoreError("by_span=True and by_position= divide the positions in two ways: give one of them")
+        raise ScoreError("by_span=True and by_position= exclude each other: give one of them")
     layers = _chosen(where.layers, kind, adapter)
     kind.check(experiment)
     by_position, by_span = where.by_position, where.by_span
@@ -220,15 +225,15 @@ def _chosen(layers: int | Iterable[int] | None, kind: Kind, adapter: Adapter) ->
     chosen = list(given) if isinstance(given, Iterable) else [given]
     whole = all(isinstance(layer, Integral) and not isinstance(layer, bool) for layer in chosen)
     if not chosen or not whole or not set(chosen) <= set(range(n_layers)) or len(set(chosen)) < len(chosen):
-        raise ScoreError(f"layers={layers!r}: give layers of this model, 0 to {n_layers - 1}, each of them once")
+        raise ScoreError(f"layers={layers!r}: give layers of this model, 0 to {n_layers - 1}, each only once")
     if unheaded := sorted(mixers & set(chosen)):
         those = ", ".join(map(str, unheaded))
-        raise ScoreError(f"layers={layers!r}: there are no heads in {those}, but a mixer: patch what='attn' there")
+        raise ScoreError(f"layers={layers!r}: no heads but a mixer in layers {those}: patch what='attn' there")
     return [int(layer) for layer in chosen]
 
 
 def swept(experiment: Experiment, where: Where, checkpoint: str | PathLike[str] | None = None) -> Sweep:
-    """`patch` of an experiment."""
+    """Do what `patch` does, for an experiment."""
     plan = planned(experiment, where)
     _warn_of_cost(plan)
     effects, full, empty = measured(plan, np.arange(len(plan.layers) * len(plan.places)), checkpoint)
@@ -238,21 +243,21 @@ def swept(experiment: Experiment, where: Where, checkpoint: str | PathLike[str] 
 
 
 def _warn_of_cost(plan: SweepPlan) -> None:
-    """Of a sweep over the positions of long prompts, whose cost grows with the square of their length."""
+    """Warn of a sweep by position over long prompts: its cost grows with the square of their length."""
     runs, length = len(plan.layers) * len(plan.places), plan.experiment.batch.clean.ids.shape[1]
     if plan.spans is not None and plan.spans.by == "position" and runs * length > COSTLY:
         warn(
-            f"this sweep is {runs:,} runs of every pair, one for each of {len(plan.spans.labels):,} positions in"
-            f" {len(plan.layers)} layers, and a run is half a forward pass of {length:,} tokens: by_span=True"
-            " (--by-span) patches named spans of the prompts instead, layers= (--layers) some of the layers"
+            f"this sweep runs every pair {runs:,} times, once for each of {len(plan.spans.labels):,} positions in each"
+            f" of {len(plan.layers)} layers, at half a forward pass of {length:,} tokens per run on average: patch"
+            " named spans instead (by_span=True, --by-span), or fewer layers (layers=, --layers)"
         )
 
 
 def measured(plan: SweepPlan, chosen: np.ndarray, checkpoint: str | PathLike[str] | None = None) -> Measured:
-    """Exact effects of some places, by their numbers in the whole sweep, in ascending order; `checkpoint`: as for
-    `patch`."""
+    """Measure the exact effects of some places, given by their numbers in the whole sweep, in ascending order.
+    `checkpoint`: as for `patch`."""
     numbers = None if plan.spans is None else plan.spans.numbers.cpu().numpy()
-    _ = plan.means  # of all pairs, so by all processes together
+    _ = plan.means  # computed here, because all processes compute the means together
     key, start = (numbers, plan.what, plan.layers, plan.units), partial(_started, plan, chosen)
 
     def name(place: int) -> str:
@@ -262,14 +267,14 @@ def measured(plan: SweepPlan, chosen: np.ndarray, checkpoint: str | PathLike[str
 
 
 def runs_of(keys: np.ndarray, at_once: int) -> list[slice]:
-    """Neighbours that have one key, a few at a time."""
+    """Return slices of consecutive equal keys, each of at most `at_once`."""
     starts = np.flatnonzero(np.diff(keys, prepend=keys[:1] - 1)).tolist()
     spans = pairwise([*starts, len(keys)])
     return [slice(at, min(at + at_once, stop)) for start, stop in spans for at in range(start, stop, at_once)]
 
 
 def _started(plan: SweepPlan, chosen: np.ndarray, part: Batch, rows: slice) -> Started:
-    """A batch of a sweep, ready to be patched at the places chosen."""
+    """Run both sides of a batch, and return its patched runs, yet to be made, at the chosen places."""
     experiment = plan.experiment
     batch, clean, corrupted, own, other, full, empty = plan.capture(part)
     inputs, base = batch.clean, clean

@@ -1,16 +1,16 @@
-"""Path patching: a sender's output is replaced where some receivers read it, and nowhere else.
+"""Path patching: replace a sender's output in the inputs of some receivers, and nowhere else.
 
-1. In the base run, only the edges from the sender into the receivers carry the sender's ablated value; every other
-   reader of the sender reads what it read before.
-2. The receivers are computed anew, and the run goes on from there by itself: so the effect is that of all paths that
-   begin sender -> receiver. With `logits` as the receiver it is the direct effect on the logits.
-3. Runs restart at the first receiver (`engine/circuit_run.py`), those of one layer's receivers side by side.
+1. In the base run, only the edges from the sender to the receivers carry the sender's ablated value. All other readers
+   read the sender's value in the base run.
+2. The receivers and everything after them are computed anew, so the effect is that of all paths that begin with sender
+   -> receiver. With `logits` as the receiver it is the direct effect on the logits.
+3. Runs restart at the first receiver (`engine/circuit_run.py`), side by side for receivers of one layer.
 
-`SIGNS` are the effects in both directions; positive = these paths support the task. This is the path patching of
-Goldowsky-Dill et al. 2023 for the set of all paths that begin with one of these edges. Wang et al. 2023 differ twice:
-they set each receiver to what it is with all other heads frozen, which hides one receiver's change from another
-downstream of it (here it is seen, as in any circuit without these edges); and they let the MLPs between sender and
-receivers be computed anew, so that their paths lead through these, too.
+`SIGNS` defines the effects in both directions; positive = these paths support the task. This is the path patching of
+Goldowsky-Dill et al. 2023 for the set of all paths that begin with one of these edges. Wang et al. 2023 differ in two
+ways. They compute each receiver's new value with all other heads frozen, so that a receiver does not see the change of
+an earlier one (here it does, as in any circuit without these edges). And they compute the MLPs between sender and
+receivers anew, so that their paths may also lead through these MLPs.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ SIGNS = {
 
 
 class PathEffect(NamedTuple):
-    """The paths from a sender into its receivers, their effect and its 95% interval over examples."""
+    """The effect of the paths from a sender to its receivers, with its 95% interval over examples."""
 
     sender: str
     receiver: str
@@ -87,7 +87,7 @@ class PathEffects(PatchedEffects):
 
     @property
     def paths(self) -> int:
-        """How many were measured."""
+        """The number of measured effects."""
         return int(np.isfinite(self.effects).sum())
 
     def _row(self, at: int, effect: float, low: float, high: float) -> PathEffect:
@@ -95,7 +95,7 @@ class PathEffects(PatchedEffects):
         return PathEffect(self.senders[row], self.receivers[column], effect, low, high)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; None where there is no path."""
+        """Return the result as JSON values, with None where there is no path."""
         cells = [[None if np.isnan(cell).all() else cell.tolist() for cell in row] for row in self.per_example]
         effects = [[None if np.isnan(value) else value for value in row] for row in self.effects.tolist()]
         return {**super().to_dict(), "effects": effects, "per_example": cells}
@@ -130,29 +130,30 @@ def path_patch(
     separate: bool = False,
     **asked: Unpack[Keywords],
 ) -> PathEffects:
-    """Patches the paths from each sender into some receivers.
+    """Patch the paths from each sender to some receivers, and measure the effect on the metric.
 
     Args:
-        senders: names of writers ("input", "a5.h5", "m3"), each patched in runs of its own. None: all that some
+        senders: names of writers ("input", "a5.h5", "m3"), each patched separately. None: all writers that some
             receiver reads.
-        receivers: names of readers ("a8.h6<v>", "a1.kv0<k>", "m9", "logits"), or of a head for its queries, keys and
-            values (where key/value heads are grouped, those of its group). Patched together. None: every reader of the
-            model, with separate=True.
-        separate: each receiver in runs of its own, one column each.
+        receivers: names of readers ("a8.h6<v>", "a1.kv0<k>", "m9", "logits"). A head's name means its q, k and v
+            inputs (with grouped-query attention, k and v of its group). All are patched together. None: every reader
+            of the model; needs separate=True.
+        separate: patch each receiver separately, one column each.
         asked: metric, ablation, direction, batch_size, seed; see `circuitfind.setting.Keywords`.
 
     Returns:
-        `PathEffects`, one row a sender, in units of the metric; NaN where a receiver is computed before the sender.
+        `PathEffects`, one row per sender, in units of the metric; NaN if the receivers are computed before the sender.
 
     Raises:
-        ScoreError: an unknown sender, receiver or direction, a sender that no receiver reads, NaN or infinity.
+        ScoreError: a sender, a receiver or the direction is unknown; no receiver reads a sender; or the metric is NaN
+            or infinite.
         TaskError: the task does not fit the model or the ablation.
     """
     experiment, graph = Experiment.of(model, task, asked), model.graph
     if receivers is None and not separate:
         raise ScoreError(
-            "receivers=None means every reader: give separate=True for a column each (all of them together are the"
-            " sender's whole output, which attribute(level='node', method='exact') measures)"
+            "receivers=None means every reader: give separate=True for one column each (to patch all readers together,"
+            " which is the whole node, use attribute(level='node', method='exact'))"
         )
     names, columns = _columns(graph, receivers, separate)
     rows = _senders(graph, senders, columns)
@@ -175,7 +176,7 @@ def path_patch(
 def _columns(
     graph: Graph, receivers: str | Iterable[str] | None, separate: bool
 ) -> tuple[tuple[str, ...], list[list[int]]]:
-    """Labels of the columns, and the reader indices that each of them patches together."""
+    """Return the columns' labels, and the indices of the readers that each column patches together."""
     given = graph.reader_names if receivers is None else _listed(receivers, "receivers")
     if not given:
         raise ScoreError("no receivers: name readers such as 'a1.h0<v>', 'm2' or 'logits'")
@@ -194,7 +195,7 @@ def _listed(names: str | Iterable[str], side: str) -> list[str]:
 
 
 def _readers(graph: Graph, name: str) -> list[int]:
-    """A reader by its name; by a node's name all that feed it."""
+    """Return the index of a reader, given its name; given a node's name, of all readers that feed the node."""
     if name in graph.reader_names:
         return [graph.reader_names.index(name)]
     nodes = graph.node_names[1:]
@@ -206,7 +207,7 @@ def _readers(graph: Graph, name: str) -> list[int]:
 
 
 def _senders(graph: Graph, senders: str | Iterable[str] | None, columns: list[list[int]]) -> list[int]:
-    """Writer indices; refuses those that this graph does not have, or that no receiver reads."""
+    """Return the senders' writer indices. ScoreError if a sender is not in the graph, or no receiver reads it."""
     last = max(int(graph.limits[reader]) for readers in columns for reader in readers)
     if senders is None:
         return list(range(last))
@@ -221,12 +222,12 @@ def _senders(graph: Graph, senders: str | Iterable[str] | None, columns: list[li
     for row in rows:
         if row >= last:
             sender = graph.writer_names[row]
-            raise ScoreError(f"sender '{sender}' is computed after all of these receivers: it has no path into them")
+            raise ScoreError(f"sender '{sender}' is computed after all of these receivers, so there is no path to them")
     return rows
 
 
 def _cells(graph: Graph, rows: list[int], columns: list[list[int]]) -> list[_PathCell]:
-    """What there is to measure, by the first receiver's layer: like restarts follow each other."""
+    """Return the entries to measure, sorted by the layer at which their runs restart."""
     cells = []
     for (row, writer), (column, readers) in product(enumerate(rows), enumerate(columns)):
         if after := [reader for reader in readers if writer < graph.limits[reader]]:
@@ -235,7 +236,7 @@ def _cells(graph: Graph, rows: list[int], columns: list[list[int]]) -> list[_Pat
 
 
 def _started(experiment: Experiment, cells: list[_PathCell], batch: Batch, _: slice) -> Started:
-    """A batch, ready to be patched. Denoising is noising of the exchanged sides."""
+    """Return a batch's patched runs, yet to be made. Denoising is noising with clean and corrupted exchanged."""
     noising = experiment.setting.noising
     turned = batch if noising else replace(batch, clean=batch.corrupted, corrupted=batch.clean)
     prepared = experiment.prepare(turned)
@@ -248,7 +249,7 @@ def _started(experiment: Experiment, cells: list[_PathCell], batch: Batch, _: sl
 
 
 def _at_once(adapter: Adapter, batch: Batch, cells: list[_PathCell]) -> int:
-    """How many cells run side by side: in each of their runs, what each of their senders writes is held."""
+    """Return how many cells run side by side. Each run holds the outputs of the senders of all its batch's cells."""
     tokens, senders = batch.clean.ids.numel(), len({cell.writer for cell in cells})
     worth = PATCHES.runs(adapter.device, tokens)
     room = budget(adapter.device) // (tokens * row_bytes(adapter))  # senders x runs
@@ -256,7 +257,7 @@ def _at_once(adapter: Adapter, batch: Batch, cells: list[_PathCell]) -> int:
 
 
 def _logits(prepared: Prepared, group: list[_PathCell]) -> Tensor:
-    """`[cells, batch, reads, vocab]`."""
+    """Return logits `[cells, batch, reads, vocab]`."""
     graph = prepared.adapter.graph
     removed = np.zeros((len(group), graph.n_writers, graph.n_readers), dtype=bool)
     for run, cell in enumerate(group):

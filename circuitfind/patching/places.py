@@ -1,18 +1,19 @@
-"""What a sweep patches: kinds of places, as records in a registry, and how one place is replaced in a run.
+"""The kinds of places that a sweep patches, as records in a registry, and the replacement of one place in a run.
 
-A *place* is one unit of one layer, at all positions or at one span of them. `attn` and `mlp` are what is written to the
-residual stream, as nodes are: after a post-norm, without the output bias, which is never ablated. `mlp` is the node
-`m3`, `attn` all heads of a layer together. `attn-out` and `mlp-out` are what the modules put out, bias and all, before
-a post-norm: another place wherever the ablated value is not that of one run (`zero`, and `mean` under a post-norm).
+A *place* is one unit of one layer, at all positions or at one span of them. `attn` and `mlp` are the outputs that the
+layer adds to the residual stream, like nodes: after a post-norm, without the output bias, which is never ablated. `mlp`
+is the node `m3`, `attn` all heads of a layer together. `attn-out` and `mlp-out` are the modules' outputs before a
+post-norm, with bias. They have different effects if the ablated value is not that of one run (`zero`; `mean` under a
+post-norm).
 
-Every kind is brought to one of two forms:
+A patch takes one of two forms:
 
 * new queries, keys or values of a layer (`q`, `k`, `v`);
-* a change of the residual stream where a block begins (all others): a head's or neuron's difference goes through its
-  rows of the output projection, then through the post-norm as the model applies it (to the whole attention or MLP
-  output, as in a pass with that one replaced); what changes between attention and MLP changes what the MLP writes, too.
+* a change of the residual stream at the start of a block (all others). The difference of a head or neuron goes through
+  its rows of the output projection, and then through the post-norm as the model applies it, to the whole output of
+  attention or MLP. A change between attention and MLP also changes the MLP's output.
 
-A patched `pattern` is a patched head: the other run's pattern times this run's values.
+A patched `pattern` changes its head's output: the other run's pattern times this run's values.
 """
 
 from __future__ import annotations
@@ -43,22 +44,24 @@ class Kind(NoFile):
     """A kind of place.
 
     Attributes:
-        name: what `circuitfind.patch` is asked for.
+        name: the `what` of `circuitfind.patch`.
         site: where the values are, as for `circuitfind.engine.sites.capture_site`.
-        label: how a place is named, from `{layer}`, `{unit}` and `{kv}` ("kv" where key/value heads are shared).
-        unit: what a layer's units are called; None: the layer is one unit.
-        count: `(adapter, layer) ->` how many units a layer has.
-        written: `(restart, layer, change [batch, pos, units, ...], units [units]) -> [units, batch, pos,
-            d_model]`, how much more the unit's module puts out; by default the change itself.
-        reached: `(restart, layer, written) -> [units, batch, pos, d_model]`, the change of the stream where the block
-            after the layer begins. None: the values (of q, k or v) are replaced at their projection.
-        entering: the stream is changed where the layer's own block begins.
-        in_stream: it is part of no layer's attention or MLP, so GradDrop averages over all layers.
-        by_position: whether a sweep goes by position when it is not told.
-        parallel: parallel blocks have it; if not, the error names `instead`.
-        aligned: it has a corrupted value on the clean prompt's positions; if not, the error names `instead`.
-        mean: it has a mean over positions.
-        name_layers: a layer has so many that layers must be named.
+        label: format string of a place's name, with `{layer}`, `{unit}`, `{kv}` ("kv" if key/value heads are shared,
+            else "h") and `{attn}` ("s" for a mixer, else "a").
+        unit: name of a layer's units; None: the layer is one unit.
+        count: `(adapter, layer) ->` number of units in the layer.
+        written: `(restart, layer, change [batch, pos, units, ...], units [units]) -> [units, batch, pos, d_model]`, the
+            change of the output of the units' module; by default the change itself.
+        reached: `(restart, layer, written) -> [units, batch, pos, d_model]`, the change of the stream at the start of
+            the next block. None: the values (of q, k or v) are replaced at their projection.
+        entering: the stream is changed at the start of the layer's own block instead.
+        in_stream: part of no layer's attention or MLP, so GradDrop averages over all layers.
+        by_position: the default of a sweep's `by_position`.
+        parallel: exists in parallel blocks; if not, the error names `instead`.
+        aligned: the corrupted value can be moved to the clean prompt's positions; if not, the error names `instead`.
+        mean: has a mean over positions.
+        name_layers: a layer has so many units that the layers must be named.
+        instead: what an error says to patch instead.
     """
 
     name: str
@@ -78,19 +81,19 @@ class Kind(NoFile):
     instead: str = ""
 
     def check(self, experiment: Experiment) -> None:
-        """Raises ModelError or ScoreError, with the remedy, where model, pairs or ablation have no such places."""
+        """Raise a ModelError, TaskError or ScoreError if the model, the pairs or the ablation exclude this kind."""
         if not self.aligned:
             refuse_aligned(experiment.bound.batch, f"a corrupted {self.name}", f"patch {self.instead} instead")
         if not self.mean and experiment.ablation.mean == "all":
             raise ScoreError(f"a {self.name} has no mean over positions: use ablation='mean-position' or 'corrupted'")
         if not self.parallel and experiment.graph.parallel:
             raise ModelError(
-                f"what='{self.name}': in this model attention and MLP of a block read the same stream (parallel"
-                f" blocks), and there is none between them: use {self.instead}"
+                f"what='{self.name}': this model has parallel blocks, in which attention and MLP read the same stream,"
+                f" so there is no stream between them: use {self.instead}"
             )
 
     def units(self, adapter: Adapter, layer: int) -> tuple[str, list[str]] | None:
-        """What the units of a layer are called, and their numbers; None where the layer is one unit."""
+        """Return the name of the units and their numbers in a layer; None if the layer is one unit."""
         if self.unit is None:
             return None
         count = self.count(adapter, layer)
@@ -111,7 +114,7 @@ def _neurons(adapter: Adapter, layer: int) -> int:
 
 
 def _projected(restart: Restart, layer: int, change: Tensor, units: Tensor) -> Tensor:
-    """Heads through the output projection."""
+    """`Kind.written` of heads: through the output projection."""
     weight = input_rows(restart.adapter, "z", layer)
     rows = rearrange(weight, "(h e) d -> h e d", h=restart.adapter.graph.heads_in(layer))[units]
     found: Tensor = einsum(change, rows.to(change), "b t u e, u e d -> u b t d")
@@ -119,13 +122,13 @@ def _projected(restart: Restart, layer: int, change: Tensor, units: Tensor) -> T
 
 
 def _attended(restart: Restart, layer: int, change: Tensor, units: Tensor) -> Tensor:
-    """Patterns times the base run's values, through the output projection."""
+    """`Kind.written` of patterns: times the base run's values, through the output projection."""
     by_head = restart.adapter.layers[layer].values_by_head(restart.base.qkv[layer].v)
     return _projected(restart, layer, attended(restart.adapter, change, by_head[:, :, units]), units)
 
 
 def _down(restart: Restart, layer: int, change: Tensor, units: Tensor) -> Tensor:
-    """Neurons through the down projection."""
+    """`Kind.written` of neurons: through the down projection."""
     rows = input_rows(restart.adapter, "hidden", layer)[units]
     found: Tensor = einsum(change, rows.to(change), "b t u, u d -> u b t d")
     return found
@@ -146,7 +149,7 @@ def _from_mlp(restart: Restart, layer: int, written: Tensor) -> Tensor:
 
 
 def _more(write: Callable[[Tensor], Tensor], output: Tensor, difference: Tensor) -> Tensor:
-    """How much more reaches the stream when a module's output is so much larger."""
+    """Return the change of the stream if a module's output changes by `difference`; `write`: its post-norm."""
     return write(output.to(difference) + difference) - write(output)
 
 
@@ -185,7 +188,7 @@ _KINDS = (
     Kind("neurons", "hidden", "m{layer}.n{unit}", "neuron", _neurons, _down, _from_mlp, name_layers=True),
 )
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _KINDS}
-SPELLINGS = {  # of other tools, for "did you mean"
+SPELLINGS = {  # names in other tools, for "did you mean"
     "resid": "resid_pre hook_resid_pre resid_post hook_resid_post residual stream",
     "resid-mid": "resid_mid hook_resid_mid middle",
     "attn": "attn_out hook_attn_out attention self_attn",
@@ -200,12 +203,12 @@ SPELLINGS = {  # of other tools, for "did you mean"
 
 
 def register(kind: Kind) -> Kind:
-    """Gives a kind of place its name; raises ScoreError where it is taken."""
+    """Register a kind of place under its name. ScoreError if the name is taken."""
     return entered(kind, Kind, KINDS, ScoreError, "kind of place '{}' exists: give yours another name")
 
 
 def kind_of(what: str) -> Kind:
-    """The kind of this name; raises ScoreError where there is none, with the one that may be meant."""
+    """Return the kind of this name. ScoreError if there is none, with the name that may be meant."""
     if isinstance(what, str) and what in KINDS:
         return KINDS[what]
     name = what.rpartition(".")[2] if isinstance(what, str) else what  # "blocks.9.attn.hook_z"
@@ -213,7 +216,7 @@ def kind_of(what: str) -> Kind:
 
 
 class Place(NamedTuple):
-    """A unit of a layer, at one span of positions or (None) at all."""
+    """A unit of a layer, at one span of positions (None: at all positions)."""
 
     unit: int
     span: int | None
@@ -221,10 +224,11 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Patcher:
-    """Replaces units of a base run by another run's.
+    """Replaces the values of units in a base run.
 
-    own, other: the site's values by layer, in the base run and instead; `other` may broadcast over batch and positions.
-    numbers: `[batch, pos]` which span each position belongs to; None where all positions go together.
+    own, other: the site's values by layer, in the base run and to replace them; `other` may broadcast over batch and
+        positions.
+    numbers: the span of each position, `[batch, pos]`; None if all positions are patched together.
     """
 
     kind: Kind
@@ -235,7 +239,7 @@ class Patcher:
     _latest: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def logits(self, layer: int, places: list[Place]) -> Tensor:
-        """`[places, batch, reads, vocab]`: each place of this layer patched in a run of its own."""
+        """Return logits `[places, batch, reads, vocab]`, with one place of this layer patched in each run."""
         if self.kind.reached is None:
             values = torch.stack([self._replaced(layer, place) for place in places])
             return self.restart.from_projection(layer, self.kind.site, values)
@@ -244,22 +248,23 @@ class Patcher:
         return self.restart.from_stream(layer if self.kind.entering else layer + 1, changes)
 
     def _placed(self, layer: int, place: Place) -> Tensor:
+        """Return the stream's change for one place, `[batch, pos, d_model]`."""
         change, at = self._latest[layer, place.unit], self._at(place)
         return change if at is None else torch.where(at, change, 0)
 
     def _replaced(self, layer: int, place: Place) -> Tensor:
-        """`[batch, pos, heads, d_head]` with one head's values replaced."""
+        """Return the layer's values `[batch, pos, heads, d_head]` with one head's replaced."""
         values, at = self.own[layer].clone(), self._at(place)
         own, other = (side[:, :, place.unit] for side in (values, self.other[layer].expand_as(values).to(values.dtype)))
         values[:, :, place.unit] = other if at is None else torch.where(at, other, own)
         return values
 
     def _at(self, place: Place) -> Tensor | None:
-        """`[batch, pos, 1]` where a place is; None for everywhere."""
+        """Return where a place is, `[batch, pos, 1]` bool; None: at all positions."""
         return None if self.numbers is None or place.span is None else (self.numbers == place.span).unsqueeze(-1)
 
     def _prepare(self, layer: int, units: list[int], reached: Reached) -> None:
-        """Computes the changes of these units; those of the last call are kept, because places come unit by unit."""
+        """Compute the stream's changes for these units. Those of the last call are kept: places come unit by unit."""
         for at, unit in list(self._latest):
             if at != layer or unit not in units:
                 del self._latest[at, unit]
@@ -268,7 +273,7 @@ class Patcher:
             self._latest.update({(layer, unit): change for unit, change in zip(missing, changes, strict=True)})
 
     def _written(self, layer: int, units: list[int]) -> Tensor:
-        """`[units, batch, pos, d_model]`: how far the output of the unit's module (or the stream) is from the base."""
+        """Return the change of the output of the units' module (or of the stream), `[units, batch, pos, d_model]`."""
         own = self.own[layer].to(self.restart.adapter.work)
         other = self.other[layer].to(own).expand_as(own)
         if self.kind.unit is None:

@@ -1,11 +1,11 @@
-"""How a sweep divides prompts into spans, positions that are patched together and do not overlap.
+"""Division of prompts into spans: sets of positions that a sweep patches together, and that do not overlap.
 
-1. By position: every position is a span of its own, for prompts of one length.
-2. By span: one for each name that every pair gives (`BoundTask.spans`), in the order of their mean first positions.
-   What these leave over is "end", the last position that the metric reads (by default the last token; only where it
-   lies outside the named spans in every pair), and "rest", all other tokens. So the spans make up the prompt.
+1. By position: every position is a span, for prompts of one length.
+2. By span: one span for each name that every pair gives (`BoundTask.spans`), in the order of their mean first
+   positions. The other tokens are "end", the last position at which the metric reads (by default the last token), if it
+   is outside the named spans in every pair, and "rest", all others. So every token is in one span.
 
-Spans are counted in the clean prompt. Positions correspond in both prompts of a pair, or are made to by an alignment.
+Positions are those of the clean prompt. The corrupted prompt has the same positions, or is aligned to them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ END, REST = "end", "rest"
 
 
 class Spans(NamedTuple):
-    """The spans of a task's prompts by "position" or "span"; `numbers`: `[pairs, pos]`, the span of each position, -1
-    for padding."""
+    """The spans of a task's prompts. `by`: "position" or "span"; `numbers`: the span of each position, `[pairs, pos]`,
+    -1 for padding."""
 
     by: str
     labels: tuple[str, ...]
@@ -33,14 +33,14 @@ class Spans(NamedTuple):
 
 
 def spans_of(bound: BoundTask, by_position: bool, by_span: bool) -> Spans | None:
-    """None where all positions are patched together; raises ScoreError where the prompts cannot be divided so."""
+    """Return the spans; None if all positions are patched together. ScoreError if prompts cannot be divided so."""
     if by_span:
         return _by_name(bound)
     return _by_position(bound) if by_position else None
 
 
 def position_labels(tokens: Sequence[str]) -> tuple[str, ...]:
-    """Such as "3 Mary"."""
+    """Return labels such as "3 Mary"."""
     return tuple(f"{position} {token.strip() or repr(token)}" for position, token in enumerate(tokens))
 
 
@@ -48,7 +48,7 @@ def _by_position(bound: BoundTask) -> Spans:
     mask = bound.batch.clean.mask
     if unequal(bound):
         names = ", ".join(common(bound))
-        spans = f"go by the spans that they name, {names}" if names else "name spans in them (spans=) and go by these"
+        spans = f"use the spans that they name, {names}" if names else "name spans in them (spans=) and use these"
         raise ScoreError(
             f"by_position=True needs prompts of one length, these have {lengths(bound)} tokens: {spans} (by_span=True,"
             " --by-span), take one template of the task (template=, --template) or a subset of one length, or patch all"
@@ -82,11 +82,11 @@ def _by_name(bound: BoundTask) -> Spans:
     if bool((numbers[rows, last] < 0).all()) and END not in labels:
         numbers[rows, last] = len(labels)
         labels.append(END)
-    over = inputs.mask & (numbers < 0)
-    if bool(over.any()):
+    rest = inputs.mask & (numbers < 0)
+    if bool(rest.any()):
         if REST in labels:
-            raise ScoreError(f"by_span=True: '{REST}' is the name of what spans leave over: give it another")
-        numbers[over] = len(labels)
+            raise ScoreError(f"by_span=True: '{REST}' means all tokens outside the spans: give your span another name")
+        numbers[rest] = len(labels)
         labels.append(REST)
     return Spans("span", tuple(labels), numbers)
 
@@ -97,12 +97,12 @@ def unequal(bound: BoundTask) -> bool:
 
 
 def lengths(bound: BoundTask) -> str:
-    """Of the prompts, such as "14 to 17"."""
+    """Return the prompts' lengths as text, such as "14 to 17"."""
     sizes = torch.cat([bound.batch.clean.mask.sum(1), bound.batch.corrupted.mask.sum(1)])
     return f"{int(sizes.min())} to {int(sizes.max())}"
 
 
 def common(bound: BoundTask) -> list[str]:
-    """The spans that every pair names, in the order of their mean first positions."""
+    """Return the names of the spans that every pair has, in the order of their mean first positions."""
     names = [name for name in bound.spans[0] if all(name in row for row in bound.spans)] if bound.spans else []
     return sorted(names, key=lambda name: sum(row[name][0] for row in bound.spans))

@@ -1,7 +1,7 @@
 """The result of an activation-patching sweep: an effect for every place, along named axes.
 
-Positive = the patched place supports the task, in both directions. `normalised` divides by the total effect,
-metric(full) - metric(empty): 1 = patching this place alone undoes (noising) or restores (denoising) all of it.
+Positive = the patched place supports the task, in both directions. `normalised` effects are divided by the total
+effect, metric(full) - metric(empty): 1 = patching this place alone removes (noising) or restores (denoising) all of it.
 """
 
 from __future__ import annotations
@@ -33,30 +33,31 @@ FORMAT, VERSION = "circuitfind.sweep", "1"
 
 
 class Axis(NamedTuple):
-    """What an axis of a sweep counts, and a label for each of its entries."""
+    """An axis of a sweep: its name, and a label for each entry."""
 
     name: str
     labels: tuple[str, ...]
 
 
 class EffectTable(Result, ABC):
-    """Base of effects `per_example` `[..., examples]` (float64, in units of the metric; NaN where there is none)."""
+    """Base class of results with effects `per_example [..., examples]`, float64, in units of the metric; NaN where an
+    effect does not exist."""
 
     per_example: np.ndarray
     record: Record
 
     @property
     def effects(self) -> np.ndarray:
-        """`[...]` means over examples, in units of the metric."""
+        """Mean effects over examples, `[...]`, in units of the metric."""
         return np.asarray(self.per_example.mean(axis=-1))
 
     def rows(self) -> tuple[Any, ...]:
-        """Every effect with its name and its 95% interval over examples, in the order of `effects.ravel()`."""
+        """Return every effect with its name and 95% interval over examples, in the order of `effects.ravel()`."""
         return self._rows(np.flatnonzero(~np.isnan(self.effects.ravel())))
 
     def top(self, n: int, by: str = "absolute") -> list[Any]:
-        """The rows of the n largest effects, or (by="signed") of the most positive ones, best first; ScoreError for
-        another `by`."""
+        """Return the rows of the n effects that are largest in magnitude or (by="signed") most positive, largest first.
+        ScoreError for another `by`."""
         return list(self._rows(strongest(self.effects.ravel(), n, by)))
 
     def _rows(self, chosen: np.ndarray) -> tuple[Any, ...]:
@@ -65,42 +66,43 @@ class EffectTable(Result, ABC):
         return tuple(self._row(at, float(effects[at]), *pair) for at, pair in zip(chosen.tolist(), ends, strict=True))
 
     def intervals_of(self, values: np.ndarray, level: float = 0.95) -> np.ndarray:
-        """Intervals `[..., 2]` of means over these examples, `[..., examples]`."""
+        """Return the intervals `[..., 2]` of the means of `values [..., examples]` over examples."""
         return mean_intervals(values, self.record.copies, level)
 
     @abstractmethod
     def _row(self, at: int, effect: float, low: float, high: float) -> Any:
-        """The row of one of `effects.ravel()`."""
+        """Return the row of entry `at` of `effects.ravel()`."""
 
 
 class PatchedEffects(EffectTable):
-    """Base of effects of patching; `full`, `empty`: `[examples]` the metric with nothing and everything ablated."""
+    """Base class of effects of patching. `full`, `empty`: the metric with nothing and with everything ablated,
+    `[examples]`."""
 
     full: np.ndarray
     empty: np.ndarray
 
     @property
     def metric_full(self) -> float:
-        """Mean over examples."""
+        """Mean of `full` over examples."""
         return float(self.full.mean())
 
     @property
     def metric_empty(self) -> float:
-        """Mean over examples."""
+        """Mean of `empty` over examples."""
         return float(self.empty.mean())
 
     def _check(self, *shape: int) -> None:
-        """Raises ScoreError where the values have another shape than their names ask for."""
+        """Raise a ScoreError if the arrays do not have the shape of the names."""
         if self.per_example.shape != (*shape, len(self.full)) or len(self.empty) != len(self.full):
             raise ScoreError(
-                f"effects by example have shape {list(self.per_example.shape)}, their names and the {len(self.full)}"
-                f" examples {[*shape, len(self.full)]}"
+                f"per_example has shape {list(self.per_example.shape)}, but its names and the {len(self.full)} examples"
+                f" need {[*shape, len(self.full)]}"
             )
 
 
 class PlaceEffect(NamedTuple):
-    """One place of a sweep, its effect and the 95% interval over examples; `position`: the label of its position or
-    span, empty where all positions are patched together."""
+    """The effect of one place of a sweep, with its 95% interval over examples. `position`: label of the position or
+    span, empty if all positions are patched together."""
 
     place: str
     position: str
@@ -119,11 +121,11 @@ class Sweep(PatchedEffects):
 
     Attributes:
         what: a key of `circuitfind.patching.places.KINDS`.
-        axes: layer, then the unit (head, key/value head, neuron; none where a layer is one unit), then the position or
-            span if swept by either. Labels of layers and units are their numbers.
-        per_example: `[*axes, examples]` float64 effects in units of the metric.
-        full, empty: `[examples]` the metric with nothing ablated (the clean run) and with everything ablated (the
-            corrupted run under the default ablation).
+        axes: the layer, then the unit (head, key/value head or neuron; no axis if a layer is one unit), then the
+            position or span if swept by either. Labels of layers and units are their numbers.
+        per_example: effects `[*axes, examples]`, float64, in units of the metric.
+        full, empty: the metric with nothing ablated (the clean run) and with everything ablated (under the default
+            ablation the corrupted run), `[examples]`.
     """
 
     FORMAT = FORMAT
@@ -142,7 +144,7 @@ class Sweep(PatchedEffects):
 
     @property
     def normalised(self) -> np.ndarray:
-        """`[*axes]` effects divided by metric(full) - metric(empty); ScoreError where the two do not differ beyond
+        """Effects `[*axes]` divided by metric(full) - metric(empty). ScoreError if these two do not differ beyond
         noise."""
         difference = self.full - self.empty
         error = standard_error(difference, self.record.copies)
@@ -169,18 +171,19 @@ class Sweep(PatchedEffects):
 
     @property
     def positions(self) -> tuple[str, ...]:
-        """Labels of the positions or spans; one empty label where all positions are patched together."""
+        """Labels of the positions or spans; one empty label if all positions are patched together."""
         return self.axes[-1].labels if self.by_position or self.by_span else ("",)
 
     def intervals(self, *, level: float = 0.95) -> np.ndarray:
-        """`[*axes, 2]` intervals of the effects over examples (`circuitfind.statistics`); NaN for a single example."""
+        """Return the effects' intervals over examples, `[*axes, 2]` (`circuitfind.statistics`); NaN for a single
+        example."""
         return self.intervals_of(self.per_example, level)
 
     def names(self) -> list[str]:
-        """A name for every place, in the order of `effects.ravel()`; the same one at each of its positions or spans."""
+        """Return the name of each place, the same at all its positions or spans, in the order of `effects.ravel()`."""
         kv = "kv" if self.graph.group > 1 else "h"
         by_unit = len(self.axes) - (self.by_position or self.by_span) > 1
-        known = KINDS.get(self.what)  # a file may hold a kind that is not registered here
+        known = KINDS.get(self.what)  # a file may have a kind that is not registered here
         label = known.label if known else f"{self.what}{{layer}}.{{unit}}" if by_unit else f"{self.what}{{layer}}"
         units = self.axes[1].labels if by_unit else ("",)
         cells = product(self.axes[0].labels, units, self.positions)
@@ -198,7 +201,7 @@ class Sweep(PatchedEffects):
         return PlaceEffect(self._names[at], self.positions[at % len(self.positions)], effect, low, high)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; `normalised` is None where it is undefined."""
+        """Return the sweep as JSON values, without effects per example; `normalised` is None if undefined."""
         try:
             normalised = self.normalised.tolist()
         except ScoreError:
@@ -218,14 +221,14 @@ class Sweep(PatchedEffects):
         rows: Sequence[str] = self.axes[0].labels
         values = self.effects.reshape(len(rows), -1)
         columns: Sequence[str] = self.axes[-1].labels if len(self.axes) > 1 else ("effect",)
-        if len(self.axes) == 3:  # the places of largest effect, each at every position
+        if len(self.axes) == 3:  # the places with the largest effects, at every position
             rows, values = self.names()[:: len(columns)], self.effects.reshape(-1, len(columns))
             kept = np.sort(strongest(np.abs(values).max(axis=1), html.MOST_ROWS // 2))
             rows, values = [rows[at] for at in kept], values[kept]
         return html.block(repr(self), html.heat(values, rows, columns, "effects"), best)
 
     def save(self, path: str | PathLike[str]) -> Path:  # type: ignore[override]
-        """Writes safetensors; axes, graph and record in the header."""
+        """Write a safetensors file, with axes, graph and record in the header; return its path."""
         header = {"format": FORMAT, "version": VERSION, "what": self.what}
         parts = {"axes": self.axes, "graph": self.graph.as_dict(), "record": asdict(self.record)}
         header |= {name: json.dumps(plain(part)) for name, part in parts.items()}
@@ -234,7 +237,7 @@ class Sweep(PatchedEffects):
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> Sweep:
-        """Reads what `save` wrote, without any model; FileError where the file is missing, or holds no sweep of this
+        """Read the file that `save` wrote. Needs no model. FileError if the file is missing, or is not a sweep of this
         version."""
         check_file(path)
         try:
@@ -242,12 +245,12 @@ class Sweep(PatchedEffects):
                 header = file.metadata() or {}
                 if header.get("format") != FORMAT or header.get("version") != VERSION:
                     found = f"{header.get('format', 'another format')}, version {header.get('version', '?')}"
-                    raise FileError(f"{path}: expected {FORMAT}, version {VERSION}, this file holds {found}")
+                    raise FileError(f"{path}: expected {FORMAT}, version {VERSION}, but this file holds {found}")
                 tensors = {name: file.get_tensor(name) for name in ("per_example", "full", "empty")}
             axes = tuple(Axis(name, tuple(labels)) for name, labels in json.loads(header["axes"]))
             graph, record = Graph(**json.loads(header["graph"])), Record(**json.loads(header["record"]))
             return cls(header["what"], graph, axes, record=record, **tensors)
         except SafetensorError as error:
-            raise FileError(f"{path}: not a sweep's file (safetensors written by Sweep.save): {error}") from None
+            raise FileError(f"{path}: not a file that Sweep.save wrote: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{path}: its header cannot be read ({error}): save the sweep again") from None

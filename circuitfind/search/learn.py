@@ -305,7 +305,7 @@ def _target(level: str, count: int, n_edges: int | None, n_nodes: int | None, sp
     given = {"n_edges": n_edges, "n_nodes": n_nodes, "sparsity": sparsity}
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
-        raise ScoreError(f"{' and '.join(named)} each set the circuit's size: give one of them")
+        raise ScoreError(f"{' and '.join(named)} are given, and each sets the circuit's size: give one")
     other = "n_nodes" if level == "edge" else "n_edges"
     if other in named:
         raise ScoreError(f"{other} is for level='{'node' if level == 'edge' else 'edge'}': give n_{level}s or sparsity")
