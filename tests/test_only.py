@@ -232,7 +232,7 @@ def test_twins_matter_only_where_they_decide() -> None:
     task = cf.Task(ids[[0, 0]], longer, [5, 6], [7, 8], **spans)
     with (
         cf.only(model, some_circuits(model.graph)[2], task),
-        pytest.raises(cf.TaskError, match="rows 0, 1, with several corrupted twins"),
+        pytest.raises(cf.TaskError, match="rows 0, 1, with different corrupted prompts"),
     ):
         model.hf(ids[:1])
 
@@ -248,7 +248,7 @@ def test_one_prompt_with_several_twins() -> None:
         for rows in ([0], [2], [2, 1], [0, 1, 2]):
             torch.testing.assert_close(held.logits(rows), expected[rows], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(model.hf(task.clean).logits[:, -1:], expected, rtol=1e-4, atol=1e-4)
-        with pytest.raises(cf.TaskError, match="rows 0, 2, with several corrupted twins"):
+        with pytest.raises(cf.TaskError, match="rows 0, 2, with different corrupted prompts"):
             model.hf(ids[:1])
 
 

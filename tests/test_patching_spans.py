@@ -181,7 +181,7 @@ def test_remedies_name_spans() -> None:
     with pytest.raises(cf.ScoreError, match=r"3 to 4 tokens: name spans in them \(spans=\) and use these \(by_span"):
         cf.patch(model, id_task((4, 3)), "resid")
     for call in (cf.patch, lambda *args, **how: cf.attribute(*args[:2], level="node", what=args[2], **how)):
-        with pytest.raises(cf.ScoreError, match=r"by the spans that they name, a, b \(by_span=True, --by-span\)"):
+        with pytest.raises(cf.ScoreError, match=r"use the spans that they name, a, b \(by_span=True, --by-span\)"):
             call(model, spanned(), "resid", by_position=True)
     with pytest.raises(cf.ScoreError, match="by_span=True is for edges and for places of a sweep"):
         cf.attribute(model, spanned(), level="node", by_span=True)

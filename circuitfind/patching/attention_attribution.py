@@ -1,20 +1,20 @@
-"""Why a head attends to a token: its attention score as a sum over pairs of nodes, one on either side.
+"""Why a head attends to a token: its attention score as a sum over pairs of a query-side and a key-side node.
 
-A score is bilinear in what was written at the two tokens, once the scales of the norms are held as they are on this
-prompt (transformer-circuits.pub, "Tracing attention computation", 2025, for features; here for heads and MLPs):
+With the norms' scales fixed to their values on this prompt, a score is bilinear in the residual streams at the query's
+and the key's token (transformer-circuits.pub, "Tracing attention computation", 2025, for features; here for nodes):
 
     score(i, j) = sum over nodes u, v of parts[u, v] + position
 
-1. The stream at the query's and at the key's token is divided by writers; what no node wrote (the biases of output
-   projections, of the norm, of the projections and of the norms of queries and keys) is one more row, "constant".
-2. Each part goes through the block's norm and the projection, and then through what the model does to queries and keys
+1. The stream at either token is the sum of its writers. The constant rest (the biases of output projections, of the
+   norm, of the projections and of the norms of queries and keys) is one more row, "constant".
+2. Each summand goes through the block's norm, the projection and the model's further operations on queries and keys
    (`engine/score_form.py`).
-3. Only differences between keys matter: the softmax does not change when all of a query's scores rise. So each pair has
-   a second number, `relative`: less what the same pair adds for another key, or on average for all others that the
-   query sees.
+3. Only differences between keys matter, because softmax does not change if all scores of a query rise by the same
+   amount. So each pair has a second number, `relative`: its part minus its part for another key, or minus the mean over
+   all other keys that the query sees.
 
-The sum is the model's own score, to rounding; before the soft-cap, where there is one (Gemma 2). Of several prompts all
-numbers are means.
+The sum is the model's own score, up to rounding, before a soft-cap, if there is one (Gemma 2). For several prompts all
+numbers are means over prompts.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Where = int | str
 
 
 class ScorePair(NamedTuple):
-    """What a node on the query side and one on the key side add to a score together, and to the score less another."""
+    """The part of a score from a query-side and a key-side node, also relative to the other key."""
 
     query_side: str
     key_side: str
@@ -63,7 +63,7 @@ class ScorePair(NamedTuple):
 
 
 class ScorePart(NamedTuple):
-    """What a node on one side adds to a score, with all nodes on the other side."""
+    """The part of a score from a node on one side and all nodes on the other, also relative to the other key."""
 
     node: str
     score: float
@@ -75,14 +75,14 @@ class AttentionAttribution(Result):
     """One head's attention score between two tokens, by pairs of nodes.
 
     Attributes:
-        query, key, against: the tokens, as "position token", or of several prompts as they were asked for; `against`
-            may be "the mean of the other keys".
+        query, key, against: the tokens, as "position token", or for several prompts as in the call; `against` may be
+            "the mean of the other keys".
         nodes: names of the rows and columns: all writers before the head, and "constant", the biases.
-        parts: `[query side, key side]` what each pair adds to the score.
-        other: the same for the key that the score is compared with.
-        position: `[2]` what the distance adds to the two scores (ALiBi; else 0).
-        weight: the head's attention to the key, 0 to 1.
-        cap: None, or c where the model goes on with `c tanh(score / c)`.
+        parts: each pair's part of the score, `[query side, key side]`.
+        other: the same for the key with which the score is compared.
+        position: the part of either score that depends on the distance only, `[2]` (ALiBi; else 0).
+        weight: the head's attention weight for the key, 0 to 1.
+        cap: c if the model applies `c tanh(score / c)`, else None.
     """
 
     FORMAT = "circuitfind.attention-attribution"
@@ -103,29 +103,29 @@ class AttentionAttribution(Result):
 
     @property
     def score(self) -> float:
-        """As the model computes it, before a cap."""
+        """The score as the model computes it, before a cap."""
         return float(self.parts.sum() + self.position[0])
 
     @property
     def relative(self) -> float:
-        """Less the score that it is compared with."""
+        """The score minus the score with which it is compared."""
         return self.score - float(self.other.sum() + self.position[1])
 
     def rows(self) -> tuple[ScorePair, ...]:
-        """Every pair, query side by query side."""
+        """Return every pair, in the order of `parts.ravel()`."""
         return tuple(map(self._pair, range(self.parts.size)))
 
     def top(self, n: int = 10, by: str = "absolute") -> list[ScorePair]:
-        """The pairs that move the score most, beside the other key's, or (by="signed") raise it most; ScoreError for
-        another `by`."""
+        """Return the n pairs whose `relative` is largest in magnitude or (by="signed") most positive, largest first.
+        ScoreError for another `by`."""
         return [self._pair(at) for at in strongest((self.parts - self.other).ravel(), n, by).tolist()]
 
     def query_side(self, n: int = 10, by: str = "absolute") -> list[ScorePart]:
-        """The same for nodes on the query side, summed over the key side."""
+        """Return the top nodes on the query side, summed over the key side; arguments as for `top`."""
         return self._side(1, n, by)
 
     def key_side(self, n: int = 10, by: str = "absolute") -> list[ScorePart]:
-        """The same for nodes on the key side, summed over the query side."""
+        """Return the top nodes on the key side, summed over the query side; arguments as for `top`."""
         return self._side(0, n, by)
 
     def _pair(self, at: int) -> ScorePair:
@@ -145,7 +145,8 @@ class AttentionAttribution(Result):
 
 
 class _Score(NamedTuple):
-    """One prompt's: the positions of query, key and (of one alone) other key, and what the result has of it."""
+    """The result on one prompt. `at`: positions of the query, the key and the first other key; the rest: as for
+    `AttentionAttribution`."""
 
     at: tuple[int, int, int]
     parts: Tensor
@@ -167,26 +168,26 @@ def attention_attribution(
     example: int | None = None,
     corrupted: bool = False,
 ) -> AttentionAttribution:
-    """Why a head attends from one token to another: its attention score by pairs of nodes, exact.
+    """Split a head's attention score between two tokens, exactly, into parts of pairs of nodes.
 
-    A token is given as its position (negative: from the end), as text that one token of the prompt has, as "position
-    token", or, of a task, as the name of a span of one token; "end" is the last.
+    A token is given as its position (negative: from the end), as its text if no other token of the prompt has the same,
+    as "position token", or, for a task, as the name of a span of one token; "end" is the last token.
 
     Args:
         prompts: a task, a prompt, or several.
-        head: such as "a5.h5".
-        key, query: attended to, and from where (default: the last token).
-        against: another key to compare the score with; default: the mean of all others that the query sees.
-        example: which of the prompts, or of the task's pairs; default: the mean over all of them.
-        corrupted: of a task: the corrupted prompts instead of the clean ones.
+        head: a head such as "a5.h5".
+        key, query: the token that is attended to, and the token that attends (default: the last).
+        against: another key to compare the score with; default: the mean of all other keys that the query sees.
+        example: number of the prompt, or of the task's pair, from 0; default: the mean over all of them.
+        corrupted: for a task, use the corrupted prompts instead of the clean ones.
 
     Returns:
         The parts in units of the score, positive = more attention; their sum is the model's own score before a cap.
 
     Raises:
-        ScoreError: no such head, example or token, or the query does not see the key, or no other.
-        TaskError: no prompt, one without tokens, or one as text for a model without tokenizer.
-        ModelError: the model does not show its scores, or they are no such sum: latent attention, clipped projections.
+        ScoreError: there is no such head, example or token; or the query does not see the key, or no other key.
+        TaskError: there is no prompt, it has no tokens, or it is text and the model has no tokenizer.
+        ModelError: the model's scores cannot be read, or are no such sum (latent attention, clipped projections).
     """
     check_model(model)
     place = place_of(model.graph, head)
@@ -204,7 +205,7 @@ def attention_attribution(
             if example is not None:
                 raise
             remedy = "name a position or span that every pair has, or take one pair (example=, --example)"
-            raise ScoreError(f"{error}, which is that of pair {row}; the mean is over all pairs: {remedy}") from None
+            raise ScoreError(f"{error} (pair {row}; the mean is over all pairs): {remedy}") from None
         found.append(_score(model.adapter, inputs, head, place, labels, at_query, at_key, at_other))
     if example is None:
         names = [END if where in (-1, END) else str(where) for where in (query, key, against)]
@@ -236,7 +237,7 @@ def _score(
     key: int,
     against: int | None,
 ) -> _Score:
-    """Of one prompt."""
+    """Return the result on one prompt. `query`, `key`, `against`: positions; `labels`: of all positions."""
     (layer, head), run = place, capture(adapter, inputs)
     form = score_form(Restart(adapter, inputs, run), layer, head)
     seen = form.visible[query].nonzero().flatten().tolist()
@@ -247,12 +248,12 @@ def _score(
     if not others:
         raise ScoreError(
             f"query {labels[query]!r} has no other key{'' if against is None else f' at {labels[against]!r}'}: a score"
-            " matters only beside those of other keys that the query sees"
+            " has a meaning only in comparison with another key that the query sees"
         )
     keys = torch.tensor([key, *others])
 
     def side(kind: str, places: Tensor) -> Tensor:
-        """`[places, nodes + 1, features]`."""
+        """Return the queries or keys at some positions by writer, `[places, nodes + 1, features]`."""
         affine = form.queries if kind == "q" else form.keys
         parts = read_parts(adapter, run, layer, kind, head, places) @ affine.linear[places]
         parts[:, -1] += affine.constant[places]
@@ -262,14 +263,14 @@ def _score(
     position, scores = form.position[query].double(), form.scores[query]
     off = form.capped(of_query.sum(0) @ of_keys.sum(1).T + position[keys]) - scores[keys]
     if bool((off.abs() > tolerance(adapter) * form.scores[form.visible].abs().max()).any()):
-        refuse(adapter, "scores are not the sum of what nodes add: are its queries or keys clipped?")
+        refuse(adapter, "scores are not the sum of the nodes' parts: are its queries or keys clipped?")
     parts, other = (of_query @ one.T for one in (of_keys[0], of_keys[1:].mean(0)))
     distance = torch.stack([position[key], position[others].mean()])
     return _Score((query, key, others[0]), parts, other, distance, float(form.pattern[query, key]), form.cap)
 
 
 def _spans(given: Any, example: int, corrupted: bool) -> dict[str, tuple[int, int]]:
-    """The spans of a task's prompt, in positions without padding."""
+    """Return the spans of a task's prompt, without padding; none for the corrupted side of aligned pairs."""
     if not isinstance(given, BoundTask) or not given.spans or (corrupted and given.batch.alignment is not None):
         return {}
     side = given.batch.corrupted if corrupted else given.batch.clean
@@ -278,7 +279,7 @@ def _spans(given: Any, example: int, corrupted: bool) -> dict[str, tuple[int, in
 
 
 def _position(name: str, where: Where, labels: tuple[str, ...], spans: dict[str, tuple[int, int]]) -> int:
-    """The position of the token that is meant."""
+    """Return the position of the token `where`. ScoreError if no token or several match. `name`: the keyword."""
     if isinstance(where, Integral) and not isinstance(where, bool):
         found = [range(len(labels))[where]] if -len(labels) <= where < len(labels) else []
     else:

@@ -1,12 +1,12 @@
-"""`only`: runs the user's own Hugging Face model as a circuit, for experiments with the user's own hooks and code.
+"""`only`: run the user's own Hugging Face model as a circuit, for experiments with the user's own hooks and code.
 
-1. On entering, the task's pairs are run once on both sides, and every writer's ablated value is kept.
+1. On entering the block, both prompts of all pairs are run once, and every writer's ablated value is kept.
 2. Inside, each forward pass of the Hugging Face model on clean prompts of the task runs the circuit: edges outside it
-   carry ablated values into their readers (`engine/circuit_run.py`). So heads, MLPs and logits are the circuit's, for
-   the user's hooks, too. The residual stream between the blocks is the sum of what the writers now write; a reader's
-   own input is set where it is projected.
-3. Any other prompt is an error: its ablated values need a corrupted prompt. `run` takes a task with other pairs.
-4. Other functions of circuitfind raise an error inside: their clean run would be the circuit's.
+   carry ablated values to their readers (`engine/circuit_run.py`). So the user's hooks see the circuit's heads, MLPs
+   and logits. The residual stream between blocks is the sum of the circuit's writers; each reader's input is
+   replaced at its projection.
+3. Any other prompt raises an error, because its ablated values are unknown. `run` takes a task with other pairs.
+4. Other functions of circuitfind raise an error inside, because their clean run would be the circuit's.
 5. On leaving, the model is restored.
 """
 
@@ -45,21 +45,21 @@ from circuitfind.tasks.tokens import piece
 def only(
     model: Model, circuit: Circuit | Iterable[str], task: Task | BoundTask, **asked: Unpack[JudgeKeywords]
 ) -> Iterator[CircuitModel]:
-    """Runs a model as a circuit inside a `with` block.
+    """Run a model as a circuit inside a `with` block.
 
-    Inside, `model.hf(...)` on any rows of the task's clean prompts gives the circuit's logits at every position, and
+    Inside, `model.hf(...)` on any of the task's clean prompts returns the circuit's logits at every position, and
     `model.hf.generate(..., max_new_tokens=1)` on prompts of one length its next token. There are no gradients. Call
-    functions of circuitfind outside the block. Your own hooks may read anything; a change that they make to the
-    residual stream does not reach every reader, because readers' inputs are set from the writers.
+    other functions of circuitfind outside the block. Your own hooks may read anything, but a change to the residual
+    stream does not reach every reader, because readers' inputs are computed from the writers.
 
     Args:
-        circuit: a `Circuit`, or names of edges; every other edge carries its ablated value.
-        task: the pairs whose clean prompts can be run.
+        circuit: a `Circuit`, or edge names; every other edge carries its ablated value.
+        task: the pairs whose clean prompts can be run inside.
         asked: ablation (by default the circuit's own) and seed; see `circuitfind.setting.JudgeKeywords`.
 
     Raises:
-        TaskError: too many pairs to be held at once; or, inside, a prompt that is not among the task's clean prompts.
-        ModelError: inside, another function of circuitfind runs the model.
+        TaskError: the runs of all pairs take too much memory; or, inside, a prompt is not a clean prompt of the task.
+        ModelError: inside, another function of circuitfind is called.
         FileError: the circuit belongs to another model.
     """
     check_model(model)
@@ -72,8 +72,13 @@ def only(
 
 
 class CircuitModel(NoFile):
-    """A model that runs as a circuit; made by `circuitfind.only`. `hf`: the Hugging Face model itself; `circuit`: the
-    circuit that it runs as; `task`: the pairs, in the model's tokens."""
+    """A model that runs as a circuit, as `circuitfind.only` yields it.
+
+    Attributes:
+        hf: the Hugging Face model.
+        circuit: the circuit.
+        task: the pairs, in the model's tokens.
+    """
 
     def __init__(self, experiment: Experiment, circuit: Circuit) -> None:
         self.hf, self.circuit, self.task = experiment.model.hf, circuit, experiment.bound
@@ -86,20 +91,20 @@ class CircuitModel(NoFile):
             self._rows[ids].append(row)
         self._twins = _twins(self._prepared.batch, experiment.ablation)
         self._visitor: CircuitVisitor | None = None
-        self._asked: list[int] | None = None  # the rows of the next pass, where they are known
+        self._asked: list[int] | None = None  # the rows of the next pass, if they are known
 
     def inputs(self, rows: Sequence[int] | None = None) -> dict[str, Any]:
-        """Keywords of the model's forward for the clean prompts of some rows (default: all)."""
+        """Return the keyword arguments of the model's forward for the clean prompts of some rows (default: all)."""
         return self._model.adapter.keywords(self._batch(rows).clean)
 
     def logits(self, rows: Sequence[int] | None = None) -> Tensor:
-        """`[rows, reads, vocab]` where the metric reads them.
+        """Return the circuit's logits at the read positions of some rows (default: all), `[rows, reads, vocab]`.
 
         Raises:
-            TaskError: there are no such rows; or the block has been left, and with it the circuit.
+            TaskError: there are no such rows, or the block has been left.
         """
         if self._model.adapter.held_by is not self:
-            raise TaskError("the block of cf.only has been left: the model is whole again. Ask inside it, or use run()")
+            raise TaskError("the block of cf.only has been left: call this inside the block, or use run()")
         batch = self._batch(rows)
         known = list(range(len(self.task)) if rows is None else rows)
 
@@ -108,19 +113,19 @@ class CircuitModel(NoFile):
             try:
                 whole: Tensor = self.hf(**self._model.adapter.keywords(part.clean)).logits
             finally:
-                self._asked = None  # a hook of the user's may have ended the pass before it was looked at
+                self._asked = None  # a hook of the user may have ended the pass before it was used
             return read_rows(whole, part.clean)
 
         return self._together(batch, one)
 
     def next_token(self, rows: Sequence[int] | None = None) -> list[str] | list[int]:
-        """The most likely token after each prompt (its last read position): as text, or as an id without tokenizer."""
+        """Return the most likely token at each prompt's last read position, as text, or without a tokenizer as ids."""
         ids: list[int] = self.logits(rows)[:, -1].argmax(-1).tolist()
         tokenizer = self._model.tokenizer
         return ids if tokenizer is None else [piece(tokenizer, token) for token in ids]
 
     def run(self, task: Task | BoundTask) -> Tensor:
-        """`[pairs, reads, vocab]`: the circuit's logits on other pairs, which bring their corrupted twins."""
+        """Return the circuit's logits on the pairs of another task, `[pairs, reads, vocab]`."""
         experiment, adapter = self._experiment.on(bind(self._model, task)), self._model.adapter
         holder, adapter.held_by = adapter.held_by, None
         try:
@@ -132,7 +137,7 @@ class CircuitModel(NoFile):
         return run
 
     def _together(self, batch: Batch, one: Callable[[Batch, slice], Tensor]) -> Tensor:
-        """What a function makes of pairs, all at once or as many as fit."""
+        """Apply a function to all pairs, in smaller batches if memory runs out; return its results, concatenated."""
         adapter = self._model.adapter
         with within_memory(adapter):
             return torch.cat([part for _, part in in_batches(adapter, batch, one, len(batch), "the circuit's runs")])
@@ -157,7 +162,7 @@ class CircuitModel(NoFile):
         if self._visitor is not None:
             return self._visitor(site, layer, value)
         if self._model.adapter.held_by is self and site == "resid" and layer == 0:
-            raise TaskError("inside cf.only call the model itself, model.hf(...): a part of it is not the circuit's")
+            raise TaskError("inside cf.only call the whole model, model.hf(...): its parts do not run as a circuit")
         return None
 
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -165,7 +170,7 @@ class CircuitModel(NoFile):
             return
         ids = args[0] if args else kwargs.get("input_ids")
         if ids is None or ids.ndim != 2:
-            raise TaskError("inside cf.only the model is given token ids [rows, positions]: input_ids=")
+            raise TaskError("inside cf.only the model needs token ids [rows, positions]: give input_ids=")
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         if kwargs.get("logits_to_keep") == 1 and not mask[:, -1].all():
@@ -179,7 +184,8 @@ class CircuitModel(NoFile):
         self._visitor = None
 
     def _rows_of(self, ids: Tensor, mask: Tensor) -> list[int]:
-        """Which row of the task each prompt is; refuses others, and one of several with different twins."""
+        """Return the task's row of each prompt. TaskError for other prompts, or if rows with the same clean prompt have
+        different corrupted prompts and only some of these rows are asked for."""
         asked, twins = _prompts(ids, mask), self._twins
         found, left = [], {prompt: list(self._rows.get(prompt, ())) for prompt in asked}
         for number, prompt in enumerate(asked):
@@ -192,20 +198,20 @@ class CircuitModel(NoFile):
                 )
             if asked.count(prompt) != len(known) and len({twins[row] for row in known}) > 1:
                 raise TaskError(
-                    f"row {number} is the clean prompt of rows {', '.join(map(str, known))}, with several corrupted"
-                    " twins: ask for all of them, or open the task without the others (subset)"
+                    f"row {number} is the clean prompt of rows {', '.join(map(str, known))}, with different corrupted"
+                    " prompts: run all of these rows, or open the task without the others (subset)"
                 )
             found.append(left[prompt].pop(0) if asked.count(prompt) == len(known) else known[0])
         return found
 
 
 def _prepared(experiment: Experiment) -> Prepared:
-    """The runs of all pairs, held at once; raises TaskError where they take too much memory."""
+    """Return the runs of all pairs. TaskError if they take too much memory."""
     batch = experiment.batch
     most = max(1, KEPT_RUNS // run_bytes(experiment.adapter, batch.clean.ids.shape[1], runs=2))
     if len(batch) > most:
         remedy = f"give at most {most}, task.on(model).subset(range({most}))"
-        raise TaskError(f"{len(batch)} pairs take more memory than may be held at once: {remedy}")
+        raise TaskError(f"the runs of {len(batch)} pairs take too much memory: {remedy}")
     found = in_batches(
         experiment.adapter, batch, lambda _, rows: experiment.prepare(batch.rows(rows)), len(batch), "both sides' runs"
     )
@@ -213,7 +219,7 @@ def _prepared(experiment: Experiment) -> Prepared:
 
 
 def _joined(parts: list[Prepared]) -> Prepared:
-    """One of several, of prompts that are padded alike: all values have their rows, or rows x positions, first."""
+    """Join the runs of batches that are padded to one length. All values have rows, or rows x positions, first."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -235,14 +241,15 @@ def _joined(parts: list[Prepared]) -> Prepared:
 
 
 def _prompts(ids: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
-    """Every prompt's ids as far as they are real; padding before one counts as its beginning (and matches none)."""
+    """Return each prompt's ids up to its last real token; padding before that is -1, which matches no prompt."""
     lengths = [int(row.nonzero().max()) + 1 if row.any() else 0 for row in mask]
     kept = ids.masked_fill(~mask.to(ids.device), -1)
     return [tuple(row[:length].tolist()) for row, length in zip(kept, lengths, strict=True)]
 
 
 def _twins(batch: Batch, ablation: Ablation) -> list[Any]:
-    """By row, what decides the values outside the circuit beside the clean prompt; equal where these are."""
+    """Return for each row what, besides the clean prompt, decides its ablated values: the corrupted prompt and the
+    alignment, or None if the ablation does not use them."""
     if not ablation.corrupted:
         return [None] * len(batch)
     twins = _prompts(*batch.corrupted[:2])
@@ -251,13 +258,13 @@ def _twins(batch: Batch, ablation: Ablation) -> list[Any]:
 
 
 def _some(prepared: Prepared, rows: Tensor, length: int) -> Prepared:
-    """The runs of some rows, up to a length that holds all that is real of them."""
+    """Return the runs of some rows, cut to `length` positions."""
     whole, size = prepared.batch.clean.ids.shape[1], len(prepared.batch)
     if length > whole:
-        raise TaskError(f"the prompts are padded to {length} tokens, the task's to {whole}: pad them to no more")
+        raise TaskError(f"prompts are padded to {length} tokens, the task's to {whole}: pad them to at most {whole}")
 
     def pick(value: Tensor) -> Tensor:
-        flat = value.ndim == 2  # OPT's MLPs see batch and position as one
+        flat = value.ndim == 2  # OPT's MLPs have one axis for batch and position
         value = (rearrange(value, "(b t) d -> b t d", b=size) if flat else value)[rows][:, :length].contiguous()
         return value.flatten(0, 1) if flat else value
 

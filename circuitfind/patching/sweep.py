@@ -251,6 +251,6 @@ class Sweep(PatchedEffects):
             graph, record = Graph(**json.loads(header["graph"])), Record(**json.loads(header["record"]))
             return cls(header["what"], graph, axes, record=record, **tensors)
         except SafetensorError as error:
-            raise FileError(f"{path}: not a file that Sweep.save wrote: {error}") from None
+            raise FileError(f"{path}: not a sweep that Sweep.save wrote: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise FileError(f"{path}: its header cannot be read ({error}): save the sweep again") from None
