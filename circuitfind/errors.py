@@ -1,4 +1,4 @@
-"""Errors for bad input: each message names what is wrong and the remedy."""
+"""Errors for bad input. Each message names what is wrong, and the remedy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OWN = (__name__.partition(".")[0], "contextlib")  # a block's `with` enters the
 
 
 class CircuitfindError(Exception):
-    """Base of all errors that bad input causes; the command line prints them without a traceback."""
+    """Base class of all errors due to bad input; the command line prints them without a traceback."""
 
 
 class TaskError(CircuitfindError):
@@ -31,7 +31,7 @@ class ModelError(CircuitfindError):
 
 
 class FileError(CircuitfindError):
-    """A file is missing, has another format, or its content is invalid."""
+    """A file is missing, has another format, or has invalid content."""
 
 
 class ScoreError(CircuitfindError):
@@ -39,8 +39,8 @@ class ScoreError(CircuitfindError):
 
 
 class ProcessError(CircuitfindError):
-    """Processes that do a call together have lost one of them, or do not find each other; `first`: this process is the
-    first of those left, and speaks for them."""
+    """One of the processes that divide a call is lost, or they cannot connect. `first`: this process is the first of
+    those that are left, and reports the error for all."""
 
     def __init__(self, text: str, first: bool = True) -> None:
         super().__init__(text)
@@ -48,24 +48,24 @@ class ProcessError(CircuitfindError):
 
 
 class CircuitfindWarning(UserWarning):
-    """Something that may mislead; the command line prints it as one line."""
+    """A warning that a result may mislead; the command line prints it as one line."""
 
 
 class NoFile:
-    """Base of public classes that are no results: their `save` says so, and names what is saved instead (`INSTEAD`).
+    """Base class of public classes that cannot be saved: `save` raises an error that names what to save (`INSTEAD`).
 
-    nnsight puts a `save` of its own on every Python object, which would complain of a trace.
+    Without it, `save` would be nnsight's, which it adds to every Python object, with an unrelated error.
     """
 
     INSTEAD = "save the scores, circuit or other result that holds it"
 
     def save(self, *_: Any, **__: Any) -> NoReturn:
-        """Raises a FileError that names what is saved instead."""
+        """Raise a FileError that names what to save instead."""
         raise FileError(f"a {type(self).__name__} has no file of its own: {self.INSTEAD}")
 
 
 def warn(text: str) -> None:
-    """Warns at the user's line: the nearest one outside of the package."""
+    """Issue a `CircuitfindWarning` at the user's line, the innermost outside of the package."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _OWN:
         level, frame = level + 1, frame.f_back
@@ -73,13 +73,14 @@ def warn(text: str) -> None:
 
 
 def plain(name: str) -> str:
-    """A name as it is looked up: lower case, hyphens in place of underscores and spaces."""
+    """Return a name in the form in which it is looked up: lower case, with hyphens for underscores and spaces."""
     return "-".join(name.strip().lower().replace("_", " ").split())
 
 
 def unknown(what: str, name: object, known: Iterable[str], spellings: Mapping[str, Iterable[str]] | None = None) -> str:
-    """The message for a name that is not among the known ones, listed in their order. `what`: kind of thing;
-    `spellings`: of some known names, what they are called elsewhere.
+    """Return the message for an unknown name. It lists the known names in their order.
+
+    `what`: the kind of thing; `spellings`: for some known names, their names in other tools.
 
     >>> unknown("method", "eap_ig", ["acdc", "eap-ig-inputs"])
     "method 'eap_ig' is unknown: did you mean 'eap-ig-inputs'? Known: acdc, eap-ig-inputs"
@@ -94,16 +95,17 @@ def unknown(what: str, name: object, known: Iterable[str], spellings: Mapping[st
 
 
 def no_character(text: str) -> str:
-    """What is wrong with text that no tokenizer and no file takes, half of a surrogate pair; nothing of other text."""
+    """Return what is wrong with text that contains half of a surrogate pair, which tokenizers and files refuse; for
+    other text an empty string."""
     found = re.search("[\ud800-\udfff]", text)
     if found is None:
         return ""
     around = ascii(text[max(0, found.start() - 20) : found.end() + 20])
-    return f"{around} holds half of a surrogate pair, which is no character: take it out of the text"
+    return f"{around} holds half of a surrogate pair, which is no character: remove it from the text"
 
 
 def imported(what: str, path: str, kind: type[T], error: type[CircuitfindError]) -> T:
-    """An object of the user's own, named by "package.module:name"; else an `error`."""
+    """Import an object of the user by "package.module:name". Raises `error` if there is none, or it is not a `kind`."""
     module, _, name = path.partition(":")
     try:
         found = getattr(import_module(module), name)
@@ -123,11 +125,14 @@ def entered(
     name: str | None = None,
     fixed: Collection[str] | None = None,
 ) -> T:
-    """A record of the user's own, put into a registry. An `error` where it is another kind of record, or its name is
-    taken (`taken`: the message, with `{}` for the name).
+    """Enter a record of the user into a registry, and return it. Raises `error` if it is not a `kind`, or its name is
+    taken.
 
-    `name`: by default the record's own; `fixed`: names that are taken, all others are replaced; by default those of all
-    other records are taken.
+    Args:
+        taken: the message if the name is taken, with `{}` for the name.
+        name: by default the record's own.
+        fixed: the names that are taken; records with other names are replaced. By default the names of all other
+            records are taken.
     """
     if not isinstance(record, kind):
         raise error(f"register: {record!r} is not a circuitfind.{kind.__name__}")
@@ -140,17 +145,17 @@ def entered(
 
 
 def count(n: int, what: str) -> str:
-    """`1 pair`, `2,000 pairs`."""
+    """Return a number with its noun: `1 pair`, `2,000 pairs`."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def installing(*packages: str) -> str:
-    """The command that installs packages beside this one, wherever it runs from."""
+    """Return the shell command that installs packages into the environment of this process."""
     return f"{shlex.quote(sys.executable)} -m pip install {' '.join(packages)}"
 
 
 def check_count(name: str, value: object, least: int = 0, most: int | None = None) -> None:
-    """Raises a ScoreError where a value is not a whole number within a range."""
+    """Raise a ScoreError if a value is not a whole number from `least` to `most` (None: no limit)."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or value < least or (most is not None and value > most):  # type: ignore[operator]
         limit = "or more" if most is None else f"to {most:,}"

@@ -1,7 +1,7 @@
-"""Progress without printing: long loops report to whoever is listening, and to nobody by default.
+"""Progress without printing: long loops report to a listener, if there is one.
 
-The command line listens with a rich display; a script or notebook does the same with `with cf.show_progress():`. A call
-of several stages reports as one task (`stages`), whose total is the work that it expects.
+The command line listens with a rich display; scripts and notebooks can do so with `with cf.show_progress():`. A call of
+several stages reports as one task (`stages`), whose total is the estimated work.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Listener(Protocol):
-    """What a display offers, rich's among them: a task with a total, advanced by some steps at a time."""
+    """The methods of a display, named as in `rich.progress.Progress`: a task has a total, and advances by steps."""
 
     def add_task(self, description: str, *, total: float) -> int: ...
     def advance(self, task: int, steps: float) -> None: ...
@@ -32,7 +32,7 @@ _listener: ContextVar[Listener | None] = ContextVar("circuitfind_progress", defa
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function to call with the number of steps just done."""
+    """Report a loop of `total` steps inside this context. Yields a function to call with the number of steps done."""
     listener = _listener.get()
     if listener is None or not processes.first():
         yield lambda steps: None
@@ -45,7 +45,7 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def track(items: Sequence[T], label: str) -> Iterator[T]:
-    """Yields the items, reporting each one as it is done."""
+    """Yield the items, and report each of them once it is done."""
     with progress(label, len(items)) as advance:
         for item in items:
             yield item
@@ -53,7 +53,7 @@ def track(items: Sequence[T], label: str) -> Iterator[T]:
 
 
 class _Stage:
-    """A listener that turns the progress of the outermost loops of a stage into progress of the whole call."""
+    """A listener that turns the progress of a stage's outermost loops into progress of the whole call."""
 
     def __init__(self, advance: Callable[[float], None], work: float) -> None:
         self.advance_whole, self.left, self.work = advance, work, work
@@ -75,8 +75,11 @@ class _Stage:
 
 @contextmanager
 def stages(label: str, work: float) -> Iterator[Callable[[float], AbstractContextManager[None]]]:
-    """One task for a whole call: gives a function that makes the context of a stage, from the work that it is. Inside a
-    stage the outermost loops count; what a stage did not report is done when it ends."""
+    """Report a whole call as one task inside this context. Yields a function from the work of a stage to the stage's
+    context. In a stage only the outermost loops count; work that they did not report counts when the stage ends.
+
+    `work`: the sum over all stages, in any unit.
+    """
     listener = _listener.get()
     if listener is None:
         yield lambda part: nullcontext()
@@ -98,7 +101,7 @@ def stages(label: str, work: float) -> Iterator[Callable[[float], AbstractContex
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """Sends the progress of everything inside to a listener."""
+    """Inside this context, send all progress to a listener."""
     token = _listener.set(listener)
     try:
         yield
@@ -108,8 +111,8 @@ def listening(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def show_progress() -> Iterator[None]:
-    """Shows progress bars with elapsed and remaining time for everything inside, in this thread (in another one:
-    `contextvars.copy_context().run(function)`): rich's on stderr; in a notebook plain HTML, which needs no widgets."""
+    """Inside this context, show progress bars with elapsed and remaining time: rich's on stderr, or in a notebook plain
+    HTML, which needs no widgets. Covers this thread only (others: `contextvars.copy_context().run(function)`)."""
     import rich.progress as bars
     from rich.console import Console
 
@@ -128,7 +131,7 @@ def show_progress() -> Iterator[None]:
 
 
 class _Notebook:
-    """Bars in a cell's output, by display updates, which every notebook knows; each goes away when it is done."""
+    """Bars in a notebook cell's output, by display updates, which every notebook supports. Finished bars disappear."""
 
     EVERY = 0.2  # seconds between updates
 

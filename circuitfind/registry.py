@@ -1,13 +1,13 @@
-"""`register`: files a record of your own where its kind belongs, so that it is known by name in this process.
+"""`register`: make a record of your own known by its name, in this process.
 
-| record | then known as |
+| record | used by |
 |---|---|
 | `Method` | `attribute(..., method=name)` |
 | `Ablation` | `ablation=name` |
 | `Kind` | `patch(..., what=name)`, and `attribute(..., level="node", what=name)` |
 | `Metric` | `metric=name` |
 | `TaskBuilder` | `task(name, model)` |
-| `Family` | models of `model_type` |
+| `Family` | models whose config has the `model_type` |
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ HOMES: dict[type, Callable[[Any], Any]] = {
 
 
 def register(record: T, model_type: str | None = None) -> T:
-    """Gives a record its own name, in this process, and returns it.
+    """Register a record under its name, in this process, and return it.
 
     Args:
         record: a `Method`, `Ablation`, `Kind`, `Metric`, `TaskBuilder` or `Family`.
-        model_type: of a family: the `model_type` of the configs that it covers.
+        model_type: for a family, the `model_type` of the configs that it covers.
 
     Raises:
-        CircuitfindError: it is something else, its name is taken, or the family has no `model_type`.
+        CircuitfindError: the record is of another type, its name is taken, or a family has no `model_type`.
     """
     if isinstance(record, Family):
         if model_type is None:
-            raise CircuitfindError("register: a family is known by its config's model_type: give model_type=")
+            raise CircuitfindError("register: a family is found by its config's model_type: give model_type=")
         families.register(model_type, record)
         return record
     home = next((file for kind, file in HOMES.items() if isinstance(record, kind)), None)

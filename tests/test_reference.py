@@ -179,7 +179,7 @@ def test_errors_name_the_file_and_the_thing(tmp_path: Path, changes: dict, said:
 def test_unknown_names_and_missing_files(tmp_path: Path) -> None:
     with pytest.raises(FileError, match="did you mean 'greater-than'"):
         cf.reference("greater-then")
-    with pytest.raises(FileError, match="named by text or a path, not by a int"):
+    with pytest.raises(FileError, match="given by name or path, not by a int"):
         cf.reference(3)  # type: ignore[arg-type]
     with pytest.raises(FileError, match="Known: ioi, greater-than, docstring"):
         cf.reference("pronouns")

@@ -272,9 +272,9 @@ def test_a_server_that_is_not_there(folder: Path, task: cf.Task) -> None:
 def test_what_needs_the_weights_here_says_so(there: cf.Model, task: cf.Task, tmp_path: Path) -> None:
     with pytest.raises(cf.ModelError, match="are on a server: load it without remote="), cf.only(there, [], task):
         pass
-    with pytest.raises(cf.ModelError, match="patch: checkpoint= is a place for files"):
+    with pytest.raises(cf.ModelError, match="patch: a job on a server writes no files: leave checkpoint= out"):
         cf.patch(there, task, checkpoint=tmp_path / "sweep.part")
-    with pytest.raises(cf.ModelError, match="compare: folder= is a place for files"):
+    with pytest.raises(cf.ModelError, match="compare: a job on a server writes no files: leave folder= out"):
         cf.compare(there, task, folder=tmp_path)
 
 

@@ -1,11 +1,11 @@
 """The published circuits, by name.
 
-A paper says "this class of heads feeds the queries of that class". Such a rule names writers and readers, and holds
-every edge between them that the graph has (a later node never feeds an earlier one, so heads of one layer are not
-connected). A circuit is the union of its rules. A new circuit is one function here and one line in `REFERENCES`.
+A paper says "this class of heads feeds the queries of that class". Such a rule names writers and readers, and contains
+every edge of the graph between them (the graph has no edges between heads of one layer, nor to earlier layers). A
+circuit is the union of its rules. A new circuit is one function here and one line in `REFERENCES`.
 
-ACDC is judged by these circuits in the form of its repository (Conmy et al. 2023). There they also have edges inside
-heads, one for each q, k and v input, which are not edges of this package's graph.
+The circuits are in the form of ACDC's repository, against which ACDC is evaluated (Conmy et al. 2023). There they also
+have edges inside heads, one for each q, k and v input, which are not edges of this package's graph.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _GPT2 = Graph(n_layers=12, n_heads=12, n_kv_heads=12, d_model=768)
 
 
 def reference(name: str | PathLike[str]) -> Reference:
-    """A published circuit by name ("ioi", "greater-than", "docstring"), or one from a file.
+    """Return a published circuit by name ("ioi", "greater-than", "docstring"), or a circuit from a file.
 
     Args:
-        name: underscores count as hyphens; a name that ends in .json or .pt is a file, see `Reference.from_file`.
+        name: underscores count as hyphens. A name that ends in .json or .pt is a path (`Reference.from_file`).
 
     Raises:
         FileError: there is no built-in circuit of this name, or the file cannot be read.
     """
     if not isinstance(name, (str, PathLike)):
-        raise FileError(f"a reference circuit is named by text or a path, not by a {type(name).__name__}")
+        raise FileError(f"a reference circuit is given by name or path, not by a {type(name).__name__}")
     if isinstance(name, str) and plain(name) in REFERENCES:
         return REFERENCES[plain(name)]()
     if Path(name).suffix.lower() in (".json", ".pt"):
@@ -81,8 +81,8 @@ def _greater_than() -> Reference:
 
     1. `input` feeds the early heads and MLPs; the middle heads and the late MLPs feed the logits.
     2. Groups feed each other as in `rules`, heads through q, k and v.
-    3. The paper does not patch the middle heads' queries. So MLPs 0 to 8, all that precede the last of these heads,
-       feed the queries and each other.
+    3. The paper does not patch the middle heads' queries. So MLPs 0 to 8, which are all before the last middle head,
+       feed these queries and each other.
     """
     middle = ("a5.h5", "a6.h1", "a6.h9", "a7.h10", "a8.h11", "a9.h1")
     heads = {"early, into the middle": ("a0.h3", "a0.h5"), "early, into MLPs": ("a0.h1",), "middle": middle}
@@ -107,9 +107,9 @@ def _greater_than() -> Reference:
 def _docstring() -> Reference:
     """Docstring completion in the four-layer attention-only model attn-only-4l: 6 heads, 24 edges (ACDC: 37).
 
-    Heads 0.2 and 0.4, which the post discusses, are not in ACDC's form. The classes say where in the circuit a head is:
-    fed by `input` alone, in between, or feeding the logits. The model has no MLPs; this package's graph has them,
-    without edges.
+    Heads 0.2 and 0.4, which the post discusses, are not in ACDC's form. The classes are positions in the circuit: heads
+    that only `input` feeds, heads in between, and heads that feed the logits. The model has no MLPs; this package's
+    graph has MLP nodes, without edges.
     """
     graph = Graph(n_layers=4, n_heads=8, n_kv_heads=8, d_model=512)
     heads = {"first": ("a0.h5",), "middle": ("a1.h2", "a1.h4", "a2.h0"), "last": ("a3.h0", "a3.h6")}
@@ -133,7 +133,7 @@ REFERENCES: dict[str, Callable[[], Reference]] = {"ioi": _ioi, "greater-than": _
 
 
 def _mlps(layers: Iterable[int]) -> tuple[str, ...]:
-    """Names of the layers' MLPs, which are writers and readers alike."""
+    """Return the names of the layers' MLPs, which are those of writers and of readers."""
     return tuple(f"m{layer}" for layer in layers)
 
 
@@ -142,7 +142,7 @@ def _inputs(heads: Iterable[str], kinds: str = "qkv") -> tuple[str, ...]:
 
 
 def _union(graph: Graph, rules: Iterable[tuple[Iterable[str], Iterable[str]]]) -> np.ndarray:
-    """`[writers, readers]` bool: for each rule, every edge from one of the writers to one of the readers."""
+    """Return the edges of all rules, `[writers, readers]` bool: from each writer to each reader of a rule."""
     mask = np.zeros_like(graph.real)
     for writers, readers in rules:
         columns = [graph.reader_names.index(name) for name in readers]

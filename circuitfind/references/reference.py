@@ -1,15 +1,15 @@
-"""A reference circuit that others are compared with: edges of a graph, and heads by their function.
+"""Reference circuits, with which others are compared: edges of a graph, and heads by their function.
 
-1. It comes from this package (`circuitfind.references.published`), from any file that `Circuit.open` reads, or from a
-   file in this form, where everything but `graph` may be left out:
+1. A reference comes from this package (`circuitfind.references.published`), from any file that `Circuit.open` reads, or
+   from a file of this form, in which only `graph` is required:
 
     {"graph": {"n_layers": 12, "n_heads": 12, "n_kv_heads": 12, "d_model": 768, "parallel": false},
      "heads": {"name mover": ["a9.h9", ...], ...}, "edges": ["a9.h9->logits", ...],
      "name": "...", "model": "...", "source": "...", "attention_only": false}
 
-2. The published counts of ACDC's graph include edges inside a head, from its q, k and v inputs to its output. They are
-   not edges here; `direct` counts them: one for each q, k or v input that an edge of the circuit feeds.
-3. The graph of a model without MLPs has MLP nodes here, too; with `attention_only` no edge touches them.
+2. ACDC's graph also has edges inside a head, from its q, k and v inputs to its output, which published counts include.
+   They are not edges here, but `direct` counts them: one for each q, k or v input that an edge of the circuit feeds.
+3. The graph of a model without MLPs has MLP nodes here; with `attention_only` they have no edges.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class _File(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Reference(NoFile):
-    """A circuit to compare with.
+    """A circuit with which others are compared.
 
     Attributes:
-        mask: `[writers, readers]` bool, the circuit's edges; all false where only heads are known.
+        mask: `[writers, readers]` bool, the circuit's edges; all False if only heads are known.
         heads: names of heads by class (function), such as `{"name mover": ("a9.h9", ...)}`.
         model: Hugging Face id of the circuit's model.
         source: where the circuit is published.
-        attention_only: the model has no MLPs.
+        attention_only: whether the model has no MLPs.
     """
 
     name: str
@@ -69,11 +69,11 @@ class Reference(NoFile):
             if strange := [name for name in names if name not in all_heads]:
                 raise FileError(f"reference '{self.name}', {kind}: no head '{strange[0]}' in a model of {self.graph}")
         if self.mask.shape != self.graph.real.shape or (self.mask & ~self.possible).any():
-            raise FileError(f"reference '{self.name}': its mask holds edges that a model of {self.graph} does not have")
+            raise FileError(f"reference '{self.name}': its mask has edges that a model of {self.graph} does not have")
 
     @property
     def possible(self) -> np.ndarray:
-        """`[writers, readers]` bool: the edges that the model has."""
+        """The edges that the model has, `[writers, readers]` bool."""
         real = self.graph.real.copy()
         for layer in range(self.graph.n_layers if self.attention_only else 0):
             real[self.graph.mlp(layer)] = False
@@ -88,7 +88,7 @@ class Reference(NoFile):
 
     @property
     def head_mask(self) -> np.ndarray:
-        """`[writers]` bool: heads of a class, and heads with an edge."""
+        """Heads in any class, and heads in the circuit, `[writers]` bool."""
         found = self.circuit.node_mask[:-1].copy()
         found[[0, *map(self.graph.mlp, range(self.graph.n_layers))]] = False
         found[[self.graph.writer(name) for names in self.heads.values() for name in names]] = True
@@ -100,7 +100,7 @@ class Reference(NoFile):
 
     @property
     def direct(self) -> int:
-        """Edges inside heads, which only ACDC's graph has: one for each q, k or v input that an edge feeds."""
+        """Number of edges inside heads, which only ACDC's graph has: one for each q, k or v input with an edge."""
         columns = np.concatenate([np.r_[self.graph.readers(layer, "qkv")] for layer in range(self.graph.n_layers)])
         return int(self.mask[:, columns].any(axis=0).sum())
 
@@ -109,13 +109,13 @@ class Reference(NoFile):
 
     @classmethod
     def from_file(cls, path: str | PathLike[str], graph: Graph | None = None) -> Reference:
-        """Reads a reference file, a circuit.json, or a file of the EAP-IG library.
+        """Read a reference file, a circuit.json, or a file of the EAP-IG library.
 
         Args:
-            graph: for an EAP-IG file of a grouped-query model, see `Circuit.open`.
+            graph: needed for an EAP-IG file of a grouped-query model (see `Circuit.open`).
 
         Raises:
-            FileError: the file is missing, has another format, or names something that its graph does not have.
+            FileError: the file is missing, has another format, or names nodes that its graph does not have.
         """
         path = Path(path)
         raw = _own(path)
@@ -136,7 +136,7 @@ class Reference(NoFile):
 
 
 def _own(path: Path) -> dict[str, Any] | None:
-    """The file's JSON if it is a reference; None if `Circuit.open` is to read or refuse it."""
+    """Return the file's JSON if it is a reference; else None, and `Circuit.open` reads it."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -1,1 +1,1 @@
-"""Models on a server: a call on one is one job there."""
+"""Models on a server: each call runs as one job there."""

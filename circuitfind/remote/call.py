@@ -1,12 +1,12 @@
-"""Models on a server, and `call`: a function of such a model as one job there.
+"""`RemoteModel`, a model on a server, and `call`, which runs a function on it as one job of the server.
 
-A `RemoteModel` has its graph and tokenizer here and its weights there, so tasks, circuits, files and pictures need no
-server.
+The graph and the tokenizer of a `RemoteModel` are local, only its weights are on the server. So tasks, circuits, files
+and pictures need no server.
 
-1. The call becomes one nnsight session there: the package's source, the arguments and the function's name are sent, and
-   the result comes back (`circuitfind.remote.server`). A search of thousands of passes is one job, and no activations
-   cross the network.
-2. The user's own functions (metrics, methods) are sent, too, including those from modules that are not installed.
+1. A call becomes one nnsight session on the server: it gets the package's source, the function's name and the
+   arguments, and sends back the result (`circuitfind.remote.server`). A search with thousands of passes is one job, and
+   no activations cross the network.
+2. The user's own functions (metrics, methods) are sent, too, also from modules that are not installed.
 3. circuitfind's errors and warnings on the server are raised here.
 """
 
@@ -52,8 +52,8 @@ class RemoteModel(Model):
     Attributes:
         envoy: nnsight's wrapper, from which the server knows the model.
         where: nnsight's `remote`: True, the URL of a server, or "local".
-        check: the server tests the identities before each job.
-        family: names of its modules; it travels with each job, because the server may not know it.
+        check: whether the server checks the model's identities before each job.
+        family: names of its modules; sent with each job, because the server may not know the family.
     """
 
     envoy: Any
@@ -63,7 +63,7 @@ class RemoteModel(Model):
 
     @property
     def wrapping(self) -> dict[str, Any]:
-        """Keywords of `circuitfind.wrap` on the server, as plain data."""
+        """Keyword arguments of `circuitfind.wrap` on the server, as plain data."""
         return {"name": self.name, "check": self.check, "backend": "hooks", "family": asdict(self.family)}
 
     @property
@@ -76,7 +76,7 @@ class RemoteModel(Model):
 
 
 class _Outline:
-    """The part of an `Adapter` that needs no weights; everything else raises an error that says where they are."""
+    """The attributes of an `Adapter` that need no weights. Any other attribute raises a ModelError."""
 
     def __init__(self, name: str, hf: Any, family: Family) -> None:
         self.name, self.config, self.graph = name, hf.config.get_text_config(), graph_of(hf, family)
@@ -84,26 +84,28 @@ class _Outline:
         self.device, self.dtype, self.origin = torch.device("cpu"), next(hf.parameters()).dtype, ""
 
     def __getattr__(self, attribute: str) -> Any:
-        where = f"the weights of '{self.name}' here, and they are on a server"
-        raise ModelError(f"this needs {where}: load it without remote=")
+        raise ModelError(f"this needs the weights of '{self.name}', which are on a server: load it without remote=")
 
 
 def remote_model(
     name: str, where: bool | str, check: bool, family: Family | str | None, **keywords: Any
 ) -> RemoteModel:
-    """A model on a server; nothing is sent yet.
+    """Return a model on a server. Nothing is sent yet.
 
     Args:
-        where: True for the host that nnsight is configured for, a URL, or "local" to try a job out: the weights are
-            loaded here, and everything else works as with a server.
-        family: used in place of the table's row.
+        where: True for the host in nnsight's configuration, a URL, or "local" to test a job: the weights are loaded
+            here, and everything else works as with a server.
+        family: used in place of the row in circuitfind's table of families.
         keywords: passed on to nnsight (revision, ...).
+
+    Raises:
+        ModelError: `where` is none of these, or the model has no tokenizer or is of no known family.
     """
     if where is not True and where != _SIMULATED and not (isinstance(where, str) and "://" in where):
         remedy = "give True (NDIF; --remote ndif), the URL of a server such as http://host:8001, or 'local'"
         raise ModelError(f"remote={where!r}: {remedy}")
     config = config_of(name, **keywords).get_text_config()
-    family_of(config, family)  # refused before anything is built
+    family_of(config, family)  # raises an error before anything is built
     tokenizer = fetch_tokenizer(name, **keywords)
     if tokenizer is None:
         raise ModelError(f"'{name}' has no tokenizer, which NDIF needs to run a language model")
@@ -112,8 +114,8 @@ def remote_model(
         envoy.dispatch()
     spelled, folder = envoy.repo_id, Path(envoy.repo_id).is_dir()
     if folder or HF_HUB_OFFLINE:
-        # nnsight would ask the hub how the name is spelled, and has no public way not to; where a later version keeps
-        # no such names, it asks
+        # nnsight would ask the hub for the spelling of the name, with no public way to prevent this; a later version
+        # without this cache would ask
         getattr(huggingface, "_ID_CACHE", {})[spelled] = os.path.abspath(spelled) if folder else spelled
     for secret in _SECRETS:  # nnsight would send them with every job
         envoy.kwargs.pop(secret, None)
@@ -124,7 +126,8 @@ def remote_model(
 
 # -------------------------------------------------------------------- a call on it
 def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> R:
-    """Calls the function on the server; raises what it raises, or a `ModelError` if the job could not be done there."""
+    """Call a function on the server and return its result. Raises the function's errors, or a ModelError if the job
+    fails."""
     try:
         inspect.signature(function).bind(model, *arguments, **keywords)
     except TypeError as error:
@@ -132,8 +135,7 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
     _check_keywords(function, arguments, keywords)
     for name in ("checkpoint", "folder"):
         if keywords.get(name) is not None:
-            why = "is a place for files, and a job on a server writes none"
-            raise ModelError(f"{function.__name__}: {name}= {why}: leave it out")
+            raise ModelError(f"{function.__name__}: a job on a server writes no files: leave {name}= out")
     given = {"arguments": list(map(_plain, arguments)), "keywords": {name: _plain(keywords[name]) for name in keywords}}
     request = _pickled({"home": function.__module__, "function": function.__name__, **given}, model)
     with progress(f"{function.__name__} on {model.place}", 1):
@@ -153,40 +155,42 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
         raise _noted(f"{function.__name__} failed on {model.place}: {text}", trace)
     if "weightless" in outcome:
         raise ModelError(
-            f"the server keeps the weights of '{model.name}' in another process than this job (NDIF's sandbox), and"
-            " circuitfind needs them in its own: use a key that the server trusts, or a server of your own"
+            f"the server runs this job without the weights of '{model.name}', which are in another process (NDIF's"
+            " sandbox), but circuitfind needs them: use a key that the server trusts, or a server of your own"
         )
     result: R = outcome["result"]
     return result
 
 
 def _check_keywords(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-    """Refuses keywords that the function's `**asked` does not have, before anything is sent."""
+    """Raise a TypeError for keywords that the function's `**asked` does not have, before anything is sent."""
     parameters = inspect.signature(function).parameters
     for parameter in parameters.values():
         if parameter.kind is not parameter.VAR_KEYWORD:
             continue
         (asked,) = get_args(get_type_hints(function)[parameter.name])  # Unpack[a TypedDict]
-        own = [getattr(value, "options", ()) for value in (*arguments, *keywords.values())]  # of methods of the user's
+        own = [getattr(value, "options", ()) for value in (*arguments, *keywords.values())]  # of the user's methods
         known = {*parameters, *asked.__annotations__, *(name for options in own for name in options)}
         if strange := [name for name in keywords if name not in known]:
             raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{strange[0]}'")
 
 
 def _noted(text: str, note: str) -> ModelError:
+    """Return a ModelError with a note."""
     error = ModelError(text)
     error.add_note(note)
     return error
 
 
 def _sent(model: RemoteModel, request: bytes) -> bytes:
-    """One session on the server; of any error on the way or there the last line, with the whole text as a note."""
+    """Run the request in one session on the server; return the answer. ModelError if this fails, with the last line of
+    the error's text as message, and the whole text as note."""
     envoy, package, texts, wrapped = model.envoy, _PACKAGE, _texts(), model.wrapping
     nnsight.register(f"{_PACKAGE}.remote.server")
     try:
         with envoy.session(remote=model.where):
             answer: bytes = nnsight.save(run(envoy, package, texts, wrapped, request))
-    except Exception as error:  # of the network, the hub, the server or nnsight, each with its own classes
+    except Exception as error:  # the network, the hub, the server and nnsight have their own classes
         said = str(error).strip().rstrip(".") or type(error).__name__
         raise _noted(
             f"the job for '{model.name}' on {model.place} failed: {said.splitlines()[-1]}. NDIF needs a key in"
@@ -200,24 +204,25 @@ class _Pickler(Pickler):
     def reducer_override(self, obj: Any) -> Any:
         home = str(getattr(obj, "__module__", "")).partition(".")[0]
         if home != _PACKAGE and _is_users(home):
-            nnsight.register(home)  # by value from now on
+            nnsight.register(home)  # from now on its objects are pickled by value
         return super().reducer_override(obj)
 
 
 @functools.cache
 def _is_users(package: str) -> bool:
-    """Whether a package that is imported here is not an installed one, so that no server has it."""
+    """Whether a package that is imported here is the user's own, not an installed one, so that no server has it."""
     file = getattr(sys.modules.get(package), "__file__", None)
     installed = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     return file is not None and not any(Path(file).is_relative_to(folder) for folder in installed)
 
 
 def _plain(value: Any) -> Any:
-    """Generators cannot be pickled."""
+    """Return a list in place of a generator, which cannot be pickled."""
     return list(value) if isinstance(value, Iterator) else value
 
 
 def _pickled(value: Any, model: RemoteModel) -> bytes:
+    """Return a value in pickled form. ModelError if it cannot be pickled."""
     buffer = io.BytesIO()
     try:
         _Pickler(buffer, _PACKAGE, model).dump(value)
@@ -228,7 +233,7 @@ def _pickled(value: Any, model: RemoteModel) -> bytes:
 
 @functools.cache
 def _texts() -> dict[str, str]:
-    """The package's source, by module name."""
+    """Return the package's source, by module name."""
     texts: dict[str, str] = {}
 
     def collect(folder: Any, name: str) -> None:

@@ -1,10 +1,10 @@
 """The part that runs on the server, where circuitfind is not installed.
 
-1. The package is sent as source text and imported from memory for the duration of one call. Nothing is written, and any
-   version of it that the server had imported is restored afterwards.
-2. The server's model is wrapped, the request is unpickled, the function is called. References to the model in the
-   request, in a user's metric for instance, become this model.
-3. The answer is sent back as bytes, pickled as the request was; no tensor leaves unless it is part of the result.
+1. The package is sent as source text, and imported from memory for one call. Nothing is written to disk, and a version
+   that the server had imported before is restored afterwards.
+2. The server's model is wrapped, the request unpickled, and the function called. References to the model in the
+   request, in a user's metric for instance, become the server's model.
+3. The answer is sent back as bytes, pickled like the request. Only tensors in the result leave the server.
 
 Only `run` and what it uses in this module are sent by value, so the module imports nothing from circuitfind.
 """
@@ -28,7 +28,7 @@ from nnsight.intervention.serialization import CustomCloudPickler
 
 
 class Sources(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
-    """Imports a package from the texts of its modules."""
+    """A context in which a package is imported from the source texts of its modules."""
 
     def __init__(self, package: str, texts: dict[str, str]) -> None:
         self.package, self.texts = package, texts
@@ -61,13 +61,13 @@ class Sources(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
 
 
 class Pickler(CustomCloudPickler):  # type: ignore[misc, unused-ignore]  # nnsight is not typed
-    """Pickles the package's own objects by name, because both ends have its source, and a user's functions as source.
+    """Pickles the package's own objects by name, because both sides have its source, and a user's functions by value.
 
-    The model is replaced by a reference, and tensors are moved to the CPU: the other end has neither.
+    The model becomes a reference, because each side has its own, and tensors are moved to the CPU.
     """
 
     def __init__(self, file: io.BytesIO, package: str, model: Any) -> None:
-        CustomCloudPickler.__init__(self, file, protocol=4)  # no super(): methods travel as functions
+        CustomCloudPickler.__init__(self, file, protocol=4)  # no super(): methods are sent as functions
         self.package, self.model = package, model
 
     def persistent_id(self, obj: Any) -> str | None:
@@ -83,7 +83,7 @@ class Pickler(CustomCloudPickler):  # type: ignore[misc, unused-ignore]  # nnsig
 
 
 class Unpickler(pickle.Unpickler):
-    """Reads what `Pickler` wrote; references to the model become this end's model."""
+    """Reads what `Pickler` wrote; references to the model become `model`."""
 
     def __init__(self, content: bytes, model: Any) -> None:
         pickle.Unpickler.__init__(self, io.BytesIO(content))
@@ -94,16 +94,16 @@ class Unpickler(pickle.Unpickler):
 
 
 def run(envoy: Any, package: str, texts: dict[str, str], wrapped: dict[str, Any], request: bytes) -> bytes:
-    """Calls a function of the package on the model behind an nnsight envoy.
+    """Call a function of the package on the model of an nnsight envoy.
 
     Args:
-        wrapped: keywords of `circuitfind.wrap`, with the fields of `Family` as a dictionary.
-        request: a pickled dictionary: `home` and `function`, `arguments`, `keywords`.
+        wrapped: keyword arguments of `circuitfind.wrap`, with the fields of `Family` as a dictionary.
+        request: a pickled dictionary: `home` (the module), `function` (its name), `arguments`, `keywords`.
 
     Returns:
-        A pickled dictionary, `{"result": ..., "warnings": [text]}`. In place of a result it has "error", a class of
-        `circuitfind.errors` and its text; or "lacks", a Python package that is missing, or "failed", any other error,
-        each with the traceback; or "weightless" if the weights are not in this process.
+        A pickled dictionary, `{"result": ..., "warnings": [text]}`. If the call failed, it has in place of "result"
+        one of "error" (name of a class in `circuitfind.errors`, text), "lacks" (a missing Python package, traceback),
+        "failed" (any other error, traceback), or "weightless" (True: the weights are not in this process).
     """
     hf, answer = envoy._module, io.BytesIO()
     if hf is None or any(parameter.is_meta for parameter in hf.parameters()):
@@ -121,7 +121,7 @@ def run(envoy: Any, package: str, texts: dict[str, str], wrapped: dict[str, Any]
             outcome["result"] = function(model, *asked["arguments"], **asked["keywords"])
         except errors.CircuitfindError as error:
             kinds = (kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-            outcome["error"] = (next(kinds), str(error))  # for a user's subclass, circuitfind's base class
+            outcome["error"] = (next(kinds), str(error))  # for a user's subclass, its base class in circuitfind
         except ModuleNotFoundError as error:
             outcome["lacks"] = (error.name, traceback.format_exc())
         except Exception as error:  # in a user's function
