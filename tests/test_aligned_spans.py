@@ -122,7 +122,7 @@ def test_positions_are_counted_in_the_clean_prompt() -> None:
         ({"a": (1, 2)}, {"a": (2, 3)}, (5, 5), "the text before span 'a' has 1 tokens in the clean prompt, 2 in the"),
         ({"a": (1, 2)}, {"a": (1, 3)}, (5, 5), "the text after span 'a' has 3 tokens in the clean prompt, 2 in the"),
         ({"a": (0, 1), "b": (2, 3)}, {"a": (0, 1), "b": (3, 4)}, (4, 5), "the text between spans 'a' and 'b' has 1"),
-        ({"a": (0, 1), "b": (2, 3)}, {"b": (0, 1), "a": (2, 3)}, (4, 4), "in one order"),
+        ({"a": (0, 1), "b": (2, 3)}, {"b": (0, 1), "a": (2, 3)}, (4, 4), "in the same order"),
         (
             {"a": (0, 2), "b": (1, 3)},
             {"a": (0, 1), "b": (1, 3)},

@@ -186,7 +186,7 @@ def test_find_says_what_it_did(found: Path) -> None:
 
 def test_one_pair_is_named_as_such(run: Run) -> None:
     said = run("find", "--n", "1", "--max-checks", "2", "--random", "1", "--no-prune", "--knockouts", "0")
-    assert said.code == 0 and said.err.count("there is one pair") == 1
+    assert said.code == 0 and said.err.count("there is only one pair") == 1
     for part in ("1 pair, used both to search and to evaluate", "on the pair itself", "One pair gives no interval"):
         assert part in " ".join(said.out.split()), part
     assert "held-out" not in said.out

@@ -65,13 +65,13 @@ def test_areas_and_curves_are_those_of_the_separate_functions(tiny, bound, found
 
 
 def test_a_part_that_cannot_be_held_out_is_refused(tiny, bound):
-    with pytest.raises(cf.TaskError, match="holdout=1: a part of the pairs is needed"):
+    with pytest.raises(cf.TaskError, match="holdout=1: give the fraction of the pairs"):
         cf.compare(tiny, bound, ["eap"], holdout=1)
 
 
 def test_one_pair_is_ranked_with_and_judged_with(tiny, bound):
     one = bound.subset([2])
-    with pytest.warns(CircuitfindWarning, match="there is one pair, to search with and to judge with"):
+    with pytest.warns(CircuitfindWarning, match="there is only one pair, so no pair is held out"):
         found = cf.compare(tiny, one, ["eap", "random"])
     measured = cf.mib(tiny, one, cf.attribute(tiny, one, "eap"))
     assert (found.n_search, found.n_judge) == (1, 1)

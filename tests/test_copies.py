@@ -60,7 +60,7 @@ def test_copies_stay_on_one_side_of_a_split(often: BoundTask) -> None:
             first, second = often.split(fraction, seed)
             assert len(first) + len(second) == 20 and not prompts(first) & prompts(second)
             assert abs(len(first) - 20 * fraction) <= 4
-    with pytest.raises(TaskError, match="all 2 pairs have the same prompts: one side would know"):
+    with pytest.raises(TaskError, match="all 2 pairs have the same prompts: both parts would hold"):
         often.subset([0, 6]).split()
 
 

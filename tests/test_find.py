@@ -395,7 +395,7 @@ def test_one_pair_is_searched_and_judged_on_itself(tiny: cf.Model, ioi: cf.Task,
 
 def test_tasks_that_cannot_be_searched(tiny: cf.Model, ioi: cf.Task) -> None:
     for holdout in (0.0, 1.0):
-        with pytest.raises(TaskError, match=r"holdout=.*a part of the pairs is needed, between 0 and 1"):
+        with pytest.raises(TaskError, match=r"holdout=.*give the fraction of the pairs to hold out, between 0 and 1"):
             cf.find(tiny, ioi, holdout=holdout)
     with pytest.raises(TaskError, match=r"holdout=0\.01: of 16 pairs that leaves none on one side"):
         cf.find(tiny, ioi, holdout=0.01)

@@ -298,7 +298,7 @@ def test_first_of_sets_and_without_wrong_answers(tiny: cf.Model) -> None:
     [
         (
             {"answers": ["Mary", "Luke"], "wrong_answers": ["Mary and Kate", "Anna"]},
-            "row 0: one of .* is the beginning of the others",
+            "row 0: one of .* is the beginning of all others",
         ),
         (
             {"answers": [["Mary and Kate", "Luke"], "Luke"]},
@@ -312,7 +312,7 @@ def test_first_of_sets_and_without_wrong_answers(tiny: cf.Model) -> None:
             {"answer": "all", "wrong_answers": ["Mary and Paul", "Anna"]},
             "row 1: the right answer has 4 tokens and the wrong",
         ),
-        ({"answer": "all", "answers": [["Mary and", "Kate"], "Luke"]}, "row 0: answer='all' follows one right answer"),
+        ({"answer": "all", "answers": [["Mary and", "Kate"], "Luke"]}, "row 0: answer='all' needs one right answer"),
         ({"answer": "all", "wrong_answers": LONG["answers"]}, "row 0: the right and the wrong answer are the same"),
         (
             {"answers": ["Mary and Kate", " "], "spelling": "none"},
@@ -411,7 +411,7 @@ def test_wrong_answers_of_other_lengths(tiny: cf.Model) -> None:
         "wrong answers of other lengths are left out" in n for n in bound.notes
     )
     with pytest.raises(
-        TaskError, match="compares answers place by place, and this task has no wrong answers of as many"
+        TaskError, match="compares answers token by token, and this task has no wrong answers with equally many"
     ):
         bound.with_metric("logit_diff")
 

@@ -396,7 +396,7 @@ TWO = {"positions": [[1, 2], [3, 4], [0, 1]], "wrong_answers": [[8, 9]] * 3}
         ({"positions": [0, 5, 0]}, r"row 1: position \[5\] lies outside its 5 tokens"),
         ({"positions": [0, 0, -6]}, r"row 2: position \[-6\] lies outside"),
         ({"attention_mask": MASK, "positions": 4}, r"row 1: position \[4\] lies outside its 4 tokens"),
-        ({"positions": [0, 1]}, r"positions have shape \[2, 1\]: one number, one an example, or \[batch, reads\]"),
+        ({"positions": [0, 1]}, r"positions have shape \[2, 1\]: give one number, one per pair, or \[batch, reads\]"),
         ({"positions": [[1], [2, 3], [4]]}, "positions are whole numbers"),
         ({"positions": [0.5, 1, 2]}, "positions are whole numbers"),
         ({**TWO, "answers": [20, 21, 22]}, r"answers must be token ids for each read position.*= \[3, 2\]"),

@@ -263,8 +263,8 @@ CLEAN = torch.arange(3, 18).view(3, 5)
     [
         ({"clean": CLEAN.float()}, "prompts as ids are a tensor of torch.float32: token ids are whole numbers"),
         ({"clean": CLEAN > 4}, "prompts as ids are a tensor of torch.bool"),
-        ({"clean": torch.tensor(5)}, "clean is a Tensor of no dimension: give a list or tensor"),
-        ({"answers": torch.tensor(5)}, "answers is a Tensor of no dimension"),
+        ({"clean": torch.tensor(5)}, "clean is a Tensor without dimensions: give a list or tensor"),
+        ({"answers": torch.tensor(5)}, "answers is a Tensor without dimensions"),
         ({"answers": torch.tensor([1.0, 2, 3])}, "row 0: answers must be token ids, as the prompts are"),
         ({"answers": [True, False, True]}, "row 0: answers must be token ids, as the prompts are"),
         ({"answers": 5}, "answers is a int: give a list or tensor"),

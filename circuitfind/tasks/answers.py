@@ -1,13 +1,13 @@
 """Answers of several tokens: which tokens are read, and what comes before them.
 
-* "first", the field's convention: the tokens that the right and the wrong answers of a row have in common at their
-  beginning are appended to both prompts, and the logits are read where they first differ. Without wrong answers that is
-  the first token.
-* "all": the right answer without its last token is appended to both prompts (teacher forcing), and the logits are read
-  before each of its tokens; the metric is the sum over them. `logprob` is then the log-probability of the whole answer,
-  and `kl` the KL divergence of the distributions after each of its beginnings. A metric that compares takes the wrong
-  answer's token at the same place, after the *right* answer's tokens before it. Both need as many tokens, and it is not
-  the difference of the two answers' log-probabilities, which no single run has.
+* "first", the field's convention: the tokens with which all right and wrong answers of a row begin are appended to both
+  prompts, and the first token that differs is read. Without wrong answers this is the first token.
+* "all": the right answer without its last token is appended to both prompts (teacher forcing), every one of its tokens
+  is read, and the metric is summed over them. `logprob` is then the log-probability of the whole answer, and `kl` the
+  sum of the KL divergences at each of its tokens. A metric that compares right and wrong answers compares them token by
+  token, where the wrong answer's n-th token follows the first n-1 tokens of the *right* answer. Both answers then need
+  the same number of tokens. The result is not the difference of the two answers' log-probabilities, which would need
+  two runs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ Sequences = Sequence[Sequence[int]]  # ids of each answer of a row
 
 
 class Reading(NamedTuple):
-    """appended: ids that both prompts get. answers, wrong: ids of either side at the one token that is read; with "all"
-    the token at each place, `wrong` empty where no place compares."""
+    """What is read of a row's answers.
+
+    appended: ids that are appended to both prompts. answers, wrong: right and wrong ids at the token that is read; with
+    "all", the successive tokens of the right and of the wrong answer, and `wrong` is empty if their lengths differ.
+    """
 
     appended: list[int]
     answers: list[int]
@@ -29,7 +32,7 @@ class Reading(NamedTuple):
 
 
 def first(right: Sequences, wrong: Sequences) -> Reading:
-    """The first token that tells right from wrong; a ValueError says why none does."""
+    """Return the reading of "first"; raise ValueError if no single token tells right from wrong."""
     every = [*right, *wrong]
     shared = 0
     if wrong:
@@ -38,7 +41,7 @@ def first(right: Sequences, wrong: Sequences) -> Reading:
             shared += 1
         if shared == shortest:
             raise ValueError(
-                "one of the right and wrong answers is the beginning of the others: no token tells them apart"
+                "one of the right and wrong answers is the beginning of all others: no token tells them apart"
             )
     sides = [list(dict.fromkeys(ids[shared] for ids in side)) for side in (right, wrong)]
     if set(sides[0]) & set(sides[1]):
@@ -50,9 +53,9 @@ def first(right: Sequences, wrong: Sequences) -> Reading:
 
 
 def whole(right: Sequences, wrong: Sequences, compared: bool) -> Reading:
-    """Every token of the answer; `compared`: the metric needs wrong answers. A ValueError says what is not defined."""
+    """Return the reading of "all"; raise ValueError if there is none. `compared`: the metric needs wrong answers."""
     if len(right) != 1 or len(wrong) > 1:
-        raise ValueError("answer='all' follows one right answer beside at most one wrong one: give one of each a row")
+        raise ValueError("answer='all' needs one right answer and at most one wrong answer for each row")
     (own,) = right
     other = list(wrong[0]) if wrong else []
     if other == list(own):
@@ -60,7 +63,7 @@ def whole(right: Sequences, wrong: Sequences, compared: bool) -> Reading:
     if compared and other and len(other) != len(own):
         raise ValueError(
             f"the right answer has {len(own)} tokens and the wrong one {len(other)}, and this metric compares them"
-            " place by place: use metric='logprob' (the whole answer's log-probability), answer='first', or answers of"
-            " as many tokens"
+            " token by token: use metric='logprob' (the whole answer's log-probability), answer='first', or answers of"
+            " equally many tokens"
         )
     return Reading(list(own[:-1]), list(own), other if len(other) == len(own) else [])

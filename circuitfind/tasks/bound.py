@@ -1,11 +1,11 @@
-"""A task in a model's tokens: padded ids, answer ids and a metric, validated, ready for the engine.
+"""`BoundTask`: a task tokenised for one model. It holds padded ids, answer ids and a metric, ready for the engine.
 
-1. Messages become text (`chat.py`). Prompts and answers become ids (`given.py`, `tokens.py`, `spelling.py`), or are
-   taken as the ids that they are.
-2. Every row is checked (`tokens.py`); an error names the first that cannot be used.
-3. Of an answer of several tokens the first one that differs is read, or all of them (`answers.py`).
-4. With `unusable="drop"` such rows are left out instead, and a note and a warning say how many. The answers are then
-   spelled in the way that serves the most rows.
+1. Messages become text (`chat.py`). Prompts and answers become ids, unless they are given as ids (`given.py`,
+   `tokens.py`, `spelling.py`).
+2. Of an answer of several tokens, the first one that differs is read, or all of them (`answers.py`).
+3. Every row is checked (`tokens.py`). An error names the first row that cannot be used.
+4. With `unusable="drop"` such rows are left out instead, and a note and a warning say how many. The spelling of answers
+   is then the one with which the fewest rows fail.
 """
 
 from __future__ import annotations
@@ -45,17 +45,21 @@ from circuitfind.tasks.tokens import (
 
 @dataclass(frozen=True, repr=False)
 class BoundTask(NoFile):
-    """A task in a model's tokens, validated.
+    """A task tokenised for one model, and validated.
 
     Attributes:
         batch: all pairs, padded on the right to one length.
-        tokens: by row, the clean prompt's tokens as text (ids as text without a tokenizer).
-        model, vocabulary: the name of the model that the tokens belong to, and how many ids it has.
-        weights: "float32 from GGUF Q4_1" where the model's were de-quantised, for records.
-        notes: choices that move results (answer spelling, BOS, rows left out), for records and reports.
-        spans: by row, name -> (start, stop) positions of the clean prompt, and of the corrupted one unless the batch
-            has an alignment; empty where the task names none.
-        appended: by row, how many tokens of an answer of several end both prompts; empty where answers have one.
+        answer_texts: for each row, right and wrong answers as one text, to show.
+        tokens: for each row, the clean prompt's tokens as text; without a tokenizer, the ids as text.
+        bos: how the BOS token was handled, in words.
+        model, vocabulary: the model's name, and the size of its vocabulary.
+        weights: for records, such as "float32 from GGUF Q4_1" if the model's weights were de-quantised.
+        family: for records, how the model's family was found, such as "inferred as llama"; else empty.
+        notes: choices that affect results (spelling of answers, BOS token, rows left out), for records and reports.
+        spans: for each row, name -> (start, stop) positions in the clean prompt, which are also those in the corrupted
+            prompt unless the batch has an alignment; empty if the task names none.
+        appended: for each row, how many tokens of the answer are appended to both prompts; empty unless the task's
+            `answer` is set.
     """
 
     INSTEAD = "save the cf.Task that was bound"
@@ -85,26 +89,28 @@ class BoundTask(NoFile):
 
     @cached_property
     def copies(self) -> np.ndarray:
-        """`[pairs]`: the same number for pairs of the same prompts, whatever is asked of them: they are no further
-        evidence. Numbers count from 0, in the order of the first of each."""
+        """`[pairs]`: a number that is the same for pairs with the same prompts, even if their answers differ.
+
+        Such copies add no evidence. Numbers count from 0, in the order in which they first occur.
+        """
         sides = self.batch.clean, self.batch.corrupted
         prompts = torch.cat([torch.where(side.mask, side.ids, -1) for side in sides], dim=1)
         return numbered(map(tuple, prompts.tolist()))
 
     @property
     def first(self) -> np.ndarray:
-        """`[distinct pairs]`: rows, the first of all copies."""
+        """`[distinct pairs]`: the first row of each set of copies."""
         return np.unique(self.copies, return_index=True)[1]
 
     def distinct(self) -> BoundTask:
-        """The first of all copies."""
+        """Return the task without copies: the first pair of each set of copies."""
         return self if len(self.first) == len(self) else self.subset(self.first.tolist())
 
     def subset(self, rows: Sequence[int]) -> BoundTask:
-        """Some of the pairs.
+        """Return a task with these rows, in this order.
 
         Raises:
-            TaskError: no row is given, or one that does not exist.
+            TaskError: no row is given, or a row does not exist.
         """
         if not isinstance(rows, Iterable):
             raise TaskError(f"subset: rows are a list, such as [0], not {rows!r}")
@@ -120,12 +126,12 @@ class BoundTask(NoFile):
         return replace(self, batch=self.batch.rows(index).trimmed().plain(), **picked)
 
     def split(self, fraction: float = 0.5, seed: int = 0) -> tuple[BoundTask, BoundTask]:
-        """Two disjoint parts, drawn with a seed; the first has this fraction of the pairs.
+        """Return two disjoint random parts of the pairs; the first has this fraction of them.
 
-        Copies stay on one side, so that with copies a part may differ from this by some pairs.
+        Copies stay together, so if there are copies the sizes may differ from this by some pairs.
 
         Raises:
-            TaskError: one part would be empty, or the seed is not a whole number, 0 or more.
+            TaskError: a part would be empty, all pairs are copies, or the seed is not a whole number, 0 or more.
         """
         check_seed(seed)
         size = round(len(self) * fraction) if isinstance(fraction, Real) and 0 < fraction < 1 else 0
@@ -133,35 +139,35 @@ class BoundTask(NoFile):
             raise TaskError(f"{len(self)} pairs cannot be split at {fraction}: each side needs at least one pair")
         sizes = np.bincount(self.copies)
         if len(sizes) < 2:
-            raise TaskError(f"all {len(self)} pairs have the same prompts: one side would know what the other has seen")
+            raise TaskError(f"all {len(self)} pairs have the same prompts: both parts would hold the same pair")
         order = torch.randperm(len(sizes), generator=torch.Generator().manual_seed(seed)).numpy()
         ends = sizes[order].cumsum()[:-1]
         first = np.isin(self.copies, order[: 1 + int(abs(ends - size).argmin())])
         return self.subset(np.flatnonzero(first).tolist()), self.subset(np.flatnonzero(~first).tolist())
 
     def held_out(self, holdout: float = 0.5, seed: int = 0) -> tuple[BoundTask, BoundTask]:
-        """Pairs to search with, and the part of the pairs (`holdout`) that is held out to judge with.
+        """Return the search pairs and the held-out pairs. `holdout`: the fraction of the pairs that is held out.
 
-        One pair is both, with a warning: what is found is that prompt's own circuit.
+        If there is only one pair, it is both, with a warning.
 
         Raises:
             TaskError: `holdout` leaves a side empty.
         """
         if not isinstance(holdout, Real) or not 0 < holdout < 1:
-            raise TaskError(f"holdout={holdout!r}: a part of the pairs is needed, between 0 and 1")
+            raise TaskError(f"holdout={holdout!r}: give the fraction of the pairs to hold out, between 0 and 1")
         if len(self) == 1:
-            warn("there is one pair, to search with and to judge with: what is found is of that prompt alone")
+            warn("there is only one pair, so no pair is held out: the result holds for that prompt alone")
             return self, self
         if not 0 < round(len(self) * (1 - holdout)) < len(self):
             raise TaskError(f"holdout={holdout:g}: of {len(self)} pairs that leaves none on one side; give more pairs")
         return self.split(1 - holdout, seed)
 
     def with_metric(self, metric: str | Metric | Function | None) -> BoundTask:
-        """The same pairs with another metric; None changes nothing."""
+        """Return the same pairs with another metric; None changes nothing."""
         return self if metric is None else replace(self, metric=_usable(metric_of(metric), self.batch))
 
     def record(self, method: str, ablation: str, direction: str, seed: int, **settings: Any) -> Record:
-        """The record of a result on this task."""
+        """Return the record of a result on this task."""
         family = [f"family: {self.family}"] if self.family else []
         return Record(
             model=self.model,
@@ -183,21 +189,25 @@ class BoundTask(NoFile):
 
 
 def _usable(metric: Metric, batch: Batch) -> Metric:
-    """The metric, if the task has the answers that it needs."""
+    """Return the metric; raise TaskError if the task lacks answers that it needs."""
     sides = (("answers", metric.answers, batch.answers), ("wrong_answers", metric.wrong, batch.wrong))
     for side, needed, given in sides:
         if needed and not given.shape[-1]:
             if side == "wrong_answers" and batch.summed is not None:
                 raise TaskError(
-                    f"metric '{metric.name}' compares answers place by place, and this task has no wrong answers of as"
-                    " many tokens: use metric='logprob', or answer='first'"
+                    f"metric '{metric.name}' compares answers token by token, and this task has no wrong answers with"
+                    " equally many tokens: use metric='logprob', or answer='first'"
                 )
             raise TaskError(f"metric '{metric.name}' needs {side}, the task has none: give them, or use metric='kl'")
     return metric
 
 
 def bind_pairs(task: Given, model: ModelLike) -> BoundTask:
-    """In the model's tokens; raises TaskError where a row (with `unusable="drop"`: every row) cannot be used."""
+    """Tokenise a task for a model.
+
+    Raises:
+        TaskError: a row cannot be used; with `unusable="drop"`: none can.
+    """
     task = task.rendered(model)
     left_out = _unusable(task, model) if task.unusable == "drop" else {}
     if not left_out:
@@ -249,7 +259,7 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
 
 
 def _batch(task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None, model: ModelLike) -> Batch:
-    """The ids, padded, with what is read of them, and where."""
+    """Return the batch: padded ids, read positions, answer ids and, for aligned pairs, the alignment."""
     device, length = model.device, max(map(len, (*tokens.clean, *tokens.corrupted)))
     clean, corrupted = (pad(rows, length, device) for rows in (tokens.clean, tokens.corrupted))
     most = max(map(len, tokens.answers), default=0) if tokens.whole else 0
@@ -272,7 +282,7 @@ def _batch(task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None, model
 
 
 class _Words(NamedTuple):
-    """A task's ids as text; without a tokenizer, as numbers."""
+    """Writes a task's ids as text; without a tokenizer, as numbers."""
 
     tokenizer: Any
     tokens: Tokens
@@ -284,7 +294,7 @@ class _Words(NamedTuple):
         return str(token) if self.tokenizer is None else piece(self.tokenizer, token)
 
     def prompts(self, given: Prompts, rows: list[list[int]]) -> tuple[str, ...]:
-        """As given, with what of the answer ends them."""
+        """Return the prompts as given, each with the tokens of the answer that were appended to it."""
         if isinstance(given, Tensor):
             return tuple(map(self.text, rows))
         sizes = zip(rows, self.tokens.appended, strict=True)
@@ -302,7 +312,7 @@ class _Words(NamedTuple):
 
 
 def _of_several(task: Given, tokens: Tokens) -> str:
-    """What is read of answers of several tokens."""
+    """Say which tokens of the answers are read, for the notes."""
     longer = sum(map(bool, tokens.appended))
     if tokens.whole:
         text = "the whole answer is read by teacher forcing, the metric summed over its tokens"
@@ -315,7 +325,7 @@ def _of_several(task: Given, tokens: Tokens) -> str:
 
 
 def _unusable(task: Given, model: ModelLike) -> dict[int, str]:
-    """The rows that cannot be used, and why."""
+    """Return the rows that cannot be used, each with the reason."""
     left_out: dict[int, str] = {}
     tokenizer = task.tokenizer(model)
     if tokenizer is not None and not task.answers_are_ids():
@@ -333,7 +343,7 @@ def _unusable(task: Given, model: ModelLike) -> dict[int, str]:
 
 
 def _spans(task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None, side: str) -> tuple[dict[str, Span], ...]:
-    """By row, one side's spans in tokens; empty where there are none."""
+    """Return one side's spans in tokens, by row; empty if there are none."""
     given = task.spans if side == "clean" else task.corrupted_spans
     prompts = None if task.is_ids else task.texts(side)
     found = () if given is None else locate(given, prompts, getattr(tokens, side), tokenizer, side)
@@ -346,7 +356,10 @@ def _spans(task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None, side:
 def _counterparts(
     task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None
 ) -> tuple[list[list[int]], dict[int, str]]:
-    """By row, the corrupted position for each clean one; and the rows that cannot be aligned, with the reason."""
+    """Return the corrupted position for each clean one, by row, and the rows that cannot be aligned, with the reason.
+
+    Rows that fail are missing from the first list.
+    """
     rows, failed = [], {}
     clean, corrupted = (_spans(task, tokens, tokenizer, side) for side in ("clean", "corrupted"))
     for number, (own, twin) in enumerate(zip(clean, corrupted, strict=True)):

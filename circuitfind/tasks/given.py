@@ -1,4 +1,4 @@
-"""`Given`: the fields of a `circuitfind.Task`, checked, and their token ids. Every error names the row."""
+"""`Given`: the fields of a `circuitfind.Task`, checked, and their token ids. Errors about one pair name its row."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Answers = Sequence[str] | Sequence[Sequence[str]] | Sequence[int] | Sequence[Seq
 
 
 class ModelLike(Protocol):
-    """What a task needs of a model; one with `remote=False` has `logits(inputs)`, too, to ask how it would spell."""
+    """What a task needs of a model. A model with `remote=False` also has `logits(inputs)`, to choose the spelling."""
 
     @property
     def tokenizer(self) -> Any: ...
@@ -37,7 +37,7 @@ class ModelLike(Protocol):
 
 @dataclass
 class Given:
-    """The fields of a task, described in `circuitfind.Task`, of matching lengths and kinds."""
+    """The fields of a task, described in `circuitfind.Task`; their lengths and types are checked."""
 
     clean: Prompts
     corrupted: Prompts
@@ -63,7 +63,7 @@ class Given:
         lists += ("spelling",) * (not isinstance(self.spelling, str))
         for side in lists:
             given = getattr(self, side)
-            if isinstance(given, str):  # it has a length, and would pass for a list of letters
+            if isinstance(given, str):  # would pass for a list of letters
                 raise TaskError(f"{side} is one string: give a list with one entry per pair")
             if isinstance(given, Iterator):
                 setattr(self, side, list(given))
@@ -107,7 +107,7 @@ class Given:
                     raise TaskError(f"row {number}: {side}: {why}")
 
     def _check_prompts(self) -> None:
-        """Prompts are all text, or all messages; `chat` makes messages of text."""
+        """Check that prompts are all text or all messages; `chat` turns text into messages."""
         if self.chat:
             self.clean, self.corrupted = (list(map(one_turn, side)) for side in (self.clean, self.corrupted))
         for number, prompts in enumerate(zip(self.clean, self.corrupted, strict=True)):
@@ -126,7 +126,7 @@ class Given:
                 raise TaskError(f"row {number}: some prompts are text and some are messages: {remedy}")
 
     def _check_answer(self) -> None:
-        """What is said of the answers fits the prompts."""
+        """Check that `spelling`, `answer` and `chat` fit the prompts and answers."""
         chosen = [self.spelling] if isinstance(self.spelling, str) else [one for one in self.spelling or []]
         for number, one in enumerate(chosen):
             if one not in (None, BY_TEXT, *SPELLINGS):
@@ -134,16 +134,16 @@ class Given:
                 known = ", ".join(f"'{name}' ({what})" for name, what in SPELLINGS.items())
                 raise TaskError(f"{row}spelling is {one!r}: use {known}, or leave it out (what the model prefers)")
         if self.answer not in (None, answering.FIRST, answering.ALL):
-            raise TaskError(f"answer is {self.answer!r}: use 'first' (token that differs) or 'all' (of its tokens)")
+            raise TaskError(f"answer is {self.answer!r}: use 'first' (first token that differs) or 'all' (every token)")
         if self.is_ids and self.chat:
-            raise TaskError("chat=True is for prompts as text: render the messages before you make ids of them")
+            raise TaskError("chat=True is for prompts as text: apply the chat template before you tokenise")
         if self.answer is None:
             return
         about = f"answer='{self.answer}' is for answers as text"
         if self.answers is None:
             raise TaskError(f"{about}, and the task has none: give answers, or leave it out")
         if self.is_ids or self.answers_are_ids():
-            raise TaskError(f"{about}: with ids give positions=, [batch, reads], and answers of each position")
+            raise TaskError(f"{about}: with ids give positions=, [batch, reads], and answers for each position")
         if self.positions is not None:
             raise TaskError(f"answer='{self.answer}' and positions= both say where the logits are read: leave one out")
 
@@ -155,9 +155,9 @@ class Given:
         return isinstance(self.clean, Tensor)
 
     def answer_lists(self) -> list[list[list[Any]] | None]:
-        """The answers and the wrong answers, by row; None where there are none."""
+        """Return `[answers, wrong answers]`, each with a list per row, or None if the task has none."""
         sides: list[Any] = [self.answers, self.wrong_answers]
-        given = [side.tolist() if hasattr(side, "tolist") else side for side in sides]  # of a tensor or an array
+        given = [side.tolist() if hasattr(side, "tolist") else side for side in sides]  # tensors and arrays
         return [rows and [list(one) if isinstance(one, (list, tuple)) else [one] for one in rows] for rows in given]
 
     def answers_are_ids(self) -> bool:
@@ -166,7 +166,7 @@ class Given:
         return bool(given) and all(_is_id(answer) for lists in given for row in lists for answer in row)
 
     def subset(self, rows: Sequence[int]) -> Self:
-        """Some of the pairs, as given."""
+        """Return a task with these rows only."""
 
         def pick(given: Any) -> Any:
             one_for_all = given is None or not hasattr(given, "__len__") or getattr(given, "ndim", 1) == 0
@@ -177,12 +177,16 @@ class Given:
         return replace(self, **{name: pick(getattr(self, name)) for name in names})
 
     def rendered(self, model: ModelLike) -> Self:
-        """The same with text in place of messages, by the tokenizer's chat template; a TaskError names the row."""
+        """Return the task with messages rendered as text by the tokenizer's chat template.
+
+        Raises:
+            TaskError: naming the row: the template does not accept its messages.
+        """
         if self.is_ids or isinstance(self.clean[0], str):
             return self
         tokenizer = self.tokenizer(model)
         sides: dict[str, list[Rendered]] = {"clean": [], "corrupted": []}
-        assert tokenizer is not None, "these prompts are no ids"
+        assert tokenizer is not None, "only prompts as ids have no tokenizer"
         for side, texts in sides.items():
             for number, messages in enumerate(getattr(self, side)):
                 try:
@@ -192,7 +196,7 @@ class Given:
         return replace(self, clean=sides["clean"], corrupted=sides["corrupted"], chat=False)
 
     def tokenizer(self, model: ModelLike) -> PromptTokenizer | None:
-        """What turns the prompts into ids, None for prompts as ids; a TaskError for text without a tokenizer."""
+        """Return the tokenizer of the prompts, or None for prompts as ids; raise TaskError if the model has none."""
         if self.is_ids:
             return None
         if model.tokenizer is None:
@@ -201,12 +205,12 @@ class Given:
         return PromptTokenizer(model.tokenizer, self.bos, isinstance(self.clean[0], Rendered))
 
     def answer_texts(self) -> tuple[list[list[str]], list[list[str]]]:
-        """The answers and the wrong answers as text, by row; a TaskError where one is not, or empty."""
+        """Return answers and wrong answers as text, by row, without repeats; raise TaskError if one is not text."""
         wanted = "must be a non-empty string or a list of them"
         return self._checked(lambda one: isinstance(one, str) and one != "", wanted)
 
     def answer_ids(self) -> tuple[list[list[int]], list[list[int]]]:
-        """The answers and the wrong answers as ids, by row, each id once; a TaskError where one is no id."""
+        """Return answers and wrong answers as ids, by row, without repeats; raise TaskError if one is not an id."""
         return self._checked(_is_id, "must be token ids, as the prompts are")
 
     def _checked(self, fits: Callable[[Any], bool], wanted: str) -> tuple[list[list[Any]], list[list[Any]]]:
@@ -221,7 +225,10 @@ class Given:
     def spelled(
         self, tokenizer: PromptTokenizer, model: Callable[[], ModelLike] | None, dropping: bool = False
     ) -> Spelled:
-        """The answers' ids by row; `model`: gives whom to ask for its spelling, `dropping`: some rows may fail."""
+        """Return the answers' ids by row.
+
+        model: returns the model that chooses the spelling, or None to choose by the text. dropping: rows may fail.
+        """
         rows = [self.spelling] * len(self) if self.spelling is None or isinstance(self.spelling, str) else self.spelling
         wanted = Wanted(rows, self.answer is not None, dropping)
         asked = None if self.answers is None else model
@@ -230,7 +237,7 @@ class Given:
     def readings(
         self, tokenizer: PromptTokenizer, found: Spelled
     ) -> tuple[dict[int, answering.Reading], dict[int, str]]:
-        """By row, what is read of its answers; and the rows of which nothing can be, with the reason."""
+        """Return what is read of each row's answers, and the rows for which that is not defined, with the reason."""
         made: dict[int, answering.Reading] = {}
         failed: dict[int, str] = {}
         compared, corrupted = metric_of(self.metric).wrong, self.texts("corrupted")
@@ -246,14 +253,16 @@ class Given:
                 own = found.text(row, right[0])
                 (twin,) = tokenizer.added(corrupted[row], tokenizer([corrupted[row]])[0], [own])
                 if read.appended and (twin or [])[: len(read.appended)] != read.appended:
-                    raise ValueError(f"{own!r} has other tokens after the corrupted prompt: end both prompts alike")
+                    raise ValueError(
+                        f"{own!r} has other tokens after the corrupted prompt: let both prompts end in the same way"
+                    )
                 made[row] = read
             except ValueError as error:
                 failed[row] = str(error)
         return made, failed
 
     def tokens(self, tokenizer: PromptTokenizer | None, model: ModelLike) -> Tokens:
-        """All ids by row; those of answers by read position are left to `circuitfind.tasks.tokens.by_read`."""
+        """Return all ids by row; answers given by read position are left to `circuitfind.tasks.tokens.by_read`."""
         none = [0] * len(self)
         if tokenizer is None:
             assert isinstance(self.clean, Tensor) and isinstance(self.corrupted, Tensor)
@@ -285,18 +294,19 @@ class Given:
         )
 
     def texts(self, side: str) -> list[str]:
-        """The prompts of a side, which are text."""
+        """Return the prompts of a side ("clean" or "corrupted") as a list; prompts must be text."""
         return list(getattr(self, side))
 
     def read_positions(self, rows: list[list[int]]) -> Tensor:
-        """`[batch, reads]` positions in the clean prompts, checked against their lengths; by default the last token."""
+        """Return read positions `[batch, reads]` in the clean prompts (`rows`), checked and counted from 0."""
         if self.positions is None:
             return torch.tensor([[len(row) - 1] for row in rows])
         given = _positions(self.positions)
         given = given.expand(len(rows)) if given.ndim == 0 else given
         given = given.unsqueeze(1) if given.ndim == 1 else given
         if given.ndim != 2 or given.shape[0] != len(rows):
-            raise TaskError(f"positions have shape {list(given.shape)}: one number, one an example, or [batch, reads]")
+            shape = list(given.shape)
+            raise TaskError(f"positions have shape {shape}: give one number, one per pair, or [batch, reads]")
         read = []
         for number, (wanted, row) in enumerate(zip(given.tolist(), rows, strict=True)):
             if any(not -len(row) <= p < len(row) for p in wanted):
@@ -306,27 +316,27 @@ class Given:
 
 
 def _positions(positions: Any) -> Tensor:
-    """The positions as given, in a tensor; empty where there are none."""
+    """Return the positions as a tensor, which is empty for None; raise TaskError unless they are whole numbers."""
     try:
         given = torch.as_tensor([] if positions is None else positions)
     except (ValueError, TypeError):
         given = torch.tensor(0.5)
     empty = given.ndim == 2 and not given.shape[1]
     if empty or given.dtype == torch.bool or (given.numel() and given.is_floating_point()):
-        raise TaskError("positions are whole numbers: one, one an example, or [batch, reads] with as many in each")
+        raise TaskError("positions are whole numbers: give one, one per pair, or [batch, reads]")
     return given
 
 
 def _is_list(given: Any) -> bool:
-    """Whether it has one entry per pair, in order."""
+    """Whether this is a sequence, tensor or array that can hold one entry per pair."""
     return hasattr(given, "__len__") and not isinstance(given, (bytes, dict, set)) and getattr(given, "ndim", 1) > 0
 
 
 def _kind(given: Any) -> str:
-    """What it is, for an error."""
+    """Describe a value's type for an error message."""
     if given is None:
         return "None"
-    return f"a {type(given).__name__}" + (" of no dimension" if getattr(given, "ndim", 1) == 0 else "")
+    return f"a {type(given).__name__}" + (" without dimensions" if getattr(given, "ndim", 1) == 0 else "")
 
 
 def _is_id(answer: Any) -> bool:

@@ -1,17 +1,16 @@
 """Named spans of a prompt, such as the subject and the indirect object, as token positions; alignment by spans.
 
-1. A span is text that occurs once in its prompt, or `(text, n)`, the n-th occurrence of a text, counted from 1, or
-   `(start, stop)` in the text's own tokens (not counting a BOS token that the tokenizer puts first; in prompts given as
-   ids every id counts).
-2. Text is located by tokenising what comes before it, and what comes before it together with it: both must be the
-   beginning of the prompt's ids, or the span cuts a token in two.
-3. Where the prompts of a pair differ in length, spans with a name in both correspond, in one order; so do the parts
-   before, between and after them, which must have equal lengths and correspond token by token.
-4. In a prompt of messages (`chat.py`) a text is looked for in their contents, and (start, stop) counts the tokens of
-   the rendered prompt; those by which the template asks for the answer are the span "generation" of the clean prompt.
-5. Within corresponding spans tokens are counted from the end, because heads attend to the last token of a word. Where
-   the clean span is longer, its first tokens all take the first token of the corrupted span; where it is shorter, the
+1. A span is a text that occurs once in its prompt; `(text, n)`, the n-th occurrence of a text, counted from 1; or token
+   positions `(start, stop)`, not counting a BOS token that the tokenizer adds. In prompts given as ids every id counts.
+2. To locate a text, the prompt is tokenised up to where the text begins and up to where it ends. Both results must be
+   prefixes of the prompt's ids; otherwise the span begins or ends inside a token.
+3. If the prompts of a pair differ in length, spans with the same name correspond, and must come in the same order in
+   both prompts. The parts before, between and after the spans must have equal lengths; they correspond token by token.
+4. Within corresponding spans, tokens are matched from the end, because heads attend to the last token of a word. If the
+   clean span is longer, its first tokens all correspond to the first token of the corrupted span. If it is shorter, the
    first tokens of the corrupted span have no counterpart.
+5. In a chat (`chat.py`), texts are searched for in the messages only, and (start, stop) counts the tokens of the whole
+   rendered prompt. The template's tokens that begin the answer are the span "generation" of the clean prompt.
 """
 
 from __future__ import annotations
@@ -37,13 +36,17 @@ def locate(
     tokenizer: Any,
     side: str = "clean",
 ) -> tuple[dict[str, Span], ...]:
-    """By row, name -> (start, stop) in the prompt's tokens, as the task's positions count them.
+    """Return, for each row, name -> (start, stop) in the prompt's tokens, with a BOS token counted.
 
     Args:
+        spans: for each row, name -> text, (text, n) or (start, stop).
         prompts: one side's prompts as text; None for prompts as ids.
-        ids: by row, without padding.
+        ids: the ids of each prompt, without padding.
         tokenizer: a `PromptTokenizer`, for prompts as text.
-        side: "clean" or "corrupted", for errors, which name the row and the span.
+        side: "clean" or "corrupted", for error messages.
+
+    Raises:
+        TaskError: naming the row and the span.
     """
     texts = [None] * len(ids) if prompts is None else prompts
     before = 0 if prompts is None else len(tokenizer([""])[0])  # a BOS token
@@ -65,7 +68,7 @@ def locate(
 def locatable(
     spans: Sequence[Mapping[str, tuple[str, int]]], prompts: Sequence[str], tokenizer: PromptTokenizer
 ) -> list[dict[str, tuple[str, int]]] | None:
-    """The spans, each the n-th occurrence of a text, that consist of whole tokens; None if no prompt has any."""
+    """Return the spans, each given as (text, n), that consist of whole tokens; None if no prompt has any."""
     kept: list[dict[str, tuple[str, int]]] = []
     for row, prompt, ids in zip(spans, prompts, tokenizer(prompts), strict=True):
         kept.append({})
@@ -77,13 +80,13 @@ def locatable(
 
 
 def occurrences(prompt: str, text: str) -> list[int]:
-    """Where a text occurs in a prompt, of a chat in its messages; occurrences may overlap, as of "22" in "1222"."""
+    """Return where a text begins in a prompt (in a chat: in its messages). Occurrences may overlap ("22" in "222")."""
     found = [one.start() for one in re.finditer(f"(?={re.escape(text)})", prompt)]
     return [at for at in found if not isinstance(prompt, Rendered) or prompt.holds(at, at + len(text))]
 
 
 def generation(prompts: Sequence[str], tokenizer: PromptTokenizer) -> tuple[dict[str, Span], ...]:
-    """By row, the span of the tokens by which a chat template asks for the answer; empty where none is a chat's."""
+    """Return, for each row, the span of the tokens with which a chat template begins the answer; () without chats."""
     found: list[dict[str, Span]] = []
     for prompt in prompts:
         found.append({})
@@ -95,7 +98,7 @@ def generation(prompts: Sequence[str], tokenizer: PromptTokenizer) -> tuple[dict
 
 
 class _Prompt(NamedTuple):
-    """One prompt, in which spans are located; `before`: how many tokens come before the text's own."""
+    """One prompt, in which spans are located. before: the number of tokens that the tokenizer puts before the text."""
 
     text: str | None
     ids: list[int]
@@ -104,7 +107,7 @@ class _Prompt(NamedTuple):
     side: str
 
     def span(self, given: Any) -> Span:
-        """The tokens of a span as the user names it; a ValueError says why it has none."""
+        """Return the token positions of a span in any of its forms; raise ValueError if there are none."""
         pair = isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 2
         if isinstance(given, str) or (pair and isinstance(given[0], str)):
             text, number = given if pair else (given, None)
@@ -115,7 +118,7 @@ class _Prompt(NamedTuple):
         return int(given[0]) + self.before, int(given[1]) + self.before
 
     def of_text(self, text: str, number: Any = None) -> Span:
-        """The tokens of the n-th occurrence of a text; without a number, of its only one."""
+        """Return the token positions of the n-th occurrence of a text; without `number`, it must occur once."""
         if self.text is None:
             raise ValueError("prompts as ids have no text: give (start, stop)")
         starts = occurrences(self.text, text) if text.strip() else []
@@ -130,7 +133,7 @@ class _Prompt(NamedTuple):
         if number is not None and number not in range(1, len(starts) + 1):
             raise ValueError(
                 f"{times}, so there is no number {number!r}: give another, or leave spans out (spans=None);"
-                " task.exchanged() exchanges the sides with their spans"
+                " task.exchanged() exchanges the two sides together with their spans"
             )
         at = starts[(number or 1) - 1] + len(text) - len(text.lstrip())
         head, whole = self.tokenizer([self.text[:at].rstrip(" "), self.text[: at + len(text.strip())]])
@@ -140,11 +143,14 @@ class _Prompt(NamedTuple):
 
 
 def counterparts(clean: Mapping[str, Span], corrupted: Mapping[str, Span], lengths: tuple[int, int]) -> list[int]:
-    """By position of the clean prompt, the corresponding one of the corrupted prompt; a ValueError says why not.
+    """Return, for each position of the clean prompt, the corresponding position of the corrupted prompt.
 
     Args:
-        clean, corrupted: spans by name; those that only the clean prompt has are ignored.
+        clean, corrupted: spans by name; spans of the clean prompt alone are ignored.
         lengths: of the two prompts, in tokens.
+
+    Raises:
+        ValueError: the prompts cannot be aligned; the message says why.
     """
     if only := sorted(set(corrupted) - set(clean)):
         raise ValueError(f"span '{only[0]}' is named in the corrupted prompt only: name it in the clean one, too")
@@ -154,10 +160,10 @@ def counterparts(clean: Mapping[str, Span], corrupted: Mapping[str, Span], lengt
             if spans[second][0] < spans[first][1]:
                 raise ValueError(
                     f"span '{second}' begins before span '{first}' ends in the {side} prompt: aligned spans must not"
-                    " overlap, and come in one order in both prompts"
+                    " overlap, and must come in the same order in both prompts"
                 )
     index: list[int] = []
-    before, end = "", 0  # name of the span before, and where it stops in the corrupted prompt
+    before, end = "", 0  # the previous span's name, and where it stops in the corrupted prompt
     for name in names:
         span, other = clean[name], corrupted[name]
         where = f"between spans '{before}' and '{name}'" if before else f"before span '{name}'"
@@ -170,11 +176,11 @@ def counterparts(clean: Mapping[str, Span], corrupted: Mapping[str, Span], lengt
 
 
 def _extend(index: list[int], stop: int, other_start: int, other_stop: int, what: str) -> None:
-    """Adds the tokens up to `stop` in the clean prompt, each with its counterpart."""
+    """Append the counterparts of the clean prompt's tokens up to `stop`, which lie between two spans."""
     size, other_size = stop - len(index), other_stop - other_start
     if size != other_size:
         raise ValueError(
             f"{what} has {size} tokens in the clean prompt, {other_size} in the corrupted one: only spans named in both"
-            " may differ in length, so name what differs in spans and corrupted_spans"
+            " may differ in length, so name the parts that differ in spans and corrupted_spans"
         )
     index += range(other_start, other_stop)

@@ -1,7 +1,7 @@
-"""`Task`: pairs of prompts with answers as a user gives them, or as a file holds them.
+"""`Task`: pairs of prompts with answers, from the user or from a file.
 
-`Task.on(model)` tokenises and validates all of it and returns a `BoundTask`. Every error names the row at fault and
-what to do about it. With `unusable="drop"` such rows are left out, and a warning says how many.
+`Task.on(model)` tokenises and validates all pairs and returns a `BoundTask`. Every error names the row and how to fix
+it. With `unusable="drop"`, pairs that the model cannot use are left out, and a warning says how many.
 """
 
 from __future__ import annotations
@@ -29,25 +29,26 @@ class Task(Given):
     Attributes:
         clean, corrupted: strings; lists of messages `{"role": ..., "content": ...}`, which the tokenizer's chat
             template renders (`circuitfind.tasks.chat`); or `[batch, pos]` token ids (`attention_mask`: real tokens).
-        answers, wrong_answers: by example one string or id, or a list of them; `[batch, reads]` or
-            `[batch, reads, answers]` ids where several positions are read. Optional for `kl` and callables.
+        answers, wrong_answers: for each pair one string or token id, or a list of them; `[batch, reads]` or
+            `[batch, reads, answers]` ids if several positions are read. Optional for `kl` and callables.
         metric: a name of `circuitfind.metrics.METRICS`, or a callable `(logits, batch) -> [batch]`.
-        positions: where the logits are read, counted in the prompt's own tokens (negative: from its end): one number
-            for all, one an example, or `[batch, reads]`. Default: the last token.
-        bos: True or False force a BOS token to be there or not; None leaves that to the tokenizer.
-        flips: the wrong answers are right after the corrupted prompt.
-        spans: by example, named parts of the prompt: name -> text of the clean prompt, its n-th occurrence
-            (text, n), or (start, stop) tokens (`circuitfind.tasks.spans`).
-        unusable: what happens to a pair that cannot be used on the model (unequal lengths, an answer of several tokens,
-            ...): "error" refuses the task and names the row, "drop" leaves such rows out and says how many.
-        corrupted_spans: as `spans`, of the corrupted prompt.
-        align: "spans" accepts pairs of unequal length; spans of one name correspond (`circuitfind.tasks.spans`).
-        chat: prompts that are strings become one turn of the user each.
-        answer: how answers of several tokens are read: "first", the first token that tells right from wrong, or "all",
-            the whole answer by teacher forcing, the metric summed over its tokens (`circuitfind.tasks.answers`). None
-            refuses them.
-        spelling: of answers as text, for all or by row: "space" (with one before it), "none", "given", or "text" (as
-            the text around suggests). None: the one that the model itself prefers (`circuitfind.tasks.spelling`).
+        positions: where the logits are read, counted in the prompt's tokens without padding (negative: from the end):
+            one number for all pairs, one per pair, or `[batch, reads]`. Default: the last token.
+        bos: True: every prompt begins with a BOS token; False: none is added; None: the tokenizer decides.
+        flips: whether the wrong answers are right after the corrupted prompt.
+        spans: for each pair, named parts of the clean prompt: name -> a text that occurs once, the n-th occurrence of
+            a text (text, n), or token positions (start, stop) (`circuitfind.tasks.spans`).
+        unusable: what happens to a pair that the model cannot use (unequal lengths, an answer of several tokens, ...):
+            "error" raises an error that names the row, "drop" leaves such rows out and says how many.
+        corrupted_spans: the same as `spans`, for the corrupted prompt.
+        align: "spans" accepts pairs of unequal length; spans of the same name correspond (`circuitfind.tasks.spans`).
+        chat: whether prompts given as strings become a chat with one message of the user.
+        answer: how answers of several tokens are read: "first", at the first token that tells right from wrong, or
+            "all", the whole answer by teacher forcing with the metric summed over its tokens
+            (`circuitfind.tasks.answers`). None refuses such answers.
+        spelling: whether answers given as text get a leading space, for all pairs or by row: "space", "none", "given"
+            (unchanged), or "text" (as the prompts and answers suggest). None: what the model itself finds more likely
+            (`circuitfind.tasks.spelling`).
     """
 
     def __repr__(self) -> str:
@@ -64,12 +65,12 @@ class Task(Given):
         split: str | None = None,
         **keywords: Any,
     ) -> Task:
-        """Pairs from a jsonl, csv or json file; `circuitfind.tasks.formats` describes the columns.
+        """Read pairs from a jsonl, csv or json file; `circuitfind.tasks.formats` describes the columns.
 
         Args:
             model: if given, the task is validated on it at once.
             counterfactual: which of a MIB row's counterfactuals is the corrupted prompt, such as "abc".
-            split: only the rows whose column `split` has this value.
+            split: read only the rows whose column `split` has this value.
             keywords: further fields of `Task` (metric, bos, positions, ...).
 
         Raises:
@@ -87,7 +88,7 @@ class Task(Given):
         split: str | None = None,
         **keywords: Any,
     ) -> Task:
-        """As `from_file`, from mappings of column to value: dictionaries, or one split of a `datasets` dataset.
+        """Do what `from_file` does with mappings of column to value: dictionaries, or a split of a `datasets` dataset.
 
         Raises:
             TaskError: naming the row, counted from 0.
@@ -106,8 +107,10 @@ class Task(Given):
         return task
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Writes the pairs, messages too, as jsonl that `from_file` opens; metric, positions, bos, align and answer are
-        not stored.
+        """Write the pairs as jsonl that `from_file` opens, and return the path.
+
+        Prompts (text or messages), answers, spelling and spans are stored; all other fields (name, metric, positions,
+        bos, flips, unusable, align, answer) are not.
 
         Raises:
             TaskError: the prompts are token ids.
@@ -123,27 +126,27 @@ class Task(Given):
         return write_pairs(path, {**sides, **answers, "spelling": spelling, **spans})
 
     def on(self, model: ModelLike) -> BoundTask:
-        """Tokenises and validates on a model.
+        """Tokenise the pairs for a model and validate them.
 
         Raises:
-            TaskError: naming the row: unequal lengths, an answer of several tokens, an identical pair, ...
+            TaskError: naming the row: unequal lengths, an answer of several tokens, identical prompts, ...
         """
         return bind_pairs(self, model)
 
     def exchanged(self) -> Task:
-        """The pairs with their sides exchanged, spans included: corrupted becomes clean, and wrong answers right.
+        """Return the task with the two sides exchanged: clean and corrupted prompts, right and wrong answers, spans.
 
-        Denoising of a task is noising of the exchanged one.
+        Denoising a task is noising the exchanged task.
 
         Raises:
-            TaskError: there are answers but no wrong ones, or positions in pairs of unequal length.
+            TaskError: the task has answers but no wrong answers, or `align` and `positions` are both given.
         """
         if self.answers is not None and self.wrong_answers is None:
             raise TaskError("the corrupted prompts have no answers: give the task wrong_answers")
         if self.align and self.positions is not None:
             raise TaskError("positions= counts in the clean prompts: make a task of the exchanged pairs with its own")
         own, other = self.attention_mask, self.corrupted_attention_mask
-        if other is None:  # one mask is that of both sides
+        if other is None:  # both sides have the same mask
             own, other = None, own
         elif own is None:
             own = torch.ones_like(torch.as_tensor(other))

@@ -1,11 +1,11 @@
-"""From prompts and answers as text to token ids, checked and padded.
+"""Prompts and answers as token ids, checked and padded.
 
-1. A prompt is tokenised as the tokenizer does it (`bos=None`), or with its first token forced to be, or not to be, the
-   BOS token. A closing special token that the tokenizer appends is dropped, since the model continues the prompt. What
-   it puts before a text that begins with the same already, as a rendered chat prompt does, is dropped, too.
-   A prompt that a chat template made (`chat.py`) has the special tokens that the template writes, and no others.
-2. How answers are spelled and which of their tokens are read is told in `spelling.py` and `answers.py`.
-3. Every row is checked for what no method can use, and padded on the right.
+1. The tokenizer decides whether a prompt begins with a BOS token, unless `bos` is True or False. An EOS token that the
+   tokenizer appends is dropped, because the model continues the prompt. Special tokens that the tokenizer puts before a
+   text are dropped if the text itself begins with them, as the text of a chat does. A prompt made by a chat template
+   (`chat.py`) has the special tokens of the template and no others.
+2. `spelling.py` describes how answers are spelled, and `answers.py` which of their tokens are read.
+3. Rows that no method can use are refused; the others are padded on the right.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch import Tensor
 
 from circuitfind.errors import TaskError
 
-# byte-level vocabularies write these bytes as they are, all others as letters from 256 on
+# byte-level vocabularies write these bytes as the character of the same number, all others as characters from 256 on
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTES = {chr(byte): byte for byte in _PRINTABLE}
 _BYTES |= {chr(256 + n): byte for n, byte in enumerate(byte for byte in range(256) if byte not in _PRINTABLE)}
 Ids = list[int]
-MOST_FIRST = 3  # special tokens that a tokenizer puts before a text
-REPLACED = "\ufffd"  # what decoding puts in place of bytes that are no character
+MOST_FIRST = 3  # the most special tokens that any tokenizer puts before a text
+REPLACED = "\ufffd"  # the character that decoding puts in place of invalid bytes
 
 
 def piece(tokenizer: Any, token: int) -> str:
-    """A token as text; bytes that are no character by themselves as `<0xE2>`."""
+    """Return a token as text; bytes that are only part of a character are written as `<0xE2>`."""
     text = str(tokenizer.decode([token]))
     if REPLACED not in text:
         return text
@@ -42,10 +42,11 @@ def piece(tokenizer: Any, token: int) -> str:
 
 
 class Tokens(NamedTuple):
-    """A task's ids: prompts by row, answers and wrong answers by row, and how answers were spelled.
+    """A task's ids.
 
-    appended: by row, how many ids of an answer of several tokens end both prompts. whole: the answers are the tokens at
-    each place of one answer, and not a set of them.
+    clean, corrupted, answers, wrong: by row. spelling: how answers were spelled, in words. appended: by row, how many
+    tokens of the answer were appended to both prompts. whole: a row's `answers` are the successive tokens of one
+    answer, and not a set of alternatives.
     """
 
     clean: list[Ids]
@@ -58,7 +59,10 @@ class Tokens(NamedTuple):
 
 
 class PromptTokenizer:
-    """A Hugging Face tokenizer with a rule for the BOS token; `templated`: a chat template wrote the special tokens."""
+    """A Hugging Face tokenizer with a rule for the BOS token.
+
+    templated: whether a chat template has already written the special tokens into the texts.
+    """
 
     def __init__(self, tokenizer: Any, bos: bool | None, templated: bool = False) -> None:
         self.tokenizer, self.bos, self.templated = tokenizer, bos, templated
@@ -66,7 +70,7 @@ class PromptTokenizer:
             raise TaskError("bos=True, but the tokenizer has no BOS token: leave bos out or pass bos=False")
 
     def __call__(self, texts: Sequence[str]) -> list[Ids]:
-        """Ids of each text."""
+        """Return the ids of each text."""
         special = self.bos is not False and not self.templated
         rows = self._rows(texts, special)
         first, last = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
@@ -84,14 +88,14 @@ class PromptTokenizer:
         return list(found["input_ids"])
 
     def _once(self, text: str, ids: Ids) -> Ids:
-        """Without the special tokens at the beginning that the text has itself."""
+        """Drop the special tokens that the tokenizer put before a text that begins with them itself."""
         for size in range(1, MOST_FIRST + 1):
             if ids[:size] == ids[size : 2 * size] and list(self._rows([text], special=False)[0]) == ids[size:]:
                 return ids[size:]
         return ids
 
     def describe(self, texts: Sequence[str], rows: Sequence[Ids]) -> str:
-        """How the BOS token was handled, for records."""
+        """Say how the BOS token was handled, for records."""
         token = self.tokenizer.bos_token
         own = [bool(token) and text.startswith(str(token)) for text in texts]
         if all(own):
@@ -106,20 +110,20 @@ class PromptTokenizer:
         return f"{rule}, but in the text of {sum(own)} of {len(own)} prompts" if any(own) else rule
 
     def added(self, prompt: str, prompt_ids: Ids, answers: Sequence[str]) -> list[Ids | None]:
-        """By answer, the ids that it adds after the prompt; None where the prompt's own ids change."""
+        """Return the ids that each answer adds after the prompt, or None if the prompt's own ids change."""
         size = len(prompt_ids)
         rows = self([prompt + answer for answer in answers])
         return [row[size:] if row[:size] == prompt_ids else None for row in rows]
 
 
 _EQUAL_LENGTH = (
-    "; a pair must have equal length: replace words by others of as many tokens, or leave such pairs out with"
-    " unusable='drop', or name what differs in spans and corrupted_spans and give align='spans'"
+    "; a pair must have equal length: replace words by others with the same number of tokens, leave such pairs out with"
+    " unusable='drop', or name the parts that differ in spans and corrupted_spans and give align='spans'"
 )
 
 
 def unpadded(ids: Tensor, mask: Any) -> list[Ids]:
-    """Rows of ids without what `mask` (a tensor or lists, true at real tokens) marks as padding."""
+    """Return the rows of `ids [batch, pos]` without padding. `mask`: a tensor or lists, true at real tokens."""
     if ids.ndim != 2:
         raise TaskError(f"prompts as ids have shape {list(ids.shape)}: [batch, pos] is needed")
     if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
@@ -136,20 +140,20 @@ def unpadded(ids: Tensor, mask: Any) -> list[Ids]:
 
 
 def validate(tokens: Tokens, model: Any, aligned: bool = False) -> None:
-    """Raises TaskError naming the first row that no method can use; pairs have equal length unless aligned."""
+    """Raise TaskError for the first row that no method can use, such as a pair of unequal length unless `aligned`."""
     for number, fault in faults(tokens, model, aligned).items():
         unequal = not aligned and len(tokens.clean[number]) != len(tokens.corrupted[number])
         raise TaskError(f"row {number}: {fault}{_EQUAL_LENGTH if unequal else ''}")
 
 
 def runnable(prompts: Tokens, model: Any, aligned: bool) -> Any:
-    """The model, which can be run on these prompts; raises TaskError as `validate` does."""
+    """Return the model if it can run these prompts; otherwise raise the TaskError of `validate`."""
     validate(prompts, model, aligned)
     return model
 
 
 def faults(tokens: Tokens, model: Any, aligned: bool = False) -> dict[int, str]:
-    """The rows that no method can use, with the reason."""
+    """Return the rows that no method can use, each with the reason."""
     found: dict[int, str] = {}
     for number, row in enumerate(zip(tokens.clean, tokens.corrupted, tokens.answers, tokens.wrong, strict=True)):
         sizes = len(row[0]), len(row[1])
@@ -161,7 +165,7 @@ def faults(tokens: Tokens, model: Any, aligned: bool = False) -> dict[int, str]:
 
 
 def _longest(model: Any) -> int | None:
-    """How many tokens the model's context holds, where its config says so."""
+    """Return the length of the model's context in tokens, or None if its config does not have it."""
     longest = getattr(model.config, "max_position_embeddings", None) or getattr(model.config, "n_positions", None)
     return None if longest is None else int(longest)
 
@@ -184,34 +188,45 @@ def _fault(clean: Ids, corrupted: Ids, answers: Ids, wrong: Ids, model: Any, who
 
 
 def pad(rows: list[Ids], length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask `[batch, length]`, padded on the right with id 0, which the mask hides."""
+    """Return ids and mask `[batch, length]`, padded on the right with id 0; the mask is true at real tokens."""
     ids = torch.tensor([[*row, *[0] * (length - len(row))] for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
     return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
 
 
 def places(rows: list[Ids], lengths: Ids, length: int) -> Tensor:
-    """`[batch, reads]`: the last tokens of a prompt, one for each of the answer's, the last one repeated as padding."""
+    """Return the positions `[batch, reads]` that predict a whole answer's tokens: the last ones of each prompt.
+
+    rows: the answers' ids. lengths: of the prompts. length: of the longest answer. Shorter answers repeat the last
+    position as padding.
+    """
     return torch.tensor(
         [[min(end - len(row) + at, end - 1) for at in range(length)] for row, end in zip(rows, lengths, strict=True)]
     )
 
 
 def by_place(rows: list[Ids], length: int) -> Tensor:
-    """`[batch, reads, 1]`: the token at each place, the last one repeated as padding; no column if there are none."""
+    """Return each answer's successive tokens, `[batch, reads, 1]`, with the last one repeated as padding.
+
+    If no row has an answer, the shape is `[batch, reads, 0]`.
+    """
     padded = [[row[min(at, len(row) - 1)] for at in range(length)] for row in rows if row]
     return torch.tensor(padded).unsqueeze(-1) if padded else torch.zeros(len(rows), length, 0, dtype=torch.long)
 
 
 def answer_tensor(rows: list[Ids], read: Tensor) -> Tensor:
-    """`[batch, reads, answers]`, the same answers at every read position, padded with -1."""
+    """Return the same answers at every read position, `[batch, reads, answers]`, padded with -1."""
     width = max(map(len, rows), default=0)
     padded = torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows], dtype=torch.long).view(len(rows), width)
     return padded.unsqueeze(1).expand(-1, read.shape[1], -1)
 
 
 def by_read(answers: Any, wrong: Any, read: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """`[batch, reads, answers]` of either side from ids given by read position, padded with -1; both are checked."""
+    """Return right and wrong answers, each `[batch, reads, answers]` padded with -1, from ids given by read position.
+
+    Raises:
+        TaskError: wrong shape, an id outside the vocabulary, or an id on both sides.
+    """
     right, other = _by_read(answers, read, vocabulary, "answers"), _by_read(wrong, read, vocabulary, "wrong_answers")
     same = (right.unsqueeze(-1) == other.unsqueeze(-2)) & (right >= 0).unsqueeze(-1)
     for number in same.flatten(1).any(-1).nonzero().flatten().tolist()[:1]:
@@ -230,7 +245,7 @@ def _by_read(answers: Any, read: Tensor, vocabulary: int, side: str) -> Tensor:
     if given.ndim != 3 or given.shape[:2] != read.shape or given.is_floating_point() or given.dtype == torch.bool:
         raise TaskError(
             f"{side} must be token ids for each read position, [batch, reads] or [batch, reads, answers] with"
-            f" [batch, reads] = {list(read.shape)}, and -1 where a set is smaller than the others"
+            f" [batch, reads] = {list(read.shape)}; pad smaller sets of answers with -1"
         )
     rows = given.tolist()
     for number, row in enumerate(rows):
