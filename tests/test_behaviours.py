@@ -194,7 +194,7 @@ def test_corruptions_and_templates_by_the_names_of_mib_and_parts(words: SingleTo
     assert all(row.clean.startswith("Yesterday the ") and row.answers[0] in ("was", "were") for row in agreement)
     for name, wanted, message in (
         ("ioi", "abab", r"ioi: template 'abab' is unknown: did you mean 'baba-\d'\? Known: abba-1, "),
-        ("induction", 1, "induction: template 1 is unknown: it has no templates, leave template out"),
+        ("induction", 1, "induction: this task has no templates: leave template=1 out"),
     ):
         with pytest.raises(TaskError, match=message):
             TASKS[name].make(words, 4, template=wanted)

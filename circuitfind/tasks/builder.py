@@ -1,9 +1,9 @@
-"""`TaskBuilder`: how a built-in task, or a user's own, makes its pairs.
+"""`TaskBuilder`: a generator of prompt pairs, built in or written by the user.
 
-1. `prepare(words, choice)` looks up which of the task's words are one token in the model's tokenizer, so that a clean
-   prompt and its corrupted twin have equal length, and returns a function that draws one pair.
-2. `TaskBuilder.make` calls it until there are n different pairs. It draws from `random.Random(seed)`, so that a seed
-   gives the same pairs on every machine.
+1. `prepare(words, choice)` finds the task's words that are one token in the model's tokenizer, so that both prompts of
+   a pair have equal length. It returns a function that draws one pair.
+2. `TaskBuilder.make` calls that function for n pairs, and draws again (up to 50 times) if a prompt repeats. It passes
+   `random.Random(seed)`, so that a seed gives the same pairs on every machine.
 
 A generator handles text only; `circuitfind.Task` tokenises it, finds the answers' ids and applies the metric.
 """
@@ -35,10 +35,10 @@ class Pair(NamedTuple):
     """One example of a task as text.
 
     Attributes:
-        clean, corrupted: the prompt that shows the behaviour, and its minimally different twin, as long in tokens.
+        clean, corrupted: the prompt that shows the behaviour, and a minimally different one with equally many tokens.
         answers, wrong: right and wrong continuations of the clean prompt, at least one each.
-        flips: the wrong answers are right after the corrupted prompt, so the metric should change its sign there.
-        spans: named words of the clean prompt: name -> (word, which of its occurrences, from 1).
+        flips: whether the wrong answers are right after the corrupted prompt, so that the metric changes its sign.
+        spans: named words of the clean prompt: name -> (word, number of the occurrence, counted from 1).
     """
 
     clean: str
@@ -60,12 +60,12 @@ class Pair(NamedTuple):
         flips: bool = False,
         spans: Mapping[str, Sequence[str]] = MappingProxyType({}),
     ) -> Pair:
-        """A pair made of one sentence pattern, as `str.format` takes it.
+        """Return the pair that fills both prompts into one pattern (of `str.format`).
 
         Args:
-            clean: by field of the pattern, its word in the clean prompt.
-            corrupted: the words that differ in the corrupted prompt.
-            spans: by field, names for its first, second, ... occurrence.
+            clean: the word of each field in the clean prompt.
+            corrupted: the words of the fields that differ in the corrupted prompt.
+            spans: for each field, the span names of its first, second, ... occurrence.
         """
         text, found = "", []
         times: dict[str, int] = defaultdict(int)
@@ -82,11 +82,11 @@ class Pair(NamedTuple):
 
 
 class SingleTokens:
-    """The words that a Hugging Face tokenizer has as one token in the middle of a sentence.
+    """Finds the words that are one token in the middle of a sentence, for a Hugging Face tokenizer.
 
-    A word is tried in running text: the ids of "x word" must be the ids of "x" and one more. This works for byte-level
+    A word is tested in running text: the ids of "x word" must be the ids of "x" and one more. This works for byte-level
     BPE (the space is part of the token), sentencepiece (the space is a mark on the token) and tokenizers that drop
-    spaces. `pieces` says how a number is split.
+    spaces. `pieces` tells how a number is split.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -95,22 +95,22 @@ class SingleTokens:
         self._seen: dict[str, list[int]] = {}
 
     def keep(self, words: Iterable[str]) -> list[str]:
-        """The words that are one known token after a space, in the order given."""
+        """Return the words that are one known token after a space, in the given order."""
         return [word for word in words if self._is_single(word)]
 
     def need(self, words: Sequence[str], least: int, task: str, what: str) -> list[str]:
-        """As `keep`, or a TaskError where fewer than `least` words are one token."""
+        """Do what `keep` does; raise TaskError if fewer than `least` words are one token."""
         return self._enough(self.keep(words), len(words), least, task, f"{what} are one token each")
 
     def need_pairs(self, pairs: Sequence[tuple[str, str]], least: int, task: str, what: str) -> list[tuple[str, str]]:
-        """The pairs of which both words are one token, or a TaskError where there are fewer than `least`."""
+        """Return the pairs of which both words are one token; raise TaskError if there are fewer than `least`."""
         kept = [pair for pair in pairs if len(self.keep(pair)) == 2]
         return self._enough(kept, len(pairs), least, task, f"{what} are one token each (both of a pair)")
 
     def pieces(self, text: str) -> tuple[str, ...]:
-        """The text of each token that this text adds after a word: " 1732" is (" 17", "32") or (" ", "1", "7", ...).
+        """Return the text of each token that `text` adds after a word, such as (" 17", "32") for " 1732".
 
-        Empty where a token is unknown, or where the text of a single one cannot be told.
+        The result is empty if a token is unknown, or if it cannot be told which characters belong to which token.
         """
         before, ids = self._ids(_BEFORE), self._ids(_BEFORE + text)
         cuts = [0]
@@ -145,7 +145,7 @@ class SingleTokens:
 
 
 class Choice(NamedTuple):
-    """What was asked for: one corruption, and the sentence patterns by name (all of the task's by default)."""
+    """The chosen corruption, and the chosen sentence patterns by name (all of the task's by default)."""
 
     corruption: str
     templates: Mapping[str, str]
@@ -156,19 +156,20 @@ class Choice(NamedTuple):
         return tuple(self.templates.values())
 
 
-Draw = Callable[[random.Random, int], Pair]  # one pair; the number counts those before it, to alternate
+Draw = Callable[[random.Random, int], Pair]  # draws one pair; the number is that of the pairs before it, to alternate
 
 
 @dataclass(frozen=True)
 class TaskBuilder(NoFile):
-    """A task that makes its own pairs; `circuitfind.task` takes it, or its name once it is registered.
+    """A task that generates its pairs. `circuitfind.task` takes it, or its name once it is registered.
 
     Attributes:
-        prepare: from the tokenizer's words and what was asked for to the function that draws; see the module.
+        prepare: takes the tokenizer's words and the user's choice, and returns the function that draws pairs.
         corruptions: names of the ways to make the corrupted prompt, the default first.
         metric: the default metric.
         templates: the task's sentence patterns by name.
-        source: the paper.
+        summary: one line with an example prompt and answer.
+        source: the paper that describes the task.
     """
 
     name: str
@@ -194,10 +195,12 @@ class TaskBuilder(NoFile):
         corruption: str | None = None,
         template: str | int | None = None,
     ) -> list[Pair]:
-        """`n` pairs, all different as long as there are enough; the same seed gives the same pairs.
+        """Return `n` pairs; the same seed gives the same pairs.
+
+        Clean prompts repeat only if 50 further draws give no new one.
 
         Raises:
-            TaskError: `n`, `seed`, the corruption or the template is wrong, or the tokenizer lacks the words.
+            TaskError: `n`, `seed`, the corruption or the template is wrong, or too few words are one token.
         """
         choice = Choice(self.corruption(corruption), self._chosen(template))
         if not isinstance(n, Integral) or n < 1:
@@ -221,7 +224,7 @@ class TaskBuilder(NoFile):
         return pairs
 
     def corruption(self, name: str | None) -> str:
-        """The corruption of this name, or the default; a TaskError where there is none."""
+        """Return the corruption of this name in its own spelling, or the default; raise TaskError if there is none."""
         if name is None:
             return self.corruptions[0]
         known = {plain(own).replace("-", ""): own for own in self.corruptions}
@@ -231,18 +234,18 @@ class TaskBuilder(NoFile):
         return known[key]
 
     def _chosen(self, template: str | int | None) -> Mapping[str, str]:
-        """The templates with this name or this part of a name: "abba-3", "abba", 3."""
+        """Return the templates with this name ("abba-3") or this part of a name ("abba", 3); None: all."""
         if template is None:
             return self.templates
         key = plain(str(template))
         found = {name: text for name, text in self.templates.items() if key in (plain(name), *plain(name).split("-"))}
         if not self.templates:
-            raise TaskError(f"{self.name}: template {template!r} is unknown: it has no templates, leave template out")
+            raise TaskError(f"{self.name}: this task has no templates: leave template={template!r} out")
         if not found:
             raise TaskError(unknown(f"{self.name}: template", template, self.templates))
         return found
 
 
 def numbered(*patterns: str, prefix: str = "") -> dict[str, str]:
-    """Names for sentence patterns: their numbers, from 1."""
+    """Name sentence patterns by their numbers, from 1."""
     return {f"{prefix}{number}": pattern for number, pattern in enumerate(patterns, start=1)}

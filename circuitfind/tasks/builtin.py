@@ -1,7 +1,7 @@
-"""The registry of tasks, and the built-in ones; one with a longer generator has a file of its own, as `ioi.py`.
+"""The registry of tasks, and the built-in tasks, except those with files of their own (`ioi.py`, `mcqa.py`, ...).
 
-`TASKS` holds a `TaskBuilder` by name. A new built-in task is a record in the list at the end of this file. A task from
-outside the package is passed to `circuitfind.task`, or added with `register`.
+`TASKS` holds each `TaskBuilder` by its name. A new built-in task is a record in the list at the end of this file. A
+task from outside the package is passed to `circuitfind.task`, or added with `register`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ def _gendered_pronoun(words: SingleTokens, choice: Choice) -> Draw:
 
     Corruption `other-gender`: a name of the other gender, after which the other pronoun is right.
     """
-
     need = partial(words.need, task="gendered-pronoun")
     she, he = need(("she", "he"), 2, what="pronouns (she, he)")
     female, male = need(lexicon.FEMALE_NAMES, 3, what="female names"), need(lexicon.MALE_NAMES, 3, what="male names")
@@ -50,7 +49,7 @@ _VERBS = {
 
 
 def _agreement(words: SingleTokens, choice: Choice) -> Draw:
-    """The attractor, the noun nearer to the verb, has the other number in every clean prompt.
+    """The verb agrees with its subject, and a noun nearer to the verb (the attractor) has the other number.
 
     Corruptions: `other-number`, the subject in the other number, after which the other verb is right;
     `attractor-number`, the attractor in the subject's number: the answer stays the same and becomes easier.
@@ -85,15 +84,18 @@ _ARGUMENTS = {"a": ["A_def"], "b": ["B_def"], "c": ["C_def"], "a_doc": ["A_doc"]
 
 
 def _docstring(words: SingleTokens, choice: Choice) -> Draw:
-    """An argument of a Python method that its docstring has not described yet.
+    """The answer is the next argument of a Python method that its docstring has to describe.
 
-    The docstring describes the third and fourth of six arguments, so the fifth comes next; all others are wrong
-    answers. Spans, with the paper's names: A_def, B_def and C_def, these three arguments in the definition, A_doc and
-    B_doc in the docstring. Corruptions, with ACDC's names (Conmy et al. 2023): `random-random`, other arguments in the
-    definition (in place of the three that matter) and in the docstring; `random-def`, the two arguments before the
-    answer are others in the definition: nothing links it to the docstring; `random-doc`, the docstring describes two
-    arguments that the definition does not have; `random-answer`, another argument takes the answer's place: it is the
-    wrong answer, and the metric's sign flips.
+    A method has six arguments, and its docstring describes the third (A) and the fourth (B), so the fifth (C) comes
+    next; the other five are the wrong answers. Spans, with the paper's names: A_def, B_def and C_def in the definition,
+    A_doc and B_doc in the docstring.
+
+    Corruptions, with ACDC's names (Conmy et al. 2023), replace arguments by names that the clean prompt does not have:
+
+    * `random-random`: A, B and C in the definition, and A and B in the docstring by two further names.
+    * `random-def`: A and B in the definition, so that nothing links the docstring to C.
+    * `random-doc`: A and B in the docstring.
+    * `random-answer`: C in the definition. The new name is the only wrong answer, and the metric's sign flips.
     """
     identifiers = words.need(lexicon.IDENTIFIERS, 16, "docstring", "names of arguments")
     nouns = words.need(lexicon.DESCRIPTIONS, 8, "docstring", "nouns")
@@ -125,11 +127,12 @@ _SHORTEST, _LONGEST = 6, 10
 
 
 def _induction(words: SingleTokens, choice: Choice) -> Draw:
-    """All words of the list are different, so what followed the last word the first time is the only clue.
+    """A list of different words starts again: the answer is the word that followed the last word the first time.
 
-    Where the list is ... A B ... A -> B, A1 and B1 are spans, and the second A is the last token. Corruptions:
-    `next-swap`, in the first half the answer changes places with a word that is not repeated, which is the wrong
-    answer; `no-repeat`, the first half has other words, so nothing is repeated.
+    In the list ... A B ... A -> B, the first A and the first B are the spans A1 and B1; the second A is the last token.
+
+    Corruptions: `next-swap`, in the first half the answer changes places with a later word, which is the wrong answer;
+    `no-repeat`, the first half has other words, so that nothing is repeated.
     """
     pool, flips = words.need(LIST_WORDS, 2 * _LONGEST, "induction", "common words"), choice.corruption == "next-swap"
 
@@ -137,7 +140,7 @@ def _induction(words: SingleTokens, choice: Choice) -> Draw:
         length = rng.randint(_SHORTEST, _LONGEST)
         drawn = rng.sample(pool, 2 * length)
         first, twin = drawn[:length], drawn[length:]
-        # the answer, at `at`, and the word that it changes places with must both lie outside the repeated part
+        # neither the answer, at `at`, nor the word with which it changes places may lie in the repeated part
         at = rng.randint(2, length - 2)
         other = rng.randint(at + 1, length - 1)
         if flips:
@@ -153,7 +156,7 @@ def _induction(words: SingleTokens, choice: Choice) -> Draw:
 
 
 def _capital(words: SingleTokens, choice: Choice) -> Draw:
-    """Recalling a fact about one word. Corruption `other-country`: another country, whose capital is right."""
+    """The answer is a country's capital. Corruption `other-country`: another country, whose capital is then right."""
     pairs = words.need_pairs(lexicon.CAPITALS, 5, "country-capital", "countries and capitals")
 
     def draw(rng: random.Random, number: int) -> Pair:
@@ -166,7 +169,7 @@ def _capital(words: SingleTokens, choice: Choice) -> Draw:
 
 
 def _copy(words: SingleTokens, choice: Choice) -> Draw:
-    """The simplest use of earlier text; three names are enough, so small story models have the words.
+    """The answer is a name from earlier in the text. Three names are enough, so that small story models can be used.
 
     Corruption `other-name`: another name, which is then right.
     """
@@ -260,13 +263,17 @@ _BUILT_IN = frozenset(TASKS)
 
 
 def register(builder: TaskBuilder) -> TaskBuilder:
-    """Adds a task by its name in place of an earlier one; raises TaskError for a built-in task's name."""
+    """Add a task, which replaces an earlier one of the same name; raise TaskError for the name of a built-in task."""
     taken = "'{}' is a built-in task: give yours another name"
     return entered(builder, TaskBuilder, TASKS, TaskError, taken, fixed=_BUILT_IN)
 
 
 def builder_of(task: str | TaskBuilder) -> TaskBuilder:
-    """The task of this name (underscores count as hyphens), or of "package.module:name"; a TaskError without any."""
+    """Return a task by its name (underscores count as hyphens) or by "package.module:name".
+
+    Raises:
+        TaskError: there is no such task.
+    """
     if isinstance(task, TaskBuilder):
         return task
     if not isinstance(task, str):

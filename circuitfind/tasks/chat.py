@@ -1,12 +1,12 @@
 """Prompts as lists of messages, rendered with the tokenizer's chat template.
 
-1. The template's text is taken as it is, so that its ids are those of `tokenizer.apply_chat_template`: no BOS token is
-   added to the one that it writes (`bos=True` adds one that it lacks).
-2. After a last message of the user (or of the system, or a tool) the template asks for the answer
-   (`add_generation_prompt`); a last message of the assistant is the beginning of the answer and is left open
-   (`continue_final_message`).
-3. Where the messages' contents stand in the text is found by rendering marks in their place. A span's text is looked
-   for within the contents only, never in the template's own words. What asks for the answer is the span "generation".
+1. A prompt's ids are those of `tokenizer.apply_chat_template`. No BOS token is added, unless `bos=True` and the
+   template writes none.
+2. If the last message is the assistant's, it is the beginning of the answer and is left open
+   (`continue_final_message`). After any other last message the template begins the assistant's turn
+   (`add_generation_prompt`); these tokens are the span "generation".
+3. To find the messages' contents in the rendered text, the template is rendered a second time with a marker in place of
+   each content. The texts of spans are searched for within the contents only, not in the template's own words.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Rendered(str):
 
     Attributes:
         contents: (start, stop) of each message's content in the text.
-        asks: where the template begins to ask for the answer; None if it does not.
+        asks: index in the text where the template begins the assistant's turn; None if it does not.
     """
 
     contents: tuple[tuple[int, int], ...]
@@ -46,19 +46,19 @@ class Rendered(str):
 
 
 def are_messages(prompt: object) -> bool:
-    """Whether it is meant as messages, right or wrong (a list of numbers is meant as ids)."""
+    """Whether a prompt is meant as messages, valid or not; a list of numbers is meant as ids."""
     if isinstance(prompt, (list, tuple)):
         return not prompt or not all(isinstance(one, int) for one in prompt)
     return isinstance(prompt, Mapping)
 
 
 def one_turn(prompt: Any) -> Any:
-    """A text as one turn of the user; messages as they are."""
+    """Return a text as a chat with one message of the user; return anything else unchanged."""
     return [{"role": "user", "content": str(prompt)}] if isinstance(prompt, str) else prompt
 
 
 def check_messages(messages: Any) -> None:
-    """Raises a ValueError that says which message is wrong, and how."""
+    """Raise a ValueError that says which message is wrong and why."""
     if isinstance(messages, Mapping):
         raise ValueError("one message is not a list of them: put it in brackets, [{'role': ..., 'content': ...}]")
     if not messages:
@@ -79,7 +79,7 @@ def check_messages(messages: Any) -> None:
 
 
 def render(tokenizer: Any, messages: Sequence[Message]) -> Rendered:
-    """The text of messages; a ValueError says why there is none."""
+    """Return the text of messages; raise ValueError if the tokenizer has no chat template or it refuses them."""
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             "the tokenizer has no chat template: take the model's chat (instruct) version, set its template"
@@ -96,7 +96,11 @@ def render(tokenizer: Any, messages: Sequence[Message]) -> Rendered:
 
 
 def _places(text: str, marked: str, marks: Sequence[str], messages: Sequence[Message]) -> list[tuple[int, int]]:
-    """Where the contents stand: as the marks do, with the content, trimmed or not, in place of each."""
+    """Return (start, stop) of each message's content in `text`.
+
+    The text should equal `marked` with each marker replaced by its content, trimmed or not. If it does not, because the
+    template changes the contents, those that stand in the text unchanged are searched for one after the other.
+    """
     around, rest = [], marked
     for mark in marks:
         before, _, rest = rest.partition(mark)
@@ -111,7 +115,7 @@ def _places(text: str, marked: str, marks: Sequence[str], messages: Sequence[Mes
         at += len(own) + len(after)
     if at == len(text) and len(found) == len(messages):
         return found
-    found, at = [], 0  # the template makes something else of them: one after the other, where they are
+    found, at = [], 0
     for message in messages:
         content = message["content"].strip()
         start = text.find(content, at)
@@ -122,6 +126,7 @@ def _places(text: str, marked: str, marks: Sequence[str], messages: Sequence[Mes
 
 
 def _applied(tokenizer: Any, messages: Sequence[Message], asking: bool = True) -> str:
+    """Return the rendered text; `asking=False` leaves out what begins the assistant's turn."""
     goes_on = messages[-1]["role"] == "assistant"
     try:
         asked = {"add_generation_prompt": asking and not goes_on, "continue_final_message": goes_on}

@@ -1,10 +1,10 @@
 """Pairs of prompts read from files and rows, and written to a file.
 
-1. The content tells the kind of file. A file that begins with `{` or `[` is JSON: one document (a list of rows, or
-   auto-circuit's `{"prompts": [...]}`) or one object a line. Any other file is csv with a header row.
-2. `circuitfind.tasks.formats` says what the columns mean. In csv several answers are a JSON list (`["he", "they"]`);
-   and messages are one, `[{"role": "user", "content": ...}]`; every other cell is plain text.
-3. auto-circuit's `word_idxs` and `seq_labels` become spans: names of positions, not counting a BOS token.
+1. A file that begins with `{` or `[`, or is named .json or .jsonl, is JSON: one document (a list of rows, or
+   auto-circuit's `{"prompts": [...]}`) or one object per line. Any other file is csv with a header row.
+2. `circuitfind.tasks.formats` describes the columns. In csv, a cell with several answers is a JSON list
+   (`["he", "they"]`), and so is a prompt of messages (`[{"role": "user", "content": ...}]`). All other cells are text.
+3. auto-circuit's `word_idxs` and `seq_labels` become spans of one token; positions do not count a BOS token.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PARQUET = b"PAR1"
 
 
 class _Read(NamedTuple):
-    """Rows, where each one is in its file ("line 3"), and spans that all rows have."""
+    """Rows, the place of each row in its file (such as "line 3"), and spans that apply to all rows."""
 
     rows: list[Any]
     where: list[str]
@@ -34,8 +34,11 @@ class _Read(NamedTuple):
 
 
 def read_pairs(path: str | PathLike[str], *, counterfactual: str | None = None, split: str | None = None) -> Fields:
-    """Fields of a `Task`: name, clean, corrupted, and answers, wrong_answers, spans, unusable where the file has
-    them; a FileError names the file and the line."""
+    """Return fields of a `Task`: name, clean, corrupted, and every further field that the file has.
+
+    Raises:
+        FileError: naming the file and the line.
+    """
     if not isinstance(path, (str, PathLike)):
         raise FileError(f"pairs are read from a path, not from {path!r}: give the name of a jsonl, csv or json file")
     path = Path(path)
@@ -49,12 +52,16 @@ def read_pairs(path: str | PathLike[str], *, counterfactual: str | None = None, 
     except BadRow as bad:
         raise FileError(f"{path}, {read.where[bad.at]}: {bad}") from None
     spans = {"spans": [read.spans] * len(fields["clean"])} if read.spans else {}
-    name = path.stem if path.is_file() else "pairs"  # of a pipe
+    name = path.stem if path.is_file() else "pairs"  # a pipe has no useful name
     return {"name": name, **fields, **spans}
 
 
 def pairs_from_rows(rows: Iterable[Any], *, counterfactual: str | None = None, split: str | None = None) -> Fields:
-    """The same from rows in memory, as a `datasets.Dataset` yields them; a TaskError names the row, counted from 0."""
+    """Return fields of a `Task` from rows in memory, such as those of a `datasets.Dataset`.
+
+    Raises:
+        TaskError: naming the row, counted from 0.
+    """
     if isinstance(rows, (str, Mapping)) or not hasattr(rows, "__iter__") or hasattr(rows, "iloc"):
         kind = "a table by columns" if hasattr(rows, "iloc") else f"a {type(rows).__name__}"
         splits = ", ".join(map(str, rows)) if isinstance(rows, Mapping) else ""
@@ -70,11 +77,11 @@ def pairs_from_rows(rows: Iterable[Any], *, counterfactual: str | None = None, s
 
 
 def write_pairs(path: str | PathLike[str], columns: Mapping[str, Sequence[Any] | None]) -> Path:
-    """Writes columns of text (or answers as ids) as jsonl that `read_pairs` opens."""
+    """Write columns as jsonl that `read_pairs` opens, and return the path. Columns that are None are left out."""
     given = {name: values for name, values in columns.items() if values is not None}
     rows = (dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    if not Path(path).parent.is_dir():  # a misspelled folder is not made
+    if not Path(path).parent.is_dir():  # do not create a misspelled folder
         raise FileError(f"{path}: cannot be written: No such file or directory")
     return write_text(path, text)
 
@@ -95,7 +102,7 @@ def _rows(path: Path) -> _Read:
 
 
 def _document(path: Path, text: str) -> _Read | None:
-    """The rows of one JSON document; None where the file is one object a line."""
+    """Return the rows of one JSON document; None if the text is to be read as one object per line."""
     try:
         whole = json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError:
@@ -139,7 +146,7 @@ def _jsonl(path: Path, text: str) -> _Read:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; one that names a key twice is refused, because which of the two is meant is not known."""
+    """Return a JSON object as a dictionary; refuse one with the same key twice."""
     names = [name for name, _ in pairs]
     for name in names:
         if names.count(name) > 1:

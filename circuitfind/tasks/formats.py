@@ -1,17 +1,17 @@
-"""Rows of data in the columns of other tools, as pairs of prompts with answers.
+"""Rows of data in our own columns and those of other tools, as pairs of prompts with answers.
 
-The columns of the first row tell the format; the first of these that fits is taken:
+The columns of the first row tell the format. The first format of this list that fits is used:
 
 1. EAP-IG csv: `clean, corrupted, correct_idx[, incorrect_idx]`. Answers are token ids, of the tokenizer that the file
    was made for.
-2. Edge-Pruning jsonl: `clean, corrupted`, with the answer inside `<predict>...</predict>`; the one in the corrupted
-   prompt is the wrong answer. Spaces before the mark belong to the answer. `split` names the part of the data.
+2. Edge-Pruning jsonl: `clean, corrupted`, each with an answer inside `<predict>...</predict>`. The answer in the
+   corrupted prompt is the wrong answer. Spaces before the tag belong to the answer. `split` names the part of the data.
 3. auto-circuit json: `clean, corrupt, answers, wrong_answers`.
-4. MIB: `prompt` and `*_counterfactual` columns (Mueller et al. 2025). The counterfactual's prompt is the corrupted one.
-   IOI has names to choose from (`choices` is a list, or `metadata` has `indirect_object` and `subject`), multiple
-   choice and ARC have `choices.label` and `answerKey`, arithmetic has `label`. As in MIB, the wrong answer is the
-   counterfactual's own; where that is the right one, too, all other choices are wrong. A row without the counterfactual
-   is left out.
+4. MIB: `prompt` and `*_counterfactual` columns (Mueller et al. 2025). The counterfactual's prompt is the corrupted
+   prompt. IOI has names to choose from (`choices` is a list, or `metadata` has `indirect_object` and `subject`),
+   multiple choice and ARC have `choices.label` and `answerKey`, arithmetic has `label`. As in MIB, the wrong answer is
+   the counterfactual's answer; if that equals the right answer, all other choices are wrong. Rows without the
+   counterfactual are left out.
 5. Our own: `clean, corrupted, answer | answers, wrong | wrong_answers, spelling` and, in jsonl, `spans` and
    `corrupted_spans` (name -> text). A prompt is text or a list of messages (`chat.py`).
 """
@@ -32,11 +32,11 @@ NAMES |= {"answer": "answers", "wrong": "wrong_answers", "wrong_answer": "wrong_
 TOKEN_IDS = {"correct_idx": "answers", "incorrect_idx": "wrong_answers"}
 
 Columns = Mapping[str, Any]  # one row of data
-Fields = dict[str, Any]  # of a `Task` for one pair: clean, corrupted, and what else the row has
+Fields = dict[str, Any]  # fields of a `Task` by name: clean, corrupted, and those that the data have
 
 
 class BadRow(Exception):
-    """A row that is not a pair; `at` counts rows from 0."""
+    """A row that cannot be read as a pair; `at` is its number, counted from 0."""
 
     def __init__(self, at: int, text: str) -> None:
         super().__init__(text)
@@ -44,11 +44,11 @@ class BadRow(Exception):
 
 
 class Format(NamedTuple):
-    """One kind of rows.
+    """One format of rows.
 
-    fits: whether the first row is of this kind. read: a row (and, for MIB, which counterfactual is asked for) as a
-    pair, None where it lacks the counterfactual, or ValueError. drops: rows that cannot be used are left out, as the
-    format's own tool does.
+    fits: whether the first row is in this format. read: takes a row and, for MIB, the name of a counterfactual; returns
+    a pair, or None if the row lacks that counterfactual; raises ValueError if the row is wrong. drops: whether pairs
+    that the model cannot use are left out, as the format's own tool does.
     """
 
     name: str
@@ -58,9 +58,14 @@ class Format(NamedTuple):
 
 
 def pairs_of(rows: Sequence[Any], counterfactual: str | None, split: str | None) -> Fields:
-    """Fields of a `Task`, each a list with one entry per pair; a `BadRow` names the column and the remedy.
+    """Return fields of a `Task`, each a list with one entry per pair; with MIB's rows also `unusable`.
 
-    counterfactual: which of a MIB row's is the corrupted prompt. split: only rows whose column `split` has this value.
+    Args:
+        counterfactual: which of a MIB row's counterfactuals is the corrupted prompt.
+        split: read only rows whose column `split` has this value.
+
+    Raises:
+        BadRow: naming the column and how to fix it.
     """
     for at, row in enumerate(rows):
         if not isinstance(row, Mapping):
@@ -81,7 +86,7 @@ def pairs_of(rows: Sequence[Any], counterfactual: str | None, split: str | None)
         raise BadRow(chosen[0], "this counterfactual is empty in every row: choose another with counterfactual=")
     if missing := len(chosen) - len(pairs):
         warn(f"{missing} of {len(chosen)} rows lack this counterfactual and are left out")
-    if any("spelling" in pair for pair in pairs.values()):  # a row may leave it to the model
+    if any("spelling" in pair for pair in pairs.values()):  # rows without it leave the spelling to the model
         pairs = {at: {"spelling": None, **pair} for at, pair in pairs.items()}
     first = next(iter(pairs))
     columns = set(pairs[first])
@@ -94,10 +99,10 @@ def pairs_of(rows: Sequence[Any], counterfactual: str | None, split: str | None)
 
 
 def _column(name: str, rows: Sequence[Columns]) -> str:
-    """The file's own name for a field that one of these rows has."""
+    """Return the column name of a field in whichever of these rows has it."""
     fields = NAMES | TOKEN_IDS
     own = [key for row in rows for key, value in row.items() if fields.get(key) == name and value not in (None, "")]
-    return own[0] if own else "<predict> in corrupted"  # the one field without a column, Edge-Pruning's
+    return own[0] if own else "<predict> in corrupted"  # Edge-Pruning's wrong answer has no column
 
 
 def _of_split(rows: Sequence[Columns], split: str | None) -> list[int]:
@@ -156,7 +161,7 @@ def _own(row: Columns, _: str | None) -> Fields:
 
 
 def _near(column: object) -> str | None:
-    """The known column that this one, which is not known, is a misspelling of."""
+    """Return the known column name that an unknown one resembles, or None."""
     known = {**NAMES, **TOKEN_IDS}
     close = get_close_matches(str(column).strip().lower().replace(" ", "_"), known, n=1, cutoff=0.8)
     return close[0] if close and column not in known else None
@@ -200,7 +205,7 @@ def _edge_pruning(row: Columns, _: str | None) -> Fields:
 
 
 def _marked(text: str) -> tuple[str, str | None]:
-    """The prompt before the mark, and what the mark holds with the spaces before it."""
+    """Return the text before the <predict> tag, and its content with the spaces before it (None without a tag)."""
     found = _MARKED.match(text)
     if found is None:
         return text.rstrip(), None
@@ -241,7 +246,7 @@ def _counterfactual(row: Columns, name: str | None) -> str:
 
 
 def _bare(name: str) -> str:
-    """Without what spellings differ in: "answerPosition" as "answer-position"."""
+    """Drop what spellings differ in, so that "answerPosition" and "answer-position" are equal."""
     return plain(name).replace("-", "")
 
 
@@ -261,7 +266,7 @@ def _mib_answers(row: Columns, twin: Columns, column: str) -> tuple[list[str], l
 
 
 def _choice(row: Columns, where: str) -> tuple[str, list[str]]:
-    """The label of the right choice, and those of the others."""
+    """Return the right choice's label and the labels of all others. `where`: for errors, whose choices these are."""
     choices, key = row.get("choices"), row.get("answerKey")
     labels = choices.get("label") if isinstance(choices, Mapping) else choices
     if not isinstance(labels, Sequence) or isinstance(labels, str) or len(labels) < 2:

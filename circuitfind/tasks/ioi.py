@@ -1,18 +1,20 @@
 """Indirect object identification: "When Mary and John went to the store, John gave a drink to" -> Mary.
 
-Wang et al. 2022, "Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small". Two
-names, of which the subject (S) is repeated: the other one, the indirect object (IO), is the answer. Pairs alternate
-between the two orders of the first clause, IO first (ABBA) and S first (BABA). Spans, with the paper's names: IO, S1,
-and S2 for the subject's second mention; the paper's END is the last token, where the metric reads.
+Wang et al. 2022, "Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small". Of two
+names, the subject (S) is repeated, and the other one, the indirect object (IO), is the answer. Pairs alternate between
+the two orders of the first clause, IO first (ABBA) and S first (BABA). Spans, with the paper's names: IO, S1 and S2
+(the subject's second mention). The paper's END is the last token, where the metric is read.
 
 Corruptions:
 * `s2-io-flip`: the second mention is IO instead of S. Now S is right, and the metric's sign flips.
-* `s1-io-flip`: the names of the first clause change places (ABBA becomes BABA). The answer stays the same; only what
-  the model does by order and position is disturbed.
-* `abc`: three different names that are not in the clean prompt (the paper's p_ABC): no name is repeated.
-* `random-names`: IO and S are two other names throughout: the pattern stays the same.
-* both flips together, and flips after `random-names` (the names of MIB's counterfactuals, Mueller et al. 2025): after
-  both flips S comes first and IO is repeated, so the metric's sign flips.
+* `s1-io-flip`: the names of the first clause change places (ABBA becomes BABA). The answer stays the same; only
+  information about order and position changes.
+* `abc`: three different names that are not in the clean prompt (the paper's p_ABC), so that no name is repeated.
+* `random-names`: two other names take the places of IO and S.
+* `s1-io-flip-s2-io-flip`: both flips. S comes first and IO is repeated, so the metric's sign flips.
+* `random-names-` and one of these three flips: the flip, with two other names.
+
+The flips and their combinations are MIB's counterfactuals (Mueller et al. 2025).
 """
 
 from __future__ import annotations
@@ -55,7 +57,10 @@ Words = Sequence[str]
 def drawer(
     names: Words, places: Words, objects: Words, corruption: str, templates: Mapping[str, str] = TEMPLATES
 ) -> Draw:
-    """Draws pairs with the given words (at least five names), alternating between the orders among the templates."""
+    """Return a function that draws pairs with these words (at least five names), alternating between the two orders.
+
+    If the templates have only one order, all pairs have that order.
+    """
     by_order = [[text for name, text in templates.items() if name.startswith(order)] for order in ORDERS]
     by_order = [patterns for patterns in by_order if patterns]
 

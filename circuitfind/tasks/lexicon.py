@@ -1,7 +1,7 @@
-"""The words of the built-in tasks: common English, each one token after a space in GPT-2's tokenizer.
+"""The words of the built-in tasks: common English words that are one token after a space in GPT-2's tokenizer.
 
-Which of them are one token in another tokenizer is found out at run time (`SingleTokens`). Every object and event
-begins with a consonant sound, so that "a" is the right article.
+`SingleTokens` finds those that are one token in another tokenizer. Every object and event begins with a consonant
+sound, so that "a" is the right article.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _pairs(text: str) -> tuple[tuple[str, str], ...]:
-    """From "France Paris, Germany Berlin"."""
+    """Parse pairs of words such as "France Paris, Germany Berlin"."""
     return tuple((first, second) for first, second in map(str.split, text.split(",")))
 
 
@@ -28,7 +28,7 @@ Brian Edward Ryan Jason Eric Stephen Scott Adam Patrick Jack Henry Simon Frank J
 Harry Arthur Albert Alan Philip Gary Keith Roger Carl Bruce Fred Howard Martin Nathan Aaron Kyle Sean Anthony Joshua
 Nicholas Benjamin
 """)
-# from children's stories, for models with a small vocabulary; none of them is in the lists above
+# from children's stories, for models with a small vocabulary; none of these is in the lists above
 STORY_NAMES = _words("Lily Tim Timmy Mia Max Tommy Sue Sam Jill Billy")
 PLACES = _words("""
 store park school garden station hospital restaurant office house library museum market beach church airport hotel

@@ -1,8 +1,8 @@
 """Multiple choice: the letter of the option that repeats a color from the question.
 
-Wiegreffe et al. 2024, "Answer, Assemble, Ace", whose data MIB has as `copycolors_mcqa`: four options, of which one is
-the color that the question names, so that nothing must be known but how to answer with a letter. The wrong answer is
-the letter that is right after the corrupted prompt. Spans: `color`, in the question; `option`, where it is repeated;
+Wiegreffe et al. 2024, "Answer, Assemble, Ace"; MIB has their data as `copycolors_mcqa`. One of four options is the
+color that the question names, so the model need only know how to answer with a letter. The wrong answer is the letter
+that is right after the corrupted prompt. Spans: `color`, in the question; `option`, the same color among the options;
 `symbol`, that option's letter. Corruptions, with MIB's names: `answer-position`, the right option changes places with
 another; `random-letter`, the options have four other letters.
 """

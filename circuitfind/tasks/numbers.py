@@ -1,9 +1,9 @@
-"""Tasks of numbers: greater-than and addition, read where the tokenizer's own split of a number decides.
+"""Tasks of numbers: greater-than and addition, adapted to how the tokenizer splits numbers.
 
 A number after a space is split in one of three ways (`SingleTokens.pieces`): GPT-2 has " 17" + "32" and " 68"; Llama 3
 has " " + "173" + "2" and " " + "68"; Gemma, Qwen and SmolLM2 have " " + "1" + "7" + "3" + "2" and " " + "6" + "8". A
-prompt shows the pieces up to the first one that tells right from wrong, and that piece is the answer: the tokens are
-those of running text, and the answer is one of them.
+prompt ends before the first piece that tells right from wrong, and that piece is the answer. So the answer is one
+token, and all tokens are those of running text.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from circuitfind.tasks.builder import REMEDY, Choice, Draw, Pair, SingleTokens, 
 
 CENTURIES = tuple(str(century) for century in range(10, 19))
 _YEARS = "The {event} lasted from the year {century}{start} to the year"
-_LEAST = 60  # numbers of one century (or of two digits) that are split alike
-_TENS = 3  # where the digit of the decades stands in " 1732"
+_LEAST = 60  # the least of a century's years (or of the numbers of two digits) that must be split alike
+_TENS = 3  # index of the decade's digit in " 1732"
 _SHOWN = "{shown}"
 
 
 def alike(words: SingleTokens, numbers: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Number -> its pieces after a space, of the numbers that are split at the most common places."""
+    """Return number -> its pieces after a space, for the numbers that are split in the most common way."""
     pieces = {number: words.pieces(f" {number}") for number in numbers}
     shapes = Counter(tuple(map(len, split)) for split in pieces.values() if split)
     common = shapes.most_common(1)[0][0] if shapes else None
@@ -33,10 +33,10 @@ def alike(words: SingleTokens, numbers: Iterable[str]) -> dict[str, tuple[str, .
 
 
 class _Century(NamedTuple):
-    """What is read of one century's years.
+    """How the years of one century are shown and answered.
 
-    shown: the piece or pieces of the last year in the prompt. read: ending -> the answer that is the year's own.
-    whole: the answer holds all other digits, so that a start year's own one is too small.
+    shown: the part of the last year that the prompt shows. read: ending ("00" to "99") -> the piece that is the answer.
+    whole: whether the piece holds all remaining digits; the start year's own piece is then a wrong answer.
     """
 
     shown: str
@@ -44,7 +44,7 @@ class _Century(NamedTuple):
     whole: bool
 
     def sides(self, ending: str) -> tuple[list[str], list[str]]:
-        """Right and wrong answers after a start year with this ending."""
+        """Return right and wrong answers after a start year with this ending."""
         answers, own = dict.fromkeys(self.read.values()), self.read[ending]
         right = [answer for answer in answers if answer > own]
         return right, [answer for answer in answers if answer < own or (self.whole and answer == own)]
@@ -64,15 +64,17 @@ def _century(words: SingleTokens, century: str) -> _Century:
 
 
 def _greater_than(words: SingleTokens, choice: Choice) -> Draw:
-    """A year that is greater than the start year continues the prompt.
+    """The answers are all years that are greater than the start year.
 
-    What is asked depends on the tokenizer. Where two digits are one piece: all endings above the start year's are
-    right, the others are wrong (the paper's task). Where the decade ends the piece ("3", "173"): greater decades are
-    right, smaller ones are wrong, and the start year's own is neither, because the next digit decides there; the
-    first and the last decade are then no start. Years that are split otherwise than most are left out, as in the
-    paper. Spans, in the paper's letters: the start year's century XX and ending YY, and the noun. Corruptions: `01`,
-    the start year ends in 01, after which nearly every year is greater (the paper's corruption); `random-year`,
-    another start year of the same century, of another decade where decades are asked for.
+    The answer's token depends on the tokenizer. If two digits are one piece, all endings above the start year's are
+    right and the others are wrong, as in the paper. If the piece ends with the decade ("3", "173"), greater decades are
+    right, smaller ones are wrong, and the start year's own decade is neither, because the next digit decides; start
+    years are then not of the first or the last decade. Years that are split in a less common way are left out, as in
+    the paper.
+
+    Spans, with the paper's names: the start year's century XX and ending YY, and the noun. Corruptions: `01`, the start
+    year ends in 01, after which nearly every year is greater (the paper's corruption); `random-year`, another start
+    year of the same century with another answer piece.
     """
     events = words.need(lexicon.EVENTS, 2, "greater-than", "nouns for events")
     found = {century: _century(words, century) for century in CENTURIES}
@@ -80,8 +82,8 @@ def _greater_than(words: SingleTokens, choice: Choice) -> Draw:
     if not usable:
         best = max(len(one.read) for one in found.values())
         raise TaskError(
-            f"greater-than: 0 of {len(CENTURIES)} centuries can be used: {best} years of the best one are split alike"
-            f" by this tokenizer, as ' 17' + '32' or ' ' + '1' + '7' + '3' + '2', {_LEAST} are needed; {REMEDY}"
+            f"greater-than: 0 of {len(CENTURIES)} centuries can be used: this tokenizer splits at most {best} years of"
+            f" a century alike, as ' 17' + '32' or ' ' + '1' + '7' + '3' + '2', {_LEAST} are needed; {REMEDY}"
         )
     starts = {
         name: [ending for ending in one.read if "02" <= ending <= "98" and all(one.sides(ending))]
@@ -107,12 +109,12 @@ _TWO_DIGITS = [str(number) for number in range(10, 100)]
 
 
 def _addition(words: SingleTokens, choice: Choice) -> Draw:
-    """Sums of two digits after two worked examples, without which small models do not add.
+    """The answer is a sum below 100, after two worked examples, without which small models do not add.
 
-    The answer is the first piece in which the two sums differ: the whole sum where two digits are one piece; else the
-    tens, or the ones after a prompt that shows the tens that both have. The wrong answer is right after the corrupted
-    prompt. Spans: operand1, operand2. Corruptions: `other-operand`, the first operand is another number; `random`,
-    both are (the default of MIB's rows).
+    The answer's token is the first piece in which the sums of the clean and the corrupted prompt differ: the whole sum
+    if two digits are one piece; else the tens, or the ones if both sums have the same tens, which the prompt then
+    shows. The wrong answer is right after the corrupted prompt. Spans: operand1, operand2. Corruptions:
+    `other-operand`, another first operand; `random`, another pair of operands (the default for MIB's rows).
     """
     numbers = alike(words, _TWO_DIGITS)
     if len(numbers) < _LEAST:

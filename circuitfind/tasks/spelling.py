@@ -1,12 +1,12 @@
-"""How answers given as text are spelled after their prompts: with a space before them, or without.
+"""The spelling of answers given as text: with or without a space between prompt and answer.
 
-1. An answer's ids are what tokenising `prompt + answer` adds to the prompt's own ids. A spelling that changes the
-   prompt's ids is rejected, and so is one that adds several tokens, unless the task asks for such answers.
+1. An answer's ids are those that tokenising `prompt + answer` adds to the prompt's own ids. A spelling is rejected if
+   it changes the prompt's ids, or if it adds more than one and the task does not allow answers of several tokens.
 2. Two spellings are tried, in an order that the text suggests (`_preference`): a word after a word needs a space,
-   digits after digits do not. A task, or a row of it, may name its own (`SPELLINGS`).
-3. Where both work for every answer of the task, the model decides: it is the one to which it gives more probability, as
-   a mean over the clean prompts, summed over the (first tokens of the) right and wrong answers. That takes one forward
-   pass. With "text", and where the weights are not at hand (on a server), it is the first one of 2.
+   digits after digits do not. A task, or one of its rows, may name its own spelling (`SPELLINGS`).
+3. If both work for every answer of the task, the model decides by a forward pass over the clean prompts: the spelling
+   is the one with the larger probability, summed over the first tokens of all right and wrong answers and averaged over
+   prompts. With "text", or if the model's weights are on a server, the first spelling of step 2 is taken.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Texts = Sequence[str]
 Lists = Sequence[Texts]  # by row
 SPELLINGS = {"space": "with a leading space", "none": "without a leading space", "given": "as given"}
 BY_TEXT = "text"
-RARE = 0.01  # of the model's probability: less than this for the answers is worth a warning
+RARE = 0.01  # a warning is given if the answers have less than this probability
 TOKENS_AT_ONCE, PROMPTS_AT_ONCE = 4096, 64
 _SPELL: dict[str, Callable[[str], str]] = {"space": lambda one: " " + one.lstrip(), "none": str.lstrip, "given": str}
 _SEVERAL = (
@@ -32,8 +32,11 @@ _SEVERAL = (
 
 
 class Wanted(NamedTuple):
-    """What a task says of its answers: by row a name of `SPELLINGS`, "text" or None; whether they may be of several
-    tokens; whether rows may fail, as they are left out."""
+    """What a task allows.
+
+    spellings: by row, a name of `SPELLINGS`, "text" or None. several: whether answers may have several tokens.
+    dropping: whether rows may fail, because they are then left out.
+    """
 
     spellings: Sequence[str | None]
     several: bool
@@ -41,8 +44,11 @@ class Wanted(NamedTuple):
 
 
 class Spelled(NamedTuple):
-    """Answers in one spelling: by row its name and the ids of each text; the rows for which it fails, with the reason;
-    and in words, how."""
+    """Answers in one spelling.
+
+    names: the spelling of each row. ids: for each row, answer -> its ids. failed: rows for which the spelling fails,
+    with the reason. how: the spelling in words, and why it was chosen.
+    """
 
     names: list[str]
     ids: list[dict[str, list[int]]]
@@ -50,11 +56,11 @@ class Spelled(NamedTuple):
     how: str = ""
 
     def text(self, row: int, answer: str) -> str:
-        """An answer as it is spelled after this row's prompt."""
+        """Return an answer in this row's spelling."""
         return _SPELL[self.names[row]](answer)
 
     def sequences(self, row: int, answers: Sequence[str]) -> list[list[int]]:
-        """Ids of each of these answers of a row; of those with the same ids the first."""
+        """Return the ids of each of these answers of a row, without repeats."""
         known = self.ids[row]
         return [list(ids) for ids in dict.fromkeys(tuple(known[answer]) for answer in answers)]
 
@@ -71,13 +77,13 @@ def spelled(
     wanted: Wanted,
     model: Callable[[], Any] | None = None,
 ) -> Spelled:
-    """The answers in the spelling that serves them all (else, where rows may fail, the most rows).
+    """Return the answers in the spelling that works for all rows or, if rows may fail, for the most rows.
 
     Args:
-        model: gives the model that is asked for its preference, if need be; None decides by the text.
+        model: returns the model that decides between two such spellings; called only if needed. None: the text decides.
 
     Raises:
-        TaskError: none does; it names the row and the answer.
+        TaskError: no spelling works; the message names the row and the answer.
     """
     tried = _attempts(tokenizer, clean, answers, wrong, wanted)
     fewest = min(len(one.failed) for one in tried)
@@ -98,7 +104,7 @@ def spelled(
 
 
 def _attempts(tokenizer: PromptTokenizer, clean: Texts, answers: Lists, wrong: Lists, wanted: Wanted) -> list[Spelled]:
-    """The spellings that differ, in the order in which they are tried."""
+    """Return the answers in each spelling, in the order of preference, without those that give the same ids."""
     prompts = tokenizer(clean)
     sets = [list(dict.fromkeys([*a, *w])) for a, w in zip(answers, wrong, strict=True)]
     undecided = any(one in (None, BY_TEXT) for one in wanted.spellings)
@@ -129,11 +135,11 @@ def _fault(tokenizer: PromptTokenizer, answer: str, extra: list[int] | None, sev
 
 
 def _preference(clean: Texts, sets: list[list[str]]) -> list[str]:
-    """Names of the spellings, in the order in which they are tried."""
+    """Return the names of the spellings to try, the preferred one first."""
     given = [answer for row in sets for answer in row]
-    if any(answer[:1].isspace() for answer in given):  # where the prompt ends in a space, not another one
+    if any(answer[:1].isspace() for answer in given):
         order = ["given", "none"]
-        return order[::-1] if any(prompt[-1:] == " " for prompt in clean) else order
+        return order[::-1] if any(prompt[-1:] == " " for prompt in clean) else order  # rather no second space
     continues = any(prompt[-1:].isspace() or prompt[-1:] in "([{'\"-/" for prompt in clean)
     number = all(prompt[-1:].isdigit() for prompt in clean) and all(answer[:1].isdigit() for answer in given)
     return ["given", "space"] if continues or number else ["space", "given"]
@@ -141,14 +147,14 @@ def _preference(clean: Texts, sets: list[list[str]]) -> list[str]:
 
 # -------------------------------------------------------------------- what the model prefers
 def _preferred(tokenizer: PromptTokenizer, clean: Texts, tried: list[Spelled], model: Any) -> tuple[Spelled, str]:
-    """The spelling to which the model itself gives the most probability, and in words why."""
+    """Return the spelling to which the model gives the most probability, and the reason in words."""
     if getattr(model, "remote", True):
         return tried[0], ", by the text: the model's weights are not here to ask"
     rows = [row for row in range(len(clean)) if not any(row in one.failed for one in tried)]
     prompts = dict(zip(rows, tokenizer([clean[row] for row in rows]), strict=True))
     sets = [{row: {ids[0] for ids in one.ids[row].values()} for row in rows} for one in tried]
     masses = _masses(model, prompts, sets)
-    best = masses.index(max(masses))  # of equals the first
+    best = masses.index(max(masses))  # the first of equals
     if masses[best] < RARE:
         warn(rare(masses[best]))
     others = ", ".join(
@@ -158,7 +164,10 @@ def _preferred(tokenizer: PromptTokenizer, clean: Texts, tried: list[Spelled], m
 
 
 def _masses(model: Any, prompts: dict[int, list[int]], sets: Sequence[dict[int, set[int]]]) -> list[float]:
-    """Of each spelling, the mean over prompts of the probability of that row's ids as the next token."""
+    """Return, for each of `sets`, the mean over prompts of the probability that the next token is in that row's set.
+
+    prompts: row -> ids. sets: for each spelling, row -> ids of the answers' first tokens.
+    """
     order = sorted(prompts, key=lambda row: len(prompts[row]))
     totals = [0.0] * len(sets)
     while order:
@@ -173,12 +182,12 @@ def _masses(model: Any, prompts: dict[int, list[int]], sets: Sequence[dict[int, 
 
 
 def percent(part: float) -> str:
-    """A probability as it is read: 34%, 1.7%, 0.0056%."""
+    """Write a probability such as 34%, 1.7% or 0.0056%."""
     return f"{part:.0%}" if part >= 0.1 else f"{100 * part:.2g}%"
 
 
 def rare(mass: float) -> str:
-    """The warning where answers are not what the model would say."""
+    """Return the warning that the model gives the answers little probability."""
     return (
         f"the model gives the answers {percent(mass)} of its probability on average, and would say something else"
         " (cf.diagnose shows what): are the prompt (a chat template?) and the answers' spelling as it knows them?"
