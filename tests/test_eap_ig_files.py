@@ -345,7 +345,7 @@ def test_a_tenth_empty_circuit_is_taken_and_a_large_one_is_not(tmp_path: Path) -
         f"a submission needs at least two {w}s" for w in ("task", "model")
     ]
     random_scores(graph).top(40, prune=False).save(tmp_path / "ioi_gpt2" / "0.1.pt", format="eap-ig")
-    assert "40 edges where at most 0.1% are taken, 32" in mib.check(tmp_path)[0].problem
+    assert "40 edges, but at most 0.1% are allowed, 32" in mib.check(tmp_path)[0].problem
 
 
 # -------------------------------------------------------------------- the command line

@@ -50,7 +50,7 @@ def test_files_keep_the_mixers(tmp_path: Path) -> None:
     assert cf.Circuit.open(tmp_path / "circuit.json") == circuit
     sweep = cf.patch(model, task, "attn", by_position=False)
     assert sweep.names() == ["s0", "a1"]
-    with pytest.raises(FileError, match=r"EAP-IG's files know heads and MLPs only.*\(layer 0\)"):
+    with pytest.raises(FileError, match=r"EAP-IG's files hold heads and MLPs only.*\(layer 0\)"):
         circuit.save(tmp_path / "other.json", format="eap-ig")
 
 

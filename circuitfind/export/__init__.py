@@ -1,1 +1,1 @@
-"""File formats and pictures, each made from plain data: a graph, edge rows, node names, a record."""
+"""File formats and pictures, made from plain data (a graph, edge rows, node names, a record) without a model."""

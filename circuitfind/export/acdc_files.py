@@ -1,13 +1,14 @@
-"""What ACDC's own code leaves (Conmy et al. 2023): `save_subgraph`'s `.pth`, and `save_edges`'s `.pkl`.
+"""Files of ACDC's own code (Conmy et al. 2023): the `.pth` of `save_subgraph` and the `.pkl` of `save_edges`.
 
     subgraph   {(receiver, index, sender, index): present}
-    edges      [((receiver, index, sender, index), effect)], of the edges that are left
+    edges      [((receiver, index, sender, index), effect)], the edges of the circuit
 
 1. Nodes are hooks of TransformerLens with an index, `(None, None, head)` or `(None,)`. Edges inside a head or an MLP
-   (a query's input to the query) are part of the node here, and passed over.
-2. Token and position embeddings are one node here, `input`: its edge is in if either's is, their effects are summed.
-3. `effect` is the growth of ACDC's loss when the edge was removed, in the run as it was then: positive = supports.
-4. The files name no model: the graph is the smallest that has all their nodes, unless one is given.
+   (from a query's input to the query) are skipped, because they belong to one node here.
+2. Token and position embeddings are one node here, `input`. Its edge is in the circuit if either one's edge is, and
+   their effects are summed.
+3. `effect` is the increase of ACDC's loss when the edge was tried, after the removals before it: positive = supports.
+4. The files name no model. Unless a graph is given, the smallest graph that has all their nodes is used.
 """
 
 from __future__ import annotations
@@ -34,14 +35,18 @@ Edge = tuple[str, Any, str, Any]
 
 
 def fits(raw: Any) -> bool:
-    """Whether this is what ACDC's code saves."""
+    """Whether this is the content of a file of ACDC's code."""
     first = next(iter(raw), None) if isinstance(raw, (dict, list)) else None
     edge = first[0] if isinstance(raw, list) and isinstance(first, tuple) and len(first) == 2 else first
     return isinstance(edge, tuple) and len(edge) == 4 and all(isinstance(edge[at], str) for at in (0, 2))
 
 
 def read(raw: Any, graph: Graph | None = None) -> Foreign:
-    """The circuit, over `graph` with a key and value for every query head, if one is given."""
+    """Return the circuit and effects. `graph`: the model's graph with a key and a value for every query head, if known.
+
+    Raises:
+        FileError: the file names a hook or index that ACDC's graph does not have.
+    """
     known = [(edge, bool(present), None) for edge, present in raw.items()] if isinstance(raw, dict) else None
     known = known or [(edge, True, effect) for edge, effect in raw]
     ends = [(_named(edge), present, effect) for edge, present, effect in known]
@@ -58,13 +63,13 @@ def read(raw: Any, graph: Graph | None = None) -> Foreign:
 
 
 def _named(edge: Edge) -> tuple[str, str] | None:
-    """Writer and reader by their names here; None inside a head or an MLP."""
+    """Return the names of an edge's writer and reader; None for an edge inside a head or an MLP."""
     receiver, at, sender, origin = edge
     into, out = _RECEIVERS.fullmatch(receiver), _SENDERS.fullmatch(sender)
     if into is None and _INSIDE.fullmatch(receiver):
         return None
     if into is None or out is None:
-        raise FileError(f"'{receiver if into is None else sender}' is no hook of ACDC's graph")
+        raise FileError(f"'{receiver if into is None else sender}' is not a hook of ACDC's graph")
     layer, letter, mlp, _ = into.groups()
     reader = f"a{layer}.h{_head(at)}<{letter}>" if letter else f"m{layer}" if mlp else "logits"
     if out[2]:
@@ -80,6 +85,7 @@ def _head(index: Any) -> int:
 
 
 def _smallest(names: Iterable[str]) -> Graph:
+    """Return the smallest graph that has all these nodes."""
     found = [re.match(r"[am](\d+)(?:\.h(\d+))?", name) for name in names]
     layers = [int(one[1]) for one in found if one]
     heads = [int(one[2]) for one in found if one and one[2]]

@@ -1,17 +1,17 @@
-"""What a drawing of a circuit shows, before anyone decides where: for Graphviz (`export.picture`) and the report's own
-drawing (`report.drawing`).
+"""What a drawing of a circuit shows, without its layout: for Graphviz (`export.picture`) and the report's own drawing
+(`report.drawing`).
 
-1. `arrows`: one arrow an edge, weak ones first, so that strong ones are painted over them. An edge into a shared
-   key/value head of a grouped-query model ends at a small box of its own, `a1.kv0`.
-2. `folded`: of a large circuit, one arrow for all edges from one layer's heads or MLP to another's: `a3` stands for the
-   heads of layer 3. Its width is that of the summed |effect|, its sign that of the sum.
-3. `joints`: from each of these small boxes to every query head of its group that is in the circuit.
-4. `ranks`: the rows of the drawing from `input` at the bottom to `logits` at the top. A layer is one row for shared
+1. `arrows`: one arrow per edge, weak ones first, so that strong ones are painted over them. An edge into a shared
+   key/value head of a grouped-query model ends at a small box, such as `a1.kv0`.
+2. `joints`: the lines from each small box to every query head of its group that is in the circuit.
+3. `folded`: for a large circuit, one arrow for all edges from one layer's heads (`a3` for layer 3) or MLP to another's.
+   Its width shows the sum of |effect|, its sign is that of the sum of effects.
+4. `ranks`: the rows of the drawing from `input` at the bottom to `logits` at the top. A layer has one row for shared
    key/value heads, one for heads and one for its MLP; in parallel blocks heads and MLP share a row.
-5. Of edges at places, a `Spot` is a node in the column of a place. An edge into a key or value ends at a spot of its
-   own, where it is read; from there it goes on to the heads that it serves, wherever they stand.
-6. `pen`: an arrow's width and opacity grow with the square root of |effect|: effects fall off so steeply that on a
-   linear scale all but a handful of edges would be hairlines.
+5. `PlacedRow`: an edge at a place, between two `Spot`s, which are nodes in the column of a place. An edge into a key or
+   value ends at a spot of its own where it is read; from there lines lead to the heads that it serves.
+6. `pen`: an arrow's width and opacity grow with the square root of |effect|. On a linear scale all but a handful of
+   edges would be hairlines.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from circuitfind.export.graphs import EdgeRow, fed, node_attributes, served
 from circuitfind.graph import Graph
 
 MOST_FOLDED = 120  # arrows of a folded circuit
-READS = " reads"
+READS = " reads"  # ends the names of spots where keys, values or a mixer's input are read
 
 
 class Arrow(NamedTuple):
-    """One edge as drawn. `share` is sqrt(|effect| / largest |effect|) in 0..1, or None where no effect is known."""
+    """One edge as drawn. `share` is sqrt(|effect| / largest |effect|), 0 to 1, or None if no effect is known."""
 
     edge: str
     source: str
@@ -41,7 +41,7 @@ class Arrow(NamedTuple):
     exact: float | None
     effect: float | None
     share: float | None
-    said: str = ""  # what a tooltip says in place of the edge's effects
+    said: str = ""  # the tooltip, in place of one that shows the edge's effects
 
     @property
     def opposes(self) -> bool:
@@ -53,7 +53,7 @@ class Arrow(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """A node at a place, or where a key or value (or what a mixer takes in) is read: `a20.kv0 reads`."""
+    """A node at a place, or the reading of a key, a value or a mixer's input there, such as `a20.kv0 reads`."""
 
     place: int
     name: str
@@ -64,7 +64,7 @@ class Spot(NamedTuple):
 
 
 class PlacedRow(NamedTuple):
-    """One edge at one place: indices, and its effect in units of the metric."""
+    """One edge at one place: indices of the place, the writer and the reader, and the effect in units of the metric."""
 
     place: int
     writer: int
@@ -72,7 +72,7 @@ class PlacedRow(NamedTuple):
     effect: float
 
     def ends(self, graph: Graph) -> tuple[Spot, Spot]:
-        """Where it starts, and where it ends."""
+        """Return the spots where the edge starts and ends."""
         read = graph.reader_names[self.reader].partition("<")[0] + READS
         end = read if graph.reader(self.reader).kind in ("k", "v", "mixer") else served(graph, self.reader)[0]
         return Spot(self.place, graph.writer_names[self.writer]), Spot(self.place, end)
@@ -87,19 +87,19 @@ class Rank(NamedTuple):
 
 
 class Pen(NamedTuple):
-    """Width in points, opacity in 0..1."""
+    """Width in points, and opacity from 0 to 1."""
 
     width: float
     opacity: float
 
 
 def known(value: float | None) -> float | None:
-    """None for NaN and infinity, which no drawing can show."""
+    """Return the value, or None for NaN and infinity, which cannot be drawn."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def arrows(graph: Graph, rows: Iterable[EdgeRow]) -> list[Arrow]:
-    """The circuit's edges as arrows, weakest first, ties in the given order."""
+    """Return the circuit's edges as arrows, weakest first; ties keep the given order."""
     clean = [EdgeRow(row.writer, row.reader, known(row.estimate), known(row.exact)) for row in rows]
     largest = max((abs(row.effect) for row in clean if row.effect is not None), default=0.0)
     result = []
@@ -112,7 +112,7 @@ def arrows(graph: Graph, rows: Iterable[EdgeRow]) -> list[Arrow]:
 
 
 def folded(drawn: Iterable[Arrow], most: int = MOST_FOLDED) -> tuple[list[Arrow], int]:
-    """Arrows folded by layer, weakest first, at most the strongest `most`; and how many there are in all."""
+    """Return the strongest `most` arrows folded by layer, weakest first, and the number of all folded arrows."""
     bundles = defaultdict(list)
     for arrow in drawn:
         bundles[arrow.source.partition(".")[0], arrow.target.partition(".")[0]].append(arrow)
@@ -133,7 +133,7 @@ def folded(drawn: Iterable[Arrow], most: int = MOST_FOLDED) -> tuple[list[Arrow]
 
 
 def joints(graph: Graph, rows: Iterable[EdgeRow], nodes: Iterable[str]) -> list[tuple[str, str]]:
-    """`(shared key/value head, query head)` of every pair in the circuit, in the graph's order."""
+    """Return every pair (shared key/value head, query head of its group) in the circuit, in the graph's order."""
     inside = set(nodes)
     pairs: dict[tuple[str, str], None] = {}  # an ordered set
     for reader in sorted({row.reader for row in rows}):
@@ -144,7 +144,7 @@ def joints(graph: Graph, rows: Iterable[EdgeRow], nodes: Iterable[str]) -> list[
 
 
 def ranks(graph: Graph, nodes: Iterable[str], drawn: Iterable[Arrow]) -> list[Rank]:
-    """Rows of boxes from `input` to `logits`, those without a box left out."""
+    """Return the rows of boxes from `input` to `logits`, without empty rows."""
     rows: dict[tuple[int, int], list[str]] = {}
     for name in nodes:
         attributes = attributes_of(graph, name)
@@ -157,8 +157,10 @@ def ranks(graph: Graph, nodes: Iterable[str], drawn: Iterable[Arrow]) -> list[Ra
 
 
 def attributes_of(graph: Graph, name: str) -> dict[str, Any]:
-    """`kind` and `layer` of a node, of a shared key/value head, of what reads at a place (`head`: its number), or of a
-    layer's heads together (`a3`)."""
+    """Return `kind`, `layer` and, for heads and spots that read, `head` of anything drawn as a box.
+
+    name: of a node, a shared key/value head (`a3.kv0`), a spot that reads (`a3.kv0 reads`) or a layer's heads (`a3`).
+    """
     if name.endswith(READS):
         layer, _, unit = name.removesuffix(READS)[1:].partition(".")
         return {"kind": "kv", "layer": int(layer), "head": int(unit.strip("hkv") or 0)}
@@ -169,7 +171,7 @@ def attributes_of(graph: Graph, name: str) -> dict[str, Any]:
 
 
 def pen(share: float | None, n_edges: int) -> Pen:
-    """Width and opacity: the more edges there are, the thinner and fainter are the weak ones."""
+    """Return an arrow's width and opacity; the more edges there are, the thinner and fainter are the weak ones."""
     crowd = min(max((n_edges - 30) / 270, 0.0), 1.0)  # 0 for a small circuit, 1 from 300 edges on
     share = 0.4 if share is None else share
     thin, wide, faint = 0.9 - 0.5 * crowd, 4.4 - 0.6 * crowd, 0.85 - 0.42 * crowd
@@ -177,12 +179,12 @@ def pen(share: float | None, n_edges: int) -> Pen:
 
 
 def signed(value: float | None) -> str:
-    """`+0.123`, `-1.2e-05`, or a dash for what is unknown."""
+    """Return `+0.123` or `-1.2e-05`, or a dash for None."""
     return "–" if value is None else f"{value:+.3g}"
 
 
 def describe(arrow: Arrow) -> str:
-    """The three lines of an arrow's tooltip."""
+    """Return an arrow's tooltip: its name, estimate and exact effect in three lines, or `said`."""
     if arrow.said:
         return arrow.said
     exact = signed(arrow.exact) if arrow.measured else "not measured"
@@ -190,6 +192,6 @@ def describe(arrow: Arrow) -> str:
 
 
 def _number(shared: str) -> tuple[int, int]:
-    """`(layer, head)` of `a{layer}.kv{head}`."""
+    """Return (layer, head) of the name `a{layer}.kv{head}`."""
     layer, _, head = shared[1:].partition(".kv")
     return int(layer), int(head)

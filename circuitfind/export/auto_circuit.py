@@ -1,14 +1,14 @@
-"""Scores of edges as auto-circuit keeps them (Miller et al. 2024): its cached `PruneScores`.
+"""Edge scores in the files of auto-circuit (Miller et al. 2024): its cached `PruneScores`.
 
     scores   {receiver: tensor}: `blocks.0.hook_q_input` [heads, writers], `blocks.0.hook_mlp_in` [writers],
-             `blocks.11.hook_resid_post` [writers]: by the writers before it, in the order of computation; with a first
-             dimension of positions where these were patched one at a time
+             `blocks.11.hook_resid_post` [writers], where the writers are those before the receiver, in the order of
+             computation. Scores by position have positions as a further first dimension.
     cache    scores by algorithm, or by task and algorithm, saved by `save_cache`
 
-1. Only the scores' magnitude ranks edges there, and what they are depends on the algorithm: they are read as scores,
-   not as effects. Infinity ("kept at every threshold") becomes the next number above all others.
-2. Scores by position are summed.
-3. The files name no model: the graph is read off the shapes, one key and value for every query head.
+1. auto-circuit ranks edges by the magnitude of scores, and their meaning depends on the algorithm. So they are read as
+   scores and not as effects. An infinite score ("kept at every threshold") becomes the next float above all others.
+2. Scores by position are summed over positions.
+3. The files name no model. The shapes give the graph, with one key and one value for every query head.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ KINDS = {"q_input": "q", "k_input": "k", "v_input": "v", "mlp_in": "mlp", "resid
 
 
 def fits(raw: Any) -> bool:
-    """Whether this is a set of scores, or a cache of several."""
+    """Whether this is a set of auto-circuit's scores, or a cache of several sets."""
     while isinstance(raw, Mapping) and raw and not hasattr(next(iter(raw.values())), "shape"):
         raw = next(iter(raw.values()))
     return isinstance(raw, Mapping) and bool(raw) and all(_MODULE.fullmatch(str(name)) for name in raw)
 
 
 def sets(raw: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every set of scores in a cache, under its task and algorithm."""
+    """Yield every set of scores in a cache with its name, such as "task, algorithm"."""
     if all(_MODULE.fullmatch(str(key)) for key in raw):
         yield name, raw
     else:
@@ -48,13 +48,13 @@ def sets(raw: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Mapping[
 
 
 def read(raw: Mapping[str, Any]) -> Foreign:
-    """One set of scores."""
+    """Return one set of scores; raise FileError if q, k and v have one score together, or shapes do not fit."""
     parts: dict[tuple[str, str], np.ndarray] = {}
     for name, tensor in raw.items():
         _, layer, kind = name.replace(".hook_", ".").split(".")
         parts[layer, kind] = tensor.detach().float().numpy()
     if any(kind == "attn_in" for _, kind in parts):
-        raise FileError("scores of q, k and v together: make them with separate_qkv=True")
+        raise FileError("q, k and v have one score together: compute the scores with separate_qkv=True")
     graph = _graph(parts)
     scores = np.zeros(graph.real.shape, dtype=np.float32)
     for (layer, kind), values in parts.items():
@@ -76,5 +76,5 @@ def _graph(parts: Mapping[tuple[str, str], np.ndarray]) -> Graph:
         heads = parts["0", "q_input"].shape[-2]
         parallel = parts["0", "mlp_in"].shape[-1] == parts["0", "q_input"].shape[-1]
     except (KeyError, IndexError):
-        raise FileError("no scores into the first layer's queries and MLP: other graphs are not read") from None
+        raise FileError("no scores of edges into the first layer's queries and MLP: such files are not read") from None
     return Graph(layers, heads, heads, 0, parallel)

@@ -1,19 +1,19 @@
-"""circuit.json: a circuit by the names of its edges, with everything that is known about it.
+"""circuit.json: a circuit's edges by name, with their effects and the circuit's measurements.
 
 Version 1 (UTF-8, one JSON object; unknown keys are ignored, so that later versions may add some):
 
     format   "circuitfind.circuit"
     version  1
-    graph    {n_layers, n_heads, n_kv_heads, d_model, parallel}: the graph that the names belong to; of a hybrid model
+    graph    {n_layers, n_heads, n_kv_heads, d_model, parallel}: the graph that the names belong to; for hybrid models
              also "mixers", the layers without attention
     record   where the numbers come from: model, task, method, metric, ablation, sign, seed, pairs, settings, versions
-    nodes    names of the nodes that the edges touch (for other tools; reading takes them from the edges)
-    edges    [{edge: "a0.h1->m2", estimate: 0.12 | null, exact: 0.11 | null}, ...] in units of the metric,
+    nodes    names of the edges' nodes (for other tools; not used when the file is read)
+    edges    [{edge: "a0.h1->m2", estimate: 0.12 | null, exact: 0.11 | null}, ...]: effects in units of the metric,
              positive = supports
-    facts    what was measured of the circuit as a whole
-    groups   {"name movers": ["a9.h9", ...]}: nodes under a name of the user's; only where there are any
+    facts    measurements of the whole circuit, such as its faithfulness
+    groups   {"name movers": ["a9.h9", ...]}: named groups of nodes, if the user has made any
 
-Numbers are finite: what is NaN or infinite in memory is null in the file. Nothing here needs a model.
+Numbers are finite: NaN and infinite values become null in the file. Nothing here needs a model.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class _Part(BaseModel):
 
 
 class GraphPart(_Part):
-    """The numbers of a `Graph`; the file's own copy, so that a change of the class cannot change the format."""
+    """The fields of a `Graph`, repeated here so that a change of the class cannot change the format."""
 
     n_layers: int = Field(ge=1)
     n_heads: int = Field(ge=1)
@@ -52,13 +52,13 @@ class GraphPart(_Part):
     mixers: list[int] = []
 
 
-# The fields of a `Record`; what a file leaves out is empty, never filled with what holds on the machine that reads it.
+# The fields of a `Record`. A missing field becomes empty, not the class's default, such as the versions installed here.
 _FIELDS: dict[str, Any] = {name: (kind, (get_origin(kind) or kind)()) for name, kind in get_type_hints(Record).items()}
 RecordPart = create_model("RecordPart", __base__=_Part, **_FIELDS)
 
 
 class EdgePart(TypedDict):
-    """One edge by name; a dictionary, because a file may hold a million of them."""
+    """One edge by name; a dictionary and not a model, because a file may hold a million edges."""
 
     __pydantic_config__ = ConfigDict(strict=True)  # type: ignore[misc]  # how pydantic configures a TypedDict
 
@@ -68,7 +68,7 @@ class EdgePart(TypedDict):
 
 
 class CircuitFile(_Part):
-    """The whole file; `_WHOLE` checks the record, too."""
+    """The whole file, with an unchecked record; `_WHOLE` also checks the record."""
 
     format: str
     version: int
@@ -84,7 +84,7 @@ _WHOLE = create_model("CircuitFile", __base__=CircuitFile, record=(RecordPart, R
 
 
 class StoredCircuit(NamedTuple):
-    """What a file holds, in the package's own terms."""
+    """The content of a circuit.json as the package's own types."""
 
     graph: Graph
     rows: list[EdgeRow]
@@ -101,7 +101,7 @@ def write(
     record: Record,
     **more: Mapping[str, Any],
 ) -> Path:
-    """Writes circuit.json, whole or not at all; `more`: `facts`, `groups`."""
+    """Write circuit.json atomically and return its path. `nodes`: names of the edges' nodes. `more`: facts, groups."""
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -118,8 +118,12 @@ def write(
 
 
 def read(path: str | PathLike[str]) -> StoredCircuit:
-    """Reads circuit.json; a FileError where it is missing, no JSON, of another format or a newer version, holds
-    wrong types, or names edges that its graph lacks or names them twice."""
+    """Read circuit.json.
+
+    Raises:
+        FileError: the file is missing, not JSON, of another format or a newer version; holds wrong types; or names an
+            edge or node that its graph lacks, or an edge twice.
+    """
     raw = read_object(path, FORMAT)
     try:
         content = _WHOLE.model_validate(raw)
@@ -160,11 +164,11 @@ def _first(error: ValidationError) -> str:
 
 
 def _layout(content: dict[str, Any]) -> str:
-    """JSON text with one edge a line: short to read, and a change of one edge is a change of one line."""
+    """Return JSON text with one edge per line, so that a changed edge is one changed line."""
     lines = []
     for key, value in content.items():
         if key == "edges" and value:
-            inner = _dump(value)[1:-1].replace("}, {", "},\n    {")  # edges' names and numbers hold no braces
+            inner = _dump(value)[1:-1].replace("}, {", "},\n    {")  # names and numbers contain no braces
             text = f"[\n    {inner}\n  ]"
         else:
             text = _dump(value, indent=None if key == "nodes" else 2).replace("\n", "\n  ")

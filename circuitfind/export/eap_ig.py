@@ -1,10 +1,10 @@
-"""Files of the EAP-IG library (Hanna et al. 2024), which MIB's circuit track takes too: a graph, a circuit, scores.
+"""Files of the EAP-IG library (Hanna et al. 2024) and of MIB's circuit track: a graph, a circuit and scores.
 
-JSON, in the library's own order of keys, so that the same content gives the same bytes; read in any order:
+JSON. Keys are written in the library's order, so that the same content gives the same bytes, and read in any order:
 
     cfg    {n_layers, n_heads, parallel_attn_mlp, d_model}
     nodes  {name: {in_graph, score?}}: `input`, layer by layer the heads and the MLP, `logits` (without a score)
-    edges  {name: {score?, in_graph}}: block by block, in it writer by writer, head by head, q, k, v
+    edges  {name: {score?, in_graph}}: block by block, in each by writer, by head, and then q, k, v
 
 `.pt`, plain dictionaries, lists and tensors, read with `weights_only=True` (torch is imported only for these):
 
@@ -13,13 +13,13 @@ JSON, in the library's own order of keys, so that the same content gives the sam
     nodes_in_graph, nodes_scores   [writers] bool, float32 with NaN where unscored; scores optional
 
 1. `cfg` has no number of key/value heads: the graph has one k and one v per query head.
-2. Edges that a file does not list are outside the circuit, with score 0. A score of -inf ("never in", as in the
-   library's own selections) becomes the number below the lowest; NaN and +inf are no scores: NaN.
-3. Circuits of single neurons are refused: a node is in as a whole or out.
-4. Scores are written with the effect unchanged: positive = keep.
-5. Writing the circuit of a grouped-query model repeats membership for every query head of a group. Scores are written
-   by query head where they were computed so (`attribute(ungrouped=True)`); how a shared head's score splits cannot be
-   told from the score.
+2. Edges that a file does not list are outside the circuit, with score 0. A score of -inf (the library's mark for what
+   must stay outside) becomes the next float below the lowest score; NaN and +inf become NaN, no score.
+3. Circuits of single neurons are refused: a node is either wholly inside or outside.
+4. Scores are effects, as everywhere here: positive = keep.
+5. In the circuit of a grouped-query model, an edge into a shared head is written for every query head of the group.
+   Scores of such a model can be written only if they are by query head (`attribute(ungrouped=True)`), because a shared
+   head's score does not tell its parts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from circuitfind.export.files import write_bytes
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 
-# These files do not name their ablation: the library's default is assumed.
+# These files do not name their ablation; the library's default is assumed.
 RECORD = Record(settings={"file": "eap-ig", "assumed": "ablation and direction"}, versions={})
 Format = Literal["circuitfind", "eap-ig"]
 ENDINGS = (".json", ".pt")
@@ -47,13 +47,13 @@ CONFIG = ("n_layers", "n_heads", "parallel_attn_mlp", "d_model")
 
 
 class Foreign(NamedTuple):
-    """What the file of another tool holds: a graph's circuit and scores.
+    """The content of another tool's file: a graph, a circuit and scores.
 
     Attributes:
         mask: `[writers, readers]` bool, the circuit.
-        scores: `[writers, readers]` float32 effects, NaN where the file has no number; None where it has none at all.
-        node_scores: `[writers]` float32 effects, NaN where unscored; None where no node is scored.
-        record: what is known of how the file was made.
+        scores: `[writers, readers]` float32 effects, NaN for edges without a number; None if there are no scores.
+        node_scores: `[writers]` float32 effects, NaN for nodes without a score; None if there are no scores.
+        record: what is known about how the file was made.
     """
 
     graph: Graph
@@ -63,18 +63,18 @@ class Foreign(NamedTuple):
     record: Record = RECORD
 
     def negated(self) -> Foreign:
-        """The same with changes of the metric turned into effects, or back."""
+        """Return the content with the sign of all scores reversed: changes of the metric become effects."""
         scores, nodes = (None if values is None else 0 - values for values in (self.scores, self.node_scores))
         return self._replace(scores=scores, node_scores=nodes)
 
 
 def config(graph: Graph) -> dict[str, int | bool]:
-    """`cfg` of an ungrouped graph."""
+    """Return the `cfg` of an ungrouped graph."""
     return dict(zip(CONFIG, (graph.n_layers, graph.n_heads, graph.parallel, graph.d_model), strict=True))
 
 
 def graph_of(cfg: Any) -> Graph:
-    """The graph that `cfg` describes."""
+    """Return the graph that `cfg` describes."""
     if missing := [key for key in CONFIG if not isinstance(cfg, Mapping) or key not in cfg]:
         raise FileError(f"cfg: no {', '.join(missing)}")
     if not isinstance(cfg["d_model"], int) or not isinstance(cfg["parallel_attn_mlp"], bool):
@@ -84,21 +84,21 @@ def graph_of(cfg: Any) -> Graph:
 
 
 def number(name: str, value: Any) -> float:
-    """A score as it stands in the file."""
+    """Return a score; raise FileError unless it is a number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise FileError(f"'{name}': its score is not a number: {str(value)[:40]!r}")
     return value
 
 
 def finite(values: np.ndarray) -> np.ndarray:
-    """Scores as numbers, NaN where there is none."""
+    """Return scores as float32 with -inf replaced by a number below all others, and NaN for all that is not finite."""
     lowest = values[np.isfinite(values)].min(initial=0)
     values = np.where(values == -np.inf, np.nextafter(np.float32(lowest), np.float32(-np.inf)), values)
     return np.where(np.isfinite(values), values, np.float32(np.nan)).astype(np.float32)
 
 
 def refuse_neurons(name: str, inside: bool, neurons: Any) -> None:
-    """Raises an error for a node of which only some neurons are in the circuit."""
+    """Raise FileError for a node of which only some neurons are in the circuit."""
     if inside and not np.all(neurons):
         remedy = "circuits of neurons are not supported, only of whole nodes"
         raise FileError(f"'{name}' is in the circuit with some of its neurons only: {remedy}")
@@ -109,7 +109,7 @@ PARTS = {"cfg", "nodes", "edges"}
 
 
 def from_json(raw: dict[str, Any]) -> Foreign:
-    """The content of a parsed file."""
+    """Return the content of a parsed JSON file."""
     graph = graph_of(raw["cfg"])
     mask = np.zeros((graph.n_writers, graph.n_readers), dtype=bool)
     scores = np.zeros(mask.shape, dtype=np.float32)
@@ -123,7 +123,7 @@ def from_json(raw: dict[str, Any]) -> Foreign:
         if name != "logits":
             refuse_neurons(name, part["in_graph"], part.get("neurons", True))
             node_scores[graph.writer(name)] = number(name, part.get("score", math.nan))
-    scored = any(part.get("score", -math.inf) != -math.inf for _, part in edges)  # scores of nodes: all edges have -inf
+    scored = any(part.get("score", -math.inf) != -math.inf for _, part in edges)  # all -inf if only nodes have scores
     of_nodes = None if np.isnan(node_scores).all() else finite(node_scores)
     return Foreign(graph, mask, finite(scores) if scored else None, of_nodes)
 
@@ -138,7 +138,7 @@ def _entries(raw: dict[str, Any], key: str) -> list[tuple[str, dict[str, Any]]]:
 
 
 def as_json(content: Foreign, inside: np.ndarray) -> dict[str, Any]:
-    """What to dump: `content` over an ungrouped graph, with scores; `inside` is `[nodes]` bool."""
+    """Return the file's JSON object. `content`: over an ungrouped graph, with scores. `inside`: `[nodes]` bool."""
     graph, scores = content.graph, content.scores
     assert scores is not None
     nodes = {name: {"in_graph": own} for name, own in zip(graph.node_names, inside.tolist(), strict=True)}
@@ -153,8 +153,8 @@ def as_json(content: Foreign, inside: np.ndarray) -> dict[str, Any]:
 
 
 def cells(graph: Graph) -> tuple[np.ndarray, np.ndarray]:
-    """Writers and readers, `[edges]` each, of every edge of an ungrouped graph in the file's order."""
-    blocks: list[tuple[int, np.ndarray]] = []  # how many writers, into which readers
+    """Return the writers and the readers of all edges of an ungrouped graph, `[edges]` each, in the file's order."""
+    blocks: list[tuple[int, np.ndarray]] = []  # number of writers, and the readers that read them
     for layer in range(graph.n_layers):
         heads = np.stack([np.r_[graph.readers(layer, kind)] for kind in "qkv"], axis=1).ravel()
         mlp = np.r_[graph.readers(layer, "mlp")]
@@ -172,7 +172,7 @@ NEEDED = ("cfg", "src_nodes", "dst_nodes", "edges_in_graph", "nodes_in_graph")
 
 
 def from_pt(raw: Any) -> Foreign:
-    """The content of a loaded file."""
+    """Return the content of a loaded `.pt` file."""
     if missing := [key for key in NEEDED if not isinstance(raw, dict) or key not in raw]:
         raise FileError(f"not an EAP-IG graph: no {', '.join(missing)}")
     graph = graph_of(raw["cfg"])
@@ -203,7 +203,7 @@ def _array(raw: dict[str, Any], key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def as_pt(content: Foreign, inside: np.ndarray) -> bytes:
-    """The file's bytes: `content` over an ungrouped graph, with scores; `inside` is `[nodes]` bool."""
+    """Return the bytes of a `.pt` file. `content`: over an ungrouped graph, with scores. `inside`: `[nodes]` bool."""
     import torch
 
     graph = content.graph
@@ -221,16 +221,22 @@ def as_pt(content: Foreign, inside: np.ndarray) -> bytes:
 
 # -------------------------------------------------------------------- writing
 def check_format(format: str) -> str:
-    """Returns the format if circuits and scores can be saved in it."""
+    """Return the format if it is known; raise FileError if not."""
     if format not in get_args(Format):
         raise FileError(f"format='{format}' is unknown: use one of {', '.join(map(repr, get_args(Format)))}")
     return format
 
 
 def write(path: str | PathLike[str], content: Foreign, nodes: np.ndarray | None = None) -> Path:
-    """Writes a file. `nodes`: `[nodes]` bool, the nodes inside, by default none; `logits` always is.
+    """Write a `.json` or `.pt` file, and return its path.
 
-    Without scores, membership stands for them: 1 inside, 0 outside. Unknown scores (NaN) are written as 0.
+    Without scores, edges in the circuit get score 1 and all others 0. Unknown scores (NaN) are written as 0.
+
+    Args:
+        nodes: `[nodes]` bool, the nodes in the circuit; by default only `logits`, which always is.
+
+    Raises:
+        FileError: another ending, a model with mixers, or scores of shared key/value heads.
     """
     ending = Path(path).suffix.lower()
     if ending not in ENDINGS:
@@ -238,7 +244,7 @@ def write(path: str | PathLike[str], content: Foreign, nodes: np.ndarray | None 
     graph, mask, scores = content.graph, content.mask, content.scores
     if graph.mixers:
         raise FileError(
-            f"{path}: EAP-IG's files know heads and MLPs only, and this model has a mixer in place of attention (layer"
+            f"{path}: EAP-IG's files hold heads and MLPs only, and this model has a mixer in place of attention (layer"
             f" {', '.join(map(str, graph.mixers))}): save in circuitfind's own format"
         )
     if graph.group > 1 and scores is not None:
@@ -255,7 +261,7 @@ def write(path: str | PathLike[str], content: Foreign, nodes: np.ndarray | None 
 
 
 def columns(graph: Graph) -> np.ndarray:
-    """`[readers of graph.ungrouped()]`: the reader of `graph` that each of them is a copy of."""
+    """Return, for each reader of `graph.ungrouped()`, the reader of `graph` of which it is a copy."""
     readers = map(graph.ungrouped().reader, range(graph.ungrouped().n_readers))
     copied = ((layer, kind, head // graph.group if kind in ("k", "v") else head) for layer, kind, head in readers)
     return np.array([graph.readers(layer, kind).start + head for layer, kind, head in copied])

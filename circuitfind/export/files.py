@@ -1,9 +1,9 @@
-"""Reading and writing files: whole or not at all, and as JSON that says what it holds.
+"""Reading and writing files: atomic writes, and the JSON of results.
 
-1. A file is written into a hidden neighbour first, which then takes the name: a reader never sees half a file.
+1. A file is written under a temporary name in the same folder and then renamed, so a reader never sees half a file.
 2. A result is one JSON object, UTF-8, that names its format: `{"format": "circuitfind.paths", "version": 1, ...}`.
    Unknown keys are ignored.
-3. Numbers are finite: what is NaN or infinite in memory is null in the file, and NaN when it is read again.
+3. Numbers are finite: NaN and infinite values become null in the file, and NaN when the file is read.
 
 Nothing here needs a model or imports torch.
 """
@@ -33,7 +33,7 @@ except ImportError:  # Windows
 
 VERSION, LOCK = 1, ".circuitfind.lock"
 _CUT = "'circuitfind export --top N --to json' or Scores.open(path).top(n) cuts a circuit from them"
-TENSORS = {  # by the format and level that a safetensors file names: what opens it
+TENSORS = {  # (format, level) in a safetensors file's metadata -> what the file holds and what opens it
     ("circuitfind.scores", "edge"): f"edge scores: 'circuitfind find --scores' searches them, {_CUT}",
     ("circuitfind.scores", "node"): (
         "node scores: 'circuitfind show' draws them, NodeScores.open(path).circuit(n) makes a circuit of them"
@@ -47,7 +47,7 @@ OPENED = "give a result's .json or .safetensors, EAP-IG's .json or .pt, or ACDC'
 
 # -------------------------------------------------------------------- any file
 def check_file(path: str | PathLike[str]) -> None:
-    """Raises an error where there is no such file, or a folder."""
+    """Raise FileError if there is no such file, or if it is a folder."""
     if Path(path).is_dir():
         raise FileError(f"{path}: this is a folder: name a file in it")
     if not Path(path).exists():
@@ -55,7 +55,7 @@ def check_file(path: str | PathLike[str]) -> None:
 
 
 def read_bytes(path: str | PathLike[str]) -> bytes:
-    """The content of a file; an error where there is none, or it cannot be read."""
+    """Return the content of a file; raise FileError if it is missing or cannot be read."""
     check_file(path)
     try:
         return Path(path).read_bytes()
@@ -64,12 +64,12 @@ def read_bytes(path: str | PathLike[str]) -> bytes:
 
 
 def write_bytes(path: str | PathLike[str], content: bytes) -> Path:
-    """Writes `content`, making the parent folder; a reader never sees half a file. Of several processes one writes."""
+    """Write a file atomically, create its folder if needed, and return the path. Of several processes one writes."""
     return write_own(path, content) if processes.first() else Path(path)
 
 
 def write_own(path: str | PathLike[str], content: bytes) -> Path:
-    """`write_bytes` of a file that belongs to this process."""
+    """Do what `write_bytes` does in every process, for files of which each process has its own."""
     path = Path(path)
     # A plain open, not tempfile: the file gets the permissions that the user's umask gives.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -86,7 +86,7 @@ def write_own(path: str | PathLike[str], content: bytes) -> Path:
 
 
 def write_text(path: str | PathLike[str], text: str) -> Path:
-    """`write_bytes` of UTF-8 text, line ends as they are."""
+    """Write text as UTF-8 with `write_bytes`; line ends are kept."""
     if why := no_character(text):
         raise FileError(f"{path}: {why}")
     return write_bytes(path, text.encode("utf-8"))
@@ -94,9 +94,9 @@ def write_text(path: str | PathLike[str], text: str) -> Path:
 
 @contextmanager
 def held(folder: str | PathLike[str], by: str) -> Iterator[None]:
-    """Inside, whoever else would hold the folder is refused, and told that `by` does.
+    """Hold a folder inside this context: other processes that try to hold it get a FileError that names `by`.
 
-    The file that says so is locked for as long as its process lives: what a killed process leaves holds nothing.
+    The folder is held by a lock on a file in it. The lock ends with its process, so a killed process holds nothing.
     """
     path = Path(folder, LOCK)
     file = _locked(path) if processes.first() else None
@@ -114,14 +114,14 @@ def held(folder: str | PathLike[str], by: str) -> Iterator[None]:
 
 
 def _locked(path: Path) -> int | None:
-    """The file, locked; None where the system knows no locks, or the disk is full."""
+    """Return the descriptor of the locked file; None if the system cannot lock or create it."""
     while fcntl is not None:
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(os.fstat(file), path.stat()):
                 return file
-            os.close(file)  # of a process that has just ended
+            os.close(file)  # its process has just ended and removed the file: try again
         except BlockingIOError:
             who = os.read(file, 10_000).decode() or "another process"
             os.close(file)
@@ -133,7 +133,7 @@ def _locked(path: Path) -> int | None:
 
 # -------------------------------------------------------------------- JSON
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: NaN and infinity as None, tuples and arrays as lists, unknown things as text."""
+    """Convert a value for JSON: NaN and infinity become None, tuples and arrays lists, unknown types text."""
     if value is None or isinstance(value, (bool, str, int)):
         return value
     if isinstance(value, float):
@@ -150,12 +150,12 @@ def plain(value: Any) -> Any:
 
 
 def numbers(values: Any) -> np.ndarray:
-    """Nested lists of numbers as float64; null is NaN."""
+    """Return nested lists of numbers as a float64 array; None becomes NaN."""
     return np.array(values, dtype=np.float64)
 
 
 def json_object(path: str | PathLike[str]) -> dict[str, Any]:
-    """The JSON object that a file holds. NaN and Infinity are refused: JSON has no such numbers."""
+    """Return the JSON object that a file holds; raise FileError if it holds none. NaN and Infinity are refused."""
     text = read_bytes(path)
     try:
         content = json.loads(text.decode("utf-8"), parse_constant=_refuse)
@@ -173,11 +173,11 @@ def json_object(path: str | PathLike[str]) -> dict[str, Any]:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number that JSON knows")
+    raise ValueError(f"{constant} is not a number in JSON")
 
 
 def _tensors(path: str | PathLike[str]) -> str:
-    """What a safetensors file holds; nothing of another file."""
+    """Say what a safetensors file holds; "" for other files."""
     try:
         with safe_open(str(path), framework="numpy") as file:
             header = file.metadata() or {}
@@ -189,7 +189,7 @@ def _tensors(path: str | PathLike[str]) -> str:
 
 # -------------------------------------------------------------------- results
 def write(path: str | PathLike[str], format: str, content: Mapping[str, Any]) -> Path:
-    """Writes a result under its format's name."""
+    """Write a result as JSON with its format's name, and return the path."""
     if Path(path).suffix.lower() != ".json":
         raise FileError(f"{path}: this result is saved as .json: give a name that ends in .json")
     whole = plain({"format": format, "version": VERSION, **content})
@@ -197,7 +197,10 @@ def write(path: str | PathLike[str], format: str, content: Mapping[str, Any]) ->
 
 
 def read(path: str | PathLike[str], format: str, old_keys: Iterable[str] = ()) -> dict[str, Any]:
-    """The JSON object of a file of this format; `old_keys` tell such files that do not name their format yet."""
+    """Return the JSON object of a file of this format; raise FileError for other formats and newer versions.
+
+    old_keys: the keys by which to recognise old files, which do not name their format.
+    """
     content = json_object(path)
     if "format" not in content and old_keys and content.keys() >= set(old_keys):
         return content
@@ -215,7 +218,7 @@ def read(path: str | PathLike[str], format: str, old_keys: Iterable[str] = ()) -
 
 @contextmanager
 def reading(path: str | PathLike[str]) -> Iterator[None]:
-    """Turns whatever is missing or wrong in a file's content into an error that names the file."""
+    """Inside this context, turn errors about a file's content into a FileError that names the file."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError, ScoreError) as error:

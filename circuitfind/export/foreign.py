@@ -1,12 +1,12 @@
-"""Circuits and scores in the files of other tools: the EAP-IG library's and MIB's, ACDC's, auto-circuit's.
+"""Reads circuits and scores from the files of other tools: the EAP-IG library (and MIB), ACDC, auto-circuit.
 
-1. A file is known by what it holds, not by its name: JSON with `cfg`, `nodes` and `edges`; a `.pt`, `.pth` or `.pkl` of
-   plain data (`pickled.py`).
-2. An EAP-IG file whose scores are the *change* of the metric when the edge is ablated is read with `sign="change"`,
+1. The content tells the format: JSON with `cfg`, `nodes` and `edges`, or plain data (`pickled.py`) in a `.pt`, `.pth`
+   or `.pkl` file.
+2. If an EAP-IG file's scores are the *change* of the metric when the edge is ablated, read it with `sign="change"`,
    which negates them.
-3. All of them have a key and a value per query head. Reading goes to the grouped graph where one is given: an edge into
-   a shared head is in if it is in for any of its query heads, and its score is the sum over them, because the gradient
-   at a shared key or value is the sum of those at its copies.
+3. All these files have a key and a value per query head. They are converted to the graph of a grouped-query model if
+   one is given: an edge into a shared head is in the circuit if it is for any query head of the group, and its score is
+   the sum over the group, because the gradient at a shared key or value is the sum of the gradients at its copies.
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ Sign = Literal["effect", "change"]
 
 
 def read(path: str | PathLike[str], sign: str = "effect", graph: Graph | None = None) -> Foreign | None:
-    """Reads a file of another tool; None where it is of no such kind, or missing.
+    """Read a file of another tool; return None if it is missing or of another kind.
 
-    `sign`: what an EAP-IG file's scores are: "effect" (positive = keep), or "change" of the metric on ablation.
-    `graph`: the model's own, needed where key/value heads are grouped: the files do not say so.
+    Args:
+        sign: what an EAP-IG file's scores are: "effect" (positive = keep), or "change" of the metric on ablation.
+        graph: the model's graph; needed for grouped-query models, because the files do not describe groups.
+
+    Raises:
+        FileError: the file is damaged, or `sign` or `graph` do not fit it.
     """
     if sign not in ("effect", "change"):
         raise FileError(f"sign='{sign}' is unknown: use 'effect' (positive = keep) or 'change' (of the metric)")
@@ -55,7 +59,11 @@ def read(path: str | PathLike[str], sign: str = "effect", graph: Graph | None = 
 def read_scores(
     path: str | PathLike[str], level: str, sign: str = "effect", graph: Graph | None = None
 ) -> tuple[Graph, np.ndarray, Record] | None:
-    """The "edge" or "node" scores of a file of this kind, as `read` gives them; None where it is of another kind."""
+    """Return the graph, the "edge" or "node" scores and the record of a file that `read` can read; else None.
+
+    Raises:
+        FileError: the file has no scores of this level, or some are not numbers.
+    """
     content = read(path, sign, graph)
     if content is None:
         return None
@@ -70,7 +78,7 @@ def read_scores(
 
 
 def read_several(path: str | PathLike[str]) -> dict[str, tuple[Graph, np.ndarray, Record]]:
-    """By their names, all sets of scores that a cache of auto-circuit holds; nothing of another file."""
+    """Return all sets of scores in a cache of auto-circuit by their names; an empty dictionary for other files."""
     raw: Any = pickled.load(path)
     with _named(path):
         found = {name: auto_circuit.read(one) for name, one in auto_circuit.sets(raw)} if auto_circuit.fits(raw) else {}
@@ -79,7 +87,7 @@ def read_several(path: str | PathLike[str]) -> dict[str, tuple[Graph, np.ndarray
 
 @contextmanager
 def _named(path: str | PathLike[str]) -> Iterator[None]:
-    """Errors inside name the file. It is another tool's, so any part of it can be of any type."""
+    """Name the file in errors raised inside. Another tool wrote it, so any part can have any type."""
     try:
         yield
     except FileError as error:
@@ -89,7 +97,7 @@ def _named(path: str | PathLike[str]) -> Iterator[None]:
 
 
 def _parse(path: Path, graph: Graph | None) -> tuple[Callable[[Any], Foreign], Any] | None:
-    """The function that reads this form, and its argument; None for files of another kind."""
+    """Return the function that reads this format, and its argument; None for files of another kind."""
     if not path.is_file():
         return None
     if path.suffix.lower() in pickled.ENDINGS:
@@ -100,13 +108,13 @@ def _parse(path: Path, graph: Graph | None) -> tuple[Callable[[Any], Foreign], A
     text = read_bytes(path)
     try:
         raw = json.loads(text) if text[:1] == b"{" and b'"cfg"' in text else {}
-    except (ValueError, RecursionError):  # not JSON: the reader of the other kind says so
+    except (ValueError, RecursionError):  # not JSON: circuitfind's own reader reports that
         return None
     return (from_json, raw) if raw.keys() >= PARTS else None
 
 
 def _one(raw: Any) -> Foreign:
-    """The scores of a cache that holds one set."""
+    """Return the scores of a cache with one set; raise FileError if there are several."""
     found = dict(auto_circuit.sets(raw))
     if len(found) > 1:
         raise FileError(f"holds {len(found)} sets of scores, which cf.open gives by name: {'; '.join(found)}")
@@ -115,9 +123,9 @@ def _one(raw: Any) -> Foreign:
 
 # -------------------------------------------------------------------- grouped-query models
 def _over(graph: Graph | None, content: Foreign) -> Foreign:
-    """The content over the given graph, which may be grouped."""
+    """Convert the content to the given graph, which may have shared key/value heads."""
     held = content.graph
-    if graph is not None and held.d_model == 0:  # not in the file
+    if graph is not None and held.d_model == 0:  # unknown to the file
         held = replace(held, d_model=graph.d_model)
         content = content._replace(graph=held)
     if graph is None or graph == held:
@@ -130,7 +138,10 @@ def _over(graph: Graph | None, content: Foreign) -> Foreign:
 
 
 def regrouped(graph: Graph, values: np.ndarray) -> np.ndarray:
-    """`[writers, readers]` of `graph` from the same over `graph.ungrouped()`: any for booleans, sums for numbers."""
+    """Convert `[writers, readers]` of `graph.ungrouped()` to those of `graph`.
+
+    Copies of a shared head are joined: booleans by "any", numbers by their sum.
+    """
     narrow = np.zeros((graph.n_readers, graph.n_writers), dtype=values.dtype)
     (np.logical_or if values.dtype == bool else np.add).at(narrow, columns(graph), values.T)
     return np.ascontiguousarray(narrow.T)

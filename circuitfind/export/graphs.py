@@ -1,14 +1,15 @@
 """A circuit as plain rows, as a networkx graph, and as GraphML for Gephi, Cytoscape and yEd.
 
-1. One networkx node a node of the circuit: attributes `kind` (input, head, mlp, logits), `layer` (-1 for `input`, the
-   number of layers for `logits`) and, for heads, `head`.
-2. One networkx edge an edge of the circuit, from the writer to the node that its reader feeds, keyed by the reader's
-   name, so q, k and v of one head are parallel edges: attributes `edge` (the full name), `kind` (q, k, v, mlp or
-   logits), `estimate`, `exact`, and `effect` (exact where measured, else the estimate). Unknown: no attribute.
-3. Of the graph itself: the model's numbers, what the record says (model, task, metric, method, ...) and what was
-   measured of the circuit as a whole (faithfulness, ...), as far as these are single numbers and text.
-4. A reader of a shared key/value head feeds every query head of its group: the edge is drawn to each of those that are
-   in the circuit. Where none is, it is drawn to a node of kind `kv` that stands for the shared head.
+1. Every node of the circuit is a networkx node with the attributes `kind` (input, head, mixer, mlp, logits), `layer`
+   (-1 for `input`, the number of layers for `logits`) and, for heads, `head`.
+2. Every edge of the circuit is a networkx edge from the writer to the node that its reader feeds. Its key is the
+   reader's name, so that q, k and v of one head are parallel edges. Attributes: `edge` (the full name), `kind` (q, k,
+   v, mixer, mlp or logits), `estimate`, `exact`, and `effect` (the exact effect if measured, else the estimate).
+   Unknown values have no attribute.
+3. The networkx graph has attributes of its own: the model's sizes, the record (model, task, metric, method, ...) and
+   measurements of the whole circuit (faithfulness, ...), as far as they are single numbers or text.
+4. A shared key or value feeds every query head of its group, so its edge becomes one edge to each of these heads that
+   is in the circuit. If none is, the edge leads to a node of kind `kv` that stands for the shared head.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from circuitfind.export.files import write_bytes
 from circuitfind.graph import Graph
 from circuitfind.record import Record
 
-CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # what XML cannot hold
+CONTROL = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # characters that XML does not allow
 
 
 class EdgeRow(NamedTuple):
@@ -42,12 +43,12 @@ class EdgeRow(NamedTuple):
 
     @property
     def effect(self) -> float | None:
-        """The exact effect where it was measured, else the estimate."""
+        """The exact effect if it was measured, else the estimate."""
         return self.estimate if self.exact is None else self.exact
 
 
 def node_attributes(graph: Graph, node: str) -> dict[str, Any]:
-    """`kind` (input, head, mixer, mlp, logits), `layer` and, for heads, `head` of a node."""
+    """Return a node's `kind` (input, head, mixer, mlp, logits), `layer` and, for heads, `head`."""
     if node == "logits":
         return {"kind": "logits", "layer": graph.n_layers}
     index = graph.writer(node)
@@ -60,7 +61,7 @@ def node_attributes(graph: Graph, node: str) -> dict[str, Any]:
 
 
 def described(graph: Graph, record: Record, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of a circuit as a whole, numbers and text only."""
+    """Return the graph's sizes, the record and the facts of a circuit as far as they are finite numbers or text."""
     known = {**graph.as_dict(), **asdict(record), **facts}
 
     def fits(value: Any) -> bool:
@@ -70,24 +71,24 @@ def described(graph: Graph, record: Record, facts: Mapping[str, Any]) -> dict[st
 
 
 def served(graph: Graph, reader: int) -> list[str]:
-    """Names of the nodes that a reader feeds."""
+    """Return the names of the nodes that a reader feeds."""
     return [graph.node_names[node] for node in graph.serves[reader].nonzero()[0]]
 
 
 def fed(graph: Graph, reader: int, inside: set[str]) -> list[str]:
-    """Names of those that are inside the circuit."""
+    """Return the names of the nodes in `inside` that a reader feeds."""
     return [name for name in served(graph, reader) if name in inside]
 
 
 def to_networkx(
     graph: Graph, rows: Iterable[EdgeRow], nodes: Sequence[str], about: Mapping[str, Any] = MappingProxyType({})
 ) -> networkx.MultiDiGraph:
-    """The circuit as a directed multigraph (see the module's head for the attributes).
+    """Return the circuit as a directed multigraph, with the attributes that the module's docstring describes.
 
     Args:
         rows: the circuit's edges, effects in units of the metric, positive = supports.
         nodes: names of the circuit's nodes.
-        about: of the graph itself, as `described` gives it.
+        about: attributes of the graph itself, from `described`.
     """
     result: networkx.MultiDiGraph = networkx.MultiDiGraph(**about)
     result.add_nodes_from((node, node_attributes(graph, node)) for node in nodes)
@@ -107,7 +108,7 @@ def to_networkx(
 
 
 def write_graphml(path: str | PathLike[str], circuit: networkx.MultiDiGraph) -> Path:
-    """Writes what `to_networkx` gives as GraphML; unknown values are left out."""
+    """Write the result of `to_networkx` as GraphML, and return the path."""
     buffer = BytesIO()
     networkx.write_graphml(circuit, buffer)
     return write_bytes(path, CONTROL.sub(b" ", buffer.getvalue()))

@@ -1,10 +1,10 @@
-"""Small pieces of HTML for notebooks, made from plain data: what the `_repr_html_` of results is put together from.
+"""Small pieces of HTML, made from plain data, of which the `_repr_html_` of results is composed.
 
-1. Every piece stands alone: inline styles, no scripts, no style sheet, so it shows wherever a notebook is shown.
-2. Text and borders take the notebook's own colours and so suit light and dark themes. Cells of a heat map bring
-   background and text colour with them: white is 0, blue positive, red negative, as in the figures of
-   `circuitfind.plots`; grey is unknown (NaN).
-3. Everything is escaped; only `picture` and `block` take HTML, which other functions of circuitfind have made.
+1. Every piece has inline styles and needs no scripts or style sheet, so it is shown correctly wherever a notebook is.
+2. Text and borders have the notebook's colours, so that they suit light and dark themes. Cells of a heat map have their
+   own background and text colours: white is 0, blue positive, red negative, as in the figures of `circuitfind.plots`,
+   and grey is unknown (NaN).
+3. All text is escaped. Only `picture` and `block` accept HTML, which must come from circuitfind itself.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import numpy as np
 
 from circuitfind.errors import count
 
-SUPPORTS, OPPOSES, GAP = (33, 102, 172), (178, 24, 43), "#bdbdbd"  # RGB of the scale's ends; the grey of NaN
-MOST_ROWS, MOST_COLUMNS, WRITTEN = 130, 130, 24  # of a heat map; columns up to which its cells hold numbers
+SUPPORTS, OPPOSES, GAP = (33, 102, 172), (178, 24, 43), "#bdbdbd"  # RGB of the scale's two ends; the colour of NaN
+MOST_ROWS, MOST_COLUMNS = 130, 130  # of a heat map
+WRITTEN = 24  # heat maps with at most this number of columns have numbers in their cells
 _LINE = "1px solid rgba(128,128,128,.35)"
 _TABLE = "border-collapse:collapse;margin:.4em 0;font-size:13px;line-height:1.35"
 _CAPTION = "caption-side:top;text-align:left;padding:0 0 .3em;font-weight:600;color:inherit"
@@ -28,9 +29,10 @@ _NOTE = "opacity:.7;font-size:12px;margin:.2em 0"
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "", *, most: int | None = 60) -> str:
-    """A table; numbers are right-aligned and shown to four digits, None and NaN as a dash.
+    """Return a table; numbers are right-aligned and shown to four digits, None and NaN as a dash.
 
-    At most `most` rows are shown (None: all), each of one value per column; a line says how many more there are.
+    At most `most` rows are shown (None: all), and a line says how many more there are. Raise ValueError if a row does
+    not have one value per column.
     """
     iterator = iter(rows)
     shown = [list(row) for row in islice(iterator, most)]
@@ -51,7 +53,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = 
 
 
 def facts(items: Mapping[str, Any], caption: str = "") -> str:
-    """Names and values below each other; items whose value is None or "" are left out."""
+    """Return a table of names and values, one item per line; items whose value is None or "" are left out."""
     rows = "".join(
         f'<tr><th style="text-align:left;padding:1px 12px 1px 0;font-weight:400;opacity:.7">{escape(str(name))}</th>'
         f'<td style="text-align:left;padding:1px 0">{escape(_said(value))}</td></tr>'
@@ -69,14 +71,13 @@ def heat(
     *,
     limit: float | None = None,
 ) -> str:
-    """A heat map of coloured cells; each says its row, column and value when the mouse rests on it.
+    """Return a heat map of coloured cells; each cell's tooltip shows its row, column and value.
 
     Args:
-        matrix: `[rows, columns]`; NaN leaves a grey cell. Of a larger one, the first `MOST_ROWS` rows and
-            `MOST_COLUMNS` columns are shown, and a line says how many more there are.
+        matrix: `[rows, columns]`; NaN gives a grey cell. Only the first `MOST_ROWS` rows and `MOST_COLUMNS` columns are
+            shown, and a line says how many more there are.
         row_labels, column_labels: one per row and per column; they may repeat.
-        limit: the value of full blue, and -limit that of full red; by default that of `scale_end`. Cells beyond it have
-            a frame.
+        limit: the value of full blue, where -limit is full red; by default `scale_end`. Cells beyond it have a frame.
     """
     values = np.asarray(matrix, dtype=np.float64)
     if values.shape != (len(row_labels), len(column_labels)):
@@ -103,8 +104,11 @@ def heat(
 
 
 def scale_end(values: np.ndarray) -> float:
-    """The end of a colour scale about 0: the largest finite magnitude, or, where one cell would drown all others, the
-    99th percentile of those that are not 0; 1 where all is zero or unknown."""
+    """Return the value at the end of a colour scale around 0.
+
+    This is the largest finite magnitude or, if that is over twice the 99th percentile of the magnitudes other than 0,
+    this percentile. Without a finite value other than 0 it is 1.
+    """
     known = np.sort(np.abs(values[np.isfinite(values) & (values != 0)]))
     if not known.size:
         return 1.0
@@ -113,22 +117,22 @@ def scale_end(values: np.ndarray) -> float:
 
 
 def count_beyond(values: np.ndarray, end: float) -> int:
-    """How many cells are beyond a scale's end."""
+    """Return the number of finite cells beyond a scale's end."""
     return int((np.isfinite(values) & (np.abs(values) > end)).sum())
 
 
 def picture(svg: str) -> str:
-    """An SVG document of Graphviz's or circuitfind's own, without its XML head, on white."""
+    """Return an SVG document, of Graphviz or circuitfind, without its XML declaration and on a white background."""
     return f'<div style="overflow:auto;max-height:640px;background:#fff;padding:4px">{svg[svg.index("<svg") :]}</div>'
 
 
 def block(title: str, *parts: str) -> str:
-    """Pieces below each other under a title, as one result shows itself; `parts` are HTML."""
+    """Return pieces of HTML, one below the other, under a title."""
     return f'<div><div style="font-weight:600;margin:.2em 0">{escape(title)}</div>{"".join(parts)}</div>'
 
 
 def colour(value: float, end: float) -> tuple[str, str]:
-    """Background and text colour of a cell, `#rrggbb`, on the scale from -end (red) over 0 (white) to end (blue)."""
+    """Return a cell's background and text colour, `#rrggbb`: -end is red, 0 white, end blue."""
     if not math.isfinite(value):
         return GAP, "#222222"
     share = min(abs(value) / end, 1.0)

@@ -1,6 +1,6 @@
-"""A circuit at the Hugging Face hub: a dataset repository of `circuit.json` and a card made from the circuit's record.
+"""A circuit on the Hugging Face hub: a dataset repository with `circuit.json` and a card made from its record.
 
-Everything goes through `huggingface_hub`, so that its logins, mirrors (`HF_ENDPOINT`), caches and offline mode hold.
+All requests use `huggingface_hub`, with its login, mirror (`HF_ENDPOINT`), cache and offline mode.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HEAD = "---\ntags:\n- circuitfind\n- circuit\n- mechanistic-interpretability\n--
 
 
 def push(repo: str, file: Path, card: str, message: str, private: bool | None, token: str | None) -> str:
-    """Makes the repository if there is none, commits both files at once, and returns the commit's address."""
+    """Create the repository if needed, commit both files, and return the commit's URL; raise FileError if refused."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     parts = [CommitOperationAdd(FILE, file), CommitOperationAdd("README.md", card.encode())]
@@ -33,7 +33,7 @@ def push(repo: str, file: Path, card: str, message: str, private: bool | None, t
 
 
 def pull(repo: str, revision: str | None, token: str | None) -> Path:
-    """The repository's `circuit.json`, in the hub's cache."""
+    """Download the repository's `circuit.json`, and return its path in the hub's cache; raise FileError on failure."""
     from huggingface_hub import hf_hub_download
 
     try:
@@ -43,13 +43,13 @@ def pull(repo: str, revision: str | None, token: str | None) -> Path:
 
 
 def _refused(repo: str, error: Exception) -> FileError:
-    """What the hub or the way to it says, which its library tells by some twenty classes of error."""
+    """Return the first line of any error of `huggingface_hub`, which has some twenty error classes, as a FileError."""
     said = str(error).strip().partition("\n")[0] or type(error).__name__
     return FileError(f"{repo} at the Hugging Face hub: {said}")
 
 
 def card(repo: str, size: str, record: Record, facts: Mapping[str, Any], strongest: Sequence[Sequence[Any]]) -> str:
-    """The dataset card, Markdown. `strongest`: edge, estimated and exact effect of each."""
+    """Return the dataset card as Markdown. `strongest`: rows of an edge's name, estimated and exact effect."""
     made = {name: getattr(record, name) for name in MADE}
     made |= {"pairs": record.n_examples, "seed": record.seed, "circuit": size}
     made |= {name.replace("_", " "): facts[name] for name in MEASURED if facts.get(name) is not None}

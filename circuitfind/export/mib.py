@@ -1,11 +1,11 @@
-"""Folders for MIB's circuit track (Mueller et al. 2025): one a task and model, named `{task}_{model}`.
+"""Folders for MIB's circuit track (Mueller et al. 2025): one per task and model, named `{task}_{model}`.
 
 1. A folder holds either one file of scores (positive = keep), `importances.pt`, or nine circuits of at most 0.1, 0.2,
-   0.5, 1, 2, 5, 10, 20 and 50% of the edges; files are those of the EAP-IG library. A tenth, empty circuit is
-   tolerated (the track's page says nine and lists ten). JSON is taken, too, but is ten times as large.
-2. Sizes count edges as these files do, a key and value per query head: one into a shared head costs the whole group.
-   A circuit takes edges best first as long as they fit. Scores are by query head, too: of a grouped-query model those
-   of `attribute(ungrouped=True)`.
+   0.5, 1, 2, 5, 10, 20 and 50% of the edges. Both are files of the EAP-IG library. A tenth, empty circuit is accepted
+   (the track's page says nine and lists ten). MIB also accepts JSON, which is ten times as large.
+2. These files have a key and a value per query head, so an edge into a shared head counts once for every query head of
+   the group. A circuit takes the best edges as long as they fit. Scores are by query head, too: for a grouped-query
+   model use `attribute(ungrouped=True)`.
 3. A submission needs at least two tasks and two models.
 """
 
@@ -36,7 +36,7 @@ MODELS_OF = {
 
 
 class Folder(NamedTuple):
-    """One folder of a submission: what it holds, and what is wrong with it (nothing: empty)."""
+    """One folder of a submission: what it holds, and what is wrong with it ("" if nothing is)."""
 
     name: str
     holds: str
@@ -44,7 +44,7 @@ class Folder(NamedTuple):
 
 
 def task_and_model(name: str) -> tuple[str, str]:
-    """The task and the model in a folder's name, which the track splits at the first underscore."""
+    """Return the task and the model in a folder's name; raise FileError if MIB does not have them together."""
     task, _, model = name.partition("_")
     if task not in MODELS_OF:
         raise FileError(f"'{name}' is not a folder of MIB's: write TASK_MODEL, the task one of {', '.join(MODELS_OF)}")
@@ -61,15 +61,15 @@ def _check_graph(name: str, graph: Graph) -> None:
 
 # -------------------------------------------------------------------- writing
 def write_importances(root: str | PathLike[str], name: str, content: Foreign) -> list[Path]:
-    """Writes scores: `root/name/importances.pt`; of a grouped-query model those by query head."""
+    """Write scores as `root/name/importances.pt`; for a grouped-query model they must be by query head."""
     _check_graph(name, content.graph)
     return [eap_ig.write(Path(root, name, "importances.pt"), content)]
 
 
 def write_circuits(root: str | PathLike[str], name: str, graph: Graph, ranked: np.ndarray) -> list[Path]:
-    """Writes nine circuits cut from a ranking: `root/name/0.1.pt` to `50.pt` (a tenth of the size of JSON).
+    """Write nine circuits cut from a ranking, as `root/name/0.1.pt` to `50.pt`.
 
-    `ranked`: `[edges, 2]` (writer, reader), best first.
+    ranked: `[edges, 2]` (writer, reader), best first.
     """
     _check_graph(name, graph)
     masks = zip(PERCENT, circuits(graph, ranked), strict=True)
@@ -77,7 +77,7 @@ def write_circuits(root: str | PathLike[str], name: str, graph: Graph, ranked: n
 
 
 def circuits(graph: Graph, ranked: np.ndarray) -> Iterator[np.ndarray]:
-    """`[writers, readers]` bool for each of MIB's sizes: the best edges, as many as fit."""
+    """Yield a mask `[writers, readers]` for each of MIB's sizes, with as many of the best edges as fit."""
     copies = np.bincount(eap_ig.columns(graph), minlength=graph.n_readers)
     cost = np.cumsum(copies[ranked[:, 1]])
     for percent in PERCENT:
@@ -93,7 +93,7 @@ def _budget(graph: Graph, percent: float) -> int:
 
 # -------------------------------------------------------------------- checking
 def check(root: str | PathLike[str]) -> list[Folder]:
-    """What every folder of a submission holds, and what is wrong with it or with the whole."""
+    """Return what every folder of a submission holds and what is wrong with it; problems of the whole come last."""
     root = Path(root)
     if not root.is_dir():
         raise FileError(f"{root}: no such folder")
@@ -130,7 +130,7 @@ def _check_importances(content: Foreign) -> None:
     if scores is not None and np.isnan(scores).any():
         raise FileError("some scores are not finite numbers")
     if (scores is None or np.isin(scores, (0, 1)).all()) and content.node_scores is None:
-        raise FileError("one file that holds no scores, only membership: give its scores, or nine circuits")
+        raise FileError("the one file holds no scores, only a circuit: give a file of scores, or nine circuits")
 
 
 def _check_circuits(contents: list[Foreign]) -> None:
@@ -140,4 +140,4 @@ def _check_circuits(contents: list[Foreign]) -> None:
         raise FileError(f"{len(contents)} files: MIB takes one file of scores, or {len(PERCENT)} circuits")
     for size, percent in zip(sizes, PERCENT, strict=True):
         if size > (most := _budget(contents[0].graph, percent)):
-            raise FileError(f"a circuit of {size:,} edges where at most {percent:g}% are taken, {most:,}")
+            raise FileError(f"a circuit has {size:,} edges, but at most {percent:g}% are allowed, {most:,}")

@@ -1,20 +1,22 @@
-"""A circuit as an attribution graph's JSON, which Neuronpedia and circuit-tracer's own page open.
+"""A circuit in the JSON of attribution graphs, which Neuronpedia and circuit-tracer's page open.
 
 The format is that of circuit-tracer 0.5 (`frontend/graph_models.py`) and of Neuronpedia's `graph-schema.json`: nodes
-with a layer and a column `ctx_idx`, and links with a weight. Their nodes are features at tokens; here heads, MLPs,
-`input` and `logits` are nodes, and none is an error node.
+with a layer and a column `ctx_idx`, and links with a weight. Their nodes are features at token positions. Here the
+nodes are heads, MLPs, `input` and `logits`, and there are no error nodes.
 
-1. A circuit has no positions. Its columns, which the page heads with `prompt_tokens`, are `input`, the heads' numbers,
-   the MLPs (and mixers) and `logits`: a row a layer, a column a head.
-2. Edges at places go to the column of their place. A key or value is read by a node of its own (`a20.kv0 reads`), with
-   a link on to the head wherever it stands; its weight is the sum of what is read there.
-3. A link's weight is the effect (exact where measured, else the estimate; 1 where neither is known), positive =
-   supports. The page knows one link from node to node: q, k and v of a head are summed, and `edges` lists each.
-4. `influence`, by which their page prunes, is left out: the circuit is pruned already. Small circuits are pinned as a
-   whole, because the page draws the links of pinned nodes; of large ones only nodes in groups.
-5. Groups are supernodes. A node stands in one supernode only: the first group that has it.
-6. Their page takes `(p=...)` of a logit's label for granted, a node above layer 0, and a second column: beside one
-   place is an empty one.
+1. A circuit has no positions. Every layer is a row, and the columns are `input`, one per head, the MLPs and `logits`
+   (mixers are in the first head's column). `prompt_tokens` holds the columns' headings.
+2. Edges at places are in the column of their place. A key or value is read by a node of its own (`a20.kv0 reads`),
+   which has a link to the head in every column where the head is. Its weight is the sum of the effects of the edges
+   into that node.
+3. A link's weight is the effect, positive = supports: exact if measured, else the estimate, and 1 if neither is known.
+   The page allows one link between two nodes, so the edges into q, k and v of a head are summed, and `edges` lists
+   each.
+4. `influence`, by which the page prunes, is left out because the circuit is pruned already. The page draws the links of
+   pinned nodes, so all nodes of a small circuit are pinned; of a large one, only nodes in groups.
+5. Groups become supernodes. A node can be in one supernode only, that of the first group that has it.
+6. The page fails without `(p=...)` in the label of a logit, without a node above layer 0, or with a single column. So a
+   single place gets an empty column beside it.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ TYPES = {"input": "embedding", "head": "attention head", "mixer": "mixer", "logi
 
 
 class _Link(NamedTuple):
-    """One edge, or what leads on from where a key or value is read; the place of its ends is their column."""
+    """One edge, or the link from a node that reads keys or values to a head; a `Spot`'s place is its column."""
 
     source: Spot
     target: Spot
@@ -56,7 +58,7 @@ def write(
     facts: Mapping[str, Any],
     groups: Mapping[str, Sequence[str]],
 ) -> Path:
-    """Writes a circuit; the record's model is the name of the model that Neuronpedia looks for."""
+    """Write a circuit, and return the path. Neuronpedia looks for the model by the name in the record."""
     columns, inside = ["input", *(f"head {head}" for head in range(graph.n_heads)), "MLP", "logits"], set(nodes)
 
     def spot(name: str) -> Spot:
@@ -77,10 +79,10 @@ def write(
 def write_placed(
     path: str | PathLike[str], graph: Graph, rows: Iterable[PlacedRow], places: Sequence[str], record: Record
 ) -> Path:
-    """Writes edges at their places, as `placed_picture.source` draws them."""
+    """Write edges at places, with the same nodes as `placed_picture.source`, and return the path."""
     if len(places) == 1:
         places, rows = ("", *places), [row._replace(place=1) for row in rows]
-    spots = dict.fromkeys(Spot(place, "input") for place in range(len(places)))  # the page heads columns with these
+    spots = dict.fromkeys(Spot(place, "input") for place in range(len(places)))  # the page needs these for headings
     links, read = [], dict[Spot, tuple[list[str], float]]()
     for row in rows:
         start, end = row.ends(graph)
@@ -112,12 +114,12 @@ def _write(
     name = Path(path).name.lower().removesuffix(ENDING).removesuffix(".json")
     said = f"{record.task or 'A circuit'} in {record.model or 'a model'}: heads and MLPs, found with circuitfind"
     metadata = {
-        "slug": re.sub(r"[^a-z0-9_-]+", "-", name),  # part of an address
+        "slug": re.sub(r"[^a-z0-9_-]+", "-", name),  # part of the page's URL
         "scan": record.model or "unknown",
         "transcoder_list": [],
         "prompt_tokens": list(columns),
         "prompt": f"{record.task} ({record.model})" if record.task else " ".join(columns),
-        "schema_version": 1,  # of features' numbers: Cantor's pairs of layer and index
+        "schema_version": 1,  # version 1 numbers features by Cantor's pairing of layer and index
         "info": {"description": said, "generator": {"name": "circuitfind", "version": __version__}},
         "generation_settings": described(graph, record, facts),
     }
@@ -134,7 +136,7 @@ def _write(
 
 
 def _shown(ids: Mapping[Spot, str], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """What the page shows at first: pinned nodes, and groups as supernodes."""
+    """Return what the page shows when it opens: pinned nodes, and groups as supernodes."""
     first = {node: group for group in reversed(list(groups)) for node in groups[group]}
     members = {group: [id for node, id in ids.items() if first.get(node.name) == group] for group in groups}
     supernodes = [[group, *inside] for group, inside in members.items() if inside]
@@ -143,7 +145,7 @@ def _shown(ids: Mapping[Spot, str], groups: Mapping[str, Sequence[str]]) -> dict
 
 
 def _index(graph: Graph, kind: Mapping[str, Any]) -> int:
-    """The number of a node in its layer: heads, the MLP, then what reads keys and values."""
+    """Return the number of a node in its layer: first the heads, then the MLP, then nodes that read keys and values."""
     index: int = kind.get("head", graph.n_heads if kind["kind"] == "mlp" else 0)
     return index + (graph.n_heads + 1 if kind["kind"] == "kv" else 0)
 
@@ -156,7 +158,7 @@ def _rank(graph: Graph, spot: Spot) -> tuple[int, bool, int, int]:
 def _node(graph: Graph, spot: Spot, record: Record) -> dict[str, Any]:
     kind = attributes_of(graph, spot.name)
     what, layer, index, column = kind["kind"], kind["layer"], _index(graph, kind), spot.place
-    text = {"input": "E", "logits": str(layer + 1)}.get(what, str(layer))  # the page puts logits one above all others
+    text = {"input": "E", "logits": str(layer + 1)}.get(what, str(layer))  # the page shows logits one layer higher
     label = f'Output "{record.metric or "logits"}" (p=1.000)' if what == "logits" else spot.name
     return {
         "node_id": f"{text}_{index}_{column}",
@@ -176,5 +178,5 @@ def _node(graph: Graph, spot: Spot, record: Record) -> dict[str, Any]:
 
 
 def _pair(x: int, y: int) -> int:
-    """Cantor's number of a pair."""
+    """Return Cantor's pairing number."""
     return (x + y) * (x + y + 1) // 2 + y

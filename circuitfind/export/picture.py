@@ -1,15 +1,15 @@
-"""A circuit as a drawing: what it shows, its Graphviz source, and SVG, PNG or PDF where Graphviz is installed.
+"""A circuit as a drawing: its Graphviz source, and SVG, PNG or PDF if Graphviz is installed.
 
-What is drawn comes from `export.arrows`. As Graphviz draws it:
+`export.arrows` decides what is drawn. In the Graphviz source:
 
-1. Invisible anchors in every rank hold the order and carry the layer's label at the side.
-2. Heads are ellipses, MLPs boxes, `input` and `logits` dark. Arrows are coloured by what they feed (Okabe and Ito's
-   colour-blind-safe palette). Dashed = the edge opposes the behaviour. A filled arrowhead = the effect was measured by
-   exact patching, a hollow one = it is an estimate.
-3. Held against a truth (`marks`), colours say something else: black = true and found, red and dashed = missing, grey =
-   found and not true.
-4. Ranks and nodes move closer together and weak edges fade as circuits grow, so that 400 edges can still be read; above
-   that the circuit is folded by layer.
+1. Every rank has an anchor node, which keeps the ranks in order and carries the layer's label.
+2. Heads are ellipses, MLPs boxes, `input` and `logits` dark boxes. The colour of an arrow tells what its edge feeds
+   (Okabe and Ito's colour-blind-safe palette). Dashed = the edge opposes the behaviour. A filled arrowhead = the effect
+   was measured by exact patching, a hollow one = it is an estimate.
+3. If the circuit is compared with a true circuit (`marks`), colours mean: black = true and found, red and dashed =
+   missing, grey = found and not true.
+4. In larger circuits, ranks and nodes are closer together and weak edges fainter, so that 400 edges are still readable.
+   Still larger circuits are folded by layer.
 
 The same circuit gives the same text, byte for byte.
 """
@@ -39,7 +39,7 @@ NODES = {
     "kv": 'shape=box style="filled" fillcolor="#FFFFFF" color="#7A8594" fontsize=9 height=0.18 margin="0.04,0.01"',
     "end": 'shape=box style="filled,rounded" fillcolor="#333F4F" color="#333F4F" fontcolor="#FFFFFF"',
 }
-FOUND, MISSING, SPURIOUS = "found", "missing", "not true"  # of a truth that a circuit is held against
+FOUND, MISSING, SPURIOUS = "found", "missing", "not true"  # edges of a circuit, compared with the true circuit
 MARKS = {
     FOUND: 'color="#1B2430" penwidth=1.8 weight=4',
     MISSING: 'color="#D0202E" fontcolor="#D0202E" penwidth=1.8 weight=4 style=dashed',
@@ -47,10 +47,10 @@ MARKS = {
 }
 ENDINGS = (".svg", ".png", ".pdf")
 PNG_DPI = 160
-MOST_DRAWN = 400  # edges; Graphviz takes minutes for more, and nobody can read them
+MOST_DRAWN = 400  # edges; more take Graphviz minutes, and cannot be read
 GROUP_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#D55E00", "#8F7AE5", "#7A9A01")
-Groups = Mapping[str, Sequence[str]]  # nodes, by a name of the user's
-CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # and halves of surrogate pairs, which Graphviz does not take
+Groups = Mapping[str, Sequence[str]]  # the user's name of a group -> its nodes
+CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # with halves of surrogate pairs, which Graphviz refuses
 
 
 # -------------------------------------------------------------------- Graphviz
@@ -64,16 +64,16 @@ def source(
     fold: bool | None = None,
     groups: Groups | None = None,
 ) -> str:
-    """Graphviz source of the circuit.
+    """Return Graphviz source of the circuit.
 
     Args:
         rows: the circuit's edges, effects in units of the metric, positive = supports.
         nodes: names of the circuit's nodes.
         title: a line above the picture.
-        legend: says below the picture what colours, dashes, widths and arrowheads mean.
-        marks: by edge, one of `MARKS`: the circuit held against a truth, in place of effects.
-        fold: one arrow for all edges between two layers; by default above 400 edges without marks.
-        groups: nodes under names of the user's: a colour of their frames, and a line of the legend.
+        legend: whether a legend below the picture explains colours, dashes, widths and arrowheads.
+        marks: edge -> one of `MARKS`: shows the comparison with a true circuit in place of effects.
+        fold: whether to draw one arrow for all edges between two layers; by default above 400 edges without marks.
+        groups: named groups of nodes; each group has its own colour of frames and an entry in the legend.
     """
     drawn, stubs, note = arrows(graph, rows), joints(graph, rows, nodes), ""
     if fold if fold is not None else len(drawn) > MOST_DRAWN and marks is None:
@@ -83,8 +83,8 @@ def source(
     levels = ranks(graph, nodes if drawn else ["input", "logits"], drawn)
     lines = ["digraph circuit {", *_settings(len(drawn), title, 0.2 if note else 0.44)]
     level = {name: i for i, rank in enumerate(levels) for name in rank.names}
-    crossed = sum(level[arrow.target] - level[arrow.source] for arrow in drawn)  # Graphviz's time grows with it
-    if crossed > 5000:  # Graphviz's own limits: a slightly worse layout in seconds, not minutes
+    crossed = sum(level[arrow.target] - level[arrow.source] for arrow in drawn)
+    if crossed > 5000:  # limit Graphviz's search: a slightly worse layout in seconds instead of minutes
         lines.append("  nslimit=0.5 mclimit=0.3")
     lines += ["  subgraph cluster_circuit {", "    peripheries=0 margin=4 labelloc=b labeljust=l"]
     if legend or not drawn:
@@ -98,20 +98,24 @@ def source(
 
 
 def render(path: str | PathLike[str], source: str) -> Path:
-    """Draws Graphviz source to `.svg`, `.png` or `.pdf`, by the path's ending."""
-    import graphviz  # here, because servers lack it (circuitfind.remote)
+    """Draw Graphviz source as `.svg`, `.png` or `.pdf`, by the path's ending, and return the path.
+
+    Raises:
+        FileError: another ending, or Graphviz is not installed or fails.
+    """
+    import graphviz  # not at the top, because servers lack it (circuitfind.remote)
 
     ending = Path(path).suffix.lower()
     if ending not in ENDINGS:
         raise FileError(f"{path}: pictures end in {', '.join(ENDINGS)}; write the Graphviz source to .dot as text")
-    if ending == ".png":  # not in the source itself, where it would scale the SVG too
+    if ending == ".png":  # in the source of all formats it would also scale the SVG
         source = source.replace("{", f"{{ dpi={PNG_DPI};", 1)
     try:
         picture = graphviz.Source(source).pipe(format=ending[1:])
     except graphviz.ExecutableNotFound:
         raise FileError(
-            f"{path}: not drawn, Graphviz's 'dot' is not on the PATH; the circuit's .dot text is there without it"
-            " (Circuit.to_dot). Install Graphviz: apt install graphviz, brew install graphviz, or graphviz.org/download"
+            f"{path}: not drawn, Graphviz's 'dot' is not on the PATH; Circuit.to_dot writes the .dot text without it."
+            " Install Graphviz: apt install graphviz, brew install graphviz, or graphviz.org/download"
         ) from None
     except subprocess.CalledProcessError as error:
         said = (error.stderr or b"").decode(errors="replace").strip().splitlines() or [str(error)]
@@ -120,7 +124,7 @@ def render(path: str | PathLike[str], source: str) -> Path:
 
 
 def svg(source: str) -> str | None:
-    """The drawing of Graphviz source as SVG text; None where `dot` is not installed or fails."""
+    """Return the drawing of Graphviz source as SVG text; None if `dot` is not installed or fails."""
     import graphviz
 
     try:
@@ -130,13 +134,16 @@ def svg(source: str) -> str | None:
 
 
 def quote(text: str) -> str:
-    """A Graphviz string: quotes and backslashes escaped, control characters dropped, line ends kept as breaks."""
+    """Return a Graphviz string: quotes and backslashes escaped, control characters dropped, line ends kept."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return '"' + CONTROL.sub("", escaped) + '"'
 
 
 def look(kind: str, share: float | None, count: int, said: str, opposes: bool, measured: bool = False) -> str:
-    """Colour, width, head, dashes and tooltip of an arrow, one of `count`."""
+    """Return the Graphviz attributes of an arrow, one of `count` (more arrows are thinner).
+
+    said: the tooltip. opposes: dashed. measured: with a filled head.
+    """
     width, opacity = pen(share, count)
     # a hollow head is drawn with the arrow's own pen: large enough to leave room inside
     head = "normal" if measured else f"onormal arrowsize={max(0.7, 0.38 * width):.2f}"
@@ -157,14 +164,14 @@ def _settings(n_edges: int, title: str | None, apart: float) -> list[str]:
 
 
 def _scale(n_edges: int) -> float:
-    """Title and legend grow with the picture, which is shown smaller the larger it is."""
+    """Return the factor by which title and legend grow, because larger pictures are usually shown smaller."""
     return 1 + 0.7 * min(n_edges / 400, 1.0)
 
 
 def _boxes(graph: Graph, levels: Sequence[Rank], groups: Groups) -> list[str]:
-    """Nodes rank by rank, each rank with an anchor that carries its label, and the anchors' chain."""
+    """Return one line per rank, with its nodes and an anchor that carries its label, and one that links the anchors."""
     lines, frames = [], dict[str, str]()
-    for at, nodes in reversed(list(enumerate(groups.values()))):  # the first of several groups has the frame
+    for at, nodes in reversed(list(enumerate(groups.values()))):  # of several groups, the first decides the colour
         frames |= dict.fromkeys(nodes, f' color="{GROUP_COLORS[at % len(GROUP_COLORS)]}" penwidth=3')
     for i, rank in enumerate(levels):
         label = f"layer {rank.layer}" if rank.first and 0 <= rank.layer < graph.n_layers else ""
@@ -197,7 +204,7 @@ def _lines(drawn: Sequence[Arrow], pairs: Sequence[tuple[str, str]], marks: Mapp
 
 
 def _legend(drawn: Sequence[Arrow], marks: Mapping[str, str] | None, note: str, groups: Groups) -> str:
-    """An HTML-like table: what is drawn, in two lines and those of a note and of groups."""
+    """Return the legend in Graphviz's HTML-like language: lines for kinds of edges, effects, groups and the note."""
     if not drawn:
         return '<font point-size="12" color="#55606E">empty circuit: no edges, faithfulness 0</font>'
     if marks is not None:

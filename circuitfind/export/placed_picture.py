@@ -1,10 +1,10 @@
-"""Edges at their places as a drawing: a column for each position or span, a row for each layer.
+"""Edges at places as a drawing: a column for each position or span, rows for each layer.
 
-1. A node stands in every column where it writes, or reads its query or (an MLP) its input: `a20.h0` under "end".
-2. An edge is an arrow within a column. One into a key or value ends at a small box of its own, `a20.kv0`, in the column
-   where it is read.
-3. From there a dotted line leads to the head in each column where it stands: there attention carries something from
-   token to token.
+1. A node is drawn in every column where it writes, or where it reads a query or (an MLP or `logits`) its input.
+2. An edge is an arrow within a column. An edge into a key or value ends at a small box, such as `a20.kv0`, in the
+   column where it is read.
+3. Dotted lines lead from this box to the head in every column where the head is drawn: attention moves information
+   between tokens along them.
 
 Colours, widths and dashes of arrows are those of `picture.py`.
 """
@@ -19,13 +19,13 @@ from circuitfind.export.graphs import served
 from circuitfind.export.picture import FONT, NODES, look, quote
 from circuitfind.graph import Graph
 
-WIDTH, HEIGHT, GAP = 78, 52, 40  # of a box and a row, and between columns, in points
-LEVELS = {"kv": 0, "mlp": 2}  # rows of a layer, all others between them
+WIDTH, HEIGHT, GAP = 78, 52, 40  # in points: a box's width, a row's height, the gap between columns
+LEVELS = {"kv": 0, "mlp": 2}  # a layer's rows from the bottom; all other kinds are in row 1
 
 
 def source(graph: Graph, rows: Sequence[PlacedRow], places: Sequence[str], title: str | None = None) -> str:
-    """Graphviz source; places without an edge are left out."""
-    spots: dict[Spot, None] = {}  # an ordered set, as the next
+    """Return Graphviz source of the edges; places without an edge are left out."""
+    spots: dict[Spot, None] = {}  # an ordered set, like `crossing`
     crossing: dict[tuple[Spot, str], None] = {}
     lines = []
     largest = max((abs(row.effect) for row in rows), default=1.0)
@@ -60,8 +60,8 @@ def _settings(title: str | None) -> Iterable[str]:
 
 
 def _columns(graph: Graph, spots: Iterable[Spot], places: Sequence[str]) -> Iterable[str]:
-    """The boxes where they stand (dot would order the columns as it likes), with names of the columns and layers."""
-    cells: dict[tuple[int, int, int], list[tuple[Spot, str]]] = {}  # by place, layer and row of the layer
+    """Yield lines for the boxes and the names of columns and layers, at fixed positions (dot would reorder columns)."""
+    cells: dict[tuple[int, int, int], list[tuple[Spot, str]]] = {}  # (place, layer, the layer's row) -> boxes
     for spot in sorted(spots, key=_label):
         kind, layer = (attributes_of(graph, spot.name)[name] for name in ("kind", "layer"))
         cells.setdefault((spot.place, layer, LEVELS.get(kind, 1)), []).append((spot, kind))

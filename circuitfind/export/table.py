@@ -1,4 +1,4 @@
-"""A result's columns as a file: `.csv`, or `.parquet` where pyarrow is installed."""
+"""A result's columns as a file: `.csv`, or `.parquet` if pyarrow is installed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ ENDINGS = (".csv", ".parquet")
 
 
 def fits(path: str | PathLike[str]) -> bool:
-    """Whether the name is that of a table."""
+    """Whether the path ends in .csv or .parquet."""
     return Path(path).suffix.lower() in ENDINGS
 
 
 def write(path: str | PathLike[str], columns: Mapping[str, list[Any]]) -> Path:
-    """Writes columns by name, lists of equal length; what is not known is empty."""
+    """Write columns, lists of equal length by name, and return the path; None becomes an empty cell."""
     if Path(path).suffix.lower() == ".csv":
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
