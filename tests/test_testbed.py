@@ -72,7 +72,7 @@ def test_trained(name: str, form: str) -> None:
 
 def test_what_stands_in_shows_only_where_the_other_path_is_cut() -> None:
     known = build("or", n=8)
-    with pytest.raises(cf.ScoreError, match=r"ablating the true edge \S+ costs 0.00%"):
+    with pytest.raises(cf.ScoreError, match=r"ablating the true edge \S+ changes the metric by 0.00%"):
         prove(replace(known, contexts=((),)))
 
 

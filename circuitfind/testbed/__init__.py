@@ -1,12 +1,12 @@
-"""Models whose circuit is known, because they were made to compute it: to see which method is right, and where.
+"""Models with known circuits, to test circuit discovery methods against the truth.
 
     known = circuitfind.testbed.build("ioi-backup")
     scores = circuitfind.attribute(known.model, known.task)
     circuitfind.agreement(scores, known.reference)
 
-Each is a model of an ordinary class (GPT-2, or Llama with grouped queries), compiled from a drawing of the circuit
-(`blueprint.py`, `circuits.py`), or trained to it (`trained.py`), with prompts and the exact set of true edges. `prove`
-holds the truth against the model: each true edge is needed, every other one does nothing.
+Each model has an ordinary class (GPT-2, or Llama with grouped queries) and comes with prompts and the exact set of true
+edges. It is compiled from a drawing of the circuit (`blueprint.py`, `circuits.py`) or trained to compute that circuit
+(`trained.py`). `prove` verifies on the model that each true edge is needed and that every other edge does nothing.
 """
 
 from circuitfind.testbed.blueprint import Blueprint as Blueprint, Offset as Offset

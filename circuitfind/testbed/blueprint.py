@@ -1,15 +1,15 @@
-"""A circuit as its author draws it: what each head looks at and moves, and what each MLP computes.
+"""`Blueprint`: a drawing of a circuit: what each head attends to and moves, and what each MLP computes.
 
-1. The residual stream holds *variables*, each a block of channels. `input` writes `token` and `position` (one-hot),
-   `start` (1 at the first word, which opens every prompt) and `one` (1 everywhere). The unembedding reads `output`, the
-   logit of each word. Every other variable is the author's.
-2. A head attends by a sum of *matches*: how well a query variable, through a matrix, fits a key variable. It moves
-   variables, through a matrix, to another one. An MLP is a table of ReLU neurons from variables to variables.
-3. What a prompt can change is *varying*: `token`, and what is computed from a varying variable. What leads to `output`
-   is *live*.
-4. The true edges follow: from each varying part to each live part that reads a variable which it writes earlier.
-
-A part is a head, or one table of an MLP: a layer's MLP may hold several tables, of which some are live.
+1. The residual stream holds *variables*, each in its own channels. `input` writes `token` and `position` (one-hot),
+   `start` (1 at the first word, which begins every prompt) and `one` (1 everywhere). The unembedding reads `output`,
+   the logit of each word. The author of the circuit adds all other variables.
+2. A head's attention scores are a sum of *matches* (bilinear forms of a query and a key variable) and *offsets*
+   (distances between tokens). Its values are linear in variables, and its output is added to other variables. An MLP
+   consists of *tables* of ReLU neurons, which read variables and write to others.
+3. A *part* is a head, or one table of an MLP. A part is *varying* if it depends on the prompt: it reads `token`, or a
+   variable that a varying part writes. A varying part is *live* if `output` depends on it.
+4. The true edges lead from `input` and from each varying part to each later live part that reads a variable which it
+   writes, and to `logits` from each that writes `output`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from circuitfind.errors import ScoreError
 
-SHARP = 8.0  # attention score of a match: e^8 against e^0
+SHARP = 8.0  # attention score of a match: weight e^8 against e^0
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Variable:
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """A term of a head's attention scores: `query @ by @ key`, `by [query width, key width]`."""
+    """A term of a head's attention scores: `query @ by @ key`, with `by [query width, key width]`."""
 
     query: Variable
     key: Variable
@@ -44,7 +44,7 @@ class Match:
 
 @dataclass(frozen=True, eq=False)
 class Offset:
-    """A term of a head's attention scores: `strength` where the key stands `back` tokens before the query."""
+    """A term of a head's attention scores: `strength` for the key that is `back` tokens before the query."""
 
     back: int
     strength: float = 2 * SHARP
@@ -52,8 +52,14 @@ class Offset:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """`carried = sum over tokens of attention * sum of (variable @ moves[variable])`, with matrices `[width, carried]`;
-    `carried @ writes[variable]`, with `[carried, width]`, is added to each variable."""
+    """An attention head.
+
+    Attributes:
+        layer, head: its place in the model.
+        looks: the terms of its attention scores.
+        moves: variable -> matrix `[width, carried]`; the head's value is the sum of `variable @ matrix`.
+        writes: variable -> matrix `[carried, width]`; the attended values times this matrix are added to the variable.
+    """
 
     layer: int
     head: int
@@ -63,7 +69,7 @@ class Head:
 
     @property
     def carried(self) -> int:
-        """Channels that it carries."""
+        """The number of channels of its value."""
         return next(iter(self.moves.values())).shape[1]
 
     @property
@@ -78,14 +84,14 @@ class Head:
         return list(self.writes)
 
     def reads(self) -> dict[str, list[Variable]]:
-        """By kind of reader, the variables that it reads."""
+        """Return the variables that each kind of reader ("q", "k", "v") reads."""
         matches = [look for look in self.looks if isinstance(look, Match)]
         return {"q": [match.query for match in matches], "k": [match.key for match in matches], "v": list(self.moves)}
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Neurons `relu(sum of variable @ takes[variable] + bias)`, and `neurons @ gives[variable]` for each variable."""
+    """Neurons of an MLP: `relu(sum of variable @ takes[variable] + bias)`; `neurons @ gives[variable]` is written."""
 
     layer: int
     takes: Mapping[Variable, Tensor]
@@ -115,9 +121,9 @@ class Blueprint:
     """A circuit under construction.
 
     Attributes:
-        words: the vocabulary; the first word opens every prompt.
-        length: tokens of the longest prompt.
-        heads: heads in each layer; those without a part have weights of 0.
+        words: the vocabulary; the first word begins every prompt.
+        length: number of tokens of the longest prompt.
+        heads: number of heads in each layer; heads without a part have weights of 0.
     """
 
     words: Sequence[str]
@@ -134,7 +140,7 @@ class Blueprint:
 
     # ---------------------------------------------------------------- drawing
     def variable(self, name: str, width: int | None = None) -> Variable:
-        """A new variable; by default as wide as the vocabulary."""
+        """Add a variable, by default as wide as the vocabulary, and return it."""
         new = Variable(name, len(self.words) if width is None else width)
         if new.name in {old.name for old in self.variables}:
             raise ScoreError(f"testbed: there is a variable '{name}' already")
@@ -142,21 +148,21 @@ class Blueprint:
         return new
 
     def select(self, *words: str, strength: float = 1.0) -> Tensor:
-        """`[words]`: `strength` at these words, 0 elsewhere."""
+        """Return a vector `[words]` that is `strength` at these words and 0 elsewhere."""
         return torch.tensor([strength * (word in words) for word in self.words])
 
     def match(self, query: Variable, key: Variable, by: Tensor | float = SHARP) -> Match:
-        """How well query and key fit; a number stands for that multiple of the identity."""
+        """Return a match of query and key; a number for `by` stands for that multiple of the identity."""
         if isinstance(by, (int, float)):
             by = by * torch.eye(query.width, key.width)
         return Match(query, key, by.reshape(query.width, key.width))
 
     def towards(self, key: Variable, strengths: Tensor) -> Match:
-        """A preference of keys, whatever the query: `strengths [key width]`."""
+        """Return a preference for keys that does not depend on the query. `strengths`: `[key width]`."""
         return self.match(self.one, key, strengths)
 
     def resting(self, strength: float = SHARP / 2) -> Match:
-        """A preference for the first word, where a head rests that finds nothing better."""
+        """Return a preference for the first word, to which a head attends if no other match is stronger."""
         return self.match(self.one, self.start, strength)
 
     def head(
@@ -166,7 +172,7 @@ class Blueprint:
         moves: Mapping[Variable, Tensor],
         writes: Mapping[Variable, Tensor | float],
     ) -> Head:
-        """Adds the layer's next head; a number in `writes` stands for that multiple of the identity."""
+        """Add the layer's next head, and return it; a number in `writes` stands for that multiple of the identity."""
         taken = sum(isinstance(part, Head) and part.layer == layer for part in self.parts)
         if taken == self.heads:
             raise ScoreError(f"testbed: layer {layer} has only {self.heads} heads")
@@ -179,18 +185,18 @@ class Blueprint:
     def table(
         self, layer: int, takes: Mapping[Variable, Tensor], bias: Tensor | float, gives: Mapping[Variable, Tensor]
     ) -> Table:
-        """Adds a table to the layer's MLP."""
+        """Add a table to the layer's MLP, and return it."""
         neurons = next(iter(gives.values())).shape[0]
         table = Table(layer, dict(takes), torch.as_tensor(bias, dtype=torch.float32).expand(neurons), dict(gives))
         self.parts.append(table)
         return table
 
     def word(self, *words: str) -> dict[Variable, Tensor]:
-        """What a head moves that copies the token's word; by default all words but the first."""
+        """Return `moves` of a head that copies these words and no others; by default all words but the first."""
         copied = self.select(*(words or self.words[1:]))
         return {self.token: torch.diag(copied)}
 
-    # ---------------------------------------------------------------- what follows
+    # ---------------------------------------------------------------- derived from the drawing
     @property
     def n_layers(self) -> int:
         return 1 + max(part.layer for part in self.parts)
@@ -199,25 +205,25 @@ class Blueprint:
         return [part for part in self.parts if isinstance(part, Table) and part.layer == layer]
 
     def neurons(self, layer: int) -> int:
-        """Neurons of a layer's MLP."""
+        """Return the number of neurons of a layer's MLP."""
         return sum(len(table.bias) for table in self.tables(layer))
 
     def embedding(self) -> dict[Variable, Tensor]:
-        """What `input` writes for each word, `[words, width]`, positions aside."""
+        """Return what `input` writes to each variable for each word, `[words, width]`, without positions."""
         start = torch.zeros(len(self.words), 1)
         start[0] = 1
         return {self.token: torch.eye(len(self.words)), self.start: start, self.one: torch.ones(len(self.words), 1)}
 
     def stages(self) -> list[list[Part]]:
-        """Parts that run side by side, in order: a layer's heads, then its tables."""
+        """Return the parts in the order of computation, in groups: a layer's heads, then its tables."""
         by_place: dict[tuple[int, bool], list[Part]] = {}
         for part in self.parts:
             by_place.setdefault((part.layer, isinstance(part, Table)), []).append(part)
         return [by_place[place] for place in sorted(by_place)]
 
     def true_edges(self) -> list[str]:
-        """Their names, such as `a0.h0->a1.h0<k>`."""
-        writers: dict[Variable, list[str]] = {self.token: ["input"]}  # of what varies, so far
+        """Return the names of the true edges, such as `a0.h0->a1.h0<k>`."""
+        writers: dict[Variable, list[str]] = {self.token: ["input"]}  # varying writers so far
         sources: dict[Part, dict[str, list[str]]] = {}
         for stage in self.stages():
             for part in stage:

@@ -1,4 +1,4 @@
-"""`build`: a known circuit by its name, or from a drawing of one's own."""
+"""`build`: a known circuit by its name, or from a user's own drawing."""
 
 from __future__ import annotations
 
@@ -31,13 +31,15 @@ CIRCUITS: dict[str, Callable[[], Drawing]] = {
     "reverse": circuits.reverse,
     "sort": circuits.sort,
 }
-OF_GPT2 = ("reverse", "sort")  # they read positions, which Llama's class has none of in its stream
+OF_GPT2 = ("reverse", "sort")  # these read positions, which Llama's residual stream does not contain
 _LAYERED = re.compile(r"layered-(\d{1,5})")
 
 
 def names(form: str = "gpt2") -> list[str]:
-    """Names for `build` in a form. Those that end in "-trained" are of models that were trained to the circuit, not
-    compiled from it. Beside these, "layered-N" is a random circuit with N true edges, 10 to 10,000.
+    """Return the names that `build` knows in a form, "gpt2" or "llama".
+
+    Names that end in "-trained" are models that were trained to the circuit instead of compiled from it. `build` also
+    takes "layered-N", a random circuit with N true edges, 10 to 10,000.
 
     Raises:
         ScoreError: there is no such form.
@@ -53,22 +55,22 @@ def check_form(form: str) -> None:
 
 
 def summary_of(name: str) -> str:
-    """What a circuit computes, in one line."""
+    """Return one line on what a circuit computes."""
     return (getdoc(CIRCUITS.get(name.removesuffix(SUFFIX), layered)) or "").splitlines()[0].rstrip(".")
 
 
 @own_arithmetic()
 def build(circuit: str | Drawing, *, n: int = 64, seed: int = 0, form: str = "gpt2", norm: str = "identity") -> Known:
-    """A model with a known circuit, its task and its true edges.
+    """Return a model with a known circuit, its task and its true edges.
 
     Args:
         circuit: one of `names()`, "layered-N", or a `Drawing` of your own.
         n: number of pairs.
-        seed: decides the pairs, and of "layered-N" the circuit.
+        seed: of the pairs and, for "layered-N", of the circuit.
         form: "gpt2", or "llama": grouped queries, rotary positions, gated MLPs.
-        norm: "identity": norms that change nothing, so that what is inert does exactly nothing; "real" (GPT-2 only):
-            LayerNorms that scale, so that everything written moves everything else a little. Trained models have real
-            ones in any case.
+        norm: "identity": norms that change nothing, so that edges outside the circuit have no effect; "real" (GPT-2
+            only): LayerNorms that scale, so that everything written changes everything else a little. Trained models
+            always have real norms.
 
     Raises:
         ScoreError: there is no such circuit, or not in this form.

@@ -1,8 +1,7 @@
-"""Where a blueprint's variables lie in the residual stream, and a head's matches as inner products.
+"""The layout of a blueprint's variables in the residual stream, and a head's matches as inner products.
 
-1. Every variable gets channels of its own, in the blueprint's order.
-2. A match `query @ by @ key` is an inner product of as many channels as the narrower of its two variables has.
-3. GPT-2's norms subtract the mean: one more channel, the last, holds minus the sum of all others.
+1. Every variable has its own channels, in the blueprint's order.
+2. A match `query @ by @ key` becomes an inner product of n channels, where n is the width of the narrower variable.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from circuitfind.testbed.blueprint import Blueprint, Head, Match, Table, Variabl
 
 
 class Product(NamedTuple):
-    """A match taken apart: `(query @ by_query) . (key @ by_key)`, with matrices `[width, n]`."""
+    """A match as an inner product: `(query @ by_query) . (key @ by_key)`, with matrices `[width, n]`."""
 
     query: Variable
     by_query: Tensor
@@ -40,8 +39,8 @@ class Channels:
     """The residual stream's layout.
 
     Attributes:
-        used: channels of all variables.
-        width: all channels, of which the last `spare` are for whoever writes the weights.
+        used: the number of channels of all variables.
+        width: the number of all channels; those from `used` on belong to no variable.
     """
 
     def __init__(self, variables: list[Variable], width: int) -> None:
@@ -56,12 +55,15 @@ class Channels:
         return slice(self._start[variable], self._start[variable] + variable.width)
 
     def matrices(self, head: Head, products: Sequence[Product], size: int, places: Sequence[int]) -> Tensor:
-        """`[3, width, size]`: a head's query, key and value matrices, its matches in these channels of the `size`."""
+        """Return a head's query, key and value matrices, `[3, width, size]`.
+
+        size: the head's width. places: the channels of the head's query and key in which its matches are put.
+        """
         query, key, value = made = torch.zeros(3, self.width, size)
         used = 0
         for product in products:
             own = places[used : used + product.size]
-            query[self.of(product.query), own] = product.by_query * size**0.5  # scores are divided by this
+            query[self.of(product.query), own] = product.by_query * size**0.5  # attention divides by this
             key[self.of(product.key), own] = product.by_key
             used += product.size
         for variable, matrix in head.moves.items():
@@ -69,7 +71,7 @@ class Channels:
         return made
 
     def placed(self, parts: Mapping[Variable, Tensor], rows: int) -> Tensor:
-        """`[rows, width]`: what is written to each variable, in its channels."""
+        """Return `[rows, width]` with the matrix of each variable, `[rows, its width]`, in its channels."""
         whole = torch.zeros(rows, self.width)
         for variable, matrix in parts.items():
             whole[:, self.of(variable)] = matrix
@@ -81,7 +83,7 @@ def heads_of(plan: Blueprint, layer: int) -> list[Head]:
 
 
 def tables_of(plan: Blueprint, layer: int) -> Iterator[tuple[slice, Table]]:
-    """The layer's tables, each with its neurons in the layer's MLP."""
+    """Yield a layer's tables, each with the slice of its neurons in the layer's MLP."""
     used = 0
     for table in plan.tables(layer):
         yield slice(used, used + len(table.bias)), table

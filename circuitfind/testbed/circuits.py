@@ -1,7 +1,7 @@
-"""The compiled circuits: each is a drawing of a few lines.
+"""The drawings of the compiled circuits.
 
-Lower-case letters are names of things, capital letters of people. A clean prompt and its corrupted twin differ in all
-that the circuit uses, so that each of its edges carries a difference.
+Lower-case letters stand for words, capital letters for names of people. The clean and the corrupted prompt of a pair
+differ in everything that the circuit uses, so that each of its edges carries a difference.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from circuitfind.testbed.distractors import distract
 from circuitfind.testbed.known import Drawing
 
 START = "<s>"
-GAIN = 6.0  # logits that a moved word gains
+GAIN = 6.0  # by how much a moved word's logit rises
 LETTERS, NAMES = tuple(ascii_lowercase[:10]), tuple(ascii_uppercase[:8])
 DIGITS = tuple("0123456789")
-
 
 Contexts = tuple[tuple[str, ...], ...]
 
 
 def _drawn(plan: Blueprint, draw: Callable[[random.Random], Pair], contexts: Contexts = ((),)) -> Drawing:
+    """Return a drawing of the circuit with distractors."""
     distract(plan)
     return Drawing(plan, draw, contexts)
 
 
 def induction(sharp: float = SHARP) -> Drawing:
-    """A head that attends to what followed the same word earlier, through keys that a previous-token head wrote."""
+    """A head attends to the word after an earlier copy of its word, through keys that a previous-token head wrote."""
     plan = Blueprint([START, *LETTERS], 8)
     before = plan.variable("before")
     plan.head(0, [Offset(1)], plan.word(), {before: 1})
@@ -48,17 +48,20 @@ def induction(sharp: float = SHARP) -> Drawing:
 
 
 def saturated() -> Drawing:
-    """Induction whose attention is all or nothing, so that the softmax passes no gradient on."""
+    """Induction with attention so close to 0 and 1 that the softmax has practically no gradient."""
     return induction(5 * SHARP)
 
 
 def _ioi() -> tuple[Blueprint, list[Match], Callable[[random.Random], Pair]]:
-    """Duplicate-token head and S-inhibition head; with it by what a name mover attends, and how pairs are drawn."""
+    """Draw the duplicate-token head and the S-inhibition head.
+
+    Return the blueprint, the matches of a name mover's attention, and the function that draws pairs.
+    """
     plan = Blueprint([START, *NAMES, "and", "met", "gave", "to"], 8)
     people = plan.select(*NAMES)
     twice, inhibited = plan.variable("twice"), plan.variable("inhibited")
     same = plan.match(plan.token, plan.token, 8 * SHARP * torch.diag(people))
-    # rotary positions only shade what is near
+    # with rotary positions a penalty also lowers the scores of tokens nearby, so all terms are large
     earlier: list[Match | Offset] = [same, Offset(0, -6 * SHARP), plan.resting(7 * SHARP)]
     plan.head(0, earlier, plan.word(*NAMES), {twice: 1})
     plan.head(1, [plan.towards(twice, SHARP * people), plan.resting()], {twice: torch.eye(twice.width)}, {inhibited: 1})
@@ -75,14 +78,14 @@ def _ioi() -> tuple[Blueprint, list[Match], Callable[[random.Random], Pair]]:
 
 
 def ioi() -> Drawing:
-    """Indirect object: the name mover attends to the name that the S-inhibition head does not speak against."""
+    """Indirect object identification: the name mover attends to the name that S-inhibition does not suppress."""
     plan, looks, draw = _ioi()
     plan.head(2, looks, plan.word(*NAMES), {plan.output: GAIN})
     return _drawn(plan, draw)
 
 
 def ioi_negative() -> Drawing:
-    """IOI with a second head that attends as the name mover does and writes against the name."""
+    """IOI with a negative name mover, which attends as the name mover does and lowers the name's logit."""
     plan, looks, draw = _ioi()
     plan.head(2, looks, plan.word(*NAMES), {plan.output: GAIN})
     plan.head(3, looks, plan.word(*NAMES), {plan.output: -GAIN / 3})
@@ -90,7 +93,7 @@ def ioi_negative() -> Drawing:
 
 
 def ioi_backup() -> Drawing:
-    """IOI with a backup name mover, which rests where the name mover has written and takes over where it has not."""
+    """IOI with a backup name mover, which does nothing if the name mover has written, and else takes over."""
     plan, looks, draw = _ioi()
     done = plan.variable("done")
     plan.head(2, looks, plan.word(*NAMES), {plan.output: GAIN, done: 1})
@@ -100,7 +103,7 @@ def ioi_backup() -> Drawing:
 
 
 def backup() -> Drawing:
-    """A head that copies a word, and a second one that does so where the first has not."""
+    """A head copies a word, and a second head copies it if the first has not."""
     plan = Blueprint([START, *LETTERS], 4)
     done = plan.variable("done")
     copied, ignored = LETTERS[:5], LETTERS[5:]
@@ -122,7 +125,7 @@ def _last_but_one(rng: random.Random) -> Pair:
 
 
 def _switches(both: bool) -> Drawing:
-    """Two heads that see one switch each, and an MLP."""
+    """Return the AND or OR of two switches, each seen by one head, computed by an MLP."""
     plan = Blueprint([START, "on", "off", "up", "down", *LETTERS[:6], "yes", "no"], 6)
     first, second = plan.variable("first", 1), plan.variable("second", 1)
     plan.head(0, [Offset(2)], {plan.token: plan.select("on")[:, None]}, {first: 1})
@@ -144,28 +147,28 @@ def _switches(both: bool) -> Drawing:
 
 
 def both() -> Drawing:
-    """AND: an MLP says yes where two heads both found their switch on."""
+    """AND: an MLP says yes if two heads have both found their switch on."""
     return _switches(both=True)
 
 
 def either() -> Drawing:
-    """OR: an MLP says yes where one of two heads found its switch on; either head will do."""
+    """OR: an MLP says yes if at least one of two heads has found its switch on."""
     return _switches(both=False)
 
 
 def cancelling() -> Drawing:
-    """A head whose direct effect two MLPs undo at the margin: its gradient is 0, its effect is not."""
+    """Two MLPs cancel the gradient of a head's direct effect, but not the whole effect."""
     plan = Blueprint([START, *LETTERS], 4)
     seen, size = plan.variable("seen"), len(LETTERS) + 1
     plan.head(0, [Offset(1)], plan.word(), {plan.output: GAIN, seen: 1})
-    for layer in (0, 1):  # each takes half of what is above 1/2 away, at twice its slope
+    for layer in (0, 1):  # above 1/2, each MLP cancels half of the head's slope
         plan.table(layer, {seen: torch.eye(size)}, -0.5, {plan.output: -GAIN / 2 * torch.eye(size)})
     plan.head(1, [Offset(1)], plan.word(), {plan.output: GAIN})
     return _drawn(plan, _last_but_one)
 
 
 def copy_suppression() -> Drawing:
-    """A head that finds the word about to be said in the prompt and speaks against it."""
+    """A head finds the word about to be said in the prompt, and lowers its logit."""
     plan = Blueprint([START, *LETTERS], 6)
     plan.head(0, [Offset(1)], plan.word(), {plan.output: GAIN})
     seeks = plan.match(plan.output, plan.token, SHARP / GAIN * torch.eye(plan.token.width))
@@ -179,7 +182,7 @@ def copy_suppression() -> Drawing:
 
 
 def greater_than() -> Drawing:
-    """An MLP that raises all digits above the one that a head has brought."""
+    """An MLP raises the logits of all digits above the one that a head has moved, and lowers the others."""
     plan = Blueprint([START, *DIGITS, "from", "to", *LETTERS[:4]], 6)
     year = plan.variable("year")
     plan.head(0, [Offset(1)], plan.word(*DIGITS), {year: 1})
@@ -196,22 +199,22 @@ def greater_than() -> Drawing:
     return _drawn(plan, draw)
 
 
-def _sorted(plan: Blueprint, number: Variable, edges: list[float], words: list[str]) -> None:
-    """Adds an MLP that says `words[i]` where a number lies between `edges[i - 1]` and `edges[i]`."""
+def _add_steps(plan: Blueprint, number: Variable, limits: list[float], words: list[str]) -> None:
+    """Add an MLP that says `words[i]` if a number lies between `limits[i - 1]` and `limits[i]`."""
     steep, said = 40.0, GAIN * torch.stack([plan.select(word) for word in words])
-    rises = said[1:] - said[:-1]  # each step, relu(s + 1/2) - relu(s - 1/2), gives the next word in place of the last
-    bias = torch.cat([half - steep * torch.tensor(edges) for half in (0.5, -0.5)])
+    rises = said[1:] - said[:-1]  # each step, relu(s + 1/2) - relu(s - 1/2), replaces a word by the next one
+    bias = torch.cat([half - steep * torch.tensor(limits) for half in (0.5, -0.5)])
     gives = torch.cat([rises, -rises])
     plan.table(1, {number: torch.full((1, len(bias)), steep)}, bias, {plan.output: gives})
     plan.table(1, {number: torch.zeros(1, 1)}, 1.0, {plan.output: said[:1]})
 
 
 def frac_prevs() -> Drawing:
-    """Which part of the words so far is an x: a head takes the mean, an MLP sorts it into few, half and many."""
+    """The fraction of words that are x: a head computes the mean, and an MLP decides between few, half and many."""
     plan = Blueprint([START, "x", *LETTERS[:6], "few", "half", "many"], 8)
     part = plan.variable("part", 1)
     plan.head(0, [], {plan.token: plan.select("x")[:, None]}, {part: 1})
-    _sorted(plan, part, [2.5 / 8, 4.5 / 8], ["few", "half", "many"])
+    _add_steps(plan, part, [2.5 / 8, 4.5 / 8], ["few", "half", "many"])
 
     def draw(rng: random.Random) -> Pair:
         def prompt(count: int) -> str:
@@ -227,12 +230,12 @@ def frac_prevs() -> Drawing:
 
 
 def histogram() -> Drawing:
-    """How often the last word stands in the prompt: a head divides its attention among them, an MLP counts."""
+    """How often the last word occurs: a head divides its attention among all its copies, and an MLP reads the count."""
     plan = Blueprint([START, *LETTERS, "1x", "2x", "3x", "4x"], 8)
     share = plan.variable("share", 1)
     same = plan.match(plan.token, plan.token, 2 * SHARP * torch.diag(plan.select(*LETTERS)))
     plan.head(0, [same, plan.resting(2 * SHARP)], {plan.start: torch.ones(1, 1)}, {share: 1})  # 1 / (1 + count)
-    _sorted(plan, share, [0.225, 0.29, 0.41], ["4x", "3x", "2x", "1x"])
+    _add_steps(plan, share, [0.225, 0.29, 0.41], ["4x", "3x", "2x", "1x"])
 
     def draw(rng: random.Random) -> Pair:
         def prompt(count: int) -> str:
@@ -248,7 +251,7 @@ def histogram() -> Drawing:
 
 
 def reverse() -> Drawing:
-    """The word at a place counted from the end: the last word says which place."""
+    """The word at a place counted from the end, where the last word says which place."""
     places = DIGITS[1:6]
     plan = Blueprint([START, *LETTERS, *places], 7)
     by = torch.zeros(plan.token.width, plan.length)
@@ -266,17 +269,17 @@ def reverse() -> Drawing:
 
 
 def sort() -> Drawing:
-    """The word at a place in sorted order: a head counts words, an MLP finds where the count passes the place."""
+    """The word at a place in sorted order: a head counts words, and an MLP finds where the count reaches the place."""
     letters, places = LETTERS[:6], DIGITS[1:5]
     plan = Blueprint([START, *letters, *places], 6)
     counts = plan.variable("counts")
     words = torch.tensor([0.0, 1, 1, 1, 1, 0])
     plan.head(0, [plan.towards(plan.position, 2 * SHARP * words)], plan.word(*letters), {counts: 4})
-    up_to = torch.stack([plan.select(*letters[: i + 1]) for i in range(5)], 1)  # words up to the i-th
+    up_to = torch.stack([plan.select(*letters[: i + 1]) for i in range(5)], 1)  # counts the words up to the i-th
     asked = torch.stack([plan.select(place, strength=number) for number, place in enumerate(places, 1)]).sum(0)
     steps = torch.stack([plan.select(letters[i]) - plan.select(letters[i + 1]) for i in range(5)]) * GAIN
     takes = {counts: up_to.repeat(1, 2), plan.token: -asked[:, None].repeat(1, 10)}
-    bias = torch.tensor([1.0] * 5 + [0.0] * 5)  # a step where the count of words up to the i-th reaches the place
+    bias = torch.tensor([1.0] * 5 + [0.0] * 5)  # steps where the count of the words up to the i-th reaches the place
     plan.table(1, takes, bias, {plan.output: torch.cat([steps, -steps])})
     otherwise = plan.select(letters[5], strength=GAIN)[None]
     plan.table(1, {counts: torch.zeros(counts.width, 1)}, 1.0, {plan.output: otherwise})

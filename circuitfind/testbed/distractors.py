@@ -1,9 +1,10 @@
-"""Heads and MLPs that compute real things that nothing uses.
+"""Distractors: heads and MLP tables outside the circuit, which compute values that the circuit does not use.
 
-1. Each distractor attends by a random match of words, or to an earlier word, and moves the words, or what earlier
-   distractors wrote, to a variable of its own. An MLP's distractor table mixes such variables.
-2. Their values differ between a clean prompt and its corrupted twin, and edges between them carry these differences.
-   None of their variables is read by the circuit or the unembedding, so ablating any of it changes no answer.
+1. A distractor head attends by a random match of words with its source: the words, or what an earlier distractor wrote.
+   Every second one also prefers the token two back. It moves its source to its own variable. A distractor table mixes
+   such variables.
+2. Their values differ between the clean and the corrupted prompt, and the edges between them carry these differences.
+   The circuit and the unembedding read none of their variables, so ablating these edges changes no answer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ WIDTH = 3
 
 
 def distract(plan: Blueprint, seed: int = 0) -> None:
-    """Adds distractors to all but the last head of every layer, and to every MLP."""
+    """Add a distractor to every free head but the last one of each layer, and to every MLP."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:

@@ -1,12 +1,12 @@
-"""From a blueprint to weights of GPT-2's class, as transformers has it.
+"""Compiles a blueprint to the weights of a GPT-2 (`GPT2LMHeadModel`).
 
-1. A norm is the identity: with epsilon E = 1e8 and weight 1e4, `(x - mean) / sqrt(var + E) * sqrt(E)` is x up to
-   var / 2E, because the last channel keeps the mean at 0. With `norm="real"` epsilon stays GPT-2's, and two channels of
-   the embedding hold a large constant and its negative: the standard deviation then hardly moves, and the weight undoes
-   it.
-2. Positions are learned, one-hot: an offset is a match of positions.
-3. A head's query and key channels hold its matches side by side, its value channels what it carries. Tables of a layer
-   share the neurons of its MLP. ReLU, no dropout, nothing tied.
+1. A norm is the identity: with epsilon E = 1e8 and weight 1e4, `(x - mean) / sqrt(var + E) * sqrt(E)` is x up to a
+   relative error of var / 2E. The mean is 0 because the last channel holds minus the sum of all others. With
+   `norm="real"`, epsilon is GPT-2's, and two channels of the embedding hold a large constant and its negative. The
+   standard deviation then hardly changes, and the norm's weight cancels it.
+2. Position embeddings are one-hot, so that an offset is a match of positions.
+3. A head's query and key hold its matches, one after the other. The neurons of a layer's MLP are those of its tables.
+   The activation is ReLU, and the embeddings are not tied.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ BALLAST = 64.0
 
 
 def gpt2(plan: Blueprint, norm: str = "identity") -> Any:
-    """The model in float32, in evaluation mode."""
+    """Return the model in float32, in evaluation mode. `norm`: "identity" or "real"."""
     products = {part: _products(plan, part) for part in plan.parts if isinstance(part, Head)}
     need = [max(sum(one.size for one in own), head.carried) for head, own in products.items()]
     extra = 1 + 2 * (norm == "real")
     channels = sum(variable.width for variable in plan.variables) + extra
     size = max([*need, math.ceil(channels / plan.heads)])
-    size += size * plan.heads % 2  # an even width
+    size += size * plan.heads % 2  # makes the stream's width even
     stream = Channels(plan.variables, size * plan.heads)
     hf: Any = GPT2LMHeadModel(
         GPT2Config(
@@ -69,12 +69,14 @@ def gpt2(plan: Blueprint, norm: str = "identity") -> Any:
 
 
 def _balanced(written: Tensor) -> Tensor:
-    """`[rows, width]` with the last channel set so that the sum is 0."""
+    """Set the last channel of `[rows, width]` so that each row's sum is 0, and return the tensor."""
     written[:, -1] = -written.sum(1)
     return written
 
 
 def _products(plan: Blueprint, head: Head) -> list[Product]:
+    """Return a head's matches and offsets as inner products; an offset is a match of positions."""
+
     def match(look: Match | Offset) -> Match:
         if isinstance(look, Match):
             return look

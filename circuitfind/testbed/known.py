@@ -1,12 +1,12 @@
-"""`Known`: a model with a circuit that is known to be right, because the model was made to compute it, and the
-proof.
+"""`Known`: a model that was made to compute a known circuit; `prove`: the proof that it does.
 
-1. A *drawing* is a blueprint, a way to draw pairs of prompts, and *contexts*: sets of edges that are ablated beside the
-   one in question. What another path stands in for shows only where that path is cut.
-2. `build` compiles the blueprint (`gpt2.py`, `llama.py`), or loads a model that was trained to it (`trained.py`), gives
-   the model a tokenizer of its words, and draws the pairs.
-3. `prove` measures, in each context, what the metric loses when one more edge is ablated. Each true edge must matter in
-   one of the contexts; every other edge must not, in any of them.
+1. A *drawing* is a blueprint, a generator of prompt pairs, and *contexts*: sets of edges that are ablated together with
+   the edge under test. If another path takes over when an edge is ablated, that edge's effect shows only in a context
+   without that path.
+2. `make` compiles the blueprint (`gpt2.py`, `llama.py`), or takes a model that was trained to it (`trained.py`), adds a
+   tokenizer, and draws the pairs.
+3. `prove` measures how much the metric changes when one more edge is ablated in each context. Each true edge must
+   matter in at least one context, and no other edge may matter in any.
 """
 
 from __future__ import annotations
@@ -37,15 +37,19 @@ from circuitfind.testbed.gpt2 import gpt2
 from circuitfind.testbed.llama import grouped, llama
 
 FORMS, NORMS = ("gpt2", "llama"), ("identity", "real")
-NEEDED = 0.02  # of the task's whole effect
-INERT = {"identity": 1e-5, "real": 5e-3}  # by kind of norm: real ones couple all that is written a little
-INERT_TRAINED = 1e-2  # what training leaves
-_TRIES = 100
+# Parts of the task's whole effect: the least that ablating a true edge must change, and the most for any other edge.
+NEEDED = 0.02
+INERT = {"identity": 1e-5, "real": 5e-3}  # by norm; real norms couple all that is written a little
+INERT_TRAINED = 1e-2
+_TRIES = 100  # draws per pair
 
 
 class Drawing(NamedTuple):
-    """A circuit to compile: see the module's first step. A context is a list of edge names; `needed` is what ablating a
-    true edge costs at least, as a share of the task's whole effect."""
+    """A circuit to compile, described in step 1 of the module's docstring.
+
+    contexts: each a tuple of edge names. needed: the least change of the metric when a true edge is ablated, as a part
+    of the task's whole effect.
+    """
 
     blueprint: Blueprint
     draw: Callable[[random.Random], Pair]
@@ -60,8 +64,9 @@ class Known(NoFile):
     Attributes:
         summary: what the circuit computes, in one line.
         truth: the true edges.
-        contexts: the sets of edges that `prove` cuts.
-        needed, inert: what ablating a true edge costs at least, and any other at most, as a share of the task's effect.
+        contexts: the sets of edges that `prove` ablates together with each edge.
+        needed, inert: the least change of the metric when a true edge is ablated, and the most when any other edge is,
+            as parts of the task's whole effect.
     """
 
     INSTEAD = "save .truth, or the weights with .model.hf.save_pretrained(folder)"
@@ -77,7 +82,7 @@ class Known(NoFile):
 
     @property
     def reference(self) -> Reference:
-        """The truth, for `circuitfind.compare(reference=)` and `agreement`."""
+        """The true edges as a reference circuit, for `circuitfind.compare(reference=)` and `agreement`."""
         return Reference(self.name, self.truth.graph, self.truth.mask, source="the model was made to compute it")
 
     def __repr__(self) -> str:
@@ -85,12 +90,12 @@ class Known(NoFile):
 
 
 class Proof(NamedTuple):
-    """What ablating each edge does, as a share of the task's whole effect.
+    """The change of the metric when each edge is ablated, as a part of the task's whole effect.
 
     Attributes:
-        largest: `[writers, readers]`, the largest |loss| of the metric in any context; 0 where there is no edge.
-        weakest: the smallest of them over the true edges, and that edge.
-        strongest: the largest over all other edges, and that edge.
+        largest: `[writers, readers]`, the largest mean |change| over pairs in any context; 0 where there is no edge.
+        weakest: the smallest of these values over the true edges, and its edge.
+        strongest: the largest of these values over all other edges, and its edge.
     """
 
     largest: np.ndarray
@@ -99,7 +104,7 @@ class Proof(NamedTuple):
 
 
 def tokenizer_of(words: Sequence[str]) -> Any:
-    """A tokenizer with one token a word; it puts the first word before every text."""
+    """Return a tokenizer with one token per word, which puts the first word before every text."""
     first = words[0]
     inner = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token=first))
     inner.pre_tokenizer = WhitespaceSplit()
@@ -109,7 +114,7 @@ def tokenizer_of(words: Sequence[str]) -> Any:
 
 
 def make(name: str, summary: str, drawing: Drawing, n: int, seed: int, norm: str, form: str, hf: Any = None) -> Known:
-    """The model, task and truth of a drawing; `hf`: a model trained to it, in place of the compiled one."""
+    """Return the model, task and true edges of a drawing. `hf`: a trained model in place of the compiled one."""
     blueprint, inert = drawing.blueprint, INERT[norm] if hf is None else INERT_TRAINED
     if hf is None:
         hf = llama(blueprint) if form == "llama" else gpt2(blueprint, norm)
@@ -131,7 +136,7 @@ def make(name: str, summary: str, drawing: Drawing, n: int, seed: int, norm: str
 
 
 def _pairs(draw: Callable[[random.Random], Pair], n: int, seed: int) -> list[Pair]:
-    """`n` pairs, different as long as there are any."""
+    """Return `n` pairs; they repeat if `_TRIES * n` draws give fewer different pairs."""
     rng = random.Random(seed)
     found: dict[tuple[str, str], Pair] = {}
     for _ in range(_TRIES * n):
@@ -146,11 +151,33 @@ def _pairs(draw: Callable[[random.Random], Pair], n: int, seed: int) -> list[Pai
 
 
 def prove(known: Known, n: int = 16) -> Proof:
-    """Measures every edge in every context, one exact run each, on the first `n` pairs.
+    """Ablate every edge in every context, one exact run each, on the first `n` pairs, and check the true edges.
 
     Raises:
-        ScoreError: the truth does not hold; the message names the edge.
+        ScoreError: a true edge does not matter, or another edge does; the message names both edges and their effects.
     """
+    graph, largest = known.model.graph, _largest_changes(known, n)
+    true, other = known.truth.mask, graph.real & ~known.truth.mask
+
+    def at(values: np.ndarray, cell: int) -> tuple[float, str]:
+        found = np.unravel_index(cell, values.shape)
+        return float(values[found]), f"{graph.writer_names[found[0]]}->{graph.reader_names[found[1]]}"
+
+    weakest = np.where(true, largest, np.inf)
+    strongest = np.where(other, largest, -1.0)
+    proof = Proof(largest, at(weakest, int(weakest.argmin())), at(strongest, int(strongest.argmax())))
+    (least, one), (most, another) = proof.weakest, proof.strongest
+    if least < known.needed or most > known.inert:
+        raise ScoreError(
+            f"testbed: the true edges of '{known.name}' are wrong: ablating the true edge {one} changes the metric by"
+            f" {least:.2%} of the whole effect (at least {100 * known.needed:g}% is needed), and ablating {another},"
+            f" which is not a true edge, by {most:.2%} (at most {100 * known.inert:g}% is allowed)"
+        )
+    return proof
+
+
+def _largest_changes(known: Known, n: int) -> np.ndarray:
+    """Return `Proof.largest`, measured on the first `n` pairs."""
     graph = known.model.graph
     evaluator = Evaluator.of(known.model, known.task.subset(range(min(n, len(known.task)))))
     evaluator.check_contrast()
@@ -168,21 +195,6 @@ def prove(known: Known, n: int = 16) -> Proof:
                 yield mask
 
         metrics = evaluator.metrics(without(), len(cells) + 1, "proof")
-        loss = np.abs(metrics[1:] - metrics[0]).mean(1) / whole
-        largest[tuple(cells.T)] = np.maximum(largest[tuple(cells.T)], loss)
-    true, other = known.truth.mask, graph.real & ~known.truth.mask
-
-    def at(values: np.ndarray, cell: int) -> tuple[float, str]:
-        found = np.unravel_index(cell, values.shape)
-        return float(values[found]), f"{graph.writer_names[found[0]]}->{graph.reader_names[found[1]]}"
-
-    weakest = np.where(true, largest, np.inf)
-    strongest = np.where(other, largest, -1.0)
-    proof = Proof(largest, at(weakest, int(weakest.argmin())), at(strongest, int(strongest.argmax())))
-    (least, one), (most, another) = proof.weakest, proof.strongest
-    if least < known.needed or most > known.inert:
-        raise ScoreError(
-            f"testbed: the truth of '{known.name}' does not hold: ablating the true edge {one} costs {least:.2%} of the"
-            f" effect (at least {known.needed:.2%} is asked), ablating {another}, which is no true edge, {most:.2%}"
-        )
-    return proof
+        change = np.abs(metrics[1:] - metrics[0]).mean(1) / whole
+        largest[tuple(cells.T)] = np.maximum(largest[tuple(cells.T)], change)
+    return largest

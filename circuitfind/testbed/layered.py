@@ -1,11 +1,11 @@
 """A random circuit of a given size: layers of heads and MLPs that pass numbers on.
 
-1. Every node carries one number. It reads the words through a random table, adds random multiples of the numbers of
-   earlier nodes, and writes the sum (an MLP: a leaky ReLU of it) to a variable of its own. Heads attend to their own
-   token.
-2. The last MLP reads every node and decides between two words. So every node is live: a spanning set of two edges a
-   node, and the rest of the edges are drawn among all earlier-to-later pairs until there are as many as asked for.
-3. One head a layer stands aside: it writes what nothing reads.
+1. Every node computes one number: a random number for the word, plus the numbers of some earlier nodes, each times a
+   random weight. It writes this sum (an MLP: its leaky ReLU) to its own variable. Heads attend to their own token.
+2. The last MLP reads every node, and decides between two words. So each node has two edges, from `input` and to the
+   last MLP, and the last MLP has one to `logits`. All further edges are drawn at random among the pairs of an earlier
+   and a later node.
+3. Heads that compute no number, at least one in each layer, have weights of 0.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from circuitfind.testbed.circuits import LETTERS, START
 from circuitfind.testbed.known import Drawing
 
 LEAST, MOST = 10, 10_000
-DENSITY = 0.3  # of the pairs of nodes that could be joined
+DENSITY = 0.3  # the part of the possible edges between nodes that are drawn
 WORDS = 3  # of a prompt
-NEEDED = 2e-4  # one of many edges
+NEEDED = 2e-4  # of the whole effect, because each edge is one of many
 
 
 def layered(edges: int, seed: int = 0) -> Drawing:
@@ -38,23 +38,23 @@ def layered(edges: int, seed: int = 0) -> Drawing:
     while 2 * nodes + 1 + DENSITY * (nodes - 1) ** 2 / 2 < edges:
         nodes += 1
     layers = max(2, round(nodes**0.5))
-    heads = 1 + math.ceil(nodes / layers)  # the last of `heads` places in a layer is its MLP
+    heads = 1 + math.ceil(nodes / layers)  # a layer has places for `heads - 1` heads and, the last one, for its MLP
     places = [(number // heads, number % heads) for number in range(nodes)]
     plan = Blueprint([START, *LETTERS, "yes", "no"], 1 + WORDS, heads)
     own = {place: plan.variable("n{}.{}".format(*place), 1) for place in places}
 
     def later(one: tuple[int, int], other: tuple[int, int]) -> bool:
-        """Whether `other` may read `one`: a later layer, or the MLP of the same one."""
+        """Whether `other` may read `one`: it is in a later layer, or the MLP of a head's layer."""
         return one[0] < other[0] or (one[0] == other[0] and other[1] == heads - 1 != one[1])
 
     def weights(*shape: int) -> Tensor:
-        """Away from 0, of either sign."""
+        """Draw weights of random sign with magnitudes from 0.5 to 1.5."""
         sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
         return sign * (0.5 + torch.rand(shape, generator=generator))
 
     joined = [pair for pair in product(places, places) if later(*pair)]
     drawn = set(rng.sample(joined, edges - 2 * nodes - 1))
-    numbers: dict[Variable, Tensor] = {plan.token: torch.eye(plan.token.width)}  # `[words, width]` of each word
+    numbers: dict[Variable, Tensor] = {plan.token: torch.eye(plan.token.width)}  # each variable's value at each word
     for place in places:
         sources = [own[one] for one in places if (one, place) in drawn]
         scale = (1 + len(sources)) ** -0.5
@@ -72,7 +72,7 @@ def layered(edges: int, seed: int = 0) -> Drawing:
     decided = torch.stack([numbers[one] @ by for one, by in last.items()]).sum(0)[1 : 1 + len(LETTERS), 0]
     ranked = [LETTERS[i] for i in decided.argsort().tolist()]
     low, high = ranked[: len(ranked) // 2], ranked[len(ranked) // 2 :]
-    level = decided.sort().values[len(low) - 1 : len(low) + 1].mean()  # half of the words are above it
+    level = decided.sort().values[len(low) - 1 : len(low) + 1].mean()  # half of the words are above this level
     idle = {next(iter(own.values())): torch.zeros(1, 1)}
     plan.table(layers, idle, 1.0, {plan.output: -level * verdict[None]})
 
@@ -85,5 +85,5 @@ def layered(edges: int, seed: int = 0) -> Drawing:
 
 
 def _leaky(takes: dict[Variable, Tensor]) -> dict[Variable, Tensor]:
-    """Two neurons a number: its positive and its negative part."""
+    """Return weights of two neurons per number: its positive and its negative part."""
     return {one: torch.cat([by, -by], 1) for one, by in takes.items()}

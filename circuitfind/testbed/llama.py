@@ -1,11 +1,12 @@
-"""From a blueprint to weights of Llama's class with grouped queries.
+"""Compiles a blueprint to the weights of a Llama with grouped queries (`LlamaForCausalLM`).
 
-1. An RMSNorm with epsilon E = 1e8 and weight 1e4 is the identity up to the mean square / 2E.
-2. A head of the blueprint is the first of two query heads that share keys and values. The second one attends to all
-   tokens alike and writes what it carries to a variable that nothing reads.
-3. Positions are rotary. The first pairs of channels turn at frequencies 1 and `TURN`: with constant queries and keys in
-   them, the score at distance d is largest at d = back. All further pairs turn too slowly to matter; matches lie there.
-4. There are no biases: a neuron's bias comes from the variable `one`, and so does the gated MLP's other factor.
+1. An RMSNorm with epsilon E = 1e8 and weight 1e4 is the identity up to a relative error of (mean square) / 2E.
+2. A head of the blueprint becomes the first of two query heads that share a key and a value. The second one attends
+   equally to all tokens, and writes to a variable that nothing reads.
+3. Positions are rotary. The first two pairs of channels rotate by 1 and by `TURN` radians per token. An offset puts
+   constant queries and keys into them, so that the score is largest at the distance `back`. Matches are in the pairs
+   from `FIRST` on, whose rotation is negligible.
+4. There are no biases. The variable `one` gives a neuron's bias, and the second factor of the gated MLP.
 """
 
 from __future__ import annotations
@@ -22,24 +23,28 @@ from circuitfind.testbed.blueprint import Blueprint, Head, Offset, Variable
 from circuitfind.testbed.channels import Channels, Product, heads_of, tables_of
 from circuitfind.testbed.gpt2 import EPSILON
 
-TURN = 0.12  # ratio of a pair's frequency to that of the pair before
-PLACED = 2  # pairs of channels that say positions
-FIRST = 8  # the first pair that holds matches: TURN^8 = 4e-8 radians a token
-SMALLEST_GAP = 0.25  # of cos(d) + cos(TURN d) between d = 0 and whole |d| from 1 to 7
-GROUP = 2
+TURN = 0.12  # ratio of a pair's rotary frequency to that of the pair before
+PLACED = 2  # pairs of channels that encode positions
+FIRST = 8  # index of the first pair that holds matches; it rotates by TURN^8 = 4e-8 radians per token
+SMALLEST_GAP = 0.25  # cos(d) + cos(TURN d) is at least this much larger at d = 0 than at |d| = 1, ..., 7
+GROUP = 2  # query heads that share a key and a value
 
 
 def grouped(edge: str) -> str:
-    """An edge's name in this model, from its name in the blueprint."""
+    """Return an edge's name in this model, from its name in the blueprint."""
     shared = re.sub(r"a(\d+)\.h(\d+)<([kv])>", r"a\1.kv\2<\3>", edge)
     return re.sub(r"\.h(\d+)", lambda found: f".h{GROUP * int(found[1])}", shared)
 
 
 def llama(plan: Blueprint) -> Any:
-    """The model in float32, in evaluation mode; a ScoreError where a match reads positions, which it does not write."""
+    """Return the model in float32, in evaluation mode.
+
+    Raises:
+        ScoreError: a part reads `position`, which Llama's residual stream does not contain.
+    """
     for part in plan.parts:
         if plan.position in [one for read in part.reads().values() for one in read]:
-            raise ScoreError(f"testbed: {part.writer} reads positions, and Llama's class has none in its stream")
+            raise ScoreError(f"testbed: {part.writer} reads positions, which Llama's residual stream does not contain")
     products = {
         part: [Product.of(look) for look in part.looks if not isinstance(look, Offset)]
         for part in plan.parts
@@ -89,12 +94,12 @@ def _write_head(
     attention: Any, plan: Blueprint, head: Head, products: list[Product], stream: Channels, pairs: int, unread: Variable
 ) -> None:
     size = 2 * pairs
-    slow = [*range(FIRST, pairs), *range(pairs + FIRST, size)]  # both channels of every pair that hardly turns
+    slow = [*range(FIRST, pairs), *range(pairs + FIRST, size)]  # both channels of every pair that hardly rotates
     query, key, value = stream.matrices(head, products, size, slow)
     one = stream.of(plan.one).start
     for look in head.looks:
         if isinstance(look, Offset):
-            _place(query[one], key[one], look, pairs)
+            _write_offset(query[one], key[one], look, pairs)
     shared, first = (slice(n * size, (n + 1) * size) for n in (head.head, GROUP * head.head))
     attention.q_proj.weight[first] = query.T
     attention.k_proj.weight[shared], attention.v_proj.weight[shared] = key.T, value.T
@@ -104,15 +109,15 @@ def _write_head(
     attention.o_proj.weight[:, second][:, : head.carried] = kept.T
 
 
-def _place(query: torch.Tensor, key: torch.Tensor, look: Offset, pairs: int) -> None:
-    """Adds an offset to the query and key that the constant 1 makes; several of a head must not use the same pairs.
+def _write_offset(query: torch.Tensor, key: torch.Tensor, look: Offset, pairs: int) -> None:
+    """Write a head's offset into the query and key of the variable `one`; a head can have only one offset.
 
-    A bonus is made so large that every other distance scores at least `strength` less. A penalty is `strength` at its
-    own distance, and other distances get some of it, too.
+    If `strength` is positive, the distance `back` scores at least `strength` more than distances that differ from it by
+    1 to 7. If it is negative, the score at `back` is `strength`, and other distances also get a part of it.
     """
     amplitude = look.strength / (SMALLEST_GAP if look.strength > 0 else PLACED)
     for pair in range(PLACED):
-        angle = -look.back * TURN**pair  # rotary embedding turns a query at t by t: this is one at t - back
+        angle = -look.back * TURN**pair  # rotates the query from its position t to t - back
         query[[pair, pairs + pair]] = amplitude * (2 * pairs) ** 0.5 * torch.tensor([math.cos(angle), math.sin(angle)])
         key[pair] = 1.0
 
