@@ -1,37 +1,38 @@
-"""AtP* (Kramár et al. 2024): attribution patching of queries and keys with the softmax computed, and GradDrop.
+"""AtP* (Kramár et al. 2024): attribution patching that recomputes the softmax for queries and keys, and GradDrop.
 
 **The QK fix** (3.1.1; `atp-qk`, and within `atp-star`):
 
     effect(place) ~ - sum over heads, queries i and keys j of (a'_ij - a_ij) da_ij
 
-`a` is the attention pattern of the run at which the gradient was taken, `a'` the one with this place's queries or keys
-replaced, and `da` the gradient of the metric at the pattern: that at the head, times the values.
+`a` is the attention pattern in the run where the gradient was taken, `a'` the pattern after this place's queries or
+keys are replaced, and `da` the metric's gradient at the pattern: the gradient at the head's output, times the values.
 
-1. The layer's attention is run again with the place's head replaced at all positions, and its scores noted
-   (`engine/sites.py`). A score depends on one query and one key, so `s'_ij` also holds where fewer positions are
-   replaced. Other heads' scores change only where a model norms its heads together (OLMo 2), and then count.
-2. Queries: row i of the pattern depends on query i alone, so a place's effect is a sum over its rows.
-3. Keys of all positions or of a span: the place's columns of the scores are replaced, and the softmax taken.
-4. The key of one position t changes one column, so all others keep their proportions and no softmax is needed:
+1. The layer's attention runs again with one head's queries or keys replaced at all positions, and its scores are
+   recorded (`engine/sites.py`). Each score depends on one query and one key, so `s'_ij` also holds if fewer positions
+   are replaced. Other heads' scores change only if a norm spans all heads (OLMo 2), and then their change counts, too.
+2. Queries: row i of the pattern depends on query i alone, so a place's effect is the sum over its positions' rows.
+3. Keys at all positions or in a span: replace the columns of these positions in the scores and compute the softmax.
+4. Replacing the key of one position t changes one column. The other entries of a row keep their proportions, so no
+   softmax is needed:
 
        effect(k_t) ~ - sum over i of (a'_it - a_it) (da_it - mean of da_ij over j != t, weighted by a_ij)
        a'_it = sigmoid(s'_it - log of the sum over j != t of exp s_ij)
 
-A shared key's effect takes in all heads that it serves. When denoising, the base run is the corrupted one and the sign
-is turned. Costs one run of a layer's attention for each of its heads or key/value heads, several side by side.
+The effect of a grouped key includes all query heads that read it. When denoising, the base run is the corrupted run and
+the sign is reversed. The cost is one run of a layer's attention for each of its heads or key/value heads, in batches.
 
 **GradDrop** (3.1.2; `atp-star`): the mean magnitude of first-order effects with each layer's gradient dropped in turn.
 
     score(n) = mean over examples of the mean over layers l without n of |I_l(n)|
 
-1. `I_l(n)` is the first-order effect of n where no gradient flows through layer l's attention and MLP: their outputs
-   are held constant when the gradient is taken; the forward pass is the same.
-2. A node of layer l has no `I_l`: the mean is over the other layers (the residual stream's is over all of them).
-3. Magnitudes are taken of each example and each dropped layer, so nothing cancels, within an example or between two.
-   The result ranks places; it is not an effect, and has no sign.
+1. `I_l(n)` is the first-order effect of n when no gradient flows through layer l's attention and MLP: their outputs
+   are constants in the backward pass. The forward pass is unchanged.
+2. A node of layer l has no `I_l`: its mean is over the other layers. For the residual stream it is over all layers.
+3. Magnitudes are taken for each example and each dropped layer, so effects of different examples or dropped layers
+   cannot cancel. The result ranks places; it is not an effect and has no sign.
 
-What one later layer cancels survives in the term that drops this layer, at a layers-th of its size. Costs one forward
-and one backward pass a layer.
+An effect that one later layer cancels survives in the term that drops this layer, divided by the number of layers. The
+cost is one forward and one backward pass per layer.
 """
 
 from __future__ import annotations
@@ -60,39 +61,40 @@ from circuitfind.record import NO_EFFECT
 KINDS = ("q", "k")
 INSTEAD = ", or use method='atp'"
 SIGN = f"{NO_EFFECT}mean magnitude of first-order effects with one layer's gradient dropped, in units of the metric"
-NO_LAYER = -1  # of what is no part of a layer's attention or MLP: the embedding, the residual stream
+NO_LAYER = -1  # the layer of the embedding and of the residual stream, which are no part of an attention or MLP
 
 
 # -------------------------------------------------------------------- queries and keys
 def query_key_changes(restart: Restart, kind: str, other: Values, places: Tensor, at_heads: Tensor) -> Tensor:
-    """How much replacing each place changes the metric, to first order in the pattern: `[passes, layers, units, spans,
-    batch]`.
+    """Compute how much replacing each place changes the metric, to first order in the pattern: `[passes, layers,
+    units, spans, batch]`. ModelError if the model's attention does not expose its scores.
 
-    `restart`: the base run; `kind`: "q" or "k"; `other`: by layer, what queries or keys are replaced by (may broadcast
-    over examples and positions); `places`: `[batch, pos, spans]`, 1 at the positions of each span that is a place of
-    its own, else 0; `at_heads`: `[passes, layers, batch, pos, heads, d_head]` gradients before the output projection,
-    from passes on the base run's inputs, layers in the order of `other`. ModelError where the model's attention does
-    not show its scores.
+    `restart`: the base run. `kind`: "q" or "k". `other`: by layer, the queries or keys to put in (may broadcast over
+    examples and positions). `places`: `[batch, pos, spans]`, 1 at the positions of each span, else 0. `at_heads`:
+    `[passes, layers, batch, pos, heads, d_head]`, gradients at the input of the output projection, from passes on the
+    base run's inputs; layers in the order of `other`.
     """
     layers = zip(other.items(), at_heads.unbind(1), strict=True)
-    return torch.stack([_of_layer(restart, layer, kind, new, at, places) for (layer, new), at in layers], dim=1)
+    return torch.stack([_layer_changes(restart, layer, kind, new, at, places) for (layer, new), at in layers], dim=1)
 
 
-def _of_layer(restart: Restart, layer: int, kind: str, other: Tensor, at_heads: Tensor, places: Tensor) -> Tensor:
-    """`[passes, units, spans, batch]`."""
+def _layer_changes(restart: Restart, layer: int, kind: str, other: Tensor, at_heads: Tensor, places: Tensor) -> Tensor:
+    """Return `query_key_changes` of one layer, `[passes, units, spans, batch]`."""
     base = restart.base.qkv[layer]
     shared = restart.adapter.layers[layer].values_by_head(base.v).to(at_heads)
     own: Tensor = getattr(base, kind)
     length = own.shape[1]
     scores = attention_scores(restart, layer, kind, own[None], INSTEAD).scores[0]
-    held = max(1, HELD // (scores.numel() * scores.element_size()))  # of patterns
+    held = max(1, HELD // (scores.numel() * scores.element_size()))  # patterns that fit in the budget
     found = []
     for units in torch.split(torch.arange(own.shape[2], device=own.device), min(restart.at_once, held)):
         replaced = own.expand(len(units), *own.shape).clone()
         for values, unit in zip(replaced, units, strict=True):
             values[:, :, unit] = other.expand_as(own)[:, :, unit].to(own)
         new = attention_scores(restart, layer, kind, replaced, INSTEAD).scores
-        if kind == "k" and scores.shape[-1] > length:  # no key moves a sink: what does is the model, with the whole row
+        if kind == "k" and scores.shape[-1] > length:
+            # The last column is the attention sink's, which depends on no key. If it moved, the model has shifted the
+            # whole row by a constant: shift it back.
             new = new + (scores - new)[..., length:]
         some = torch.split(at_heads, held)
         found.append(torch.cat([_changes(kind, scores, new, _at_pattern(at, shared, scores), places) for at in some]))
@@ -100,13 +102,14 @@ def _of_layer(restart: Restart, layer: int, kind: str, other: Tensor, at_heads: 
 
 
 def _at_pattern(at_heads: Tensor, values: Tensor, scores: Tensor) -> Tensor:
-    """`[passes, batch, heads, query, key]` gradients at the pattern; a sink has no value."""
+    """Return the gradients at the pattern, `[passes, batch, heads, query, key]`; 0 at sinks, which have no value."""
     gradient = einsum(at_heads, values, "p b i h e, b j h e -> p b h i j")
     return torch.nn.functional.pad(gradient, (0, scores.shape[-1] - gradient.shape[-1]))
 
 
 def _changes(kind: str, scores: Tensor, new: Tensor, gradient: Tensor, places: Tensor) -> Tensor:
-    """`[passes, units, spans, batch]`."""
+    """Return the changes `[passes, units, spans, batch]` from scores before and after replacing some units' queries or
+    keys, with shapes as for `single_keys`."""
     if kind == "q":
         moved = einsum(new.softmax(-1) - scores.softmax(-1), gradient, "u b h i j, p b h i j -> p u b i")
     elif bool((places.sum(1) <= 1).all()):
@@ -117,11 +120,14 @@ def _changes(kind: str, scores: Tensor, new: Tensor, gradient: Tensor, places: T
 
 
 def single_keys(scores: Tensor, new: Tensor, gradient: Tensor) -> Tensor:
-    """`[passes, units, batch, key]`: what replacing one key alone does, for each key. `scores`: `[batch, heads, query,
-    key]`, finite; `new`: `[units, batch, heads, query, key]`, with all keys of a unit replaced; `gradient`: `[passes,
-    batch, heads, query, key]` of the metric at the pattern."""
+    """Compute how much replacing one key alone changes the metric, for each key: `[passes, units, batch, key]`.
+
+    `scores`: `[batch, heads, query, key]`, finite. `new`: `[units, batch, heads, query, key]`, all keys of a unit
+    replaced. `gradient`: `[passes, batch, heads, query, key]`, of the metric at the pattern.
+    """
     pattern, top = scores.softmax(-1), scores.argmax(-1, keepdim=True)
-    # Of all keys but t. Without its largest score a row has to be summed anew: the rest may be too small for 1 - a_it.
+    # The log-sum-exp over keys other than t. If t has the row's largest score, sum the others directly: 1 - a_it would
+    # lose all precision.
     without = scores.scatter(-1, top, torch.finfo(scores.dtype).min)
     is_top = torch.zeros_like(pattern, dtype=torch.bool).scatter(-1, top, True)
     left = torch.where(is_top, 0, pattern)
@@ -134,7 +140,7 @@ def single_keys(scores: Tensor, new: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _keys_together(scores: Tensor, new: Tensor, gradient: Tensor, places: Tensor) -> Tensor:
-    """`[passes, units, spans, batch]`: what replacing a span's keys does."""
+    """Compute how much replacing all keys of a span changes the metric: `[passes, units, spans, batch]`."""
     before, length = scores.softmax(-1), places.shape[1]
     found = []
     for place in places.bool().unbind(-1):
@@ -146,7 +152,7 @@ def _keys_together(scores: Tensor, new: Tensor, gradient: Tensor, places: Tensor
 
 # -------------------------------------------------------------------- GradDrop
 def dropped(experiment: Experiment, base: Base) -> Iterator[Gradients]:
-    """Gradients on a run's inputs with layer 0 dropped, then layer 1, and so on."""
+    """Yield gradients on the base run's inputs with layer 0 dropped, then with layer 1 dropped, and so on."""
     for layer in range(experiment.graph.n_layers):
         held = {("attn_out", layer): base.run.attn_out[layer], ("mlp_out", layer): base.run.mlp_out[layer]}
         yield capture_gradients(
@@ -155,8 +161,8 @@ def dropped(experiment: Experiment, base: Base) -> Iterator[Gradients]:
 
 
 def mean_magnitude(effects: Tensor, layers: list[int]) -> Tensor:
-    """`[places, ...]` from effects `[dropped layer, places, ...]`; `layers`: of each place, `NO_LAYER` for one of the
-    residual stream."""
+    """Average magnitudes of effects `[dropped layer, places, ...]` over the dropped layers; return `[places, ...]`.
+    `layers`: the layer of each place, which does not count; `NO_LAYER` if all count."""
     at = torch.arange(len(effects), device=effects.device).unsqueeze(1)
     counts = (at != torch.tensor(layers, device=effects.device)).to(effects)
     counts = counts.view(*counts.shape, *[1] * (effects.ndim - 2))
@@ -164,7 +170,7 @@ def mean_magnitude(effects: Tensor, layers: list[int]) -> Tensor:
 
 
 def node_magnitudes(experiment: Experiment) -> Tensor:
-    """`[writers]` scores, never negative; raises ScoreError where the gradient vanishes."""
+    """Return the GradDrop scores of nodes, `[writers]`, never negative. ScoreError if the gradient vanishes."""
     adapter, metric, graph = experiment.adapter, experiment.metric, experiment.graph
     layers = [NO_LAYER, *(graph.layer_of(writer) for writer in range(1, graph.n_writers))]
     sizes: list[float] = []
@@ -191,7 +197,7 @@ def _passes(experiment: Experiment, base: Base, effects: AtPlaces) -> Iterator[t
 
 
 def score(experiment: Experiment, request: Request) -> Scored:
-    """Nodes, or places: queries and keys by the QK fix, too. Refuses a model of one layer."""
+    """Score nodes or places with GradDrop; queries and keys also with the QK fix. ScoreError for a one-layer model."""
     if experiment.graph.n_layers < 2:
         raise ScoreError("'atp-star' drops the gradient of every other layer, and this model has one: use 'atp'")
     if request.level == "node":

@@ -1,4 +1,4 @@
-"""`attribute`: scores of every edge, node or place of a sweep by a method's name."""
+"""`attribute`: score every edge, node or place of a sweep with an attribution method."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from circuitfind.tasks.task import BoundTask, Task
 
 
 class ScoreKeywords(Keywords, total=False):
-    """The keywords of a run, and options of the methods (one of your own may have others). `steps`: points of
-    integrated gradients (5); `rule`: where they lie, "left", "right" or "midpoint", of "eap-ig-inputs"; `normalise`:
-    "hisp" as a share of each layer's L2 norm."""
+    """The keywords of a run, and the options of the built-in methods (a method of your own may have others). `steps`:
+    the number of points of integrated gradients (default 5). `rule`: for "eap-ig-inputs", where the points lie: "left"
+    (default), "midpoint" or "right". `normalise`: for "hisp", divide scores by the L2 norm of their layer's."""
 
     steps: int | None
     rule: str | None
@@ -59,35 +59,35 @@ def attribute(
     ungrouped: bool = False,
     **asked: Unpack[ScoreKeywords],
 ) -> Scores | PlacedScores | NodeScores | Sweep:
-    """Scores every edge, every node, or every place of a sweep, of a model on a task.
+    """Score every edge, every node, or every place of a sweep, of a model on a task.
 
     Args:
         method: a name (`circuitfind.methods()` lists them), a `Method` of your own, or "package.module:name" of one. By
-            default "eap-ig-inputs"; "atp" for queries and keys, and for nodes and places under another ablation than
-            "corrupted", which that needs (`record.method` says which it was). Some methods' scores are not effects;
-            `record.sign` says what they are.
+            default "eap-ig-inputs". For queries and keys the default is "atp", and so it is for nodes and places under
+            an ablation other than "corrupted", which "eap-ig-inputs" needs; `record.method` says which method was used.
+            Some methods' scores are not effects; `record.sign` says what they are.
         level: "edge" or "node".
-        what: at level "node", the places of a sweep instead of the writers: "resid", "resid-mid", "attn", "mlp",
-            "attn-out", "mlp-out", "heads", "q", "k", "v", "pattern" or "neurons", as for `circuitfind.patch`,
-            which measures them.
-        by_position: scores of edges or nodes by position; prompts of one length only. Default: as `circuitfind.patch`
-            does for `what`, else no.
-        by_span: of edges and of `what`: by named spans of the prompts, as for `circuitfind.patch`.
-        layers: of `what`: a layer or several; "neurons" needs it. Default: all.
-        checkpoint: for "exact": a file that a stopped run leaves and the same call continues from.
-        ungrouped: of a grouped-query model, score a key and a value for every query head, `a5.h3<k>` in place of
-            `a5.kv1<k>`: the graph of EAP-IG's and MIB's files (`model.graph.ungrouped()`), to be written to them.
-            Estimates of a group's heads add up to the group's; exact effects do not.
+        what: at level "node", score the places of a sweep in place of nodes: "resid", "resid-mid", "attn", "mlp",
+            "attn-out", "mlp-out", "heads", "q", "k", "v", "pattern" or "neurons", as in `circuitfind.patch`, which
+            measures their effects.
+        by_position: score edges, nodes or places at each position separately; prompts must have the same length.
+            Default: for `what`, the default of `circuitfind.patch`; False for edges and nodes.
+        by_span: score edges, or the places of `what`, at each named span of the prompts, as in `circuitfind.patch`.
+        layers: with `what`, a layer or several; required for "neurons". Default: all.
+        checkpoint: for "exact", a file that an interrupted run leaves and the same call continues from.
+        ungrouped: in a grouped-query model, score each query head's keys and values separately (`a5.h3<k>` in place of
+            `a5.kv1<k>`). This is the graph of EAP-IG's and MIB's files (`model.graph.ungrouped()`). Estimates for the
+            heads of a group add up to the group's estimate; exact effects do not.
         asked: metric, ablation, direction, batch_size, seed (`circuitfind.setting.Keywords`), and options of the method
             (`ScoreKeywords`).
 
     Returns:
-        `Scores` (by position or span `PlacedScores`), `NodeScores` or (with `what`) a `Sweep`, in units of the metric,
-        positive = supports the behaviour (scores that are not effects: higher = ranked first).
+        `Scores` (by position or span, `PlacedScores`), `NodeScores` or, with `what`, a `Sweep`; in units of the metric,
+        positive = supports the behaviour. Scores that are not effects only rank: higher comes first.
 
     Raises:
-        ScoreError: the method cannot score this (a metric flat at the clean run, a vanishing gradient, NaN), or has no
-            such option.
+        ScoreError: the method cannot score what is asked (for example because the metric is flat at the clean run, the
+            gradient vanishes, or an effect is NaN), or has no such option.
         TaskError: the task does not fit the model or the ablation.
     """
     chosen = method_of(method, level, what, asked.get("ablation"))
@@ -97,11 +97,11 @@ def attribute(
 
 
 def score(experiment: Experiment, method: Method, request: Request) -> Scores | PlacedScores | NodeScores | Sweep:
-    """`attribute` of an experiment."""
+    """Score an experiment with a method: `attribute` after its arguments have been checked."""
     experiment = experiment.ungrouped() if request.ungrouped else experiment
     batch, graph = experiment.batch, experiment.graph
     if request.by_position and request.level == "node" and (batch.clean.padded or batch.corrupted.padded):
-        raise ScoreError("by_position=True needs prompts of one length: the positions of these do not correspond")
+        raise ScoreError("by_position=True needs prompts of one length, so that positions correspond")
     check_slope(experiment, method)
     spans = None if request.level == "place" else spans_of(experiment.bound, bool(request.by_position), request.by_span)
     if request.level == "edge" and spans is not None:
@@ -121,7 +121,7 @@ def score(experiment: Experiment, method: Method, request: Request) -> Scores | 
 
 
 def _check_room(places: int, graph: Graph) -> None:
-    """Raises ScoreError where the scores of edges at so many places would not fit in memory."""
+    """Raise ScoreError if edge scores at this number of positions or spans would not fit in memory."""
     size = places * graph.real.size * 4
     if size > BY_EXAMPLE:
         raise ScoreError(
@@ -131,7 +131,7 @@ def _check_room(places: int, graph: Graph) -> None:
 
 
 def _by_points(experiment: Experiment, request: Request, method: Method, spans: Spans | None) -> Scored:
-    """Gradients at the method's points, contracted with what is scored."""
+    """Return first-order scores from the gradients at the method's points."""
     assert method.points is not None, "a method without score= has points="
     if request.level == "place":
         return place_effects(experiment, method, request)

@@ -1,25 +1,25 @@
 """Baselines that rank nodes and edges: by how much an output changes, by head importance, and at random.
 
-**`activation`**: how much a writer's output changes, whatever the effect of that; no gradient, in the manner of
-magnitude pruning. All edges from a writer to one layer's attention have the same score.
+**`activation`**: how much a writer's output changes, whether or not the change matters. Like magnitude pruning, it
+needs no gradient. All edges from one writer to the attention of one layer have the same score.
 
     score(u)      = mean over examples of the sum over real tokens of ||D_u||
     score(u -> v) = mean over examples of the sum over real tokens of r_v ||D_u||
 
-1. `D_u` is u's clean value minus its ablated value at a token (with `ablation="zero"`, what u writes), without its mean
-   over `d_model` in a model whose norms all take that off; the norm is the L2 norm over `d_model`.
-2. `r_v` is the scale of v's norm at the clean prompt, so an edge measures the change in the normed stream that v reads
-   (the norm's weight left out); 1 where v has no norm. The q, k and v readers of a layer share it.
+1. `D_u` is u's clean value minus its ablated value at a token (with `ablation="zero"`, u's output). If all norms of the
+   model subtract the mean over `d_model`, so does `D_u`. The norm is the L2 norm over `d_model`.
+2. `r_v` is the scale of v's norm in the clean run, so an edge's score is the change in the normed stream that v reads,
+   without the norm's weight; 1 if v has no norm. The q, k and v readers of a layer share it.
 
-**`hisp`**, the head importance score for pruning (Michel et al. 2019), in the form that ACDC is compared with:
+**`hisp`**, the head importance score for pruning (Michel et al. 2019), as used by Conmy et al. (2023):
 
     score(u) = mean over examples of |sum over tokens of (u's clean value - u's ablated value) . gradient at u's output|
 
-1. One gradient, as for `atp`. The magnitude is taken of each example's sum, *inside* the mean, so that a node which
-   supports some examples and opposes others still scores: the only difference from `atp`. Michel et al. ablate with
-   zeros, Conmy et al. (2023) with the corrupted prompt's value; here `ablation` decides.
-2. `normalise`: each layer's scores divided by the L2 norm of all of them, heads and MLP together (Conmy et al. 2023;
-   Michel et al. have heads only). `input`, which is in no layer, becomes 1.
+1. One gradient, as for `atp`. The only difference from `atp` is that each example's sum is replaced by its magnitude
+   before the mean over examples, so a node that supports some examples and opposes others does not cancel to 0. Michel
+   et al. use zero ablation, Conmy et al. the corrupted prompt's value; here it is the call's `ablation`.
+2. `normalise`: divide each layer's scores by their L2 norm, heads and MLP together (Conmy et al.; Michel et al. score
+   heads only). `input`, which is in no layer, becomes 1.
 
 **`random`**: uniform in [0, 1), the same for the same seed on every machine.
 """
@@ -58,7 +58,8 @@ SIGNS = {
 
 
 def norms_of_changes(experiment: Experiment, request: Request) -> Tensor:
-    """`[writers, readers]`, zero where there is no edge; of nodes `[writers]` or, by position, `[writers, pos]`."""
+    """Score edges, `[writers, readers]`, zero where there is no edge; or nodes, `[writers]` or by position `[writers,
+    pos]`."""
     graph = experiment.graph
 
     def nodes(batch: Batch, _: slice) -> Tensor:
@@ -76,7 +77,7 @@ def norms_of_changes(experiment: Experiment, request: Request) -> Tensor:
 
 
 def _norms(experiment: Experiment, batch: Batch) -> tuple[Tensor, Run]:
-    """`[writers, batch, pos]`: norms of the writers' changes, zero at padding; and the clean run."""
+    """Return the norms `[writers, batch, pos]` of the writers' changes, zero at padding, and the clean run."""
     adapter, graph = experiment.adapter, experiment.graph
     ends = Ends(experiment, batch)
     clean, delta = ends.clean, ends.delta
@@ -94,7 +95,7 @@ def _norms(experiment: Experiment, batch: Batch) -> tuple[Tensor, Run]:
 
 
 def _scales(adapter: Adapter, clean: Run, like: Tensor) -> Iterator[tuple[int, str, Tensor]]:
-    """(layer, kind of reader, `[batch, pos]` scale of the norm between stream and reader)."""
+    """Yield (layer, kind of reader, scale `[batch, pos]` of the norm that the readers read through)."""
 
     def scale(norm: Norm | None, stream: Tensor) -> Tensor:
         return torch.ones_like(like[0]) if norm is None else norm.scale(stream.to(like)).squeeze(-1)
@@ -106,7 +107,7 @@ def _scales(adapter: Adapter, clean: Run, like: Tensor) -> Iterator[tuple[int, s
 
 
 def head_importance(experiment: Experiment, request: Request) -> np.ndarray:
-    """`[writers]`."""
+    """Return the head importance scores, `[writers]`."""
 
     def magnitudes(adapter: Adapter, delta: Writers, run: Run, gradients: ReaderGradients) -> Tensor:
         return node_effects(adapter, delta, run, gradients).sum(-1).abs().sum(-1)
@@ -117,7 +118,7 @@ def head_importance(experiment: Experiment, request: Request) -> np.ndarray:
 
 
 def normalised(graph: Graph, values: np.ndarray) -> np.ndarray:
-    """`[writers]` values divided by their layer's L2 norm; a layer of zeros stays zero."""
+    """Divide values `[writers]` by their layer's L2 norm; a layer of zeros stays zero."""
     parts = [slice(0, 1), *(slice(graph.head(layer), graph.head(layer + 1)) for layer in range(graph.n_layers))]
     values = values.copy()
     for part in parts:
@@ -126,7 +127,7 @@ def normalised(graph: Graph, values: np.ndarray) -> np.ndarray:
 
 
 def random_numbers(experiment: Experiment, request: Request) -> Scored:
-    """Of edges or nodes."""
+    """Return random scores: `[writers, readers]` for edges, `[writers]` for nodes."""
     graph = experiment.graph
     shape = graph.real.shape if request.level == "edge" else (graph.n_writers,)
     return np.random.default_rng(experiment.setting.seed).random(shape, dtype=np.float32)

@@ -1,12 +1,12 @@
-"""Edge scores of every example, from which any weighted mean over examples is one matrix product.
+"""Edge scores on every example, from which any weighted mean over examples is one matrix product.
 
-A score is a mean over examples of `sum over points of weight * contraction(example)`, and examples are
-independent. So the gradients are taken in batches as for `attribute`, and only the contraction keeps them apart:
+An edge's score is the mean over examples of its effect on each example. Gradients are taken in batches, as in
+`attribute`, but the effects are not summed over examples:
 
-    scores of a resample with counts w  =  (w / sum w) @ effects,        effects [examples, edges]
+    scores of a bootstrap resample with counts w  =  (w / sum w) @ effects,        effects [examples, edges]
 
-What the "mean" ablations put in place of a writer, and the pairing of "resample", are those of all examples: a weighted
-mean keeps them, where `attribute` on a part of the pairs would compute them of that part.
+The means of the "mean" ablations, and the pairing of "resample", are over all examples. A weighted mean of effects
+keeps them, whereas `attribute` on a subset of the pairs would take them over the subset.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from circuitfind.errors import ScoreError
 
 
 def check_by_example(method: Method) -> None:
-    """Raises ScoreError, naming other methods, where scores are not means over examples."""
+    """Raise ScoreError, naming other methods, if a method cannot score edges on every example."""
     if not method.by_example:
         known = ", ".join(name for name, one in METHODS.items() if one.by_example)
         raise ScoreError(
@@ -34,9 +34,9 @@ def check_by_example(method: Method) -> None:
 
 
 def example_effects(experiment: Experiment, method: Method, request: Request) -> np.ndarray:
-    """`[examples, edges]` float32 in units of the metric, positive = supports; edges as `Scores.to_dict` orders them.
-    ScoreError where the metric is flat, the gradient vanishes on all examples, or the result would not fit in
-    memory."""
+    """Return the effects `[examples, edges]` as float32, in units of the metric, positive = supports; edges in the
+    order of `Scores.to_dict`. ScoreError if the metric is flat at the clean run, the mean effects vanish, or the result
+    would not fit in memory."""
     graph = experiment.graph
     check_slope(experiment, method)
     size = len(experiment) * graph.n_edges * 4

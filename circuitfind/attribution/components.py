@@ -2,18 +2,18 @@
 
     effect(place) ~ (its clean value - its ablated value) . gradient of the metric at it      (Nanda 2023)
 
-1. Both sides of the pairs are run, and the values at the places' site are kept.
-2. Gradients are taken at the points of the method: the clean run for noising, the corrupted run for denoising ("atp"),
-   both ("clean-corrupted"), or a line between them ("eap-ig-inputs"). `engine/stream_effects.py` brings them to the
-   site.
-3. Products are summed over each unit's features and over positions: all, or those of each span that the sweep goes by.
-4. Two methods differ (`Estimate`, `atp_star.py`): for queries and keys "atp-qk" and "atp-star" use the change of the
+1. The clean and the corrupted prompts are run, and the values at the places' site are kept.
+2. Gradients are taken at the points of the method: in the clean run for noising and the corrupted run for denoising
+   ("atp"), in both ("clean-corrupted"), or on a line between them ("eap-ig-inputs"). `engine/stream_effects.py` pulls
+   them back to the site.
+3. Products are summed over each unit's features and over positions: all of them, or each position or span separately.
+4. Two methods differ (`Estimate`, `atp_star.py`): for queries and keys, "atp-qk" and "atp-star" use the change of the
    attention pattern, and "atp-star" takes mean magnitudes with each layer's gradient dropped, which are not effects.
-5. A norm takes the scale off what enters it. Where an ablation changes nothing but the scale (zero ablation of all that
-   a post-norm reads, or of queries under a norm of their own), the gradient stands at a right angle to the change and
-   every estimate is rounding noise. Such estimates are refused.
+5. A norm's output does not depend on the scale of its input. If an ablation changes only this scale (zero ablation of
+   everything that a post-norm reads, or of queries that have a norm of their own), the gradient is orthogonal to the
+   change and every estimate is rounding noise. Such estimates are refused.
 
-The same places, axes and signs as those of `circuitfind.patch`, which measures what this estimates.
+Places, axes and signs are those of `circuitfind.patch`, which measures what this estimates.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ from circuitfind.patching.sweep import Sweep
 
 
 class Base(NamedTuple):
-    """The run that effects are changes of: its inputs, the run, and the batch that the metric is given."""
+    """The run that is patched: its inputs, the recorded run, and the batch that the metric gets."""
 
     inputs: Inputs
     run: Run
     batch: Batch
 
 
-RIGHT_ANGLE = 1e-3  # a cosine that an eps within a norm, or rounding, may leave
+RIGHT_ANGLE = 1e-3  # a norm's eps, or rounding, can raise the cosine of a right angle to this
 BETTER = {
     "v": "method='relp'",
     "q": "method='atp-qk'",
@@ -67,10 +67,13 @@ Changes = Callable[[Restart, str, Values, Tensor, Tensor], Tensor]
 
 
 class Estimate(NamedTuple):
-    """How a method differs from a sum of first-order effects over its points. `passes`: effects from gradients that are
-    taken in another way, and the metric's largest magnitude there; `changes`: `[passes, layers, units, spans, batch]`,
-    how much replacing each place changes the metric, from the replacement and the gradients at the heads; `combine`:
-    from the effects of all passes to the scores, given the plan's layers, -1 for the stream."""
+    """How a method differs from the sum of first-order effects over its points.
+
+    `passes`: takes the gradients in another way, and yields the effects of each backward pass and the metric's largest
+    magnitude in it. `changes`: returns `[passes, layers, units, spans, batch]`, how much replacing each place changes
+    the metric, from the replacement and the gradients at the heads (`atp_star.query_key_changes`). `combine`: turns the
+    effects of all passes into scores, given the layers that are swept, each -1 in sweeps of the residual stream.
+    """
 
     passes: Passes | None = None
     changes: Changes | None = None
@@ -78,18 +81,21 @@ class Estimate(NamedTuple):
 
 
 def place_effects(experiment: Experiment, method: Method, request: Request, estimate: Estimate | None = None) -> Sweep:
-    """Estimates for every place of one kind, per example too; errors as from `circuitfind.patch`, a ScoreError where
-    the gradient vanishes, and a ModelError where the model's attention does not show its scores."""
+    """Estimate the effect of every place of one kind, on each example.
+
+    Raises the errors of `circuitfind.patch`, a ScoreError if the gradient vanishes, and a ModelError if attention
+    scores are needed and the model's attention does not expose them.
+    """
     what, adapter, noising = request.what, experiment.adapter, experiment.setting.noising
     passes, changes, combine = estimate or Estimate()
     plan = planned(experiment, request.where)
-    _ = plan.means  # of all pairs, so by all processes together
+    _ = plan.means  # a mean over all pairs: all processes compute it here, before they divide the pairs
     own_layers = [-1 if plan.kind.in_stream else layer for layer in plan.layers]
     at = (experiment.setting.direction, adapter.graph.n_layers, request.options)
     points = method.points(*at) if method.points else []
-    reach: list[float] = []  # how much the stream's end could move the metric, and the metric itself
-    values: list[float] = []
-    cosines: list[float] = []  # the largest between the change of a place and the gradient, where there are both
+    reach: list[float] = []  # the largest products of the final residual stream and its gradient
+    values: list[float] = []  # the largest magnitudes of the metric
+    cosines: list[float] = []  # the largest cosines between a place's change and its gradient
 
     def one(batch: Batch, rows: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         sides = plan.capture(batch)
@@ -98,7 +104,7 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
 
         def effects(adapter: Adapter, run: Run, gradients: ReaderGradients) -> Tensor:
             reach.append(float((gradients.final * run.resid[-1]).abs().max()))
-            if changes is not None:  # a pattern's change serves all passes: their gradients wait for it
+            if changes is not None:  # keep the gradients: the patterns' changes are computed once for all passes
                 found = head_gradients(adapter, plan.layers, run, gradients)
                 return torch.stack([found[layer] for layer in plan.layers])
             met = site_effects(adapter, plan.kind.site, delta, run, gradients)
@@ -144,7 +150,7 @@ def place_effects(experiment: Experiment, method: Method, request: Request, esti
     sweep = Sweep(what, experiment.graph, plan.axes, shaped, full, empty, replace(record, sign=sign))
     if not np.isfinite(effects).all():
         name = sweep.names()[int((~np.isfinite(sweep.effects)).ravel().argmax())]
-        raise ScoreError(f"the estimate of {name} is NaN or infinite: look for these in the logits or in your metric")
+        raise ScoreError(f"the estimate of {name} is NaN or infinite: check the logits and your metric for such values")
     return sweep
 
 
@@ -154,13 +160,13 @@ def _check_angle(experiment: Experiment, method: Method, what: str, cosines: lis
         other = f"use {BETTER[what]} or method='exact'" if what in BETTER else "use method='exact'"
         raise ScoreError(
             f"'{method.name}' cannot estimate what='{what}' under ablation '{experiment.ablation.name}' in this model:"
-            " a norm that comes next takes off the scale, and nothing else is changed. Every estimate would be rounding"
-            f" noise around 0: {other}"
+            " the ablation changes only the scale of a norm's input, and the norm removes it. Every estimate would be"
+            f" rounding noise around 0: {other}"
         )
 
 
 def _members(plan: SweepPlan, rows: slice, batch: Batch) -> Tensor:
-    """`[batch, pos, spans]`: 1 at the positions of each span; all positions are one span by default."""
+    """Return `[batch, pos, spans]`, 1 at the positions of each span; without spans, one span of all positions."""
     adapter, numbers = plan.experiment.adapter, plan.numbers(rows, batch)
     if plan.spans is None or numbers is None:
         return torch.ones(*batch.clean.ids.shape, 1, dtype=adapter.work, device=adapter.device)

@@ -1,17 +1,18 @@
-"""Direct logit attribution: what each node's output adds to the logit difference by itself, past all later layers.
+"""Direct logit attribution: what each node's output adds to the logit difference directly, past all later layers.
 
-The final norm is a scale r(x) for each token and a linear map, and so is the unembedding. With r(x) frozen at what the
-whole run makes it, the logit difference is a sum over what was written to the stream (Elhage et al. 2021):
+The final norm multiplies by a scale r(x) for each token and applies a linear map; the unembedding is linear, too. With
+r(x) frozen at its value in the run, the logit difference is a sum over all outputs in the residual stream (Elhage et
+al. 2021):
 
     logit difference = sum over nodes of r(x) out_u . d + constants
     d = C^T diag(norm weight) (mean of W_U over answers - mean of W_U over wrong answers)
 
-1. The clean prompts are run once, and the direction d (with the model's logit scale, if it has one) is folded back to
-   the stream where the metric reads it; several read positions are averaged.
-2. Constants are the biases: of the output projections, of the final norm, of the unembedding.
+1. The clean prompts are run once. The direction d (with the model's logit scale, if it has one) is pulled back to the
+   residual stream at the positions where the metric reads the logits; several positions are averaged.
+2. Constants come from the biases of the output projections, the final norm and the unembedding.
 
-A soft-cap of the logits (Gemma 2) comes after all this: there the sum is the difference before the cap. No ablation
-takes part: a node's direct effect when it is replaced, norm and all, is `path_patch(..., receivers="logits")`.
+If the model soft-caps its logits (Gemma 2), the sum is the difference before the cap. No ablation is involved; for the
+direct effect of replacing a node, including its effect on r(x), use `path_patch(..., receivers="logits")`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ BEFORE_CAP = f"{SIGN}; before the model's soft-cap"
 
 
 class NodeEffect(NamedTuple):
-    """What a node adds to the logit difference, and the 95% interval over examples."""
+    """What a node adds to the logit difference, and its 95% interval over examples."""
 
     node: str
     effect: float
@@ -58,13 +59,14 @@ class NodeEffect(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class DirectEffects(EffectTable):
-    """What each node adds to the clean prompts' logit difference directly.
+    """What each node adds directly to the logit difference of the clean prompts.
 
     Attributes:
         per_example: `[writers, examples]` float64, in logits.
-        constant: `[examples]` what the biases add.
-        logit_diff: `[examples]` as the model computes it: `per_example.sum(0) + constant`, unless it is `capped`.
-        capped: the model soft-caps its logits afterwards.
+        constant: `[examples]`, what the biases add.
+        logit_diff: `[examples]`, computed from the model's logits; equals `per_example.sum(0) + constant` up to
+            rounding unless `capped`.
+        capped: whether the model soft-caps its logits, which `per_example` and `constant` leave out.
     """
 
     FORMAT = "circuitfind.direct"
@@ -78,14 +80,14 @@ class DirectEffects(EffectTable):
 
     @property
     def scores(self) -> NodeScores:
-        """Means over examples, as node scores: to rank, and to save without the examples."""
+        """Node scores: means over examples, to rank nodes or to save without the examples."""
         return NodeScores(self.graph, self.per_example.mean(axis=-1).astype(np.float32), self.record)
 
     def _row(self, at: int, effect: float, low: float, high: float) -> NodeEffect:
         return NodeEffect(self.graph.writer_names[at], effect, low, high)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values: means, and under "examples" those of every example."""
+        """Return JSON values: means over examples, and under "examples" the values of every example."""
         return {
             "effects": self.scores.to_dict(),
             "constant": float(self.constant.mean()),
@@ -111,10 +113,12 @@ class DirectEffects(EffectTable):
 
 @model_call
 def direct_effects(model: Model, task: Task | BoundTask, *, batch_size: int | None = None) -> DirectEffects:
-    """Direct logit attribution of every node on a task's clean prompts: of the logit difference, whatever the metric.
+    """Compute direct logit attribution for every node on a task's clean prompts.
+
+    It is always of the logit difference, whatever the task's metric.
 
     Args:
-        batch_size: pairs at a time; by default as many as a memory budget allows.
+        batch_size: the number of pairs per batch; by default as many as the memory budget allows.
 
     Raises:
         TaskError: the task has no answers or no wrong answers.
@@ -123,7 +127,7 @@ def direct_effects(model: Model, task: Task | BoundTask, *, batch_size: int | No
 
 
 def effects_of(experiment: Experiment) -> DirectEffects:
-    """`direct_effects` of an experiment whose metric is the logit difference."""
+    """Return `direct_effects` of an experiment whose metric is the logit difference."""
     adapter, head = experiment.adapter, unembedding(experiment.adapter)
 
     def one(batch: Batch, _: slice) -> list[np.ndarray]:
@@ -139,7 +143,7 @@ def effects_of(experiment: Experiment) -> DirectEffects:
 
 
 def _contributions(adapter: Adapter, head: Unembedding, batch: Batch, run: Run) -> tuple[Tensor, Tensor]:
-    """`[writers, batch]` and, of the biases, `[batch]`."""
+    """Return the contributions of writers `[writers, batch]` and of biases `[batch]`."""
     graph, norm, work = adapter.graph, adapter.final_norm, adapter.work
 
     def read(value: Tensor) -> Tensor:
@@ -167,7 +171,8 @@ def _contributions(adapter: Adapter, head: Unembedding, batch: Batch, run: Run) 
 
 
 def _difference(values: Tensor, batch: Batch) -> Tensor:
-    """`[batch, reads, ...]`: mean over the answers minus mean over the wrong answers of values `[vocab, ...]`."""
+    """Return the mean of values `[vocab, ...]` over answers minus their mean over wrong answers, `[batch, reads,
+    ...]`."""
     means = []
     for ids in (batch.answers, batch.wrong):
         real = (ids >= 0).to(torch.promote_types(values.dtype, torch.float32))

@@ -1,27 +1,26 @@
-"""Methods that average gradients over points between the two prompts; `gradients.py` takes and contracts them.
+"""Methods that average gradients over points between the two prompts; `gradients.py` takes the gradients.
 
-* `eap` (Syed et al. 2023), of nodes and places `atp` (Nanda 2023): one gradient, at the clean prompt for the noising
-  effect, at the corrupted prompt for the denoising one. The first-order Taylor term of exact patching, exact for a
-  linear model; it fails where the metric bends between the prompts: early MLPs above all, saturated attention, and any
-  metric that is flat at the clean run (`kl`).
-* `clean-corrupted` (Hanna et al. 2024): half the gradient at either prompt, the trapezoid of `eap-ig-inputs` with its
-  end points only. It repairs flat metrics for one more backward pass.
+* `eap` for edges (Syed et al. 2023), `atp` for nodes and places (Nanda 2023): one gradient, at the clean prompt for the
+  noising effect, at the corrupted prompt for the denoising effect. This is the first-order Taylor term of exact
+  patching. It is exact for a linear model and fails where the metric is strongly nonlinear between the prompts: at
+  early MLPs above all, at saturated attention, and for any metric that is flat at the clean run (`kl`).
+* `clean-corrupted` (Hanna et al. 2024): the mean of the gradients at both prompts, which is the trapezoidal rule on the
+  line of `eap-ig-inputs`. It works with metrics that are flat at the clean run, for one more backward pass.
 * `eap-ig-inputs` (EAP-IG, Hanna et al. 2024): `steps` points on the line from the corrupted to the clean embedding (the
-  residual that enters layer 0; positions are the same on both sides). Rules, k = 0 .. steps-1: `left`, k / steps, never
-  uses the clean prompt (the EAP-IG library's choice, and the default); `right`, (k + 1) / steps, never the corrupted
-  one; `midpoint`, (k + 1/2) / steps, has the smallest error for smooth metrics. As steps grow, the scores of the edges
-  out of `input` add up to metric(clean) - metric(corrupted) exactly.
-* `eap-ig-activations` (Hanna et al. 2024): in the clean prompt, one component at a time (`input`, a layer's attention
-  with all its heads, a layer's MLP) is held at k / steps, k = 1 .. steps, of the line from its corrupted to its clean
-  output, before a post-norm where a family has one. A held output is a constant: no gradient flows through it. All
-  components and points have equal weights.
-* `relp` (Jafari et al. 2025): as `eap` and `atp`, with a coefficient in place of the gradient that goes back by the
-  rules of `engine/backward_rules.py`: constant norm scales, activations as `act(x) / x`, half for either factor of a
-  gated MLP.
-* `gim` (Edin et al. 2025): the same with rules for attention in place of that for activations: softmax at temperature
-  2, and less than what arrives at queries, keys and values.
+  residual stream that enters layer 0; positions are the same on both sides). Rules, k = 0 .. steps-1: `left`,
+  k / steps, never uses the clean prompt (the EAP-IG library's choice, and the default); `right`, (k + 1) / steps, never
+  uses the corrupted prompt; `midpoint`, (k + 1/2) / steps, has the smallest error for smooth metrics. As steps grow,
+  the sum of the scores of the edges out of `input` tends to metric(clean) - metric(corrupted).
+* `eap-ig-activations` (Hanna et al. 2024): on the clean prompt, the output of one component at a time (`input`, a
+  layer's attention with all its heads, a layer's MLP) is replaced by the point k / steps, k = 1 .. steps, of the line
+  from its corrupted to its clean value, before the post-norm if there is one. A replaced attention or MLP output is a
+  constant: no gradient flows through it. All components and points have equal weights.
+* `relp` (Jafari et al. 2025): `eap` and `atp` with other backward rules (`engine/backward_rules.py`): norm scales are
+  constants, an activation's derivative is `act(x) / x`, and each factor of a gated MLP gets half the gradient.
+* `gim` (Edin et al. 2025): likewise, with rules for attention in place of the rule for activations: softmax gradients
+  at temperature 2, and scaled gradients at queries, keys and values.
 
-The three that average do not depend on the direction, and neither do their scores.
+`clean-corrupted` and the two EAP-IG methods score the same whatever the direction.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from circuitfind.engine.backward_rules import GIM as GIM_RULES, RELP as RELP_RUL
 from circuitfind.errors import ScoreError, check_count, unknown
 
 OFFSETS = {"left": 0.0, "midpoint": 0.5, "right": 1.0}
+MOST_STEPS = 100_000
 Options = Mapping[str, Any]
 
 
@@ -42,7 +42,7 @@ def one_end(direction: str, n_layers: int, options: Options) -> list[Point]:
 
 
 def by_rules(rules: Rules) -> Points:
-    """One end, as `one_end`, with a gradient that goes back by rules."""
+    """Return the points of `one_end` with other backward rules."""
     return lambda *asked: [point._replace(rules=rules) for point in one_end(*asked)]
 
 
@@ -63,13 +63,12 @@ def between_outputs(direction: str, n_layers: int, options: Options) -> list[Poi
 
 
 def check(options: Options) -> None:
-    """Raises ScoreError for an unknown rule, or for steps that are not a whole number within reason."""
+    """Raise ScoreError for an unknown rule, or for steps that are not a whole number from 1 to `MOST_STEPS`."""
     if options.get("rule", "left") not in OFFSETS:
         raise ScoreError(unknown("rule", options["rule"], OFFSETS))
     check_count("steps", options["steps"], 1, MOST_STEPS)
 
 
-MOST_STEPS = 100_000
 EAP = Method(
     "eap",
     "edge attribution patching",

@@ -1,16 +1,17 @@
-"""Exact effects, which attribution methods estimate: every edge or node patched on its own, and the metric measured.
+"""Exact effects: patch each edge or node on its own and measure the metric. Attribution methods estimate these.
 
-Noising: metric(clean) - metric(clean with the edge or node carrying its ablated value). Denoising: metric(corrupted
-with it carrying its clean value) - metric(corrupted).
+Noising: metric(clean) - metric(clean with the edge or node at its ablated value). Denoising: metric(corrupted with the
+edge or node at its clean value) - metric(corrupted).
 
-1. **Edges** of one reader are patched side by side from the cached residual that the reader's layer starts with
-   (`engine/restart.py`), so a whole graph costs about half a forward pass an edge.
-2. Replacing a **node's** output is ablating all its outgoing edges together: the residual stream changes by its ablated
-   value minus its own. An MLP changes the stream where the next block begins, a head also what its own layer's MLP
-   reads, the input the stream that enters layer 0. The model is restarted from there, several nodes side by side.
+1. **Edges** into the same reader are patched in one batch, which starts from the cached residual stream that enters the
+   reader's layer (`engine/restart.py`). A whole graph therefore costs about half a forward pass per edge.
+2. Replacing a **node's** output ablates all its outgoing edges together: the residual stream changes by the node's
+   ablated value minus its own value (noising). An MLP changes the stream that enters the next block, a head also the
+   input of its own layer's MLP, and `input` the stream that enters layer 0. The model restarts from there, with several
+   nodes in one batch.
 
-In a model with a norm after attention (Gemma 2) a head's output is taken behind that norm, each run's at its own scale;
-`circuitfind.patch` replaces heads before that norm.
+In a model with a norm after attention (Gemma 2), a head's output is taken after that norm, with the norm's scale in the
+same run; `circuitfind.patch` replaces heads before that norm.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from circuitfind.patching.patch import runs_of, swept
 
 
 class EdgeEffects(NamedTuple):
-    """`edges [edges, 2]` (writer, reader) and their exact effects on every example, `values [edges, examples]`."""
+    """`edges [edges, 2]`: (writer, reader); `values [edges, examples]`: exact effects of each edge on each example."""
 
     edges: np.ndarray
     values: np.ndarray
 
     def matrix(self, shape: tuple[int, int]) -> np.ndarray:
-        """`[writers, readers]` float32 means over examples, NaN where not measured."""
+        """Return means over examples as `[writers, readers]` float32, NaN for edges that were not measured."""
         matrix = np.full(shape, np.nan, dtype=np.float32)
         matrix[self.edges[:, 0], self.edges[:, 1]] = self.values.mean(axis=1)
         return matrix
@@ -48,11 +49,11 @@ class EdgeEffects(NamedTuple):
 def exact_effects(
     experiment: Experiment, mask: np.ndarray, checkpoint: str | PathLike[str] | None = None
 ) -> EdgeEffects:
-    """Exact effects of the edges in a mask, `[writers, readers]` bool, reader by reader, in units of the metric,
-    positive = supports. ScoreError where an effect is NaN or infinite.
+    """Measure the exact effects of the edges in a mask `[writers, readers]`, in units of the metric, positive =
+    supports. Edges are in the order of their readers.
 
-    `checkpoint`: a file that a stopped run leaves and a repeated call continues from, removed at the end; FileError
-    where it belongs to another run.
+    `checkpoint`: a file that an interrupted run leaves and a repeated call continues from; removed at the end.
+    ScoreError if an effect is NaN or infinite, FileError if the checkpoint belongs to another run.
     """
     graph, (readers, writers) = experiment.graph, np.nonzero(mask.T)
     edges = np.stack([writers, readers], axis=1)
@@ -77,8 +78,11 @@ def exact_node_effects(
     checkpoint: str | PathLike[str] | None = None,
     writers: np.ndarray | None = None,
 ) -> np.ndarray:
-    """`[writers, (positions,) examples]` exact effects of every writer, or of `writers` in ascending order; otherwise
-    as `exact_effects`. `by_position`: each position on its own, for prompts of one length only."""
+    """Measure the exact effects of every writer, or of `writers` (ascending indices): `[writers, examples]`.
+
+    `by_position`: patch each position on its own, `[writers, positions, examples]`; prompts must have the same length.
+    Units, sign, checkpoint and errors as for `exact_effects`.
+    """
     graph = experiment.graph
     positions = np.arange(experiment.batch.clean.ids.shape[1]) if by_position else np.array([-1])
     writers = np.arange(graph.n_writers) if writers is None else writers
@@ -99,10 +103,10 @@ def exact_node_effects(
 
 
 def _started(experiment: Experiment, batch: Batch, divided: bool) -> tuple[Restart, Writers, Started]:
-    """Where patched runs of a batch start, and what the writers carry there instead, less what they carry. `divided`:
-    only from the first token at which anything differs."""
+    """Return the base run to restart from, the change of each writer (its value in the patch minus its value in the
+    base run), and the batch for `measure`, without groups. `divided`: as for `Ends` in `gradients.py`."""
     adapter, run = experiment.adapter, experiment.after_prefix(batch) if divided else batch
-    noising = experiment.setting.noising  # of the run that is not the base, what it writes is all that is needed
+    noising = experiment.setting.noising  # the run that is not the base needs to keep its writers only
     clean = capture(adapter, run.clean, keep=None if noising else WRITTEN)
     corrupted = capture_corrupted(adapter, run, keep=WRITTEN if noising else None)
     if noising:
@@ -115,7 +119,8 @@ def _started(experiment: Experiment, batch: Batch, divided: bool) -> tuple[Resta
 
 
 def _nodes_patched(restart: Restart, change: Writers, layer: int, places: list[list[int]]) -> Tensor:
-    """Logits `[places, batch, reads, vocab]` with each (writer, position or -1) replaced in a run of its own."""
+    """Return logits `[places, batch, reads, vocab]`, each with one (writer, position) patched; position -1 patches all
+    positions. All writers belong to `layer`; -1 is the input's."""
     graph = restart.adapter.graph
     changes: dict[int, Tensor] = {}
     writers = sorted({writer for writer, _ in places})
@@ -134,7 +139,7 @@ def _nodes_patched(restart: Restart, change: Writers, layer: int, places: list[l
 
 
 def score(experiment: Experiment, request: Request) -> Scored:
-    """Edges, nodes or places."""
+    """Measure the exact effects of all edges, nodes or places."""
     if request.level == "place":
         return swept(experiment, request.where, request.checkpoint)
     if request.level == "edge":

@@ -1,12 +1,12 @@
-"""Gradients averaged over points between the corrupted and the clean embedding: shared by EAP and what builds on it.
+"""First-order effects from gradients averaged over points between the corrupted and the clean prompt.
 
     effect(u -> v) ~ (u's clean value - u's ablated value) . mean over points of the gradient at v's input
 
 A method is a list of `Point`s: where on the line `corrupted + alpha (clean - corrupted)` a gradient is taken, and its
-weight. The line is that of the residual entering layer 0, or of one component's output. EAP is the clean point alone.
-Where prompts are aligned, the line's corrupted end is the clean prompt with the corrupted embedding at its positions
-(`engine/capture.py`). The contraction with the gradients differs for edges (`engine/edge_effects.py`), nodes and places
-(`engine/stream_effects.py`).
+weight. The line interpolates the residual stream that enters layer 0, or one component's output. EAP (noising) has one
+point, the clean prompt. For aligned pairs, the corrupted end is the clean prompt with the corrupted embedding moved to
+its positions (`engine/capture.py`). Effects of edges are computed in `engine/edge_effects.py`, those of nodes and
+places in `engine/stream_effects.py`.
 """
 
 from __future__ import annotations
@@ -33,17 +33,19 @@ from circuitfind.metrics import Metric
 from circuitfind.models.adapter import Adapter
 from circuitfind.patching.spans import Spans
 
-UNDERFLOW = 0.02  # a part of the gradients that is zero by chance in no precision
-SMALLEST = 1e-6  # scores below this part of the metric are rounding noise around a vanishing gradient
+UNDERFLOW = 0.02  # a larger fraction of exact zeros among the gradients is not chance in any precision
+SMALLEST = 1e-6  # scores below this fraction of the metric are rounding noise around a vanishing gradient
 
 Effects = Callable[[Adapter, Writers, Run, ReaderGradients], Tensor]
 
 
 class Ends:
-    """The clean and the corrupted run of a batch, and what the ablation changes: each made when it is first needed.
-    `run`: the pairs as they are run, if `divided` without the tokens before anything differs; `batch`: the pairs as the
-    metric is given them; `keep`: the lists of the runs that are wanted (`capture`), None for all. Where not all are,
-    `delta` takes the writers out of the runs."""
+    """The clean and the corrupted run of a batch, and the writers' differences, each computed at its first use.
+
+    `run`: the pairs that are run; if `divided`, without the tokens before the first difference. `batch`: the pairs that
+    the metric gets, with the clean logits if it needs them. `keep`: the lists of the runs that are kept, as for
+    `capture`; None for all. Unless all are kept, `delta` frees the runs' writers.
+    """
 
     def __init__(
         self, experiment: Experiment, batch: Batch, divided: bool = False, keep: Set[str] | None = None
@@ -66,7 +68,7 @@ class Ends:
 
     @cached_property
     def delta(self) -> Writers:
-        """Writers' clean values minus ablated values; of both runs only what lines lie between is kept."""
+        """Writers' clean values minus ablated values. Afterwards both runs keep only the ends of the lines."""
         corrupted = self.corrupted if self._experiment.ablation.corrupted else None
         written, other = self.clean.writers, self._experiment.ablated(self.clean, corrupted)
         self.clean = _ends_of_lines(self.clean)
@@ -74,7 +76,7 @@ class Ends:
             self.corrupted = _ends_of_lines(corrupted)
         if self.keep is None:
             return written.minus(other)
-        if corrupted is not None:  # `other` holds what it held
+        if corrupted is not None:  # `other` holds the tensors that are still needed
             corrupted.heads.clear()
             corrupted.mlps.clear()
         return written.less(other)
@@ -85,7 +87,7 @@ def _ends_of_lines(run: Run) -> Run:
 
 
 class Pass(NamedTuple):
-    """Gradients at one point; `adapter`: to pull them back with; `run`: where they were taken."""
+    """The gradients at one point, the run in which they were taken, and the adapter to pull them back with."""
 
     weight: float
     adapter: Adapter
@@ -94,12 +96,12 @@ class Pass(NamedTuple):
     gradients: ReaderGradients
 
     def effects(self, effects: Effects) -> Tensor:
-        """Weighted."""
+        """Return the effects at this point, times its weight."""
         return self.weight * effects(self.adapter, self.ends.delta, self.run, self.gradients)
 
 
 def mean_over(experiment: Experiment, one: Callable[[Batch, slice], Tensor], label: str) -> Tensor:
-    """The mean over examples of what is summed over each batch of them."""
+    """Return the mean over examples; `one` returns the sum over the examples of a batch."""
     parts = [part for _, part in experiment.in_batches(one, label)]
     return torch.stack(parts).sum(0) / len(experiment)
 
@@ -107,9 +109,11 @@ def mean_over(experiment: Experiment, one: Callable[[Batch, slice], Tensor], lab
 def mean_effects(
     experiment: Experiment, points: list[Point], effects: Effects, label: str, divided: bool = True
 ) -> Tensor:
-    """Weighted sum of effects over points, mean over examples; ScoreError where the gradient vanishes. `effects`:
-    `node_effects` or the like, sums over a batch's examples; `divided`: as for `Ends`: effects are summed over
-    positions."""
+    """Return the weighted sum of effects over points, averaged over examples. ScoreError if the gradient vanishes.
+
+    `effects` returns the sum over a batch's examples. `divided`: as for `Ends`; only if effects are summed over
+    positions.
+    """
 
     def one(batch: Batch, _: slice) -> tuple[Tensor, float]:
         found: list[Tensor] = []
@@ -120,7 +124,7 @@ def mean_effects(
 
 
 def mean_edge_effects(experiment: Experiment, points: list[Point], spans: Spans | None = None) -> Tensor:
-    """`[writers, readers]`: as `mean_effects`, of edges; or `[spans, writers, readers]`."""
+    """Return `mean_effects` for edges: `[writers, readers]`, or with spans `[spans, writers, readers]`."""
 
     def one(batch: Batch, rows: slice) -> tuple[Tensor, float]:
         if spans is None:
@@ -132,7 +136,8 @@ def mean_edge_effects(experiment: Experiment, points: list[Point], spans: Spans 
 
 
 def patterns_of(points: list[Point]) -> int:
-    """How many patterns of each head are kept under the points' rules: a softmax's value, and that of the rule."""
+    """Return how many attention patterns per head autograd keeps in addition: two under a rule for attention (the
+    model's softmax and the rule's), else 0."""
     return 2 if any(point.rules is not None and point.rules.attention for point in points) else 0
 
 
@@ -142,7 +147,7 @@ def _mean(
     total: Tensor | float = 0.0
     size = 0.0
     at_once = batch_size_for(experiment.adapter, *sizes_of(experiment.batch), patterns=patterns_of(points))
-    # by position a part may be large: none is kept
+    # Sum as the batches come in: a batch's scores by position may be large.
     for _, (part, largest) in experiment.in_batches(one, label, at_once):
         total, size = total + part, max(size, largest)
     mean = torch.as_tensor(total) / len(experiment)
@@ -153,16 +158,16 @@ def _mean(
 def edges_of(
     experiment: Experiment, batch: Batch, points: list[Point], groups: Tensor | None = None, n_groups: int = 1
 ) -> tuple[Tensor, float]:
-    """Effects of a batch's edges as `EdgeSum` returns them, and the metric's largest magnitude at the points.
+    """Return a batch's edge effects, as `EdgeSum.value` does, and the metric's largest magnitude at the points.
 
-    `groups` `[batch, pos]`: the sum that each token counts in.
+    `groups` `[batch, pos]`, `n_groups`: as for `EdgeSum`, for all tokens of the batch.
     """
     sums: list[EdgeSum] = []
 
     def add(at: Pass) -> None:
         if not sums:
-            run = at.ends.run.clean.ids.shape[1]  # of the tokens, those from where anything differs
-            sums.append(EdgeSum(at.adapter, at.ends.delta, None if groups is None else groups[:, -run:], n_groups))
+            length = at.ends.run.clean.ids.shape[1]  # without the tokens before the first difference
+            sums.append(EdgeSum(at.adapter, at.ends.delta, None if groups is None else groups[:, -length:], n_groups))
         sums[0].add(at.weight, at.run, at.gradients)
 
     keep = WRITTEN | (OUTPUTS if any(point.component for point in points) else set())
@@ -179,11 +184,10 @@ def each_point(
     divided: bool = False,
     keep: Set[str] | None = None,
 ) -> float:
-    """Takes the gradients at each point, and hands them over; returns the metric's largest magnitude at the points.
-    `divided`: as for `Ends`.
+    """Take the gradients at each point and call `use` with them; return the metric's largest magnitude at the points.
 
-    `use` must not keep a pass: the next one needs the room. A first point at the clean or the corrupted prompt is also
-    the run of that side.
+    `use` must not keep the pass, because the next one needs its memory. If the first point is the clean or the
+    corrupted prompt, its pass also serves as the run of that prompt. `divided`, `keep`: as for `Ends`.
     """
     metric, adapter, ends, sizes = experiment.metric, experiment.adapter, Ends(experiment, batch, divided, keep), []
     for number, (weight, alpha, component, rules) in enumerate(points):
@@ -218,11 +222,8 @@ def each_point(
 
 
 def check_precision(gradients: ReaderGradients, dtype: str) -> None:
-    """Warns where gradients of half precision underflow: exact zeros at tokens that a later layer reads.
-
-    Raises:
-        ScoreError: some are no finite numbers.
-    """
+    """Warn if gradients in half precision underflow: exact zeros at tokens that a later layer reads. ScoreError if a
+    gradient is NaN or infinite."""
     counts, reached = [], gradients.final.any(-1)  # tokens whose stream a later layer reads
     for heads, mlp in zip(reversed(gradients.qkv), reversed(gradients.mlp), strict=True):
         read = reached | heads.v.flatten(2).any(-1)
@@ -238,13 +239,14 @@ def check_precision(gradients: ReaderGradients, dtype: str) -> None:
         )
     if zeros > UNDERFLOW * of:
         warn(
-            f"gradients underflow in {dtype}: more than {UNDERFLOW:.0%} of them are exactly zero, and scores of early"
-            " layers may be, too: load the model with dtype='float32', or one of float16 with dtype='bfloat16'"
+            f"gradients underflow in {dtype}: more than {UNDERFLOW:.0%} of them are exactly zero, and so may scores of"
+            " early layers be: load the model with dtype='float32', or one of float16 with dtype='bfloat16'"
         )
 
 
 def check_slope(experiment: Experiment, method: Method) -> None:
-    """Raises ScoreError for one gradient at the clean run where that of the metric is zero by definition."""
+    """Raise ScoreError if the method takes its only gradient at the clean run, and the metric's is zero there by
+    definition."""
     if experiment.metric.flat_at_clean and method.at_clean and experiment.setting.noising:
         raise ScoreError(
             f"metric '{experiment.metric.name}' is flat at the clean run (its gradient is zero there), so"
@@ -254,7 +256,8 @@ def check_slope(experiment: Experiment, method: Method) -> None:
 
 
 def check_not_flat(metric: Metric, total: Tensor, largest: float) -> None:
-    """Raises ScoreError where the scores `total` are noise: `largest` is the metric's size at the gradients."""
+    """Raise ScoreError if the scores `total` are rounding noise; `largest`: the metric's largest magnitude where the
+    gradients were taken."""
     size = float(total.abs().max())
     if size <= SMALLEST * largest or size == 0:
         raise ScoreError(

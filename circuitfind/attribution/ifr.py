@@ -1,18 +1,18 @@
-"""Information flow routes: which writers make up what a reader reads. One forward pass, no gradient, no metric.
+"""Information flow routes: each writer's share of a reader's input. One forward pass, no gradient, no metric.
 
-    share(u -> v) = closeness(u) / sum over all summands of y of their closeness       (Ferrando and Voita 2024)
+    share(u -> v) = closeness(u) / sum of the closeness of all summands of y       (Ferrando and Voita 2024)
     closeness(u)  = max(0, ||y||_1 - ||y - x_u||_1)
 
-1. `y` is the clean run's residual stream that v reads, before its norm; `x_u` what u wrote to it. Both are taken
-   without their mean over d_model in a model whose norms all take that off.
-2. y is the sum of the writers and of the output projections' biases so far. The biases are one more summand, whose
-   share belongs to no edge: the shares of a reader's edges sum to 1 only in a model without biases.
-3. A score is the mean share over real tokens, of each example and then over examples; for `logits` over the positions
-   that the metric reads. The q, k and v readers of a layer read one stream: their edges tie.
+1. `y` is the residual stream that v reads in the clean run, before v's norm; `x_u` is u's output. If all norms of the
+   model subtract the mean over d_model, so do `y` and `x_u`.
+2. `y` is the sum of the outputs of all earlier writers and of the biases of their output projections. The biases count
+   as one more summand, which is no edge: the shares of a reader's edges sum to 1 only in a model without biases.
+3. A score is the mean share over an example's real tokens, averaged over examples; for `logits`, over the positions
+   where the metric reads them. The q, k and v readers of a layer read the same stream, so their edges tie.
 
-A summand that points away from y, or overshoots it by more than y's own size, has closeness 0. Each reader's shares sum
-to 1, so they are not comparable between readers: a ranking of all edges prefers early readers, which have few writers.
-Cut circuits with `Scores.greedy`, which grows them from the logits, as the paper does.
+A summand has closeness 0 if y is no larger than y without it: if it points away from y, or far exceeds y. As each
+reader's shares sum to 1, they are not comparable between readers: a ranking of all edges prefers early readers, which
+have few writers. Use `Scores.greedy`, which grows a circuit from the logits, as the paper does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SIGN = f"{NO_EFFECT}share of what a reader reads, mean over tokens, 0 to 1"
 
 
 def flow_shares(experiment: Experiment, _: Request) -> Tensor:
-    """`[writers, readers]` shares, zero where there is no edge; of the clean prompts alone."""
+    """Return the shares on the clean prompts, `[writers, readers]`, zero where there is no edge."""
     adapter = experiment.adapter
 
     def one(part: Batch, rows: slice) -> Tensor:
@@ -46,7 +46,8 @@ def flow_shares(experiment: Experiment, _: Request) -> Tensor:
 
 
 def _shares(adapter: Adapter, run: Run, real: Tensor, read: Tensor) -> Tensor:
-    """`[writers, readers]`, summed over tokens with weights `[batch, pos]`: `real`, or for the logits `read`."""
+    """Return shares `[writers, readers]` summed over tokens with weights `[batch, pos]`: `read` for the logits, `real`
+    for all other readers."""
     graph, work = adapter.graph, adapter.work
     shares = torch.zeros(graph.n_writers, graph.n_readers, dtype=work, device=real.device)
     delta = run.writers.map(lambda part: part.flatten(0, 1))
@@ -72,11 +73,14 @@ def _shares(adapter: Adapter, run: Run, real: Tensor, read: Tensor) -> Tensor:
 
 
 def shares_of(stream: Tensor, parts: Tensor) -> Tensor:
-    """`[parts + 1, tokens]` shares of the summands of a stream `[tokens, d_model]`: of its `parts [parts, tokens,
-    d_model]`, and of what these leave over. Between 0 and 1, with sum 1 at each token; 0 where no summand is close."""
+    """Return the shares of a stream's summands, `[parts + 1, tokens]`; the last is the rest, stream minus all parts.
+
+    `stream`: `[tokens, d_model]`; `parts`: `[parts, tokens, d_model]`. Shares are between 0 and 1 and sum to 1 at each
+    token; all are 0 at a token where no summand has positive closeness.
+    """
     size = stream.abs().sum(-1)
-    rest = parts.sum(0)  # y without the constants
-    distances = torch.cat([(stream - parts).abs().sum(-1), rest.abs().sum(-1)[None]])
+    written = parts.sum(0)  # the stream minus the rest
+    distances = torch.cat([(stream - parts).abs().sum(-1), written.abs().sum(-1)[None]])
     closeness = (size - distances).clamp(min=0)
     return closeness / closeness.sum(0).clamp(min=torch.finfo(closeness.dtype).tiny)
 

@@ -1,8 +1,8 @@
-"""What a method of attribution is: one record, from which everything else that names methods is read.
+"""`Method`: the record that describes an attribution method.
 
-A method scores edges, nodes or the places of a sweep. It is written in a file that ends in its record, and listed in
-`circuitfind/attribution/methods.py`. A method of your own is a `Method`, too: pass it to `attribute`, `find` or
-`compare` in place of a name, give it one with `circuitfind.register`, or name it as "package.module:name".
+A method scores edges, nodes or the places of a sweep. Each file of a method ends in its record, and
+`circuitfind/attribution/methods.py` lists the records. To use a method of your own, pass its `Method` to `attribute`,
+`find` or `compare` in place of a name, register it with `circuitfind.register`, or name it as "package.module:name".
 
     def score(experiment, request):                     # `[writers, readers]` in units of the metric
         runs = experiment.in_batches(one_batch, "my scores")
@@ -11,8 +11,8 @@ A method scores edges, nodes or the places of a sweep. It is written in a file t
     MINE = cf.Method("mine", "what it does", "where it is from", "2 forward", ("edge",), score=score)
     scores = cf.attribute(model, task, MINE)
 
-`experiment` has the model, the pairs and the setting (`circuitfind.engine.experiment`); `request` what is scored and
-the options.
+`experiment` holds the model, the pairs and the setting (`circuitfind.engine.experiment`). `request` holds the level
+that is scored and the method's options.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ LEVELS = ("edge", "node", "place")
 
 
 class Point(NamedTuple):
-    """Where a gradient is taken, and its weight.
+    """Where a gradient is taken, and its weight in the average.
 
-    `alpha`: where on the line from the corrupted (0) to the clean (1) prompt; `component`: ("attn_out" or "mlp_out",
-    layer), then only this output is at alpha and the prompt is the clean one, else the residual entering layer 0 is at
-    alpha; `rules`: the gradient goes back by these (`engine/backward_rules.py`).
+    `alpha`: the point on the line from the corrupted (0) to the clean (1) prompt. `component`: None to interpolate the
+    residual stream that enters layer 0; ("attn_out" or "mlp_out", layer) to interpolate this output alone, on the clean
+    prompt. `rules`: backward rules that replace the gradient's own (`engine/backward_rules.py`).
     """
 
     weight: float
@@ -50,14 +50,15 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """What of a model is scored, and with which options of the method.
+    """What a call asks a method to score, and the method's options.
 
     Attributes:
         level: "edge", "node" or "place".
-        what: the kind of place at level "place".
-        ungrouped: the experiment is over a graph with a key and a value reader for every query head.
-        options: every option of the method, its default where none was given.
-        checkpoint: a file that a stopped run leaves and a repeated call continues from.
+        options: a value for every option of the method, given or default.
+        what: at level "place", the kind of place.
+        by_position, by_span, layers: as for `attribute`.
+        checkpoint: a file that an interrupted run leaves and a repeated call continues from.
+        ungrouped: the experiment's graph has a key and a value reader for every query head.
     """
 
     level: str
@@ -71,7 +72,7 @@ class Request:
 
     @property
     def where(self) -> Where:
-        """The places, as a sweep is asked for them."""
+        """The places to score, in the form that sweeps take."""
         return Where(self.what, self.by_position, self.by_span, self.layers)
 
 
@@ -81,29 +82,30 @@ Points = Callable[[str, int, Mapping[str, Any]], list[Point]]
 
 @dataclass(frozen=True)
 class Method(NoFile):
-    """A way to score.
+    """An attribution method.
 
     Attributes:
-        summary: what it is, in a few words.
-        source: where it was published.
-        cost: passes through the model, in words.
-        levels: what it scores, of "edge", "node" and "place".
-        score: the scores `(experiment, request) -> ` edges `[writers, readers]`, nodes `[writers]` (or by position
-            `[writers, pos]`), places a `Sweep`; in units of the metric, positive = supports. None where `points` is
-            enough.
-        points: of methods that average gradients: `(direction, n_layers, options) ->` where gradients are taken.
-        examples: `(experiment) ->` effects of every edge on every example, `[edges, examples]` in the graph's order;
-            not needed with `points`.
-        options: names and defaults; `attribute` takes them as keywords.
-        check: raises a `ScoreError` for values of the options that make no sense.
-        sign: what the scores are, by level and options; by default effects.
-        twin: it interpolates between the clean and the corrupted run: only ablation="corrupted".
-        at_clean: it takes one gradient at the clean run (noising), where some metrics are flat.
-        by_position: its node scores have a form by position, which adds up.
-        whats: the kinds of places that it scores; None for all.
-        ungrouped: its edge scores can be asked for by query head (`attribute(ungrouped=True)`): `experiment.graph` and
-            `experiment.adapter` are of the ungrouped graph then, which no circuit runs over. Not needed with `points`.
-        spellings: other names that it goes by, for "did you mean".
+        summary: a description in a few words.
+        source: where the method was published.
+        cost: the number of passes through the model, in words.
+        levels: the levels that it scores, of "edge", "node" and "place".
+        score: a function `(experiment, request) -> scores`: `[writers, readers]` for edges, `[writers]` for nodes
+            (`[writers, pos]` by position), a `Sweep` for places; in units of the metric, positive = supports. None for
+            methods with `points`.
+        points: for methods that average gradients, a function `(direction, n_layers, options) -> list[Point]`.
+        examples: a function `(experiment) -> [edges, examples]`, the effect of every edge on every example, edges in
+            the graph's order. Not needed with `points`.
+        options: option names and defaults; `attribute` takes them as keywords.
+        check: a function `(options)` that raises a `ScoreError` for invalid values.
+        sign: a function `(level, options)` that returns the text of `Record.sign`; by default, scores are effects.
+        twin: the method interpolates between the clean and the corrupted run, so it needs ablation="corrupted".
+        at_clean: when noising, the method takes its only gradient at the clean run, where some metrics are flat.
+        by_position: the method has node scores by position, and they add up to the node scores.
+        whats: the kinds of place that it scores; None for all.
+        ungrouped: the method can score each query head's keys and values separately (`attribute(ungrouped=True)`).
+            `experiment.graph` and `experiment.adapter` are then those of the ungrouped graph, over which no circuit can
+            be run. Not needed with `points`.
+        spellings: other names, for "did you mean".
     """
 
     name: str
@@ -126,14 +128,14 @@ class Method(NoFile):
 
     @property
     def by_example(self) -> bool:
-        """Whether edges have a score on every example, whose mean is the score."""
+        """Whether edge scores are means of scores of single examples, which the method can return."""
         return "edge" in self.levels and (self.points is not None or self.examples is not None)
 
     def is_effect(self, level: str) -> bool:
-        """Whether its scores, under the default options, are effects in units of the metric."""
+        """Whether the scores at this level, with default options, are effects in units of the metric."""
         return Record(sign=self.sign(level, self.options)).is_effect
 
 
 def as_array(values: Tensor | np.ndarray) -> np.ndarray:
-    """In float32, on the processor."""
+    """Return the values as float32 on the CPU."""
     return values.astype(np.float32) if isinstance(values, np.ndarray) else values.float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""The registry of methods, and what can be asked of each, before a model is loaded."""
+"""The registry of methods, and the checks of a call's arguments that need no model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from circuitfind.record import Record
 from circuitfind.result import Result
 from circuitfind.setting import DIRECTIONS, Keywords
 
-# By level, or kind of place, what is taken where no method is named: the first that the ablation allows. Averages over
-# the line between the prompts get keys wrong, even in sign; figures stand in docs/methods.md.
+# Default methods by level or kind of place; the first that the ablation allows is used. "eap-ig-inputs" is not the
+# default for queries and keys: its estimates for keys are wrong, even in sign (figures in docs/methods.md).
 DEFAULTS = {
     "edge": ("eap-ig-inputs",),
     "node": ("eap-ig-inputs", "atp"),
@@ -40,8 +40,8 @@ METHODS: dict[str, Method] = {method.name: method for method in (*_EFFECTS, *_RA
 
 
 class MethodRow(NamedTuple):
-    """One method: the levels that it scores, whether its scores are effects (else they only rank), its options with
-    their defaults, its cost in passes through the model, and the calls that take its name."""
+    """A method's name, the levels that it scores, whether its scores are effects (if not, they only rank), its options
+    with their defaults, its cost in passes through the model, its source and summary, and the calls that take it."""
 
     name: str
     levels: str
@@ -54,7 +54,7 @@ class MethodRow(NamedTuple):
 
     @classmethod
     def of(cls, method: Method, level: str, calls: str) -> MethodRow:
-        """A method's row; `level`: of the scores that may be effects."""
+        """Return a method's row; `effects` is about its scores at `level`."""
         options = ", ".join(f"{name}={value!r}" for name, value in method.options.items())
         about = (method.cost, method.source, method.summary, calls)
         return cls(method.name, ", ".join(method.levels), method.is_effect(level), options, *about)
@@ -62,7 +62,7 @@ class MethodRow(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Methods(Result):
-    """The methods that there are."""
+    """A table of methods."""
 
     FORMAT, ROWS, SHOWN = "circuitfind.methods", "methods", ("names",)
 
@@ -77,19 +77,20 @@ class Methods(Result):
 
 
 def register(method: Method) -> Method:
-    """Gives a method of your own its name; raises ScoreError where it is taken, or the method scores nothing."""
+    """Register a method under its name, and return it. ScoreError if the name is taken, a level is unknown, or the
+    method has neither score= nor points=."""
     if isinstance(method, Method) and not (set(method.levels) <= set(LEVELS) and (method.score or method.points)):
-        raise ScoreError(f"method '{method.name}': levels are of {', '.join(LEVELS)}, and it needs score= or points=")
+        raise ScoreError(f"method '{method.name}' needs score= or points=, and levels out of {', '.join(LEVELS)}")
     return entered(method, Method, METHODS, ScoreError, "method '{}' exists: give yours another name")
 
 
 def names(level: str) -> list[str]:
-    """The methods that score an "edge", a "node" or a "place"."""
+    """Return the names of the methods that score a level: "edge", "node" or "place"."""
     return [name for name, method in METHODS.items() if level in method.levels]
 
 
 def default_of(kind: str, ablation: str | None = None) -> str:
-    """The method that an "edge", a "node" or a place of this kind is scored by under an ablation by default."""
+    """Return the name of the default method for a level ("edge", "node") or a kind of place, under an ablation."""
     twin, known = ablation_of(ablation or "corrupted").twin, DEFAULTS.get(kind, DEFAULTS["place"])
     return next((name for name in known if twin or not METHODS[name].twin), known[0])
 
@@ -97,8 +98,8 @@ def default_of(kind: str, ablation: str | None = None) -> str:
 def method_of(
     method: str | Method | None, level: str = "edge", what: str | None = None, ablation: str | None = None
 ) -> Method:
-    """By name, or by "package.module:name" in code of your own; the ablation's default where none is named. ScoreError
-    where there is none, or it has no scores at this level."""
+    """Return the method of a name or of "package.module:name"; if `method` is None, the default under the ablation.
+    ScoreError if there is no such method, or it does not score this level or kind of place."""
     if level not in ("edge", "node"):
         raise ScoreError(f"level '{level}' is unknown: use 'edge' or 'node'")
     if what is not None and level != "node":
@@ -121,7 +122,7 @@ def method_of(
 
 
 def _elsewhere(method: Method, kind: str) -> str:
-    """What else to ask of a method that has scores of another kind."""
+    """Return the end of an error message: the level at which this method does have scores."""
     if kind != "place" and method.levels == ("place",):
         whats = " or ".join(f"'{what}'" for what in method.whats or ())
         return f", or ask it for places: level='node' and what={whats}"
@@ -133,9 +134,11 @@ def _elsewhere(method: Method, kind: str) -> str:
 def request_of(
     method: Method, level: str, what: str | None, asked: Mapping[str, Any], **ways: Any
 ) -> tuple[Request, Keywords]:
-    """What is asked of a method, checked as far as it can be without a model, and the keywords of the run. `asked`:
-    these and options of the method; `ways`: further fields of `Request`. ScoreError names what the method cannot do,
-    TypeError a keyword that no method has."""
+    """Check a call's arguments as far as possible without a model; return its `Request` and the keywords of the run.
+
+    `asked`: keywords of the run and options of the method; `ways`: further fields of `Request`. ScoreError if the
+    method cannot do what is asked, TypeError for a keyword that no method has.
+    """
     setting = {name: value for name, value in asked.items() if name in Keywords.__annotations__}
     given = {name: value for name, value in asked.items() if name not in setting and value is not None}
     for name, value in given.copy().items():
@@ -144,7 +147,7 @@ def request_of(
             if not owners:
                 known = [*method.options, *Keywords.__annotations__]
                 raise TypeError(f"method '{method.name}': {unknown('keyword', name, known)}")
-            if value is False:  # asks for nothing
+            if value is False:  # the same as not given
                 del given[name]
                 continue
             raise ScoreError(f"{name}={value!r} is an option of {', '.join(owners)}: method '{method.name}' has none")
@@ -167,7 +170,7 @@ def request_of(
 
 
 def _check_places(method: Method, ways: Mapping[str, Any]) -> None:
-    """Refuses edges at their places of a method that has none."""
+    """Raise ScoreError if edge scores by position or span are asked of a method that has none."""
     if ways.get("by_position") and ways.get("by_span"):
         raise ScoreError("by_position=True and by_span=True are two ways to divide the prompts: give one")
     if (ways.get("by_position") or ways.get("by_span")) and method.points is None:
@@ -187,8 +190,8 @@ def _check_ungrouped(method: Method, level: str) -> None:
 
 
 def check_made(record: Record, asked: Mapping[str, Any]) -> Keywords:
-    """Checks that scores were made by the method and options that are `asked` for ("method", its options, keywords of
-    the run); returns the keywords of the run. ScoreError names what differs."""
+    """Check that scores were made with the method and options in `asked` (`method`, its options, keywords of the run),
+    and return the keywords of the run. ScoreError names the first difference."""
     for name, value in asked.items():
         made = record.method if name == "method" else record.settings.get(name)
         value = value.name if isinstance(value, Method) else value
@@ -200,7 +203,7 @@ def check_made(record: Record, asked: Mapping[str, Any]) -> Keywords:
 
 
 def _check_setting(method: Method, asked: Mapping[str, Any]) -> None:
-    """Refuses an ablation or direction that the method cannot do."""
+    """Raise ScoreError if the method cannot be used with the ablation, or the ablation with the direction."""
     ablation = ablation_of(asked.get("ablation") or "corrupted")
     direction = asked.get("direction") or DIRECTIONS[0]
     if direction in DIRECTIONS:

@@ -1,18 +1,18 @@
-"""Weight composition: edges ranked without any prompt, by the composition scores of Elhage et al. (2021).
+"""Weight composition: rank edges without any prompt, by the composition scores of Elhage et al. (2021).
 
-    score(u -> v) = ||U V^T|| / (||U|| ||V||)    in 0 to 1, Frobenius norms
+    score(u -> v) = ||U V^T|| / (||U|| ||V||)    between 0 and 1, Frobenius norms
 
-1. U `[*, d_model]` is what u writes with. A head: W_V W_O, from the stream to the stream; an MLP: its output
-   projection; `input`: the token embedding. A post-norm's weight is folded in, and the mean over d_model is taken off
-   where every norm of the model does so.
-2. V `[*, d_model]` is what v reads with, the norm's weight and centring folded in. `<q>`: the form W_Q W_K^T on its
-   query side, `<k>`: on its key side, `<v>`: W_V W_O; a shared key/value head: those of its query heads, one below the
-   other. An MLP: all projections of its input; `logits`: the unembedding.
-3. Only U^T U and V^T V matter. So a product A B counts as R B with A = Q R, which has `d_head` rows, and of a matrix
-   with more than `d_model` rows its own R is enough.
+1. U `[*, d_model]` is the matrix through which u writes: for a head W_V W_O, for an MLP its output projection, for
+   `input` the token embedding. A post-norm's weight is folded in. If all norms of the model subtract the mean over
+   d_model, so does U.
+2. V `[*, d_model]` is the matrix through which v reads, with the norm's weight and centring folded in: for `<q>` and
+   `<k>` the query side and the key side of W_Q W_K^T, for `<v>` W_V W_O, for an MLP all its input projections, for
+   `logits` the unembedding. For a shared key/value head, the matrices of its query heads are stacked.
+3. The score depends only on U^T U and V^T V. So a product A B is replaced by R B with A = Q R, which has `d_head` rows,
+   and a matrix with more than `d_model` rows by its own R.
 
-Only weights count: the scores ignore the norms' scales, rotary positions and q/k norms between query and key, biases,
-gates and the prompts. For random weights the score is about 1 / sqrt(d_model), not 0.
+The scores ignore everything but these weights: the norms' scales, rotary embeddings and q/k norms, biases, gates and
+prompts. For random weights the score is about 1 / sqrt(d_model), not 0.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ SIGN = f"{NO_EFFECT}composition of the weights, 0 to 1, the same for every promp
 
 
 def composition_scores(experiment: Experiment, _: Request) -> Tensor:
-    """`[writers, readers]`, zero where there is no edge; refuses MLPs or embeddings that are not single matrices."""
+    """Return the scores `[writers, readers]`, zero where there is no edge. ScoreError if a layer's attention or MLP, or
+    an embedding, does not reduce to single matrices."""
     adapter, graph = experiment.adapter, experiment.graph
     embedding, unembedding = _embeddings(adapter)
     scores = torch.zeros(graph.n_writers, graph.n_readers, dtype=adapter.work, device=unembedding.device)
@@ -64,7 +65,7 @@ def composition_scores(experiment: Experiment, _: Request) -> Tensor:
 
 
 def _attention_readers(weights: Heads, output: Tensor) -> Heads:
-    """V of a layer's q, k and v readers, `[readers, rows, d_model]` each."""
+    """Return V for a layer's q, k and v readers, `[readers, rows, d_model]` each."""
     group = len(output) // weights.k.shape[1]
     queries = einsum(_served(_r(weights.k), output), weights.q, "h r e, d h e -> h r d")
     keys = einsum(rearrange(_r(weights.q), "(g n) r e -> g n r e", n=group), weights.k, "g n r e, d g e -> g n r d")
@@ -74,7 +75,7 @@ def _attention_readers(weights: Heads, output: Tensor) -> Heads:
 
 
 def _folded(view: LayerView) -> Heads:
-    """`[d_model, heads, d_head]` each, the attention's norm folded in."""
+    """Return the q, k and v weights with attention's norm folded in, `[d_model, heads, d_head]` each."""
     whys = {
         "a mixer has no queries, keys and values": view.family.mixer,
         "a norm stands between two projections of its keys": view.family.kv,
@@ -88,7 +89,8 @@ def _folded(view: LayerView) -> Heads:
 
 
 def _mlp(view: LayerView) -> tuple[Tensor, Tensor]:
-    """What an MLP reads with `[d_model, hidden]`, its norm folded in, and writes with `[hidden, d_model]`."""
+    """Return an MLP's input projections `[d_model, hidden]`, its norm folded in, and its output projection `[hidden,
+    d_model]`."""
     try:
         reading, writing = view.mlp_weights()
     except ModelError as error:
@@ -97,7 +99,7 @@ def _mlp(view: LayerView) -> tuple[Tensor, Tensor]:
 
 
 def _embeddings(adapter: Adapter) -> tuple[Tensor, Tensor]:
-    """`[vocab, d_model]` of the token embedding and of the unembedding."""
+    """Return the token embedding and the unembedding, `[vocab, d_model]` each."""
     head_scale(adapter)
     modules = adapter.model.get_input_embeddings(), adapter.model.get_output_embeddings()
     first, last = (weight_of(module).T.to(adapter.device, adapter.work) for module in modules)
@@ -109,23 +111,23 @@ def _embeddings(adapter: Adapter) -> tuple[Tensor, Tensor]:
 
 
 def _served(by_kv_head: Tensor, by_head: Tensor) -> Tensor:
-    """Each query head's own copy of what its key/value head has."""
+    """Repeat the entries of key/value heads, once for each query head."""
     return by_kv_head.repeat_interleave(len(by_head) // len(by_kv_head), dim=0)
 
 
 def _r(weight: Tensor) -> Tensor:
-    """`[heads, d_head, d_head]`: R of every head's weight `[d_model, heads, d_head]`."""
+    """Return R of each head's weight `[d_model, heads, d_head]`: `[heads, d_head, d_head]`."""
     found: Tensor = torch.linalg.qr(rearrange(weight, "d h e -> h d e"), mode="r").R
     return found
 
 
 def _few_rows(matrix: Tensor) -> Tensor:
-    """A matrix with the same Gram matrix over its columns, of no more rows than columns."""
+    """Return a matrix with the same Gram matrix `M^T M` and no more rows than columns."""
     return matrix if len(matrix) <= matrix.shape[1] else torch.linalg.qr(matrix, mode="r").R
 
 
 def _unit(matrices: Tensor) -> Tensor:
-    """`[n, rows, d_model]` divided by each one's norm; zeros stay zeros."""
+    """Divide each matrix of `[n, rows, d_model]` by its Frobenius norm; zero matrices stay zero."""
     norms: Tensor = torch.linalg.matrix_norm(matrices, keepdim=True)
     return matrices / norms.where(norms > 0, 1)
 
