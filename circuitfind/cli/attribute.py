@@ -61,9 +61,7 @@ def attribute(
     asked = inputs.run_keywords(task, run, scoring) | ({"normalise": True} if level.normalise else {})
     inputs.check_scoring(asked, **where)
     if level.level == "edge" and (places.by_position or places.by_span) and checks.max_checks:
-        raise ScoreError(
-            "--max-checks measures edges over all tokens: it does not apply to edges by position or span"
-        )
+        raise ScoreError("--max-checks measures edges over all tokens: it does not apply to edges by position or span")
     folder = inputs.folder(place.out, out)
     loaded, bound = inputs.load(model, task, out)
     if level.what is not None:

@@ -147,8 +147,10 @@ def completeness(
 
 
 class Part(NamedTuple):
-    """A part of a circuit, and the shares of the total effect that circuit and model keep without it; `second_way`: the
-    model keeps much more than the circuit, beyond what the circuit lacks to begin with."""
+    """A part of a circuit, and the fractions of the total effect that circuit and model keep without it.
+
+    second_way: the model keeps much more than the circuit, beyond what the circuit lacks anyway.
+    """
 
     removed: tuple[str, ...]
     circuit: float
@@ -157,18 +159,17 @@ class Part(NamedTuple):
 
     @property
     def reading(self) -> str:
-        """What it means, in a line."""
+        """The meaning, in a sentence."""
         named, others = ", ".join(self.removed[:FEW]), len(self.removed) - FEW
         if others > 0:
             one_part, more = len({name.partition(".")[0] for name in self.removed}) == 1, "s" * (others > 1)
             named += f" and {others} more {f'head{more} of that layer' if one_part else f'node{more}'}"
         model, circuit = (f"{round(share, 2) + 0.0:.0%}" for share in (self.model, self.circuit))  # no -0%
-        shares = f"without {named} the model keeps {model} of the total effect and the circuit {circuit}"
+        shares = f"without {named}, the model keeps {model} of the total effect and the circuit {circuit}"
         if self.second_way:
             task = "the task" if self.model >= MOST else "part of the task"
-            said = f"{shares}: the model does {task} without this circuit, too"
-            return f"{said}. There is a second way, which the circuit leaves out"
-        return f"{shares}, the largest gap that was met: no second way was seen"
+            return f"{shares}: the model has a second way to do {task}, which the circuit leaves out"
+        return f"{shares} (the largest difference found): no sign of a second way"
 
 
 def second_way(evaluator: Evaluator, circuit: Circuit, effects: np.ndarray, count: int) -> Part | None:

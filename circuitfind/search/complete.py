@@ -107,15 +107,15 @@ class Completion:
         if self.trials.meets(circuit) and not self.trials.meets(whole):
             whole = self._balanced(whole)
         added, gone = int((whole.mask & ~circuit.mask).sum()), int((circuit.mask & ~whole.mask).sum())
-        said = f"{len(self.contexts)} contexts screened; {added:,} edges added that matter there"
-        self.trials.say("complete", f"{said}, {gone:,} of {circuit.n_edges:,} removed that matter in none")
+        said = f"{len(self.contexts)} contexts screened; added {added:,} edges that matter in one of them"
+        self.trials.say("complete", f"{said}, removed {gone:,} of {circuit.n_edges:,} that matter in none")
         return whole
 
     def so_far(self, circuit: Tried) -> Tried:
         """Return the circuit with the edges that are confirmed by now, if there is no time for the rest."""
         whole = self._run(circuit.mask | (self.tests.effects >= KEPT), circuit, late=True)
         added = int((whole.mask & ~circuit.mask).sum())
-        self.trials.say("complete", f"{added:,} edges added that were confirmed in time")
+        self.trials.say("complete", f"added {added:,} edges that were confirmed in time")
         return whole
 
     def _run(self, mask: np.ndarray, otherwise: Tried, late: bool = False) -> Tried:
@@ -127,14 +127,16 @@ class Completion:
         Rescoring(self.trials, self.scores, whole.mask).run()
         holding = (tried for tried in self.trials.every() if not (whole.mask & ~tried.mask).any())
         balanced = next(filter(self.trials.meets, holding), whole)
-        said = f"with what stands in for its parts the circuit is off target (faithfulness {whole.faithfulness:.2f}"
-        said += " on the search pairs), as it now contains edges that oppose the task"
+        said = (
+            f"with its backups the circuit is off target (faithfulness {whole.faithfulness:.2f} on the search pairs),"
+        )
+        said += " because they include edges that oppose the task"
         if balanced is whole:
-            said += "; for a faithful circuit leave complete=True out"
+            said += "; leave out complete=True for a faithful circuit"
             warn(said)
         else:
             added = balanced.n_edges - whole.n_edges
-            said += f"; {added:,} weak edges that compensate bring it back ({balanced.faithfulness:.2f})"
+            said += f"; {added:,} weak edges were added to compensate (faithfulness {balanced.faithfulness:.2f})"
         self.trials.say("complete", said)
         return balanced
 

@@ -309,9 +309,7 @@ def _opposing(circuit: Circuit, scores: Scores) -> str:
     strong = scores.top(START, prune=False).mask & ~circuit.mask
     inside, outside = (int((scores.values[mask] < 0).sum()) for mask in (circuit.mask, strong))
     said = f"{inside:,} of the circuit's {len(circuit):,} edges have a negative estimated effect"
-    if not strong.any():
-        return said
-    return f"{said}; so have {outside:,} of the {int(strong.sum()):,} strongest edges outside of it"
+    return f"{said}, as do {outside:,} of the {int(strong.sum()):,} strongest other edges" if strong.any() else said
 
 
 def _off_size(taken: Tried, edges: int | None) -> str:

@@ -2,7 +2,7 @@
 
 1. A circuit is on the frontier if it is nearer to the whole model than every smaller circuit that was run, by the
    criterion of the search or by the error of single pairs.
-2. Every circuit on the frontier is run on the held-out pairs, too.
+2. Up to 16 circuits of the frontier are also run on the held-out pairs, if there is time.
 3. The result is the smallest circuit on target; or, if a number of edges was asked for, the nearest circuit of at most
    that many edges.
 """

@@ -51,5 +51,5 @@ def pruned(trials: Trials, start: Tried, strength: np.ndarray, growth: float, mo
     trials.say("pruning", f"{start.n_edges - best.n_edges} of {start.n_edges} edges removed; {change}")
     if best.faithfulness > OVER:
         over = best.faithfulness - 1
-        trials.say("pruning", f"overshoot of {over:.3f}: edges that oppose the behaviour are left out")
+        trials.say("pruning", f"faithfulness is {over:.3f} above 1: the circuit leaves out edges that oppose the task")
     return best

@@ -101,7 +101,7 @@ class Rescoring:
             for smaller in self._rounds(start, edges):
                 smallest = smaller
                 advance(1)
-        self.trials.say("re-scored", f"from {start.n_edges:,} to {smallest.n_edges:,} edges")
+        self.trials.say("re-scored", f"reduced from {start.n_edges:,} to {smallest.n_edges:,} edges")
 
     def _rounds(self, tried: Tried, edges: int | None) -> Iterator[Tried]:
         """Yield the circuit of each round."""
