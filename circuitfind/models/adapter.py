@@ -1,10 +1,11 @@
-"""One view of every model: its graph, its sites, and for each block its weights by head, its norms and what it writes.
+"""`Adapter`: the same view of every model: its graph, its sites, and for each block its weights by head and its norms.
 
-1. The table of families (`families.py`) says where the modules are and how fused projections are laid out; sizes come
-   from the config.
-2. A *site* is a module boundary: the input of a block, a projection's output, the output projection's and the MLP's
-   input and output, the inputs of the final norm and of the unembedding. Positional encodings, q/k norms, caps, sinks
-   and routing lie between sites, so they need no code. Each block is a `LayerView` (`layer.py`).
+1. The table of families (`families.py`) says where the modules are and how fused projections are laid out. Sizes come
+   from the config and the shapes of weights.
+2. A *site* is a module boundary: the input of a block, the output of a q, k or v projection, the input and output of
+   the output projection and of the MLP, the input of the final norm and of the unembedding. Positional encodings, q/k
+   norms, soft-caps, attention sinks and routing lie between sites, so they need no code.
+3. Each block is a `LayerView` (`layer.py`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ PRECISIONS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Site(NamedTuple):
-    """A module boundary: `path` from the model's root; `side` is "input" or "output"."""
+    """A module boundary: the module's `path` from the model's root, and its `side`, "input" or "output"."""
 
     name: str
     layer: int
@@ -49,7 +50,7 @@ class Site(NamedTuple):
     side: str
 
 
-# One for each model, however often it is wrapped: hooks are put on the modules themselves.
+# One lock per model, however often it is wrapped, because hooks are put on the modules themselves.
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 
 
@@ -57,24 +58,25 @@ class Adapter:
     """A causal language model of a covered family, seen as a residual stream with writers and readers.
 
     Attributes:
-        graph, layers, final_norm: its graph, one `LayerView` per block, and the norm before the unembedding.
+        graph, layers, final_norm: the graph, one `LayerView` per block, and the norm before the unembedding.
         sites: all sites; `circuitfind.models.backends.observe` puts them in order of execution.
-        output_forms: by module path, the tuple that it returns (without its first entry), or None for a tensor.
-        centred: every norm that reads the stream subtracts its mean, so the mean never matters.
-        coupled: a norm on the attention's output scales all heads of a layer together.
-        backend: "nnsight" or "hooks", what single passes run through.
-        lock: held by the call that runs the model: runs put hooks on its modules.
-        state: the model as it was when it was last read.
-        unproven: its identities are still to be proved; None: the user does not want them to be.
-        proven_length: the length of the longest pair that they were proved on, under the user's hooks.
-        row: how its family's row was found, where it is not the table's for its model type: "inferred as llama".
-        divided: the length of the longest prompt that ran the same as a whole and in two parts; -1 if one did not.
-        by_block: whether gradients block by block are those of one pass; None until it is needed.
-        origin: what its weights were de-quantised from, such as "GGUF Q4_1"; empty if they were stored as floats.
-        held_by: the `circuitfind.only` that runs the model as a circuit at the moment; no other pass may run then.
-        spread: its weights are on several devices, or loaded as they are needed (`circuitfind.models.placement`).
-        processes: those that hold parts of its weights (tensor parallelism), as a process group; None: it is whole.
-        work: precision of circuitfind's own arithmetic: the model's, but at least float32.
+        output_forms: by module path, None if the module returns a tensor, or the tuple that it returns, with None as
+            its first entry.
+        centred: whether every norm that reads the stream subtracts the mean, so that the stream's mean never matters.
+        coupled: whether a norm on the attention's output scales all heads of a layer together.
+        backend: "nnsight" or "hooks", the backend of single passes.
+        lock: held while a call runs the model, because runs put hooks on its modules.
+        state: the model's state when its modules were last read.
+        unproven: whether the identities must still be checked; None if the user does not want them checked.
+        proven_length: the length of the longest pair on which they were checked under the user's hooks.
+        row: how the family's row was found ("inferred as llama"); empty for the row of its model type in the table.
+        divided: the length of the longest prompt that gave equal results whole and in two parts; -1 if one did not.
+        by_block: whether gradients taken block by block equal those of one backward pass; None until this is checked.
+        origin: what the weights were de-quantised from, such as "GGUF Q4_1"; empty if they were stored as floats.
+        held_by: the `circuitfind.only` block that currently runs the model as a circuit; no other pass may run then.
+        spread: whether weights are on several devices, or loaded when they are needed (`models/placement.py`).
+        processes: the process group that the weights are divided among (tensor parallelism); None if they are not.
+        work: the precision of circuitfind's own arithmetic: the model's, but at least float32.
     """
 
     def __init__(self, model: Any, family: Family | str | None = None) -> None:
@@ -101,7 +103,7 @@ class Adapter:
         self.state = self._state()
 
     def _read(self) -> None:
-        """Reads what is kept of the modules and weights: the precision, and the blocks with their norms as formulas."""
+        """Set the attributes that depend on modules or weights: the precision, the blocks, the norms as formulas."""
         model, family, graph = self.model, self.family, self.graph
         blocks = module_at(model, family.layers)
         self._check_covered(blocks)
@@ -142,23 +144,25 @@ class Adapter:
         return State.of(self.model, norms)
 
     def refresh(self) -> bool:
-        """Reads again what is kept of the model where it has changed. Returns whether modules or hooks are new, so that
-        the identities must be proved again."""
+        """Read the model again if it has changed; return whether modules or hooks are new, so that the identities must
+        be checked again."""
         before, now = self.state, self._state()
         same_form = now.form == before.form
         if not (same_form and now.same_norms(before)):
             self._read()
         if not same_form:
-            for name in ("envoy", "at_sites"):  # they hold the modules
+            for name in ("envoy", "at_sites"):  # cached properties that hold modules
                 vars(self).pop(name, None)
             self.divided, self.by_block = 0, None
         self.state = now
         return not same_form or now.adds_hooks_to(before)
 
     def ungrouped(self) -> Adapter:
-        """The same model over `Graph.ungrouped()`, where each query head reads its own copy of a key and a value: for
-        scores of edges (`capture_gradients`, `Restart.edges`); circuits run over the model's own graph. ModelError
-        where keys and values come from a latent, or a layer has a mixer in place of attention."""
+        """Return the same model over `Graph.ungrouped()`, where each query head has its own copy of a key and a value.
+
+        It serves edge scores only (`capture_gradients`, `Restart.edges`); circuits run over the model's own graph.
+        ModelError if keys and values come from a latent, or a layer has a mixer in place of attention.
+        """
         if any(type(view) is not LayerView for view in self.layers):
             raise ModelError(
                 f"this {self.kind} model has latent attention, or mixers in place of attention: keys and values have no"
@@ -169,12 +173,12 @@ class Adapter:
         return seen
 
     def at_most(self, length: int) -> int:
-        """So many tokens, or as many as the model has positions for; at least two."""
+        """Return `length`, or the model's maximum number of positions if that is smaller; at least 2."""
         return max(2, min(length, getattr(self.config, "max_position_embeddings", length) or length))
 
     @property
     def caches(self) -> bool:
-        """Whether the model takes keys and values of earlier tokens."""
+        """Whether the model accepts a cache of earlier tokens' keys and values."""
         return "past_key_values" in self._accepts
 
     @property
@@ -184,22 +188,22 @@ class Adapter:
 
     @property
     def inferred(self) -> bool:
-        """Whether its row was found by its modules."""
+        """Whether the family's row was inferred from the modules."""
         return self.row.startswith("inferred")
 
     @property
     def d_read(self) -> int:
-        """Features of what a q, k or v reader makes of the stream, of the widest."""
+        """The largest `d_read` of any layer."""
         return max(view.d_read for view in self.layers)
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go, and circuitfind computes."""
+        """The device of token ids and of circuitfind's own arithmetic."""
         return device_of(self.model.get_input_embeddings())
 
     def keywords(self, inputs: Inputs) -> dict[str, Any]:
-        """Arguments of the model's forward for these inputs: explicit positions, a mask if there is padding, and a
-        cache (the model adds to it) if they come after others."""
+        """Return the arguments of the model's forward: explicit positions if it takes them, a mask if there is padding,
+        and, if the tokens follow others, a new cache with these (the model adds to it)."""
         keywords: dict[str, Any] = {"input_ids": inputs.ids, "use_cache": False}
         if not bool((mask := inputs.whole_mask).all()):
             keywords["attention_mask"] = mask.long()
@@ -212,7 +216,7 @@ class Adapter:
         return keywords
 
     def check_free(self) -> None:
-        """Refuses a pass while the model runs as a circuit (`circuitfind.only`)."""
+        """Raise ModelError while the model runs as a circuit (`circuitfind.only`)."""
         if self.held_by is not None:
             raise ModelError(
                 "inside cf.only the model runs as a circuit, and so would every run of this function: call it outside"
@@ -220,11 +224,12 @@ class Adapter:
             )
 
     def head_outputs(self, layer: int, scaled: Tensor) -> Tensor:
-        """`[heads, batch, pos, d_model]` from scaled heads `[batch, pos, heads, d_head]`."""
+        """Return what each head writes, `[heads, batch, pos, d_model]`, from `scaled_heads` `[batch, pos, heads,
+        d_head]`."""
         return einsum(scaled, self.layers[layer].output_weight(), "b t h e, h e d -> h b t d")
 
     def centre(self, x: Tensor) -> Tensor:
-        """Takes the mean off where every norm does so anyway: then no stream's variance needs its mean."""
+        """Subtract the mean over d_model if every norm does so anyway (`centred`); else return x."""
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def _sites(self) -> list[Site]:
@@ -241,12 +246,12 @@ class Adapter:
 
     @functools.cached_property
     def envoy(self) -> nnsight.NNsight:
-        """nnsight's wrapper of the model."""
+        """The model wrapped by nnsight."""
         return nnsight.NNsight(self.model)
 
     @functools.cached_property
     def at_sites(self) -> dict[str, nn.Module]:
-        """By path, the modules with sites."""
+        """The modules with sites, by path."""
         return {site.path: module_at(self.model, site.path) for site in self.sites}
 
     def _check_weights(self) -> None:
@@ -272,7 +277,7 @@ class Adapter:
 
 
 def graph_of(model: Any, family: Family | str | None = None) -> Graph:
-    """A model's computation graph, from its config and the shapes of its projections; weights are not read."""
+    """Return a model's graph from its config and the shapes of its projections. ModelError if it is not covered."""
     config = model.config.get_text_config()
     family = _within(model, family_of(config, family))
     _check_paths(model, family)
@@ -300,7 +305,7 @@ def graph_of(model: Any, family: Family | str | None = None) -> Graph:
 
 
 def _of_block(family: Family) -> list[tuple[str, str, str]]:
-    """Name, module and side of a block's sites."""
+    """Return (site name, module path, side) of a block's sites."""
     return [
         ("resid", "", "input"),
         *((name, getattr(family, name), "input" if family.mixer else "output") for name in family.projections),
@@ -312,7 +317,8 @@ def _of_block(family: Family) -> list[tuple[str, str, str]]:
 
 
 def _sizes(block: nn.Module, path: str, family: Family, n_heads: int) -> tuple[int, int]:
-    """Number of key/value heads, and the width of a head."""
+    """Return the number of key/value heads and the width of a head. ModelError if the projections do not divide into
+    heads."""
     shapes = {}
     for site in ("o", *(() if family.mixer else family.projections), *(("q_latent",) if family.q_latent else ())):
         name = getattr(family, site)
@@ -335,12 +341,12 @@ def _sizes(block: nn.Module, path: str, family: Family, n_heads: int) -> tuple[i
         or any(shapes[site][1] != wanted[site] * d_head for site in shapes if site != "o")
     ):
         told = ", ".join(f"{getattr(family, site)} {shape[0]} to {shape[1]}" for site, shape in shapes.items())
-        raise ModelError(f"the projections of '{path}' do not divide into {n_heads} heads of one width: {told}")
+        raise ModelError(f"the projections of '{path}' do not divide into {n_heads} heads of equal width: {told}")
     return n_kv_heads, d_head
 
 
 def _check_paths(model: nn.Module, family: Family) -> None:
-    """Checks that the blocks have the modules that the family names."""
+    """Raise ModelError if the model lacks a module that the family names."""
 
     def check(root: nn.Module, where: str, names: Iterable[str], family: Family = family) -> None:
         for name in names:
@@ -362,7 +368,7 @@ def _check_paths(model: nn.Module, family: Family) -> None:
 
 
 def _within(model: Any, family: Family) -> Family:
-    """The family's paths in a class that holds the text model deeper inside (Gemma 3, SmolVLM)."""
+    """Return the family with its paths adjusted to a class that holds the text model deeper inside (Gemma 3)."""
     try:
         module_at(model, family.layers)
         return family

@@ -1,12 +1,11 @@
 """A layer with a mixer in place of attention: a convolution, a state space, linear attention.
 
-A mixer has no queries and keys that a graph could name. It is one node, as an MLP is, but it moves information between
-tokens. For the engine it is attention with one head: what this head writes is what enters the mixer's output
-projection, and what it reads, as the only reader and without a projection, is the normed stream, the input of the
-mixer's module.
+A mixer has no queries and keys that a graph could name. Like an MLP it is one node, but it moves information between
+tokens. The engine treats it as attention with one head. This head's output is the input of the mixer's output
+projection. Its only reader is q, which has no projection: its value is the normed stream, the input of the mixer's
+module.
 
-Some mixers (a biased convolution, that of Recurrent Gemma) take padding on the left for tokens; tasks are padded on the
-right.
+Some mixers (biased convolutions, as in Recurrent Gemma) treat left padding as tokens; tasks are padded on the right.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from circuitfind.models.layer import Heads, LayerView, Layout, shape_of
 
 @dataclass(frozen=True)
 class MixerLayout(Layout):
-    """One head: what enters the mixer is its query, and there are no keys and values."""
+    """One head, whose query is the mixer's input; no keys and values."""
 
     def parts(self, site: str, value: Tensor) -> dict[str, Tensor]:
         return {"q": value.unsqueeze(-2)}
@@ -41,7 +40,7 @@ class MixerView(LayerView):
 
     @classmethod
     def of(cls, view: LayerView) -> MixerView:
-        """From a view of the same block."""
+        """Return the mixer's view from a general view of its block."""
         layout = MixerLayout("mixer", 1, 0, shape_of(view.module(view.family.o))[0])
         return cls(**{**vars(view), "layout": layout})
 

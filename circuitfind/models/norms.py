@@ -1,8 +1,8 @@
 """Norms as formulas: `norm(x) = r(x) * C x * weight + bias` with one scale r per token.
 
 `C` subtracts the mean (LayerNorm) or is the identity (RMSNorm), and `r = 1 / sqrt(mean((C x)^2) + eps)`. Weight and
-bias are found by running the module on probes, so that every variant (1 + weight, no weight, Cohere's) is one class
-here; a module of another form is refused.
+bias are found by running the module on test inputs, so one class covers every variant (1 + weight, no weight,
+Cohere's). A module that does not compute this formula is refused.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from circuitfind.models.placement import twin
 
 @dataclass(frozen=True, eq=False)
 class Norm:
-    """A LayerNorm or RMSNorm. `weight`: `[d_model]` float32 (float64 for a float64 model); `bias`: the same, or None
-    where it is zero; `fixed_scale`: `pull_back` treats r as a constant."""
+    """A LayerNorm or RMSNorm. `weight`: `[d_model]` float32 (float64 for a float64 model); `bias`: the same, or None if
+    it is zero; `centred`: whether C subtracts the mean; `fixed_scale`: gradients treat r as a constant."""
 
     weight: Tensor
     bias: Tensor | None
@@ -30,7 +30,7 @@ class Norm:
 
     @classmethod
     def of(cls, module: nn.Module, width: int, name: str, device: torch.device) -> Norm:
-        """Reads a norm module's formula; ModelError if the module is neither a LayerNorm nor an RMSNorm."""
+        """Return a norm module as a formula; ModelError if the module is neither a LayerNorm nor an RMSNorm."""
         eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
         parameter = next(module.parameters(), None)
         dtype = torch.float64 if parameter is not None and parameter.dtype == torch.float64 else torch.float32
@@ -41,11 +41,11 @@ class Norm:
             pattern[-3:] = torch.tensor([1.0, 1.0, -2.0], dtype=dtype, device=device) / 2**0.5
         with torch.no_grad():
             bias = probe(torch.zeros_like(pattern))
-            if eps is None:  # OLMo's is not an attribute: compare a small input with a large one
+            if eps is None:  # OLMo's eps is not an attribute: compare a small input with a large one
                 small, large = 1e-3, 1e3
                 ratio = (probe(pattern * small) - bias)[0] ** 2 / (probe(pattern * large) - bias)[0] ** 2
                 eps = float(small**2 * large**2 * (1 - ratio) / (ratio * large**2 - small**2))
-                eps = eps if 0 <= eps < 1 else math.nan  # a module that only passes x on is like an endless one
+                eps = eps if 0 <= eps < 1 else math.nan  # for the identity, the formula gives a huge eps
             weight = (probe(pattern) - bias) / pattern * (1 + eps) ** 0.5
             ramp = torch.linspace(-1, 2, width, dtype=dtype, device=device)
             for centred in (True, False):
@@ -56,11 +56,11 @@ class Norm:
         raise ModelError(f"norm '{name}' ({type(module).__name__}) is neither a LayerNorm nor an RMSNorm")
 
     def centre(self, x: Tensor) -> Tensor:
-        """`C x`."""
+        """Return `C x`."""
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def scale(self, x: Tensor) -> Tensor:
-        """`r(x) [..., 1]`."""
+        """Return `r(x) [..., 1]`."""
         return self._scale_of(self.centre(x))
 
     def _scale_of(self, centred: Tensor) -> Tensor:
@@ -72,26 +72,30 @@ class Norm:
         return y if self.bias is None else y + self.bias
 
     def pull_back(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient at the input x from that at the output: `C^T (g - y mean(g y))` with `g = r weight gradient`."""
+        """Return the gradient at the input x, given the one at the output: `C^T (g - y mean(g y))` with `y = r C x` and
+        `g = r weight gradient`."""
         y, r = self.normed(x)
         return self.centre(self.less_scale(y, gradient * self.weight * r))
 
     def normed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`y = r C x` and the scale `r [..., 1]`."""
+        """Return `y = r C x` and the scale `r [..., 1]`."""
         centred = self.centre(x)
         r = self._scale_of(centred)
         return centred * r, r
 
     def less_scale(self, y: Tensor, gradient: Tensor) -> Tensor:
-        """`g - y mean(g y)`: what a gradient loses because the scale depends on x. Changes `gradient [(readers,) ...,
-        d_model]`, which has r and the weight in it, in place; `y [..., d_model]` is from `normed`."""
+        """Subtract the part of a gradient along y, because the scale depends on x: `g - y mean(g y)`, in place.
+
+        `gradient`: `[(readers,) ..., d_model]`, already times r and the weight; `y`: `[..., d_model]` from `normed`.
+        With `fixed_scale` nothing is subtracted.
+        """
         if self.fixed_scale:
             return gradient
         along = torch.linalg.vecdot(gradient, y) / y.shape[-1]
         return gradient.addcmul_(y, along.unsqueeze(-1), value=-1)
 
     def fold(self, projection: Tensor) -> Tensor:
-        """`C^T diag(weight) projection` for a projection `[d_model, ...]` that reads the normed stream: then
-        `projection^T norm(x) = r(x) * fold^T x + projection^T bias`."""
+        """Fold the norm into a projection `[d_model, ...]` of the normed stream: return `F = C^T diag(weight)
+        projection`, so that `projection^T norm(x) = r(x) F^T x + projection^T bias`."""
         folded = projection * self.weight.view(-1, *[1] * (projection.ndim - 1))
         return folded - folded.mean(0, keepdim=True) if self.centred else folded

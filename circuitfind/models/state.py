@@ -1,9 +1,11 @@
-"""What a model was like when it was last read, so that a change between two calls is noticed.
+"""The state of a model when it was last read, so that changes between two calls are noticed.
 
-Projections are read from the modules at each use. Norms are kept as formulas, and hooks make modules give something
-else than their weights say. A state therefore holds the `form`, the module at each path with its class's forward, and
-the precision and device of each weight; the values of every norm's parameters (`norms`, one after another, so that one
-comparison tells), and its epsilon; and by path the hooks and replaced forwards that run there (`hooks`).
+Projections need no state, because they are read from the modules at each use. Norms are kept as formulas, and hooks can
+change what modules return. A state therefore holds:
+
+* `form`: the module at each path, its class's forward, and the precision and device of each weight,
+* `norms`, `epsilons`: the parameters of all norms, concatenated so that one comparison suffices, and their epsilons,
+* `hooks`: by path, the hooks of the module and a forward that replaces its class's.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from circuitfind.models.placement import own_forward, weights_of
 
 
 class State(NamedTuple):
-    """A model as it was; objects are held, not their ids, which Python uses again."""
+    """A model's state. It holds the objects themselves, not their ids, which Python reuses."""
 
     form: tuple[Any, ...]
     norms: Tensor
@@ -27,7 +29,7 @@ class State(NamedTuple):
 
     @classmethod
     def of(cls, model: nn.Module, norms: Iterable[nn.Module]) -> State:
-        """The state now; `norms`: the modules that are kept as formulas."""
+        """Return a model's present state; `norms`: the modules that are kept as formulas."""
         modules, norms = dict(model.named_modules()), list(norms)
         form = [(path, module, type(module).forward) for path, module in modules.items()]
         weights = [(weight.dtype, weight.device) for weight in model.parameters()]
@@ -39,21 +41,22 @@ class State(NamedTuple):
         )
 
     def same_norms(self, other: State) -> bool:
-        """Whether the formulas of the norms still hold; the form is the same."""
+        """Whether the formulas of the norms still hold, for states of the same form."""
         return self.epsilons == other.epsilons and torch.equal(self.norms, other.norms)
 
     def adds_hooks_to(self, before: State) -> bool:
-        """Whether a hook runs that did not run before."""
+        """Whether a module has other hooks than before, or hooks for the first time."""
         return any(hooks != before.hooks.get(path) for path, hooks in self.hooks.items())
 
 
 def _together(weights: list[Tensor]) -> Tensor:
-    """Their values in one tensor, at the widest of their precisions."""
+    """Concatenate the weights' values, in the widest of their precisions."""
     return torch.cat([weight.flatten().to(weights[0].device) for weight in weights]) if weights else torch.empty(0)
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:
-    """What runs beside or instead of its class's forward; of nnsight's and accelerate's wrappers, what they wrap."""
+    """Yield a module's hooks, and the forward that replaces its class's, if any. Wrappers that nnsight and accelerate
+    put around a forward do not count."""
     yield from module._forward_pre_hooks.values()
     yield from module._forward_hooks.values()
     yield from module._backward_pre_hooks.values()
