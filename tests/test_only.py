@@ -210,7 +210,7 @@ def test_what_is_not_the_circuits_is_not_taken_for_it() -> None:
     model, task = wrapped("llama"), id_task((5, 5))
     with cf.only(model, some_circuits(model.graph)[2], task) as held:
         expected = held.logits()
-        with pytest.raises(cf.TaskError, match="call the model itself"):
+        with pytest.raises(cf.TaskError, match="call the whole model"):
             model.hf.model(task.clean)
         assert model.hf.lm_head(model.hf.model.norm(torch.ones(1, 2, 32))).shape == (1, 2, VOCAB)
         with pytest.raises(cf.TaskError, match=r"\[rows, positions\]"):

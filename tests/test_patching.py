@@ -474,7 +474,7 @@ def test_what_prompts_and_models_do_not_allow(tmp_path: Path) -> None:
 def test_sweeps_over_many_positions_say_what_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     model, task = wrapped("gpt2"), id_task((9,))
     monkeypatch.setattr("circuitfind.patching.patch.COSTLY", 2 * 9 * 9 - 1)
-    with pytest.warns(UserWarning, match=r"every pair 18 times, .* 9 positions in each of 2 layers, .* by_span=True"):
+    with pytest.warns(UserWarning, match=r"every pair 18 times, .* 9 positions in each of 2 layers, .*by_span=True"):
         cf.patch(model, task, "resid")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

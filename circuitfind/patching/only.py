@@ -89,9 +89,9 @@ class CircuitModel(NoFile):
         self._rows = defaultdict(list)
         for row, ids in enumerate(_prompts(*self._prepared.batch.clean[:2])):
             self._rows[ids].append(row)
-        self._twins = _twins(self._prepared.batch, experiment.ablation)
+        self._ablation_inputs = _ablation_inputs(self._prepared.batch, experiment.ablation)
         self._visitor: CircuitVisitor | None = None
-        self._asked: list[int] | None = None  # the rows of the next pass, if they are known
+        self._next_rows: list[int] | None = None  # the rows of the next pass, if they are known
 
     def inputs(self, rows: Sequence[int] | None = None) -> dict[str, Any]:
         """Return the keyword arguments of the model's forward for the clean prompts of some rows (default: all)."""
@@ -109,11 +109,11 @@ class CircuitModel(NoFile):
         known = list(range(len(self.task)) if rows is None else rows)
 
         def one(part: Batch, at: slice) -> Tensor:
-            self._asked = known[at]
+            self._next_rows = known[at]
             try:
                 whole: Tensor = self.hf(**self._model.adapter.keywords(part.clean)).logits
             finally:
-                self._asked = None  # a hook of the user may have ended the pass before it was used
+                self._next_rows = None  # a hook of the user may have ended the pass before it was used
             return read_rows(whole, part.clean)
 
         return self._together(batch, one)
@@ -176,9 +176,9 @@ class CircuitModel(NoFile):
         if kwargs.get("logits_to_keep") == 1 and not mask[:, -1].all():
             remedy = "give it prompts of one length, or use next_token()"
             raise TaskError(f"generate() continues the last column, which is padding in some rows: {remedy}")
-        index = torch.tensor(self._asked or self._rows_of(ids, mask), device=self._prepared.batch.clean.ids.device)
-        self._asked = None
-        self._visitor = CircuitVisitor(_some(self._prepared, index, ids.shape[1]), self._plan)
+        index = torch.tensor(self._next_rows or self._rows_of(ids, mask), device=self._prepared.batch.clean.ids.device)
+        self._next_rows = None
+        self._visitor = CircuitVisitor(_selected(self._prepared, index, ids.shape[1]), self._plan)
 
     def _after(self, *_: Any) -> None:
         self._visitor = None
@@ -186,7 +186,7 @@ class CircuitModel(NoFile):
     def _rows_of(self, ids: Tensor, mask: Tensor) -> list[int]:
         """Return the task's row of each prompt. TaskError for other prompts, or if rows with the same clean prompt have
         different corrupted prompts and only some of these rows are asked for."""
-        asked, twins = _prompts(ids, mask), self._twins
+        asked, twins = _prompts(ids, mask), self._ablation_inputs
         found, left = [], {prompt: list(self._rows.get(prompt, ())) for prompt in asked}
         for number, prompt in enumerate(asked):
             known = self._rows.get(prompt)
@@ -247,7 +247,7 @@ def _prompts(ids: Tensor, mask: Tensor) -> list[tuple[int, ...]]:
     return [tuple(row[:length].tolist()) for row, length in zip(kept, lengths, strict=True)]
 
 
-def _twins(batch: Batch, ablation: Ablation) -> list[Any]:
+def _ablation_inputs(batch: Batch, ablation: Ablation) -> list[Any]:
     """Return for each row what, besides the clean prompt, decides its ablated values: the corrupted prompt and the
     alignment, or None if the ablation does not use them."""
     if not ablation.corrupted:
@@ -257,7 +257,7 @@ def _twins(batch: Batch, ablation: Ablation) -> list[Any]:
     return list(zip(twins, aligned, strict=True))
 
 
-def _some(prepared: Prepared, rows: Tensor, length: int) -> Prepared:
+def _selected(prepared: Prepared, rows: Tensor, length: int) -> Prepared:
     """Return the runs of some rows, cut to `length` positions."""
     whole, size = prepared.batch.clean.ids.shape[1], len(prepared.batch)
     if length > whole:

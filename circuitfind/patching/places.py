@@ -134,27 +134,27 @@ def _down(restart: Restart, layer: int, change: Tensor, units: Tensor) -> Tensor
     return found
 
 
-def _as_it_is(restart: Restart, layer: int, written: Tensor) -> Tensor:
+def _unchanged(restart: Restart, layer: int, written: Tensor) -> Tensor:
     return written
 
 
 def _from_attention(restart: Restart, layer: int, written: Tensor) -> Tensor:
     write, output = restart.adapter.layers[layer].attn_written, restart.base.attn_out[layer]
-    return restart.after_mlp(layer, _more(write, output, written))
+    return restart.after_mlp(layer, _stream_change(write, output, written))
 
 
 def _from_mlp(restart: Restart, layer: int, written: Tensor) -> Tensor:
     output = restart.base.mlp_out[layer].view(restart.base.resid[layer].shape)
-    return _more(restart.adapter.layers[layer].mlp_written, output, written)
+    return _stream_change(restart.adapter.layers[layer].mlp_written, output, written)
 
 
-def _more(write: Callable[[Tensor], Tensor], output: Tensor, difference: Tensor) -> Tensor:
+def _stream_change(write: Callable[[Tensor], Tensor], output: Tensor, difference: Tensor) -> Tensor:
     """Return the change of the stream if a module's output changes by `difference`; `write`: its post-norm."""
     return write(output.to(difference) + difference) - write(output)
 
 
 _KINDS = (
-    Kind("resid", "resid", "resid{layer}", reached=_as_it_is, entering=True, in_stream=True, by_position=True),
+    Kind("resid", "resid", "resid{layer}", reached=_unchanged, entering=True, in_stream=True, by_position=True),
     Kind(
         "resid-mid",
         "middle",
@@ -166,7 +166,7 @@ _KINDS = (
         instead="'resid', 'attn' or 'mlp'",
     ),
     Kind("attn", "attn", "{attn}{layer}", reached=Restart.after_mlp, by_position=True),
-    Kind("mlp", "mlp", "m{layer}", reached=_as_it_is, by_position=True),
+    Kind("mlp", "mlp", "m{layer}", reached=_unchanged, by_position=True),
     Kind("attn-out", "attn_out", "attn-out{layer}", reached=_from_attention, by_position=True),
     Kind("mlp-out", "mlp_out", "mlp-out{layer}", reached=_from_mlp, by_position=True),
     Kind("heads", "z", "a{layer}.h{unit}", "head", _heads, _projected, _from_attention),

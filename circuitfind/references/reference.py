@@ -118,7 +118,7 @@ class Reference(NoFile):
             FileError: the file is missing, has another format, or names nodes that its graph does not have.
         """
         path = Path(path)
-        raw = _own(path)
+        raw = _reference_json(path)
         if raw is None:
             circuit = Circuit.open(path, graph=graph)
             return cls(path.stem, circuit.graph, circuit.mask, model=circuit.record.model, source=str(path))
@@ -135,7 +135,7 @@ class Reference(NoFile):
             raise FileError(f"{path}: {error}") from None
 
 
-def _own(path: Path) -> dict[str, Any] | None:
+def _reference_json(path: Path) -> dict[str, Any] | None:
     """Return the file's JSON if it is a reference; else None, and `Circuit.open` reads it."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))

@@ -136,7 +136,8 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
     for name in ("checkpoint", "folder"):
         if keywords.get(name) is not None:
             raise ModelError(f"{function.__name__}: a job on a server writes no files: leave {name}= out")
-    given = {"arguments": list(map(_plain, arguments)), "keywords": {name: _plain(keywords[name]) for name in keywords}}
+    asked = {name: _listed(value) for name, value in keywords.items()}
+    given = {"arguments": list(map(_listed, arguments)), "keywords": asked}
     request = _pickled({"home": function.__module__, "function": function.__name__, **given}, model)
     with progress(f"{function.__name__} on {model.place}", 1):
         answer = _sent(model, request)
@@ -149,10 +150,10 @@ def call(model: RemoteModel, function: Callable[..., R], arguments: tuple[Any, .
     if "lacks" in outcome:
         package, trace = outcome["lacks"]
         remedy = "install it there; circuitfind itself needs einops and scipy there (NDIF: ndif[ext])"
-        raise _noted(f"{function.__name__} needs '{package}', which {model.place} does not have: {remedy}", trace)
+        raise _noted_error(f"{function.__name__} needs '{package}', which {model.place} does not have: {remedy}", trace)
     if "failed" in outcome:
         text, trace = outcome["failed"]
-        raise _noted(f"{function.__name__} failed on {model.place}: {text}", trace)
+        raise _noted_error(f"{function.__name__} failed on {model.place}: {text}", trace)
     if "weightless" in outcome:
         raise ModelError(
             f"the server runs this job without the weights of '{model.name}', which are in another process (NDIF's"
@@ -175,7 +176,7 @@ def _check_keywords(function: Callable[..., Any], arguments: tuple[Any, ...], ke
             raise TypeError(f"{function.__name__}() got an unexpected keyword argument '{strange[0]}'")
 
 
-def _noted(text: str, note: str) -> ModelError:
+def _noted_error(text: str, note: str) -> ModelError:
     """Return a ModelError with a note."""
     error = ModelError(text)
     error.add_note(note)
@@ -192,7 +193,7 @@ def _sent(model: RemoteModel, request: bytes) -> bytes:
             answer: bytes = nnsight.save(run(envoy, package, texts, wrapped, request))
     except Exception as error:  # the network, the hub, the server and nnsight have their own classes
         said = str(error).strip().rstrip(".") or type(error).__name__
-        raise _noted(
+        raise _noted_error(
             f"the job for '{model.name}' on {model.place} failed: {said.splitlines()[-1]}. NDIF needs a key in"
             " NDIF_API_KEY and a model that it runs: see nnsight.ndif_status()",
             said,
@@ -216,7 +217,7 @@ def _is_users(package: str) -> bool:
     return file is not None and not any(Path(file).is_relative_to(folder) for folder in installed)
 
 
-def _plain(value: Any) -> Any:
+def _listed(value: Any) -> Any:
     """Return a list in place of a generator, which cannot be pickled."""
     return list(value) if isinstance(value, Iterator) else value
 

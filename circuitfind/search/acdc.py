@@ -94,7 +94,7 @@ def acdc(
     Rule(threshold, absolute)  # an invalid threshold raises before anything runs
     evaluator = _evaluator(model, task, asked)
     if scores is None and screen is not None:
-        scores = _estimated(evaluator.experiment)
+        scores = _default_scores(evaluator.experiment)
     mask = None if screen is None else screened(scores, screen, threshold, evaluator)
     rule = Rule(threshold, absolute, _dangling(remove_dangling, evaluator), mask)
     pruning = Pruning(evaluator, rule, edges_in_order(model.graph, order, evaluator.seed, scores), side_by_side)
@@ -116,7 +116,7 @@ def acdc(
     return Circuit(model.graph, pruning.mask, exact=exact, record=record, facts=facts)
 
 
-def _estimated(experiment: Experiment) -> Scores:
+def _default_scores(experiment: Experiment) -> Scores:
     """Return effects estimated by the default method, for screening."""
     method = method_of(None)
     request, _ = request_of(method, "edge", None, {"ablation": experiment.setting.ablation})

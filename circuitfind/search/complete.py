@@ -96,7 +96,7 @@ class Completion:
         """Return the circuit with what stands in for its parts, and without edges that matter in no context."""
         with stages("completing", LOOKING + CONFIRMED) as part:
             with part(LOOKING):
-                self._look()
+                self._screen_contexts()
             with part(CONFIRMED), progress("confirming", CONFIRMED) as self.advance:
                 effects = self._confirm(circuit.mask)
         more = circuit.mask | (effects >= KEPT)
@@ -141,7 +141,7 @@ class Completion:
         return balanced
 
     # ---------------------------------------------------------------- contexts
-    def _look(self) -> None:
+    def _screen_contexts(self) -> None:
         """Screen contexts, the whole model first."""
         waiting: dict[Cut, float] = {(): 0.0}  # with the strength of the last node to cut
         tried: set[Cut] = set()
@@ -153,7 +153,7 @@ class Completion:
                 tried.add(cut)
                 if (context := self._context(cut)) is not None:
                     self.contexts[cut] = context
-                    for node, strength in self._strong(cut):
+                    for node, strength in self._nodes_to_cut(cut):
                         more = tuple(sorted((*cut, node)))
                         if more not in tried and not any(set(one) <= set(more) for one in dead):
                             waiting.setdefault(more, strength)
@@ -169,7 +169,7 @@ class Completion:
             return None
         strength = self._screen(tried.mask, OPEN)
         if not cut:
-            self.open = strength
+            self.open_strength = strength
             strength = np.maximum(np.maximum(strength, self._screen(tried.mask, OPENING)), self.estimates)
         return _Context(tried.mask, tried.outcome.metric, strength)
 
@@ -193,7 +193,7 @@ class Completion:
             found[mask] = np.maximum(found[mask], np.abs(each).mean(1) / self.contrast)
         return found
 
-    def _strong(self, cut: Cut) -> list[tuple[int, float]]:
+    def _nodes_to_cut(self, cut: Cut) -> list[tuple[int, float]]:
         """Return the nodes to cut next, with their strength: those with a strong edge in this context that, unless the
         context is the whole model, became visible."""
         strength = self.contexts[cut].strength
@@ -213,7 +213,7 @@ class Completion:
         tests.run(cells, np.zeros(len(cells), dtype=int))
         for chosen in order[: TRIES - 1]:
             there = np.take_along_axis(strengths, chosen[None], axis=0)[0]
-            visible = (there >= SCREENED) & (there >= VISIBLE * self.open)
+            visible = (there >= SCREENED) & (there >= VISIBLE * self.open_strength)
             cells = np.argwhere((visible & (tests.effects < KEPT)) | (inside & (tests.effects < LEFT)))
             tests.run(cells, chosen[tuple(cells.T)])
         self._stand_ins(tests)

@@ -226,7 +226,7 @@ def learn_masks(
     graph = model.graph
     run: Any = dict(asked)
     options = {name: run.pop(name, default) for name, default in TRAINING.items()}
-    learner = _learner(method, options)
+    learner = _checked_learner(method, options)
     steps, patience, lr = options["steps"], options["patience"], options["lr"]
     gates = learner.gates[options["objective"]]
     chosen = options["start"]
@@ -277,7 +277,7 @@ def learner_of(name: str) -> Learner:
     return LEARNERS[name]
 
 
-def _learner(name: str, options: dict[str, Any]) -> Learner:
+def _checked_learner(name: str, options: dict[str, Any]) -> Learner:
     """Return the method of this name, and set its defaults in `options`. ScoreError if an option is not valid."""
     learner = learner_of(name)
     for option in ("steps", "lr", "pairs_per_step", "objective"):
@@ -371,14 +371,14 @@ def _ranked(
     """Return the scores with these values `[gates]`, and the circuit that is cut from them."""
     if level == "node":
         of_nodes = NodeScores(graph, values, record)
-        return of_nodes, _of_nodes(of_nodes, target, prune)
+        return of_nodes, _node_circuit(of_nodes, target, prune)
     matrix = np.zeros(graph.real.shape, dtype=np.float32)
     matrix.T[edges.T] = values
     scores = Scores(graph, matrix, record)
     return scores, scores.threshold(0.5, prune=prune) if target is None else scores.top(target, prune=prune)
 
 
-def _of_nodes(scores: NodeScores, target: int | None, prune: bool) -> Circuit:
+def _node_circuit(scores: NodeScores, target: int | None, prune: bool) -> Circuit:
     """Return the circuit of all edges from the `target` top nodes, or from nodes with scores above 1/2."""
     graph, chosen = scores.graph, np.zeros(scores.graph.n_writers, dtype=bool)
     if target is None:

@@ -23,7 +23,7 @@ from circuitfind.setting import Keywords
 
 
 def _acdc(experiment: Experiment, request: Request) -> Scores:
-    return acdc_scores(experiment.model, experiment.bound, **_asked(experiment, request, "prune_by"))
+    return acdc_scores(experiment.model, experiment.bound, **_call_keywords(experiment, request, "prune_by"))
 
 
 def _sign(level: str, options: Mapping[str, Any]) -> str:  # a named function, as it is sent to servers
@@ -31,12 +31,12 @@ def _sign(level: str, options: Mapping[str, Any]) -> str:  # a named function, a
 
 
 def _learned(experiment: Experiment, request: Request, name: str) -> Scores | NodeScores:
-    asked = _asked(experiment, request, "learn_by")
+    asked = _call_keywords(experiment, request, "learn_by")
     # only the ranking is used, so a warning that its circuit is empty would mislead
     return learn_masks(experiment.model, experiment.bound, name, level=request.level, prune=False, **asked).scores
 
 
-def _asked(experiment: Experiment, request: Request, metric: str) -> dict[str, Any]:
+def _call_keywords(experiment: Experiment, request: Request, metric: str) -> dict[str, Any]:
     """Return the keywords of the public call for this request. `metric`: the option that names its metric."""
     setting, options = experiment.setting, dict(request.options)
     if not setting.noising:
@@ -45,7 +45,7 @@ def _asked(experiment: Experiment, request: Request, metric: str) -> dict[str, A
     return {"metric": options.pop(metric), "checkpoint": request.checkpoint, **same, **options}
 
 
-def _learner(name: str, summary: str, source: str) -> Method:
+def _learner_method(name: str, summary: str, source: str) -> Method:
     return Method(
         name,
         summary,
@@ -77,10 +77,10 @@ SEARCHES: Mapping[str, Method] = {
             },
             sign=_sign,
         ),
-        _learner("edge-pruning", "hard-concrete masks with a target size", "Bhaskar et al. 2024"),
-        _learner("subnetwork-probing", "hard-concrete masks with a penalty", "Cao et al. 2021"),
-        _learner("ugs", "uniform gradient sampling of masks", "Li and Janson 2024"),
-        _learner("matryoshka", "masks of k expected edges, k drawn anew at each step", "2609.25518, and ours"),
+        _learner_method("edge-pruning", "hard-concrete masks with a target size", "Bhaskar et al. 2024"),
+        _learner_method("subnetwork-probing", "hard-concrete masks with a penalty", "Cao et al. 2021"),
+        _learner_method("ugs", "uniform gradient sampling of masks", "Li and Janson 2024"),
+        _learner_method("matryoshka", "masks of k expected edges, k drawn anew at each step", "2609.25518, and ours"),
     )
 }
 
