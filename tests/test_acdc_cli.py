@@ -53,7 +53,7 @@ def test_scores_of_a_file_order_and_screen(tiny, place, capsys):
     assert main([*WORDS, "--order", "scores"]) == 2
     assert "needs scores=" in capsys.readouterr().err
     assert main([*WORDS, "--prune-by", "logit_diff", "--scores", str(path), "--screen", "0.2"]) == 2
-    assert "with metric 'kl', the edges are tried with 'logit_diff'" in capsys.readouterr().err
+    assert "with metric 'kl', but acdc tries edges with 'logit_diff'" in capsys.readouterr().err
     assert main([*WORDS, "--ablation", "zero", "--remove-dangling", "untested"]) == 2
     assert "use remove_dangling='tested'" in capsys.readouterr().err
 
