@@ -33,13 +33,13 @@ from circuitfind.tasks.tokens import (
     PromptTokenizer,
     Tokens,
     answer_tensor,
-    by_place,
     by_read,
     faults,
     pad,
     piece,
-    places,
     validate,
+    whole_answers,
+    whole_reads,
 )
 
 
@@ -239,22 +239,22 @@ def _bound(task: Given, model: ModelLike) -> BoundTask:
         differ = sum(len(a) != len(b) for a, b in zip(tokens.clean, tokens.corrupted, strict=True))
         notes.append(f"prompts aligned by spans: {differ} of {len(batch)} pairs differ in length")
     return BoundTask(
-        task.name,
-        batch,
-        _usable(metric_of(task.metric), batch),
-        words.prompts(task.clean, tokens.clean),
-        words.prompts(task.corrupted, tokens.corrupted),
-        tuple(map(words.answers, tokens.answers, tokens.wrong)),
-        tuple(tuple(map(words.piece, ids)) for ids in tokens.clean),
-        bos,
-        getattr(model, "name", ""),
-        model.vocabulary,
-        tuple(notes),
-        task.flips,
-        _spans(task, tokens, tokenizer, "clean"),
-        getattr(model, "dequantised", ""),
-        getattr(model, "row", ""),
-        tuple(tokens.appended) if task.answer is not None else (),
+        name=task.name,
+        batch=batch,
+        metric=_usable(metric_of(task.metric), batch),
+        prompts=words.prompts(task.clean, tokens.clean),
+        corrupted_prompts=words.prompts(task.corrupted, tokens.corrupted),
+        answer_texts=tuple(map(words.answers, tokens.answers, tokens.wrong)),
+        tokens=tuple(tuple(map(words.piece, ids)) for ids in tokens.clean),
+        bos=bos,
+        model=getattr(model, "name", ""),
+        vocabulary=model.vocabulary,
+        notes=tuple(notes),
+        flips=task.flips,
+        spans=_spans(task, tokens, tokenizer, "clean"),
+        weights=getattr(model, "dequantised", ""),
+        family=getattr(model, "row", ""),
+        appended=tuple(tokens.appended) if task.answer is not None else (),
     )
 
 
@@ -263,7 +263,7 @@ def _batch(task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None, model
     device, length = model.device, max(map(len, (*tokens.clean, *tokens.corrupted)))
     clean, corrupted = (pad(rows, length, device) for rows in (tokens.clean, tokens.corrupted))
     most = max(map(len, tokens.answers), default=0) if tokens.whole else 0
-    read = places(tokens.answers, [*map(len, tokens.clean)], most) if most else task.read_positions(tokens.clean)
+    read = whole_reads(tokens.answers, [*map(len, tokens.clean)], most) if most else task.read_positions(tokens.clean)
     read, alignment = read.to(device), None
     if task.align:
         index, failed = _counterparts(task, tokens, tokenizer)
@@ -272,7 +272,7 @@ def _batch(task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None, model
         # padding corresponds to itself
         alignment = torch.tensor([[*row, *range(len(row), length)] for row in index], device=device)
     both = tokens.answers, tokens.wrong
-    answers, wrong = (by_place(side, most) if most else answer_tensor(side, read) for side in both)
+    answers, wrong = (whole_answers(side, most) if most else answer_tensor(side, read) for side in both)
     if task.is_ids and read.shape[1] > 1:
         answers, wrong = by_read(task.answers, task.wrong_answers, read, model.vocabulary)
     sides = Inputs(*clean, read), Inputs(*corrupted, read if alignment is None else alignment.gather(1, read))

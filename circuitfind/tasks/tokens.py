@@ -194,7 +194,7 @@ def pad(rows: list[Ids], length: int, device: torch.device) -> tuple[Tensor, Ten
     return ids.to(device), (torch.arange(ids.shape[1]) < lengths[:, None]).to(device)
 
 
-def places(rows: list[Ids], lengths: Ids, length: int) -> Tensor:
+def whole_reads(rows: list[Ids], lengths: Ids, length: int) -> Tensor:
     """Return the positions `[batch, reads]` that predict a whole answer's tokens: the last ones of each prompt.
 
     rows: the answers' ids. lengths: of the prompts. length: of the longest answer. Shorter answers repeat the last
@@ -205,7 +205,7 @@ def places(rows: list[Ids], lengths: Ids, length: int) -> Tensor:
     )
 
 
-def by_place(rows: list[Ids], length: int) -> Tensor:
+def whole_answers(rows: list[Ids], length: int) -> Tensor:
     """Return each answer's successive tokens, `[batch, reads, 1]`, with the last one repeated as padding.
 
     If no row has an answer, the shape is `[batch, reads, 0]`.

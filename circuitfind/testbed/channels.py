@@ -54,15 +54,15 @@ class Channels:
     def of(self, variable: Variable) -> slice:
         return slice(self._start[variable], self._start[variable] + variable.width)
 
-    def matrices(self, head: Head, products: Sequence[Product], size: int, places: Sequence[int]) -> Tensor:
+    def matrices(self, head: Head, products: Sequence[Product], size: int, free: Sequence[int]) -> Tensor:
         """Return a head's query, key and value matrices, `[3, width, size]`.
 
-        size: the head's width. places: the channels of the head's query and key in which its matches are put.
+        size: the head's width. free: the channels of query and key that its matches take, in this order.
         """
         query, key, value = made = torch.zeros(3, self.width, size)
         used = 0
         for product in products:
-            own = places[used : used + product.size]
+            own = free[used : used + product.size]
             query[self.of(product.query), own] = product.by_query * size**0.5  # attention divides by this
             key[self.of(product.key), own] = product.by_key
             used += product.size
