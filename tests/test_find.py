@@ -388,7 +388,7 @@ def test_very_few_pairs(tiny: cf.Model, n: int, tmp_path: Path) -> None:
 def test_one_pair_is_searched_and_judged_on_itself(tiny: cf.Model, ioi: cf.Task, tmp_path: Path) -> None:
     with pytest.warns(CircuitfindWarning) as said:
         result = cf.find(tiny, ioi.on(tiny).subset([0]), **QUICK)
-    assert [str(one.message).partition(",")[0] for one in said] == ["there is one pair"]
+    assert [str(one.message).partition(",")[0] for one in said] == ["there is only one pair"]
     facts, report = result.circuit.facts, result.report(tmp_path / "report.html").read_text()
     assert (facts["search_pairs"], facts["unseen_pairs"], result.checks.evaluation.seen_pairs) == (1, 0, 1)
     assert facts["faithfulness"] == pytest.approx(facts["faithfulness_on_search_pairs"]) and result.on_target

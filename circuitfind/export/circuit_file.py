@@ -154,7 +154,7 @@ def _rows(path: str | PathLike[str], graph: Graph, edges: list[EdgePart]) -> lis
 
 
 def _first(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong, as one line."""
+    """Return the first error that pydantic found, as one line."""
     first = error.errors(include_url=False, include_context=False)[0]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

@@ -282,7 +282,7 @@ def _batch(task: Given, tokens: Tokens, tokenizer: PromptTokenizer | None, model
 
 
 class _Words(NamedTuple):
-    """Writes a task's ids as text; without a tokenizer, as numbers."""
+    """A task's ids as text or, without a tokenizer, as numbers."""
 
     tokenizer: Any
     tokens: Tokens
