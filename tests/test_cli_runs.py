@@ -273,7 +273,7 @@ def test_columns_that_are_there_twice_are_refused():
     ("words", "message"),
     [
         (("attribute", "tiny", "--task", ""), "task '' is unknown"),
-        (("patch", "tiny", "--by-span", "--by-position"), "--by-span and by_position= divide"),
+        (("patch", "tiny", "--by-span", "--by-position"), "--by-span and by_position= exclude each other"),
         (("find", "tiny", "--n", "4", "--random", "9" * 20), "give a whole number, 0 to 10,000"),
         (("find", "tiny", "--n", "9" * 20), "more pairs than can be run: give 1,000,000 at most"),
         (("attribute", "tiny", "--steps", "9" * 20), "--steps 99999999999999999999: give a whole number, 1 to 100,000"),
