@@ -208,7 +208,7 @@ def test_scores_of_other_pairs_are_pointed_out(run: Run, found: Path) -> None:
     scored, unseen = set(judged.split(0.5, 0)[0].prompts), judged.split(1 - 0.9, 0)[1].prompts
     expected = sum(prompt in scored for prompt in unseen)
     assert 0 < expected < len(unseen) == 7
-    assert said.code == 0 and f"the scores were made on {expected} of the 7 pairs to judge with" in said.err
+    assert said.code == 0 and f"{expected} of the 7 pairs used for verification were also used to make" in said.err
     said = run("verify", "--n", "6", "--seed", "1", *few, "--scores", scores)  # others, and the file knows it
     assert said.code == 0 and "scored on" not in said.err and "scores were made" not in said.err
     older = cf.Scores.open(scores)

@@ -137,5 +137,5 @@ def test_a_diagnosis_counts_copies_once(llama: cf.Model, once: BoundTask, often:
 def test_samples_are_of_different_pairs(llama: cf.Model, once: BoundTask, often: BoundTask) -> None:
     found, expected = (cf.stability(llama, pairs, method="eap", n_edges=20, resamples=5) for pairs in (often, once))
     assert found.circuits == expected.circuits and found.sizes == expected.sizes == (6,) * 5
-    with pytest.raises(TaskError, match="one pair cannot be resampled"):
+    with pytest.raises(TaskError, match="a single pair cannot be resampled"):
         cf.stability(llama, often.subset([0, 6, 7]), method="eap", n_edges=20, resamples=5)

@@ -145,7 +145,7 @@ def test_files_of_before_open(
     assert {name: value for name, value in again.to_dict().items() if name in old}.keys() == old.keys()
     assert repr(again) == repr(results[call]) and plain(list(again.rows())) == plain(list(results[call].rows()))
     if isinstance(again, cf.Verification):
-        with pytest.raises(ScoreError, match="does not say its graph"):
+        with pytest.raises(ScoreError, match="lacks the graph"):
             _ = again.exact
     (tmp_path / "other.json").write_text(json.dumps({"points": []}))
     with pytest.raises(FileError, match='no "format" key'):

@@ -1,13 +1,13 @@
 """Hypothesis tests of a circuit (Shi et al. 2024, "Hypothesis Testing the Circuit Hypothesis in LLMs").
 
-1. Each test (`hypotheses_tests.py` states them) is made with exact runs on the same pairs.
-2. Minimality tests every edge of the circuit: its p-values are corrected over the edges, and the smallest counts.
-3. The tests' p-values are corrected over the tests that were made (Holm by default), and compared with alpha.
-4. Each row says what was found in words, and where the experiment was too small to reject anything.
+1. Make each test (defined in `hypotheses_tests.py`) with exact runs on the same pairs.
+2. Minimality tests every edge of the circuit. Its p-values are corrected over the edges, and the smallest is used.
+3. Correct the p-values over the tests that were made (Holm by default), and compare them with alpha.
+4. Each row states the outcome in words, and says if the experiment was too small to reject anything.
 
-A null that is kept is not proven: on few pairs, equivalence and independence are kept whatever the circuit. And a
-dependence may have another cause than the task: an ablated model still reads a corrupted prompt that shares words with
-the clean one, so under `ablation="corrupted"` independence is often rejected even for the whole model.
+A null hypothesis that is not rejected is not proven: on few pairs, equivalence and independence are never rejected. And
+independence may be rejected for another reason than the task: the ablated model still reads a corrupted prompt that
+shares words with the clean one, so under `ablation="corrupted"` it is often rejected even for the whole model.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ from circuitfind.tasks.task import BoundTask, Task
 
 
 class EdgeTest(NamedTuple):
-    """Minimality of an edge: its mean |effect| on the metric, the share of random additions whose effect is smaller,
-    and whether it counts for no more than they do (`rejected`)."""
+    """Minimality of an edge: mean |effect| on the metric, and fraction of random additions with a smaller effect.
+
+    rejected: the edge matters no more than random additions.
+    """
 
     edge: str
     writer: str
@@ -55,11 +57,11 @@ class HypothesisTest(NamedTuple):
     """One test.
 
     Attributes:
-        statistic: HSIC, or the share of examples (equivalence) or of references (minimality: the smallest over edges).
-        p_value, adjusted: NaN where there was nothing to test.
-        supports: whether the outcome speaks for the circuit; None where there was nothing to test.
+        statistic: HSIC, or a fraction of examples (equivalence) or of references (minimality: the smallest over edges).
+        p_value, adjusted: NaN if there was nothing to test.
+        supports: whether the outcome supports the circuit; None if there was nothing to test.
         reading: the outcome in words.
-        edges: of minimality, in the circuit's order.
+        edges: for minimality, in the circuit's order.
     """
 
     name: str
@@ -75,7 +77,7 @@ class HypothesisTest(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class HypothesisTests(Result):
-    """The tests of a circuit, in the order asked for; rows are the tests."""
+    """Tests of a circuit, in the order given; rows are the tests."""
 
     FORMAT, ROWS = "circuitfind.hypotheses", "tests"
 
@@ -99,7 +101,7 @@ class HypothesisTests(Result):
 
 @dataclass(frozen=True)
 class HypothesisOptions:
-    """What is tested and how, checked; see `hypotheses`."""
+    """Options of `hypotheses`, checked."""
 
     tests: Sequence[str] = tuple(TESTS)
     epsilon: float = 0.1
@@ -141,42 +143,44 @@ def hypotheses(
     correction: str = "holm",
     **asked: Unpack[JudgeKeywords],
 ) -> HypothesisTests:
-    """Tests whether a circuit is as good as the model, complete, minimal, and better than chance.
+    """Test whether a circuit is as good as the model, complete, minimal, and better than chance.
 
-    Runs one circuit per edge, and four times `references`. Of pairs with the same prompts the first is taken.
+    Runs one circuit per edge, and `references` circuits four times. Copies of a pair are used once.
 
     Args:
         circuit: a `Circuit`, or names of edges.
         tests: of "equivalence", "independence", "minimality", "sufficiency", "partial-necessity".
-        epsilon: of equivalence, how far from 1/2 the chance to outperform may be (0.1 in the paper).
+        epsilon: for equivalence, how far from 1/2 the chance to outperform may be (0.1 in the paper).
         alpha: bound on the chance of any false rejection, over all tests.
-        permutations: of independence.
-        references: random circuits, or random additions, to compare with.
-        reference_size: edges of the random circuits; by default as many as the circuit has.
-        quantile: the share of the references that the circuit, or an edge, is to exceed.
-        correction: over the tests, and over the edges: "holm", "bonferroni" or "none" (then one edge's p-value below
-            alpha makes the circuit not minimal).
-        asked: metric, ablation (by default the circuit's own), batch_size, seed (of permutations and random circuits,
-            too); see `circuitfind.setting`.
+        permutations: number of permutations for independence.
+        references: number of random circuits, or random additions, to compare with.
+        reference_size: number of edges of the random circuits. Default: that of the circuit.
+        quantile: fraction of the references that the circuit, or an edge, has to exceed.
+        correction: "holm", "bonferroni" or "none", over the tests and over the edges. With "none", a single edge with a
+            p-value below alpha makes the circuit not minimal.
+        asked: metric, ablation (default: the circuit's own), batch_size, seed (also of permutations and random
+            circuits); see `circuitfind.setting`.
 
     Raises:
-        ScoreError: a test, correction or number that makes no sense.
+        ScoreError: an unknown test or correction, or a number out of range.
     """
     options = HypothesisOptions(tests, epsilon, alpha, permutations, references, reference_size, quantile, correction)
     evaluator, chosen = Evaluator.judging(model, task, circuit, **asked)
-    distinct = evaluator.bound.distinct()  # copies are no further trials
+    distinct = evaluator.bound.distinct()  # copies of a pair are not independent trials
     if distinct is not evaluator.bound:
         evaluator = Evaluator(evaluator.experiment.on(distinct))
     return hypotheses_of(evaluator, chosen, **vars(options))
 
 
 def hypotheses_of(evaluator: Evaluator, circuit: Circuit, **options: Any) -> HypothesisTests:
-    """`hypotheses` on pairs that an evaluator holds ready; `options` are fields of `HypothesisOptions`."""
+    """`hypotheses` with an evaluator of the pairs. `options`: fields of `HypothesisOptions`."""
     asked = HypothesisOptions(**options)
     size = len(circuit) if asked.reference_size is None else asked.reference_size
     trial = Trial(evaluator, circuit, asked.epsilon, asked.permutations, asked.references, size, asked.quantile)
     found = {name: TESTS[name].made(trial) for name in asked.tests}
-    within = [adjusted(finding.p_values, asked.correction) for finding in found.values()]  # over minimality's edges
+    within = [
+        adjusted(finding.p_values, asked.correction) for finding in found.values()
+    ]  # over the edges of minimality
     across = adjusted(np.array([values.min() for values in within]), asked.correction)
     rows = []
     for (name, finding), inner, outer in zip(found.items(), within, across, strict=True):
@@ -197,12 +201,12 @@ def _reading(test: Test, finding: Finding, rejected: bool, too_small: bool) -> s
     if np.isnan(finding.p_values).all():
         return finding.said
     outcome = test.rejected if rejected else test.kept
-    warning = f"; too few to reject anything: p cannot fall below {finding.smallest:.2g}" if too_small else ""
+    warning = f"; too few to reject anything: p cannot be smaller than {finding.smallest:.2g}" if too_small else ""
     return f"{outcome} ({finding.said}{warning})"
 
 
 def _edges(circuit: Circuit, finding: Finding, corrected: np.ndarray, rejected: np.ndarray) -> tuple[EdgeTest, ...]:
-    """One row per edge; none is rejected where the hypothesis that all are needed is kept."""
+    """A row for each edge. None is rejected unless the hypothesis that all are needed is rejected."""
     if not len(finding.effects):
         return ()
     columns = (finding.effects, finding.shares, finding.p_values, corrected, rejected)

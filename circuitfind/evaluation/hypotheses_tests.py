@@ -4,8 +4,8 @@ With s the metric of an example, M the model, C the circuit, M - C the model wit
 number of successes:
 
 * equivalence. With D = s(C) - s(M), the null is `|P(D > 0) + P(D = 0)/2 - 1/2| < epsilon`: neither is better much more
-  often. Statistic: the share of examples with D > 0, ties counting half. p: the chance that K ~ Binomial(n, 1/2 +
-  epsilon), the null's edge, is at least as far from n/2 as what was seen.
+  often. Statistic: fraction of examples with D > 0, ties counting half. p: the chance that K ~ Binomial(n, 1/2 +
+  epsilon), at the boundary of the null, is at least as far from n/2 as observed.
 * independence. Null: s(M - C) is independent of s(M). HSIC with a permutation test (Gretton et al. 2007, "A Kernel
   Statistical Test of Independence"): Gaussian kernels `K_ij = exp(-(x_i - x_j)^2 / (2 w^2))`, and `L` for y, with w the
   median distance of two different values of each side. `HSIC = trace(K H L H) / n^2` with `H = 1 - 1/n` tends to 0 for
@@ -13,13 +13,13 @@ number of successes:
   and `p = (1 + permutations with at least this HSIC) / (1 + permutations)` is valid whatever the sample size.
 * minimality, of each edge e of C. The effect of an edge is the mean |change of s| when it is ablated. C is inflated by
   a random path, and a random new edge f of it is ablated again. Null: `P(effect(e) > effect(f)) >= quantile`.
-  p: the chance of K ~ Binomial(references, quantile) at most as large as seen.
+  p: the chance of K ~ Binomial(references, quantile) at most as large as observed.
 * sufficiency. Null: `P(mean |s(C) - s(M)| < mean |s(R) - s(M)|) <= quantile` for a random connected circuit R of the
-  same size. p: the chance of K ~ Binomial(references, quantile) at least as large as seen.
+  same size. p: the chance of K ~ Binomial(references, quantile) at least as large as observed.
 * partial necessity. Null: `P(mean |s(M - C) - s(M)| > mean |s(M - R) - s(M)|) <= quantile`. p as for sufficiency.
 
-The first three nulls describe an ideal circuit (rejection speaks against C), the last two a random one (rejection
-speaks for C). Differences within rounding are ties, which never count as successes.
+The first three nulls hold for an ideal circuit (rejection is evidence against C), the last two for a random one
+(rejection is evidence for C). Differences within rounding are ties, which never count as successes.
 """
 
 from __future__ import annotations
@@ -36,13 +36,17 @@ from circuitfind.evaluation.faithfulness import Evaluator
 from circuitfind.evaluation.random_circuits import inflated, random_circuit, without_each
 from circuitfind.statistics import at_least
 
-ROUNDING = 1e-12  # of HSIC, whose kernels lie between 0 and 1: permutations this near are as large
+ROUNDING = 1e-12  # of HSIC, whose kernels lie between 0 and 1: nearer permutations count as equal
 
 
 class Finding(NamedTuple):
-    """What a test measured. `p_values`: one, or one per edge, NaN where there was nothing to test; `smallest`: the
-    smallest p-value that an experiment of this size can have; `effects`, `shares`: of each edge, the mean |change of
-    the metric| and the share of references that it exceeds."""
+    """Outcome of a test.
+
+    p_values: one, or one for each edge; NaN if there was nothing to test.
+    smallest: the smallest p-value that an experiment of this size can give.
+    said: the measurement in words.
+    effects, shares: for each edge, mean |change of the metric| and fraction of references that it exceeds.
+    """
 
     statistic: float
     p_values: np.ndarray
@@ -58,7 +62,7 @@ def untested(why: str) -> Finding:
 
 @dataclass(frozen=True)
 class Trial:
-    """A circuit to be tested; what is measured of it is measured once."""
+    """A circuit to be tested. Each quantity is measured once."""
 
     evaluator: Evaluator
     circuit: Circuit
@@ -85,28 +89,28 @@ class Trial:
 
     @cached_property
     def random(self) -> np.ndarray:
-        """`[references, writers, readers]`: random connected circuits, the same for both tests that need them."""
+        """`[references, writers, readers]`: random connected circuits, shared by the two tests that need them."""
         rng, graph = np.random.default_rng([self.evaluator.seed, 0]), self.circuit.graph
         return np.stack([random_circuit(graph, self.reference_size, rng).mask for _ in range(self.references)])
 
     @cached_property
     def rounding_of_model(self) -> np.ndarray:
-        """`[examples]`: s(M) is exact up to this."""
+        """`[examples]`: rounding of s(M)."""
         return self.evaluator.rounding(self.circuit.graph.real)
 
     def rounding(self, mask: np.ndarray) -> float:
-        """Two circuits that do the same as this one differ, in the mean |change of s|, by no more."""
+        """Bound on the mean |change of s| between this circuit and an equivalent one, due to rounding."""
         return float(self.evaluator.rounding(mask).mean())
 
     @property
     def compares_with_model(self) -> bool:
-        """Whether the metric is a distance from the model, whose own score is then the same on every example."""
+        """Whether the metric is a distance from the model, so that s(M) is the same on every example."""
         return self.evaluator.bound.metric.reference
 
 
 def equivalence(trial: Trial) -> Finding:
     if trial.compares_with_model:
-        return untested("under this metric the model scores best on every example by definition")
+        return untested("under this metric, the model has the best score on every example by definition")
     change = trial.of_circuit - trial.of_model
     above, below = (int((side > trial.rounding_of_model).sum()) for side in (change, -change))
     n, better = len(change), (above + len(change) - below) / 2
@@ -174,8 +178,8 @@ def _against_random(trial: Trial, beaten: np.ndarray, how: str) -> Finding:
 
 
 class Test(NamedTuple):
-    """How a test is made, its null hypothesis, whether an ideal circuit fulfils that, and what rejecting and keeping it
-    means."""
+    """How a test is made, its null hypothesis, whether that holds for an ideal circuit, and the meaning of rejecting or
+    keeping it."""
 
     made: Callable[[Trial], Finding]
     null: str
@@ -190,21 +194,21 @@ TESTS = {
         "|P(s(C) > s(M)) + P(s(C) = s(M))/2 - 1/2| < {epsilon:g}",
         True,
         "the circuit does not perform like the model",
-        "no sign that circuit or model does better",
+        "no evidence that circuit and model differ in performance",
     ),
     "independence": Test(
         independent,
         "s(M - C) is independent of s(M)",
         True,
-        "without the circuit, scores still go with the model's",
-        "no sign that scores without the circuit go with the model's",
+        "without the circuit, scores still depend on the model's",
+        "no evidence that scores without the circuit depend on the model's",
     ),
     "minimality": Test(
         minimality,
         "for every edge e of C: P(effect of e > effect of a random added edge) >= {quantile:g}",
         True,
-        "the circuit has edges that count for no more than random ones",
-        "no edge is shown to be needless",
+        "the circuit has edges that matter no more than random ones",
+        "no edge is shown to be unnecessary",
     ),
     "sufficiency": Test(
         sufficiency,
@@ -232,7 +236,7 @@ class Independence(NamedTuple):
 
 
 def independence(x: np.ndarray, y: np.ndarray, permutations: int = 1000, seed: int = 0) -> Independence:
-    """Tests `[examples]` against `[examples]`. Where one side is constant the p-value is 1."""
+    """Test whether x and y, both `[examples]`, are independent. If one is constant, the p-value is 1."""
     centred, kernel, rng = _centred(gaussian_kernel(x)), gaussian_kernel(y), np.random.default_rng(seed)
     seen = float((centred * kernel).mean())
     orders = (rng.permutation(len(y)) for _ in range(permutations))

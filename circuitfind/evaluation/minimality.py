@@ -1,11 +1,11 @@
-"""Minimality: which edges a circuit could do without.
+"""Minimality: which edges a circuit can do without.
 
-1. An edge's effect is metric(C) - metric(C without it), exactly, on every example; positive = the circuit needs it. An
-   edge that is known to do nothing (`engine/reach.py`) takes no run.
+1. Measure the effect of each edge, metric(C) - metric(C without it), by an exact run on every example; positive = the
+   circuit needs the edge. Edges that cannot have an effect (`engine/reach.py`) take no run.
 2. An edge is superfluous if the 95% interval of its effect over the examples includes 0, or if the effect is below a
-   threshold or no more than rounding (`rounding.py`). With few pairs intervals are wide: an effect may be missed.
-3. Edges that do nothing alone may do something together, where one backs up the other. So the joint effect of all
-   superfluous edges is compared with the sum of their effects, and the faithfulness of what is left is measured.
+   threshold or within rounding (`rounding.py`). With few pairs, intervals are wide and an effect may be missed.
+3. Edges without an effect of their own may have one together, if one backs up the other. So the joint effect of all
+   superfluous edges is compared with the sum of their effects, and the circuit without all of them is evaluated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from circuitfind.tasks.task import BoundTask, Task
 
 
 class EdgeNeed(NamedTuple):
-    """What a circuit loses with one of its edges, in units of the metric, with its 95% interval over examples."""
+    """What a circuit loses without one of its edges, in units of the metric, with the 95% interval over examples."""
 
     edge: str
     writer: str
@@ -50,15 +50,15 @@ class EdgeNeed(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Minimality(Result):
-    """What was measured of a circuit's minimality; rows are its edges.
+    """Minimality of a circuit; rows are its edges.
 
     Attributes:
         edges: largest effect first.
-        circuit, evaluation: the circuit as a whole, measured.
-        reduced, reduced_evaluation: what is left without all its superfluous edges, measured.
+        circuit, evaluation: the whole circuit and its evaluation.
+        reduced, reduced_evaluation: the circuit without all superfluous edges, and its evaluation.
         threshold: in units of the metric.
         per_example: `[edges, examples]` effects, in the order of `edges`.
-        seen_pairs: how many of the pairs were used to find the circuit; None where that is not known.
+        seen_pairs: number of pairs that were also used to find the circuit; None if not known.
     """
 
     FORMAT, ROWS, DERIVED = "circuitfind.minimality", "edges", ("superfluous", "joint_effect", "summed_effect")
@@ -84,17 +84,17 @@ class Minimality(Result):
 
     @property
     def superfluous(self) -> tuple[str, ...]:
-        """Names of the edges that the circuit can do without, one at a time."""
+        """Names of the edges that the circuit can do without, taken one at a time."""
         return tuple(row.edge for row in self.edges if row.superfluous)
 
     @property
     def joint_effect(self) -> float:
-        """What all superfluous edges do together: metric(C) - metric(C without all of them)."""
+        """Effect of all superfluous edges together: metric(C) - metric(C without all of them)."""
         return self.evaluation.metric - self.reduced_evaluation.metric
 
     @property
     def summed_effect(self) -> float:
-        """The sum of what they do alone; the difference from `joint_effect` is their interaction."""
+        """Sum of the effects of single superfluous edges; its difference from `joint_effect` is their interaction."""
         return sum(edge.effect for edge in self.edges if edge.superfluous)
 
 
@@ -107,11 +107,11 @@ def minimality(
     threshold: float = 0.0,
     **asked: Unpack[JudgeKeywords],
 ) -> Minimality:
-    """Measures what a circuit loses with each of its edges, in one exact run per edge.
+    """Measure what a circuit loses without each of its edges, with an exact run for each edge.
 
     Args:
         circuit: a `Circuit`, or names of edges.
-        threshold: smaller |effects| count as none, in units of the metric.
+        threshold: smaller |effects| make an edge superfluous, in units of the metric.
         asked: metric, ablation (by default the circuit's own), batch_size, seed; see `circuitfind.setting`.
 
     Raises:

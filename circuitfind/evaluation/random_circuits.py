@@ -1,11 +1,11 @@
-"""Circuits to compare a found one with: random connected ones of its size or among its nodes, and small changes of it.
+"""Random circuits for comparison: of the same size, with the same nodes, or with small changes of a circuit.
 
-A random circuit of n edges begins with `input` and `logits` inside. While edges are missing:
+A random circuit of n edges starts with the nodes `input` and `logits`. While edges are missing:
 
-1. Draw a random edge that is out; if its ends are not on paths yet, complete it by random edges forwards to a node
-   inside and backwards to one, as long as that fits in what is missing.
-2. Where nothing drawn fits (one edge is missing, and every edge between the nodes inside is in), take a detour of two
-   edges, if need be in place of `input->logits`.
+1. Draw a random edge that is not in the circuit. If its ends are not in the circuit, connect them to it by random edges
+   forwards and backwards, provided that all these edges still fit.
+2. If nothing fits (one edge is missing, and all edges between the circuit's nodes are in it), add a path of two edges,
+   if necessary in place of `input->logits`.
 
 Every edge is on a path from `input` to `logits`, so pruning removes none.
 """
@@ -23,24 +23,28 @@ PATIENCE, DRAWS = 200, 256
 
 
 def random_circuit(graph: Graph, n_edges: int, rng: np.random.Generator) -> Circuit:
-    """A connected circuit of `n_edges` edges (all edges if there are not that many)."""
+    """A connected circuit of `n_edges` edges, or of all edges if the graph has fewer."""
     if n_edges >= graph.n_edges:
         return Circuit.full(graph)
     growth, refused = _Growth(graph, rng), 0
     while growth.size < n_edges:
-        room = n_edges - growth.size  # after many proposals that do not fit, only edges between nodes inside are drawn
+        room = (
+            n_edges - growth.size
+        )  # after many proposals that do not fit, draw only edges between the circuit's nodes
         if growth.propose(room, inside_only=refused >= PATIENCE):
             refused = 0
         elif refused < PATIENCE:
             refused += 1
         else:
-            growth.detour(room)  # there was no such edge left
+            growth.detour(room)  # no such edge is left
     return Circuit(graph, growth.mask)
 
 
 def same_nodes(graph: Graph, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray | None:
-    """As many random edges among the nodes of a circuit, on paths from `input` to `logits`; None if it has all of them.
-    Edges on no path are drawn again, up to `PATIENCE` times, and then left out."""
+    """The same number of random edges between the nodes of a circuit, on paths from `input` to `logits`.
+
+    None if the circuit has all such edges. Edges on no path are drawn again, up to `PATIENCE` times, then left out.
+    """
     among, n, drawn = graph.among(Circuit(graph, mask).node_mask), int(mask.sum()), np.zeros_like(mask)
     if not n or int(among.sum()) <= n:
         return None
@@ -61,7 +65,7 @@ def random_path(graph: Graph, through: np.ndarray, rng: np.random.Generator) -> 
 
 
 def inflated(graph: Graph, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A circuit with a random path added, and the same without one random edge of what was added."""
+    """A circuit with a random path added, and the same without one random edge of that path."""
     larger = mask | random_path(graph, rng.choice(np.argwhere(graph.real & ~mask)), rng)
     smaller = larger.copy()
     smaller[tuple(rng.choice(np.argwhere(larger & ~mask)))] = False
@@ -69,7 +73,7 @@ def inflated(graph: Graph, mask: np.ndarray, rng: np.random.Generator) -> tuple[
 
 
 def without_each(mask: np.ndarray, edges: np.ndarray) -> Iterator[np.ndarray]:
-    """A circuit without each of some edges `[edges, 2]` (writer, reader)."""
+    """Yield the circuit without each of the edges `[edges, 2]` (writer, reader)."""
     for edge in edges:
         smaller = mask.copy()
         smaller[tuple(edge)] = False
@@ -85,7 +89,7 @@ class _Growth:
         self.size = 0
 
     def propose(self, room: int, inside_only: bool) -> bool:
-        """Adds a random edge with what connects it; false if that needs more than `room` edges."""
+        """Add a random edge and the edges that connect it; False if these are more than `room` edges."""
         cell = self._any(self.graph.among(self.inside) & ~self.mask) if inside_only else self._free()
         if cell is None:
             return False
@@ -95,12 +99,14 @@ class _Growth:
             return False
         for u, r in edges:
             self.mask[u, r] = True
-            self.inside[u] = True  # every reader on the way serves a writer of the list, or a node that was inside
+            self.inside[u] = (
+                True  # every reader on the path serves a writer in the list, or a node already in the circuit
+            )
         self.size += len(edges)
         return True
 
     def _free(self) -> int | None:
-        """A random edge that is out, as a flat index: cells are drawn until one is; a nearly full mask is listed."""
+        """A random edge not in the circuit, as a flat index; listed instead of drawn if hardly any is left."""
         cells = self.rng.integers(self.mask.size, size=DRAWS)
         hits = cells[self.graph.real.ravel()[cells] & ~self.mask.ravel()[cells]]
         return int(hits[0]) if len(hits) else self._any(self.graph.real & ~self.mask)
@@ -110,7 +116,7 @@ class _Growth:
         return int(self.rng.choice(found)) if len(found) else None
 
     def detour(self, room: int) -> None:
-        """Adds a path of two edges through a node outside; with room for one edge only, in place of input->logits."""
+        """Add a path of two edges through a new node; with room for only one edge, in place of input->logits."""
         node = int(self.rng.choice(np.flatnonzero(~self.inside)))
         reader = int(self.rng.choice(np.flatnonzero(self.graph.serves[:, node])))
         if room < 2 and not self.mask[0, reader]:
@@ -120,11 +126,11 @@ class _Growth:
         self.size = int(self.mask.sum())
 
     def path(self, writer: int, reader: int) -> list[tuple[int, int]]:
-        """An edge, with random ones that lead to it from a node inside and on to one."""
+        """An edge, with random edges that connect it to the circuit's nodes on both sides."""
         return [(writer, reader), *self._backwards(writer), *self._forwards(reader)]
 
     def _backwards(self, node: int) -> list[tuple[int, int]]:
-        """Random edges from a node inside to this one."""
+        """Random edges from a node of the circuit to this node."""
         edges = []
         while not self.inside[node]:
             reader = int(self.rng.choice(np.flatnonzero(self.graph.serves[:, node])))
@@ -133,7 +139,7 @@ class _Growth:
         return edges
 
     def _forwards(self, reader: int) -> list[tuple[int, int]]:
-        """Random edges from this reader's node to one inside."""
+        """Random edges from this reader's node to a node of the circuit."""
         edges = []
         while not (self.graph.serves[reader] & self.inside).any():
             node = int(self.rng.choice(np.flatnonzero(self.graph.serves[reader])))

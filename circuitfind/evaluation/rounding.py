@@ -1,20 +1,19 @@
-"""How far apart two computations of one circuit may put a metric: what lies within is rounding and no effect.
+"""Bound on rounding: how far two computations of the same circuit may differ in a metric.
 
-Run in another form, order or batch, or on another machine, a circuit has other last digits. For a metric m of an
-example's logits z:
+In another form, order or batch, or on another machine, the last digits of a circuit's logits differ. For a metric m of
+an example's logits z:
 
 1. The logits are off by at most `d = UNITS * eps * max|z|`, units in the last place of the largest logit.
 2. By Taylor's theorem the metric is then off by at most `slope * d + curvature * d^2 / 2`. `slope` is the sum of
    |dm/dz| at the circuit's logits. The second derivative along an error is, for metrics of a softmax, a variance, at
    most `d^2`, times the metric's scale: the steepest slope that it can have (2 for `logit_diff`, `logprob` and `kl`, 1
    for `prob_diff`, times the tokens of a whole answer that it is summed over; for a callable, the steepest at the
-   circuit and at the task's ends). It is all that is left where the slope is 0, as that of `kl` (the KL divergence) at
-   the clean run.
+   circuit and at the task's ends). This term alone remains where the slope is 0, as for `kl` at the clean run.
 3. The metric's own arithmetic is off by `2 * eps * (scale * log(vocabulary) + |m|)`: rounding of log-probabilities
-   keeps its size however near 0 the result is. Here eps is float32's, for a callable the model's.
+   has the same size even if the result is near 0. Here eps is that of float32, for a callable that of the model.
 
-A metric without gradient goes in steps: only the last term, without the scale, is left. Rounding of different examples
-is independent, so a mean over them is off by `sqrt(sum of squares) / examples`.
+For a metric without gradient only the last term, without the scale, remains. Rounding of different examples is
+independent, so a mean over examples is off by `sqrt(sum of squares) / examples`.
 """
 
 from __future__ import annotations
@@ -47,15 +46,20 @@ class Parts(NamedTuple):
     value: np.ndarray
 
     def bound(self) -> np.ndarray:
-        """`[examples]`: how far off the metric may be."""
+        """`[examples]`: bound on the rounding of the metric."""
         scale = self.scale.max()
         own = 2 * (scale * self.arithmetic + self.value)
         return np.asarray(self.slope * self.logits + scale * self.logits**2 / 2 + own)
 
 
 def parts(metric: Metric, logits: Tensor, ends: Sequence[Tensor], batch: Batch, dtype: torch.dtype) -> Parts:
-    """Measures a batch on which a circuit has these logits `[batch, reads, vocab]`. `ends`: logits of the whole model
-    and of the empty circuit; `dtype`: the model's."""
+    """Compute the bound for a batch.
+
+    Args:
+        logits: `[batch, reads, vocab]` of the circuit.
+        ends: logits of the whole model and of the empty circuit.
+        dtype: precision of the model.
+    """
     eps = max(torch.finfo(dtype).eps, SINGLE)  # RMSNorms of a float64 model compute in float32
     off = (HALF_UNITS if eps > SINGLE else UNITS) * eps * logits.abs().amax((1, 2))
     slope, value = slopes(metric, logits, batch), metric(logits, batch).abs()
@@ -76,7 +80,7 @@ def slopes(metric: Metric, logits: Tensor, batch: Batch) -> Tensor:
             (gradient,) = (
                 torch.autograd.grad(value.sum(), logits) if value.requires_grad else (torch.zeros_like(logits),)
             )
-        except RuntimeError as error:  # it leaves torch: a tensor that requires a gradient has no `.numpy()`
+        except RuntimeError as error:  # the metric leaves torch: `.numpy()` fails on a tensor that requires a gradient
             if out_of_memory(error):
                 raise
             gradient = torch.zeros_like(logits)
@@ -84,5 +88,5 @@ def slopes(metric: Metric, logits: Tensor, batch: Batch) -> Tensor:
 
 
 def of_mean(rounding: np.ndarray) -> float:
-    """How far off a mean over examples may be, each of them off by `[examples]`."""
+    """Bound on the rounding of a mean, from bounds `[examples]` of the examples."""
     return float(np.sqrt((rounding**2).sum()) / len(rounding))

@@ -1,16 +1,17 @@
-"""Stability: how much of a circuit belongs to the task, and how much to the pairs that it was found on.
+"""Stability: how much of a circuit depends on the task, and how much on the pairs it was found on.
 
-1. A sample is a list of row numbers, with repeats, into the pairs of all tasks, copies left out. One task's pairs are
-   drawn with replacement (the bootstrap); of several tasks (templates, seeds of the generator, ...), each is a sample.
-2. Each sample gives a circuit. From scores: each pair's edge scores are computed once, a sample's scores are their mean
-   over its rows, its circuit the top of them. From a search: a function from a task to a circuit runs on each sample.
-3. Agreement: the Jaccard index of each two circuits, the rank correlation of each two score matrices, how often each
-   edge is in, and which edges are in at least 90%.
-4. Baselines: of one task, the same at smaller samples, which says whether more pairs would help; of several, the same
-   with their pairs dealt out anew at random: what is lost below that is due to the tasks.
+1. Draw samples of pairs, after removing copies. With one task, its pairs are drawn with replacement (bootstrap). With
+   several tasks (templates, seeds of the generator, ...), each task is a sample.
+2. Make a circuit from each sample. From scores: the edge scores of each pair are computed once and averaged over the
+   sample, and the top edges are the circuit. From a search: a function from a task to a circuit is called on each
+   sample.
+3. Measure agreement: the Jaccard index of each two circuits, the rank correlation of each two score matrices, the
+   frequency of each edge, and the edges in at least 90% of circuits.
+4. Compare with a baseline. With one task: smaller samples, which show whether more pairs would help. With several: the
+   same pairs divided at random; agreement lost relative to that is due to the tasks.
 
-Bootstrap samples share pairs (each holds 63% of them on average), so they agree more than independent samples would; a
-bar of 0.8 with 100 resamples has been proposed for a circuit to count as stable.
+Bootstrap samples share pairs (each contains 63% of them on average), so they agree more than independent samples would.
+A Jaccard index of 0.8 over 100 resamples has been proposed as the threshold for a stable circuit.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ SMALLEST_SAMPLE = 4
 
 
 class SizePoint(NamedTuple):
-    """Samples of one size: their mean Jaccard index, and what 95% of the values lie between."""
+    """Samples of one size: mean Jaccard index, and the interval that contains 95% of the indices."""
 
     n_pairs: int
     jaccard: float
@@ -52,7 +53,7 @@ class SizePoint(NamedTuple):
 
 
 class EdgeFrequency(NamedTuple):
-    """The share of the circuits that an edge is in."""
+    """An edge, and the fraction of circuits that contain it."""
 
     edge: str
     frequency: float
@@ -71,11 +72,11 @@ class Stability(Result):
     """How circuits of several samples agree; rows are the stable edges.
 
     Attributes:
-        labels, sizes, circuits: of each sample its name, number of pairs and circuit.
-        jaccards: `[samples, samples]`, shared edges over all edges of the two.
-        rank_correlations: `[samples, samples]`, Spearman's, of what edges are ranked by; None after a search.
-        curve: by size of the sample, ascending; empty for several tasks.
-        shuffled: of several tasks, the mean Jaccard index when their pairs are dealt out anew at random; else None.
+        labels, sizes, circuits: name, number of pairs and circuit of each sample.
+        jaccards: `[samples, samples]`, shared edges divided by all edges of the two circuits.
+        rank_correlations: `[samples, samples]`, Spearman's rho of the ranking scores; None after a search.
+        curve: by sample size, ascending; empty for several tasks.
+        shuffled: mean Jaccard index if the pairs of several tasks are divided at random; None for one task.
     """
 
     FORMAT, ROWS = "circuitfind.stability", "stable"
@@ -97,7 +98,7 @@ class Stability(Result):
 
     @property
     def interval(self) -> Interval:
-        """What 95% of the pairs' Jaccard indices lie between."""
+        """Interval that contains 95% of the Jaccard indices."""
         return _spread(self.jaccards)
 
     @property
@@ -107,7 +108,7 @@ class Stability(Result):
 
     @property
     def frequency(self) -> np.ndarray:
-        """`[writers, readers]`: the share of the circuits that an edge is in."""
+        """`[writers, readers]`: fraction of circuits that contain the edge."""
         return np.asarray(np.mean([circuit.mask for circuit in self.circuits], axis=0))
 
     @property
@@ -125,7 +126,7 @@ class Stability(Result):
         return {"n_circuits": len(self.circuits), **super().shown(), "n_stable": len(self.stable)}
 
     def core(self, share: float = STABLE) -> Circuit:
-        """The edges in at least this share of the circuits (they need not be connected)."""
+        """Edges in at least this fraction of circuits; they need not be connected."""
         graph = self.circuits[0].graph
         return Circuit(graph, (self.frequency >= share) & graph.real, record=self.record.with_settings(share=share))
 
@@ -143,20 +144,20 @@ def stability(
     search: Search | None = None,
     **asked: Unpack[ScoreKeywords],
 ) -> Stability:
-    """Finds a circuit on many samples of a task, and says how far they agree.
+    """Find a circuit on many samples of a task, and measure how far the circuits agree.
 
     Args:
-        task: one task, whose pairs are resampled; or several by name, each of them a sample
+        task: one task, whose pairs are resampled, or several tasks by name, each of which is a sample
             (`circuitfind.by_template`, `circuitfind.by_seed`).
         method: "eap", "eap-ig-inputs", "clean-corrupted", "relp", "gim" or "exact".
-        n_edges, by: a circuit is `scores.top(n_edges, by)`.
-        resamples: bootstrap samples at each size; of several tasks, about how many circuits of shuffled pairs.
-        sizes: of the samples for the curve, in pairs; by default 4, 8, 16, ... and all, or none with `search`.
-        search: a function from a bound task to a circuit, run on each sample in place of method, n_edges and by.
-        asked: keywords (seed: of the samples, too) and options of the method, as for `circuitfind.attribute`.
+        n_edges, by: each circuit is `scores.top(n_edges, by)`.
+        resamples: number of bootstrap samples of each size; with several tasks, about the number of shuffled circuits.
+        sizes: sample sizes of the curve, in pairs. Default: 4, 8, 16, ... and all; none with `search`.
+        search: a function from a bound task to a circuit, used instead of method, n_edges and by.
+        asked: keywords (the seed also draws the samples) and options of the method, as for `circuitfind.attribute`.
 
     Raises:
-        ScoreError: the method cannot score this example by example, or a number makes no sense.
+        ScoreError: the method cannot score examples separately, or a number is out of range.
         TaskError: fewer than two pairs or tasks.
     """
     check_count("resamples", resamples, 2)
@@ -166,9 +167,11 @@ def stability(
     tasks, each = list(map(str, named)), [Experiment.of(model, one, setting) for one in named.values()]
     each = [one.on(one.bound.distinct()) for one in each]
     if several and len(tasks) < 2:
-        raise TaskError(f"{len(tasks)} tasks cannot be compared: give two or more, or one alone to resample its pairs")
+        raise TaskError(
+            f"{len(tasks)} tasks cannot be compared: give two or more, or a single task to resample its pairs"
+        )
     if several and sizes is not None:
-        raise ScoreError("sizes are of samples of one task's pairs: give one task, or leave sizes out")
+        raise ScoreError("sizes apply to samples of a single task: give one task, or leave out sizes")
     if not several:
         sizes = _sizes(sizes, len(each[0]), search is None)
     source: FromScores | _FromSearch
@@ -201,7 +204,7 @@ def stability(
 
 
 def _between(matrix: np.ndarray) -> np.ndarray:
-    """The values of each two samples."""
+    """Values of each two different samples."""
     return matrix[np.triu_indices(len(matrix), k=1)]
 
 
@@ -211,7 +214,7 @@ def _spread(matrix: np.ndarray) -> Interval:
 
 def _sizes(given: Sequence[int] | None, n: int, by_default: bool) -> list[int]:
     if n < 2:
-        raise TaskError("one pair cannot be resampled: give at least two, better thirty")
+        raise TaskError("a single pair cannot be resampled: give at least 2, better 30")
     if given is None:
         doubling = [SMALLEST_SAMPLE * 2**k for k in range(n.bit_length()) if SMALLEST_SAMPLE * 2**k < n]
         return [*doubling, n] if by_default else []
@@ -221,25 +224,25 @@ def _sizes(given: Sequence[int] | None, n: int, by_default: bool) -> list[int]:
 
 
 class _Drawn(NamedTuple):
-    """The samples' circuits, and what edges were ranked by, `[samples, edges]`; None after a search."""
+    """Circuits of the samples, and their ranking scores `[samples, edges]`; None after a search."""
 
     circuits: tuple[Circuit, ...]
     keys: np.ndarray | None = None
 
     def jaccards(self) -> np.ndarray:
-        """`[samples, samples]`: shared edges over all edges of the two; 1 for two empty circuits."""
+        """`[samples, samples]`: shared edges divided by all edges of the two; 1 for two empty circuits."""
         masks = np.stack([circuit.mask[circuit.graph.real] for circuit in self.circuits]).astype(np.float32)
         shared, size = (masks @ masks.T).astype(np.float64), masks.sum(axis=1, dtype=np.float64)
         union = np.add.outer(size, size) - shared
         return np.asarray(np.divide(shared, union, out=np.ones_like(shared), where=union > 0))
 
     def rank_correlations(self) -> np.ndarray | None:
-        """`[samples, samples]`: Spearman's, over all edges."""
+        """`[samples, samples]`: Spearman's rho over all edges."""
         return None if self.keys is None else np.corrcoef(np.stack([ranks(key) for key in self.keys]))
 
 
 class FromScores:
-    """Circuits cut from scores that are means over pairs."""
+    """Circuits made from scores averaged over samples of pairs."""
 
     def __init__(
         self, experiments: Sequence[Experiment], method: Method, request: Request, n_edges: int, by: By
@@ -247,7 +250,7 @@ class FromScores:
         self.graph, self.n_edges, self.by, self.method = experiments[0].graph, n_edges, by, method.name
         check_by_example(method)
         self.settings: dict[str, Any] = {"n_edges": n_edges, "by": by}
-        self.cut(np.zeros(self.graph.n_edges))  # refuses an n_edges or by that makes no sense, before anything runs
+        self.cut(np.zeros(self.graph.n_edges))  # raises for an invalid n_edges or by before anything runs
         self.ends = list(accumulate(map(len, experiments)))
         self.effects = np.concatenate([example_effects(one, method, request) for one in experiments])
 
@@ -260,7 +263,7 @@ class FromScores:
         return _Drawn(tuple(circuits), np.stack(keys))
 
     def scores(self, rows: np.ndarray) -> np.ndarray:
-        """`[edges]`, the mean over these pairs."""
+        """`[edges]`: mean scores over these pairs."""
         weights = np.bincount(rows, minlength=len(self.effects)) / len(rows)
         return np.asarray(weights.astype(np.float32) @ self.effects)
 
@@ -268,7 +271,7 @@ class FromScores:
         values = np.zeros(self.graph.real.shape, dtype=np.float32)
         values.T[self.graph.real.T] = scores
         cut = Scores(self.graph, values, Record(method=self.method)).top(self.n_edges, self.by)
-        return replace(cut, estimates=None)  # thousands of circuits need not carry their scores
+        return replace(cut, estimates=None)  # to save memory in thousands of circuits
 
 
 class _FromSearch:

@@ -1,9 +1,9 @@
-"""Verification: what attribution estimated, measured.
+"""Verification: measure exactly what attribution estimated.
 
-1. The top candidates (and a given circuit's own edges) are patched exactly, one at a time, and compared with their
-   estimates: correlation, slope, and how many estimates have the wrong sign.
-2. The circuit as a whole is run exactly, and beside it others of its size: random connected circuits, random edges
-   among the circuit's own nodes (are its connections right, or only its heads?), and the strongest edges by score.
+1. The top candidates, and all edges of a given circuit, are patched exactly, one at a time. Their effects are compared
+   with the estimates: correlation, slope, and number of wrong signs.
+2. The whole circuit is run exactly, and compared with others of its size: random connected circuits, random edges
+   between the circuit's own nodes (are its connections right, or only its nodes?), and the strongest edges by score.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from circuitfind.setting import Keywords
 from circuitfind.statistics import Interval, as_intervals, correlation, mean_intervals, rank_correlation
 from circuitfind.tasks.task import BoundTask, Task
 
-MOST_RANDOM = 10_000  # circuits: 20 tell enough, and each is run
+MOST_RANDOM = 10_000  # circuits; each is run, and 20 are enough
 
 
 class EdgeCheck(NamedTuple):
-    """An edge's estimated effect (NaN where scores do not estimate it) and exact effect, in units of the metric."""
+    """Estimated effect of an edge (NaN if scores are no estimates) and exact effect, in units of the metric."""
 
     name: str
     estimate: float
@@ -43,12 +43,12 @@ class EdgeCheck(NamedTuple):
 
     @property
     def wrong_sign(self) -> bool:
-        """The estimate says that the edge supports what it opposes, or the other way round."""
+        """Whether estimate and exact effect have opposite signs."""
         return self.estimate * self.exact < 0
 
 
 class CheckedEdge(NamedTuple):
-    """A row: the same with the edge's ends and the 95% interval of the exact effect over examples."""
+    """A row: an `EdgeCheck` with the ends of the edge, and the 95% interval of its exact effect over examples."""
 
     edge: str
     writer: str
@@ -61,17 +61,17 @@ class CheckedEdge(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Verification(Result):
-    """What verification measured; rows are the checked edges.
+    """Result of a verification; rows are the checked edges.
 
     Attributes:
         edges: checked edges, largest |score| first.
-        intervals: of their exact effects, 95% over examples.
-        correlation, rank_correlation: of their estimates and exact effects.
-        slope: of exact effects on estimates (1 = unbiased, above 1 = underestimated).
+        intervals: 95% intervals of their exact effects over examples.
+        correlation, rank_correlation: between estimates and exact effects.
+        slope: of exact effects regressed on estimates (1 = unbiased, above 1 = estimates too small).
         evaluation: the circuit as a whole.
         random: faithfulness of random connected circuits of the same size.
-        same_nodes: of random edges among the circuit's nodes, as many.
-        ranked: of as many edges of largest |score|; None where it was not run.
+        same_nodes: faithfulness of the same number of random edges between the circuit's nodes.
+        ranked: faithfulness of the same number of edges of largest |score|; None if not run.
         graph: None in files of early versions.
     """
 
@@ -98,7 +98,7 @@ class Verification(Result):
     def exact(self) -> np.ndarray:
         """`[writers, readers]` float32 exact effects, NaN where not measured."""
         if self.graph is None:
-            raise ScoreError("this verification does not say its graph (an early version wrote it): verify again")
+            raise ScoreError("this file was written by an early version and lacks the graph: verify again")
         matrix = np.full(self.graph.real.shape, np.nan, dtype=np.float32)
         for edge in self.edges:
             matrix[self.graph.edge(edge.name)] = edge.exact
@@ -106,7 +106,7 @@ class Verification(Result):
 
     @property
     def sign_errors(self) -> int:
-        """How many estimates have the wrong sign."""
+        """Number of estimates with the wrong sign."""
         return sum(edge.wrong_sign for edge in self.edges)
 
     @property
@@ -123,7 +123,7 @@ class Verification(Result):
 
     @property
     def beaten(self) -> int:
-        """How many of the random circuits are further from faithfulness 1 than this circuit."""
+        """Number of random circuits further from faithfulness 1 than this circuit."""
         return sum(abs(1 - value) > abs(1 - self.faithfulness) for value in self.random)
 
     def rows(self) -> tuple[CheckedEdge, ...]:
@@ -154,13 +154,13 @@ def verify(
     random: int = 20,
     **asked: Unpack[Keywords],
 ) -> Verification:
-    """Measures the top candidates' effects, and a circuit as a whole.
+    """Measure the effects of the top candidates, and run a circuit as a whole.
 
     Args:
         task: preferably held-out pairs (`task.on(model).split()`).
-        top: edges of largest |estimate| to patch; a given circuit's edges are patched, too.
-        circuit: by default the connected circuit of the top candidates.
-        random: random circuits to compare with.
+        top: number of edges of largest |estimate| to patch, in addition to all edges of a given circuit.
+        circuit: default: the connected circuit of the top candidates.
+        random: number of random circuits of each kind to compare with.
         asked: metric, ablation, direction (by default those of the scores), batch_size, seed; see
             `circuitfind.setting`.
 
@@ -186,14 +186,14 @@ def verify(
 def verified(
     experiment: Experiment, evaluator: Evaluator, scores: Scores, circuit: Circuit, edges: np.ndarray, random: int
 ) -> Verification:
-    """`verify` of a circuit with an experiment and an evaluator of its pairs. `edges`: `[writers, readers]` bool, those
-    to patch; `random`: circuits of each random kind."""
+    """`verify` for an experiment and an evaluator of its pairs. `edges`: `[writers, readers]` bool, the edges to patch.
+    `random`: number of circuits of each random kind."""
     _warn_of_overlap(scores.record, evaluator.record)
     graph, n, rng = experiment.graph, len(circuit), np.random.default_rng(evaluator.seed)
     masks = [random_circuit(graph, n, rng).mask for _ in range(random)]
     masks += [mask for mask in (same_nodes(graph, circuit.mask, rng) for _ in range(random)) if mask is not None]
     masks += [scores.top(n).mask] if random else []
-    patching = 0.5 * int(edges.sum())  # of what a circuit takes
+    patching = 0.5 * int(edges.sum())  # each takes about half as long as a circuit
     with stages("verifying", patching + len(masks)) as stage:
         with stage(patching):
             effects = exact_effects(experiment, edges)
@@ -223,10 +223,12 @@ def verified(
 
 
 def _warn_of_overlap(made: Record, judged: Record) -> None:
-    if judged.n_examples == 1:  # one pair is scored and judged on itself, and has no others to leave out
+    if judged.n_examples == 1:  # a single pair is scored and evaluated on itself
         return
-    overlap, pairs = made.seen(judged), f"{judged.n_examples} pairs to judge with"
+    overlap, pairs = made.seen(judged), f"{judged.n_examples} pairs used for verification"
     if overlap:
-        warn(f"the scores were made on {overlap} of the {pairs}: leave these out, or compute scores on others")
+        warn(
+            f"{overlap} of the {pairs} were also used to make the scores: leave them out, or make the scores on others"
+        )
     elif overlap is None and made.n_examples:
-        warn(f"the scores do not say which pairs they were made on: some of the {pairs} may have been scored on")
+        warn(f"the scores do not say which pairs they were made on: these may include some of the {pairs}")
