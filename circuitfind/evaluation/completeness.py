@@ -1,22 +1,23 @@
-"""Completeness: whether a circuit holds everything that the model uses for the task.
+"""Completeness: whether a circuit contains everything that the model uses for the task.
 
-1. **The complement.** The model runs on all edges outside the circuit; that of a complete circuit does nothing
-   (faithfulness 0).
-2. **Knock-outs** (Wang et al. 2022, "Interpretability in the wild", section 4.1). A set K is ablated inside the circuit
-   and inside the whole model. A complete circuit breaks as the model does: |F(C \\ K) - F(M \\ K)|, F the mean metric,
-   is small for every K. Only this test shows backups that the circuit misses. K is a set of the circuit's edges, or of
-   its nodes (heads and MLPs, never `input`; all edges out of them are ablated, in the model also those outside the
-   circuit). Its size is drawn evenly from 1 to all, then the set evenly among those of that size; repeats count once.
-3. **Greedy search for the worst K** (the same paper). From the empty set, each step draws at most ten candidates and
-   adds the one that makes the gap largest, until all are in; the worst set met is kept. It is chosen on the pairs that
-   it is measured on: its gap is biased upwards, and its interval does not account for the choice.
+1. **The complement.** Run the model on all edges outside the circuit. If the circuit is complete, the complement does
+   nothing (faithfulness 0).
+2. **Knock-outs** (Wang et al. 2022, "Interpretability in the wild", section 4.1). Ablate a set K inside the circuit and
+   inside the whole model. A complete circuit fails in the same way as the model: |F(C \\ K) - F(M \\ K)|, F the mean
+   metric, is small for every K. Only this test shows backups that the circuit lacks. K is a set of the circuit's edges,
+   or of its nodes (heads and MLPs, never `input`; all edges out of them are ablated, in the model also those outside
+   the circuit). Its size is drawn uniformly from 1 to all, then the set uniformly among those of that size; repeated
+   sets count once.
+3. **Greedy search for the worst K** (the same paper). Starting from the empty set, each step draws at most ten
+   candidates and adds the one that gives the largest gap, until all are in K. The worst set found is kept. It is chosen
+   on the pairs that it is measured on, so its gap is biased upwards and its interval ignores the choice.
 
-`second_way` is a cheap form, for searches: K is one part of the circuit, its heads of a layer together or an MLP, for
-the few parts of largest effect. Where the circuit breaks without a part and the model does not, the model has a second
-way to do the task, which the circuit leaves out. Where no part shows one, parts that stand in for each other may: from
-those that the model misses least, one after the other is added to K (a few at a time, of many), and left in unless the
-model then fails. It does not see a second way through the same nodes along other edges: for that draw sets of edges
-with `completeness`.
+`second_way` is a cheap form of 2 for searches. K is one part of the circuit (its heads of one layer, or an MLP), for
+the few parts with the largest effects. If the circuit fails without a part and the model does not, the model has a
+second way to do the task, which the circuit leaves out. If no single part shows this, several parts may back each other
+up: parts are added to K, those that the model needs least first (several at a time if there are many), and stay in K
+unless the model then fails. This does not find a second way through the same nodes along other edges: use
+`completeness` with sets of edges for that.
 """
 
 from __future__ import annotations
@@ -41,15 +42,18 @@ from circuitfind.setting import JudgeKeywords
 from circuitfind.statistics import UNKNOWN, Interval, as_intervals, left_out, magnitude_intervals, mean_intervals
 from circuitfind.tasks.task import BoundTask, Task
 
-CANDIDATES = 10  # tried at each step of the greedy search
-FEW = 4  # heads that are named
-MOST = 0.8  # of the total effect: the task is done
-SECOND_WAY = 0.25  # of the total effect, that the model keeps beyond the circuit for there to be a second way
+CANDIDATES = 10  # at each step of the greedy search
+FEW = 4  # heads named in a sentence
+MOST = 0.8  # of the total effect: the model still does the task
+SECOND_WAY = 0.25  # of the total effect: if the model keeps so much more than the circuit, it has a second way
 
 
 class KnockOut(NamedTuple):
-    """A set K ablated inside the circuit and inside the model: mean metrics, their difference with its 95% interval,
-    and how K was chosen ("random", "greedy", "part", or "none" for the empty set)."""
+    """A set K ablated inside the circuit and inside the model.
+
+    circuit, model: mean metrics without K; difference, interval: their difference and its 95% interval.
+    how: how K was chosen: "random", "greedy", "part", or "none" for the empty set.
+    """
 
     removed: tuple[str, ...]
     circuit: float
@@ -65,15 +69,15 @@ class KnockOut(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Completeness(Result):
-    """What was measured of a circuit's completeness; rows are the knock-outs.
+    """Completeness of a circuit; rows are the knock-outs.
 
     Attributes:
-        level: "node" or "edge", what was knocked out.
+        level: what was knocked out, "node" or "edge".
         complement: the model without the circuit's edges; its faithfulness is 0 for a complete circuit.
-        whole: nothing knocked out: the gap F(C) - F(M) to begin with.
+        whole: the empty K: the gap F(C) - F(M) without knock-outs.
         knockouts: random ones first.
         mean_gap: mean |difference| over the random K, with its interval over examples (noise biases it upwards near 0);
-            NaN where the circuit has nothing to knock out.
+            NaN if the circuit has nothing to knock out.
         contrast: metric of the whole model minus metric with every edge ablated, the scale of the gaps.
     """
 
@@ -91,7 +95,7 @@ class Completeness(Result):
 
     @property
     def worst(self) -> KnockOut:
-        """The set with the largest gap; the empty set where nothing was knocked out."""
+        """The knock-out with the largest gap; the empty one if there is no other."""
         return max(self.knockouts, key=lambda one: one.gap, default=self.whole)
 
 
@@ -106,18 +110,18 @@ def completeness(
     greedy: int = 0,
     **asked: Unpack[JudgeKeywords],
 ) -> Completeness:
-    """Measures what a circuit lacks, by its complement and by knock-outs inside circuit and model.
+    """Measure what a circuit lacks, by its complement and by knock-outs inside circuit and model.
 
     Args:
         circuit: a `Circuit`, or names of edges.
-        knockouts: random sets to draw.
-        level: "node" or "edge", what the sets are made of.
-        greedy: greedy searches for the worst set.
-        asked: metric, ablation (by default the circuit's own), batch_size, seed (of the sets, too); see
+        knockouts: number of random sets.
+        level: whether sets consist of "node"s or "edge"s.
+        greedy: number of greedy searches for the worst set.
+        asked: metric, ablation (default: the circuit's own), batch_size, seed (also of the sets); see
             `circuitfind.setting`.
 
     Raises:
-        ScoreError: faithfulness is undefined on this task, or an argument makes no sense.
+        ScoreError: faithfulness is undefined on this task, or an argument is invalid.
     """
     if level not in ("node", "edge"):
         raise ScoreError(f"level '{level}' is unknown: knock out 'node's or 'edge's")
@@ -173,11 +177,13 @@ class Part(NamedTuple):
 
 
 def second_way(evaluator: Evaluator, circuit: Circuit, effects: np.ndarray, count: int) -> Part | None:
-    """The part of a circuit, or the parts together, without which circuit and model differ most; None where there is no
-    part. Costs two runs of a circuit for each set that is knocked out, and one.
+    """Find the part of a circuit, or the set of parts, without which circuit and model differ most; None without parts.
 
-    `effects`: `[writers, readers]` of the circuit's edges, by which parts are ranked; `count`: how many parts to knock
-    out, and at most so many sets of several.
+    Costs two runs of a circuit for each set, and one more.
+
+    Args:
+        effects: `[writers, readers]`, effects of the circuit's edges, by which parts are ranked.
+        count: number of parts to knock out singly, and the most sets of several parts.
     """
     trials, graph = _Trials(evaluator, circuit, "node"), circuit.graph
     size = np.abs(np.where(circuit.mask, np.nan_to_num(effects), 0)).sum(1)
@@ -198,7 +204,7 @@ def second_way(evaluator: Evaluator, circuit: Circuit, effects: np.ndarray, coun
 
 
 def _together(trials: _Trials, parts: Sequence[Sequence[int]], most: int) -> Iterator[Part]:
-    """Parts knocked out together, one more (or a few more, for at most so many sets) at a time."""
+    """Knock out parts together, adding one (or several, for at most `most` sets) at a time."""
     inside: tuple[int, ...] = ()
     for start in range(0, len(parts), step := -(-len(parts) // most)):
         tried = tuple(sorted(chain(inside, *parts[start : start + step])))
@@ -208,7 +214,7 @@ def _together(trials: _Trials, parts: Sequence[Sequence[int]], most: int) -> Ite
 
 
 class _Trials:
-    """Knock-outs of one circuit, each run once. A set is a sorted tuple of places in `names`."""
+    """Knock-outs of one circuit, each run once. A set is a sorted tuple of indices into `names`."""
 
     def __init__(self, evaluator: Evaluator, circuit: Circuit, level: str) -> None:
         self.evaluator, self.circuit = evaluator, circuit
@@ -221,7 +227,7 @@ class _Trials:
         self._known: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
 
     def draw(self, count: int) -> list[tuple[int, ...]]:
-        """Random sets, each once."""
+        """Draw random sets, without repeats."""
         rng, size = np.random.default_rng(self.evaluator.seed), len(self.cells)
         draws = (rng.choice(size, rng.integers(1, size + 1), replace=False) for _ in range(count if size else 0))
         return list(dict.fromkeys(tuple(sorted(draw.tolist())) for draw in draws))
@@ -231,7 +237,7 @@ class _Trials:
         new = [removed for removed in sets if removed not in self._known]
         chunks = [new[start : start + AT_ONCE] for start in range(0, len(new), AT_ONCE)]
         for chunk in track(chunks, "knock-outs"):
-            both = []  # run apart, because circuits side by side take the arithmetic of the largest
+            both = []  # separately, because circuits in one batch use the arithmetic of the largest
             for whole in (self.circuit.mask, self.evaluator.graph.real):
                 masks = [whole.copy() for _ in chunk]
                 for mask, removed in zip(masks, chunk, strict=True):
@@ -242,7 +248,7 @@ class _Trials:
         return np.stack([np.subtract(*self._known[removed]) for removed in sets])
 
     def search(self, number: int) -> tuple[int, ...]:
-        """The worst set that a greedy search meets."""
+        """The worst set found by a greedy search."""
         rng = np.random.default_rng([self.evaluator.seed, number + 1])
         inside: tuple[int, ...] = ()
         met: list[tuple[float, tuple[int, ...]]] = []
@@ -256,7 +262,7 @@ class _Trials:
         return max(met, key=itemgetter(0))[1]
 
     def part(self, removed: tuple[int, ...]) -> Part:
-        """The shares that circuit and model keep without a set."""
+        """The fractions of the total effect that circuit and model keep without a set."""
         rows = [self.row(one, "part") for one in ((), removed)]
         means = np.array([[mean] for row in rows for mean in (row.circuit, row.model)])
         before, whole, circuit, model = self.evaluator.faithfulness(means).tolist()

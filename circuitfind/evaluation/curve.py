@@ -1,16 +1,16 @@
-"""Faithfulness over sizes, and the area under it: which scores rank edges better, whatever the size.
+"""Faithfulness over sizes and the area under it: which scores rank edges better, independently of size.
 
-1. The best edges of the scores at each size make a circuit, pruned to what is connected: fewer edges may be left than
-   were asked for, and both numbers are reported. Circuits that are given are taken as they are.
-2. Every distinct circuit is run exactly, once; the whole model and the empty circuit need no run.
-   A ranking whose circuits do nothing is warned of (`idle`).
-3. Faithfulness is a ratio of means over examples. All sizes leave out the same example at a time, so that the areas
-   have intervals, too.
+1. At each size, the best edges of the scores are pruned to a connected circuit. It may have fewer edges than requested;
+   both numbers are reported. Given circuits are not pruned.
+2. Run every distinct circuit exactly, once. The whole model and the empty circuit need no run. Warn of a ranking whose
+   circuits do nothing (`idle`).
+3. Faithfulness is a ratio of means over examples. The jackknife leaves out the same example at all sizes, so that the
+   areas have intervals, too.
 4. The areas of the benchmark MIB (Mueller et al. 2025) are trapezoids, linear in the fraction of edges and not divided
-   by the range: CPR = area under f, CMD = area of |1 - f|. Over its ten fractions, `PERCENTAGES`, scores whose circuits
-   are right at every size have CPR 0.999 and CMD 0; where only the complete graph works, 0.25 and 0.749.
-5. `mib` follows MIB's rules: CPR takes the edges of highest *signed* score (edges that oppose are left out, and it can
-   exceed 1), CMD those of highest *magnitude*. The selections differ by a factor, so each number has its own curve.
+   by the range: CPR = area under f, CMD = area of |1 - f|. Over MIB's ten fractions, `PERCENTAGES`, scores with correct
+   circuits at every size have CPR 0.999 and CMD 0; if only the complete graph works, 0.25 and 0.749.
+5. As in MIB, CPR selects edges of highest *signed* score (opposing edges are left out, so CPR can exceed 1), and CMD
+   edges of highest *magnitude*. So each number has its own curve.
 """
 
 from __future__ import annotations
@@ -39,19 +39,23 @@ from circuitfind.statistics import Interval, as_intervals, jackknife, left_out, 
 from circuitfind.tasks.task import BoundTask, Task
 
 NOTHING = 0.05  # a smaller faithfulness is about 0
-SMALL, LARGE = 0.1, 0.02  # parts of the graph
-WRONG = 1 / 3  # the part of the strongest early edges that is negative, where signs are to blame
-REPAIRS = ("eap-ig-inputs", "relp")  # what works, signed
+SMALL, LARGE = 0.1, 0.02  # fractions of the graph
+WRONG = 1 / 3  # signs are wrong if a larger fraction of the strongest early edges is negative
+REPAIRS = ("eap-ig-inputs", "relp")  # methods with the right signs
 
 
 def area_from_one(fractions: np.ndarray | Sequence[float], f: np.ndarray | Sequence[float]) -> np.ndarray:
-    """Area between f `[..., points]` and 1, wherever f lies (MIB's CMD)."""
+    """Area between f `[..., points]` and 1, of |1 - f| (MIB's CMD)."""
     return area_under(fractions, np.abs(1 - np.asarray(f, dtype=np.float64)))
 
 
 class CurvePoint(NamedTuple):
-    """One size: edges asked for, left after pruning, and asked for as a fraction of the graph's; faithfulness with its
-    95% interval; means over examples of the rest (`kl` of whole model || circuit, in nats)."""
+    """One size of a curve.
+
+    asked, n_edges, fraction: edges requested, edges left after pruning, and requested edges as a fraction of all.
+    faithfulness, interval: with its 95% interval.
+    metric, accuracy, top1, kl: means over examples; KL(whole model || circuit) in nats.
+    """
 
     asked: int
     n_edges: int
@@ -77,14 +81,14 @@ class CurveExamples(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Curve(Result):
-    """Circuits of many sizes, measured; rows are the points.
+    """Evaluations of circuits of many sizes; rows are the points.
 
     Attributes:
         points: smallest fraction first.
-        cpr, cmd: areas under faithfulness and under |1 - faithfulness| over the fractions measured, comparable over the
-            same fractions only. Noise biases magnitudes upwards, CMD among them.
-        seen_pairs: how many of the pairs were used to find the circuits; None where that is not known.
-        circuits: the circuit of each point. Not in files.
+        cpr, cmd: areas under faithfulness and under |1 - faithfulness| over the fractions measured. Compare them only
+            over the same fractions. Noise biases CMD upwards, like every magnitude.
+        seen_pairs: number of pairs that were also used to find the circuits; None if not known.
+        circuits: the circuit of each point; not saved.
     """
 
     FORMAT, ROWS, OLD_KEYS = "circuitfind.curve", "points", ("points", "cpr")
@@ -112,7 +116,7 @@ class Curve(Result):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mib(Result):
-    """Both selections of MIB: its CPR is that of the signed curve, its CMD that of the absolute one."""
+    """MIB's two curves: CPR is that of the signed one, CMD that of the absolute one."""
 
     FORMAT, DERIVED = "circuitfind.mib", ("cpr", "cmd")
     SHOWN = ("cpr", "cmd")
@@ -133,7 +137,7 @@ class Mib(Result):
         return self.signed.record
 
     def rows(self) -> tuple[CurvePoint, ...]:
-        """The points of both curves, the signed one's first."""
+        """Points of both curves, those of the signed one first."""
         return self.signed.points + self.absolute.points
 
     def columns(self) -> dict[str, list[Any]]:
@@ -153,17 +157,17 @@ def curve(
     prune: bool = True,
     **asked: Unpack[JudgeKeywords],
 ) -> Curve:
-    """Exact faithfulness of circuits of many sizes.
+    """Measure the exact faithfulness of circuits of many sizes.
 
     Args:
         task: preferably held-out pairs (`task.on(model).split()`).
-        given: edge scores, or circuits (ACDC at several thresholds, learned masks), which are taken as they are.
-        sizes: numbers of edges to cut the scores at; by default `percentages` of all edges, n = int(p x edges).
-        by, prune: of the cuts, as for `Scores.top`.
-        asked: metric, ablation (by default those of what is given), batch_size, seed; see `circuitfind.setting`.
+        given: edge scores, or circuits (ACDC at several thresholds, learned masks), which are not pruned.
+        sizes: numbers of edges of circuits made from scores. Default: `percentages` of all edges, n = int(p x edges).
+        by, prune: how circuits are made from scores, as for `Scores.top`.
+        asked: metric, ablation (default: those of `given`), batch_size, seed; see `circuitfind.setting`.
 
     Raises:
-        ScoreError: scores of another graph, no edge scores, a wrong size, or faithfulness is undefined on this task.
+        ScoreError: scores of another graph, no edge scores, an invalid size, or undefined faithfulness on this task.
     """
     check_model(model)
     chosen = given if isinstance(given, Scores) else _circuits(model.graph, given)
@@ -181,7 +185,7 @@ def curve_of(
     by: By = "absolute",
     prune: bool = True,
 ) -> Curve:
-    """`curve` on pairs that an evaluator holds ready."""
+    """`curve` with an evaluator of the pairs."""
     evaluator.check_contrast()
     n_edges, record = evaluator.graph.n_edges, evaluator.record
     if isinstance(given, Scores):
@@ -193,7 +197,7 @@ def curve_of(
         found = given.record
     else:
         if sizes is not None:
-            raise ScoreError("sizes= cuts scores, and circuits are taken as they are: leave it out, or give scores")
+            raise ScoreError("sizes= applies to scores, not to circuits: leave it out, or give scores")
         circuits = _circuits(evaluator.graph, given)
         asked = [len(circuit) for circuit in circuits]
         fractions = [n / n_edges for n in asked]
@@ -224,16 +228,16 @@ def curve_of(
 
 @model_call
 def mib(model: Model, task: Task | BoundTask, scores: Scores, **asked: Unpack[JudgeKeywords]) -> Mib:
-    """CPR and CMD as the benchmark MIB defines them; arguments and errors as for `curve`."""
+    """CPR and CMD as defined by the benchmark MIB; arguments and errors as for `curve`."""
     evaluator = Evaluator.of(model, task, scores.record, "the scores were", **asked)
     return Mib(curve_of(evaluator, scores, by="signed"), curve_of(evaluator, scores, by="absolute"))
 
 
 def sizes_of(n_edges: int, sizes: Iterable[int] | None, percentages: Iterable[float]) -> tuple[list[int], list[float]]:
-    """Numbers of edges and fractions of all edges, ascending; raises a `ScoreError` for none, or a wrong one."""
+    """Numbers of edges and fractions of all edges, ascending; a ScoreError if there is none or one is invalid."""
     for name, given in (("sizes", sizes), ("percentages", percentages)):
         if given is not None and (isinstance(given, str) or not isinstance(given, Iterable)):
-            raise ScoreError(f"{name}={given!r} is not a list: give several, such as {name}=[{given!r}]")
+            raise ScoreError(f"{name}={given!r} is not a list: give a list, such as {name}=[{given!r}]")
     if sizes is None:
         for p in (fractions := list(percentages)):
             if not isinstance(p, Real) or not 0 <= p <= 1:
@@ -247,23 +251,23 @@ def sizes_of(n_edges: int, sizes: Iterable[int] | None, percentages: Iterable[fl
         asked = sorted(set(asked))
         fractions = [n / n_edges for n in asked]
     if not asked:
-        raise ScoreError("a curve has at least one size: none is given")
+        raise ScoreError("a curve needs at least one size: none is given")
     return asked, fractions
 
 
 def _circuits(graph: Graph, given: Iterable[Circuit]) -> list[Circuit]:
-    """The circuits, smallest first."""
+    """Check the circuits and sort them, smallest first."""
     if not isinstance(given, Iterable) or isinstance(given, (str, Circuit)):
         kind = type(given).__name__
-        raise ScoreError(f"a curve is drawn from edge scores or from a list of circuits, not from a {kind}")
+        raise ScoreError(f"a curve is made from edge scores or from a list of circuits, not from a {kind}")
     circuits = sorted((as_circuit(graph, circuit) for circuit in given), key=len)
     if not circuits:
-        raise ScoreError("a curve has at least one circuit: the list is empty")
+        raise ScoreError("a curve needs at least one circuit: the list is empty")
     return circuits
 
 
 def _made(circuits: list[Circuit]) -> Record:
-    """How the circuits were made, as far as they agree on it."""
+    """The record of the circuits, without metric or ablation where they differ."""
     records = [circuit.record for circuit in circuits]
     differ = (name for name in ("metric", "ablation") if len({getattr(record, name) for record in records}) > 1)
     unknown: dict[str, Any] = dict.fromkeys(differ, "")
@@ -271,13 +275,15 @@ def _made(circuits: list[Circuit]) -> Record:
 
 
 def idle(scores: Scores, by: By, tried: Iterable[tuple[int, float]]) -> str | None:
-    """A sentence if the circuits of a ranking by effects do nothing where the whole model does the task. `tried`: edges
-    asked for, and faithfulness, of each circuit that was run.
+    """Return a warning if the circuits of a ranking by effects do nothing, although the whole model does the task.
 
-    Circuits from a few edges up to a tenth of the graph all have faithfulness about 0. The usual reason, in small
-    models: the gradient at the clean run has the wrong sign in the first layers, where the metric bends between the
-    prompts. Edges that everything passes through get strongly negative effects, and a signed ranking puts them last.
-    Integrated gradients and relevance propagation get the sign right; a ranking by magnitude does not need it.
+    That is: all circuits from a few edges up to a tenth of the graph have faithfulness about 0. The usual reason, in
+    small models, is that the gradient at the clean run has the wrong sign in the first layers, because the metric is
+    curved between the prompts. Edges that everything passes through then get strongly negative effects, and a signed
+    ranking puts them last. Integrated gradients and relevance propagation get the sign right; a ranking by magnitude
+    does not depend on it.
+
+    `tried`: number of edges requested, and faithfulness, of each circuit that was run.
     """
     graph = scores.graph
     small = [(n, f) for n, f in tried if 0 < n <= SMALL * graph.n_edges]
@@ -292,7 +298,7 @@ def idle(scores: Scores, by: By, tried: Iterable[tuple[int, float]]) -> str | No
     method = scores.record.method
     ways = [f"method='{name}'" for name in REPAIRS if name != method]
     said = f"the best edges by {by} effect ('{method}') do nothing: at every"
-    said += f" size up to {most:,} edges the faithfulness is below {NOTHING}, while the whole model does the task"
+    said += f" size up to {most:,} edges, faithfulness is below {NOTHING}, although the whole model does the task"
     if by == "signed":
         ways.append("by='absolute'")
         strong = scores.ranked("absolute")[:most]
@@ -302,6 +308,6 @@ def idle(scores: Scores, by: By, tried: Iterable[tuple[int, float]]) -> str | No
         if wrong > WRONG * len(early) > 0:
             said += (
                 f". Of the {len(early):,} strongest edges into the first layers {wrong:,} have negative effects, so a"
-                " signed ranking leaves them out: the gradient at one prompt has the wrong sign there"
+                " signed ranking leaves them out: gradients there have the wrong sign"
             )
     return f"{said}. Use {' or '.join(ways)}"
