@@ -214,10 +214,10 @@ def test_scores_of_other_pairs_are_pointed_out(run: Run, found: Path) -> None:
     older = cf.Scores.open(scores)
     replace(older, record=replace(older.record, pairs="")).save("older.safetensors")
     said = run("verify", "--n", "6", "--seed", "1", *few, "--scores", "older.safetensors")
-    assert said.code == 0 and "may have been scored on" in said.err
+    assert said.code == 0 and "these may include some of" in said.err
     said = run("verify", "--n", "4", "--task", "induction", "--holdout", "1", "--top", "3", "--scores", scores)
     assert said.code == 0 and "made with task 'ioi', this run has 'induction'" in said.err
-    assert "may have been scored on" not in said.err and "held-out" not in said.out
+    assert "these may include some of" not in said.err and "held-out" not in said.out
 
 
 def test_ctrl_c_after_scoring_says_how_to_go_on(run: Run, found: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,7 +482,7 @@ MISTAKES = {
     "a circuit as pairs": (("find", "--data", "other.json"), "other.json: one JSON object, not pairs: give one object"),
     "nothing to start from": (
         ("learn", "--n", "4", "--start", "empty.json"),
-        "--start empty.json has no edges, so there is no gate to learn: give a circuit that has some",
+        "--start empty.json has no edges, so there is no gate to learn: give a circuit with edges",
     ),
     "a start of another model": (("learn", "--n", "4", "--start", "other.json"), "--start other.json belongs to anoth"),
     "no scores of all edges": (

@@ -525,7 +525,7 @@ def test_answers_that_the_model_would_not_say(tiny: cf.Model) -> None:
     (said,) = found.said
     assert said.tokens == tuple(tiny.tokenizer.decode([one]) for one in chances.topk(5).indices)
     np.testing.assert_allclose(said.probabilities, chances.topk(5).values, rtol=1e-4)
-    assert f"pair 0: the model says {said.tokens[0]!r} {percent(said.probabilities[0])}, " in str(found)
+    assert f"pair 0: the model answers {said.tokens[0]!r} {percent(said.probabilities[0])}, " in str(found)
     assert cf.Diagnosis.from_dict(json.loads(json.dumps(found.to_dict()))).said == found.said
 
 
@@ -534,7 +534,7 @@ def test_a_likely_token_in_another_spelling(tiny: cf.Model) -> None:
     other = "none" if " 17" in tiny.tokenizer.decode(spelled.batch.answers.flatten().tolist()) else "space"
     found = cf.diagnose(tiny, years(spelling=other))
     assert any(
-        re.search(r"; ' ?17' is in row 0, the answer ' ?17' in another spelling: give spelling=", one)
+        re.search(r"; in row 0, ' ?17' is among them, the answer ' ?17' in another spelling: use spelling=", one)
         for one in found.warnings
     )
 

@@ -97,7 +97,7 @@ def test_what_the_model_cannot_be_given_is_the_one_error(
     found = cf.diagnose(model, replace(task(), name="finance"))
     assert [finding.severity for finding in found.findings] == ["error"] and found.summary is None and not found.ok
     assert found.name == "finance" and re.search(words, found.findings[0].text)
-    assert str(found).startswith("finance: look at this first\nerror: ") and found.to_dict()["summary"] is None
+    assert str(found).startswith("finance: check this first\nerror: ") and found.to_dict()["summary"] is None
 
 
 def test_what_is_no_model_is_raised() -> None:
@@ -123,12 +123,11 @@ def test_a_model_with_the_behaviour() -> None:
     found = cf.diagnose(tiny(), cf.task("ioi", tiny(), n=16))
     assert found.ok and found.findings == () and found.summary.accuracy == 1
     assert (
-        str(found).startswith("ioi: nothing to warn of\npair 0: the model says '")
-        and found.to_dict()["summary"]["n"] == 16
+        str(found).startswith("ioi: no warnings\npair 0: the model answers '") and found.to_dict()["summary"]["n"] == 16
     )
     assert cf.diagnose(tiny(), cf.task("greater-than", tiny(), n=8)).ok
     few = cf.diagnose(tiny(), cf.task("ioi", tiny(), n=3))
-    assert few.ok and few.findings[0] == ("note", "3 pairs are too few to tell 100% accuracy from guessing (50%)")
+    assert few.ok and few.findings[0] == ("note", "100% accuracy on only 3 pairs could be guessing (50%)")
     bare = cf.diagnose(tiny(), cf.task("ioi", tiny(), n=8, metric="kl"))
     assert bare.summary.metric == "kl" and bare.ok
 
@@ -204,15 +203,11 @@ def test_a_few_pairs_that_make_the_mean(monkeypatch: pytest.MonkeyPatch, model: 
     fake.bound = finance().on(model).subset(range(10))
     monkeypatch.setattr("circuitfind.evaluation.diagnosis.Evaluator", lambda *_, **__: fake)
     found = cf.diagnose(model, finance())
-    expected = (
-        "the corrupted prompt lowers the metric in only 5 of 10 pairs: a few pairs make the mean (mean metric 5 on"
-    )
+    expected = "the corrupted prompt lowers the metric in only 5 of 10 pairs: the mean comes from a few pairs (mean"
     assert any(line.startswith(expected) for line in found.warnings)
     fake.full, fake.empty, fake.bound = fake.full + 9, np.arange(10.0) / 9, replace(fake.bound, flips=True)
     notes = [finding.text for finding in cf.diagnose(model, finance()).findings if finding.severity == "note"]
-    assert any(
-        text.startswith("the corrupted prompts make the other answer right, but not for this model") for text in notes
-    )
+    assert any(text.startswith("the corrupted prompts should reverse the answer, but not for this") for text in notes)
 
 
 # -------------------------------------------------------------------- the answers
@@ -256,9 +251,9 @@ def test_pieces_of_characters_are_shown_as_bytes(model: cf.Model) -> None:
     bound = task.on(model)
     assert "\ufffd" not in repr(bound.tokens) and bound.answer_texts[0] == "<0xE2> / <0x98>"
     found = cf.diagnose(model, task).warnings
-    assert any(line.startswith("row 0: the answer <0xE2> is bytes of a character") for line in found)
+    assert any(line.startswith("row 0: the answer <0xE2> is only some bytes of a character") for line in found)
     ids_only = cf.Task(torch.tensor([ids]), torch.tensor([ids[1:] + ids[:1]]), pieces[:1], pieces[1:])
-    assert any("is bytes of a character" in line for line in cf.diagnose(model, ids_only).warnings)
+    assert any("is only some bytes of a character" in line for line in cf.diagnose(model, ids_only).warnings)
     assert "\ufffd" not in repr(cf.attention(model, bound, "a0.h0").tokens)
 
 

@@ -1,15 +1,14 @@
-"""How well a model does a task, and what is wrong with the task, in words, before anything expensive runs on it.
+"""How well a model does a task, and problems with the task, in words, before anything expensive runs.
 
-1. The task is bound to the model. What cannot be used (an answer of several tokens, a pair of unequal length) is an
-   error.
-2. Is the model right more often than by guessing, by the binomial distribution? Guessing is right with chance 1 / (1 +
-   wrong answers) where there is one answer, and with sets of answers where the right set is the larger one. Without
-   wrong answers the answer has to be the most likely token, and guessing counts as 0.
-3. Is the metric lower on corrupted prompts, on average beyond noise, and in more pairs than a coin would give?
-4. What would the model say? Where the answers have less than 1% of its probability, or neither side is among its ten
-   most likely tokens, the metric is a preference between things that it does not say.
-5. What may mislead without being wrong: an answer that continues the prompt's last word, comes after two spaces or is
-   part of a character, one answer for all pairs, pairs of the same prompts (which count once in 2 and 3).
+1. Bind the task to the model. Unusable pairs (an answer of several tokens, a pair of unequal length) are errors.
+2. Is the model right more often than by guessing (binomial test)? With one answer, guessing is right with chance 1 /
+   (1 + wrong answers); with sets of answers, if the right set is the larger one. Without wrong answers, the answer has
+   to be the most likely token, and guessing counts as 0.
+3. Is the metric lower on corrupted prompts, on average beyond noise, and in more pairs than by chance?
+4. What would the model answer? If right and wrong answers together have less than 1% probability, or neither is among
+   the ten most likely tokens, the metric compares answers that the model would not give.
+5. What may mislead: an answer that continues the last word of the prompt, comes after two spaces or is part of a
+   character; the same answer for all pairs; copies of pairs (which count once in 2 and 3).
 """
 
 from __future__ import annotations
@@ -39,18 +38,18 @@ from circuitfind.tasks.task import BoundTask, Task
 from circuitfind.tasks.tokens import REPLACED, piece
 
 SPACES = (" ", "Ġ", "▁")  # how a vocabulary writes a leading space
-# pairs whose answers are shown; tokens that count as said; tokens shown
+# pairs whose answers are shown; tokens that count as likely; tokens shown
 PAIRS_SHOWN, MOST_LIKELY, TOKENS_SHOWN = 3, 10, 5
-DOUBT = 0.05  # what guessing gives as often as this is no evidence
+DOUBT = 0.05  # a result that guessing gives more often than this is no evidence
 
 
 @dataclass(frozen=True, repr=False)
 class TaskSummary(Result):
     """How well a model does a task.
 
-    `accuracy`: share of clean prompts whose answers beat the wrong ones; `chance`: that of guessing (0 without wrong
-    answers, NaN without answers); `clean` and `corrupted`: mean metrics; `lowered`: share of pairs whose corrupted
-    prompt has the lower metric; `failing`: rows answered wrong; `copies`: rows with the prompts of an earlier one.
+    accuracy: fraction of clean prompts whose answers beat the wrong ones. chance: accuracy of guessing (0 without wrong
+    answers, NaN without answers). clean, corrupted: mean metrics. lowered: fraction of pairs whose corrupted prompt has
+    the lower metric. failing: rows answered wrong. copies: rows with the same prompts as an earlier row.
     """
 
     FORMAT = "circuitfind.task-summary"
@@ -69,7 +68,7 @@ class TaskSummary(Result):
     copies: tuple[int, ...] = ()
 
     def warning(self) -> str | None:
-        """One line when the model does not do the task on some pairs; None when it does on all."""
+        """A sentence if the model does not do the task on some pairs, else None."""
         if not self.failing:
             return None
         rows = ", ".join(map(str, self.failing[:5])) + (", ..." if len(self.failing) > 5 else "")
@@ -77,7 +76,7 @@ class TaskSummary(Result):
         return f"the model does not prefer the answer on {failing}.{self._doubt()}"
 
     def _doubt(self) -> str:
-        """A second sentence where the accuracy is not better than guessing."""
+        """A second sentence if the accuracy is not better than guessing."""
         wrong, size = len({*self.failing} - {*self.copies}), self.n - len(self.copies)
         if math.isnan(self.chance) or at_least(size - wrong, size, self.chance) <= DOUBT:
             return ""
@@ -90,12 +89,12 @@ class TaskSummary(Result):
 
 @model_call
 def summarise(model: Model, task: Task | BoundTask, *, warn: bool = True, batch_size: int | None = None) -> TaskSummary:
-    """Runs both sides of a task's pairs once."""
+    """Run clean and corrupted prompts once, and summarise how well the model does the task."""
     return summary_of(Evaluator.of(model, task, batch_size=batch_size), warn=warn)
 
 
 def summary_of(evaluator: Evaluator, warn: bool = True) -> TaskSummary:
-    """The summary of pairs that an evaluator has already run."""
+    """`summarise` with an evaluator that has already run the pairs."""
     bound = evaluator.bound
     has_answers, has_wrong = (bool(side.shape[-1]) for side in (bound.batch.answers, bound.batch.wrong))
     right, full, empty = evaluator.full_accurate, evaluator.full, evaluator.empty
@@ -112,7 +111,7 @@ def summary_of(evaluator: Evaluator, warn: bool = True) -> TaskSummary:
 
 
 def chances(bound: BoundTask) -> np.ndarray:
-    """`[pairs]`: how likely a model that knows nothing is to be counted right."""
+    """`[pairs]`: chance that a guessing model is counted as right."""
     batch = bound.batch
     right, wrong = ((ids[:, 0] >= 0).sum(-1).double().cpu() for ids in (batch.answers, batch.wrong))
     single, times = 1 / (1 + wrong), torch.full_like(right, batch.answers.shape[1])
@@ -123,15 +122,18 @@ def chances(bound: BoundTask) -> np.ndarray:
 
 
 class Remark(NamedTuple):
-    """`severity`: "error" (nothing can be run), "warning" (results would mean little), "note" (know this)."""
+    """`severity`: "error" (nothing can be run), "warning" (results would mean little) or "note"."""
 
     severity: str
     text: str
 
 
 class Said(NamedTuple):
-    """What the model says after a clean prompt, where the metric (first) reads: its most likely tokens with their
-    probabilities, and those of all right and of all wrong answers (NaN where there are none); `pair` counts from 0."""
+    """The model's answer to a clean prompt, at the first read position.
+
+    tokens, probabilities: its most likely tokens. right, wrong: total probability of the right and of the wrong
+    answers, NaN if there are none. pair: counts from 0.
+    """
 
     pair: int
     tokens: tuple[str, ...]
@@ -148,8 +150,10 @@ class Said(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Diagnosis(Result):
-    """What was found, gravest first; `summary` is None where nothing could be run. Rows are the findings; `said`: what
-    the model says on the first pairs."""
+    """Findings about a task, most severe first; rows are the findings.
+
+    summary: None if nothing could be run. said: the model's answers on the first pairs.
+    """
 
     FORMAT, ROWS, SHOWN = "circuitfind.diagnosis", "findings", ("name", "ok")
 
@@ -160,7 +164,7 @@ class Diagnosis(Result):
 
     @property
     def ok(self) -> bool:
-        """Whether there is nothing to warn of."""
+        """Whether there are no errors and no warnings."""
         return not self.warnings
 
     @property
@@ -170,8 +174,8 @@ class Diagnosis(Result):
 
     def __str__(self) -> str:
         lines = [f"{finding.severity}: {finding.text}" for finding in self.findings]
-        lines += [f"pair {one.pair}: the model says {one}" for one in self.said]
-        return "\n".join([f"{self.name}: {'nothing to warn of' if self.ok else 'look at this first'}", *lines])
+        lines += [f"pair {one.pair}: the model answers {one}" for one in self.said]
+        return "\n".join([f"{self.name}: {'no warnings' if self.ok else 'check this first'}", *lines])
 
 
 @model_call
@@ -182,9 +186,9 @@ def diagnose(
     metric: str | Metric | Function | None = None,
     batch_size: int | None = None,
 ) -> Diagnosis:
-    """Says in words whether a model does a task, and whether the task's pairs can show how.
+    """Check whether a model does a task, and whether the pairs are suited to study it; findings are sentences.
 
-    A task that does not fit the model is an error among the findings, and is not raised.
+    If the task does not fit the model, that is a finding of severity "error", not an exception.
 
     Args:
         metric, batch_size: as for `circuitfind.attribute`.
@@ -205,12 +209,12 @@ def diagnose(
 
 
 def _doing(evaluator: Evaluator, summary: TaskSummary) -> Iterator[Remark]:
-    """Whether the model does the task, and whether the corrupted prompts take it away."""
+    """Check that the model does the task, and that the corrupted prompts lower the metric."""
     distinct = summary.n - len(summary.copies)
     if failing := summary.warning():
         yield Remark("warning", failing)
     elif at_least(distinct, distinct, summary.chance) > DOUBT:
-        text = f"{distinct} pairs are too few to tell 100% accuracy from guessing ({summary.chance:.0%})"
+        text = f"100% accuracy on only {errors.count(distinct, 'pair')} could be guessing ({summary.chance:.0%})"
         yield Remark("note", text)
     clean, corrupted = evaluator.full, evaluator.empty
     lost = clean - corrupted
@@ -222,19 +226,22 @@ def _doing(evaluator: Evaluator, summary: TaskSummary) -> Iterator[Remark]:
         yield Remark("warning", f"the corrupted prompts do not lower the metric ({means}): {ask}")
     elif lost.mean() <= max(2 * noise, evaluator.rounding_of_contrast):
         text = f"the corrupted prompts do not lower the metric beyond noise ({means}, standard error {noise:.2g})"
-        yield Remark("warning", f"{text}: make the pairs differ in what matters, or give more of them")
+        yield Remark("warning", f"{text}: corrupt what the task depends on, or give more pairs")
     elif at_least(lowered, distinct, 0.5) > DOUBT and lowered < distinct:
         text = f"the corrupted prompt lowers the metric in only {lowered} of {distinct} pairs"
-        yield Remark("warning", f"{text}: a few pairs make the mean ({means})")
+        yield Remark("warning", f"{text}: the mean comes from a few pairs ({means})")
     elif evaluator.bound.flips and evaluator.bound.metric.wrong and corrupted.mean() >= 0:
-        yield Remark("note", f"the corrupted prompts make the other answer right, but not for this model ({means})")
+        yield Remark(
+            "note",
+            f"the corrupted prompts should reverse the answer, but not for this model ({means})",
+        )
 
 
 def _said(evaluator: Evaluator, tokenizer: Any) -> tuple[tuple[Said, ...], list[Remark]]:
-    """What the model says on the first distinct pairs, and what is to be said of it on all of them."""
+    """The model's answers on the first distinct pairs, and findings on all pairs."""
     said: list[Said] = []
     masses: list[float] = []
-    silent: list[int] = []  # rows of which neither answer is likely
+    silent: list[int] = []  # rows in which neither answer is likely
     others: list[str] = []
     for ids, right, wrong, likely in evaluator.runs.each(_first_token, "first tokens"):
         known = (likely.indices.unsqueeze(-1) == torch.cat(ids, 1).unsqueeze(1)).any(-1).any(-1)
@@ -263,7 +270,7 @@ def _said(evaluator: Evaluator, tokenizer: Any) -> tuple[tuple[Said, ...], list[
 
 
 def _first_token(prepared: Prepared) -> tuple[list[Tensor], Tensor, Tensor, Any]:
-    """Of a batch's first read position: ids of answers and wrong answers, the chances of both, the likeliest tokens."""
+    """Ids of right and wrong answers, their probabilities, and the most likely tokens, at the first read position."""
     batch, chances = prepared.batch, log_probabilities(prepared.clean.logits[:, 0]).exp().cpu()
     ids = [side[:, 0].cpu() for side in (batch.answers, batch.wrong)]
     right, wrong = ((chances.gather(1, one.clamp(min=0)) * (one >= 0)).sum(1) for one in ids)
@@ -271,42 +278,42 @@ def _first_token(prepared: Prepared) -> tuple[list[Tensor], Tensor, Tensor, Any]
 
 
 def _spelled_otherwise(tokenizer: Any, row: int, answers: list[int], likely: list[int]) -> Iterator[str]:
-    """In words, a likely token that is an answer, or its beginning, in another spelling."""
+    """Yield a sentence for each likely token that is an answer, or the start of one, in another spelling."""
     for own in [] if tokenizer is None else [piece(tokenizer, answer) for answer in answers if answer >= 0]:
         for other in (piece(tokenizer, token) for token in likely):
             begins = own.strip().startswith(other.strip()) and len(other.strip()) > 1
             if begins and (other[:1] == " ") != (own[:1] == " "):
-                remedy = "give spelling=, and answer='first' where answers are several tokens so"
-                yield f"; {other!r} is in row {row}, the answer {own!r} in another spelling: {remedy}"
+                remedy = "use spelling=, and answer='first' if answers then have several tokens"
+                yield f"; in row {row}, {other!r} is among them, the answer {own!r} in another spelling: {remedy}"
 
 
 def _answers(bound: BoundTask, tokenizer: Any) -> Iterator[Remark]:
-    """Whether the answers are what they seem."""
+    """Check the answers: constant ones, copies of pairs, and spelling."""
     answers, wrong = bound.batch.answers, bound.batch.wrong
     if len(bound) > 1 and wrong.shape[-1] and bool((answers == answers[:1]).all() & (wrong == wrong[:1]).all()):
-        text = f"all pairs have the same answers ({bound.answer_texts[0]}), so a constant preference passes for the"
-        yield Remark("note", f"{text} task: add pairs with the answers exchanged")
+        text = f"all pairs have the same answers ({bound.answer_texts[0]}), so a constant preference looks like the"
+        yield Remark("note", f"{text} task: add pairs with the two answers exchanged")
     if copies := len(bound) - len(bound.first):
         text = f"{copies} of {len(bound)} pairs are copies of others (the same prompts): they count once in intervals"
-        yield Remark("note", f"{text} and stay on one side of a split")
+        yield Remark("note", f"{text} and stay on the same side of a split")
     if tokenizer is not None and answers.shape[-1]:
         yield from islice(_spellings(bound, tokenizer), 1)
 
 
 def _spellings(bound: BoundTask, tokenizer: Any) -> Iterator[Remark]:
-    """Answers that are not what one would write after the prompt."""
+    """Find answers that do not continue the prompt as text would."""
     clean = bound.batch.clean
     whole = bound.batch.summed is not None
     which = 0 if whole else -1
     ids, read, lengths = clean.ids.tolist(), clean.read[:, which].tolist(), clean.mask.sum(1).tolist()
     for row, (tokens, at, length) in enumerate(zip(ids, read, lengths, strict=True)):
         if not whole and any(bound.appended[row : row + 1]):
-            continue  # the answer goes on with what is appended
+            continue  # the answer continues the appended text
         for side in (bound.batch.answers, bound.batch.wrong):
             for answer in (token for token in side[row, which].tolist() if token >= 0):
                 shown = piece(tokenizer, answer)
                 if not whole and REPLACED in str(tokenizer.decode([answer])):
-                    text = f"row {row}: the answer {shown} is bytes of a character and not a whole one"
+                    text = f"row {row}: the answer {shown} is only some bytes of a character"
                     yield Remark("warning", f"{text}: choose answers that are one token each")
                 if bound.bos == "ids given":
                     continue

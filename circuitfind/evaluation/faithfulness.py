@@ -1,11 +1,11 @@
-"""How much of the task a circuit does: exact runs, and faithfulness with an interval.
+"""How much of a task a circuit does: exact runs, and faithfulness with an interval.
 
     faithfulness(C) = (metric(C) - metric(empty)) / (metric(full) - metric(empty))
 
-1. An `Evaluator` prepares a task's pairs once (clean, ablated and empty runs) and then runs any number of circuits.
-2. The ratio is one of means over examples; its interval leaves out each example in turn (`statistics.py`).
-3. Where full and empty do not differ beyond noise or rounding, the ratio is refused.
-4. Beside the metric: accuracy, top-1, and KL(whole model || circuit) at the read positions.
+1. An `Evaluator` prepares the pairs of a task once (clean, ablated and empty runs), then runs any number of circuits.
+2. Faithfulness is a ratio of means over examples. Its interval is a jackknife (`statistics.py`).
+3. If full and empty do not differ beyond noise or rounding, the ratio is refused.
+4. Besides the metric: accuracy, top-1 accuracy, and KL(whole model || circuit) at the read positions.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ from circuitfind.statistics import Interval, ratio_interval, standard_error
 from circuitfind.tasks.task import BoundTask, Task
 
 LABEL = "exact runs"
-AT_ONCE = 64  # circuits whose masks are held together
+AT_ONCE = 64  # masks held in memory at a time
 
 
 class Outcome(NamedTuple):
-    """`[circuits, examples]` each: the metric; whether the answers beat the wrong ones; whether the top token is an
-    answer; KL(whole model || circuit) in nats.
+    """Results of circuits, `[circuits, examples]` each.
+
+    metric; accurate: the answers beat the wrong ones; top1: the top token is an answer; kl: KL(whole model || circuit)
+    in nats.
     """
 
     metric: np.ndarray
@@ -56,13 +58,13 @@ class Outcome(NamedTuple):
     kl: np.ndarray
 
     def of(self, circuit: int) -> Outcome:
-        """`[examples]` each, of one circuit."""
+        """Results of one circuit, `[examples]` each."""
         return Outcome(*(values[circuit] for values in self))
 
 
 class PerExample(NamedTuple):
-    """`[examples]` each: the metric in the circuit, in the whole model, and with every edge ablated; the rest, of the
-    circuit, as in `Outcome`.
+    """`[examples]` each: metric of the circuit, of the whole model, and with every edge ablated; the other fields are
+    those of the circuit, as in `Outcome`.
     """
 
     circuit: np.ndarray
@@ -74,7 +76,7 @@ class PerExample(NamedTuple):
 
 
 class MeasuredExample(NamedTuple):
-    """The same of one example; `pair` counts from 0."""
+    """`PerExample` for one example. `pair` counts from 0."""
 
     pair: int
     circuit: float
@@ -87,11 +89,11 @@ class MeasuredExample(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation(Result):
-    """A circuit measured on a task; rows are the examples.
+    """A circuit evaluated on a task; rows are the examples.
 
-    Metrics are means over examples, `interval` is of the faithfulness, at 95%, `kl` is KL(whole model || circuit) in
-    nats. Shares of right answers (accuracy, top1) are NaN on a task without answers. `seen_pairs`: how many of the
-    pairs were used to find the circuit; None where that is not known.
+    Metrics are means over examples. `interval`: 95% interval of the faithfulness. `kl`: KL(whole model || circuit) in
+    nats. `accuracy`, `top1`: fractions of examples, NaN on a task without answers. `seen_pairs`: number of pairs that
+    were also used to find the circuit; None if not known.
     """
 
     FORMAT, ROWS, DERIVED = "circuitfind.evaluation", "per_example", ("metric_name", "ablation", "pair_error")
@@ -132,15 +134,19 @@ class Evaluation(Result):
 
     @property
     def pair_error(self) -> float:
-        """Mean over pairs of |circuit - model|, over the mean of |model - empty circuit|, of the metric: 0 where every
-        pair is right, while a faithfulness of 1 may hide errors that cancel."""
+        """Mean over pairs of |circuit - model|, divided by the mean of |model - empty circuit|, of the metric.
+
+        It is 0 only if every pair is right, while a faithfulness of 1 may hide errors that cancel.
+        """
         each = self.per_example
         return float(np.abs(each.circuit - each.full).mean() / np.abs(each.full - each.empty).mean())
 
     @property
     def indifferent(self) -> float | None:
-        """The faithfulness at which the metric is 0, so that answer and wrong answer score the same; None for other
-        metrics and where the corrupted prompt does not turn the answer round."""
+        """The faithfulness at which the metric is 0, so that answer and wrong answer score the same.
+
+        None for metrics that compare no two answers, and if the corrupted prompt does not reverse the preference.
+        """
         full, empty = self.metric_full, self.metric_empty
         turned = self.metric_name in ("logit_diff", "prob_diff") and full > 0 > empty
         return empty / (empty - full) if turned else None
@@ -151,11 +157,17 @@ class Evaluation(Result):
 
 
 class Evaluator:
-    """An experiment's pairs, ready to run circuits on. `ends`: the whole model and the empty circuit, as `run` would
-    return them; `full`, `empty`: their metric, `[examples]`."""
+    """Runs circuits on the pairs of an experiment.
+
+    Attributes:
+        ends: outcome of the whole model and of the empty circuit, as `run` would return it.
+        full, empty: their metric, `[examples]`.
+    """
 
     def __init__(self, experiment: Experiment) -> None:
-        experiment = experiment.set(direction="noising")  # circuits run on clean prompts, whatever scores were made by
+        experiment = experiment.set(
+            direction="noising"
+        )  # circuits run on clean prompts, whatever the direction of the scores
         self.experiment, self.bound, self.graph = experiment, experiment.bound, experiment.graph
         sizes = sizes_of(experiment.bound.batch)
         size = experiment.setting.batch_size or batch_size_for(experiment.adapter, *sizes, streams=True)
@@ -174,14 +186,14 @@ class Evaluator:
         made: str = "the circuit was",
         **asked: Unpack[JudgeKeywords],
     ) -> Evaluator:
-        """The evaluator that a public call's keywords ask for; see `Experiment.of`."""
+        """The evaluator for the keywords of a public call; see `Experiment.of`."""
         return cls(Experiment.of(model, task, asked, inherit=inherit, made=made, direction=False))
 
     @classmethod
     def judging(
         cls, model: Model, task: Task | BoundTask, circuit: Circuit | Iterable[str], **asked: Unpack[JudgeKeywords]
     ) -> tuple[Evaluator, Circuit]:
-        """The evaluator of a public call that judges a circuit, and the circuit."""
+        """The evaluator for a public call that evaluates a circuit, and the circuit."""
         check_model(model)
         chosen = as_circuit(model.graph, circuit)
         return cls.of(model, task, chosen.record, **asked), chosen
@@ -191,8 +203,10 @@ class Evaluator:
         return self.experiment.setting.seed
 
     def run(self, masks: np.ndarray) -> Outcome:
-        """Runs circuits given as `[circuits, writers, readers]` bool masks. Several processes divide the pairs, or the
-        circuits where there are fewer pairs than processes."""
+        """Run circuits, given as `[circuits, writers, readers]` bool masks.
+
+        Several processes divide the pairs, or the circuits if there are fewer pairs than processes.
+        """
         if len(self.full) < (several := processes.size()) and len(masks) > 1:
             own = range(processes.group().rank, len(masks), several)
             parts = processes.gathered(lambda: self.run(masks[own]) if own else None)
@@ -216,7 +230,7 @@ class Evaluator:
         return Outcome(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
     def metrics(self, masks: Iterable[np.ndarray], count: int, label: str) -> np.ndarray:
-        """`[circuits, examples]`: the metric of `count` circuits whose masks are made as they are run."""
+        """`[circuits, examples]`: the metric of `count` circuits, from an iterable of masks."""
         masks, parts = iter(masks), [np.empty((0, len(self.full)))]
         with progress(label, count) as advance:
             while some := list(islice(masks, AT_ONCE)):
@@ -225,7 +239,7 @@ class Evaluator:
         return np.concatenate(parts)
 
     def run_distinct(self, masks: Sequence[np.ndarray]) -> Outcome:
-        """As `run`, but each distinct circuit once, similar sizes side by side, and the two ends not at all."""
+        """`run`, but run each distinct circuit once, similar sizes in one batch, and the two ends not at all."""
         rows = {_key(self.graph.real): 0, _key(np.zeros_like(self.graph.real)): 1}  # of `ends`
         new: list[np.ndarray] = []
         for mask in sorted(masks, key=np.count_nonzero):
@@ -238,16 +252,16 @@ class Evaluator:
         return Outcome(*(values[[rows[_key(mask)] for mask in masks]] for values in outcome))
 
     def faithfulness(self, metric: np.ndarray) -> np.ndarray:
-        """`[circuits]` from the metric `[circuits, examples]`; raises as `check_contrast` does."""
+        """`[circuits]`: faithfulness from the metric `[circuits, examples]`; raises like `check_contrast`."""
         self.check_contrast()
         return np.asarray((metric.mean(-1) - self.empty.mean()) / (self.full.mean() - self.empty.mean()))
 
     def share(self, right: np.ndarray) -> np.ndarray:
-        """Share of examples that are right, of `[..., examples]`; NaN on a task without answers."""
+        """Fraction of right examples in `[..., examples]`; NaN on a task without answers."""
         return right.mean(-1) if self.bound.batch.answers.shape[-1] else np.full(right.shape[:-1], np.nan)
 
     def check_contrast(self) -> None:
-        """Raises a `ScoreError` where full and empty do not differ beyond noise."""
+        """Raise a ScoreError if full and empty do not differ beyond noise."""
         difference = self.full - self.empty
         error = standard_error(difference, self.bound.copies)
         if abs(difference.mean()) <= max(2 * error, self.rounding_of_contrast):
@@ -259,7 +273,7 @@ class Evaluator:
             )
 
     def rounding(self, mask: np.ndarray) -> np.ndarray:
-        """`[examples]`: how far two computations of this circuit's metric may differ (`rounding.py`)."""
+        """`[examples]`: bound on the rounding of this circuit's metric (`rounding.py`)."""
 
         def one(prepared: Prepared) -> rounding.Parts:
             logits, ends = run_circuits(prepared, mask[None])[0], (prepared.clean.logits, prepared.empty.logits)
@@ -270,7 +284,7 @@ class Evaluator:
 
     @cached_property
     def rounding_of_contrast(self) -> float:
-        """Means over the examples that differ by no more do not differ."""
+        """Bound on the rounding of means over examples."""
         return rounding.of_mean(self.rounding(self.graph.real))
 
     def evaluate(self, circuit: Circuit | Iterable[str]) -> Evaluation:
@@ -278,7 +292,7 @@ class Evaluator:
         return self.evaluation(circuit, self.run(circuit.mask[None]).of(0))
 
     def evaluation(self, circuit: Circuit, outcome: Outcome) -> Evaluation:
-        """What a circuit's outcome, `[examples]`, amounts to."""
+        """The evaluation of a circuit from its outcome, `[examples]`."""
         metric, accurate, top1, kl = outcome
         return Evaluation(
             n_edges=len(circuit),
@@ -298,14 +312,14 @@ class Evaluator:
         )
 
     def prepared(self, division: Division = Division()) -> list[Prepared]:  # noqa: B008 (a constant)
-        """Batches with their clean, ablated and empty runs: of all pairs, or of this process's by a division."""
+        """Batches with their clean, ablated and empty runs: of all pairs, or of this process's part."""
         with processes.alone():
             some = self.runs.of(division.batches(0, len(self.full), len(self.full))[division.block])
             return list(some.each(lambda prepared: prepared, LABEL))
 
     def _outcome(self, logits_of: Callable[[Prepared], Iterable[Tensor]]) -> Outcome:
-        """What is measured of the logits `[circuits, batch, reads, vocab]` that a function of each batch computes, some
-        circuits at a time."""
+        """Measure the logits `[circuits, batch, reads, vocab]` that a function yields for each batch, for some circuits
+        at a time."""
 
         def measured(prepared: Prepared) -> list[np.ndarray]:
             found = []
@@ -335,14 +349,15 @@ def _key(mask: np.ndarray) -> bytes:
 def evaluate(
     model: Model, task: Task | BoundTask, circuit: Circuit | Iterable[str], **asked: Unpack[JudgeKeywords]
 ) -> Evaluation:
-    """Runs a model as a circuit, exactly, and says how much of the task it still does.
+    """Run a model as a circuit, exactly, and measure how much of the task it still does.
 
     Args:
-        circuit: a `Circuit`, or names of edges; everything else carries its ablated value.
-        asked: metric, ablation (by default the circuit's own), batch_size, seed; see `circuitfind.setting`.
+        circuit: a `Circuit`, or names of edges; all other edges carry their ablated value.
+        asked: metric, ablation (default: the circuit's own), batch_size, seed; see `circuitfind.setting`.
 
     Returns:
-        Faithfulness (1 = the whole model, 0 = nothing; it can exceed 1) with a 95% interval, metrics, per example too.
+        Faithfulness (1 = the whole model, 0 = nothing; it can exceed 1) with a 95% interval, and metrics, also for
+        each example.
 
     Raises:
         ScoreError: faithfulness is undefined on this task.
