@@ -1,4 +1,4 @@
-"""`load`, `wrap` and `task`: how a model and a task come in."""
+"""`load`, `wrap` and `task`: open a model, wrap one in memory, build a task."""
 
 from __future__ import annotations
 
@@ -38,26 +38,28 @@ def load(
     allow_missing: bool = False,
     **keywords: Any,
 ) -> Model:
-    """Loads an unmodified Hugging Face model and checks that circuitfind decomposes it exactly.
+    """Load an unmodified Hugging Face model and check that circuitfind decomposes it exactly.
 
     Args:
-        name: "tiny" (embedded), a hub id such as "openai-community/gpt2", a folder, or a file that ends in ".gguf" (a
-            hub id and a file: "owner/name/file.gguf"). Weights of a GGUF file are de-quantised: what is measured is the
-            quantised model, computed in floats.
-        dtype: such as "float32"; by default the precision in which the weights are stored, float32 for a GGUF file.
-        device: a torch device; by default the accelerator if there is one. Over several devices, or with weights kept
-            in memory or on disk until they are needed: `device_map="auto"` or a dictionary, as in `from_pretrained`
-            (`offload_folder=` for weights on disk; needs accelerate: `pip install 'circuitfind[devices]'`). Its heads
-            divided among the processes of `torchrun`, which all make the same calls: `tp_plan="auto"`.
-        check: test the identities of `circuitfind.engine.identities` on a short random prompt; where the family's row
-            was inferred they are always tested.
-        backend: "nnsight" or "hooks", what single passes run through; the results are bitwise equal.
+        name: "tiny" (embedded), a hub id such as "openai-community/gpt2", a folder, or a GGUF file: a path that ends in
+            ".gguf", or "owner/name/file.gguf" on the hub. Weights of a GGUF file are de-quantised: results are about
+            the quantised model, computed in floats.
+        dtype: such as "float32"; by default the precision of the stored weights, float32 for a GGUF file.
+        device: a torch device; by default the accelerator if there is one. To spread a model over several devices, or
+            keep its weights in memory or on disk until they are needed, give `device_map="auto"` or a dictionary, as in
+            `from_pretrained` (`offload_folder=` for weights on disk; needs accelerate: `pip install
+            'circuitfind[devices]'`). To divide its heads among the processes of `torchrun`, which must all make the
+            same calls, give `tp_plan="auto"`.
+        check: check the identities of `circuitfind.engine.identities` on a short random prompt. They are always checked
+            if the family's row was inferred.
+        backend: "nnsight" or "hooks", the backend of single passes; results are bitwise equal.
         remote: run on an NDIF server, which has the weights: True for the host that nnsight is configured for, a URL
-            for another one, "local" to simulate a server here. Every call is one job there; see `circuitfind.remote`.
-        family: names of the architecture's modules, used in place of the built-in row for its model type: a `Family`,
-            the name of a built-in row, or "package.module:NAME". Without it, and without a row for the model type, one
-            is inferred (`circuitfind.models.inference`); the model's repr says which.
-        allow_missing: take a checkpoint that lacks weights, which transformers fills in at random, with a warning.
+            for another host, "local" to simulate a server on this machine. Every call is one job on the server; see
+            `circuitfind.remote`.
+        family: names of the architecture's modules, in place of the built-in row of its model type: a `Family`, the
+            name of a built-in row, or "package.module:NAME". By default, a row is inferred for model types that have
+            none (`circuitfind.models.inference`); the model's repr shows which.
+        allow_missing: accept a checkpoint that lacks weights, with a warning; transformers fills in random numbers.
         keywords: passed on to `from_pretrained` (revision, token, attn_implementation, gguf_file, device_map, ...).
 
     Raises:
@@ -91,7 +93,7 @@ def load(
 
 
 def check_name(name: str) -> None:
-    """Refuses a built-in task's name as a model's: the hub may take half a minute to answer that there is none."""
+    """Raise ModelError for an empty name or the name of a built-in task, before the hub is asked for such a model."""
     task = plain(name)
     if not name.strip():
         raise ModelError("the model's name is empty: give 'tiny', a hub id, or a folder")
@@ -110,20 +112,21 @@ def wrap(
     backend: str = "nnsight",
     family: Family | str | None = None,
 ) -> Model:
-    """Wraps a Hugging Face model that is already in memory, without changing it.
+    """Wrap a Hugging Face model that is already in memory, without changing it.
 
     Args:
-        tokenizer: None means that tasks are given as token ids.
+        tokenizer: the model's tokenizer; with None, tasks must be given as token ids.
+        name: the model's name in results and messages; by default the one in its config, or else its class.
         check, backend, family: as in `load`.
 
     Raises:
         ModelError: the model is not covered, or fails the check.
     """
     if isinstance(hf, Model):
-        raise ModelError(f"model '{hf.name}' is wrapped already: use it as it is, or wrap the model inside: its .hf")
+        raise ModelError(f"model '{hf.name}' is wrapped already: use it as it is, or wrap the model inside, its .hf")
     if isinstance(hf, str):
         check_model(hf)
-    hf = getattr(hf, "_orig_mod", hf)  # what torch.compile was given
+    hf = getattr(hf, "_orig_mod", hf)  # the module inside torch.compile's wrapper
     name = name or getattr(getattr(hf, "config", None), "name_or_path", "") or type(hf).__name__
     model = adapt(name, hf, tokenizer, backend, family)
     if not check and not model.adapter.inferred:
@@ -134,7 +137,7 @@ def wrap(
 
 @model_call
 def identities(model: Model) -> list[Identity]:
-    """The identities of `circuitfind.engine.identities`, computed where the model is."""
+    """Check the identities of `circuitfind.engine.identities`; for a remote model, on its server."""
     return check_identities(model.adapter)
 
 
@@ -149,15 +152,15 @@ def task(
     metric: Any = None,
     bos: bool | None = None,
 ) -> Task:
-    """A built-in task, made of words that the model's tokenizer has as single tokens.
+    """Build a task from words that are single tokens of the model's tokenizer.
 
     Args:
-        name: a built-in task, or one that you registered (`circuitfind.tasks.builtin.register`); a `TaskBuilder`, or
+        name: a built-in task, one that you registered (`circuitfind.tasks.builtin.register`), a `TaskBuilder`, or
             "package.module:name" of one.
-        n: number of pairs.
+        n: the number of pairs.
         corruption: one of the task's named corruptions; the first by default.
-        template: only sentences with this name or part of a name: "abba-3", "abba" or 3 for IOI; by default all.
-        metric: overrides the task's own.
+        template: use only templates with this name or part of a name: "abba-3", "abba" or 3 for IOI; by default all.
+        metric: replaces the task's own metric.
         bos: as in `circuitfind.Task`.
 
     Raises:

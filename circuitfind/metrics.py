@@ -1,4 +1,4 @@
-"""Metrics: one number per example that says how much of the task the model does; higher = more.
+"""Metrics: one number per example that measures how well the model does the task; higher is better.
 
 With `A` the answers, `W` the wrong answers and `p` the softmax of the logits at the read position:
 
@@ -7,18 +7,18 @@ With `A` the answers, `W` the wrong answers and `p` the softmax of the logits at
 * `logprob`: log of the sum of p over A.
 * `kl`: -KL(clean run || this run): 0 at the clean run, negative elsewhere. Its gradient at the clean run is zero.
 
-Several read positions of an example are averaged; those of one whole answer (`answer="all"`) are added up. A callable
-`(logits, batch) -> [batch]` is a metric too; it gets logits `[batch, vocab]` (`[batch, reads, vocab]` with several read
-positions), which carry gradients. `register` gives a `Metric` a name.
+Values at several read positions of an example are averaged; those of an answer's tokens (`answer="all"`) are summed. A
+callable `(logits, batch) -> [batch]` is a metric, too. It gets logits `[batch, vocab]` (`[batch, reads, vocab]` with
+several read positions), through which gradients flow. `register` adds a `Metric` by its name.
 
-Of `batch` (`circuitfind.batch.Batch`, the pairs of this pass) a metric may read:
+A metric may read these attributes of `batch` (`circuitfind.batch.Batch`, the pairs of this pass):
 
-* `answers`, `wrong` `[batch, reads, answers]`: token ids, padded with -1; `[batch, reads, 0]` where the task has none.
-* `clean`, `corrupted`: the prompts of both sides, each with `ids [batch, pos]`, `mask [batch, pos]` (False at padding)
-  and `read [batch, reads]`, the positions of the logits that a metric is given.
+* `answers`, `wrong` `[batch, reads, answers]`: token ids, padded with -1; `[batch, reads, 0]` if the task has none.
+* `clean`, `corrupted`: the prompts, each with `ids [batch, pos]`, `mask [batch, pos]` (False at padding) and `read
+  [batch, reads]`, the positions of the logits.
 * `reference` `[batch, reads, vocab]`: log probabilities of the clean run, for a `Metric` with `reference=True`.
 * `summed` `[batch, reads]`: with `answer="all"` true at the answer's tokens, false at padding; else None.
-* `over_reads(values)`: `[batch]` of values `[batch, reads]`, averaged or added up as the built-in metrics are.
+* `over_reads(values)`: values `[batch, reads]` averaged or summed to `[batch]`, as in the built-in metrics.
 * `len(batch)`: the number of pairs.
 """
 
@@ -44,9 +44,9 @@ class Metric(NoFile):
     Attributes:
         function: `(logits [batch, reads, vocab], batch) -> [batch]`.
         answers, wrong: the task must have answers, or wrong answers.
-        reference: it compares with the clean run, which the batch then holds.
+        reference: the metric compares with the clean run; the batch then holds `reference`.
         flat_at_clean: its gradient at the clean run is zero by construction.
-        steepest: the sum of |d metric / d logit| over an example's logits is nowhere larger; None: not known.
+        steepest: an upper bound on the sum of |d metric / d logit| over an example's logits; None if not known.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Metric(NoFile):
     steepest: float | None = None
 
     def __call__(self, logits: Tensor, batch: Batch) -> Tensor:
-        """`[batch]` values from logits `[batch, reads, vocab]`."""
+        """Return the values `[batch]` for logits `[batch, reads, vocab]`. TaskError if they have another shape."""
         value = self.function(logits, batch)
         if not isinstance(value, Tensor) or value.shape != (len(batch),):
             what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
@@ -68,7 +68,7 @@ class Metric(NoFile):
 
 
 def _gather(logits: Tensor, ids: Tensor) -> Tensor:
-    """Values of the listed tokens, `[batch, reads, answers]`; padded entries hold the first token's."""
+    """Return the values of the listed tokens, `[batch, reads, answers]`; at padding, the value of token 0."""
     return logits.gather(-1, ids.clamp(min=0))
 
 
@@ -78,7 +78,7 @@ def _mean_of(values: Tensor, ids: Tensor) -> Tensor:
 
 
 def _log_sum_of(logprobs: Tensor, ids: Tensor) -> Tensor:
-    """Log of the summed probability of the listed tokens."""
+    """Return the log of the listed tokens' summed probability."""
     return _gather(logprobs, ids).masked_fill(ids < 0, -torch.inf).logsumexp(-1)
 
 
@@ -117,12 +117,12 @@ METRICS = {
 
 
 def register(metric: Metric) -> Metric:
-    """Gives a metric its name, in this process."""
+    """Register a metric under its name, in this process. TaskError if the name is taken."""
     return entered(metric, Metric, METRICS, TaskError, "metric '{}' exists: give yours another name")
 
 
 def metric_of(metric: str | Metric | Function) -> Metric:
-    """A metric by name, or one made of a callable."""
+    """Return the metric of a name, or make one from a callable. TaskError if the name is unknown."""
     if isinstance(metric, Metric):
         return metric
     if callable(metric):
@@ -140,16 +140,19 @@ def _as_seen_by_user(function: Function) -> Function:
 
 
 class Correctness(NamedTuple):
-    """`[batch]` bool each: the answers beat the wrong ones / the single most likely token is an answer."""
+    """`[batch]` bool each. `accurate`: the answers beat the wrong answers; `top1`: the most likely token is an answer."""
 
     accurate: Tensor
     top1: Tensor
 
 
 def correctness(logits: Tensor, batch: Batch) -> Correctness:
-    """Whether each example is answered right, at all its read positions: one answer must be above every wrong one; of
-    several answers the summed probability must be above that of the wrong ones. Without wrong answers it equals top-1.
-    A token that a right and a wrong answer share where each is read whole tells nothing."""
+    """Return whether each example is answered correctly at all its read positions.
+
+    A single answer must be more likely than every wrong answer; several answers must have a larger summed probability
+    than the wrong answers. Without wrong answers, accuracy is top-1. With `answer="all"`, tokens that the answer and
+    the wrong answer share do not count.
+    """
     logprobs = log_probabilities(logits)
     best = logprobs.argmax(-1, keepdim=True)
     top1 = (best == batch.answers).any(-1).all(-1)

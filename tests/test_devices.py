@@ -190,7 +190,7 @@ def test_autograd_keeps_no_offloaded_weights(tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_a_device_map_needs_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(cf.ModelError, match="device_map= says where every part of 'tiny' goes, and device='cpu' one"):
+    with pytest.raises(cf.ModelError, match="device_map= places every part of 'tiny', and device='cpu' the whole"):
         cf.load("tiny", device="cpu", device_map="auto")
     with pytest.raises(cf.ModelError, match=r"cannot load .* found nowhere"):
         cf.load("tiny", device_map="nowhere")
@@ -204,7 +204,7 @@ def test_what_a_device_map_needs_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("wrong", [{}, {"": "disk"}, {"": None}, ["cpu"]])
 def test_a_device_map_without_a_device_is_refused(wrong: object) -> None:
-    with pytest.raises(cf.ModelError, match="gives no part of 'tiny' a device"):
+    with pytest.raises(cf.ModelError, match="puts no part of 'tiny' on a device"):
         cf.load("tiny", device_map=wrong)
 
 

@@ -179,7 +179,7 @@ def test_broken_files(part: float, file: Path, tmp_path: Path) -> None:
     content = file.read_bytes()
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(content[: part if part >= 1 else int(part * len(content))])
-    refused(broken, "cannot load '.*broken.gguf': transformers cannot read this GGUF file; it may be cut short")
+    refused(broken, "cannot load '.*broken.gguf': transformers cannot read this GGUF file; it may be truncated")
     broken.write_text("a page of the hub, saved as a file")
     refused(broken, "transformers cannot read this GGUF file; .*magic")
 

@@ -1,14 +1,14 @@
-"""Two backends that take a visitor through one forward pass, with the same tensors in the same order.
+"""Two backends that run a forward pass with a visitor, which sees the same tensors in the same order in both.
 
 A visitor is `visit(site name, layer, value) -> new value | None | STOP`. It gets every site's tensor and may replace it
 or end the pass there. The rest of the engine does not depend on the backend:
 
 * `through_nnsight`: an nnsight trace. The default, because it works together with a user's own nnsight interventions.
-* `through_hooks`: plain module hooks, a few microseconds per site, for the loops that run thousands of passes. Only
-  this one can *skip* a module whose result is known (`Skips`); restarts from a later layer use that.
+* `through_hooks`: plain module hooks, which cost a few microseconds per site, for loops that run thousands of passes.
+  Only this backend can *skip* modules whose results are known (`Skips`), as restarts from a later layer do.
 
-The unembedding gets the read positions only, so logits are `[batch, reads, vocab]`. The model itself applies the head's
-bias, caps and scales.
+Only the read positions are unembedded, so logits are `[batch, reads, vocab]`. The model itself applies the head's bias,
+soft-caps and scales.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _AT_REST: WeakSet[nn.Module] = WeakSet()
 
 @contextmanager
 def at_rest(model: nn.Module) -> Iterator[None]:
-    """`undisturbed` for a whole call, whose passes need not look at every module again."""
+    """Enter `undisturbed` for a whole call, so that its passes need not search all modules again."""
     with undisturbed(model):
         outermost = model not in _AT_REST
         _AT_REST.add(model)
@@ -63,10 +63,10 @@ def at_rest(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Freezes weights and switches to evaluation mode; restores both at the end."""
+    """Freeze the weights and switch to evaluation mode; restore both at the end."""
     modules = [] if model in _AT_REST else list(model.modules())
     trained = [
-        (module, name)  # by place: offloaded weights come and go
+        (module, name)  # not the weights themselves: offloaded ones are replaced during a run
         for module in modules
         for name, weight in module._parameters.items()
         if weight is not None and weight.requires_grad
@@ -87,7 +87,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def read_rows(value: Tensor, inputs: Inputs) -> Tensor:
-    """`[batch, reads, ...]`: values `[batch, pos, ...]` at the positions that the metric reads."""
+    """Return values `[batch, pos, ...]` at the positions that the metric reads, `[batch, reads, ...]`."""
     index = inputs.read.to(value.device)
     return value[torch.arange(value.shape[0], device=value.device)[:, None], index]
 
@@ -103,9 +103,10 @@ def _with_first(output: Any, value: Tensor) -> Any:
 
 @contextmanager
 def attached(adapter: Adapter, visit: Visit, skips: Skips | None = None) -> Iterator[None]:
-    """Inside, every forward pass takes the visitor to every site but the unembedding (`_Stopped` if that ends it).
+    """Inside the block, forward passes call the visitor at every site but the unembedding, and raise `_Stopped` if it
+    returns STOP.
 
-    `skips`: what does not run; of blocks among it the first site alone is met.
+    `skips`: modules that do not run; in a skipped block, the visitor is called only at the block's input.
     """
 
     visit = _at_home(adapter, visit)
@@ -143,7 +144,8 @@ def attached(adapter: Adapter, visit: Visit, skips: Skips | None = None) -> Iter
 
 
 def _at_home(adapter: Adapter, visit: Visit) -> Visit:
-    """The visitor, where modules compute elsewhere: what it is shown moves home, what it gives moves back."""
+    """Wrap a visitor for a model on several devices or processes: values are moved to circuitfind's device and gathered
+    before the visitor, and moved back and divided after it."""
     if not adapter.spread:
         return visit
     home, group = adapter.device, adapter.processes
@@ -153,21 +155,21 @@ def _at_home(adapter: Adapter, visit: Visit) -> Visit:
         here = gathered(value.to(home), features.get((site, layer)), group)
         new = visit(site, layer, here)
         if new is None and here is not value and here.requires_grad:
-            new = here  # gradients are taken at what the visitor was shown
+            new = here  # the visitor may take gradients at `here`, so the model must go on from it
         return own_part(new, value.shape[-1], group).to(value.device) if isinstance(new, Tensor) else new
 
     return moving
 
 
 def _features(adapter: Adapter) -> dict[tuple[str, int], int]:
-    """Of the sites whose features are divided among processes, how many they have in all."""
+    """Return the total number of features at sites whose features are divided among processes."""
     modules = {site: module_at(adapter.model, site.path) for site in adapter.sites if site.name in ("qkv", *"qkvz")}
     return {site[:2]: shape_of(module)[site.side == "output"] for site, module in modules.items()}
 
 
 def through_hooks(adapter: Adapter, inputs: Inputs, visit: Visit, skips: Skips | None = None) -> Tensor:
-    """Logits `[batch, reads, vocab]` of a forward pass with module hooks; empty if the visitor stopped it. `skips`:
-    results of modules that need not run."""
+    """Run a forward pass with module hooks; return logits `[batch, reads, vocab]`, empty if the visitor stopped it.
+    `skips`: the results of modules that need not run."""
     adapter.check_free()
     skips = skips or {}
     blocks = sum(view.path in skips for view in adapter.layers)
@@ -183,7 +185,7 @@ def through_hooks(adapter: Adapter, inputs: Inputs, visit: Visit, skips: Skips |
 
 
 def past_of(adapter: Adapter, inputs: Inputs, end: int) -> Past:
-    """Keys and values of these prompts' tokens before `end`, for later tokens to attend to."""
+    """Run the prompts' tokens before position `end`; return their keys and values for later tokens to attend to."""
     adapter.check_free()
     early, cache, last = inputs.positions(slice(0, end)), DynamicCache(), ("z", adapter.graph.n_layers - 1)
     count_forward(len(inputs.ids) * end / inputs.ids.shape[1])
@@ -196,9 +198,9 @@ def past_of(adapter: Adapter, inputs: Inputs, end: int) -> Past:
 
 @contextmanager
 def _skipped(module: nn.Module, form: Any, value: Tensor) -> Iterator[None]:
-    """Inside, the module returns this value, in the form of its results, and computes nothing."""
-    before = module.__dict__.get("forward")  # nnsight and accelerate put one on the instance: it is restored
-    # a clone, because some models (Falcon) add into the result in place
+    """Inside the block, the module computes nothing and returns this value, in the form of its own results."""
+    before = module.__dict__.get("forward")  # nnsight and accelerate set one on the instance: restored at the end
+    # The value is cloned, because some models (Falcon) add into the result in place.
     value = as_given(module, value)
     module.forward = lambda *_, **__: _with_first(form, value.clone())
     try:
@@ -210,7 +212,7 @@ def _skipped(module: nn.Module, form: Any, value: Tensor) -> Iterator[None]:
 
 
 def bare_logits(adapter: Adapter, inputs: Inputs) -> Tensor:
-    """`[batch, reads, vocab]` of the whole model, also while it runs as a circuit elsewhere (`circuitfind.only`)."""
+    """Return the whole model's logits `[batch, reads, vocab]`, even inside a `circuitfind.only` block."""
     with adapter.lock, torch.no_grad(), undisturbed(adapter.model):
         holder, adapter.held_by = adapter.held_by, None
         try:
@@ -221,7 +223,7 @@ def bare_logits(adapter: Adapter, inputs: Inputs) -> Tensor:
 
 
 def _logits_read(adapter: Adapter, inputs: Inputs) -> Tensor:
-    """Runs the model and unembeds the read positions only."""
+    """Run the model, unembed the read positions only, and return their logits."""
     head = module_at(adapter.model, adapter.head_path)
     handle = head.register_forward_pre_hook(lambda _, args: (read_rows(args[0], inputs), *args[1:]))
     try:
@@ -232,7 +234,7 @@ def _logits_read(adapter: Adapter, inputs: Inputs) -> Tensor:
 
 
 def through_nnsight(adapter: Adapter, inputs: Inputs, visit: Visit) -> Tensor:
-    """One forward pass in an nnsight trace; result as for `through_hooks`."""
+    """Run a forward pass in an nnsight trace; return logits as `through_hooks` does."""
     adapter.check_free()
     envoy, keywords = adapter.envoy, adapter.keywords(inputs)
     count_forward(len(inputs.ids) * inputs.part)
@@ -248,7 +250,7 @@ def through_nnsight(adapter: Adapter, inputs: Inputs, visit: Visit) -> Tensor:
 
 
 def _drive(envoy: Any, sites: list[Site], visit: Visit) -> bool:
-    """Takes the visitor to every site, in order of execution; true if it stopped the pass."""
+    """Call the visitor at every site, in order of execution; return whether it stopped the pass."""
     for site in sites:
         if site.name == "unembed":
             continue
@@ -271,7 +273,7 @@ BACKENDS = {"nnsight": through_nnsight, "hooks": through_hooks}
 
 
 def through(adapter: Adapter, inputs: Inputs, visit: Visit) -> Tensor:
-    """One forward pass through the backend that the adapter names."""
+    """Run a forward pass with the adapter's backend; return logits as `through_hooks` does."""
     return BACKENDS[adapter.backend](adapter, inputs, visit)
 
 
@@ -280,7 +282,7 @@ K = TypeVar("K")
 
 @contextmanager
 def noting(modules: Mapping[K, nn.Module]) -> Iterator[dict[K, tuple[Any, Any]]]:
-    """By key, the first argument and the result of its module in a pass inside."""
+    """Inside the block, record each module's first argument and result in a pass, by the module's key."""
     noted: dict[K, tuple[Any, Any]] = {}
     with ExitStack() as hooks:
         for key, module in modules.items():
@@ -293,7 +295,8 @@ def noting(modules: Mapping[K, nn.Module]) -> Iterator[dict[K, tuple[Any, Any]]]
 
 
 def observe(adapter: Adapter) -> None:
-    """Finds in one short run the order in which the sites execute, and which modules return tuples."""
+    """Find, in one short run, the order in which the sites execute and which modules return tuples. ModelError if a
+    site's module does not run."""
     ids = torch.zeros(1, 2, dtype=torch.long, device=adapter.device)
     inputs = Inputs(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids[:, :1]))
     seen: list[tuple[str, int]] = []
@@ -302,7 +305,7 @@ def observe(adapter: Adapter) -> None:
     modules = {path: module_at(adapter.model, path) for path in paths}
     with noting(modules) as noted, torch.no_grad(), undisturbed(adapter.model):
         through_hooks(adapter, inputs, lambda name, layer, _: seen.append((name, layer)))
-    if seen.count(last := ("final", len(adapter.layers))) > 1:  # nanochat norms the embeddings with it, too
+    if seen.count(last := ("final", len(adapter.layers))) > 1:  # nanochat also applies its final norm to embeddings
         adapter.sites = [site for site in adapter.sites if site.name != "final"]
         adapter.sites.append(Site(*last, adapter.layers[-1].path, "output"))
         seen = [key for key in seen if key != last] + [last]

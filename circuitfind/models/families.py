@@ -1,7 +1,7 @@
-"""The table of architecture families: where in its modules each family has what the adapter needs.
+"""The table of architecture families: the names of the modules that the adapter needs.
 
-A new family is one row here; from outside the package a `Family` is passed to `circuitfind.wrap` or `circuitfind.load`,
-or added with `register`. Everything else is read from the model's config and modules.
+A new family is one row here. From outside the package, pass a `Family` to `circuitfind.wrap` or `circuitfind.load`, or
+add it with `register`. Everything else is read from the model's config and modules.
 """
 
 from __future__ import annotations
@@ -20,30 +20,31 @@ class Family(NoFile):
     """Module names of one architecture family; the defaults are Llama's.
 
     Attributes:
-        layers, final_norm: the list of blocks and the norm before the unembedding, from the model. All other names
-            start from one block.
+        layers, final_norm: paths in the model of the list of blocks and of the norm before the unembedding. All other
+            paths start at a block.
         q, k, v: the three projections, unless `qkv` is given.
         qkv: the fused projection. `layout` is the order of its output features: "concat" (all q, all k, all v),
             "per_head" (q, k, v of head 0, then of head 1, ...), "grouped" (for each key/value head its query heads,
             then k, then v) or "four_blocks" (for each quarter of the heads its q, its v, then its k).
         kv, kv_latent, kv_latent_norm: in latent attention (`latent.py`), in place of k and v: the projection from the
-            latent to keys and values, the one from the stream to the latent, and the norm between.
-        q_latent, q_latent_norm: the same for q, if it has a latent, too.
+            latent to keys and values, the projection from the stream to the latent, and the norm between them.
+        q_latent, q_latent_norm: the projection from the stream to q's latent and its norm, if q has a latent.
         o: the attention's output projection; its *input* is the concatenated heads.
-        attn, mlp: sub-modules whose call can be skipped when their result is known; None if they add the residual
+        attn, mlp: modules that can be skipped when their result is known; None if they add the residual stream
             themselves or consist of several modules.
-        attn_norm, mlp_norm: norms of what attention and MLP read; None if there is none.
-        post_attn_norm, post_mlp_norm: norms of what attention and MLP write (Gemma 2, OLMo 2, GLM 4).
-        mlp_in, mlp_out: modules whose input is what the MLP reads (after its norm) and whose output is what it writes.
-        down: the MLP's output projection if there is a single one (for its bias).
-        parallel: attention and MLP read the same residual.
-        residual_multiplier: the attribute of the config, or else of a block, that scales what a layer adds, if any.
-        variants: (config attribute, value, changes): how this row changes for a form of the family.
-        refuse: (config attribute, value, reason): forms that are not covered; `ANY` stands for all but 0 and None.
-        mixer: the module that a block has in place of attention (`mixer.py`): its input is the normed stream. `attn` is
-            this module, too, and `o` its output projection.
-        gated: `q` puts out a query and a gate of the head's output, head by head.
-        forms: (module, changes): how this row changes for a block that has this module.
+        attn_norm, mlp_norm: the norms before attention and MLP, if any.
+        post_attn_norm, post_mlp_norm: the norms after attention and MLP, if any (Gemma 2, OLMo 2, GLM 4).
+        mlp_in, mlp_out: the module whose input is the MLP's input (after its norm), and the one whose output is the
+            MLP's output.
+        down: the MLP's output projection, if there is a single one.
+        parallel: attention and MLP read the same residual stream.
+        residual_multiplier: the attribute of the config (or else of a block) that scales what a layer adds, if any.
+        variants: (config attribute, value, changes): changes to this row for models with this value.
+        refuse: (config attribute, value, reason): models that are not covered; `ANY` is any value but 0 and None.
+        mixer: the module in place of attention (`mixer.py`), whose input is the normed stream. `attn` must name it,
+            too, and `o` its output projection.
+        gated: the output of `q` holds, for each head, its query and a gate of the head's output.
+        forms: (module, changes): changes to this row for blocks that have this module.
     """
 
     layers: str = "model.layers"
@@ -77,13 +78,13 @@ class Family(NoFile):
     forms: tuple[tuple[str, dict[str, Any]], ...] = ()
 
     def of_block(self, block: Any) -> Family:
-        """The row in the form that a block of a hybrid model has."""
+        """Return the row with the changes for a block, by its modules (`forms`)."""
         there = {path for path, _ in block.named_modules()} if self.forms else set()
         return next((replace(self, **changes) for module, changes in self.forms if module in there), self)
 
     @property
     def projections(self) -> tuple[str, ...]:
-        """Which of the fields name the projections that put out q, k and v."""
+        """The fields that name the sources of q, k and v; each is the name of a site."""
         if self.mixer:
             return ("mixer",)
         if self.kv:
@@ -92,12 +93,12 @@ class Family(NoFile):
 
 
 def _qkv(path: str) -> dict[str, Any]:
-    """Three projections, `{}` their letter."""
+    """Return the paths of the q, k and v projections; `{}` in the path is the letter."""
     return {kind: path.format(kind) for kind in "qkv"}
 
 
 def _mlp(path: str) -> dict[str, Any]:
-    """An MLP in a module of its own."""
+    """Return the fields of an MLP that is one module."""
     return dict.fromkeys(("mlp", "mlp_in", "mlp_out"), path)
 
 
@@ -355,14 +356,14 @@ _BUILT_IN = frozenset(FAMILIES)
 
 
 def register(model_type: str, family: Family) -> Family:
-    """Adds a family, by the `model_type` of its config, or replaces one that was registered under it. ModelError where
-    it is not a `Family`, or the type is in the table: then pass it with `family=`."""
+    """Add a family for a config's `model_type`, or replace one that was registered for it. ModelError if it is not a
+    `Family`, or the type has a built-in row: then pass yours with `family=`."""
     taken = "family '{}' is built in: pass yours with family= to circuitfind.wrap or load"
     return entered(family, Family, FAMILIES, ModelError, taken, model_type, fixed=_BUILT_IN)
 
 
 def named(name: str) -> Family:
-    """A row by its name in the table, or by "package.module:NAME"."""
+    """Return the row of a name in the table, or of "package.module:NAME"; ModelError if there is none."""
     if ":" in name:
         return imported("family", name, Family, ModelError)
     if name not in FAMILIES:
@@ -371,12 +372,13 @@ def named(name: str) -> Family:
 
 
 def family_of(config: Any, family: Family | str | None = None) -> Family:
-    """The row for a model's config (or `family` in its place), in the form that the config asks for."""
+    """Return the row for a model's config (or `family` in its place) with the config's variants applied. ModelError if
+    there is none, or the config is not covered."""
     kind = getattr(config, "model_type", None)
     if family is None:
         if kind not in FAMILIES:
             raise ModelError(
-                f"model family '{kind}' has no row of its own, and its modules are not here to infer one from: name one"
+                f"model family '{kind}' has no row of its own, and without its modules none can be inferred: name one"
                 f" that fits, family='llama' (--family llama), or describe it with family=circuitfind.Family(...)"
             )
         family = FAMILIES[kind]

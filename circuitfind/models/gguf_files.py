@@ -1,11 +1,11 @@
-"""GGUF files, llama.cpp's format: found by name, and read by transformers into plain floats.
+"""GGUF files (llama.cpp's format), which transformers reads and de-quantises to floats.
 
-1. `located` turns a path that ends in ".gguf" into what transformers wants: a folder, and the file's name in it.
-2. `reading` makes transformers parse the file once. By itself it does so anew for config, weights and tokenizer, each
-   entry through a memory map, and builds the table of tensor names again for every module of the model: 110 s of CPU
-   time for Gemma 3 270M in place of 23.
-3. `unmark` removes transformers' mark of a quantised model: weights that were de-quantised can be saved and cast like
-   all others. The kind of quantisation (`stored_as`) is kept for the header and the record.
+1. `located` splits a path that ends in ".gguf" into the folder and the file name that transformers expects.
+2. `reading` makes transformers parse the file once. Otherwise transformers parses it again for config, weights and
+   tokenizer, each entry through a memory map, and rebuilds the table of tensor names for every module of the model: 110
+   s of CPU time for Gemma 3 270M in place of 23 s.
+3. `unmark` removes transformers' mark of a quantised model, so that the de-quantised weights can be saved and cast.
+   `stored_as` returns the kind of quantisation, which headers and records show.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _LOCK = Lock()
 
 
 def located(name: str) -> tuple[str, str] | None:
-    """The folder, or hub id, and the file in it; None where the name is not that of a GGUF file, ModelError where there
-    is no such file."""
+    """Return the folder or hub id of a GGUF file, and the file's name there; None if the name is not a GGUF file's.
+    ModelError if there is no such file."""
     path, parts = Path(name).expanduser(), name.split("/")
     if path.suffix.lower() != SUFFIX or path.is_dir():
         return None
@@ -44,15 +44,15 @@ def located(name: str) -> tuple[str, str] | None:
 
 
 def lying_in(folder: Path) -> str:
-    """The end of a message: the GGUF files of a folder."""
+    """Return the end of an error message, which lists the GGUF files in a folder; empty if there are none."""
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() == SUFFIX) if folder.is_dir() else []
     return f"; give one of the GGUF files in that folder: {', '.join(map(str, files))}" if files else ""
 
 
 @contextmanager
 def reading(name: str, file: str | None) -> Iterator[None]:
-    """A block in which transformers reads a GGUF file quickly (with None for the file, an ordinary block); ModelError
-    where a package is missing."""
+    """Inside the block, transformers parses a GGUF file once; without a `file`, change nothing. ModelError if a package
+    is missing."""
     if file is None:
         yield
         return
@@ -60,13 +60,13 @@ def reading(name: str, file: str | None) -> Iterator[None]:
         lack = f"{' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
         raise ModelError(f"'{name}' is a GGUF file, which needs {lack}: {installing(*missing)}")
     gguf, legacy = import_module("gguf"), import_module("transformers.modeling_gguf_pytorch_utils")
-    # a plain array of the mapped file: slices of a `memmap` cost ten times as much
+    # Read the mapped file as a plain array: slicing a `memmap` costs ten times as much.
     plain = property(lambda reader: reader.plain, lambda reader, mapped: setattr(reader, "plain", np.asarray(mapped)))
     reader = type("Reader", (gguf.GGUFReader,), {"data": plain})
     swaps = [
         (gguf, "GGUFReader", functools.cache(reader)),
         (gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
-        (legacy, "tqdm", logging.tqdm),  # its bar goes where transformers' other bars go
+        (legacy, "tqdm", logging.tqdm),  # so that its progress is shown like that of transformers' other bars
     ]
     with _LOCK:
         before = [(module, attribute, getattr(module, attribute, None)) for module, attribute, _ in swaps]
@@ -80,7 +80,7 @@ def reading(name: str, file: str | None) -> Iterator[None]:
 
 
 def stored_as(source: str, file: str, **keywords: Any) -> str:
-    """How llama.cpp calls the precision of a file, such as "Q4_1" or "F16"."""
+    """Return llama.cpp's name for the precision of a file, such as "Q4_1" or "F16"."""
     gguf = import_module("gguf")
     content = gguf.GGUFReader(cached_file(source, file, **keywords))
     if (kind := content.get_field("general.file_type")) is not None:
@@ -95,7 +95,7 @@ def marked(model: Any) -> bool:
 
 
 def unmark(model: Any) -> None:
-    """Makes a de-quantised model an ordinary one, which can be saved."""
+    """Remove transformers' mark of a quantised model from a de-quantised one, so that it can be saved and cast."""
     if marked(model):
         del model.config.quantization_config
         model.is_quantized, model.hf_quantizer = False, None

@@ -1,14 +1,14 @@
-"""Whether a layer's readers are those that the graph names: what the identities do not see.
+"""A test of whether a layer's readers are those that the graph names.
 
-The other identities of `circuitfind.engine.identities` may hold whatever the order of a projection's features, and
-whatever else a layer reads of the stream. So the model itself is asked, in one pass of a batch of one prompt many
-times. Every layer is given the plain row's stream, and each further row changes something at every layer:
+The other identities of `circuitfind.engine.identities` can hold even if the features of a projection are in another
+order, or the layer reads the stream in some other way. So this test changes q, k, v and the stream in the model itself,
+in one pass over a batch that repeats one prompt. At every layer, each row gets the stream of row 0, and then:
 
-1. a query head is negated at the first two of four tokens: its own head changes there, and nothing else;
-2. a key head is negated there: its own group's heads change, at later tokens, too, and no others;
-3. a value head is zero: its own group's heads are zero, and no others change;
-4. in the last row the stream is another one, but all queries, keys, values and the MLP's input are the plain row's: no
-   head changes, and neither does what the MLP writes.
+1. One row per query head negates its query at the first two of four tokens. Its head may change there, nothing else.
+2. One row per key head negates its key there. Only heads of its group may change (also at later tokens).
+3. One row per value head sets its value to zero. The heads of its group must be zero, and no other may change.
+4. The last row gets another stream, but the queries, keys, values and MLP input of row 0. No head may change, and
+   neither may the MLP's output.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from circuitfind.models.backends import STOP, Stop, through_hooks, undisturbed
 from circuitfind.models.layer import PROJECTIONS
 
 LENGTH, CHANGED = 4, 2
-LEAST = 1e-5  # of the largest value: what a change of queries or keys must make somewhere, unless they are small
+LEAST = 1e-5  # unless they are small, queries and keys must change some head by this fraction of the largest value
 HEADS = "q, k and v act through their own heads"
 READERS = "nothing but q, k, v and MLP reads the stream"
 
 
 def reader_errors(adapter: Adapter, seed: int = 0) -> dict[str, float]:
-    """For each of the two statements the largest value that is where none may be, relative to the largest there is; 1
-    where there are queries and keys, and changing all of them changes nothing."""
+    """Return the error of each statement, `HEADS` and `READERS`: the largest change where none is allowed, relative to
+    the largest value. `HEADS` also gets error 1 if queries and keys are not zero but changing them changes nothing."""
     probe = _Probe(adapter)
     vocabulary = adapter.model.get_input_embeddings().weight.shape[0]
     ids = torch.randint(vocabulary, (1, probe.length), generator=torch.Generator().manual_seed(seed)).to(adapter.device)
@@ -46,7 +46,8 @@ def reader_errors(adapter: Adapter, seed: int = 0) -> dict[str, float]:
 
 
 class _Probe:
-    """The visitor of the pass. Rows: the plain one, then those of queries, keys, values, and of another stream."""
+    """The visitor of the pass. Rows: the unchanged one, one per query head, key head and value head, and the one with
+    another stream."""
 
     def __init__(self, adapter: Adapter) -> None:
         self.adapter, self.heads = adapter, adapter.graph.n_heads
@@ -54,7 +55,7 @@ class _Probe:
         self.starts = {"q": 1, "k": 1 + self.heads, "v": 1 + self.heads + groups}
         self.rows = self.starts["v"] + groups + 1
         self.length = adapter.at_most(LENGTH)
-        # what may change
+        # `[rows, pos, heads]`: which heads may change
         self.own = torch.zeros(self.rows, self.length, self.heads, dtype=torch.bool, device=adapter.device)
         for head in range(self.heads):
             self.own[self.starts["q"] + head, :CHANGED, head] = True
@@ -66,12 +67,13 @@ class _Probe:
 
     @property
     def uses_patterns(self) -> bool:
-        """Whether there are queries and keys at all: without either, all tokens are attended to alike."""
+        """Whether queries and keys are not all zero; if they are, attention is uniform."""
         return all(float(torch.stack(self.sizes[kind]).max()) > 0 for kind in "qk" if self.sizes[kind])
 
     @property
     def largest_product(self) -> float:
-        """Of a query's and a key's entries: a new model's attention is all but uniform, whatever they are."""
+        """The largest entry of a query times the largest of a key. In a newly initialised model it is so small that
+        attention is nearly uniform."""
         return math.prod(float(torch.stack(self.sizes[kind]).max()) for kind in "qk" if self.sizes[kind])
 
     @property

@@ -1,13 +1,13 @@
-"""The row of a model whose `model_type` has none: found by its modules, and by what they are given in one short pass.
+"""Infer the family's row for a `model_type` that has none, from the model's modules and their values in a short pass.
 
-1. *Names.* Every row of the table names its projections and where its MLP begins and ends. A row fits if one list of
-   blocks, as many as the config says, has these modules in every block.
-2. *Values.* In a pass of a few random tokens: the norm whose output the projections or the MLP read, the norm that
-   reads what they write, whether the MLP reads the same stream as attention, the factor on what a block adds, the
-   modules that return what is written, the norm that reads the last block's stream.
-3. *Layout* of a fused projection: the one by which its heads are heads (`heads.py`).
+1. *Names.* A row of the table fits if the model has one list of as many blocks as the config says, and every block has
+   the row's projections and MLP modules.
+2. *Values*, from a pass of a few random tokens through the last block: the norms before and after attention and MLP,
+   whether the MLP reads the same stream as attention, the factor on what a block adds, the modules that can be skipped,
+   and the norm that reads the last block's stream.
+3. *Layout* of a fused projection: the one under which each head acts on its own (`heads.py`).
 
-What is found is a row as any other. It may still be wrong, so the identities prove it whenever a model is loaded.
+The inferred row may still be wrong, so the identities are always checked when such a model is loaded.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ from circuitfind.models.norms import Norm
 from circuitfind.models.placement import device_of
 
 TOKENS = 5
-OFF = 1e-2  # an error of heads that no precision makes
+OFF = 1e-2  # an error of `reader_errors` that rounding cannot cause in any precision
 
 
 def row_of(model: Any, family: Family | str | None = None) -> tuple[Family | None, str]:
-    """The row to read a model by, and how it was found: empty for the table's own, which needs no other row. `family`:
-    a row, the name of one in the table, or "package.module:NAME" of one; None: the table's, or inferred. ModelError
-    where there is no such row, or none fits."""
+    """Return the row for a model, and how it was found. For the table's own row: (None, "").
+
+    `family`: a row, its name in the table, or "package.module:NAME"; None to use the table's row, or else infer one.
+    ModelError if there is no such row, or none fits.
+    """
     own = FAMILIES.get(getattr(model.config.get_text_config(), "model_type", ""))
     if isinstance(family, str):
         return named(family), f"as {family}"
@@ -49,8 +51,8 @@ def row_of(model: Any, family: Family | str | None = None) -> tuple[Family | Non
 
 
 def matching(model: nn.Module) -> tuple[str, Family]:
-    """The path of the list of blocks, and the first row whose names every block has (shapes and values are not read);
-    ModelError where no row has, with what a block has instead."""
+    """Return the path of the list of blocks, and the first row whose modules every block has; shapes and values are not
+    read. ModelError if no row fits; it names the projections of a block that does not fit."""
     config: Any = model.config
     kind, depth = config.get_text_config().model_type, getattr(config.get_text_config(), "num_hidden_layers", 0)
     lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
@@ -70,7 +72,7 @@ def matching(model: nn.Module) -> tuple[str, Family]:
         raise _refused(kind, f"it has several lists of blocks: {', '.join(fitting)}")
     if not fitting:
         found = f"it has no list of {depth} blocks" if depth else "its config has no num_hidden_layers"
-        remedy = "; a pre-norm stream of attention and MLPs can be described with family=circuitfind.Family(...)"
+        remedy = "; a pre-norm model of attention and MLPs can be described with family=circuitfind.Family(...)"
         raise _refused(kind, f"no row of the family table fits its blocks: {holds}{remedy}" if holds else found)
     return next(iter(fitting.items()))
 
@@ -94,7 +96,7 @@ def _refused(kind: str, why: str) -> ModelError:
 
 
 def _told(family: Family) -> str:
-    """A row by the table's row that differs least from it: "llama", "opt with parallel=True"."""
+    """Describe a row by the most similar row of the table: "llama", "opt with parallel=True"."""
     names = [one.name for one in fields(Family) if one.name not in ("layers", "final_norm", "variants", "refuse")]
 
     def differing(row: Family) -> list[str]:
@@ -113,9 +115,11 @@ def _told(family: Family) -> str:
 
 @dataclass
 class _Found:
-    """A model, its blocks and the row that names their parts; what one pass gave to the last block's modules. `given`,
-    `wrote`: by path from the block, first argument and first output; `after`: paths from the model of modules outside
-    of the blocks, and what they were given."""
+    """A model, the path of its blocks, the row that fits their names, and values recorded in one pass.
+
+    `given`, `wrote`: first argument and first output of the last block's modules, by path from the block. `after`:
+    (path, first argument) of the modules outside the blocks.
+    """
 
     model: Any
     layers: str
@@ -125,7 +129,7 @@ class _Found:
     after: list[tuple[str, Tensor]] = field(default_factory=list)
 
     def family(self) -> Family:
-        """The whole row."""
+        """Return the inferred row."""
         self.kind = self.model.config.get_text_config().model_type
         self.width = self.model.config.get_text_config().hidden_size
         self.blocks = module_at(self.model, self.layers)
@@ -179,7 +183,7 @@ class _Found:
 
     # ---------------------------------------------------------------- what it says
     def _norms(self) -> Iterator[str]:
-        """Paths of the block's norms of the stream, outer ones first."""
+        """Yield the paths of the block's norms of width d_model, outer modules first."""
         for path, module in self.block.named_modules():
             if (
                 path
@@ -197,7 +201,7 @@ class _Found:
             return None
         norm = self._norm_that_gives(read)
         if norm is None or not _same(self.given[norm], stream):
-            what = "the stream through something else than one norm"
+            what = "the stream through something other than one norm"
             raise _refused(self.kind, f"'{self.row.qkv or self.row.q}' reads {what}")
         return norm
 
@@ -212,7 +216,7 @@ class _Found:
         raise _refused(self.kind, "no norm reads the stream after the last block, as in post-LN models")
 
     def _whole(self, part: str) -> str | None:
-        """The outermost module around a part which returns what the part does."""
+        """Return the outermost module around a part that returns the same value, as the module that can be skipped."""
         keys = part.split(".")
         around = (".".join(keys[: length + 1]) for length in range(len(keys)))
         found = next(
@@ -221,7 +225,7 @@ class _Found:
         return found if found != part or found == self.row.mlp_in else None
 
     def _down(self, wrote: Tensor) -> str | None:
-        """The projection that every block's MLP ends in."""
+        """Return the output projection of the MLP, or None if some block's is not a linear module."""
         for path, value in self.wrote.items():
             ends = isinstance(module_at(self.block, path), (nn.Linear, Conv1D)) if path else False
             if ends and _same(value, wrote) and path != self.row.o:
@@ -230,7 +234,7 @@ class _Found:
         return None
 
     def _multiplier(self, found: Family) -> str | None:
-        """The config's attribute that scales what a block adds."""
+        """Return the config's attribute that scales what a block adds, or None."""
 
         def added(output: Tensor, norm: str | None) -> Tensor:
             return (output if norm is None else self.wrote[norm]).reshape(self.given[""].shape).double()
@@ -262,7 +266,7 @@ Note = Callable[[Tensor], object]
 
 
 def _note(hooks: ExitStack, module: nn.Module, given: Note, wrote: Note | None = None) -> None:
-    """Notes copies of the first value that a module is given, and of the first that it returns, if they are tensors."""
+    """Record copies of a module's first argument and first output, if they are tensors."""
 
     def note(values: Any, into: Note) -> None:
         value = next(iter(values), None) if isinstance(values, (tuple, list)) else values
@@ -284,6 +288,6 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def _is_norm(module: nn.Module, width: int) -> bool:
     try:
         Norm.of(module, width, "", device_of(module))
-    except Exception:  # whatever a module of another kind says to a vector
+    except Exception:  # a module of another kind may raise anything when given a vector
         return False
     return True

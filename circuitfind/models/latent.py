@@ -1,18 +1,18 @@
-"""Latent attention (DeepSeek): q, k and v are read through low-rank projections with a norm between.
+"""Latent attention (DeepSeek): q, k and v come from low-rank projections with a norm in between.
 
     q_h = W_h norm(A x)         k = [W_k norm(c), p]   v = W_v norm(c)   where [c, p] = B x and x is the normed stream
 
-1. Keys and values of all heads come from one latent c, and the part p of the keys that carries the position is one for
-   all heads. So a layer has one key/value head, as in the model's own cache: `a5.kv0<k>` is every head's key, the
-   features without position of all of them and then p; `a5.kv0<v>` is every head's value. Each query head is a reader
-   of its own. (A model without A projects its queries as others do.)
-2. A reader is split where it is linear: what it *reads* is A x or [c, p], one affine map of the stream up to the scale
-   of the block's norm, so folded weights, contractions and masked runs are as for every other family. `values_of` takes
-   what is read on to q, k or v, and `at_read` takes gradients back.
-3. A key lies at two sites: its features without position in the output of `kv`, p in that of `kv_latent`.
+1. Keys and values of all heads come from one latent c, and all heads share p, the rotary part of the keys. So the graph
+   has one key/value head per layer: `a5.kv0<k>` is the keys of all heads (the features without position of every head,
+   then p), and `a5.kv0<v>` is the values of all heads. Each query head is a reader of its own. In a model without A,
+   queries are projected from the stream as in other families.
+2. A reader's value ends where it stops being linear in the normed stream: it is A x for q and [c, p] for k and v. So
+   folded weights and masked runs work as for every other family. `values_of` computes q, k or v from the readers'
+   values, and `at_read` pulls gradients back to them.
+3. Keys are split over two sites: the features without position are in the output of `kv`, p in that of `kv_latent`.
 
-The norms of the latents do not touch the stream: RelP's rules leave them their gradient, as they do norms of queries
-and keys.
+The norms of the latents are not on the residual stream, so RelP's rules leave their gradient unchanged, as they do for
+norms of queries and keys.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from circuitfind.models.norms import Norm
 
 @dataclass(frozen=True)
 class LatentLayout(Layout):
-    """Order of the features of the projections around a latent; `d_head` is a value's width. `rank`: features of the
-    latent of keys and values; `plain`, `rotary`: features of a key without position, and with it."""
+    """The order of features in latent projections. `d_head`: the width of a head's value; `rank`: the width of the
+    key/value latent; `plain`, `rotary`: the number of a key's features without and with position."""
 
     rank: int
     plain: int
@@ -43,12 +43,12 @@ class LatentLayout(Layout):
         return self.n_heads * (self.plain + self.rotary), self.n_heads * max(self.plain + self.rotary, self.d_head)
 
     def parts(self, site: str, value: Tensor) -> dict[str, Tensor]:
-        """By kind, `[..., heads, features]` of what a projection puts out: of keys what this site has of them."""
+        """Split a projection's output into its kinds of heads; for keys, the features that are at this site."""
         if site == "q":
             return {"q": value.unflatten(-1, (self.n_heads, -1))}
         if site == "kv_latent":
             return {"k": value[..., self.rank :].unsqueeze(-2)}
-        value = value.squeeze(1) if value.ndim == 4 else value  # it goes through the projection as one head
+        value = value.squeeze(1) if value.ndim == 4 else value  # some models pass it with an axis for one head
         k, v = value.unflatten(-1, (self.n_heads, -1)).split([self.plain, self.d_head], dim=-1)
         return {"k": k.flatten(-2).unsqueeze(-2), "v": v.flatten(-2).unsqueeze(-2)}
 
@@ -75,7 +75,7 @@ class LatentLayout(Layout):
 
 @dataclass(frozen=True, eq=False)
 class LatentView(LayerView):
-    """A block with latent attention; `q_latent_norm` is None where queries are projected directly."""
+    """A block with latent attention; `q_latent_norm` is None if queries have no latent."""
 
     layout: LatentLayout
     q_latent_norm: Norm | None
@@ -83,7 +83,7 @@ class LatentView(LayerView):
 
     @classmethod
     def of(cls, view: LayerView) -> LatentView:
-        """From a view of the same block, and its modules."""
+        """Return the latent view from a general view of its block."""
         family, heads, d_head = view.family, view.layout.n_heads, view.layout.d_head
         down, up = (shape_of(view.module(str(name))) for name in (family.kv_latent, family.kv))
 
@@ -107,7 +107,7 @@ class LatentView(LayerView):
         if self.q_latent_norm is None:
             by_head = q.unflatten(-1, (heads, -1))
         else:
-            by_head = q.unsqueeze(-2).expand(*q.shape[:-1], heads, -1)  # without copies: they read the same
+            by_head = q.unsqueeze(-2).expand(*q.shape[:-1], heads, -1)  # all heads read the same latent
         return Heads(by_head, kv, kv[..., : self.layout.rank])
 
     @property
@@ -115,7 +115,8 @@ class LatentView(LayerView):
         return max(part.shape[-1] for part in self.qkv_weight())
 
     def _up(self) -> Heads:
-        """`[latent, heads, d_head]` of q, and `[latent, 1, features]` of k without position and of v."""
+        """Return the weights from the latents: to q `[latent, heads, d_head]`; to the keys without position, and to the
+        values, of all heads `[latent, 1, features]`."""
         q, kv = (self.weight(self.module(str(name))) for name in (self.family.q, self.family.kv))
         return Heads(self.layout.parts("q", q)["q"], **self.layout.parts("kv", kv))
 

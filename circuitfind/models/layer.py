@@ -1,12 +1,15 @@
-"""One block of a model: its weights by head, its norms, what its readers see, and what it writes to the stream.
+"""One block of a model: its weights by head, its norms, what its readers read, and what it writes to the stream.
 
 1. A `Layout` divides the output features of a projection into heads. Weights, biases, activations and gradients all
-   have these features on their last axis, so it serves all of them.
+   have these features on their last axis, so the same layout splits all of them.
 2. Given the scale s of the post-norm (1 without one), what attention adds to the stream is linear in the concatenated
    heads `z`: head h writes `(s z_h) W_O^h`, with the post-norm's weight and the residual multiplier folded into `W_O`.
-3. Attention's readers are one affine map of the raw stream, `value = r(x) W'^T x + b'`: the norm's weight and centring
-   are folded into the projection, its bias into the projection's bias, and only the scale r depends on the token. So a
-   reader's value costs one product with the stream it reads, and the normed stream is never written out.
+3. The q, k and v readers are one affine map of the residual stream, `value = r(x) W'^T x + b'`: the norm's weight and
+   centring are folded into the projection, the norm's bias into the projection's bias, and only the scale r depends on
+   the token. A reader's value therefore costs one product with its stream, and the normed stream is never stored.
+
+In this file, *d_read* is the number of features of such a value. In plain attention they are the head's q, k or v;
+latent and gated attention read more (`latent.py`, `Family.gated`).
 """
 
 from __future__ import annotations
@@ -27,13 +30,13 @@ from circuitfind.models.norms import Norm
 from circuitfind.models.placement import held
 
 PROJECTIONS = {"q": "q", "k": "k", "v": "v", "qkv": "qkv", "kv_latent": "k", "kv": "kv", "mixer": "q"}
-"""Sites: outputs of the separate projections, of the fused one, around a latent; a mixer's input. By site, what it has
-of q, k and v."""
-Chosen = tuple[Tensor, Tensor]  # the places `[n]` of some heads, and their values `[..., n, features]`
+"""The kinds of heads (q, k, v) at each site of the readers: outputs of separate, fused or latent projections, and a
+mixer's input."""
+Chosen = tuple[Tensor, Tensor]  # the indices `[n]` of some heads, and their values `[..., n, features]`
 
 
 def module_at(root: Any, path: str) -> Any:
-    """The module (or nnsight envoy) at a dotted path."""
+    """Return the module (or nnsight envoy) at a dotted path."""
     for key in path.split("."):
         inside = vars(root).get("_modules", ())  # faster than `getattr`, and every run asks for every site
         root = inside[key] if key in inside else root[int(key)] if key.isdigit() else getattr(root, key)
@@ -41,33 +44,33 @@ def module_at(root: Any, path: str) -> Any:
 
 
 def weight_of(module: Any) -> Tensor:
-    """`[in, out]` view of a projection's weight, in the model's own precision."""
+    """Return a projection's weight as `[in, out]`, in the model's own precision."""
     weight = held(module)
     assert weight is not None, "a projection has a weight"
     return weight if isinstance(module, Conv1D) else weight.T
 
 
 def shape_of(module: Any) -> tuple[int, int]:
-    """That of `weight_of`, without reading it."""
+    """Return the shape of `weight_of`, without reading the weight."""
     first, second = module.weight.shape
     return (first, second) if isinstance(module, Conv1D) else (second, first)
 
 
 class Heads(NamedTuple):
-    """q `[..., heads, d_head]`, k and v `[..., kv_heads, d_head]`; around a latent their widths differ."""
+    """q `[..., heads, d_head]`, k and v `[..., kv_heads, d_head]`; in latent attention their widths differ."""
 
     q: Tensor
     k: Tensor
     v: Tensor
 
     def together(self) -> Tensor:
-        """`[..., readers, features]` in the order of the graph's readers, each as wide as the widest: zeros follow."""
+        """Return `[..., readers, features]` in the order of the graph's readers, padded with zeros to equal width."""
         short = [max(part.shape[-1] for part in self) - part.shape[-1] for part in self]
         padded = (nn.functional.pad(part, (0, less)) if less else part for part, less in zip(self, short, strict=True))
         return torch.cat(list(padded), dim=-2)
 
     def with_chosen(self, new: Mapping[str, Chosen]) -> Heads:
-        """With some heads replaced, by kind."""
+        """Return a copy in which some heads of each kind are replaced."""
         changed = {
             kind: getattr(self, kind).to(heads.dtype).index_copy(-2, at, heads) for kind, (at, heads) in new.items()
         }
@@ -76,8 +79,8 @@ class Heads(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Order of the features of a fused projection (kinds: `Family.layout`); `d_head`: the width of what o reads of a
-    head."""
+    """The order of a projection's output features; `kind`: as in `Family.layout`; `d_head`: the width of a head at the
+    input of the output projection."""
 
     kind: str
     n_heads: int
@@ -86,11 +89,11 @@ class Layout:
 
     @property
     def features(self) -> tuple[int, int]:
-        """Of all query heads together, and of all keys (or values) that attention computes with."""
+        """The number of features of all query heads, and of all key (or value) heads."""
         return self.n_heads * self.d_head, self.n_kv_heads * self.d_head
 
     def split(self, features: Tensor) -> Heads:
-        """`[..., features]` by head; views where the layout allows it."""
+        """Split `[..., features]` of a fused projection into heads; views if the layout allows it."""
         h, g, e = self.n_heads, self.n_kv_heads, self.d_head
         if self.kind == "concat":
             q, k, v = features.split([h * e, g * e, g * e], dim=-1)
@@ -116,32 +119,32 @@ class Layout:
         return torch.cat([queries, heads.k.unsqueeze(-2), heads.v.unsqueeze(-2)], dim=-2).flatten(-3)
 
     def parts(self, site: str, value: Tensor) -> dict[str, Tensor]:
-        """By kind, the heads `[..., heads, d_head]` of what a projection puts out: all three of the fused one."""
+        """Split a projection's output into its kinds of heads, `[..., heads, d_head]` each."""
         if site == "qkv":
             return self.split(value)._asdict()
         return {site: value.unflatten(-1, (self.n_heads if site == "q" else self.n_kv_heads, -1))}
 
     def gather(self, outputs: Mapping[str, Tensor]) -> Heads:
-        """The heads, from what all projections put out."""
+        """Return q, k and v from the outputs of all projections, by site."""
         parts: dict[str, Tensor] = {}
         for site, value in outputs.items():
             parts |= self.parts(site, value)
         return Heads(**parts)
 
     def whole(self, site: str, parts: Mapping[str, Tensor], own: Tensor | None = None) -> Tensor:
-        """What a projection puts out, from its `parts`; what belongs to no head is as in `own`, or 0."""
+        """Return a projection's output from its `parts`; features that belong to no head are taken from `own`, or 0."""
         return self.join(Heads(**parts)) if site == "qkv" else parts[site].flatten(-2)
 
     def here(self, site: str, kind: str, heads: Tensor) -> Tensor:
-        """Of a kind's heads, the features that this projection puts out."""
+        """Return the features of some heads that are part of this site's output."""
         return heads
 
     def output(self, site: str, heads: Heads) -> Tensor:
-        """What a projection puts out, from all heads."""
+        """Return a projection's output from all heads."""
         return self.whole(site, {kind: self.here(site, kind, getattr(heads, kind)) for kind in PROJECTIONS[site]})
 
     def replaced(self, site: str, value: Tensor, new: Mapping[str, Chosen]) -> Tensor:
-        """What a projection puts out with some heads replaced, by kind (kinds that it does not have are ignored)."""
+        """Return a projection's output with some heads replaced; kinds that are not part of it are ignored."""
         parts = self.parts(site, value)
         for kind, (at, heads) in new.items():
             if kind in parts:
@@ -151,9 +154,12 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class LayerView:
-    """One block: its paths, its projections and norms. Weights are read from the modules at each use, in `work`
-    precision on `device` (where circuitfind computes, `circuitfind.models.placement`), so no copy stays in memory.
-    `copies`: how many readers each key and each value head is: one, or in an ungrouped graph one a query head."""
+    """One block of a model.
+
+    Weights are read from the modules at each use, in `work` precision on `device` (`circuitfind.models.placement`), so
+    no copy stays in memory. `copies`: the number of readers of each key and each value head: 1, or in an ungrouped
+    graph the number of query heads in a group.
+    """
 
     path: str
     family: Family
@@ -172,23 +178,23 @@ class LayerView:
         return module_at(self.block, name)
 
     def weight(self, module: Any) -> Tensor:
-        """`weight_of`, to compute with."""
+        """Return `weight_of` in work precision on circuitfind's device."""
         return weight_of(module).to(self.device, self.work)
 
     @property
     def norms(self) -> dict[str, Norm]:
-        """Those that there are, by the names of the fields."""
+        """The block's norms, by field name."""
         found = {name: getattr(self, name) for name in NORMS}
         return {name: norm for name, norm in found.items() if norm is not None}
 
     # ---------------------------------------------------------------- attention's readers
     def _reading(self) -> dict[str, Any]:
-        """By site, the linear modules that read the normed stream."""
+        """Return the linear modules that read the normed stream, by site."""
         return {site: self.module(getattr(self.family, site)) for site in self.family.projections}
 
     def _read_by(self, outputs: Mapping[str, Tensor]) -> Heads:
-        """What each of q, k and v reads, from what belongs to each module of `_reading`, features last; copies of a key
-        or value head read the same."""
+        """Split values of the modules of `_reading` (outputs, weights or biases; features last) by reader, `[...,
+        readers, d_read]` each. Copies of a key or value head get the same values."""
         read = self.layout.gather(outputs)
         if self.copies == 1:
             return read
@@ -196,25 +202,25 @@ class LayerView:
         return Heads(read.q, k, v)
 
     def projected(self, x: Tensor) -> Heads:
-        """`[..., heads, d_read]` each: what the readers make of `[..., d_model]`, without their biases."""
+        """Return the readers' values, without biases, `[..., heads, d_read]` each; `x`: the normed stream."""
         return self._read_by({site: x @ self.weight(one) for site, one in self._reading().items()})
 
     def qkv_weight(self) -> Heads:
-        """`[d_model, heads, d_read]` each for q, k and v."""
+        """Return the weights of the q, k and v readers, `[d_model, heads, d_read]` each."""
         return self._read_by({site: self.weight(one) for site, one in self._reading().items()})
 
     def pull_back(self, gradient: Tensor, weights: Heads) -> Tensor:
-        """`[readers, tokens, d_model]`: gradients `[readers, tokens, d_read]` at what the readers make, through
-        `weights`, which are `qkv_weight`, and the norm's weight and centring, but not through its scale."""
+        """Pull gradients at the readers' values, `[readers, tokens, d_read]`, back through `weights` (`qkv_weight`) and
+        the norm's weight and centring, but not through its scale: `[readers, tokens, d_model]`."""
         pulled = gradient.new_empty(*gradient.shape[:2], len(weights.q))
         start = 0
-        for weight in weights:  # no copy of them is made
+        for weight in weights:  # one at a time, so that the weights are not copied
             heads = slice(start, start := start + weight.shape[1])
             torch.bmm(gradient[heads, :, : weight.shape[2]], weight.permute(1, 2, 0), out=pulled[heads])
         return pulled if self.attn_norm is None else self.attn_norm.centre(pulled.mul_(self.attn_norm.weight))
 
     def qkv_bias(self) -> Heads | None:
-        """`[heads, d_read]` each, or None where the projections have none."""
+        """Return the readers' biases, `[heads, d_read]` each, or None if no projection has one."""
         modules = self._reading()
         if all(module.bias is None for module in modules.values()):
             return None
@@ -228,40 +234,41 @@ class LayerView:
 
     @property
     def d_read(self) -> int:
-        """Features of what a reader makes of the stream, of the widest."""
+        """The number of features of the widest reader's value."""
         return self.layout.d_head * (1 + self.family.gated)
 
     def values_of(self, kind: str, read: Tensor, heads: Tensor) -> Tensor:
-        """`[..., heads, d_head]`: q, k or v of some heads, from what they read `[..., heads, d_read]`; here, just that.
+        """Return q, k or v of some heads, `[..., heads, d_head]`, from their readers' values `[..., heads, d_read]`.
         Differentiable."""
         return read[..., : self.layout.d_head] if self.family.gated and kind != "q" else read
 
     def at_read(self, stream: Tensor, gradient: Heads) -> Heads:
-        """The gradient at what the readers make of a stream `[..., d_model]`, from the one at q, k and v of its run."""
+        """Return the gradients at the readers' values of a stream `[..., d_model]`, given those at q, k and v."""
         return gradient
 
     def values_by_head(self, value: Tensor) -> Tensor:
-        """`[..., heads, d_head]`: of values `[..., kv_heads, d_head]`, those that each query head takes up."""
+        """Return the values that each query head attends to, `[..., heads, d_head]`, from `[..., kv_heads, d_head]`."""
         return value.repeat_interleave(self.layout.n_heads // self.layout.n_kv_heads, dim=-2)
 
     # ---------------------------------------------------------------- what is written
 
     def output_weight(self) -> Tensor:
-        """`[heads, d_head, d_model]`: W_O with the post-norm's weight and the residual multiplier folded in."""
+        """Return W_O with the post-norm's weight and the residual multiplier folded in, `[heads, d_head, d_model]`."""
         weight = self._written_by(self.module(self.family.o), self.post_attn_norm)
         by_head: Tensor = weight.unflatten(0, (self.layout.n_heads, self.layout.d_head))
         return by_head
 
     def mlp_weights(self) -> tuple[Tensor, Tensor]:
-        """`[d_model, hidden]`, all projections of the MLP's input, unchanged; `[hidden, d_model]`, its output
-        projection, with the post-norm's weight and the residual multiplier folded in."""
+        """Return the MLP's input projections, `[d_model, hidden]`, and its output projection, `[hidden, d_model]`, the
+        latter with the post-norm's weight and the residual multiplier folded in. ModelError for a mixture of experts.
+        """
         if self.family.down is None:
             raise ModelError("its MLPs are mixtures of experts: which weights are used depends on the prompt")
         read = torch.cat([self.weight(module) for module in self.mlp_projections()], dim=1)
         return read, self._written_by(self.module(self.family.down), self.post_mlp_norm)
 
     def mlp_projections(self) -> list[Any]:
-        """The linear modules of the MLP but its output projection."""
+        """Return the linear modules of the MLP, except its output projection."""
         down = self.module(self.family.down) if self.family.down else None
         inside = self.module(self.family.mlp_in).modules()
         return [module for module in inside if isinstance(module, (nn.Linear, Conv1D)) and module is not down]
@@ -273,30 +280,31 @@ class LayerView:
         return weight * self.multiplier if self.multiplier != 1 else weight
 
     def mlp_reads(self, stream: Tensor) -> Tensor:
-        """What the MLP is given of a stream."""
+        """Return the MLP's input for a stream: the stream after the MLP's norm."""
         return stream if self.mlp_norm is None else self.mlp_norm(stream)
 
     def mlp_pull_back(self, stream: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient at a stream from the one at what the MLP is given of it."""
+        """Return the gradient at a stream, given the one at the MLP's input."""
         return gradient if self.mlp_norm is None else self.mlp_norm.pull_back(stream, gradient)
 
     def scaled_heads(self, z: Tensor, attn_out: Tensor) -> Tensor:
-        """`[batch, pos, heads, d_head]` heads times the post-norm's scale at this run, ready for `output_weight`."""
+        """Return the heads times this run's post-norm scale, `[batch, pos, heads, d_head]`; times `output_weight` they
+        are what each head writes."""
         heads: Tensor = z.to(self.work).unflatten(-1, (self.layout.n_heads, self.layout.d_head))
         if self.post_attn_norm is None:
             return heads
         return heads * self.post_attn_norm.scale(attn_out.to(self.work)).unsqueeze(-1)
 
     def attn_written(self, attn_out: Tensor, bias: bool = True) -> Tensor:
-        """`[batch, pos, d_model]`: what attention adds to the stream, with its output projection's bias or without."""
+        """Return what attention adds to the stream, `[batch, pos, d_model]`; `bias`: with its output bias."""
         return self._written(attn_out, None if bias else self.family.o, self.post_attn_norm)
 
     def mlp_written(self, mlp_out: Tensor) -> Tensor:
-        """`[batch, pos, d_model]`: what the MLP adds to the stream, without its output projection's bias."""
+        """Return what the MLP adds to the stream, without its output bias, `[batch, pos, d_model]`."""
         return self._written(mlp_out, self.family.down, self.post_mlp_norm)
 
     def constants(self) -> tuple[Tensor | None, Tensor | None]:
-        """`[d_model]` each: biases of the attention's and the MLP's output projection as added to the stream."""
+        """Return what the output biases of attention and MLP add to the stream, `[d_model]` each, or None."""
         attn, mlp = (self._bias(name) for name in (self.family.o, self.family.down))
         return None if attn is None else attn * self.multiplier, None if mlp is None else mlp * self.multiplier
 
@@ -308,7 +316,7 @@ class LayerView:
         return None if bias is None else bias.to(self.device, self.work)
 
     def _written(self, output: Tensor, biased: str | None, norm: Norm | None) -> Tensor:
-        """`biased`: the projection whose bias is left out."""
+        """Return what a module's output adds to the stream; `biased`: the projection whose bias is left out."""
         bias, x = self._bias(biased), output.to(self.work)
         x = x if bias is None else x - bias
         x = x if norm is None else norm(x)
@@ -316,8 +324,8 @@ class LayerView:
 
 
 class AttentionReaders:
-    """q, k and v readers of one layer, in the graph's order: folded weight `[readers, d_read, d_model]`, and bias
-    `[readers, 1, d_read]` or None."""
+    """The q, k and v readers of one layer as an affine map, in the graph's order: `weight` `[readers, d_read, d_model]`
+    with the norm folded in, and `bias` `[readers, 1, d_read]` or None."""
 
     def __init__(self, view: LayerView, with_bias: bool = True) -> None:
         self.norm = view.attn_norm
@@ -335,12 +343,15 @@ class AttentionReaders:
         return self.weight.numel() * self.weight.element_size()
 
     def values(self, streams: Tensor, readers: Tensor, centred: bool) -> Tensor:
-        """`[readers, tokens, d_read]`: what some readers (`[readers]` indices within the layer) make of the streams
-        `[readers, tokens, d_model]` that they read; `centred`: the streams have mean 0 already."""
+        """Return the values of some readers, `[readers, tokens, d_read]`, each for a stream of its own.
+
+        `streams`: `[readers, tokens, d_model]`; `readers`: their indices within the layer; `centred`: the streams have
+        mean 0 already.
+        """
         return self.scaled_values(streams, readers, centred)[0]
 
     def scaled_values(self, streams: Tensor, readers: Tensor, centred: bool) -> tuple[Tensor, Tensor | None]:
-        """`values`, and with a norm its scale at each stream, `[readers, tokens, 1]`."""
+        """Return `values`, and the norm's scale for each stream, `[readers, tokens, 1]` (None without a norm)."""
         weight, bias = self._of(readers)
         values, scale = torch.bmm(streams, weight.mT), None
         if self.norm is not None:
@@ -349,7 +360,7 @@ class AttentionReaders:
         return values if bias is None else values + bias, scale
 
     def _of(self, readers: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of some readers."""
+        """Return weight and bias of some readers."""
         if len(readers) == len(self.weight):
             return self.weight, self.bias
         return self.weight[readers], None if self.bias is None else self.bias[readers]
@@ -363,9 +374,11 @@ class AttentionReaders:
         readers: Tensor,
         centred: bool,
     ) -> None:
-        """Turns streams, each its reader's own, into the gradients at them: in place, from those at their values. With
-        `value = r W'^T x + b` the part of r needs no product with x again: `r W' g - r^2 / d_model (g . (value - b))
-        x`. Arguments as for and from `scaled_values`."""
+        """Replace the streams, one per reader, by the gradients at them, in place; `gradient`: at the values.
+
+        `values`, `scale`: what `scaled_values` returned for these streams. As `value = r W'^T x + b`, the gradient
+        through r needs no further product with W': `r W' g - r^2 / d_model (g . (value - b)) x`.
+        """
         weight, bias = self._of(readers)
         if self.norm is None or scale is None:
             torch.bmm(gradient, weight, out=streams)
@@ -376,7 +389,8 @@ class AttentionReaders:
         streams.mul_(along * scale**2 / -streams.shape[-1]).baddbmm_(gradient * scale, weight)
 
     def pull_back_together(self, x: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient `[..., d_model]` at a stream that all readers share, from theirs `[..., readers, d_read]`."""
+        """Return the gradient at a stream that all readers read, `[..., d_model]`, from those at their values, `[...,
+        readers, d_read]`."""
         together = einsum(gradient, self.weight, "... r e, r e d -> ... d")
         if self.norm is None:
             return together

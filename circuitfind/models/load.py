@@ -1,4 +1,4 @@
-"""`Model`, and how it is made: the embedded model "tiny", a Hugging Face id, folder or GGUF file, or in memory."""
+"""`Model`, made from the embedded model "tiny", a Hugging Face id, a folder, a GGUF file, or a model in memory."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from circuitfind.models.inference import matching, row_of
 
 EMBEDDED = {"tiny": tiny.PATH}
 BROKEN = (OSError, ValueError, LookupError, struct.error, SafetensorError, UnpicklingError, RuntimeError)
-"""What reading a file that is cut short, or of another kind, raises."""
+"""The errors that reading a truncated file, or a file of another kind, may raise."""
 
 
 @dataclass(frozen=True, eq=False)
 class Model(NoFile):
     """An unmodified Hugging Face model with its computation graph. `hf`: the model itself, which is never changed;
-    `tokenizer`: its tokenizer; with None, tasks are given as token ids."""
+    `tokenizer`: its tokenizer, or None, in which case tasks must be given as token ids."""
 
     INSTEAD = "save its weights with model.hf.save_pretrained(folder)"
 
@@ -52,7 +52,7 @@ class Model(NoFile):
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go."""
+        """The device of token ids."""
         return self.adapter.device
 
     @property
@@ -61,40 +61,40 @@ class Model(NoFile):
 
     @property
     def dequantised(self) -> str:
-        """Precision, and what the weights were de-quantised from: "float32 from GGUF Q4_1"; empty for all others."""
+        """For de-quantised weights, their precision and source: "float32 from GGUF Q4_1"; else empty."""
         origin = self.adapter.origin
         return f"{self.dtype} from {origin}".removeprefix("torch.") if origin else ""
 
     @property
     def row(self) -> str:
-        """How its family's row was found, where it is not that of its `model_type`: "inferred as llama"."""
+        """How the family's row was found ("inferred as llama"); empty for the table's row of its `model_type`."""
         return self.adapter.row
 
     @property
     def kind(self) -> str:
-        """Its `model_type`, and how its row was found: "cwm (inferred as llama)"."""
+        """The `model_type`, and how the family's row was found: "cwm (inferred as llama)"."""
         kind = str(getattr(self.config, "model_type", "?"))
         return f"{kind} ({self.row})" if self.row else kind
 
     @property
     def place(self) -> str:
-        """Where it runs, for messages."""
+        """The device or devices that the model runs on, for messages."""
         places = getattr(self.hf, "hf_device_map", {}) if self.adapter.spread else {}
         kinds = {f"cuda:{at}" if isinstance(at, int) else str(at) for at in places.values()}
         return " and ".join(sorted(kinds)) or str(self.device)
 
     @property
     def remote(self) -> bool:
-        """Whether it runs on a server."""
+        """Whether the model runs on a server."""
         return False
 
     @property
     def vocabulary(self) -> int:
-        """How many token ids its embedding holds."""
+        """The number of token ids in the embedding."""
         return int(self.hf.get_input_embeddings().weight.shape[0])
 
     def logits(self, inputs: Inputs) -> Tensor:
-        """`[batch, reads, vocab]` where `inputs.read` says, of one forward pass without gradients."""
+        """Return the logits at the positions `inputs.read`, `[batch, reads, vocab]`, without gradients."""
         return bare_logits(self.adapter, inputs)
 
     def __repr__(self) -> str:
@@ -106,8 +106,7 @@ class Model(NoFile):
 def adapt(
     name: str, hf: nn.Module, tokenizer: Any = None, backend: str = "nnsight", family: Family | str | None = None
 ) -> Model:
-    """A `Model` made from a Hugging Face model in memory; ModelError where its family, or this form of it, is not
-    covered."""
+    """Make a `Model` from a Hugging Face model in memory. ModelError if its family, or this form of it, is not covered."""
     if hasattr(hf, "peft_config"):
         raise ModelError("the model carries adapters: merge them first: hf = hf.merge_and_unload()")
     if not hasattr(hf, "config"):
@@ -124,12 +123,12 @@ def adapt(
         row, origin = row_of(hf, family)
         adapter = Adapter(hf, row)
         adapter.row, adapter.backend = origin, backend
-        if adapter.processes is not None:  # nnsight calls modules past the forwards that divide their work
+        if adapter.processes is not None:  # nnsight bypasses the forwards of tensor parallelism
             adapter.backend = "hooks"
         observe(adapter)
     except (CircuitfindError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # of the model's own code
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:  # raised by the model's code
         reason = next(iter(str(error).strip().splitlines()), "")
         raise ModelError(
             f"{type(hf).__name__} does not run on a few tokens without a cache: {type(error).__name__}: {reason}"
@@ -145,11 +144,12 @@ def fetch(
     allow_missing: bool = False,
     **keywords: Any,
 ) -> tuple[Any, Any, str]:
-    """A Hugging Face model in evaluation mode, its tokenizer or None, and what it was de-quantised from.
+    """Load a Hugging Face model; return it in evaluation mode, its tokenizer or None, and what its weights were
+    de-quantised from (empty for stored floats).
 
-    `name`: "tiny", a hub id, a folder, or a GGUF file; `dtype`: as in `from_pretrained`, by default that of the stored
-    weights, float32 for a GGUF file; `device`: by default the accelerator if there is one; `family`: used in place of
-    the table's row; `allow_missing`: take a checkpoint that lacks weights, with a warning; `keywords`: passed on to
+    `name`: "tiny", a hub id, a folder, or a GGUF file. `dtype`: as in `from_pretrained`; by default that of the stored
+    weights, and float32 for a GGUF file. `device`: by default the accelerator if there is one. `family`: replaces the
+    table's row. `allow_missing`: accept a checkpoint that lacks weights, with a warning. `keywords`: passed on to
     `from_pretrained`.
     """
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
@@ -166,7 +166,7 @@ def fetch(
             origin = f"GGUF {gguf_files.stored_as(source, file, **_shared(keywords))}"
             gguf_files.unmark(hf)
     _check_loaded(name, type(hf).__name__, report, allow_missing)
-    if "device_map" in keywords or "tp_plan" in keywords:  # transformers has put it there
+    if "device_map" in keywords or "tp_plan" in keywords:  # transformers has placed the weights
         _check_parts(name, hf, keywords.get("device_map"))
         return hf.eval(), tokenizer, origin
     device = device or torch.accelerator.current_accelerator(check_available=True) or "cpu"
@@ -178,7 +178,7 @@ def fetch(
 
 
 def _check_places(name: str, device: Any, keywords: dict[str, Any]) -> None:
-    """Refuses a device map that cannot be followed."""
+    """Raise ModelError for a device map that puts nothing on a device, contradicts `device`, or lacks accelerate."""
     if keywords.get("device_map") is None:
         keywords.pop("device_map", None)
         return
@@ -188,20 +188,17 @@ def _check_places(name: str, device: Any, keywords: dict[str, Any]) -> None:
     else:
         followed = isinstance(given, (str, int, torch.device))
     if not followed:
-        raise ModelError(f"device_map={given!r} gives no part of '{name}' a device: 'auto', or by part its device")
+        raise ModelError(f"device_map={given!r} puts no part of '{name}' on a device: give 'auto', or a device by part")
     if device is not None:
         raise ModelError(
-            f"device_map= says where every part of '{name}' goes, and device='{device}' one place: give one"
+            f"device_map= places every part of '{name}', and device='{device}' the whole model: give only one of them"
         )
     if find_spec("accelerate") is None:
-        raise ModelError(
-            "device_map= spreads a model by means of accelerate, which is not installed:"
-            " pip install 'circuitfind[devices]'"
-        )
+        raise ModelError("device_map= needs accelerate, which is not installed: pip install 'circuitfind[devices]'")
 
 
 def _check_parts(name: str, hf: Any, given: Any) -> None:
-    """Refuses a device map of another model, which transformers would follow as far as it goes."""
+    """Raise ModelError if a device map names parts that the model lacks; transformers would ignore them."""
     parts = {path for path, _ in (*hf.named_modules(), *hf.named_parameters())}
     if isinstance(given, dict) and (others := [key for key in given if key not in parts]):
         known = ", ".join([path for path, _ in hf.named_modules() if path.count(".") == 1][:6])
@@ -209,9 +206,9 @@ def _check_parts(name: str, hf: Any, given: Any) -> None:
 
 
 def _weights(name: str, config: Any, dtype: Any, keywords: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model, and transformers' report of its weights."""
+    """Load a model; return it and transformers' report on missing, unused and mismatched weights."""
     source, file = source_of(name)
-    asked: dict[str, Any] = {"ignore_mismatched_sizes": True, **keywords}  # refused below, by name
+    asked: dict[str, Any] = {"ignore_mismatched_sizes": True, **keywords}  # `_check_loaded` refuses them by name
     if file:
         asked = {"gguf_file": file, "config": config, **asked}
         if packed := getattr(transformers, "GgufConfig", None):
@@ -223,14 +220,14 @@ def _weights(name: str, config: Any, dtype: Any, keywords: dict[str, Any]) -> tu
             if f"'{keyword}'" in str(error):
                 raise ModelError(f"cannot load '{name}': keyword '{keyword}' is unknown to transformers") from None
         raise ModelError(_why_not(name, error)) from None
-    except (*BROKEN, AssertionError) as error:  # the weights themselves; a device that is not there
+    except (*BROKEN, AssertionError) as error:  # damaged weights, or a device that does not exist
         raise ModelError(_why_not(name, error)) from None
     hf, report = loaded
     return hf, report
 
 
 def _check_form(config: Any, family: Family | str | None) -> None:
-    """Refuses what can be refused before the weights are read."""
+    """Raise ModelError for models that are not covered, as far as this is known before the weights are read."""
     text = config.get_text_config()
     if family is not None or text.model_type in FAMILIES:
         family_of(text, family)
@@ -238,14 +235,14 @@ def _check_form(config: Any, family: Family | str | None) -> None:
     try:
         with torch.device("meta"):
             outline = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    except Exception:  # of classes that cannot be made without their weights: they are looked at when they are loaded
+    except Exception:  # a class that cannot be built without weights is checked once it is loaded
         return
     matching(outline)
 
 
 def _check_loaded(name: str, kind: str, report: dict[str, Any], allow_missing: bool) -> None:
-    """Warns of weights that transformers' report says it made up, and of those that it did not use; ModelError where
-    weights are missing, or have other shapes than the config says."""
+    """Raise ModelError (with `allow_missing`, warn) if weights are missing or have other shapes than the config says;
+    warn of weights in the checkpoint that were not used."""
 
     def some(found: Any) -> str:
         names = sorted(entry if isinstance(entry, str) else entry[0] for entry in found)
@@ -255,21 +252,21 @@ def _check_loaded(name: str, kind: str, report: dict[str, Any], allow_missing: b
         text = f"the checkpoint '{name}' lacks weights, or has them in another shape: {some(absent)}"
         if not allow_missing:
             raise ModelError(
-                f"{text}. transformers fills in random numbers, so nothing measured would be of this model: complete"
-                " the checkpoint, or take it as it is with allow_missing=True (--allow-missing)"
+                f"{text}. transformers fills in random numbers, so results would not be about this model: complete the"
+                " checkpoint, or load it as it is with allow_missing=True (--allow-missing)"
             )
-        warn(f"{text}; they are random numbers, other ones in every run")
+        warn(f"{text}; they are random numbers, different in every run")
     if unused := report["unexpected_keys"]:
         warn(f"the checkpoint '{name}' holds weights that {kind} does not use: {some(unused)}")
 
 
 def source_of(name: str) -> tuple[str, str | None]:
-    """The model's name for transformers, and the GGUF file there, if it is one."""
+    """Return the name or folder to give to transformers, and the name of the GGUF file in it, or None."""
     return gguf_files.located(name) or (os.path.expanduser(EMBEDDED.get(name, name)), None)
 
 
 def config_of(name: str, **keywords: Any) -> Any:
-    """A model's configuration; weights are not loaded."""
+    """Return a model's configuration, without loading its weights. ModelError if it cannot be read."""
     source, file = source_of(name)
     if Path(source).is_file():
         remedy = "give a .gguf file, or the folder that holds config.json and the weights"
@@ -281,7 +278,7 @@ def config_of(name: str, **keywords: Any) -> Any:
 
 
 def fetch_tokenizer(name: str, **keywords: Any) -> Any:
-    """A model's tokenizer, or None; weights are not loaded."""
+    """Return a model's tokenizer, or None, without loading its weights."""
     with gguf_files.reading(name, source_of(name)[1]):
         config_of(name, **keywords)
         return _tokenizer(name, keywords)
@@ -293,7 +290,7 @@ def _shared(keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tokenizer(name: str, keywords: dict[str, Any]) -> Any:
-    """The tokenizer; None if the folder has none (transformers may then return an empty one)."""
+    """Return the tokenizer; None if the folder has none (transformers may then return an empty one)."""
     source, file = source_of(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **_shared(keywords), **({"gguf_file": file} if file else {}))
@@ -309,7 +306,7 @@ def _why_not(name: str, error: Exception) -> str:
     source, file = source_of(name)
     folder = Path(source)
     if file and folder.is_dir():
-        why = "it may be cut short, or of a kind that transformers does not know"
+        why = "it may be truncated, or of a kind that transformers does not know"
         return f"cannot load '{name}': transformers cannot read this GGUF file; {why} ({reason.rstrip('.')})"
     if folder.is_dir():
         lying = gguf_files.lying_in(folder)

@@ -1,14 +1,16 @@
-"""Where a model's weights are, and where they are computed with: one device, several, or one that loads them.
+"""Models whose weights are on several devices, offloaded, or divided among processes.
 
-Accelerate spreads a model (`device_map`) and puts a hook on its modules, which moves what they are given to their
-device. Weights kept in memory or on disk (*offloaded*) are on the meta device until their module runs.
+Accelerate spreads a model (`device_map`) and puts a hook on its modules that moves their inputs to their device.
+*Offloaded* weights are kept in memory or on disk, and are on the meta device until their module runs.
 
-1. circuitfind computes at *home*, the device that token ids go to. What a module elsewhere holds moves home as a
-   visitor is shown it, and what the visitor returns moves back (`backends.py`); a weight moves when it is read.
-2. `held` is the one way to a weight's values, wherever they are.
-3. Under tensor parallelism (`tp_plan="auto"`, one process a device) each process holds some heads' weights. All of them
-   run the same calls: a visitor is shown all heads, gathered from the processes, and its own part goes on in each.
-4. The way back needs the weights again: in place of an offloaded weight, autograd keeps where it is held (`reloading`).
+1. circuitfind computes on one device, the one that token ids go to. A value from another device is moved there for a
+   visitor, and the visitor's result is moved back (`backends.py`). A weight is moved when it is read.
+2. `held` is the only function that reads a weight's values, wherever they are.
+3. Under tensor parallelism (`tp_plan="auto"`, one process per device), each process holds some heads' weights. All
+   processes make the same calls: a visitor gets all heads, gathered from the processes, and each process goes on with
+   its own part of the result.
+4. The backward pass needs the weights again. Instead of an offloaded weight, autograd keeps a reference to where it is
+   stored (`reloading`).
 """
 
 from __future__ import annotations
@@ -30,34 +32,34 @@ Map = Callable[[Tensor], Tensor]
 
 
 def _hooks(module: nn.Module) -> tuple[Any, ...]:
-    """Accelerate's hooks on a module."""
+    """Return accelerate's hooks on a module."""
     hook = vars(module).get("_hf_hook")
     return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
 
 
 def _offload(module: nn.Module) -> Any:
-    """The hook that loads a module's weights, if one does."""
+    """Return the hook that loads a module's offloaded weights, or None."""
     return next((hook for hook in _hooks(module) if getattr(hook, "offload", False)), None)
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes."""
+    """Return the device on which a module computes."""
     for part in module.modules():
         for hook in _hooks(part):
             if (device := getattr(hook, "execution_device", None)) is not None:
-                return torch.empty(0, device=device).device  # of "cuda" the one it stands for
+                return torch.empty(0, device=device).device  # turns "cuda" into the current "cuda:N"
         for weight in part.parameters(recurse=False):
             return weight.device
     return torch.device("cpu")
 
 
 def sent(values: np.ndarray, device: torch.device) -> Tensor:
-    """An array on a device, copied without waiting for the work that is queued there."""
+    """Copy an array to a device without waiting for the work that is queued there."""
     return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
 
 
 def is_spread(model: nn.Module) -> bool:
-    """Whether weights are on several devices or in several processes, or loaded as they are needed."""
+    """Whether weights are on several devices, in several processes, or loaded when they are needed."""
     return (
         hasattr(model, "_hf_hook")
         or len({weight.device for weight in model.parameters()}) > 1
@@ -66,30 +68,32 @@ def is_spread(model: nn.Module) -> bool:
 
 
 def is_shard(weight: Tensor) -> bool:
-    """Whether this process holds a part of the weight (a `DTensor`, whose class is imported only where it is used)."""
+    """Whether this process holds only a part of the weight (a `DTensor`; its class is not imported for this test)."""
     return hasattr(weight, "full_tensor")
 
 
 def processes_of(model: nn.Module) -> Any:
-    """The process group that a model's weights are divided among; None if they are not."""
+    """Return the process group that a model's weights are divided among, or None."""
     weight: Any = next(filter(is_shard, model.parameters()), None)
     return None if weight is None else weight.device_mesh.get_group()
 
 
 def gathered(value: Tensor, features: int | None, group: Any) -> Tensor:
-    """The features of all processes, from this one's part of them: the last axis. Differentiable."""
+    """Gather the features (last axis) of all processes from this process's part. Differentiable. ModelError if the
+    parts do not add up to `features`."""
     if group is None or features in (None, value.shape[-1]):
         return value
     if value.shape[-1] * distributed.get_world_size(group) != features:
         raise ModelError(
-            f"a projection of {features} features has {value.shape[-1]} in this process: its heads are divided in a way"
-            " that is not covered; spread the model with device_map='auto' instead of tp_plan"
+            f"a projection of {features} features has {value.shape[-1]} in this process: this way to divide its heads"
+            " is not covered; spread the model with device_map='auto' instead of tp_plan"
         )
     return mapped(value, lambda part: _gather(part, group), lambda gradient: _part(gradient, group))
 
 
 def as_given(module: nn.Module, value: Tensor) -> Tensor:
-    """What a module gives, from the whole of it: on its device, and of divided features this process's."""
+    """Turn the whole output of a module into what it returns in this process: on its device and, if the module's output
+    features are divided, this process's part."""
     value, weight = value.to(device_of(module)), getattr(module, "weight", None)
     if weight is None or not is_shard(weight) or not weight.placements[0].is_shard(0):
         return value
@@ -97,7 +101,7 @@ def as_given(module: nn.Module, value: Tensor) -> Tensor:
 
 
 def own_part(value: Tensor, size: int, group: Any) -> Tensor:
-    """This process's part of all features; `gathered` backwards, in both directions."""
+    """Return this process's part of all features, the inverse of `gathered`. Differentiable."""
     if group is None or value.shape[-1] == size:
         return value
     return mapped(value, lambda whole: _part(whole, group), lambda gradient: _gather(gradient, group))
@@ -127,13 +131,14 @@ class _Mapped(torch.autograd.Function):
 
 
 def mapped(x: Tensor, forth: Map, back: Map) -> Tensor:
-    """`forth(x)`; a gradient at it becomes `back(gradient)` at x."""
+    """Return `forth(x)`; the backward pass turns a gradient at it into `back(gradient)` at x."""
     found: Tensor = _Mapped.apply(x, forth, back)  # type: ignore[no-untyped-call]  # torch has no types for it
     return found
 
 
 def held(module: nn.Module, name: str = "weight") -> Tensor | None:
-    """A weight of a module, where it is computed with; None if it has none."""
+    """Return a weight of a module, detached and whole, on the device where the module computes; None if the module has
+    no such weight."""
     weight: Tensor | None = getattr(module, name, None)
     if weight is not None and is_shard(weight):
         whole: Tensor = weight.detach().full_tensor()  # type: ignore[attr-defined]  # asks the other processes
@@ -145,7 +150,7 @@ def held(module: nn.Module, name: str = "weight") -> Tensor | None:
 
 
 def weights_of(module: nn.Module) -> Iterator[Tensor]:
-    """All weights of a module and of its parts, one at a time, in the order of `parameters`."""
+    """Yield all weights of a module and its submodules, one at a time, in the order of `parameters`."""
     seen: set[int] = set()
     for part in module.modules():
         for name, parameter in part._parameters.items():
@@ -155,7 +160,7 @@ def weights_of(module: nn.Module) -> Iterator[Tensor]:
 
 
 def without_weights(model: nn.Module) -> str | None:
-    """The name of a weight that is nowhere, if there is one."""
+    """Return the name of a weight that is on the meta device and not offloaded, or None."""
     for path, part in model.named_modules():
         for name, weight in part.named_parameters(recurse=False):
             if weight.is_meta and type(weight) is nn.Parameter and _offload(part) is None:
@@ -164,7 +169,7 @@ def without_weights(model: nn.Module) -> str | None:
 
 
 def twin(module: nn.Module) -> nn.Module:
-    """A copy of a module that holds its weights itself."""
+    """Return a copy of a module, without accelerate's hooks, that holds its own weights."""
     if not _hooks(module):
         return copy.deepcopy(module)
     alone = copy.copy(module)
@@ -178,7 +183,8 @@ def twin(module: nn.Module) -> nn.Module:
 
 
 def own_forward(module: nn.Module) -> Any:
-    """The forward that the user put on a module in place of its class's, if any: accelerate's does not count."""
+    """Return the forward that a user put on a module in place of its class's, or None. Those of accelerate and of
+    transformers' tensor parallelism do not count."""
     forward = vars(module).get("forward")
     if getattr(forward, "__module__", "") == "transformers.distributed.tensor_parallel":
         return None
@@ -189,7 +195,7 @@ def own_forward(module: nn.Module) -> Any:
 
 @contextmanager
 def reloading(model: nn.Module) -> Iterator[None]:
-    """Inside, autograd keeps no offloaded weights: they are loaded again on the way back."""
+    """Inside the block, autograd keeps no offloaded weights; they are loaded again in the backward pass."""
     places = [(part, name) for part in model.modules() if _offload(part) for name in part._parameters]
     if not places:
         yield
@@ -211,7 +217,7 @@ def reloading(model: nn.Module) -> Iterator[None]:
         part, name, *shape = packed
         weight = held(part, name)
         if weight is None:
-            raise ModelError(f"the weight '{name}' of a {type(part).__name__} was taken away during a run")
+            raise ModelError(f"the weight '{name}' of a {type(part).__name__} was removed during a run")
         return weight.as_strided(*shape)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
