@@ -1,13 +1,13 @@
-"""The computation graph of a transformer as index arithmetic: names and counts from five numbers.
+"""The computation graph of a transformer as index arithmetic: names and counts from a few numbers.
 
 1. *Writers* add to the residual stream: `input`, then per layer the heads `a{l}.h{h}` and the MLP `m{l}`.
    Writer `input` has index 0, head h of layer l has `1 + l(H+1) + h`, its MLP `1 + l(H+1) + H`.
-2. *Readers* read it, before their norm: per layer all q, all k, all v, the MLP; `logits` last.
-   With grouped-query attention k and v are the model's real key/value heads, `a{l}.kv{g}<k>`.
+2. *Readers* read the residual stream, before their norm: per layer all q, all k, all v, the MLP; `logits` last.
+   With grouped-query attention, k and v are the model's key/value heads, `a{l}.kv{g}<k>`.
    In a hybrid model some layers have a *mixer* in place of attention: a convolution, a state space, linear attention.
-   It is one writer and one reader, `s{l}` ("sequence mixer"), at the place of the layer's heads and of its q.
-3. A reader sees a *prefix* of the writers, so the edge set is one number per reader (`limits`), an edge is a
-   cell of a `[writers, readers]` matrix, and a circuit or a set of scores is such a matrix. No object per edge.
+   It is one writer and one reader, `s{l}` ("sequence mixer"), in place of the layer's heads and of its q, k and v.
+3. A reader reads the writers before it, which are a *prefix* of all writers. So one number per reader (`limits`)
+   determines the edges. An edge is a cell of a `[writers, readers]` matrix, and circuits and scores are such matrices.
 
 The numbering is that of the EAP-IG library's files (Hanna et al. 2024), where every query head has its own k and v;
 `Graph.ungrouped()` gives that graph for a grouped model. GPT-2 small has 32,491 edges.
@@ -29,12 +29,12 @@ import numpy as np
 from circuitfind.errors import FileError, NoFile
 
 KINDS = "qkv"
-MOST = 100_000  # heads; more is a damaged file
+MOST = 100_000  # heads in all layers; a file with more is damaged
 _WRITER = re.compile(r"input|a(\d+)\.h(\d+)|[ms](\d+)")
 _READER = re.compile(r"logits|a(\d+)\.(h|kv)(\d+)<([qkv])>|[ms](\d+)")
-_KIND = r"(?:[.\s_<(\[/-]*([qkv])(?:_input)?[>)\]]?)?"  # a name's end that says query, key or value
+_KIND = r"(?:[.\s_<(\[/-]*([qkv])(?:_input)?[>)\]]?)?"  # the end of a name: query, key or value
 _MLP_HOOK = r"(?:[._](?:hook_)?(?:out|in|post))?"
-_SPELLINGS = (  # of other tools: TransformerLens, ACDC, EAP, auto-circuit, papers; by what is meant
+_SPELLINGS = (  # names in TransformerLens, ACDC, EAP, auto-circuit and papers, each with the kind of node it names
     ("head", re.compile(rf"(?:head|h|a|l|attn|\()?[\s.]*(\d+)(?:[\s.,:_]+|[\s.]*(?:h|head)[\s.]*)(\d+)\)?{_KIND}")),
     ("head", re.compile(rf"(?:blocks|layers?|l)[\s.]*(\d+)[\s.]*(?:(?:self_)?attn|h|heads?)[^\d]*?(\d+)\]?\)?{_KIND}")),
     ("mlp", re.compile(rf"(?:mlp|m|l|layers?|blocks)[\s._]*(\d+)[\s._]*(?:(?:hook_)?mlp{_MLP_HOOK})?")),
@@ -44,7 +44,7 @@ _SPELLINGS = (  # of other tools: TransformerLens, ACDC, EAP, auto-circuit, pape
 
 
 class Reader(NamedTuple):
-    """A reader taken apart: `kind` is q, k, v, mixer, mlp or logits; `head` is the query or key/value head, else 0."""
+    """A reader's layer, its kind (q, k, v, mixer, mlp or logits) and its query or key/value head (0 for others)."""
 
     layer: int
     kind: str
@@ -52,15 +52,15 @@ class Reader(NamedTuple):
 
 
 def ends_of(edge: str) -> tuple[str, str]:
-    """The names of an edge's writer and of its reader."""
+    """Return the names of an edge's writer and reader."""
     writer, _, reader = edge.partition("->")
     return writer, reader
 
 
 @dataclass(frozen=True)
 class Graph(NoFile):
-    """Writers, readers and edges of a decoder-only transformer. `parallel`: attention and MLP read the same residual,
-    so an MLP does not read its own layer's heads; `mixers`: the layers that have a mixer in place of attention."""
+    """Writers, readers and edges of a decoder-only transformer. `parallel`: attention and MLP read the same residual
+    stream, so an MLP does not read its own layer's heads; `mixers`: the layers with a mixer in place of attention."""
 
     n_layers: int
     n_heads: int
@@ -82,26 +82,26 @@ class Graph(NoFile):
     # ---------------------------------------------------------------- counts
     @property
     def group(self) -> int:
-        """Query heads served by one key/value head."""
+        """The number of query heads per key/value head."""
         return self.n_heads // self.n_kv_heads
 
     def heads_in(self, layer: int) -> int:
-        """Writers of a layer beside its MLP: its heads, or 1 for a mixer."""
+        """Return the number of writers in a layer besides its MLP: its heads, or 1 for a mixer."""
         return 1 if layer in self.mixers else self.n_heads
 
     def counts(self, layer: int) -> tuple[int, int, int]:
-        """A layer's q, k and v readers; a mixer counts as one q."""
+        """Return the numbers of q, k and v readers in a layer; a mixer counts as one q."""
         return (1, 0, 0) if layer in self.mixers else (self.n_heads, self.n_kv_heads, self.n_kv_heads)
 
     @cached_property
     def _first_writers(self) -> list[int]:
-        """Of each layer, and where one more would begin."""
+        """The first writer index of each layer, and of one more layer."""
         counts = [self.heads_in(layer) + 1 for layer in range(self.n_layers)]
         return [1, *(1 + np.cumsum(counts)).tolist()]
 
     @cached_property
     def _first_readers(self) -> list[int]:
-        """Of each layer, and `logits`."""
+        """The first reader index of each layer, and the index of `logits`."""
         return [0, *np.cumsum([sum(self.counts(layer)) + 1 for layer in range(self.n_layers)]).tolist()]
 
     @property
@@ -110,7 +110,7 @@ class Graph(NoFile):
 
     @property
     def readers_per_layer(self) -> int:
-        """Of the layer with most."""
+        """The number of readers in the layer that has most."""
         return max(sum(self.counts(layer)) for layer in range(self.n_layers)) + 1
 
     @property
@@ -123,25 +123,25 @@ class Graph(NoFile):
 
     @property
     def n_nodes(self) -> int:
-        """Writers and the one pure reader, `logits`."""
+        """The number of nodes: all writers and `logits`."""
         return self.n_writers + 1
 
     # ---------------------------------------------------------------- index arithmetic
     def head(self, layer: int, head: int = 0) -> int:
-        """Writer index of a head; with the default, of the layer's first head."""
+        """Return the writer index of a head, by default the layer's first."""
         return self._first_writers[layer] + head
 
     def heads(self, layer: int) -> slice:
-        """Writer indices of a layer's heads, or of its mixer."""
+        """Return the writer indices of a layer's heads, or of its mixer."""
         return slice(self.head(layer), self.mlp(layer))
 
     def mlp(self, layer: int) -> int:
-        """Writer index of a layer's MLP."""
+        """Return the writer index of a layer's MLP."""
         return self._first_writers[layer + 1] - 1
 
     def readers(self, layer: int, kind: str) -> slice:
-        """Reader indices of one kind (q, k, v, qkv, mlp, or all) in a layer; `logits` ignores the layer, a mixer is its
-        layer's q."""
+        """Return the reader indices of one kind (q, k, v, qkv, mlp, all or logits) in a layer. `logits` ignores the
+        layer; a mixer is its layer's q."""
         if kind == "logits":
             return slice(self.n_readers - 1, self.n_readers)
         start, (k, keys, values) = self._first_readers[layer], self.counts(layer)
@@ -151,14 +151,14 @@ class Graph(NoFile):
         return slice(start + low, start + high)
 
     def reads(self, layer: int, kind: str) -> int:
-        """How many writers (a prefix of them) a reader of this layer and kind sees."""
+        """Return how many writers a reader of this layer and kind reads; they are the first ones."""
         if kind == "logits":
             return self.n_writers
         return self.mlp(layer) if kind == "mlp" and not self.parallel else self.head(layer)
 
     @cached_property
     def limits(self) -> np.ndarray:
-        """`[readers]`: the number of writers that each reader sees."""
+        """The number of writers that each reader reads, `[readers]`."""
         limits = np.full(self.n_readers, self.n_writers, dtype=np.int64)
         for layer, kind in product(range(self.n_layers), ("qkv", "mlp")):
             limits[self.readers(layer, kind)] = self.reads(layer, kind)
@@ -166,11 +166,11 @@ class Graph(NoFile):
 
     @cached_property
     def real(self) -> np.ndarray:
-        """`[writers, readers]` bool: the cells that are edges."""
+        """Which cells are edges, `[writers, readers]` bool."""
         return np.arange(self.n_writers)[:, None] < self.limits[None, :]
 
     def reader(self, index: int) -> Reader:
-        """The reader with this index, taken apart."""
+        """Return the layer, kind and head of the reader with this index."""
         if index == self.n_readers - 1:
             return Reader(self.n_layers, "logits", 0)
         layer = bisect_right(self._first_readers, index) - 1
@@ -183,7 +183,8 @@ class Graph(NoFile):
 
     @cached_property
     def serves(self) -> np.ndarray:
-        """`[readers, nodes]` bool: the nodes that a reader feeds (a shared key/value head feeds its whole group)."""
+        """Which nodes each reader is an input of, `[readers, nodes]` bool; a shared key/value head is one of its whole
+        group."""
         serves = np.zeros((self.n_readers, self.n_nodes), dtype=bool)
         for index in range(self.n_readers):
             layer, kind, head = self.reader(index)
@@ -195,13 +196,13 @@ class Graph(NoFile):
         return serves
 
     def among(self, nodes: np.ndarray) -> np.ndarray:
-        """`[writers, readers]` bool: the edges between some of the nodes, `[nodes]` bool."""
+        """Return the edges between some nodes, given as `[nodes]` bool: `[writers, readers]` bool."""
         return np.asarray(self.real & nodes[:-1, None] & (self.serves & nodes).any(axis=1))
 
     @cached_property
     def steps(self) -> tuple[tuple[slice, slice], ...]:
-        """In the order of computation, nodes that do not depend on each other (a layer's heads, its MLP, `logits`), and
-        the readers that feed them."""
+        """In the order of computation, sets of nodes that are computed together (a layer's heads, its MLP, `logits`), as
+        (nodes, the readers that are their inputs)."""
         steps = []
         for layer in range(self.n_layers):
             heads, mlp = self.heads(layer), slice(self.mlp(layer), self.mlp(layer) + 1)
@@ -209,7 +210,7 @@ class Graph(NoFile):
         return (*steps, (slice(self.n_writers, self.n_nodes), self.readers(self.n_layers, "logits")))
 
     def layer_of(self, writer: int) -> int:
-        """Layer of a writer; -1 for `input`."""
+        """Return the layer of a writer; -1 for `input`."""
         return bisect_right(self._first_writers, writer) - 1
 
     # ---------------------------------------------------------------- names
@@ -248,12 +249,12 @@ class Graph(NoFile):
         return f"{self.writer_names[writer]}->{self.reader_names[reader]}"
 
     def names(self, mask: np.ndarray) -> list[str]:
-        """Names of the edges that a `[writers, readers]` mask holds, reader by reader."""
+        """Return the names of the edges in a `[writers, readers]` mask, in the order of their readers."""
         return [self.edge_name(u, r) for r, u in zip(*(index.tolist() for index in np.nonzero(mask.T)), strict=True)]
 
     def edge(self, name: str) -> tuple[int, int]:
-        """`(writer, reader)` of an edge's name; FileError where the name is malformed, or this graph has no such
-        edge."""
+        """Return the indices `(writer, reader)` of an edge's name. FileError if the name is malformed, or not of an edge
+        of this graph."""
         if not isinstance(name, str):
             raise FileError(f"{name!r} is not an edge: give its name, such as 'a0.h1->m2'")
         writer, arrow, reader = name.partition("->")
@@ -269,7 +270,7 @@ class Graph(NoFile):
         return u, r
 
     def mask(self, edges: Iterable[str]) -> np.ndarray:
-        """`[writers, readers]` bool mask of the named edges; one name alone is that edge."""
+        """Return the mask of the named edges (or of one name), `[writers, readers]` bool. FileError as for `edge`."""
         if not isinstance(edges, Iterable):
             given = f"not as a {type(edges).__name__} (from scores cut a circuit first: scores.top(200))"
             raise FileError(f"edges are given as a circuit or as a list of names, {given}")
@@ -279,13 +280,13 @@ class Graph(NoFile):
         return mask
 
     def writer(self, name: str) -> int:
-        """Index of a writer's name."""
+        """Return the index of a writer's name. FileError if there is no such writer."""
         if name not in self._writer_index:
             raise FileError(self._why_not(name, "writer"))
         return self._writer_index[name]
 
     def meant(self, name: str) -> str | None:
-        """The name here of a node or reader that is spelt as other tools spell it; None where none is recognised.
+        """Return this graph's name for a node or reader in another tool's spelling; None if it is not recognised.
 
         >>> Graph(12, 12, 12, 768).meant("L9H9"), Graph(12, 12, 12, 768).meant("blocks.9.attn.9.q")
         ('a9.h9', 'a9.h9<q>')
@@ -305,7 +306,7 @@ class Graph(NoFile):
         return None
 
     def not_named(self, role: str, name: object, known: tuple[str, ...]) -> str:
-        """The message for a name that is not among `known`, with the one that may be meant."""
+        """Return the error message for a name that is not in `known`, with a suggestion if there is one."""
         guess = self.meant(name) if isinstance(name, str) else None
         if guess is not None and guess not in known:  # a head where a reader is wanted, or the other way round
             guess = next((other for other in known if other.partition("<")[0] == guess.partition("<")[0]), None)
@@ -323,7 +324,7 @@ class Graph(NoFile):
         return f"this graph ({self}) has no {role} '{name}'{hint}"
 
     def as_dict(self) -> dict[str, Any]:
-        """The fields, for files; `mixers` only where there are any."""
+        """Return the fields, for files; `mixers` only if there are any."""
         given = asdict(self)
         return given if self.mixers else {name: value for name, value in given.items() if name != "mixers"}
 
@@ -334,10 +335,10 @@ class Graph(NoFile):
         return f"{self.n_layers} layers{mixed}, {self.n_heads} heads{grouped}{form}"
 
     def ungrouped(self) -> Graph:
-        """The same model with one key and one value reader per query head: the graph of the field's files."""
+        """Return the graph with one key and one value reader per query head, as in EAP-IG's and MIB's files."""
         return replace(self, n_kv_heads=self.n_heads)
 
     def unlike(self, other: Graph) -> str:
-        """The end of a message that something belongs to another graph than this one, the model's."""
+        """Return the end of an error message about something that belongs to the graph `other`; self is the model's."""
         by_head = "; it is by query head: score without ungrouped=True, or open its EAP-IG file with graph=model.graph"
         return f"({other}); this model has {self}{by_head if self.ungrouped() == other else ''}"

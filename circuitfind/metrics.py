@@ -140,7 +140,7 @@ def _as_seen_by_user(function: Function) -> Function:
 
 
 class Correctness(NamedTuple):
-    """`[batch]` bool each. `accurate`: the answers beat the wrong answers; `top1`: the most likely token is an answer."""
+    """`[batch]` bool each: whether the answers beat the wrong answers, and whether the likeliest token is an answer."""
 
     accurate: Tensor
     top1: Tensor
