@@ -201,8 +201,8 @@ class Graph(NoFile):
 
     @cached_property
     def steps(self) -> tuple[tuple[slice, slice], ...]:
-        """In the order of computation, sets of nodes that are computed together (a layer's heads, its MLP, `logits`), as
-        (nodes, the readers that are their inputs)."""
+        """In the order of computation, sets of nodes that are computed together (a layer's heads, its MLP, `logits`),
+        as (nodes, the readers that are their inputs)."""
         steps = []
         for layer in range(self.n_layers):
             heads, mlp = self.heads(layer), slice(self.mlp(layer), self.mlp(layer) + 1)
@@ -253,8 +253,8 @@ class Graph(NoFile):
         return [self.edge_name(u, r) for r, u in zip(*(index.tolist() for index in np.nonzero(mask.T)), strict=True)]
 
     def edge(self, name: str) -> tuple[int, int]:
-        """Return the indices `(writer, reader)` of an edge's name. FileError if the name is malformed, or not of an edge
-        of this graph."""
+        """Return the indices `(writer, reader)` of an edge's name. FileError if the name is malformed, or no edge of
+        this graph."""
         if not isinstance(name, str):
             raise FileError(f"{name!r} is not an edge: give its name, such as 'a0.h1->m2'")
         writer, arrow, reader = name.partition("->")

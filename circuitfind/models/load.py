@@ -106,7 +106,7 @@ class Model(NoFile):
 def adapt(
     name: str, hf: nn.Module, tokenizer: Any = None, backend: str = "nnsight", family: Family | str | None = None
 ) -> Model:
-    """Make a `Model` from a Hugging Face model in memory. ModelError if its family or this form of it is not covered."""
+    """Make a `Model` from a Hugging Face model in memory. ModelError if its family, or this form, is not covered."""
     if hasattr(hf, "peft_config"):
         raise ModelError("the model carries adapters: merge them first: hf = hf.merge_and_unload()")
     if not hasattr(hf, "config"):

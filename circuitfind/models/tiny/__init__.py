@@ -1,6 +1,6 @@
 """The embedded model: a GPT-2 class model of about a million parameters, trained on five of the built-in tasks.
 
-Made by `training/train_tiny.py` of the repository; loads offline with transformers from the folder `PATH`.
+`training/train_tiny.py` in the repository trained it. transformers loads it offline from the folder `PATH`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ PATH: Path = Path(__file__).resolve().parent
 
 
 def figures() -> dict[str, Any]:
-    """Its figures on held-out word combinations by task (`behaviours`), and how it was trained (`training`)."""
+    """Return how well the model does each task on held-out word combinations (`behaviours`), and how it was trained
+    (`training`)."""
     found: dict[str, Any] = json.loads((PATH / "figures.json").read_text(encoding="utf-8"))
     return found
