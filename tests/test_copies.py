@@ -125,7 +125,7 @@ def test_resampling_deals_no_copy_its_own_prompt(once: BoundTask, often: BoundTa
 
 def test_a_diagnosis_counts_copies_once(llama: cf.Model, once: BoundTask, often: BoundTask) -> None:
     found = cf.diagnose(llama, often)
-    note = "14 of 20 pairs are copies of others (the same prompts): they count once in intervals and stay on one side"
+    note = "14 of 20 pairs are copies of others (the same prompts): they count once in intervals and stay on the same"
     assert any(remark.severity == "note" and remark.text.startswith(note) for remark in found.findings)
     assert not any("copies" in remark.text for remark in cf.diagnose(llama, once).findings)
     summary = cf.TaskSummary("t", 32, "logit_diff", 0.75, 0.7, 1.0, 0.0, 1.0, (3, 7, 11, 15, 19, 23, 27, 31), (), 0.5)

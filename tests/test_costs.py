@@ -78,5 +78,5 @@ def test_memory_that_is_taken_shows():
         torch.ones(32 * 2**20).sum()
     assert isinstance(costs, Costs)
     if costs.memory is not None:  # the system can tell
-        assert 115 * 2**20 <= costs.memory < 256 * 2**20  # pages freed before may be taken again
+        assert 96 * 2**20 <= costs.memory < 256 * 2**20  # up to 32 MiB of pages freed before may be taken again
     assert costs.cpu_seconds > 0 and costs.seconds > 0

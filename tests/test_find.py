@@ -236,7 +236,7 @@ def test_a_circuit_that_leaves_out_a_second_way() -> None:
     known = result.circuit.facts["knocked_out"]
     assert known == {"removed": [head], "circuit": 0, "model": pytest.approx(1), "second_way": True}
     last = result.steps[-1]
-    assert last.stage == "knock-outs" and f"without {head} the model keeps 100% of the total effect" in last.text
+    assert last.stage == "knock-outs" and f"without {head}, the model keeps 100% of the total effect" in last.text
     with warnings.catch_warnings():
         warnings.simplefilter("error", CircuitfindWarning)
         left_out = cf.find(model, task, random=1, knockouts=0)

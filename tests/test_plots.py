@@ -618,7 +618,7 @@ def test_show_refuses_figures_and_pages_that_are_none(tmp_path: Path, capsys: py
     assert main(["show", str(path), "--what", "pie"]) == 2
     assert "has the figures layers, strongest, nodes" in capsys.readouterr().err
     assert main(["show", str(path), "--out", str(tmp_path / "page.png")]) == 2
-    assert "ends in .html" in capsys.readouterr().err
+    assert "must end in .html" in capsys.readouterr().err
 
 
 def test_showing_scores_does_not_wait_for_torch(tmp_path: Path) -> None:

@@ -278,7 +278,7 @@ def test_a_report_needs_no_more_than_a_circuit(tiny: cf.Model, tmp_path: Path) -
     opened = Circuit.open(result.circuit.save(tmp_path / "circuit.json"))
     alone = report_data(opened)
     assert (alone.faithfulness, alone.interval) == (result.checks.faithfulness, tuple(result.checks.interval))
-    assert "Intervals from 3 different pairs" in html(alone)
+    assert "Intervals from only 3 different pairs" in html(alone)
     assert alone.model == result.circuit.record.model and not alone.sizes and not alone.attention
     measured = {edge.name: edge.exact for edge in result.checks.edges if edge.name in opened}
     assert {edge.name: edge.exact for edge in alone.checks} == pytest.approx(measured)

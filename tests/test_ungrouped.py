@@ -277,7 +277,7 @@ def test_scores_of_shared_heads_say_what_mib_gets_of_them(tmp_path: Path, capsys
     path = random_scores(Graph(26, 8, 4, 16)).save(tmp_path / "a.safetensors")
     assert main(["export", str(path), "--to", "mib", "--entry", "ioi_gemma2", "--out", str(tmp_path)]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Nine circuits in place of scores: 2 query heads share each key and value" in said
+    assert "Wrote nine circuits instead of scores: 2 query heads share each key and value" in said
     assert "circuitfind attribute --ungrouped" in said
     assert len(list((tmp_path / "ioi_gemma2").iterdir())) == 9
     with pytest.raises(FileError, match=r"2 heads share each key and value here.*--ungrouped.*scores\.top"):

@@ -236,7 +236,8 @@ class Experiment:
 
         It covers prompts and answers, a few values of every weight, the ablation and the direction, the metric's name
         and its values on the first pair (the user's own functions differ in nothing else), and `settings`: arrays by
-        content, everything else by its `repr`.
+        content, everything else by its `repr`. Values are rounded, so that a run can go on with another number of
+        threads or on another processor.
         """
         batch, asked = self.batch, self.setting
         first = batch.rows(slice(0, 1)).trimmed()
@@ -245,7 +246,7 @@ class Experiment:
         weights = (weight.flatten() for weight in weights_of(self.adapter.model))
         own = _key_of(
             *self._pairs,
-            *(self.metric(one, first) for one in logits),
+            _rounded([float(self.metric(one, first).mean()) for one in logits]),
             *([] if batch.alignment is None else [batch.alignment]),
             *(flat[:: max(1, len(flat) // FROM_EACH_WEIGHT)].float() for flat in weights),
             *(self.graph, self.metric.name, asked.ablation, asked.direction, *settings),
@@ -256,6 +257,12 @@ class Experiment:
 def _key_of(*parts: object) -> str:
     """Call `key_of`, with tensors as arrays."""
     return key_of(*(part.cpu().numpy() if isinstance(part, Tensor) else part for part in parts))
+
+
+def _rounded(values: list[float]) -> list[str]:
+    """Return values with three digits; 0 for values that are small enough, beside the largest, to be rounding."""
+    least = 1e-4 * max(map(abs, values))
+    return [f"{value if abs(value) > least else 0.0:.2e}" for value in values]
 
 
 def _name(value: Any) -> Any:
