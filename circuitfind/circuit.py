@@ -1,9 +1,9 @@
-"""A circuit: the set of edges of a graph that are kept, with what is known about each of them.
+"""A circuit: a set of edges of a graph, with the estimated and exact effects of each if they are known.
 
 1. A circuit is a `[writers, readers]` boolean mask over a `Graph`; names are made only when asked for.
-2. `connected` keeps what lies on a path from `input` to `logits`, in one sweep forwards and one backwards.
-   A head counts as reached when any of its q, k or v readers has an edge; an edge into a shared key/value head
-   counts as used when any query head of that group is.
+2. `connected` keeps the edges on a path from `input` to `logits`, in one pass forwards and one backwards. A head is
+   reached if any of its q, k or v readers is. An edge into a shared key/value head is used if any query head of the
+   group is.
 3. Files and pictures are written by `circuitfind.export` from plain data.
 """
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 
 def paths(graph: Graph, mask: np.ndarray, feeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`[nodes]` bool, what the edges of `mask` lead to from `input`; `[readers]` bool, what they lead from to `logits`.
+    """Return the nodes that the edges of `mask` reach from `input`, `[nodes]` bool, and the readers from which they
+    reach `logits`, `[readers]` bool.
 
     `mask`: `[writers, readers]` bool; `feeds`: `[readers, nodes]` bool, the nodes that each reader feeds.
     """
@@ -48,24 +49,24 @@ def paths(graph: Graph, mask: np.ndarray, feeds: np.ndarray) -> tuple[np.ndarray
 
 
 def connected(graph: Graph, mask: np.ndarray) -> np.ndarray:
-    """The edges of `mask`, `[writers, readers]` bool, that lie on a path from `input` to `logits`."""
+    """Return those edges of `mask`, `[writers, readers]` bool, that are on a path from `input` to `logits`."""
     reached, useful = paths(graph, mask, graph.serves)
     return np.asarray(mask & reached[:-1, None] & useful)
 
 
-MOST_DRAWN = 150  # edges of the picture that a notebook shows
+MOST_DRAWN = 150  # edges up to which a notebook shows a picture
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Circuit(Result):
-    """Edges of a graph, with estimated and exact effects where known.
+    """Edges of a graph, with estimated and exact effects if they are known.
 
     Attributes:
         mask: `[writers, readers]` bool, true inside the circuit.
         estimates: `[writers, readers]` float32 attribution scores (units of the metric, positive = supports), or None.
         exact: `[writers, readers]` float32 measured effects, NaN where not measured, or None.
-        facts: what was measured of the circuit as a whole (faithfulness, intervals, ...), JSON values only.
-        groups: names of nodes that go under a name of your own, such as "name movers"; see `with_group`.
+        facts: measurements of the circuit as a whole (faithfulness, intervals, ...), JSON values only.
+        groups: your own names for groups of nodes, such as "name movers"; see `with_group`.
     """
 
     graph: Graph
@@ -92,26 +93,27 @@ class Circuit(Result):
     # ---------------------------------------------------------------- making
     @classmethod
     def of(cls, graph: Graph, edges: Iterable[str], **known: Any) -> Circuit:
-        """The circuit of the named edges."""
+        """Return the circuit of the named edges; `known`: further fields."""
         return cls(graph, graph.mask(edges), **known)
 
     @classmethod
     def full(cls, graph: Graph) -> Circuit:
-        """Every edge."""
+        """Return the circuit of all edges."""
         return cls(graph, graph.real.copy())
 
     @classmethod
     def empty(cls, graph: Graph) -> Circuit:
-        """No edge: legal, and of faithfulness 0."""
+        """Return the circuit without edges, whose faithfulness is 0."""
         return cls(graph, np.zeros_like(graph.real))
 
     def with_mask(self, mask: np.ndarray) -> Circuit:
-        """The same knowledge over another set of edges; what was measured of the whole no longer holds."""
+        """Return a circuit of other edges with the same effects, record and groups, but without `facts`, which are of
+        the whole circuit."""
         return replace(self, mask=mask, facts={})
 
     def with_group(self, name: str, nodes: Iterable[str]) -> Circuit:
-        """The circuit with these nodes under a name, which files keep and pictures show (no node: without the name);
-        FileError where the graph has no such node."""
+        """Return the circuit with a name for a group of nodes, which is saved and drawn; without nodes the name is
+        removed. Raises a `FileError` if the graph has no such node."""
         members = tuple(dict.fromkeys([nodes] if isinstance(nodes, str) else nodes))
         for node in members:
             if node not in self.graph.node_names:
@@ -120,11 +122,11 @@ class Circuit(Result):
         return replace(self, groups=others | ({name: members} if members else {}))
 
     def connected(self) -> Circuit:
-        """Only the edges on a path from `input` to `logits`."""
+        """Return the circuit of the edges on a path from `input` to `logits`."""
         return self.with_mask(connected(self.graph, self.mask))
 
     def complement(self) -> Circuit:
-        """All other edges."""
+        """Return the circuit of all other edges."""
         return self.with_mask(self.graph.real & ~self.mask)
 
     # ---------------------------------------------------------------- reading
@@ -150,14 +152,14 @@ class Circuit(Result):
         return [self.graph.node_names[i] for i in np.flatnonzero(self.node_mask)]
 
     def rows(self) -> list[EdgeRow]:
-        """One plain row an edge, for files and pictures; `columns` and `to_frame` give names in place of indices."""
+        """Return one row an edge, with indices and effects; `columns` and `to_frame` give names."""
         readers, writers = np.nonzero(self.mask.T)
         effects = (np.full(self.mask.shape, np.nan) if one is None else one for one in (self.estimates, self.exact))
         known = ([None if value != value else value for value in one.T[self.mask.T].tolist()] for one in effects)  # NaN
         return list(map(EdgeRow, writers.tolist(), readers.tolist(), *known))
 
     def columns(self) -> dict[str, list[Any]]:
-        """`edge`, `writer` and `reader` by name, `estimate` and `exact` (None where unknown)."""
+        """Return `edge`, `writer` and `reader` names, `estimate` and `exact` (None if unknown), as columns by name."""
         rows, names = self.rows(), self.edges
         return {
             "edge": names,
@@ -168,12 +170,13 @@ class Circuit(Result):
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Graph, edge names and record as JSON values: how results hold a circuit. `save` writes all that is known."""
+        """Return graph, edge names and record as JSON values, for the files of results; `save` also writes effects,
+        facts and groups."""
         return {"graph": self.graph.as_dict(), "edges": self.edges, "record": asdict(self.record)}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Circuit:
-        """The circuit of which `to_dict` is this."""
+        """Rebuild a circuit from what `to_dict` returned."""
         return cls.of(Graph(**content["graph"]), content["edges"], record=Record(**content["record"]))
 
     def __len__(self) -> int:
@@ -208,7 +211,7 @@ class Circuit(Result):
         return self.with_mask(self.mask & ~self._same_graph(other).mask)
 
     def jaccard(self, other: Circuit) -> float:
-        """Shared edges over all edges of the two; 1 for two empty circuits."""
+        """Return the number of shared edges divided by that of edges in either; 1 for two empty circuits."""
         union = (self.mask | self._same_graph(other).mask).sum()
         return float((self.mask & other.mask).sum() / union) if union else 1.0
 
@@ -222,18 +225,19 @@ class Circuit(Result):
 
     # ---------------------------------------------------------------- files and pictures
     def save(self, path: str | PathLike[str], format: eap_ig.Format = "circuitfind") -> Path:  # type: ignore[override]
-        """Writes `circuit.json`, or the circuit for another tool.
+        """Write `circuit.json`, or a file for another tool.
 
-        A name that ends in `.neuronpedia.json` is a graph for Neuronpedia's page (`circuitfind.export.neuronpedia`),
-        `.graphml` one for Gephi, Cytoscape or yEd; `.csv` and `.parquet` are tables of the edges.
+        The name's ending selects the file: `.neuronpedia.json` is a graph for Neuronpedia's page
+        (`circuitfind.export.neuronpedia`), `.graphml` a graph for Gephi, Cytoscape or yEd; `.csv` and `.parquet` are
+        tables of the edges.
 
         Args:
             format: "circuitfind" (schema: `circuitfind.export.circuit_file`), or "eap-ig": the EAP-IG library's file,
-                `.json` or `.pt`, which MIB takes. Its scores are the estimates (0 where unknown); without any,
-                and for grouped-query models, membership stands for them: 1 inside, 0 outside.
+                `.json` or `.pt`, which MIB takes. Its scores are the estimates (0 where unknown).
+                Without estimates, and for grouped-query models, they are 1 inside the circuit and 0 outside.
 
         Raises:
-            FileError: the format or ending is unknown, or the place cannot be written to.
+            FileError: the format or ending is unknown, or the file cannot be written.
         """
         name = str(path).lower()
         if name.endswith(neuronpedia.ENDING):
@@ -250,14 +254,15 @@ class Circuit(Result):
 
     @classmethod
     def open(cls, path: str | PathLike[str], sign: foreign.Sign = "effect", graph: Graph | None = None) -> Circuit:
-        """Reads `circuit.json`, or a circuit of the EAP-IG library (`.json`, `.pt`) or of ACDC (`.pth`, `.pkl`); needs
+        """Read `circuit.json`, or a circuit of the EAP-IG library (`.json`, `.pt`) or of ACDC (`.pth`, `.pkl`); needs
         no model.
 
         Args:
-            sign: of an EAP-IG file: "change" where its scores are the change of the metric when an edge is ablated.
-            graph: for a file of another tool: the model's graph, needed where its key/value heads are grouped (an edge
-                into a shared head is in if it is in for any of its query heads), and where the file does not say how
-                many heads the model has (ACDC's).
+            sign: for an EAP-IG file: "effect", or "change" if its scores are the change of the metric when an edge is
+                ablated.
+            graph: the model's graph, for a file of another tool. It is needed if key/value heads are grouped (an edge
+                into a shared head is in if it is in for any of its query heads), and if the file does not say how many
+                heads the model has (ACDC's).
 
         Raises:
             FileError: the file is missing, of another kind or version, or names edges that its graph lacks.
@@ -276,24 +281,24 @@ class Circuit(Result):
         return cls(graph, mask, estimates, exact, content.record, content.facts, content.groups)
 
     def to_networkx(self) -> networkx.MultiDiGraph:
-        """Nodes and edges with their attributes; parallel edges for q, k and v of one head."""
+        """Return a networkx graph of nodes and edges with attributes; q, k and v of a head are parallel edges."""
         about = graphs.described(self.graph, self.record, self.facts)
         return graphs.to_networkx(self.graph, self.rows(), self.nodes, about)
 
     def to_graphml(self, path: str | PathLike[str]) -> Path:
-        """Writes GraphML, which Gephi, Cytoscape and yEd read."""
+        """Write GraphML, which Gephi, Cytoscape and yEd read."""
         return graphs.write_graphml(path, self.to_networkx())
 
     def push_to_hub(
         self, repo: str, *, private: bool | None = None, message: str = "Add a circuit", token: str | None = None
     ) -> str:
-        """Puts `circuit.json` and a card made from the record into a dataset repository of the Hugging Face hub.
+        """Upload `circuit.json` and a card made from the record to a dataset repository of the Hugging Face hub.
 
         Args:
-            repo: such as "me/ioi-smollm2"; it is made if it is not there.
+            repo: such as "me/ioi-smollm2"; it is created if it does not exist.
 
         Returns:
-            The address of the commit.
+            The URL of the commit.
 
         Raises:
             FileError: the hub refuses, or cannot be reached.
@@ -306,16 +311,17 @@ class Circuit(Result):
 
     @classmethod
     def from_hub(cls, repo: str, *, revision: str | None = None, token: str | None = None) -> Circuit:
-        """The circuit in a dataset repository of the Hugging Face hub, as `push_to_hub` left it."""
+        """Return the circuit that `push_to_hub` uploaded to a dataset repository of the Hugging Face hub."""
         return cls.open(hub.pull(repo, revision, token))
 
     def to_dot(self, *, truth: Circuit | None = None, **style: Any) -> str:
-        """Graphviz source; see `circuitfind.export.picture.source` for the style options. Above 400 edges it is folded:
-        one arrow for all edges between two layers (`fold=False`: every edge; the page of `report` shows them, too).
+        """Return Graphviz source; see `circuitfind.export.picture.source` for the style options. Above 400 edges it is
+        folded: one arrow for all edges between two layers (`fold=False`: every edge; the page of `report` shows them,
+        too).
 
         Args:
-            truth: the circuit that this one should be: its edges that are missing are drawn red and dashed, edges that
-                are not true grey.
+            truth: a known true circuit to compare with: its edges that are missing here are drawn red and dashed, edges
+                that are not in it grey.
         """
         if truth is None:
             return picture.source(self.graph, self.rows(), self.nodes, groups=self.groups, **style)
@@ -326,25 +332,26 @@ class Circuit(Result):
         return picture.source(self.graph, both.rows(), both.nodes, marks=marks, **style)
 
     def render(self, path: str | PathLike[str], **style: Any) -> Path:
-        """Draws to `.svg`, `.png` or `.pdf` with Graphviz's `dot`; style as for `to_dot`. FileError where Graphviz is
-        not installed, or the ending is unknown."""
+        """Draw to `.svg`, `.png` or `.pdf` with Graphviz's `dot`; style as for `to_dot`. Raises a `FileError` if
+        Graphviz is not installed or the ending is unknown."""
         return picture.render(path, self.to_dot(**style))
 
     def show(self, model: Any = None, task: Any = None, *, height: int = 820, **more: Any) -> Any:
-        """The circuit to be explored in a notebook: what the last line of a cell gives is shown below it.
+        """Return the interactive page of the circuit for a notebook, which shows it if a cell ends in this call.
 
         Args:
-            model, task, more: as for `report`; with a model, sizes are measured and heads show what they attend to.
+            model, task, more: as for `report`; with a model, faithfulness is measured at several sizes and heads show
+                their attention.
             height: of the frame, in pixels.
         """
         data = import_module("circuitfind.report.write").report_data(self, model, task, **more)
         return import_module("circuitfind.report.page").inline(data, height)
 
     def report(self, model: Any, task: Any, path: str | PathLike[str], **more: Any) -> Path:
-        """Writes the report page: the circuit measured on a task, at several sizes and with its heads' attention.
+        """Write the report page: the circuit measured on a task, at several sizes and with its heads' attention.
 
         Args:
-            model, task: where and on what it is measured; with None for both the page shows what the circuit knows.
+            model, task: to measure the circuit with; if both are None, the page shows what the circuit itself holds.
             more: see `circuitfind.report.write.report_data`.
         """
         page: Path = import_module("circuitfind.report.write").write_report(path, self, model, task, **more)
@@ -352,7 +359,7 @@ class Circuit(Result):
 
 
 def as_circuit(graph: Graph, edges: Circuit | Iterable[str] | Mapping[str, Any]) -> Circuit:
-    """A circuit from a circuit (checked against the graph), from edge names or from one edge's name."""
+    """Return a circuit from a circuit (whose graph is checked), from edge names or from the name of one edge."""
     if isinstance(edges, Circuit):
         if edges.graph != graph:
             raise FileError(f"the circuit belongs to another model {graph.unlike(edges.graph)}")

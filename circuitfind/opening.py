@@ -1,10 +1,10 @@
-"""`open`: whatever circuitfind or a supported tool wrote, found out from the file itself; needs no model.
+"""`open`: read any file of circuitfind or a supported tool; the kind is recognised from the file. Needs no model.
 
 1. A `.safetensors` file names its format in its header: scores of edges or nodes, a sweep.
-2. A `.json` result names its format, which leads to the class that reads it (`HOMES`); a file of before that is told by
-   its keys.
-3. A folder that a search or a comparison left is known by the `.json` in it; one of MIB's circuit track holds EAP-IG's
-   files: one of scores, or circuits of several sizes.
+2. A `.json` result names its format, and `HOMES` the class that reads it. Older files without a format are recognised
+   by their keys.
+3. The folder of a search or a comparison is recognised by the name of a `.json` in it. A folder of MIB's circuit track
+   holds EAP-IG files: one of scores, or circuits of several sizes.
 4. Anything else is a circuit or scores: circuit.json, or a file of EAP-IG, ACDC or auto-circuit (`export/foreign.py`).
 """
 
@@ -58,30 +58,30 @@ HOMES = {  # by the format that a JSON file names: the module and the class that
     "circuitfind.verification": "evaluation.verify:Verification",
 }
 FOLDERS = {"find.json": True, "learning.json": True, "compare.json": False}  # whether its class opens the folder
-OLDER = (  # by the keys of files written before they named their format
+OLDER = (  # formats of older files without a format name, by their keys
     ({"points", "cpr"}, "circuitfind.curve"),
     ({"edges", "correlation", "circuit"}, "circuitfind.verification"),
 )
-UNREAD = (  # the same, no longer read: which verb makes them again
+UNREAD = (  # older files that are no longer read, by their keys: the command that makes them again
     ({"senders", "effects"}, "circuitfind patch --path"),
     ({"kinds", "places"}, "circuitfind approximation"),
     ({"head", "tokens", "pattern"}, "circuitfind attention"),
 )
-MOST_KEYS = 6  # of an unknown object, to name it by
+MOST_KEYS = 6  # keys of an unknown object that an error names
 
 
 def open(path: str | PathLike[str], graph: Graph | None = None) -> Any:
-    """The result that a file or folder holds: scores, a circuit, a sweep, a comparison, what `find` found, ...
+    """Read the result in a file or folder: scores, a circuit, a sweep, a comparison, a result of `find`, ...
 
     Args:
-        graph: for a file of another tool: the model's graph; see `Circuit.open`.
+        graph: the model's graph, for a file of another tool; see `Circuit.open`.
 
     Returns:
-        The result; of a folder of circuits (MIB's circuit track) a list of them, smallest first; of a cache of several
-        sets of scores (auto-circuit) these by name.
+        The result; for a folder of circuits (MIB's circuit track) a list of circuits, smallest first; for a cache of
+        several sets of scores (auto-circuit) a dict of scores by name.
 
     Raises:
-        FileError: there is no such file, or it holds nothing that is read here; the error says what it holds.
+        FileError: there is no such file, or it holds no result; the error says what it holds.
     """
     path = Path(path)
     if path.is_dir():
@@ -96,12 +96,12 @@ def open(path: str | PathLike[str], graph: Graph | None = None) -> Any:
         return _foreign(path, graph)
     if path.suffix.lower() != ".json":
         raise FileError(f"{path}: no result: give {READS}")
-    found = foreign.read(path)  # before JSON as such: the scores of these files may be NaN and infinite
+    found = foreign.read(path)  # before other JSON, because scores in these files may be NaN or infinite
     return _json(path) if found is None else _foreign(path, graph)
 
 
 def _foreign(path: Path, graph: Graph | None) -> Any:
-    """A circuit, or the scores of a file without one."""
+    """Return the circuit of another tool's file, or its scores if it has no circuit."""
     found = foreign.read(path, graph=graph)
     assert found is not None, "its ending, or its parts, say that it is one"
     scored = found.scores is not None and found.scores.any()
@@ -154,7 +154,7 @@ def _json(path: Path) -> Any:
         name = next((format for keys, format in OLDER if keys <= content.keys()), None)
     if name in HOMES:
         return _class(name, path).open(path.parent if FOLDERS.get(path.name) else path)
-    if content and not content.keys() & {"edges", "nodes"}:  # no circuit either, of this package or another
+    if content and not content.keys() & {"edges", "nodes"}:  # not a circuit of this package or of another tool
         found = f"'{name}'" if name else f"a JSON object of {', '.join(list(content)[:MOST_KEYS])}"
         raise FileError(f"{path}: holds {found}, no result: give {READS}")
     try:

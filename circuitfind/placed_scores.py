@@ -1,13 +1,13 @@
 """Edge scores by position, or by named span of the prompts (position-aware edges; PEAP, Haklay et al. 2025).
 
-A writer adds to the stream at a token, and a reader reads it there. So an edge's effect is a sum over tokens, and each
-token has its share: `values[place, writer, reader]`, which add up to the edge's score over places. Information crosses
-from token to token inside a head alone: a key or value is read at one place, and the head writes at a later one.
+A writer adds to the residual stream at a token, and a reader reads it at the same token. So an edge's score is a sum
+over tokens: `values[place, writer, reader]` add up over places to the edge's score. Information moves between tokens
+only inside a head (or mixer): a key or value is read at one place, and the head writes at the same or a later one.
 
-To draw the strongest edges, each at its place, they are pruned to what leads from `input` to `logits`:
+For drawing, the strongest edges at their places are pruned to those on a path from `input` to `logits`:
 
 1. A node that is read at a place by `q` or by an MLP has its output there.
-2. A head that reads a key or value at a place may write at any place where it is in the circuit, too; so may a mixer.
+2. A head that reads a key or value at a place, or a mixer that reads there, may have its output at any place.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from circuitfind.result import By, check_by
 from circuitfind.score_base import ScoreTable, open_scores
 from circuitfind.scores import Scores
 
-PLACE = "place"  # of a record's settings: scores are of edges at places, and no effect at all tokens together
+PLACE = "place"  # key of a record's settings that marks scores of edges at one place only
 DRAWN = 40
-ACROSS = ("k", "v", "mixer")  # kinds of readers that other places than their own depend on
+ACROSS = ("k", "v", "mixer")  # kinds of readers that affect outputs at other places
 
 
 class PlacedEdge(NamedTuple):
@@ -46,7 +46,7 @@ class PlacedEdge(NamedTuple):
 class PlacedScores(ScoreTable):
     """Effects of every edge at every place: `values [places, writers, readers]` float32 in units of the metric.
 
-    `positions`: the places' names: spans, or positions such as "3 Mary", tokens of the first pair.
+    `positions`: the names of the places: spans, or positions such as "3 Mary" (tokens of the first pair).
     """
 
     LEVEL = "edge by place"
@@ -64,7 +64,7 @@ class PlacedScores(ScoreTable):
         self._check_finite(self.graph.names(bad))
 
     def __getitem__(self, edge: str) -> np.ndarray:
-        """`[places]`."""
+        """Return the scores of an edge, `[places]`."""
         writer, reader = self.graph.edge(edge)
         return self.values[:, writer, reader]
 
@@ -73,18 +73,19 @@ class PlacedScores(ScoreTable):
         return f"PlacedScores({self.graph.n_edges} edges at {places} by {self.record.method or '?'}; {self.graph})"
 
     def total(self) -> Scores:
-        """The scores of edges over all places."""
+        """Return the scores of edges summed over places."""
         settings = {name: value for name, value in self.record.settings.items() if name != PLACE}
         return Scores(self.graph, self.values.sum(axis=0), replace(self.record, settings=settings))
 
     def at(self, place: str) -> Scores:
-        """The scores of edges at one place."""
+        """Return the scores of edges at one place."""
         if place not in self.positions:
             raise ScoreError(f"no place '{place}': the places are {', '.join(self.positions)}")
         return Scores(self.graph, self.values[self.positions.index(place)], self.record.with_settings(**{PLACE: place}))
 
     def ranked(self, n: int, by: By = "absolute") -> np.ndarray:
-        """`[n, 3]` (place, writer, reader) of the strongest, best first, ties by place in the graph's order."""
+        """Return the n strongest edges as (place, writer, reader), `[n, 3]`, best first, ties by place and then in the
+        graph's order."""
         check_count("n", n)
         check_by(by)
         values = np.abs(self.values) if by == "absolute" else self.values
@@ -94,18 +95,18 @@ class PlacedScores(ScoreTable):
         return np.stack([place, writer, reader], axis=1)
 
     def top(self, n: int, by: By = "absolute") -> list[PlacedEdge]:
-        """The n strongest edges, each at its place."""
+        """Return the n strongest edges, each at its place."""
         return [
             PlacedEdge(self.graph.edge_name(u, r), self.positions[p], float(self.values[p, u, r]))
             for p, u, r in self.ranked(n, by).tolist()
         ]
 
     def rows(self) -> Sequence[PlacedEdge]:
-        """Every edge at every place, strongest first."""
+        """Return every edge at every place, strongest first."""
         return self.top(self.graph.n_edges * len(self.positions))
 
     def to_dict(self) -> dict[str, dict[str, float]]:
-        """By place, `{edge name: effect}`."""
+        """Return `{place: {edge name: effect}}`."""
         return {place: self.at(place).to_dict() for place in self.positions}
 
     def _repr_html_(self) -> str:
@@ -114,17 +115,18 @@ class PlacedScores(ScoreTable):
 
     # ---------------------------------------------------------------- as a picture
     def cut(self, n: int, by: By = "absolute") -> np.ndarray:
-        """`[places, writers, readers]` bool: of the n strongest, what leads from `input` to `logits`."""
+        """Return those of the n strongest edges that are on a path from `input` to `logits`, `[places, writers,
+        readers]` bool."""
         mask = np.zeros(self.values.shape, dtype=bool)
         mask[tuple(self.ranked(n, by).T)] = True
         return connected(self.graph, mask)
 
     def to_dot(self, n: int = DRAWN, by: By = "absolute", title: str | None = None) -> str:
-        """Graphviz source of the n strongest edges, one column a place; `title`: a line above the picture."""
+        """Return Graphviz source of the n strongest edges, with one column a place and `title` above."""
         return placed_picture.source(self.graph, self._drawn(n, by), self.positions, title)
 
     def render(self, path: str | PathLike[str], n: int = DRAWN, by: By = "absolute", title: str | None = None) -> Path:
-        """Draws that to `.svg`, `.png` or `.pdf` with Graphviz's `dot`."""
+        """Draw `to_dot` to `.svg`, `.png` or `.pdf` with Graphviz's `dot`."""
         return picture.render(path, self.to_dot(n, by, title))
 
     def _drawn(self, n: int, by: By) -> list[PlacedRow]:
@@ -133,22 +135,22 @@ class PlacedScores(ScoreTable):
 
     # ---------------------------------------------------------------- files
     def save(self, path: str | PathLike[str], n: int = DRAWN, by: By = "absolute") -> Path:  # type: ignore[override]
-        """Writes safetensors; graph, record and places in the header. `.csv` or `.parquet`: a table;
-        `.neuronpedia.json`: a graph for Neuronpedia's page of the `n` strongest edges, as they are drawn, each in the
-        column of its place."""
+        """Write safetensors with graph, record and places in the header; a table if the name ends in `.csv` or
+        `.parquet`; if it ends in `.neuronpedia.json`, a graph for Neuronpedia's page of the edges that `to_dot` draws,
+        each in the column of its place."""
         if str(path).lower().endswith(neuronpedia.ENDING):
             return neuronpedia.write_placed(path, self.graph, self._drawn(n, by), self.positions, self.record)
         return self._save(path)
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> PlacedScores:
-        """Reads what `save` wrote, without any model."""
+        """Read a safetensors file that `save` wrote; needs no model."""
         graph, values, record, positions = open_scores(path, cls.LEVEL)
         return cls(graph, values, record, positions or ())
 
 
 def connected(graph: Graph, mask: np.ndarray) -> np.ndarray:
-    """The edges at places of `mask`, `[places, writers, readers]` bool, that lie on a path from `input` to `logits`."""
+    """Return those edges of `mask`, `[places, writers, readers]` bool, that are on a path from `input` to `logits`."""
     here = np.array([graph.reader(reader).kind not in ACROSS for reader in range(graph.n_readers)])
     serves = graph.serves.astype(np.float32)
     reached, useful = np.zeros((2, len(mask), graph.n_nodes), dtype=bool)

@@ -1,4 +1,4 @@
-"""What a result says of its own making: model, task, method, sign, seed, versions. Kept in every file."""
+"""`Record`: how a result was made (model, task, method, sign, seed, versions). Every file has it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from circuitfind.version import __version__
 
 SIGN = "effect: metric without ablation - metric with the edge ablated; positive = the edge supports the behaviour"
 NO_EFFECT = "not an effect: "  # how the sign of all other scores begins
-ONCE_NO_EFFECT = "no effect: "  # the same in older files
+ONCE_NO_EFFECT = "no effect: "  # the same prefix in older files
 ONCE_BOS = {"tokenizer's own: added": "added by the tokenizer", "tokenizer's own: none": "none"}  # in older files
 PAIR_DIGITS = 8
 LIBRARIES = ("torch", "transformers", "nnsight", "numpy", "scipy")
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that a result depends on."""
+    """Return the versions of Python, circuitfind and the libraries that a result depends on."""
     own = {"python": platform.python_version(), "circuitfind": __version__}
     return own | {name: _version(name) for name in LIBRARIES}
 
@@ -38,21 +38,21 @@ def _version(library: str) -> str:
 
 
 def fingerprints(clean: Iterable[str], corrupted: Iterable[str]) -> list[str]:
-    """Eight hexadecimal digits for each pair of prompts: enough to tell which pairs two results share."""
+    """Return a hash of eight hexadecimal digits for each pair of prompts, by which results find their shared pairs."""
     texts = (f"{len(a)} {a}{b}".encode("utf-8", "replace") for a, b in zip(clean, corrupted, strict=True))
     return [blake2b(text, digest_size=PAIR_DIGITS // 2).hexdigest() for text in texts]
 
 
 def numbered(keys: Iterable[Hashable]) -> np.ndarray:
-    """A number for each key, the same for equal ones, in the order of their first."""
+    """Number the keys from 0 by first occurrence, equal keys alike, `[keys]`."""
     known: dict[Hashable, int] = {}
     return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class Record(NoFile):
-    """Where a number comes from. `pairs`: `fingerprints` of the pairs that were seen, end to end, empty where that is
-    not known; `settings`: what only some methods have (steps, rule, tolerance, ...)."""
+    """How a result was made. `pairs`: the joined `fingerprints` of the pairs that were used, empty if these are not
+    known; `settings`: options that only some methods have (steps, rule, tolerance, ...)."""
 
     model: str = ""
     task: str = ""
@@ -77,31 +77,31 @@ class Record(NoFile):
         return not self.sign.startswith((NO_EFFECT, ONCE_NO_EFFECT))
 
     def with_settings(self, **more: Any) -> Record:
-        """A copy with further settings."""
+        """Return a copy with further settings."""
         return replace(self, settings={**self.settings, **more})
 
     def each_pair(self) -> list[str]:
-        """The fingerprint of every pair that was seen."""
+        """Return the fingerprints of all pairs that were used."""
         return [self.pairs[start : start + PAIR_DIGITS] for start in range(0, len(self.pairs), PAIR_DIGITS)]
 
     @property
     def copies(self) -> np.ndarray | None:
-        """`[pairs]`, as `BoundTask.copies`; None where the pairs are not known."""
+        """`[pairs]`, as `BoundTask.copies`; None if the pairs are not known."""
         pairs = self.each_pair()
         return numbered(pairs) if len(pairs) == self.n_examples > 0 else None
 
     @property
     def n_distinct(self) -> int:
-        """How many pairs, those of the same prompts counted once."""
+        """Number of pairs, with pairs of the same prompts counted once."""
         copies = self.copies
         return self.n_examples if copies is None else int(copies.max()) + 1
 
     def seen(self, judged: Record) -> int | None:
-        """How many of the pairs that `judged` holds are among this record's; None where either is not known."""
+        """Return how many pairs of `judged` are among this record's pairs; None if either's pairs are not known."""
         mine = set(self.each_pair())
         return sum(pair in mine for pair in judged.each_pair()) if self.pairs and judged.pairs else None
 
     def seeing(self, other: Record) -> Record:
-        """A copy that has seen the other record's pairs, too; what is unknown of either stays unknown."""
+        """Return a copy with the pairs of both records; they are unknown if either's are."""
         both = dict.fromkeys([*self.each_pair(), *other.each_pair()])
         return replace(self, pairs="".join(both) if self.pairs and other.pairs else "")

@@ -1,16 +1,16 @@
-"""What a call returns: data with one base, so that every result saves, opens, tabulates, draws and shows itself alike.
+"""`Result`: the base of everything that a call returns, with its files, tables, figures and text.
 
 A result is a frozen dataclass. Its fields are its content:
 
-1. `to_dict` gives them as JSON values, with the properties named in `DERIVED` beside them, and with all properties of
-   named tuples.
-2. `save` writes that under the result's format, `open` builds the fields from it again, by their type hints. Fields
-   with `metadata=UNSAVED` stay in memory, `metadata=saved_as(...)` gives a field another name there.
-3. `rows` are named tuples, one for each thing that was measured (`ROWS` names the field that holds them); `to_frame`
-   makes columns of them, `save("x.csv")` a table.
-4. `repr` is one line and never lists prompts or arrays; `_repr_html_` is what a notebook shows.
+1. `to_dict` returns the fields as JSON values, the properties that `DERIVED` names, and all properties of named tuples.
+2. `save` writes this under the result's format; `open` rebuilds the fields from it by their type hints. Fields with
+   `metadata=UNSAVED` are not saved; `metadata=saved_as(...)` gives a field another name in files.
+3. `rows` are named tuples, one for each item that was measured (`ROWS` names the field that holds them). `to_frame`
+   returns them as columns, `save("x.csv")` writes them as a table.
+4. `repr` is one line and never lists prompts or arrays; `_repr_html_` is shown in notebooks.
 
-Figures and pages are made by rooms above this one. A result reaches them by name, as pandas reaches a plotting backend.
+Figures and pages are made by packages above this module. They are imported by name when they are asked for, as pandas
+imports a plotting backend.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from circuitfind.errors import FileError, ScoreError
 from circuitfind.export import files, html, table
 from circuitfind.statistics import Interval
 
-UNSAVED: Mapping[str, Any] = {"saved": False}  # metadata of a field that files leave out
+UNSAVED: Mapping[str, Any] = {"saved": False}  # metadata of a field that is not saved
 DRAWING = "circuitfind.plots.plot"
 LONGEST = 60  # characters of a text that a `repr` shows
 
@@ -44,21 +44,22 @@ def check_by(by: str) -> None:
 
 
 def strongest(effects: np.ndarray, n: int, by: str = "absolute") -> np.ndarray:
-    """Indices of the n strongest of `[places]` effects, best first, ties in the given order; NaN is left out."""
+    """Return the indices of the n strongest effects of `[places]`, best first, ties in the given order; NaN is left
+    out."""
     check_by(by)
     key = np.where(np.isnan(effects), -np.inf, np.abs(effects) if by == "absolute" else effects)
     return np.argsort(-key, kind="stable")[: min(n, int((~np.isnan(effects)).sum()))]
 
 
 def saved_as(key: str) -> Mapping[str, Any]:
-    """Metadata of a field that has another name in `to_dict` and in files."""
+    """Return metadata that gives a field another name in `to_dict` and in files."""
     return {"key": key}
 
 
 class Result:
-    """Base of everything that a call returns. FORMAT: what its files say they hold; ROWS: the field whose entries are
-    the rows; DERIVED: properties that `to_dict` adds; OLD_KEYS: keys by which files written before they named their
-    format are known; SHOWN: fields and properties that `repr` names, by default all numbers and short texts."""
+    """Base of everything that a call returns. FORMAT: name of the format in files; ROWS: the field whose entries are
+    the rows; DERIVED: properties that `to_dict` adds; OLD_KEYS: keys that identify files of versions that wrote no
+    format name; SHOWN: fields and properties in `repr`, by default all numbers and short texts."""
 
     FORMAT: ClassVar[str] = ""
     ROWS: ClassVar[str] = ""
@@ -68,13 +69,13 @@ class Result:
 
     # ---------------------------------------------------------------- as data
     def to_dict(self) -> dict[str, Any]:
-        """JSON values, per example too where the result holds examples."""
+        """Return fields and derived properties as JSON values, including values per example."""
         names = {_key(one): one.name for one in _saved(self)} | {name: name for name in self.DERIVED}
         return {key: as_json(getattr(self, name)) for key, name in names.items()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """The result of which `to_dict` is this; what it does not know is passed over."""
+        """Rebuild a result from what `to_dict` returned; unknown keys are ignored."""
         hints, given = _hints(cls), {}  # type: ignore[arg-type]  # a class is hashable
         for one in fields(cls):  # type: ignore[arg-type]  # subclasses are dataclasses
             if _key(one) in content:
@@ -84,16 +85,16 @@ class Result:
         return cls(**given)
 
     def rows(self) -> Sequence[Any]:
-        """Named tuples, one for each thing that was measured."""
+        """Return named tuples, one for each item that was measured."""
         return tuple(getattr(self, self.ROWS)) if self.ROWS else ()
 
     def columns(self) -> dict[str, list[Any]]:
-        """The rows by column; an interval is two columns, `low` and `high`."""
+        """Return the rows as columns by name; an interval is two columns, `low` and `high`."""
         rows = list(map(_flat, self.rows()))
         return {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
 
     def to_frame(self) -> Any:
-        """The rows as a pandas `DataFrame` where pandas is installed, else as columns by name (lists), which
+        """Return the rows as a pandas `DataFrame` if pandas is installed, otherwise as columns by name (lists), which
         `pyarrow.table` and `polars.DataFrame` take."""
         try:
             return import_module("pandas").DataFrame(self.columns())
@@ -102,13 +103,13 @@ class Result:
 
     # ---------------------------------------------------------------- as a file
     def save(self, path: str | PathLike[str], **more: Any) -> Path:
-        """Writes everything as `.json`, or the rows as `.csv` (or as `.parquet`, where pyarrow is installed).
+        """Write everything as `.json`, or the rows as `.csv` (or as `.parquet` if pyarrow is installed).
 
         Args:
-            more: further entries of a `.json`, which reading passes over.
+            more: further entries of a `.json`, which `open` ignores.
 
         Raises:
-            FileError: another ending, or the place cannot be written to.
+            FileError: the ending is another one, or the file cannot be written.
         """
         ending = Path(path).suffix.lower()
         if table.fits(path) and self.ROWS:
@@ -120,7 +121,7 @@ class Result:
 
     @classmethod
     def open(cls, path: str | PathLike[str]) -> Self:
-        """Reads what `save` wrote as `.json`, without any model; FileError where the file is missing, or holds
+        """Read a `.json` that `save` wrote; needs no model. Raises a `FileError` if the file is missing or holds
         something else."""
         content = files.read(path, cls.FORMAT, cls.OLD_KEYS)
         with files.reading(path):
@@ -128,11 +129,11 @@ class Result:
 
     # ---------------------------------------------------------------- as something to look at
     def plot(self, what: str | None = None, **options: Any) -> Any:
-        """A plotly figure of the result; see `circuitfind.plot`."""
+        """Return a plotly figure of the result; see `circuitfind.plot`."""
         return import_module(DRAWING).plot(self, what, **options)
 
     def shown(self) -> dict[str, Any]:
-        """What a line of text says of the result: names and values."""
+        """Return the names and values that `repr` shows."""
         names = self.SHOWN or (*(one.name for one in fields(self)), *self.DERIVED)  # type: ignore[arg-type]
         return {name: value for name in names if _is_short(value := getattr(self, name))}
 
@@ -150,7 +151,7 @@ def _saved(result: Any) -> list[Field[Any]]:
 
 
 def _key(one: Field[Any]) -> str:
-    """A field's name in `to_dict` and in files."""
+    """Return a field's name in `to_dict` and in files."""
     return str(one.metadata.get("key", one.name))
 
 
@@ -165,7 +166,7 @@ def _said(value: Any) -> str:
 
 
 def _flat(row: Any) -> dict[str, Any]:
-    """A row's columns."""
+    """Return a row as values by column."""
     flat: dict[str, Any] = {}
     for name, value in row._asdict().items():
         flat |= value._asdict() if isinstance(value, Interval) else {name: value}
@@ -174,7 +175,7 @@ def _flat(row: Any) -> dict[str, Any]:
 
 # -------------------------------------------------------------------- fields as JSON, and back
 def as_json(value: Any) -> Any:
-    """A field as JSON values: arrays as lists, an interval as two numbers, named tuples as objects."""
+    """Convert a field to JSON values: arrays to lists, an interval to two numbers, named tuples to objects."""
     if isinstance(value, Result | np.ndarray):
         return value.to_dict() if isinstance(value, Result) else value.tolist()
     if isinstance(value, Interval):
@@ -193,7 +194,7 @@ def as_json(value: Any) -> Any:
 
 
 def build(hint: Any, value: Any) -> Any:
-    """A field from its JSON values and its type."""
+    """Rebuild a field from its type hint and its JSON values."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         if value is None and NoneType in parts:

@@ -1,16 +1,16 @@
-"""What scores of edges and scores of nodes share: their checks, their file, and how nodes rank edges.
+"""Shared code of edge and node scores: checks, the file format, and the ranking of edges by nodes.
 
 The file is safetensors with one array `values`; format, level, graph and record are in the header as JSON. Node scores
-by position also name the positions (`positions`, which older files lack).
+by position also have the labels of the positions (`positions`, missing in older files).
 
 Node methods are compared with edge methods by ranking edges by their nodes (`edge_values`):
 
-1. A circuit of nodes has every edge between them. So an edge comes in with the weaker of its two ends: its score is the
-   smaller of their scores. `input` and `logits` are always in, and a shared key/value head is in with the best of the
-   heads that it serves.
-2. Among edges of the same weaker end the one with the stronger other end comes first; then the graph's order decides.
-3. One number per edge holds 1 and 2: equal scores are moved up apart by single steps of float32 (at most as many as
-   there are nodes, a part in 10^4), so a value is the weaker end's score to three digits, and a file keeps the order.
+1. A circuit of nodes has every edge between them. So an edge is added with the weaker of its two ends, and its score is
+   the smaller of their scores. `input` and `logits` are always in. A shared key/value head has the score of the best
+   head that it serves.
+2. Of edges with the same weaker end, the one with the stronger other end comes first; then the graph's order decides.
+3. One number per edge encodes 1 and 2: equal scores are increased by single steps of float32 (at most as many as there
+   are nodes, a part in 10^4), so a value is the weaker end's score to three digits, and files keep the order.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ScoreTable(Result):
 
     @property
     def unit(self) -> str:
-        """What a number is called: "effect", or "score" where it is not one."""
+        """The word for a number: "effect", or "score" if it is not an effect."""
         return "effect" if self.record.is_effect else "score"
 
     def _check_array(self) -> None:
@@ -58,7 +58,7 @@ class ScoreTable(Result):
             raise ScoreError(f"scores are {what}: give a numpy array of numbers, np.asarray(scores, dtype=np.float32)")
 
     def _check_finite(self, bad: Sequence[str]) -> None:
-        """Raises an error where values are NaN or infinite, those of the edges or nodes `bad`."""
+        """Raise a `ScoreError` if `bad`, the edges or nodes whose values are NaN or infinite, is not empty."""
         if bad:
             what = "NaN" if np.isnan(self.values).any() else "infinite"
             raise ScoreError(
@@ -77,7 +77,7 @@ class ScoreTable(Result):
 
 
 def open_scores(path: str | PathLike[str], level: str) -> tuple[Graph, np.ndarray, Record, tuple[str, ...] | None]:
-    """Graph, values, record and names of the positions, as `save` wrote them."""
+    """Return the graph, values, record and labels of the positions of a file that `save` wrote."""
     files.check_file(path)
     try:
         with safe_open(str(path), framework="numpy") as file:
@@ -103,8 +103,8 @@ def open_scores(path: str | PathLike[str], level: str) -> tuple[Graph, np.ndarra
 
 # -------------------------------------------------------------------- nodes as edges
 def edge_values(graph: Graph, key: np.ndarray) -> np.ndarray:
-    """`[writers, readers]` float32 that sorts edges as described above, zero where there is no edge; `key` [writers] is
-    what nodes are ranked by, higher = better."""
+    """Return float32 values `[writers, readers]` that rank edges as described above, zero where there is no edge.
+    `key`: `[writers]`, the values that nodes are ranked by, higher = better."""
     nodes = np.append(key, np.inf).astype(np.float32)
     above_all = np.nextafter(nodes[1:-1].max(), np.float32(np.inf))
     nodes[0] = np.inf
@@ -122,7 +122,7 @@ def edge_values(graph: Graph, key: np.ndarray) -> np.ndarray:
 
 
 def _steps(values: np.ndarray) -> np.ndarray:
-    """Float32 as whole numbers in the same order: neighbours differ by 1."""
+    """Map float32 to integers in the same order, so that adjacent floats differ by 1."""
     bits = values.view(np.uint32).astype(np.int64)
     return np.where(bits < SIGN_BIT, bits, SIGN_BIT - bits)
 

@@ -1,16 +1,16 @@
-"""Numbers over the edges or the nodes of a graph, and the ways to cut a circuit from them.
+"""Scores of the edges or the nodes of a graph, and the ways to cut a circuit from them.
 
-Of edges (`Scores`):
+Edges (`Scores`):
 
 1. `top(n)`: the n edges of highest magnitude (`by="absolute"`, the default) or highest score (`by="signed"`).
 2. `threshold(t)`: the edges whose magnitude (or score) is at least t.
 3. `greedy(n)`: grown from `logits`: of all edges into nodes that are already in, the best one comes next
    (Hanna et al. 2024); every edge has a path to the logits by construction.
 
-Each cut is pruned to what is connected from `input` to `logits` unless `prune=False`: it can hold fewer than n edges.
-Ties are broken by the graph's order, so a cut is the same on every machine.
+Each cut is pruned to the edges on a path from `input` to `logits` unless `prune=False`, so it can hold fewer than n
+edges. Ties are broken by the graph's order, so a cut is the same on every machine.
 
-Of nodes (`NodeScores`): `circuit(n)` holds all edges among the n best nodes, `to_edges()` ranks edges by their nodes.
+Nodes (`NodeScores`): `circuit(n)` holds all edges among the n best nodes, `to_edges()` ranks edges by their nodes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class EdgeScore(NamedTuple):
 
 
 class NodeScore(NamedTuple):
-    """One node, the position (its label or number; empty where positions are summed), and the score."""
+    """One node, its position (label or number; empty if positions are summed), and its score."""
 
     node: str
     position: str
@@ -85,34 +85,34 @@ class Scores(ScoreTable):
         return f"Scores({len(self)} edges by {self.record.method or '?'}; {self.graph})"
 
     def to_dict(self) -> dict[str, float]:
-        """`{edge name: effect}` of every edge of the graph."""
+        """Return `{edge name: effect}` of every edge of the graph."""
         names = self.graph.names(self.graph.real)
         return dict(zip(names, self.values.T[self.graph.real.T].tolist(), strict=True))
 
     def rows(self) -> tuple[EdgeScore, ...]:
-        """Every edge, in the graph's order."""
+        """Return every edge with its score, in the graph's order."""
         return tuple(EdgeScore(name, *ends_of(name), score) for name, score in self.to_dict().items())
 
     def key(self, by: By = "absolute") -> np.ndarray:
-        """`[writers, readers]`: what edges are ranked by; -inf where there is no edge."""
+        """Return the values that edges are ranked by, `[writers, readers]`; -inf where there is no edge."""
         check_by(by)
         values = np.abs(self.values) if by == "absolute" else self.values
         return np.where(self.graph.real, values, -np.inf)
 
     def ranked(self, by: By = "absolute") -> np.ndarray:
-        """`[edges, 2]` (writer, reader) of every edge, best first, ties in the graph's order."""
+        """Return every edge as (writer, reader), `[edges, 2]`, best first, ties in the graph's order."""
         key = self.key(by).T.ravel()
         order = np.argsort(-key, kind="stable")[: self.graph.n_edges]
         readers, writers = np.divmod(order, self.graph.n_writers)
         return np.stack([writers, readers], axis=1)
 
     def heatmap(self) -> Any:
-        """A plotly figure: effects summed by layer and kind, writers down, readers across."""
+        """Return a plotly figure: effects summed by layer and kind, a row a writer, a column a reader."""
         return self.plot("layers")
 
     def layers(self) -> np.ndarray:
-        """`[writers' layers, readers' layers]`: edge scores summed, NaN where there is no edge; rows are `input` and
-        the layers, columns the layers and `logits`."""
+        """Return edge scores summed by layer, `[writers' layers, readers' layers]`, NaN where there is no edge; rows
+        are `input` and the layers, columns the layers and `logits`."""
         graph = self.graph
         rows = [slice(0, 1), *(slice(graph.head(at), graph.head(at + 1)) for at in range(graph.n_layers))]
         columns = [*(graph.readers(at, "all") for at in range(graph.n_layers)), graph.readers(0, "logits")]
@@ -128,7 +128,7 @@ class Scores(ScoreTable):
 
     # ---------------------------------------------------------------- cuts
     def top(self, n: int, by: By = "absolute", prune: bool = True) -> Circuit:
-        """The n strongest edges."""
+        """Return the circuit of the n strongest edges."""
         check_count("n", n)
         mask = np.zeros_like(self.graph.real)
         best = self.ranked(by)[:n]
@@ -136,22 +136,22 @@ class Scores(ScoreTable):
         return self.cut(mask, prune, cut="top", n=n, by=by)
 
     def threshold(self, t: float, by: By = "absolute", prune: bool = True) -> Circuit:
-        """The edges that reach t (in units of the scores)."""
+        """Return the circuit of the edges of at least t, in units of the scores."""
         if not isinstance(t, Real) or math.isnan(t):
             raise ScoreError(f"t={t!r} is not a threshold: give a number in units of the scores")
         return self.cut((self.key(by) >= t) & self.graph.real, prune, cut="threshold", t=t, by=by)
 
     def greedy(self, n: int, by: By = "absolute", prune: bool = True) -> Circuit:
-        """n edges grown from the logits."""
+        """Return a circuit of n edges grown from the logits (see the module docstring)."""
         check_count("n", n)
         graph, key = self.graph, self.key(by)
         mask = np.zeros_like(graph.real)
         inside: set[int] = set()
-        columns: dict[int, Iterator[tuple[float, int, int]]] = {}  # by reader: its edges that are out, best first
+        columns: dict[int, Iterator[tuple[float, int, int]]] = {}  # by reader: its remaining edges, best first
         frontier: list[tuple[float, int, int]] = []  # a heap: the first of every column
 
         def enter(node: int) -> None:
-            """Offers the edges into a node that has just come in."""
+            """Put the edges into a node that was just added on the heap."""
             inside.add(node)
             for reader in np.flatnonzero(graph.serves[:, node]).tolist():
                 if reader in columns:  # a shared key/value head serves several nodes
@@ -172,19 +172,20 @@ class Scores(ScoreTable):
         return self.cut(mask, prune, cut="greedy", n=n, by=by)
 
     def cut(self, mask: np.ndarray, prune: bool = True, **settings: object) -> Circuit:
-        """The circuit of `mask`, with `settings` in its record, and with these scores as its estimates if they are
-        effects."""
+        """Return the circuit of `mask`, with `settings` in its record, and with these scores as its estimates if they
+        are effects."""
         mask = connected(self.graph, mask) if prune else mask
         estimates = self.values if self.record.is_effect else None
         return Circuit(self.graph, mask, estimates=estimates, record=self.record.with_settings(**settings))
 
     def of_nodes(self) -> NodeScores:
-        """Node scores as sums over outgoing edges, the first-order effect of ablating the node's whole output."""
+        """Return node scores, each the sum over a node's outgoing edges: the first-order effect of ablating its
+        output."""
         return NodeScores(self.graph, np.where(self.graph.real, self.values, 0).sum(axis=1), self.record)
 
     @classmethod
     def of(cls, circuit: Circuit) -> Scores | None:
-        """The estimates of a circuit; None where some edge has none, as after a circuit.json."""
+        """Return a circuit's estimates; None if some edge of the graph has none, as after reading a circuit.json."""
         values = circuit.estimates
         if values is None or not np.isfinite(values[circuit.graph.real]).all():
             return None
@@ -192,12 +193,12 @@ class Scores(ScoreTable):
 
     # ---------------------------------------------------------------- files
     def save(self, path: str | PathLike[str], format: eap_ig.Format = "circuitfind") -> Path:  # type: ignore[override]
-        """Writes safetensors, graph and record in the header; "eap-ig": the EAP-IG library's `.json` or `.pt`; under a
-        name in `.csv` or `.parquet` a table.
+        """Write safetensors with graph and record in the header; with "eap-ig" the EAP-IG library's `.json` or `.pt`;
+        a table if the name ends in `.csv` or `.parquet`.
 
         Raises:
-            FileError: the file cannot be written; or "eap-ig" for scores of shared keys and values: that file has them
-                by query head (`attribute(ungrouped=True)`).
+            FileError: the file cannot be written; or "eap-ig" for a grouped-query model's scores: that file has keys
+                and values by query head (`attribute(ungrouped=True)`).
         """
         if eap_ig.check_format(format) == "eap-ig":
             return eap_ig.write(path, Foreign(self.graph, np.zeros_like(self.graph.real), self.values))
@@ -205,10 +206,11 @@ class Scores(ScoreTable):
 
     @classmethod
     def open(cls, path: str | PathLike[str], sign: foreign.Sign = "effect", graph: Graph | None = None) -> Scores:
-        """Reads what `save` wrote, in either format, without any model.
+        """Read a file that `save` wrote, in either format; needs no model.
 
         Args:
-            sign, graph: of an EAP-IG file; see `Circuit.open`. Scores of query heads are summed into a shared head's.
+            sign, graph: for an EAP-IG file; see `Circuit.open`. Scores of query heads that share a key/value head are
+                summed.
         """
         return cls(*(foreign.read_scores(path, "edge", sign, graph) or open_scores(path, "edge")[:3]))
 
@@ -220,8 +222,8 @@ class NodeScores(ScoreTable):
     Baselines' scores are not effects (`record.is_effect`); `record.sign` says what they are.
 
     Attributes:
-        positions: of scores by position, what each is called, such as "3 Mary": tokens of the first pair. None where
-            that is not known.
+        positions: for scores by position, a label for each, such as "3 Mary" (tokens of the first pair); None if the
+            labels are not known.
     """
 
     LEVEL = "node"
@@ -250,31 +252,31 @@ class NodeScores(ScoreTable):
         return f"NodeScores({self.graph.n_writers} nodes{by} by {self.record.method or '?'}; {self.graph})"
 
     def to_dict(self) -> dict[str, float | list[float]]:
-        """`{node name: effect}`, or lists over positions."""
+        """Return `{node name: effect}`; by position, each effect is a list over positions."""
         return dict(zip(self.graph.writer_names, self.values.tolist(), strict=True))
 
     def rows(self) -> tuple[NodeScore, ...]:
-        """Every node, at each position where they go by position."""
+        """Return every node with its score, at every position if scored by position."""
         values = self.values.reshape(self.graph.n_writers, -1)
         labels = self.positions or (list(map(str, range(values.shape[1]))) if self.values.ndim > 1 else [""])
         cells = zip(self.graph.writer_names, values.tolist(), strict=True)
         return tuple(NodeScore(node, *pair) for node, row in cells for pair in zip(labels, row, strict=True))
 
     def heads(self) -> np.ndarray:
-        """`[layer, head, ...]`: the heads' scores; NaN in a layer with a mixer in place of attention."""
+        """Return the heads' scores, `[layer, head, ...]`; NaN in a layer with a mixer in place of attention."""
         found = np.full((self.graph.n_layers, self.graph.n_heads, *self.values.shape[1:]), np.nan, self.values.dtype)
         for layer in set(range(self.graph.n_layers)) - set(self.graph.mixers):
             found[layer] = self.values[self.graph.heads(layer)]
         return found
 
     def key(self, by: By = "absolute") -> np.ndarray:
-        """`[writers]`: what nodes are ranked by (positions summed)."""
+        """Return the values that nodes are ranked by, summed over positions, `[writers]`."""
         check_by(by)
         total = self.values.reshape(self.graph.n_writers, -1).sum(axis=1)
         return np.asarray(np.abs(total) if by == "absolute" else total)
 
     def top(self, n: int, by: By = "absolute") -> list[str]:
-        """Names of the n strongest nodes, best first."""
+        """Return the names of the n strongest nodes, best first."""
         check_count("n", n)
         return [self.graph.writer_names[i] for i in strongest(self.key(by), n, "signed")]
 
@@ -293,8 +295,8 @@ class NodeScores(ScoreTable):
 
     # ---------------------------------------------------------------- nodes as edges
     def circuit(self, nodes: int | Iterable[str], by: By = "absolute") -> Circuit:
-        """All edges among some nodes, with `input` and `logits`. `nodes`: names, or how many of the best besides
-        `input`; FileError where the graph has no such node."""
+        """Return the circuit of all edges among some nodes, `input` and `logits`. `nodes`: names, or the number of best
+        nodes besides `input`. Raises a `FileError` if the graph has no such node."""
         graph, kept = self.graph, np.zeros(self.graph.n_nodes, dtype=bool)
         settings: dict[str, Any] = {"cut": "nodes"}
         if isinstance(nodes, Iterable):
@@ -307,10 +309,11 @@ class NodeScores(ScoreTable):
         return Circuit(graph, graph.among(kept), record=self.record.with_settings(**settings))
 
     def to_edges(self, by: By = "absolute") -> Scores:
-        """The edges in the order in which they come in as nodes do, best first; see `circuitfind/score_base.py`.
+        """Return edge scores that rank edges as circuits of more and more nodes add them; see
+        `circuitfind/score_base.py`.
 
-        An edge's score is that of its weaker end (`input` and `logits` are always in): the magnitude, or the signed
-        score (then rank the result by="signed", too). It is not an effect of the edge.
+        An edge's score is the magnitude or the signed score of its weaker end, not an effect of the edge (`input` and
+        `logits` are never the weaker end). With by="signed", rank the result by="signed", too.
         """
         sign = f"{NO_EFFECT}the {'magnitude' if by == 'absolute' else 'score'} of the weaker of an edge's two nodes"
         record = replace(self.record, sign=sign).with_settings(level="edge", nodes_by=by)
@@ -318,7 +321,8 @@ class NodeScores(ScoreTable):
 
     # ---------------------------------------------------------------- files
     def save(self, path: str | PathLike[str], format: eap_ig.Format = "circuitfind") -> Path:  # type: ignore[override]
-        """Writes safetensors, graph and record in the header; "eap-ig": the EAP-IG library's `.json` or `.pt`."""
+        """Write safetensors with graph and record in the header; with "eap-ig" the EAP-IG library's `.json` or
+        `.pt`."""
         if eap_ig.check_format(format) == "eap-ig":
             if self.values.ndim > 1:
                 raise FileError(f"{path}: the file holds one score a node: sum these over positions first")
@@ -327,5 +331,5 @@ class NodeScores(ScoreTable):
 
     @classmethod
     def open(cls, path: str | PathLike[str], sign: foreign.Sign = "effect", graph: Graph | None = None) -> NodeScores:
-        """Reads what `save` wrote, in either format, without any model; `sign` and `graph`: see `Circuit.open`."""
+        """Read a file that `save` wrote, in either format; needs no model. `sign` and `graph`: see `Circuit.open`."""
         return cls(*(foreign.read_scores(path, "node", sign, graph) or open_scores(path, "node")))

@@ -8,9 +8,9 @@ Intervals are the jackknife's (Tukey 1958), with Student's t for few examples:
 3. The interval is the statistic, plus and minus the error times the t quantile of G - 1 degrees of freedom.
 
 For a mean this is the t interval. `benchmarks/coverage.py` measures how often intervals of 95% hold the true value: 91%
-to 97% from 4 examples on, where the percentile bootstrap has 74% to 82% at 4. Where a few of the pairs behave otherwise
-than the rest, no interval of a handful of pairs can know it: a ratio that one pair in five pulls down is held by 59% at
-4 pairs, 80% at 8 and 88% at 16.
+to 97% from 4 examples on, while the percentile bootstrap has 74% to 82% at 4. If a few pairs behave differently from
+the rest, a small sample may contain none of them: a ratio that one pair in five pulls down is covered by 59% of
+intervals at 4 pairs, 80% at 8 and 88% at 16.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class Interval(NamedTuple):
     high: float
 
 
-FEW = 16  # intervals over fewer pairs are shown with a warning
+FEW = 16  # intervals over fewer pairs are shown with a caution
 
 
 def of_few(distinct: int) -> str:
-    """A warning for intervals over few different pairs; empty if there are enough."""
+    """Return a caution about intervals over few different pairs; empty if there are at least `FEW`, or none."""
     if distinct == 1:
         return "One pair gives no interval: it is not known how much others would differ."
     text = f"Intervals from only {distinct} different pairs may miss pairs that behave differently."
@@ -47,8 +47,8 @@ UNKNOWN = Interval(float("nan"), float("nan"))
 
 
 def left_out(values: np.ndarray, copies: np.ndarray | None = None) -> np.ndarray:
-    """`[..., groups]`: means over the last axis without one example, or without all copies of one. `copies`:
-    `[examples]`, the same whole number for copies of one example; None: all are distinct."""
+    """Return means over the last axis with each example, or all copies of it, left out in turn, `[..., groups]`.
+    `copies`: `[examples]`, the same integer for copies of one example; None if all are distinct."""
     values = np.asarray(values, dtype=np.float64)
     size = values.shape[-1]
     sizes, sums = np.ones(size, dtype=np.int64), values
@@ -61,19 +61,20 @@ def left_out(values: np.ndarray, copies: np.ndarray | None = None) -> np.ndarray
 
 
 def standard_errors(left_out: np.ndarray) -> np.ndarray:
-    """`[...]`, of a statistic from its values with each group left out, `[..., groups]`; NaN for a single group."""
+    """Return the standard error `[...]` of a statistic from its values with each group left out, `[..., groups]`; NaN
+    for a single group."""
     groups = left_out.shape[-1]
     return np.asarray(((groups - 1) * left_out.var(-1)) ** 0.5 if groups > 1 else np.full(left_out.shape[:-1], np.nan))
 
 
 def jackknife(estimate: np.ndarray, left_out: np.ndarray, level: float = 0.95) -> np.ndarray:
-    """Intervals `[..., 2]` of a statistic `[...]` from its values with each group left out, `[..., groups]`."""
+    """Return intervals `[..., 2]` of a statistic `[...]` from its values with each group left out, `[..., groups]`."""
     reach = special.stdtrit(left_out.shape[-1] - 1, (1 + level) / 2) * standard_errors(left_out)
     return np.stack([estimate - reach, estimate + reach], axis=-1)
 
 
 def mean_intervals(values: np.ndarray, copies: np.ndarray | None = None, level: float = 0.95) -> np.ndarray:
-    """Intervals `[..., 2]` of the mean over the last axis."""
+    """Return intervals `[..., 2]` of the mean over the last axis."""
     return jackknife(values.mean(-1), left_out(values, copies), level)
 
 
@@ -83,19 +84,19 @@ def magnitude_intervals(estimate: np.ndarray, left_out: np.ndarray) -> np.ndarra
 
 
 def ratio_interval(top: np.ndarray, bottom: np.ndarray, copies: np.ndarray | None = None) -> Interval:
-    """The 95% interval of mean(top) / mean(bottom) over paired examples."""
+    """Return the 95% interval of mean(top) / mean(bottom) over paired examples."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios, ratio = left_out(top, copies) / left_out(bottom, copies), top.mean() / bottom.mean()
     return Interval(*jackknife(ratio, ratios).tolist())
 
 
 def as_intervals(ends: np.ndarray) -> list[Interval]:
-    """Rows of `[rows, 2]` by name."""
+    """Convert rows of `[rows, 2]` to intervals."""
     return [Interval(*row) for row in ends.tolist()]
 
 
 def standard_error(values: np.ndarray, copies: np.ndarray | None = None) -> float:
-    """Of the mean over examples; 0 where a single one leaves it unknown. A mean within twice it is noise."""
+    """Return the standard error of the mean over examples; 0 for a single example, whose error is unknown."""
     error = float(standard_errors(left_out(values, copies)))
     return error if error == error else 0.0
 
@@ -119,15 +120,15 @@ def ranks(values: np.ndarray) -> np.ndarray:
 
 
 def at_least(count: int | np.ndarray, size: int, chance: float) -> np.ndarray:
-    """Probability of so many successes or more in `size` tries, each with this chance."""
+    """Return the probability of at least `count` successes in `size` trials, each with probability `chance`."""
     return np.asarray(special.bdtrc(np.asarray(count) - 1, size, chance))
 
 
 def adjusted(p_values: np.ndarray, correction: str = "holm") -> np.ndarray:
-    """p-values `[tests]` of a family of tests, corrected so that a bound on each is a bound on any false rejection
-    among them; NaN where a test could not be made, which is then no member of the family. "bonferroni" multiplies by
-    the number of tests; "holm" (1979) multiplies the smallest by it, the next by one less, and so on, never below the
-    one before: it rejects all that Bonferroni does; or "none"."""
+    """Return p-values `[tests]` corrected for multiple testing (family-wise error rate). NaN marks a test that could
+    not be made and does not count. "bonferroni" multiplies by the number of tests; "holm" (1979) multiplies the
+    smallest p-value by it, the next by one less, and so on, and never returns less than for a smaller p-value; "none"
+    changes nothing. Holm rejects everything that Bonferroni rejects."""
     if correction not in CORRECTIONS:
         raise ScoreError(f"correction '{correction}' is unknown: use one of {', '.join(CORRECTIONS)}")
     p_values = np.asarray(p_values, dtype=np.float64)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from toys import id_task, wrapped
 
 import circuitfind as cf
@@ -117,3 +118,17 @@ def test_what_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         cf.clusters(wrapped("gpt2"), replace(id_task(lengths), name="ids"), **options)
+
+
+def test_a_pair_without_scores_is_named_by_its_row_in_the_task() -> None:
+    task = id_task((5,) * 10)
+    clean, corrupted = (torch.as_tensor(side).clone() for side in (task.clean, task.corrupted))
+    clean[1], corrupted[1] = clean[0], corrupted[0]  # a copy, which is left out before pairs are scored
+    clean[:, 1], clean[9, 1] = 3, 4
+
+    def constant_on_row_9(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+        return logits[:, 5] * (batch.clean.ids[:, 1] == 3)
+
+    task = replace(task, clean=clean, corrupted=corrupted)
+    with pytest.raises(cf.ScoreError, match="pair 9 has no score at any edge"):
+        cf.clusters(wrapped("gpt2"), task, method="eap", metric=constant_on_row_9)

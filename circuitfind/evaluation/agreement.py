@@ -1,4 +1,4 @@
-"""Agreement with a reference circuit: how well scores rank its items, and how many of them a circuit has.
+"""Agreement with a reference circuit: how well scores rank its items, and how many of them a circuit contains.
 
 1. Items are all edges (`level="edge"`), all heads and MLPs ("node"), or all heads ("head") of the model; those in the
    reference are true. Nothing is pruned.
@@ -45,7 +45,7 @@ def _ratio(part: int, whole: int) -> float:
 
 
 class Counts(NamedTuple):
-    """Items found against the true ones."""
+    """Confusion counts of the items found against the items of the reference."""
 
     true_positives: int
     false_positives: int
@@ -59,29 +59,29 @@ class Counts(NamedTuple):
 
     @property
     def precision(self) -> float:
-        """True share of what was found; NaN where nothing was found."""
+        """Fraction of the items found that are true; NaN if none were found."""
         return _ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
     def recall(self) -> float:
-        """Found share of what is true: the true positive rate."""
+        """True positive rate: fraction of the true items that were found."""
         return _ratio(self.true_positives, self.true_positives + self.false_negatives)
 
     @property
     def f1(self) -> float:
-        """Harmonic mean of precision and recall; 0 where nothing that is true was found."""
+        """Harmonic mean of precision and recall; 0 if no true item was found."""
         return _ratio(2 * self.true_positives, 2 * self.true_positives + self.false_positives + self.false_negatives)
 
     @property
     def fall_out(self) -> float:
-        """Found share of what is not true: the false positive rate."""
+        """False positive rate: fraction of the other items that were found."""
         return _ratio(self.false_positives, self.false_positives + self.true_negatives)
 
 
 @dataclass(frozen=True, eq=False)
 class Roc:
-    """Rates and precision of the items that reach each threshold, `[thresholds + 1]`, from (0, 0) to (1, 1). The first
-    threshold is infinite: no item reaches it, and its precision is NaN."""
+    """ROC curve from (0, 0) to (1, 1): false and true positive rates and precision of the items that reach each
+    threshold, `[thresholds + 1]`. The first threshold is infinite: no item reaches it, and its precision is NaN."""
 
     thresholds: np.ndarray
     fpr: np.ndarray
@@ -95,12 +95,12 @@ class Roc:
 
     @property
     def average_precision(self) -> float:
-        """1 for a perfect ranking, about the share of true items for a random one."""
+        """Average precision: 1 for a perfect ranking, about the fraction of true items for a random one."""
         return float(np.sum(np.diff(self.tpr) * self.precision[1:]))
 
 
 class ClassHeads(NamedTuple):
-    """Heads of one class of the reference that the circuit has, and that it lacks."""
+    """Heads of one class of the reference: those in the circuit, and those missing from it."""
 
     recovered: tuple[str, ...]
     missed: tuple[str, ...]
@@ -108,7 +108,7 @@ class ClassHeads(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Agreement(Result):
-    """Scores or a circuit against a reference.
+    """How well scores or a circuit agree with a reference circuit.
 
     Attributes:
         n_items, n_true: items, and how many of them are in the reference.
@@ -116,7 +116,7 @@ class Agreement(Result):
         mib_auroc: by MIB's ten greedy circuits; NaN without a ranking of edges.
         found: the circuit's counts, with its point in the ROC plane (`fall_out`, `recall`); None without a circuit.
         heads: by class of the reference; empty without a circuit.
-        roc: of the ranking; None without one. Not in files.
+        roc: of the ranking; None without one. Not saved.
     """
 
     FORMAT = "circuitfind.agreement"
@@ -137,7 +137,7 @@ class Agreement(Result):
 def agreement(
     result: Scores | NodeScores | Circuit, reference: Reference | str, *, by: By = "absolute", level: Level = "edge"
 ) -> Agreement:
-    """Compares scores or a circuit with a reference circuit.
+    """Compare scores or a circuit with a reference circuit.
 
     Args:
         result: node scores by position are summed over positions.
@@ -173,12 +173,12 @@ def agreement(
 
 
 def levels_of(target: Reference) -> list[Level]:
-    """The levels at which a reference holds something to agree with."""
+    """Return the levels at which a reference has items."""
     return [level for level in LEVELS if _items(target, level)[1].any()]
 
 
 def check_same_graph(graph: Graph, target: Reference) -> None:
-    """Raises a `ScoreError` for a reference circuit of another graph."""
+    """Raise a `ScoreError` if the reference circuit belongs to another graph."""
     if graph == target.graph:
         return
     mine, other = (f"{one} (d_model {one.d_model})" for one in (graph, target.graph))
@@ -188,7 +188,8 @@ def check_same_graph(graph: Graph, target: Reference) -> None:
 
 
 def _items(target: Reference, level: Level) -> tuple[np.ndarray, np.ndarray]:
-    """`[writers, readers]` or `[writers]` bool, what is compared; `[items]` bool, which of that is in the reference."""
+    """Return which edges `[writers, readers]` or nodes `[writers]` are compared, and `[items]` bool, which of these are
+    in the reference."""
     graph = target.graph
     if level == "edge":
         return target.possible, target.mask[target.possible]
@@ -200,7 +201,7 @@ def _items(target: Reference, level: Level) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _key(ranking: Scores | NodeScores, target: Reference, by: By, level: Level) -> np.ndarray:
-    """`[writers, readers]` or `[writers]`: what items rank by."""
+    """Return the values that items are ranked by, `[writers, readers]` or `[writers]`."""
     if isinstance(ranking, NodeScores):
         if level == "edge":
             raise ScoreError("node scores rank no edges: compare them at level='node' or 'head'")
@@ -213,7 +214,7 @@ def _key(ranking: Scores | NodeScores, target: Reference, by: By, level: Level) 
 
 
 def _mib(scores: Scores, target: Reference, by: By) -> float:
-    """MIB's area under the ROC."""
+    """Return MIB's area under the ROC."""
     items, sizes = target.possible, [int(part * scores.graph.n_edges) for part in PERCENTAGES]
     counts = [Counts.of(scores.greedy(size, by).mask[items], target.mask[items]) for size in sizes]
     fpr, tpr = (np.array([getattr(count, rate) for count in counts]) for rate in ("fall_out", "recall"))
@@ -221,7 +222,7 @@ def _mib(scores: Scores, target: Reference, by: By) -> float:
 
 
 def _by_class(circuit: Circuit, target: Reference) -> dict[str, ClassHeads]:
-    """Which heads of each class the circuit has."""
+    """Return which heads of each class are in the circuit, and which are not."""
     inside = set(circuit.nodes)
     classes = target.heads or {"heads": tuple(np.array(target.graph.writer_names)[target.head_mask].tolist())}
     return {
@@ -231,8 +232,8 @@ def _by_class(circuit: Circuit, target: Reference) -> dict[str, ClassHeads]:
 
 
 def roc(scores: np.ndarray, truth: np.ndarray) -> Roc:
-    """The curve of `[items]` scores (higher = more likely in) and `[items]` bool; ScoreError where all items are true,
-    or none."""
+    """Return the ROC curve of scores `[items]` (higher = more likely in the reference) against `truth`, `[items]` bool.
+    Raises a `ScoreError` if all items are true, or none."""
     positives = int(truth.sum())
     if not 0 < positives < len(truth):
         raise ScoreError(

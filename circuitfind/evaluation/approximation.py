@@ -1,9 +1,9 @@
-"""How well attribution patching estimates what patching measures, place by place, and where it fails.
+"""Attribution patching against activation patching: how well estimates agree with exact effects, and where they fail.
 
 1. Each kind of place is swept twice: estimated (`circuitfind.attribute`) and patched exactly (`circuitfind.patch`).
 2. Both are compared over all places of a kind and over each of its layers (`Fit`).
-3. Where estimates fail, two measurements say why (`approximation_fit.py`): how much flatter the gradient is at the run
-   where it was taken than at the other one, and how large the replaced change is relative to what it is part of:
+3. If estimates fail, two measurements may explain why (`approximation_fit.py`): how much flatter the gradient is at the
+   run where it was taken than at the other run, and how large the change is relative to the activation that it changes:
 
        size = root of (sum of |change|^2 over tokens and units) / (sum of |whole|^2 over the same tokens and units)
 
@@ -49,8 +49,8 @@ KINDS = ("resid", "attn", "mlp", "heads")
 
 
 class EstimatedPlace(NamedTuple):
-    """A place: its kind, layer, name, position or span (empty where all positions are patched), estimate, and exact
-    effect with its 95% interval over examples."""
+    """A place: its kind, layer, name, position or span (empty if all positions are patched together), estimate, and
+    exact effect with its 95% interval over examples."""
 
     kind: str
     layer: int
@@ -63,9 +63,9 @@ class EstimatedPlace(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """One kind of place. `sizes`: by layer, how large the replaced change is relative to what it is part of;
-    `other_end`: sum of |estimates| with the gradient at the other run, over that of the estimates, or None where these
-    do not come from a single gradient between two runs."""
+    """Estimates and exact effects of one kind of place. `sizes`: by layer, size of the change relative to the
+    activation that it changes. `other_end`: sum of |estimates| with the gradient at the other run, divided by the same
+    sum with the gradient used; None if the estimates do not come from a single gradient between two runs."""
 
     estimated: Sweep
     exact: Sweep
@@ -77,7 +77,7 @@ class Compared(NamedTuple):
         return [int(label) for label in self.exact.axes[0].labels]
 
     def fit(self, layer: int | None = None) -> Fit:
-        """Over all places, or over those of one layer."""
+        """Return the fit over all places, or over those of one layer."""
         at = slice(None) if layer is None else self.layers.index(layer)
         return fit(self.estimated.effects[at], self.exact.effects[at])
 
@@ -86,7 +86,7 @@ class Compared(NamedTuple):
         return {**self.fit()._asdict(), "other_end": self.other_end, "layers": layers}
 
     def sweeps(self) -> dict[str, Any]:
-        """Both sweeps by example, as files hold them."""
+        """Return both sweeps by example, as JSON values."""
         kept = ("per_example", "full", "empty", "record")
         each = {"estimated": self.estimated, "exact": self.exact}
         sides = {side: {name: as_json(getattr(sweep, name)) for name in kept} for side, sweep in each.items()}
@@ -94,7 +94,7 @@ class Compared(NamedTuple):
 
     @classmethod
     def of(cls, what: str, graph: Graph, content: dict[str, Any]) -> Compared:
-        """One kind of place from what `sweeps` kept."""
+        """Return one kind of place from the content that `sweeps` returned."""
         axes, sizes = build(tuple[Axis, ...], content["axes"]), build(dict[int, float], content["sizes"])
 
         def sweep(side: dict[str, Any]) -> Sweep:
@@ -110,7 +110,7 @@ class Approximation(Result):
 
     Attributes:
         compared: by kind of place.
-        remarks: in words, what can be relied on and where the estimates fail, with the measured reason.
+        remarks: sentences that say which estimates are reliable, where they fail, and why if that was measured.
         record: of the estimates; in its settings `what` lists the kinds, `by_position` those swept by position.
     """
 
@@ -122,16 +122,16 @@ class Approximation(Result):
 
     @property
     def by_kind(self) -> dict[str, Fit]:
-        """Over all places of each kind."""
+        """The fit over all places of each kind."""
         return {what: compared.fit() for what, compared in self.compared.items()}
 
     @property
     def by_layer(self) -> dict[tuple[str, int], Fit]:
-        """Over the places of each kind in each layer."""
+        """The fit over the places of each kind in each layer."""
         return {(what, layer): one.fit(layer) for what, one in self.compared.items() for layer in one.layers}
 
     def places(self) -> Iterator[EstimatedPlace]:
-        """Every place with both of its effects."""
+        """Yield every place with its estimate and its exact effect."""
         for what, (estimated, exact, _, _) in self.compared.items():
             labels, names, each = exact.positions, exact.names(), exact.effects[0].size
             ends = exact.intervals().reshape(-1, 2).tolist()
@@ -162,7 +162,7 @@ class Approximation(Result):
         return cls(compared, tuple(content["remarks"]), Record(**content["record"]))
 
     def save(self, path: str | PathLike[str], **more: Any) -> Path:
-        """Writes everything as `.json`, or the places as `.csv`; see `Result.save`."""
+        """Write everything as `.json`, or the places as `.csv`; see `Result.save`."""
         graph = next(iter(self.compared.values())).exact.graph.as_dict()
         sweeps = {what: one.sweeps() for what, one in self.compared.items()}
         return super().save(path, **more, graph=graph, sweeps=sweeps)
@@ -180,11 +180,11 @@ def approximation(
     layers: int | Iterable[int] | None = None,
     **asked: Unpack[ScoreKeywords],
 ) -> Approximation:
-    """Estimates and measures every place of some kinds, and says where the two disagree.
+    """Estimate and measure the effect of every place of some kinds, and report where the two disagree.
 
     Args:
-        what: one or several kinds of place; it, by_position, by_span and layers are as for `circuitfind.patch`.
-        method: of the estimate, by default that of `circuitfind.attribute(level="node", what=...)`.
+        what: one or several kinds of place. what, by_position, by_span and layers are as for `circuitfind.patch`.
+        method: the method that estimates; by default that of `circuitfind.attribute(level="node", what=...)`.
         asked: keywords of the run and options of the method, as for `circuitfind.attribute`.
 
     Raises:
@@ -197,10 +197,10 @@ def approximation(
         raise ScoreError("method='atp-star': its scores have no sign: compare 'atp', or 'atp-qk', with exact effects")
     if method == "exact":
         raise ScoreError("method='exact' is what estimates are compared with: name a method that estimates")
-    layers = list(layers) if isinstance(layers, Iterator) else layers  # every kind goes through them
+    layers = list(layers) if isinstance(layers, Iterator) else layers  # read once for every kind
     ways = {"by_position": by_position, "by_span": by_span, "layers": layers}
     experiment, requests = None, {}
-    for kind in dict.fromkeys(given):  # none is measured before all are known to be possible
+    for kind in dict.fromkeys(given):  # raise for any invalid kind before the first is measured
         chosen = method_of(method, "node", kind, asked.get("ablation"))
         request, setting = request_of(chosen, "node", kind, asked, **ways)
         experiment = experiment or Experiment.of(model, task, setting)
@@ -235,8 +235,7 @@ def _compared(experiment: Experiment, method: Method, request: Request, plan: Sw
 
 
 def change_sizes(plan: SweepPlan) -> dict[int, float]:
-    """How large the changes are, by layer of a sweep; see the module."""
-
+    """Return the relative size of the changes by layer of a sweep; defined in the module docstring."""
     experiment = plan.experiment
     _ = plan.means  # of all pairs, so by all processes together
 
@@ -254,7 +253,7 @@ def change_sizes(plan: SweepPlan) -> dict[int, float]:
 
 
 def _sums(plan: SweepPlan, layer: int, sides: Sides, delta: Writers) -> Tensor:
-    """`[2]`: squares of the change and of the whole, summed; `delta`: the writers' clean minus ablated values."""
+    """Return the sums of squares of the change and of the whole, `[2]`. `delta`: clean minus ablated writer outputs."""
     adapter, noising = plan.experiment.adapter, plan.experiment.setting.noising
     what, work = plan.what, adapter.work
     base, base_batch = (sides.clean, sides.batch.clean) if noising else (sides.corrupted, sides.batch.corrupted)

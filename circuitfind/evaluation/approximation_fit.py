@@ -1,17 +1,17 @@
-"""Estimates against exact effects: in numbers (`Fit`), and in words (`remarks`).
+"""How well estimates agree with exact effects, in numbers (`Fit`) and in words (`remarks`).
 
-Only places that matter can have a wrong sign: those whose |exact effect| is at least a twentieth of the largest. The
-rest is mostly rounding noise.
+Wrong signs are counted only among places that matter: those whose |exact effect| is at least a twentieth of the
+largest. Smaller effects are mostly rounding noise.
 
 A kind of place, or a layer of it, is estimated *well* when r >= 0.9, the mean error is at most half of the mean effect,
-and at most one, or one in ten, of the places that matter has the wrong sign. Where only the error is larger, the places
+and at most one, or one in ten, of the places that matter has the wrong sign. If only the error is larger, the places
 are in the right order but their sizes are wrong. Layers are named if their mean |effect| is at least a tenth of the
-largest layer's. For what is not estimated well, a reason is given if it was measured:
+largest layer's. If a kind of place is not estimated well, a reason is given if it was measured:
 
-* a large change: what is replaced is at least half as large as what it is part of. A first-order estimate is a straight
-  line; norms, attention and MLPs bend within such a distance.
-* a flatter gradient: the one at the other run gives estimates at least twice as large in all, and exact effects are
-  larger than the estimates (a slope above 1).
+* a large change: the change is at least half as large as the activation that it changes. A first-order estimate is
+  linear, and norms, attention and MLPs are not linear over such a distance.
+* a flatter gradient: the gradient at the other run gives estimates at least twice as large in total, and exact effects
+  are larger than the estimates (a slope above 1).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ OF = {"q": "queries", "k": "keys", "v": "values", "pattern": "pattern"}
 
 
 class Fit(NamedTuple):
-    """How estimates agree with exact effects; what is undefined (no spread, no effect at all) is NaN.
+    """How well estimates agree with exact effects; undefined numbers (no spread, no effect at all) are NaN.
 
     n: places. r: Pearson's correlation. slope: of exact effects on estimates through the origin (1 = unbiased, above 1
     = underestimated). free_slope, intercept: of the least-squares line. error: mean |estimate - exact| / mean |exact|.
@@ -65,7 +65,7 @@ class Fit(NamedTuple):
 
 
 def fit(estimates: np.ndarray, exact: np.ndarray) -> Fit:
-    """Of two arrays of one shape."""
+    """Compare two arrays of the same shape."""
     x, y = (np.asarray(values, dtype=np.float64).ravel() for values in (estimates, exact))
     power, spread, size = float(x @ x), float(x.var()), float(np.abs(y).mean())
     free = float(np.mean((x - x.mean()) * (y - y.mean()))) / spread if spread else NAN
@@ -82,12 +82,12 @@ def fit(estimates: np.ndarray, exact: np.ndarray) -> Fit:
 
 
 def matters(exact: np.ndarray) -> np.ndarray:
-    """Which places are large enough for their sign to mean something."""
+    """Return which exact effects are large enough for their sign to mean something."""
     return np.asarray((np.abs(exact) >= MATTERS * np.abs(exact).max()) & (exact != 0))
 
 
 def wrong_signs(estimates: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """Which places that matter are estimated with the wrong sign."""
+    """Return which places that matter are estimated with the wrong sign."""
     return np.asarray((estimates * exact < 0) & matters(exact))
 
 
@@ -97,13 +97,13 @@ def well(found: Fit) -> bool:
 
 
 def in_line(found: Fit) -> bool:
-    """Whether estimates rank the places, whatever their size."""
+    """Whether estimates rank the places well, even if their sizes are wrong."""
     aligned = found.r >= HIGH_R or found.n < 3  # through two places there is always a line
     return aligned and found.wrong_signs <= max(1, MANY_WRONG * found.matter)
 
 
 def remarks(compared: dict[str, Compared], method: str, direction: str) -> tuple[str, ...]:
-    """A sentence or two for each kind of place."""
+    """Return a short verdict on each kind of place."""
     return tuple(_remark(what, one, method, direction) for what, one in compared.items())
 
 
@@ -132,7 +132,7 @@ def _remark(what: str, one: Compared, method: str, direction: str) -> str:
 
 
 def _better(what: str, method: str) -> list[str]:
-    """Methods that estimate these places better as a rule: docs/methods.md has the figures."""
+    """Return methods that usually estimate these places better; docs/methods.md has the figures."""
     if method == "atp":
         return ["atp-qk" if what in ("q", "k") else "relp", "eap-ig-inputs"]
     return ["eap-ig-inputs"] if method == "relp" else []

@@ -1,15 +1,15 @@
-"""Certified edges: which edges are in a circuit whatever a few of the pairs are (Certified Circuits, 2602.22968).
+"""Certified edges: edges that stay in (or out of) a circuit if a few pairs change (Certified Circuits, 2602.22968).
 
-1. Draw: each pair is deleted with probability `deletion`; what is left gives scores, their top edges a circuit. Of no
-   pairs there are no edges.
-2. Over many draws an edge is in a share of the circuits. Clopper and Pearson's interval holds its true probability, for
-   all edges at once (Bonferroni).
-3. An edge is "in" where the interval is above 1/2, "out" where it is below, else nothing is said of it.
-4. Let r pairs be added to the task, or taken away. A draw that deletes all of them, with probability deletion^r, is a
-   draw from the task as it was. So the edge's probability moves by at most `1 - deletion^r`, and a verdict holds for
+1. Each draw deletes every pair with probability `deletion`. The remaining pairs give scores, and the top edges make a
+   circuit; without any pair left, it is empty.
+2. The fraction of draws whose circuit contains an edge estimates a probability, with a Clopper-Pearson interval that is
+   corrected for the number of edges (Bonferroni).
+3. An edge is "in" if the interval is above 1/2, "out" if it is below, and otherwise "unsure".
+4. Let r pairs be added to the task, or removed. A draw that deletes all of them, with probability deletion^r, is a
+   draw from the original task. So the edge's probability moves by at most `1 - deletion^r`, and a verdict holds for
    every task that differs by at most `radius` pairs: the largest r for which the interval stays on its side of 1/2.
 
-The verdicts are about circuits of few pairs, as the draws have: with 0.9 a tenth of them.
+The verdicts are about circuits found on as few pairs as a draw has: a tenth of them with deletion 0.9.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ IN, OUT, UNSURE = "in", "out", "unsure"
 
 
 class CertifiedEdge(NamedTuple):
-    """The share of the circuits that an edge is in, the interval of its probability, the verdict, and by how many pairs
-    the task may differ."""
+    """An edge: the fraction of circuits that contain it, the interval of its probability, the verdict, and the number
+    of pairs by which the task may differ (`radius`)."""
 
     edge: str
     share: float
@@ -56,9 +56,10 @@ class Certified(Result):
     """Verdicts on all edges; rows are those that are in some circuit, the most frequent first.
 
     Attributes:
-        counts: `[writers, readers]`, of how many draws' circuits an edge is part.
+        counts: `[writers, readers]`, number of draws whose circuit contains the edge.
         deletion: the probability that a pair is deleted.
-        draws, level: how many, and the probability that any of the intervals is wrong.
+        draws: number of draws.
+        level: the probability that any of the intervals is wrong.
     """
 
     FORMAT, ROWS = "circuitfind.certified", "edges"
@@ -113,7 +114,7 @@ class Certified(Result):
 
 
 def radius(margin: float, deletion: float) -> int:
-    """By how many pairs a task may differ before a probability moves by `margin`.
+    """Return the largest number of pairs by which a task may differ while a probability moves by less than `margin`.
 
     >>> radius(0.49, 0.9), radius(0.05, 0.9), radius(-0.1, 0.9)
     (6, 0, 0)
@@ -134,14 +135,14 @@ def certified(
     level: float = 0.01,
     **asked: Unpack[ScoreKeywords],
 ) -> Certified:
-    """Which edges are in the circuit of most parts of a task's pairs, and of every task that is a few pairs away.
+    """Find the edges that are in most circuits of random subsets of a task's pairs, even if a few pairs change.
 
     Args:
         method: one that scores pair by pair: "eap", "eap-ig-inputs", "clean-corrupted", "relp", "gim" or "exact".
         n_edges, by: a circuit is `scores.top(n_edges, by)`.
         deletion: the probability that a pair is deleted. The higher it is, the larger is the radius, and the fewer
             pairs each circuit is made from.
-        draws: circuits; their cost is one matrix product each.
+        draws: number of subsets, each with its own circuit; a draw costs one matrix product.
         level: the probability that any verdict is wrong.
         asked: keywords (seed: of the draws, too) and options of the method, as for `circuitfind.attribute`.
 

@@ -1,13 +1,13 @@
 """`check`: the strongest estimates of a method, each beside its exact effect.
 
-A method's scores of edges, nodes or places are ranked, and the strongest are patched, one at a time, by what measures
-all of them when method="exact" is asked for:
+A method's scores of edges, nodes or places are ranked, and the strongest are patched, one at a time, as method="exact"
+patches all of them:
 
 1. an edge restarted at its reader's layer, a node by all its outgoing edges together (`attribution/exact.py`);
 2. a place of a sweep as `circuitfind.patch` does (`patching/patch.py`).
 
-Each costs about half a forward pass of the pairs, beside one pass for either side. An estimate is *off* where it lies
-further from the exact effect than half of that; a wrong sign is always off.
+Each costs about half a forward pass of the pairs, besides one pass each for the clean and the corrupted prompts. An
+estimate is *off* if its error is more than half of the exact effect; a wrong sign is always off.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from circuitfind.setting import Keywords
 from circuitfind.statistics import Interval, as_intervals, mean_intervals
 from circuitfind.tasks.task import BoundTask, Task
 
-EXACT = ("exact", "patch")  # methods whose scores are measured
+EXACT = ("exact", "patch")  # methods whose scores are exact effects
 OFF = 0.5  # of the exact effect
 
 
@@ -42,7 +42,7 @@ class _Named(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """Of the strongest, in the graph's order: `[places]` estimates, and `[places, examples]` exact effects."""
+    """The strongest items in the graph's order: `[items]` estimates, and `[items, examples]` exact effects."""
 
     level: str
     names: list[_Named]
@@ -51,8 +51,8 @@ class _Measured(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """An edge, node or place: its estimate and its exact effect, in units of the metric, with the 95% interval of that
-    over examples. position: its position or span; empty where all positions are ablated together."""
+    """An edge, node or place: its estimate and its exact effect, in units of the metric, with the 95% interval of the
+    exact effect over examples. position: its position or span; empty if all positions are ablated together."""
 
     name: str
     position: str
@@ -71,7 +71,7 @@ class Checked(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Checks(Result):
-    """Estimates that were measured; rows are the edges, nodes or places.
+    """Estimates beside exact effects; rows are the edges, nodes or places.
 
     Attributes:
         level: "edge", "node", or the kind of place.
@@ -79,7 +79,7 @@ class Checks(Result):
         wrong_signs: how many of them have the wrong sign.
         off: how many are off by more than half of the exact effect, those with a wrong sign included.
         record: of the estimates.
-        n_distinct: pairs of different prompts that were measured on.
+        n_distinct: number of different pairs that the exact effects are measured on.
     """
 
     FORMAT, ROWS, DERIVED = "circuitfind.checks", "checked", ("wrong_signs", "off")
@@ -111,7 +111,8 @@ def check(
     by: By = "absolute",
     **asked: Unpack[Keywords],
 ) -> Checks:
-    """Measures the strongest estimates exactly. `circuitfind.verify` does so for edges, and runs their circuit, too.
+    """Measure the exact effects of the strongest estimates. `circuitfind.verify` does so for edges, and also runs their
+    circuit.
 
     Args:
         task: the pairs that were scored, or others.
@@ -151,7 +152,8 @@ def check(
 
 
 def can_be_checked(record: Record) -> bool:
-    """Whether scores estimate what an ablation does, and did not measure it; of edges, at all tokens together."""
+    """Whether scores are estimates of an ablation's effect that `check` can measure: not exact effects, and not edges
+    by position."""
     return PLACE not in record.settings and record.is_effect and bool(record.ablation) and record.method not in EXACT
 
 

@@ -1,19 +1,19 @@
-"""Clusters: do a task's pairs share one circuit, or are there several behind it?
+"""Clusters: whether a task's pairs share one circuit or use several.
 
-1. Each pair has its own edge scores, divided by their length: what counts is which edges they use, not how strongly.
+1. Each pair has its own vector of edge scores, divided by its norm, so that only the relative strength of edges counts.
    (Data-driven circuits, arXiv:2605.09129, cluster EAP-IG's scores of single examples.)
-2. Ward's tree over the pairs is cut into 2, 3, ... clusters. The cut with the largest mean silhouette, whose pairs are
-   near to their own cluster and far from the next one, is the candidate; fewer than 4 pairs are no cluster, they go to
-   the nearest.
-3. Every cloud can be cut. So the candidate's silhouette is held against that of single clouds: normal ones of as many
-   pairs with the same spread in the same directions (SigClust, Liu et al. 2008), cut in the same way. Unless at most 5%
-   of them look as divided, there is one cluster.
-4. A cluster's scores are the means over its pairs, its circuit the top of them.
-5. Scores that change by degrees (with the year of a date) are no normal cloud and are divided all the same, anywhere.
-   So every circuit is run on every cluster's pairs: clusters whose circuits serve each other's pairs as well as their
-   own, within the tolerance that `find` has, are one.
+2. Ward's tree over the pairs is cut into 2, 3, ... clusters. The cut with the largest mean silhouette (pairs near to
+   their own cluster and far from the next one) is the candidate. Clusters of fewer than 4 pairs are dissolved: their
+   pairs go to the nearest cluster.
+3. Any set of points can be cut. So the candidate's silhouette is compared with those of samples from one normal
+   distribution, with as many pairs and the same variance along the same directions (SigClust, Liu et al. 2008), cut in
+   the same way. Unless at most 5% of these have as large a silhouette, there is one cluster.
+4. A cluster's scores are the means over its pairs; its circuit is the top edges by these scores.
+5. Scores that vary continuously (with the year of a date) are not normal either, and are cut at an arbitrary point. So
+   every circuit is run on every cluster's pairs. Clusters are merged if their circuits are as faithful on each other's
+   pairs as the pairs' own circuits, within the tolerance of `find`.
 
-Templates that take different paths are clusters, too: the labels say which pairs, not why.
+Templates that use different paths are clusters, too: the labels say which pairs belong together, not why.
 """
 
 from __future__ import annotations
@@ -45,18 +45,19 @@ from circuitfind.tasks.task import BoundTask, Task
 
 LEVEL = 0.05
 SMALLEST = 4  # pairs of a cluster: fewer are outliers
-AS_WELL = 0.15  # how much further from the whole model a circuit that serves other pairs may be than their own
+AS_WELL = 0.15  # how much larger |1 - faithfulness| may be on other pairs than that of the pairs' own circuit
 
 
 class Cut(NamedTuple):
-    """A number of clusters, and the mean silhouette (-1 to 1) of the pairs cut into so many."""
+    """A number of clusters, and the mean silhouette (-1 to 1) of the pairs in that many clusters."""
 
     clusters: int
     silhouette: float
 
 
 class Cluster(NamedTuple):
-    """A cluster's number, its pairs, the edges of its circuit, and how many of them are in no other cluster's."""
+    """A cluster: its number, its number of pairs, the number of edges in its circuit, and how many of these are in no
+    other cluster's circuit."""
 
     cluster: int
     pairs: int
@@ -66,19 +67,20 @@ class Cluster(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Clusters(Result):
-    """The circuits that a task's pairs fall into; one, unless their scores are further apart than a single cloud and
-    the circuits fail on each other's pairs.
+    """Clusters of a task's pairs, each with a circuit. There is one, unless the scores are divided more clearly than
+    those of one normal distribution and the circuits fail on each other's pairs.
 
     Attributes:
-        labels: `[pairs]` the cluster of each, from 0, the largest first.
-        cuts: by number of clusters, their silhouettes; the best is the candidate.
-        p_value: how many single clouds look as divided as the candidate.
-        circuits: of each cluster.
-        served: where scores are divided (p_value at most 0.05), by part of the candidate, the largest first, the
-            faithfulness on its pairs of the circuit of each part and, last, of the circuit of all pairs.
-        joined: by part of the candidate, its cluster: parts whose circuits serve each other's pairs are one.
-        index: the adjusted Rand index with the labels that were given: 1 = the same division, 0 = chance; else None.
-        scores: of each cluster, the mean over its pairs; files do not hold them.
+        labels: `[pairs]`, the cluster of each pair, from 0; larger clusters have smaller numbers.
+        cuts: silhouettes by number of clusters; the cut with the largest one is the candidate.
+        p_value: fraction of samples from one normal distribution that look as divided as the candidate.
+        circuits: one for each cluster.
+        served: `[parts, parts + 1]`, faithfulness on the pairs of each part of the candidate (row) of the circuit of
+            each part and, in the last column, of the circuit of all pairs; larger parts first. Empty if the scores are
+            not divided (p_value above 0.05).
+        joined: cluster of each part: parts whose circuits are faithful on each other's pairs are one cluster.
+        index: adjusted Rand index with the given labels (1 = the same division, 0 = chance); None without labels.
+        scores: mean scores of each cluster's pairs; not saved.
     """
 
     FORMAT, ROWS = "circuitfind.clusters", "clusters"
@@ -110,7 +112,7 @@ class Clusters(Result):
         return {"n_clusters": len(self), **super().shown()}
 
     def rows_of(self, cluster: int) -> list[int]:
-        """The rows of a cluster's pairs, for `task.on(model).subset(rows)`."""
+        """Return the row numbers of a cluster's pairs, for `task.on(model).subset(rows)`."""
         return np.flatnonzero(np.array(self.labels) == cluster).tolist()
 
 
@@ -127,15 +129,15 @@ def clusters(
     labels: Sequence[Any] | None = None,
     **asked: Unpack[ScoreKeywords],
 ) -> Clusters:
-    """Whether a task's pairs share one circuit, and the circuit of each cluster if they do not.
+    """Divide a task's pairs into clusters that use different circuits, if there is evidence for more than one.
 
     Args:
         method: one that scores pair by pair: "eap", "eap-ig-inputs", "clean-corrupted", "relp", "exact".
         n_edges, by: a circuit is `scores.top(n_edges, by)`.
         most: the largest number of clusters that is tried.
-        draws: single clouds that the division is held against.
-        labels: by pair, what you know of them (template, task), to compare the clusters with.
-        asked: keywords (seed: of the clouds, too) and options of the method, as for `circuitfind.attribute`.
+        draws: number of normal samples that the division is compared with.
+        labels: one label a pair (template, task), to compare the clusters with.
+        asked: keywords (seed: of the normal samples, too) and options of the method, as for `circuitfind.attribute`.
 
     Raises:
         ScoreError: the method cannot score pair by pair, or a number makes no sense.
@@ -155,7 +157,7 @@ def clusters(
     graph, effects = experiment.graph, example_effects(experiment.on(bound), chosen, request)
     lengths = np.linalg.norm(effects, axis=1, keepdims=True)
     if not lengths.all():
-        raise ScoreError(f"pair {int(np.argmin(lengths))} has no score at any edge: leave it out")
+        raise ScoreError(f"pair {whole.first[np.argmin(lengths)]} has no score at any edge: leave it out")
     points = _in_few_axes((effects / lengths).astype(np.float64))
     cuts = _cuts(points, most)
     best, found = max(cuts, key=lambda cut: cut[0].silhouette, default=(Cut(1, 0.0), np.zeros(len(points), int)))
@@ -190,12 +192,12 @@ def clusters(
 
 
 def _ranks(counts: np.ndarray) -> np.ndarray:
-    """The place of each, 0 = the largest."""
+    """Return the rank of each count, 0 = the largest."""
     return np.argsort(np.argsort(-counts, kind="stable"))
 
 
 def _means(graph: Graph, effects: np.ndarray, labels: np.ndarray, record: Record) -> tuple[Scores, ...]:
-    """By label, the mean scores of its pairs."""
+    """Return the mean scores of the pairs with each label."""
     found = []
     for rows in np.eye(labels.max() + 1, dtype=bool)[labels].T:
         values = np.zeros(graph.real.shape, dtype=np.float32)
@@ -205,15 +207,15 @@ def _means(graph: Graph, effects: np.ndarray, labels: np.ndarray, record: Record
 
 
 def _served(evaluator: Evaluator, masks: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`[clusters, circuits]` the faithfulness of each circuit on each cluster's pairs."""
+    """Return the faithfulness of each circuit on each cluster's pairs, `[clusters, circuits]`."""
     inside = np.eye(labels.max() + 1)[labels]  # pairs clusters
-    with np.errstate(divide="ignore", invalid="ignore"):  # no contrast on a cluster's pairs: NaN serves nobody
+    with np.errstate(divide="ignore", invalid="ignore"):  # NaN without contrast on a cluster's pairs: joins none
         found = (evaluator.run(masks).metric - evaluator.empty) @ inside / ((evaluator.full - evaluator.empty) @ inside)
     return np.asarray(found.T)
 
 
 def _joined(served: np.ndarray) -> np.ndarray:
-    """By cluster, its number once those are one whose circuits serve each other's pairs as well as their own.
+    """Return each cluster's number after merging those whose circuits are as faithful on each other's pairs.
 
     >>> _joined(np.array([[0.98, 0.93, 0.4], [1.02, 1.0, 0.9], [0.9, 0.6, 0.99]])).tolist()
     [0, 0, 1]
@@ -224,13 +226,14 @@ def _joined(served: np.ndarray) -> np.ndarray:
 
 
 def _in_few_axes(points: np.ndarray) -> np.ndarray:
-    """`[pairs, axes]` the same cloud about its mean, in its own directions."""
+    """Return the points about their mean in the coordinates of their principal axes, `[pairs, axes]`."""
     left, sizes, _ = np.linalg.svd(points - points.mean(0), full_matrices=False)
     return np.asarray(left * sizes)
 
 
 def _cuts(points: np.ndarray, most: int) -> list[tuple[Cut, np.ndarray]]:
-    """By number of clusters, the silhouette and the pairs' clusters; too few pairs for one go to the nearest."""
+    """Return, for each number of clusters, the silhouette and each pair's cluster; pairs of clusters that are too small
+    go to the nearest."""
     distances, tree = squareform(pdist(points)), ward(points)
     found: dict[int, tuple[Cut, np.ndarray]] = {}
     for n in range(2, len(points) // SMALLEST + most):
@@ -245,8 +248,8 @@ def _cuts(points: np.ndarray, most: int) -> list[tuple[Cut, np.ndarray]]:
 
 
 def silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over points of (b - a) / max(a, b): a = mean distance within the cluster, b = to the nearest other one
-    (Rousseeuw 1987).
+    """Return the mean over points of (b - a) / max(a, b): a = mean distance within the cluster, b = mean distance to
+    the nearest other cluster (Rousseeuw 1987).
 
     >>> silhouette(np.abs(np.subtract.outer([0.0, 1, 9, 10], [0.0, 1, 9, 10])), np.array([0, 0, 1, 1])).__round__(3)
     0.889
@@ -261,7 +264,7 @@ def silhouette(distances: np.ndarray, labels: np.ndarray) -> float:
 
 
 def adjusted_rand(one: Sequence[Any], other: Sequence[Any]) -> float:
-    """How far two divisions of the same things agree: 1 = the same, 0 = as by chance (Hubert & Arabie 1985).
+    """Return how well two divisions of the same items agree: 1 = the same, 0 = chance (Hubert & Arabie 1985).
 
     >>> adjusted_rand([0, 0, 1, 1], ["b", "b", "a", "a"]), adjusted_rand([0, 0, 0, 0], [0, 0, 1, 1])
     (1.0, 0.0)
