@@ -164,6 +164,15 @@ def adapter_of(adapt: Callable[[nn.Module], Adapter]) -> Callable[..., Adapter]:
     return lambda name, **options: adapt(build(name, **options))
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tests that fork: a forked process cannot use the thread pool of its parent."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture()
 def pairs() -> Batch:
     """Three pairs of 9 tokens: one full, one padded by 2 on the left, one by 3 on the right; two reads each."""

@@ -294,7 +294,9 @@ def test_what_was_measured_is_written_now_and_then(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-def test_a_killed_process_leaves_a_sweep_to_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_process_leaves_a_sweep_to_go_on_from(
+    one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kill strikes inside the fourth of six patched runs, with no chance to write anything."""
     path, spans = tmp_path / "sweep.part", [{"a": (0, 2)}, {"a": (1, 2)}, {"a": (2, 4)}]
     options: dict[str, Any] = {"what": "heads", "by_span": True, "batch_size": 2}
