@@ -308,7 +308,7 @@ def verdict(kind: str) -> Verdict:
 def cells(found: Verdict) -> str:
     """A line of the table."""
     if found.error is None:
-        why = found.why.rpartition("is not covered: ")[2].partition("; a pre-norm stream")[0]
+        why = found.why.rpartition("is not covered: ")[2].partition("; a pre-norm model")[0]
         return f"| `{found.kind}` | | refused: {why} |"
     return f"| `{found.kind}` | {found.row} | loads; {found.error:.0e} |"
 

@@ -15,6 +15,7 @@ from circuitfind.models.load import Model
 
 FROM, LENGTH, PAIRS = 7, 12, 8
 NEVER = SideBySide(10**9, 10**9)
+SHARP = ("opt", "gpt_bigcode-multihead")  # in float32, rounding of single scores reaches 1e-5
 
 
 def alike(padded: bool = False, positions: list[int] | None = None, end: int = FROM + 2) -> cf.Task:
@@ -42,7 +43,7 @@ def forwards(model: Model, task: cf.Task) -> tuple[np.ndarray, float]:
 
 @pytest.mark.parametrize("name", families.swept(families.EVERY_FAMILY))
 def test_scores_are_those_of_whole_prompts(name: str, monkeypatch: pytest.MonkeyPatch, padded: bool = True) -> None:
-    precision = torch.float64 if name == "opt" else torch.float32  # a ReLU near its kink
+    precision = torch.float64 if name in SHARP else torch.float32
     model, task = cf.wrap(families.build(name).to(precision), name=name), alike(padded)
     forwards(model, task)  # the first time, one pair is run both ways
     found, fewer = forwards(model, task)

@@ -175,7 +175,7 @@ def test_a_complete_search_keeps_the_time_limit(monkeypatch: pytest.MonkeyPatch)
             with pytest.warns(CircuitfindWarning, match="it has not finished looking for what stands in"):
                 found = cf.find(known.model, known.task, complete=True, time_limit=1000.0, **asked)
         if step == "_stand_ins":
-            assert set(smallest.edges) < set(found.circuit.edges) <= set(known.truth.edges)
+            assert set(smallest.edges) < set(found.circuit.edges) <= {*smallest.edges, *known.truth.edges}
         else:
             assert found.circuit.edges == smallest.edges, step
         assert "stopped" in found.circuit.facts
@@ -237,7 +237,8 @@ def test_weak_edges_bring_a_complete_circuit_back_on_target(monkeypatch: pytest.
     whole = cf.find(known.model, known.task, complete=True, **asked).circuit
 
     def off(self: complete.Completion, circuit: Tried) -> Tried:
-        monkeypatch.setattr(self.trials, "meets", lambda tried: tried is circuit or tried.n_edges > len(whole) + 1)
+        most = 1 + max(len(whole), int((circuit.mask | whole.mask).sum()))
+        monkeypatch.setattr(self.trials, "meets", lambda tried: tried is circuit or tried.n_edges > most)
         return completed(self, circuit)
 
     monkeypatch.setattr(complete.Completion, "completed", off)
@@ -245,7 +246,7 @@ def test_weak_edges_bring_a_complete_circuit_back_on_target(monkeypatch: pytest.
         warnings.simplefilter("error", CircuitfindWarning)
         found = cf.find(known.model, known.task, complete=True, **asked)
     assert set(whole.edges) < set(found.circuit.edges) and len(found.circuit) < known.model.graph.n_edges
-    assert any("weak edges that compensate bring it back" in step.text for step in found.steps)
+    assert any("edges were added to compensate" in step.text for step in found.steps)
 
 
 def test_models_without_a_node_are_no_circuits_of_the_search() -> None:

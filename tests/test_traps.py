@@ -223,7 +223,7 @@ def test_skipping_a_module_with_its_own_result_changes_nothing(name: str, adapte
         for part, value in parts.items():
             with torch.no_grad():
                 logits = through_hooks(adapter, pairs.clean, lambda *_: None, skips={view.path + part: value})
-            assert torch.equal(logits, run.logits), part or "block"
+            assert off(logits, run.logits) < 1e-6, part or "block"  # rounding: a value at another place in memory
 
 
 def test_opt_flattens_around_its_mlp(adapter_of: AdapterOf, pairs: Batch) -> None:
